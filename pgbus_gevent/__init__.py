@@ -1,0 +1,42 @@
+"""Live updates from PostgreSQL to browsers, over Server-Sent Events.
+
+Importing the package imports nothing else, so that a program can patch itself for gevent afterwards; the names below are
+fetched when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bus import Bus, Stream
+    from .config import Settings
+    from .core.client import Subscriber
+    from .errors import PgbusError
+    from .messages import Message
+    from .web.stream_app import StreamApp
+
+__version__ = "0.1.0"
+
+__all__ = ["Bus", "Message", "PgbusError", "Settings", "Stream", "StreamApp", "Subscriber", "__version__"]
+
+_HOMES = {
+    "Bus": "bus",
+    "Message": "messages",
+    "PgbusError": "errors",
+    "Settings": "config",
+    "Stream": "bus",
+    "StreamApp": "web.stream_app",
+    "Subscriber": "core.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

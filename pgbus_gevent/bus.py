@@ -1,0 +1,152 @@
+"""Publishing and asking, from Python: what an application holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from time import time
+from typing import Any
+
+from .config import Settings
+from .core.filters import Filters
+from .core.names import Signer, check_data, check_event, check_name
+from .database import Database, queries
+from .database.queries import Cursor, Publication
+from .errors import InvalidArgument
+from .messages import Message
+
+__all__ = ["Bus", "Cursor", "Stream"]
+
+
+class Bus:
+    """One database's streams.
+
+    ``Bus()`` takes the URL and all else from the environment; settings can be given by keyword, as in
+    ``Bus("postgresql://…", secret="…")``, or all at once as ``settings``. The schema is brought up to date at the first use,
+    unless ``migrate=False``. Works in any process: greenlets, threads, or neither.
+    """
+
+    def __init__(self, database_url: str | None = None, *, settings: Settings | None = None, **options: Any) -> None:
+        if settings is not None and (options or database_url is not None):
+            raise InvalidArgument("give settings, or single ones by keyword, not both")
+        self.settings = settings or Settings.load(database_url=database_url, **options)
+        self.filters = Filters()
+        self.signer = Signer(self.settings.secret)
+
+    @cached_property
+    def database(self) -> Database:
+        """The database; its schema is up to date when this returns. Raises :class:`DatabaseError` where it cannot be."""
+        database = Database(self.settings)
+        if self.settings.migrate:
+            database.migrate()
+        return database
+
+    def stream(self, name: str) -> Stream:
+        """A stream by name. Raises :class:`InvalidName`."""
+        return Stream(self, check_name(name))
+
+    def sign(self, name: str, *, expires_in: float | None = None) -> str:
+        """A signed stream name for a URL; ``expires_in`` seconds, for ever where it is None.
+
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` without a secret.
+        """
+        return self.signer.sign(name, None if expires_in is None else time() + expires_in)
+
+    def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
+        """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
+
+        ``isolation`` is the database's default, or for example ``"repeatable read"``.
+        """
+        return self.database.queries.transaction(isolation)
+
+    def close(self) -> None:
+        """Close the connections. May be called again; the next use opens new ones."""
+        database = self.__dict__.pop("database", None)
+        if database is not None:
+            database.close()
+
+    def __enter__(self) -> Bus:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Stream:
+    """One stream of a :class:`Bus`; get it from :meth:`Bus.stream`.
+
+    Everything raises :class:`InvalidArgument` for a value that makes no sense, and :class:`DatabaseError` when the database
+    refuses or cannot be reached. With ``using=`` a psycopg2 cursor, the statement runs in the caller's transaction and
+    psycopg2's own exceptions come through.
+    """
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name!r}>"
+
+    def broadcast(
+        self,
+        data: str,
+        *,
+        event: str | None = None,
+        visible_to: str | None = None,
+        exclude: str | None = None,
+        key: str | None = None,
+        ephemeral: bool = False,
+        using: Cursor | None = None,
+    ) -> int | None:
+        """Publish one message; its id.
+
+        With ``using`` it is queued in the caller's transaction and gets its id at COMMIT, so None is returned; it rolls back with the
+        transaction. ``ephemeral`` reaches who is connected and is not stored: None too. ``key`` makes it idempotent within
+        the retention. ``exclude`` is a connection id that is passed over, ``visible_to`` a registered filter.
+        """
+        publication = Publication(check_event(event), visible_to, exclude, key)
+        check_data(data)
+        if ephemeral and key is not None:
+            raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
+        if using is not None:
+            send = queries.broadcast_ephemeral if ephemeral else queries.broadcast_on_commit
+            send(using, self.name, data, publication)
+            return None
+        if ephemeral:
+            self._queries.broadcast_ephemeral(self.name, data, publication)
+            return None
+        return self._queries.broadcast(self.name, data, publication)
+
+    def broadcast_many(
+        self,
+        data: Sequence[str],
+        *,
+        event: str | None = None,
+        visible_to: str | None = None,
+        exclude: str | None = None,
+    ) -> int | None:
+        """Publish several messages in one transaction; the last one's id, None for no data."""
+        if isinstance(data, str):
+            raise InvalidArgument("broadcast_many takes a list of texts; for one text there is broadcast")
+        publication = Publication(check_event(event), visible_to, exclude)
+        return self._queries.broadcast_many(self.name, [check_data(text) for text in data], publication)
+
+    def last_id(self, *, using: Cursor | None = None) -> int:
+        """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""
+        return self._queries.last_id(self.name) if using is None else queries.last_id(using, self.name)
+
+    def read_after(self, cursor: int, limit: int = 500) -> list[Message]:
+        """At most ``limit`` messages above ``cursor``, oldest first."""
+        return self._queries.read_after(self.name, cursor, limit)
+
+    def __iter__(self) -> Iterator[Message]:
+        """All retained messages, oldest first, read in pages."""
+        cursor = 0
+        while page := self.read_after(cursor):
+            yield from page
+            cursor = page[-1].id or cursor
+
+    @property
+    def _queries(self) -> queries.Queries:
+        return self._bus.database.queries

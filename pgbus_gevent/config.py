@@ -1,0 +1,353 @@
+"""The one table of settings: each field of `Settings` is a keyword, a variable, a TOML key and perhaps a flag.
+
+`Settings.load` reads them from all of these places, `add_flags` and `flags_given` join it to argparse, and
+`settings_table` is the table of the documentation. Who owns the process (a program, a `Bus`) calls `Settings.load`
+once and passes on what it got.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pgbus_gevent.casting as kinds
+from pgbus_gevent.casting import HIDDEN, Kind, format_size, redact_url
+from pgbus_gevent.errors import InvalidSetting
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+logger = logging.getLogger(__name__)
+
+D = TypeVar("D")
+T = TypeVar("T")
+
+_PREFIX = "PGBUS_"
+_KIB, _MIB = 1024, 1024 * 1024
+_HOUR, _YEARS = 3600, 3650 * 86400
+# Variables with the prefix that are no settings: those of test suites, and the deadline of the pytest plugin.
+_NOT_SETTINGS = re.compile(r"PGBUS_(?:TEST_.*|TIMEOUT)")
+
+
+def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
+    """The user's data directory for pgbus-gevent on this platform (XDG Base Directory Specification)."""
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Application Support/pgbus-gevent")
+    base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
+    # The specification has relative paths ignored.
+    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
+
+
+def _about(
+    kind: Kind[Any], group: str, flag: str | None, meaning: str, *, words: str = "", repeatable: bool = False
+) -> dict[str, Any]:
+    # ``words`` say what the default is, where its value does not.
+    return {"kind": kind, "group": group, "flag": flag, "help": meaning, "words": words, "repeatable": repeatable}
+
+
+def _setting(default: D, kind: Kind[T], *about: Any, **more: Any) -> T | D:
+    return field(default=default, metadata=_about(kind, *about, **more))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Settings:
+    """Every setting of the package, checked and immutable; durations are float seconds, sizes are bytes.
+
+    ``Settings()`` has the defaults and looks nowhere else; programs use `load`. Values are cast as there, and one that
+    makes no sense raises `InvalidSetting`. ``dataclasses.replace`` makes a changed copy. The metadata of each field has
+    its ``kind`` (`casting.Kind`: what is allowed), ``group``, ``flag``, ``help`` and the default in ``words``.
+    """
+
+    # A table: one setting a paragraph, its facts in one order.
+    # fmt: off
+    database_url: str | None = _setting(
+        None, kinds.database_url(), "Database", "--database-url",
+        "where PostgreSQL is, as a postgresql:// URL or a key=value DSN",
+        words="embedded, kept in the data directory")
+    listen_url: str | None = _setting(
+        None, kinds.database_url(), "Database", "--listen-url",
+        "a direct URL for LISTEN, where the database URL leads to a pooler in transaction mode",
+        words="the database URL")
+    listen: bool = _setting(
+        True, kinds.switch(), "Database", "--no-listen",
+        "LISTEN for new messages; if off, the database is polled for them")
+    migrate: bool = _setting(
+        True, kinds.switch(), "Database", "--no-migrate",
+        "make or upgrade the schema at start; if off, it has to be there")
+    data_dir: str = field(default_factory=default_data_dir, metadata=_about(
+        kinds.directory(), "Database", "--data-dir",
+        "where the embedded PostgreSQL and its secret are kept", words="the user's data directory for pgbus-gevent"))
+    pool_size: int = _setting(
+        5, kinds.integer(1), "Database", None, "pooled connections per worker, beside that of the listener")
+    pool_timeout: float = _setting(
+        10.0, kinds.duration(0.01, _HOUR), "Database", None, "how long to wait for a pooled connection")
+    connect_timeout: float = _setting(
+        5.0, kinds.duration(0.01, _HOUR), "Database", None, "how long one attempt to reach PostgreSQL may take")
+    statement_timeout: float = _setting(
+        30.0, kinds.duration(0.01, _HOUR), "Database", None, "how long one statement may take")
+
+    host: str = _setting(
+        "127.0.0.1", kinds.host(), "Server", "--host", "the name or address to serve at")
+    port: int = _setting(
+        8080, kinds.integer(0, 65535), "Server", "--port", "the port to serve at; 0 takes any that is free")
+    workers: int = _setting(
+        1, kinds.integer(1), "Server", "--workers", "processes that share the port")
+    prefix: str = _setting(
+        "/pgbus", kinds.mount_path(), "Server", "--prefix", "the path under which everything is mounted")
+    request_timeout: float = _setting(
+        10.0, kinds.duration(0.01, _HOUR), "Server", None,
+        "how long the head of a request may take, and a connection be idle before it")
+    max_request_head: int = _setting(
+        16 * _KIB, kinds.size(_KIB, _MIB), "Server", None, "the largest head of a request")
+    max_body: int = _setting(
+        _MIB, kinds.size(1, 256 * _MIB), "Server", None, "the largest message that HTTP may broadcast")
+    grace: float = _setting(
+        10.0, kinds.duration(0, _HOUR), "Server", "--grace", "how long a shutdown may take to finish its work")
+
+    secret: tuple[str, ...] = _setting(
+        (), kinds.secrets(16), "Access", "--secret",
+        "signs stream names; at least 16 characters. Of several, oldest first, the last signs and all verify."
+        " Prefer the variable: flags show in the process list",
+        words="made once for the embedded PostgreSQL, else required")
+    public: tuple[str, ...] = _setting(
+        (), kinds.globs(), "Access", "--public",
+        "patterns of streams that may be read by their bare name, such as `demo:*`",
+        words="none (`demo:*` with the demo)", repeatable=True)
+    publish_token: str | None = _setting(
+        None, kinds.token(), "Access", "--publish-token",
+        "lets its bearer broadcast over HTTP", words="none (no broadcasting over HTTP)")
+    operator_token: str | None = _setting(
+        None, kinds.token(), "Access", "--operator-token",
+        "lets its bearer see the console", words="none (the console is for loopback only)")
+    cors_origins: tuple[str, ...] = _setting(
+        (), kinds.origins(), "Access", "--cors-origin",
+        "other origins whose pages may read streams of this server, as `scheme://host[:port]`",
+        words="none", repeatable=True)
+
+    retention: float = _setting(
+        3600.0, kinds.duration(1, _YEARS), "Delivery", "--retention", "how long messages are kept to be replayed")
+    heartbeat: float = _setting(
+        15.0, kinds.duration(0.1, 300), "Delivery", "--heartbeat",
+        "how long a connection may be quiet before it gets a comment")
+    retry: float = _setting(
+        2.0, kinds.duration(0.1, 300), "Delivery", None, "how long clients are told to wait before they reconnect")
+    max_age: float = _setting(
+        0.0, kinds.duration(0, _YEARS), "Delivery", "--max-age",
+        "the life of one stream connection, each ±20 %; 0 is no limit")
+    write_deadline: float = _setting(
+        20.0, kinds.duration(0.1, _HOUR), "Delivery", None, "a client that takes no byte for so long is closed")
+    catch_up_interval: float = _setting(
+        5.0, kinds.duration(0.05, 60), "Delivery", None, "how often all streams in use are read, notified or not")
+    page_size: int = _setting(
+        500, kinds.integer(1, 10_000), "Delivery", None, "the most messages that one read for replay takes")
+    readers: int = _setting(
+        3, kinds.integer(1, 32), "Delivery", None, "concurrent reads for replay, per worker")
+
+    max_connections: int = _setting(
+        10_000, kinds.integer(1), "Limits", "--max-connections", "the most stream connections of one worker")
+    ring_messages: int = _setting(
+        1000, kinds.integer(1), "Limits", None, "messages of one stream that a worker keeps in memory")
+    ring_bytes: int = _setting(
+        _MIB, kinds.size(1), "Limits", None, "memory for the messages of one stream, per worker")
+    ring_budget: int = _setting(
+        64 * _MIB, kinds.size(1), "Limits", None, "memory for the messages of all streams, per worker")
+    send_buffer: int = _setting(
+        64 * _KIB, kinds.size(4 * _KIB, 16 * _MIB), "Limits", None,
+        "what the kernel may hold for one client that reads slowly (SO_SNDBUF)")
+
+    log_level: str = _setting(
+        "info", kinds.choice("debug", "info", "warning", "error"), "Programs", "--log-level",
+        "the least severe records that are logged")
+    log_format: str = _setting(
+        "text", kinds.choice("text", "json"), "Programs", "--log-format", "how it is logged, to stderr")
+    demo_speed: float = _setting(
+        60.0, kinds.number(0.1, 100_000), "Programs", "--demo-speed", "simulated seconds per second in the demo")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = _cast(entry, getattr(self, entry.name))
+            object.__setattr__(self, entry.name, value)
+        _refuse_contradictions(self)
+
+    @classmethod
+    def load(
+        cls, *, environ: Mapping[str, str] | None = None, config: str | Path | None = None, **keywords: object
+    ) -> Settings:
+        """The settings of this process: a keyword wins over the environment, that over TOML, that over the default.
+
+        A keyword that is None was not given, nor was a variable that is empty. ``environ`` stands in for
+        ``os.environ``; ``config`` is the path of a TOML file whose top-level keys are settings, for which
+        ``PGBUS_CONFIG`` is the variable. Raises `InvalidSetting` for a value that makes no sense, for a name that no
+        setting has, and for a file that cannot be read; a variable that starts with ``PGBUS_`` and is no setting is
+        only warned about, as it may be another program's.
+        """
+        environ = os.environ if environ is None else environ
+        given = {"data_dir": _Given(default_data_dir(environ), "")}
+        given |= _from_toml(config or environ.get(f"{_PREFIX}CONFIG"))
+        given |= _from_environ(environ)
+        given |= _from_keywords(keywords)
+        entries = _entries()
+        return cls(**{name: _cast(entries[name], *value) for name, value in given.items()})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{entry.name}={_shown(entry, getattr(self, entry.name))!r}" for entry in fields(self))
+        return f"{type(self).__name__}({shown})"
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds the flags of the settings ``names`` to ``parser``, or of all that have one; ``config`` is the TOML file.
+
+    A flag that is not used leaves None, so that variable, file and default have their turn in `Settings.load`.
+    Raises KeyError for a name without a flag.
+    """
+    flagged = {name: entry for name, entry in _entries().items() if entry.metadata["flag"]}
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name in names or (*flagged, "config"):
+        if name == "config":
+            parser.add_argument("--config", metavar="FILE", help=f"a TOML file of settings ({_PREFIX}CONFIG)")
+            continue
+        title = flagged[name].metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_flag(groups[title], flagged[name])
+
+
+def flags_given(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_flags` that were used, as keywords for `Settings.load`; other arguments are left out."""
+    names = {"config", *_entries()}
+    return {name: value for name, value in vars(namespace).items() if name in names and value is not None}
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table: flag, variable, default and meaning. TOML keys are the field names."""
+    rows = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join(rows + [_row(entry) for entry in _entries().values()]) + "\n"
+
+
+def _entries() -> dict[str, Field[Any]]:
+    return {entry.name: entry for entry in fields(Settings)}
+
+
+class _Given(NamedTuple):
+    """A value before it is cast, and where it is from, as errors say it."""
+
+    value: object
+    source: str
+
+
+def _cast(entry: Field[Any], value: object, source: str = "") -> Any:
+    if value is None and entry.default is None:
+        return None
+    kind: Kind[Any] = entry.metadata["kind"]
+    try:
+        return kind.cast(value)
+    except (ValueError, OverflowError):
+        # Without "from None" a traceback would show the cause's text, which can repeat a secret.
+        raise InvalidSetting(entry.name, _shown(entry, value), kind.allowed + source) from None
+
+
+def _shown(entry: Field[Any], value: object) -> object:
+    # Nothing is hidden where there is nothing, so that "not set" can be told from "set".
+    return entry.metadata["kind"].hide(value) if value else value
+
+
+def _from_keywords(keywords: Mapping[str, object]) -> dict[str, _Given]:
+    return {name: _Given(value, "") for name, value in _known(keywords, "") if value is not None}
+
+
+def _from_toml(path: str | Path | None) -> dict[str, _Given]:
+    if not path:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidSetting("config", str(path), f"a TOML file that can be read: {reason}") from None
+    source = f"; given in {path}"
+    return {name: _Given(value, source) for name, value in _known(table, source)}
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
+    settings = {_variable(name): name for name in _entries()}
+    _warn_of_strangers(environ, [*settings, f"{_PREFIX}CONFIG"])
+    # The last one wins: DATABASE_URL is everybody's, PGBUS_DATABASE_URL is meant for us.
+    order = {"DATABASE_URL": "database_url", **settings}
+    set_here = {name: variable for variable, name in order.items() if environ.get(variable, "").strip()}
+    return {name: _Given(environ[variable], f"; given by {variable}") for name, variable in set_here.items()}
+
+
+def _warn_of_strangers(environ: Iterable[str], known: list[str]) -> None:
+    for variable in environ:
+        if variable.startswith(_PREFIX) and variable not in known and not _NOT_SETTINGS.fullmatch(variable):
+            logger.warning("%s is set, but no setting has this name%s", variable, _suggestion(variable, known))
+
+
+def _known(values: Mapping[str, object], source: str) -> Iterable[tuple[str, object]]:
+    names = list(_entries())
+    for name in values:
+        if name not in names:
+            # The value stays hidden: it may be a secret under a misspelt name.
+            raise InvalidSetting(name, HIDDEN, f"no setting has this name{source}{_suggestion(name, names)}")
+    return values.items()
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name.upper()}"
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    listen_url = redact_url(settings.listen_url)
+    if settings.port == 0 and settings.workers > 1:
+        raise InvalidSetting("port", 0, f"a port by number, as workers={settings.workers} share it")
+    if settings.listen_url and not settings.listen:
+        raise InvalidSetting("listen_url", listen_url, "only with listen=True; leave one of them out")
+    if settings.listen_url and not settings.database_url:
+        raise InvalidSetting("listen_url", listen_url, "only beside a database_url; the embedded server needs none")
+    if settings.ring_bytes > settings.ring_budget:
+        allowed = f"at most ring_budget, which is {format_size(settings.ring_budget)}"
+        raise InvalidSetting("ring_bytes", settings.ring_bytes, allowed)
+
+
+def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any]) -> None:
+    about, flag = entry.metadata, entry.metadata["flag"]
+    meaning = f"{_meaning(entry)}; {_variable(entry.name)}; default: {_default(entry)}".replace("%", "%%")
+    if flag.startswith("--no-"):
+        # Both spellings, so that a flag can also turn on what the environment turned off.
+        group.add_argument(f"--{entry.name}", action=argparse.BooleanOptionalAction, help=meaning)
+        return
+    action = "append" if about["repeatable"] else "store"
+    group.add_argument(flag, dest=entry.name, metavar=about["kind"].metavar, action=action, help=meaning)
+
+
+def _row(entry: Field[Any]) -> str:
+    flag = f"`{entry.metadata['flag']}`" if entry.metadata["flag"] else ""
+    repeatable = " (repeatable)" if entry.metadata["repeatable"] else ""
+    variable = f"`{_variable(entry.name)}`" + (", then `DATABASE_URL`" if entry.name == "database_url" else "")
+    default = _default(entry) if entry.metadata["words"] else f"`{_default(entry)}`"
+    return f"| {flag}{repeatable} | {variable} | {default} | {_meaning(entry)} |"
+
+
+def _default(entry: Field[Any]) -> str:
+    return str(entry.metadata["words"] or entry.metadata["kind"].text(entry.default))
+
+
+def _meaning(entry: Field[Any]) -> str:
+    limits = entry.metadata["kind"].limits
+    return f"{entry.metadata['help']} ({limits})" if limits else str(entry.metadata["help"])

@@ -1,0 +1,46 @@
+"""Who may see a message that is not for everybody."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InvalidArgument
+
+logger = logging.getLogger("pgbus_gevent.filters")
+
+Predicate = Callable[[Any, str], bool]
+"""Given a connection's context and the stream: may it see messages with this label?"""
+
+
+class Filters:
+    """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed."""
+
+    def __init__(self) -> None:
+        self._predicates: dict[str, Predicate] = {}
+        self._complained: set[str] = set()
+
+    def register(self, label: str, predicate: Predicate) -> None:
+        """Let messages with ``visible_to=label`` reach connections for whose context ``predicate`` says True."""
+        if not label or not callable(predicate):
+            raise InvalidArgument("a filter needs a label and a callable that takes (context, stream)")
+        self._predicates[label] = predicate
+        self._complained.discard(label)
+
+    def permits(self, label: str, context: Any, stream: str) -> bool:
+        """Whether a connection with ``context`` may see a message of ``stream`` that is visible to ``label``."""
+        predicate = self._predicates.get(label)
+        if predicate is None:
+            self._complain(label, "is not registered")
+            return False
+        try:
+            return bool(predicate(context, stream))
+        except Exception as error:
+            self._complain(label, f"raised {error!r}")
+            return False
+
+    def _complain(self, label: str, what: str) -> None:
+        if label not in self._complained and len(self._complained) < 1000:
+            self._complained.add(label)
+            logger.warning("the filter %r %s: messages visible to it are not delivered", label, what)

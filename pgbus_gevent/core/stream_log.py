@@ -1,0 +1,216 @@
+"""What a worker knows of one stream that it serves: the head, and the newest frames.
+
+A frame is encoded once, when it enters, and shared by every connection. The ring is bounded in messages and bytes by its own
+limits, and together with all others by a :class:`RingBudget`. Nothing here yields, so that each method is atomic.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from . import sse
+
+
+class Stored(Protocol):
+    """A row as it comes from the database."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def event(self) -> str | None: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def visible_to(self) -> str | None: ...
+    @property
+    def exclude(self) -> str | None: ...
+
+
+class Frame(NamedTuple):
+    """An encoded message and for whom it is. ``restricted`` ones need a look at each connection."""
+
+    id: int
+    data: bytes
+    visible_to: str | None
+    exclude: str | None
+
+    @property
+    def restricted(self) -> bool:
+        return self.visible_to is not None or self.exclude is not None
+
+
+def encode(row: Stored) -> Frame:
+    """The frame of a stored message."""
+    return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude)
+
+
+class Chunk(NamedTuple):
+    """Consecutive frames of a stream, to be sent in one go, and the cursor of who has got them.
+
+    ``data`` is the whole where every frame is for everybody, else None and ``frames`` are to be looked at one by one.
+    """
+
+    frames: Sequence[Frame]
+    cursor: int
+    data: bytes | None
+
+
+def make_chunk(frames: Sequence[Frame]) -> Chunk:
+    """Join frames, once for all connections that need just these."""
+    restricted = any(frame.restricted for frame in frames)
+    return Chunk(frames, frames[-1].id, None if restricted else b"".join(frame.data for frame in frames))
+
+
+class History:
+    """A page of older messages, complete above the cursor ``start``; ``horizon`` is the highest id that pruning removed."""
+
+    def __init__(self, rows: Sequence[Stored], *, start: int, horizon: int) -> None:
+        self.start = start
+        self.horizon = horizon
+        self.frames = [encode(row) for row in rows]
+        self._ids = [row.id for row in rows]
+
+    @property
+    def oldest(self) -> int:
+        """The oldest id that is retained, as far as this page tells."""
+        return self._ids[0] if self._ids else self.horizon
+
+    def after(self, cursor: int) -> Chunk | None:
+        """What of the page is above ``cursor``; None if nothing is."""
+        frames = self.frames[bisect_right(self._ids, cursor) :]
+        return make_chunk(frames) if frames else None
+
+
+class RingBudget:
+    """The bytes that all rings of a worker may hold together; over it, the stream that was quiet longest gives its up."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._logs: dict[StreamLog, None] = {}  # in the order of their last message
+
+    def took(self, log: StreamLog, size: int) -> None:
+        """``log`` has grown by ``size`` bytes."""
+        self.used += size
+        self._logs.pop(log, None)
+        self._logs[log] = None
+        while self.used > self.limit and self._logs:
+            next(iter(self._logs)).forget()
+
+    def gave(self, log: StreamLog, size: int, *, all_of_it: bool) -> None:
+        """``log`` has shrunk by ``size`` bytes."""
+        self.used -= size
+        if all_of_it:
+            self._logs.pop(log, None)
+
+
+class StreamLog:
+    """The head of a stream and the ring of its newest frames.
+
+    ``head`` is the last id that this worker knows; ``floor`` is the cursor above which the ring is complete, so that who stands
+    at ``floor`` or higher needs no read. Before :meth:`open` neither is known.
+    """
+
+    __slots__ = (
+        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_max_bytes", "_max_frames",
+        "floor", "head", "horizon", "is_open", "name", "oldest",
+    )  # fmt: skip
+
+    def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
+        self.name = name
+        self.head = 0
+        self.floor = 0
+        self.oldest = 0  # the oldest retained id when the stream was last looked at
+        self.horizon = 0  # the highest id that pruning had removed then
+        self.is_open = False
+        self._ids: list[int] = []
+        self._frames: list[Frame] = []
+        self._bytes = 0
+        self._budget = budget
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+
+    def __repr__(self) -> str:
+        return f"<StreamLog {self.name!r} head={self.head} frames={len(self._ids)}>"
+
+    def open(self, *, head: int, horizon: int, oldest: int, floor: int, rows: Iterable[Stored]) -> None:
+        """Start from a snapshot: ``rows`` are the newest messages, complete above ``floor``."""
+        self.is_open = True
+        self.head = self.floor = min(floor, head)
+        self.horizon = horizon
+        self.oldest = oldest
+        self.extend(rows)
+        self.head = max(self.head, head)
+
+    def note(self, *, horizon: int) -> None:
+        """Remember how far the stream has been pruned."""
+        self.horizon = max(self.horizon, horizon)
+        self.oldest = max(self.oldest, self.horizon)
+
+    def follows(self, prev_id: int | None) -> bool:
+        """Whether a message that names ``prev_id`` as the one before it is the next one here."""
+        return self.is_open and prev_id == self.head
+
+    def extend(self, rows: Iterable[Stored]) -> int:
+        """Take messages that are complete from some id at or below the head; those that are here already are passed over.
+
+        Returns how many were new.
+        """
+        frames = [encode(row) for row in rows if row.id > self.head]
+        if not frames:
+            return 0
+        self._ids.extend(frame.id for frame in frames)
+        self._frames.extend(frames)
+        self.head = frames[-1].id
+        self.oldest = self.oldest or frames[0].id
+        size = sum(len(frame.data) for frame in frames)
+        self._bytes += size
+        self._budget.took(self, size)
+        self._trim()
+        return len(frames)
+
+    def _trim(self) -> None:
+        drop = max(0, len(self._ids) - self._max_frames)
+        size = sum(len(frame.data) for frame in self._frames[:drop])
+        # The newest stays whatever its size: else every connection would read it from the database by itself.
+        while drop < len(self._ids) - 1 and self._bytes - size > self._max_bytes:
+            size += len(self._frames[drop].data)
+            drop += 1
+        if drop:
+            self._drop(drop, size)
+
+    def _drop(self, count: int, size: int) -> None:
+        self.floor = self._ids[count - 1]
+        del self._ids[:count], self._frames[:count]
+        self._bytes -= size
+        self._budget.gave(self, size, all_of_it=not self._ids)
+
+    def forget(self) -> None:
+        """Give the whole ring up; the head stays."""
+        if self._ids:
+            self._drop(len(self._ids), self._bytes)
+
+    def after(self, cursor: int, max_bytes: int) -> Chunk | None:
+        """The frames above ``cursor``, at least one and up to about ``max_bytes``; None where the ring does not reach so far.
+
+        Only for a cursor below the head.
+        """
+        if cursor < self.floor:
+            return None
+        start = bisect_right(self._ids, cursor)
+        end = start + 1
+        size = len(self._frames[start].data)
+        while end < len(self._ids) and size < max_bytes:
+            size += len(self._frames[end].data)
+            end += 1
+        return make_chunk(self._frames[start:end])
+
+    def back(self, count: int) -> int | None:
+        """The cursor that ``count`` messages back amounts to; None where the ring does not reach so far."""
+        if count == 0:
+            return self.head
+        if count < len(self._ids):
+            return self._ids[-count - 1]
+        return self.floor if count == len(self._ids) else None

@@ -1,0 +1,56 @@
+"""PostgreSQL: the only folder that knows psycopg2."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..config import Settings
+from ..errors import InvalidSetting
+from .connect import connect
+from .notifications import ListenSession
+from .pool import Pool
+from .queries import Queries
+from .schema import migrate
+
+__all__ = ["Database"]
+
+
+class Database:
+    """One database as the settings describe it: its pool, its queries, its LISTEN sessions, its migrations.
+
+    Nothing is opened before it is needed. Raises :class:`InvalidSetting` when there is no ``database_url``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.database_url is None:
+            raise InvalidSetting("database_url", None, "a postgresql:// URL, in PGBUS_DATABASE_URL or as an argument")
+        self.settings = settings
+        self.url = settings.database_url
+        self.pool = Pool(
+            partial(
+                connect,
+                self.url,
+                application_name="pgbus-pool",
+                connect_timeout=settings.connect_timeout,
+                statement_timeout=settings.statement_timeout,
+            ),
+            size=settings.pool_size,
+            timeout=settings.pool_timeout,
+        )
+        self.queries = Queries(self.pool)
+
+    def listen(self) -> ListenSession:
+        """A new LISTEN session; outside the pool, as it is held for good."""
+        return ListenSession(
+            self.settings.listen_url or self.url,
+            connect_timeout=self.settings.connect_timeout,
+            statement_timeout=self.settings.statement_timeout,
+        )
+
+    def migrate(self) -> list[int]:
+        """Bring the schema up to date; the versions that were applied."""
+        return migrate(self.url, connect_timeout=self.settings.connect_timeout)
+
+    def close(self) -> None:
+        """Close the pool. May be called again."""
+        self.pool.close()

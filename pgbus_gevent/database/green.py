@@ -1,0 +1,81 @@
+"""How psycopg2 waits in a process that is patched for gevent.
+
+psycopg2 has one wait callback for the whole process. :func:`install` sets ours: for our own connections it keeps a
+deadline, which libpq's ``connect_timeout`` and the server's ``statement_timeout`` cannot (the first is ignored when
+connecting asynchronously, the second needs a server that still answers); any other connection of the process waits as
+psycogreen lets it wait.
+
+An exception that leaves the callback makes psycopg2 close the connection, so a wait that was cut short (a deadline, a killed
+greenlet) never leaves a connection in an unknown state behind.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions as ext
+from gevent.socket import wait_read, wait_write
+from psycogreen.gevent import gevent_wait_callback
+
+STATEMENT_GRACE = 5.0
+"""Seconds that a statement gets beyond the server's own statement_timeout before we give the connection up."""
+
+_ESTABLISHED = (ext.STATUS_READY, ext.STATUS_BEGIN, ext.STATUS_PREPARED)
+_REPOLL = 5.0  # TLS may hold bytes that no longer make the descriptor readable; looking again finds them
+
+
+class Connection(ext.connection):
+    """A connection whose every wait ends. ``connect_timeout`` and ``statement_timeout`` are in seconds.
+
+    Only the greenlet that runs a statement may touch it: psycopg2 holds a mutex meanwhile, and a second greenlet that
+    closes or commits would stop the whole process for good.
+    """
+
+    def __init__(self, dsn: str, async_: int = 0, *, connect_timeout: float, statement_timeout: float) -> None:
+        # Before the base class, which connects and so waits in the callback below.
+        self.connect_timeout = connect_timeout
+        self.statement_timeout = statement_timeout
+        super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
+
+
+def install() -> None:
+    """Make psycopg2 cooperative in this process. Calling it again changes nothing."""
+    ext.set_wait_callback(wait_callback)
+
+
+def installed() -> bool:
+    """Whether psycopg2 gives way to other greenlets while it waits, by our callback or another."""
+    return ext.get_wait_callback() is not None
+
+
+def wait_callback(connection: Any) -> None:
+    """Wait until libpq is done with what it does on ``connection``; the process's psycopg2 wait callback.
+
+    Raises psycopg2.OperationalError at the deadline, upon which psycopg2 closes the connection.
+    """
+    if not isinstance(connection, Connection):
+        gevent_wait_callback(connection)
+        return
+    connecting = connection.status not in _ESTABLISHED
+    end = monotonic() + (connection.connect_timeout if connecting else connection.statement_timeout + STATEMENT_GRACE)
+    while True:
+        state = connection.poll()
+        if state == ext.POLL_OK:
+            return
+        if connecting and connection.status in _ESTABLISHED:
+            connecting = False
+            end = monotonic() + connection.statement_timeout + STATEMENT_GRACE
+        left = end - monotonic()
+        if left <= 0:
+            raise psycopg2.OperationalError(
+                "timeout expired: the server did not answer the connect in time"
+                if connecting
+                else "timeout expired: the server did not answer the statement in time"
+            )
+        wait = wait_read if state == ext.POLL_READ else wait_write
+        try:
+            wait(connection.fileno(), timeout=left if connecting else min(left, _REPOLL))
+        except TimeoutError:
+            pass  # while connecting libpq must not be polled before its socket is ready, but then `left` is over too

@@ -1,0 +1,124 @@
+"""A small pool of connections, for greenlets and threads alike.
+
+It uses the standard library's primitives, which a patched process has turned into cooperative ones. A connection is in
+exactly one place: idle in the pool, or with the one ``with`` block that took it. Whatever comes back in doubt (closed, in a
+transaction that cannot be rolled back, from before a fork) is closed by who brings it, never reused.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import psycopg2
+import psycopg2.extensions as ext
+
+from ..errors import DatabaseUnavailable, PoolTimeout
+from .connect import translated
+
+IDLE_CHECK = 30.0
+"""Seconds after which an idle connection is asked whether it lives before it is handed out."""
+
+_Idle = tuple[ext.connection, float]
+
+
+class Pool:
+    """At most ``size`` connections, made by ``connect`` as they are needed.
+
+    Any greenlet may call :meth:`connection` and :meth:`close`; ``timeout`` is how long to wait for a free one, in seconds.
+    """
+
+    def __init__(self, connect: Callable[[], ext.connection], *, size: int, timeout: float) -> None:
+        self._connect = connect
+        self.size = size
+        self.timeout = timeout
+        self._reset()
+        self._closed = False
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._free = threading.BoundedSemaphore(self.size)
+        self._idle: deque[_Idle] = deque()
+
+    @contextmanager
+    def connection(self) -> Iterator[ext.connection]:
+        """A connection in autocommit mode, for this block alone.
+
+        Raises :class:`PoolTimeout` when none becomes free, :class:`DatabaseUnavailable` when none can be opened, and
+        whatever the block raises, psycopg2's exceptions translated.
+        """
+        if self._pid != os.getpid():
+            # After a fork the sockets are the parent's: even closing one would end the parent's session.
+            _abandoned.append(self._idle)
+            self._reset()
+        free = self._free
+        if self._closed:
+            raise DatabaseUnavailable("the connection pool is closed")
+        if not free.acquire(timeout=self.timeout):
+            raise PoolTimeout(self.timeout, self.size)
+        try:
+            connection = self._take()
+            try:
+                with translated():
+                    yield connection
+            finally:
+                self._give_back(connection)
+        finally:
+            free.release()
+
+    def _take(self) -> ext.connection:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if monotonic() - since < IDLE_CHECK or _lives(connection):
+                return connection
+            connection.close()
+        return self._connect()
+
+    def _give_back(self, connection: ext.connection) -> None:
+        if self._closed or not _reusable(connection):
+            connection.close()
+        else:
+            self._idle.append((connection, monotonic()))
+
+    def discard_idle(self) -> None:
+        """Close what is idle: after the server went away, all of it is dead."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
+    def close(self) -> None:
+        """Close what is idle now, and what is in use when it comes back. May be called again."""
+        self._closed = True
+        if self._pid == os.getpid():
+            self.discard_idle()
+
+
+_abandoned: list[object] = []
+# Kept for ever, on purpose: collecting a connection closes it.
+
+
+def _lives(connection: ext.connection) -> bool:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select 1")
+    except psycopg2.Error:
+        return False
+    return True
+
+
+def _reusable(connection: ext.connection) -> bool:
+    """Whether the connection is open and outside any transaction; rolls one back where it can."""
+    if connection.closed:
+        return False
+    status = connection.info.transaction_status
+    if status in (ext.TRANSACTION_STATUS_INTRANS, ext.TRANSACTION_STATUS_INERROR):
+        try:
+            connection.rollback()
+            connection.autocommit = True
+        except psycopg2.Error:
+            return False
+        status = connection.info.transaction_status
+    return bool(status == ext.TRANSACTION_STATUS_IDLE and connection.autocommit)

@@ -1,0 +1,267 @@
+"""Every statement that the package sends, each with the shape of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+import psycopg2.extensions as ext
+
+from ..messages import Message
+from .pool import Pool
+
+
+class Cursor(Protocol):
+    """What we need of an application's own cursor."""
+
+    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> Any: ...
+
+
+class Row(NamedTuple):
+    """A stored message as the streamer reads it: what a frame and an audience check need, and no more."""
+
+    id: int
+    event: str | None
+    data: str
+    visible_to: str | None
+    exclude: str | None
+
+
+class Page(NamedTuple):
+    """What a stream holds above a cursor, oldest first: complete from the cursor to the last row.
+
+    ``more`` tells that there is more above the last row, ``horizon`` is the highest id that pruning removed (0: none).
+    """
+
+    rows: list[Row]
+    horizon: int
+    more: bool
+
+
+class Opening(NamedTuple):
+    """The state of a stream in one snapshot, and its newest messages.
+
+    ``rows`` are the newest ones, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0: none).
+    ``start`` is the cursor that ``replay`` messages back amounts to (0: from the oldest).
+    """
+
+    head: int
+    horizon: int
+    oldest: int
+    start: int
+    floor: int
+    rows: list[Row]
+
+
+class OpenQuestion(NamedTuple):
+    """A stream to open: the lowest cursor that somebody has on it (None: all are new), and how far back to go (None)."""
+
+    stream: str
+    cursor: int | None
+    replay: int | None
+
+
+class Publication(NamedTuple):
+    """The arguments of a broadcast beside its stream and data."""
+
+    event: str | None = None
+    visible_to: str | None = None
+    exclude: str | None = None
+    key: str | None = None
+
+
+_ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to >= %(bytes)s"
+
+# octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
+# row more than `limit` only tells whether there is more.
+_PAGES = f"""
+select s.n, h.msg_id, {_ROW}
+from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
+left join pgbus.horizons h on h.stream = s.stream
+left join lateral (
+  select m.*, row_number() over w as place,
+         sum(octet_length(m.data)) over w as bytes_to
+  from pgbus.messages m
+  where m.stream = s.stream and m.msg_id > s.after
+  window w as (order by m.msg_id rows unbounded preceding)
+  order by m.msg_id
+  limit %(limit)s + 1
+) m on m.bytes_to - octet_length(m.data) < %(bytes)s
+order by s.n, m.msg_id
+"""
+
+_OPENINGS = f"""
+select s.n, pgbus.head(s.stream), h.msg_id,
+       (select o.msg_id from pgbus.messages o where o.stream = s.stream order by o.msg_id limit 1),
+       (select b.msg_id from pgbus.messages b where b.stream = s.stream order by b.msg_id desc
+        offset s.replay limit 1),
+       {_ROW}
+from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
+  with ordinality as s(stream, cursor, replay, n)
+left join pgbus.horizons h on h.stream = s.stream
+left join lateral (
+  select m.*, row_number() over w as place,
+         sum(octet_length(m.data)) over w as bytes_to
+  from pgbus.messages m
+  where m.stream = s.stream and m.msg_id > s.cursor
+  window w as (order by m.msg_id desc rows unbounded preceding)
+  order by m.msg_id desc
+  limit %(limit)s + 1
+) m on m.bytes_to - octet_length(m.data) < %(bytes)s
+order by s.n, m.msg_id
+"""
+
+_MOVED = """
+select s.stream from unnest(%(streams)s::text[], %(heads)s::bigint[]) as s(stream, head)
+where exists (select from pgbus.messages m where m.stream = s.stream and m.msg_id > s.head)
+"""
+
+
+class Queries:
+    """The statements, on connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    @contextmanager
+    def transaction(self, isolation: str | None = None) -> Iterator[ext.cursor]:
+        """A cursor in a transaction of its own: committed at the end of the block, rolled back when it raises."""
+        with self.pool.connection() as connection:
+            connection.autocommit = False
+            if isolation is not None:
+                connection.set_session(isolation_level=isolation)
+            try:
+                with connection.cursor() as cursor:
+                    yield cursor
+                connection.commit()
+            finally:
+                # Not on a closed one: the InterfaceError would hide what closed it.
+                if not connection.closed:
+                    connection.rollback()
+                    connection.set_session(isolation_level="DEFAULT", autocommit=True)
+
+    def _all(self, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        with self.pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall()
+
+    # publishing
+
+    def broadcast(self, stream: str, data: str, publication: Publication) -> int:
+        """Append one message in a transaction of its own; its id."""
+        rows = self._all("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
+        return int(rows[0][0])
+
+    def broadcast_many(self, stream: str, data: Sequence[str], publication: Publication) -> int | None:
+        """Append several in one transaction; the last one's id, or None for no data."""
+        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s)", (stream, list(data), *publication[:3]))
+        return None if rows[0][0] is None else int(rows[0][0])
+
+    def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:
+        """Reach who is connected now."""
+        self._all("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
+
+    # asking
+
+    def last_id(self, stream: str) -> int:
+        """The id of the stream's newest message, or 0."""
+        return int(self._all("select pgbus.last_id(%s)", (stream,))[0][0])
+
+    def read_after(self, stream: str, after: int, limit: int) -> list[Message]:
+        """The stream's messages above ``after``, oldest first."""
+        rows = self._all("select * from pgbus.read_after(%s, %s, %s)", (stream, after, limit))
+        return [Message(stream, *row) for row in rows]
+
+    def streams(self) -> list[tuple[str, int, int, datetime]]:
+        """Of each stream that has messages: name, number of messages, newest id, and when that was appended."""
+        rows = self._all(
+            "select stream, count(*), max(msg_id), max(created_at) from pgbus.messages group by stream order by stream"
+        )
+        return [(str(name), int(count), int(head), at) for name, count, head, at in rows]
+
+    def ping(self) -> None:
+        """Return when the database answers."""
+        self._all("select 1")
+
+    # the streamer's reads
+
+    def moved(self, heads: dict[str, int]) -> list[str]:
+        """Which of these streams have messages above the head given for each."""
+        rows = self._all(_MOVED, {"streams": list(heads), "heads": list(heads.values())})
+        return [str(row[0]) for row in rows]
+
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
+        """A page for each (stream, cursor), in one statement: at most ``limit`` messages and about ``size`` bytes each."""
+        rows = self._all(
+            _PAGES,
+            {
+                "streams": [stream for stream, _ in after],
+                "after": [cursor for _, cursor in after],
+                "limit": limit,
+                "bytes": size,
+            },
+        )
+        found = [Page([], 0, False) for _ in after]
+        for n, horizon, *message, place, full in rows:
+            page = found[n - 1]
+            if place is not None and place <= limit:
+                page.rows.append(Row(*message))
+            more = page.more or bool(full) or (place or 0) > limit
+            found[n - 1] = page._replace(horizon=horizon or 0, more=more)
+        return found
+
+    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
+        """The state of each stream, in one statement, with its newest messages: ``limit`` and ``size`` as in :meth:`pages`."""
+        rows = self._all(
+            _OPENINGS,
+            {
+                "streams": [question.stream for question in questions],
+                "cursors": [question.cursor for question in questions],
+                "replays": [question.replay for question in questions],
+                "limit": limit,
+                "bytes": size,
+            },
+        )
+        found: dict[int, Opening] = {}
+        for n, head, horizon, oldest, start, *message, place, full in rows:
+            opening = found.get(n)
+            if opening is None:
+                cursor = questions[n - 1].cursor
+                floor = head if cursor is None else max(cursor, horizon or 0)
+                opening = Opening(head, horizon or 0, oldest or 0, start or 0, floor, [])
+            if place is not None and place <= limit:
+                opening.rows.append(Row(*message))
+            if full or (place or 0) > limit:
+                # What lies below was left out: what we have is complete above the id before the lowest that we have.
+                lowest = message[0] if place > limit else message[0] - 1
+                opening = opening._replace(floor=max(opening.floor, lowest))
+            found[n] = opening
+        return [found[n] for n in range(1, len(questions) + 1)]
+
+    def ephemerals(self, ids: Sequence[int]) -> dict[int, tuple[str | None, str, str | None, str | None]]:
+        """Of the large ephemeral messages that are still there: event, data, visible_to, exclude by number."""
+        rows = self._all(
+            "select id, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)", (list(ids),)
+        )
+        return {int(row[0]): (row[1], row[2], row[3], row[4]) for row in rows}
+
+
+def broadcast_on_commit(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
+    """Queue one message in the transaction of ``cursor``, an application's own: its errors stay psycopg2's."""
+    cursor.execute("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
+
+
+def broadcast_ephemeral(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
+    """Reach who is connected once the transaction of ``cursor`` commits."""
+    cursor.execute("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
+
+
+def last_id(cursor: Cursor, stream: str) -> int:
+    """The stream's newest id in the snapshot of the transaction of ``cursor``."""
+    cursor.execute("select pgbus.last_id(%s) as last_id", (stream,))
+    row = cursor.fetchone()
+    return int(row["last_id"] if isinstance(row, dict) else row[0])  # an application may use a RealDictCursor

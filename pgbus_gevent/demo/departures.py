@@ -1,0 +1,181 @@
+"""The departures board: a Bottle application on the public API of the package, and nothing else.
+
+::
+
+    replayer = Replayer(bus, speed=60)
+    replayer.start()
+    app = make_app(bus, speed=60)
+
+The page is rendered with the stream's watermark, read in the same REPEATABLE READ transaction as the rows. A browser
+that follows the stream from there on misses no change and sees none twice, however long the page was on its way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+import bottle
+
+from ..errors import PgbusError
+from . import board
+from .flights import ORIGINS
+from .replayer import STREAM, Replayer
+from .schedule import YEAR_START
+
+if TYPE_CHECKING:
+    from pgbus_gevent import Bus
+
+__all__ = ["HELLO_STREAM", "STREAM", "Page", "Replayer", "make_app", "render"]
+
+HELLO_STREAM = "demo:hello"
+"""What anybody publishes to it appears on the page."""
+ROWS_SHOWN = 18
+"""Until the visitor asks for all."""
+
+FOLDER = Path(__file__).parent
+ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "follow.js": "text/javascript"}
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+log = logging.getLogger(__name__)
+
+
+def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle.Bottle:
+    """The application: the page at ``/`` and what it loads below ``/demo/``.
+
+    `speed` is what the clock on the page runs at between two messages: the replayer's. `prefix` is where the package's
+    own application answers, on the same origin; its streams ``demo:*`` have to be public.
+    """
+    app = bottle.Bottle()
+    reader = _Reader(bus)
+
+    @app.get("/")  # type: ignore[untyped-decorator]
+    def show_page() -> bottle.HTTPResponse:
+        page = reader.read()
+        return bottle.HTTPResponse(render(page, speed=speed, prefix=prefix, origin=_origin()), headers=HEADERS)
+
+    @app.get("/demo/board.json")  # type: ignore[untyped-decorator]
+    def show_rows() -> bottle.HTTPResponse:
+        return bottle.HTTPResponse(
+            json.dumps(reader.read().state), headers=HEADERS | {"Content-Type": "application/json"}
+        )
+
+    @app.get("/demo/<name>")  # type: ignore[untyped-decorator]
+    def show_asset(name: str) -> Any:
+        if name not in ASSETS:
+            bottle.abort(404, "there is no such file")
+        return bottle.static_file(name, root=str(FOLDER), mimetype=ASSETS[name], headers={"Cache-Control": "no-cache"})
+
+    return app
+
+
+class Page(NamedTuple):
+    """The board, and the watermark of its stream in the same snapshot."""
+
+    snapshot: board.Snapshot
+    watermark: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a browser needs to show it and to follow from there."""
+        clock = self.snapshot.clock or YEAR_START
+        return {
+            "clock": clock.isoformat(),
+            "since": self.watermark,
+            "rows": [row.fields for row in self.snapshot.rows],
+        }
+
+
+class _Reader:
+    """Reads the page's contents from the database."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._stream = bus.stream(STREAM)
+        self._prepared = False
+
+    def read(self) -> Page:
+        """One consistent view; raises the HTTP answer to give when there is none to be had."""
+        try:
+            if not self._prepared:
+                # The page may be asked for before the replayer has had its first turn.
+                with self._bus.transaction() as cursor:
+                    board.prepare(cursor)
+                self._prepared = True
+            with self._bus.transaction(isolation="repeatable read") as cursor:
+                return Page(board.read(cursor), self._stream.last_id(using=cursor))
+        except PgbusError as error:
+            self._prepared = False
+            log.warning("no departures board to show: %s", error)
+            raise bottle.HTTPResponse(UNAVAILABLE, 503, headers=HEADERS | {"Retry-After": "5"}) from error
+
+
+UNAVAILABLE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="dark light"><meta http-equiv="refresh" content="5"><title>Departures</title></head>
+<body><h1>The board is dark</h1><p>Its database cannot be reached. This page tries again every five seconds.</p></body>
+</html>
+"""
+
+
+def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
+    """The HTML of the page. `origin` is the server as the visitor reaches it, for the commands to copy."""
+    clock = page.snapshot.clock or YEAR_START
+    return str(
+        _TEMPLATE.render(
+            **page.state,
+            statuses=Counter(row.status for row in page.snapshot.rows),
+            blank=dict.fromkeys((*board.Row._fields, "time", "was", "remark"), ""),
+            rows_shown=ROWS_SHOWN,
+            origins=ORIGINS,
+            today=f"{clock:%a} {clock.day} {clock:%b %Y}",
+            speed=f"{speed:g}",
+            departures_url=stream_url(prefix, STREAM),
+            hello_url=stream_url(prefix, HELLO_STREAM),
+            commands=_commands(prefix, origin),
+        )
+    )
+
+
+def stream_url(prefix: str, stream: str) -> str:
+    """Where a public stream is followed."""
+    return f"{prefix}/streams/{quote(stream, safe='')}"
+
+
+_TEMPLATE = bottle.SimpleTemplate(source=(FOLDER / "departures.html").read_text(encoding="utf-8"))
+
+
+def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:
+    # In a path a colon may stand as it is; what is to be read and pasted is better off with it.
+    streams = f"{origin.removeprefix('http://')}{prefix}/streams"
+    return [
+        (
+            "SQL, from anywhere",
+            f"psql \"$PGBUS_DATABASE_URL\" -c \"select pgbus.broadcast('{HELLO_STREAM}', 'Hello')\"",
+        ),
+        ("The command line", f"pgbus-gevent broadcast {HELLO_STREAM} 'Hello'"),
+        (
+            "HTTP, with the publish token",
+            f"curl -H \"Authorization: Bearer $PGBUS_PUBLISH_TOKEN\" -d 'Hello' {streams}/{HELLO_STREAM}",
+        ),
+        ("Follow the board without a browser", f"curl -N {streams}/{STREAM}"),
+    ]
+
+
+def _origin() -> str:
+    parts = bottle.request.urlparts
+    # The visitor is meant to paste this into a shell, so what the Host header says is not taken on trust.
+    host = parts.netloc if re.fullmatch(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?", parts.netloc) else "localhost:8080"
+    return f"{parts.scheme}://{host}"

@@ -1,0 +1,107 @@
+"""Every exception that the package raises on purpose, in one tree.
+
+::
+
+    PgbusError
+    ├── InvalidArgument (also ValueError)   a name, an event, a cursor or a setting that makes no sense
+    │   ├── InvalidName
+    │   ├── InvalidEvent
+    │   ├── InvalidCursor
+    │   └── InvalidSetting
+    ├── BadToken                            a signed stream name that does not verify
+    │   └── TokenExpired
+    ├── DatabaseError                       PostgreSQL refused or could not be reached
+    │   ├── DatabaseUnavailable             not reached, went away, or did not answer in time
+    │   ├── PoolTimeout                     every pooled connection stayed busy
+    │   └── SchemaTooNew                    the schema was made by a newer release
+    ├── EmbeddedError                       the embedded server cannot be had
+    └── NotPatched                          the process is not patched for gevent
+
+A message says what is wrong and what to do; what a handler needs besides is an attribute.
+"""
+
+from __future__ import annotations
+
+
+class PgbusError(Exception):
+    """The base of all of them."""
+
+
+class InvalidArgument(PgbusError, ValueError):
+    """A value that the caller gave makes no sense; nothing was done."""
+
+
+class InvalidName(InvalidArgument):
+    """Not a stream name: 1 to 255 UTF-8 bytes without control characters."""
+
+
+class InvalidEvent(InvalidArgument):
+    """Not an event name: it has a line break or NUL, or starts with ``pgbus:``."""
+
+
+class InvalidCursor(InvalidArgument):
+    """Not a cursor: ASCII digits, below 2**53."""
+
+
+class InvalidSetting(InvalidArgument):
+    """A setting was refused. ``name`` is the setting, ``value`` what was given."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(f"{name}={value!r} is not allowed: {allowed}")
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+class BadToken(PgbusError):
+    """A signed stream name that none of the secrets verifies."""
+
+
+class TokenExpired(BadToken):
+    """A signed stream name past its time. ``expired_at`` is in Unix seconds."""
+
+    def __init__(self, expired_at: float) -> None:
+        super().__init__("the signed stream name has expired; render the page again to get a new one")
+        self.expired_at = expired_at
+
+
+class DatabaseError(PgbusError):
+    """PostgreSQL refused a statement. ``sqlstate`` is its five-character code, if there was one."""
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class DatabaseUnavailable(DatabaseError):
+    """PostgreSQL was not reached, went away, or did not answer in time; whether it did the work is unknown."""
+
+
+class PoolTimeout(DatabaseError):
+    """No pooled connection became free within ``timeout`` seconds."""
+
+    def __init__(self, timeout: float, size: int) -> None:
+        super().__init__(
+            f"all {size} pooled database connections stayed busy for {timeout:g} s; raise pool_size, or find what holds them"
+        )
+        self.timeout = timeout
+        self.size = size
+
+
+class SchemaTooNew(DatabaseError):
+    """The schema was migrated by a newer release than this one."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            f"schema pgbus is at version {found}, this release knows up to {known}; upgrade pgbus-gevent here too"
+        )
+        self.found = found
+        self.known = known
+
+
+class EmbeddedError(PgbusError):
+    """The embedded PostgreSQL cannot be had; the message says why."""
+
+
+class NotPatched(PgbusError, RuntimeError):
+    """The process is not patched for gevent, so that one wait would stop every client."""

@@ -1,0 +1,93 @@
+"""A client behind a WSGI server that keeps its socket to itself: the response body is an iterator fed by the same cursor.
+
+It costs the server's greenlet for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from ..core.client import Client, StreamRequest
+from .io_writer import MAX_EXTRA
+
+
+class BodyConnection(Client):
+    """Iterate over it in the server's greenlet, and close it there; everything else is for the streamer.
+
+    A chunk counts as sent when the server asks for the next one: until then something waits, and :attr:`blocked_since`
+    says since when.
+    """
+
+    __slots__ = ("_consumer", "_on_drained", "_on_gone", "_parts", "_ready", "_taken_at", "_waiting_since")
+
+    def __init__(
+        self,
+        id: str,
+        request: StreamRequest,
+        *,
+        on_drained: Callable[[BodyConnection], None],
+        on_gone: Callable[[BodyConnection, str], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        super().__init__(id, request, now=clock())
+        self._on_drained = on_drained
+        self._on_gone = on_gone
+        self._parts: list[bytes] = []
+        self._ready = Event()
+        self._waiting_since: float | None = None
+        self._consumer: Any = None
+
+    @property
+    def blocked_since(self) -> float | None:
+        return self._waiting_since
+
+    def send(self, data: bytes, now: float) -> None:
+        self.last_sent = now
+        self._waiting_since = now
+        self._parts.append(data)
+        self._ready.set()
+
+    def send_extra(self, data: bytes, now: float) -> bool:
+        if sum(map(len, self._parts)) + len(data) > MAX_EXTRA:
+            return False
+        self.send(data, now)
+        return True
+
+    def finish(self, farewell: bytes, now: float) -> None:
+        self.send(farewell, now)
+
+    def abort(self) -> None:
+        """End the body; a server that is stuck in a write to the client is thrown out of it."""
+        self._parts.clear()
+        self._ready.set()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None and self._waiting_since is not None:
+            gevent.kill(consumer, BrokenPipeError("the client takes no bytes"))
+
+    def __iter__(self) -> BodyConnection:
+        return self
+
+    def __next__(self) -> bytes:
+        self._consumer = gevent.getcurrent()
+        if self._waiting_since is not None and not self._parts:
+            self._waiting_since = None
+            if not self.closed:
+                self._on_drained(self)
+        while not self._parts:
+            if self.closed:
+                raise StopIteration
+            self._ready.wait()
+            self._ready.clear()
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+    def close(self) -> None:
+        """The server is done with the body: the client has left, or the end was reached."""
+        self._consumer = None
+        self._on_gone(self, "client left")

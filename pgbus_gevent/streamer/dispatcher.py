@@ -1,0 +1,274 @@
+"""Brings connections from their cursors to the heads of their streams.
+
+Delivery is level-triggered: a connection is behind, or it is not. There is no queue of messages for anybody; a pass over a
+stream sends each connection, in one go, all that lies between its cursor and the head. What arrives during a pass goes with
+the next one, so the busier it gets, the larger the batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import gevent
+from gevent.event import Event
+
+from ..core import sse
+from ..core.client import Client, Subscription, admit, expired
+from ..core.filters import Filters
+from ..core.registry import Registry
+from ..core.stream_log import Chunk, Frame, History, StreamLog, make_chunk
+
+logger = logging.getLogger("pgbus_gevent.dispatcher")
+
+CHUNK_BYTES = 64 * 1024
+"""About how much one send carries, and so what a client that then stops reading makes us keep."""
+
+SLICE = 200
+"""Connections of one stream that are served before the next stream has its turn."""
+
+TURN_SECONDS = 0.002
+"""How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn."""
+
+MAX_EPHEMERALS = 10_000
+"""Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with a warning."""
+
+_CACHED_CURSORS = 16
+
+_Steps = Iterator[None]
+
+
+class StreamEventDispatcher:
+    """The greenlet that writes to clients; :meth:`run` is its loop.
+
+    Anybody may call the other methods, none of which yields. ``on_behind`` is given who needs a read from the database (a cursor
+    that the ring does not reach, or a start that only the database knows); ``on_error`` a client whose delivery raised.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        filters: Filters,
+        *,
+        on_behind: Callable[[Subscription], None],
+        on_error: Callable[[Client], None],
+        retry: Callable[[], float],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._registry = registry
+        self._filters = filters
+        self._on_behind = on_behind
+        self._on_error = on_error
+        self._retry = retry
+        self._clock = clock
+        self._turns: deque[_Steps] = deque()
+        self._moved: set[StreamLog] = set()
+        self._lagging: deque[Subscription] = deque()
+        self._ephemerals = 0
+        self._work = Event()
+        self.sends = 0
+        self.passes = 0
+
+    # what the other parts tell
+
+    def moved(self, log: StreamLog) -> None:
+        """The stream has new frames."""
+        if log not in self._moved:
+            self._moved.add(log)
+            self._turns.append(self._pass(log))
+            self._work.set()
+
+    def bring(self, subscription: Subscription) -> None:
+        """One connection may be behind: it is new, or can take bytes again."""
+        if not self._lagging:
+            self._turns.append(self._bring_lagging())
+            self._work.set()
+        self._lagging.append(subscription)
+
+    def pass_on(self, log: StreamLog, frame: Frame) -> None:
+        """Send an ephemeral message to who is connected now."""
+        if self._ephemerals >= MAX_EPHEMERALS:
+            logger.warning("more than %d ephemeral messages wait: dropping one of %r", MAX_EPHEMERALS, log.name)
+            return
+        self._ephemerals += 1
+        self._turns.append(self._pass_ephemeral(log, frame))
+        self._work.set()
+
+    # the loop
+
+    def run(self) -> None:
+        """Serve streams in turns, for ever."""
+        self._resume()
+        breath = self._clock()
+        while True:
+            if not self._turns:
+                self._work.clear()
+                self._work.wait()
+                breath = self._clock()
+            steps = self._turns.popleft()
+            if next(steps, self) is not self:
+                self._turns.append(steps)
+            if self._clock() - breath > TURN_SECONDS:
+                breathe()
+                breath = self._clock()
+
+    def _resume(self) -> None:
+        """Find what a run that died left undone: who is behind shows by the cursors."""
+        self._lagging.clear()
+        for log in self._registry.logs():
+            self.moved(log)
+            for subscription in self._registry.subscriptions(log.name):
+                if subscription.cursor is None:
+                    self.bring(subscription)
+
+    # passes; each `yield` is where other streams have their turn
+
+    def _pass(self, log: StreamLog) -> _Steps:
+        # From here on a new frame queues another pass, behind the other streams.
+        self._moved.discard(log)
+        head = log.head
+        now = self._clock()
+        chunks: dict[int, Chunk | None] = {}
+        self.passes += 1
+        for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):
+            if n % SLICE == 0:
+                yield
+                now = self._clock()
+            cursor = subscription.cursor
+            if cursor is None or cursor >= head or not _may_send(subscription):
+                continue
+            # Nearly all stand at the same cursor, so their frames are joined once.
+            if cursor in chunks:
+                chunk = chunks[cursor]
+            else:
+                if len(chunks) >= _CACHED_CURSORS:
+                    chunks.clear()
+                chunk = chunks[cursor] = log.after(cursor, CHUNK_BYTES)
+            if chunk is None:
+                self._on_behind(subscription)
+                continue
+            self._send(subscription, chunk, now)
+            if chunk.cursor < head:
+                self.bring(subscription)
+
+    def _bring_lagging(self) -> _Steps:
+        served = 0
+        while self._lagging:
+            subscription = self._lagging.popleft()
+            if subscription.cursor is None:
+                self._admit(subscription)
+            if self._step(subscription):
+                # Behind those who wait: one that is far behind takes turns with the others.
+                self._lagging.append(subscription)
+            served += 1
+            if served % SLICE == 0 and self._lagging:
+                yield
+
+    def _step(self, subscription: Subscription) -> bool:
+        """Send one connection the next frames of the ring; whether it can take more."""
+        log, cursor = subscription.log, subscription.cursor
+        if cursor is None or cursor >= log.head or not _may_send(subscription):
+            return False
+        chunk = log.after(cursor, CHUNK_BYTES)
+        if chunk is None:
+            self._on_behind(subscription)
+            return False
+        self._send(subscription, chunk, self._clock())
+        return chunk.cursor < log.head
+
+    def _pass_ephemeral(self, log: StreamLog, frame: Frame) -> _Steps:
+        self._ephemerals -= 1
+        chunk = make_chunk([frame])
+        now = self._clock()
+        for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):
+            if n % SLICE == 0:
+                yield
+                now = self._clock()
+            if subscription.cursor is not None and not subscription.client.closed:
+                data = self._visible(subscription, chunk)
+                if data:
+                    subscription.client.send_extra(data, now)
+
+    def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
+        """Send a page from the database to all who stand within it; called by a reader, and gives way as it goes."""
+        chunks: dict[int, Chunk | None] = {}
+        now = self._clock()
+        for n, subscription in enumerate(subscriptions, 1):
+            if n % SLICE == 0:
+                breathe()
+                now = self._clock()
+            # It may have moved on, or been blocked, while others were served.
+            cursor = subscription.cursor
+            if cursor is None or cursor < history.start or not _may_send(subscription):
+                continue
+            gap = b""
+            if cursor < history.horizon:
+                # Zero asks for all that is retained, so it misses nothing.
+                gap = expired(log, cursor, history.oldest) if cursor > 0 else b""
+                cursor = subscription.cursor = history.horizon
+            if cursor not in chunks:
+                chunks[cursor] = history.after(cursor)
+            chunk = chunks[cursor]
+            if chunk is not None:
+                self._send(subscription, chunk, now, gap)
+            elif gap:
+                subscription.client.send(gap, now)
+
+    # one connection
+
+    def _admit(self, subscription: Subscription) -> None:
+        """Decide where a connection starts and greet it, or have the database asked first."""
+        client, log = subscription.client, subscription.log
+        if client.closed or subscription.waiting:
+            return
+        admission = admit(subscription)
+        if admission is None:
+            self._on_behind(subscription)
+            return
+        subscription.cursor = admission.cursor
+        greeting = (
+            sse.retry(self._retry())
+            + sse.opened(log.name, admission.cursor)
+            + sse.connected(client.id, [(log.name, log.head)])
+            + admission.gap
+        )
+        client.send(greeting, self._clock())
+
+    def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
+        # The cursor moves with the bytes, past what the client may not see too.
+        subscription.cursor = chunk.cursor
+        try:
+            data = before + self._visible(subscription, chunk) if before else self._visible(subscription, chunk)
+            if data:
+                self.sends += 1
+                subscription.client.send(data, now)
+        except Exception:
+            # One client's trouble must not keep the others from their messages.
+            logger.exception("delivery to connection %s failed; closing it", subscription.client.id)
+            self._on_error(subscription.client)
+
+    def _visible(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        if chunk.data is not None:
+            return chunk.data
+        return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
+
+    def _permits(self, subscription: Subscription, frame: Frame) -> bool:
+        client = subscription.client
+        if frame.exclude is not None and frame.exclude == client.id:
+            return False
+        return frame.visible_to is None or self._filters.permits(
+            frame.visible_to, client.request.context, subscription.log.name
+        )
+
+
+def _may_send(subscription: Subscription) -> bool:
+    client = subscription.client
+    return not subscription.waiting and client.reason is None and client.blocked_since is None
+
+
+def breathe() -> None:
+    """Let the event loop look at its sockets once. gevent.sleep(0) would not: it runs other greenlets alone for up to 5 ms."""
+    hub = gevent.get_hub()
+    hub.wait(hub.loop.timer(0))

@@ -1,0 +1,116 @@
+"""Looks at every connection now and then: keeps the quiet ones alive, ends those whose time is over.
+
+One sweep in slots over the interval, and not a timer for each connection: a connection stands in the slot in which it is due
+next, so that neither all are due at once nor anybody is looked at in vain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic, time
+
+import gevent
+
+from ..core import sse
+from ..core.client import Client
+
+_MAX_TICK = 1.0  # seconds
+
+
+class Heartbeat:
+    """The greenlet that sweeps; :meth:`run` is its loop. :meth:`watch` and :meth:`forget` never yield.
+
+    ``interval`` is after how long a silence a heartbeat goes out; a client that takes no byte for ``write_deadline`` is a slow
+    consumer; one that nobody could tell where it starts within ``admit_deadline`` is refused; all in seconds. ``on_end`` is given a
+    client and the reason why it is to be closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: float,
+        write_deadline: float,
+        admit_deadline: float,
+        on_end: Callable[[Client, str], None],
+        clock: Callable[[], float] = monotonic,
+        wall_clock: Callable[[], float] = time,
+    ) -> None:
+        self._interval = interval
+        self._write_deadline = write_deadline
+        self._admit_deadline = admit_deadline
+        # A connection that stops reading just after it was looked at is found late by this much at the most.
+        self._look = min(interval, write_deadline / 4, admit_deadline)
+        self._tick = min(_MAX_TICK, self._look / 4)
+        self._on_end = on_end
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._slots: dict[int, dict[Client, None]] = {}
+        self._done = math.floor(clock() / self._tick)
+        self.sent = 0
+
+    def watch(self, client: Client) -> None:
+        """A connection was opened."""
+        self._place(client, self._clock(), self._look)
+
+    def forget(self, client: Client) -> None:
+        """A connection has ended."""
+        slot = self._slots.get(client.due)
+        if slot is not None and slot.pop(client, self) is None and not slot:
+            del self._slots[client.due]
+
+    def _place(self, client: Client, now: float, delay: float) -> None:
+        client.due = max(self._done + 1, math.ceil((now + delay) / self._tick))
+        self._slots.setdefault(client.due, {})[client] = None
+
+    def run(self) -> None:
+        """Sweep, for ever."""
+        while True:
+            gevent.sleep(self._tick)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Look at all that are due."""
+        now = self._clock()
+        last = math.floor(now / self._tick)
+        if last - self._done > len(self._slots):
+            due = sorted(slot for slot in self._slots if slot <= last)
+        else:
+            due = [slot for slot in range(self._done + 1, last + 1) if slot in self._slots]
+        self._done = last
+        frame = sse.heartbeat(self._wall_clock())
+        for slot in due:
+            for client in self._slots.pop(slot, ()):
+                delay = self._look_at(client, frame, now)
+                # One that is closing stays as long as something waits for it.
+                if not client.closed or client.blocked_since is not None:
+                    self._place(client, now, delay)
+
+    def _look_at(self, client: Client, frame: bytes, now: float) -> float:
+        """Do what is due for one client; after how many seconds to look again."""
+        reason = self._reason_to_end(client, now)
+        if reason is not None:
+            self._on_end(client, reason)
+            return self._look
+        subscription = client.subscription
+        admitted = subscription is not None and subscription.cursor is not None
+        if admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
+            client.send(frame, now)
+            self.sent += 1
+        delay = min(self._look, max(self._tick, client.last_sent + self._interval - now))
+        expires_at = client.request.expires_at
+        if expires_at is not None:
+            delay = min(delay, max(0.0, expires_at - self._wall_clock()))
+        return delay
+
+    def _reason_to_end(self, client: Client, now: float) -> str | None:
+        if client.blocked_since is not None and now - client.blocked_since >= self._write_deadline:
+            return "slow-consumer"
+        if client.request.expires_at is not None and self._wall_clock() >= client.request.expires_at:
+            return "expired"
+        if client.ends_at is not None and now >= client.ends_at:
+            return "max-age"
+        subscription = client.subscription
+        if subscription is not None and subscription.cursor is None and now - client.opened_at >= self._admit_deadline:
+            return "unavailable"
+        return None

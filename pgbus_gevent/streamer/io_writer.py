@@ -1,0 +1,166 @@
+"""The one writer of one socket: sends without waiting, keeps what the socket did not take, sees the client leave.
+
+Its callbacks run in the hub, where nothing may wait. Only this module and the WSGI body know of OSError.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+MAX_EXTRA = 64 * 1024
+"""Bytes of frames that a slow client may go without which wait for it all the same."""
+
+_READ, _WRITE = 1, 2  # libev's events
+_MAX_INPUT = 4096  # a client of an event stream has nothing to say; one that goes on talking is cut off
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class IoWriter:
+    """Owns ``sock`` (taken out of gevent's hands, so a plain non-blocking one) from here to its close.
+
+    ``on_drained`` is called when the last of what waited has gone out, ``on_gone`` with a reason when the client has left;
+    both in the hub. Whoever calls :meth:`write` must see to it that nothing waits (:attr:`blocked_since`).
+    """
+
+    __slots__ = (
+        "_clock", "_closing", "_input", "_on_drained", "_on_gone", "_reader", "_rest", "_sock", "_writer", "blocked_since",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_drained: Callable[[], None],
+        on_gone: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._sock: socket.socket | None = sock
+        self._on_drained = on_drained
+        self._on_gone = on_gone
+        self._clock = clock
+        self._rest: memoryview | None = None
+        self._closing = False
+        self._input = 0
+        self.blocked_since: float | None = None
+        self._writer: Any = None
+        self._reader: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
+        self._reader.start(self._readable)
+
+    def write(self, data: bytes, now: float) -> None:
+        """Send; what the socket does not take waits, and :attr:`blocked_since` says so."""
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._gone(error)
+            return
+        if sent < len(data):
+            self._wait_for(memoryview(data)[sent:], now)
+
+    def write_extra(self, data: bytes, now: float) -> bool:
+        """Send, or let it wait behind what waits; False when too much does."""
+        if self._rest is None:
+            self.write(data, now)
+            return True
+        if self._closing or len(self._rest) + len(data) > MAX_EXTRA:
+            return False
+        self._rest = memoryview(bytes(self._rest) + data)
+        return True
+
+    def finish(self, farewell: bytes, now: float) -> None:
+        """Send ``farewell`` behind what waits, then close."""
+        if self._rest is None:
+            self.write(farewell, now)
+        else:
+            self._rest = memoryview(bytes(self._rest) + farewell)
+        self._closing = True
+        if self._rest is None:
+            self._gone("finished")
+
+    def _wait_for(self, rest: memoryview, now: float) -> None:
+        self._rest = rest
+        self.blocked_since = now
+        assert self._sock is not None
+        self._writer = gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
+        self._writer.start(self._writable)
+
+    def _writable(self) -> None:
+        if self._sock is None or self._rest is None:
+            return
+        try:
+            sent = self._sock.send(self._rest)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._gone(error)
+            return
+        if sent < len(self._rest):
+            self._rest = self._rest[sent:]
+            self.blocked_since = self._clock()  # it does take bytes: the deadline is for who takes none
+            return
+        self._rest = None
+        self.blocked_since = None
+        _end(self._writer)
+        self._writer = None
+        if self._closing:
+            self._gone("finished")
+        else:
+            self._on_drained()
+
+    def _readable(self) -> None:
+        if self._sock is None:
+            return
+        try:
+            data = self._sock.recv(_MAX_INPUT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._gone(error)
+            return
+        self._input += len(data)
+        # End of input is a client that left: a half-closed one cannot be told from it, and would wait for nothing.
+        if not data:
+            self._gone(None)
+        elif self._input > _MAX_INPUT:
+            self._gone("sent data on an event stream")
+
+    def _gone(self, why: OSError | str | None) -> None:
+        self.close()
+        self._on_gone(why if isinstance(why, str) else "client left" if why is None else type(why).__name__)
+
+    def abort(self) -> None:
+        """Close and let the kernel drop what it still holds for a client that does not read."""
+        if self._sock is not None:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            except OSError:
+                pass
+        self.close()
+
+    def close(self) -> None:
+        """Close. May be called again."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        # Before the descriptor: its number may be another connection's a moment later, and the watchers would be too.
+        _end(self._reader)
+        _end(self._writer)
+        self._reader = self._writer = None
+        self._rest = None
+        self.blocked_since = None
+        sock.close()
+
+
+def _end(watcher: Any) -> None:
+    if watcher is not None:
+        watcher.stop()
+        watcher.close()

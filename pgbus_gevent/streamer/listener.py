@@ -1,0 +1,115 @@
+"""Holds the LISTEN session: reads what publishers ring, notices when it goes deaf, opens it again."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+import gevent
+
+from ..errors import DatabaseError
+
+logger = logging.getLogger("pgbus_gevent.listener")
+
+PROBE_TIMEOUT = 2.0
+"""Seconds for a notification of our own to come back, before the session is taken for deaf."""
+
+PING_INTERVAL = 10.0
+"""Seconds of silence after which the server is asked whether it lives."""
+
+_WAIT = 1.0
+_MAX_PAUSE = 5.0
+
+
+class Session(Protocol):
+    """A LISTEN session; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
+
+    def receive(self, timeout: float) -> tuple[list[str], bool]: ...
+    def hears(self, timeout: float) -> bool: ...
+    def ping(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Listener:
+    """The greenlet that owns the session; :meth:`run` is its loop, and nobody else ever touches the session.
+
+    ``connect`` opens one that has LISTENed. ``on_payloads`` is given what came and must not yield: a listener that does not read
+    keeps the whole database from being vacuumed. ``on_up`` is called after each LISTEN, when what was missed is to be
+    looked for, ``on_down`` when the session is lost.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Session],
+        *,
+        on_payloads: Callable[[list[str]], None],
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._connect = connect
+        self._on_payloads = on_payloads
+        self._on_up = on_up
+        self._on_down = on_down
+        self._clock = clock
+        self.live = False
+        self.reconnects = 0
+
+    def run(self) -> None:
+        """Listen, and open the session again whenever it is lost, for ever."""
+        pause = 0.0
+        while True:
+            session = None
+            try:
+                session = self._open()
+                pause = 0.0
+                self._listen(session)
+            except DatabaseError as error:
+                self._lost(error, first=not pause)
+            finally:
+                self.live = False
+                if session is not None:
+                    session.close()
+            pause = min(_MAX_PAUSE, max(0.1, pause * 2))
+            # Many workers lose their sessions at the same moment, so they must not all come back at one.
+            gevent.sleep(pause * random.uniform(0.3, 1.0))
+
+    def _open(self) -> Session:
+        session = self._connect()
+        try:
+            if not session.hears(PROBE_TIMEOUT):
+                raise DatabaseError(
+                    "LISTEN is deaf: the URL points at a pooler in transaction mode. Give a direct one in"
+                    " PGBUS_LISTEN_URL, or set listen=False to poll"
+                )
+        except BaseException:
+            session.close()
+            raise
+        self.live = True
+        logger.info("listening")
+        self._on_up()
+        return session
+
+    def _listen(self, session: Session) -> None:
+        heard = self._clock()
+        while True:
+            payloads, lost = session.receive(_WAIT)
+            if payloads:
+                heard = self._clock()
+                self._on_payloads(payloads)
+            if lost:
+                logger.warning("more notifications came than there was room for; looking for what was missed")
+                self._on_up()
+            if self._clock() - heard >= PING_INTERVAL:
+                session.ping()
+                heard = self._clock()
+
+    def _lost(self, error: DatabaseError, *, first: bool) -> None:
+        if self.live:
+            self.reconnects += 1
+            self._on_down()
+        if self.live or first:
+            logger.warning("the LISTEN session is lost, opening a new one: %s", error)

@@ -1,0 +1,245 @@
+"""Reads from the database for those whom the ring cannot serve, a few statements at a time.
+
+Reads are merged: whatever was asked while others were under way goes into the next statement, one for many streams; a page is read
+once for all who need it. So ten thousand clients that come back at once cost a handful of statements.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import gevent
+from gevent.event import Event
+
+from ..core.client import Subscription
+from ..core.stream_log import History, StreamLog
+from ..database.queries import Opening, OpenQuestion, Page
+from ..errors import DatabaseError
+from ..messages import MAX_ID
+
+logger = logging.getLogger("pgbus_gevent.reader")
+
+STREAMS_PER_READ = 64
+BYTES_PER_STREAM = 128 * 1024
+"""Together they bound what one statement brings into memory: 8 MB, and what a client that stops reading makes us keep."""
+
+_MAX_PAUSE = 2.0  # seconds between tries while the database is away
+
+
+class Source(Protocol):
+    """What the reader needs of the database; :class:`pgbus_gevent.database.queries.Queries` is one."""
+
+    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]: ...
+
+
+class Reader:
+    """Two kinds of reads, by any number of greenlets that each run :meth:`run`.
+
+    A *look* at a stream (:meth:`look`) brings its log up to the database: for a stream that is new here, after a wake that did not carry
+    its message, and for a client whose start only the database knows. A *page* (:meth:`behind`) is for clients below the
+    ring. ``on_moved`` is told of logs with new frames, ``on_ready`` of clients that can go on without the reader,
+    ``serve`` sends a page to those who wait for it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        serve: Callable[[StreamLog, History, list[Subscription]], None],
+        on_moved: Callable[[StreamLog, int], None],
+        on_ready: Callable[[Subscription], None],
+        page_size: int = 500,
+        ring_messages: int = 1000,
+    ) -> None:
+        self._source = source
+        self._serve = serve
+        self._on_moved = on_moved
+        self._on_ready = on_ready
+        self._page_size = page_size
+        self._ring_messages = ring_messages
+        self._looks: dict[StreamLog, dict[Subscription, None]] = {}
+        self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
+        self._paging: set[StreamLog] = set()
+        self._lowest_next: dict[StreamLog, bool] = {}
+        self._work = Event()
+        self.reads = 0
+
+    # what the other parts tell
+
+    def look(self, log: StreamLog) -> None:
+        """The stream may have moved."""
+        self._looks.setdefault(log, {})
+        self._work.set()
+
+    def behind(self, subscription: Subscription) -> None:
+        """A client needs the database: for its start, or for a page."""
+        if subscription.waiting:
+            return
+        subscription.waiting = True
+        queue = self._looks if subscription.cursor is None else self._waiting
+        queue.setdefault(subscription.log, {})[subscription] = None
+        self._work.set()
+
+    def forget(self, subscription: Subscription) -> None:
+        """The client has left."""
+        for queue in (self._looks, self._waiting):
+            waiting = queue.get(subscription.log)
+            if waiting is not None and waiting.pop(subscription, self) is None and not waiting:
+                del queue[subscription.log]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for a read."""
+        return not self._looks and not self._waiting
+
+    # the loop
+
+    def run(self) -> None:
+        """Read as long as there is something to read, for ever."""
+        pause = 0.0
+        while True:
+            try:
+                busy = self._look_some() or self._page_some()
+                pause = 0.0
+            except DatabaseError as error:
+                if not pause:
+                    logger.warning("cannot read from the database, trying again: %s", error)
+                pause = min(_MAX_PAUSE, max(0.05, pause * 2))
+                gevent.sleep(pause * random.uniform(0.5, 1.0))
+                continue
+            if not busy:
+                self._work.clear()
+                self._work.wait()
+
+    # looks
+
+    def _look_some(self) -> bool:
+        batch = {log: self._looks.pop(log) for log in list(self._looks)[:STREAMS_PER_READ]}
+        if not batch:
+            return False
+        try:
+            self._open({log: waiting for log, waiting in batch.items() if not log.is_open or _replays(waiting)})
+            self._follow({log: waiting for log, waiting in batch.items() if log.is_open and not _replays(waiting)})
+        except BaseException:
+            for log, waiting in batch.items():
+                self._looks.setdefault(log, {}).update(waiting)
+            self._work.set()
+            raise
+        for waiting in batch.values():
+            for subscription in waiting:
+                subscription.waiting = False
+                self._on_ready(subscription)
+        return True
+
+    def _open(self, batch: dict[StreamLog, dict[Subscription, None]]) -> None:
+        """Ask for the state of streams that are new here, or that somebody wants more of than the ring has."""
+        if not batch:
+            return
+        questions = [_question(log, waiting) for log, waiting in batch.items()]
+        openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
+        self.reads += 1
+        for log, question, opening in zip(batch, questions, openings, strict=True):
+            if not log.is_open:
+                log.open(
+                    head=opening.head,
+                    horizon=opening.horizon,
+                    oldest=opening.oldest,
+                    floor=opening.floor,
+                    rows=opening.rows,
+                )
+                self._on_moved(log, 0)
+            for subscription in batch[log]:
+                subscription.verified = True
+                if subscription.client.request.replay == question.replay is not None:
+                    subscription.start = opening.start
+
+    def _follow(self, batch: dict[StreamLog, dict[Subscription, None]]) -> None:
+        """Read on from the heads of streams that are open."""
+        if not batch:
+            return
+        pages = self._source.pages(
+            [(log.name, log.head) for log in batch], limit=self._page_size, size=BYTES_PER_STREAM
+        )
+        self.reads += 1
+        for log, page in zip(batch, pages, strict=True):
+            log.note(horizon=page.horizon)
+            # A notification may have brought some of it meanwhile.
+            new = log.extend(page.rows)
+            if new:
+                self._on_moved(log, new)
+            if page.more:
+                self.look(log)
+            for subscription in batch[log]:
+                subscription.verified = not page.more
+
+    # pages
+
+    def _page_some(self) -> bool:
+        logs = [log for log in self._waiting if log not in self._paging][:STREAMS_PER_READ]
+        if not logs:
+            return False
+        self._paging.update(logs)
+        try:
+            starts = [self._page_start(log) for log in logs]
+            pages = self._source.pages(
+                [(log.name, start) for log, start in zip(logs, starts, strict=True)],
+                limit=self._page_size,
+                size=BYTES_PER_STREAM,
+            )
+            self.reads += 1
+            for log, start, page in zip(logs, starts, pages, strict=True):
+                self._serve_page(log, start, page)
+        finally:
+            self._paging.difference_update(logs)
+            self._work.set()
+        return True
+
+    def _page_start(self, log: StreamLog) -> int:
+        """Whose turn it is: by turns the lowest cursor and that of who waits longest.
+
+        The first makes sure that one page serves everyone who stands within it; the second that one client far behind does not
+        make the others wait until it has come up to them.
+        """
+        waiting = self._waiting[log]
+        lowest = self._lowest_next.get(log, True)
+        self._lowest_next[log] = not lowest
+        if lowest:
+            return min(subscription.cursor or 0 for subscription in waiting)
+        return next(iter(waiting)).cursor or 0
+
+    def _serve_page(self, log: StreamLog, start: int, page: Page) -> None:
+        waiting = self._waiting.get(log, {})
+        end = page.rows[-1].id if page.more else MAX_ID
+        served = [subscription for subscription in waiting if start <= (subscription.cursor or 0) < end]
+        for subscription in served:
+            del waiting[subscription]
+            subscription.waiting = False
+        if not waiting:
+            self._waiting.pop(log, None)
+            self._lowest_next.pop(log, None)
+        try:
+            self._serve(log, History(page.rows, start=start, horizon=page.horizon), served)
+        finally:
+            # Whatever ended it: who is behind still has to be found so.
+            for subscription in served:
+                self._on_ready(subscription)
+
+
+def _replays(waiting: Iterable[Subscription]) -> list[int]:
+    """How far back those want to go whose start only the database can tell."""
+    return [
+        subscription.client.request.replay
+        for subscription in waiting
+        if subscription.start is None and subscription.client.request.replay is not None
+    ]
+
+
+def _question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
+    """What to ask of a stream, so that the answer serves all who wait for it."""
+    replays = _replays(waiting)
+    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
+    return OpenQuestion(log.name, 0 if replays else cursor, max(replays, default=None))

@@ -1,0 +1,197 @@
+"""A client of an event stream, as tests want one: it keeps every frame, and waits with a deadline."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from time import monotonic
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+import gevent
+from gevent.event import Event
+
+from ..core.sse_parser import ParsedFrame, Parser
+
+
+class Response(NamedTuple):
+    """The status and headers that came before the stream; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+
+
+class StreamClient:
+    """Connected to ``url`` + ``path`` from the start. A greenlet reads; :meth:`close` ends it.
+
+    :attr:`frames` has all frames so far, comments and control frames included; :meth:`next` hands out messages one by one.
+    :attr:`last_id` is the cursor, as a browser keeps it.
+    """
+
+    def __init__(
+        self, url: str, path: str, *, since: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._address = urlsplit(url)
+        self._path = path
+        self._since = since
+        self._headers = dict(headers or {})
+        self.frames: list[ParsedFrame] = []
+        self.last_id: str | None = None
+        self.response: Response | None = None
+        self.raw = b""
+        self._taken = 0
+        self._news = Event()
+        self._socket: socket.socket | None = None
+        self._reader: gevent.Greenlet[..., None] | None = None
+        self.closed = True
+        self.resume()
+
+    # connecting
+
+    def resume(self) -> None:
+        """Connect again, with the cursor, as a browser would."""
+        self.drop()
+        self.closed = False
+        self.raw = b""
+        self.response = None
+        self._socket = socket.create_connection((self._address.hostname or "127.0.0.1", self._address.port or 80), 10)
+        separator = "&" if "?" in self._path else "?"
+        query = "" if self._since is None else f"{separator}since={self._since}"
+        headers = {"Host": self._address.netloc, "Accept": "text/event-stream", **self._headers}
+        if self.last_id is not None:
+            headers["Last-Event-ID"] = self.last_id
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._socket.sendall(f"GET {self._path}{query} HTTP/1.1\r\n{lines}\r\n".encode())
+        self._reader = gevent.spawn(self._read, self._socket)
+
+    def drop(self) -> None:
+        """Cut the connection."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.kill()
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+        self.closed = True
+
+    close = drop
+
+    def __enter__(self) -> StreamClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, sock: socket.socket) -> None:
+        parser = Parser()
+        sock.settimeout(None)
+        try:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = sock.recv(65536)
+                if not data:
+                    return
+                head += data
+            head, _, body = head.partition(b"\r\n\r\n")
+            self.response = _response(head)
+            chunked = "chunked" in self.response.headers.get("transfer-encoding", "")
+            decode = _Dechunker().feed if chunked else bytes
+            self._news.set()
+            while True:
+                self._take(decode(body), parser)
+                body = sock.recv(65536)
+                if not body:
+                    return
+        except OSError:
+            return
+        finally:
+            self.closed = True
+            self._news.set()
+
+    def _take(self, data: bytes, parser: Parser) -> None:
+        self.raw += data
+        for frame in parser.feed(data):
+            self.frames.append(frame)
+            if frame.id is not None:
+                self.last_id = frame.id
+        self._news.set()
+
+    # looking
+
+    def next(self, event: str | None = None, timeout: float = 5.0) -> ParsedFrame:
+        """The next message (with this ``event``, control frames included, if one is given); raises AssertionError when none comes."""
+        deadline = monotonic() + timeout
+        while True:
+            while self._taken < len(self.frames):
+                frame = self.frames[self._taken]
+                self._taken += 1
+                wanted = frame.event == event if event is not None else not frame.event.startswith("pgbus:")
+                if frame.dispatches and wanted:
+                    return frame
+            if self.closed or monotonic() >= deadline:
+                what = event or "a message"
+                raise AssertionError(f"{what} did not come within {timeout:g} s{' (closed)' if self.closed else ''}")
+            self._wait(deadline)
+
+    def wait_for_response(self, timeout: float = 5.0) -> Response:
+        """The status and headers."""
+        deadline = monotonic() + timeout
+        while self.response is None:
+            assert not self.closed, "the server closed before it answered"
+            assert monotonic() < deadline, f"no answer within {timeout:g} s"
+            self._wait(deadline)
+        return self.response
+
+    def wait_closed(self, timeout: float = 5.0) -> None:
+        """Return when the server has closed."""
+        deadline = monotonic() + timeout
+        while not self.closed:
+            assert monotonic() < deadline, f"still open after {timeout:g} s"
+            self._wait(deadline)
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether no message came within ``seconds``."""
+        try:
+            self.next(timeout=seconds)
+        except AssertionError:
+            return True
+        return False
+
+    def _wait(self, deadline: float) -> None:
+        self._news.clear()
+        self._news.wait(max(0.0, min(0.25, deadline - monotonic())))
+
+    @property
+    def messages(self) -> list[ParsedFrame]:
+        """All messages so far, control frames and comments left out."""
+        return [frame for frame in self.frames if frame.dispatches and not frame.event.startswith("pgbus:")]
+
+
+def stream_path(prefix: str, stream: str) -> str:
+    """The path of a stream by its name, signed or public."""
+    return f"{prefix}/streams/{quote(stream, safe='')}"
+
+
+def _response(head: bytes) -> Response:
+    status_line, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return Response(int(status_line.split()[1]), headers)
+
+
+class _Dechunker:
+    """Takes chunked transfer coding off (RFC 9112, section 7.1)."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> bytes:
+        self._buffer += data
+        found = b""
+        while b"\r\n" in self._buffer:
+            size_line, _, rest = self._buffer.partition(b"\r\n")
+            size = int(size_line.split(b";")[0] or b"0", 16)
+            if len(rest) < size + 2:
+                break
+            found += rest[:size]
+            self._buffer = rest[size + 2 :]
+        return found

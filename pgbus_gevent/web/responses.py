@@ -1,0 +1,72 @@
+"""Answers as values, and the headers that they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+Environ = Mapping[str, Any]
+Headers = list[tuple[str, str]]
+StartResponse = Callable[..., Any]
+
+STREAM_HEADERS: Headers = [
+    # Bare: some intermediaries match the exact text.
+    ("content-type", "text/event-stream"),
+    ("cache-control", "no-cache, no-transform"),
+    # nginx would keep everything to itself until its buffer is full.
+    ("x-accel-buffering", "no"),
+    ("x-content-type-options", "nosniff"),
+]
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    headers: Headers
+
+
+class Refused(Exception):
+    """Ends a request with :attr:`answer`."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+def text(status: int, line: str, *headers: tuple[str, str]) -> Answer:
+    """One line of text/plain."""
+    return Answer(
+        status,
+        f"{line}\n".encode(),
+        [("content-type", "text/plain; charset=utf-8"), ("cache-control", "no-store"), *headers],
+    )
+
+
+def json_answer(status: int, value: Mapping[str, Any], *headers: tuple[str, str]) -> Answer:
+    """A JSON object."""
+    return Answer(
+        status,
+        json.dumps(value).encode() + b"\n",
+        [("content-type", "application/json"), ("cache-control", "no-store"), *headers],
+    )
+
+
+def event_stream(body: bytes) -> Answer:
+    """An event stream that ends at once: what an EventSource survives, as it comes back after any 200 and no other status."""
+    return Answer(200, body, list(STREAM_HEADERS))
+
+
+def send(answer: Answer, environ: Environ, start_response: StartResponse, extra: Headers) -> Iterable[bytes]:
+    """Give the server an answer; without the body for a HEAD."""
+    headers = [*answer.headers, ("content-length", str(len(answer.body))), *extra]
+    start_response(status_line(answer.status), headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
+
+
+def status_line(status: int) -> str:
+    """As WSGI wants it, for example ``404 Not Found``."""
+    return f"{status} {HTTPStatus(status).phrase}"

