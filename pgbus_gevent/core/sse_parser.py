@@ -1,23 +1,24 @@
 """Reads an event stream, as bytes come.
 
-By https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation, and a little more than a browser
-shows: comments, ``retry`` and whether a frame has an id of its own, which a test or a command wants to see.
+By https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation, and a little more than a
+browser shows: comments, ``retry`` and whether a frame has an id of its own, which a test or a command wants to see.
 """
 
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from typing import NamedTuple
 
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_RETRY = re.compile(r"[0-9]{1,15}")  # more digits are no time to wait, and int() may refuse them
 
 
 class ParsedFrame(NamedTuple):
     """What stood between two blank lines.
 
-    ``id`` is the frame's own, None where it has none. ``event`` is ``message`` where the frame names none. ``retry`` is in
-    milliseconds. ``comment`` has the comment's lines. ``dispatches`` tells whether a browser would dispatch an event.
+    ``id`` is the frame's own, None where it has none. ``event`` is ``message`` where the frame names none. ``retry`` is
+    in milliseconds. ``comment`` has the comment's lines. ``dispatches`` tells whether a browser would dispatch it.
     """
 
     id: str | None = None
@@ -32,8 +33,9 @@ class Parser:
     """Incremental: :meth:`feed` it what comes, it gives the frames that are complete."""
 
     def __init__(self) -> None:
-        self._buffer = b""
-        self._started = False
+        self._decoder = getincrementaldecoder("utf-8-sig")("replace")
+        self._line: list[str] = []  # the parts of the line that has not ended
+        self._after_cr = False
         self._clear()
 
     def _clear(self) -> None:
@@ -45,36 +47,33 @@ class Parser:
 
     def feed(self, data: bytes) -> list[ParsedFrame]:
         """The frames that ``data`` completes."""
-        self._buffer += data
-        if not self._started:
-            if len(self._buffer) < len(_BOM) and _BOM.startswith(self._buffer):
-                return []
-            self._started = True
-            self._buffer = self._buffer.removeprefix(_BOM)
         frames = []
-        for line in self._lines():
+        for line in self._lines(self._decoder.decode(data)):
             if line:
                 self._field(line)
             else:
                 frames += self._end()
         return frames
 
-    def _lines(self) -> list[str]:
-        lines = []
-        start = 0
-        for match in _LINE_END.finditer(self._buffer):
-            if match[0] == b"\r" and match.end() == len(self._buffer):
-                break  # an LF that belongs to it may be the next byte
-            lines.append(self._buffer[start : match.start()].decode("utf-8", "replace"))
-            start = match.end()
-        self._buffer = self._buffer[start:]
+    def _lines(self, text: str) -> list[str]:
+        if not text:
+            return []
+        # A CR ends its line at once; an LF that comes after it in the next piece is still a part of that end.
+        if self._after_cr and text[0] == "\n":
+            text = text[1:]
+        self._after_cr = text.endswith("\r")
+        first, *others = _LINE_END.split(text)
+        self._line.append(first)
+        if not others:
+            return []
+        lines = ["".join(self._line), *others]
+        self._line = [lines.pop()]
         return lines
 
     def _field(self, line: str) -> None:
         name, colon, value = line.partition(":")
-        if colon:
-            value = value.removeprefix(" ")
-        if not name:
+        value = value.removeprefix(" ")
+        if colon and not name:
             self._comment.append(value)
         elif name == "data":
             self._data.append(value)
@@ -82,7 +81,7 @@ class Parser:
             self._event = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and _RETRY.fullmatch(value):
             self._retry = int(value)
 
     def _end(self) -> list[ParsedFrame]:

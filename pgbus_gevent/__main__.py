@@ -1,0 +1,15 @@
+"""``python -m pgbus_gevent COMMAND``, also installed as ``pgbus-gevent``."""
+
+from __future__ import annotations
+
+import sys
+
+from gevent import monkey
+
+# Before everything else is imported: what was imported unpatched stays so.
+monkey.patch_all()
+
+from .cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""How ``tail`` shows messages, and gets them to stdout without holding anything else up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+
+import gevent
+from gevent import monkey
+from gevent.event import Event
+
+from .core.sse_parser import ParsedFrame
+
+ROOM = 256 * 1024
+"""Bytes that may wait to be written before the followers have to wait too."""
+
+_LOOK = 0.5  # seconds between looks at whether anybody still reads
+
+# A terminal would obey these. Of the line breaks only \n is left in parsed data, and it was split at that.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+# JSON has them as they are, but some who read lines take them for line ends, or obey them.
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+_ID_WIDTH = 16  # that of every id that the clock began
+
+
+def as_json(stream: str, frame: ParsedFrame) -> str:
+    """A message as one line of JSON; ``id`` is null for an ephemeral one, ``event`` where it has none."""
+    entry = {
+        "stream": stream,
+        "id": None if frame.id is None else int(frame.id),
+        "event": _event(frame),
+        "data": frame.data,
+    }
+    text = json.dumps(entry, ensure_ascii=False)
+    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def as_text(streams: Iterable[str]) -> Callable[[str, ParsedFrame], str]:
+    """What shows messages to people; the stream is left out where there is but one."""
+    names = list(streams)
+    longest = max(map(width, names)) if len(names) > 1 else 0
+
+    def render(stream: str, frame: ParsedFrame) -> str:
+        named = stream + " " * (longest - width(stream) + 1) if longest else ""
+        head = f"{frame.id or '-':{_ID_WIDTH}} {named}{visible(_event(frame) or '-')} "
+        first, *others = frame.data.split("\n")
+        return "\n".join([head + visible(first), *(" " * width(head) + visible(line) for line in others)])
+
+    return render
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters spelt out, but for tabs."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def width(text: str) -> int:
+    """The columns that ``text`` takes on a terminal."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    marks = sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
+    return len(text) + wide - marks
+
+
+def _event(frame: ParsedFrame) -> str | None:
+    # To a browser no event and this one are the same.
+    return None if frame.event == "message" else frame.event
+
+
+class Output:
+    """Lines on their way to stdout. Anybody may :meth:`put` them; one greenlet runs :meth:`run`.
+
+    Writing is left to a thread: a reader that has stopped for a while (``less``, a stopped terminal) must not stop the
+    listener and the heartbeat with it. ``on_error`` is given what ended the writing: a BrokenPipeError when nobody
+    reads any more.
+    """
+
+    def __init__(self, *, on_error: Callable[[OSError], None]) -> None:
+        self._on_error = on_error
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._work = Event()
+        self._room = Event()
+        self._room.set()
+
+    def wait_for_room(self) -> None:
+        """Return when not too much waits."""
+        while self._size >= ROOM:
+            self._room.clear()
+            self._room.wait()
+
+    def put(self, text: str) -> None:
+        """Write ``text`` and a line end, soon. Never yields."""
+        data = text.encode() + b"\n"
+        self._parts.append(data)
+        self._size += len(data)
+        self._work.set()
+
+    def run(self) -> None:
+        """Write what there is, until that fails."""
+        try:
+            descriptor = _stdout()
+            while True:
+                while not self._parts:
+                    self._work.clear()
+                    if not self._work.wait(_LOOK):
+                        _expect_reader(descriptor)
+                data = b"".join(self._parts)
+                self._parts.clear()
+                self._size = 0
+                self._room.set()
+                _write(descriptor, data)
+        except OSError as error:
+            self._on_error(error)
+
+
+def _stdout() -> int:
+    if sys.stdout is None:
+        # The number may be that of a connection by now.
+        raise OSError(errno.EBADF, "stdout is closed")
+    return sys.stdout.fileno()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        done = gevent.get_hub().threadpool.apply(_attempt, (descriptor, rest))
+        if isinstance(done, OSError):
+            raise done
+        rest = rest[done:]
+
+
+def _attempt(descriptor: int, data: memoryview) -> int | OSError:
+    """In the thread; what it raised, the hub would print."""
+    try:
+        return os.write(descriptor, data)
+    except OSError as error:
+        return error
+
+
+def _expect_reader(descriptor: int) -> None:
+    """Raise BrokenPipeError when nobody reads any more: there may be nothing to write for hours, which would tell."""
+    poll = monkey.get_original("select", "poll")()
+    poll.register(descriptor, 0)
+    if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -1,0 +1,221 @@
+"""The command ``tail``: follows streams the way a browser does, on the same parts, without HTTP between.
+
+Each stream has a follower, a greenlet that reads from a throwaway Instance what a browser would get, and keeps the
+cursor. All of them give their lines to one :class:`Output`, whose greenlet alone writes to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from .cli_common import INTERRUPTED, Command, database_settings, say, schema_expected
+from .cli_output import Output, as_json, as_text
+from .config import Settings
+from .core.client import StreamRequest
+from .core.cursor import parse_cursor
+from .core.filters import Filters
+from .core.names import CONTROL_PREFIX, check_name
+from .core.sse_parser import ParsedFrame, Parser
+from .database import Database
+from .errors import PgbusError
+from .streamer.instance import Instance
+
+_ABOUT = """\
+Print the messages of streams as they are published, one a line: id, stream (of several), event and data. A line that
+begins with a space goes on with the data of the message above it; - stands for no id (an ephemeral message) or for no
+event.
+
+It begins with what comes next, unless --since or --replay says otherwise, and goes on until it is interrupted or nobody
+reads its output any more. While the database is away it waits, and goes on where it was: no message is lost or
+repeated. Whom a message is meant for (--visible-to) makes no difference here: it shows everything."""
+
+_EXAMPLES = """\
+examples:
+  pgbus-gevent tail orders
+  pgbus-gevent tail orders invoices --replay 10
+  pgbus-gevent tail orders --since 0 --json | jq -r .data
+  pgbus-gevent tail orders | head -1"""
+
+_RECONNECT = 1.0
+"""About how many seconds a follower waits before it comes back, when the Instance has sent it away."""
+
+_OPENED = re.compile(r"pgbus open stream=.* since=(\d+)", re.DOTALL)
+
+_Renderer = Callable[[str, ParsedFrame], str]
+
+
+def _add_tail(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("streams", metavar="STREAM", nargs="+", help="the name of a stream")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--since", metavar="ID", help="begin with the first message after this id; 0: with all that is retained"
+    )
+    start.add_argument("--replay", metavar="N", help="begin with the last N messages of each stream")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line, with stream, id, event (both may be null), data",
+    )
+
+
+def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
+    names = list(dict.fromkeys(map(check_name, arguments.streams)))
+    since = None if arguments.since is None else parse_cursor(arguments.since, "--since")
+    replay = None if arguments.replay is None else parse_cursor(arguments.replay, "--replay")
+    render: _Renderer = as_json if arguments.json else as_text(names)
+    with _stopped_by_signals() as end, database_settings(settings) as settings:
+        # No schema is made, as this only reads; and this client is never too old, nor one too many.
+        limits = max(settings.max_connections, len(names))
+        settings = replace(settings, migrate=False, max_age=0.0, max_connections=limits)
+        database = Database(settings)
+        with schema_expected():
+            heads = {name: database.queries.last_id(name) for name in names}
+        requests = [StreamRequest(name, _start(since, name, heads), replay) for name in names]
+        instance = Instance(
+            settings,
+            database=database,
+            filters=_Everybody(),
+            on_failure=lambda part: end.set_exception(PgbusError(f"{part} has failed for good")),
+        )
+        _follow(instance, requests, render, end)
+    return end.get() or 0
+
+
+TAIL = Command(
+    "tail",
+    "print messages as they are published",
+    _ABOUT,
+    _EXAMPLES,
+    ("database_url", "data_dir", "listen_url", "listen"),
+    _add_tail,
+    _tail,
+)
+
+
+def _start(since: int | None, name: str, heads: dict[str, int]) -> int | None:
+    """Where to begin with a stream.
+
+    All streams have their ids from one sequence, so that an id of one of them is a point in time for the others too,
+    and not a cursor from nowhere where it is beyond their last one.
+    """
+    return since if since is None or since > max(heads.values()) else min(since, heads[name])
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[AsyncResult[int]]:
+    """What ends the program: its exit status, or the exception to raise. A second signal ends it at once."""
+    end: AsyncResult[int] = AsyncResult()
+    watchers: list[Any] = []
+
+    def stop(status: int) -> None:
+        for watcher in watchers:
+            watcher.cancel()
+        end.set(status)
+
+    for number, status in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, 0), (signal.SIGHUP, 0)):
+        # Who has us ignore a signal, as nohup does, means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            watchers.append(gevent.signal_handler(number, stop, status))
+    try:
+        yield end
+    finally:
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _follow(instance: Instance, requests: Iterable[StreamRequest], render: _Renderer, end: AsyncResult[int]) -> None:
+    """Until ``end`` is set; raises what it is set to, where that is an exception."""
+
+    def failed(greenlet: gevent.Greenlet[..., None]) -> None:
+        assert greenlet.exception is not None
+        end.set_exception(greenlet.exception)
+
+    output = Output(on_error=end.set_exception)
+    workers = [output.run, *(Follower(instance, request, output, render).run for request in requests)]
+    running: list[gevent.Greenlet[..., None]] = []
+    try:
+        instance.start()
+        for worker in workers:
+            running.append(gevent.spawn(worker))
+            running[-1].link_exception(failed)
+        end.get()
+    finally:
+        gevent.killall(running, timeout=1.0)
+        instance.shutdown(2.0)
+
+
+class _Everybody(Filters):
+    """Lets all messages through."""
+
+    def permits(self, label: str, context: Any, stream: str) -> bool:
+        return True
+
+
+class Follower:
+    """One stream, read as a browser reads it: from a cursor, and again from there whenever the connection ends."""
+
+    def __init__(self, instance: Instance, request: StreamRequest, output: Output, render: _Renderer) -> None:
+        self._instance = instance
+        self._request = request
+        self._output = output
+        self._render = render
+
+    def run(self) -> None:
+        """Follow, for ever."""
+        while True:
+            try:
+                self._output.wait_for_room()
+                self._connect()
+                gevent.sleep(_RECONNECT * random.uniform(0.5, 1.5))
+            except BrokenPipeError:
+                # What the Instance throws at a client that takes nothing for too long; it can come at any wait here.
+                # Nothing was lost: the cursor stands at the last message that the output has.
+                pass
+
+    def _connect(self) -> None:
+        body = self._instance.body(self._request)
+        parser = Parser()
+        try:
+            for chunk in body:
+                for frame in parser.feed(chunk):
+                    self._output.wait_for_room()
+                    self._take(frame)
+        finally:
+            body.close()
+
+    def _take(self, frame: ParsedFrame) -> None:
+        """Never yields, so that what was put out and the cursor agree, whenever the greenlet is interrupted."""
+        opened = _OPENED.fullmatch(frame.comment or "")
+        if opened:
+            # Without it, who began with "from now on" would begin anew with every connection.
+            self._move(int(opened[1]))
+        elif frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
+            self._control(frame)
+        elif frame.dispatches:
+            self._output.put(self._render(self._request.stream, frame))
+            if frame.id is not None:
+                self._move(int(frame.id))
+
+    def _move(self, cursor: int) -> None:
+        self._request = self._request._replace(since=cursor, replay=None)
+
+    def _control(self, frame: ParsedFrame) -> None:
+        if frame.event == CONTROL_PREFIX + "gap-detected":
+            say(_gap(**json.loads(frame.data)))
+
+
+def _gap(stream: str, requestedId: int, oldestId: int, lastId: int, reason: str) -> str:
+    if reason == "ahead":
+        return f"{stream}: {requestedId} is beyond the last id, {lastId}; all that is retained follows"
+    return f"{stream}: the messages after {requestedId} and before {oldestId} are no longer retained; the rest follows"

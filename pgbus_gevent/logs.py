@@ -1,0 +1,79 @@
+"""What the programs log, to stderr: one line a record, as text or as JSON. The library itself sets up nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def hold() -> None:
+    """Keep what is logged before it is known how to log it; :func:`configure` lets it out."""
+    _replace(_Held())
+
+
+def configure(level: str, format: str) -> None:
+    """Log records of ``level`` (``debug``, ``info``, ``warning``, ``error``) and above as ``text`` or ``json``.
+
+    It sets the one handler of the root logger that is ours, so that an application's own records are seen too. May be
+    called again: the last call holds.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(_TEXT))
+    logging.getLogger().setLevel(level.upper())
+    for record in _replace(handler):
+        if logging.getLogger(record.name).isEnabledFor(record.levelno):
+            handler.handle(record)
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, logger, message; the lines of a traceback below it."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _time(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and ``exception`` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_current: logging.Handler | None = None
+
+
+def _replace(handler: logging.Handler) -> list[logging.LogRecord]:
+    """Put ``handler`` in the place of ours; what was held so far."""
+    global _current
+    root, old, _current = logging.getLogger(), _current, handler
+    if old is not None:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    return old.records if isinstance(old, _Held) else []
+
+
+def _time(record: logging.LogRecord) -> str:
+    """ISO 8601, UTC, to the millisecond."""
+    at = datetime.fromtimestamp(record.created, timezone.utc)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
