@@ -8,30 +8,25 @@ if __name__ == "__main__":
     # Before everything else is imported: what was imported unpatched stays so.
     monkey.patch_all()
 
-import argparse
 import gc
 import logging
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
-from time import monotonic
 from typing import Any
-
-import gevent
-from gevent.event import Event
 
 from .bus import Bus
 from .casting import redact_url
-from .cli_common import program_errors, read_or_make_secret
+from .cli_common import PROGRAM, Parser, program_errors, read_or_make_secret
 from .config import Settings, add_flags, flags_given
 from .database.embedded import EmbeddedPostgres
-from .errors import InvalidArgument, InvalidSetting
+from .errors import InvalidArgument, InvalidSetting, PgbusError
 from .hosts.pywsgi import Server, listen
+from .hosts.running import Stopper, run_until_stopped
 from .logs import configure
 from .streamer import set_current
 from .streamer.instance import Instance
@@ -48,9 +43,9 @@ WSGIApp = Callable[..., Iterable[bytes]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until a signal comes; the exit status."""
+    """Serve until a signal comes; the exit status. Raises SystemExit for ``--help`` and wrong flags, as argparse does."""
     parser = _parser()
-    with program_errors(parser.prog) as outcome:
+    with program_errors(PROGRAM) as outcome:
         arguments = parser.parse_args(argv)
         settings = Settings.load(**flags_given(arguments))
         configure(settings.log_level, settings.log_format)
@@ -59,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     return outcome.status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pgbus_gevent.serve",
+def _parser() -> Parser:
+    parser = Parser(
+        prog=f"{PROGRAM} serve",
         description="Serve streams from PostgreSQL over Server-Sent Events, and an application beside them.",
         epilog="Without a database URL an embedded PostgreSQL is used, without APP the demo page is served.",
     )
@@ -76,15 +71,15 @@ class _Service:
     def __init__(self, settings: Settings, app_name: str | None, stack: ExitStack) -> None:
         self._stack = stack
         self._app_name = app_name
-        self._stopping = Event()
-        self._status = 0
-        if settings.workers > 1:
-            raise InvalidSetting("workers", settings.workers, "1: serving with more is not there yet")
         self._embedded: EmbeddedPostgres | None = None
         self.settings = self._complete(settings)
 
     def _complete(self, settings: Settings) -> Settings:
-        """The settings with what the data directory provides: the database and the secret; and the demo's streams."""
+        """The settings with what the data directory provides, the database and the secret; and the demo's streams."""
+        if settings.workers > 1:
+            raise InvalidSetting(
+                "workers", settings.workers, "1; for more there is gunicorn -k pgbus_gevent.gunicorn_worker.Worker"
+            )
         if settings.database_url is None:
             self._embedded = EmbeddedPostgres.open(settings.data_dir)
             self._stack.callback(self._embedded.close)
@@ -99,16 +94,18 @@ class _Service:
     def run(self) -> int:
         """Start, serve until told to stop, stop; the exit status."""
         _raise_descriptor_limit(self.settings.max_connections)
-        instance = Instance(self.settings, on_failure=self._fail)
-        self._stack.callback(self._shut_down, instance)
-        self._watch_signals()
-        sock = listen(self.settings.host, self.settings.port)
-        self._stack.callback(sock.close)
-        instance.start()
+        stopper = Stopper(self.settings.grace, on_hurry=self._embedded.close if self._embedded else None)
+        stopper.watch_signals()
+        instance = Instance(self.settings)
         set_current(instance)
+        own = None if self._app_name is None else self._own_application(self._app_name)
+        sock = self._listen()
+        # For a start that fails half-way; after a regular stop there is nothing left to do.
+        self._stack.callback(instance.shutdown, 1.0)
+        instance.start()
         server = Server(
             sock,
-            _mount(StreamApp(instance), self._application()),
+            _mount(StreamApp(instance), own or self._demo()),
             request_timeout=self.settings.request_timeout,
             max_request_head=self.settings.max_request_head,
         )
@@ -117,17 +114,27 @@ class _Service:
         # What was made so far stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        self._stopping.wait()
-        _stop(server, instance, self.settings.grace)
-        return self._status
+        return run_until_stopped(server, [instance], stopper)
 
-    def _shut_down(self, instance: Instance) -> None:
-        """For a start that failed half-way; after a regular stop there is nothing left to do."""
-        instance.shutdown(1.0)
+    def _listen(self) -> Any:
+        host, port = self.settings.host, self.settings.port
+        try:
+            sock = listen(host, port)
+        except OSError as error:
+            raise PgbusError(
+                f"cannot serve at {host} port {port}: {error.strerror}; give another --port (0 takes any that is free)"
+                " or --host, or stop what has it"
+            ) from None
+        self._stack.callback(sock.close)
+        return sock
 
-    def _application(self) -> WSGIApp:
-        if self._app_name is not None:
-            return load_app(self._app_name)
+    def _own_application(self, name: str) -> WSGIApp:
+        # So that its ``Bus()`` is on our database and signs what we verify, wherever we have them from.
+        os.environ["PGBUS_DATABASE_URL"] = str(self.settings.database_url)
+        os.environ["PGBUS_SECRET"] = ",".join(self.settings.secret)
+        return load_app(name)
+
+    def _demo(self) -> WSGIApp:
         from .demo.departures import Replayer, make_app
 
         bus = Bus(settings=replace(self.settings, migrate=False))
@@ -142,36 +149,6 @@ class _Service:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         database = redact_url(self.settings.database_url)
         print(f"pgbus_gevent serves http://{host}:{port}/ database {database} pid {os.getpid()}", flush=True)
-
-    def _fail(self, part: str) -> None:
-        logger.critical("%s has failed for good: stopping, to be started again by whoever watches this process", part)
-        self._status = 1
-        self._stopping.set()
-
-    def _watch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            gevent.signal_handler(number, self._signalled, number)
-
-    def _signalled(self, number: int) -> None:
-        if self._stopping.is_set():
-            logger.warning("second signal: ending at once")
-            if self._embedded is not None:
-                self._embedded.close()
-            os._exit(128 + number)
-        logger.info("%s: draining", signal.Signals(number).name)
-        # Should anything block the event loop for good, the kernel ends the process all the same.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, self.settings.grace + 5.0)
-        self._stopping.set()
-
-
-def _stop(server: Server, instance: Instance, grace: float) -> None:
-    """Accept nobody, send the streams away, let other requests finish; all within ``grace`` seconds."""
-    deadline = monotonic() + grace
-    server.stop_accepting()
-    server.close()
-    instance.shutdown(grace)
-    server.stop(max(0.1, min(2.0, deadline - monotonic())))
 
 
 def _mount(streams: StreamApp, application: WSGIApp) -> WSGIApp:
@@ -190,9 +167,9 @@ def load_app(name: str) -> WSGIApp:
     Raises :class:`InvalidArgument` when there is none.
     """
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or module_name.startswith(".") or not attribute:
         raise InvalidArgument(f"{name!r} does not name an application: write module:application")
-    if sys.path[0] != "":
+    if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = import_module(module_name)

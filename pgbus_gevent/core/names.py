@@ -6,6 +6,7 @@ made by the application and presented by a browser (https://itsdangerous.pallets
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -19,6 +20,9 @@ CONTROL_PREFIX = "pgbus:"
 """What the event of a control frame starts with; an application's event may not."""
 
 _SALT = "pgbus.stream"
+
+_SIGNED = re.compile(r"(?:Wy[I-L]|\.eJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{27,}")
+# The JSON that is signed begins with '["', or with what zlib begins with; behind the dot comes the signature.
 
 
 def check_name(name: str) -> str:
@@ -35,8 +39,10 @@ def check_name(name: str) -> str:
 
 def check_event(event: str | None) -> str | None:
     """Return ``event``, with None for an empty one, or raise :class:`InvalidEvent`."""
-    if not event:
+    if event is None or event == "":
         return None
+    if not isinstance(event, str):
+        raise InvalidEvent(f"an event name is text, not {type(event).__name__}")
     if any(character in event for character in "\r\n\0"):
         raise InvalidEvent(f"an event name has no line break or NUL: {event[:80]!r}")
     if event.startswith(CONTROL_PREFIX):
@@ -60,6 +66,16 @@ def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise error(f"{what} has a lone surrogate in it, which UTF-8 cannot say: {text[:80]!r}") from None
+
+
+def looks_signed(text: str) -> bool:
+    """Whether ``text`` has the form of a signed name, whoever signed it."""
+    return _SIGNED.fullmatch(text) is not None
+
+
+def hide_signed(text: str) -> str:
+    """``text`` for a log: with a signed name in it, which lets in whoever has it, left out."""
+    return _SIGNED.sub("<signed>", text)
 
 
 class PublicNames:
@@ -86,7 +102,8 @@ class Signer:
         """
         if self._serializer is None:
             raise InvalidArgument("signing needs a secret: set PGBUS_SECRET, or pass secret=")
-        token = self._serializer.dumps([check_name(name), expires_at] if expires_at is not None else [name])
+        check_name(name)
+        token = self._serializer.dumps([name] if expires_at is None else [name, expires_at])
         return token if isinstance(token, str) else token.decode("ascii")
 
     def verify(self, token: str, now: float) -> tuple[str, float | None]:
@@ -97,7 +114,10 @@ class Signer:
         if self._serializer is None:
             raise BadToken("no secret is configured")
         try:
-            name, *rest = self._serializer.loads(token)
+            signed = self._serializer.loads(token)
+            if not isinstance(signed, list):
+                raise TypeError(signed)
+            name, *rest = signed
             expires_at = float(rest[0]) if rest else None
             check_name(name)
         except (BadData, ValueError, TypeError):

@@ -7,149 +7,297 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
+from io import BytesIO
 from typing import Any
 
 import gevent
 from gevent import pywsgi
+from gevent.pool import Pool
 
+from ..core.names import hide_signed
 from ..web.stream_app import TAKE_OVER
+from .request_head import BadHead, check_head, read_head
 
-logger = logging.getLogger("pgbus_gevent.access")
+logger = logging.getLogger("pgbus_gevent.server")
+access_logger = logging.getLogger("pgbus_gevent.access")
 
 BACKLOG = 4096
 """Connections that the kernel holds until they are accepted, as far as net.core.somaxconn lets it."""
 
-Adopt = Callable[[socket.socket, bytes], object]
+LINGER = 2.0
+"""Seconds for which the rest of a refused request is still read.
 
+Closing over it would reset the connection, and the answer would be lost with it."""
+
+Adopt = Callable[[socket.socket, bytes], object]
 
 # The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
 _pywsgi: Any = pywsgi
 _WSGIHandler: Any = pywsgi.WSGIHandler
 _WSGIServer: Any = pywsgi.WSGIServer
+_Input: Any = _pywsgi.Input
+
+# The server makes them, or none at all, where a socket is given away.
+_CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class SlowClient(OSError):
-    """A request's head did not come in time."""
+class SlowClient(TimeoutError):
+    """What was waited for did not come in time."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIMEDOUT, "the client did not send in time")
 
 
-class _Head:
-    """Reads a request's header lines, as many bytes of them as are allowed."""
+class _Body(_Input):  # type: ignore[misc]
+    """A request's body, on ``connection``. No wait for a part of it is longer than ``timeout`` seconds."""
 
-    def __init__(self, file: Any, limit: int) -> None:
-        self._file = file
-        self._left = limit
+    timeout = 0.0
+    connection: Any = None
 
-    def readline(self, size: int = -1) -> bytes:
-        line: bytes = self._file.readline(min(size, self._left + 1) if size > 0 else self._left + 1)
-        self._left -= len(line)
-        if self._left < 0:
-            raise _pywsgi._InvalidClientRequest("the headers are too large")
-        return line
+    @property
+    def complete(self) -> bool:
+        """Whether it was read to its end."""
+        if self.chunked_input:
+            return bool(self.chunk_length == 0 and not self._chunked_input_error)
+        return bool(self.position >= (self.content_length or 0))
+
+    def _do_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
+        return self._in_time(super()._do_read, length, use_readline)
+
+    def _chunked_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
+        return self._in_time(super()._chunked_read, length, use_readline)
+
+    def _in_time(self, read: Callable[..., bytes], *arguments: Any) -> bytes:
+        self.connection.settimeout(self.timeout)
+        try:
+            return read(*arguments)
+        except _pywsgi._InvalidClientInput:
+            raise
+        except TimeoutError:
+            raise SlowClient from None
+        except OSError:
+            raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
+        except ValueError:
+            raise _pywsgi._InvalidClientInput("a chunk without a size") from None
+        finally:
+            self.connection.settimeout(None)
+
+    def _discard(self) -> None:
+        # gevent would read what is left, however long that takes; the handler closes the connection instead.
+        pass
 
 
 class Handler(_WSGIHandler):  # type: ignore[misc]
-    """One client's requests. What gevent's parser lets pass and a proxy may read otherwise is refused with 400."""
+    """One client's requests."""
 
     server: Server
-    _requests = 0
-    _deadline: gevent.Timeout | None = None
+    # What a client causes, and the server can do nothing about: no reason to log a traceback.
+    ignored_socket_errors = (
+        *_WSGIHandler.ignored_socket_errors,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    )
+    socket: Any
+    wsgi_input: Any
+    response_headers: Any
+    command: str | None
+    path: str | None
+    _orig_status: str | None
+    _header_lines = b""
     _adopt: Adopt | None = None
 
-    def read_requestline(self) -> str:
-        # One deadline for the whole head; between two requests of one client it is how long it may be idle.
-        self._deadline = gevent.Timeout.start_new(
-            self.server.request_timeout, SlowClient(errno.ETIMEDOUT, "the request did not come in time")
+    # one request
+
+    def handle_one_request(self) -> bool | None:
+        """True when the connection can take another one."""
+        try:
+            if not self._read_request():
+                return None
+        except BadHead as error:
+            self._refuse(error)
+            return None
+        except OSError as error:
+            logger.debug("%s left before the head was there: %s", self._address, error)
+            return None
+        self.environ = self.get_environ()
+        self.application = self.server.application
+        self.handle_one_response()
+        if self.socket is not None and not self.wsgi_input.complete:
+            self._linger()
+        return None if self.close_connection or self.socket is None else True
+
+    def _read_request(self) -> bool:
+        """Whether there is a request, and not the end. Raises BadHead, and OSError where it does not come in time."""
+        self.command = self.path = self._orig_status = None  # else those of the one before might be logged again
+        self.response_length = 0
+        if not self._wait_for_request():
+            return False
+        # One deadline for the whole head: with one for each line it could trickle in for ever.
+        with gevent.Timeout(self.server.request_timeout, SlowClient()):
+            lines = read_head(self.rfile, self.server.max_request_head)
+        if not lines:
+            return False
+        check_head(lines)
+        self._header_lines = b"".join(lines[1:]) + b"\r\n"
+        try:
+            self.read_request(lines[0].decode("latin-1"))
+        except ValueError:
+            raise BadHead("the head is malformed") from None
+        return True
+
+    def _wait_for_request(self) -> bool:
+        """Whether the client has begun one. Until then the handler can be ended without any loss."""
+        idle = self.server.idle
+        me = gevent.getcurrent()
+        idle.add(me)
+        try:
+            with gevent.Timeout(self.server.request_timeout, SlowClient()):
+                return bool(self.rfile.peek(1))
+        finally:
+            idle.discard(me)
+
+    def MessageClass(self, *_: Any) -> Any:
+        # The head was read and judged already; what is parsed is exactly that.
+        return super().MessageClass(BytesIO(self._header_lines), 0)
+
+    def _refuse(self, error: BadHead) -> None:
+        self.close_connection = True
+        self._orig_status = f"{error.status} {HTTPStatus(error.status).phrase}"
+        body = f"{error.reason}\n"
+        head = (
+            f"HTTP/1.1 {self._orig_status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        line: str = ""
         try:
-            line = super().read_requestline()
-            return line
+            self.socket.sendall((head + body).encode())
+        except OSError:
+            return
         finally:
-            if not line:
-                self._deadline.close()
+            self.log_request()
+        self._linger()
 
-    def MessageClass(self, file: Any, *args: Any) -> Any:
-        return super().MessageClass(_Head(file, self.server.max_request_head), *args)
-
-    def read_request(self, raw_requestline: str) -> Any:
+    def _linger(self) -> None:
         try:
-            found = super().read_request(raw_requestline)
-        finally:
-            if self._deadline is not None:
-                self._deadline.close()
-        self._check_head()
-        return found
-
-    def _check_head(self) -> None:
-        headers = self.headers
-        encodings = headers.get_all("transfer-encoding") or ()
-        lengths = headers.get_all("content-length") or ()
-        if (
-            headers.defects
-            or self.request_version == "HTTP/0.9"
-            or (encodings and [value.strip().lower() for value in encodings] != ["chunked"])
-            or len(lengths) > 1
-            or (lengths and not (lengths[0].isascii() and lengths[0].isdigit()))
-            or (self.request_version == "HTTP/1.1" and len(headers.get_all("host") or ()) != 1)
-        ):
-            raise _pywsgi._InvalidClientRequest("the request's head is malformed")
+            with gevent.Timeout(LINGER, False):  # type: ignore[arg-type]  # False: end the block without an exception
+                self.socket.shutdown(socket.SHUT_WR)
+                while self.socket.recv(65536):
+                    gevent.sleep()
+        except OSError:
+            pass  # the client has closed, which is what we wait for
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
-        if self.command == "GET" and isinstance(self.socket, gevent.socket.socket):
+        given = self.wsgi_input
+        self.wsgi_input = _Body(self.rfile, given.content_length, given.socket, given.chunked_input)
+        self.wsgi_input.timeout = self.server.request_timeout
+        self.wsgi_input.connection = self.socket
+        if environ["wsgi.input"] is given:
+            environ["wsgi.input"] = self.wsgi_input
+        # A subclass of it does TLS, which whoever got the descriptor would know nothing of.
+        if self.command == "GET" and type(self.socket) is gevent.socket.socket:
             environ[TAKE_OVER] = self._take_over
         return environ
 
     def _take_over(self, adopt: Adopt) -> None:
         self._adopt = adopt
 
+    # the response
+
+    def finalize_headers(self) -> None:
+        if not self.wsgi_input.complete or self.server.stopping:
+            self.close_connection = True
+        super().finalize_headers()
+        if self.command == "HEAD" and self.provided_content_length is None:
+            # The application tells the length of the body that a GET would have, or nobody does.
+            self.response_use_chunked = False
+            self._drop_headers(b"content-length", b"transfer-encoding")
+        if self.close_connection and self.code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._drop_headers(b"connection")
+            self.response_headers.append((b"Connection", b"close"))
+
+    def _drop_headers(self, *names: bytes) -> None:
+        self.response_headers = [header for header in self.response_headers if header[0].lower() not in names]
+
+    def _write(self, data: bytes) -> None:
+        if self.command != "HEAD":
+            super()._write(data)
+
     def process_result(self) -> None:
+        # Before anything is decided: a middleware that is a generator calls the application only now.
+        for data in self.result:
+            if data:
+                self.write(data)
         adopt, self._adopt = self._adopt, None
-        if adopt is None:
-            super().process_result()
+        if adopt is not None and not self.headers_sent and self.code == HTTPStatus.OK:
+            self._give_away(adopt)
             return
-        head = self._response_head()
-        # The handler ends here: with no socket left it has nothing to close, and its greenlet is free.
+        if self.status and not self.headers_sent:
+            self.write(b"")
+        if self.response_use_chunked:
+            self._sendall(b"0\r\n\r\n")
+
+    def _give_away(self, adopt: Adopt) -> None:
+        """The handler ends here: with no socket left it has nothing to close, and its greenlet is free."""
+        head = self._stream_head()
         self.close_connection = True
         plain: Any = _socket.socket(fileno=self.socket.detach())  # a socket that gevent has no part in
         self.socket = None
-        adopt(plain, head)
+        try:
+            adopt(plain, head)
+        except BaseException:
+            plain.close()
+            raise
 
-    def _response_head(self) -> bytes:
-        """Status line and headers, those that middleware added included; ours say what holds for a stream."""
-        lines = [b"HTTP/1.1 " + self.status]
-        for name, value in self.response_headers:
-            if name.lower() not in (b"content-length", b"connection", b"transfer-encoding"):
-                lines.append(name + b": " + value)
-        lines.append(b"Connection: close\r\n\r\n")
-        return b"\r\n".join(lines)
+    def _stream_head(self) -> bytes:
+        """Status line and headers, those that middleware added included."""
+        self._drop_headers(*_CONNECTION_HEADERS)
+        headers = [*self.response_headers, (b"connection", b"close")]
+        if self.provided_date is None:
+            headers.append((b"date", _pywsgi.format_date_time(self.time_start)))
+        lines = [b"HTTP/1.1 " + self.status, *(name + b": " + value for name, value in headers)]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _handle_client_error(self, ex: Exception) -> Any:
-        # gevent's own prints a traceback for each, which makes a log of what anybody sends.
-        if isinstance(ex, SlowClient):
-            logger.debug("%s: %s", self.client_address, ex)
+    # errors and logs
+
+    def handle_error(self, *error: Any) -> None:
+        self._log_error(*error)
+        if self.socket is not None:
             self.close_connection = True
-            return None
-        if not isinstance(ex, (ValueError, _pywsgi._InvalidClientInput)):
-            ex = _pywsgi._InvalidClientRequest("the request's head is malformed")
-        return super()._handle_client_error(ex)
+            self._send_error_response_if_possible(500)
+
+    def _log_error(self, kind: Any, error: Any, traceback: Any) -> None:
+        if not issubclass(kind, gevent.GreenletExit):
+            logger.error("%s %s failed", self.command, self._shown_path, exc_info=(kind, error, traceback))
+
+    def _handle_client_error(self, ex: Exception) -> None:
+        # A body that is malformed. gevent would log it too, which makes a log of what anybody sends.
+        logger.debug("%s: %s", self._address, ex)
 
     def log_request(self) -> None:
-        # Without the query: it may hold a token.
-        logger.info(
-            '%s "%s %s" %s',
-            self.client_address[0] if isinstance(self.client_address, tuple) else "-",
-            getattr(self, "command", None) or "-",
-            (getattr(self, "path", None) or "-").partition("?")[0],
-            (getattr(self, "_orig_status", None) or getattr(self, "status", None) or "-"),
-        )
+        access_logger.info('%s "%s %s" %s', self._address, self.command or "-", self._shown_path, self._shown_status)
+
+    @property
+    def _address(self) -> str:
+        return str(self.client_address[0]) if isinstance(self.client_address, tuple) else "-"
+
+    @property
+    def _shown_path(self) -> str:
+        # Without the query, and without signed names: both let in whoever has them.
+        return hide_signed((self.path or "-").partition("?")[0].replace('"', "%22"))
+
+    @property
+    def _shown_status(self) -> str:
+        return str(self._orig_status or "-").partition(" ")[0]
 
 
 class Server(_WSGIServer):  # type: ignore[misc]
     """Serves a WSGI application; offers each request's socket to it, for :class:`StreamApp` to take over.
 
-    ``request_timeout`` bounds, in seconds, how long the head of a request may take, and how long a connection may be idle;
-    ``max_request_head`` bounds its size in bytes.
+    ``request_timeout`` bounds, in seconds, how long the head of a request may take, how long a connection may be idle
+    before it, and how long the next part of a body may take. ``max_request_head`` bounds the head's size in bytes.
     """
 
     handler_class = Handler
@@ -165,11 +313,31 @@ class Server(_WSGIServer):  # type: ignore[misc]
     ) -> None:
         self.request_timeout = request_timeout
         self.max_request_head = max_request_head
+        self.stopping = False
+        self.idle: set[Any] = set()  # the greenlets of handlers that wait for a request to begin
         # Without a SERVER_NAME gevent asks the name service for it, which may take as long as it likes.
-        options.setdefault("environ", {"SERVER_NAME": "pgbus"})
+        options.setdefault("environ", {"SERVER_NAME": "localhost"})
         options.setdefault("log", None)
-        options.setdefault("error_log", logging.getLogger("pgbus_gevent.server"))
+        options.setdefault("error_log", logger)
+        # Without a pool gevent forgets whom it serves, and a stop could not wait for them.
+        options.setdefault("spawn", Pool())
         super().__init__(listener, application, **options)
+
+    def do_read(self) -> Any:
+        try:
+            return super().do_read()
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                logger.error("cannot accept connections: %s; trying again", error.strerror)
+                # gevent waits a little longer each time then, and prints a traceback of all but this one.
+                raise gevent.GreenletExit from error
+            raise
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Accept nobody, and return when the requests in work are done, or were cut off after ``timeout`` seconds."""
+        self.stopping = True
+        gevent.killall(list(self.idle), block=False)
+        super().stop(timeout)
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> Any:

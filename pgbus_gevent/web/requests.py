@@ -5,14 +5,14 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from time import time
-from typing import Any
 from urllib.parse import parse_qsl
 
 import gevent
 
 from ..core.client import StreamRequest
 from ..core.cursor import parse_cursor, parse_replay
-from ..core.names import PublicNames, Signer, check_name
+from ..core.names import PublicNames, Signer, check_event, check_name, looks_signed
+from ..database.queries import Publication
 from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
 
@@ -21,22 +21,33 @@ MAX_STREAMS = 32
 Query = list[tuple[str, str]]
 
 
+def path_below(environ: Environ, prefix: str) -> str | None:
+    """The path under ``prefix``, in Latin-1 as WSGI has it; None for one that is not under it.
+
+    A framework that mounts an application at the prefix moves it from PATH_INFO to SCRIPT_NAME.
+    """
+    # Bottle puts text into PATH_INFO, without the bytes that are no UTF-8, and keeps the original beside it.
+    path = str(environ.get("bottle.raw_path") or environ.get("PATH_INFO", ""))
+    if path == prefix or path.startswith(f"{prefix}/"):
+        return path[len(prefix) :]
+    return path if str(environ.get("SCRIPT_NAME", "")).endswith(prefix) else None
+
+
+def text_of(part: str, what: str) -> str:
+    """A part of the request as the text that it is: WSGI hands the bytes over as Latin-1."""
+    try:
+        return part.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        raise Refused(text(400, f"the {what} is not UTF-8")) from None
+
+
 def parse_query(environ: Environ) -> Query:
     """The query's fields, in order."""
+    query = text_of(str(environ.get("QUERY_STRING", "")), "query")
     try:
-        return parse_qsl(
-            environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="strict", max_num_fields=4 * MAX_STREAMS
-        )
-    except ValueError:
-        raise Refused(text(400, "the query is not UTF-8, or has too many fields")) from None
-
-
-def path_text(path: str) -> str:
-    """A part of PATH_INFO as the text it is: WSGI hands the bytes over as Latin-1."""
-    try:
-        return path.encode("latin-1").decode("utf-8")
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
     except UnicodeError:
-        raise Refused(text(400, "the path is not UTF-8")) from None
+        raise Refused(text(400, "the query is not UTF-8")) from None
 
 
 class StreamNames:
@@ -49,23 +60,24 @@ class StreamNames:
 
     def resolve(self, written: str) -> tuple[str, float | None]:
         """The stream's name, and when the right to it expires."""
-        expired: TokenExpired | None = None
         try:
             return self._signer.verify(written, self._wall_clock())
         except TokenExpired as error:
-            expired = error
+            raise Refused(text(403, str(error))) from None
         except BadToken:
             pass
-        try:
-            name = check_name(written)
-        except InvalidArgument as error:
-            raise Refused(text(400, str(error))) from None
-        if name in self._public:
-            return name, None
-        if expired is not None:
-            raise Refused(text(403, str(expired)))
-        # Nothing of the name: whoever tries names learns neither which exist nor which are well signed.
-        raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
+        # A signed name of somebody else's is no name, whatever is public: its bearer would wait at a stream that nobody
+        # publishes to. And who tries names learns neither which exist nor which are well signed.
+        if looks_signed(written) or _checked(written) not in self._public:
+            raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
+        return written, None
+
+
+def _checked(written: str) -> str:
+    try:
+        return check_name(written)
+    except InvalidArgument as error:
+        raise Refused(text(400, str(error))) from None
 
 
 def stream_request(environ: Environ, written: str, query: Query, names: StreamNames) -> StreamRequest:
@@ -99,12 +111,12 @@ def stream_request(environ: Environ, written: str, query: Query, names: StreamNa
 
 
 def written_streams(query: Query) -> list[str]:
-    """The streams that a query names."""
+    """The streams that a query names, as they are written there."""
     found = [value for key, value in query if key == "stream"]
     if not found:
         raise Refused(text(400, "name a stream: /streams?stream=…"))
     if len(found) > MAX_STREAMS:
-        raise Refused(text(400, f"too many streams: at most {MAX_STREAMS} on one connection, {len(found)} were asked for"))
+        raise Refused(text(400, f"too many streams: at most {MAX_STREAMS} on one connection, not {len(found)}"))
     return found
 
 
@@ -117,19 +129,47 @@ def single(query: Query, name: str) -> str | None:
 
 
 def bears(environ: Environ, token: str) -> bool:
-    """Whether the request has ``Authorization: Bearer <token>``."""
+    """Whether the request has ``Authorization: Bearer <token>``; how long that takes tells nothing about the token."""
     scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
+def publication(query: Query) -> tuple[Publication, bool]:
+    """The fields of a broadcast, and whether it is ephemeral."""
+    try:
+        event = check_event(single(query, "event"))
+    except InvalidArgument as error:
+        raise Refused(text(400, str(error))) from None
+    found = Publication(event, *(_label(query, name) for name in ("visible_to", "exclude", "key")))
+    ephemeral = single(query, "ephemeral")
+    if ephemeral not in _SWITCH:
+        raise Refused(text(400, f"ephemeral={ephemeral!a} is neither 1 nor 0"))
+    if _SWITCH[ephemeral] and found.key is not None:
+        raise Refused(text(400, "an ephemeral message is not stored, so it cannot have a key"))
+    return found, _SWITCH[ephemeral]
+
+
+_SWITCH = {None: False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
+
+def _label(query: Query, name: str) -> str | None:
+    value = single(query, name)
+    if value is not None and (not value or "\0" in value):
+        raise Refused(text(400, f"{name} is empty, or has a NUL character in it: leave it out, or give a text"))
+    return value
+
+
 def read_body(environ: Environ, *, limit: int, timeout: float) -> str:
     """The body as text; at most ``limit`` bytes, within ``timeout`` seconds."""
-    length = environ.get("CONTENT_LENGTH") or ""
-    if length and int(length) > limit:
-        raise Refused(text(413, f"the body has {int(length)} bytes, at most {limit} are taken"))
-    body: Any = None
-    with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # False: end the block without an exception
-        body = environ["wsgi.input"].read(int(length) if length else limit + 1)
+    size = _body_size(environ, limit)
+    body: bytes | None = None
+    try:
+        with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # False: end the block without an exception
+            body = environ["wsgi.input"].read(size) if size else b""
+    except TimeoutError:
+        pass  # the server's own deadline
+    except (OSError, ValueError):
+        raise Refused(text(400, "the body ended early, or is malformed")) from None
     if body is None:
         raise Refused(text(408, f"the body did not come within {timeout:g} s"))
     if len(body) > limit:
@@ -138,3 +178,16 @@ def read_body(environ: Environ, *, limit: int, timeout: float) -> str:
         return str(body, "utf-8")
     except UnicodeDecodeError:
         raise Refused(text(400, "the body is not UTF-8")) from None
+
+
+def _body_size(environ: Environ, limit: int) -> int:
+    """How many bytes to read: one more than is taken where the client does not say how many come."""
+    length = str(environ.get("CONTENT_LENGTH") or "")
+    if not length:
+        # Without either, a server may wait for bytes of the next request.
+        return limit + 1 if environ.get("wsgi.input_terminated") else 0
+    if not (length.isascii() and length.isdigit()):
+        raise Refused(text(400, "the Content-Length is malformed"))
+    if int(length) > limit:
+        raise Refused(text(413, f"the body has more than {limit} bytes"))
+    return int(length)

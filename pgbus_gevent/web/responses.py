@@ -55,9 +55,17 @@ def json_answer(status: int, value: Mapping[str, Any], *headers: tuple[str, str]
     )
 
 
-def event_stream(body: bytes) -> Answer:
-    """An event stream that ends at once: what an EventSource survives, as it comes back after any 200 and no other status."""
-    return Answer(200, body, list(STREAM_HEADERS))
+def stream_headers(environ: Environ) -> Headers:
+    """The headers of an event stream."""
+    if str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/"):
+        return [*STREAM_HEADERS, ("connection", "close")]
+    # Other servers end the connection in their own way; PEP 3333 lets them refuse an application's.
+    return list(STREAM_HEADERS)
+
+
+def accepts_stream(environ: Environ) -> bool:
+    """Whether the client asks for an event stream by name, as an EventSource does."""
+    return "text/event-stream" in str(environ.get("HTTP_ACCEPT", "")).lower()
 
 
 def send(answer: Answer, environ: Environ, start_response: StartResponse, extra: Headers) -> Iterable[bytes]:

@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from time import time
+
+import gevent
 
 from ..core import sse
 from ..core.client import StreamRequest, Subscriber
-from ..core.names import PublicNames, Signer, check_data, check_event
+from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
-from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
 from ..streamer.instance import Instance, refusal_retry
 from . import requests
 from .responses import (
-    STREAM_HEADERS,
     Answer,
     Environ,
     Headers,
     Refused,
     StartResponse,
-    event_stream,
+    accepts_stream,
     json_answer,
     send,
     status_line,
+    stream_headers,
     text,
 )
 
 logger = logging.getLogger("pgbus_gevent.web")
 
 TAKE_OVER = "pgbus_gevent.take_over"
-"""The environ key under which our server offers its socket: a function that takes what to call with the socket and the head."""
+"""The environ key under which our server offers its socket: a function, given what to call with socket and head."""
 
 Authorize = Callable[[Environ, str], "bool | Subscriber"]
+Found = Answer | StreamRequest
+View = Callable[[Environ], Found]
+
+_READ = ("GET", "HEAD")
 
 
 class StreamApp:
-    """Serves the streams of ``instance`` under its prefix, and 404 beside it.
+    """Serves the streams of ``instance`` under its prefix, and 404 beside it; at the root, or mounted at the prefix.
 
-    ``authorize(environ, stream)`` is asked once a name was verified: False refuses, True or a :class:`Subscriber` lets in.
-    A hook that raises refuses too, with a log line.
+    ``authorize(environ, stream)`` is asked once a name was verified: False refuses, True or a :class:`Subscriber` lets
+    in. A hook that raises, or answers anything else, refuses too, with a log line.
     """
 
     def __init__(self, instance: Instance, authorize: Authorize | None = None) -> None:
@@ -48,6 +56,11 @@ class StreamApp:
         self._authorize = authorize
         self._settings = settings
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
+        self._routes: dict[str, tuple[tuple[str, ...], View]] = {
+            "/healthz": (_READ, self._health),
+            "/readyz": (_READ, self._readiness),
+            "/streams": (_READ, self._subscribe_by_query),
+        }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         extra = self._cors(environ)
@@ -61,119 +74,138 @@ class StreamApp:
 
     def serves(self, path: str) -> bool:
         """Whether a PATH_INFO lies under the prefix."""
-        return path == self.prefix or path.startswith(self.prefix + "/")
+        return path == self.prefix or path.startswith(f"{self.prefix}/")
 
     # routes
 
-    def _route(self, environ: Environ) -> Answer | StreamRequest:
-        path = str(environ.get("PATH_INFO", ""))
-        if not self.serves(path):
+    def _route(self, environ: Environ) -> Found:
+        path = requests.path_below(environ, self.prefix)
+        if path is None:
             return text(404, "not found")
-        path = path[len(self.prefix) :]
-        if path == "/healthz":
-            _allow(environ, "GET, HEAD")
-            return self._health()
-        if path == "/readyz":
-            _allow(environ, "GET, HEAD")
-            return self._readiness()
-        if path == "/streams":
-            _allow(environ, "GET, HEAD")
-            query = requests.parse_query(environ)
-            written = requests.written_streams(query)
-            if len(written) > 1:
-                return text(400, "too many streams: this version serves one on a connection")
-            return self._subscribe(environ, written[0], query)
-        if path.startswith("/streams/"):
-            _allow(environ, "GET, HEAD, POST")
-            written_name = requests.path_text(path[len("/streams/") :])
-            query = requests.parse_query(environ)
-            if environ["REQUEST_METHOD"] == "POST":
-                return self._broadcast(environ, written_name, query)
-            return self._subscribe(environ, written_name, query)
-        return text(404, "not found")
+        methods, view = self._routes.get(path) or self._named_stream(path)
+        if environ["REQUEST_METHOD"] not in methods:
+            allowed = ", ".join(methods)
+            return text(405, f"this address takes {allowed}", ("allow", allowed))
+        return view(environ)
 
-    def _health(self) -> Answer:
+    def _named_stream(self, path: str) -> tuple[tuple[str, ...], View]:
+        if not path.startswith("/streams/"):
+            raise Refused(text(404, "not found"))
+        return (*_READ, "POST"), partial(self._stream_view, path.removeprefix("/streams/"))
+
+    def _health(self, environ: Environ) -> Answer:
         parts = {task.name: "running" if task.running else "stopped" for task in self.instance.tasks}
         alive = self.instance.alive
         return json_answer(200 if alive else 503, {"status": "ok" if alive else "failed", "parts": parts})
 
-    def _readiness(self) -> Answer:
-        reason = self.instance.unready
+    def _readiness(self, environ: Environ) -> Answer:
+        reason = self.instance.unready or self._unreachable()
         if reason is None:
             return json_answer(200, {"status": "ready"})
         return json_answer(503, {"status": "unready", "reason": reason})
 
-    def _broadcast(self, environ: Environ, written: str, query: requests.Query) -> Answer:
+    def _unreachable(self) -> str | None:
+        """Whether the database has gone where no listener would notice."""
+        if self._settings.listen:
+            return None
+        try:
+            self.instance.database.queries.ping()
+        except DatabaseError:
+            return "unavailable"
+        return None
+
+    def _stream_view(self, raw_name: str, environ: Environ) -> Found:
+        if environ["REQUEST_METHOD"] == "POST":
+            self._check_publisher(environ)
+            return self._broadcast(environ, requests.text_of(raw_name, "path"))
+        return self._subscribe(environ, requests.text_of(raw_name, "path"), requests.parse_query(environ))
+
+    # publishing
+
+    def _check_publisher(self, environ: Environ) -> None:
         token = self._settings.publish_token
         if token is None:
-            return text(403, "broadcasting over HTTP is off: set PGBUS_PUBLISH_TOKEN to turn it on")
+            raise Refused(text(403, "broadcasting over HTTP is off: set PGBUS_PUBLISH_TOKEN to turn it on"))
         if not requests.bears(environ, token):
-            return text(401, "the publish token is missing or wrong", ("www-authenticate", "Bearer"))
+            raise Refused(text(401, "the publish token is missing or wrong", ("www-authenticate", "Bearer")))
+
+    def _broadcast(self, environ: Environ, written: str) -> Answer:
         stream, _ = self._names.resolve(written)
+        publication, ephemeral = requests.publication(requests.parse_query(environ))
         body = requests.read_body(environ, limit=self._settings.max_body, timeout=self._settings.request_timeout)
-        fields = {name: requests.single(query, name) for name in ("event", "visible_to", "exclude", "key", "ephemeral")}
-        ephemeral = fields.pop("ephemeral") in ("1", "true", "yes")
-        queries = self.instance.database.queries
         try:
-            publication = Publication(check_event(fields.pop("event")), **fields)
-            check_data(body)
-            if not ephemeral:
-                return json_answer(201, {"id": queries.broadcast(stream, body, publication)})
-            queries.broadcast_ephemeral(stream, body, publication)
-            return json_answer(201, {"id": None})
+            return json_answer(201, {"id": self._publish(stream, check_data(body), publication, ephemeral)})
         except InvalidArgument as error:
             return text(400, str(error))
-        except DatabaseUnavailable as error:
-            return text(503, str(error), ("retry-after", "5"))
+        except (DatabaseUnavailable, PoolTimeout) as error:
+            logger.warning("broadcast over HTTP failed: %s", error)
+            return text(503, "the database is not available now", ("retry-after", "5"))
         except DatabaseError as error:
             logger.error("broadcast over HTTP failed: %s", error)
             return text(500, "the database refused the broadcast; the server's log says why")
 
+    def _publish(self, stream: str, data: str, publication: Publication, ephemeral: bool) -> int | None:
+        queries = self.instance.database.queries
+        if ephemeral:
+            queries.broadcast_ephemeral(stream, data, publication)
+            return None
+        return queries.broadcast(stream, data, publication)
+
     # streams
 
-    def _subscribe(self, environ: Environ, written: str, query: requests.Query) -> Answer | StreamRequest:
-        request = requests.stream_request(environ, written, query, self._names)
-        request = self._authorized(environ, request)
+    def _subscribe_by_query(self, environ: Environ) -> Found:
+        query = requests.parse_query(environ)
+        written = requests.written_streams(query)
+        if len(written) > 1:
+            return text(400, "too many streams: this version serves one on a connection")
+        return self._subscribe(environ, written[0], query)
+
+    def _subscribe(self, environ: Environ, written: str, query: requests.Query) -> Found:
+        request = self._authorized(environ, requests.stream_request(environ, written, query, self._names))
         refusal = self.instance.refusal
         return request if refusal is None else _refuse(environ, refusal)
 
     def _authorized(self, environ: Environ, request: StreamRequest) -> StreamRequest:
         if self._authorize is None:
             return request
+        answer = self._ask(self._authorize, environ, request.stream)
+        if not isinstance(answer, Subscriber):
+            return request
+        times = [at for at in (request.expires_at, answer.expires_at) if at is not None]
+        if times and min(times) <= time():
+            raise Refused(text(403, "the right to watch this stream has expired"))
+        return request._replace(
+            owner=answer.owner, context=answer.context, member=answer.member, expires_at=min(times, default=None)
+        )
+
+    def _ask(self, authorize: Authorize, environ: Environ, stream: str) -> bool | Subscriber:
+        """The hook's answer. Raises Refused for all but True and a Subscriber."""
+        answer: object = False
         try:
-            subscriber = self._authorize(environ, request.stream)
-        except Exception:
-            logger.exception("the authorize hook raised for stream %r: refused", request.stream)
-            subscriber = False
-        if isinstance(subscriber, Subscriber):
-            times = [at for at in (request.expires_at, subscriber.expires_at) if at is not None]
-            return request._replace(
-                owner=subscriber.owner,
-                context=subscriber.context,
-                member=subscriber.member,
-                expires_at=min(times, default=None),
+            answer = authorize(environ, stream)
+        except (Exception, gevent.Timeout):
+            logger.exception("the authorize hook raised for stream %r: refused", stream)
+        if answer is True or isinstance(answer, Subscriber):
+            return answer
+        if answer is not False:
+            logger.error(
+                "the authorize hook answered a %s for stream %r, and not a bool or a Subscriber: refused",
+                type(answer).__name__,
+                stream,
             )
-        if subscriber is not True:
-            raise Refused(text(403, "you may not watch this stream"))
-        return request
+        raise Refused(text(403, "you may not watch this stream"))
 
     def _stream(
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
     ) -> Iterable[bytes]:
-        headers = [*STREAM_HEADERS, *extra]
+        start_response(status_line(200), [*stream_headers(environ), *extra])
         if environ["REQUEST_METHOD"] == "HEAD":
-            start_response(status_line(200), headers)
             return []
         take_over = environ.get(TAKE_OVER)
-        if take_over is not None:
-            start_response(status_line(200), headers)
-            take_over(lambda sock, head: self.instance.take_over(request, sock, head))
-            return []
-        if str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/"):
-            headers.append(("connection", "close"))  # other servers have their own way, and may refuse ours
-        body = self.instance.body(request)
-        start_response(status_line(200), headers)
-        return body
+        if take_over is None:
+            return self.instance.body(request)
+        take_over(partial(self.instance.take_over, request))
+        return []
 
     def _cors(self, environ: Environ) -> Headers:
         """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""
@@ -189,14 +221,9 @@ class StreamApp:
         return headers
 
 
-def _allow(environ: Environ, methods: str) -> None:
-    if environ["REQUEST_METHOD"] not in methods.split(", "):
-        raise Refused(text(405, f"this address takes {methods}", ("allow", methods)))
-
-
 def _refuse(environ: Environ, reason: str) -> Answer:
-    """Refuse for a passing reason, so that an EventSource comes back by itself."""
+    """Refuse for a passing reason. An EventSource comes back by itself, but after no status other than 200."""
     retry = refusal_retry()
-    if "text/event-stream" in environ.get("HTTP_ACCEPT", ""):
-        return event_stream(sse.shutdown(reason, retry))
+    if accepts_stream(environ):
+        return Answer(200, sse.shutdown(reason, retry), stream_headers(environ))
     return text(503, f"not now: {reason}", ("retry-after", str(round(retry))))

@@ -1,0 +1,98 @@
+"""The head of an HTTP/1 request: read within a limit, and judged by the letter of RFC 9112.
+
+What one parser lets pass and another reads otherwise is how a request is smuggled past a proxy. So whatever can be read
+in two ways is refused; nothing is repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+MAX_HEADERS = 99
+# The standard library's parser, which gets them then, stops at a hundred lines, the blank one included.
+
+MAX_REQUEST_LINE = 8192
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(_TOKEN + rb" /[^\x00-\x20\x7f]* HTTP/1\.[01]\r?\n")
+# No space before the colon, no line that continues another, no CR inside: each has been read in more than one way.
+_HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_LINE_ENDS = (b"\r\n", b"\n")
+
+
+class Readable(Protocol):
+    """What a head is read from."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
+class BadHead(Exception):
+    """The head is refused with ``status``, for ``reason``, in which nothing of the head is repeated."""
+
+    def __init__(self, reason: str, status: int = 400) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+def read_head(file: Readable, limit: int) -> list[bytes]:
+    """The request line and the header lines, without the blank line; empty when the client leaves before the end.
+
+    Raises :class:`BadHead` beyond ``limit`` bytes.
+    """
+    lines: list[bytes] = []
+    left = limit
+    while True:
+        line = file.readline(left + 1)
+        left -= len(line)
+        if left < 0:
+            raise _too_large(lines, limit)
+        if not line.endswith(b"\n"):
+            return []
+        if line in _LINE_ENDS:
+            break
+        lines.append(line)
+    return lines or [line]
+
+
+def _too_large(lines: list[bytes], limit: int) -> BadHead:
+    return BadHead(f"the head of the request has more than {limit} bytes", 400 if lines else 414)
+
+
+def check_head(lines: list[bytes]) -> None:
+    """Raise :class:`BadHead` unless the head can be read in one way only."""
+    request_line, *header_lines = lines
+    if len(request_line) > MAX_REQUEST_LINE:
+        raise BadHead(f"the request line has more than {MAX_REQUEST_LINE} bytes", 414)
+    if not _REQUEST_LINE.fullmatch(request_line):
+        raise BadHead("the request line is not METHOD /path HTTP/1.1")
+    if len(header_lines) > MAX_HEADERS:
+        raise BadHead(f"there are more than {MAX_HEADERS} header lines")
+    _check_framing(_fields(header_lines), is_1_1=request_line.rstrip().endswith(b"1.1"))
+
+
+def _fields(lines: list[bytes]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise BadHead("a header line is malformed")
+        found.setdefault(match[1].lower(), []).append(match[2])
+    return found
+
+
+def _check_framing(fields: dict[bytes, list[bytes]], *, is_1_1: bool) -> None:
+    """Where the body ends, and who is meant, must be said once."""
+    lengths = fields.get(b"content-length", [])
+    encodings = fields.get(b"transfer-encoding", [])
+    hosts = fields.get(b"host", [])
+    if len(hosts) > 1 or (is_1_1 and not hosts):
+        raise BadHead("there must be one Host")
+    if lengths and encodings:
+        raise BadHead("there are both a Content-Length and a Transfer-Encoding")
+    if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
+        raise BadHead("the Content-Length is malformed")
+    if encodings and not (is_1_1 and [value.lower() for value in encodings] == [b"chunked"]):
+        raise BadHead("the Transfer-Encoding is not chunked, or not of HTTP/1.1")

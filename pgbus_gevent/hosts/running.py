@@ -1,0 +1,97 @@
+"""Serving until a signal comes, and stopping in good order; the same for every program that has a server of ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from ..streamer.instance import Instance
+from .pywsgi import Server
+
+logger = logging.getLogger("pgbus_gevent.serve")
+
+_HARD_LIMIT = 5.0  # seconds beyond the grace after which the kernel ends the process
+_OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the most, after the streams are gone
+
+
+class Stopper:
+    """Knows when to stop, and with what status.
+
+    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`fail` asks for it
+    with status 1.
+    """
+
+    def __init__(self, grace: float, on_hurry: Callable[[], object] | None = None) -> None:
+        self.status = 0
+        self._grace = grace
+        self._on_hurry = on_hurry
+        self._asked = Event()
+        self._handlers: list[Any] = []
+
+    def watch_signals(self) -> None:
+        """Take SIGTERM and SIGINT from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers.append(gevent.signal_handler(number, self._signalled, number))
+
+    def _signalled(self, number: int) -> None:
+        if self._asked.is_set():
+            logger.warning("second signal: ending at once")
+            if self._on_hurry is not None:
+                self._on_hurry()
+            os._exit(128 + number)
+        logger.info("%s: draining", signal.Signals(number).name)
+        self.limit()
+        self._asked.set()
+
+    def limit(self) -> None:
+        """Should anything block the event loop for good, the kernel ends the process all the same."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, self._grace + _HARD_LIMIT)
+
+    def fail(self, part: str) -> None:
+        """A part of an Instance has failed for good."""
+        logger.critical("%s has failed for good: stopping, to be started again by whoever watches this process", part)
+        self.status = 1
+        self.limit()
+        self._asked.set()
+
+    def wait(self) -> None:
+        """Until it is asked for."""
+        self._asked.wait()
+
+    def release(self) -> None:
+        """Give the signals back."""
+        for handler in self._handlers:
+            handler.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
+    """Accept nobody, send the streams away, let other requests finish; all within ``grace`` seconds."""
+    deadline = monotonic() + grace
+    server.close()
+    gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in instances], timeout=grace + 1.0)
+    server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
+
+
+def run_until_stopped(server: Server, instances: Sequence[Instance], stopper: Stopper | None = None) -> int:
+    """Serve, with ``server`` and ``instances`` started already, until a signal comes or a part fails; the exit status."""
+    grace = max((instance.settings.grace for instance in instances), default=10.0)
+    if stopper is None:
+        stopper = Stopper(grace)
+        stopper.watch_signals()
+    for instance in instances:
+        instance.on_failure = stopper.fail
+    try:
+        stopper.wait()
+        stop(server, instances, grace)
+    finally:
+        stopper.release()
+    return stopper.status

@@ -1,0 +1,111 @@
+"""HTTP from the other side: bytes out, bytes in, each with a deadline."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from time import monotonic
+from typing import Any, NamedTuple
+
+import gevent
+
+TIMEOUT = 5.0
+
+
+class Answer(NamedTuple):
+    """One answer, as the standard library's parser reads it; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def line(self) -> str:
+        """The body, which has to be one line of text/plain."""
+        assert self.headers["content-type"] == "text/plain; charset=utf-8"
+        text = self.body.decode()
+        assert text.endswith("\n") and text.count("\n") == 1 and "\r" not in text
+        return text[:-1]
+
+
+def ask(port: int, target: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
+    """One request on a connection of its own; an underscore in a header's name stands for a hyphen."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    try:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, target, body, {"Connection": "close", **names})
+        response = connection.getresponse()
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+def exchange(port: int, request: bytes, timeout: float = TIMEOUT) -> bytes:
+    """What comes back until the server closes; AssertionError when it does not."""
+    with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+        sock.sendall(request)
+        return read_to_end(sock, timeout)
+
+
+def read_to_end(sock: socket.socket, timeout: float = TIMEOUT) -> bytes:
+    """All bytes until the end; AssertionError when that does not come in time."""
+    deadline, found = monotonic() + timeout, b""
+    while True:
+        sock.settimeout(max(0.01, deadline - monotonic()))
+        try:
+            data = sock.recv(65536)
+        except TimeoutError:
+            raise AssertionError(f"the server kept the connection for {timeout} s; it sent {found!r}") from None
+        except ConnectionResetError:
+            return found
+        if not data:
+            return found
+        found += data
+
+
+def read_until(sock: socket.socket, mark: bytes, timeout: float = TIMEOUT) -> bytes:
+    """Bytes up to ``mark`` at least."""
+    deadline, found = monotonic() + timeout, b""
+    while mark not in found:
+        sock.settimeout(max(0.01, deadline - monotonic()))
+        data = sock.recv(65536)
+        assert data, f"the server closed after {found!r}"
+        found += data
+    return found
+
+
+def parse(raw: bytes, method: str = "GET") -> Answer:
+    """The first answer in ``raw``."""
+
+    class Socket:
+        def makefile(self, *_: Any) -> BytesIO:
+            return BytesIO(raw)
+
+    response = http.client.HTTPResponse(Socket(), method=method)  # type: ignore[arg-type]
+    response.begin()
+    return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+
+@contextmanager
+def connected(port: int, data: bytes = b"") -> Iterator[socket.socket]:
+    """A connection, on which ``data`` was sent."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+        sock.sendall(data)
+        yield sock
+
+
+def get(target: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> bytes:
+    """The bytes of a GET."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "test", **(headers or {})}.items())
+    return f"GET {target} HTTP/{version}\r\n{lines}\r\n".encode("latin-1")
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
+    """Return when ``condition`` holds; AssertionError when it does not in time."""
+    deadline = monotonic() + timeout
+    while not condition():
+        assert monotonic() < deadline, f"{what} within {timeout} s"
+        gevent.sleep(0.01)

@@ -1,0 +1,340 @@
+"""``serve`` as a program: what it prints, serves and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_http import Answer, ask, wait_for
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.testing.databases import TestDatabases
+
+ROOT = Path(__file__).parent.parent
+SECRET = "a secret of the test"
+ANNOUNCED = re.compile(r"pgbus_gevent serves http://([\d.]+|\[::1\]):(\d+)/ database (\S+) pid (\d+)\n")
+
+APP = """
+from pgbus_gevent import Bus
+from pgbus_gevent.streamer import current
+
+bus = Bus()
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if environ["PATH_INFO"] == "/publish":
+        return [str(bus.stream("orders").broadcast("from the application")).encode()]
+    if environ["PATH_INFO"] == "/readers":
+        return [str(len(current().registry)).encode()]
+    return [bus.sign("orders").encode()]
+
+class site:
+    wsgi = staticmethod(application)
+
+not_callable = 7
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    ours = ("PGBUS_", "PG", "DATABASE_URL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pgbus_gevent.serve", "--port", "0", *arguments]
+
+
+class Serving:
+    """A running ``serve`` that has announced itself."""
+
+    def __init__(self, process: subprocess.Popen[str], stderr: Path) -> None:
+        self.process = process
+        self._stderr = stderr
+        assert process.stdout is not None
+        self.line = process.stdout.readline()
+        match = ANNOUNCED.fullmatch(self.line)
+        assert match is not None, (self.line, self.stderr)
+        self.host, self.port, self.database, self.pid = match[1], int(match[2]), match[3], int(match[4])
+        self.url = f"http://{self.host}:{self.port}"
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    def get(self, path: str) -> Answer:
+        return ask(self.port, path)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextmanager
+def serving(tmp_path: Path, *arguments: str, limit: int | None = None, **variables: str) -> Iterator[Serving]:
+    """``serve`` in ``tmp_path``; stopped at the end, with status 0."""
+    log = tmp_path / f"stderr-{len(list(tmp_path.glob('stderr-*')))}"
+    with open(log, "w") as stderr:
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            preexec_fn=None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        )
+    with process:
+        try:
+            running = Serving(process, log)
+            yield running
+            assert running.stop() == 0
+            assert process.stdout is not None and process.stdout.read() == ""
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def refused(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+    """The status and the one line of a ``serve`` that does not serve."""
+    done = subprocess.run(
+        command(*arguments), cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == ""
+    assert done.stderr.startswith("pgbus-gevent: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.returncode, done.stderr.removeprefix("pgbus-gevent: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def database(pgbus_databases: TestDatabases) -> str:
+    return pgbus_databases.make()
+
+
+@pytest.fixture
+def own(database: str) -> dict[str, str]:
+    """The variables of a database of one's own."""
+    return {"PGBUS_DATABASE_URL": database, "PGBUS_SECRET": SECRET}
+
+
+# serving -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that both programs of a test use, one after the other or at once; its data directory is in it."""
+    path = tmp_path_factory.mktemp("home")
+    for folder in (path, *path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o011)  # the embedded server may run as another user
+    return path
+
+
+def test_without_arguments_it_serves_the_demo_on_its_own_database_and_says_where(home: Path) -> None:
+    with serving(home, "--data-dir", str(home / "data")) as one:
+        assert (one.host, one.pid) == ("127.0.0.1", one.process.pid)
+        assert one.get("/pgbus/healthz").status == one.get("/pgbus/readyz").status == 200
+        page = one.get("/")
+        assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+        assert b"Departures" in page.body
+        assert "INFO pgbus_gevent.access: 127.0.0.1 \"GET /pgbus/healthz\" 200" in one.stderr
+        with StreamClient(one.url, "/pgbus/streams/demo:hello") as client:
+            client.next("pgbus:connected")
+            with Bus(one.database, migrate=False) as bus:
+                id = bus.stream("demo:hello").broadcast("hello")
+            frame = client.next()
+            assert (frame.id, frame.data) == (str(id), "hello")
+
+        with serving(home, "--data-dir", str(home / "data")) as two:
+            assert two.database == one.database and two.port != one.port
+            with StreamClient(two.url, f"/pgbus/streams/demo:hello?since={id - 1}") as client:
+                assert client.next().id == str(id)
+        assert one.get("/pgbus/readyz").status == 200  # its database is still there
+
+
+def test_the_secret_of_the_embedded_database_is_kept_from_run_to_run_for_its_owner_alone(home: Path) -> None:
+    data = home / "data"
+    secrets = []
+    for _ in range(2):
+        (home / "app.py").write_text(APP)
+        with serving(home, "app:application", "--data-dir", str(data)) as served:
+            secrets.append((data / "secret").read_text())
+            token = served.get("/").body.decode()
+            with StreamClient(served.url, f"/pgbus/streams/{token}") as client:
+                client.next("pgbus:connected")
+                assert served.get("/publish").status == 200
+                assert client.next().data == "from the application"
+    assert secrets[0] == secrets[1] and len(secrets[0].strip()) >= 32
+    assert stat.S_IMODE((data / "secret").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["app:application", "app:site.wsgi"])
+def test_an_application_of_ones_own_is_served_beside_the_streams(
+    name: str, tmp_path: Path, own: dict[str, str]
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with serving(tmp_path, name, **own) as served:
+        token = served.get("/anything").body.decode()
+        with StreamClient(served.url, f"/pgbus/streams/{token}") as client:
+            client.next("pgbus:connected")
+            id = served.get("/publish").body.decode()
+            assert client.next().id == id
+            # The application's streamer is the one that serves.
+            assert served.get("/readers").body == b"1"
+        assert served.get("/pgbus/nothing").body == b"not found\n"
+        # Only the demo makes streams public by itself.
+        assert served.get("/pgbus/streams/demo:hello").status == 404
+
+
+def test_the_flags_win_over_the_environment_for_the_application_too(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with serving(tmp_path, "app:application", "--secret", "another secret of the test", **own) as served:
+        token = served.get("/").body.decode()
+        with StreamClient(served.url, f"/pgbus/streams/{token}") as client:
+            client.next("pgbus:connected")
+
+
+def test_the_command_line_has_the_same_serve(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    arguments = [sys.executable, "-m", "pgbus_gevent", "serve", "app:application", "--port", "0"]
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(**own), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert ANNOUNCED.fullmatch(process.stdout.readline())
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_the_password_of_the_database_is_not_shown(tmp_path: Path, own: dict[str, str], database: str) -> None:
+    url = f"{database} password=hunter2" if "=" in database.partition("?")[0] else database
+    (tmp_path / "app.py").write_text(APP)
+    with serving(tmp_path, "app:application", "--log-level", "debug", **{**own, "PGBUS_DATABASE_URL": url}) as served:
+        assert served.get("/pgbus/healthz").status == 200
+        assert "hunter2" not in served.line + served.stderr and SECRET not in served.line + served.stderr
+
+
+def test_an_ipv6_address_is_printed_as_a_url_has_it(tmp_path: Path, own: dict[str, str]) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    (tmp_path / "app.py").write_text(APP)
+    with serving(tmp_path, "app:application", "--host", "::1", **own) as served:
+        assert served.host == "[::1]"
+
+
+def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text("def application(environ, start_response):\n    raise RuntimeError('a bug')\n")
+    with serving(tmp_path, "app:application", "--log-format", "json", **own) as served:
+        assert served.get("/page?token=secret").status == 500
+        wait_for(lambda: '/page\\" 500' in served.stderr, "the access log has it")
+        records: list[dict[str, Any]] = [json.loads(line) for line in served.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    (failed,) = [record for record in records if record["level"] == "error"]
+    assert "RuntimeError: a bug" in failed["exception"]
+    assert not any("token" in line for line in served.stderr.splitlines())
+
+
+def test_a_low_limit_of_open_files_is_warned_of(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with serving(tmp_path, "app:application", limit=300, **own) as served:
+        (warning,) = [line for line in served.stderr.splitlines() if "WARNING" in line]
+        assert "the limit of 300 open files is below max_connections=10000" in warning and "ulimit -n" in warning
+    with serving(tmp_path, "app:application", "--max-connections", "40", limit=300, **own) as served:
+        assert "WARNING" not in served.stderr
+
+
+# refusing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nothere:application", "there is no module 'nothere' to load 'nothere:application' from"),
+        ("app.nothere:application", "there is no module 'app.nothere' to load 'app.nothere:application' from"),
+        ("app:nothere", "app has no application 'nothere'"),
+        ("app:site.nothere", "app has no application 'site.nothere'"),
+        ("app:not_callable", "app has no application 'not_callable'"),
+        ("app", "'app' does not name an application: write module:application"),
+        ("app:", "'app:' does not name an application: write module:application"),
+        (":application", "':application' does not name an application: write module:application"),
+        (".app:application", "'.app:application' does not name an application: write module:application"),
+    ],
+)
+def test_an_application_that_is_not_there_is_one_line_and_status_2(
+    name: str, complaint: str, tmp_path: Path, own: dict[str, str]
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    assert refused(tmp_path, name, **own) == (2, complaint)
+
+
+def test_what_an_application_cannot_import_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text("import nothere")
+    done = subprocess.run(
+        command("app:application"), cwd=tmp_path, env=environment(**own), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "No module named 'nothere'" in done.stderr
+
+
+def test_a_database_of_ones_own_needs_a_secret(tmp_path: Path, database: str) -> None:
+    status, line = refused(tmp_path, PGBUS_DATABASE_URL=database)
+    assert status == 2
+    assert line == "secret='' is not allowed: a text of 16 characters or more, in PGBUS_SECRET or with --secret"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--workers", "2", "--port", "8099"), "workers=2 is not allowed: 1; for more there is gunicorn"),
+        (("--heartbeat", "never"), "heartbeat='never' is not allowed"),
+        (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
+        (("one:app", "two:app"), "unrecognized arguments: two:app"),
+        (("--secret", "short"), "secret="),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line_and_status_2(
+    arguments: tuple[str, ...], complaint: str, tmp_path: Path, own: dict[str, str]
+) -> None:
+    status, line = refused(tmp_path, *arguments, **own)
+    assert status == 2
+    assert line.startswith(complaint)
+    assert "short" not in line
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, line = refused(tmp_path, "--port", str(port), **own)
+    assert (status, line) == (
+        1,
+        f"cannot serve at 127.0.0.1 port {port}: Address already in use; give another --port (0 takes any that is free)"
+        " or --host, or stop what has it",
+    )
+
+
+def test_a_host_that_is_not_ours_is_one_line_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        status, line = refused(tmp_path, "--host", host, **own)
+        assert status == 1 and line.startswith(f"cannot serve at {host} port 0: ")
+
+
+def test_a_database_that_cannot_be_reached_is_one_line_and_status_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    url = f"postgresql://user:hunter2@127.0.0.1:{port}/nothere"
+    status, line = refused(tmp_path, PGBUS_DATABASE_URL=url, PGBUS_SECRET=SECRET)
+    assert status == 1
+    assert line.startswith("cannot connect to PostgreSQL: ") and "Connection refused" in line
+    assert "hunter2" not in line
