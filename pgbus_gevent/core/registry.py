@@ -51,7 +51,7 @@ class Registry:
             members.pop(subscription, None)
             if not members:
                 del self._subscriptions[name]
-                self._logs.pop(name).forget()
+                self._logs.pop(name).retire()
         return True
 
     def log(self, name: str) -> StreamLog | None:

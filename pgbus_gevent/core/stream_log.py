@@ -192,6 +192,16 @@ class StreamLog:
         if self._ids:
             self._drop(len(self._ids), self._bytes)
 
+    def retire(self) -> None:
+        """Keep no frames from now on: nobody watches any more. A read that is still under way may bring some."""
+        self._max_frames = 0
+        self.forget()
+
+    @property
+    def retired(self) -> bool:
+        """Whether the stream's last client has left."""
+        return self._max_frames == 0
+
     def after(self, cursor: int, max_bytes: int) -> Chunk | None:
         """The frames above ``cursor``, at least one and up to about ``max_bytes``; None where the ring does not reach so far.
 

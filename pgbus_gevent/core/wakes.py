@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ..messages import MAX_ID
+from .names import check_data, check_event, check_name
 
 
 class Ring(NamedTuple):
@@ -40,18 +43,45 @@ Wake = Ring | Moved | Ephemeral
 
 
 def parse(payload: str) -> Wake:
-    """The wake in a payload. Whatever cannot be read, as anybody may NOTIFY, is taken for a hint that something moved."""
+    """The wake in a payload. Whatever cannot be read is taken for a hint that something moved.
+
+    Anybody may NOTIFY, so every part is looked at: one that does not fit must not get as far as a frame or a query.
+    """
     try:
         kind, *rest = json.loads(payload)
         if kind == "message":
-            return Ring(*rest)
+            return _ring(*rest)
         if kind == "ephemeral":
-            return Ephemeral(*rest)
+            return _ephemeral(*rest)
         if kind == "large":
             stream, number = rest
-            return Ephemeral(stream, number, None, None, None, None)
-        if kind == "moved" and rest and all(isinstance(name, str) for name in rest):
-            return Moved(rest)
-    except (ValueError, TypeError):
+            return Ephemeral(check_name(stream), _id(number), None, None, None, None)
+        if kind == "moved" and rest:
+            return Moved([check_name(name) for name in rest])
+    except (ValueError, TypeError, OverflowError, RecursionError):
         pass
     return Moved(None)
+
+
+def _ring(
+    stream: Any, id: Any, prev_id: Any, created_at: Any, event: Any, data: Any, visible_to: Any, exclude: Any
+) -> Ring:
+    known = None if prev_id is None else _id(prev_id)
+    return Ring(check_name(stream), _id(id), known, float(created_at), *_content(event, data, visible_to, exclude))
+
+
+def _ephemeral(stream: Any, number: Any, event: Any, data: Any, visible_to: Any, exclude: Any) -> Ephemeral:
+    return Ephemeral(check_name(stream), _id(number), *_content(event, data, visible_to, exclude))
+
+
+def _content(event: Any, data: Any, visible_to: Any, exclude: Any) -> tuple[str | None, str, str | None, str | None]:
+    for label in (visible_to, exclude):
+        if label is not None:
+            check_data(label)
+    return check_event(event), check_data(data), visible_to, exclude
+
+
+def _id(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_ID:
+        raise ValueError(value)
+    return value

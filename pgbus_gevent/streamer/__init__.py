@@ -12,7 +12,7 @@ from .body_connection import BodyConnection
 from .connection import Connection
 from .dispatcher import StreamEventDispatcher
 from .heartbeat import Heartbeat
-from .instance import Instance
+from .instance import Instance, instances
 from .io_writer import IoWriter
 from .listener import Listener
 
@@ -27,6 +27,7 @@ __all__ = [
     "StreamCounter",
     "StreamEventDispatcher",
     "current",
+    "instances",
     "reset",
     "set_current",
     "stream_counter",

@@ -23,7 +23,7 @@ class BodyConnection(Client):
     says since when.
     """
 
-    __slots__ = ("_consumer", "_on_drained", "_on_gone", "_parts", "_ready", "_taken_at", "_waiting_since")
+    __slots__ = ("_clock", "_consumer", "_on_drained", "_on_gone", "_parts", "_ready", "_waiting_since")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class BodyConnection(Client):
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(id, request, now=clock())
+        self._clock = clock
         self._on_drained = on_drained
         self._on_gone = on_gone
         self._parts: list[bytes] = []
@@ -48,12 +49,13 @@ class BodyConnection(Client):
 
     def send(self, data: bytes, now: float) -> None:
         self.last_sent = now
-        self._waiting_since = now
+        if self._waiting_since is None:
+            self._waiting_since = now
         self._parts.append(data)
         self._ready.set()
 
     def send_extra(self, data: bytes, now: float) -> bool:
-        if sum(map(len, self._parts)) + len(data) > MAX_EXTRA:
+        if self._waiting_since is not None and sum(map(len, self._parts)) + len(data) > MAX_EXTRA:
             return False
         self.send(data, now)
         return True
@@ -74,7 +76,9 @@ class BodyConnection(Client):
 
     def __next__(self) -> bytes:
         self._consumer = gevent.getcurrent()
-        if self._waiting_since is not None and not self._parts:
+        if self._parts:
+            self._waiting_since = self._clock()  # it does take bytes: the deadline is for who takes none
+        elif self._waiting_since is not None:
             self._waiting_since = None
             if not self.closed:
                 self._on_drained(self)

@@ -92,7 +92,8 @@ class CatchUp:
                 return
         stage = self._stage
         gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else 0.0))
-        self._stage = stage + 1
+        if self._stage == stage:  # else a ring came meanwhile and starts over
+            self._stage = stage + 1
 
     def _sweep(self) -> bool:
         """Whether anything had moved that a publisher did not tell of."""

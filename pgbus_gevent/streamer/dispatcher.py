@@ -143,9 +143,7 @@ class StreamEventDispatcher:
             if cursor in chunks:
                 chunk = chunks[cursor]
             else:
-                if len(chunks) >= _CACHED_CURSORS:
-                    chunks.clear()
-                chunk = chunks[cursor] = log.after(cursor, CHUNK_BYTES)
+                chunk = _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
             if chunk is None:
                 self._on_behind(subscription)
                 continue
@@ -189,7 +187,7 @@ class StreamEventDispatcher:
             if subscription.cursor is not None and not subscription.client.closed:
                 data = self._visible(subscription, chunk)
                 if data:
-                    subscription.client.send_extra(data, now)
+                    self._give(subscription.client.send_extra, subscription.client, data, now)
 
     def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         """Send a page from the database to all who stand within it; called by a reader, and gives way as it goes."""
@@ -199,22 +197,20 @@ class StreamEventDispatcher:
             if n % SLICE == 0:
                 breathe()
                 now = self._clock()
-            # It may have moved on, or been blocked, while others were served.
+            # It may have left, or been blocked, while others were served.
             cursor = subscription.cursor
-            if cursor is None or cursor < history.start or not _may_send(subscription):
+            if cursor is None or cursor < history.start or not _takes_bytes(subscription.client):
                 continue
             gap = b""
             if cursor < history.horizon:
                 # Zero asks for all that is retained, so it misses nothing.
                 gap = expired(log, cursor, history.oldest) if cursor > 0 else b""
                 cursor = subscription.cursor = history.horizon
-            if cursor not in chunks:
-                chunks[cursor] = history.after(cursor)
-            chunk = chunks[cursor]
+            chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
             if chunk is not None:
                 self._send(subscription, chunk, now, gap)
             elif gap:
-                subscription.client.send(gap, now)
+                self._give(subscription.client.send, subscription.client, gap, now)
 
     # one connection
 
@@ -234,20 +230,23 @@ class StreamEventDispatcher:
             + sse.connected(client.id, [(log.name, log.head)])
             + admission.gap
         )
-        client.send(greeting, self._clock())
+        self._give(client.send, client, greeting, self._clock())
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
         # The cursor moves with the bytes, past what the client may not see too.
         subscription.cursor = chunk.cursor
+        data = before + self._visible(subscription, chunk) if before else self._visible(subscription, chunk)
+        if data:
+            self.sends += 1
+            self._give(subscription.client.send, subscription.client, data, now)
+
+    def _give(self, send: Callable[[bytes, float], object], client: Client, data: bytes, now: float) -> None:
         try:
-            data = before + self._visible(subscription, chunk) if before else self._visible(subscription, chunk)
-            if data:
-                self.sends += 1
-                subscription.client.send(data, now)
+            send(data, now)
         except Exception:
             # One client's trouble must not keep the others from their messages.
-            logger.exception("delivery to connection %s failed; closing it", subscription.client.id)
-            self._on_error(subscription.client)
+            logger.exception("delivery to connection %s failed; closing it", client.id)
+            self._on_error(client)
 
     def _visible(self, subscription: Subscription, chunk: Chunk) -> bytes:
         if chunk.data is not None:
@@ -264,8 +263,19 @@ class StreamEventDispatcher:
 
 
 def _may_send(subscription: Subscription) -> bool:
-    client = subscription.client
-    return not subscription.waiting and client.reason is None and client.blocked_since is None
+    return not subscription.waiting and _takes_bytes(subscription.client)
+
+
+def _takes_bytes(client: Client) -> bool:
+    return client.reason is None and client.blocked_since is None
+
+
+def _cache(chunks: dict[int, Chunk | None], cursor: int, chunk: Chunk | None) -> Chunk | None:
+    # Bounded: each holds its frames joined, and there may be as many cursors as clients.
+    if len(chunks) >= _CACHED_CURSORS:
+        chunks.clear()
+    chunks[cursor] = chunk
+    return chunk
 
 
 def breathe() -> None:

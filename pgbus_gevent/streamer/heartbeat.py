@@ -7,6 +7,7 @@ next, so that neither all are due at once nor anybody is looked at in vain.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from time import monotonic, time
 
@@ -15,7 +16,10 @@ import gevent
 from ..core import sse
 from ..core.client import Client
 
-_MAX_TICK = 1.0  # seconds
+_MAX_TICK = 0.25  # seconds
+
+_SPREAD = 1.25
+"""A heartbeat goes out after one to so many intervals: after a broadcast to all, all are quiet from the same moment on."""
 
 
 class Heartbeat:
@@ -51,7 +55,7 @@ class Heartbeat:
 
     def watch(self, client: Client) -> None:
         """A connection was opened."""
-        self._place(client, self._clock(), self._look)
+        self._place(client, self._clock(), self._look * random.uniform(0.5, 1.0))
 
     def forget(self, client: Client) -> None:
         """A connection has ended."""
@@ -72,19 +76,18 @@ class Heartbeat:
     def sweep(self) -> None:
         """Look at all that are due."""
         now = self._clock()
-        last = math.floor(now / self._tick)
-        if last - self._done > len(self._slots):
-            due = sorted(slot for slot in self._slots if slot <= last)
-        else:
-            due = [slot for slot in range(self._done + 1, last + 1) if slot in self._slots]
-        self._done = last
+        self._done = math.floor(now / self._tick)
         frame = sse.heartbeat(self._wall_clock())
-        for slot in due:
-            for client in self._slots.pop(slot, ()):
+        for slot in sorted(slot for slot in self._slots if slot <= self._done):
+            clients = self._slots[slot]
+            while clients:
+                # One by one, so that the others are still there should this one raise.
+                client, _ = clients.popitem()
                 delay = self._look_at(client, frame, now)
                 # One that is closing stays as long as something waits for it.
                 if not client.closed or client.blocked_since is not None:
                     self._place(client, now, delay)
+            self._slots.pop(slot, None)
 
     def _look_at(self, client: Client, frame: bytes, now: float) -> float:
         """Do what is due for one client; after how many seconds to look again."""
@@ -97,15 +100,18 @@ class Heartbeat:
         if admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
             client.send(frame, now)
             self.sent += 1
-        delay = min(self._look, max(self._tick, client.last_sent + self._interval - now))
+        quiet_at = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
+        delay = min(self._look, max(self._tick, quiet_at - now))
         expires_at = client.request.expires_at
-        if expires_at is not None:
+        if expires_at is not None and not client.closed:
             delay = min(delay, max(0.0, expires_at - self._wall_clock()))
         return delay
 
     def _reason_to_end(self, client: Client, now: float) -> str | None:
         if client.blocked_since is not None and now - client.blocked_since >= self._write_deadline:
             return "slow-consumer"
+        if client.closed:
+            return None  # it was told why, and still takes what waits for it
         if client.request.expires_at is not None and self._wall_clock() >= client.request.expires_at:
             return "expired"
         if client.ends_at is not None and now >= client.ends_at:

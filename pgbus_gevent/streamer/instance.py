@@ -9,10 +9,12 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import gevent
 from gevent import monkey
 from gevent.event import Event
+from gevent.lock import RLock
 
 from ..config import Settings
 from ..core import sse, wakes
@@ -40,6 +42,9 @@ ADMIT_DEADLINE = 10.0
 
 POLL_SHARE = 0.1
 """Without LISTEN the sweeps come so many times the catch-up interval."""
+
+_instances: WeakSet[Instance] = WeakSet()
+# All of this process: a host that forks has to start them after the fork, and stop them before it ends.
 
 _FAREWELL_SLICE = 200
 _STOP_TIMEOUT = 1.0
@@ -71,9 +76,11 @@ class Instance:
         self.filters = filters or Filters()
         self.counter = counter or StreamCounter()
         self.draining = False
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._lingering: set[Client] = set()
         self._live = Event()
+        self._starting = RLock()
+        _instances.add(self)
         self._budget = RingBudget(self.settings.ring_budget)
         self.registry = Registry(self._make_log)
         queries = self.database.queries
@@ -130,8 +137,13 @@ class Instance:
 
         Raises :class:`NotPatched`, and :class:`DatabaseError` where the schema cannot be brought up to date.
         """
+        with self._starting:  # greenlets that race wait for the one that came first
+            self._start()
+        return self
+
+    def _start(self) -> None:
         if self.tasks[0].running:
-            return self
+            return
         if not monkey.is_module_patched("socket"):
             raise NotPatched(
                 "this process is not patched for gevent, so one wait would stop every client: make"
@@ -144,7 +156,6 @@ class Instance:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):
             logger.warning("not listening yet after %g s; going on trying", self.settings.connect_timeout)
-        return self
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Send every client away to come back, and stop; takes at most ``timeout`` seconds, by default the setting ``grace``.
@@ -156,6 +167,7 @@ class Instance:
         deadline = monotonic() + (self.settings.grace if timeout is None else timeout)
         # 1. Nobody comes in any more: whoever tries is told to come back.
         self.draining = True
+        _instances.discard(self)
         # 2. No more work for the dispatcher; what it would still have sent, the cursors will ask for.
         for task in reversed(self.tasks):
             if not task.name.startswith(("dispatcher", "heartbeat")):
@@ -183,8 +195,8 @@ class Instance:
                 task.stop(_left(deadline))
 
     def _failed(self, name: str) -> None:
-        if self._on_failure is not None:
-            self._on_failure(name)
+        if self.on_failure is not None:
+            self.on_failure(name)
 
     # state
 
@@ -248,8 +260,8 @@ class Instance:
 
     def end(self, client: Client, reason: str, retry: float | None = None) -> None:
         """Close a connection from our side, with the reason as its last frame where it can still be told."""
-        if client in self._lingering or reason == "slow-consumer":
-            # Its socket is full: there is no room for a last frame.
+        if client in self._lingering or reason in ("slow-consumer", "error"):
+            # Its socket is full, or cannot be written to: there is no room for a last frame.
             self._forget(client, reason)
             client.abort()
             self._lingering.discard(client)
@@ -337,6 +349,11 @@ class Instance:
     def _catch_up_interval(self) -> float:
         interval = self.settings.catch_up_interval
         return interval if self.listener.live else interval * POLL_SHARE
+
+
+def instances() -> list[Instance]:
+    """Every Instance of this process that is in use; what a host starts after a fork and stops before it ends."""
+    return list(_instances)
 
 
 def refusal_retry() -> float:

@@ -134,6 +134,8 @@ class IoWriter:
             self._gone("sent data on an event stream")
 
     def _gone(self, why: OSError | str | None) -> None:
+        if self._sock is None:
+            return  # reported already
         self.close()
         self._on_gone(why if isinstance(why, str) else "client left" if why is None else type(why).__name__)
 

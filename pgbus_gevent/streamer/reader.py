@@ -86,10 +86,15 @@ class Reader:
 
     def forget(self, subscription: Subscription) -> None:
         """The client has left."""
+        log = subscription.log
         for queue in (self._looks, self._waiting):
-            waiting = queue.get(subscription.log)
+            waiting = queue.get(log)
+            # A look without clients is one that a wake asked for: it stays for those who still watch.
             if waiting is not None and waiting.pop(subscription, self) is None and not waiting:
-                del queue[subscription.log]
+                if queue is self._waiting or log.retired:
+                    del queue[log]
+        if log not in self._waiting:
+            self._lowest_next.pop(log, None)
 
     @property
     def idle(self) -> bool:
@@ -122,8 +127,9 @@ class Reader:
         if not batch:
             return False
         try:
-            self._open({log: waiting for log, waiting in batch.items() if not log.is_open or _replays(waiting)})
-            self._follow({log: waiting for log, waiting in batch.items() if log.is_open and not _replays(waiting)})
+            opening = {log: waiting for log, waiting in batch.items() if not log.is_open or _replays(waiting)}
+            self._open(opening)
+            self._follow({log: waiting for log, waiting in batch.items() if log not in opening})
         except BaseException:
             for log, waiting in batch.items():
                 self._looks.setdefault(log, {}).update(waiting)
@@ -152,8 +158,12 @@ class Reader:
                     rows=opening.rows,
                 )
                 self._on_moved(log, 0)
+            current = log.head >= opening.head
+            if not current:
+                # It was open, and the answer is of newer messages than it has.
+                self.look(log)
             for subscription in batch[log]:
-                subscription.verified = True
+                subscription.verified = current
                 if subscription.client.request.replay == question.replay is not None:
                     subscription.start = opening.start
 
@@ -185,13 +195,17 @@ class Reader:
         self._paging.update(logs)
         try:
             starts = [self._page_start(log) for log in logs]
+            heads = [log.head for log in logs]
             pages = self._source.pages(
                 [(log.name, start) for log, start in zip(logs, starts, strict=True)],
                 limit=self._page_size,
                 size=BYTES_PER_STREAM,
             )
             self.reads += 1
-            for log, start, page in zip(logs, starts, pages, strict=True):
+            for log, start, head, page in zip(logs, starts, heads, pages, strict=True):
+                if not page.rows:
+                    # All up to the head was there before the read: what is not there now was removed, by whatever hand.
+                    page = page._replace(horizon=max(page.horizon, head))
                 self._serve_page(log, start, page)
         finally:
             self._paging.difference_update(logs)
@@ -217,15 +231,15 @@ class Reader:
         served = [subscription for subscription in waiting if start <= (subscription.cursor or 0) < end]
         for subscription in served:
             del waiting[subscription]
-            subscription.waiting = False
         if not waiting:
             self._waiting.pop(log, None)
             self._lowest_next.pop(log, None)
         try:
             self._serve(log, History(page.rows, start=start, horizon=page.horizon), served)
         finally:
-            # Whatever ended it: who is behind still has to be found so.
+            # Whatever ended it: who is behind still has to be found so. Until here no pass could ask for the same again.
             for subscription in served:
+                subscription.waiting = False
                 self._on_ready(subscription)
 
 
@@ -242,4 +256,8 @@ def _question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
     """What to ask of a stream, so that the answer serves all who wait for it."""
     replays = _replays(waiting)
     cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
-    return OpenQuestion(log.name, 0 if replays else cursor, max(replays, default=None))
+    if log.is_open:
+        cursor = None  # its ring is there already, only the start is asked for
+    elif replays:
+        cursor = 0
+    return OpenQuestion(log.name, cursor, max(replays, default=None))

@@ -43,7 +43,8 @@ class Task:
     def start(self) -> None:
         """Start it; nothing happens while it runs."""
         if self._greenlet is None:
-            self._stopping = False
+            self._stopping = self.failed = False
+            self.deaths.clear()
             self._spawn()
 
     def _spawn(self, delay: float = 0.0) -> None:

@@ -1,0 +1,347 @@
+"""What tests of the streamer's parts share: a client without a socket, a database in memory, and the parts wired together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+
+import gevent
+from httpx_sse._decoders import SSEDecoder, SSELineDecoder
+
+from pgbus_gevent.core.client import Client, StreamRequest, Subscription
+from pgbus_gevent.core.filters import Filters
+from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.wakes import Ring
+from pgbus_gevent.database.queries import Opening, OpenQuestion, Page, Row
+from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
+from pgbus_gevent.streamer.reader import Reader
+
+
+def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = 5.0) -> None:
+    """Give way until ``condition`` holds; fails when it does not in time."""
+    deadline = monotonic() + timeout
+    while not condition():
+        assert monotonic() < deadline, what or "the condition did not come true in time"
+        gevent.sleep(0.0005)
+
+
+class Received(NamedTuple):
+    """An event as somebody else's parser understands it."""
+
+    id: str
+    event: str
+    data: str
+
+
+def parse(stream: bytes | bytearray) -> list[Received]:
+    """The events of a stream, by a parser that is not ours; ``id`` is the last one seen, as the WHATWG says."""
+    decoder = SSEDecoder()
+    lines = SSELineDecoder().decode(bytes(stream).decode()) if stream else []
+    events = [event for event in map(decoder.decode, lines) if event is not None]
+    return [Received(event.id, event.event, event.data) for event in events if event.event != "message" or event.data]
+
+
+class FakeClient(Client):
+    """A client that keeps what it is given. While ``jammed`` it takes nothing: what it is given waits until :meth:`drain`."""
+
+    def __init__(
+        self,
+        id: str = "c0ffee",
+        stream: str = "orders",
+        *,
+        now: float = 0.0,
+        on_drained: Callable[[FakeClient], None] = lambda client: None,
+        **request: Any,
+    ) -> None:
+        super().__init__(id, StreamRequest(stream, **request), now=now)
+        self.received = bytearray()
+        self.waiting = bytearray()
+        self.jammed = False
+        self.raises = False
+        self.on_send: Callable[[], object] = lambda: None
+        self.aborted = False
+        self._blocked_since: float | None = None
+        self._on_drained = on_drained
+
+    @property
+    def blocked_since(self) -> float | None:
+        return self._blocked_since
+
+    @blocked_since.setter
+    def blocked_since(self, value: float | None) -> None:
+        self._blocked_since = value
+
+    def send(self, data: bytes, now: float) -> None:
+        assert self._blocked_since is None, "sent to a client for which something waits"
+        assert not self.closed, "sent to a client that is closed"
+        if self.raises:
+            raise ValueError("a client that breaks")
+        self.on_send()
+        self.last_sent = now
+        if self.jammed:
+            self.waiting += data
+            self._blocked_since = now
+        else:
+            self.received += data
+
+    def send_extra(self, data: bytes, now: float) -> bool:
+        if self._blocked_since is None:
+            self.send(data, now)
+        else:
+            self.waiting += data
+        return True
+
+    def finish(self, farewell: bytes, now: float) -> None:
+        self.received += farewell
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def drain(self) -> None:
+        """Take what waits, and more from now on."""
+        self.jammed = False
+        if self._blocked_since is not None:
+            self.received += self.waiting
+            self.waiting.clear()
+            self._blocked_since = None
+            self._on_drained(self)
+
+    @property
+    def events(self) -> list[Received]:
+        return [event for event in parse(self.received) if event.event or event.data]
+
+    @property
+    def messages(self) -> list[Received]:
+        return [event for event in self.events if not event.event.startswith("pgbus:")]
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(message.id) for message in self.messages]
+
+    def controls(self, name: str) -> list[str]:
+        return [event.data for event in self.events if event.event == f"pgbus:{name}"]
+
+
+class Table:
+    """The table of messages, in memory: answers as :class:`pgbus_gevent.database.queries.Queries` does.
+
+    ``failures`` is how many reads are to fail from now on, ``on_read`` is called in each before it looks.
+    """
+
+    def __init__(self, *, first_id: int = 10, step: int = 10) -> None:
+        self.rows: dict[str, list[Row]] = defaultdict(list)
+        self.horizons: dict[str, int] = {}
+        self.large: dict[int, tuple[str | None, str, str | None, str | None]] = {}
+        self.reads: list[str] = []
+        self.failures = 0
+        self.on_read: Callable[[], object] = lambda: None
+        self._next_id = first_id
+        self._step = step
+
+    def append(self, stream: str, data: str | None = None, **values: Any) -> Ring:
+        """Store a message, by default with its id as data; the wake that its publisher would ring."""
+        rows = self.rows[stream]
+        id, prev_id = self._next_id, self.head(stream)
+        self._next_id += self._step
+        row = Row(id, **{"event": None, "visible_to": None, "exclude": None, **values}, data=data or str(id))
+        rows.append(row)
+        return Ring(stream, id, prev_id, 0.0, row.event, row.data, row.visible_to, row.exclude)
+
+    def prune(self, stream: str, count: int) -> None:
+        """Remove the oldest messages, as retention does."""
+        removed = self.rows[stream][:count]
+        if removed:
+            del self.rows[stream][:count]
+            self.horizons[stream] = removed[-1].id
+
+    def head(self, stream: str) -> int:
+        rows = self.rows[stream]
+        return rows[-1].id if rows else self.horizons.get(stream, 0)
+
+    def ids(self, stream: str, above: int = 0) -> list[int]:
+        return [row.id for row in self.rows[stream] if row.id > above]
+
+    # what the parts ask
+
+    def _read(self, kind: str) -> None:
+        self.reads.append(kind)
+        self.on_read()
+        if self.failures:
+            self.failures -= 1
+            raise DatabaseUnavailable("PostgreSQL is not available: the tests say so")
+
+    def moved(self, heads: dict[str, int]) -> list[str]:
+        self._read("moved")
+        return [stream for stream, head in heads.items() if self.ids(stream, head)]
+
+    def ephemerals(self, ids: Sequence[int]) -> dict[int, tuple[str | None, str, str | None, str | None]]:
+        self._read("ephemerals")
+        return {id: self.large[id] for id in ids if id in self.large}
+
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
+        self._read("pages")
+        return [self._page(stream, cursor, limit, size) for stream, cursor in after]
+
+    def _page(self, stream: str, cursor: int, limit: int, size: int) -> Page:
+        found = [row for row in self.rows[stream] if row.id > cursor]
+        rows = _fitting(found, limit, size)
+        return Page(rows, self.horizons.get(stream, 0), len(rows) < len(found))
+
+    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
+        self._read("openings")
+        return [self._opening(question, limit, size) for question in questions]
+
+    def _opening(self, question: OpenQuestion, limit: int, size: int) -> Opening:
+        stored, horizon = self.rows[question.stream], self.horizons.get(question.stream, 0)
+        head, replay = self.head(question.stream), question.replay
+        start = stored[-replay - 1].id if replay is not None and replay < len(stored) else 0
+        oldest = stored[0].id if stored else 0
+        if question.cursor is None:
+            return Opening(head, horizon, oldest, start, head, [])
+        found = [row for row in stored if row.id > question.cursor]
+        rows = _fitting(found[::-1], limit, size)[::-1]
+        floor = max(question.cursor, horizon)
+        if len(rows) < len(found):
+            floor = max(floor, found[-len(rows) - 1].id)
+        return Opening(head, horizon, oldest, start, floor, rows)
+
+
+def _fitting(rows: list[Row], limit: int, size: int) -> list[Row]:
+    """The first of them: so many, and none that begins beyond so many bytes."""
+    taken = 0
+    fitting = []
+    for row in rows[:limit]:
+        if taken >= size:
+            break
+        fitting.append(row)
+        taken += len(row.data.encode())
+    return fitting
+
+
+class Parts:
+    """Registry, dispatcher and readers over a table, wired as an Instance does it, without a socket or a clock of their own."""
+
+    def __init__(
+        self,
+        table: Table | None = None,
+        *,
+        ring_messages: int = 4,
+        ring_bytes: int = 10_000,
+        ring_budget: int = 1_000_000,
+        page_size: int = 3,
+        readers: int = 2,
+    ) -> None:
+        self.table = table or Table()
+        self.filters = Filters()
+        self.budget = RingBudget(ring_budget)
+        self.registry = Registry(
+            lambda name: StreamLog(name, self.budget, max_frames=ring_messages, max_bytes=ring_bytes)
+        )
+        self.moved: list[tuple[str, int]] = []
+        self.errors: list[Client] = []
+        self.reader = Reader(
+            self.table,
+            serve=lambda log, history, who: self.dispatcher.serve(log, history, who),
+            on_moved=self._moved,
+            on_ready=lambda subscription: self.dispatcher.bring(subscription),
+            page_size=page_size,
+            ring_messages=ring_messages,
+        )
+        self.dispatcher = StreamEventDispatcher(
+            self.registry,
+            self.filters,
+            on_behind=self.reader.behind,
+            on_error=self._failed,
+            retry=lambda: 2.0,
+        )
+        self.readers = readers
+        self.greenlets: list[gevent.Greenlet[..., None]] = []
+        self.clients: list[FakeClient] = []
+
+    def __enter__(self) -> Parts:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        gevent.killall(self.greenlets)
+
+    def start(self) -> None:
+        self.greenlets = [gevent.spawn(self.dispatcher.run)]
+        self.greenlets += [gevent.spawn(self.reader.run) for _ in range(self.readers)]
+
+    def restart(self, which: int) -> None:
+        """Kill one of the greenlets wherever it stands, and start it again."""
+        which %= len(self.greenlets)
+        self.greenlets[which].kill()
+        self.greenlets[which] = gevent.spawn(self.reader.run if which else self.dispatcher.run)
+
+    # clients
+
+    def client(self, stream: str = "orders", **request: Any) -> FakeClient:
+        """One that is not connected yet."""
+        client = FakeClient(f"{len(self.clients):024x}", stream, on_drained=self._drained, **request)
+        self.clients.append(client)
+        return client
+
+    def connect(self, stream: str = "orders", *, jammed: bool = False, **request: Any) -> FakeClient:
+        client = self.client(stream, **request)
+        client.jammed = jammed
+        self.join(client)
+        return client
+
+    def join(self, client: FakeClient) -> Subscription:
+        subscription = self.registry.add(client)
+        self.dispatcher.bring(subscription)
+        return subscription
+
+    def leave(self, client: Client, reason: str = "client left") -> None:
+        subscription = client.subscription
+        if self.registry.remove(client):
+            client.reason = reason
+            assert subscription is not None
+            self.reader.forget(subscription)
+
+    def _drained(self, client: FakeClient) -> None:
+        if client.subscription is not None:
+            self.dispatcher.bring(client.subscription)
+
+    def _failed(self, client: Client) -> None:
+        self.errors.append(client)
+        self.leave(client, "error")
+
+    # publishers
+
+    def publish(self, stream: str = "orders", data: str | None = None, *, ring: bool = True, **values: Any) -> int:
+        """Append a message, and unless told otherwise bring its wake."""
+        wake = self.table.append(stream, data, **values)
+        if ring:
+            self.ring(wake)
+        return wake.id
+
+    def ring(self, wake: Ring) -> None:
+        log = self.registry.log(wake.stream)
+        if log is None:
+            return
+        if log.follows(wake.prev_id):
+            log.extend([wake])
+            self._moved(log, 1)
+        elif wake.id > log.head:
+            self.reader.look(log)
+
+    def look(self, stream: str = "orders") -> None:
+        log = self.registry.log(stream)
+        if log is not None:
+            self.reader.look(log)
+
+    def log(self, stream: str = "orders") -> StreamLog:
+        log = self.registry.log(stream)
+        assert log is not None
+        return log
+
+    def _moved(self, log: StreamLog, new: int) -> None:
+        self.moved.append((log.name, new))
+        self.dispatcher.moved(log)

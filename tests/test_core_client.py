@@ -1,0 +1,128 @@
+"""Where a client starts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from httpx_sse._decoders import SSEDecoder
+from streamer_parts import FakeClient
+
+from pgbus_gevent.core.client import Admission, StreamRequest, Subscriber, Subscription, admit, expired
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.database.queries import Row
+
+
+def make_log(*, opened: bool = True) -> StreamLog:
+    """One whose ring has 60, 70 and 80; 30, 40 and 50 are in the database alone, and what was below is pruned."""
+    log = StreamLog("orders", RingBudget(10**6), max_frames=10, max_bytes=10**6)
+    if opened:
+        rows = [Row(id, None, "x", None, None) for id in (60, 70, 80)]
+        log.open(head=80, horizon=20, oldest=30, floor=50, rows=rows)
+    return log
+
+
+def start(*, opened: bool = True, verified: bool = False, at: int | None = None, **request: Any) -> Admission | None:
+    subscription = Subscription(FakeClient(**request), make_log(opened=opened))
+    subscription.verified = verified
+    if at is not None:
+        subscription.start = at
+    return admit(subscription)
+
+
+def gap(frame: bytes) -> dict[str, Any]:
+    decoder = SSEDecoder()
+    [event] = [event for event in map(decoder.decode, frame.decode().split("\n")) if event is not None and event.data]
+    assert event.event == "pgbus:gap-detected"
+    found: dict[str, Any] = json.loads(event.data)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("request_", "cursor"),
+    [
+        ({}, 80),
+        ({"since": 80}, 80),
+        ({"since": 79}, 79),
+        ({"since": 50}, 50),
+        ({"since": 25}, 25),
+        ({"since": 1}, 1),
+        ({"since": 0}, 0),
+        ({"replay": 0}, 80),
+        ({"replay": 1}, 70),
+        ({"replay": 3}, 50),
+        ({"since": 60, "replay": 3}, 60),
+    ],
+)
+def test_a_client_starts_where_it_asks_to_without_a_read(request_: dict[str, int], cursor: int) -> None:
+    assert start(**request_) == Admission(cursor, b"")
+
+
+@pytest.mark.parametrize(
+    ("circumstances", "why"),
+    [
+        ({"opened": False}, "the head is not known"),
+        ({"opened": False, "since": 5}, "the head is not known"),
+        ({"opened": False, "invalid_cursor": True}, "the head is not known"),
+        ({"replay": 4}, "the ring does not reach so far back"),
+        ({"since": 81}, "the page may know of a commit that we have not heard of"),
+    ],
+)
+def test_the_database_is_asked_first(circumstances: dict[str, Any], why: str) -> None:
+    assert start(**circumstances) is None, why
+
+
+def test_a_replay_starts_where_the_database_said() -> None:
+    assert start(replay=5, at=25) == Admission(25, b"")
+
+
+def test_a_replay_of_more_than_there_is_starts_at_the_oldest() -> None:
+    assert start(replay=500, at=0) == Admission(0, b"")
+
+
+def test_a_cursor_beyond_a_verified_head_is_ahead_and_gets_all_that_is_retained() -> None:
+    admission = start(since=81, verified=True)
+    assert admission is not None
+    assert admission.cursor == 0
+    assert gap(admission.gap) == {
+        "stream": "orders", "requestedId": 81, "oldestId": 30, "lastId": 80, "reason": "ahead",
+    }  # fmt: skip
+
+
+def test_an_unreadable_cursor_costs_the_gap_but_not_the_live_stream() -> None:
+    admission = start(invalid_cursor=True)
+    assert admission is not None
+    assert admission.cursor == 80
+    assert gap(admission.gap) == {
+        "stream": "orders", "requestedId": None, "oldestId": 30, "lastId": 80, "reason": "invalid-cursor",
+    }  # fmt: skip
+
+
+def test_a_cursor_on_an_empty_stream_is_ahead_only_once_that_is_sure() -> None:
+    log = StreamLog("orders", RingBudget(10), max_frames=1, max_bytes=1)
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    subscription = Subscription(FakeClient(since=5), log)
+    assert admit(subscription) is None
+    subscription.verified = True
+    admission = admit(subscription)
+    assert admission is not None
+    assert gap(admission.gap)["reason"] == "ahead"
+
+
+def test_the_frame_of_pruned_messages_tells_what_is_left() -> None:
+    assert gap(expired(make_log(), 5, 30)) == {
+        "stream": "orders", "requestedId": 5, "oldestId": 30, "lastId": 80, "reason": "expired",
+    }  # fmt: skip
+
+
+def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
+    client = FakeClient()
+    assert not client.closed
+    client.reason = "restart"
+    assert client.closed
+
+
+def test_a_request_asks_for_what_is_new_of_one_stream_unless_it_says_more() -> None:
+    assert StreamRequest("orders") == ("orders", None, None, False, "", None, None, None, None)
+    assert Subscriber() == (None, None, None, None)

@@ -1,0 +1,86 @@
+"""Audience filters: what is not surely allowed is not seen."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from pgbus_gevent.core.filters import Filters
+from pgbus_gevent.errors import InvalidArgument
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_predicate_is_given_the_context_and_the_stream() -> None:
+    asked: list[tuple[Any, str]] = []
+    filters = Filters()
+    filters.register("admins", lambda context, stream: bool(asked.append((context, stream))) or True)
+    assert filters.permits("admins", {"user": 7}, "orders")
+    assert asked == [({"user": 7}, "orders")]
+
+
+@pytest.mark.parametrize(("answer", "seen"), [(True, True), (1, True), (False, False), (None, False), ("", False)])
+def test_what_a_predicate_says_is_taken_for_true_or_false(answer: Any, seen: bool) -> None:
+    filters = Filters()
+    filters.register("admins", lambda context, stream: answer)
+    assert filters.permits("admins", None, "orders") is seen
+
+
+def test_an_unknown_label_lets_nobody_see_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    filters = Filters()
+    assert not filters.permits("admins", None, "orders")
+    assert not filters.permits("admins", None, "orders")
+    assert warnings(caplog) == ["the filter 'admins' is not registered: messages visible to it are not delivered"]
+
+
+def test_a_predicate_that_raises_lets_nobody_see_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    filters = Filters()
+    filters.register("admins", lambda context, stream: context.is_admin)
+    assert not filters.permits("admins", None, "orders")
+    assert not filters.permits("admins", None, "orders")
+    [warning] = warnings(caplog)
+    assert "AttributeError" in warning
+
+
+def test_an_answer_whose_truth_raises_lets_nobody_see() -> None:
+    class Undecided:
+        def __bool__(self) -> bool:
+            raise RuntimeError("neither")
+
+    filters = Filters()
+    filters.register("admins", lambda context, stream: Undecided())  # type: ignore[arg-type, return-value]
+    assert not filters.permits("admins", None, "orders")
+
+
+def test_labels_are_not_patterns_and_not_folded() -> None:
+    filters = Filters()
+    filters.register("admins", lambda context, stream: True)
+    assert not any(filters.permits(label, None, "orders") for label in ("Admins", "admin", "*", "", "admins "))
+
+
+def test_a_label_registered_later_is_heard_and_may_complain_again(caplog: pytest.LogCaptureFixture) -> None:
+    filters = Filters()
+    filters.permits("admins", None, "orders")
+    filters.register("admins", lambda context, stream: True)
+    assert filters.permits("admins", None, "orders")
+    filters.register("admins", lambda context, stream: 1 / 0 > 0)
+    filters.permits("admins", None, "orders")
+    assert len(warnings(caplog)) == 2
+
+
+def test_labels_without_end_do_not_fill_the_memory_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    filters = Filters()
+    for n in range(3000):
+        assert not filters.permits(f"label-{n}", None, "orders")
+    assert len(warnings(caplog)) <= 1000
+    assert len(filters._complained) <= 1000
+
+
+@pytest.mark.parametrize(("label", "predicate"), [("", bool), ("admins", None), ("admins", "is_admin")])
+def test_a_filter_has_a_label_and_a_callable(label: str, predicate: Any) -> None:
+    with pytest.raises(InvalidArgument, match="label and a callable"):
+        Filters().register(label, predicate)

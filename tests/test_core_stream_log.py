@@ -1,0 +1,254 @@
+"""The head and ring of a stream, against a plain list of what was published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.stream_log import Frame, History, RingBudget, StreamLog, encode, make_chunk
+from pgbus_gevent.database.queries import Row
+
+MAX_FRAMES = 5
+MAX_BYTES = 400
+BUDGET = 700
+NAMES = ("orders", "stock", "news")
+
+
+def row(id: int, data: str = "x", **values: Any) -> Row:
+    return Row(id, **{"event": None, "visible_to": None, "exclude": None, **values}, data=data)
+
+
+def make_log(budget: RingBudget | None = None, *, max_frames: int = MAX_FRAMES, max_bytes: int = 10_000) -> StreamLog:
+    return StreamLog("orders", budget or RingBudget(10**6), max_frames=max_frames, max_bytes=max_bytes)
+
+
+def open_log(*ids: int, head: int | None = None, floor: int = 0, **limits: Any) -> StreamLog:
+    log = make_log(**limits)
+    log.open(head=max(ids, default=0) if head is None else head, horizon=0, oldest=0, floor=floor, rows=map(row, ids))
+    return log
+
+
+class Logs(RuleBasedStateMachine):
+    """Three logs that share a budget; ``published`` is the truth of each, of which its log knows what lies up to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = RingBudget(BUDGET)
+        self.logs = [StreamLog(name, self.budget, max_frames=MAX_FRAMES, max_bytes=MAX_BYTES) for name in NAMES]
+        self.published: list[list[Row]] = [[] for _ in NAMES]
+        self.next_id = 1
+
+    def known(self, n: int) -> list[Row]:
+        return [row for row in self.published[n] if row.id <= self.logs[n].head]
+
+    @rule(n=st.integers(0, 2), hole=st.integers(1, 3), size=st.sampled_from([0, 1, 50, 150, 500]))
+    def publish(self, n: int, hole: int, size: int) -> None:
+        self.next_id += hole
+        self.published[n].append(row(self.next_id, "x" * size))
+
+    @precondition(lambda self: any(not log.is_open for log in self.logs))
+    @rule(data=st.data(), horizon=st.integers(0, 3))
+    def open(self, data: st.DataObject, horizon: int) -> None:
+        n = data.draw(st.sampled_from([n for n, log in enumerate(self.logs) if not log.is_open]))
+        rows = self.published[n]
+        newest = data.draw(st.integers(0, len(rows)))
+        head = rows[-1].id if rows else 0
+        floor = rows[-newest - 1].id if newest < len(rows) else 0
+        self.logs[n].open(head=head, horizon=horizon, oldest=0, floor=floor, rows=rows[len(rows) - newest :])
+
+    @rule(n=st.integers(0, 2), overlap=st.integers(0, 4), count=st.integers(0, 8))
+    def extend(self, n: int, overlap: int, count: int) -> None:
+        """As a page or a notification brings them: from some message that may be known already."""
+        log = self.logs[n]
+        if log.is_open:
+            start = max(0, len(self.known(n)) - overlap)
+            rows = self.published[n][start : start + count]
+            before = log.head
+            new = [row for row in rows if row.id > before]
+            assert log.extend(rows) == len(new)
+            assert log.head == (new[-1].id if new else before)
+
+    @rule(n=st.integers(0, 2))
+    def forget(self, n: int) -> None:
+        head = self.logs[n].head
+        self.logs[n].forget()
+        assert self.logs[n].head == head
+
+    @rule(n=st.integers(0, 2), back=st.integers(1, 12), max_bytes=st.sampled_from([1, 100, 10_000]))
+    def after(self, n: int, back: int, max_bytes: int) -> None:
+        log, cursor = self.logs[n], self.logs[n].head - back
+        if cursor < 0:
+            return
+        missing = [encode(row) for row in self.known(n) if row.id > cursor]
+        chunk = log.after(cursor, max_bytes)
+        if cursor < log.floor:
+            assert chunk is None
+            return
+        assert chunk is not None
+        frames = list(chunk.frames)
+        assert frames == missing[: len(frames)] != []
+        assert chunk.cursor == frames[-1].id
+        assert chunk.data == b"".join(frame.data for frame in frames)
+        sizes = [len(frame.data) for frame in frames]
+        assert sum(sizes[:-1]) < max_bytes
+        assert len(frames) == len(missing) or sum(sizes) >= max_bytes
+
+    @rule(n=st.integers(0, 2), count=st.integers(0, MAX_FRAMES + 2))
+    def back(self, n: int, count: int) -> None:
+        log, known = self.logs[n], self.known(n)
+        if not log.is_open:
+            return
+        cursor = log.back(count)
+        if cursor is not None:
+            assert [row.id for row in known if row.id > cursor] == [row.id for row in known[len(known) - count :]]
+        else:
+            assert count > len([row for row in known if row.id > log.floor])
+
+    @invariant()
+    def each_ring_has_just_what_lies_above_its_floor(self) -> None:
+        for n, log in enumerate(self.logs):
+            expected = [encode(row) for row in self.known(n) if row.id > log.floor]
+            chunk = log.after(log.floor, 10**9) if log.head > log.floor else None
+            assert (list(chunk.frames) if chunk is not None else []) == expected
+
+    @invariant()
+    def each_ring_is_within_its_limits(self) -> None:
+        for n, log in enumerate(self.logs):
+            sizes = [len(encode(row).data) for row in self.known(n) if row.id > log.floor]
+            assert len(sizes) <= MAX_FRAMES
+            assert sum(sizes) <= MAX_BYTES or len(sizes) == 1
+
+    @invariant()
+    def the_budget_is_the_sum_of_the_rings_and_never_exceeded(self) -> None:
+        held = [row for n, log in enumerate(self.logs) for row in self.known(n) if row.id > log.floor]
+        assert self.budget.used == sum(len(encode(row).data) for row in held) <= BUDGET
+
+
+TestLogs = Logs.TestCase
+TestLogs.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+# Opening
+
+
+def test_a_log_knows_nothing_before_it_is_opened() -> None:
+    log = make_log()
+    assert (log.is_open, log.head, log.floor) == (False, 0, 0)
+    assert not log.follows(0)
+    assert not log.follows(None)
+
+
+def test_the_head_of_a_snapshot_without_rows_is_known() -> None:
+    log = open_log(head=70, floor=70)
+    assert (log.head, log.floor, log.back(0)) == (70, 70, 70)
+
+
+def test_a_floor_above_the_head_is_brought_down_to_it() -> None:
+    """As it comes from a client whose cursor is ahead."""
+    log = open_log(head=70, floor=90)
+    log.extend([row(80)])
+    chunk = log.after(70, 1000)
+    assert chunk is not None
+    assert chunk.cursor == 80
+
+
+def test_only_a_message_that_names_the_head_follows() -> None:
+    log = open_log(10, 20)
+    assert log.follows(20)
+    assert not log.follows(10)
+    assert not log.follows(None)
+
+
+def test_the_first_message_of_a_stream_follows_zero() -> None:
+    assert open_log().follows(0)
+
+
+def test_pruning_moves_the_oldest_id_up_and_never_down() -> None:
+    log = open_log(10, 20)
+    log.note(horizon=15)
+    log.note(horizon=5)
+    assert (log.horizon, log.oldest) == (15, 15)
+
+
+# Limits
+
+
+def test_a_frame_above_every_limit_stays_while_it_is_the_newest() -> None:
+    log = make_log(max_bytes=100)
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    log.extend([row(10), row(20, "x" * 1000)])
+    chunk = log.after(10, 1)
+    assert chunk is not None
+    assert chunk.cursor == 20
+    log.extend([row(30)])
+    assert log.after(10, 1) is None
+    assert log.after(20, 1) is not None
+
+
+def test_a_frame_larger_than_the_budget_is_not_kept() -> None:
+    budget = RingBudget(100)
+    log = make_log(budget)
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    log.extend([row(10, "x" * 1000)])
+    assert (log.head, log.after(0, 1), budget.used) == (10, None, 0)
+
+
+def test_over_the_budget_the_stream_that_was_quiet_longest_gives_its_ring_up() -> None:
+    budget = RingBudget(250)
+    logs = [make_log(budget) for _ in range(3)]
+    for log in logs:
+        log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    for id, log in [(10, logs[0]), (20, logs[1]), (30, logs[0]), (40, logs[2])]:
+        log.extend([row(id, "x" * 60)])
+    assert [log.floor for log in logs] == [0, 20, 0]
+
+
+def test_a_retired_log_keeps_nothing_that_a_late_read_brings() -> None:
+    budget = RingBudget(10_000)
+    log = make_log(budget)
+    log.open(head=10, horizon=0, oldest=10, floor=0, rows=[row(10)])
+    log.retire()
+    assert log.retired
+    assert log.extend([row(20), row(30)]) == 2
+    assert (budget.used, len(budget._logs), log.head) == (0, 0, 30)
+
+
+# Frames
+
+
+def test_a_frame_is_encoded_once_and_shared() -> None:
+    log = open_log(10, 20)
+    first, second = log.after(0, 1000), log.after(10, 1000)
+    assert first is not None and second is not None
+    assert first.frames[1] is second.frames[0]
+
+
+def test_a_frame_has_the_id_the_event_and_the_data() -> None:
+    frame = encode(row(10, "x", event="paid", visible_to="admins", exclude="ab"))
+    assert frame == Frame(10, sse.message("x", event="paid", id=10), "admins", "ab")
+
+
+@pytest.mark.parametrize(("values", "restricted"), [({}, False), ({"visible_to": "a"}, True), ({"exclude": "a"}, True)])
+def test_a_chunk_is_joined_only_where_every_frame_is_for_everybody(values: dict[str, str], restricted: bool) -> None:
+    frames = [encode(row(10)), encode(row(20, **values))]
+    assert make_chunk(frames) == (frames, 20, None if restricted else frames[0].data + frames[1].data)
+
+
+# Pages
+
+
+@given(ids=st.lists(st.integers(1, 100), unique=True).map(sorted), cursor=st.integers(0, 101))
+def test_a_page_gives_what_is_above_a_cursor(ids: list[int], cursor: int) -> None:
+    chunk = History(list(map(row, ids)), start=0, horizon=0).after(cursor)
+    above = [id for id in ids if id > cursor]
+    assert [frame.id for frame in chunk.frames] == above if chunk is not None else not above
+
+
+def test_the_oldest_id_of_an_empty_page_is_what_pruning_left() -> None:
+    assert History([row(30)], start=5, horizon=20).oldest == 30
+    assert History([], start=5, horizon=20).oldest == 20

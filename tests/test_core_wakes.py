@@ -1,0 +1,126 @@
+"""What notifications say, whoever sent them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.stream_log import encode
+from pgbus_gevent.core.wakes import Ephemeral, Moved, Ring, Wake, parse
+from pgbus_gevent.messages import MAX_ID
+
+MESSAGE = ["message", "orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee"]
+EPHEMERAL = ["ephemeral", "orders", 5, "hint", "x", "admins", "c0ffee"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=12,
+)
+# What almost fits finds more than what does not fit at all.
+ALMOST = st.builds(lambda kind, rest: [kind, *rest], st.sampled_from(["message", "ephemeral", "large", "moved"]), st.lists(JSON, max_size=9))
+
+
+def check(wake: Wake) -> None:
+    """Everything that is done with a wake works."""
+    if isinstance(wake, Ring):
+        assert hash(wake.stream) is not None
+        assert 0 <= wake.id <= MAX_ID
+        assert wake.prev_id is None or wake.prev_id < MAX_ID + 1
+        assert encode(wake).data
+    elif isinstance(wake, Ephemeral):
+        assert hash((wake.stream, wake.number, wake.visible_to, wake.exclude)) is not None
+        assert sse.message(wake.data or "", event=wake.event)
+    else:
+        assert wake.streams is None or all(isinstance(name, str) for name in wake.streams)
+
+
+def test_a_ring_has_the_whole_message() -> None:
+    assert parse(json.dumps(MESSAGE)) == Ring("orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee")
+
+
+def test_a_message_may_have_nothing_but_its_data() -> None:
+    wake = parse(json.dumps(["message", "orders", 20, None, 0, None, "", None, None]))
+    assert wake == Ring("orders", 20, None, 0.0, None, "", None, None)
+
+
+def test_an_ephemeral_message_comes_whole_or_as_a_number() -> None:
+    assert parse(json.dumps(EPHEMERAL)) == Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee")
+    assert parse('["large", "orders", 5]') == Ephemeral("orders", 5, None, None, None, None)
+
+
+def test_streams_that_moved_are_named_where_they_are_few() -> None:
+    assert parse('["moved", "orders", "é"]') == Moved(["orders", "é"])
+    assert parse('["moved"]') == Moved(None)
+
+
+@given(payload=st.text())
+def test_any_text_is_at_least_a_hint(payload: str) -> None:
+    check(parse(payload))
+
+
+@given(value=JSON | ALMOST)
+def test_any_json_is_at_least_a_hint(value: Any) -> None:
+    check(parse(json.dumps(value)))
+
+
+@given(template=st.sampled_from([MESSAGE, EPHEMERAL]), place=st.integers(1, 8), value=JSON)
+def test_one_part_that_does_not_fit_does_no_harm(template: list[Any], place: int, value: Any) -> None:
+    changed = list(template)
+    changed[place % len(template)] = value
+    check(parse(json.dumps(changed)))
+
+
+def changed(template: list[Any], place: int, value: Any) -> str:
+    return json.dumps([*template[:place], value, *template[place + 1 :]])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "wake up",
+        "5",
+        "[]",
+        '{"message": 1}',
+        '"moved"',
+        '["moved", 5]',
+        '["moved", ""]',
+        '["large", "orders"]',
+        '["large", "orders", "5"]',
+        json.dumps([*MESSAGE, None]),
+        json.dumps(MESSAGE[:-1]),
+        changed(MESSAGE, 1, ["orders"]),
+        changed(MESSAGE, 1, ""),
+        changed(MESSAGE, 1, "a\nb"),
+        changed(MESSAGE, 2, "20"),
+        changed(MESSAGE, 2, True),
+        changed(MESSAGE, 2, 20.0),
+        changed(MESSAGE, 2, -20),
+        changed(MESSAGE, 2, 2**53),
+        changed(MESSAGE, 3, "10"),
+        changed(MESSAGE, 4, 10**400),
+        changed(MESSAGE, 4, None),
+        changed(MESSAGE, 5, "paid\nid: 7"),
+        changed(MESSAGE, 5, "pgbus:shutdown"),
+        changed(MESSAGE, 5, 5),
+        changed(MESSAGE, 6, None),
+        changed(MESSAGE, 6, "\ud800"),
+        changed(MESSAGE, 7, ["admins"]),
+        changed(MESSAGE, 8, {}),
+        changed(EPHEMERAL, 1, {}),
+        changed(EPHEMERAL, 2, None),
+        changed(EPHEMERAL, 3, "hint\r"),
+        changed(EPHEMERAL, 4, None),
+        "[" * 7000,
+        '["moved", ' + "[" * 3000 + "]" * 3001,
+        '["message", ' + "9" * 7000 + "]",
+    ],
+    ids=lambda payload: ascii(payload[:60]),
+)
+def test_what_cannot_be_read_is_a_hint_that_something_moved(payload: str) -> None:
+    assert parse(payload) == Moved(None)

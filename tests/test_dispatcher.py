@@ -1,0 +1,609 @@
+"""The dispatcher and the readers behind it: every client gets what is above its cursor, in order, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamer_parts import FakeClient, Parts, Table, wait_until
+
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
+from pgbus_gevent.streamer import dispatcher, reader
+
+
+@pytest.fixture(autouse=True)
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
+    monkeypatch.setattr(dispatcher, "SLICE", 2)
+    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(dispatcher, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
+    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.001)
+    yield
+
+
+def settled(parts: Parts, *clients: FakeClient) -> None:
+    """Wait until these clients, or all, have been brought to the heads of their streams."""
+
+    def at_the_head(client: FakeClient) -> bool:
+        subscription = client.subscription
+        if subscription is None or client.blocked_since is not None:
+            return True
+        return subscription.cursor is not None and subscription.cursor >= parts.table.head(client.request.stream)
+
+    wait_until(lambda: all(map(at_the_head, clients or parts.clients)), "not everybody came to the head")
+    wait_until(lambda: parts.reader.idle, "the readers did not come to rest")
+
+
+# Exactly once and in order, whatever comes in between
+
+STREAMS = st.sampled_from(["orders", "orders", "orders", "stock"])
+PUBLISH = st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.sampled_from([True, True, False]))
+CONNECT = st.tuples(
+    st.just("connect"), STREAMS, st.sampled_from(["now", "oldest", "middle", "newest", "replay"]), st.booleans()
+)
+STEPS = st.one_of(
+    PUBLISH,
+    PUBLISH,
+    PUBLISH,
+    CONNECT,
+    CONNECT,
+    st.tuples(st.just("jam"), st.integers(0, 3)),
+    st.tuples(st.just("jam"), st.integers(0, 20)),
+    st.tuples(st.just("drain"), st.integers(0, 20)),
+    st.tuples(st.just("leave"), st.integers(0, 20)),
+    st.tuples(st.just("look"), STREAMS),
+    st.tuples(st.just("forget the ring"), STREAMS),
+    st.tuples(st.just("database away"), st.integers(1, 3)),
+    st.tuples(st.just("kill"), st.integers(0, 2)),
+)
+BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
+
+
+class Run:
+    """One interleaving."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.open: list[FakeClient] = []
+
+    def do(self, step: str, *arguments: Any) -> None:
+        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
+
+    def do_publish(self, stream: str, count: int, ring: bool) -> None:
+        for _ in range(count):
+            self.parts.publish(stream, ring=ring)
+
+    def do_connect(self, stream: str, start: str, jammed: bool) -> None:
+        ids = self.parts.table.ids(stream)
+        since = {"oldest": 0, "middle": ids[len(ids) // 2] if ids else 0, "newest": self.parts.table.head(stream)}
+        request = {"replay": 3} if start == "replay" else {"since": since.get(start)}
+        self.open.append(self.parts.connect(stream, jammed=jammed, **request))
+
+    def do_jam(self, pick: int) -> None:
+        if self.open:
+            self.open[pick % len(self.open)].jammed = True
+
+    def do_drain(self, pick: int) -> None:
+        if self.open:
+            self.open[pick % len(self.open)].drain()
+
+    def do_leave(self, pick: int) -> None:
+        if self.open:
+            self.parts.leave(self.open.pop(pick % len(self.open)))
+
+    def do_look(self, stream: str) -> None:
+        self.parts.look(stream)
+
+    def do_forget_the_ring(self, stream: str) -> None:
+        log = self.parts.registry.log(stream)
+        if log is not None:
+            log.forget()
+
+    def do_database_away(self, reads: int) -> None:
+        self.parts.table.failures = reads
+
+    def do_kill(self, which: int) -> None:
+        self.parts.restart(which)
+
+    def finish(self) -> None:
+        self.parts.table.failures = 0
+        for client in self.open:
+            client.drain()
+        for stream in ("orders", "stock"):
+            self.parts.look(stream)
+        settled(self.parts, *self.open)
+
+
+def check(client: FakeClient, table: Table, *, complete: bool) -> None:
+    stream, request = client.request.stream, client.request
+    if not client.received:
+        assert not complete
+        return
+    [told] = client.controls("connected")
+    [listed] = json.loads(told)["streams"]
+    assert listed["name"] == stream
+    assert client.controls("gap-detected") == []
+    first = table.ids(stream)
+    if request.since is not None:
+        first = table.ids(stream, request.since)
+    elif request.replay is not None:
+        # Where that is was decided while others published: from some message on, and no fewer than asked for.
+        first = first[first.index(client.ids[0]) :] if client.ids else []
+        assert not complete or len(first) >= min(request.replay, len(table.ids(stream, 0)))
+    else:
+        first = table.ids(stream, listed["lastId"])
+    assert client.ids == (first if complete else first[: len(client.ids)])
+    assert [message.data for message in client.messages] == [str(id) for id in client.ids]
+
+
+def breathe(times: int) -> None:
+    for _ in range(times):
+        gevent.sleep(0)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.integers(0, 9),
+    first=st.lists(CONNECT, min_size=2, max_size=6),
+    steps=st.lists(st.tuples(STEPS, BREATHS), min_size=20, max_size=80),
+    slowness=st.integers(0, 4),
+)
+def test_every_interleaving_delivers_in_order_and_once(
+    before: int, first: list[Any], steps: list[tuple[Any, int]], slowness: int
+) -> None:
+    table = Table()
+    for _ in range(before):
+        table.append("orders")
+    table.on_read = lambda: breathe(slowness)
+    with Parts(table, ring_messages=3, page_size=2) as parts:
+        run = Run(parts)
+        for step, breaths in [*((connect, 3) for connect in first), *steps]:
+            run.do(*step)
+            breathe(breaths)
+        run.finish()
+        for client in parts.clients:
+            check(client, table, complete=client in run.open)
+        assert parts.errors == []
+        for client in run.open:
+            parts.leave(client)
+        assert parts.budget.used == 0
+
+
+# Greeting
+
+
+def test_a_client_is_greeted_before_its_first_message() -> None:
+    with Parts() as parts:
+        parts.publish(data="a")
+        client = parts.connect(since=0)
+        settled(parts)
+        start, connected, message, rest = bytes(client.received).split(b"\n\n", 2)[0:1] + [b""] * 3
+        assert start == b"retry: 2000"
+        assert bytes(client.received) == (
+            sse.retry(2.0) + sse.opened("orders", 0) + sse.connected(client.id, [("orders", 10)]) + sse.message("a", id=10)
+        )
+        assert connected == message == rest == b""
+
+
+def test_a_cursor_ahead_of_the_stream_is_told_and_gets_all_that_is_retained() -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(since=1000)
+        settled(parts)
+        [told] = client.controls("gap-detected")
+        assert json.loads(told)["reason"] == "ahead"
+        assert client.ids == parts.table.ids("orders") == [40, 50, 60, 70, 80, 90, 100]
+
+
+def test_a_cursor_that_only_this_worker_has_not_heard_of_is_not_ahead() -> None:
+    with Parts() as parts:
+        parts.publish()
+        early = parts.connect()
+        settled(parts)
+        watermark = parts.publish(ring=False)
+        late = parts.connect(since=watermark)
+        settled(parts)
+        parts.publish()
+        settled(parts)
+        assert late.controls("gap-detected") == []
+        assert late.ids == [30]
+        assert early.ids == [20, 30]
+
+
+def test_a_cursor_that_the_ring_does_not_reach_and_pruning_has_passed_is_told_what_is_gone() -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(since=15)
+        settled(parts)
+        [told] = client.controls("gap-detected")
+        assert json.loads(told) == {
+            "stream": "orders", "requestedId": 15, "oldestId": 40, "lastId": 100, "reason": "expired",
+        }  # fmt: skip
+        assert client.ids == [40, 50, 60, 70, 80, 90, 100]
+
+
+def test_who_asks_for_all_that_is_retained_has_missed_nothing() -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(since=0)
+        settled(parts)
+        assert client.controls("gap-detected") == []
+        assert client.ids == [40, 50, 60, 70, 80, 90, 100]
+
+
+def test_the_gap_is_told_even_when_nothing_is_left() -> None:
+    with Parts() as parts:
+        for _ in range(3):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(since=5)
+        settled(parts)
+        [told] = client.controls("gap-detected")
+        assert json.loads(told)["oldestId"] == json.loads(told)["lastId"] == 30
+        parts.publish()
+        settled(parts)
+        assert client.ids == [40]
+
+
+def test_a_cursor_at_the_last_pruned_message_has_missed_nothing() -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(since=30)
+        settled(parts)
+        assert client.controls("gap-detected") == []
+        assert client.ids == [40, 50, 60, 70, 80, 90, 100]
+
+
+def test_an_unreadable_cursor_gets_the_live_stream_after_the_gap() -> None:
+    with Parts() as parts:
+        parts.publish()
+        client = parts.connect(invalid_cursor=True)
+        settled(parts)
+        parts.publish()
+        settled(parts)
+        [told] = client.controls("gap-detected")
+        assert json.loads(told)["reason"] == "invalid-cursor"
+        assert client.ids == [20]
+
+
+@pytest.mark.parametrize(("replay", "expected"), [(0, []), (1, [50]), (3, [30, 40, 50]), (500, [10, 20, 30, 40, 50])])
+def test_a_replay_is_of_the_last_so_many(replay: int, expected: list[int]) -> None:
+    with Parts(ring_messages=2, page_size=2) as parts:
+        for _ in range(5):
+            parts.publish()
+        client = parts.connect(replay=replay)
+        settled(parts)
+        assert client.ids == expected
+
+
+def test_no_control_frame_has_an_id() -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        clients = [parts.connect(since=15), parts.connect(since=1000), parts.connect(invalid_cursor=True)]
+        settled(parts)
+        for client in clients:
+            for frame in bytes(client.received).split(b"\n\n"):
+                assert b"event: pgbus:" not in frame or b"id:" not in frame.split(b"\n")[0]
+
+
+# For whom a message is
+
+
+def test_a_message_is_passed_over_for_the_connection_that_it_excludes() -> None:
+    with Parts() as parts:
+        sender, other = parts.connect(), parts.connect()
+        settled(parts)
+        parts.publish(exclude=sender.id)
+        parts.publish()
+        settled(parts)
+        assert (sender.ids, other.ids) == ([20], [10, 20])
+
+
+def test_a_message_for_an_audience_reaches_only_those_whose_context_fits() -> None:
+    with Parts() as parts:
+        parts.filters.register("admins", lambda context, stream: context == "admin" and stream == "orders")
+        admin, user, nobody = parts.connect(context="admin"), parts.connect(context="user"), parts.connect()
+        settled(parts)
+        parts.publish(visible_to="admins")
+        parts.publish()
+        settled(parts)
+        assert (admin.ids, user.ids, nobody.ids) == ([10, 20], [20], [20])
+
+
+@pytest.mark.parametrize("label", ["unknown", "broken"])
+def test_an_unknown_or_broken_filter_lets_nobody_see(label: str) -> None:
+    with Parts() as parts:
+        parts.filters.register("broken", lambda context, stream: 1 / 0 > 0)
+        client = parts.connect()
+        settled(parts)
+        parts.publish(visible_to=label)
+        parts.publish()
+        settled(parts)
+        assert client.ids == [20]
+        assert parts.errors == []
+
+
+@pytest.mark.parametrize("ring_messages", [1, 100])
+def test_the_cursor_moves_past_what_a_client_may_not_see(ring_messages: int) -> None:
+    with Parts(ring_messages=ring_messages) as parts:
+        for _ in range(20):
+            parts.publish(visible_to="admins")
+        client = parts.connect(since=0)
+        settled(parts)
+        assert client.messages == []
+        assert client.subscription is not None
+        assert client.subscription.cursor == 200
+        reads = len(parts.table.reads)
+        parts.publish()
+        settled(parts)
+        assert client.ids == [210]
+        assert len(parts.table.reads) == reads
+
+
+def test_what_comes_from_the_database_is_filtered_too() -> None:
+    with Parts(ring_messages=1, page_size=3) as parts:
+        parts.filters.register("admins", lambda context, stream: context == "admin")
+        for n in range(12):
+            parts.publish(visible_to="admins" if n % 2 else None)
+        admin, user = parts.connect(since=0, context="admin"), parts.connect(since=0)
+        settled(parts)
+        assert admin.ids == parts.table.ids("orders")
+        assert user.ids == [10, 30, 50, 70, 90, 110]
+
+
+# Ephemeral messages
+
+
+def frame(data: str, **values: Any) -> Frame:
+    return Frame(0, sse.message(data, event="hint"), values.get("visible_to"), values.get("exclude"))
+
+
+def passed_on(parts: Parts, *frames: Frame) -> None:
+    for each in frames:
+        parts.dispatcher.pass_on(parts.log(), each)
+    wait_until(lambda: not parts.dispatcher._turns)
+
+
+def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
+    with Parts() as parts:
+        parts.publish()
+        client = parts.connect(since=0)
+        settled(parts)
+        passed_on(parts, frame("a"))
+        assert bytes(client.received).endswith(b"id: 10\ndata: 10\n\nevent: hint\ndata: a\n\n")
+        assert client.subscription is not None
+        assert client.subscription.cursor == 10
+
+
+def test_ephemeral_messages_reach_who_is_connected_now_in_their_order() -> None:
+    with Parts() as parts:
+        clients = [parts.connect() for _ in range(7)]
+        settled(parts)
+        passed_on(parts, frame("a"), frame("b"), frame("c"))
+        late = parts.connect(since=0)
+        settled(parts)
+        assert [[message.data for message in client.messages] for client in clients] == [["a", "b", "c"]] * 7
+        assert late.messages == []
+
+
+def test_an_ephemeral_message_respects_its_audience() -> None:
+    with Parts() as parts:
+        sender, other = parts.connect(), parts.connect()
+        settled(parts)
+        passed_on(parts, frame("a", exclude=sender.id), frame("b", visible_to="unknown"), frame("c"))
+        assert [message.data for message in sender.messages] == ["c"]
+        assert [message.data for message in other.messages] == ["a", "c"]
+
+
+def test_nobody_is_given_an_ephemeral_message_before_the_greeting() -> None:
+    with Parts() as parts:
+        settled_one = parts.connect()
+        settled(parts)
+        parts.table.failures = 10**6
+        early = parts.connect(since=5000)
+        passed_on(parts, frame("a"))
+        assert bytes(early.received) == b""
+        assert [message.data for message in settled_one.messages] == ["a"]
+
+
+def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_EPHEMERALS", 3)
+    parts = Parts()
+    client = parts.connect()
+    log = parts.log()
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    for n in range(5):
+        parts.dispatcher.pass_on(log, frame(str(n)))
+    assert "dropping one of 'orders'" in caplog.text
+    with parts:
+        wait_until(lambda: not parts.dispatcher._turns)
+        assert [message.data for message in client.messages] == ["0", "1", "2"]
+        passed_on(parts, frame("after"))
+        assert client.messages[-1].data == "after"
+
+
+# Trouble
+
+
+def break_at_once(parts: Parts) -> tuple[FakeClient, list[FakeClient]]:
+    clients = [parts.connect() for _ in range(9)]
+    settled(parts)
+    clients[4].raises = True
+    return clients[4], clients[:4] + clients[5:]
+
+
+def test_a_client_whose_send_raises_is_closed_and_the_others_get_theirs() -> None:
+    with Parts() as parts:
+        broken, others = break_at_once(parts)
+        parts.publish()
+        settled(parts)
+        assert parts.errors == [broken]
+        assert [client.ids for client in others] == [[10]] * 8
+
+
+def test_a_client_whose_ephemeral_send_raises_is_closed_and_the_others_get_theirs() -> None:
+    with Parts() as parts:
+        broken, others = break_at_once(parts)
+        passed_on(parts, frame("a"))
+        assert parts.errors == [broken]
+        assert [[message.data for message in client.messages] for client in others] == [["a"]] * 8
+
+
+def test_a_client_whose_greeting_raises_is_closed_and_the_others_get_theirs() -> None:
+    with Parts() as parts:
+        clients = [parts.client(since=0) for _ in range(9)]
+        clients[4].raises = True
+        parts.publish()
+        for client in clients:
+            parts.join(client)
+        settled(parts)
+        assert parts.errors == [clients[4]]
+        assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_client_whose_page_or_gap_raises_is_closed_and_the_others_get_theirs(left: int) -> None:
+    with Parts(ring_messages=1, page_size=10) as parts:
+        for _ in range(5):
+            parts.publish()
+        parts.table.prune("orders", 5 - left)
+        clients = [parts.connect(since=5, jammed=True) for _ in range(9)]
+        wait_until(lambda: all(client.waiting for client in clients))
+        clients[4].raises = True
+        for client in clients:
+            client.drain()
+        settled(parts)
+        assert parts.errors == [clients[4]]
+        assert [client.ids for client in clients] == [parts.table.ids("orders")] * 4 + [[]] + [
+            parts.table.ids("orders")
+        ] * 4
+        assert [len(client.controls("gap-detected")) for client in clients] == [1] * 4 + [0] + [1] * 4
+
+
+def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
+    with Parts(ring_messages=100) as parts:
+        clients = [parts.connect() for _ in range(9)]
+        settled(parts)
+
+        def die() -> None:
+            clients[4].on_send = lambda: None
+            raise gevent.GreenletExit
+
+        clients[4].on_send = die
+        greeted = parts.connect(since=0)
+        parts.publish()
+        wait_until(lambda: parts.greenlets[0].dead)
+        assert [bool(client.messages) for client in clients] == [True] * 4 + [False] * 5
+        parts.restart(0)
+        settled(parts)
+        assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4, "who was being sent to may have got it"
+        assert greeted.ids == [10]
+
+
+# Fairness
+
+
+def test_what_comes_during_a_pass_goes_out_together_with_the_next() -> None:
+    with Parts(ring_messages=100) as parts:
+        client = parts.connect()
+        settled(parts)
+        sends = parts.dispatcher.sends
+        for _ in range(3):
+            parts.publish(data="x")
+        settled(parts)
+        assert client.ids == [10, 20, 30]
+        assert parts.dispatcher.sends - sends <= 2
+
+
+def test_a_client_that_blocks_is_stepped_over_and_comes_up_when_it_drains() -> None:
+    with Parts(ring_messages=3) as parts:
+        slow, quick = parts.connect(), parts.connect()
+        settled(parts)
+        slow.jammed = True
+        for _ in range(20):
+            parts.publish()
+            settled(parts, quick)
+        assert quick.ids == parts.table.ids("orders")
+        assert slow.ids == []
+        assert slow.waiting.count(b"\n\n") == 1, "more was kept for it than its last send"
+        slow.drain()
+        settled(parts)
+        assert slow.ids == parts.table.ids("orders")
+
+
+def test_a_stream_with_many_readers_does_not_hold_up_another() -> None:
+    with Parts() as parts:
+        clients = [parts.connect() for _ in range(200)]
+        one = parts.connect("stock")
+        settled(parts)
+        order = record(clients, one)
+        parts.publish("orders")
+        parts.publish("stock")
+        settled(parts)
+        assert order.index(one) < 10
+        assert all(client.ids == [10] for client in clients)
+
+
+def test_who_is_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
+    with Parts(ring_messages=1000, ring_bytes=10**6) as parts:
+        first = parts.connect()
+        settled(parts)
+        for _ in range(500):
+            parts.publish()
+        settled(parts)
+        far, near = parts.client(since=0), parts.client(since=4990)
+        order = record([far], near)
+        parts.join(far)
+        parts.join(near)
+        settled(parts)
+        assert order[-1] is far
+        assert max(n for n, client in enumerate(order) if client is near) < 10
+        assert far.ids == first.ids == parts.table.ids("orders")
+
+
+def record(clients: list[FakeClient], *more: FakeClient) -> list[FakeClient]:
+    """The clients in the order in which they are sent something from now on."""
+    order: list[FakeClient] = []
+    for client in [*clients, *more]:
+        client.on_send = lambda client=client: order.append(client)  # type: ignore[misc]
+    return order
+
+
+def test_frames_are_joined_once_for_all_who_stand_at_one_cursor() -> None:
+    with Parts(ring_messages=100) as parts:
+        clients = [parts.connect() for _ in range(50)]
+        settled(parts)
+        given_out: list[bytes] = []
+        for client in clients:
+            client.send = lambda data, now: given_out.append(data)  # type: ignore[method-assign]
+        parts.publish()
+        wait_until(lambda: len(given_out) == 50)
+        assert len({id(data) for data in given_out}) == 1
+
+
+def test_a_page_is_joined_for_few_cursors_at_a_time() -> None:
+    """Each client may make a cursor of its own up, and none of them may cost a copy of the page that stays."""
+    chunks: dict[int, Chunk | None] = {}
+    for cursor in range(1000):
+        chunk = make_chunk([frame(str(cursor))])
+        assert dispatcher._cache(chunks, cursor, chunk) is chunks[cursor] is chunk
+        assert len(chunks) <= dispatcher._CACHED_CURSORS
