@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from html import escape
 from time import time
 from typing import Any
+from urllib.parse import quote
 
 from .config import Settings
 from .core.filters import Filters
-from .core.names import Signer, check_data, check_event, check_name
+from .core.names import PublicNames, Signer, check_data, check_event, check_name
 from .database import Database, queries
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
 from .messages import Message
 
-__all__ = ["Bus", "Cursor", "Stream"]
+__all__ = ["Bus", "Cursor", "Html", "Stream"]
 
 
 class Bus:
@@ -53,6 +55,24 @@ class Bus:
         """
         return self.signer.sign(name, None if expires_in is None else time() + expires_in)
 
+    def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
+        """The path of a stream on the server that serves it: signed, or bare where there is no secret and the name is public."""
+        if not self.settings.secret and name in PublicNames(self.settings.public):
+            written = quote(check_name(name), safe="")
+        else:
+            written = self.sign(name, expires_in=expires_in)
+        return f"{self.settings.prefix}/streams/{written}"
+
+    def stream_tag(self, name: str, *, expires_in: float | None = None, using: Cursor | None = None) -> Html:
+        """The element that follows a stream from the moment of the page: its path and the watermark, as HTML.
+
+        With ``using`` the watermark is that of the transaction in which the page's contents are read, so that page and stream agree
+        exactly. Templates that know ``__html__`` (Jinja2) take it as it is; in Bottle's SimpleTemplate write ``{{!…}}``.
+        """
+        watermark = self.stream(name).last_id(using=using)
+        path = escape(self.stream_path(name, expires_in=expires_in), quote=True)
+        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"></pgbus-stream-source>')
+
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
 
@@ -71,6 +91,15 @@ class Bus:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
 
 
 class Stream:

@@ -66,7 +66,7 @@ def test_the_defaults_are_valid_and_documented_ones() -> None:
     assert (settings.publish_token, settings.operator_token) == (None, None)
     assert (settings.retention, settings.heartbeat, settings.retry, settings.max_age) == (3600.0, 15.0, 2.0, 0.0)
     assert (settings.write_deadline, settings.grace, settings.catch_up_interval) == (20.0, 10.0, 5.0)
-    assert (settings.max_connections, settings.page_size, settings.readers) == (10_000, 500, 4)
+    assert (settings.max_connections, settings.page_size, settings.readers) == (10_000, 500, 3)
     assert (settings.ring_messages, settings.ring_bytes, settings.ring_budget) == (1000, 2**20, 64 * 2**20)
     assert (settings.send_buffer, settings.max_request_head, settings.max_body) == (65536, 16384, 2**20)
     assert (settings.pool_size, settings.pool_timeout, settings.connect_timeout) == (5, 10.0, 5.0)

@@ -113,6 +113,8 @@ class Row(NamedTuple):
         if self.status != "delayed":
             return _REMARKS[self.status]
         hours, minutes = divmod(self._late, 60)
+        if hours >= 10:
+            return f"Delayed {hours} h"  # there are fourteen flaps
         return f"Delayed {hours} h {minutes:02}" if hours else f"Delayed {minutes} min"
 
     @property

@@ -24,23 +24,26 @@ class Response(NamedTuple):
 class StreamClient:
     """Connected to ``url`` + ``path`` from the start. A greenlet reads; :meth:`close` ends it.
 
-    :attr:`frames` has all frames so far, comments and control frames included; :meth:`next` hands out messages one by one.
-    :attr:`last_id` is the cursor, as a browser keeps it.
+    :attr:`frames` has all frames so far, comments and control frames included, and :attr:`times` when each came, by the
+    monotonic clock; :meth:`next` hands out messages one by one. :attr:`last_id` is the cursor, as a browser keeps it.
     """
 
     def __init__(
         self, url: str, path: str, *, since: int | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        self._address = urlsplit(url)
+        self.url = url
         self._path = path
         self._since = since
         self._headers = dict(headers or {})
         self.frames: list[ParsedFrame] = []
+        self.times: list[float] = []
         self.last_id: str | None = None
         self.response: Response | None = None
-        self.raw = b""
+        self._raw = bytearray()
         self._taken = 0
         self._news = Event()
+        self._reading = Event()
+        self._reading.set()
         self._socket: socket.socket | None = None
         self._reader: gevent.Greenlet[..., None] | None = None
         self.closed = True
@@ -49,15 +52,17 @@ class StreamClient:
     # connecting
 
     def resume(self) -> None:
-        """Connect again, with the cursor, as a browser would."""
+        """Connect again, with the cursor, as a browser would: to :attr:`url`, which may have been changed."""
         self.drop()
+        address = urlsplit(self.url)
+        self._socket = socket.create_connection((address.hostname or "127.0.0.1", address.port or 80), 10)
         self.closed = False
-        self.raw = b""
+        self._reading.set()
+        self._raw = bytearray()
         self.response = None
-        self._socket = socket.create_connection((self._address.hostname or "127.0.0.1", self._address.port or 80), 10)
         separator = "&" if "?" in self._path else "?"
         query = "" if self._since is None else f"{separator}since={self._since}"
-        headers = {"Host": self._address.netloc, "Accept": "text/event-stream", **self._headers}
+        headers = {"Host": address.netloc, "Accept": "text/event-stream", **self._headers}
         if self.last_id is not None:
             headers["Last-Event-ID"] = self.last_id
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -75,6 +80,16 @@ class StreamClient:
         self.closed = True
 
     close = drop
+
+    def pause(self, receive_buffer: int = 4096) -> None:
+        """Read no more, but for what is being waited for just now; the kernel takes about ``receive_buffer`` bytes yet."""
+        self._reading.clear()
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+
+    def go_on(self) -> None:
+        """Read again."""
+        self._reading.set()
 
     def __enter__(self) -> StreamClient:
         return self
@@ -99,6 +114,7 @@ class StreamClient:
             self._news.set()
             while True:
                 self._take(decode(body), parser)
+                self._reading.wait()
                 body = sock.recv(65536)
                 if not body:
                     return
@@ -109,9 +125,11 @@ class StreamClient:
             self._news.set()
 
     def _take(self, data: bytes, parser: Parser) -> None:
-        self.raw += data
+        self._raw += data
+        now = monotonic()
         for frame in parser.feed(data):
             self.frames.append(frame)
+            self.times.append(now)
             if frame.id is not None:
                 self.last_id = frame.id
         self._news.set()
@@ -160,6 +178,11 @@ class StreamClient:
     def _wait(self, deadline: float) -> None:
         self._news.clear()
         self._news.wait(max(0.0, min(0.25, deadline - monotonic())))
+
+    @property
+    def raw(self) -> bytes:
+        """The body of the current connection so far, as it came."""
+        return bytes(self._raw)
 
     @property
     def messages(self) -> list[ParsedFrame]:

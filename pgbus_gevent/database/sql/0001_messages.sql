@@ -1,15 +1,19 @@
 -- The log of messages, how a message is appended, and how workers are woken.
 --
 -- Lock classes (the first of the two integers of an advisory lock):
---   1885823603  'pgbs'  one stream's appends; the second integer is hashtext(stream)
+--   1885823603  'pgbs'  the appends to a stream; the second integer is one of 2048 numbers, by the stream's hash
 --   1885823596  'pgbl'  the doorbell: who holds it rings for its transaction
 --
 -- Settings that live for one transaction (set_config(..., true), so that a savepoint's rollback takes them back
 -- together with the rows they speak of):
---   pgbus.ringer   msg_id of the row whose trigger rings at commit
---   pgbus.others   '' while that row is the only one; else the streams that moved, as JSON texts joined by commas,
---                  or '*' where they are too many to name
---   pgbus.flusher  position of the outbox row whose trigger empties the outbox at commit
+--   pgbus.ring     what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where that is
+--                  not the only row, a line break follows, and the names of the streams that moved with a line break
+--                  after each, or '*' where they are too many to name
+--   pgbus.flush    what to flush at commit: '' for nothing, else the position of the outbox row whose trigger flushes;
+--                  where that is not the only row, a line break and '+' follow
+--
+-- What publishers do thousands of times a second is written as assignments and conditions of PL/pgSQL where it can be,
+-- as these do without the executor that PERFORM and SELECT start.
 
 
 -- messages ----------------------------------------------------------------------------------------------------
@@ -47,47 +51,75 @@ create table pgbus.horizons (
 
 -- arguments ---------------------------------------------------------------------------------------------------
 
-create function pgbus.check_stream(stream text) returns void
-language plpgsql immutable parallel safe as $$
-begin
-  if stream is null or octet_length(stream) not between 1 and 255 or stream ~ '[\u0001-\u001f\u007f-\u009f]' then
-    raise exception 'bad stream name %: it must be 1 to 255 bytes of UTF-8 without control characters',
-                    left(coalesce(to_json(stream)::text, 'null'), 80)
-      using errcode = 'invalid_parameter_value';
-  end if;
-end
+-- An argument comes with its caller's collation, which may not do for a regular expression, or clash with a column's:
+-- so every comparison names "C". These are inlined where they are called, so that good arguments cost next to nothing.
+create function pgbus.good_stream(stream text) returns boolean
+language sql immutable parallel safe as $$
+  select octet_length(stream) between 1 and 255 and stream collate "C" !~ '[\u0001-\u001f\u007f-\u009f]'
 $$;
 
-create function pgbus.check_message(stream text, data text, event text) returns void
-language plpgsql immutable parallel safe as $$
+create function pgbus.good_event(event text) returns boolean
+language sql immutable parallel safe as $$
+  select event is null or event collate "C" !~ '^pgbus:|[\r\n]'
+$$;
+
+-- An index entry has to hold it together with a stream's name.
+create function pgbus.good_key(key text) returns boolean
+language sql immutable parallel safe as $$
+  select key is null or octet_length(key) between 1 and 1000
+$$;
+
+create function pgbus.good_message(stream text, data text, event text, key text) returns boolean
+language sql immutable parallel safe as $$
+  select pgbus.good_stream(stream) and data is not null and pgbus.good_event(event) and pgbus.good_key(key)
+$$;
+
+create function pgbus.refuse(stream text, data text, event text, key text) returns void
+language plpgsql immutable as $$
 begin
-  perform pgbus.check_stream(stream);
-  if data is null then
-    raise exception 'data is null: broadcast an empty text instead' using errcode = 'invalid_parameter_value';
-  end if;
-  if event ~ '[\r\n]' or starts_with(event, 'pgbus:') then
-    raise exception 'bad event name %: it must not contain a line break or start with "pgbus:"',
-                    left(to_json(event)::text, 80)
-      using errcode = 'invalid_parameter_value';
-  end if;
+  raise exception using
+    errcode = 'invalid_parameter_value',
+    message = case
+      when pgbus.good_stream(stream) is not true then
+        format('bad stream name %s: it must be 1 to 255 bytes of UTF-8 without control characters',
+               left(coalesce(to_json(stream)::text, 'null'), 80))
+      when data is null then
+        'data is null: broadcast an empty text instead'
+      when not pgbus.good_event(event) then
+        format('bad event name %s: it must not contain a line break or start with "pgbus:"',
+               left(to_json(event)::text, 80))
+      else
+        format('bad key of %s bytes: it must be 1 to 1000 bytes of UTF-8', octet_length(key))
+    end;
 end
 $$;
 
 
 -- reading -----------------------------------------------------------------------------------------------------
 
-create function pgbus.head(name text) returns bigint
-language sql stable parallel safe as $$
-  select coalesce(
-    (select m.msg_id from pgbus.messages m where m.stream = name order by m.msg_id desc limit 1),
-    (select h.msg_id from pgbus.horizons h where h.stream = name),
-    0)
+-- In PL/pgSQL, which keeps the plan; PostgreSQL before 18 would plan an SQL function's statement at each call.
+create function pgbus.horizon(stream text) returns bigint
+language plpgsql stable parallel safe as $$
+begin
+  return coalesce((select h.msg_id from pgbus.horizons h where h.stream = horizon.stream collate "C"), 0);
+end
+$$;
+
+create function pgbus.head(stream text) returns bigint
+language plpgsql stable parallel safe as $$
+begin
+  return coalesce(
+    (select m.msg_id from pgbus.messages m where m.stream = head.stream collate "C" order by m.msg_id desc limit 1),
+    pgbus.horizon(stream));
+end
 $$;
 
 create function pgbus.last_id(stream text) returns bigint
 language plpgsql stable parallel safe as $$
 begin
-  perform pgbus.check_stream(stream);
+  if pgbus.good_stream(stream) is not true then
+    perform pgbus.refuse(stream, '', null, null);
+  end if;
   return pgbus.head(stream);
 end
 $$;
@@ -96,7 +128,9 @@ create function pgbus.read_after(stream text, after bigint, max integer default 
 returns table (msg_id bigint, created_at timestamptz, event text, data text, visible_to text, exclude text)
 language plpgsql stable parallel safe rows 500 as $$
 begin
-  perform pgbus.check_stream(stream);
+  if pgbus.good_stream(stream) is not true then
+    perform pgbus.refuse(stream, '', null, null);
+  end if;
   if after is null or after < 0 then
     raise exception 'bad cursor %: "after" is the last id that was seen, or 0', coalesce(after::text, 'null')
       using errcode = 'invalid_parameter_value';
@@ -108,7 +142,7 @@ begin
   return query
     select m.msg_id, m.created_at, m.event, m.data, m.visible_to, m.exclude
     from pgbus.messages m
-    where m.stream = read_after.stream and m.msg_id > after
+    where m.stream = read_after.stream collate "C" and m.msg_id > after
     order by m.msg_id
     limit max;
 end
@@ -117,26 +151,60 @@ $$;
 
 -- the doorbell ------------------------------------------------------------------------------------------------
 
--- Notes that this transaction appended to a stream; the first append decides which row rings.
+-- Notes that this transaction has appended to a stream; `id` is its first message there. The first append decides which
+-- row rings, and as long as it is `alone`, that row rings with the message itself.
 create function pgbus.touch(stream text, id bigint, alone boolean) returns void
 language plpgsql volatile as $$
 declare
-  others text;
-  name   text;
+  ring text := current_setting('pgbus.ring', true);
+  name text := stream || chr(10);  -- no name has a line break
 begin
-  if coalesce(current_setting('pgbus.ringer', true), '') = '' then
-    perform set_config('pgbus.ringer', id::text, true),
-            set_config('pgbus.others', case when alone then '' else to_json(stream)::text end, true);
-    return;
+  if ring <> '' then
+    if strpos(ring, chr(10)) = 0 then
+      ring := ring || chr(10);
+    end if;
+    if right(ring, 1) = '*' or strpos(ring, chr(10) || name) > 0 then
+      return;
+    end if;
+    ring := case
+      when octet_length(ring) > 5000 then split_part(ring, chr(10), 1) || chr(10) || '*'
+      else ring || name
+    end;
+  else
+    ring := case when alone then id::text else id::text || chr(10) || name end;
   end if;
-  others := current_setting('pgbus.others', true);
-  name := to_json(stream)::text;
-  if others = '' then
-    perform set_config('pgbus.others', name, true);
-  elsif others <> '*' and strpos(others, name) = 0 then
-    perform set_config('pgbus.others',
-                       case when octet_length(others) > 5000 then '*' else others || ',' || name end, true);
+  perform set_config('pgbus.ring', ring, true);
+end
+$$;
+
+-- What a ring says: the message itself where it is the only one and fits, else which streams moved, or only that some
+-- did.
+create function pgbus.ring_payload(message pgbus.messages, ring text) returns text
+language plpgsql stable as $$
+declare
+  payload text;
+  names   text[];
+begin
+  if strpos(ring, chr(10)) = 0 and octet_length(message.data) < 7800 then
+    payload := json_build_array('message', message.stream, message.msg_id, message.prev_id,
+                                extract(epoch from message.created_at), message.event, message.data,
+                                message.visible_to, message.exclude);
+    if octet_length(payload) <= 7900 then
+      return payload;
+    end if;
   end if;
+  if right(ring, 1) <> '*' then
+    names := string_to_array(rtrim(substr(ring, strpos(ring || chr(10), chr(10)) + 1), chr(10)), chr(10));
+    if message.stream <> all (names) then
+      names := message.stream || names;
+    end if;
+    payload := to_json(array_prepend('moved', names));
+    -- Names of many quotes grow when they are quoted.
+    if octet_length(payload) <= 7900 then
+      return payload;
+    end if;
+  end if;
+  return '["moved"]';
 end
 $$;
 
@@ -146,27 +214,17 @@ $$;
 create function pgbus.ring() returns trigger
 language plpgsql volatile as $$
 declare
-  others  text := coalesce(current_setting('pgbus.others', true), '');
-  payload text;
+  ignored text;
 begin
+  -- First, as it waits for other streams' locks, and meanwhile nobody could ring.
+  if current_setting('pgbus.flush', true) <> '' then
+    perform pgbus.flush();
+  end if;
+  if pg_try_advisory_xact_lock(1885823596, 0) then
+    perform pg_notify('pgbus', pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
+  end if;
   -- Without this, what is appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
-  perform set_config('pgbus.ringer', '', true);
-  if not pg_try_advisory_xact_lock(1885823596, 0) then
-    return null;
-  end if;
-  if others = '' and octet_length(new.data) < 7800 then
-    payload := json_build_array('message', new.stream, new.msg_id, new.prev_id, extract(epoch from new.created_at),
-                                new.event, new.data, new.visible_to, new.exclude)::text;
-  end if;
-  if payload is null or octet_length(payload) > 7900 then
-    payload := case
-      when others = '*' then '["moved"]'
-      when others = '' or strpos(others, to_json(new.stream)::text) > 0
-        then '["moved",' || coalesce(nullif(others, ''), to_json(new.stream)::text) || ']'
-      else '["moved",' || to_json(new.stream)::text || ',' || others || ']'
-    end;
-  end if;
-  perform pg_notify('pgbus', payload);
+  ignored := set_config('pgbus.ring', '', true);
   return null;
 end
 $$;
@@ -176,48 +234,89 @@ create constraint trigger ring
   after insert on pgbus.messages
   deferrable initially deferred
   for each row
-  when (new.msg_id::text = current_setting('pgbus.ringer', true))
+  when (new.msg_id::text = split_part(current_setting('pgbus.ring', true), chr(10), 1))
   execute function pgbus.ring();
 
 
 -- appending ---------------------------------------------------------------------------------------------------
 
--- The stream's newest id as the next message's prev_id. A transaction with one snapshot for all its statements
--- does not see what was committed since, and would name an older id; a worker whose head happens to be that one would
--- then skip what lies between. So it says that it does not know, and the worker reads the table.
-create function pgbus.previous_id(name text) returns bigint
+-- The lock is taken before the id is drawn and held to the commit: within a stream, commit order is id order. Streams
+-- share 2048 locks, so that a transaction that appends to very many of them does not fill the server's lock table.
+create function pgbus.lock_number(stream text) returns integer
+language sql immutable parallel safe as $$
+  select hashtext(stream collate "C") & 2047
+$$;
+
+create function pgbus.next_id(stream text) returns bigint
 language sql volatile as $$
+  -- CASE keeps the order of the two.
   select case
-    when current_setting('transaction_isolation') in ('repeatable read', 'serializable') then null
-    else pgbus.head(name)
+    when pg_advisory_xact_lock(1885823603, pgbus.lock_number(stream)) is not null then nextval('pgbus.message_ids')
   end
 $$;
 
--- The lock is taken before the id is drawn and held to the commit: within a stream, commit order is id order.
-create function pgbus.lock_stream(name text) returns void
-language sql volatile as $$
-  select pg_advisory_xact_lock(1885823603, hashtext(name))
+-- The stream's newest id as the next message's prev_id; the stream is locked. A transaction with one snapshot for all
+-- its statements does not see what was committed since, and would name an older id; a worker whose head happens to be
+-- that one would then skip what lies between. So it says that it does not know, and the worker reads the table.
+create function pgbus.previous_id(stream text) returns bigint
+language plpgsql volatile as $$
+begin
+  return case
+    when current_setting('transaction_isolation') in ('repeatable read', 'serializable') then null
+    else pgbus.head(stream)
+  end;
+end
 $$;
 
 create function pgbus.broadcast(stream text, data text, event text default null, visible_to text default null,
                                 exclude text default null, key text default null) returns bigint
 language plpgsql volatile as $$
 declare
-  id bigint;
+  id      bigint;
+  ignored text;
 begin
-  perform pgbus.check_message(stream, data, event);
-  perform pgbus.lock_stream(stream);
-  if key is not null then
-    select m.msg_id into id from pgbus.messages m
-    where m.stream = broadcast.stream and m.key = broadcast.key;
-    if found then
-      return id;
-    end if;
+  if pgbus.good_message(stream, data, event, key) is not true then
+    perform pgbus.refuse(stream, data, event, key);
   end if;
-  id := nextval('pgbus.message_ids');
+  if key is not null then
+    return pgbus.broadcast_once(stream, data, event, visible_to, exclude, key);
+  end if;
+  id := pgbus.next_id(stream);
+  if current_setting('pgbus.ring', true) <> '' then
+    perform pgbus.touch(stream, id, true);
+  else
+    ignored := set_config('pgbus.ring', id::text, true);
+  end if;
+  insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude)
+  values (
+    stream, id,
+    -- previous_id(stream), written out.
+    case
+      when current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then coalesce(
+        (select m.msg_id from pgbus.messages m where m.stream = broadcast.stream collate "C"
+         order by m.msg_id desc limit 1),
+        pgbus.horizon(stream))
+    end,
+    nullif(event collate "C", ''), data, visible_to, exclude);
+  return id;
+end
+$$;
+
+create function pgbus.broadcast_once(stream text, data text, event text, visible_to text, exclude text, key text)
+returns bigint
+language plpgsql volatile as $$
+declare
+  id    bigint := pgbus.next_id(stream);
+  first bigint;
+begin
+  select m.msg_id into first from pgbus.messages m
+  where m.stream = broadcast_once.stream collate "C" and m.key = broadcast_once.key collate "C";
+  if found then
+    return first;
+  end if;
   perform pgbus.touch(stream, id, true);
   insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude, key)
-  values (stream, id, pgbus.previous_id(stream), nullif(event, ''), data, visible_to, exclude, key)
+  values (stream, id, pgbus.previous_id(stream), nullif(event collate "C", ''), data, visible_to, exclude, key)
   -- Only for a transaction with one snapshot, which could not see the first one: a serialization failure (40001), which
   -- such transactions retry, and not a unique violation.
   on conflict do nothing;
@@ -230,21 +329,22 @@ create function pgbus.append(stream text, data text[], event text[], visible_to 
 returns bigint
 language plpgsql volatile as $$
 declare
+  size  integer := cardinality(data);
   ids   bigint[];
   first bigint;
 begin
-  if cardinality(data) = 0 then
+  if size = 0 then
     return null;
   end if;
-  perform pgbus.lock_stream(stream);
-  ids := array(select nextval('pgbus.message_ids') from generate_series(1, cardinality(data)));
+  ids := array[pgbus.next_id(stream)];
+  ids := ids || array(select nextval('pgbus.message_ids') from generate_series(2, size));
   first := pgbus.previous_id(stream);
-  perform pgbus.touch(stream, ids[1], cardinality(data) = 1);
+  perform pgbus.touch(stream, ids[1], size = 1);
   insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude)
-  select append.stream, u.id, case when u.n = 1 then first else ids[u.n - 1] end,
-         nullif(u.event, ''), u.data, u.visible_to, u.exclude
+  select append.stream, u.id, case when u.n = 1 then first else ids[u.n - 1] end, nullif(u.event collate "C", ''),
+         u.data, u.visible_to, u.exclude
   from unnest(ids, data, event, visible_to, exclude) with ordinality as u(id, data, event, visible_to, exclude, n);
-  return ids[cardinality(ids)];
+  return ids[size];
 end
 $$;
 
@@ -254,11 +354,14 @@ language plpgsql volatile as $$
 declare
   size integer := cardinality(data);
 begin
-  perform pgbus.check_message(stream, '', event);
-  if data is null or array_position(data, null) is not null then
-    raise exception 'data is null or has a null in it: broadcast an empty text instead'
+  if pgbus.good_message(stream, '', event, null) is not true then
+    perform pgbus.refuse(stream, '', event, null);
+  end if;
+  if data is null or array_ndims(data) > 1 or array_position(data, null) is not null then
+    raise exception 'bad data: it must be an array of one dimension without nulls'
       using errcode = 'invalid_parameter_value';
   end if;
+  -- Unnested, for an array may be numbered from something else than 1.
   return pgbus.append(stream, array(select unnest(data)), array_fill(event, array[size]),
                       array_fill(visible_to, array[size]), array_fill(exclude, array[size]));
 end
@@ -267,12 +370,14 @@ $$;
 
 -- on commit ---------------------------------------------------------------------------------------------------
 
-create sequence pgbus.outbox_positions as bigint;
+-- Only their order within one transaction counts, so each session may take a hundred at a time.
+create sequence pgbus.outbox_positions as bigint cache 100;
 
--- A row lives from its broadcast_on_commit to the commit of the same transaction; nobody else ever sees one.
-create table pgbus.outbox (
-  position    bigint primary key,
+-- A row lives from its broadcast_on_commit to the commit of the same transaction; nobody else ever sees one, so there is
+-- nothing to be recovered from the log.
+create unlogged table pgbus.outbox (
   xid         xid8 not null default pg_current_xact_id(),
+  position    bigint not null,
   stream      text collate "C" not null,
   data        text not null,
   event       text,
@@ -288,26 +393,40 @@ create function pgbus.broadcast_on_commit(stream text, data text, event text def
                                           key text default null) returns void
 language plpgsql volatile as $$
 declare
-  place bigint := nextval('pgbus.outbox_positions');
+  place  bigint := nextval('pgbus.outbox_positions');
+  queued text := coalesce(current_setting('pgbus.flush', true), '');
 begin
-  perform pgbus.check_message(stream, data, event);
-  if coalesce(current_setting('pgbus.flusher', true), '') = '' then
-    perform set_config('pgbus.flusher', place::text, true);
+  if pgbus.good_message(stream, data, event, key) is not true then
+    perform pgbus.refuse(stream, data, event, key);
+  end if;
+  if queued = '' then
+    queued := set_config('pgbus.flush', place::text, true);
+  elsif right(queued, 1) <> '+' then
+    queued := set_config('pgbus.flush', queued || chr(10) || '+', true);
   end if;
   insert into pgbus.outbox (position, stream, data, event, visible_to, exclude, key)
   values (place, stream, data, event, visible_to, exclude, key);
 end
 $$;
 
--- Streams are locked in the order of their lock keys, so that two transactions that touch the same streams in
--- opposite order cannot deadlock.
-create function pgbus.flush_outbox() returns trigger
+-- Streams are locked in the order of their locks, so that two transactions that touch the same streams in opposite
+-- order cannot deadlock.
+create function pgbus.flush() returns void
 language plpgsql volatile as $$
 declare
-  batch record;
-  n     integer;
+  queued text := current_setting('pgbus.flush', true);
+  one    pgbus.outbox;
+  batch  record;
 begin
-  perform set_config('pgbus.flusher', '', true);
+  perform set_config('pgbus.flush', '', true);
+  -- Usually there is one, which needs none of what follows.
+  if queued <> '' and right(queued, 1) <> '+' then
+    delete from pgbus.outbox o where o.xid = pg_current_xact_id() and o.position = queued::bigint returning * into one;
+    if found then
+      perform pgbus.broadcast(one.stream, one.data, one.event, one.visible_to, one.exclude, one.key);
+    end if;
+    return;
+  end if;
   for batch in
     with mine as (delete from pgbus.outbox o where o.xid = pg_current_xact_id() returning o.*)
     select mine.stream,
@@ -316,12 +435,12 @@ begin
            array_agg(mine.visible_to order by position) as visible_to,
            array_agg(mine.exclude order by position) as exclude,
            array_agg(mine.key order by position) as key,
-           bool_or(mine.key is not null) as keyed
+           count(*) = 1 or bool_or(mine.key is not null) as singly
     from mine
     group by mine.stream
-    order by hashtext(mine.stream), mine.stream
+    order by pgbus.lock_number(mine.stream), mine.stream
   loop
-    if batch.keyed then
+    if batch.singly then
       for n in 1 .. cardinality(batch.data) loop
         perform pgbus.broadcast(batch.stream, batch.data[n], batch.event[n], batch.visible_to[n], batch.exclude[n],
                                 batch.key[n]);
@@ -330,6 +449,14 @@ begin
       perform pgbus.append(batch.stream, batch.data, batch.event, batch.visible_to, batch.exclude);
     end if;
   end loop;
+end
+$$;
+
+create function pgbus.flush_outbox() returns trigger
+language plpgsql volatile as $$
+begin
+  -- It may be empty: a ring empties it first.
+  perform pgbus.flush();
   return null;
 end
 $$;
@@ -338,7 +465,7 @@ create constraint trigger flush
   after insert on pgbus.outbox
   deferrable initially deferred
   for each row
-  when (new.position::text = current_setting('pgbus.flusher', true))
+  when (new.position::text = split_part(current_setting('pgbus.flush', true), chr(10), 1))
   execute function pgbus.flush_outbox();
 
 
@@ -364,17 +491,26 @@ declare
   number  bigint := nextval('pgbus.ephemeral_ids');
   payload text;
 begin
-  perform pgbus.check_message(stream, data, event);
+  if pgbus.good_message(stream, data, event, null) is not true then
+    perform pgbus.refuse(stream, data, event, null);
+  end if;
+  event := nullif(event collate "C", '');
   if octet_length(data) < 7800 then
-    payload := json_build_array('ephemeral', stream, number, nullif(event, ''), data, visible_to, exclude)::text;
+    payload := json_build_array('ephemeral', stream, number, event, data, visible_to, exclude);
   end if;
   if payload is null or octet_length(payload) > 7900 then
-    delete from pgbus.ephemerals e
-    where e.id in (select o.id from pgbus.ephemerals o where o.created_at < clock_timestamp() - interval '1 minute'
-                   order by o.id limit 100 for update skip locked);
+    -- Not in a transaction with one snapshot, which would fail on a row that another one has removed meanwhile.
+    if current_setting('transaction_isolation') = 'read committed' then
+      delete from pgbus.ephemerals e
+      where e.id in (
+        select o.id from pgbus.ephemerals o
+        where o.id in (select p.id from pgbus.ephemerals p order by p.id limit 100)
+              and o.created_at < clock_timestamp() - interval '1 minute'
+        for update skip locked);
+    end if;
     insert into pgbus.ephemerals (id, event, data, visible_to, exclude)
-    values (number, nullif(event, ''), data, visible_to, exclude);
-    payload := json_build_array('large', stream, number)::text;
+    values (number, event, data, visible_to, exclude);
+    payload := json_build_array('large', stream, number);
   end if;
   perform pg_notify('pgbus', payload);
 end

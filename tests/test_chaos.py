@@ -1,0 +1,120 @@
+"""Exactly once and in order, whatever publishers and clients do at the same time: many of them, on two servers, at random but seeded."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from time import monotonic
+
+import gevent
+import psycopg2
+import psycopg2.errors
+import pytest
+from support import ServeProcess, connect, received, run, serve_process, session, stored, until
+
+from pgbus_gevent.testing.client import StreamClient
+
+STREAMS = [f"chaos:{n}" for n in range(6)]
+PUBLISHERS, MESSAGES, CLIENTS = 50, 100, 10
+
+
+@pytest.fixture
+def servers(pgbus_database: str) -> Iterator[list[ServeProcess]]:
+    with serve_process(pgbus_database) as first, serve_process(pgbus_database) as second:
+        yield [first, second]
+
+
+class Publisher:
+    """Publishes ``MESSAGES`` messages, in transactions that may be rolled back; :attr:`committed` has what was not."""
+
+    def __init__(self, url: str, isolation: str, number: int, seed: int) -> None:
+        self.random = random.Random(seed * 1000 + number)
+        self.number = number
+        self.committed: dict[str, list[str]] = defaultdict(list)
+        self.retried = 0
+        self._url = url
+        self._isolation = isolation
+
+    def run(self) -> None:
+        sent = 0
+        with session(self._url) as connection:
+            connection.set_session(isolation_level=self._isolation, autocommit=False)
+            while sent < MESSAGES:
+                count = min(self.random.randint(1, 5), MESSAGES - sent)
+                batch = [(self.random.choice(STREAMS), f"{self.number}.{sent + n}") for n in range(count)]
+                if self._transaction(connection, batch):
+                    sent += count
+
+    def _transaction(self, connection: psycopg2.extensions.connection, batch: list[tuple[str, str]]) -> bool:
+        """Whether these messages have been dealt with, be it by a rollback; False where they are to be tried again."""
+        function = "broadcast_on_commit"
+        if self.random.random() < 0.25:
+            # Appended at once; to one stream, as two such transactions could deadlock over two.
+            function, batch = "broadcast", [(batch[0][0], data) for _, data in batch]
+        try:
+            for stream, data in batch:
+                run(connection, f"select pgbus.{function}(%s, %s)", stream, data)
+            gevent.sleep(self.random.choice([0, 0, self.random.random() * 0.03]))
+            if self.random.random() < 0.1:
+                connection.rollback()
+                return True
+            connection.commit()
+        except psycopg2.errors.SerializationFailure:
+            connection.rollback()
+            self.retried += 1
+            return False
+        for stream, data in batch:
+            self.committed[stream].append(data)
+        return True
+
+
+def drop_and_resume(client: StreamClient, servers: list[ServeProcess], seed: int) -> None:
+    """For ever: read a while, be gone a while, come back, here or there."""
+    choose = random.Random(seed)
+    while True:
+        gevent.sleep(choose.random() * 0.3)
+        client.drop()
+        gevent.sleep(choose.random() * 0.1)
+        client.url = choose.choice(servers).url
+        client.resume()
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_every_client_gets_every_committed_message_once_and_in_order_whatever_happens(
+    isolation: str, servers: list[ServeProcess], pgbus_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2, 3):
+        began = monotonic()
+        with session(pgbus_database) as connection:
+            starts = {stream: run(connection, "select pgbus.last_id(%s)", stream)[0][0] for stream in STREAMS}
+        clients = [
+            connect(servers[n % 2].url, STREAMS[n % len(STREAMS)], since=starts[STREAMS[n % len(STREAMS)]])
+            for n in range(CLIENTS)
+        ]
+        droppers = [gevent.spawn(drop_and_resume, client, servers, seed * 100 + n) for n, client in enumerate(clients)]
+        publishers = [Publisher(pgbus_database, isolation, n, seed) for n in range(PUBLISHERS)]
+        gevent.joinall([gevent.spawn(publisher.run) for publisher in publishers], timeout=60, raise_error=True)
+        took = monotonic() - began
+        gevent.killall(droppers)
+
+        with session(pgbus_database) as connection:
+            expected = {
+                stream: [message for message in stored(connection, stream) if message[0] > starts[stream]]
+                for stream in STREAMS
+            }
+        for stream in STREAMS:
+            published = sorted(data for publisher in publishers for data in publisher.committed[stream])
+            assert sorted(data for _, data in expected[stream]) == published
+        for n, client in enumerate(clients):
+            if client.closed:
+                client.resume()
+            want = expected[STREAMS[n % len(STREAMS)]]
+            until(lambda client=client, want=want: client.last_id == str(want[-1][0]), f"client {n} has the last one")
+            got = received(client)
+            assert got == want, f"seed {seed}, client {n}: {len(got)} messages, and not these {len(want)}"
+            assert [frame.event for frame in client.frames if frame.event == "pgbus:gap-detected"] == []
+            client.close()
+        with capsys.disabled():
+            total, retried = sum(map(len, expected.values())), sum(publisher.retried for publisher in publishers)
+            print(f"\n{isolation}, seed {seed}: {total} committed in {took:.1f} s, {retried} transactions retried")
