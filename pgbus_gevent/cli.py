@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from io import TextIOWrapper
 
 from . import __version__
 from .cli_commands import BROADCAST, MIGRATE, SIGN, STREAMS
@@ -45,6 +46,9 @@ def _run(name: str, *rest: str) -> int:
     # Intermixed: flags may stand between the names of several streams.
     arguments = parser.parse_intermixed_args(list(rest))
     settings = load_settings(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Names of streams are UTF-8, and what a pipe carries must not depend on the locale.
+        sys.stdout.reconfigure(encoding="utf-8")
     green.install()
     return command.run(arguments, settings)
 

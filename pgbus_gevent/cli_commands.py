@@ -66,6 +66,8 @@ def _broadcast(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _stdin() -> str:
+    if sys.stdin is None:
+        raise InvalidArgument("there is no data: stdin is closed")
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

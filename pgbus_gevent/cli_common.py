@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import gevent
+
 from . import logs
 from .config import Settings, add_flags, flags_given
 from .database.embedded import EmbeddedPostgres
@@ -37,6 +39,8 @@ def program_errors(program: str) -> Iterator[Outcome]:
     """Run a program: what it raises on purpose becomes one line on stderr and an exit status, never a traceback."""
     outcome = Outcome()
     logs.hold()
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # else the hub prints it before it comes here
     try:
         yield outcome
         if sys.stdout is not None:
@@ -63,7 +67,8 @@ def _complain(program: str, error: Exception, status: int) -> int:
 
 def say(sentence: str, program: str = PROGRAM) -> None:
     """Tell the user something that is not output."""
-    print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # for None, print would take stdout
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
 
 
 class Command(NamedTuple):

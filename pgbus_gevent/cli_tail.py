@@ -81,7 +81,9 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         database = Database(settings)
         with schema_expected():
             heads = {name: database.queries.last_id(name) for name in names}
-        requests = [StreamRequest(name, _start(since, name, heads), replay) for name in names]
+        # With a cursor from the first moment on, as the database may go away before the Instance has it.
+        starts = {name: None if replay is not None else _start(since, name, heads) for name in names}
+        requests = [StreamRequest(name, since=starts[name], replay=replay) for name in names]
         instance = Instance(
             settings,
             database=database,
@@ -103,13 +105,16 @@ TAIL = Command(
 )
 
 
-def _start(since: int | None, name: str, heads: dict[str, int]) -> int | None:
-    """Where to begin with a stream.
+def _start(since: int | None, name: str, heads: dict[str, int]) -> int:
+    """The cursor to begin with in a stream.
 
     All streams have their ids from one sequence, so that an id of one of them is a point in time for the others too,
     and not a cursor from nowhere where it is beyond their last one.
     """
-    return since if since is None or since > max(heads.values()) else min(since, heads[name])
+    head = heads[name]
+    if since is None:
+        return head
+    return since if since > max(heads.values()) else min(since, head)
 
 
 @contextmanager
@@ -198,7 +203,7 @@ class Follower:
         """Never yields, so that what was put out and the cursor agree, whenever the greenlet is interrupted."""
         opened = _OPENED.fullmatch(frame.comment or "")
         if opened:
-            # Without it, who began with "from now on" would begin anew with every connection.
+            # Without it, who began with the last N would begin so anew with every connection.
             self._move(int(opened[1]))
         elif frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
             self._control(frame)
@@ -212,10 +217,12 @@ class Follower:
 
     def _control(self, frame: ParsedFrame) -> None:
         if frame.event == CONTROL_PREFIX + "gap-detected":
-            say(_gap(**json.loads(frame.data)))
+            say(_gap(json.loads(frame.data)))
 
 
-def _gap(stream: str, requestedId: int, oldestId: int, lastId: int, reason: str) -> str:
-    if reason == "ahead":
-        return f"{stream}: {requestedId} is beyond the last id, {lastId}; all that is retained follows"
-    return f"{stream}: the messages after {requestedId} and before {oldestId} are no longer retained; the rest follows"
+def _gap(told: dict[str, Any]) -> str:
+    stream, requested = told["stream"], told["requestedId"]
+    if told["reason"] == "ahead":
+        return f"{stream}: {requested} is beyond the last id, {told['lastId']}; all that is retained follows"
+    oldest = told["oldestId"]
+    return f"{stream}: the messages after {requested} and before {oldest} are no longer retained; the rest follows"

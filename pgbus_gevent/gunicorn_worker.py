@@ -16,6 +16,7 @@ from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.ggevent import VERSION, GeventWorker, PyWSGIHandler
 
 from . import streamer
+from .core.names import hide_signed
 from .hosts.pywsgi import Handler, Server
 
 _LOOK = 0.1  # seconds: how late the order to stop is seen
@@ -25,7 +26,13 @@ _NOTIFY = 1.0  # seconds between two signs of life to the master, which replaces
 class _Handler(Handler, PyWSGIHandler):  # type: ignore[misc]  # neither has types
     """Ours for the protocol, gunicorn's for its access log."""
 
-    log_request = PyWSGIHandler.log_request
+    def log_request(self) -> None:
+        if self.command is None:
+            # A head that was refused: gunicorn would look for it in the environ, where there is nothing, or the one before.
+            Handler.log_request(self)
+            return
+        self.environ["RAW_URI"] = hide_signed(self.environ["RAW_URI"])
+        PyWSGIHandler.log_request(self)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]

@@ -43,7 +43,7 @@ WSGIApp = Callable[..., Iterable[bytes]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until a signal comes; the exit status. Raises SystemExit for ``--help`` and wrong flags, as argparse does."""
+    """Serve until a signal comes; the exit status. Raises SystemExit for ``--help`` and wrong flags, as argparse."""
     parser = _parser()
     with program_errors(PROGRAM) as outcome:
         arguments = parser.parse_args(argv)
@@ -186,7 +186,7 @@ def load_app(name: str) -> WSGIApp:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Allow as many descriptors as the system lets us, and say where that is fewer than the connections we would take."""
+    """Allow as many descriptors as the system lets us, and say where that is too few for all the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

@@ -1,3 +1,3 @@
 """What all tests share."""
 
-pytest_plugins = ["pgbus_gevent.testing.plugin"]
+pytest_plugins = ["pgbus_gevent.testing.plugin", "database_parts"]

@@ -1,4 +1,4 @@
-"""A site for the tests of the HTTP side: an Instance, a StreamApp and a real server, shared by the tests of a module."""
+"""A site for the tests of the HTTP side: an Instance, a StreamApp and a real server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from raw_http import Answer, ask
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
+from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
@@ -41,7 +42,9 @@ class Site:
         self.bus = Bus(settings=instance.settings)
         self.app: Any = StreamApp(instance)
         self.server = Server(
-            listen("127.0.0.1", 0), lambda *request: self.app(*request), request_timeout=instance.settings.request_timeout
+            listen("127.0.0.1", 0),
+            lambda *request: self.app(*request),
+            request_timeout=instance.settings.request_timeout,
         )
         self.server.start()
         self.port = int(self.server.server_port)
@@ -70,8 +73,6 @@ class Site:
 
     def sign(self, stream: str, expires_in: float | None = None, secrets: tuple[str, ...] = SECRETS) -> str:
         """A signed name; ``expires_in`` may be negative."""
-        from pgbus_gevent.core.names import Signer
-
         return Signer(secrets).sign(stream, None if expires_in is None else time() + expires_in)
 
 

@@ -179,7 +179,9 @@ def test_ninety_nine_header_lines_are_served(port: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_garbage_gets_400_or_is_closed_in_time(seed: int, port: int, app: Recorder, log: Callable[[], list[str]]) -> None:
+def test_garbage_gets_400_or_is_closed_in_time(
+    seed: int, port: int, app: Recorder, log: Callable[[], list[str]]
+) -> None:
     garbage = random.Random(seed).randbytes(3000)
     answer = exchange(port, garbage, timeout=DEADLINE + 3)
     assert not answer or parse(answer).status in (400, 414, 400)
@@ -756,3 +758,33 @@ def test_running_out_of_descriptors_is_one_line_at_a_time_and_passes() -> None:
     assert "fine" in done.stdout
     assert "cannot accept connections: Too many open files" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_under_gunicorn_a_refused_head_costs_no_traceback_and_signed_names_are_hidden(tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    (tmp_path / "app.py").write_text(
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'fine']\n"
+    )
+    worker = ["-k", "pgbus_gevent.gunicorn_worker.Worker", "app:app", "--no-control-socket"]
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    signed = Signer(["a secret of the test"]).sign("orders")
+    with open(log, "w") as output:
+        gunicorn = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *worker, "-b", f"127.0.0.1:{port}", "--access-logfile", "-"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_for(lambda: "Booting worker" in log.read_text(), "gunicorn is up", 15)
+        assert parse(exchange(port, get(f"/{signed}") + b"GET /b\r\n\r\n", 15)).status == 200
+        assert parse(exchange(port, b"GET /b\r\n\r\n")).status == 400
+        wait_for(lambda: "GET /<signed> HTTP/1.1" in log.read_text(), "the access log has it")
+    finally:
+        gunicorn.terminate()
+        gunicorn.wait(15)
+    assert "Traceback" not in log.read_text() and signed not in log.read_text()
+    assert log.read_text().count('" 200 ') == 1

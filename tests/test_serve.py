@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from raw_http import Answer, ask, wait_for
 
@@ -25,7 +26,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a secret of the test"
-ANNOUNCED = re.compile(r"pgbus_gevent serves http://([\d.]+|\[::1\]):(\d+)/ database (\S+) pid (\d+)\n")
+ANNOUNCED = re.compile(r"pgbus_gevent serves http://([\d.]+|\[::1\]):(\d+)/ database (.+) pid (\d+)\n")
 
 APP = """
 from pgbus_gevent import Bus
@@ -54,8 +55,8 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **variables}
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pgbus_gevent.serve", "--port", "0", *arguments]
+def command(*arguments: str, program: tuple[str, ...] = ("pgbus_gevent.serve",)) -> list[str]:
+    return [sys.executable, "-m", *program, "--port", "0", *arguments]
 
 
 class Serving:
@@ -65,7 +66,8 @@ class Serving:
         self.process = process
         self._stderr = stderr
         assert process.stdout is not None
-        self.line = process.stdout.readline()
+        with gevent.Timeout(30):
+            self.line = process.stdout.readline()
         match = ANNOUNCED.fullmatch(self.line)
         assert match is not None, (self.line, self.stderr)
         self.host, self.port, self.database, self.pid = match[1], int(match[2]), match[3], int(match[4])
@@ -84,12 +86,18 @@ class Serving:
 
 
 @contextmanager
-def serving(tmp_path: Path, *arguments: str, limit: int | None = None, **variables: str) -> Iterator[Serving]:
+def serving(
+    tmp_path: Path,
+    *arguments: str,
+    program: tuple[str, ...] = ("pgbus_gevent.serve",),
+    limit: int | None = None,
+    **variables: str,
+) -> Iterator[Serving]:
     """``serve`` in ``tmp_path``; stopped at the end, with status 0."""
     log = tmp_path / f"stderr-{len(list(tmp_path.glob('stderr-*')))}"
     with open(log, "w") as stderr:
         process = subprocess.Popen(
-            command(*arguments),
+            command(*arguments, program=program),
             cwd=tmp_path,
             env=environment(**variables),
             stdout=subprocess.PIPE,
@@ -148,7 +156,7 @@ def test_without_arguments_it_serves_the_demo_on_its_own_database_and_says_where
         page = one.get("/")
         assert page.status == 200 and page.headers["content-type"].startswith("text/html")
         assert b"Departures" in page.body
-        assert "INFO pgbus_gevent.access: 127.0.0.1 \"GET /pgbus/healthz\" 200" in one.stderr
+        assert 'INFO pgbus_gevent.access: 127.0.0.1 "GET /pgbus/healthz" 200' in one.stderr
         with StreamClient(one.url, "/pgbus/streams/demo:hello") as client:
             client.next("pgbus:connected")
             with Bus(one.database, migrate=False) as bus:
@@ -207,12 +215,8 @@ def test_the_flags_win_over_the_environment_for_the_application_too(tmp_path: Pa
 
 def test_the_command_line_has_the_same_serve(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
-    arguments = [sys.executable, "-m", "pgbus_gevent", "serve", "app:application", "--port", "0"]
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(**own), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert ANNOUNCED.fullmatch(process.stdout.readline())
-        process.terminate()
-        assert process.wait(20) == 0
+    with serving(tmp_path, "app:application", program=("pgbus_gevent", "serve"), **own) as served:
+        assert served.get("/pgbus/healthz").status == 200
 
 
 def test_the_password_of_the_database_is_not_shown(tmp_path: Path, own: dict[str, str], database: str) -> None:
@@ -313,7 +317,9 @@ def test_flags_that_make_no_sense_are_one_line_and_status_2(
     assert "short" not in line
 
 
-def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(
+    tmp_path: Path, own: dict[str, str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, line = refused(tmp_path, "--port", str(port), **own)

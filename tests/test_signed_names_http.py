@@ -130,7 +130,9 @@ def test_a_name_that_a_pattern_matches_is_public(name: str, site: Site) -> None:
         assert client.wait_for_response().status == 200
 
 
-@pytest.mark.parametrize("name", ["Public", "publi", "public ", "DEMO:a", "case:1", "Case:12", "Case:", "Cate:1", "x", "*"])
+@pytest.mark.parametrize(
+    "name", ["Public", "publi", "public ", "DEMO:a", "case:1", "Case:12", "Case:", "Cate:1", "x", "*"]
+)
 def test_patterns_are_case_sensitive_and_match_the_whole_name(name: str, site: Site) -> None:
     assert site.get(f"/streams/{encoded(name)}").status == 404
 

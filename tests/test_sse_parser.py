@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from time import process_time
 
 import pytest
@@ -32,7 +33,7 @@ def parse(*pieces: bytes) -> list[ParsedFrame]:
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 def dispatched(frames: list[ParsedFrame]) -> list[tuple[str, str, str]]:
@@ -72,7 +73,11 @@ def test_how_the_bytes_are_cut_makes_no_difference(text: str, cuts: list[int]) -
 
 
 @given(
-    st.lists(st.tuples(VALUES.filter(bool), st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.integers(1, 2**53)))
+    st.lists(
+        st.tuples(
+            VALUES.filter(bool), st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.integers(1, 2**53)
+        )
+    )
 )
 def test_it_reads_what_our_encoder_writes(messages: list[tuple[str, str, int | None]]) -> None:
     encoded = b"".join(sse.message(data, event=event, id=id) for event, data, id in messages)

@@ -187,7 +187,10 @@ def test_a_configured_origin_is_told_of_405_and_401(cors_site: Site) -> None:
      "https://shop.example:84430", "https://evil.shop.example:8443", "null", "*", "", "https://shop.example:8443,https://evil"],
 )  # fmt: skip
 def test_an_origin_that_is_nearly_right_is_not_let_in(origin: str, cors_site: Site) -> None:
-    for headers in (cors_site.get("/healthz", Origin=origin).headers, head_of_stream(cors_site.port, Origin=origin).headers):
+    for headers in (
+        cors_site.get("/healthz", Origin=origin).headers,
+        head_of_stream(cors_site.port, Origin=origin).headers,
+    ):
         assert "access-control-allow-origin" not in headers
         assert headers["vary"] == "origin"
 
@@ -236,7 +239,14 @@ def test_a_number_below_2_to_the_53_is_a_cursor(value: str, site: Site) -> None:
 def test_since_replay_and_neither_say_where_a_stream_begins(site: Site) -> None:
     stream = site.bus.stream("demo:begin")
     ids = [stream.broadcast(f"{n}") for n in range(5)]
-    expected = {"since=0": "01234", f"since={ids[2]}": "34", "replay=2": "34", "replay=0": "", "replay=99": "01234", "": ""}
+    expected = {
+        "since=0": "01234",
+        f"since={ids[2]}": "34",
+        "replay=2": "34",
+        "replay=0": "",
+        "replay=99": "01234",
+        "": "",
+    }
     for query, before in expected.items():
         with site.watch("demo:begin", query) as client:
             client.next("pgbus:connected")
@@ -283,7 +293,9 @@ MALFORMED_HEADERS = [value.encode() for value in MALFORMED if value.strip() and 
 def test_a_malformed_last_event_id_gets_the_live_stream_and_is_told_of_the_gap(value: bytes, site: Site) -> None:
     with site.bus as bus:
         old = bus.stream("demo:malformed").broadcast("old")
-    request = get("/pgbus/streams/demo:malformed?since=0").replace(b"\r\n\r\n", b"\r\nLast-Event-ID: " + value + b"\r\n\r\n")
+    request = get("/pgbus/streams/demo:malformed?since=0").replace(
+        b"\r\n\r\n", b"\r\nLast-Event-ID: " + value + b"\r\n\r\n"
+    )
     with connected(site.port, request) as sock:
         raw = read_until(sock, b"invalid-cursor")
         raw += read_until(sock, b"\n\n") if not raw.endswith(b"\n\n") else b""
@@ -791,11 +803,15 @@ def test_a_stream_under_gevents_own_server_goes_through_the_body(how: str, site:
             site.bus.stream(STREAM).broadcast("through the body")
             assert client.next().data == "through the body"
         # It shows with a write, and not with the first one.
-        wait_for(lambda: site.bus.stream(STREAM).broadcast("who is there?") and not len(site.instance.registry), "it left")
+        wait_for(
+            lambda: site.bus.stream(STREAM).broadcast("who is there?") and not len(site.instance.registry), "it left"
+        )
         assert ask(int(url.rpartition(":")[2]), f"/pgbus/streams/{STREAM}", "HEAD").status == 200
 
 
-def test_under_bottle_a_socket_is_taken_over_and_bottles_headers_are_kept(site: Site, app: Callable[[Any], None]) -> None:
+def test_under_bottle_a_socket_is_taken_over_and_bottles_headers_are_kept(
+    site: Site, app: Callable[[Any], None]
+) -> None:
     app(mounted(site))
     answer = head_of_stream(site.port)
     assert answer.headers.keys() - {"date"} == STREAM_HEADERS.keys() | {"x-own"}

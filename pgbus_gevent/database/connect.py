@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from typing import Any
 
 import psycopg2
@@ -25,6 +26,11 @@ _DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
+_OPTIONS = (
+    "-c client_connection_check_interval=2s -c idle_session_timeout=0"
+    # Our statements wait for a lock and then look again, whatever the database's default is.
+    " -c default_transaction_isolation=read\\ committed"
+)
 _UNAVAILABLE_CLASSES = ("08", "57", "58", "53")  # connection, operator intervention, system error, out of resources
 _INVALID_PARAMETER = "22023"
 
@@ -39,7 +45,7 @@ def connect(
     parameters = _parse(url)
     settings = (
         f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)}"
-        f" -c client_connection_check_interval=2s -c idle_session_timeout=0 {options}"
+        f" {_OPTIONS} {options}"
     )
     factory = partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout)
     last: Exception | None = None
@@ -50,6 +56,9 @@ def connect(
                     connection: Connection = psycopg2.connect(
                         **{**_DEFAULTS, **parameters, **address},
                         application_name=application_name,
+                        client_encoding="UTF8",
+                        # For a process without a wait callback; libpq takes whole seconds, and 1 for 2.
+                        connect_timeout=ceil(connect_timeout),
                         options=settings.strip(),
                         connection_factory=factory,
                     )
@@ -68,7 +77,7 @@ def _parse(url: str) -> dict[str, Any]:
         parameters = dict(ext.parse_dsn(url))
     except psycopg2.ProgrammingError as error:
         raise InvalidArgument(f"the database URL cannot be parsed: {_first_line(error)}") from None
-    for ours in ("connect_timeout", "application_name"):
+    for ours in ("connect_timeout", "application_name", "client_encoding"):
         parameters.pop(ours, None)
     return parameters
 

@@ -34,7 +34,11 @@ class ListenSession:
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
         self._probe = f"pgbus_probe_{os.getpid()}_{self.backend_pid}"
-        self._run(f"listen {CHANNEL}; listen {self._probe}")
+        try:
+            self._run(f"listen {CHANNEL}; listen {self._probe}")
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def backend_pid(self) -> int:

@@ -8,6 +8,7 @@ transaction that cannot be rolled back, from before a fork) is closed by who bri
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,12 +17,16 @@ from time import monotonic
 
 import psycopg2
 import psycopg2.extensions as ext
+from gevent.monkey import get_original
 
 from ..errors import DatabaseUnavailable, PoolTimeout
 from .connect import translated
 
 IDLE_CHECK = 30.0
 """Seconds after which an idle connection is asked whether it lives before it is handed out."""
+
+# Seconds. A semaphore wakes one waiter for one release; where that one is killed at the same moment, nobody else is woken.
+_LOOK_AGAIN = 0.25
 
 _Idle = tuple[ext.connection, float]
 
@@ -56,10 +61,7 @@ class Pool:
             _abandoned.append(self._idle)
             self._reset()
         free = self._free
-        if self._closed:
-            raise DatabaseUnavailable("the connection pool is closed")
-        if not free.acquire(timeout=self.timeout):
-            raise PoolTimeout(self.timeout, self.size)
+        self._wait_for(free)
         try:
             connection = self._take()
             try:
@@ -70,24 +72,44 @@ class Pool:
         finally:
             free.release()
 
+    def _wait_for(self, free: threading.Semaphore) -> None:
+        end = monotonic() + self.timeout
+        self._check_open()
+        while not free.acquire(timeout=max(0.0, min(end - monotonic(), _LOOK_AGAIN))):
+            self._check_open()
+            if monotonic() >= end:
+                raise PoolTimeout(self.timeout, self.size)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseUnavailable("the connection pool is closed")
+
     def _take(self) -> ext.connection:
-        while self._idle:
-            connection, since = self._idle.pop()
-            if monotonic() - since < IDLE_CHECK or _lives(connection):
+        self._check_open()
+        while True:
+            try:
+                connection, since = self._idle.pop()
+            except IndexError:  # asked for by trying, as another thread may be at it too
+                return self._connect()
+            if _lives(connection, monotonic() - since):
                 return connection
             connection.close()
-        return self._connect()
 
     def _give_back(self, connection: ext.connection) -> None:
-        if self._closed or not _reusable(connection):
+        if self._pid != os.getpid():
+            _abandoned.append(connection)
+        elif self._closed or not _reusable(connection):
             connection.close()
         else:
             self._idle.append((connection, monotonic()))
 
     def discard_idle(self) -> None:
         """Close what is idle: after the server went away, all of it is dead."""
-        while self._idle:
-            self._idle.pop()[0].close()
+        try:
+            while True:
+                self._idle.pop()[0].close()
+        except IndexError:
+            pass
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back. May be called again."""
@@ -100,13 +122,23 @@ _abandoned: list[object] = []
 # Kept for ever, on purpose: collecting a connection closes it.
 
 
-def _lives(connection: ext.connection) -> bool:
+def _lives(connection: ext.connection, idle: float) -> bool:
+    """Whether a connection that was idle for so many seconds can be used: asks the server only where there is a doubt."""
+    if idle < IDLE_CHECK and not _has_something_to_say(connection):
+        return True
     try:
         with connection.cursor() as cursor:
             cursor.execute("select 1")
     except psycopg2.Error:
         return False
     return True
+
+
+def _has_something_to_say(connection: ext.connection) -> bool:
+    # The server speaks unasked to say goodbye, and seldom else. The original, as the cooperative one gives way.
+    poll = get_original("select", "poll")()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reusable(connection: ext.connection) -> bool:

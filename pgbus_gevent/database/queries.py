@@ -115,9 +115,10 @@ left join lateral (
 order by s.n, m.msg_id
 """
 
+# Not `exists`, which the planner may turn into a join that reads the whole table.
 _MOVED = """
 select s.stream from unnest(%(streams)s::text[], %(heads)s::bigint[]) as s(stream, head)
-where exists (select from pgbus.messages m where m.stream = s.stream and m.msg_id > s.head)
+where s.head < (select m.msg_id from pgbus.messages m where m.stream = s.stream order by m.msg_id desc limit 1)
 """
 
 

@@ -48,7 +48,8 @@ def migrate(url: str, *, connect_timeout: float = 5.0, timeout: float = 60.0) ->
     )
     try:
         with translated():
-            connection.autocommit = False
+            # One snapshot for all of it would be from before the wait for another process's migration.
+            connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
             return _migrate(connection)
     finally:
         connection.close()

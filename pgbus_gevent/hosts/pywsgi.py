@@ -16,7 +16,8 @@ from gevent import pywsgi
 from gevent.pool import Pool
 
 from ..core.names import hide_signed
-from ..web.stream_app import TAKE_OVER
+from ..web.take_over import TAKE_OVER
+from .request_body import Body, SlowClient
 from .request_head import BadHead, check_head, read_head
 
 logger = logging.getLogger("pgbus_gevent.server")
@@ -36,57 +37,10 @@ Adopt = Callable[[socket.socket, bytes], object]
 _pywsgi: Any = pywsgi
 _WSGIHandler: Any = pywsgi.WSGIHandler
 _WSGIServer: Any = pywsgi.WSGIServer
-_Input: Any = _pywsgi.Input
 
 # The server makes them, or none at all, where a socket is given away.
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class SlowClient(TimeoutError):
-    """What was waited for did not come in time."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.ETIMEDOUT, "the client did not send in time")
-
-
-class _Body(_Input):  # type: ignore[misc]
-    """A request's body, on ``connection``. No wait for a part of it is longer than ``timeout`` seconds."""
-
-    timeout = 0.0
-    connection: Any = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether it was read to its end."""
-        if self.chunked_input:
-            return bool(self.chunk_length == 0 and not self._chunked_input_error)
-        return bool(self.position >= (self.content_length or 0))
-
-    def _do_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
-        return self._in_time(super()._do_read, length, use_readline)
-
-    def _chunked_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
-        return self._in_time(super()._chunked_read, length, use_readline)
-
-    def _in_time(self, read: Callable[..., bytes], *arguments: Any) -> bytes:
-        self.connection.settimeout(self.timeout)
-        try:
-            return read(*arguments)
-        except _pywsgi._InvalidClientInput:
-            raise
-        except TimeoutError:
-            raise SlowClient from None
-        except OSError:
-            raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
-        except ValueError:
-            raise _pywsgi._InvalidClientInput("a chunk without a size") from None
-        finally:
-            self.connection.settimeout(None)
-
-    def _discard(self) -> None:
-        # gevent would read what is left, however long that takes; the handler closes the connection instead.
-        pass
 
 
 class Handler(_WSGIHandler):  # type: ignore[misc]
@@ -191,9 +145,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
         given = self.wsgi_input
-        self.wsgi_input = _Body(self.rfile, given.content_length, given.socket, given.chunked_input)
-        self.wsgi_input.timeout = self.server.request_timeout
-        self.wsgi_input.connection = self.socket
+        self.wsgi_input = Body(given, connection=self.socket, timeout=self.server.request_timeout)
         if environ["wsgi.input"] is given:
             environ["wsgi.input"] = self.wsgi_input
         # A subclass of it does TLS, which whoever got the descriptor would know nothing of.
@@ -333,11 +285,14 @@ class Server(_WSGIServer):  # type: ignore[misc]
                 raise gevent.GreenletExit from error
             raise
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Accept nobody, and return when the requests in work are done, or were cut off after ``timeout`` seconds."""
+    def close(self) -> None:
+        """Accept nobody any more, end the idle connections, and each other one with the answer that it is owed.
+
+        :meth:`stop` does so too, then returns when these are out, or were cut off after its ``timeout`` in seconds.
+        """
         self.stopping = True
         gevent.killall(list(self.idle), block=False)
-        super().stop(timeout)
+        super().close()
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> Any:

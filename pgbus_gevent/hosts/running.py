@@ -24,8 +24,8 @@ _OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the m
 class Stopper:
     """Knows when to stop, and with what status.
 
-    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`fail` asks for it
-    with status 1.
+    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`fail` asks for
+    it with status 1.
     """
 
     def __init__(self, grace: float, on_hurry: Callable[[], object] | None = None) -> None:
@@ -82,7 +82,7 @@ def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
 
 
 def run_until_stopped(server: Server, instances: Sequence[Instance], stopper: Stopper | None = None) -> int:
-    """Serve, with ``server`` and ``instances`` started already, until a signal comes or a part fails; the exit status."""
+    """Serve, with ``server`` and ``instances`` started, until a signal comes or a part fails; the exit status."""
     grace = max((instance.settings.grace for instance in instances), default=10.0)
     if stopper is None:
         stopper = Stopper(grace)

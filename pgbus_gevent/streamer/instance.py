@@ -142,7 +142,7 @@ class Instance:
         return self
 
     def _start(self) -> None:
-        if self.tasks[0].running:
+        if self.draining or self.tasks[0].running:
             return
         if not monkey.is_module_patched("socket"):
             raise NotPatched(

@@ -89,6 +89,8 @@ class StreamClient:
 
     def go_on(self) -> None:
         """Read again."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._reading.set()
 
     def __enter__(self) -> StreamClient:

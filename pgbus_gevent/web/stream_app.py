@@ -13,7 +13,7 @@ from ..core import sse
 from ..core.client import StreamRequest, Subscriber
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
-from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
+from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
 from ..streamer.instance import Instance, refusal_retry
 from . import requests
 from .responses import (
@@ -29,11 +29,9 @@ from .responses import (
     stream_headers,
     text,
 )
+from .take_over import take_over
 
 logger = logging.getLogger("pgbus_gevent.web")
-
-TAKE_OVER = "pgbus_gevent.take_over"
-"""The environ key under which our server offers its socket: a function, given what to call with socket and head."""
 
 Authorize = Callable[[Environ, str], "bool | Subscriber"]
 Found = Answer | StreamRequest
@@ -46,7 +44,8 @@ class StreamApp:
     """Serves the streams of ``instance`` under its prefix, and 404 beside it; at the root, or mounted at the prefix.
 
     ``authorize(environ, stream)`` is asked once a name was verified: False refuses, True or a :class:`Subscriber` lets
-    in. A hook that raises, or answers anything else, refuses too, with a log line.
+    in. A hook that raises, or answers anything else, refuses too, with a log line. An instance that has not been started is
+    started with the first request.
     """
 
     def __init__(self, instance: Instance, authorize: Authorize | None = None) -> None:
@@ -63,6 +62,7 @@ class StreamApp:
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self._start()
         extra = self._cors(environ)
         try:
             found = self._route(environ)
@@ -71,6 +71,14 @@ class StreamApp:
         if isinstance(found, StreamRequest):
             return self._stream(found, environ, start_response, extra)
         return send(found, environ, start_response, extra)
+
+    def _start(self) -> None:
+        """Start the instance with the first request: in a worker that was forked, that is after the fork."""
+        try:
+            self.instance.start()
+        except PgbusError as error:
+            # Streams are refused as for any outage, readyz tells, and the next request tries again.
+            logger.error("the streamer cannot start: %s", error)
 
     def serves(self, path: str) -> bool:
         """Whether a PATH_INFO lies under the prefix."""
@@ -198,14 +206,15 @@ class StreamApp:
     def _stream(
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
     ) -> Iterable[bytes]:
-        start_response(status_line(200), [*stream_headers(environ), *extra])
+        headers = [*stream_headers(environ), *extra]
         if environ["REQUEST_METHOD"] == "HEAD":
+            start_response(status_line(200), headers)
             return []
-        take_over = environ.get(TAKE_OVER)
-        if take_over is None:
-            return self.instance.body(request)
-        take_over(partial(self.instance.take_over, request))
-        return []
+        answer = take_over(environ, start_response, headers, partial(self.instance.take_over, request))
+        if answer is not None:
+            return answer
+        start_response(status_line(200), headers)
+        return self.instance.body(request)
 
     def _cors(self, environ: Environ) -> Headers:
         """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""

@@ -6,9 +6,9 @@
 --
 -- Settings that live for one transaction (set_config(..., true), so that a savepoint's rollback takes them back
 -- together with the rows they speak of):
---   pgbus.ring     what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where that is
---                  not the only row, a line break follows, and the names of the streams that moved with a line break
---                  after each, or '*' where they are too many to name
+--   pgbus.ring     what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where that
+--                  is not the only row, a line break follows, and the names of the streams that moved with a line
+--                  break after each, or '*' where they are too many to name
 --   pgbus.flush    what to flush at commit: '' for nothing, else the position of the outbox row whose trigger flushes;
 --                  where that is not the only row, a line break and '+' follow
 --
@@ -373,8 +373,8 @@ $$;
 -- Only their order within one transaction counts, so each session may take a hundred at a time.
 create sequence pgbus.outbox_positions as bigint cache 100;
 
--- A row lives from its broadcast_on_commit to the commit of the same transaction; nobody else ever sees one, so there is
--- nothing to be recovered from the log.
+-- A row lives from its broadcast_on_commit to the commit of the same transaction; nobody else ever sees one, so there
+-- is nothing to recover after a crash.
 create unlogged table pgbus.outbox (
   xid         xid8 not null default pg_current_xact_id(),
   position    bigint not null,

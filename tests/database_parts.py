@@ -1,0 +1,192 @@
+"""What the tests of the database share: sessions by plain psycopg2, an ear on the channel, and a look at who waits.
+
+It is a plugin too, which conftest.py names, for the fixtures at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from time import monotonic
+from typing import Any
+
+import gevent
+import psycopg2
+import pytest
+from gevent.greenlet import Greenlet
+from gevent.socket import wait_read
+
+from pgbus_gevent.testing.databases import TestDatabases
+
+PATIENCE = 20.0
+BELL = 1885823596
+"""The first number of the doorbell's advisory lock; the second is 0."""
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
+    """What ``condition`` returns once that is true; AssertionError, saying ``what``, at the deadline."""
+    end = monotonic() + timeout
+    while not (found := condition()):
+        assert monotonic() < end, f"not within {timeout:g} s: {what}"
+        gevent.sleep(0.005)
+    return found
+
+
+def raises(sqlstate: str, match: str | None = None) -> Any:
+    """``pytest.raises`` for one of PostgreSQL's codes."""
+    return pytest.raises(psycopg2.errors.lookup(sqlstate), match=match)
+
+
+class Session:
+    """One connection in autocommit mode, for one greenlet at a time; every statement of it ends within 20 s."""
+
+    def __init__(self, url: str, **parameters: Any) -> None:
+        self.connection: Any = psycopg2.connect(url, options="-c statement_timeout=20s", **parameters)
+        self.connection.autocommit = True
+        self._jobs: list[Greenlet[..., Any]] = []
+        self.pid = int(self.connection.info.backend_pid)
+
+    def run(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """The rows of a statement; none where it has no result."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def one(self, statement: str, *arguments: Any) -> Any:
+        """The first value of the first row."""
+        return self.run(statement, *arguments)[0][0]
+
+    def call(self, function: str, *arguments: Any, **named: Any) -> Any:
+        """What a function of schema pgbus returns."""
+        parts = ["%s"] * len(arguments) + [f"{name} => %s" for name in named]
+        return self.one(f"select pgbus.{function}({', '.join(parts)})", *arguments, *named.values())
+
+    @contextmanager
+    def transaction(self, isolation: str = "read committed") -> Iterator[Session]:
+        """Committed at the end of the block, rolled back when it raises."""
+        self.run(f"begin isolation level {isolation}")
+        try:
+            yield self
+            self.run("commit")
+        except BaseException:
+            with suppress(psycopg2.Error):  # where it failed at the commit, there is none any more
+                self.run("rollback")
+            raise
+
+    def read(self, stream: str, after: int = 0, limit: int = 100_000) -> list[tuple[int, str]]:
+        """Id and data of what ``read_after`` gives."""
+        return [(row[0], row[3]) for row in self.run("select * from pgbus.read_after(%s, %s, %s)", stream, after, limit)]
+
+    def data(self, stream: str) -> list[str]:
+        return [data for _, data in self.read(stream)]
+
+    def column(self, stream: str, column: str) -> list[Any]:
+        """One column of a stream's rows, in their order."""
+        return [row[0] for row in self.run(f"select {column} from pgbus.messages where stream = %s order by msg_id", stream)]
+
+    def spawn(self, statement: str, *arguments: Any) -> Greenlet[..., Any]:
+        """Run a statement in a greenlet of its own; nobody else may use the session until it is through."""
+        job = gevent.spawn(self.run, statement, *arguments)
+        self._jobs.append(job)
+        return job
+
+    def close(self) -> None:
+        gevent.killall(self._jobs)  # closing under a running statement would stop the process for good
+        self.connection.close()
+
+
+Sessions = Callable[..., Session]
+
+
+@contextmanager
+def opened_sessions(url: str) -> Iterator[Sessions]:
+    """Gives a function that opens sessions at ``url``; they are closed at the end, whatever they are at."""
+    opened: list[Session] = []
+
+    def open_one(**parameters: Any) -> Session:
+        opened.append(Session(url, **parameters))
+        return opened[-1]
+
+    try:
+        yield open_one
+    finally:
+        for one in opened:
+            one.close()
+
+
+def together(*functions: Callable[[], Any], timeout: float = PATIENCE) -> list[Any]:
+    """What the functions return, each run in a greenlet of its own; the first exception of one is raised."""
+    jobs = [gevent.spawn(function) for function in functions]
+    try:
+        gevent.joinall(jobs, timeout=timeout, raise_error=True)
+        assert all(job.ready() for job in jobs), f"they were not through within {timeout:g} s"
+        return [job.value for job in jobs]
+    finally:
+        gevent.killall(jobs)
+
+
+def is_waiting(watcher: Session, waiter: Session) -> bool:
+    """Whether a session waits for a lock that another one has."""
+    return bool(watcher.one("select cardinality(pg_blocking_pids(%s))", waiter.pid))
+
+
+class Ear:
+    """A session that listens."""
+
+    def __init__(self, session: Session) -> None:
+        self._connection = session.connection
+        self._heard: list[str] = []
+        session.run("listen pgbus")
+
+    def heard_until(self, speaker: Session, timeout: float = PATIENCE) -> list[str]:
+        """What has come since the last time, up to all that was rung before ``speaker`` says so."""
+        mark = f"mark {monotonic()}"
+        speaker.run("select pg_notify('pgbus', %s)", mark)
+        end = monotonic() + timeout
+        while mark not in self._heard:
+            assert monotonic() < end, f"the mark did not come within {timeout:g} s, only {self._heard}"
+            with suppress(TimeoutError):
+                wait_read(self._connection.fileno(), timeout=0.1)
+            self._connection.poll()
+            self._heard += [notify.payload for notify in self._connection.notifies]
+            self._connection.notifies.clear()
+        place = self._heard.index(mark)
+        found, self._heard = self._heard[:place], self._heard[place + 1 :]
+        return found
+
+
+# fixtures
+
+
+@pytest.fixture(scope="module")
+def database(pgbus_databases: TestDatabases) -> Iterator[str]:
+    """One for all tests here; each has streams of its own."""
+    url = pgbus_databases.make()
+    yield url
+    pgbus_databases.drop(url)
+
+
+@pytest.fixture
+def sessions(database: str) -> Iterator[Sessions]:
+    with opened_sessions(database) as opener:
+        yield opener
+
+
+@pytest.fixture
+def sql(sessions: Sessions) -> Session:
+    return sessions()
+
+
+@pytest.fixture
+def ear(sessions: Sessions) -> Ear:
+    return Ear(sessions())
+
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def stream() -> str:
+    """A name that no other test uses."""
+    return f"stream {next(_numbers)}"

@@ -1,0 +1,277 @@
+"""What publishers ring on the channel, and that no ring ever waits for another transaction."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+from database_parts import BELL, Ear, Session, Sessions, is_waiting, together, until
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pgbus_gevent.core.wakes import Ephemeral, Moved, Ring, parse
+
+LIMIT = 7999
+"""The largest payload that PostgreSQL takes, in bytes."""
+
+many_examples = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
+names = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=40)
+awkward_names = st.one_of(names, st.text('",\\ab*[]', min_size=1, max_size=6))
+
+
+# one ring
+
+
+def test_a_ring_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -> None:
+    first = sql.call("broadcast", stream, "first")
+    id = sql.call("broadcast", stream, "<p>paid</p>", "order.paid", "admins", "c7")
+    at = sql.one("select extract(epoch from created_at) from pgbus.messages where msg_id = %s", id)
+
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [
+        Ring(stream, first, 0, pytest.approx(float(at), abs=60), None, "first", None, None),
+        Ring(stream, id, first, float(at), "order.paid", "<p>paid</p>", "admins", "c7"),
+    ]
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
+def test_a_single_message_rings_whole_by_either_function(
+    function: str, sql: Session, ear: Ear, stream: str
+) -> None:
+    with sql.transaction():
+        sql.call(function, stream, "x", "e", key="k")
+    [payload] = ear.heard_until(sql)
+    ring = parse(payload)
+    assert isinstance(ring, Ring)
+    assert (ring.stream, ring.id, ring.data, ring.event) == (stream, sql.call("last_id", stream), "x", "e")
+
+
+def test_a_batch_of_one_rings_whole(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("broadcast_many", stream, ["x"])
+    assert [type(parse(payload)) for payload in ear.heard_until(sql)] == [Ring]
+
+
+def test_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction("repeatable read"):
+        sql.call("broadcast", stream, "x")
+    [payload] = ear.heard_until(sql)
+    assert parse(payload)[2] is None
+
+
+@many_examples
+@given(name=awkward_names, data=text, event=text, audience=text)
+@example(name='a"b\\', data='"\\\b\f\n\r\t\x01\x1f\x7f\u2028</script>\U0001f600', event='"', audience="'")
+def test_what_a_ring_says_is_what_was_published(
+    sql: Session, ear: Ear, name: str, data: str, event: str, audience: str
+) -> None:
+    event = event.replace("\n", "").replace("\r", "")
+    id = sql.call("broadcast", name, data, event, audience, audience)
+    [payload] = ear.heard_until(sql)
+    assert parse(payload)[:2] == (name, id)
+    assert parse(payload)[4:] == (event or None, data, audience, audience)
+
+
+@pytest.mark.parametrize("character", ["x", "é", '"', "\n", "\x01", "\U0001f600"], ids=ascii)
+def test_a_ring_never_exceeds_what_postgresql_takes(character: str, sql: Session, ear: Ear, stream: str) -> None:
+    grown = len(sql.one("select to_json(%s::text)::text", character).encode()) - 2
+    sizes = [*range(7500 // grown, 8100 // grown + 1, 7), 20_000]
+    for size in sizes:
+        sql.call("broadcast", stream, character * size, key=f"{character} {size}")
+        sql.call("broadcast_ephemeral", stream, character * size)
+    payloads = ear.heard_until(sql)
+    assert len(payloads) == 2 * len(sizes)
+    assert max(len(payload.encode()) for payload in payloads) <= LIMIT
+    wakes = [parse(payload) for payload in payloads]
+    # Small ones are whole, large ones are not.
+    assert isinstance(wakes[0], Ring) and wakes[1][3] == character * sizes[0]
+    assert wakes[-2] == Moved([stream])
+    assert isinstance(wakes[-1], Ephemeral) and wakes[-1].data is None
+
+
+def test_the_other_fields_count_too(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("broadcast", stream, "x" * 7000, "e" * 1000)
+    sql.call("broadcast", stream, "x", None, "v" * 9000)
+    sql.call("broadcast", stream, "x", None, None, '"' * 4000)
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])] * 3
+
+
+# one ring a transaction
+
+
+def test_a_transaction_rings_once_however_much_it_appends(sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction():
+        for n in range(20):
+            sql.call("broadcast", stream, str(n))
+            sql.call("broadcast_many", f"{stream} many", ["x"] * 100)
+            sql.call("broadcast_on_commit", f"{stream} late", str(n))
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [
+        Moved([stream, f"{stream} many", f"{stream} late"])
+    ]
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
+def test_several_messages_of_one_stream_ring_with_its_name(function: str, sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction():
+        sql.call(function, stream, "x")
+        sql.call(function, stream, "x")
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])]
+
+
+def test_a_batch_rings_with_the_name_of_its_stream(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("broadcast_many", stream, ["a", "b"])
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])]
+
+
+@many_examples
+@given(st.lists(awkward_names, min_size=2, max_size=8, unique=True))
+@example(['a"b', "b"])
+@example(["a", "b", ","])
+@example(["x,", ",y", ","])
+@example(["aa", "a"])
+@example(["a", "*", "b"])
+@example(["*", "a"])
+@example([" a", "a", "a "])
+def test_every_stream_that_moved_is_named(sql: Session, ear: Ear, found: list[str]) -> None:
+    for function in ("broadcast", "broadcast_on_commit"):
+        with sql.transaction():
+            for name in found:
+                sql.call(function, name, "x")
+        [payload] = ear.heard_until(sql)
+        wake = parse(payload)
+        assert isinstance(wake, Moved) and sorted(wake.streams or []) == sorted(found)
+
+
+@pytest.mark.parametrize("filler", ["x", '"', "é", "\\"])
+def test_streams_that_are_too_many_to_name_are_not_named(filler: str, sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction():
+        for n in range(40):
+            sql.call("broadcast", f"{stream} {n} ".ljust(120, filler), "x")
+    [payload] = ear.heard_until(sql)
+    assert len(payload.encode()) <= LIMIT
+    wake = parse(payload)
+    assert isinstance(wake, Moved) and (wake.streams is None or len(wake.streams) == 40)
+
+    sql.run("select count(pgbus.broadcast(%s || n || repeat(%s, 100), 'x')) from generate_series(1, 90) n", stream, filler)
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved(None)]
+
+
+def test_a_duplicate_does_not_ring(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("broadcast", stream, "x", key="k")
+    assert len(ear.heard_until(sql)) == 1
+    sql.call("broadcast", stream, "x", key="k")
+    sql.call("broadcast_on_commit", stream, "x", key="k")
+    assert ear.heard_until(sql) == []
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit", "broadcast_ephemeral"])
+def test_a_rollback_rings_nothing(function: str, sql: Session, ear: Ear, stream: str) -> None:
+    sql.run("begin")
+    sql.call(function, stream, "x")
+    sql.run("rollback")
+    assert ear.heard_until(sql) == []
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
+def test_what_follows_a_savepoint_that_took_the_first_append_back_rings(
+    function: str, sql: Session, ear: Ear, stream: str
+) -> None:
+    with sql.transaction():
+        sql.run("savepoint s")
+        sql.call(function, f"{stream} gone", "gone")
+        sql.call(function, f"{stream} gone too", "gone")
+        sql.run("rollback to s")
+        sql.call(function, stream, "kept")
+    [payload] = ear.heard_until(sql)
+    assert parse(payload)[:2] == (stream, sql.call("last_id", stream))
+
+
+def test_a_savepoint_takes_back_the_names_of_what_was_appended_since(sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction():
+        sql.call("broadcast", stream, "kept")
+        sql.run("savepoint s")
+        sql.call("broadcast", f"{stream} gone", "gone")
+        sql.run("rollback to s")
+    [payload] = ear.heard_until(sql)
+    assert isinstance(parse(payload), Ring)
+
+
+def test_what_is_appended_after_constraints_were_immediate_rings(sql: Session, ear: Ear, stream: str) -> None:
+    with sql.transaction():
+        sql.call("broadcast", stream, "a")
+        sql.run("set constraints all immediate")
+        sql.run("set constraints all deferred")
+        sql.call("broadcast", f"{stream} later", "b")
+    assert [parse(payload)[0] for payload in ear.heard_until(sql)] == [stream, f"{stream} later"]
+
+
+def test_a_function_with_settings_of_its_own_rings_once(sql: Session, ear: Ear, stream: str) -> None:
+    sql.run(
+        "create function twice(name text) returns void language plpgsql set search_path = pg_catalog as $$ begin"
+        " perform pgbus.broadcast(name, 'a'); perform pgbus.broadcast_on_commit(name, 'b'); end $$"
+    )
+    with sql.transaction():
+        sql.run("select twice(%s)", stream)
+        sql.run("select twice(%s)", f"{stream} other")
+    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream, f"{stream} other"])]
+
+
+# nobody waits for a ring
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit", "broadcast_many"])
+def test_an_open_transaction_holds_nobodys_ring(function: str, sessions: Sessions, ear: Ear, stream: str) -> None:
+    slow, quick = sessions(), sessions()
+    with slow.transaction():
+        slow.call(function, f"{stream} slow", ["x"] if function == "broadcast_many" else "x")
+        quick.call("broadcast", stream, "quick")
+        [payload] = ear.heard_until(quick)
+        assert parse(payload)[0] == stream
+    [payload] = ear.heard_until(quick)
+    assert parse(payload)[0] == f"{stream} slow"
+
+
+def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(
+    sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    holder, waiter, quick = sessions(), sessions(), sessions()
+    with holder.transaction():
+        holder.call("broadcast", f"{stream} held", "x")
+        waiter.run("begin")
+        waiter.call("broadcast", stream, "x")
+        waiter.call("broadcast_on_commit", f"{stream} held", "x")
+        job = waiter.spawn("commit")
+        until(lambda: is_waiting(quick, waiter), "the commit waits")
+        quick.call("broadcast", f"{stream} quick", "x")
+        assert [parse(payload)[0] for payload in ear.heard_until(quick)] == [f"{stream} quick"]
+    job.get(timeout=10)
+    wakes = [parse(payload) for payload in ear.heard_until(quick)]
+    assert Moved([stream, f"{stream} held"]) in wakes
+
+
+def test_whoever_finds_the_bell_taken_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+    holder, quick = sessions(), sessions()
+    quick.run("set lock_timeout = '1s'")
+    with holder.transaction():
+        holder.run("select pg_advisory_xact_lock(%s, 0)", BELL)
+        for function in ("broadcast", "broadcast_on_commit"):
+            quick.call(function, stream, "x")
+        assert ear.heard_until(quick) == []
+    assert quick.data(stream) == ["x", "x"]
+    quick.call("broadcast", stream, "y")
+    assert len(ear.heard_until(quick)) == 1
+
+
+def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: Ear, stream: str) -> None:
+    publishers = [sessions() for _ in range(8)]
+
+    def publish(n: int) -> None:
+        for _ in range(20):
+            publishers[n].call("broadcast", f"{stream} {n}", "x")
+            gevent.sleep(0)
+
+    together(*[lambda n=n: publish(n) for n in range(8)])
+    payloads = ear.heard_until(publishers[0])
+    assert 1 <= len(payloads) <= 160
+    assert all(isinstance(parse(payload), Ring) for payload in payloads)
+    assert [len(publishers[0].read(f"{stream} {n}")) for n in range(8)] == [20] * 8

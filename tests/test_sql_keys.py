@@ -1,0 +1,122 @@
+"""Idempotency keys: a second broadcast with the same stream and key adds nothing, whoever races with whom."""
+
+from __future__ import annotations
+
+import pytest
+from database_parts import Session, Sessions, is_waiting, raises, together, until
+
+SERIALIZATION_FAILURE = "40001"
+
+
+def test_the_same_key_returns_the_first_id_and_adds_nothing(sql: Session, stream: str) -> None:
+    first = sql.call("broadcast", stream, "first", key="k")
+    sql.call("broadcast", stream, "other")
+    assert sql.call("broadcast", stream, "again", key="k") == first
+    assert sql.data(stream) == ["first", "other"]
+
+
+def test_a_key_is_of_its_stream(sql: Session, stream: str) -> None:
+    ids = {sql.call("broadcast", f"{stream} {n}", "x", key="k") for n in range(3)}
+    assert len(ids) == 3
+
+
+def test_keys_are_compared_as_bytes(sql: Session, stream: str) -> None:
+    keys = ["k", "K", "k ", "\u00e9", "e\u0301"]
+    assert len({sql.call("broadcast", stream, "x", key=key) for key in keys}) == len(keys)
+
+
+def test_messages_without_a_key_are_never_the_same(sql: Session, stream: str) -> None:
+    assert sql.call("broadcast", stream, "x") != sql.call("broadcast", stream, "x")
+
+
+def test_a_key_that_was_rolled_back_is_free(sql: Session, stream: str) -> None:
+    sql.run("begin")
+    gone = sql.call("broadcast", stream, "gone", key="k")
+    sql.run("rollback")
+    assert sql.call("broadcast", stream, "kept", key="k") != gone
+    assert sql.data(stream) == ["kept"]
+
+
+def test_the_same_key_twice_in_one_transaction_adds_one(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        assert sql.call("broadcast", stream, "a", key="k") == sql.call("broadcast", stream, "b", key="k")
+    assert sql.data(stream) == ["a"]
+
+
+def test_on_commit_the_same_key_adds_nothing(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        sql.call("broadcast_on_commit", stream, "a", key="k")
+        sql.call("broadcast_on_commit", stream, "b", key="k")
+        sql.call("broadcast_on_commit", stream, "c")
+    sql.call("broadcast_on_commit", stream, "d", key="k")
+    assert sql.data(stream) == ["a", "c"]
+
+
+def test_broadcast_and_on_commit_know_each_others_keys(sql: Session, stream: str) -> None:
+    sql.call("broadcast_on_commit", stream, "a", key="k")
+    assert sql.call("broadcast", stream, "b", key="k") == sql.call("last_id", stream)
+    assert sql.data(stream) == ["a"]
+
+
+def test_who_comes_second_waits_and_gets_the_first_id(sessions: Sessions, stream: str) -> None:
+    first, second, watcher = sessions(), sessions(), sessions()
+    with first.transaction():
+        id = first.call("broadcast", stream, "first", key="k")
+        job = second.spawn("select pgbus.broadcast(%s, 'second', key => 'k')", stream)
+        until(lambda: is_waiting(watcher, second), "the second waits")
+    assert job.get(timeout=10) == [(id,)]
+    assert watcher.data(stream) == ["first"]
+
+
+def test_who_comes_second_is_the_first_where_the_other_rolls_back(sessions: Sessions, stream: str) -> None:
+    first, second, watcher = sessions(), sessions(), sessions()
+    first.run("begin")
+    id = first.call("broadcast", stream, "first", key="k")
+    job = second.spawn("select pgbus.broadcast(%s, 'second', key => 'k')", stream)
+    until(lambda: is_waiting(watcher, second), "the second waits")
+    first.run("rollback")
+    assert job.get(timeout=10)[0][0] > id
+    assert watcher.data(stream) == ["second"]
+
+
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
+def test_of_many_at_once_one_wins(function: str, sessions: Sessions, stream: str) -> None:
+    racers = [sessions() for _ in range(8)]
+    ids = [
+        set(together(*[lambda racer=racer, key=key: racer.call(function, stream, "x", key=key) for racer in racers]))
+        for key in "abcde"
+    ]
+    assert racers[0].column(stream, "key") == list("abcde")
+    if function == "broadcast":
+        assert ids == [{id} for id, _ in racers[0].read(stream)]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_one_snapshot_that_is_older_than_the_first_fails_to_be_retried(
+    isolation: str, sessions: Sessions, stream: str
+) -> None:
+    late, sql = sessions(), sessions()
+    with raises(SERIALIZATION_FAILURE), late.transaction(isolation):
+        late.call("last_id", stream)
+        first = sql.call("broadcast", stream, "first", key="k")
+        late.call("broadcast", stream, "late", key="k")
+    # The retry is told of the first one.
+    with late.transaction(isolation):
+        assert late.call("broadcast", stream, "late", key="k") == first
+    assert sql.data(stream) == ["first"]
+
+
+def test_one_snapshot_that_is_older_fails_at_its_commit(sessions: Sessions, stream: str) -> None:
+    late, sql = sessions(), sessions()
+    with raises(SERIALIZATION_FAILURE), late.transaction("repeatable read"):
+        late.call("broadcast_on_commit", stream, "late", key="k")
+        sql.call("broadcast", stream, "first", key="k")
+    with late.transaction("repeatable read"):
+        late.call("broadcast_on_commit", stream, "late", key="k")
+    assert sql.data(stream) == ["first"]
+
+
+def test_a_key_is_free_again_when_its_message_was_pruned(sql: Session, stream: str) -> None:
+    first = sql.call("broadcast", stream, "x", key="k")
+    sql.run("delete from pgbus.messages where stream = %s", stream)
+    assert sql.call("broadcast", stream, "x", key="k") > first

@@ -1,0 +1,374 @@
+"""Within a stream, commit order is id order, and nobody waits for a transaction that only queued for its commit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from time import monotonic
+
+import gevent
+import psycopg2
+import pytest
+from database_parts import Session, Sessions, is_waiting, raises, together, until
+
+
+def outbox(sql: Session) -> int:
+    return int(sql.one("select count(*) from pgbus.outbox"))
+
+
+def chain(sql: Session, stream: str) -> list[tuple[int, int | None]]:
+    """Of each message its id, and the id that it names as the one before it."""
+    return sql.run("select msg_id, prev_id from pgbus.messages where stream = %s order by msg_id", stream)  # type: ignore[return-value]
+
+
+# broadcast
+
+
+def test_an_id_that_is_drawn_first_and_committed_last_is_not_lost(sessions: Sessions, stream: str) -> None:
+    slow, quick, reader = sessions(), sessions(), sessions()
+    with slow.transaction():
+        first = slow.call("broadcast", stream, "slow")
+        job = quick.spawn("select pgbus.broadcast(%s, 'quick')", stream)
+        until(lambda: is_waiting(reader, quick), "the second broadcaster waits for the first one's commit")
+        assert reader.read(stream) == []
+    [(second,)] = job.get(timeout=10)
+    assert reader.read(stream) == [(first, "slow"), (second, "quick")]
+
+
+def test_a_broadcaster_to_another_stream_does_not_wait(sessions: Sessions, stream: str) -> None:
+    slow, quick = sessions(), sessions()
+    with slow.transaction():
+        slow.call("broadcast", stream, "x")
+        other = next(
+            name
+            for name in (f"{stream} {n}" for n in range(10))
+            if quick.call("lock_number", name) != quick.call("lock_number", stream)
+        )
+        quick.run("set lock_timeout = '1s'")
+        quick.call("broadcast", other, "x")
+        assert quick.data(other) == ["x"]
+
+
+def test_a_rollback_lets_the_next_one_through_and_leaves_a_hole(sessions: Sessions, stream: str) -> None:
+    one, other = sessions(), sessions()
+    one.run("begin")
+    gone = one.call("broadcast", stream, "gone")
+    job = other.spawn("select pgbus.broadcast(%s, 'kept')", stream)
+    one.run("rollback")
+    [(id,)] = job.get(timeout=10)
+    assert id > gone
+    assert other.read(stream) == [(id, "kept")]
+
+
+def test_a_transaction_of_very_many_streams_takes_a_bounded_number_of_locks(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        sql.run("select count(pgbus.broadcast_on_commit(%s || n, 'x')) from generate_series(1, 5000) n", f"{stream} ")
+    assert sql.one("select count(*) from pgbus.messages where starts_with(stream, %s)", f"{stream} ") == 5000
+    with sql.transaction():
+        sql.run("select count(pgbus.broadcast(%s || n, 'x')) from generate_series(1, 5000) n", f"{stream} ")
+        assert sql.one("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()") <= 2048
+
+
+# prev_id
+
+
+def test_each_message_names_the_one_before_it(sessions: Sessions, stream: str) -> None:
+    one, other = sessions(), sessions()
+    one.call("broadcast", stream, "1")
+    other.call("broadcast", stream, "2")
+    one.call("broadcast_many", stream, ["3", "4", "5"])
+    other.call("broadcast_on_commit", stream, "6")
+    with one.transaction():
+        one.call("broadcast", stream, "7", key="k")
+        one.call("broadcast_on_commit", stream, "10")
+        one.run("savepoint s")
+        one.call("broadcast", stream, "gone")
+        one.run("rollback to s")
+        one.call("broadcast", stream, "8")
+        one.call("broadcast", stream, "9")
+        one.call("broadcast_on_commit", stream, "11")
+
+    ids = [id for id, _ in one.read(stream)]
+    assert one.data(stream) == [str(n) for n in range(1, 12)]
+    assert [before for _, before in chain(one, stream)] == [0, *ids[:-1]]
+
+
+def test_one_that_had_to_wait_names_what_it_waited_for(sessions: Sessions, stream: str) -> None:
+    publishers = [sessions() for _ in range(6)]
+
+    def publish(sql: Session) -> Callable[[], None]:
+        def run() -> None:
+            for n in range(30):
+                sql.call(("broadcast", "broadcast_on_commit")[n % 2], stream, "x")
+
+        return run
+
+    together(*[publish(sql) for sql in publishers])
+    found = chain(publishers[0], stream)
+    assert len(found) == 180
+    assert [before for _, before in found] == [0, *[id for id, _ in found[:-1]]]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_one_snapshot_for_all_statements_does_not_claim_to_know_the_one_before(
+    isolation: str, sessions: Sessions, stream: str
+) -> None:
+    blind, other = sessions(), sessions()
+    with blind.transaction(isolation):
+        blind.call("last_id", stream)
+        other.call("broadcast", stream, "unseen")
+        blind.call("broadcast", stream, "a")
+        blind.call("broadcast_many", stream, ["b", "c"])
+        blind.call("broadcast_on_commit", stream, "d")
+        blind.call("broadcast", stream, "e", key="k")
+    ids = [id for id, _ in other.read(stream)]
+    assert other.data(stream) == ["unseen", "a", "b", "c", "e", "d"]
+    # But within a batch it does know.
+    assert [before for _, before in chain(other, stream)] == [0, None, None, ids[2], None, None]
+
+
+# on commit
+
+
+def test_on_commit_a_message_gets_its_id_at_the_commit(sessions: Sessions, stream: str) -> None:
+    late, early = sessions(), sessions()
+    with late.transaction():
+        assert late.call("broadcast_on_commit", stream, "late", "e", "admins", "c7") in (None, "")
+        assert late.read(stream) == []
+        id = early.call("broadcast", stream, "early")
+    assert early.read(stream)[0] == (id, "early")
+    assert early.data(stream) == ["early", "late"]
+    assert early.run("select event, visible_to, exclude from pgbus.messages where stream = %s and msg_id > %s", stream, id) == [
+        ("e", "admins", "c7")
+    ]
+    assert outbox(early) == 0
+
+
+def test_an_open_transaction_that_queued_holds_up_nobody(sessions: Sessions, stream: str) -> None:
+    slow, quick = sessions(), sessions()
+    quick.run("set lock_timeout = '1s'")
+    with slow.transaction():
+        slow.call("broadcast_on_commit", stream, "slow")
+        for function in ("broadcast", "broadcast_on_commit"):
+            quick.call(function, stream, function)
+        quick.call("broadcast_many", stream, ["many"])
+    assert quick.data(stream) == ["broadcast", "broadcast_on_commit", "many", "slow"]
+
+
+def test_messages_of_one_transaction_keep_their_order(sql: Session, stream: str) -> None:
+    data = [str(n) for n in range(50)]
+    with sql.transaction():
+        for n in data:
+            sql.call("broadcast_on_commit", stream, n, key=n if n == "7" else None)
+            sql.call("broadcast_on_commit", f"{stream} other", n)
+    assert sql.data(stream) == sql.data(f"{stream} other") == data
+
+
+def test_a_rollback_leaves_nothing(sql: Session, stream: str) -> None:
+    sql.run("begin")
+    sql.call("broadcast", stream, "a")
+    sql.call("broadcast_on_commit", stream, "b")
+    assert outbox(sql) == 1
+    sql.run("rollback")
+    assert sql.data(stream) == []
+    assert outbox(sql) == 0
+    # And nothing of it is left in the session either.
+    sql.call("broadcast_on_commit", stream, "c")
+    assert sql.data(stream) == ["c"]
+
+
+@pytest.mark.parametrize("before", [[], ["a"], ["a", "b"]], ids=len)
+@pytest.mark.parametrize("gone", [["x"], ["x", "y"]], ids=len)
+@pytest.mark.parametrize("after", [[], ["c"], ["c", "d"]], ids=len)
+def test_a_savepoint_takes_back_what_was_queued_since(
+    before: list[str], gone: list[str], after: list[str], sql: Session, stream: str
+) -> None:
+    def queue(data: list[str]) -> None:
+        for each in data:
+            sql.call("broadcast_on_commit", stream, each)
+
+    with sql.transaction():
+        queue(before)
+        sql.run("savepoint s")
+        queue(gone)
+        sql.run("rollback to savepoint s")
+        queue(after)
+        sql.run("savepoint t")
+        sql.run("release savepoint t")
+    assert sql.data(stream) == before + after
+    assert outbox(sql) == 0
+
+
+@pytest.mark.parametrize("what", ["all", "pgbus.ring", "pgbus.flush"])
+def test_constraints_that_are_set_immediate_lose_nothing(what: str, sql: Session, stream: str) -> None:
+    with sql.transaction():
+        sql.call("broadcast_on_commit", stream, "a")
+        sql.call("broadcast", stream, "b")
+        sql.run(f"set constraints {what} immediate")
+        sql.call("broadcast_on_commit", stream, "c")
+        sql.call("broadcast", stream, "d")
+        sql.run("savepoint s")
+        sql.call("broadcast_on_commit", stream, "gone")
+        sql.run("rollback to s")
+        sql.run("set constraints all deferred")
+        sql.call("broadcast_on_commit", stream, "e")
+        sql.call("broadcast", stream, "f")
+    assert sorted(sql.data(stream)) == list("abcdef")
+    assert outbox(sql) == 0
+
+
+def test_a_savepoint_before_constraints_are_set_immediate_puts_the_queue_back(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        sql.call("broadcast_on_commit", stream, "a")
+        sql.run("savepoint s")
+        sql.run("set constraints all immediate")
+        assert sql.data(stream) == ["a"]
+        sql.run("rollback to s")
+        assert sql.data(stream) == []
+    assert sql.data(stream) == ["a"]
+
+
+def test_settings_that_are_reset_on_the_way_lose_nothing(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        for data in "abcdef":
+            sql.call("broadcast_on_commit", stream, data)
+            if data in "bcf":
+                sql.run("reset all")
+    assert sorted(sql.data(stream)) == list("abcdef")
+    assert outbox(sql) == 0
+
+
+def test_what_a_deferred_trigger_queues_at_the_commit_comes_along(sql: Session, stream: str) -> None:
+    sql.run(
+        "create table late (id integer); create function announce_late() returns trigger language plpgsql as"
+        f" $$ begin perform pgbus.broadcast_on_commit('{stream}', new.id::text); return null; end $$;"
+        "create constraint trigger announce after insert on late deferrable initially deferred"
+        " for each row execute function announce_late()"
+    )
+    with sql.transaction():
+        sql.call("broadcast_on_commit", stream, "0")
+        sql.run("insert into late values (1), (2)")
+        sql.call("broadcast", f"{stream} other", "x")
+    assert sorted(sql.data(stream)) == ["0", "1", "2"]
+    assert outbox(sql) == 0
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_opposite_orders_of_streams_never_deadlock(isolation: str, sessions: Sessions, stream: str) -> None:
+    chance = random.Random(7)
+    streams = [f"{stream} {n}" for n in range(6)]
+    rounds = 40
+
+    def publish(sql: Session, order: list[str]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(rounds):
+                with sql.transaction(isolation):
+                    for name in chance.sample(order, 4):
+                        sql.call("broadcast_on_commit", name, "x")
+
+        return run
+
+    publishers = [sessions() for _ in range(6)]
+    together(*[publish(sql, streams if n % 2 else streams[::-1]) for n, sql in enumerate(publishers)])
+    assert sum(len(publishers[0].read(name)) for name in streams) == 6 * rounds * 4
+
+
+def test_opposite_orders_of_broadcast_are_found_by_postgresql(sessions: Sessions, stream: str) -> None:
+    one, other, watcher = sessions(), sessions(), sessions()
+    one.run("begin")
+    other.run("begin; set local deadlock_timeout = '10ms'")
+    one.call("broadcast", f"{stream} a", "x")
+    other.call("broadcast", f"{stream} b", "x")
+    job = one.spawn("select pgbus.broadcast(%s, 'x')", f"{stream} b")
+    until(lambda: is_waiting(watcher, one), "it waits")
+    with raises("40P01"):
+        other.call("broadcast", f"{stream} a", "x")
+    other.run("rollback")
+    job.get(timeout=10)
+    one.run("rollback")
+
+
+# all at once
+
+
+def test_a_reader_that_follows_cursors_sees_every_committed_message_once_and_in_order(
+    sessions: Sessions, stream: str
+) -> None:
+    # A transaction either appends at once, to one stream, or queues for its commit; with both PostgreSQL may find a deadlock.
+    chance = random.Random(20)
+    streams = [f"{stream} {n}" for n in range(4)]
+    end = monotonic() + 5.0
+    committed: dict[str, set[str]] = {name: set() for name in streams}
+    seen: dict[str, list[tuple[int, str]]] = {name: [] for name in streams}
+    writing = [True]
+
+    def write(sql: Session, isolation: str, who: int) -> Callable[[], None]:
+        def transact(n: int) -> None:
+            sent: list[tuple[str, str]] = []
+            name = chance.choice(streams)
+            at_once = chance.random() < 0.5
+            with sql.transaction(isolation):
+                for m in range(chance.randint(1, 5)):
+                    data = f"{who}.{n}.{m}"
+                    function = chance.choice(["broadcast", "broadcast_many"]) if at_once else "broadcast_on_commit"
+                    name = name if at_once else chance.choice(streams)
+                    sql.call(function, name, [data] if function == "broadcast_many" else data)
+                    sent.append((name, data))
+                if chance.random() < 0.1:
+                    raise ZeroDivisionError
+            for name, data in sent:
+                committed[name].add(data)
+
+        def run() -> None:
+            n = 0
+            while monotonic() < end:
+                n += 1
+                try:
+                    transact(n)
+                except ZeroDivisionError:
+                    pass  # rolled back
+
+        return run
+
+    def read(sql: Session) -> None:
+        while True:
+            last_round = not writing[0]
+            for name in streams:
+                seen[name] += sql.read(name, seen[name][-1][0] if seen[name] else 0, 200)
+            if last_round and all(len(seen[name]) >= len(committed[name]) for name in streams):
+                return
+            gevent.sleep(0)
+
+    reading = gevent.spawn(read, sessions())
+    try:
+        isolations = ["read committed", "read committed", "repeatable read"] * 4
+        together(*[write(sessions(), isolation, who) for who, isolation in enumerate(isolations)])
+        writing[0] = False
+        reading.get(timeout=10)
+    finally:
+        reading.kill()
+    for name in streams:
+        ids = [id for id, _ in seen[name]]
+        data = [data for _, data in seen[name]]
+        assert ids == sorted(set(ids))
+        assert len(data) == len(set(data)) and set(data) == committed[name]
+    assert sum(map(len, seen.values())) > 200
+    sql = sessions()
+    assert outbox(sql) == 0
+    for name in streams:
+        found = chain(sql, name)
+        assert all(claim in (None, before[0]) for before, (_, claim) in zip([(0, None), *found], found, strict=False))
+
+
+def test_a_broken_connection_at_any_point_leaves_no_trace(sessions: Sessions, stream: str) -> None:
+    sql, watcher = sessions(), sessions()
+    sql.run("begin")
+    sql.call("broadcast", stream, "x")
+    sql.call("broadcast_on_commit", stream, "y")
+    watcher.run("select pg_terminate_backend(%s)", sql.pid)
+    with pytest.raises(psycopg2.OperationalError):
+        sql.run("commit")
+    watcher.run("set lock_timeout = '5s'")
+    watcher.call("broadcast", stream, "z")
+    assert watcher.data(stream) == ["z"]
+    assert outbox(watcher) == 0
