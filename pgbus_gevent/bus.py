@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from .config import Settings
 from .core.filters import Filters
-from .core.names import PublicNames, Signer, check_data, check_event, check_name
+from .core.names import PublicNames, Signer, check_data, check_event, check_label, check_name
 from .database import Database, queries
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
@@ -76,7 +76,7 @@ class Bus:
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
 
-        ``isolation`` is the database's default, or for example ``"repeatable read"``.
+        It is READ COMMITTED, unless ``isolation`` says for example ``"repeatable read"``.
         """
         return self.database.queries.transaction(isolation)
 
@@ -130,11 +130,11 @@ class Stream:
     ) -> int | None:
         """Publish one message; its id.
 
-        With ``using`` it is queued in the caller's transaction and gets its id at COMMIT, so None is returned; it rolls back with the
-        transaction. ``ephemeral`` reaches who is connected and is not stored: None too. ``key`` makes it idempotent within
-        the retention. ``exclude`` is a connection id that is passed over, ``visible_to`` a registered filter.
+        With ``using`` it is queued in the caller's transaction and gets its id at COMMIT, so None is returned; it rolls back
+        with the transaction. ``ephemeral`` reaches who is connected and is not stored: None too. ``key`` makes it idempotent
+        within the retention. ``exclude`` is a connection id that is passed over, ``visible_to`` a registered filter.
         """
-        publication = Publication(check_event(event), visible_to, exclude, key)
+        publication = _publication(event, visible_to, exclude, key)
         check_data(data)
         if ephemeral and key is not None:
             raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
@@ -158,7 +158,7 @@ class Stream:
         """Publish several messages in one transaction; the last one's id, None for no data."""
         if isinstance(data, str):
             raise InvalidArgument("broadcast_many takes a list of texts; for one text there is broadcast")
-        publication = Publication(check_event(event), visible_to, exclude)
+        publication = _publication(event, visible_to, exclude)
         return self._queries.broadcast_many(self.name, [check_data(text) for text in data], publication)
 
     def last_id(self, *, using: Cursor | None = None) -> int:
@@ -179,3 +179,14 @@ class Stream:
     @property
     def _queries(self) -> queries.Queries:
         return self._bus.database.queries
+
+
+def _publication(
+    event: str | None, visible_to: str | None, exclude: str | None, key: str | None = None
+) -> Publication:
+    return Publication(
+        check_event(event),
+        check_label(visible_to, "visible_to"),
+        check_label(exclude, "exclude"),
+        check_label(key, "key"),
+    )

@@ -314,8 +314,6 @@ def _variable(name: str) -> str:
 
 def _refuse_contradictions(settings: Settings) -> None:
     listen_url = redact_url(settings.listen_url)
-    if settings.port == 0 and settings.workers > 1:
-        raise InvalidSetting("port", 0, f"a port by number, as workers={settings.workers} share it")
     if settings.listen_url and not settings.listen:
         raise InvalidSetting("listen_url", listen_url, "only with listen=True; leave one of them out")
     if settings.listen_url and not settings.database_url:

@@ -41,8 +41,8 @@ def raises(sqlstate: str, match: str | None = None) -> Any:
 class Session:
     """One connection in autocommit mode, for one greenlet at a time; every statement of it ends within 20 s."""
 
-    def __init__(self, url: str, **parameters: Any) -> None:
-        self.connection: Any = psycopg2.connect(url, options="-c statement_timeout=20s", **parameters)
+    def __init__(self, url: str, *, role: str = "none") -> None:
+        self.connection: Any = psycopg2.connect(url, options=f"-c statement_timeout=20s -c role={role}")
         self.connection.autocommit = True
         self._jobs: list[Greenlet[..., Any]] = []
         self.pid = int(self.connection.info.backend_pid)
@@ -104,8 +104,8 @@ def opened_sessions(url: str) -> Iterator[Sessions]:
     """Gives a function that opens sessions at ``url``; they are closed at the end, whatever they are at."""
     opened: list[Session] = []
 
-    def open_one(**parameters: Any) -> Session:
-        opened.append(Session(url, **parameters))
+    def open_one(role: str = "none") -> Session:
+        opened.append(Session(url, role=role))
         return opened[-1]
 
     try:

@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -198,6 +199,15 @@ def get(url: str, path: str, *, timeout: float = PATIENCE, **headers: str) -> An
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
     finally:
         connection.close()
+
+
+def raw_client(url: str, stream: str) -> socket.socket:
+    """A socket that has asked for a stream, and whose kernel takes little of it."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((urlsplit(url).hostname or "", urlsplit(url).port or 0))
+    sock.sendall(f"GET /pgbus/streams/{stream} HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n".encode())
+    return sock
 
 
 def judged(raw: bytes) -> list[Any]:

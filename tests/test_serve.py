@@ -301,7 +301,7 @@ def test_a_database_of_ones_own_needs_a_secret(tmp_path: Path, database: str) ->
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--workers", "2", "--port", "8099"), "workers=2 is not allowed: 1; for more there is gunicorn"),
+        (("--workers", "0"), "workers='0' is not allowed"),
         (("--heartbeat", "never"), "heartbeat='never' is not allowed"),
         (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
         (("one:app", "two:app"), "unrecognized arguments: two:app"),

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import psutil
 import pytest
-from support import ServeProcess, connect, percentile, received, run, serve_process, serving, session, stored, until
+from support import ServeProcess, connect, percentile, raw_client, received, serve_process, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -159,16 +159,6 @@ def test_clients_that_leave_in_any_way_are_gone_within_five_seconds_with_their_d
         pgbus_bus.stream("orders").broadcast("last")
         until(lambda: witness.messages and witness.messages[-1].data == "last", "the witness goes on")
         assert instance.counter["orders"].active_connections == 1
-
-
-def raw_client(url: str, stream: str) -> socket.socket:
-    """A socket that has asked for a stream, and takes little of it."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect((host, int(port)))
-    sock.sendall(f"GET /pgbus/streams/{stream} HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n".encode())
-    return sock
 
 
 def test_a_client_that_leaves_while_it_is_admitted_leaves_nothing_behind(pgbus_settings: Settings) -> None:

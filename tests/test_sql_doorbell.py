@@ -21,6 +21,12 @@ names = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, ma
 awkward_names = st.one_of(names, st.text('",\\ab*[]', min_size=1, max_size=6))
 
 
+def named(payload: str) -> set[str]:
+    """The streams that a ring names."""
+    wake = parse(payload)
+    return {wake.stream} if isinstance(wake, Ring) else set(wake.streams or []) if isinstance(wake, Moved) else set()
+
+
 # one ring
 
 
@@ -105,9 +111,8 @@ def test_a_transaction_rings_once_however_much_it_appends(sql: Session, ear: Ear
             sql.call("broadcast", stream, str(n))
             sql.call("broadcast_many", f"{stream} many", ["x"] * 100)
             sql.call("broadcast_on_commit", f"{stream} late", str(n))
-    assert [parse(payload) for payload in ear.heard_until(sql)] == [
-        Moved([stream, f"{stream} many", f"{stream} late"])
-    ]
+    [payload] = ear.heard_until(sql)
+    assert named(payload) == {stream, f"{stream} many", f"{stream} late"}
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
@@ -138,8 +143,7 @@ def test_every_stream_that_moved_is_named(sql: Session, ear: Ear, found: list[st
             for name in found:
                 sql.call(function, name, "x")
         [payload] = ear.heard_until(sql)
-        wake = parse(payload)
-        assert isinstance(wake, Moved) and sorted(wake.streams or []) == sorted(found)
+        assert named(payload) == set(found)
 
 
 @pytest.mark.parametrize("filler", ["x", '"', "é", "\\"])
@@ -213,7 +217,8 @@ def test_a_function_with_settings_of_its_own_rings_once(sql: Session, ear: Ear, 
     with sql.transaction():
         sql.run("select twice(%s)", stream)
         sql.run("select twice(%s)", f"{stream} other")
-    assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream, f"{stream} other"])]
+    [payload] = ear.heard_until(sql)
+    assert named(payload) == {stream, f"{stream} other"}
 
 
 # nobody waits for a ring
@@ -245,8 +250,7 @@ def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(
         quick.call("broadcast", f"{stream} quick", "x")
         assert [parse(payload)[0] for payload in ear.heard_until(quick)] == [f"{stream} quick"]
     job.get(timeout=10)
-    wakes = [parse(payload) for payload in ear.heard_until(quick)]
-    assert Moved([stream, f"{stream} held"]) in wakes
+    assert {stream, f"{stream} held"} in [named(payload) for payload in ear.heard_until(quick)]
 
 
 def test_whoever_finds_the_bell_taken_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:

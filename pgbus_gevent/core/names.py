@@ -61,6 +61,18 @@ def check_data(data: str) -> str:
     return data
 
 
+def check_label(label: str | None, what: str) -> str | None:
+    """Return ``label``, which is a ``what`` such as a key, or raise :class:`InvalidArgument`: text for PostgreSQL, or None."""
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        raise InvalidArgument(f"{what} is text or None, not {type(label).__name__}")
+    if "\0" in label:
+        raise InvalidArgument(f"{what} has a NUL character in it, which PostgreSQL cannot store")
+    _utf8(label, what, InvalidArgument)
+    return label
+
+
 def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:
     try:
         return text.encode()

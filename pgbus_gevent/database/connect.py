@@ -6,6 +6,7 @@ over a host that hangs. So the loop over hosts and addresses is here, and names 
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as ext
 
+from ..casting import HIDDEN, redact_url
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from .green import Connection
 
@@ -67,16 +69,17 @@ def connect(
                 else:
                     connection.autocommit = True
                     return connection
-        except OSError as error:  # the name does not resolve
-            last = error
+        except OSError as error:
+            last = OSError(f"host {_shown(host['host'])} does not resolve: {error.strerror or error}")
     raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {_first_line(last)}")
 
 
 def _parse(url: str) -> dict[str, Any]:
     try:
         parameters = dict(ext.parse_dsn(url))
-    except psycopg2.ProgrammingError as error:
-        raise InvalidArgument(f"the database URL cannot be parsed: {_first_line(error)}") from None
+    except psycopg2.ProgrammingError:
+        # libpq's reason may quote the password.
+        raise InvalidArgument(f"the database URL cannot be parsed: {redact_url(url)}") from None
     for ours in ("connect_timeout", "application_name", "client_encoding"):
         parameters.pop(ours, None)
     return parameters
@@ -120,6 +123,11 @@ def translate(error: psycopg2.Error) -> Exception:
     if lost or (code or "").startswith(_UNAVAILABLE_CLASSES):
         return DatabaseUnavailable(f"PostgreSQL is not available: {message}", code)
     return DatabaseError(message, code)
+
+
+def _shown(name: str) -> str:
+    # Of a URL with an unescaped @ in its password, the end of the password is taken for the host.
+    return name if re.fullmatch(r"[\w.-]+", name) else HIDDEN
 
 
 def _first_line(error: Exception | None) -> str:

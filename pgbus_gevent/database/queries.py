@@ -77,40 +77,47 @@ class Publication(NamedTuple):
 _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to >= %(bytes)s"
 
 # octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
-# row more than `limit` only tells whether there is more.
+# row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which else,
+# where it expects the average stream to have fewer rows, reads all that a stream has and sorts it.
 _PAGES = f"""
 select s.n, h.msg_id, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
 left join pgbus.horizons h on h.stream = s.stream
 left join lateral (
-  select m.*, row_number() over w as place,
-         sum(octet_length(m.data)) over w as bytes_to
-  from pgbus.messages m
-  where m.stream = s.stream and m.msg_id > s.after
+  select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
+  from (
+    select m.* from pgbus.messages m
+    where m.stream = s.stream and m.msg_id > s.after
+    order by m.msg_id
+    limit (select %(limit)s + 1)
+  ) m
   window w as (order by m.msg_id rows unbounded preceding)
-  order by m.msg_id
-  limit %(limit)s + 1
 ) m on m.bytes_to - octet_length(m.data) < %(bytes)s
 order by s.n, m.msg_id
 """
 
+# `offset 0` keeps the planner from asking for the state again for every row.
 _OPENINGS = f"""
-select s.n, pgbus.head(s.stream), h.msg_id,
-       (select o.msg_id from pgbus.messages o where o.stream = s.stream order by o.msg_id limit 1),
-       (select b.msg_id from pgbus.messages b where b.stream = s.stream order by b.msg_id desc
-        offset s.replay limit 1),
-       {_ROW}
+select s.n, state.head, h.msg_id, state.oldest, state.start, {_ROW}
 from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
   with ordinality as s(stream, cursor, replay, n)
+cross join lateral (
+  select pgbus.head(s.stream) as head,
+         (select o.msg_id from pgbus.messages o where o.stream = s.stream order by o.msg_id limit 1) as oldest,
+         (select b.msg_id from pgbus.messages b where b.stream = s.stream order by b.msg_id desc
+          offset s.replay limit 1) as start
+  offset 0
+) state
 left join pgbus.horizons h on h.stream = s.stream
 left join lateral (
-  select m.*, row_number() over w as place,
-         sum(octet_length(m.data)) over w as bytes_to
-  from pgbus.messages m
-  where m.stream = s.stream and m.msg_id > s.cursor
+  select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
+  from (
+    select m.* from pgbus.messages m
+    where m.stream = s.stream and m.msg_id > s.cursor
+    order by m.msg_id desc
+    limit (select %(limit)s + 1)
+  ) m
   window w as (order by m.msg_id desc rows unbounded preceding)
-  order by m.msg_id desc
-  limit %(limit)s + 1
 ) m on m.bytes_to - octet_length(m.data) < %(bytes)s
 order by s.n, m.msg_id
 """
@@ -130,7 +137,10 @@ class Queries:
 
     @contextmanager
     def transaction(self, isolation: str | None = None) -> Iterator[ext.cursor]:
-        """A cursor in a transaction of its own: committed at the end of the block, rolled back when it raises."""
+        """A cursor in a transaction of its own: committed at the end of the block, rolled back when it raises.
+
+        READ COMMITTED, unless ``isolation`` says otherwise.
+        """
         with self.pool.connection() as connection:
             connection.autocommit = False
             if isolation is not None:

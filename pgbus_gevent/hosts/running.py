@@ -6,13 +6,14 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.event import Event
 
-from ..streamer.instance import Instance
+from ..streamer.instance import Instance, instances
 from .pywsgi import Server
 
 logger = logging.getLogger("pgbus_gevent.serve")
@@ -24,8 +25,8 @@ _OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the m
 class Stopper:
     """Knows when to stop, and with what status.
 
-    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`fail` asks for
-    it with status 1.
+    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`ask` does it
+    with a status, :meth:`fail` with status 1.
     """
 
     def __init__(self, grace: float, on_hurry: Callable[[], object] | None = None) -> None:
@@ -41,7 +42,7 @@ class Stopper:
             self._handlers.append(gevent.signal_handler(number, self._signalled, number))
 
     def _signalled(self, number: int) -> None:
-        if self._asked.is_set():
+        if self.asked:
             logger.warning("second signal: ending at once")
             if self._on_hurry is not None:
                 self._on_hurry()
@@ -58,9 +59,18 @@ class Stopper:
     def fail(self, part: str) -> None:
         """A part of an Instance has failed for good."""
         logger.critical("%s has failed for good: stopping, to be started again by whoever watches this process", part)
-        self.status = 1
+        self.ask(1)
+
+    def ask(self, status: int) -> None:
+        """Stop, with ``status``."""
+        self.status = status
         self.limit()
         self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked for."""
+        return self._asked.is_set()
 
     def wait(self) -> None:
         """Until it is asked for."""
@@ -79,6 +89,32 @@ def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
     server.close()
     gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in instances], timeout=grace + 1.0)
     server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
+
+
+def drain(*_: Any) -> None:
+    """Send away whoever has a stream of this process, within ``grace``: for a hook that another server calls at its end."""
+    gevent.joinall([gevent.spawn(instance.shutdown) for instance in instances()])
+
+
+def drain_first(*_: Any) -> None:
+    """Have the signals that end this process :func:`drain` first, and then do what they did: for a hook at a worker's start.
+
+    It takes the handlers that are there, so it has to come after them: gunicorn's ``post_worker_init`` does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        before = signal.getsignal(number)
+        if callable(before):
+            signal.signal(number, partial(_drain_then, before))
+
+
+def _drain_then(before: Callable[[int, Any], Any], number: int, frame: Any) -> None:
+    # A handler may run in the hub, where nothing may wait.
+    gevent.spawn(_drain_and, before, number)
+
+
+def _drain_and(before: Callable[[int, Any], Any], number: int) -> None:
+    drain()
+    before(number, None)
 
 
 def run_until_stopped(server: Server, instances: Sequence[Instance], stopper: Stopper | None = None) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
+
+from gevent.lock import RLock
 
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
@@ -33,7 +34,8 @@ __all__ = [
     "stream_counter",
 ]
 
-_lock = threading.RLock()
+# gevent's own: a host may import this before it patches, and Python's would let any greenlet of the thread in then.
+_lock = RLock()
 _slot: tuple[int, Instance] | None = None  # with the process that it was made in: a fork has to make its own
 
 

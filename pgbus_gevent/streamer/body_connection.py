@@ -5,6 +5,7 @@ It costs the server's greenlet for as long as it lasts.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -69,7 +70,7 @@ class BodyConnection(Client):
         self._ready.set()
         consumer, self._consumer = self._consumer, None
         if consumer is not None and self._waiting_since is not None:
-            gevent.kill(consumer, BrokenPipeError("the client takes no bytes"))
+            gevent.kill(consumer, BrokenPipeError(errno.EPIPE, "the client takes no bytes"))
 
     def __iter__(self) -> BodyConnection:
         return self

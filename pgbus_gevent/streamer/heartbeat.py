@@ -55,7 +55,8 @@ class Heartbeat:
 
     def watch(self, client: Client) -> None:
         """A connection was opened."""
-        self._place(client, self._clock(), self._look * random.uniform(0.5, 1.0))
+        delay = self._look * random.uniform(0.5, 1.0)
+        self._place(client, self._clock(), min(delay, self._until_expiry(client)))
 
     def forget(self, client: Client) -> None:
         """A connection has ended."""
@@ -102,10 +103,11 @@ class Heartbeat:
             self.sent += 1
         quiet_at = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
         delay = min(self._look, max(self._tick, quiet_at - now))
+        return delay if client.closed else min(delay, self._until_expiry(client))
+
+    def _until_expiry(self, client: Client) -> float:
         expires_at = client.request.expires_at
-        if expires_at is not None and not client.closed:
-            delay = min(delay, max(0.0, expires_at - self._wall_clock()))
-        return delay
+        return math.inf if expires_at is None else max(0.0, expires_at - self._wall_clock())
 
     def _reason_to_end(self, client: Client, now: float) -> str | None:
         if client.blocked_since is not None and now - client.blocked_since >= self._write_deadline:

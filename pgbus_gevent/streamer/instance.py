@@ -78,6 +78,8 @@ class Instance:
         self.draining = False
         self.on_failure = on_failure
         self._lingering: set[Client] = set()
+        # Bound once: two bound methods for each of ten thousand connections would be more than a megabyte.
+        self._callbacks: dict[str, Any] = {"on_drained": self._drained, "on_gone": self._gone}
         self._live = Event()
         self._starting = RLock()
         _instances.add(self)
@@ -228,8 +230,7 @@ class Instance:
             request,
             sock,
             head,
-            on_drained=self._drained,
-            on_gone=self._gone,
+            **self._callbacks,
             send_buffer=self.settings.send_buffer,
             # Later than our own deadline, which can say why.
             dead_after=self.settings.write_deadline + 5.0,
@@ -239,7 +240,7 @@ class Instance:
 
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""
-        connection = BodyConnection(secrets.token_hex(12), request, on_drained=self._drained, on_gone=self._gone)
+        connection = BodyConnection(secrets.token_hex(12), request, **self._callbacks)
         self._register(connection)
         return connection
 

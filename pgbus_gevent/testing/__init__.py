@@ -1,1 +1,28 @@
-"""For testing applications: pytest fixtures on a real PostgreSQL, a real server, a real client."""
+"""For testing applications: pytest fixtures on a real PostgreSQL, a real server, a real client; and a Bus in memory.
+
+The fixtures come with the package, as a pytest plugin. Importing this imports nothing else: the names are fetched when they are
+first used, so that a test process can be patched for gevent before.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import StreamClient
+    from .fake_bus import FakeBus
+
+__all__ = ["FakeBus", "StreamClient"]
+
+_HOMES = {"FakeBus": "fake_bus", "StreamClient": "client"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -81,16 +81,12 @@ class StreamClient:
 
     close = drop
 
-    def pause(self, receive_buffer: int = 4096) -> None:
-        """Read no more, but for what is being waited for just now; the kernel takes about ``receive_buffer`` bytes yet."""
+    def pause(self) -> None:
+        """Read no more, but for what is being waited for just now; the kernel still takes some hundred kilobytes."""
         self._reading.clear()
-        if self._socket is not None:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
 
     def go_on(self) -> None:
         """Read again."""
-        if self._socket is not None:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._reading.set()
 
     def __enter__(self) -> StreamClient:
@@ -139,7 +135,7 @@ class StreamClient:
     # looking
 
     def next(self, event: str | None = None, timeout: float = 5.0) -> ParsedFrame:
-        """The next message (with this ``event``, control frames included, if one is given); raises AssertionError when none comes."""
+        """The next message, or, given an ``event``, frame of that name, control frames included; AssertionError when none comes."""
         deadline = monotonic() + timeout
         while True:
             while self._taken < len(self.frames):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from itertools import count
 from typing import Any
@@ -12,27 +13,37 @@ import psycopg2.extensions as ext
 
 from ..database.embedded import EmbeddedPostgres
 from ..database.schema import migrate
+from .leaks import settled
 
 OPTIONS = {"fsync": "off", "max_connections": "300", "full_page_writes": "off"}
 """Of an embedded server for tests: its data need not outlive a crash of the machine."""
 
+_SESSIONS = """
+select application_name, state, query from pg_stat_activity
+where datname = %s and backend_type = 'client backend' order by backend_start
+"""
+
 
 class TestDatabases:
-    """Makes databases on the server at ``url``, or on an embedded one that goes with :meth:`close`."""
+    """Makes databases on the server at ``url``, or on an embedded one that goes with :meth:`close`.
+
+    Whoever gives the same ``directory``, which exists, shares one embedded server; it goes with the last of them.
+    """
 
     __test__ = False  # not a class of tests, whatever its name
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, directory: str | None = None) -> None:
         self.embedded: EmbeddedPostgres | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         if url is None:
-            # The server may run as another user, who has to be let in.
-            self._directory = tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True)
-            os.chmod(self._directory.name, 0o755)
-            self.embedded = EmbeddedPostgres.open(self._directory.name, options=OPTIONS)
+            if directory is None:
+                self._directory = tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True)
+                directory = self._directory.name
+            os.chmod(directory, 0o755)  # the server may run as another user, who has to be let in
+            self.embedded = EmbeddedPostgres.open(directory, options=OPTIONS)
             url = self.embedded.url
         self.url = url
-        self._prefix = f"pgbus_test_{os.getpid()}"
+        self._prefix = f"pgbus_test_{os.getpid()}_{secrets.token_hex(3)}"  # several machines may test on one server
         self._numbers = count(1)
         self._template: str | None = None
         self._made: list[str] = []
@@ -63,21 +74,28 @@ class TestDatabases:
         self._run(f'drop database if exists "{name}" with (force)')
         self._made.remove(name)
 
-    def _run(self, statement: str) -> None:
+    def left(self, url: str) -> list[str]:
+        """The sessions on a database, one line for each, that do not end by themselves within some time."""
+        name = str(ext.parse_dsn(url)["dbname"])
+        rows = settled(lambda: self._run(_SESSIONS, name))
+        return [f"database session {role!r}, {state}, its last statement: {query}" for role, state, query in rows]
+
+    def _run(self, statement: str, *arguments: str) -> list[tuple[Any, ...]]:
         connection: Any = psycopg2.connect(self.url)
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(statement)
+                cursor.execute(statement, arguments or None)
+                return list(cursor.fetchall()) if cursor.description else []
         finally:
             connection.close()
 
     def close(self) -> None:
         """Drop what is left; an embedded server ends with it."""
-        if self.embedded is not None:
-            self.embedded.close()
-        else:
+        if self._directory is None:
             for name in list(self._made):
                 self.drop(self.url_of(name))
+        if self.embedded is not None:
+            self.embedded.close()
         if self._directory is not None:
             self._directory.cleanup()

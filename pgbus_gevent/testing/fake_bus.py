@@ -1,7 +1,7 @@
 """A Bus without a database, for unit tests of an application.
 
 It is the real :class:`~pgbus_gevent.bus.Bus` on queries that keep everything in memory; what it checks, returns and raises is the
-same, which one test holds for both. It delivers to nobody: for that there are the fixtures with a real server.
+same, which one test module holds for both. It delivers to nobody: for that there are the fixtures with a real server.
 """
 
 from __future__ import annotations
@@ -19,21 +19,34 @@ from ..errors import InvalidArgument
 from ..messages import Message
 
 _FIRST_ID = 1_700_000_000_000_000  # as large as real ones are
+_MAX_KEY = 1000
 
 
 class FakeBus(Bus):
     """Like ``Bus``, with :attr:`sent`: every message that was published, ephemeral ones included, in the order of their commits."""
 
     def __init__(self, *, settings: Settings | None = None, **options: Any) -> None:
-        options = {"secret": "a secret for tests alone", **options}
-        super().__init__(settings=settings or Settings(database_url="postgresql:///fake", **options))
-        self.__dict__["database"] = FakeDatabase()  # where Bus keeps the real one
+        if settings is None:
+            options = {"database_url": "postgresql:///fake", "secret": ("a secret for tests alone",), **options}
+            settings, options = Settings(**options), {}
+        super().__init__(settings=settings, **options)
+        self._fake = FakeDatabase()
+        self.__dict__["database"] = self._fake  # where Bus keeps the real one
 
     @property
     def sent(self) -> list[Message]:
         """What was published so far."""
-        database: Any = self.database
-        return list(database.queries.sent)
+        return list(self._fake.queries.sent)
+
+    @property
+    def answers(self) -> list[list[tuple[Any, ...]]]:
+        """The rows that an application's own statements are going to return, a list for each; none when it is empty."""
+        return self._fake.queries.answers
+
+    @property
+    def statements(self) -> list[tuple[str, Any]]:
+        """The application's own statements with their parameters, so far."""
+        return list(self._fake.queries.statements)
 
     def close(self) -> None:
         """Nothing to close; what was published stays to be looked at."""
@@ -51,10 +64,13 @@ class FakeQueries:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
+        self.answers: list[list[tuple[Any, ...]]] = []
+        self.statements: list[tuple[str, Any]] = []
         self._ids = count(_FIRST_ID)
         self._keys: dict[tuple[str, str], int] = {}
 
     def broadcast(self, stream: str, data: str, publication: Publication) -> int:
+        _check_key(publication.key)
         key = (stream, publication.key) if publication.key is not None else None
         if key is not None and key in self._keys:
             return self._keys[key]
@@ -74,60 +90,69 @@ class FakeQueries:
     def _append(self, stream: str, id: int | None, data: str, publication: Publication) -> None:
         now = datetime.now(timezone.utc)
         event, visible_to, exclude = publication[:3]
-        self.sent.append(Message(stream, id, now, event, data, visible_to, exclude))
+        self.sent.append(Message(stream, id, now, event or None, data, visible_to, exclude))
 
     def last_id(self, stream: str) -> int:
-        return max((message.id for message in self.sent if message.stream == stream and message.id), default=0)
+        return _last_id(self.sent, stream)
 
     def read_after(self, stream: str, after: int, limit: int) -> list[Message]:
-        if after < 0 or limit < 1:
-            raise InvalidArgument('bad cursor or limit: "after" is the last id that was seen, or 0; "max" is at least 1')
+        if after < 0:
+            raise InvalidArgument(f'bad cursor {after}: "after" is the last id that was seen, or 0')
+        if limit < 1:
+            raise InvalidArgument(f'bad limit {limit}: "max" is at least 1')
         found = [message for message in self.sent if message.stream == stream and (message.id or 0) > after]
         return found[:limit]
 
     @contextmanager
     def transaction(self, isolation: str | None = None) -> Iterator[FakeCursor]:
-        cursor = FakeCursor(self)
+        cursor = FakeCursor(self, one_snapshot=isolation in ("repeatable read", "serializable"))
         yield cursor
         cursor.commit()
 
 
 class FakeCursor:
-    """Takes an application's statements, for ``using=``; :attr:`statements` has those that are not the bus's own.
+    """Takes an application's statements, for ``using=``, and answers them from :attr:`FakeBus.answers`.
 
-    Messages are published when the transaction's block ends, or by :meth:`commit`, and not at all when it raises. It answers
-    no query of the application's.
+    Messages are published when the transaction's block ends, or by :meth:`commit`, and not at all when it raises.
     """
 
-    def __init__(self, queries: FakeQueries) -> None:
-        self.statements: list[tuple[str, Any]] = []
+    def __init__(self, queries: FakeQueries, *, one_snapshot: bool = False) -> None:
         self._queries = queries
+        self._one_snapshot = one_snapshot
+        self._snapshot: list[Message] | None = None
         self._queued: list[tuple[str, Any]] = []
-        self._answer: tuple[Any, ...] | None = None
+        self._rows: list[tuple[Any, ...]] = []
 
     def execute(self, statement: str, parameters: Any = None) -> None:
-        """Queue a broadcast, answer a watermark, note anything else."""
+        """Queue a broadcast, find a watermark, note anything else."""
+        self._rows = []
+        if self._snapshot is None or not self._one_snapshot:
+            self._snapshot = list(self._queries.sent)
         if "pgbus.broadcast_" in statement:
+            _check_key(parameters[5] if len(parameters) > 5 else None)
             self._queued.append((statement, parameters))
         elif "pgbus.last_id" in statement:
-            self._answer = (self._queries.last_id(parameters[0]),)
+            self._rows = [(_last_id(self._snapshot, parameters[0]),)]
         else:
-            self.statements.append((statement, parameters))
+            self._queries.statements.append((statement, parameters))
+            self._rows = self._queries.answers.pop(0) if self._queries.answers else []
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        """The watermark that was asked for."""
-        answer, self._answer = self._answer, None
-        return answer
+        """The next row."""
+        return self._rows.pop(0) if self._rows else None
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """The same, as a list."""
-        answer = self.fetchone()
-        return [] if answer is None else [answer]
+        """All rows that are left."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.fetchall())
 
     def commit(self) -> None:
-        """Publish what was queued."""
-        queued, self._queued = self._queued, []
-        for statement, (stream, data, *publication) in queued:
+        """Publish what was queued; the ephemeral ones, which notifications carry, come last."""
+        queued, self._queued, self._snapshot = self._queued, [], None
+        for statement, (stream, data, *publication) in sorted(queued, key=lambda one: "ephemeral" in one[0]):
             if "ephemeral" in statement:
                 self._queries.broadcast_ephemeral(stream, data, Publication(*publication))
             else:
@@ -135,4 +160,16 @@ class FakeCursor:
 
     def rollback(self) -> None:
         """Forget what was queued."""
-        self._queued = []
+        self._queued, self._snapshot = [], None
+
+
+def _last_id(messages: Sequence[Message], stream: str) -> int:
+    return max((message.id for message in messages if message.stream == stream and message.id), default=0)
+
+
+def _check_key(key: str | None) -> None:
+    if key is None:
+        return
+    size = len(key.encode())
+    if not 1 <= size <= _MAX_KEY:
+        raise InvalidArgument(f"bad key of {size} bytes: it must be 1 to {_MAX_KEY} bytes of UTF-8")

@@ -1,8 +1,8 @@
 """How a request's socket is had from the server that it came in by.
 
 Under a server of ours the handler offers it. gunicorn's gevent worker and uWSGI let a request have their socket too; there we
-take a duplicate, and the server closes its own. From any other server, and where TLS ends in the process, no socket is to be
-had, and the response body has to do.
+take a duplicate, and the server closes its own. From any other server, where TLS ends in the process, and where something between
+the server and us makes the answer its own, no socket is to be had, and the response body has to do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from types import BuiltinFunctionType
 from typing import Any
 
 from .responses import Environ, Headers, StartResponse, status_line
@@ -34,36 +35,46 @@ def take_over(
         ours(adopt)
         return []
     for offer in (_from_gunicorn, _from_uwsgi):
-        found = offer(environ)
-        if found is not None:
-            descriptor, answer = found
+        descriptor = offer(environ, start_response, headers)
+        if descriptor is not None:
             adopt(_plain(descriptor), _head(headers))
-            iterable: Iterable[bytes] = answer
-            return iterable
+            return []
     return None
 
 
-def _from_gunicorn(environ: Environ) -> tuple[int, Any] | None:
+def _from_gunicorn(environ: Environ, start_response: StartResponse, headers: Headers) -> int | None:
     sock = environ.get("gunicorn.socket")
-    # Bottle looks into what an application returns, and would not pass on what tells gunicorn that all is done.
-    if sock is None or not _is_plain(sock) or "bottle.request" in environ:
+    # Its sync and thread workers have no event loop for us; HTTP/2 has many requests on one socket.
+    if (
+        sock is None
+        or "gunicorn.workers.ggevent" not in sys.modules
+        or not environ["SERVER_PROTOCOL"].startswith("HTTP/1")
+    ):
         return None
-    from gunicorn.workers.base_async import ALREADY_HANDLED
-
-    # Its sync and thread workers do not know the word, and have no event loop for us anyway.
-    if "gunicorn.workers.ggevent" not in sys.modules:
+    # A middleware with a start_response of its own would have gunicorn write its answer where ours has begun.
+    response: Any = getattr(start_response, "__self__", None)
+    if not _is_plain(sock) or not hasattr(response, "headers_sent") or not hasattr(response, "force_close"):
         return None
-    return os.dup(sock.fileno()), ALREADY_HANDLED
+    descriptor = os.dup(sock.fileno())
+    start_response(status_line(200), headers)
+    # So that it writes its line to the access log and closes its copy, and sends nothing.
+    response.headers_sent = True
+    response.chunked = False
+    response.force_close()
+    return descriptor
 
 
-def _from_uwsgi(environ: Environ) -> tuple[int, Any] | None:
-    if "uwsgi.version" not in environ or environ.get("wsgi.url_scheme") == "https":
+def _from_uwsgi(environ: Environ, start_response: StartResponse, headers: Headers) -> int | None:
+    # Its own start_response is built in; one of a middleware's means that what we return is not what uWSGI gets.
+    if "uwsgi.version" not in environ or not isinstance(start_response, BuiltinFunctionType):
+        return None
+    if environ.get("wsgi.url_scheme") == "https":
         return None
     try:
         import uwsgi  # only there inside uWSGI
     except ImportError:
         return None
-    return os.dup(uwsgi.connection_fd()), []
+    return os.dup(uwsgi.connection_fd())
 
 
 def _is_plain(sock: Any) -> bool:

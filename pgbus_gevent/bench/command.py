@@ -1,0 +1,153 @@
+"""The command ``bench``: runs scenarios, each with every server that can, and shows what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..cli_common import Command, say
+from ..config import Settings
+from ..errors import InvalidArgument
+from . import machine
+from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
+from .report import Result, table
+from .deliveries import MANY, MIXED, REPLAY, SLOW
+from .publishing import PUBLISH
+from .scenarios import FANOUT, IDLE, PACED, Scenario
+
+SCENARIOS = {scenario.name: scenario for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH)}
+
+_ABOUT = """\
+Measure how fast and how lean the delivery is, and compare it with a bare loop and with other servers.
+
+Server, clients and publishers are processes of their own, on this machine and on the loopback interface alone; the database is a
+fresh one that is removed at the end. Clients and server share the cores, so compare the rows of one run with one
+another, and CPU seconds rather than rates. CPU s/M are seconds of CPU of the server for a million deliveries.
+
+scenarios:
+{scenarios}"""
+
+_EXAMPLES = """\
+examples:
+  pgbus-gevent bench
+  pgbus-gevent bench fanout paced --peers loop nchan
+  pgbus-gevent bench idle --clients 2000 --repeat 1 --json"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which ones; default: all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and no tables")
+    parser.add_argument("--clients", type=_positive, metavar="N", help="the clients of each scenario")
+    parser.add_argument("--messages", type=_positive, metavar="N", help="the messages of a burst")
+    parser.add_argument("--seconds", type=float, metavar="S", help="how long what goes on at a rate goes on")
+    parser.add_argument("--repeat", type=_positive, default=3, metavar="N", help="runs of each; medians are shown; default: 3")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="which other servers to run as well; default: all that are installed"
+    )
+    parser.add_argument(
+        "--peers-dir", type=Path, default=PEERS, metavar="DIR", help="where their adapters are; default: %(default)s"
+    )
+    parser.add_argument(
+        "--database-url",
+        metavar="URL",
+        help="measure with this database, whose streams bench:* and schema pgbus_bench are used; default: a fresh one",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "number"  # argparse names it where the value is none
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    chosen = [_scenario(name) for name in arguments.scenarios] or list(SCENARIOS.values())
+    bench = _Bench(arguments, chosen)
+    with database(arguments.database_url) as (url, postmaster):
+        bench.run(url, postmaster)
+    return 0
+
+
+def _scenario(name: str) -> Scenario:
+    if name not in SCENARIOS:
+        raise InvalidArgument(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]
+
+
+class _Bench:
+    """The scenarios of one call, with their results."""
+
+    def __init__(self, arguments: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
+        self._scenarios = scenarios
+        self._repeat = arguments.repeat
+        self._json = arguments.json
+        self._peers_dir = arguments.peers_dir
+        self._scale = Scale(arguments.clients, arguments.messages, arguments.seconds)
+        self._peers = self._choose(arguments.peers)
+
+    def _choose(self, wanted: list[str] | None) -> list[str]:
+        there = adapters(self._peers_dir)
+        for name in wanted or ():
+            if name not in there:
+                raise InvalidArgument(f"there is no adapter {name}.py in {self._peers_dir}; there are {', '.join(there)}")
+        return there if wanted is None else wanted
+
+    def run(self, url: str, postmaster: int | None) -> None:
+        """Run all, and print what came out, a table as soon as it is complete."""
+        began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        facts = {"date": began, **machine.describe()}
+        if not self._json:
+            print("{date}, {cpu}, {cores} cores, Linux {kernel}, Python {python}, load {load:.1f}".format(**facts))
+        rows = []
+        for scenario in self._scenarios:
+            results = self._results(scenario, url, postmaster)
+            rows += results
+            if not self._json:
+                print(f"\n{scenario.name}: {scenario.about}\n{table(results, scenario.columns)}", flush=True)
+        if self._json:
+            print(json.dumps({**facts, "results": [row.as_json() for row in rows]}, indent=1))
+
+    def _results(self, scenario: Scenario, url: str, postmaster: int | None) -> list[Result]:
+        found: dict[tuple[str, str], Result] = {}
+        servers = [OURS, *(self._peers if scenario.peers else ())]
+        # By turns, so that what else the machine does meanwhile meets all of them.
+        for n in range(self._repeat):
+            for name in list(servers):
+                if sys.stderr.isatty():
+                    say(f"{scenario.name}, run {n + 1} of {self._repeat}, {name}")
+                try:
+                    with ExitStack() as stack:
+                        run = Run(url, postmaster, name, self._scale, stack, self._peers_dir)
+                        for variant, metrics in scenario.run(run).items():
+                            key = (name, variant)
+                            found.setdefault(key, Result(scenario.name, *key)).runs.append(metrics)
+                except Missing as missing:
+                    say(f"{name} is left out: {missing}")
+                    servers.remove(name)
+                    self._peers.remove(name)
+        return sorted(found.values(), key=lambda result: servers.index(result.server))
+
+
+def _listed() -> Iterator[str]:
+    for scenario in SCENARIOS.values():
+        yield f"  {scenario.name:8} {scenario.about}"
+
+
+BENCH = Command(
+    "bench",
+    "measure the delivery, beside other servers",
+    _ABOUT.format(scenarios="\n".join(_listed())),
+    _EXAMPLES,
+    ("data_dir",),
+    _add_arguments,
+    _run,
+)

@@ -1,0 +1,160 @@
+"""A crowd of publishers: a process with many database sessions, each of which publishes as fast as it can.
+
+One loop over asynchronous connections, as threads would spend the time on one another.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from time import monotonic
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions as ext
+
+from pgbus_gevent.bench import stamps
+from pgbus_gevent.bench.load import percentiles
+from pgbus_gevent.bench.program import serve
+
+_WARM_UP = 0.3
+_EVENTS = {ext.POLL_READ: select.EPOLLIN, ext.POLL_WRITE: select.EPOLLOUT}
+
+
+class Session:
+    """One publisher, on a stream of its own."""
+
+    def __init__(self, url: str, statement: str, stream: str, size: int, batch: int) -> None:
+        self.connection = psycopg2.connect(url, async_=True)
+        ext_wait(self.connection)
+        self._cursor = self.connection.cursor()
+        self._statement = statement
+        self._stream = stream
+        self._size = size
+        self._batch = batch
+        self.began = 0
+
+    def publish(self) -> int:
+        """Begin; what to wait for."""
+        data = stamps.data(self._size)
+        self.began = stamps.now()
+        self._cursor.execute(
+            self._statement, {"stream": self._stream, "data": [data] * self._batch if self._batch else data}
+        )
+        return self.poll()
+
+    def poll(self) -> int:
+        """Go on; what to wait for, or POLL_OK when it is done."""
+        return int(self.connection.poll())
+
+
+def ext_wait(connection: Any) -> None:
+    """Wait until an asynchronous connection has done what it is at."""
+    while (state := connection.poll()) != ext.POLL_OK:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN if state == ext.POLL_READ else select.POLLOUT)
+        poll.poll(10_000)
+
+
+def crowd(
+    *,
+    url: str,
+    statement: str,
+    publishers: int,
+    seconds: float,
+    size: int,
+    batch: int = 0,
+    listeners: int = 0,
+    channel: str = "pgbus",
+) -> dict[str, Any]:
+    """Publish for so long, ``batch`` messages with each call (0: one, as a text), while others LISTEN.
+
+    The calls and messages of that time, and how long calls took.
+    """
+    with ExitStack() as stack:
+        listening = Listening(url, channel, listeners)
+        stack.callback(listening.close)
+        sessions = [Session(url, statement, f"bench:{n}", size, batch) for n in range(publishers)]
+        for session in sessions:
+            stack.enter_context(closing(session.connection))
+        return _publish(sessions, seconds, batch or 1)
+
+
+def _publish(sessions: list[Session], seconds: float, per_call: int) -> dict[str, Any]:
+    epoll = select.epoll()
+    by_descriptor: dict[int, Session] = {}
+    for session in sessions:
+        by_descriptor[session.connection.fileno()] = session
+        epoll.register(session.connection.fileno(), _EVENTS[session.publish()])
+    calls: list[int] = []
+    total = 0
+    began = monotonic() + _WARM_UP
+    end = began + seconds
+    counting = False
+    busy = len(sessions)
+    while busy:
+        for descriptor, _ in epoll.poll(10.0):
+            session = by_descriptor[descriptor]
+            state = session.poll()
+            if state == ext.POLL_OK:
+                total += per_call
+                if counting:
+                    calls.append(stamps.now() - session.began)
+                if monotonic() >= end:
+                    busy -= 1
+                    epoll.unregister(descriptor)
+                    continue
+                state = session.publish()
+            if state != ext.POLL_READ:
+                epoll.modify(descriptor, select.EPOLLIN | _EVENTS[state])
+        counting = counting or monotonic() >= began
+    elapsed = max(1e-6, monotonic() - began)
+    return {
+        "ended": stamps.now(),
+        "published": total,
+        "calls_per_second": len(calls) / elapsed,
+        "per_second": len(calls) * per_call / elapsed,
+        **percentiles(calls),
+    }
+
+
+class Listening:
+    """Sessions that LISTEN, as workers on other hosts would: what comes is read, a few times a second, and thrown away."""
+
+    def __init__(self, url: str, channel: str, count: int) -> None:
+        self._connections = list(self._open(url, channel, count))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _open(self, url: str, channel: str, count: int) -> Iterator[Any]:
+        for _ in range(count):
+            connection = psycopg2.connect(url)
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f'listen "{channel}"')
+            os.set_blocking(connection.fileno(), False)
+            yield connection
+
+    def _drain(self) -> None:
+        while not self._over.wait(0.1):
+            for connection in self._connections:
+                try:
+                    while os.read(connection.fileno(), 65536):
+                        pass
+                except BlockingIOError:
+                    pass
+
+    def close(self) -> None:
+        """End them."""
+        self._over.set()
+        self._thread.join(10.0)
+        for connection in self._connections:
+            connection.close()
+
+
+if __name__ == "__main__":
+    serve({"crowd": crowd})

@@ -1,0 +1,223 @@
+"""The scenarios about many streams and clients in trouble, for our own server: many, mixed, replay, slow."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+
+from ..config import Settings
+from . import machine
+from .lab import FRAME, Run, Server
+from .scenarios import LATENCIES, STREAM, Metrics, Rows, Scenario
+
+_PUBLISHERS = 8
+_LARGE = 64 * 1024
+_CURSORS = 10  # different places that those who come back are at
+
+
+def many(run: Run) -> Rows:
+    count, seconds = run.clients(1000), run.seconds(10.0)
+    streams = [f"bench:{n}" for n in range(count)]
+    rate = 2.0 * count
+    server = run.serve()
+    run.connect(server, "all", count, server.requests(streams))
+    run.warm_up(server, "all", streams, count, rounds=1)
+    jobs = _spread(server, streams, rate, seconds)
+    messages = sum(job["messages"] for job in jobs)
+    start = run.cpu(server)
+    run.receive({"all": messages}, seconds + 30.0)
+    published = run.publish(*jobs)
+    got = run.received(seconds + 30.0)
+    used = run.cpu(server) - start
+    group = got["groups"]["all"]
+    return {
+        "": {
+            "clients": count,
+            "deliveries": group["frames"],
+            "lost": messages - group["frames"],
+            "published_per_second": messages / published["seconds"],
+            "publish_p50": published["p50"],
+            **{name: group[name] for name in LATENCIES},
+            **used.per_million(group["frames"]),
+        }
+    }
+
+
+def _spread(server: Server, streams: list[str], rate: float, seconds: float) -> list[dict[str, Any]]:
+    """Publishers that share streams and rate, and do not keep step with one another."""
+    parts = [part for n in range(_PUBLISHERS) if (part := streams[n::_PUBLISHERS])]
+    share = rate / len(parts)
+    messages = max(1, round(share * seconds))
+    return [{**server.job(part, messages, rate=share), "delay": n / rate} for n, part in enumerate(parts)]
+
+
+def mixed(run: Run) -> Rows:
+    large, seconds = run.clients(5000), run.seconds(10.0)
+    small = run.beside(500, 5000)
+    streams = [f"bench:{n}" for n in range(small)]
+    rows: Rows = {}
+    server = run.serve()
+    # Processes of their own, as a small stream's client must not wait for the five thousand to be read.
+    run.connect(server, "small", small, server.requests(streams), by="small")
+    run.connect(server, "large", large, server.requests([STREAM]), by="large")
+    run.warm_up(server, "small", streams, small, rounds=2, by="small")
+    run.warm_up(server, "large", [STREAM], large, by="large")
+    for variant in ("alone", "beside the large one"):
+        jobs = _spread(server, streams, 0.4 * small, seconds)
+        messages = sum(job["messages"] for job in jobs)
+        more = round(10.0 * seconds) if variant != "alone" else 0
+        if more:
+            jobs.append(server.job([STREAM], more, rate=10.0))
+            run.receive({"large": more * large}, seconds + 30.0, by="large")
+        run.receive({"small": messages}, seconds + 30.0, by="small")
+        run.publish(*jobs)
+        group = run.received(seconds + 30.0, by="small")["groups"]["small"]
+        rows[f"small, {variant}"] = {
+            "clients": small,
+            "deliveries": group["frames"],
+            "lost": messages - group["frames"],
+            **{name: group[name] for name in LATENCIES},
+        }
+        if more:
+            group = run.received(seconds + 30.0, by="large")["groups"]["large"]
+            rows["large"] = {
+                "clients": large,
+                "deliveries": group["frames"],
+                "lost": more * large - group["frames"],
+                **{name: group[name] for name in LATENCIES},
+            }
+    return rows
+
+
+def replay(run: Run) -> Rows:
+    return {
+        "within the ring": _replay(run, behind=500, ring=1000, stream="bench:ring"),
+        "beyond the ring": _replay(run, behind=1000, ring=100, stream="bench:far"),
+    }
+
+
+def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
+    count = run.clients(5000)
+    others = run.beside(1000, 5000)
+    server = run.serve(ring_messages=ring)
+    run.connect(server, stream, others, server.requests([stream]), by="live")
+    cursors = _publish_batch(run, stream, behind)
+    run.receive({stream: others * behind}, 30.0, by="live")
+    run.received(30.0, by="live")
+    goals = [behind - at * behind // _CURSORS for at in range(_CURSORS)]
+    before = server.counters()
+    start = run.cpu(server)
+    rate, live = 20.0, 100
+    run.receive({stream: others * live}, 30.0, by="live")
+    opening = {
+        "group": stream,
+        "port": server.port,
+        "count": count,
+        "requests": server.requests([stream], since=cursors),
+        "goals": goals,
+    }
+    run.receive(None, 30.0, by="back", open=[opening], caught_up={stream: count}, timed=False, marker=server.marker)
+    run.publish(server.job([stream], live, rate=rate))
+    back = run.received(30.0, by="back")["groups"][stream]
+    group = run.received(30.0, by="live")["groups"][stream]
+    after = server.counters()
+    used = run.cpu(server) - start
+    return {
+        "clients": count,
+        "behind": behind,
+        "back_s": back["opened_in"] or 0.0,
+        "caught_up": back["caught"],
+        "caught_up_s": back["caught_in"] or 0.0,
+        "queries": after["reads"] - before["reads"],
+        "live_lost": others * live - group["frames"],
+        "live_p50": group["p50"],
+        "live_p99": group["p99"],
+        "live_max": group["max"],
+        "cpu_s": used.server,
+    }
+
+
+def _publish_batch(run: Run, stream: str, count: int) -> list[int]:
+    """Publish messages in one go; the cursors from which so many, and nine tenths of them, and so on, are still to come."""
+    with closing(psycopg2.connect(run.database_url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("select pgbus.last_id(%s)", (stream,))
+        first = cursor.fetchone()
+        data = ["@0000000000000000;".rjust(FRAME - 29, "x")] * count
+        cursor.execute("select pgbus.broadcast_many(%s, %s)", (stream, data))
+        cursor.execute(
+            "select msg_id from pgbus.messages where stream = %s and msg_id > %s order by 1", (stream, first)
+        )
+        ids = [first[0] if first else 0, *(row[0] for row in cursor.fetchall())]
+    return [ids[at * count // _CURSORS] for at in range(_CURSORS)]
+
+
+def slow(run: Run) -> Rows:
+    count, seconds = run.clients(400), run.seconds(10.0)
+    number = max(1, count // 20)
+    rows = {}
+    for variant, stuck in (("none slow", 0), ("5 % never read", number)):
+        rows[variant] = _slow(run, count - number, stuck, seconds, f"bench:{variant[0]}")
+    return rows
+
+
+def _slow(run: Run, healthy: int, stuck: int, seconds: float, stream: str) -> Metrics:
+    rate = 5.0
+    messages = max(1, round(rate * seconds))
+    server = run.serve()
+    run.connect(server, stream, healthy, server.requests([stream]))
+    if stuck:
+        run.connect(server, "stuck", stuck, server.requests([stream]), reads=False, by="stuck")
+    run.warm_up(server, stream, [stream], healthy)
+    before = server.memory()
+    run.receive({stream: healthy * messages}, seconds + 30.0)
+    run.publish(server.job([stream], messages, rate=rate, size=_LARGE))
+    group = run.received(seconds + 30.0)["groups"][stream]
+    grown = server.memory() - before
+    kernel = machine.socket_memory(server.port) or 0
+    found = {
+        "healthy": float(healthy),
+        "slow": float(stuck),
+        "lost": healthy * messages - group["frames"],
+        **{name: group[name] for name in LATENCIES},
+        "server_mb": grown / 1e6,
+        "kernel_mb": kernel / 1e6,
+    }
+    if stuck:
+        ring = Settings(database_url=run.database_url).ring_bytes
+        found["kb_per_slow"] = (grown + kernel - ring) / stuck / 1024
+    return found
+
+
+MANY = Scenario(
+    "many",
+    "N streams with one client each, two messages a second on each",
+    many,
+    (
+        *("clients", "deliveries", "lost", "published_per_second", "publish_p50", *LATENCIES),
+        *("cpu_per_million", "cpu_all_per_million"),
+    ),
+)
+MIXED = Scenario(
+    "mixed",
+    "one stream with N readers and ten messages a second, and a tenth as many streams with one reader each",
+    mixed,
+    ("clients", "deliveries", "lost", *LATENCIES),
+)
+REPLAY = Scenario(
+    "replay",
+    "N clients that come back at once, with cursors behind, while others are live",
+    replay,
+    (
+        *("clients", "behind", "back_s", "caught_up", "caught_up_s", "queries"),
+        *("live_lost", "live_p50", "live_p99", "live_max", "cpu_s"),
+    ),
+)
+SLOW = Scenario(
+    "slow",
+    "messages of 64 kB, five a second, and clients of which one in twenty never reads",
+    slow,
+    ("healthy", "slow", "lost", *LATENCIES, "server_mb", "kernel_mb", "kb_per_slow"),
+)

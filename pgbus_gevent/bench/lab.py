@@ -1,0 +1,232 @@
+"""Where scenarios run: a database, servers under test, clients and publishers, each started for one run and stopped after it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from ..config import Settings
+from ..database import Database
+from ..database.embedded import EmbeddedPostgres
+from . import machine
+from .program import ROOT, STARTING, BenchFailed, Program
+
+OURS = "pgbus"
+"""The name of our own server among those under test."""
+
+PEERS = ROOT / "benchmarks" / "peers"
+"""Where the adapters are, in a checkout. Each ``.py`` file is a program that serves as :mod:`.server` does."""
+
+FRAME = 215
+"""Bytes of a message on the wire, unless a scenario says otherwise."""
+
+_SETTLE = 0.3
+_GET = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{more}\r\n"
+
+
+class Missing(Exception):
+    """A peer that is not installed; the message says how to install it."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: None is what each scenario takes by itself."""
+
+    clients: int | None = None
+    messages: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Server:
+    """A server under test. ``database`` tells whether PostgreSQL works for it."""
+
+    program: Program
+    pids: list[int]
+    port: int
+    path: str
+    marker: str
+    way: str
+    options: dict[str, Any]
+    database: bool = False
+
+    def requests(self, streams: Sequence[str], *, since: Sequence[int] = ()) -> list[str]:
+        """What clients of these streams send; with cursors, one request for each of them."""
+        if since:
+            more = [f"Last-Event-ID: {cursor}\r\n" for cursor in since]
+            return [_GET.format(path=self.path.format(stream=streams[0]), more=line) for line in more]
+        return [_GET.format(path=self.path.format(stream=stream), more="") for stream in streams]
+
+    def job(self, streams: Sequence[str], messages: int, *, rate: float = 0.0, size: int = FRAME) -> dict[str, Any]:
+        """A publisher's work, in the way of this server."""
+        return {
+            "way": self.way,
+            "options": self.options,
+            "streams": list(streams),
+            "messages": messages,
+            "rate": rate,
+            "size": size,
+        }
+
+    def counters(self) -> dict[str, int]:
+        """What our own server has counted."""
+        return self.program.call(30.0, do="counters")
+
+    def memory(self) -> int:
+        """Bytes of its processes."""
+        return machine.memory(self.pids)
+
+
+@dataclass
+class Run:
+    """One run of a scenario with one server: what it needs, at the scale that was asked for."""
+
+    database_url: str
+    postmaster: int | None
+    server_name: str
+    scale: Scale
+    stack: ExitStack
+    peers: Path = PEERS
+    _programs: dict[str, Program] = field(default_factory=dict, init=False)
+
+    # scale
+
+    def clients(self, usual: int) -> int:
+        """The number of clients that the scenario is about."""
+        return self.scale.clients or usual
+
+    def beside(self, usual: int, of: int) -> int:
+        """A number that goes with it, ``usual`` beside ``of`` clients."""
+        return max(1, round(usual * self.clients(of) / of))
+
+    def messages(self, usual: int) -> int:
+        """The number of messages."""
+        return self.scale.messages or usual
+
+    def seconds(self, usual: float) -> float:
+        """How long what goes on at a rate is to go on."""
+        return self.scale.seconds or usual
+
+    # parts
+
+    def program(self, module: str, which: str = "") -> Program:
+        """One of our programs, which is started when it is first asked for; ``which`` tells several of one kind apart."""
+        name = f"{module} {which}"
+        if name not in self._programs:
+            self._programs[name] = self._started(Program.module(module))
+        return self._programs[name]
+
+    def _started(self, program: Program) -> Program:
+        self.stack.callback(program.close)
+        return program
+
+    def serve(self, **settings: Any) -> Server:
+        """Start the server under test, ours with these settings. Raises :class:`Missing`."""
+        where = ["--database-url", self.database_url]
+        if self.server_name == OURS:
+            program = Program.module("server", *where, "--settings", json.dumps(settings))
+        else:
+            program = Program(
+                self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *where]
+            )
+        self._started(program)
+        found = program.receive(STARTING)
+        if "missing" in found:
+            raise Missing(found["missing"])
+        return Server(program, **found)
+
+    # doing
+
+    def connect(
+        self,
+        server: Server,
+        group: str,
+        count: int,
+        requests: Sequence[str],
+        *,
+        by: str = "",
+        reads: bool = True,
+    ) -> float:
+        """Open connections, in the client process ``by``; the seconds until all were told that they are connected."""
+        opening = {"group": group, "port": server.port, "count": count, "requests": requests, "reads": reads}
+        self.receive({}, 60.0, by=by, open=[opening], marker=server.marker)
+        opened = self.received(60.0, by=by)["groups"][group]
+        if opened["open"] < count:
+            raise BenchFailed(f"only {opened['open']} of {count} clients are connected")
+        return float(opened["opened_in"])
+
+    def receive(self, until: Mapping[str, int] | None, seconds: float, *, by: str = "", **more: Any) -> None:
+        """Have clients receive until they have it all (:meth:`.load.Load.run`); :meth:`received` tells what came."""
+        program = self.program("load", by)
+        program.send(do="run", until=until, seconds=seconds, **more)
+        program.receive(STARTING)
+
+    def received(self, seconds: float, *, by: str = "") -> dict[str, Any]:
+        """What came, when it all has or the time is over."""
+        return self.program("load", by).receive(seconds + 30.0)
+
+    def publish(self, *jobs: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
+        """Have it published."""
+        return self.program("publisher").call(timeout, do="publish", jobs=jobs)
+
+    def warm_up(
+        self, server: Server, group: str, streams: Sequence[str], count: int, *, rounds: int = 5, by: str = ""
+    ) -> None:
+        """A few messages that do not count, until each of ``count`` clients has had its share."""
+        self.receive({group: rounds * count}, 20.0, by=by)
+        self.publish(server.job(streams, rounds * len(streams)))
+        self.received(20.0, by=by)
+
+    def cpu(self, server: Server) -> Cpu:
+        """The CPU seconds until now, after what is still going on has settled."""
+        sleep(_SETTLE)
+        database = machine.cpu_of_family(self.postmaster) if self.postmaster and server.database else 0.0
+        return Cpu(machine.cpu(server.pids), database)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """CPU seconds."""
+
+    server: float
+    database: float
+
+    def __sub__(self, other: Cpu) -> Cpu:
+        return Cpu(self.server - other.server, self.database - other.database)
+
+    def per_million(self, deliveries: int) -> dict[str, float]:
+        """Of the server, and with the database, for a million deliveries; the metrics of a row."""
+        million = max(1, deliveries) / 1e6
+        return {"cpu_per_million": self.server / million, "cpu_all_per_million": (self.server + self.database) / million}
+
+
+@contextmanager
+def database(url: str | None) -> Iterator[tuple[str, int | None]]:
+    """The database of the benchmark, with the schema in it, and the pid of its server: a fresh one, unless ``url`` has it."""
+    with ExitStack() as stack:
+        pid = None
+        if url is None:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbus-bench-", ignore_cleanup_errors=True))
+            Path(directory).chmod(0o711)  # where root runs this, the server is another user
+            embedded = stack.enter_context(EmbeddedPostgres.open(directory, options={"max_connections": "300"}))
+            url = embedded.url
+            pid = int(next(Path(directory).glob("postgres-*/postmaster.pid")).read_text().split()[0])
+        settings = Settings(database_url=url, secret=("the secret of the benchmark",))
+        migrating = Database(settings)
+        try:
+            migrating.migrate()
+        finally:
+            migrating.close()
+        yield url, pid
+
+
+def adapters(directory: Path = PEERS) -> list[str]:
+    """The names of the peers that there are adapters for."""
+    return sorted(path.stem for path in directory.glob("*.py"))

@@ -1,0 +1,261 @@
+"""The clients: a process with thousands of connections, cheap enough not to be what is measured.
+
+One epoll loop, one buffer for all that is received; messages are counted and timed by the marks that they carry.
+"""
+
+from __future__ import annotations
+
+import resource
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from time import monotonic, process_time
+from typing import Any
+
+from pgbus_gevent.bench import stamps
+from pgbus_gevent.bench.program import answer, serve
+
+WINDOW = 400
+"""Connections that are being opened at a time: below the backlog of every server, so that none waits for a SYN to be repeated."""
+
+_BUFFER = 256 * 1024
+_RESET = struct.pack("ii", 1, 0)  # no TIME_WAIT: ten thousand of them would take the ports that the next run needs
+_HEAD_LIMIT = 8192
+
+
+class Group:
+    """Connections that are counted together."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.connections: list[Connection] = []
+        self.lost = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.opened = 0
+        self.opened_at = 0.0
+        self.caught = 0
+        self.caught_at = 0.0
+        self.frames = 0
+        self.bytes = 0
+        self.last = 0
+        self.latencies: list[int] = []
+        self.first: dict[int, int] = {}
+        self.at_start = [connection.frames for connection in self.connections]
+
+    def report(self, began: float) -> dict[str, Any]:
+        """What came since the last reset; times in milliseconds, but for ``…_in`` (seconds) and ``last`` (a stamp)."""
+        each = [c.frames - (self.at_start[n] if n < len(self.at_start) else 0) for n, c in enumerate(self.connections)]
+        return {
+            "open": sum(connection.head is None for connection in self.connections) - self.lost,
+            "lost": self.lost,
+            "opened_in": self.opened_at - began if self.opened else None,
+            "caught": self.caught,
+            "caught_in": self.caught_at - began if self.caught else None,
+            "frames": self.frames,
+            "bytes": self.bytes,
+            "last": self.last,
+            "fewest": min(each, default=0),
+            "most": max(each, default=0),
+            "samples": len(self.latencies),
+            **percentiles(self.latencies),
+            "first_p50": percentiles(list(self.first.values())).get("p50"),
+        }
+
+
+class Connection:
+    """One client. ``head`` is what came before it was open, None from then on; with ``goal`` messages it has caught up."""
+
+    __slots__ = ("frames", "goal", "group", "head", "reads", "sock")
+
+    def __init__(self, group: Group, sock: socket.socket, reads: bool, goal: int) -> None:
+        self.group = group
+        self.sock = sock
+        self.head: bytes | None = b""
+        self.reads = reads
+        self.goal = goal
+        self.frames = 0
+
+
+class Load:
+    """All connections, and the loop."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Group] = {}
+        self._connections: dict[int, Connection] = {}
+        self._epoll = select.epoll()
+        self._opening = 0
+        self._pending: list[tuple[Group, tuple[str, int], bytes, bool, int]] = []
+        self._marker = b""
+
+    def run(
+        self,
+        *,
+        seconds: float,
+        open: Sequence[dict[str, Any]] = (),
+        until: dict[str, int] | None = None,
+        caught_up: dict[str, int] | None = None,
+        quiet: float | None = None,
+        marker: str = "\r\n\r\n",
+        timed: bool = True,
+    ) -> dict[str, Any]:
+        """Open connections and receive, until each group of ``until`` has so many frames, and of each of ``caught_up`` so many
+        clients have caught up, and all are open; or until nothing has come for ``quiet`` seconds after something has.
+
+        Without any for all the ``seconds``, else for as many at the most. ``marker`` is what a response has in it
+        once its client is connected. Answers twice: as it begins, and with what came.
+        """
+        self._marker = marker.encode()
+        for group in self._groups.values():
+            group.reset()
+        for wish in open:
+            self._plan(**wish)
+        self._pending.reverse()
+        answer(running=True)
+        began, cpu = monotonic(), process_time()
+        self._loop(began + seconds, lambda: self._reached(until, caught_up, quiet), timed)
+        return {
+            "seconds": monotonic() - began,
+            "cpu": process_time() - cpu,
+            "groups": {name: group.report(began) for name, group in self._groups.items()},
+        }
+
+    def _plan(
+        self,
+        group: str,
+        port: int,
+        requests: Sequence[str],
+        count: int,
+        reads: bool = True,
+        goals: Sequence[int] = (0,),
+    ) -> None:
+        found = self._groups.setdefault(group, Group(group))
+        address = ("127.0.0.1", port)
+        for n in range(count):
+            self._pending.append((found, address, requests[n % len(requests)].encode(), reads, goals[n % len(goals)]))
+
+    def _loop(self, deadline: float, reached: Callable[[], bool], timed: bool) -> None:
+        buffer = bytearray(_BUFFER)
+        view = memoryview(buffer)
+        connections = self._connections
+        while (left := deadline - monotonic()) > 0 and not reached():
+            while self._pending and self._opening < WINDOW:
+                self._connect(*self._pending.pop())
+            for descriptor, _ in self._epoll.poll(min(left, 0.01 if self._pending else 0.1), 1024):
+                connection = connections[descriptor]
+                try:
+                    size = connection.sock.recv_into(buffer)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    size = 0
+                if not size:
+                    self._lose(descriptor)
+                    continue
+                group = connection.group
+                group.bytes += size
+                if connection.head is not None:
+                    self._opened(connection, bytes(view[:size]))
+                found = buffer.count(stamps.MARK, 0, size)
+                if found:
+                    connection.frames += found
+                    group.frames += found
+                    group.last = now = stamps.now()
+                    if 0 < connection.goal <= connection.frames:
+                        connection.goal = 0
+                        group.caught += 1
+                        group.caught_at = monotonic()
+                    if timed:
+                        _time(group, buffer, size, now)
+
+    def _reached(
+        self, until: dict[str, int] | None, caught_up: dict[str, int] | None, quiet: float | None
+    ) -> bool:
+        groups = self._groups
+        if self._pending or self._opening:
+            return False
+        if quiet is not None:
+            last = max((group.last for group in groups.values()), default=0)
+            return last > 0 and stamps.now() - last > quiet * 1e6
+        if until is None and caught_up is None:
+            return False
+        return all(groups[name].frames >= frames for name, frames in (until or {}).items()) and all(
+            groups[name].caught >= clients for name, clients in (caught_up or {}).items()
+        )
+
+    def _connect(self, group: Group, address: tuple[str, int], request: bytes, reads: bool, goal: int) -> None:
+        sock = socket.create_connection(address, timeout=5.0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.sendall(request)
+        sock.setblocking(False)
+        connection = Connection(group, sock, reads, goal)
+        self._connections[sock.fileno()] = connection
+        group.connections.append(connection)
+        self._opening += 1
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _opened(self, connection: Connection, more: bytes) -> None:
+        assert connection.head is not None
+        connection.head += more
+        if self._marker in connection.head:
+            if not connection.head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"refused: {connection.head[:200]!r}")
+            connection.head = None
+            self._opening -= 1
+            connection.group.opened += 1
+            connection.group.opened_at = monotonic()
+            if not connection.reads:
+                self._epoll.unregister(connection.sock.fileno())
+        elif len(connection.head) > _HEAD_LIMIT:
+            raise RuntimeError(f"not the answer that was expected: {connection.head[:200]!r}")
+
+    def _lose(self, descriptor: int) -> None:
+        connection = self._connections.pop(descriptor)
+        if connection.head is not None:
+            self._opening -= 1
+            connection.head = None
+        connection.group.lost += 1
+        connection.sock.close()
+
+    def close(self, *, group: str) -> dict[str, Any]:
+        """Leave, all of a group."""
+        for connection in self._groups.pop(group).connections:
+            if self._connections.pop(connection.sock.fileno(), None) is not None:
+                connection.sock.close()
+        return {}
+
+
+def _time(group: Group, buffer: bytearray, size: int, now: int) -> None:
+    """Note how old each message in the buffer is; one that is split over two reads is left out."""
+    at = buffer.find(stamps.MARK, 0, size)
+    while 0 <= at < size - stamps.DIGITS:
+        stamp = int(buffer[at + 1 : at + 1 + stamps.DIGITS])
+        age = now - stamp
+        group.latencies.append(age)
+        group.first.setdefault(stamp, age)
+        at = buffer.find(stamps.MARK, at + 1, size)
+
+
+def percentiles(values: list[int]) -> dict[str, float]:
+    """p50, p90, p99 and max of microseconds, in milliseconds."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    found = {f"p{share}": ordered[min(last, len(ordered) * share // 100)] / 1000 for share in (50, 90, 99)}
+    return {**found, "max": ordered[-1] / 1000}
+
+
+def main() -> None:
+    """Do what comes on stdin."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    load = Load()
+    serve({"run": load.run, "close": load.close})
+
+
+if __name__ == "__main__":
+    main()

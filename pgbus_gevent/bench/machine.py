@@ -1,0 +1,83 @@
+"""What the machine tells of processes: CPU, memory, sockets. From /proc, so for Linux alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu(pids: Iterable[int]) -> float:
+    """CPU seconds that the processes have taken so far."""
+    return sum(sum(_times(pid)[:2]) for pid in pids) / _TICK
+
+
+def cpu_of_family(parent: int) -> float:
+    """CPU seconds of a process and its children so far, those that have ended included."""
+    children = sum(sum(_times(pid)[:2]) for pid in _children(parent))
+    return (sum(_times(parent)) + children) / _TICK
+
+
+def _times(pid: int) -> list[int]:
+    """utime, stime, cutime, cstime; nothing for a process that is gone."""
+    return [int(value) for value in _stat(pid)[11:15]]
+
+
+def _stat(pid: int | str) -> list[str]:
+    try:
+        # The second field is the program's name, in brackets and with whatever it likes in it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(parent: int) -> list[int]:
+    pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    return [int(pid) for pid in pids if _stat(pid)[1:2] == [str(parent)]]
+
+
+def memory(pids: Iterable[int]) -> int:
+    """Bytes of memory of the processes, what they share with others in proportion (PSS)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def socket_memory(port: int) -> int | None:
+    """Bytes that the kernel holds in the sockets of a server's port; None where ``ss`` is not to be had."""
+    try:
+        told = subprocess.run(
+            ["ss", "-tmnH", "state", "established", f"sport = :{port}"], capture_output=True, text=True, timeout=30
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # What waits to be read and to be acknowledged, as the kernel accounts for it: skmem:(r…,rb…,t…,tb…,f…,w…,…).
+    return sum(int(size) for size in re.findall(r"\(r(\d+),", told) + re.findall(r",w(\d+),", told))
+
+
+def describe() -> dict[str, Any]:
+    """What to say of the machine beside results."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }

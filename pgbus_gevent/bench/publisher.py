@@ -1,0 +1,125 @@
+"""The publishers: a process that publishes at a rate, or as fast as it can, in the way that the server under test has it.
+
+``sql`` calls a statement with a stream's name and data, each in a transaction of its own; ``http`` POSTs the data; ``raw``
+writes frames to a socket.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg2
+
+from pgbus_gevent.bench import stamps
+from pgbus_gevent.bench.load import percentiles
+from pgbus_gevent.bench.program import serve
+
+Publish = Callable[[str, int], None]
+"""Publishes one message: to a stream, of a size."""
+
+
+def by_sql(url: str, statement: str) -> Publish:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    cursor = connection.cursor()
+
+    def publish(stream: str, size: int) -> None:
+        cursor.execute(statement, {"stream": stream, "data": stamps.data(size)})
+
+    return publish
+
+
+def by_http(port: int, path: str) -> Publish:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client sends head and body apart
+
+    def publish(stream: str, size: int) -> None:
+        connection.request("POST", path.format(stream=stream), stamps.data(size).encode())
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status not in (200, 201, 202):
+            raise RuntimeError(f"publishing was answered with {answer.status}")
+
+    return publish
+
+
+def by_socket(port: int) -> Publish:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(b"PUB \n")
+
+    def publish(stream: str, size: int) -> None:
+        frame = stamps.frame(size)
+        connection.sendall(struct.pack("!I", len(frame)) + frame)
+
+    return publish
+
+
+WAYS: dict[str, Callable[..., Publish]] = {"sql": by_sql, "http": by_http, "raw": by_socket}
+
+
+class Job:
+    """One publisher: ``messages`` to the streams in turn, at ``rate`` a second (0: as fast as it can), after ``delay`` seconds."""
+
+    def __init__(
+        self,
+        way: str,
+        options: dict[str, Any],
+        streams: Sequence[str],
+        messages: int,
+        rate: float,
+        size: int,
+        delay: float = 0.0,
+    ) -> None:
+        self._publish = WAYS[way](**options)
+        self._streams = streams
+        self._messages = messages
+        self._rate = rate
+        self._size = size
+        self._delay = delay
+        self.calls: list[int] = []
+        self.error: Exception | None = None
+
+    def run(self, barrier: threading.Barrier) -> None:
+        """Publish; what goes wrong is kept in ``error``."""
+        barrier.wait()
+        began = monotonic() + self._delay
+        try:
+            for n in range(self._messages):
+                if self._rate:
+                    sleep(max(0.0, began + n / self._rate - monotonic()))
+                before = stamps.now()
+                self._publish(self._streams[n % len(self._streams)], self._size)
+                self.calls.append(stamps.now() - before)
+        except Exception as error:
+            self.error = error
+
+
+def publish(*, jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Run the jobs, each in a thread of its own; when it began (a stamp), how long it took, how long one call takes."""
+    made = [Job(**job) for job in jobs]
+    barrier = threading.Barrier(len(made) + 1)
+    threads = [threading.Thread(target=job.run, args=(barrier,), daemon=True) for job in made]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    began = stamps.now()
+    for thread in threads:
+        thread.join()
+    for job in made:
+        if job.error is not None:
+            raise job.error
+    seconds = (stamps.now() - began) / 1e6
+    calls = [call for job in made for call in job.calls]
+    return {"began": began, "seconds": seconds, "published": len(calls), **percentiles(calls)}
+
+
+if __name__ == "__main__":
+    serve({"publish": publish})

@@ -1,0 +1,129 @@
+"""The scenarios that every server can run: idle, fanout, paced; and the list of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import sleep
+from typing import NamedTuple
+
+from .lab import Run
+
+Metrics = dict[str, float]
+Rows = dict[str, Metrics]
+"""The metrics of one run, by what distinguishes its rows; "" where there is one."""
+
+STREAM = "bench:one"
+
+
+class Scenario(NamedTuple):
+    """``peers`` tells whether other servers can run it too; ``columns`` are the metrics of a row, in order."""
+
+    name: str
+    about: str
+    run: Callable[[Run], Rows]
+    columns: tuple[str, ...]
+    peers: bool = False
+
+
+def idle(run: Run) -> Rows:
+    count, seconds = run.clients(10_000), run.seconds(20.0)
+    server = run.serve()
+    run.connect(server, "first", 10, server.requests([STREAM]))  # what is made once is not to be counted
+    sleep(0.5)
+    before = server.memory()
+    opened_in = run.connect(server, "all", count, server.requests([STREAM]))
+    sleep(min(1.0, seconds))
+    memory = server.memory()
+    start = run.cpu(server)
+    run.receive(None, seconds)
+    got = run.received(seconds)
+    used = run.cpu(server) - start
+    return {
+        "": {
+            "clients": count,
+            "open_s": opened_in,
+            "kb_per_client": (memory - before) / 1024 / count,
+            "cpu_percent": used.server / got["seconds"] * 100,
+            "load_cpu_percent": got["cpu"] / got["seconds"] * 100,
+        }
+    }
+
+
+def fanout(run: Run) -> Rows:
+    count, messages = run.clients(1000), run.messages(200)
+    server = run.serve()
+    run.connect(server, "all", count, server.requests([STREAM]))
+    run.warm_up(server, "all", [STREAM], count)
+    start = run.cpu(server)
+    run.receive({"all": count * messages}, 60.0, timed=False)
+    published = run.publish(server.job([STREAM], messages))
+    got = run.received(60.0)
+    used = run.cpu(server) - start
+    group = got["groups"]["all"]
+    seconds = max(1e-6, (group["last"] - published["began"]) / 1e6)
+    return {
+        "": {
+            "clients": count,
+            "deliveries": group["frames"],
+            "lost": count * messages - group["frames"],
+            "per_second": group["frames"] / seconds,
+            **used.per_million(group["frames"]),
+            "load_cpu_per_million": got["cpu"] / max(1, group["frames"]) * 1e6,
+        }
+    }
+
+
+def paced(run: Run) -> Rows:
+    count = run.clients(1000)
+    rate = 20.0
+    messages = max(1, round(rate * run.seconds(10.0)))
+    server = run.serve()
+    run.connect(server, "all", count, server.requests([STREAM]))
+    run.warm_up(server, "all", [STREAM], count)
+    start = run.cpu(server)
+    limit = messages / rate + 30.0
+    run.receive({"all": count * messages}, limit)
+    published = run.publish(server.job([STREAM], messages, rate=rate))
+    got = run.received(limit)
+    used = run.cpu(server) - start
+    group = got["groups"]["all"]
+    return {
+        "": {
+            "clients": count,
+            "deliveries": group["frames"],
+            "lost": count * messages - group["frames"],
+            "publish_p50": published["p50"],
+            "first_p50": group["first_p50"],
+            **{name: group[name] for name in ("p50", "p90", "p99", "max")},
+            **used.per_million(group["frames"]),
+            "load_cpu_per_million": got["cpu"] / max(1, group["frames"]) * 1e6,
+        }
+    }
+
+
+LATENCIES = ("p50", "p90", "p99", "max")
+
+IDLE = Scenario(
+    "idle",
+    "N connections without messages: memory of the server for each, time to open them, CPU with heartbeats",
+    idle,
+    ("clients", "open_s", "kb_per_client", "cpu_percent", "load_cpu_percent"),
+    peers=True,
+)
+FANOUT = Scenario(
+    "fanout",
+    "a burst of messages on one stream with N clients",
+    fanout,
+    ("clients", "deliveries", "lost", "per_second", "cpu_per_million", "cpu_all_per_million", "load_cpu_per_million"),
+    peers=True,
+)
+PACED = Scenario(
+    "paced",
+    "20 messages a second on one stream with N clients: from before the publisher's call to the receipt",
+    paced,
+    (
+        *("clients", "deliveries", "lost", "publish_p50", "first_p50", *LATENCIES),
+        *("cpu_per_million", "cpu_all_per_million", "load_cpu_per_million"),
+    ),
+    peers=True,
+)

@@ -1,0 +1,83 @@
+"""The server under test: the smallest real program on an Instance, its application and its server.
+
+Tells where it is on stdout, and answers ``counters`` with what its parts counted; see :mod:`.program`.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+if __name__ == "__main__":
+    # Before everything else is imported: what was imported unpatched stays so.
+    monkey.patch_all()
+
+import argparse
+import gc
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+import gevent
+from gevent.fileobject import FileObjectPosix
+
+from pgbus_gevent.bench.program import answer, commands
+from pgbus_gevent.config import Settings
+from pgbus_gevent.hosts.pywsgi import Server, listen
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.web.stream_app import StreamApp
+
+STATEMENT = "select pgbus.broadcast(%(stream)s, %(data)s)"
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--database-url", required=True)
+    parser.add_argument("--settings", type=json.loads, default={}, help="further settings, as JSON")
+    arguments = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    settings = Settings(
+        database_url=arguments.database_url,
+        secret=("the secret of the benchmark",),
+        public=("bench:*",),
+        **{"max_connections": 100_000, **arguments.settings},
+    )
+    instance = Instance(settings).start()
+    server = Server(listen("127.0.0.1", 0), StreamApp(instance))
+    server.start()
+    gc.collect()
+    gc.freeze()
+    answer(
+        pids=[os.getpid()],
+        port=server.server_port,
+        path=f"{settings.prefix}/streams/{{stream}}",
+        marker="pgbus:connected",
+        way="sql",
+        options={"url": arguments.database_url, "statement": STATEMENT},
+        database=True,
+    )
+    # A patched process reads its stdin in a thread; this way it is the event loop that waits for it.
+    for _ in commands(FileObjectPosix(sys.stdin.fileno(), "r", close=False)):
+        answer(**counters(instance))
+    server.close()
+    instance.shutdown(1.0)
+    gevent.sleep(0)
+
+
+def counters(instance: Instance) -> dict[str, Any]:
+    """What the parts have counted since they started."""
+    return {
+        "connections": len(instance.registry),
+        "reads": instance.reader.reads,
+        "sweeps": instance.catch_up.sweeps,
+        "passes": instance.dispatcher.passes,
+        "sends": instance.dispatcher.sends,
+        "heartbeats": instance.heartbeat.sent,
+    }
+
+
+if __name__ == "__main__":
+    main()

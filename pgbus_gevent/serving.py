@@ -1,0 +1,146 @@
+"""What a serving process serves: the streams, and one's own application or the demo beside them.
+
+``serve`` builds it in its own process, or each worker does in its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from decimal import Decimal
+from importlib import import_module
+from typing import Any
+
+import gevent
+
+from .bus import Bus
+from .config import Settings
+from .errors import InvalidArgument
+from .streamer import set_current
+from .streamer.instance import Instance
+from .web.stream_app import StreamApp
+
+logger = logging.getLogger("pgbus_gevent.serve")
+
+SPARE = 2.0
+"""Seconds beyond ``grace`` that workers have until gunicorn's master ends them."""
+
+_RESERVE = 256
+# Descriptors for everything but streams: the database, requests of other kinds, files.
+
+_LOOK = 0.05  # seconds
+
+WSGIApp = Callable[..., Iterable[bytes]]
+
+
+def build(settings: Settings, app_name: str | None, stack: ExitStack) -> tuple[Instance, WSGIApp]:
+    """The process's Instance, not started, and the application that serves it beside ``app_name``, or beside the demo.
+
+    ``stack`` closes what was opened. Raises :class:`InvalidArgument` when there is no such application.
+    """
+    instance = Instance(settings)
+    set_current(instance)
+    # For a start that fails half-way; after a regular stop there is nothing left to do.
+    stack.callback(instance.shutdown, 1.0)
+    beside = _demo(instance, stack) if app_name is None else _own_application(settings, app_name)
+    return instance, _mount(StreamApp(instance), beside)
+
+
+def _own_application(settings: Settings, name: str) -> WSGIApp:
+    # So that its ``Bus()`` is on our database and signs what we verify, wherever we have them from.
+    os.environ["PGBUS_DATABASE_URL"] = str(settings.database_url)
+    os.environ["PGBUS_SECRET"] = ",".join(settings.secret)
+    return load_app(name)
+
+
+def _demo(instance: Instance, stack: ExitStack) -> WSGIApp:
+    from .demo.departures import Replayer, make_app
+
+    settings = instance.settings
+    bus = Bus(settings=replace(settings, migrate=False))
+    stack.callback(bus.close)
+    replayer = Replayer(bus, speed=settings.demo_speed)
+    stack.callback(replayer.stop)
+    starter = gevent.spawn(_start_when_alive, replayer, instance)
+    stack.callback(starter.kill)
+    app: WSGIApp = make_app(bus, speed=settings.demo_speed, prefix=settings.prefix)
+    return app
+
+
+def _start_when_alive(replayer: Any, instance: Instance) -> None:
+    """The database has to be there, with the schema, which the start of the Instance sees to."""
+    while not instance.alive:
+        gevent.sleep(_LOOK)
+    replayer.start()
+
+
+def _mount(streams: StreamApp, application: WSGIApp) -> WSGIApp:
+    """The streams under their prefix, the application everywhere else."""
+
+    def mounted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        chosen: WSGIApp = streams if streams.serves(environ.get("PATH_INFO", "")) else application
+        return chosen(environ, start_response)
+
+    return mounted
+
+
+def load_app(name: str) -> WSGIApp:
+    """The WSGI application that ``module:attribute`` names; the current directory is looked in first.
+
+    Raises :class:`InvalidArgument` when there is none.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith(".") or not attribute:
+        raise InvalidArgument(f"{name!r} does not name an application: write module:application")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+            raise InvalidArgument(f"there is no module {error.name!r} to load {name!r} from") from None
+        raise
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InvalidArgument(f"{module_name} has no application {attribute!r}")
+    app: WSGIApp = found
+    return app
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Allow as many descriptors as the system lets us, and say where that is too few for all the connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass
+    if soft != resource.RLIM_INFINITY and soft < connections + _RESERVE:
+        logger.warning(
+            "the limit of %d open files is below max_connections=%d and a reserve of %d: raise it (ulimit -n), or lower"
+            " max_connections",
+            soft,
+            connections,
+            _RESERVE,
+        )
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """The environment that gives another process these settings, but for those at a default of None or nothing."""
+    given = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return {f"PGBUS_{name.upper()}": _text(value) for name, value in given.items() if value not in (None, ())}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,116 @@
+"""The deadline of a test: ends it with every greenlet's stack, whatever it does.
+
+Two clocks run. The kernel's timer sends SIGALRM, whose handler ends a test that waits or computes for ever, in Python. A test
+that holds the process in C (two greenlets in one psycopg2 connection are enough) lets no handler run: some seconds later
+faulthandler's own thread writes what every thread does and ends the process.
+
+Nothing here imports gevent: it is there or it is not.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import traceback
+from time import monotonic
+from types import FrameType
+from typing import IO, Any
+
+import pytest
+
+GRACE = 10.0
+"""Seconds that the handler gets beyond the deadline before the process is ended."""
+
+
+class Deadline:
+    """The clocks of one process; :meth:`arm` and :meth:`disarm` them for each phase of a test."""
+
+    def __init__(self) -> None:
+        # pytest captures the descriptor 2 later on, and what is captured would be lost with the process.
+        self._stderr: IO[bytes] | None = os.fdopen(os.dup(2), "wb")
+        self._item: pytest.Item | None = None
+        self._phase = ""
+        self._seconds = 0.0
+        self._main: Any = None
+        self._before: tuple[Any, float, float] | None = None
+
+    def arm(self, item: pytest.Item, phase: str, seconds: float) -> None:
+        """Give a phase so many seconds. Another's timer that would end before is left alone."""
+        self._item, self._phase, self._seconds = item, phase, seconds
+        if self._stderr is not None:
+            faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=self._stderr)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= seconds:
+            return
+        self._main = _current_greenlet()
+        handler = signal.signal(signal.SIGALRM, self._expired)
+        # Again and again, as what a test catches does not end it.
+        left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        self._before = handler, left, monotonic()
+
+    def disarm(self) -> None:
+        """Stop the clocks, and let go on the timer that was running before. May be called again."""
+        if self._item is None:
+            return
+        self._item = self._main = None
+        faulthandler.cancel_dump_traceback_later()
+        if self._before is not None:
+            (handler, left, since), self._before = self._before, None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if left:
+                signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (monotonic() - since)))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self.disarm()
+        stderr, self._stderr = self._stderr, None
+        if stderr is not None:
+            stderr.close()
+
+    def _expired(self, _number: int, frame: FrameType | None) -> None:
+        if self._item is None:
+            return
+        if self._stderr is not None:
+            faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=self._stderr)
+        self._item.add_report_section(self._phase, "stacks", stacks())
+        what = {"setup": "setting up", "call": "the test", "teardown": "tearing down"}[self._phase]
+        failure = pytest.fail.Exception(
+            f"{what} did not end within {self._seconds:g} s (pgbus_timeout); the stacks of all greenlets are below",
+            pytrace=True,
+        )
+        current = _current_greenlet()
+        if current is self._main:
+            raise failure
+        from gevent.hub import Hub
+
+        if isinstance(current, Hub):
+            current.loop.run_callback(self._main.throw, failure)
+            if frame is not None and frame.f_code is not Hub.run.__code__:
+                raise failure  # a callback that never ends
+            return
+        # Another greenlet never gives way: it stays where it is, for good.
+        self._main.throw(failure)
+
+
+def stacks() -> str:
+    """What every greenlet and every native thread does, as text."""
+    if "gevent" in sys.modules:
+        from gevent import util
+
+        lines: Any = util.format_run_info()  # type: ignore[func-returns-value]  # the stubs are wrong
+        return "\n".join(lines)
+    frames = sys._current_frames().items()
+    return "\n".join(f"thread {number:#x}:\n{''.join(traceback.format_stack(frame))}" for number, frame in frames)
+
+
+def _current_greenlet() -> Any:
+    if "gevent" not in sys.modules:
+        return None
+    from greenlet import getcurrent
+
+    return getcurrent()

@@ -1,0 +1,146 @@
+"""What a test leaves behind in its process: greenlets, native threads, descriptors. Sessions are looked at by :mod:`.databases`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+T = TypeVar("T")
+
+SETTLE = 2.0
+"""Seconds within which what is about to end has to."""
+
+_DESCRIPTORS = "/proc/self/fd"
+# Loops have them, made when first needed; a thread or a greenlet that has a loop is noticed as such.
+_HARMLESS = ("anon_inode:", "/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty")
+
+
+class Before:
+    """What is there before a test; :meth:`left` names what came since and has not gone."""
+
+    def __init__(self) -> None:
+        self._descriptors = descriptors()
+        self._threads = set(threads())
+        self._greenlets: WeakSet[Any] = WeakSet()
+        self._stop_watching = _watch_greenlets(self._greenlets.add)
+
+    def left(self) -> list[str]:
+        """One line for each; empty when all is gone within :data:`SETTLE` seconds."""
+        try:
+            return settled(self._left)
+        finally:
+            self._stop_watching()
+
+    def _left(self) -> list[str]:
+        found = [_name_greenlet(one) for one in list(self._greenlets) if not one.dead]
+        found += [_name_thread(number, frame) for number, frame in threads().items() if number not in self._threads]
+        for number, target in descriptors().items():
+            if self._descriptors.get(number) != target and not target.startswith(_HARMLESS):
+                found.append(f"descriptor {number}: {_name_descriptor(number, target)}")
+        return found
+
+
+def settled(look: Callable[[], list[T]]) -> list[T]:
+    """What ``look`` finds once that is nothing, or when it is time; garbage that waits to be collected does not count."""
+    end = monotonic() + SETTLE
+    pause = 0.001
+    while found := look():
+        if monotonic() > end:
+            break
+        sleep(pause)  # the cooperative one in a patched process
+        if pause > 0.01:
+            gc.collect()
+        pause = min(pause * 2, 0.25)
+    return found
+
+
+def descriptors() -> dict[int, str]:
+    """What each descriptor of this process is of; nothing where the system does not tell."""
+    found = {}
+    try:
+        numbers = os.listdir(_DESCRIPTORS)
+    except OSError:
+        return {}
+    for number in numbers:
+        try:
+            found[int(number)] = os.readlink(f"{_DESCRIPTORS}/{number}")
+        except OSError:
+            pass  # the one that listed them
+    return found
+
+
+def threads() -> dict[int, FrameType]:
+    """The native threads that run Python, by number, with the frame of each; those of gevent's pools are left out."""
+    pooled = os.path.join("gevent", "threadpool.py")
+    found = sys._current_frames().items()
+    return {number: frame for number, frame in found if not _outermost(frame).f_code.co_filename.endswith(pooled)}
+
+
+def _outermost(frame: FrameType) -> FrameType:
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _watch_greenlets(spawned: Callable[[Any], Any]) -> Callable[[], None]:
+    """Call ``spawned`` with each greenlet that is started from now on, until what is returned is called."""
+    if "gevent" not in sys.modules:
+        return lambda: None
+    from gevent.greenlet import Greenlet
+
+    Greenlet.add_spawn_callback(spawned)
+    return lambda: Greenlet.remove_spawn_callback(spawned)
+
+
+def _name_greenlet(greenlet: Any) -> str:
+    function = getattr(greenlet, "_run", None)
+    name = getattr(function, "__qualname__", None) or type(greenlet).__name__
+    spawned = _place(getattr(greenlet, "spawning_stack", None))
+    now = _place(greenlet.gr_frame)
+    return (
+        f"greenlet {greenlet.name!r} running {name}"
+        + (spawned and f", spawned at {spawned}")
+        + (now and f", now at {now}")
+    )
+
+
+def _place(frame: Any) -> str:
+    """The innermost place that is not gevent's own, or nothing."""
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if f"{os.sep}gevent{os.sep}" not in filename and not filename.startswith("src/gevent"):
+            return f"{filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def _name_thread(number: int, frame: FrameType) -> str:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    code = frame.f_code
+    return f"thread {names.get(number, hex(number))!r}, now in {code.co_name} at {code.co_filename}:{frame.f_lineno}"
+
+
+def _name_descriptor(number: int, target: str) -> str:
+    if not target.startswith("socket:"):
+        return target
+    try:
+        with socket.socket(fileno=os.dup(number)) as found:
+            return f"{target} {_address(found.getsockname)} -> {_address(found.getpeername)}"
+    except OSError:
+        return target
+
+
+def _address(get: Callable[[], Any]) -> str:
+    try:
+        found = get()
+    except OSError:
+        return "nowhere"
+    return ":".join(map(str, found[:2])) if isinstance(found, tuple) else (str(found) or "unnamed")

@@ -1,0 +1,109 @@
+"""``serve --workers``: the process that stays beside gunicorn's master, holds the embedded database and passes signals on."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from .config import Settings
+from .errors import PgbusError
+from .hosts.running import Stopper
+from .serving import SPARE, variables
+
+logger = logging.getLogger("pgbus_gevent.serve")
+
+APP_LOAD_ERROR = 4
+"""gunicorn's status where the application cannot be loaded; the worker has said why."""
+
+_LOOK = 0.05  # seconds between two questions whether it serves already
+_MARGIN = 2.0  # seconds that the master has beyond its workers
+_ANSWER_TIMEOUT = 5.0
+
+
+class Workers:
+    """gunicorn as a child, in a process group of its own: Ctrl-C is for us alone, and we know what to make of it."""
+
+    def __init__(self, settings: Settings, app_name: str | None, sock: Any, *, on_hurry: Callable[[], object]) -> None:
+        self._settings = settings
+        self._on_hurry = on_hurry
+        self._address = sock.getsockname()
+        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry)
+        self._stopper.watch_signals()
+        # What the file says is in the variables already, and flags have changed some of it.
+        kept = {name: value for name, value in os.environ.items() if name != "PGBUS_CONFIG"}
+        arguments = [str(sock.fileno()), str(os.getpid()), *([] if app_name is None else [app_name])]
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pgbus_gevent.worker_program", *arguments],
+            env={**kept, **variables(settings)},
+            pass_fds=[sock.fileno()],
+            start_new_session=True,
+        )
+        # Held by the child alone, so that it is gone when the child has closed it.
+        sock.close()
+
+    def run(self, announce: Callable[[], None]) -> int:
+        """Until a signal comes or the master ends; ``announce`` is called when it serves. The exit status."""
+        watchers: list[Any] = [gevent.spawn(self._watch), gevent.spawn(self._announce, announce)]
+        reload = gevent.signal_handler(signal.SIGHUP, self._child.send_signal, signal.SIGHUP)
+        try:
+            self._stopper.wait()
+            return self._stop()
+        finally:
+            reload.cancel()
+            gevent.killall(watchers)
+            self._stopper.release()
+
+    def _watch(self) -> None:
+        status = self._child.wait()
+        if not self._stopper.asked:
+            logger.critical("gunicorn ended with status %s", status)
+            self._stopper.ask(2 if status == APP_LOAD_ERROR else 1)
+
+    def _announce(self, announce: Callable[[], None]) -> None:
+        while not self._serves():
+            gevent.sleep(_LOOK)
+        announce()
+
+    def _serves(self) -> bool:
+        connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=_ANSWER_TIMEOUT)
+        try:
+            connection.request("GET", f"{self._settings.prefix}/healthz", headers={"Connection": "close"})
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _stop(self) -> int:
+        if self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(self._settings.grace + SPARE + _MARGIN)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        return self._stopper.status or int(self._child.returncode != 0)
+
+    def _hurry(self) -> None:
+        self._kill()
+        self._on_hurry()
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self._child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of them have ended
+
+
+def check_installed() -> None:
+    """Raises :class:`PgbusError` where there is no gunicorn."""
+    if importlib.util.find_spec("gunicorn") is None:
+        raise PgbusError("more than one worker needs gunicorn: pip install 'pgbus-gevent[workers]'")

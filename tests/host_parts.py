@@ -1,0 +1,252 @@
+"""What the tests of other hosts share: servers as processes of their own, with an application beside the streams, and browsers."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+import psutil
+from raw_http import Answer, ask
+from support import PATIENCE, get, until
+
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.testing.plugin import SECRET
+
+ROOT = Path(__file__).parent.parent
+
+APP = """
+import os
+
+import gevent
+
+from pgbus_gevent import Settings, StreamApp
+from pgbus_gevent.streamer.instance import Instance
+
+instance = Instance(Settings.load())
+streams = StreamApp(instance)
+
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if streams.serves(path):
+        return streams(environ, start_response)
+    if path == "/hang":
+        import time
+        from gevent.monkey import get_original
+
+        get_original("time", "sleep")(600)
+    if path == "/fail":
+        gevent.spawn_later(0.1, instance.on_failure, "reader-0")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{os.getpid()} {os.getppid()} {len(instance.registry)}".encode()]
+"""
+"""An application that tells of its process: its number, its parent's, and how many streams it has."""
+
+
+def free_port() -> int:
+    """One that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Host:
+    """A running server; ``port`` in ``command`` stands for a free one. Ended by :meth:`close`, with all its children."""
+
+    def __init__(self, folder: Path, database_url: str, command: list[str], **variables: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "log"
+        if not (folder / "app.py").exists():
+            (folder / "app.py").write_text(APP)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "DATABASE_"))}
+        ours = {
+            "PGBUS_DATABASE_URL": database_url,
+            "PGBUS_SECRET": SECRET,
+            "PGBUS_PUBLIC": "*",
+            "PYTHONPATH": str(ROOT),
+        }
+        with open(self.log, "w") as log:
+            self.process: Any = subprocess.Popen(
+                [part.replace("port", str(self.port)) for part in command],
+                cwd=folder,
+                env={**kept, **ours, **variables},
+                stdout=log,
+                stderr=log,
+            )
+        self.pid = self.process.pid
+
+    def wait_until_it_serves(self, workers: int = 1) -> None:
+        """Until so many processes have answered."""
+        until(lambda: len(self.serving()) >= workers, f"{workers} workers serve")
+
+    def serving(self) -> set[int]:
+        """The processes that answer, as far as some requests show; each of them is ready."""
+        found = set()
+        for _ in range(6):
+            try:
+                assert self.process.poll() is None, f"it ended:\n{self.errors}"
+                answer = self.about()
+                if get(self.url, "/pgbus/readyz").status == 200:
+                    found.add(answer[0])
+            except (OSError, http.client.HTTPException, ValueError):
+                break
+        return found
+
+    def about(self) -> tuple[int, int, int]:
+        """A worker's number, its parent's, how many streams it has."""
+        pid, parent, streams = ask(self.port, "/").body.split()
+        return int(pid), int(parent), int(streams)
+
+    def ask(self, path: str) -> Answer:
+        return ask(self.port, path)
+
+    @property
+    def errors(self) -> str:
+        return self.log.read_text()
+
+    def children(self) -> set[int]:
+        """The processes below this one."""
+        try:
+            return {child.pid for child in psutil.Process(self.pid).children(recursive=True)}
+        except psutil.NoSuchProcess:
+            return set()
+
+    def live(self, stream: str = "orders", query: str = "", **headers: str) -> StreamClient:
+        """A client that was told that it is connected."""
+        client = StreamClient(self.url, f"/pgbus/streams/{stream}{query and '?'}{query}", headers=headers)
+        client.next("pgbus:connected", timeout=PATIENCE)
+        return client
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Its exit status; AssertionError when it does not end."""
+        try:
+            return int(self.process.wait(timeout))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {timeout:g} s:\n{self.errors}") from None
+
+    def close(self) -> None:
+        """End what still runs of it."""
+        left = [psutil.Process(pid) for pid in self.children()]
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+
+
+@contextmanager
+def host(folder: Path, database_url: str, *command: str, workers: int = 1, **variables: str) -> Iterator[Host]:
+    """A server for this block, which begins when it serves; its log is shown where the block fails."""
+    found = Host(folder, database_url, list(command), **variables)
+    try:
+        found.wait_until_it_serves(workers)
+        yield found
+    except BaseException:
+        print(f"the log of the server:\n{found.errors[-6000:]}")
+        raise
+    finally:
+        found.close()
+
+
+def gunicorn(*flags: str, worker: str = "pgbus_gevent.gunicorn_worker.Worker") -> list[str]:
+    """The command of a gunicorn."""
+    return [
+        *(sys.executable, "-m", "gunicorn", "--no-control-socket", "-k", worker, "--bind", "127.0.0.1:port"),
+        *flags,
+        "app:app",
+    ]
+
+
+class Browser:
+    """A client that comes back as an EventSource does, with its cursor, ``haste`` times as soon as it is told.
+
+    :attr:`ids` has the ids of all messages, :attr:`told` the retries that came with a shutdown, in milliseconds,
+    :attr:`stopped` a status after which an EventSource never comes back.
+    """
+
+    def __init__(self, port: int, stream: str, haste: float = 10.0) -> None:
+        self.ids: list[int] = []
+        self.told: list[int] = []
+        self.connections = 0
+        self.stopped: int | None = None
+        self._retry = 2000
+        self._haste = haste
+        self._target = port, f"/pgbus/streams/{stream}"
+        self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while self.stopped is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self._target[0]), 10) as sock:
+                    self._read(sock)
+            except OSError:
+                pass  # it comes back after any failure of the network
+            gevent.sleep(self._retry / 1000 / self._haste)
+
+    def _read(self, sock: socket.socket) -> None:
+        cursor = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
+        sock.sendall(f"GET {self._target[1]} HTTP/1.1\r\nHost: t\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode())
+        sock.settimeout(60)
+        head, data = b"", b""
+        while b"\r\n\r\n" not in head:
+            data = sock.recv(65536)
+            if not data:
+                return
+            head += data
+        head, _, rest = head.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            self.stopped = int(head.split()[1])
+            return
+        self.connections += 1
+        while True:
+            *frames, rest = rest.split(b"\n\n")
+            for frame in frames:
+                self._take(frame)
+            data = sock.recv(65536)
+            if not data:
+                return
+            rest += data
+
+    def _take(self, frame: bytes) -> None:
+        if frame.startswith(b"id: "):
+            self.ids.append(int(frame[4 : frame.index(b"\n")]))
+        elif (found := re.search(rb"^retry: (\d+)", frame, re.MULTILINE)) is not None:
+            self._retry = int(found[1])
+            if b"pgbus:shutdown" in frame:
+                self.told.append(self._retry)
+        if b"pgbus:gap-detected" in frame:
+            self.stopped = 0
+
+    def close(self) -> None:
+        self._greenlet.kill()
+
+
+def shutdown_retry(client: StreamClient) -> int:
+    """What the last frame before the end told, in milliseconds, having been a shutdown to come back from."""
+    client.wait_closed(PATIENCE)
+    tail = client.raw[-200:].decode()
+    assert 'event: pgbus:shutdown\ndata: {"reason":"restart"}' in tail, tail
+    found = re.findall(r"retry: (\d+)", tail)
+    return int(found[-1])
+
+
+def deadline(seconds: float) -> float:
+    return monotonic() + seconds

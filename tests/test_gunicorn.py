@@ -1,0 +1,381 @@
+"""Several workers under gunicorn, with our worker class: judged from outside, by real processes and sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import subprocess
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+import gevent
+import pytest
+from host_parts import Browser, Host, gunicorn, host, shutdown_retry
+from support import received, run, session, stored, until
+
+from pgbus_gevent.testing.client import StreamClient
+
+CLIENTS = 200
+
+
+def publish(url: str, data: str, stream: str = "orders") -> int:
+    with session(url) as connection:
+        return int(run(connection, "select pgbus.broadcast(%s, %s)", stream, data)[0][0])
+
+
+class Publishing:
+    """``rate`` messages a second in a stream, for as long as the block lasts."""
+
+    def __init__(self, url: str, stream: str, rate: float) -> None:
+        self._url, self._stream, self._rate = url, stream, rate
+        self.sent = 0
+
+    def __enter__(self) -> Publishing:
+        self._greenlet = gevent.spawn(self._run)
+        return self
+
+    def _run(self) -> None:
+        began = monotonic()
+        with session(self._url) as connection:
+            while True:
+                run(connection, "select pgbus.broadcast(%s, %s)", self._stream, str(self.sent))
+                self.sent += 1
+                gevent.sleep(max(0.0, began + self.sent / self._rate - monotonic()))
+
+    def __exit__(self, *_: object) -> None:
+        self._greenlet.kill()
+
+
+# one's worker --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [(), ("--preload",)], ids=["plain", "preload"])
+def test_each_worker_starts_its_streamer_after_the_fork_and_sends_its_clients_away(
+    flags: tuple[str, ...], tmp_path: Path, pgbus_database: str
+) -> None:
+    command = gunicorn("-w", "2", "--graceful-timeout", "6", "--access-logfile", "-", *flags)
+    with host(tmp_path, pgbus_database, *command, workers=2) as served, session(pgbus_database) as admin:
+        listeners = run(
+            admin, "select count(*) from pg_stat_activity where query ~* '^listen' and datname = current_database()"
+        )
+        assert listeners[0][0] == 2
+        with ExitStack() as stack:
+            clients = [stack.enter_context(served.live()) for _ in range(40)]
+            id = publish(pgbus_database, "hello")
+            assert [client.next().id for client in clients] == [str(id)] * 40
+            began = monotonic()
+            served.signal()
+            retries = [shutdown_retry(client) for client in clients]
+            assert served.wait() == 0 and monotonic() - began < 6
+        assert all(1000 <= retry <= 5000 for retry in retries) and len(set(retries)) > 20
+        assert '"GET /pgbus/streams/orders HTTP/1.1" 200' in served.errors
+        assert "Traceback" not in served.errors and "[CRITICAL]" not in served.errors
+
+
+def test_a_client_that_does_not_read_does_not_keep_a_worker_beyond_its_time(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    command = gunicorn("--graceful-timeout", "3")
+    with host(tmp_path, pgbus_database, *command, PGBUS_SEND_BUFFER="4kB") as served, served.live() as client:
+        client.pause()
+        for _ in range(20):
+            publish(pgbus_database, "x" * 500_000)
+        began = monotonic()
+        served.signal()
+        assert served.wait() == 0
+        assert monotonic() - began < 3.5
+        assert "SIGKILL" not in served.errors
+
+
+def test_with_preload_an_instance_that_was_started_already_is_refused_in_one_line(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "from pgbus_gevent.streamer import current\nfrom pgbus_gevent import StreamApp\napp = StreamApp(current())\n"
+    )
+    (tmp_path / "gunicorn.conf.py").write_text("from gevent import monkey\nmonkey.patch_all()\n")
+    refused = Host(tmp_path, pgbus_database, gunicorn("--preload"))
+    try:
+        assert refused.wait() == 1
+        assert "with --preload the application must not start an Instance" in refused.errors
+        assert "Booting worker" not in refused.errors
+    finally:
+        refused.close()
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_clients_go_on_elsewhere(tmp_path: Path, pgbus_database: str) -> None:
+    with ExitStack() as stack:
+        served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2", "-t", "2"), workers=2))
+        before = served.serving()
+        browsers = [Browser(served.port, "orders") for _ in range(20)]
+        for browser in browsers:
+            stack.callback(browser.close)
+        ids = [publish(pgbus_database, "before")]
+        until(lambda: all(browser.ids == ids for browser in browsers), "all have the first message")
+        hung = gevent.spawn(served.ask, "/hang")
+        stack.callback(hung.kill)
+        until(lambda: "WORKER TIMEOUT" in served.errors, "the master has noticed")
+        ids.append(publish(pgbus_database, "after"))
+        until(lambda: all(browser.ids == ids for browser in browsers), "all have both messages")
+        until(lambda: len(served.serving() & before) == 1 and len(served.serving()) == 2, "one was replaced")
+        assert 0 < sum(browser.connections == 2 for browser in browsers) < 20
+
+
+def test_a_worker_whose_part_has_failed_for_good_ends_in_good_order_and_is_replaced(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    with host(tmp_path, pgbus_database, *gunicorn()) as served, served.live() as client:
+        before = served.serving()
+        served.ask("/fail")
+        assert 1000 <= shutdown_retry(client) <= 5000
+        until(lambda: served.serving() and not served.serving() & before, "another serves")
+        assert "reader-0 has failed for good: this worker ends, to be replaced" in served.errors
+
+
+def test_after_kill_9_of_a_worker_its_clients_come_back_elsewhere_with_their_cursors(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    with ExitStack() as stack:
+        served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2))
+        browsers = [Browser(served.port, "orders") for _ in range(40)]
+        for browser in browsers:
+            stack.callback(browser.close)
+        until(lambda: all(browser.connections for browser in browsers), "all are connected")
+        with Publishing(pgbus_database, "orders", 100) as publishing:
+            until(lambda: publishing.sent > 30, "some were published")
+            os.kill(next(iter(served.serving())), signal.SIGKILL)
+            until(lambda: sum(browser.connections > 1 for browser in browsers) >= 15, "its clients have come back")
+            sent = publishing.sent
+            until(lambda: publishing.sent > sent + 30, "some more were published")
+        with session(pgbus_database) as connection:
+            ids = [id for id, _ in stored(connection, "orders")]
+        until(lambda: all(browser.ids[-1:] == ids[-1:] for browser in browsers), "all have the last")
+        assert all(browser.ids == ids[-len(browser.ids) :] for browser in browsers)
+
+
+def test_workers_whose_master_was_killed_send_their_clients_away_and_end(tmp_path: Path, pgbus_database: str) -> None:
+    with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served, served.live() as client:
+        workers = served.children()
+        served.signal(signal.SIGKILL)
+        assert 1000 <= shutdown_retry(client) <= 5000
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "they have ended")
+
+
+def test_a_quick_stop_still_tells_the_clients_to_come_back(tmp_path: Path, pgbus_database: str) -> None:
+    with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served, served.live() as client:
+        began = monotonic()
+        served.signal(signal.SIGINT)
+        assert 1000 <= shutdown_retry(client) <= 5000
+        assert served.wait() == 0 and monotonic() - began < 4
+
+
+def test_without_a_database_the_workers_live_say_so_and_begin_when_it_is_there(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    with session(pgbus_database) as connection:
+        name = run(connection, "select current_database()")[0][0]
+        run(connection, "create role not_yet login")
+        run(connection, f'revoke connect on database "{name}" from public')
+    url = f"{pgbus_database} user=not_yet"
+    served = Host(tmp_path, url, gunicorn(), PGBUS_MIGRATE="false", PGBUS_LISTEN="false")
+    try:
+        until(lambda: _status(served, "/pgbus/healthz") == 200, "it lives")
+        assert _status(served, "/pgbus/readyz") == 503
+        with session(pgbus_database) as connection:
+            run(connection, f'grant connect on database "{name}" to public')
+        until(lambda: _status(served, "/pgbus/readyz") == 200, "it is ready")
+        assert served.errors.count("Booting worker") == 1
+    finally:
+        served.close()
+        with session(pgbus_database) as connection:
+            run(connection, "drop role not_yet")
+
+
+def _status(served: Host, path: str) -> int:
+    try:
+        return served.ask(path).status
+    except OSError:
+        return 0
+
+
+def test_with_tls_in_the_worker_it_streams_through_the_body(tmp_path: Path, pgbus_database: str) -> None:
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost".split(),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    served = Host(tmp_path, pgbus_database, gunicorn("--certfile", "cert.pem", "--keyfile", "key.pem"))
+    context = ssl._create_unverified_context()
+    try:
+        sock = until(lambda: _tls(context, served.port), "it takes connections")
+        with sock:
+            sock.sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: t\r\nAccept: text/event-stream\r\n\r\n")
+            sock.settimeout(10)
+            found = b""
+            while b"pgbus:connected" not in found:
+                found += sock.recv(65536)
+            publish(pgbus_database, "in secret")
+            while b"data: in secret" not in found:
+                found += sock.recv(65536)
+            served.signal()
+            while b"pgbus:shutdown" not in found:
+                found += sock.recv(65536)
+        assert served.wait() == 0
+    finally:
+        served.close()
+
+
+def _tls(context: ssl.SSLContext, port: int) -> ssl.SSLSocket | None:
+    import socket
+
+    try:
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5))
+    except OSError:
+        return None
+
+
+# deployments ---------------------------------------------------------------------------------------------------------
+
+
+def test_reload_and_change_of_master_lose_nothing_and_repeat_nothing(tmp_path: Path, pgbus_database: str) -> None:
+    command = gunicorn("-w", "2", "--graceful-timeout", "8", "-p", "pid")
+    with ExitStack() as stack:
+        served = stack.enter_context(host(tmp_path, pgbus_database, *command, workers=2))
+        browsers = [Browser(served.port, "ticks") for _ in range(CLIENTS)]
+        for browser in browsers:
+            stack.callback(browser.close)
+        until(lambda: all(browser.connections for browser in browsers), "all are connected")
+        first = served.serving()
+        with Publishing(pgbus_database, "ticks", 200) as publishing:
+            until(lambda: publishing.sent > 100, "some were published")
+            served.signal(signal.SIGHUP)
+            until(lambda: all(browser.connections > 1 for browser in browsers), "all have come back after the reload")
+            assert not served.serving() & first
+            served.signal(signal.SIGUSR2)
+            until(lambda: (tmp_path / "pid.2").exists(), "there is a new master")
+            new = int((tmp_path / "pid.2").read_text())
+            stack.callback(_kill, new)
+            until(lambda: served.about()[1] == new, "its workers serve")
+            counts = [browser.connections for browser in browsers]
+            served.signal(signal.SIGTERM)
+            assert served.wait() == 0
+            until(
+                lambda: sum(b.connections > n for b, n in zip(browsers, counts, strict=True)) > CLIENTS / 2,
+                "back again",
+            )
+            sent = publishing.sent
+            until(lambda: publishing.sent > sent + 100, "some more were published")
+        with session(pgbus_database) as connection:
+            ids = [id for id, _ in stored(connection, "ticks")]
+        until(lambda: all(browser.ids[-1:] == ids[-1:] for browser in browsers), "all have the last")
+        assert Counter(browser.ids == ids for browser in browsers) == {True: CLIENTS}
+        assert all(1000 <= retry <= 5000 for browser in browsers for retry in browser.told)
+        assert {browser.stopped for browser in browsers} == {None}
+        os.kill(new, signal.SIGTERM)
+        until(lambda: not (tmp_path / "pid").exists(), "the new master has ended")
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("pause", [None, 0.0, 0.01], ids=["burst", "one after another", "now and then"])
+def test_the_workers_get_even_shares(workers: int, pause: float | None, tmp_path: Path, pgbus_database: str) -> None:
+    with ExitStack() as stack:
+        served = stack.enter_context(
+            host(tmp_path, pgbus_database, *gunicorn("-w", str(workers)), workers=workers, PGBUS_READERS="1")
+        )
+        clients: list[StreamClient] = []
+
+        def connect() -> None:
+            clients.append(stack.enter_context(served.live()))
+
+        count = 50 * workers
+        if pause is None:
+            gevent.joinall([gevent.spawn(connect) for _ in range(count)])
+        else:
+            for _ in range(count):
+                connect()
+                gevent.sleep(pause)
+        assert len(clients) == count
+        shares: dict[int, int] = {}
+
+        def look() -> bool:
+            pid, _, streams = served.about()
+            shares[pid] = streams
+            return len(shares) == workers
+
+        until(look, "all have told their share")
+        print(f"shares of {count}: {sorted(shares.values())}")
+        assert sum(shares.values()) == count
+        assert all(35 <= share <= 65 for share in shares.values()), shares
+
+
+# gunicorn's own workers ----------------------------------------------------------------------------------------------
+
+HOOK = "from pgbus_gevent.hosts.running import drain_first as post_worker_init\n"
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gunicorn.workers.ggevent.GeventPyWSGIWorker"], ids=["gevent", "pywsgi"])
+def test_the_same_application_under_gunicorns_own_workers(worker: str, tmp_path: Path, pgbus_database: str) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text(HOOK)
+    command = gunicorn("--graceful-timeout", "8", "--access-logfile", "-", worker=worker)
+    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "1.5"}
+    with (
+        host(tmp_path, pgbus_database, *command, **variables) as served,
+        served.live() as client,
+        served.live() as slow,
+    ):
+        assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
+        ids = [publish(pgbus_database, f"{n}") for n in range(3)]
+        assert [client.next().id for _ in ids] == [str(id) for id in ids]
+        served.live().close()
+        until(lambda: served.about()[2] == 2, "the one that left was noticed")
+        slow.pause()
+        for _ in range(20):
+            publish(pgbus_database, "x" * 900_000)
+        until(lambda: served.about()[2] == 1, "the slow one was closed")
+        until(lambda: len(client.messages) == 23, "the other has all")
+        began = monotonic()
+        served.signal()
+        assert 1000 <= shutdown_retry(client) <= 5000
+        assert served.wait() == 0 and monotonic() - began < 6
+        assert "Traceback" not in served.errors
+        if worker == "gevent":
+            assert '"GET /pgbus/streams/orders HTTP/1.1" 200' in served.errors
+
+
+def test_behind_a_middleware_gunicorns_own_worker_streams_through_the_body(tmp_path: Path, pgbus_database: str) -> None:
+    (tmp_path / "app.py").write_text(MIDDLEWARE)
+    with host(tmp_path, pgbus_database, *gunicorn(worker="gevent")) as served, served.live() as client:
+        assert client.wait_for_response().headers["x-middleware"] == "yes"
+        publish(pgbus_database, "through it")
+        assert client.next().data == "through it"
+        assert received(client)[-1][1] == "through it"
+
+
+MIDDLEWARE = """
+import os
+
+from pgbus_gevent import Settings, StreamApp
+from pgbus_gevent.streamer.instance import Instance
+
+streams = StreamApp(Instance(Settings.load()))
+
+
+def app(environ, start_response):
+    if not streams.serves(environ["PATH_INFO"]):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [f"{os.getpid()} {os.getppid()} 0".encode()]
+    def start(status, headers, *error):
+        return start_response(status, [*headers, ("X-Middleware", "yes")], *error)
+    return (part for part in streams(environ, start))
+"""

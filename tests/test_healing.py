@@ -1,0 +1,179 @@
+"""A part of an Instance that dies is started again and goes on where it was; one that keeps dying ends the process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from support import Serving, get, greenlets, received, serve_process, serving, session, stored, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.streamer import Heartbeat, Listener, StreamEventDispatcher
+from pgbus_gevent.streamer.catch_up import CatchUp
+from pgbus_gevent.streamer.reader import Reader
+
+PARTS = ["dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "catch-up", "listener"]
+
+
+def kill(name: str, error: type[BaseException] = gevent.GreenletExit) -> None:
+    """Kill the greenlet of a part, wherever it is."""
+    found = greenlets(f"pgbus-{name}")
+    assert len(found) == 1, found
+    gevent.kill(found[0], error)
+
+
+def check_that_all_goes_on(server: Serving, bus: Bus, url: str) -> None:
+    """A live message, ephemerals small and large, a replay from the database, a heartbeat, a newcomer."""
+    instance = server.instance
+    until(lambda: instance.unready is None, "it is ready")
+    orders = bus.stream("orders")
+    live = server.live("orders")
+    orders.broadcast("live")
+    assert live.next(timeout=10).data == "live"
+    orders.broadcast("small", ephemeral=True)
+    orders.broadcast("L" * 20_000, ephemeral=True)
+    assert [live.next(timeout=10).data[:5] for _ in range(2)] == ["small", "LLLLL"]
+    orders.broadcast_many([str(n) for n in range(50)])
+    with session(url) as connection:
+        expected = stored(connection, "orders")
+    replayed = server.client("orders", since=0)
+    until(lambda: len(replayed.messages) >= len(expected), "all is replayed")
+    assert received(replayed) == expected
+    until(lambda: any((frame.comment or "").startswith("heartbeat") for frame in live.frames), "a heartbeat comes")
+    until(lambda: all(task.running for task in instance.tasks), "every part runs")
+    assert get(server.url, "/pgbus/healthz").status == 200
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit, RuntimeError])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_that_dies_is_started_again_and_delivery_goes_on(
+    name: str, error: type[BaseException], pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    small = {"ring_messages": 4, "page_size": 7, "readers": 2}
+    with serving(pgbus_settings, heartbeat=0.2, catch_up_interval=1.0, **small) as server:
+        witness = server.live("orders")
+        kill(name, error)
+        pgbus_bus.stream("orders").broadcast("just after")
+        assert witness.next(timeout=10).data == "just after"
+        check_that_all_goes_on(server, pgbus_bus, pgbus_database)
+
+
+def test_the_parts_know_their_names(pgbus_settings: Settings) -> None:
+    with serving(pgbus_settings, readers=2) as server:
+        assert sorted(task.name for task in server.instance.tasks) == sorted(PARTS)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
+    seed: int, pgbus_settings: Settings, pgbus_database: str, pgbus_bus: Bus
+) -> None:
+    choose = random.Random(seed)
+    streams = ["s:0", "s:1", "s:2"]
+
+    def publish(stream: str) -> None:
+        for n in range(60):
+            pgbus_bus.stream(stream).broadcast_many([f"{n}.{i}" for i in range(choose.randint(1, 30))])
+            gevent.sleep(choose.random() * 0.03)
+
+    small = {"ring_messages": 10, "page_size": 5, "readers": 2}
+    with serving(pgbus_settings, catch_up_interval=0.5, **small) as server:
+        live = [(stream, server.live(stream)) for stream in streams for _ in range(3)]
+        publishers = [gevent.spawn(publish, stream) for stream in streams]
+        late = []
+        order = [name for name in PARTS for _ in range(2)]
+        choose.shuffle(order)
+        for name in order:
+            gevent.sleep(choose.random() * 0.05)
+            stream = choose.choice(streams)
+            late.append((stream, server.client(stream, since=0)))
+            # It may be on its way back from the last time.
+            until(lambda name=name: greenlets(f"pgbus-{name}"), f"{name} runs")
+            kill(name, choose.choice([gevent.GreenletExit, RuntimeError]))
+        gevent.joinall(publishers, timeout=60, raise_error=True)
+        with session(pgbus_database) as connection:
+            expected = {stream: stored(connection, stream) for stream in streams}
+        # Those who came while the listener was away were sent away.
+        admitted = [(stream, client) for stream, client in late if not client.closed]
+        assert len(admitted) >= 3
+        for stream, client in (*live, *admitted):
+            want = expected[stream]
+            until(lambda client=client, want=want: len(client.messages) >= len(want), "all arrive")
+            assert received(client) == want
+        assert server.instance.alive
+
+
+# for good
+
+
+class BrokenReader(Reader):
+    def run(self) -> None:
+        raise RuntimeError("a reader that does not work")
+
+
+class BrokenDispatcher(StreamEventDispatcher):
+    def run(self) -> None:
+        raise RuntimeError("a dispatcher that does not work")
+
+
+class BrokenListener(Listener):
+    def run(self) -> None:
+        raise RuntimeError("a listener that does not work")
+
+
+class BrokenHeartbeat(Heartbeat):
+    def run(self) -> None:
+        return
+
+
+class BrokenCatchUp(CatchUp):
+    def run(self) -> None:
+        raise KeyError
+
+
+BROKEN = {
+    "reader": BrokenReader,
+    "dispatcher": BrokenDispatcher,
+    "listener": BrokenListener,
+    "heartbeat": BrokenHeartbeat,
+    "catch_up": BrokenCatchUp,
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_part_that_dies_again_and_again_makes_healthz_fail_and_new_clients_go_elsewhere(
+    part: str, pgbus_settings: Settings
+) -> None:
+    told: list[str] = []
+    parts: dict[str, Callable[..., Any]] = {part: BROKEN[part], "on_failure": told.append}
+    with serving(pgbus_settings, parts=parts, connect_timeout=0.2, readers=1) as server:
+        until(lambda: get(server.url, "/pgbus/healthz").status == 503, "healthz fails")
+        assert len(told) == 1 and told[0].replace("-", "_").startswith(part)
+        assert get(server.url, "/pgbus/readyz").status == 503
+        answer = get(server.url, "/pgbus/streams/orders", Accept="text/event-stream")
+        assert answer.status == 200 and b'data: {"reason":"unavailable"}' in answer.body
+
+
+PROGRAM = """
+from gevent import monkey
+monkey.patch_all()
+import sys
+from functools import partial
+import pgbus_gevent.serve as serve
+from pgbus_gevent.streamer.reader import Reader
+class BrokenReader(Reader):
+    def run(self):
+        raise RuntimeError("a reader that does not work")
+serve.Instance = partial(serve.Instance, reader=BrokenReader)
+sys.exit(serve.main())
+"""
+
+
+def test_a_part_that_dies_again_and_again_ends_serve_with_status_1(pgbus_database: str) -> None:
+    with serve_process(pgbus_database, "--grace", "5", program=("-c", PROGRAM)) as server:
+        assert server.wait() == 1
+        assert "a reader that does not work" in server.errors
+        assert "has failed for good" in server.errors

@@ -1,0 +1,161 @@
+"""The same application behind a WSGI server that keeps its sockets: gevent's own, one greenlet for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent import pywsgi
+from support import connect, get, greenlets, received, session, stored, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.streamer.body_connection import BodyConnection
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.web.stream_app import StreamApp
+
+HEARTBEAT = 0.5
+
+
+class Plain:
+    """An Instance under gevent.pywsgi.WSGIServer as it comes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.instance = Instance(settings).start()
+        options: Any = {"log": None, "environ": {"SERVER_NAME": "localhost"}}
+        self.server = pywsgi.WSGIServer(("127.0.0.1", 0), StreamApp(self.instance), **options)
+        self.server.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.clients: list[StreamClient] = []
+
+    def live(self, stream: str, since: int | None = None) -> StreamClient:
+        client = connect(self.url, stream, since=since)
+        self.clients.append(client)
+        client.next("pgbus:connected", timeout=20)
+        return client
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.instance.shutdown()
+        self.server.stop(1.0)
+
+
+@contextmanager
+def plain(settings: Settings, **changes: Any) -> Iterator[Plain]:
+    found = Plain(replace(settings, heartbeat=HEARTBEAT, **changes))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_messages_are_delivered_and_replayed(pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str) -> None:
+    with plain(pgbus_settings, ring_messages=10, page_size=7) as server, session(pgbus_database) as connection:
+        orders = pgbus_bus.stream("orders")
+        orders.broadcast_many([str(n) for n in range(300)])
+        live, replayed = server.live("orders"), server.live("orders", since=0)
+        assert all(isinstance(client, BodyConnection) for client in server.instance.registry.clients())
+        for n in range(50):
+            orders.broadcast(f"live {n}\nsecond line")
+            orders.broadcast(f"hint {n}", ephemeral=True)
+        expected = stored(connection, "orders")
+        until(lambda: len(live.messages) == 100 and len(replayed.messages) >= 350, "all arrive")
+        assert [each for each in received(live) if each[0]] == expected[300:]
+        assert [data for id, data in received(live) if not id] == [f"hint {n}" for n in range(50)]
+        assert [each for each in received(replayed) if each[0]] == expected
+        response = live.wait_for_response()
+        assert response.headers["content-type"] == "text/event-stream"
+        assert "content-length" not in response.headers
+
+
+def test_a_client_that_drops_and_resumes_misses_nothing(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    with plain(pgbus_settings) as server:
+        client = server.live("orders")
+        known = []
+        for _ in range(3):
+            known += [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(3)]
+            until(lambda: client.last_id == str(known[-1]), "it has the last one")
+            client.drop()
+            known += [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(3)]
+            client.resume()
+        until(lambda: client.last_id == str(known[-1]), "it has the last one")
+        assert [id for id, _ in received(client)] == known
+
+
+def test_a_client_that_leaves_is_noticed_within_a_heartbeat(pgbus_settings: Settings) -> None:
+    with plain(pgbus_settings) as server:
+        before = len(greenlets())
+        clients = [server.live("orders") for _ in range(20)]
+        began = monotonic()
+        for client in clients:
+            client.drop()
+        until(lambda: len(server.instance.registry) == 0, "all are gone", timeout=10)
+        assert monotonic() - began < 4 * HEARTBEAT + 2.0
+        assert server.instance.counter.streams == {}
+        until(lambda: len(greenlets()) <= before, "their greenlets are gone")
+
+
+@pytest.mark.parametrize("slow", ["for good", "for a while"])
+def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
+    slow: str, pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    deadline = 1.0 if slow == "for good" else 30.0
+    with plain(pgbus_settings, write_deadline=deadline) as server, session(pgbus_database) as connection:
+        orders = pgbus_bus.stream("orders")
+        reading, stalled = server.live("orders"), server.live("orders")
+        stalled.pause()
+        for n in range(25):
+            # The kernel takes four megabytes for it.
+            orders.broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
+        until(lambda: len(reading.messages) == 200, "the reading one has all")
+        if slow == "for good":
+            until(lambda: len(server.instance.registry) == 1, "the stalled one is closed")
+            stalled.go_on()
+            stalled.wait_closed(timeout=20)
+            assert len(stalled.messages) < 200
+            stalled.resume()
+        else:
+            gevent.sleep(HEARTBEAT)
+            assert len(server.instance.registry) == 2
+            stalled.go_on()
+        until(lambda: len(stalled.messages) >= 200, "it gets the rest")
+        assert received(stalled) == received(reading) == stored(connection, "orders")
+
+
+def test_a_shutdown_is_told_and_ends_every_body(pgbus_settings: Settings) -> None:
+    with plain(pgbus_settings) as server:
+        clients = [server.live("orders") for _ in range(20)]
+        before = len(greenlets())
+        server.instance.shutdown()
+        for client in clients:
+            client.wait_closed()
+            assert client.frames[-1].event == "pgbus:shutdown"
+            assert client.frames[-1].data == '{"reason":"restart"}'
+            assert 1000 <= (client.frames[-2].retry or 0) <= 5000
+        until(lambda: len(greenlets()) <= before - 20, "their greenlets are gone")
+        assert server.instance.counter.total.active_connections == 0
+        answer = get(server.url, "/pgbus/streams/orders", Accept="text/event-stream")
+        assert answer.status == 200 and b'data: {"reason":"restart"}' in answer.body
+
+
+def test_a_client_that_does_not_read_does_not_keep_a_shutdown_from_its_end(
+    pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with plain(pgbus_settings, grace=1.0) as server:
+        stalled = server.live("big")
+        stalled.pause()
+        for n in range(25):
+            pgbus_bus.stream("big").broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
+        until(lambda: server.instance.registry.clients()[0].blocked_since is not None, "it stalls")
+        before = len(greenlets())
+        began = monotonic()
+        server.instance.shutdown()
+        assert monotonic() - began < 1.0 + 3.0
+        until(lambda: len(greenlets()) < before, "its greenlet is gone")

@@ -1,0 +1,416 @@
+"""The pool: bounded, never one connection for two, and none that is in doubt comes back."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from database_parts import PATIENCE, Session, together, until
+
+from pgbus_gevent.database import pool as pool_module
+from pgbus_gevent.database.connect import connect
+from pgbus_gevent.database.pool import Pool
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+
+ROOT = Path(pool_module.__file__).parents[2]
+NAME = "pgbus-test-pool"
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(database: str) -> Iterator[MakePool]:
+    made: list[Pool] = []
+
+    def make(size: int = 2, timeout: float = PATIENCE) -> Pool:
+        opener = partial(connect, database, application_name=NAME, connect_timeout=5.0, statement_timeout=10.0)
+        made.append(Pool(opener, size=size, timeout=timeout))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def run(pool: Pool, statement: str = "select pg_backend_pid()") -> Any:
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+
+def sleep_in(pool: Pool, seconds: float) -> None:
+    run(pool, f"select pg_sleep({seconds})")
+
+
+def sessions_of_pools(sql: Session) -> int:
+    return int(sql.one("select count(*) from pg_stat_activity where application_name = %s", NAME))
+
+
+def running(sql: Session) -> int:
+    """How many connections of a pool are in a statement that sleeps."""
+    return int(
+        sql.one(
+            "select count(*) from pg_stat_activity where application_name = %s and state = 'active' and query ~ 'sleep'", NAME
+        )
+    )
+
+
+def is_whole(pool: Pool) -> bool:
+    """Whether as many connections can be had at once as the pool is large; raises where not."""
+    holding = [gevent.spawn(sleep_in, pool, 0.05) for _ in range(pool.size)]
+    gevent.joinall(holding, timeout=PATIENCE, raise_error=True)
+    return all(job.ready() for job in holding)
+
+
+# how many
+
+
+def test_a_connection_is_used_again(make_pool: MakePool) -> None:
+    pool = make_pool()
+    assert run(pool) == run(pool) == run(pool)
+
+
+def test_nothing_is_opened_before_it_is_needed(make_pool: MakePool, sql: Session) -> None:
+    make_pool()
+    assert sessions_of_pools(sql) == 0
+
+
+def test_never_more_connections_than_its_size(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool(3)
+    pids = together(*[lambda: run(pool, "select pg_backend_pid() from pg_sleep(0.02)") for _ in range(15)])
+    assert len(set(pids)) == 3
+    assert sessions_of_pools(sql) == 3
+
+
+def test_who_waits_too_long_is_told(make_pool: MakePool) -> None:
+    pool = make_pool(1, timeout=0.3)
+    with pool.connection():
+        began = monotonic()
+        with pytest.raises(PoolTimeout, match=r"all 1 pooled .* stayed busy for 0\.3 s") as failed:
+            run(pool)
+        assert 0.25 <= monotonic() - began < 3.0
+    assert (failed.value.size, failed.value.timeout) == (1, 0.3)
+    assert run(pool)
+
+
+def test_a_connect_that_fails_costs_no_slot(refusing_url: str) -> None:
+    opener = partial(connect, refusing_url, application_name=NAME, connect_timeout=1.0, statement_timeout=1.0)
+    pool = Pool(opener, size=1, timeout=0.2)
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable, match="cannot connect"):
+            run(pool)
+
+
+@pytest.fixture
+def refusing_url() -> str:
+    return "postgresql://u@127.0.0.1:1/d"
+
+
+# what comes back
+
+
+def test_an_error_is_translated_and_costs_no_connection(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pid = run(pool)
+    with pytest.raises(DatabaseError, match="division by zero") as failed:
+        run(pool, "select 1 / 0")
+    assert failed.value.sqlstate == "22012"
+    assert run(pool) == pid
+
+
+def test_an_exception_of_the_block_comes_through(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with pytest.raises(ZeroDivisionError), pool.connection():
+        _ = 1 / 0
+    assert run(pool)
+
+
+@pytest.mark.parametrize("statement", ["create table left_open (n integer)", "select 1 / 0"], ids=["open", "failed"])
+def test_a_transaction_that_was_left_open_is_rolled_back(
+    statement: str, make_pool: MakePool, sql: Session
+) -> None:
+    pool = make_pool(1)
+    pid = run(pool)
+    with pool.connection() as connection:
+        connection.autocommit = False
+        with connection.cursor() as cursor, suppress(Exception):
+            cursor.execute(statement)
+    assert sql.one("select to_regclass('left_open') is null")
+    with pool.connection() as connection:
+        assert connection.autocommit
+        assert connection.info.backend_pid == pid
+
+
+def test_a_killed_query_frees_its_slot_and_its_connection_is_not_used_again(
+    make_pool: MakePool, sql: Session
+) -> None:
+    pool = make_pool(1)
+    pid = run(pool)
+    for n in range(3):
+        job = gevent.spawn(sleep_in, pool, 30)
+        until(lambda n=n: running(sql) > n, "the query runs")
+        job.kill()
+        other = run(pool)
+        assert other != pid
+        pid = other
+    until(lambda: sessions_of_pools(sql) == 1, "the server notices that its clients are gone")
+
+
+def test_a_query_under_a_timeout_of_gevent_frees_its_slot(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pid = run(pool)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
+        sleep_in(pool, 30)
+    assert run(pool) != pid
+
+
+def test_whoever_is_killed_as_a_slot_becomes_free_keeps_nobody_waiting(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    run(pool)
+    jobs: list[Any] = []
+
+    def hold() -> None:
+        with pool.connection():
+            jobs.extend([gevent.spawn(run, pool), gevent.spawn(run, pool)])
+            gevent.idle()  # both wait when this returns
+            # It will be dead before it learns that the slot is its own.
+            jobs[0].kill(block=False)
+
+    gevent.spawn(hold).get(timeout=5)
+    assert jobs[1].get(timeout=5)
+
+
+def test_who_is_killed_while_waiting_costs_no_slot(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with pool.connection():
+        waiting = [gevent.spawn(run, pool) for _ in range(5)]
+        gevent.sleep(0)
+        gevent.killall(waiting)
+    assert is_whole(pool)
+
+
+def test_a_connection_that_breaks_in_use_is_told_of_and_replaced(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pid = run(pool)
+    with pytest.raises(DatabaseUnavailable):
+        run(pool, "select pg_terminate_backend(pg_backend_pid())")
+    assert run(pool) != pid
+
+
+def test_connections_that_broke_while_idle_are_replaced_without_an_error(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool(3)
+    assert is_whole(pool)
+    sql.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", NAME)
+    until(lambda: sessions_of_pools(sql) == 0, "they are gone")
+    assert is_whole(pool)
+
+
+def test_a_connection_that_was_idle_for_long_is_asked_first(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, sql: Session
+) -> None:
+    monkeypatch.setattr(pool_module, "IDLE_CHECK", 0.0)
+    pool = make_pool(1)
+    pid = run(pool)
+    assert run(pool) == pid
+    sql.run("select pg_terminate_backend(%s)", pid)
+    assert run(pool) != pid
+
+
+def test_a_notice_to_an_idle_connection_does_not_cost_it(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool(1)
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("listen something")
+        pid = connection.info.backend_pid
+    sql.run("notify something")
+    assert run(pool) == pid
+
+
+# closing
+
+
+def test_a_closed_pool_says_so(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool()
+    assert is_whole(pool)
+    pool.close()
+    pool.close()
+    until(lambda: sessions_of_pools(sql) == 0, "its connections are closed")
+    with pytest.raises(DatabaseUnavailable, match="the connection pool is closed"):
+        run(pool)
+
+
+def test_closing_lets_a_query_finish_and_then_closes_its_connection(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool()
+    job = gevent.spawn(run, pool, "select 'done' from pg_sleep(0.2)")
+    until(lambda: running(sql), "the query runs")
+    pool.close()
+    assert job.get(timeout=5) == "done"
+    until(lambda: sessions_of_pools(sql) == 0, "the connection is closed")
+
+
+def test_closing_tells_those_who_wait(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with pool.connection():
+        job = gevent.spawn(run, pool)
+        gevent.sleep(0)
+        pool.close()
+        with pytest.raises(DatabaseUnavailable, match="closed"):
+            job.get(timeout=3)
+
+
+def test_discarding_what_is_idle_leaves_what_is_in_use(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    assert is_whole(pool)
+    with pool.connection() as connection:
+        pool.discard_idle()
+        assert not connection.closed
+    assert is_whole(pool)
+
+
+# all at once
+
+
+def test_under_stress_no_connection_is_ever_with_two(make_pool: MakePool, sql: Session) -> None:
+    chance = random.Random(11)
+    pool = make_pool(4)
+    end = monotonic() + 2.0
+    used: set[int] = set()
+    most = 0
+    served = 0
+
+    def work() -> None:
+        nonlocal most, served
+        while monotonic() < end:
+            with suppress(DatabaseError), pool.connection() as connection:
+                assert id(connection) not in used, "it is with somebody else"
+                used.add(id(connection))
+                most = max(most, len(used))
+                try:
+                    kind = chance.random()
+                    if kind < 0.1:
+                        connection.autocommit = False
+                    with connection.cursor() as cursor:
+                        cursor.execute("select pg_backend_pid() from pg_sleep(%s)", (chance.random() / 500,))
+                        assert cursor.fetchone() == (connection.info.backend_pid,)
+                        served += 1
+                        if kind < 0.2:
+                            cursor.execute("select 1 / 0")
+                        elif kind < 0.25:
+                            cursor.execute("select pg_terminate_backend(pg_backend_pid())")
+                finally:
+                    used.discard(id(connection))
+            gevent.sleep(0)
+
+    workers = [gevent.spawn(work) for _ in range(20)]
+    while monotonic() < end:
+        gevent.sleep(0.01)
+        victim = chance.randrange(len(workers))
+        workers[victim].kill(block=False)
+        workers.append(gevent.spawn(work))
+        assert sessions_of_pools(sql) <= 20  # those that were killed linger until the server notices
+    gevent.joinall(workers, timeout=PATIENCE, raise_error=True)
+    assert all(worker.ready() for worker in workers)
+    assert most == 4
+    assert served > 100
+    assert is_whole(pool)
+
+
+# other processes
+
+PRELUDE = """
+import os, sys, threading
+from functools import partial
+from pgbus_gevent.database import green
+from pgbus_gevent.database.connect import connect
+from pgbus_gevent.database.pool import Pool
+if sys.argv[2] == "patched":
+    green.install()
+def run(pool, statement="select pg_backend_pid()"):
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()[0]
+def make(size):
+    opener = partial(connect, sys.argv[1], application_name="x", connect_timeout=5, statement_timeout=10)
+    return Pool(opener, size=size, timeout=10)
+"""
+
+FORK = """
+pool = make(2)
+idle = run(pool)
+with pool.connection() as used:
+    child = os.fork()
+    if child == 0:
+        other = run(pool)
+        pool.close()
+        os._exit(0 if other not in (idle, used.info.backend_pid) else 1)
+    assert os.waitpid(child, 0)[1] == 0, "the child got its parent's connection"
+    with used.cursor() as cursor:
+        cursor.execute("select 1")
+assert run(pool) == idle, "the child ended its parent's session"
+child = os.fork()
+if child == 0:
+    with pool.connection():
+        pass
+    sys.exit(0)  # and collects what it inherited
+assert os.waitpid(child, 0)[1] == 0
+assert run(pool) == idle
+print("ok")
+"""
+
+FORK_IN_USE = """
+pool = make(1)
+with pool.connection() as used:
+    pid = used.info.backend_pid
+    child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert run(pool) == pid, "the child ended its parent's session"
+print("ok")
+"""
+
+THREADS = """
+pool = make(3)
+used, pids, lock, errors = set(), set(), threading.Lock(), []
+def work():
+    try:
+        for _ in range(50):
+            with pool.connection() as connection:
+                with lock:
+                    assert id(connection) not in used
+                    used.add(id(connection))
+                with connection.cursor() as cursor:
+                    cursor.execute("select pg_backend_pid()")
+                    pids.add(cursor.fetchone()[0])
+                with lock:
+                    used.discard(id(connection))
+    except BaseException as error:
+        errors.append(error)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not errors, errors
+assert len(pids) <= 3, pids
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("patched", ["patched", "not patched"])
+@pytest.mark.parametrize("code", [FORK, FORK_IN_USE, THREADS], ids=["fork", "fork in use", "threads"])
+def test_forks_and_threads_work(code: str, patched: str, database: str) -> None:
+    patch = "import gevent.monkey; gevent.monkey.patch_all()\n" if patched == "patched" else ""
+    done = subprocess.run(
+        [sys.executable, "-c", patch + PRELUDE + code, database, patched],
+        cwd=ROOT, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.returncode) == ("ok", 0), done.stderr

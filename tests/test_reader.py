@@ -1,0 +1,376 @@
+"""Reads are few, merged and fair, and survive the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from gevent.event import Event
+from streamer_parts import FakeClient, Parts, Table, wait_until
+
+from pgbus_gevent.core.client import Client
+from pgbus_gevent.streamer import reader
+from pgbus_gevent.streamer.dispatcher import breathe
+
+
+@contextmanager
+def held_reads(table: Table) -> Iterator[Event]:
+    """Every read waits until the event is set; so that more may be asked for meanwhile."""
+    go = Event()
+    table.on_read = go.wait
+    try:
+        yield go
+    finally:
+        go.set()
+        table.on_read = lambda: None
+
+
+def wait_for_read(table: Table, count: int) -> None:
+    wait_until(lambda: len(table.reads) == count, "the read was not begun")
+
+
+def settled(parts: Parts, *clients: FakeClient) -> None:
+    def at_the_head(client: FakeClient) -> bool:
+        subscription = client.subscription
+        head = parts.table.head(client.request.stream)
+        return subscription is None or (subscription.cursor is not None and subscription.cursor >= head)
+
+    wait_until(lambda: all(map(at_the_head, clients or parts.clients)) and parts.reader.idle, "reads are left over", 20.0)
+
+
+class Light(FakeClient):
+    """One that only counts what it is given."""
+
+    frames = 0
+
+    def send(self, data: bytes, now: float) -> None:
+        self.frames += data.count(b"\n\n")
+
+
+# Merging
+
+
+def test_five_thousand_clients_behind_at_their_own_cursors_cost_a_handful_of_reads() -> None:
+    table = Table(step=1)
+    for _ in range(500):
+        table.append("orders", "x")
+    clients = [Light(f"{n}", since=n // 10) for n in range(5000)]
+
+    def wait_for_all() -> None:
+        wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients), timeout=20.0)
+        table.on_read = lambda: None if table.reads[-1] == "openings" else wait_for_all()
+
+    table.on_read = wait_for_all
+    with Parts(table, ring_messages=1, page_size=500, readers=1) as parts:
+        for client in clients:
+            parts.join(client)
+        settled(parts, *clients)
+        greeting = 3
+        assert [client.frames for client in clients] == [greeting + 509 - max(9, n // 10) for n in range(5000)]
+        assert len(table.reads) <= 4
+
+
+def test_clients_of_many_new_streams_share_their_reads() -> None:
+    table = Table()
+    with Parts(table, readers=1) as parts, held_reads(table) as go:
+        clients = [parts.connect(f"stream-{n}") for n in range(200)]
+        wait_for_read(table, 1)
+        breathe()
+        go.set()
+        settled(parts)
+        assert all(client.received for client in clients)
+        assert table.reads.count("openings") <= 5
+
+
+def test_a_stream_is_opened_by_one_read() -> None:
+    with Parts() as parts:
+        for _ in range(3):
+            parts.publish()
+        client = parts.connect(since=10)
+        settled(parts)
+        assert client.ids == [20, 30]
+        assert parts.table.reads == ["openings"]
+
+
+def test_looks_that_are_asked_for_again_and_again_are_one_read() -> None:
+    with Parts(readers=1, ring_messages=1000, page_size=3) as parts:
+        client = parts.connect()
+        settled(parts)
+        reads = len(parts.table.reads)
+        with held_reads(parts.table) as go:
+            parts.publish(ring=False)
+            parts.look()
+            wait_for_read(parts.table, reads + 1)
+            for _ in range(100):
+                parts.publish(ring=False)
+                parts.look()
+            go.set()
+            settled(parts)
+        # The first one, one for all that came meanwhile, and as many more as its pages.
+        assert len(parts.table.reads) - reads <= 2 + 101 // 3
+        assert client.ids == parts.table.ids("orders")
+
+
+def test_a_page_is_read_once_for_all_who_stand_within_it_while_the_stream_moves() -> None:
+    """The passes that go on meanwhile must not ask for the same page again for those who are still to be served."""
+    table = Table()
+    for _ in range(10):
+        table.append("orders")
+    with Parts(table, ring_messages=1, page_size=100) as parts, held_reads(table) as go:
+        clients = [parts.connect(since=n % 90) for n in range(1000)]
+        wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients))
+        served: list[int] = []
+
+        def on_send() -> None:
+            served.append(1)
+            if len(served) <= 1000 and len(served) % 100 == 0:
+                parts.publish()
+
+        for client in clients:
+            client.on_send = on_send
+        go.set()
+        settled(parts)
+        assert all(client.ids == table.ids("orders", client.request.since or 0) for client in clients)
+        assert table.reads.count("pages") <= 12
+
+
+def test_replays_of_different_lengths_are_answered_together() -> None:
+    table = Table()
+    for _ in range(10):
+        table.append("orders")
+    with Parts(table, ring_messages=20) as parts, held_reads(table) as go:
+        clients = [parts.connect(replay=n) for n in range(1, 10)]
+        wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients))
+        go.set()
+        settled(parts)
+        assert [len(client.ids) for client in clients] == list(range(1, 10))
+        assert len(table.reads) <= 3
+
+
+# Fairness
+
+
+def test_one_client_far_behind_does_not_make_the_others_wait() -> None:
+    table = Table(step=1)
+    for _ in range(5000):
+        table.append("orders", "x")
+    with Parts(table, ring_messages=1, page_size=20, readers=1) as parts:
+        far = Light("far", since=0)
+        parts.join(far)
+        wait_until(lambda: far.frames > 20)
+        before = len(table.reads)
+        behind = [5009 - 15 - n for n in range(5)]
+        others = [Light(f"{since}", since=since) for since in behind]
+        done: list[int] = []
+        for client in others:
+            parts.join(client)
+
+        def look() -> None:
+            if not done and all(client.subscription and client.subscription.cursor == 5009 for client in others):
+                done.append(len(table.reads) - before)
+
+        table.on_read = look
+        wait_until(lambda: far.subscription and far.subscription.cursor == 5009, timeout=20.0)
+        assert done and done[0] <= 8
+        assert len(table.reads) - before > 100, "the one far behind was not far behind"
+        assert far.frames == 3 + 5000
+
+
+def test_a_client_far_behind_gets_everything_without_another_broadcast() -> None:
+    table = Table(step=1)
+    for _ in range(3000):
+        table.append("orders", "x")
+    with Parts(table, ring_messages=10, page_size=100) as parts:
+        client = parts.connect(since=0)
+        settled(parts)
+        assert client.ids == table.ids("orders")
+
+
+def test_the_database_is_read_only_as_fast_as_the_client_takes_it() -> None:
+    table = Table()
+    for _ in range(100):
+        table.append("orders")
+    with Parts(table, ring_messages=1, page_size=10) as parts:
+        client = parts.connect(since=0)
+        client.on_send = lambda: setattr(client, "jammed", True)
+        wait_until(lambda: client.waiting)
+        for _ in range(20):
+            breathe()
+        assert len(table.reads) <= 2
+        client.on_send = lambda: None
+        client.drain()
+        settled(parts)
+        assert client.ids == table.ids("orders")
+
+
+# What a look finds
+
+
+def test_a_head_that_is_found_old_is_no_proof_that_a_cursor_is_ahead() -> None:
+    """A client that asks for more than the ring has is answered without bringing the ring up to date."""
+    with Parts(ring_messages=1) as parts:
+        for _ in range(5):
+            parts.publish()
+        parts.connect()
+        settled(parts)
+        for _ in range(3):
+            parts.publish(ring=False)
+        with held_reads(parts.table) as go:
+            replaying, knowing = parts.connect(replay=7), parts.connect(since=70)
+            wait_until(lambda: all(client.subscription and client.subscription.waiting for client in parts.clients[1:]))
+            go.set()
+            settled(parts)
+        assert knowing.controls("gap-detected") == []
+        assert knowing.ids == [80]
+        assert replaying.ids == [20, 30, 40, 50, 60, 70, 80]
+
+
+def test_a_cursor_is_not_ahead_while_there_is_more_to_read() -> None:
+    with Parts(page_size=2) as parts:
+        parts.connect()
+        settled(parts)
+        for _ in range(9):
+            parts.publish(ring=False)
+        client = parts.connect(since=90)
+        settled(parts)
+        assert client.controls("gap-detected") == []
+
+
+def test_a_look_for_those_who_watch_is_not_lost_when_another_leaves() -> None:
+    with Parts(readers=1) as parts:
+        staying = parts.connect()
+        settled(parts)
+        with held_reads(parts.table) as go:
+            parts.connect("stock")
+            wait_for_read(parts.table, 2)
+            parts.publish(ring=False)
+            parts.look()
+            leaving = parts.connect(since=1000)
+            wait_until(lambda: leaving.subscription and leaving.subscription.waiting)
+            parts.leave(leaving)
+            go.set()
+            settled(parts)
+        assert staying.ids == [10]
+
+
+def test_a_read_that_ends_after_the_last_client_left_keeps_nothing() -> None:
+    table = Table()
+    for _ in range(5):
+        table.append("orders")
+    with Parts(table) as parts, held_reads(table) as go:
+        client = parts.connect(since=0)
+        wait_for_read(table, 1)
+        parts.leave(client)
+        go.set()
+        wait_until(lambda: parts.reader.idle and parts.moved)
+        assert parts.budget.used == 0
+        assert client.received == b""
+
+
+@pytest.mark.parametrize("since", [15, 35])
+def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: int) -> None:
+    with Parts(ring_messages=1, page_size=10) as parts:
+        for _ in range(5):
+            parts.publish()
+        parts.connect()
+        settled(parts)
+        parts.table.rows["orders"].clear()
+        parts.table.horizons["orders"] = 0
+        parts.log().forget()
+        client = parts.connect(since=since)
+        wait_until(lambda: client.subscription and client.subscription.cursor == 50)
+        reads = len(parts.table.reads)
+        for _ in range(20):
+            breathe()
+        assert len(parts.table.reads) == reads
+        assert len(client.controls("gap-detected")) == 1
+        parts.ring(parts.table.append("orders")._replace(prev_id=50))
+        wait_until(lambda: client.ids == [60])
+
+
+# When the database is away
+
+
+def test_a_database_that_comes_back_costs_nobody_a_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.002)
+    table = Table()
+    for _ in range(20):
+        table.append("orders")
+    table.failures = 10**6
+    with Parts(table, ring_messages=2) as parts:
+        clients = [parts.connect(since=0), parts.connect(replay=5), parts.connect(), parts.connect("stock")]
+        wait_until(lambda: len(table.reads) > 6)
+        table.failures = 0
+        settled(parts)
+        assert [len(client.ids) for client in clients] == [20, 5, 0, 0]
+        table.failures = 10**6
+        late = parts.connect(since=100)
+        wait_until(lambda: late.received)
+        parts.look("orders")
+        before = len(table.reads)
+        wait_until(lambda: len(table.reads) > before + 6)
+        parts.publish(ring=False)
+        table.failures = 0
+        settled(parts)
+        assert late.ids == table.ids("orders", 100)
+        assert [len(client.ids) for client in clients[:3]] == [21, 6, 1]
+    warnings = [record for record in caplog.records if "cannot read from the database" in record.getMessage()]
+    assert 1 <= len(warnings) <= 2 * parts.readers, "it is said once for each outage, and not for each try"
+
+
+def test_tries_are_spaced_out_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(reader.gevent, "sleep", lambda seconds: pauses.append(seconds) or breathe())
+    table = Table()
+    table.failures = 12
+    with Parts(table, readers=1) as parts:
+        client = parts.connect()
+        wait_until_idle(parts, client)
+    assert len(pauses) == 12
+    assert 0.02 < pauses[0] <= 0.05
+    assert all(0.9 < pause <= 2.0 for pause in pauses[-3:])
+
+
+def wait_until_idle(parts: Parts, client: Client) -> None:
+    for _ in range(1000):
+        breathe()
+        if parts.reader.idle and client.subscription and client.subscription.cursor is not None:
+            return
+    raise AssertionError("the reader did not come to rest")
+
+
+def test_a_reader_that_is_killed_in_the_middle_of_a_read_loses_nothing() -> None:
+    table = Table()
+    for _ in range(6):
+        table.append("orders")
+    with Parts(table, ring_messages=1, readers=1) as parts:
+        for read, kind in enumerate(["openings", "pages"], 1):
+            with held_reads(table):
+                client = parts.connect(since=0 if read == 1 else 15)
+                wait_until(lambda kind=kind: table.reads[-1:] == [kind])  # type: ignore[misc]
+                parts.restart(1)
+            settled(parts)
+            assert client.ids == table.ids("orders", client.request.since or 0)
+
+
+def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.002)
+    table = Table()
+    for _ in range(20):
+        table.append("orders")
+    with Parts(table, ring_messages=1) as parts:
+        client = parts.connect()
+        settled(parts)
+        table.failures = 10**6
+        behind = parts.connect(since=0)
+        wait_until(lambda: behind.subscription and behind.subscription.cursor == 0)
+        before = len(table.reads)
+        wait_until(lambda: len(table.reads) > before + 6)
+        parts.leave(behind)
+        parts.leave(client)
+        table.failures = 0
+        wait_until(lambda: parts.reader.idle)
+        assert (parts.reader._lowest_next, parts.reader._paging) == ({}, set())

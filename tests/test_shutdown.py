@@ -1,0 +1,242 @@
+"""How a server ends, and that nobody keeps it from ending; who is refused meanwhile, and when it is full."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import pytest
+from support import ServeProcess, Serving, connect, get, raw_client, serve_process, serving, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+GRACE = 2.0
+SLACK = 3.0
+"""Seconds that the end of a process may take beyond what was asked of it, on a busy machine."""
+
+REFUSED = re.compile(rb'retry: (\d+)\n\nevent: pgbus:shutdown\ndata: \{"reason":"([a-z-]+)"\}\n\n')
+
+
+def farewell(client: StreamClient) -> tuple[str, int]:
+    """The reason and the time to come back that a client was given last of all."""
+    assert client.frames[-1].event == "pgbus:shutdown"
+    return json.loads(client.frames[-1].data)["reason"], client.frames[-2].retry or 0
+
+
+def stalled_clients(url: str, bus: Bus, count: int = 10) -> list[socket.socket]:
+    """Clients that have stopped reading, with something waiting for each."""
+    socks = [raw_client(url, "big") for _ in range(count)]
+    witness = connect(url, "big")
+    witness.next("pgbus:connected", timeout=20)
+    for _ in range(20):
+        bus.stream("big").broadcast("x" * 50_000)
+    until(lambda: len(witness.messages) == 20, "the witness has all")
+    witness.close()
+    return socks
+
+
+# a process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_with_a_hundred_clients_in_good_order(
+    number: signal.Signals, pgbus_database: str, pgbus_bus: Bus
+) -> None:
+    with serve_process(pgbus_database, "--grace", str(GRACE)) as server:
+        clients = [connect(server.url, f"s:{n % 5}") for n in range(90)]
+        for client in clients:
+            client.next("pgbus:connected", timeout=20)
+        stalled = stalled_clients(server.url, pgbus_bus)
+        began = monotonic()
+        server.signal(number)
+
+        assert server.wait(GRACE + SLACK) == 0
+        took = monotonic() - began
+        for client in clients:
+            client.wait_closed()
+        told = [farewell(client) for client in clients]
+        assert {reason for reason, _ in told} == {"restart"}
+        assert all(1000 <= retry <= 5000 for _, retry in told)
+        assert len({retry for _, retry in told}) > 45, "they come back at different times"
+        assert took < GRACE + SLACK
+        for sock in stalled:
+            sock.close()
+
+
+def test_without_anybody_who_does_not_read_it_ends_at_once(pgbus_database: str) -> None:
+    with serve_process(pgbus_database, "--grace", "30") as server:
+        clients = [connect(server.url, "orders") for _ in range(10)]
+        for client in clients:
+            client.next("pgbus:connected", timeout=20)
+        server.signal()
+        assert server.wait(10) == 0
+        for client in clients:
+            client.wait_closed()
+            assert farewell(client)[0] == "restart"
+
+
+def test_a_second_signal_ends_it_at_once(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with serve_process(pgbus_database, "--grace", "30") as server:
+        reading = connect(server.url, "orders")
+        reading.next("pgbus:connected", timeout=20)
+        stalled = stalled_clients(server.url, pgbus_bus)
+        server.signal()
+        reading.wait_closed()
+        assert farewell(reading)[0] == "restart"
+        assert server.process.poll() is None, "it waits for those that do not read"
+        began = monotonic()
+        server.signal()
+        assert server.wait(5) == 128 + signal.SIGTERM
+        assert monotonic() - began < 2.0
+        for sock in stalled:
+            sock.close()
+
+
+def test_neither_idle_nor_half_sent_requests_keep_it_from_ending(pgbus_database: str) -> None:
+    with serve_process(pgbus_database, "--grace", str(GRACE)) as server:
+        host, port = urlsplit(server.url).hostname or "", urlsplit(server.url).port or 0
+        socks = [socket.create_connection((host, port)) for _ in range(4)]
+        socks[1].sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: te")
+        socks[2].sendall(b"POST /pgbus/streams/orders HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nhalf")
+        socks[3].sendall(b"GET /pgbus/healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert socks[3].recv(1000).startswith(b"HTTP/1.1 200")
+        server.signal()
+        assert server.wait(GRACE + SLACK) == 0
+        for sock in socks:
+            sock.close()
+
+
+def test_a_request_that_was_on_its_way_is_refused_as_the_server_drains(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with serve_process(pgbus_database, "--grace", "5") as server:
+        stalled = stalled_clients(server.url, pgbus_bus, 2)
+        witness = connect(server.url, "orders")
+        witness.next("pgbus:connected", timeout=20)
+        address = urlsplit(server.url).hostname, urlsplit(server.url).port
+        browser, probe = (socket.create_connection(address, timeout=10) for _ in range(2))
+        browser.sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nAccept: text/event-stream\r\n")
+        probe.sendall(b"GET /pgbus/readyz HTTP/1.1\r\n")
+        assert get(server.url, "/pgbus/readyz").status == 200, "so the two were accepted before"
+        server.signal()
+        witness.wait_closed()
+
+        browser.sendall(b"Host: test\r\n\r\n")
+        answer = to_end(browser)
+        found = REFUSED.search(answer)
+        assert answer.startswith(b"HTTP/1.1 200") and found is not None
+        assert found[2] == b"restart" and 5000 <= int(found[1]) <= 15000
+        probe.sendall(b"Host: test\r\n\r\n")
+        answer = to_end(probe)
+        assert answer.startswith(b"HTTP/1.1 503") and b'"reason": "restart"' in answer
+        with pytest.raises(ConnectionError):
+            get(server.url, "/pgbus/healthz")
+        for sock in (*stalled, browser, probe):
+            sock.close()
+        assert server.wait(5 + SLACK) == 0
+
+
+def to_end(sock: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    while data := sock.recv(65536):
+        found += data
+    return found
+
+
+# in this process
+
+
+def draining(server: Serving, bus: Bus) -> tuple[Any, list[socket.socket]]:
+    """Make the Instance drain, and not come to an end before its clients, who do not read, are closed."""
+    stalled = stalled_clients(server.url, bus, 2)
+    until(lambda: any(client.blocked_since is not None for client in server.instance.registry.clients()), "they stall")
+    running = gevent.spawn(server.instance.shutdown, 10.0)
+    until(lambda: server.instance.draining and not server.instance.registry.clients(), "it drains")
+    return running, stalled
+
+
+def test_new_clients_are_refused_while_an_instance_drains(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    with serving(pgbus_settings) as server:
+        running, stalled = draining(server, pgbus_bus)
+        answer = get(server.url, "/pgbus/streams/orders", Accept="text/html, text/event-stream;q=0.9")
+        found = REFUSED.fullmatch(answer.body)
+        assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream"
+        assert found is not None and found[2] == b"restart" and 5000 <= int(found[1]) <= 15000
+        plain = get(server.url, "/pgbus/streams/orders")
+        assert plain.status == 503 and 1 <= int(plain.headers["retry-after"]) <= 15
+        assert get(server.url, "/pgbus/readyz").status == 503
+        for sock in stalled:
+            sock.close()
+        running.get(timeout=10)
+
+
+def test_a_slow_client_that_reads_on_as_the_instance_drains_gets_what_waits_and_the_last_frame(
+    pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with serving(pgbus_settings, send_buffer=4096) as server:
+        slow = server.live("orders")
+        slow.pause()
+        sent = [pgbus_bus.stream("orders").broadcast(f"{n} " + "x" * 60_000) for n in range(20)]
+        until(lambda: server.instance.registry.clients()[0].blocked_since is not None, "it stalls")
+        running = gevent.spawn(server.instance.shutdown, 10.0)
+        until(lambda: not server.instance.registry.clients(), "it drains")
+        slow.go_on()
+        running.get(timeout=10)
+        slow.wait_closed()
+        assert farewell(slow)[0] == "restart"
+        got = [int(frame.id or 0) for frame in slow.messages]
+        assert got == sent[: len(got)]
+
+
+def test_a_shutdown_may_be_asked_for_by_many_at_once(pgbus_settings: Settings) -> None:
+    with serving(pgbus_settings) as server:
+        client = server.live("orders")
+        gevent.joinall([gevent.spawn(server.instance.shutdown) for _ in range(10)], timeout=10, raise_error=True)
+        client.wait_closed()
+        assert [frame.event for frame in client.frames if frame.dispatches][-1] == "pgbus:shutdown"
+        assert sum(frame.event == "pgbus:shutdown" for frame in client.frames) == 1
+
+
+# full
+
+
+def test_above_max_connections_a_browser_is_told_to_come_back_and_others_get_503(
+    pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with serving(pgbus_settings, max_connections=3) as server:
+        clients = [server.live(f"s:{n}") for n in range(3)]
+        for _ in range(20):
+            answer = get(server.url, "/pgbus/streams/s:0", Accept="text/event-stream")
+            found = REFUSED.fullmatch(answer.body)
+            assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream"
+            assert found is not None and found[2] == b"overloaded" and 5000 <= int(found[1]) <= 15000
+        plain = get(server.url, "/pgbus/streams/s:0")
+        assert plain.status == 503 and 1 <= int(plain.headers["retry-after"]) <= 15
+        assert get(server.url, "/pgbus/readyz").status == 200
+
+        pgbus_bus.stream("s:0").broadcast("still here")
+        assert clients[0].next().data == "still here"
+        clients[0].drop()
+        until(lambda: len(server.instance.registry) == 2, "there is room again")
+        pgbus_bus.stream("s:0").broadcast("while it was away")
+        clients[0].resume()
+        assert clients[0].next().data == "while it was away"
+
+
+def test_a_burst_of_clients_never_takes_more_than_max_connections(pgbus_settings: Settings) -> None:
+    with serving(pgbus_settings, max_connections=20) as server:
+        most = 0
+        clients = [server.client(f"s:{n}") for n in range(100)]
+        for client in clients:
+            until(lambda client=client: client.frames and client.frames[-1].dispatches, "each is answered")
+            most = max(most, len(server.instance.registry))
+        told = [client.frames[-1].event for client in clients]
+        assert told.count("pgbus:connected") == most == 20
+        assert told.count("pgbus:shutdown") == 80
