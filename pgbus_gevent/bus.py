@@ -181,9 +181,7 @@ class Stream:
         return self._bus.database.queries
 
 
-def _publication(
-    event: str | None, visible_to: str | None, exclude: str | None, key: str | None = None
-) -> Publication:
+def _publication(event: str | None, visible_to: str | None, exclude: str | None, key: str | None = None) -> Publication:
     return Publication(
         check_event(event),
         check_label(visible_to, "visible_to"),

@@ -5,6 +5,7 @@ It is a plugin too, which conftest.py names, for the fixtures at the end.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -13,8 +14,10 @@ from typing import Any
 
 import gevent
 import psycopg2
+import psycopg2.extensions as ext
 import pytest
 from gevent.greenlet import Greenlet
+from gevent.server import StreamServer
 from gevent.socket import wait_read
 
 from pgbus_gevent.testing.databases import TestDatabases
@@ -76,14 +79,19 @@ class Session:
 
     def read(self, stream: str, after: int = 0, limit: int = 100_000) -> list[tuple[int, str]]:
         """Id and data of what ``read_after`` gives."""
-        return [(row[0], row[3]) for row in self.run("select * from pgbus.read_after(%s, %s, %s)", stream, after, limit)]
+        return self.run("select msg_id, data from pgbus.read_after(%s, %s, %s)", stream, after, limit)
 
     def data(self, stream: str) -> list[str]:
         return [data for _, data in self.read(stream)]
 
     def column(self, stream: str, column: str) -> list[Any]:
         """One column of a stream's rows, in their order."""
-        return [row[0] for row in self.run(f"select {column} from pgbus.messages where stream = %s order by msg_id", stream)]
+        rows = self.run(f"select {column} from pgbus.messages where stream = %s order by msg_id", stream)
+        return [row[0] for row in rows]
+
+    def queued(self) -> int:
+        """How many messages the outbox has, of any transaction whose rows this one sees."""
+        return int(self.one("select count(*) from pgbus.outbox"))
 
     def spawn(self, statement: str, *arguments: Any) -> Greenlet[..., Any]:
         """Run a statement in a greenlet of its own; nobody else may use the session until it is through."""
@@ -154,6 +162,41 @@ class Ear:
         place = self._heard.index(mark)
         found, self._heard = self._heard[:place], self._heard[place + 1 :]
         return found
+
+
+class Proxy:
+    """A TCP port that leads to the server of a URL. Once :attr:`dead` is set, it still takes bytes, and passes none on."""
+
+    def __init__(self, url: str) -> None:
+        own = ext.parse_dsn(url)
+        self._host, self._port = own.get("host", "127.0.0.1"), int(own.get("port", 5432))
+        self.dead = False
+        self.taken = 0
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.port = int(self._server.server_port)
+        self.url = str(ext.make_dsn(url, host="127.0.0.1", port=self.port))
+
+    def _serve(self, client: Any, _: object) -> None:
+        self.taken += 1
+        if self._host.startswith("/"):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(f"{self._host}/.s.PGSQL.{self._port}")
+        else:
+            server = socket.create_connection((self._host, self._port))
+        with server:
+            back = gevent.spawn(self._pass_on, server, client)
+            self._pass_on(client, server)
+            back.kill()
+
+    def _pass_on(self, source: Any, target: Any) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self.dead:
+                    target.sendall(data)
+
+    def stop(self) -> None:
+        self._server.stop(1)
 
 
 # fixtures

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import gevent
 import psutil
 from raw_http import Answer, ask
-from support import PATIENCE, get, until
+from support import PATIENCE, until
 
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.plugin import SECRET
@@ -30,7 +29,7 @@ import os
 
 import gevent
 
-from pgbus_gevent import Settings, StreamApp
+from pgbus_gevent import PgbusError, Settings, StreamApp
 from pgbus_gevent.streamer.instance import Instance
 
 instance = Instance(Settings.load())
@@ -48,10 +47,14 @@ def app(environ, start_response):
         get_original("time", "sleep")(600)
     if path == "/fail":
         gevent.spawn_later(0.1, instance.on_failure, "reader-0")
+    try:
+        instance.start()
+    except PgbusError:
+        pass
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [f"{os.getpid()} {os.getppid()} {len(instance.registry)}".encode()]
+    return [f"{os.getpid()} {os.getppid()} {len(instance.registry)} {instance.unready}".encode()]
 """
-"""An application that tells of its process: its number, its parent's, and how many streams it has."""
+"""An application that tells of its process: its number, its parent's, how many streams it has, and why it is not ready."""
 
 
 def free_port() -> int:
@@ -62,7 +65,7 @@ def free_port() -> int:
 
 
 class Host:
-    """A running server; ``port`` in ``command`` stands for a free one. Ended by :meth:`close`, with all its children."""
+    """A running server; ``PORT`` in ``command`` stands for a free one. Ended by :meth:`close`, with all its children."""
 
     def __init__(self, folder: Path, database_url: str, command: list[str], **variables: str) -> None:
         self.port = free_port()
@@ -79,7 +82,7 @@ class Host:
         }
         with open(self.log, "w") as log:
             self.process: Any = subprocess.Popen(
-                [part.replace("port", str(self.port)) for part in command],
+                [part.replace("PORT", str(self.port)) for part in command],
                 cwd=folder,
                 env={**kept, **ours, **variables},
                 stdout=log,
@@ -89,24 +92,21 @@ class Host:
 
     def wait_until_it_serves(self, workers: int = 1) -> None:
         """Until so many processes have answered."""
-        until(lambda: len(self.serving()) >= workers, f"{workers} workers serve")
+        until(lambda: len(self.serving(workers)) >= workers, f"{workers} workers serve", pause=0.05)
 
-    def serving(self) -> set[int]:
-        """The processes that answer, as far as some requests show; each of them is ready."""
-        found = set()
-        for _ in range(6):
-            try:
-                assert self.process.poll() is None, f"it ended:\n{self.errors}"
-                answer = self.about()
-                if get(self.url, "/pgbus/readyz").status == 200:
-                    found.add(answer[0])
-            except (OSError, http.client.HTTPException, ValueError):
-                break
-        return found
+    def serving(self, workers: int = 2) -> set[int]:
+        """The processes that are ready, of ``workers``; found by connections that are open at the same time."""
+        assert self.process.poll() is None, f"it ended:\n{self.errors}"
+        connections = [http.client.HTTPConnection("127.0.0.1", self.port, timeout=5) for _ in range(4 * workers)]
+        try:
+            return {pid for pid in map(_ready, connections) if pid}
+        finally:
+            for connection in connections:
+                connection.close()
 
     def about(self) -> tuple[int, int, int]:
         """A worker's number, its parent's, how many streams it has."""
-        pid, parent, streams = ask(self.port, "/").body.split()
+        pid, parent, streams, _ = ask(self.port, "/").body.split()
         return int(pid), int(parent), int(streams)
 
     def ask(self, path: str) -> Answer:
@@ -166,10 +166,28 @@ def host(folder: Path, database_url: str, *command: str, workers: int = 1, **var
         found.close()
 
 
+def _ready(connection: http.client.HTTPConnection) -> int | None:
+    """The process that answers on it, if that is ready."""
+    try:
+        connection.request("GET", "/")
+        pid, *_, unready = connection.getresponse().read().split()
+        return int(pid) if unready == b"None" else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+
+
 def gunicorn(*flags: str, worker: str = "pgbus_gevent.gunicorn_worker.Worker") -> list[str]:
     """The command of a gunicorn."""
     return [
-        *(sys.executable, "-m", "gunicorn", "--no-control-socket", "-k", worker, "--bind", "127.0.0.1:port"),
+        # The script: with -m it could not start itself again for SIGUSR2.
+        *(
+            str(Path(sys.executable).with_name("gunicorn")),
+            "--no-control-socket",
+            "-k",
+            worker,
+            "--bind",
+            "127.0.0.1:PORT",
+        ),
         *flags,
         "app:app",
     ]
@@ -215,7 +233,6 @@ class Browser:
         if not head.startswith(b"HTTP/1.1 200 "):
             self.stopped = int(head.split()[1])
             return
-        self.connections += 1
         while True:
             *frames, rest = rest.split(b"\n\n")
             for frame in frames:
@@ -228,11 +245,13 @@ class Browser:
     def _take(self, frame: bytes) -> None:
         if frame.startswith(b"id: "):
             self.ids.append(int(frame[4 : frame.index(b"\n")]))
-        elif (found := re.search(rb"^retry: (\d+)", frame, re.MULTILINE)) is not None:
-            self._retry = int(found[1])
-            if b"pgbus:shutdown" in frame:
-                self.told.append(self._retry)
-        if b"pgbus:gap-detected" in frame:
+        elif frame.startswith(b"retry: "):
+            self._retry = int(frame[7:])
+        if b"event: pgbus:connected" in frame:
+            self.connections += 1
+        elif b"event: pgbus:shutdown" in frame:
+            self.told.append(self._retry)
+        elif b"event: pgbus:gap-detected" in frame:
             self.stopped = 0
 
     def close(self) -> None:
@@ -246,7 +265,3 @@ def shutdown_retry(client: StreamClient) -> int:
     assert 'event: pgbus:shutdown\ndata: {"reason":"restart"}' in tail, tail
     found = re.findall(r"retry: (\d+)", tail)
     return int(found[-1])
-
-
-def deadline(seconds: float) -> float:
-    return monotonic() + seconds

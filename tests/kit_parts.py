@@ -39,7 +39,9 @@ class Project:
             installed.mkdir(parents=True)
             (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: pgbus-gevent\nVersion: 0\n")
             (installed / "entry_points.txt").write_text("[pytest11]\npgbus_gevent = pgbus_gevent.testing.plugin\n")
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "PYTEST_", "COV"))}
+        self.environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "PYTEST_", "COV"))
+        }
         self.environ |= {"PYTHONPATH": f"{self._site}:{ROOT}", "PGBUS_TEST_DATABASE_URL": database_url}
 
     def write(self, **files: str) -> Project:

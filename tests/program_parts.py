@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,16 +53,16 @@ class Program:
             "PGBUS_PORT": str(self.port),
             **env,
         }
-        self._log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=cwd, env=environ, stdout=self._log, stderr=subprocess.STDOUT
-        )
+        self._log = cwd / f"log-{self.port}"
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=cwd, env=environ, stdout=log, stderr=subprocess.STDOUT
+            )
 
     @property
     def log(self) -> str:
         """What it has printed so far, to both."""
-        self._log.seek(0)
-        return self._log.read()
+        return self._log.read_text()
 
     @property
     def url(self) -> str:
@@ -110,13 +109,10 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(PATIENCE)
-        self._log.close()
 
 
 @contextmanager
-def program(
-    *arguments: str, database_url: str, cwd: Path, port: int | None = None, **env: Any
-) -> Iterator[Program]:
+def program(*arguments: str, database_url: str, cwd: Path, port: int | None = None, **env: Any) -> Iterator[Program]:
     """One that runs for this block, and listens; what it printed is shown where the block fails."""
     running = Program([*arguments], database_url, cwd, port, **env)
     try:

@@ -137,6 +137,7 @@ class Table:
         self.horizons: dict[str, int] = {}
         self.large: dict[int, tuple[str | None, str, str | None, str | None]] = {}
         self.reads: list[str] = []
+        self.questions: list[OpenQuestion] = []
         self.failures = 0
         self.on_read: Callable[[], object] = lambda: None
         self._next_id = first_id
@@ -193,6 +194,7 @@ class Table:
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         self._read("openings")
+        self.questions += questions
         return [self._opening(question, limit, size) for question in questions]
 
     def _opening(self, question: OpenQuestion, limit: int, size: int) -> Opening:
@@ -243,6 +245,8 @@ class Parts:
         )
         self.moved: list[tuple[str, int]] = []
         self.errors: list[Client] = []
+        self.broken: list[Client] = []
+        """Whose deliveries are meant to fail."""
         self.reader = Reader(
             self.table,
             serve=lambda log, history, who: self.dispatcher.serve(log, history, who),
@@ -268,6 +272,8 @@ class Parts:
 
     def __exit__(self, *exc_info: object) -> None:
         gevent.killall(self.greenlets)
+        if exc_info[0] is None:
+            assert self.errors == self.broken, "a delivery failed"
 
     def start(self) -> None:
         self.greenlets = [gevent.spawn(self.dispatcher.run)]

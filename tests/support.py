@@ -1,4 +1,4 @@
-"""What the delivery tests share: servers in this process and in processes of their own, waits with a deadline, frames judged from outside.
+"""What the delivery tests share: servers here and in processes of their own, waits with a deadline, another's decoder.
 
 Nothing here knows the inside of a server but :class:`Serving`, which says so.
 """
@@ -30,7 +30,7 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from pgbus_gevent.config import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient, stream_path
-from pgbus_gevent.testing.plugin import SECRET, RunningServer
+from pgbus_gevent.testing.servers import SECRET, RunningServer
 from pgbus_gevent.web.stream_app import StreamApp
 
 PATIENCE = 20.0
@@ -38,12 +38,17 @@ PATIENCE = 20.0
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pause: float = 0.01) -> Any:
-    """What ``condition`` returns once that is true; AssertionError, which says ``what`` did not hold, at the deadline."""
+    """What ``condition`` returns once that is true; AssertionError, which says ``what`` should hold, at the deadline."""
     deadline = monotonic() + timeout
     while not (found := condition()):
         assert monotonic() < deadline, f"not within {timeout:g} s: {what}"
         gevent.sleep(pause)
     return found
+
+
+def until_messages(client: StreamClient, count: int, timeout: float = PATIENCE) -> None:
+    """Wait until a client has so many messages."""
+    until(lambda: len(client.messages) >= count, f"{count} messages arrive", timeout)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -115,13 +120,16 @@ def connect(
 class ServeProcess:
     """``python -m pgbus_gevent.serve``, or another ``program``, on a free port. :attr:`url` is what it printed."""
 
-    def __init__(self, database_url: str, *flags: str, program: tuple[str, ...] = ("-m", "pgbus_gevent.serve"), **env: str):
+    def __init__(
+        self, database_url: str, *flags: str, program: tuple[str, ...] = ("-m", "pgbus_gevent.serve"), **env: str
+    ):
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "DATABASE_"))}
         environ |= {"PGBUS_DATABASE_URL": database_url, "PGBUS_SECRET": SECRET, "PGBUS_PUBLIC": "*", **env}
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by serve_process, when it has been shown
         # With an application of one's own there is no demo that publishes.
         arguments = [sys.executable, *program, "wsgiref.simple_server:demo_app", "--port", "0", *flags]
-        self.process: Any = subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
+        self.process: Any = subprocess.Popen(arguments, env=environ, **pipes)
         self.pid = self.process.pid
         line = ""
         with gevent.Timeout(PATIENCE, False):  # type: ignore[arg-type]  # False: end the block without an exception
@@ -243,7 +251,9 @@ def stored(connection: Any, stream: str) -> list[tuple[int, str]]:
     """What the database holds of a stream: id and data, in order."""
     return [
         (int(id), data)
-        for id, data in run(connection, "select msg_id, data from pgbus.messages where stream = %s order by msg_id", stream)
+        for id, data in run(
+            connection, "select msg_id, data from pgbus.messages where stream = %s order by msg_id", stream
+        )
     ]
 
 

@@ -151,7 +151,10 @@ def test_methods_partial_functions_and_callable_objects_get_the_bus() -> None:
     app.get("/class", callback=Shop.of_the_class)
     app.get("/static", callback=Shop.static)
     app.get("/object")(shop)
-    app.get("/partial", callback=functools.update_wrapper(functools.partial(lambda n, pgbus: f"{n} {pgbus is bus}", 1), call))
+    app.get(
+        "/partial",
+        callback=functools.update_wrapper(functools.partial(lambda n, pgbus: f"{n} {pgbus is bus}", 1), call),
+    )
     for name in ("page", "class", "static", "object"):
         assert call(app, f"/{name}") == (200, f"{name} True")
     assert call(app, "/partial") == (200, "1 True")

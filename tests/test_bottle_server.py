@@ -167,7 +167,9 @@ def test_the_settings_limits_hold_unless_options_say_otherwise(tmp_path: Path, d
 
 
 def test_a_part_that_fails_for_good_ends_the_program_with_status_1(tmp_path: Path, database: str) -> None:
-    fail = "\n\n@app.get('/fail')\ndef fail(pgbus):\n    app.plugins[-1].instance.on_failure('listener')\n\n\nbottle.run("
+    fail = (
+        "\n\n@app.get('/fail')\ndef fail(pgbus):\n    app.plugins[-1].instance.on_failure('listener')\n\n\nbottle.run("
+    )
     path = tmp_path / "app.py"
     path.write_text(APP.replace("OPTIONS", "server=Server").replace("\n\nbottle.run(", fail))
     with program(str(path), database_url=database, cwd=tmp_path) as app:

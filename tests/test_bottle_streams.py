@@ -23,7 +23,7 @@ from pgbus_gevent.config import Settings
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.testing.client import StreamClient
 
-EVIL = 'orders "<&>\' é/7?x=1'
+EVIL = "orders \"<&>' é/7?x=1"
 
 
 class Site:
@@ -101,7 +101,9 @@ def test_a_tag_in_an_inline_template(site: Site) -> None:
 
 
 def test_a_tag_in_a_template_file(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "orders.tpl").write_text("<ul>\n% for n in range(2):\n<li>{{n}}\n% end\n</ul>{{!pgbus.stream_tag('orders')}}")
+    (tmp_path / "orders.tpl").write_text(
+        "<ul>\n% for n in range(2):\n<li>{{n}}\n% end\n</ul>{{!pgbus.stream_tag('orders')}}"
+    )
     site.install()
 
     @site.app.get("/")

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import psycopg2
 import pytest
-from database_parts import Ear, Session, Sessions, opened_sessions, raises, together
+from database_parts import Ear, Session, Sessions, opened_sessions, raises, together, until
 
 from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
@@ -165,11 +165,11 @@ def test_bad_data_is_refused(data: Any, bus: Bus, stream: str) -> None:
     assert bus.stream(stream).last_id() == 0
 
 
-@pytest.mark.parametrize("label", [7, b"x", "a\0b", "\ud800"])
 @pytest.mark.parametrize("field", ["visible_to", "exclude", "key"])
-def test_a_bad_label_is_refused(field: str, label: Any, bus: Bus, stream: str) -> None:
-    with pytest.raises(InvalidArgument, match=field):
-        bus.stream(stream).broadcast("x", **{field: label})
+def test_a_bad_label_is_refused(field: str, bus: Bus, stream: str) -> None:
+    for label in (7, b"x", "a\0b", "\ud800"):
+        with pytest.raises(InvalidArgument, match=field):
+            bus.stream(stream).broadcast("x", **{field: label})
 
 
 def test_other_things_that_make_no_sense_are_refused(bus: Bus, stream: str) -> None:
@@ -228,7 +228,9 @@ def test_a_closed_bus_opens_again_at_the_next_use(bus: Bus, stream: str) -> None
 
 def test_a_bus_goes_on_after_its_sessions_were_ended(bus: Bus, sql: Session, stream: str) -> None:
     together(*[lambda: bus.stream(stream).broadcast("x")] * 4)
-    sql.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgbus-pool'")
+    pooled = "pg_stat_activity where application_name = 'pgbus-pool' and datname = current_database()"
+    sql.run(f"select pg_terminate_backend(pid) from {pooled}")
+    until(lambda: not sql.one(f"select count(*) from {pooled}"), "they are gone")
     together(*[lambda: bus.stream(stream).broadcast("x")] * 4)
     assert len(list(bus.stream(stream))) == 8
 

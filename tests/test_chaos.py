@@ -1,4 +1,4 @@
-"""Exactly once and in order, whatever publishers and clients do at the same time: many of them, on two servers, at random but seeded."""
+"""Exactly once and in order, whatever many publishers and clients do at the same time, on two servers; seeded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import gevent
 import psycopg2
@@ -17,6 +18,8 @@ from pgbus_gevent.testing.client import StreamClient
 
 STREAMS = [f"chaos:{n}" for n in range(6)]
 PUBLISHERS, MESSAGES, CLIENTS = 50, 100, 10
+BOUND = 9.0
+"""Seconds after which no other seed is begun."""
 
 
 @pytest.fixture
@@ -80,23 +83,58 @@ def drop_and_resume(client: StreamClient, servers: list[ServeProcess], seed: int
         client.resume()
 
 
-@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def end_sessions(url: str, seed: int) -> None:
+    """For ever: end a session of the servers now and then, be it the one that listens."""
+    choose = random.Random(seed)
+    with session(url) as connection:
+        while True:
+            gevent.sleep(choose.random() * 0.6)
+            run(
+                connection,
+                "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where"
+                " datname = current_database() and application_name like 'pgbus-%%' order by random() limit 1) one",
+            )
+
+
+def until_it_has(client: StreamClient, want: list[tuple[int, str]]) -> None:
+    """Wait for the last message; a client that is sent away for a passing reason comes back, as a browser would."""
+
+    def has_it() -> bool:
+        if client.closed:
+            client.resume()
+        return client.last_id == str(want[-1][0])
+
+    until(has_it, "it has the last message", pause=0.05)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "trouble"), [("read committed", False), ("repeatable read", False), ("read committed", True)]
+)
 def test_every_client_gets_every_committed_message_once_and_in_order_whatever_happens(
-    isolation: str, servers: list[ServeProcess], pgbus_database: str, capsys: pytest.CaptureFixture[str]
+    isolation: str,
+    trouble: bool,
+    servers: list[ServeProcess],
+    pgbus_database: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for seed in (1, 2, 3):
+    ending = monotonic() + BOUND
+    for seed in (1,) if trouble else (1, 2, 3):
+        if monotonic() > ending:
+            break  # the machine is slow today
         began = monotonic()
         with session(pgbus_database) as connection:
             starts = {stream: run(connection, "select pgbus.last_id(%s)", stream)[0][0] for stream in STREAMS}
-        clients = [
-            connect(servers[n % 2].url, STREAMS[n % len(STREAMS)], since=starts[STREAMS[n % len(STREAMS)]])
-            for n in range(CLIENTS)
+        watched = [STREAMS[n % len(STREAMS)] for n in range(CLIENTS)]
+        clients = [connect(servers[n % 2].url, stream, since=starts[stream]) for n, stream in enumerate(watched)]
+        restless: list[Any] = [
+            gevent.spawn(drop_and_resume, client, servers, seed * 100 + n) for n, client in enumerate(clients)
         ]
-        droppers = [gevent.spawn(drop_and_resume, client, servers, seed * 100 + n) for n, client in enumerate(clients)]
+        if trouble:
+            restless.append(gevent.spawn(end_sessions, pgbus_database, seed))
         publishers = [Publisher(pgbus_database, isolation, n, seed) for n in range(PUBLISHERS)]
-        gevent.joinall([gevent.spawn(publisher.run) for publisher in publishers], timeout=60, raise_error=True)
+        gevent.joinall([gevent.spawn(publisher.run) for publisher in publishers], timeout=40, raise_error=True)
         took = monotonic() - began
-        gevent.killall(droppers)
+        gevent.killall(restless)
 
         with session(pgbus_database) as connection:
             expected = {
@@ -106,11 +144,9 @@ def test_every_client_gets_every_committed_message_once_and_in_order_whatever_ha
         for stream in STREAMS:
             published = sorted(data for publisher in publishers for data in publisher.committed[stream])
             assert sorted(data for _, data in expected[stream]) == published
-        for n, client in enumerate(clients):
-            if client.closed:
-                client.resume()
-            want = expected[STREAMS[n % len(STREAMS)]]
-            until(lambda client=client, want=want: client.last_id == str(want[-1][0]), f"client {n} has the last one")
+        for n, (client, stream) in enumerate(zip(clients, watched, strict=True)):
+            want = expected[stream]
+            until_it_has(client, want)
             got = received(client)
             assert got == want, f"seed {seed}, client {n}: {len(got)} messages, and not these {len(want)}"
             assert [frame.event for frame in client.frames if frame.event == "pgbus:gap-detected"] == []

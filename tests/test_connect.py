@@ -16,12 +16,10 @@ import gevent
 import psycopg2
 import psycopg2.extensions as ext
 import pytest
-from database_parts import opened_sessions, until
-from gevent.server import StreamServer
+from database_parts import Proxy, opened_sessions
 
 from pgbus_gevent.database import green
 from pgbus_gevent.database.connect import connect, translate
-from pgbus_gevent.database.notifications import ListenSession
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 
 ROOT = Path(green.__file__).parents[2]
@@ -31,7 +29,11 @@ def opened(url: str, connect_timeout: float = 5.0, statement_timeout: float = 20
     """A context manager of a connection."""
     return closing(
         connect(
-            url, application_name="pgbus-test", connect_timeout=connect_timeout, statement_timeout=statement_timeout, **more
+            url,
+            application_name="pgbus-test",
+            connect_timeout=connect_timeout,
+            statement_timeout=statement_timeout,
+            **more,
         )
     )
 
@@ -66,41 +68,6 @@ def with_hosts(url: str, *before: tuple[str, int]) -> str:
     own = ext.parse_dsn(url)
     hosts = [*before, (own.get("host", ""), own.get("port", "5432"))]
     return str(ext.make_dsn(url, host=",".join(h for h, _ in hosts), port=",".join(str(p) for _, p in hosts)))
-
-
-class Proxy:
-    """A TCP port that leads to the server of a URL. Once :attr:`dead` is set, it goes on taking bytes, and passes none on."""
-
-    def __init__(self, url: str) -> None:
-        own = ext.parse_dsn(url)
-        self._host, self._port = own.get("host", "127.0.0.1"), int(own.get("port", 5432))
-        self.dead = False
-        self.taken = 0
-        self._server = StreamServer(("127.0.0.1", 0), self._serve)
-        self._server.start()
-        self.port = int(self._server.server_port)
-        self.url = str(ext.make_dsn(url, host="127.0.0.1", port=self.port))
-
-    def _serve(self, client: Any, _: object) -> None:
-        self.taken += 1
-        if self._host.startswith("/"):
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(f"{self._host}/.s.PGSQL.{self._port}")
-        else:
-            server = socket.create_connection((self._host, self._port))
-        with server:
-            back = gevent.spawn(self._pass_on, server, client)
-            self._pass_on(client, server)
-            back.kill()
-
-    def _pass_on(self, source: Any, target: Any) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if not self.dead:
-                    target.sendall(data)
-
-    def stop(self) -> None:
-        self._server.stop(1)
 
 
 @pytest.fixture
@@ -210,7 +177,9 @@ def test_a_database_that_is_not_there_is_unavailable(database: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:s3cret@h:x:y/d?nonsense=1", "postgres//u:s3cret@host", "s3cret", "a='s3cret"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:s3cret@h:x:y/d?nonsense=1", "postgres//u:s3cret@host", "s3cret", "a='s3cret"]
+)
 def test_a_url_that_cannot_be_parsed_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot be parsed") as refused, opened(url):
         pass
@@ -367,71 +336,3 @@ def test_errors_become_the_packages_own(
     assert type(found) is kind
     assert getattr(found, "sqlstate", None) == sqlstate
     assert "\n" not in str(found)
-
-
-# the LISTEN session
-
-
-def listening(url: str) -> ListenSession:
-    return ListenSession(url, connect_timeout=5.0, statement_timeout=10.0)
-
-
-def test_a_listen_session_hears_what_is_rung_in_order(database: str) -> None:
-    with closing(listening(database)) as session, opened_sessions(database) as opener:
-        assert session.hears(5.0)
-        sql = opener()
-        for n in range(3):
-            sql.run("select pg_notify('pgbus', %s)", str(n))
-        sql.run("select pg_notify('other', 'x')")
-        found: list[str] = []
-        until(lambda: found.extend(session.receive(0.1)[0]) or len(found) >= 3, "three notifications come")
-        assert found == ["0", "1", "2"]
-
-
-def test_what_comes_with_the_answer_to_a_ping_is_not_lost(database: str) -> None:
-    with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run("select pg_notify('pgbus', 'x')")
-        session.ping()
-        assert session.receive(1.0) == (["x"], False)
-
-
-def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
-    with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run("select pg_terminate_backend(%s)", session.backend_pid)
-
-        def receive() -> bool:
-            try:
-                session.receive(0.1)
-            except DatabaseUnavailable:
-                return True
-            return False
-
-        until(receive, "the loss is noticed")
-        with pytest.raises(DatabaseUnavailable):
-            session.ping()
-
-
-def test_more_notifications_than_there_is_room_for_are_told_of(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
-    with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run("select count(pg_notify('pgbus', n::text)) from generate_series(1, 50) n")
-        session.ping()
-        payloads, lost = session.receive(1.0)
-        assert lost and payloads == [str(n) for n in range(41, 51)]
-
-
-def test_a_listen_session_that_cannot_listen_leaves_no_connection(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgbus_gevent.database.notifications.CHANNEL", "no channel")
-    with opened_sessions(database) as opener:
-        with pytest.raises(DatabaseError) as failed:
-            listening(database)
-        assert failed.value.sqlstate == "42601"
-        sql = opener()
-        until(
-            lambda: sql.one("select count(*) from pg_stat_activity where application_name = 'pgbus-listen'") == 0,
-            "the session is gone",
-        )

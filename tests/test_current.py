@@ -16,7 +16,8 @@ from pgbus_gevent.streamer.instance import Instance
 
 
 @pytest.fixture(autouse=True)
-def no_instance() -> Iterator[None]:
+def no_instance(pgbus_database: str) -> Iterator[None]:
+    """There is none before, and none after that would still be connected to the test's database."""
     streamer.reset()
     yield
     streamer.reset()

@@ -268,7 +268,11 @@ def test_what_was_sent() -> None:
         s.broadcast("hint", event="e", ephemeral=True, using=cursor)
         s.broadcast("at once")
         assert [message.data for message in bus.sent] == ["at once"]
-    assert [(message.data, message.id is None) for message in bus.sent] == [("at once", False), ("queued", False), ("hint", True)]
+    assert [(message.data, message.id is None) for message in bus.sent] == [
+        ("at once", False),
+        ("queued", False),
+        ("hint", True),
+    ]
     bus.sent.clear()  # a copy
     assert len(bus.sent) == 3
 

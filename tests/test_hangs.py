@@ -1,4 +1,4 @@
-"""A database that does not answer, a path to it that was cut or swallows all, a server that was stopped: late is allowed, lost is not."""
+"""A database that hangs, a path to it that is cut or swallows all, a server that was stopped: nothing is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import gevent.socket
 import psycopg2.extensions as ext
 import pytest
 from gevent.server import StreamServer
-from support import connect, received, run, serve_process, serving, session, stored, until
+from support import connect, received, run, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -80,7 +80,7 @@ def test_a_database_that_hangs_for_a_while_loses_nothing_and_drops_nobody(
                 assert not any(client.closed for client in clients)
             expected = stored(connection, "orders")
         for client in (*clients, late):
-            until(lambda client=client: len(client.messages) >= 51, "all arrive")
+            until_messages(client, 51)
             assert received(client) == expected
 
 
@@ -111,9 +111,30 @@ def test_a_server_that_was_stopped_for_a_while_delivers_what_came_meanwhile(
         for n in range(200):
             pgbus_bus.stream("orders").broadcast(str(n))
         server.signal(signal.SIGCONT)
-        until(lambda: len(client.messages) >= 3200, "all arrive")
+        until_messages(client, 3200)
         assert received(client) == stored(connection, "orders")
         client.close()
+
+
+def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
+    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    # Without LISTEN a tenth of the interval passes between two.
+    with serving(pgbus_settings, listen=False, catch_up_interval=3.0) as server, session(pgbus_database) as connection:
+        client = server.live("orders")
+        connection.autocommit = False
+        run(connection, "lock table pgbus.messages in access exclusive mode")
+        waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        until(lambda: run(connection, waiting), "it hangs")
+        gevent.sleep(1.5)
+        run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
+        connection.commit()
+        assert client.next().data == "meanwhile"
+
+        began = monotonic()
+        pgbus_bus.stream("orders").broadcast("behind it")
+        assert client.next(timeout=20).data == "behind it"
+        assert monotonic() - began < 2.5
 
 
 # the path
@@ -196,7 +217,7 @@ def test_a_path_that_is_cut_again_and_again_loses_nothing_and_drops_nobody(
         with session(pgbus_database) as connection:
             expected = stored(connection, "orders")
         for client in clients:
-            until(lambda client=client: len(client.messages) >= 200, "all arrive")
+            until_messages(client, 200)
             assert received(client) == expected and not client.closed
 
 
@@ -215,7 +236,7 @@ def test_a_path_that_swallows_everything_is_given_up_at_the_deadline(
         with session(pgbus_database) as connection:
             expected = stored(connection, "orders")
         for client in clients:
-            until(lambda client=client: len(client.messages) >= 2, "it arrives by new connections")
+            until_messages(client, 2)
             assert received(client) == expected and not client.closed
         until(lambda: server.instance.unready is None, "it listens by a new session")
         pgbus_bus.stream("orders").broadcast("live")

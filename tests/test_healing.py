@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
-from support import Serving, get, greenlets, received, serve_process, serving, session, stored, until
+from support import Serving, get, greenlets, received, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -20,8 +20,8 @@ PARTS = ["dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "catch
 
 
 def kill(name: str, error: type[BaseException] = gevent.GreenletExit) -> None:
-    """Kill the greenlet of a part, wherever it is."""
-    found = greenlets(f"pgbus-{name}")
+    """Kill the greenlet of a part, wherever it is; it may be on its way back from the last time."""
+    found = until(lambda: greenlets(f"pgbus-{name}"), f"{name} runs")
     assert len(found) == 1, found
     gevent.kill(found[0], error)
 
@@ -41,7 +41,7 @@ def check_that_all_goes_on(server: Serving, bus: Bus, url: str) -> None:
     with session(url) as connection:
         expected = stored(connection, "orders")
     replayed = server.client("orders", since=0)
-    until(lambda: len(replayed.messages) >= len(expected), "all is replayed")
+    until_messages(replayed, len(expected))
     assert received(replayed) == expected
     until(lambda: any((frame.comment or "").startswith("heartbeat") for frame in live.frames), "a heartbeat comes")
     until(lambda: all(task.running for task in instance.tasks), "every part runs")
@@ -53,7 +53,7 @@ def check_that_all_goes_on(server: Serving, bus: Bus, url: str) -> None:
 def test_a_part_that_dies_is_started_again_and_delivery_goes_on(
     name: str, error: type[BaseException], pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
-    small = {"ring_messages": 4, "page_size": 7, "readers": 2}
+    small: dict[str, Any] = {"ring_messages": 4, "page_size": 7, "readers": 2}
     with serving(pgbus_settings, heartbeat=0.2, catch_up_interval=1.0, **small) as server:
         witness = server.live("orders")
         kill(name, error)
@@ -79,7 +79,7 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
             pgbus_bus.stream(stream).broadcast_many([f"{n}.{i}" for i in range(choose.randint(1, 30))])
             gevent.sleep(choose.random() * 0.03)
 
-    small = {"ring_messages": 10, "page_size": 5, "readers": 2}
+    small: dict[str, Any] = {"ring_messages": 10, "page_size": 5, "readers": 2}
     with serving(pgbus_settings, catch_up_interval=0.5, **small) as server:
         live = [(stream, server.live(stream)) for stream in streams for _ in range(3)]
         publishers = [gevent.spawn(publish, stream) for stream in streams]
@@ -90,8 +90,6 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
             gevent.sleep(choose.random() * 0.05)
             stream = choose.choice(streams)
             late.append((stream, server.client(stream, since=0)))
-            # It may be on its way back from the last time.
-            until(lambda name=name: greenlets(f"pgbus-{name}"), f"{name} runs")
             kill(name, choose.choice([gevent.GreenletExit, RuntimeError]))
         gevent.joinall(publishers, timeout=60, raise_error=True)
         with session(pgbus_database) as connection:
@@ -101,7 +99,7 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
         assert len(admitted) >= 3
         for stream, client in (*live, *admitted):
             want = expected[stream]
-            until(lambda client=client, want=want: len(client.messages) >= len(want), "all arrive")
+            until_messages(client, len(want))
             assert received(client) == want
         assert server.instance.alive
 
@@ -161,14 +159,12 @@ PROGRAM = """
 from gevent import monkey
 monkey.patch_all()
 import sys
-from functools import partial
-import pgbus_gevent.serve as serve
+from pgbus_gevent.serve import main
 from pgbus_gevent.streamer.reader import Reader
-class BrokenReader(Reader):
-    def run(self):
-        raise RuntimeError("a reader that does not work")
-serve.Instance = partial(serve.Instance, reader=BrokenReader)
-sys.exit(serve.main())
+def run(self):
+    raise RuntimeError("a reader that does not work")
+Reader.run = run
+sys.exit(main())
 """
 
 

@@ -32,7 +32,9 @@ def sizes(thing: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]
         for key, value in inside:
             yield from sizes(value, f"{path}[{key!r}]", seen)
     elif type(thing).__module__.startswith("pgbus_gevent") and not isinstance(thing, type):
-        slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"]
+        slots = [
+            name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"
+        ]
         for name in (*slots, *getattr(thing, "__dict__", ())):
             yield from sizes(getattr(thing, name, None), f"{path}.{name}", seen)
 
@@ -81,6 +83,8 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
         run(connection, publish, STREAMS)
     with serving(pgbus_settings, max_connections=20_000) as server:
         instance = server.instance
+        # All that the pool may open, so that it cannot grow later.
+        gevent.joinall([gevent.spawn(instance.database.queries.ping) for _ in range(20)], raise_error=True)
         pool = Pool(50)
         pool.map(lambda number: come_and_go(server, number), range(1, 200))
         until(lambda: len(instance.registry) == 0, "the first ones are gone")
@@ -91,7 +95,11 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
             for _ in pool.imap_unordered(lambda number: come_and_go(server, number), range(first + 1, last + 1)):
                 pass
             until(lambda: len(instance.registry) == 0 and instance.reader.idle, "all are gone")
-            until(lambda: not State(instance).grown(states[0]), f"{State(instance).grown(states[0])} shrink again", pause=0.2)
+            until(
+                lambda: not State(instance).grown(states[0]),
+                f"{State(instance).grown(states[0])} shrink again",
+                pause=0.2,
+            )
             states.append(State(instance))
         assert instance.counter.total.total_connections == STREAMS + 199
         assert instance.counter.total.active_connections == 0

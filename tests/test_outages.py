@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 import gevent
 import psycopg2
@@ -14,8 +16,10 @@ from support import connect, get, received, run, serve_process, serving, session
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
+from pgbus_gevent.database import Database
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.errors import DatabaseError
+from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 
 CATCH_UP = 1.0
@@ -25,7 +29,7 @@ KILL_LISTENERS = (
 )
 
 
-def until_all(client: Any, expected: list[tuple[int, str]], timeout: float) -> None:
+def until_all(client: StreamClient, expected: list[tuple[int, str]], timeout: float) -> None:
     try:
         until(lambda: len(client.messages) >= len(expected), f"all {len(expected)} messages arrive", timeout)
     finally:
@@ -69,7 +73,10 @@ def test_messages_whose_notification_never_comes_arrive_within_the_catch_up_inte
         assert monotonic() - began < CATCH_UP + 1.5
 
 
-@pytest.mark.parametrize("damage", ["not json", "", '["message"]', '["moved","orders"]', '["message","orders",1,0,0,null,"old",null,null]'])
+OLD = '["message","orders",1,0,0,null,"old",null,null]'
+
+
+@pytest.mark.parametrize("damage", ["not json", "", '["message"]', '["moved","orders"]', OLD])
 def test_a_notification_that_is_false_or_broken_costs_nothing(
     damage: str, pgbus_settings: Settings, pgbus_database: str, pgbus_bus: Bus
 ) -> None:
@@ -93,6 +100,11 @@ def test_without_listen_messages_arrive_by_polling(pgbus_settings: Settings, pgb
 
 
 # load
+
+
+def until_id(client: StreamClient, id: int) -> None:
+    until(lambda: client.last_id == str(id), f"message {id} arrives", pause=0.001)
+
 
 FULL_SPEED = """
 do $$
@@ -125,7 +137,7 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
         stopped = max(publisher.value or 0.0 for publisher in publishers)
         heads = {stream: run(connection, "select pgbus.last_id(%s)", stream)[0][0] for stream in streams}
         for n, client in enumerate(clients):
-            until(lambda client=client, n=n: client.last_id == str(heads[streams[n // 2]]), "the last one arrives", pause=0.001)
+            until_id(client, heads[streams[n // 2]])
         late = [client.times[-1] - stopped for client in clients]
         expected = {stream: stored(connection, stream) for stream in streams}
         for n, client in enumerate(clients):
@@ -224,6 +236,25 @@ def test_while_the_database_is_away_readyz_says_so_and_new_clients_are_told_to_c
         with Bus(settings=settings) as bus:
             bus.stream("orders").broadcast("after the outage")
         assert client.next(timeout=10).data == "after the outage"
+
+
+def test_attempts_to_connect_that_fail_leave_no_socket_open_until_some_collection(
+    own_databases: TestDatabases, pgbus_settings: Settings
+) -> None:
+    settings = replace(pgbus_settings, database_url=own_databases.make())
+    with refusing_connections(settings.database_url or ""):
+        gc.collect()
+        gc.disable()
+        try:
+            before = len(os.listdir("/proc/self/fd"))
+            failures = []
+            for _ in range(5):
+                with pytest.raises(DatabaseError) as failure:
+                    Database(settings).queries.ping()
+                failures.append(failure.value)
+            assert len(os.listdir("/proc/self/fd")) == before
+        finally:
+            gc.enable()
 
 
 class refusing_connections:

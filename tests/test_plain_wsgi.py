@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import pywsgi
-from support import connect, get, greenlets, received, session, stored, until
+from support import connect, get, greenlets, received, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -81,7 +81,7 @@ def test_a_client_that_drops_and_resumes_misses_nothing(pgbus_settings: Settings
         known = []
         for _ in range(3):
             known += [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(3)]
-            until(lambda: client.last_id == str(known[-1]), "it has the last one")
+            until_messages(client, len(known))
             client.drop()
             known += [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(3)]
             client.resume()
@@ -125,7 +125,7 @@ def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
             gevent.sleep(HEARTBEAT)
             assert len(server.instance.registry) == 2
             stalled.go_on()
-        until(lambda: len(stalled.messages) >= 200, "it gets the rest")
+        until_messages(stalled, 200)
         assert received(stalled) == received(reading) == stored(connection, "orders")
 
 

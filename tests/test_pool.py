@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -21,7 +18,6 @@ from pgbus_gevent.database.connect import connect
 from pgbus_gevent.database.pool import Pool
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, PoolTimeout
 
-ROOT = Path(pool_module.__file__).parents[2]
 NAME = "pgbus-test-pool"
 MakePool = Callable[..., Pool]
 
@@ -59,7 +55,9 @@ def running(sql: Session) -> int:
     """How many connections of a pool are in a statement that sleeps."""
     return int(
         sql.one(
-            "select count(*) from pg_stat_activity where application_name = %s and state = 'active' and query ~ 'sleep'", NAME
+            "select count(*) from pg_stat_activity"
+            " where application_name = %s and state = 'active' and query ~ 'sleep'",
+            NAME,
         )
     )
 
@@ -321,96 +319,3 @@ def test_under_stress_no_connection_is_ever_with_two(make_pool: MakePool, sql: S
     assert most == 4
     assert served > 100
     assert is_whole(pool)
-
-
-# other processes
-
-PRELUDE = """
-import os, sys, threading
-from functools import partial
-from pgbus_gevent.database import green
-from pgbus_gevent.database.connect import connect
-from pgbus_gevent.database.pool import Pool
-if sys.argv[2] == "patched":
-    green.install()
-def run(pool, statement="select pg_backend_pid()"):
-    with pool.connection() as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchone()[0]
-def make(size):
-    opener = partial(connect, sys.argv[1], application_name="x", connect_timeout=5, statement_timeout=10)
-    return Pool(opener, size=size, timeout=10)
-"""
-
-FORK = """
-pool = make(2)
-idle = run(pool)
-with pool.connection() as used:
-    child = os.fork()
-    if child == 0:
-        other = run(pool)
-        pool.close()
-        os._exit(0 if other not in (idle, used.info.backend_pid) else 1)
-    assert os.waitpid(child, 0)[1] == 0, "the child got its parent's connection"
-    with used.cursor() as cursor:
-        cursor.execute("select 1")
-assert run(pool) == idle, "the child ended its parent's session"
-child = os.fork()
-if child == 0:
-    with pool.connection():
-        pass
-    sys.exit(0)  # and collects what it inherited
-assert os.waitpid(child, 0)[1] == 0
-assert run(pool) == idle
-print("ok")
-"""
-
-FORK_IN_USE = """
-pool = make(1)
-with pool.connection() as used:
-    pid = used.info.backend_pid
-    child = os.fork()
-if child == 0:
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert run(pool) == pid, "the child ended its parent's session"
-print("ok")
-"""
-
-THREADS = """
-pool = make(3)
-used, pids, lock, errors = set(), set(), threading.Lock(), []
-def work():
-    try:
-        for _ in range(50):
-            with pool.connection() as connection:
-                with lock:
-                    assert id(connection) not in used
-                    used.add(id(connection))
-                with connection.cursor() as cursor:
-                    cursor.execute("select pg_backend_pid()")
-                    pids.add(cursor.fetchone()[0])
-                with lock:
-                    used.discard(id(connection))
-    except BaseException as error:
-        errors.append(error)
-threads = [threading.Thread(target=work) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert not errors, errors
-assert len(pids) <= 3, pids
-print("ok")
-"""
-
-
-@pytest.mark.parametrize("patched", ["patched", "not patched"])
-@pytest.mark.parametrize("code", [FORK, FORK_IN_USE, THREADS], ids=["fork", "fork in use", "threads"])
-def test_forks_and_threads_work(code: str, patched: str, database: str) -> None:
-    patch = "import gevent.monkey; gevent.monkey.patch_all()\n" if patched == "patched" else ""
-    done = subprocess.run(
-        [sys.executable, "-c", patch + PRELUDE + code, database, patched],
-        cwd=ROOT, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert (done.stdout.strip(), done.returncode) == ("ok", 0), done.stderr

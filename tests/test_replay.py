@@ -1,4 +1,4 @@
-"""Coming back: where a client starts, what it is told when messages are gone, and that one far behind gets all of them."""
+"""Coming back: where a client starts, what it is told of messages that are gone, and that one far behind gets all."""
 
 from __future__ import annotations
 
@@ -246,7 +246,9 @@ def test_one_far_behind_gets_all_without_another_publish_while_one_at_the_head_g
 
         began = monotonic()
         late = [connect(server.url, "orders", since=0), connect(server.url, "orders", since=expected[count // 3][0])]
-        until(lambda: len(late[0].messages) >= count and len(late[1].messages) >= count - count // 3 - 1, "all replayed")
+        until(
+            lambda: len(late[0].messages) >= count and len(late[1].messages) >= count - count // 3 - 1, "all replayed"
+        )
         took = monotonic() - began
         assert received(late[0]) == expected
         assert received(late[1]) == expected[count // 3 + 1 :]
@@ -273,6 +275,39 @@ def test_one_far_behind_gets_all_without_another_publish_while_one_at_the_head_g
             f" p50 {percentile(lags, 0.5) * 1000:.1f} ms, p99 {percentile(lags, 0.99) * 1000:.1f} ms"
         )
     assert max(lags) < 1.0
+
+
+BUSY = """
+do $$
+declare ending timestamptz := clock_timestamp() + interval '4 s';
+begin
+  while clock_timestamp() < ending loop
+    perform pgbus.broadcast('busy:' || (random() * 299)::int, clock_timestamp()::text);
+    commit;
+  end loop;
+end $$
+"""
+
+
+def test_one_far_behind_comes_nearer_while_hundreds_of_streams_move_without_pause(
+    pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    def publish() -> None:
+        with session(pgbus_database) as connection:
+            run(connection, BUSY)
+
+    pgbus_bus.stream("busy:0").broadcast_many([str(n) for n in range(20_000)])
+    with serve_process(pgbus_database) as server:
+        live = [connect(server.url, f"busy:{n}") for n in range(300)]
+        for client in live:
+            client.next("pgbus:connected", timeout=20)
+        publishers = [gevent.spawn(publish) for _ in range(16)]
+        until(lambda: sum(len(client.messages) for client in live) > 300, "they move")
+        behind = connect(server.url, "busy:0", since=0)
+        gevent.joinall(publishers, timeout=30, raise_error=True)
+        assert len(behind.messages) >= 500
+        for client in (*live, behind):
+            client.close()
 
 
 def test_many_that_come_back_at_once_from_different_cursors_all_get_the_rest(

@@ -67,9 +67,8 @@ def test_migrating_again_does_nothing(empty: str, sql: Session) -> None:
 
 def test_migrating_leaves_no_session(empty: str, sql: Session) -> None:
     migrate(empty)
-    until(
-        lambda: not sql.one("select count(*) from pg_stat_activity where application_name = 'pgbus-migrate'"), "it is gone"
-    )
+    theirs = "select count(*) from pg_stat_activity where application_name = 'pgbus-migrate'"
+    until(lambda: sql.one(theirs) == 0, "it is gone")
 
 
 def test_a_schema_that_is_there_already_is_used(empty: str, sql: Session) -> None:
@@ -95,9 +94,8 @@ def test_of_eight_at_once_one_migrates(isolation: str, empty: str, sql: Session)
 
 def test_of_several_processes_one_migrates(empty: str) -> None:
     code = "import sys; from pgbus_gevent.database.schema import migrate; print(len(migrate(sys.argv[1])))"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, empty], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    command = [sys.executable, "-c", code, empty]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     printed = [int(process.communicate(timeout=30)[0]) for process in processes]
     assert sorted(printed) == [0, 0, 0, len(KNOWN)]
 
@@ -175,7 +173,9 @@ def test_a_database_in_another_encoding_is_refused(pgbus_databases: TestDatabase
             sql.run(f"drop database {name} with (force)")
 
 
-@pytest.mark.parametrize("setting", ["standard_conforming_strings = off", "search_path = ''", "check_function_bodies = off"])
+@pytest.mark.parametrize(
+    "setting", ["standard_conforming_strings = off", "search_path = ''", "check_function_bodies = off"]
+)
 def test_the_databases_own_settings_do_not_matter(setting: str, empty: str, sql: Session) -> None:
     sql.run(f"alter database {ext.parse_dsn(empty)['dbname']} set {setting}")
     assert migrate(empty) == KNOWN

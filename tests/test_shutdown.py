@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import pytest
-from support import ServeProcess, Serving, connect, get, raw_client, serve_process, serving, until
+from support import Serving, connect, get, raw_client, serve_process, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -119,7 +119,7 @@ def test_a_request_that_was_on_its_way_is_refused_as_the_server_drains(pgbus_dat
         stalled = stalled_clients(server.url, pgbus_bus, 2)
         witness = connect(server.url, "orders")
         witness.next("pgbus:connected", timeout=20)
-        address = urlsplit(server.url).hostname, urlsplit(server.url).port
+        address = (urlsplit(server.url).hostname, urlsplit(server.url).port or 0)
         browser, probe = (socket.create_connection(address, timeout=10) for _ in range(2))
         browser.sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nAccept: text/event-stream\r\n")
         probe.sendall(b"GET /pgbus/readyz HTTP/1.1\r\n")
@@ -230,12 +230,16 @@ def test_above_max_connections_a_browser_is_told_to_come_back_and_others_get_503
         assert clients[0].next().data == "while it was away"
 
 
+def until_answered(client: StreamClient) -> None:
+    until(lambda: client.frames and client.frames[-1].dispatches, "it is answered")
+
+
 def test_a_burst_of_clients_never_takes_more_than_max_connections(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings, max_connections=20) as server:
         most = 0
         clients = [server.client(f"s:{n}") for n in range(100)]
         for client in clients:
-            until(lambda client=client: client.frames and client.frames[-1].dispatches, "each is answered")
+            until_answered(client)
             most = max(most, len(server.instance.registry))
         told = [client.frames[-1].event for client in clients]
         assert told.count("pgbus:connected") == most == 20

@@ -11,10 +11,25 @@ from typing import Any
 import gevent
 import psutil
 import pytest
-from support import ServeProcess, connect, percentile, raw_client, received, serve_process, serving, session, stored, until
+from support import (
+    ServeProcess,
+    connect,
+    percentile,
+    raw_client,
+    received,
+    serve_process,
+    serving,
+    session,
+    stored,
+    until,
+    until_messages,
+)
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.stream_log import Frame
+from pgbus_gevent.streamer.dispatcher import MAX_EPHEMERALS
 from pgbus_gevent.testing.client import StreamClient
 
 PROMPT = 0.25
@@ -62,7 +77,7 @@ def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_
         stalled.wait_closed()
         assert len(stalled.messages) < total
         stalled.resume()
-        until(lambda: len(stalled.messages) >= total, "it gets the rest")
+        until_messages(stalled, total)
         expected = stored(connection, "orders")
         assert received(stalled) == expected
         for client in others:
@@ -172,3 +187,18 @@ def test_a_client_that_leaves_while_it_is_admitted_leaves_nothing_behind(pgbus_s
         assert server.instance.registry.logs() == []
         assert server.instance.counter.streams == {}
         assert server.live("orders")
+
+
+def test_a_flood_of_ephemerals_is_dropped_beyond_a_bound_with_one_warning_and_durable_messages_go_on(
+    pgbus_settings: Settings, pgbus_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(pgbus_settings) as server:
+        client = server.live("orders")
+        log = server.instance.registry.log("orders")
+        assert log is not None
+        for number in range(3 * MAX_EPHEMERALS):
+            server.instance.dispatcher.pass_on(log, Frame(0, sse.message(str(number)), None, None))
+        last = pgbus_bus.stream("orders").broadcast("durable")
+        until(lambda: client.last_id == str(last), "the durable one arrives")
+        until(lambda: len(client.messages) == MAX_EPHEMERALS + 1, "and the others that were taken")
+        assert len([record for record in caplog.records if "dropping" in record.getMessage()]) == 1

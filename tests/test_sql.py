@@ -44,7 +44,8 @@ def test_broadcast_returns_the_id_under_which_read_after_gives_the_message(sql: 
 
 def test_what_is_left_out_is_null(sql: Session, stream: str) -> None:
     sql.call("broadcast", stream, "x")
-    assert sql.run("select event, visible_to, exclude, key from pgbus.messages where stream = %s", stream) == [(None,) * 4]
+    rows = sql.run("select event, visible_to, exclude, key from pgbus.messages where stream = %s", stream)
+    assert rows == [(None, None, None, None)]
 
 
 @pytest.mark.parametrize("function", PUBLISHING[:3])
@@ -207,25 +208,23 @@ def test_the_collation_of_the_arguments_is_the_callers(collation: str, sql: Sess
 # what is refused
 
 
-@pytest.mark.parametrize(
-    "name", [None, "", "x" * 256, "é" * 128, "a\nb", "\t", "a\x1f", "\x7f", "a\u0085b", "\u009f"], ids=ascii
-)
 @pytest.mark.parametrize("function", [*PUBLISHING, "last_id", "read_after"])
-def test_a_bad_name_is_refused_by_every_function(function: str, name: str | None, sql: Session) -> None:
-    with raises(INVALID, "bad stream name .*: it must be 1 to 255 bytes of UTF-8 without control characters"):
-        if function == "last_id":
-            sql.call(function, name)
-        elif function == "read_after":
-            sql.call(function, name, 0)
-        else:
-            publish(sql, function, name)
+def test_a_bad_name_is_refused_by_every_function(function: str, sql: Session) -> None:
+    for name in (None, "", "x" * 256, "é" * 128, "a\nb", "\t", "a\x1f", "\x7f", "a\u0085b", "\u009f"):
+        with raises(INVALID, "bad stream name .*: it must be 1 to 255 bytes of UTF-8 without control characters"):
+            if function == "last_id":
+                sql.call(function, name)
+            elif function == "read_after":
+                sql.call(function, name, 0)
+            else:
+                publish(sql, function, name)
 
 
-@pytest.mark.parametrize("event", ["a\nb", "\r", "a\r\nb", "pgbus:x", "pgbus:"], ids=ascii)
 @pytest.mark.parametrize("function", PUBLISHING)
-def test_a_bad_event_is_refused_and_nothing_is_appended(function: str, event: str, sql: Session, stream: str) -> None:
-    with raises(INVALID, 'bad event name .*: it must not contain a line break or start with "pgbus:"'):
-        publish(sql, function, stream, event=event)
+def test_a_bad_event_is_refused_and_nothing_is_appended(function: str, sql: Session, stream: str) -> None:
+    for event in ("a\nb", "\r", "a\r\nb", "pgbus:x", "pgbus:"):
+        with raises(INVALID, 'bad event name .*: it must not contain a line break or start with "pgbus:"'):
+            publish(sql, function, stream, event=event)
     assert sql.call("last_id", stream) == 0
 
 
@@ -241,11 +240,11 @@ def test_an_array_that_is_no_list_of_texts_is_refused(data: str, sql: Session, s
         sql.run(f"select pgbus.broadcast_many(%s, {data}::text[])", stream)
 
 
-@pytest.mark.parametrize("key", ["", "x" * 1001, "é" * 501])
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_a_key_is_of_1_to_1000_bytes(function: str, key: str, sql: Session) -> None:
-    with raises(INVALID, "bad key of .* bytes"):
-        sql.call(function, "x" * 255, "x", key=key)
+def test_a_key_is_of_1_to_1000_bytes(function: str, sql: Session) -> None:
+    for key in ("", "x" * 1001, "é" * 501):
+        with raises(INVALID, "bad key of .* bytes"):
+            sql.call(function, "x" * 255, "x", key=key)
     sql.call(function, "x" * 255, "x", key=f"{function} {'é' * 490}")
 
 
@@ -331,7 +330,7 @@ def test_triggers_and_functions_with_settings_of_their_own_can_publish(sql: Sess
 
 
 @pytest.mark.parametrize(
-    "setting", ["search_path = ''", "standard_conforming_strings = off", "timezone = 'Asia/Kathmandu'", "lc_messages = 'C'"]
+    "setting", ["search_path = ''", "standard_conforming_strings = off", "timezone = 'Asia/Kathmandu'"]
 )
 def test_the_callers_settings_do_not_matter(setting: str, sql: Session, stream: str) -> None:
     sql.run(f"set {setting}")

@@ -156,7 +156,8 @@ def test_streams_that_are_too_many_to_name_are_not_named(filler: str, sql: Sessi
     wake = parse(payload)
     assert isinstance(wake, Moved) and (wake.streams is None or len(wake.streams) == 40)
 
-    sql.run("select count(pgbus.broadcast(%s || n || repeat(%s, 100), 'x')) from generate_series(1, 90) n", stream, filler)
+    many = "select count(pgbus.broadcast(%s || n || repeat(%s, 100), 'x')) from generate_series(1, 90) n"
+    sql.run(many, stream, filler)
     assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved(None)]
 
 

@@ -1,4 +1,4 @@
-"""Roles without rights of their own: one that owns nothing but the schema, and others to whom docs/sql.md grants theirs."""
+"""Roles without rights of their own: one that owns nothing but the schema, and those to whom docs/sql.md grants some."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import tempfile
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,7 +20,7 @@ def project(tmp_path: Path, pgbus_databases: TestDatabases) -> Project:
     return Project(tmp_path, pgbus_databases.url)
 
 
-FIXTURES = '''
+FIXTURES = """
 import threading
 import gevent
 import psycopg2
@@ -103,7 +105,7 @@ def test_many_waits_at_once(pgbus_bus, n):
     thread.start()
     thread.join(5)
     assert len(list(pgbus_bus.stream("s"))) == 21
-'''
+"""
 
 
 def test_plain_pytest(project: Project) -> None:
@@ -115,14 +117,12 @@ def test_plain_pytest(project: Project) -> None:
 def test_its_own_embedded_server(project: Project) -> None:
     """Without a URL there is an embedded PostgreSQL, and nothing is left of it."""
     del project.environ["PGBUS_TEST_DATABASE_URL"]
-    project.environ["TMPDIR"] = str(project.directory)
-    project.directory.parent.chmod(0o755)
-    for directory in project.directory.parents:
-        if directory.name.startswith("pytest-"):
-            directory.chmod(0o755)  # the server runs as another user where root tests
-    found = project.write(pytest_ini=PATCHED, test_shop=FIXTURES).pytest("-k", "replaced")
-    assert found.status == 0 and "1 passed" in found, found
-    assert not list(project.directory.glob("pgbus-test-*"))
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)  # the server runs as another user where root tests
+        project.environ["TMPDIR"] = directory
+        found = project.write(pytest_ini=PATCHED, test_shop=FIXTURES).pytest("-k", "replaced")
+        assert found.status == 0 and "1 passed" in found, found
+        assert not list(Path(directory).glob("pgbus-test-*"))
 
 
 def test_xdist(project: Project) -> None:
@@ -172,14 +172,16 @@ def test_coverage(project: Project) -> None:
 
 def test_unpatched(project: Project) -> None:
     """A fixture that needs a patched process says how to get one; those that do not need it work."""
-    found = project.write(test_shop=FIXTURES).pytest("-k", "instance or replaced or own")
-    assert found.status == 1 and "1 passed" in found and "2 errors" in found, found
+    found = project.write(test_shop=FIXTURES).pytest("-k", "instance or replaced or own or counted")
+    assert found.status == 1 and "2 passed" in found and "2 errors" in found, found
     assert 'addopts = "-p pgbus_gevent.testing.patch"' in found and "Traceback" not in found, found
 
 
 def test_patched_by_gevent(project: Project) -> None:
     """``python -m gevent.monkey`` will do as well."""
-    found = project.write(test_shop=FIXTURES).pytest("-k", "instance", program=("-m", "gevent.monkey", "--module", "pytest"))
+    found = project.write(test_shop=FIXTURES).pytest(
+        "-k", "instance", program=("-m", "gevent.monkey", "--module", "pytest")
+    )
     assert found.status == 0 and "1 passed" in found, found
 
 
@@ -205,6 +207,8 @@ def test_others_are_left_alone(project: Project) -> None:
     found = project.write(test_theirs=dedent(tests)).pytest("-W", "error", "--strict-markers")
     assert found.status == 0 and "1 passed" in found, found
 
+
+IMPATIENT = "from pgbus_gevent.testing import leaks\nleaks.SETTLE = 0.3\n"
 
 LEAKS = """
 import os, socket, threading, time
@@ -253,11 +257,12 @@ def test_failed(pgbus_database):
 
 def test_leaks_are_named(project: Project) -> None:
     """What a test leaves behind fails it at teardown, with its name and where it comes from."""
-    found = project.write(pytest_ini=PATCHED, test_leaks=LEAKS).pytest("-rA")
+    found = project.write(pytest_ini=PATCHED, conftest=IMPATIENT, test_leaks=LEAKS).pytest("-rA")
     assert found.status == 1 and "1 failed, 7 passed, 5 errors" in found, found
     for line in (
         "greenlet 'the one that stays' running forever, spawned at ",
-        "test_leaks.py:16, now at ",
+        "test_leaks.py:17, now at ",
+        "test_leaks.py:9\n",
         "now in native at ",
         "test_leaks.py\n",
         "127.0.0.1:",
@@ -273,9 +278,9 @@ def test_leaks_are_named(project: Project) -> None:
 
 def test_leaks_of_all_tests(project: Project) -> None:
     """With ``all``, tests that do not use the kit are looked at too; with ``off``, none is."""
-    project.write(pytest_ini=PATCHED, test_leaks=LEAKS)
+    project.write(pytest_ini=PATCHED, conftest=IMPATIENT, test_leaks=LEAKS)
     found = project.pytest("--pgbus-leaks", "all", "-k", "not_the_kit")
-    assert found.status == 1 and "descriptor" in found and "1 passed, 1 error" in found, found
+    assert found.status == 1 and "descriptor" in found and "1 passed, 7 deselected, 1 error" in found, found
     found = project.pytest("--pgbus-leaks", "off", "-k", "not failed")
     assert found.status == 0 and "7 passed" in found, found
 
@@ -286,7 +291,7 @@ import gevent, pytest
 from gevent.event import Event
 
 def waits_for_ever():
-    Event().wait()
+    gevent.sleep(1000)
 
 def computes():
     while True:
@@ -345,12 +350,16 @@ def test_hangs_without_gevent(project: Project) -> None:
     assert found.status == 1 and "1 failed" in found and "did not end within 0.5 s" in found, found
 
 
-def test_teardowns_end_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teardowns_end_too(project: Project) -> None:
     """Setup and teardown have half a minute at the least; here it is made shorter."""
     patch = "from pgbus_gevent.testing import options\noptions.DEFAULT_TIMEOUT = 0.5\n"
     test = HANGS + "\n@pytest.mark.pgbus_timeout(0.5)\ndef test_ends(stubborn):\n    pass\n"
     found = project.write(pytest_ini=PATCHED, conftest=patch, test_hangs=test).pytest("-k", "test_ends")
-    assert found.status == 1 and "1 passed, 1 error" in found and "tearing down did not end within 0.5 s" in found, found
+    assert (
+        found.status == 1
+        and "1 passed, 6 deselected, 1 error" in found
+        and "tearing down did not end within 0.5 s" in found
+    ), found
 
 
 def test_a_process_that_is_held_in_c_ends(project: Project) -> None:
@@ -364,11 +373,11 @@ def test_a_process_that_is_held_in_c_ends(project: Project) -> None:
 
         @pytest.mark.pgbus_timeout(0.5)
         def test_held():
-            ctypes.PyDLL(None).usleep(30_000_000)  # holds the interpreter's lock
-            ctypes.PyDLL(None).usleep(30_000_000)
-            ctypes.PyDLL(None).pause()
+            lock = ctypes.PyDLL(None).pthread_mutex_lock  # keeps the interpreter's lock
+            mutex = ctypes.create_string_buffer(64)
+            lock(mutex)
+            lock(mutex)
     """
-    hold = hold.replace("usleep(30_000_000)", "sleep(30)")
     found = project.write(pytest_ini=PATCHED, test_held=dedent(hold)).pytest(timeout=30)
     assert found.status == 1 and "Timeout (0:00:01)!" in found and "in test_held" in found, found
 
@@ -400,14 +409,22 @@ def test_options_that_make_no_sense(project: Project, arguments: tuple[str, ...]
 def test_the_example_of_the_shop(project: Project) -> None:
     """examples/test_bottle_orders.py passes, run as its user would."""
     project.environ["PYTHONPATH"] += f":{ROOT / 'examples'}"
-    arguments = ("-p", "pgbus_gevent.testing.patch", str(ROOT / "examples" / "test_bottle_orders.py"), "-c", "/dev/null")
+    arguments = (
+        "-p",
+        "pgbus_gevent.testing.patch",
+        str(ROOT / "examples" / "test_bottle_orders.py"),
+        "-c",
+        "/dev/null",
+    )
     found = project.pytest(*arguments, "-W", "error")
     assert found.status == 0 and " passed" in found, found
 
 
 def test_the_entry_point() -> None:
     """setup.py names the plugin for pytest."""
-    values = [node.value for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Constant)]
+    values = [
+        node.value for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Constant)
+    ]
     assert "pytest11" in values and "pgbus_gevent=pgbus_gevent.testing.plugin" in values
 
 

@@ -1,4 +1,4 @@
-"""The yardstick: a bare Python loop of non-blocking ``send`` on all sockets, with no HTTP, no database and no care for slow clients.
+"""The yardstick: a bare Python loop of non-blocking ``send`` on all sockets, no HTTP, no database, no care for slow clients.
 
 Takes subscribers (``GET``) and one kind of publisher (``PUB``, then frames, each after its length in four bytes) on one port.
 """

@@ -12,7 +12,12 @@ from pathlib import Path
 
 from pgbus_gevent.bench.program import answer
 
-MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/lib/nginx/modules")
+MODULES = (
+    "/usr/lib/nginx/modules",
+    "/usr/share/nginx/modules",
+    "/usr/lib64/nginx/modules",
+    "/usr/local/lib/nginx/modules",
+)
 
 CONFIGURATION = """\
 load_module {module};

@@ -85,7 +85,8 @@ def make_app(url: str) -> Any:
     async def read_after(room: str, after: int) -> list[Any]:
         async with pool.connection() as connection:
             rows = await connection.execute(
-                "select id, body from pgbus_bench.messages where room = %s and id > %s order by id limit 500", (room, after)
+                "select id, body from pgbus_bench.messages where room = %s and id > %s order by id limit 500",
+                (room, after),
             )
             return [Event(body, id=id) for id, body in await rows.fetchall()]
 

@@ -14,10 +14,11 @@ from ..cli_common import Command, say
 from ..config import Settings
 from ..errors import InvalidArgument
 from . import machine
-from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
-from .report import Result, table
 from .deliveries import MANY, MIXED, REPLAY, SLOW
+from .goals import Outcome, judge
+from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
 from .publishing import PUBLISH
+from .report import Result, table
 from .scenarios import FANOUT, IDLE, PACED, Scenario
 
 SCENARIOS = {scenario.name: scenario for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH)}
@@ -26,8 +27,9 @@ _ABOUT = """\
 Measure how fast and how lean the delivery is, and compare it with a bare loop and with other servers.
 
 Server, clients and publishers are processes of their own, on this machine and on the loopback interface alone; the database is a
-fresh one that is removed at the end. Clients and server share the cores, so compare the rows of one run with one
-another, and CPU seconds rather than rates. CPU s/M are seconds of CPU of the server for a million deliveries.
+fresh one that is removed at the end, made below --data-dir (whose disk then counts) or where temporary files are.
+Clients and server share the cores, so compare the rows of one run with one another, and CPU seconds rather than rates:
+CPU s/M are seconds of CPU of the server for a million deliveries.
 
 scenarios:
 {scenarios}"""
@@ -45,7 +47,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=_positive, metavar="N", help="the clients of each scenario")
     parser.add_argument("--messages", type=_positive, metavar="N", help="the messages of a burst")
     parser.add_argument("--seconds", type=float, metavar="S", help="how long what goes on at a rate goes on")
-    parser.add_argument("--repeat", type=_positive, default=3, metavar="N", help="runs of each; medians are shown; default: 3")
+    parser.add_argument(
+        "--repeat", type=_positive, default=3, metavar="N", help="runs of each; medians are shown; default: 3"
+    )
     parser.add_argument(
         "--peers", nargs="*", metavar="NAME", help="which other servers to run as well; default: all that are installed"
     )
@@ -72,7 +76,7 @@ _positive.__name__ = "number"  # argparse names it where the value is none
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     chosen = [_scenario(name) for name in arguments.scenarios] or list(SCENARIOS.values())
     bench = _Bench(arguments, chosen)
-    with database(arguments.database_url) as (url, postmaster):
+    with database(arguments.database_url, arguments.data_dir) as (url, postmaster):
         bench.run(url, postmaster)
     return 0
 
@@ -98,7 +102,9 @@ class _Bench:
         there = adapters(self._peers_dir)
         for name in wanted or ():
             if name not in there:
-                raise InvalidArgument(f"there is no adapter {name}.py in {self._peers_dir}; there are {', '.join(there)}")
+                raise InvalidArgument(
+                    f"there is no adapter {name}.py in {self._peers_dir}; there are {', '.join(there)}"
+                )
         return there if wanted is None else wanted
 
     def run(self, url: str, postmaster: int | None) -> None:
@@ -113,8 +119,18 @@ class _Bench:
             rows += results
             if not self._json:
                 print(f"\n{scenario.name}: {scenario.about}\n{table(results, scenario.columns)}", flush=True)
+                for outcome in self._outcomes(results):
+                    print(outcome.as_text(), flush=True)
         if self._json:
-            print(json.dumps({**facts, "results": [row.as_json() for row in rows]}, indent=1))
+            told = {
+                "results": [row.as_json() for row in rows],
+                "goals": [outcome.as_json() for outcome in self._outcomes(rows)],
+            }
+            print(json.dumps({**facts, **told}, indent=1))
+
+    def _outcomes(self, results: Sequence[Result]) -> list[Outcome]:
+        """They are about the usual sizes, and mean nothing at others."""
+        return list(judge(results)) if self._scale == Scale() else []
 
     def _results(self, scenario: Scenario, url: str, postmaster: int | None) -> list[Result]:
         found: dict[tuple[str, str], Result] = {}

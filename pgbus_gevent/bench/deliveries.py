@@ -8,12 +8,14 @@ from typing import Any
 import psycopg2
 
 from ..config import Settings
-from . import machine
+from . import machine, stamps
 from .lab import FRAME, Run, Server
 from .scenarios import LATENCIES, STREAM, Metrics, Rows, Scenario
 
 _PUBLISHERS = 8
 _LARGE = 64 * 1024
+PAGE = 500
+"""The most messages that one query for replay takes, the setting's default."""
 _CURSORS = 10  # different places that those who come back are at
 
 
@@ -26,12 +28,11 @@ def many(run: Run) -> Rows:
     run.warm_up(server, "all", streams, count, rounds=1)
     jobs = _spread(server, streams, rate, seconds)
     messages = sum(job["messages"] for job in jobs)
-    start = run.cpu(server)
+    before, start = server.counters(), run.cpu(server)
     run.receive({"all": messages}, seconds + 30.0)
     published = run.publish(*jobs)
-    got = run.received(seconds + 30.0)
-    used = run.cpu(server) - start
-    group = got["groups"]["all"]
+    group = run.received(seconds + 30.0)["groups"]["all"]
+    used, after = run.cpu(server) - start, server.counters()
     return {
         "": {
             "clients": count,
@@ -41,6 +42,7 @@ def many(run: Run) -> Rows:
             "publish_p50": published["p50"],
             **{name: group[name] for name in LATENCIES},
             **used.per_million(group["frames"]),
+            **{name: after[name] - before[name] for name in ("queries", "sweeps")},
         }
     }
 
@@ -130,7 +132,8 @@ def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
         "back_s": back["opened_in"] or 0.0,
         "caught_up": back["caught"],
         "caught_up_s": back["caught_in"] or 0.0,
-        "queries": after["reads"] - before["reads"],
+        "queries": after["queries"] - before["queries"],
+        "pages": sum(-(-goal // PAGE) for goal in goals),
         "live_lost": others * live - group["frames"],
         "live_p50": group["p50"],
         "live_p99": group["p99"],
@@ -145,7 +148,7 @@ def _publish_batch(run: Run, stream: str, count: int) -> list[int]:
         connection.autocommit = True
         cursor.execute("select pgbus.last_id(%s)", (stream,))
         first = cursor.fetchone()
-        data = ["@0000000000000000;".rjust(FRAME - 29, "x")] * count
+        data = [stamps.data(FRAME, 0)] * count
         cursor.execute("select pgbus.broadcast_many(%s, %s)", (stream, data))
         cursor.execute(
             "select msg_id from pgbus.messages where stream = %s and msg_id > %s order by 1", (stream, first)
@@ -197,7 +200,7 @@ MANY = Scenario(
     many,
     (
         *("clients", "deliveries", "lost", "published_per_second", "publish_p50", *LATENCIES),
-        *("cpu_per_million", "cpu_all_per_million"),
+        *("cpu_per_million", "cpu_all_per_million", "queries", "sweeps"),
     ),
 )
 MIXED = Scenario(
@@ -211,7 +214,7 @@ REPLAY = Scenario(
     "N clients that come back at once, with cursors behind, while others are live",
     replay,
     (
-        *("clients", "behind", "back_s", "caught_up", "caught_up_s", "queries"),
+        *("clients", "behind", "back_s", "caught_up", "caught_up_s", "queries", "pages"),
         *("live_lost", "live_p50", "live_p99", "live_max", "cpu_s"),
     ),
 )

@@ -64,11 +64,13 @@ class Server:
             return [_GET.format(path=self.path.format(stream=streams[0]), more=line) for line in more]
         return [_GET.format(path=self.path.format(stream=stream), more="") for stream in streams]
 
-    def job(self, streams: Sequence[str], messages: int, *, rate: float = 0.0, size: int = FRAME) -> dict[str, Any]:
-        """A publisher's work, in the way of this server."""
+    def job(
+        self, streams: Sequence[str], messages: int, *, rate: float = 0.0, size: int = FRAME, commit: bool = False
+    ) -> dict[str, Any]:
+        """A publisher's work, in the way of this server; with ``commit``, times count from the COMMIT where there is one."""
         return {
             "way": self.way,
-            "options": self.options,
+            "options": {**self.options, "commit": True} if commit and self.way == "sql" else self.options,
             "streams": list(streams),
             "messages": messages,
             "rate": rate,
@@ -133,9 +135,7 @@ class Run:
         if self.server_name == OURS:
             program = Program.module("server", *where, "--settings", json.dumps(settings))
         else:
-            program = Program(
-                self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *where]
-            )
+            program = Program(self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *where])
         self._started(program)
         found = program.receive(STARTING)
         if "missing" in found:
@@ -172,9 +172,9 @@ class Run:
         """What came, when it all has or the time is over."""
         return self.program("load", by).receive(seconds + 30.0)
 
-    def publish(self, *jobs: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
-        """Have it published."""
-        return self.program("publisher").call(timeout, do="publish", jobs=jobs)
+    def publish(self, *jobs: dict[str, Any], timeout: float = 120.0, **more: Any) -> dict[str, Any]:
+        """Have it published (:func:`.publisher.publish`)."""
+        return self.program("publisher").call(timeout, do="publish", jobs=jobs, **more)
 
     def warm_up(
         self, server: Server, group: str, streams: Sequence[str], count: int, *, rounds: int = 5, by: str = ""
@@ -204,16 +204,25 @@ class Cpu:
     def per_million(self, deliveries: int) -> dict[str, float]:
         """Of the server, and with the database, for a million deliveries; the metrics of a row."""
         million = max(1, deliveries) / 1e6
-        return {"cpu_per_million": self.server / million, "cpu_all_per_million": (self.server + self.database) / million}
+        return {
+            "cpu_per_million": self.server / million,
+            "cpu_all_per_million": (self.server + self.database) / million,
+        }
 
 
 @contextmanager
-def database(url: str | None) -> Iterator[tuple[str, int | None]]:
-    """The database of the benchmark, with the schema in it, and the pid of its server: a fresh one, unless ``url`` has it."""
+def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str, int | None]]:
+    """The database of the benchmark, with the schema in it, and the pid of its server.
+
+    Unless ``url`` has it, that is a fresh one, in a directory that is removed at the end: one below ``data_dir``, or where
+    the system has temporary files.
+    """
     with ExitStack() as stack:
         pid = None
         if url is None:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbus-bench-", ignore_cleanup_errors=True))
+            directory = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="pgbus-bench-", dir=data_dir, ignore_cleanup_errors=True)
+            )
             Path(directory).chmod(0o711)  # where root runs this, the server is another user
             embedded = stack.enter_context(EmbeddedPostgres.open(directory, options={"max_connections": "300"}))
             url = embedded.url

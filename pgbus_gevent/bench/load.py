@@ -42,12 +42,14 @@ class Group:
         self.frames = 0
         self.bytes = 0
         self.last = 0
-        self.latencies: list[int] = []
-        self.first: dict[int, int] = {}
+        self.ages: dict[int, list[int]] = {}  # by the message's stamp, in the order of the receipts
         self.at_start = [connection.frames for connection in self.connections]
 
-    def report(self, began: float) -> dict[str, Any]:
-        """What came since the last reset; times in milliseconds, but for ``…_in`` (seconds) and ``last`` (a stamp)."""
+    def report(self, began: float, ages: bool) -> dict[str, Any]:
+        """What came since the last reset; times in milliseconds, but for ``…_in`` (seconds) and ``last`` (a stamp).
+
+        With ``ages`` also, by the stamp of each message, how many microseconds old it was at each receipt.
+        """
         each = [c.frames - (self.at_start[n] if n < len(self.at_start) else 0) for n, c in enumerate(self.connections)]
         return {
             "open": sum(connection.head is None for connection in self.connections) - self.lost,
@@ -60,9 +62,8 @@ class Group:
             "last": self.last,
             "fewest": min(each, default=0),
             "most": max(each, default=0),
-            "samples": len(self.latencies),
-            **percentiles(self.latencies),
-            "first_p50": percentiles(list(self.first.values())).get("p50"),
+            **percentiles([age for found in self.ages.values() for age in found]),
+            **({"ages": self.ages} if ages else {}),
         }
 
 
@@ -101,6 +102,7 @@ class Load:
         quiet: float | None = None,
         marker: str = "\r\n\r\n",
         timed: bool = True,
+        ages: bool = False,
     ) -> dict[str, Any]:
         """Open connections and receive, until each group of ``until`` has so many frames, and of each of ``caught_up`` so many
         clients have caught up, and all are open; or until nothing has come for ``quiet`` seconds after something has.
@@ -120,7 +122,7 @@ class Load:
         return {
             "seconds": monotonic() - began,
             "cpu": process_time() - cpu,
-            "groups": {name: group.report(began) for name, group in self._groups.items()},
+            "groups": {name: group.report(began, ages) for name, group in self._groups.items()},
         }
 
     def _plan(
@@ -171,9 +173,7 @@ class Load:
                     if timed:
                         _time(group, buffer, size, now)
 
-    def _reached(
-        self, until: dict[str, int] | None, caught_up: dict[str, int] | None, quiet: float | None
-    ) -> bool:
+    def _reached(self, until: dict[str, int] | None, caught_up: dict[str, int] | None, quiet: float | None) -> bool:
         groups = self._groups
         if self._pending or self._opening:
             return False
@@ -233,9 +233,7 @@ def _time(group: Group, buffer: bytearray, size: int, now: int) -> None:
     at = buffer.find(stamps.MARK, 0, size)
     while 0 <= at < size - stamps.DIGITS:
         stamp = int(buffer[at + 1 : at + 1 + stamps.DIGITS])
-        age = now - stamp
-        group.latencies.append(age)
-        group.first.setdefault(stamp, age)
+        group.ages.setdefault(stamp, []).append(now - stamp)
         at = buffer.find(stamps.MARK, at + 1, size)
 
 

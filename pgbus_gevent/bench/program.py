@@ -10,9 +10,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import gevent
 
@@ -107,9 +107,9 @@ def _stdin(process: subprocess.Popen[str]) -> Any:
 # the program's side
 
 
-def commands(source: TextIO | None = None) -> Iterator[dict[str, Any]]:
+def commands(source: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
     """The commands, until there are no more."""
-    for line in source or sys.stdin:
+    for line in sys.stdin if source is None else source:
         yield json.loads(line)
 
 

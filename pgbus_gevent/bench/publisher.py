@@ -20,17 +20,23 @@ from pgbus_gevent.bench import stamps
 from pgbus_gevent.bench.load import percentiles
 from pgbus_gevent.bench.program import serve
 
-Publish = Callable[[str, int], None]
-"""Publishes one message: to a stream, of a size."""
+Publish = Callable[[str, str], int]
+"""Publishes data to a stream; when that began to count (a stamp)."""
 
 
-def by_sql(url: str, statement: str) -> Publish:
+def by_sql(url: str, statement: str, commit: bool = False) -> Publish:
+    """With ``commit`` it counts from the COMMIT, which is then a call of its own."""
     connection = psycopg2.connect(url)
-    connection.autocommit = True
+    connection.autocommit = not commit
     cursor = connection.cursor()
 
-    def publish(stream: str, size: int) -> None:
-        cursor.execute(statement, {"stream": stream, "data": stamps.data(size)})
+    def publish(stream: str, data: str) -> int:
+        began = stamps.now()
+        cursor.execute(statement, {"stream": stream, "data": data})
+        if commit:
+            began = stamps.now()
+            connection.commit()
+        return began
 
     return publish
 
@@ -40,12 +46,14 @@ def by_http(port: int, path: str) -> Publish:
     connection.connect()
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client sends head and body apart
 
-    def publish(stream: str, size: int) -> None:
-        connection.request("POST", path.format(stream=stream), stamps.data(size).encode())
+    def publish(stream: str, data: str) -> int:
+        began = stamps.now()
+        connection.request("POST", path.format(stream=stream), data.encode())
         answer = connection.getresponse()
         answer.read()
         if answer.status not in (200, 201, 202):
             raise RuntimeError(f"publishing was answered with {answer.status}")
+        return began
 
     return publish
 
@@ -55,9 +63,11 @@ def by_socket(port: int) -> Publish:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(b"PUB \n")
 
-    def publish(stream: str, size: int) -> None:
-        frame = stamps.frame(size)
+    def publish(stream: str, data: str) -> int:
+        began = stamps.now()
+        frame = stamps.frame(data)
         connection.sendall(struct.pack("!I", len(frame)) + frame)
+        return began
 
     return publish
 
@@ -85,6 +95,7 @@ class Job:
         self._size = size
         self._delay = delay
         self.calls: list[int] = []
+        self.offsets: dict[int, int] = {}
         self.error: Exception | None = None
 
     def run(self, barrier: threading.Barrier) -> None:
@@ -95,15 +106,19 @@ class Job:
             for n in range(self._messages):
                 if self._rate:
                     sleep(max(0.0, began + n / self._rate - monotonic()))
-                before = stamps.now()
-                self._publish(self._streams[n % len(self._streams)], self._size)
-                self.calls.append(stamps.now() - before)
+                stamp = stamps.now()
+                counts = self._publish(self._streams[n % len(self._streams)], stamps.data(self._size, stamp))
+                self.calls.append(stamps.now() - stamp)
+                self.offsets[stamp] = counts - stamp
         except Exception as error:
             self.error = error
 
 
-def publish(*, jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Run the jobs, each in a thread of its own; when it began (a stamp), how long it took, how long one call takes."""
+def publish(*, jobs: Sequence[dict[str, Any]], offsets: bool = False) -> dict[str, Any]:
+    """Run the jobs, each in a thread of its own; when it began (a stamp), how long it took, how long one call takes.
+
+    With ``offsets`` also, by the stamp of each message, how many microseconds after it the message began to count.
+    """
     made = [Job(**job) for job in jobs]
     barrier = threading.Barrier(len(made) + 1)
     threads = [threading.Thread(target=job.run, args=(barrier,), daemon=True) for job in made]
@@ -118,7 +133,10 @@ def publish(*, jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise job.error
     seconds = (stamps.now() - began) / 1e6
     calls = [call for job in made for call in job.calls]
-    return {"began": began, "seconds": seconds, "published": len(calls), **percentiles(calls)}
+    found: dict[str, Any] = {"began": began, "seconds": seconds, "published": len(calls), **percentiles(calls)}
+    if offsets:
+        found["offsets"] = {stamp: offset for job in made for stamp, offset in job.offsets.items()}
+    return found
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def counters(instance: Instance) -> dict[str, Any]:
     """What the parts have counted since they started."""
     return {
         "connections": len(instance.registry),
-        "reads": instance.reader.reads,
+        "queries": instance.reader.reads,
         "sweeps": instance.catch_up.sweeps,
         "passes": instance.dispatcher.passes,
         "sends": instance.dispatcher.sends,

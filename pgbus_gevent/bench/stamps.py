@@ -22,14 +22,14 @@ def now() -> int:
     return monotonic_ns() // 1000
 
 
-def data(size: int) -> str:
-    """The data of a message whose frame is about ``size`` bytes, stamped with this moment.
+def data(size: int, stamp: int) -> str:
+    """The data of a message whose frame is about ``size`` bytes, with a time stamp.
 
     At its end, so that a large message is timed when all of it is there.
     """
-    return f"@{now():0{DIGITS}d};".rjust(size - _FIELDS, "x")
+    return f"@{stamp:0{DIGITS}d};".rjust(size - _FIELDS, "x")
 
 
-def frame(size: int) -> bytes:
+def frame(data: str) -> bytes:
     """The same as a whole frame, for servers that pass on bytes as they are."""
-    return f"id: 1700000000000000\ndata: {data(size)}\n\n".encode()
+    return f"id: 1700000000000000\ndata: {data}\n\n".encode()

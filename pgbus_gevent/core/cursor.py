@@ -18,7 +18,7 @@ def parse_cursor(text: str, name: str = "since") -> int:
     """
     value = int(text) if _DIGITS.fullmatch(text) else None
     if value is None or value > MAX_ID:
-        raise InvalidCursor(f"{name}={ascii(text[:40])} is not a cursor: it is a number from 0 to {MAX_ID}")
+        raise InvalidCursor(f"{name}={text[:40]!a} is not a cursor: it is a number from 0 to {MAX_ID}")
     return value
 
 

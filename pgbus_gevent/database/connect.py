@@ -1,7 +1,8 @@
 """Opening one connection: every host and address of the URL in turn, each with a deadline, none blocking the hub.
 
-libpq would resolve names with a blocking call and, when it connects asynchronously, neither keep ``connect_timeout`` nor step
-over a host that hangs. So the loop over hosts and addresses is here, and names are resolved by the patched socket module.
+libpq would resolve names with a blocking call and, when it connects asynchronously, neither keep ``connect_timeout``
+nor step over a host that hangs. So the loop over hosts and addresses is here, and names are resolved by the patched
+socket module.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def connect(
                         connection_factory=factory,
                     )
                 except psycopg2.Error as error:
-                    last = error
+                    # The traceback would keep the connection's socket open, until a cycle is found or a log is done.
+                    last = error.with_traceback(None)
                 else:
                     connection.autocommit = True
                     return connection

@@ -5,8 +5,8 @@ deadline, which libpq's ``connect_timeout`` and the server's ``statement_timeout
 connecting asynchronously, the second needs a server that still answers); any other connection of the process waits as
 psycogreen lets it wait.
 
-An exception that leaves the callback makes psycopg2 close the connection, so a wait that was cut short (a deadline, a killed
-greenlet) never leaves a connection in an unknown state behind.
+An exception that leaves the callback makes psycopg2 close the connection, so a wait that was cut short (a deadline, a
+killed greenlet) never leaves a connection in an unknown state behind.
 """
 
 from __future__ import annotations

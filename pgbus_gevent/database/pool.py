@@ -1,8 +1,8 @@
 """A small pool of connections, for greenlets and threads alike.
 
 It uses the standard library's primitives, which a patched process has turned into cooperative ones. A connection is in
-exactly one place: idle in the pool, or with the one ``with`` block that took it. Whatever comes back in doubt (closed, in a
-transaction that cannot be rolled back, from before a fork) is closed by who brings it, never reused.
+exactly one place: idle in the pool, or with the one ``with`` block that took it. Whatever comes back in doubt (closed,
+in a transaction that cannot be rolled back, from before a fork) is never used again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .connect import translated
 IDLE_CHECK = 30.0
 """Seconds after which an idle connection is asked whether it lives before it is handed out."""
 
-# Seconds. A semaphore wakes one waiter for one release; where that one is killed at the same moment, nobody else is woken.
+# Seconds. A semaphore wakes one waiter for one release; where that one is killed at the same moment, nobody is woken.
 _LOOK_AGAIN = 0.25
 
 _Idle = tuple[ext.connection, float]
@@ -34,7 +34,8 @@ _Idle = tuple[ext.connection, float]
 class Pool:
     """At most ``size`` connections, made by ``connect`` as they are needed.
 
-    Any greenlet may call :meth:`connection` and :meth:`close`; ``timeout`` is how long to wait for a free one, in seconds.
+    Any greenlet may call :meth:`connection` and :meth:`close`; ``timeout`` is how long to wait for a free one, in
+    seconds.
     """
 
     def __init__(self, connect: Callable[[], ext.connection], *, size: int, timeout: float) -> None:
@@ -99,6 +100,9 @@ class Pool:
         if self._pid != os.getpid():
             _abandoned.append(connection)
         elif self._closed or not _reusable(connection):
+            if connection.closed:
+                # The idle ones lead to the same server: each would cost a statement's timeout where the path is dead.
+                self.discard_idle()
             connection.close()
         else:
             self._idle.append((connection, monotonic()))
@@ -123,7 +127,7 @@ _abandoned: list[object] = []
 
 
 def _lives(connection: ext.connection, idle: float) -> bool:
-    """Whether a connection that was idle for so many seconds can be used: asks the server only where there is a doubt."""
+    """Whether one that was idle for so many seconds can be used: asks the server only where there is a doubt."""
     if idle < IDLE_CHECK and not _has_something_to_say(connection):
         return True
     try:

@@ -34,7 +34,8 @@ class Row(NamedTuple):
 class Page(NamedTuple):
     """What a stream holds above a cursor, oldest first: complete from the cursor to the last row.
 
-    ``more`` tells that there is more above the last row, ``horizon`` is the highest id that pruning removed (0: none).
+    ``horizon`` is the highest id that pruning removed (0: none). Without ``more``, nothing is above the last row; with
+    it something may be: a page that is full to the byte does not look further.
     """
 
     rows: list[Row]
@@ -45,8 +46,8 @@ class Page(NamedTuple):
 class Opening(NamedTuple):
     """The state of a stream in one snapshot, and its newest messages.
 
-    ``rows`` are the newest ones, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0: none).
-    ``start`` is the cursor that ``replay`` messages back amounts to (0: from the oldest).
+    ``rows`` are the newest ones, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0:
+    none). ``start`` is the cursor that ``replay`` messages back amounts to (0: from the oldest).
     """
 
     head: int
@@ -58,7 +59,7 @@ class Opening(NamedTuple):
 
 
 class OpenQuestion(NamedTuple):
-    """A stream to open: the lowest cursor that somebody has on it (None: all are new), and how far back to go (None)."""
+    """A stream to open: the lowest cursor that somebody has on it (None: all are new), and how far back to go."""
 
     stream: str
     cursor: int | None
@@ -77,8 +78,8 @@ class Publication(NamedTuple):
 _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to >= %(bytes)s"
 
 # octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
-# row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which else,
-# where it expects the average stream to have fewer rows, reads all that a stream has and sorts it.
+# row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which
+# else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it.
 _PAGES = f"""
 select s.n, h.msg_id, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
@@ -169,7 +170,8 @@ class Queries:
 
     def broadcast_many(self, stream: str, data: Sequence[str], publication: Publication) -> int | None:
         """Append several in one transaction; the last one's id, or None for no data."""
-        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s)", (stream, list(data), *publication[:3]))
+        arguments = (stream, list(data), *publication[:3])
+        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s)", arguments)
         return None if rows[0][0] is None else int(rows[0][0])
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:
@@ -206,7 +208,10 @@ class Queries:
         return [str(row[0]) for row in rows]
 
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
-        """A page for each (stream, cursor), in one statement: at most ``limit`` messages and about ``size`` bytes each."""
+        """A page for each (stream, cursor), in one statement: at most ``limit`` messages and about ``size`` bytes each.
+
+        A page takes messages as long as it has less than ``size`` bytes, so that there is one even where that is larger.
+        """
         rows = self._all(
             _PAGES,
             {
@@ -226,7 +231,7 @@ class Queries:
         return found
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
-        """The state of each stream, in one statement, with its newest messages: ``limit`` and ``size`` as in :meth:`pages`."""
+        """The state of each stream, in one statement, and its newest messages, as many as :meth:`pages` would give."""
         rows = self._all(
             _OPENINGS,
             {

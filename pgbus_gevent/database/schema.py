@@ -40,8 +40,8 @@ def migrate(url: str, *, connect_timeout: float = 5.0, timeout: float = 60.0) ->
     """Bring the schema up to date and return the versions that were applied; safe when many processes start at once.
 
     ``timeout`` bounds each statement, the wait for another process's migration included, in seconds. Raises
-    :class:`SchemaTooNew` for a schema made by a newer release, :class:`DatabaseError` when a migration fails, which then
-    leaves nothing of itself behind.
+    :class:`SchemaTooNew` for a schema made by a newer release, :class:`DatabaseError` when a migration fails, which
+    then leaves nothing of itself behind.
     """
     connection = connect(
         url, application_name="pgbus-migrate", connect_timeout=connect_timeout, statement_timeout=timeout

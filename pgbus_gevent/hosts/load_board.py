@@ -14,7 +14,9 @@ from .pywsgi import Server
 
 _SLOTS = 1024  # more workers than one host has, those of the generation before included
 _STALE = 3.0  # seconds; a worker that showed nothing for so long is gone, or hangs
-_PAUSE = 0.002  # seconds that a worker with more than its share leaves to the others
+_PAUSE, _LONGEST_PAUSE = 0.002, 0.01
+# Seconds that a worker with a little more, and with much more than its share leaves to the others. Not longer, since ordinary
+# requests come by the same socket, and need no even shares.
 _SLACK = 0.05  # of the smallest load, and
 _LEAST_SLACK = 2  # connections: how much more one may have than the one that has the least
 
@@ -46,13 +48,17 @@ class Place:
         """Count no more: who drains takes no connections."""
         self._values[2 * self._slot + 1] = 0.0
 
-    def exceeds(self, load: float, now: float) -> bool:
-        """Whether ``load`` is more than another living worker's, by more than is worth the trouble."""
+    def pause(self, load: float, now: float) -> float:
+        """Seconds for which a worker with ``load`` had better leave a connection to the living worker that has the least."""
         stamps, loads = self._values[1::2].tolist(), self._values[0::2].tolist()
         others = [
-            loads[slot] for slot, stamp in enumerate(stamps) if now - stamp < _STALE and slot != self._slot and stamp
+            loads[slot] for slot, stamp in enumerate(stamps) if stamp and now - stamp < _STALE and slot != self._slot
         ]
-        return bool(others) and load > min(others) + max(_LEAST_SLACK, _SLACK * min(others))
+        if not others:
+            return 0.0
+        least = min(others)
+        excess = (load - least) / max(_LEAST_SLACK, _SLACK * least)
+        return min(_LONGEST_PAUSE, _PAUSE * excess) if excess > 1.0 else 0.0
 
 
 class BalancedServer(Server):
@@ -74,9 +80,10 @@ class BalancedServer(Server):
         # Those in the pool are on their way to become streams.
         load = self._streams() + len(self.pool)
         self._place.show(load, now)
-        if now > self._turn_ends and self._place.exceeds(load, now):
+        pause = self._place.pause(load, now) if now > self._turn_ends else 0.0
+        if pause:
             self.stop_accepting()
-            self._timer = self.loop.timer(_PAUSE)
+            self._timer = self.loop.timer(pause)
             self._timer.start(self._take_turn)
             return None
         self._turn_ends = 0.0

@@ -96,7 +96,7 @@ def drain(*_: Any) -> None:
     gevent.joinall([gevent.spawn(instance.shutdown) for instance in instances()])
 
 
-def drain_first(*_: Any) -> None:
+def drain_first(worker: Any = None) -> None:
     """Have the signals that end this process :func:`drain` first, and then do what they did: for a hook at a worker's start.
 
     It takes the handlers that are there, so it has to come after them: gunicorn's ``post_worker_init`` does.

@@ -25,7 +25,7 @@ AFTER_RING = (0.01, 0.05, 0.25)
 """Seconds from a ring to the sweeps that follow it; found something, and they begin anew."""
 
 MAX_SHARE = 0.2
-"""The most of the time that sweeps may take, however many streams there are."""
+"""The most of the time that sweeps may take, however many streams there are, unless one alone takes seconds."""
 
 _REST = 1 / MAX_SHARE - 1
 
@@ -81,8 +81,8 @@ class CatchUp:
                 if not failing:
                     logger.warning("cannot look for new messages, trying again: %s", error)
                 failing = True
-                self._stage = len(AFTER_RING)
-            gevent.sleep((self._clock() - began) * _REST)
+            # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
+            gevent.sleep(min((self._clock() - began) * _REST, self._interval()))
 
     def _pause(self) -> None:
         """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""

@@ -33,7 +33,7 @@ TURN_SECONDS = 0.002
 """How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn."""
 
 MAX_EPHEMERALS = 10_000
-"""Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with a warning."""
+"""Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with one warning for all of a flood."""
 
 _CACHED_CURSORS = 16
 
@@ -67,6 +67,7 @@ class StreamEventDispatcher:
         self._moved: set[StreamLog] = set()
         self._lagging: deque[Subscription] = deque()
         self._ephemerals = 0
+        self._dropping = False
         self._work = Event()
         self.sends = 0
         self.passes = 0
@@ -90,7 +91,9 @@ class StreamEventDispatcher:
     def pass_on(self, log: StreamLog, frame: Frame) -> None:
         """Send an ephemeral message to who is connected now."""
         if self._ephemerals >= MAX_EPHEMERALS:
-            logger.warning("more than %d ephemeral messages wait: dropping one of %r", MAX_EPHEMERALS, log.name)
+            if not self._dropping:
+                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, log.name)
+            self._dropping = True
             return
         self._ephemerals += 1
         self._turns.append(self._pass_ephemeral(log, frame))
@@ -178,6 +181,8 @@ class StreamEventDispatcher:
 
     def _pass_ephemeral(self, log: StreamLog, frame: Frame) -> _Steps:
         self._ephemerals -= 1
+        if not self._ephemerals:
+            self._dropping = False
         chunk = make_chunk([frame])
         now = self._clock()
         for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):

@@ -17,7 +17,7 @@ from ..errors import DatabaseError
 logger = logging.getLogger("pgbus_gevent.ephemerals")
 
 MAX_WAITING = 10_000
-"""Ephemeral messages that wait behind a large one; beyond that new ones are dropped, with a warning."""
+"""Ephemeral messages that wait behind a large one; beyond that new ones are dropped, with one warning for all of a flood."""
 
 _BATCH = 64
 _Found = dict[int, tuple[str | None, str, str | None, str | None]]
@@ -43,6 +43,7 @@ class Ephemerals:
         self._pass_on = pass_on
         self._queue: deque[Ephemeral] = deque()
         self._fetching = False
+        self._dropping = False
         self._work = Event()
 
     def take(self, message: Ephemeral) -> None:
@@ -52,7 +53,9 @@ class Ephemerals:
         if message.data is not None and not self._queue and not self._fetching:
             self._pass_on(message.stream, _frame(message))
         elif len(self._queue) >= MAX_WAITING:
-            logger.warning("more than %d ephemeral messages wait: dropping one of %r", MAX_WAITING, message.stream)
+            if not self._dropping:
+                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_WAITING, message.stream)
+            self._dropping = True
         else:
             self._queue.append(message)
             self._work.set()
@@ -61,6 +64,7 @@ class Ephemerals:
         """Fetch what is large, and pass on what waits behind it, for ever."""
         while True:
             if not self._queue:
+                self._dropping = False
                 self._work.clear()
                 self._work.wait()
             batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]

@@ -63,6 +63,7 @@ class Reader:
         self._ring_messages = ring_messages
         self._looks: dict[StreamLog, dict[Subscription, None]] = {}
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
+        self._looking: set[StreamLog] = set()
         self._paging: set[StreamLog] = set()
         self._lowest_next: dict[StreamLog, bool] = {}
         self._work = Event()
@@ -106,9 +107,12 @@ class Reader:
     def run(self) -> None:
         """Read as long as there is something to read, for ever."""
         pause = 0.0
+        kinds = [self._look_some, self._page_some]
         while True:
             try:
-                busy = self._look_some() or self._page_some()
+                busy = kinds[0]() or kinds[1]()
+                # By turns, as where many streams move there is always one more to look at.
+                kinds.reverse()
                 pause = 0.0
             except DatabaseError as error:
                 if not pause:
@@ -123,9 +127,12 @@ class Reader:
     # looks
 
     def _look_some(self) -> bool:
-        batch = {log: self._looks.pop(log) for log in list(self._looks)[:STREAMS_PER_READ]}
-        if not batch:
+        # What is asked for while a read is under way may be newer than what that one sees: it has to wait for its own.
+        logs = [log for log in self._looks if log not in self._looking][:STREAMS_PER_READ]
+        if not logs:
             return False
+        batch = {log: self._looks.pop(log) for log in logs}
+        self._looking.update(logs)
         try:
             opening = {log: waiting for log, waiting in batch.items() if not log.is_open or _replays(waiting)}
             self._open(opening)
@@ -133,8 +140,10 @@ class Reader:
         except BaseException:
             for log, waiting in batch.items():
                 self._looks.setdefault(log, {}).update(waiting)
-            self._work.set()
             raise
+        finally:
+            self._looking.difference_update(logs)
+            self._work.set()
         for waiting in batch.values():
             for subscription in waiting:
                 subscription.waiting = False

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import IO, Any
@@ -30,7 +31,9 @@ class Deadline:
 
     def __init__(self) -> None:
         # pytest captures the descriptor 2 later on, and what is captured would be lost with the process.
-        self._stderr: IO[bytes] | None = os.fdopen(os.dup(2), "wb")
+        self._stderr: IO[bytes] | None = None
+        with suppress(OSError):  # there may be none
+            self._stderr = os.fdopen(os.dup(2), "wb")
         self._item: pytest.Item | None = None
         self._phase = ""
         self._seconds = 0.0
@@ -61,7 +64,9 @@ class Deadline:
         if self._before is not None:
             (handler, left, since), self._before = self._before, None
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+            signal.signal(
+                signal.SIGALRM, signal.SIG_DFL if handler is None else handler
+            )  # None: one that C code has set
             if left:
                 signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (monotonic() - since)))
 

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic, sleep
 from types import FrameType
 from typing import Any, TypeVar
@@ -31,6 +32,16 @@ class Before:
         self._threads = set(threads())
         self._greenlets: WeakSet[Any] = WeakSet()
         self._stop_watching = _watch_greenlets(self._greenlets.add)
+
+    @contextmanager
+    def allowing(self) -> Iterator[None]:
+        """What comes within this block is not the test's own: a fixture of a wider scope that is set up late."""
+        had_descriptors, had_threads, had_greenlets = descriptors(), set(threads()), set(self._greenlets)
+        yield
+        self._descriptors |= dict(descriptors().items() - had_descriptors.items())
+        self._threads |= threads().keys() - had_threads
+        for greenlet in set(self._greenlets) - had_greenlets:
+            self._greenlets.discard(greenlet)
 
     def left(self) -> list[str]:
         """One line for each; empty when all is gone within :data:`SETTLE` seconds."""

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from ..streamer.instance import Instance
     from .client import StreamClient
     from .databases import TestDatabases
+    from .leaks import Before
     from .servers import RunningServer
 
 _DEADLINE = pytest.StashKey[Deadline]()
+_BEFORE: pytest.StashKey[Before] = pytest.StashKey()
 _FAILED = pytest.StashKey[bool]()
 _SHARED = pytest.StashKey[str]()
 
@@ -137,8 +139,22 @@ def _pgbus_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     from .leaks import Before
 
     before = Before()
+    request.config.stash[_BEFORE] = before
     yield
+    del request.config.stash[_BEFORE]
     _fail_for(request, before.left())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """A fixture that outlives the test, and is set up in the middle of it, leaves behind what it wants."""
+    before = request.config.stash.get(_BEFORE, None)
+    if before is None or fixturedef.scope == "function":
+        return (yield)
+    with before.allowing():
+        return (yield)
 
 
 def _fail_for(request: pytest.FixtureRequest, left: list[str]) -> None:

@@ -28,9 +28,12 @@ def path_below(environ: Environ, prefix: str) -> str | None:
     """
     # Bottle puts text into PATH_INFO, without the bytes that are no UTF-8, and keeps the original beside it.
     path = str(environ.get("bottle.raw_path") or environ.get("PATH_INFO", ""))
-    if path == prefix or path.startswith(f"{prefix}/"):
-        return path[len(prefix) :]
-    return path if str(environ.get("SCRIPT_NAME", "")).endswith(prefix) else None
+    script = str(environ.get("SCRIPT_NAME", ""))
+    # The prefix may or may not count what the whole site lies under.
+    for written in (path, script + path):
+        if written == prefix or written.startswith(f"{prefix}/"):
+            return written[len(prefix) :]
+    return path if script.endswith(prefix) else None
 
 
 def text_of(part: str, what: str) -> str:

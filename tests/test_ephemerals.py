@@ -1,0 +1,160 @@
+"""Ephemeral messages keep their order, those that have to be fetched included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+import pytest
+from gevent.event import Event
+from streamer_parts import Table, wait_until
+
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.stream_log import Frame
+from pgbus_gevent.core.wakes import Ephemeral
+from pgbus_gevent.streamer import ephemerals
+from pgbus_gevent.streamer.ephemerals import Ephemerals
+
+
+class Passing:
+    """The part over a table in memory; ``data`` is what was passed on."""
+
+    def __init__(self) -> None:
+        self.table = Table()
+        self.passed: list[tuple[str, Frame]] = []
+        self.watched = {"orders", "stock"}
+        self.part = Ephemerals(self.table, wanted=self.watched.__contains__, pass_on=self._pass_on)
+        self.on_pass = lambda: None
+
+    def _pass_on(self, stream: str, frame: Frame) -> None:
+        self.on_pass()
+        self.passed.append((stream, frame))
+
+    @property
+    def data(self) -> list[str]:
+        return [frame.data.decode().removeprefix("data: ").removesuffix("\n\n")[:6] for _, frame in self.passed]
+
+    def small(self, data: str, stream: str = "orders") -> None:
+        self.part.take(Ephemeral(stream, 0, None, data, None, None))
+
+    def large(self, number: int, stream: str = "orders", *, stored: bool = True) -> None:
+        if stored:
+            self.table.large[number] = (None, f"large{number}", None, None)
+        self.part.take(Ephemeral(stream, number, None, None, None, None))
+
+    @contextmanager
+    def running(self) -> Iterator[gevent.Greenlet[..., None]]:
+        greenlet = gevent.spawn(self.part.run)
+        try:
+            yield greenlet
+        finally:
+            greenlet.kill()
+
+
+@pytest.fixture
+def passing() -> Passing:
+    return Passing()
+
+
+def test_a_small_one_is_passed_on_at_once(passing: Passing) -> None:
+    passing.part.take(Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee"))
+    assert passing.passed == [("orders", Frame(0, sse.message("x", event="hint"), "admins", "c0ffee"))]
+
+
+def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) -> None:
+    passing.table.large[5] = ("hint", "x" * 100_000, "admins", "c0ffee")
+    with passing.running():
+        passing.part.take(Ephemeral("orders", 5, None, None, None, None))
+        wait_until(lambda: passing.passed)
+    assert passing.passed == [("orders", Frame(0, sse.message("x" * 100_000, event="hint"), "admins", "c0ffee"))]
+
+
+def test_what_nobody_watches_is_neither_passed_on_nor_fetched(passing: Passing) -> None:
+    with passing.running():
+        passing.small("a", "news")
+        passing.large(1, "news")
+        passing.large(2)
+        wait_until(lambda: passing.passed)
+    assert passing.data == ["large2"]
+
+
+def test_what_comes_behind_a_large_one_waits_for_it(passing: Passing) -> None:
+    go = Event()
+    passing.table.on_read = go.wait
+    with passing.running():
+        passing.small("first")
+        passing.large(1)
+        passing.small("second")
+        wait_until(lambda: passing.table.reads)
+        passing.small("third")
+        passing.large(2)
+        passing.small("fourth")
+        assert passing.data == ["first"]
+        go.set()
+        wait_until(lambda: len(passing.passed) == 6)
+    assert passing.data == ["first", "large1", "second", "third", "large2", "fourth"]
+
+
+def test_once_all_are_out_small_ones_go_at_once_again(passing: Passing) -> None:
+    with passing.running():
+        passing.large(1)
+        wait_until(lambda: passing.passed)
+        passing.small("a")
+        assert passing.data == ["large1", "a"]
+
+
+def test_large_ones_that_wait_are_fetched_together(passing: Passing) -> None:
+    for number in range(50):
+        passing.large(number)
+    with passing.running():
+        wait_until(lambda: len(passing.passed) == 50)
+    assert passing.table.reads == ["ephemerals"]
+
+
+def test_one_that_is_gone_already_is_left_out(passing: Passing) -> None:
+    passing.large(1, stored=False)
+    passing.large(2)
+    passing.small("a")
+    with passing.running():
+        wait_until(lambda: len(passing.passed) == 2)
+    assert passing.data == ["large2", "a"]
+
+
+def test_a_database_that_is_away_costs_the_large_ones_alone(
+    passing: Passing, caplog: pytest.LogCaptureFixture
+) -> None:
+    passing.table.failures = 1
+    passing.large(1)
+    passing.small("a")
+    with passing.running():
+        wait_until(lambda: passing.passed)
+        passing.large(2)
+        wait_until(lambda: len(passing.passed) == 2)
+    assert passing.data == ["a", "large2"]
+    assert "1 large ephemeral messages are lost" in caplog.text
+
+
+def test_those_that_wait_are_bounded_and_a_flood_is_one_warning(
+    passing: Passing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ephemerals, "MAX_WAITING", 3)
+    for number in range(100):
+        passing.large(number)
+    assert caplog.text.count("dropping") == 1
+    with passing.running():
+        wait_until(lambda: len(passing.passed) == 3)
+        passing.small("a")
+        wait_until(lambda: len(passing.passed) == 4)
+    assert passing.data == ["large0", "large1", "large2", "a"]
+
+
+def test_a_run_that_died_does_not_keep_the_next_ones_waiting(passing: Passing) -> None:
+    go = Event()
+    passing.table.on_read = go.wait
+    with passing.running() as greenlet:
+        passing.large(1)
+        wait_until(lambda: passing.table.reads)
+        greenlet.kill()
+    passing.small("a")
+    assert passing.data == ["a"]

@@ -1,0 +1,279 @@
+"""Heartbeats for the quiet, and an end for those whose time is over; by a clock that the tests hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from streamer_parts import FakeClient, wait_until
+
+from pgbus_gevent.core import sse
+from pgbus_gevent.core.client import Client, Subscription
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.streamer.heartbeat import Heartbeat
+
+START = 1000.0
+WALL = 1_764_000_000.0
+"""What the wall clock says at START."""
+
+INTERVAL, WRITE_DEADLINE, ADMIT_DEADLINE = 15.0, 20.0, 10.0
+LATE = WRITE_DEADLINE / 4 + 0.25
+"""By how much a connection that changed just after it was looked at is found late."""
+
+
+class Beating:
+    """A heartbeat with its clock."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.ended: list[tuple[Client, str]] = []
+        self.on_end: Callable[[Client, str], None] = lambda client, reason: None
+        self.heartbeat = Heartbeat(
+            interval=INTERVAL,
+            write_deadline=WRITE_DEADLINE,
+            admit_deadline=ADMIT_DEADLINE,
+            on_end=self._end,
+            clock=lambda: self.now,
+            wall_clock=lambda: WALL + self.now - START,
+        )
+
+    def _end(self, client: Client, reason: str) -> None:
+        """What an Instance does: it takes the client from its stream, and cuts off who takes nothing."""
+        self.ended.append((client, reason))
+        client.reason = client.reason or reason
+        client.subscription = None
+        if reason == "slow-consumer" and isinstance(client, FakeClient):
+            client.blocked_since = None
+        self.on_end(client, reason)
+
+    def client(self, *, admitted: bool = True, ends_at: float | None = None, **request: Any) -> FakeClient:
+        client = FakeClient(now=self.now, **request)
+        subscription = Subscription(client, StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1))
+        subscription.cursor = 0 if admitted else None
+        client.ends_at = ends_at
+        self.heartbeat.watch(client)
+        return client
+
+    def run_for(self, seconds: float, at_each: Callable[[], object] = lambda: None) -> None:
+        """Sweep as the greenlet does."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += self.heartbeat._tick
+            self.heartbeat.sweep()
+            at_each()
+
+    def when_ended(self, seconds: float) -> float:
+        """After how many seconds the only client is ended."""
+        start = self.now
+        times: list[float] = []
+        self.on_end = lambda client, reason: times.append(self.now - start)
+        self.run_for(seconds)
+        [found] = times
+        return found
+
+
+@pytest.fixture
+def beating() -> Beating:
+    return Beating()
+
+
+# Heartbeats
+
+
+def test_a_quiet_connection_gets_one_after_the_interval_and_not_much_later(beating: Beating) -> None:
+    times: list[float] = []
+    for _ in range(50):
+        beating.client().on_send = lambda: times.append(beating.now - START)
+    beating.run_for(INTERVAL * 1.25 + 0.5)
+    assert len(times) == 50 == beating.heartbeat.sent
+    assert INTERVAL <= min(times)
+    assert max(times) <= INTERVAL * 1.25 + 0.5
+
+
+def test_it_says_what_time_it_is(beating: Beating) -> None:
+    client = beating.client()
+    said: list[int] = []
+    client.on_send = lambda: said.append(int(WALL + beating.now - START))
+    beating.run_for(100)
+    assert bytes(client.received) == b"".join(map(sse.heartbeat, said))
+    assert 4 <= len(said) <= 6
+
+
+def test_a_connection_that_was_sent_something_gets_none(beating: Beating) -> None:
+    client = beating.client()
+
+    def send_now_and_then() -> None:
+        if beating.now - client.last_sent >= INTERVAL - 1:
+            client.send(b"x", beating.now)
+
+    beating.run_for(200, send_now_and_then)
+    assert set(bytes(client.received)) == {ord("x")}
+    assert beating.heartbeat.sent == 0
+
+
+def test_a_connection_for_which_something_waits_gets_none(beating: Beating) -> None:
+    client = beating.client()
+    client.jammed = True
+    client.send(b"x", beating.now)
+    beating.run_for(INTERVAL + 3)
+    assert bytes(client.waiting) == b"x"
+
+
+def test_a_connection_that_was_not_greeted_yet_gets_none() -> None:
+    beating = Beating()
+    client = beating.client(admitted=False)
+    beating.heartbeat._admit_deadline = 1000.0
+    beating.run_for(100)
+    assert client.received == b""
+
+
+def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) -> None:
+    clients = [beating.client() for _ in range(10_000)]
+    beating.run_for(7)
+    for client in clients:
+        client.last_sent = beating.now
+    sweeps: Counter[float] = Counter()
+    for client in clients:
+        client.on_send = lambda: sweeps.update([beating.now])
+    beating.run_for(INTERVAL * 1.25 + 0.5)
+    assert sum(sweeps.values()) == 10_000
+    assert max(sweeps.values()) < 1_500
+
+
+def test_those_who_come_at_the_same_moment_are_not_looked_at_at_the_same_moment(beating: Beating) -> None:
+    for _ in range(10_000):
+        beating.client()
+    assert max(map(len, beating.heartbeat._slots.values())) < 3_000
+
+
+# Ends
+
+
+def test_a_client_that_takes_no_byte_is_ended_at_the_deadline(beating: Beating) -> None:
+    client = beating.client()
+    client.jammed = True
+    client.send(b"x", beating.now)
+    assert WRITE_DEADLINE <= beating.when_ended(60) <= WRITE_DEADLINE + LATE
+    assert beating.ended[0] == (client, "slow-consumer")
+
+
+def test_a_client_that_takes_some_bytes_is_not(beating: Beating) -> None:
+    client = beating.client()
+    client.jammed = True
+    client.send(b"x", beating.now)
+
+    def trickle() -> None:
+        if beating.now - (client.blocked_since or 0.0) > WRITE_DEADLINE - 1:
+            client.blocked_since = beating.now
+
+    beating.run_for(200, trickle)
+    assert beating.ended == []
+
+
+@pytest.mark.parametrize("after", [0.1, 3.3, 7.3, 100.0])
+def test_a_connection_ends_when_its_token_expires(beating: Beating, after: float) -> None:
+    client = beating.client(expires_at=WALL + after)
+    assert after <= beating.when_ended(after + 10) <= after + 0.5
+    assert beating.ended == [(client, "expired")]
+
+
+@pytest.mark.parametrize("after", [1.0, 60.0])
+def test_a_connection_ends_at_its_greatest_age(beating: Beating, after: float) -> None:
+    client = beating.client(ends_at=START + after)
+    assert after <= beating.when_ended(after + 10) <= after + LATE
+    assert beating.ended == [(client, "max-age")]
+
+
+def test_a_client_that_nobody_could_tell_where_it_starts_is_sent_away(beating: Beating) -> None:
+    client = beating.client(admitted=False)
+    assert ADMIT_DEADLINE <= beating.when_ended(60) <= ADMIT_DEADLINE + LATE
+    assert beating.ended == [(client, "unavailable")]
+
+
+def test_a_connection_that_was_ended_is_looked_at_no_more(beating: Beating) -> None:
+    beating.client(expires_at=WALL + 5)
+    beating.run_for(100)
+    assert len(beating.ended) == 1
+    assert beating.heartbeat._slots == {}
+
+
+def test_one_that_was_told_its_end_has_the_whole_deadline_to_take_what_waits(beating: Beating) -> None:
+    client = beating.client(expires_at=WALL + 5, ends_at=START + 5)
+    client.jammed = True
+    beating.run_for(4)
+    client.send(b"x", beating.now)
+    blocked = beating.now
+    ends: list[tuple[float, str]] = []
+    beating.on_end = lambda client, reason: ends.append((beating.now - blocked, reason))
+    beating.run_for(60)
+    assert [reason for _, reason in ends] == ["expired", "slow-consumer"]
+    assert ends[1][0] >= WRITE_DEADLINE
+    assert beating.heartbeat._slots == {}
+
+
+# What is left behind
+
+
+def test_ten_thousand_that_came_and_left_leave_nothing_behind(beating: Beating) -> None:
+    for _ in range(100):
+        clients = [beating.client() for _ in range(100)]
+        beating.run_for(1)
+        for client in clients:
+            beating.heartbeat.forget(client)
+    assert beating.heartbeat._slots == {}
+    beating.run_for(60)
+    assert beating.heartbeat.sent == 0
+
+
+def test_forgetting_one_twice_or_one_that_was_never_there_does_nothing(beating: Beating) -> None:
+    client, other = beating.client(), beating.client()
+    for _ in range(2):
+        beating.heartbeat.forget(client)
+    beating.heartbeat.forget(FakeClient())
+    beating.run_for(INTERVAL * 1.25 + 0.5)
+    assert other.received
+
+
+def test_one_that_is_forgotten_while_it_is_being_ended_stays_forgotten(beating: Beating) -> None:
+    beating.client(expires_at=WALL + 5)
+    beating.on_end = lambda client, reason: beating.heartbeat.forget(client)
+    beating.run_for(60)
+    assert len(beating.ended) == 1
+    assert beating.heartbeat._slots == {}
+
+
+def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beating) -> None:
+    clients = [beating.client() for _ in range(100)]
+    clients[50].raises = True
+    raised = 0
+    for _ in range(100):
+        try:
+            beating.run_for(1)
+        except ValueError:
+            raised += 1
+    assert raised == 1
+    assert all(client.received for client in clients if not client.raises)
+
+
+def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> None:
+    clients = [beating.client() for _ in range(100)]
+    beating.now += 3600
+    beating.heartbeat.sweep()
+    assert all(client.received.count(b"heartbeat") == 1 for client in clients)
+    beating.run_for(INTERVAL - 1)
+    assert beating.heartbeat.sent == 100
+
+
+def test_the_greenlet_sweeps_by_itself() -> None:
+    heartbeat = Heartbeat(interval=0.02, write_deadline=1.0, admit_deadline=1.0, on_end=lambda client, reason: None)
+    client = FakeClient()
+    Subscription(client, StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1)).cursor = 0
+    greenlet = gevent.spawn(heartbeat.run)
+    try:
+        heartbeat.watch(client)
+        wait_until(lambda: heartbeat.sent >= 3)
+    finally:
+        greenlet.kill()

@@ -1,0 +1,372 @@
+"""The writer, on real sockets that really fill up, break and are closed at the other end."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamer_parts import wait_until
+
+from pgbus_gevent.streamer.dispatcher import breathe
+from pgbus_gevent.streamer.io_writer import MAX_EXTRA, IoWriter
+
+MORE_THAN_FITS = 4 * 1024 * 1024
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def plain(sock: socket.socket) -> Any:
+    """A socket that is out of gevent's hands, as a server gives it."""
+    found = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+    found.setblocking(False)
+    return found
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    return accepted, client
+
+
+class Written:
+    """A writer and the peer that it writes to."""
+
+    def __init__(self, *, tcp: bool = False) -> None:
+        ours, self.peer = tcp_pair() if tcp else socket.socketpair()
+        self.peer.settimeout(5.0)
+        self.now = 100.0
+        self.drained = 0
+        self.gone: list[str] = []
+        self.callers: set[Any] = set()
+        self.sock = plain(ours)
+        self.fd = self.sock.fileno()
+        self.writer = IoWriter(self.sock, on_drained=self._drained, on_gone=self._gone, clock=lambda: self.now)
+
+    def _drained(self) -> None:
+        self.callers.add(gevent.getcurrent())
+        self.drained += 1
+
+    def _gone(self, reason: str) -> None:
+        self.callers.add(gevent.getcurrent())
+        self.gone.append(reason)
+
+    def fill(self, size: int = MORE_THAN_FITS) -> bytes:
+        """Write more than the socket takes."""
+        data = random.randbytes(size)
+        self.writer.write(data, self.now)
+        assert self.writer.blocked_since == self.now
+        return data
+
+    def receive(self, size: int, piece: int = 65536) -> bytes:
+        """Exactly so many bytes, from the other end."""
+        found = bytearray()
+        while len(found) < size:
+            data = self.peer.recv(min(piece, size - len(found)))
+            assert data, f"the end came after {len(found)} of {size} bytes"
+            found += data
+        return bytes(found)
+
+    def at_the_end(self) -> bool:
+        """Whether the other end reads the end."""
+        return self.peer.recv(1) == b""
+
+    @property
+    def freed(self) -> bool:
+        return bool(self.sock.fileno() == -1)
+
+    def close(self) -> None:
+        self.writer.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def written() -> Iterator[Written]:
+    made = Written()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def over_tcp() -> Iterator[Written]:
+    made = Written(tcp=True)
+    yield made
+    made.close()
+
+
+def settle() -> None:
+    """Let everything happen that is about to."""
+    for _ in range(5):
+        breathe()
+
+
+# Writing
+
+
+def test_what_fits_goes_out_at_once(written: Written) -> None:
+    written.writer.write(b"abc", written.now)
+    assert written.writer.blocked_since is None
+    assert written.receive(3) == b"abc"
+    settle()
+    assert written.drained == 0
+
+
+def test_what_does_not_fit_goes_out_as_the_peer_reads_and_not_a_byte_differs(written: Written) -> None:
+    data = written.fill()
+    assert written.receive(len(data)) == data
+    wait_until(lambda: written.drained)
+    assert written.writer.blocked_since is None
+    assert (written.drained, written.gone) == (1, [])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.lists(st.integers(1, 700_000), min_size=1, max_size=5),
+    pieces=st.lists(st.integers(1, 300_000), min_size=1, max_size=5),
+)
+def test_whatever_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[int], pieces: list[int]) -> None:
+    written = Written()
+    expected, received = bytearray(), bytearray()
+    try:
+        for n, size in enumerate(sizes):
+            data = random.randbytes(size)
+            written.writer.write(data, written.now)
+            expected += data
+            while written.writer.blocked_since is not None:
+                received += written.peer.recv(pieces[n % len(pieces)])
+                breathe()
+        received += written.receive(len(expected) - len(received))
+        assert received == expected
+    finally:
+        written.close()
+
+
+def test_it_is_blocked_since_the_peer_last_took_something(written: Written) -> None:
+    data = written.fill()
+    written.now = 150.0
+    settle()
+    assert written.writer.blocked_since == 100.0
+    written.receive(len(data) // 4)
+    wait_until(lambda: written.writer.blocked_since == 150.0)
+
+
+def test_its_callbacks_run_in_the_hub(written: Written) -> None:
+    data = written.fill()
+    written.receive(len(data))
+    wait_until(lambda: written.drained)
+    written.peer.close()
+    wait_until(lambda: written.gone)
+    assert written.callers == {gevent.get_hub()}
+
+
+# Frames that a slow client may go without
+
+
+def test_an_extra_frame_goes_behind_what_waits(written: Written) -> None:
+    data = written.fill()
+    assert not written.writer.write_extra(b"extra", written.now)
+    size = len(data) - MAX_EXTRA // 2
+    received = bytearray()
+    while not written.writer.write_extra(b"extra", written.now):
+        received += written.receive(4096)
+        settle()
+        assert len(received) < size + MAX_EXTRA, "there was never room"
+    assert written.writer.blocked_since is not None
+    received += written.receive(len(data) + 5 - len(received))
+    assert received == data + b"extra"
+
+
+def test_what_waits_is_bounded_whatever_is_offered(written: Written) -> None:
+    data = written.fill(MORE_THAN_FITS)
+    received = bytearray()
+    while written.writer._rest is not None and len(written.writer._rest) > MAX_EXTRA // 2:
+        received += written.receive(4096)
+        settle()
+    taken = sum(written.writer.write_extra(b"x" * 1000, written.now) for _ in range(1000))
+    assert 0 < taken < 66
+    assert written.writer._rest is not None
+    assert len(written.writer._rest) <= MAX_EXTRA
+    received += written.receive(len(data) + taken * 1000 - len(received))
+    assert received == data + b"x" * taken * 1000
+
+
+def test_an_extra_frame_of_any_size_goes_out_when_nothing_waits(written: Written) -> None:
+    data = random.randbytes(MORE_THAN_FITS)
+    assert written.writer.write_extra(data, written.now)
+    assert written.receive(len(data)) == data
+
+
+def test_after_the_last_frame_no_extra_one_is_taken(written: Written) -> None:
+    written.fill()
+    written.writer.finish(b"bye", written.now)
+    assert not written.writer.write_extra(b"x", written.now)
+
+
+# The end, from our side
+
+
+def test_the_last_frame_is_followed_by_the_end(written: Written) -> None:
+    written.writer.finish(b"bye", written.now)
+    assert written.receive(3) == b"bye"
+    assert written.at_the_end()
+    assert written.gone == ["finished"]
+    assert written.freed
+
+
+def test_the_last_frame_goes_behind_what_waits(written: Written) -> None:
+    data = written.fill()
+    written.writer.finish(b"bye", written.now)
+    assert written.gone == []
+    assert written.receive(len(data) + 3) == data + b"bye"
+    assert written.at_the_end()
+    wait_until(lambda: written.gone)
+    assert (written.gone, written.drained) == (["finished"], 0)
+    assert written.freed
+
+
+def test_an_abort_does_not_wait_for_anything(over_tcp: Written) -> None:
+    over_tcp.fill(16 * MORE_THAN_FITS)
+    over_tcp.writer.abort()
+    assert over_tcp.freed
+    assert over_tcp.writer.blocked_since is None
+    with pytest.raises(ConnectionResetError):
+        while over_tcp.peer.recv(65536):
+            pass
+    settle()
+    assert (over_tcp.gone, over_tcp.drained) == ([], 0)
+
+
+def test_closing_it_again_does_nothing(written: Written) -> None:
+    for _ in range(2):
+        written.writer.close()
+        written.writer.abort()
+    assert written.freed
+    assert written.gone == []
+
+
+def test_after_the_end_nothing_is_written_and_nothing_is_reported(written: Written) -> None:
+    written.writer.close()
+    written.writer.write(b"x", written.now)
+    written.writer.finish(b"bye", written.now)
+    assert written.gone == []
+    assert written.peer.recv(10) == b""
+
+
+# The end, from the client's side
+
+
+def test_a_client_that_closes_is_reported_once_and_its_descriptor_freed(written: Written) -> None:
+    written.peer.close()
+    wait_until(lambda: written.gone)
+    settle()
+    assert written.gone == ["client left"]
+    assert written.freed
+
+
+def test_a_half_closed_client_has_left(written: Written) -> None:
+    written.peer.shutdown(socket.SHUT_WR)
+    wait_until(lambda: written.gone)
+    assert written.gone == ["client left"]
+    assert written.at_the_end()
+
+
+def test_a_reset_is_reported_once(over_tcp: Written) -> None:
+    over_tcp.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    over_tcp.peer.close()
+    wait_until(lambda: over_tcp.gone)
+    settle()
+    assert over_tcp.gone == ["ConnectionResetError"]
+    assert over_tcp.freed
+
+
+@pytest.mark.parametrize("how", ["close", "half", "reset"])
+def test_a_client_that_leaves_while_something_waits_is_reported_once(over_tcp: Written, how: str) -> None:
+    over_tcp.fill(16 * MORE_THAN_FITS)
+    if how == "reset":
+        over_tcp.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    over_tcp.peer.shutdown(socket.SHUT_WR) if how == "half" else over_tcp.peer.close()
+    wait_until(lambda: over_tcp.gone)
+    settle()
+    assert len(over_tcp.gone) == 1
+    assert over_tcp.freed
+    assert (over_tcp.drained, over_tcp.writer.blocked_since) == (0, None)
+
+
+@pytest.mark.parametrize("what", ["write", "write_extra", "finish"])
+def test_a_client_that_turns_out_to_have_left_is_reported_once(written: Written, what: str) -> None:
+    written.peer.close()
+    getattr(written.writer, what)(b"x", written.now)
+    assert written.gone == ["BrokenPipeError"]
+    written.writer.finish(b"bye", written.now)
+    settle()
+    assert written.gone == ["BrokenPipeError"]
+    assert written.freed
+
+
+def test_a_client_may_say_a_little(written: Written) -> None:
+    for _ in range(4):
+        written.peer.sendall(b"x" * 1024)
+        settle()
+    assert written.gone == []
+    written.writer.write(b"abc", written.now)
+    assert written.receive(3) == b"abc"
+
+
+def test_a_client_that_goes_on_talking_is_cut_off(written: Written) -> None:
+    with pytest.raises(OSError):
+        while True:
+            written.peer.sendall(b"x" * 512)
+            breathe()
+    assert written.gone == ["sent data on an event stream"]
+    assert written.freed
+
+
+# What is left behind
+
+
+@pytest.mark.parametrize("end", ["peer closes", "finish", "abort", "blocked and aborted", "blocked and peer closes"])
+def test_nothing_is_left_of_many(end: str) -> None:
+    loop = gevent.get_hub().loop
+    settle()
+    descriptors, watchers = len(os.listdir("/proc/self/fd")), loop.activecnt
+    many = [Written() for _ in range(50)]
+    for written in many:
+        if end.startswith("blocked"):
+            written.fill()
+        if end.endswith("peer closes"):
+            written.peer.close()
+        elif end == "finish":
+            written.writer.finish(b"bye", written.now)
+        else:
+            written.writer.abort()
+    wait_until(lambda: all(written.freed for written in many))
+    for written in many:
+        written.peer.close()
+    settle()
+    assert (len(os.listdir("/proc/self/fd")), loop.activecnt) == (descriptors, watchers)
+
+
+def test_the_next_connection_with_the_same_descriptor_is_not_taken_for_it() -> None:
+    first = Written()
+    first.fill()
+    first.writer.abort()
+    first.peer.close()
+    second = Written()
+    try:
+        assert {second.fd, second.peer.fileno()} & {first.fd}
+        data = second.fill()
+        assert second.receive(len(data)) == data
+        wait_until(lambda: second.drained)
+        second.peer.close()
+        wait_until(lambda: second.gone)
+        assert (first.drained, first.gone) == (0, [])
+    finally:
+        second.close()

@@ -1,0 +1,82 @@
+"""The LISTEN session: hears in order, loses nothing unsaid, and says when it has ended."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+from database_parts import opened_sessions, until
+
+from pgbus_gevent.database import green
+from pgbus_gevent.database.notifications import ListenSession
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
+
+
+@pytest.fixture(autouse=True)
+def cooperative() -> None:
+    green.install()
+
+
+def listening(url: str) -> ListenSession:
+    return ListenSession(url, connect_timeout=5.0, statement_timeout=10.0)
+
+
+def test_a_listen_session_hears_what_is_rung_in_order(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        assert session.hears(5.0)
+        sql = opener()
+        for n in range(3):
+            sql.run("select pg_notify('pgbus', %s)", str(n))
+        sql.run("select pg_notify('other', 'x')")
+        found: list[str] = []
+        until(lambda: found.extend(session.receive(0.1)[0]) or len(found) >= 3, "three notifications come")
+        assert found == ["0", "1", "2"]
+
+
+def test_what_comes_with_the_answer_to_a_ping_is_not_lost(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        opener().run("select pg_notify('pgbus', 'x')")
+        session.ping()
+        assert session.receive(1.0) == (["x"], False)
+
+
+def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        opener().run("select pg_terminate_backend(%s)", session.backend_pid)
+
+        def receive() -> bool:
+            try:
+                session.receive(0.1)
+            except DatabaseUnavailable:
+                return True
+            return False
+
+        until(receive, "the loss is noticed")
+        with pytest.raises(DatabaseUnavailable):
+            session.ping()
+
+
+def test_more_notifications_than_there_is_room_for_are_told_of(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        opener().run("select count(pg_notify('pgbus', n::text)) from generate_series(1, 50) n")
+        session.ping()
+        payloads, lost = session.receive(1.0)
+        assert lost and payloads == [str(n) for n in range(41, 51)]
+
+
+def test_a_listen_session_that_cannot_listen_leaves_no_connection(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.database.notifications.CHANNEL", "no channel")
+    with opened_sessions(database) as opener:
+        with pytest.raises(DatabaseError) as failed:
+            listening(database)
+        assert failed.value.sqlstate == "42601"
+        sql = opener()
+        until(
+            lambda: sql.one("select count(*) from pg_stat_activity where application_name = 'pgbus-listen'") == 0,
+            "the session is gone",
+        )

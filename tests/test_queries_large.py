@@ -1,0 +1,98 @@
+"""No statement of the package reads more of a large table than it needs, whatever the planner knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from database_parts import opened_sessions
+
+from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
+from pgbus_gevent.testing.databases import TestDatabases
+
+LOTS = 1_000_000
+"""A limit of bytes that no page here reaches."""
+
+
+class OneConnection:
+    """As much of a pool as Queries needs: always the same connection, so that its counters can be read."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        yield self._connection
+
+
+@pytest.fixture(scope="module", params=["known", "unknown"])
+def large(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> Iterator[str]:
+    """200,000 messages, half of them of one stream, which the planner's statistics do or do not know of."""
+    url = pgbus_databases.make()
+    rows = "insert into pgbus.messages (stream, msg_id, prev_id, data) select {}, n, n - 1, repeat('x', 100) from {}"
+    with opened_sessions(url) as opener:
+        sql = opener()
+        sql.run(rows.format("'small ' || n % 1999", "generate_series(1, 200000, 2) n"))
+        if request.param == "unknown":
+            sql.run("analyze pgbus.messages")
+        sql.run(rows.format("'large'", "generate_series(2, 200000, 2) n"))
+        if request.param == "known":
+            sql.run("analyze pgbus.messages")
+    yield url
+    pgbus_databases.drop(url)
+
+
+SMALL = [f"small {n}" for n in range(1999)]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda asking: asking.pages([("large", 0)], limit=500, size=LOTS),
+        lambda asking: asking.pages([("large", 199_000)], limit=500, size=LOTS),
+        lambda asking: asking.pages([(name, 0) for name in SMALL[:64]], limit=500, size=LOTS),
+        lambda asking: asking.openings([OpenQuestion("large", 0, 100)], limit=1000, size=LOTS),
+        lambda asking: asking.openings([OpenQuestion("large", None, None)], limit=1000, size=LOTS),
+        lambda asking: asking.openings([OpenQuestion(name, 0, 3) for name in SMALL[:64]], limit=500, size=LOTS),
+        lambda asking: asking.moved({"large": 199_999}),
+        lambda asking: asking.moved(dict.fromkeys(SMALL, 0)),
+        lambda asking: asking.moved(dict.fromkeys([*SMALL, *(f"none {n}" for n in range(8000))], 200_000)),
+        lambda asking: asking.last_id("large"),
+        lambda asking: asking.last_id("none"),
+        lambda asking: asking.read_after("large", 100, 500),
+        lambda asking: asking.broadcast("large", "x", Publication()),
+        lambda asking: asking.broadcast("large", "x", Publication(key="k")),
+        lambda asking: asking.broadcast_many("large", ["x"] * 10, Publication()),
+    ],
+    ids=[
+        "page from 0", "page near the head", "pages of 64", "opening", "opening of new", "openings of 64", "moved",
+        "moved of 1999", "moved of 10,000", "last_id", "last_id of none", "read_after", "broadcast", "with a key",
+        "many",
+    ],
+)  # fmt: skip
+def test_no_statement_reads_the_whole_table(ask: Any, large: str) -> None:
+    with opened_sessions(large) as opener:
+        sql = opener()
+        sql.connection.autocommit = False
+        ask(Queries(OneConnection(sql.connection)))  # type: ignore[arg-type]
+        scans, rows = sql.run(
+            "select seq_scan, idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables"
+            " where relid = 'pgbus.messages'::regclass"
+        )[0]
+        sql.connection.rollback()
+    assert scans == 0
+    assert rows < 10_000
+
+
+def test_a_page_near_the_head_reads_no_more_than_it_gives(large: str) -> None:
+    with opened_sessions(large) as opener:
+        sql = opener()
+        sql.connection.autocommit = False
+        asking = Queries(OneConnection(sql.connection))  # type: ignore[arg-type]
+        assert len(asking.pages([("large", 0)], limit=50, size=LOTS)[0].rows) == 50
+        assert len(asking.openings([OpenQuestion("large", 0, None)], limit=50, size=LOTS)[0].rows) == 50
+        fetched = sql.one("select idx_tup_fetch from pg_stat_xact_user_tables where relid = 'pgbus.messages'::regclass")
+        sql.connection.rollback()
+    assert fetched < 300

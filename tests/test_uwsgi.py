@@ -1,0 +1,70 @@
+"""The same application under uWSGI's gevent loop: real processes and sockets."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from host_parts import APP, host, shutdown_retry
+from support import run, session, until
+
+UWSGI = Path(sys.executable).with_name("uwsgi")
+
+pytestmark = pytest.mark.skipif(not UWSGI.exists(), reason="uwsgi is not installed")
+
+HOOK = """
+import uwsgi
+
+from pgbus_gevent.hosts.running import drain
+
+uwsgi.atexit = drain
+"""
+
+COMMAND = [
+    *(str(UWSGI), "--http-socket", "127.0.0.1:PORT", "--module", "app:app", "--master", "--die-on-term", "--need-app"),
+    *("--gevent", "100", "--gevent-monkey-patch", "--enable-threads", "--socket-timeout", "30", "--processes", "2"),
+]
+
+
+def publish(url: str, data: str) -> int:
+    with session(url) as connection:
+        return int(run(connection, "select pgbus.broadcast('orders', %s)", data)[0][0])
+
+
+@pytest.mark.parametrize("lazy", [(), ("--lazy-apps",)], ids=["forked", "lazy"])
+def test_it_streams_sees_clients_leave_and_closes_slow_ones(
+    lazy: tuple[str, ...], tmp_path: Path, pgbus_database: str
+) -> None:
+    (tmp_path / "app.py").write_text(APP + HOOK)
+    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "1.5"}
+    one = [*COMMAND[:-1], "1", *lazy]
+    with host(tmp_path, pgbus_database, *one, **variables) as served, served.live() as client, served.live() as slow:
+        assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
+        ids = [publish(pgbus_database, f"{n}") for n in range(3)]
+        assert [client.next().id for _ in ids] == [str(id) for id in ids]
+        served.live().close()
+        until(lambda: served.about()[2] == 2, "the one that left was noticed")
+        slow.pause()
+        for _ in range(20):
+            publish(pgbus_database, "x" * 900_000)
+        until(lambda: served.about()[2] == 1, "the slow one was closed")
+        until(lambda: len(client.messages) == 23, "the other has all")
+        began = monotonic()
+        served.signal()
+        assert 1000 <= shutdown_retry(client) <= 5000
+        served.wait()
+        assert monotonic() - began < 10
+        assert "Traceback" not in served.errors
+
+
+def test_a_reload_sends_the_clients_away_too(tmp_path: Path, pgbus_database: str) -> None:
+    (tmp_path / "app.py").write_text(APP + HOOK)
+    with host(tmp_path, pgbus_database, *COMMAND, workers=2) as served, served.live() as client:
+        served.signal(signal.SIGHUP)
+        assert 1000 <= shutdown_retry(client) <= 5000
+        until(lambda: len(served.serving(2)) == 2, "it serves again")
+        client.resume()
+        client.next("pgbus:connected")
