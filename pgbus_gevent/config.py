@@ -231,8 +231,8 @@ def flags_given(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def settings_table() -> str:
     """All settings as a Markdown table: flag, variable, default and meaning. TOML keys are the field names."""
-    rows = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
-    return "\n".join(rows + [_row(entry) for entry in _entries().values()]) + "\n"
+    head = "| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n"
+    return head + "".join(f"{_row(entry)}\n" for entry in _entries().values())
 
 
 def _entries() -> dict[str, Field[Any]]:
@@ -313,14 +313,13 @@ def _variable(name: str) -> str:
 
 
 def _refuse_contradictions(settings: Settings) -> None:
-    listen_url = redact_url(settings.listen_url)
-    if settings.listen_url and not settings.listen:
-        raise InvalidSetting("listen_url", listen_url, "only with listen=True; leave one of them out")
-    if settings.listen_url and not settings.database_url:
-        raise InvalidSetting("listen_url", listen_url, "only beside a database_url; the embedded server needs none")
+    url = settings.listen_url and redact_url(settings.listen_url)
+    if url and not settings.listen:
+        raise InvalidSetting("listen_url", url, "only with listen=True; leave one of them out")
+    if url and not settings.database_url:
+        raise InvalidSetting("listen_url", url, "only beside a database_url; the embedded server needs none")
     if settings.ring_bytes > settings.ring_budget:
-        allowed = f"at most ring_budget, which is {format_size(settings.ring_budget)}"
-        raise InvalidSetting("ring_bytes", settings.ring_bytes, allowed)
+        raise InvalidSetting("ring_bytes", settings.ring_bytes, f"at most ring_budget, {format_size(settings.ring_budget)}")
 
 
 def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any]) -> None:

@@ -38,7 +38,7 @@ PATIENCE = 20.0
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pause: float = 0.01) -> Any:
-    """What ``condition`` returns once that is true; AssertionError, which says ``what`` should hold, at the deadline."""
+    """What ``condition`` returns once it is true; AssertionError, which says ``what`` should hold, at the deadline."""
     deadline = monotonic() + timeout
     while not (found := condition()):
         assert monotonic() < deadline, f"not within {timeout:g} s: {what}"
@@ -131,9 +131,10 @@ class ServeProcess:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.process: Any = subprocess.Popen(arguments, env=environ, **pipes)
         self.pid = self.process.pid
+        self._stdout: Any = self.process.stdout
         line = ""
         with gevent.Timeout(PATIENCE, False):  # type: ignore[arg-type]  # False: end the block without an exception
-            line = self.process.stdout.readline()
+            line = self._stdout.readline()
         found = re.search(r"http://\S+(?=/ )", line)
         if found is None:
             self.stop()
@@ -170,7 +171,7 @@ class ServeProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
-        self.process.stdout.close()
+        self._stdout.close()
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from gevent.event import Event
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
-from pgbus_gevent.core.client import Client
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.streamer import reader
 from pgbus_gevent.streamer.dispatcher import breathe
@@ -393,23 +393,15 @@ def test_a_database_that_comes_back_costs_nobody_a_message(
 
 def test_tries_are_spaced_out_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(reader.gevent, "sleep", lambda seconds: pauses.append(seconds) or breathe())
+    monkeypatch.setattr(reader, "gevent", SimpleNamespace(sleep=lambda seconds: pauses.append(seconds) or breathe()))
     table = Table()
     table.failures = 12
     with Parts(table, readers=1) as parts:
         client = parts.connect()
-        wait_until_idle(parts, client)
+        wait_until(lambda: parts.reader.idle and client.received)
     assert len(pauses) == 12
     assert 0.02 < pauses[0] <= 0.05
     assert all(0.9 < pause <= 2.0 for pause in pauses[-3:])
-
-
-def wait_until_idle(parts: Parts, client: Client) -> None:
-    for _ in range(1000):
-        breathe()
-        if parts.reader.idle and client.subscription and client.subscription.cursor is not None:
-            return
-    raise AssertionError("the reader did not come to rest")
 
 
 def test_a_reader_that_is_killed_in_the_middle_of_a_read_loses_nothing() -> None:

@@ -18,7 +18,7 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.testing.client import StreamClient
 
-GRACE = 2.0
+GRACE = 1.0
 SLACK = 3.0
 """Seconds that the end of a process may take beyond what was asked of it, on a busy machine."""
 

@@ -1,4 +1,4 @@
-"""What is on the wire: data, events and cursors of any kind, control frames, ephemerals; judged by another's decoder."""
+"""What is on the wire: data, events and cursors of all kinds, control frames, ephemerals; by another's decoder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The servers and frameworks that the streams are served by."""

@@ -82,7 +82,7 @@ class CatchUp:
                     logger.warning("cannot look for new messages, trying again: %s", error)
                 failing = True
             # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
-            gevent.sleep((self._clock() - began) * _REST)
+            gevent.sleep(min((self._clock() - began) * _REST, self._interval()))
 
     def _pause(self) -> None:
         """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""

@@ -17,7 +17,7 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from ..config import Settings
-from ..core import sse, wakes
+from ..core import sse
 from ..core.client import Client, StreamRequest, Subscription
 from ..core.filters import Filters
 from ..core.registry import Registry
@@ -33,6 +33,7 @@ from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
 from .reader import Reader
+from .routing import WakeRouter
 from .task import Task
 
 logger = logging.getLogger("pgbus_gevent.streamer")
@@ -86,9 +87,6 @@ class Instance:
         self._budget = RingBudget(self.settings.ring_budget)
         self.registry = Registry(self._make_log)
         queries = self.database.queries
-        self.listener = listener(
-            self.database.listen, on_payloads=self._hear, on_up=self._listening, on_down=self.database.pool.discard_idle
-        )
         self.reader = reader(
             queries,
             serve=self._serve,
@@ -108,13 +106,26 @@ class Instance:
         self.ephemerals = Ephemerals(
             queries, wanted=lambda stream: self.registry.log(stream) is not None, pass_on=self._pass_on
         )
+        self.router = WakeRouter(
+            self.registry,
+            on_ring=self.catch_up.ring,
+            on_moved=self._moved,
+            look=self.reader.look,
+            take=self.ephemerals.take,
+        )
+        self.listener = listener(
+            self.database.listen,
+            on_payloads=self.router.hear,
+            on_up=self._listening,
+            on_down=self.database.pool.discard_idle,
+        )
         self.heartbeat = heartbeat(
             interval=self.settings.heartbeat,
             write_deadline=self.settings.write_deadline,
             admit_deadline=ADMIT_DEADLINE,
             on_end=self.end,
         )
-        self.tasks = [
+        self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
             self._task("heartbeat", self.heartbeat.run),
             self._task("ephemerals", self.ephemerals.run),
@@ -171,11 +182,10 @@ class Instance:
         self.draining = True
         _instances.discard(self)
         # 2. No more work for the dispatcher; what it would still have sent, the cursors will ask for.
-        for task in reversed(self.tasks):
-            if not task.name.startswith(("dispatcher", "heartbeat")):
-                task.stop(_left(deadline))
+        for task in reversed(self.tasks[2:]):
+            task.stop(_left(deadline))
         # 3. The dispatcher, before the farewells, so that none of its sends can come after one.
-        self._stop("dispatcher", deadline)
+        self.tasks[0].stop(_left(deadline))
         # 4. Farewells, in slices, each with its own time to come back.
         for n, client in enumerate(self.registry.clients(), 1):
             self.end(client, "restart", retry=random.uniform(1.0, 5.0))
@@ -188,13 +198,8 @@ class Instance:
             client.abort()
         self._lingering.clear()
         # 6. The heartbeat, which watched over those, and the database.
-        self._stop("heartbeat", deadline)
+        self.tasks[1].stop(_left(deadline))
         self.database.close()
-
-    def _stop(self, name: str, deadline: float) -> None:
-        for task in self.tasks:
-            if task.name == name:
-                task.stop(_left(deadline))
 
     def _failed(self, name: str) -> None:
         if self.on_failure is not None:
@@ -298,34 +303,7 @@ class Instance:
         if client.subscription is not None:
             self.dispatcher.bring(client.subscription)
 
-    # wakes; called by the listener, which must not be kept from its session
-
-    def _hear(self, payloads: list[str]) -> None:
-        self.catch_up.ring()
-        for payload in payloads:
-            wake = wakes.parse(payload)
-            if isinstance(wake, wakes.Ring):
-                self._ring(wake)
-            elif isinstance(wake, wakes.Ephemeral):
-                self.ephemerals.take(wake)
-            else:
-                self._look(wake.streams)
-
-    def _ring(self, ring: wakes.Ring) -> None:
-        log = self.registry.log(ring.stream)
-        if log is None:
-            return
-        if log.follows(ring.prev_id):
-            log.extend([ring])
-            self._moved(log, 1)
-        elif ring.id > log.head:
-            self.reader.look(log)
-
-    def _look(self, streams: list[str] | None) -> None:
-        for name in streams or ():
-            log = self.registry.log(name)
-            if log is not None:
-                self.reader.look(log)
+    # what the parts have to tell one another
 
     def _serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         self.dispatcher.serve(log, history, subscriptions)

@@ -13,7 +13,7 @@ import psycopg2.extensions as ext
 
 from ..database.embedded import EmbeddedPostgres
 from ..database.schema import migrate
-from .leaks import settled
+from .leaks import database_peers, peer_of, settled
 
 OPTIONS = {"fsync": "off", "max_connections": "300", "full_page_writes": "off"}
 """Of an embedded server for tests: its data need not outlive a crash of the machine."""
@@ -84,6 +84,7 @@ class TestDatabases:
         connection: Any = psycopg2.connect(self.url)
         try:
             connection.autocommit = True
+            database_peers.add(peer_of(connection.fileno()))
             with connection.cursor() as cursor:
                 cursor.execute(statement, arguments or None)
                 return list(cursor.fetchall()) if cursor.description else []

@@ -23,6 +23,10 @@ _DESCRIPTORS = "/proc/self/fd"
 # Loops have them, made when first needed; a thread or a greenlet that has a loop is noticed as such.
 _HARMLESS = ("anon_inode:", "/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty")
 
+database_peers: set[str] = set()
+"""Servers to which connections are not looked at here: sessions are, on the database of the test. Others may be those of a pool
+that outlives the test, which opens them when it needs them."""
+
 
 class Before:
     """What is there before a test; :meth:`left` names what came since and has not gone."""
@@ -55,7 +59,9 @@ class Before:
         found += [_name_thread(number, frame) for number, frame in threads().items() if number not in self._threads]
         for number, target in descriptors().items():
             if self._descriptors.get(number) != target and not target.startswith(_HARMLESS):
-                found.append(f"descriptor {number}: {_name_descriptor(number, target)}")
+                name, peer = _name_descriptor(number, target)
+                if peer not in database_peers:
+                    found.append(f"descriptor {number}: {name}")
         return found
 
 
@@ -139,14 +145,21 @@ def _name_thread(number: int, frame: FrameType) -> str:
     return f"thread {names.get(number, hex(number))!r}, now in {code.co_name} at {code.co_filename}:{frame.f_lineno}"
 
 
-def _name_descriptor(number: int, target: str) -> str:
+def peer_of(number: int) -> str:
+    """What a socket is connected to, "nowhere" for none."""
+    with socket.socket(fileno=os.dup(number)) as found:
+        return _address(found.getpeername)
+
+
+def _name_descriptor(number: int, target: str) -> tuple[str, str]:
     if not target.startswith("socket:"):
-        return target
+        return target, "nowhere"
     try:
         with socket.socket(fileno=os.dup(number)) as found:
-            return f"{target} {_address(found.getsockname)} -> {_address(found.getpeername)}"
+            peer = _address(found.getpeername)
+            return f"{target} {_address(found.getsockname)} -> {peer}", peer
     except OSError:
-        return target
+        return target, "nowhere"
 
 
 def _address(get: Callable[[], Any]) -> str:

@@ -1,0 +1,1 @@
+"""The HTTP side: requests, answers, and the WSGI application."""

@@ -1,0 +1,57 @@
+"""From a notification to the stream that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core import wakes
+from ..core.registry import Registry
+from ..core.stream_log import StreamLog
+
+
+class WakeRouter:
+    """Takes what the listener heard; never yields, as the listener must not be kept from its session.
+
+    ``on_ring`` is told that there was something at all, ``on_moved`` of a log with so many new frames, ``look`` of one that
+    has to be read, ``take`` of an ephemeral message.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        on_ring: Callable[[], None],
+        on_moved: Callable[[StreamLog, int], None],
+        look: Callable[[StreamLog], None],
+        take: Callable[[wakes.Ephemeral], None],
+    ) -> None:
+        self._registry = registry
+        self._on_ring = on_ring
+        self._on_moved = on_moved
+        self._look = look
+        self._take = take
+
+    def hear(self, payloads: list[str]) -> None:
+        """Payloads came, in this order."""
+        self._on_ring()
+        for payload in payloads:
+            wake = wakes.parse(payload)
+            if isinstance(wake, wakes.Ring):
+                self._ring(wake)
+            elif isinstance(wake, wakes.Ephemeral):
+                self._take(wake)
+            else:
+                for name in wake.streams or ():
+                    log = self._registry.log(name)
+                    if log is not None:
+                        self._look(log)
+
+    def _ring(self, ring: wakes.Ring) -> None:
+        log = self._registry.log(ring.stream)
+        if log is None:
+            return
+        if log.follows(ring.prev_id):
+            log.extend([ring])
+            self._on_moved(log, 1)
+        elif ring.id > log.head:
+            self._look(log)

@@ -1,0 +1,187 @@
+"""A client behind a server that iterates over its body; the server is a greenlet of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from gevent.event import Event
+from streamer_parts import wait_until
+
+from pgbus_gevent.core.client import Client, StreamRequest
+from pgbus_gevent.streamer.body_connection import BodyConnection
+from pgbus_gevent.streamer.dispatcher import breathe
+from pgbus_gevent.streamer.io_writer import MAX_EXTRA
+
+
+class Server:
+    """Writes each chunk to the client, which takes it while ``takes`` is set; closes the body in the end, as WSGI says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.drained: list[Client] = []
+        self.gone: list[tuple[Client, str]] = []
+        self.body = BodyConnection(
+            "c0ffee",
+            StreamRequest("orders"),
+            on_drained=self.drained.append,
+            on_gone=lambda client, reason: self.gone.append((client, reason)),
+            clock=lambda: self.now,
+        )
+        self.takes = Event()
+        self.takes.set()
+        self.written: list[bytes] = []
+        self.error: BaseException | None = None
+        self.greenlet = gevent.spawn(self._serve)
+
+    def _serve(self) -> None:
+        try:
+            for chunk in self.body:
+                self.takes.wait()
+                self.written.append(chunk)
+        except OSError as error:
+            self.error = error
+        finally:
+            self.body.close()
+
+    def get_stuck(self) -> None:
+        """The client stops reading, and a chunk is on its way to it."""
+        self.takes.clear()
+        self.body.send(b"stuck", self.now)
+        wait_until(lambda: not self.body._parts)
+        assert self.body.blocked_since == self.now
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.greenlet.kill()
+
+
+def test_what_is_sent_is_written_as_it_comes(server: Server) -> None:
+    for n in range(3):
+        server.body.send(b"%d" % n, server.now)
+        wait_until(lambda n=n: len(server.written) == n + 1)  # type: ignore[misc]
+    assert server.written == [b"0", b"1", b"2"]
+
+
+def test_what_is_sent_before_the_server_begins_waits_for_it() -> None:
+    server = Server()
+    server.body.send(b"a", 101.0)
+    assert server.body.blocked_since == 101.0
+    wait_until(lambda: server.written == [b"a"])
+    server.greenlet.kill()
+
+
+def test_something_waits_until_the_server_asks_for_the_next_chunk(server: Server) -> None:
+    server.get_stuck()
+    breathe()
+    assert (server.drained, server.body.blocked_since) == ([], 100.0)
+    server.takes.set()
+    wait_until(lambda: server.drained)
+    assert server.drained == [server.body]
+    assert server.body.blocked_since is None
+
+
+def test_frames_that_came_meanwhile_go_out_as_one_chunk(server: Server) -> None:
+    server.get_stuck()
+    assert server.body.send_extra(b"a", server.now)
+    assert server.body.send_extra(b"b", server.now)
+    server.takes.set()
+    wait_until(lambda: server.written == [b"stuck", b"ab"])
+
+
+def test_a_client_that_takes_nothing_is_blocked_since_then_whatever_else_comes(server: Server) -> None:
+    server.get_stuck()
+    for _ in range(10):
+        server.now += 5.0
+        assert server.body.send_extra(b"x", server.now)
+    assert server.body.blocked_since == 100.0
+
+
+def test_a_client_that_takes_a_chunk_has_the_deadline_anew(server: Server) -> None:
+    server.get_stuck()
+    server.body.send_extra(b"x", server.now)
+    server.now = 150.0
+    server.takes.set()
+    server.takes.clear()
+    wait_until(lambda: server.written)
+    wait_until(lambda: server.body.blocked_since == 150.0)
+
+
+def test_extra_frames_that_wait_are_bounded(server: Server) -> None:
+    server.get_stuck()
+    taken = sum(server.body.send_extra(b"x" * 1000, server.now) for _ in range(1000))
+    assert taken == MAX_EXTRA // 1000
+
+
+def test_an_extra_frame_of_any_size_goes_out_when_nothing_waits(server: Server) -> None:
+    breathe()
+    assert server.body.send_extra(b"x" * 10 * MAX_EXTRA, server.now)
+    wait_until(lambda: server.written == [b"x" * 10 * MAX_EXTRA])
+
+
+def test_the_body_ends_after_the_last_frame(server: Server) -> None:
+    server.body.send(b"a", server.now)
+    server.body.reason = "restart"
+    server.body.finish(b"bye", server.now)
+    wait_until(lambda: server.greenlet.dead)
+    assert b"".join(server.written) == b"abye"
+    assert server.gone == [(server.body, "client left")]
+    assert (server.drained, server.error) == ([], None)
+
+
+def test_the_last_frame_goes_behind_what_waits(server: Server) -> None:
+    server.get_stuck()
+    server.body.reason = "restart"
+    server.body.finish(b"bye", server.now)
+    server.takes.set()
+    wait_until(lambda: server.greenlet.dead)
+    assert server.written == [b"stuck", b"bye"]
+    assert server.drained == []
+
+
+def test_a_server_that_is_stuck_in_a_write_is_thrown_out_of_it(server: Server) -> None:
+    server.get_stuck()
+    server.body.reason = "slow-consumer"
+    server.body.abort()
+    wait_until(lambda: server.greenlet.dead)
+    assert isinstance(server.error, BrokenPipeError)
+    assert server.written == []
+    assert server.gone == [(server.body, "client left")]
+
+
+def test_a_server_that_waits_for_a_chunk_gets_the_end(server: Server) -> None:
+    breathe()
+    server.body.reason = "revoked"
+    server.body.abort()
+    wait_until(lambda: server.greenlet.dead)
+    assert (server.written, server.error) == ([], None)
+
+
+def test_a_body_that_is_aborted_before_the_server_begins_is_empty() -> None:
+    server = Server()
+    server.body.send(b"a", server.now)
+    server.body.reason = "restart"
+    server.body.abort()
+    wait_until(lambda: server.greenlet.dead)
+    assert (server.written, server.error) == ([], None)
+
+
+def test_a_client_that_leaves_is_told_of_when_the_server_closes_the_body(server: Server) -> None:
+    breathe()
+    server.greenlet.kill()
+    assert server.gone == [(server.body, "client left")]
+
+
+def test_an_abort_after_the_server_closed_the_body_kills_nobody() -> None:
+    server = Server()
+    server.body.send(b"a", server.now)
+    body = server.body
+    assert next(body) == b"a"
+    body.close()
+    body.abort()
+    breathe()
+    server.greenlet.kill()

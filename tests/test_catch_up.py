@@ -1,0 +1,220 @@
+"""The sweeps for messages that no notification told of: when they come, what they find, how much they may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from streamer_parts import FakeClient, Table, wait_until
+
+from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.streamer import catch_up
+from pgbus_gevent.streamer.catch_up import AFTER_RING, MAX_SHARE, CatchUp
+from pgbus_gevent.streamer.dispatcher import breathe
+
+STAGES = [0.01, 0.04, 0.2]
+"""The pauses before the sweeps after a ring."""
+
+
+class Sweeping:
+    """The part over a table in memory; its pauses are written down and take no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+        self.on_sleep: Callable[[], object] = lambda: None
+        monkeypatch.setattr(catch_up, "gevent", SimpleNamespace(sleep=self._sleep))
+        self.table = Table()
+        self.budget = RingBudget(10**6)
+        self.registry = Registry(lambda name: StreamLog(name, self.budget, max_frames=10, max_bytes=1000))
+        self.moved: list[str] = []
+        self.interval = 1000.0
+        self.part = CatchUp(
+            self.table,
+            self.registry,
+            on_moved=self._found,
+            interval=lambda: self.interval,
+            clock=lambda: self.now,
+        )
+        self.greenlet: gevent.Greenlet[..., None] | None = None
+
+    def _sleep(self, seconds: float) -> None:
+        if seconds:
+            self.slept.append(round(seconds, 6))
+            self.now += seconds
+        self.on_sleep()
+        breathe()
+
+    def _found(self, log: StreamLog) -> None:
+        self.moved.append(log.name)
+        log.extend(self.table.rows[log.name])
+
+    def watch(self, stream: str, *, opened: bool = True) -> FakeClient:
+        client = FakeClient(stream, stream)
+        log = self.registry.add(client).log
+        if opened:
+            log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+        return client
+
+    def start(self) -> None:
+        self.greenlet = gevent.spawn(self.part.run)
+        breathe()
+
+    def at_rest(self) -> bool:
+        return self.part._stage == len(AFTER_RING) and not self.part._rung.is_set()
+
+    def ring(self) -> None:
+        """Ring, and wait until all that follows is over."""
+        self.part.ring()
+        wait_until(self.at_rest)
+        breathe()
+
+
+@pytest.fixture
+def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeping]:
+    made = Sweeping(monkeypatch)
+    yield made
+    if made.greenlet is not None:
+        made.greenlet.kill()
+
+
+def test_after_a_ring_it_sweeps_three_times(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    assert (sweeping.part.sweeps, sweeping.slept) == (3, STAGES)
+
+
+def test_it_finds_the_streams_that_moved_and_no_others(sweeping: Sweeping) -> None:
+    for stream in ("orders", "stock", "news"):
+        sweeping.watch(stream)
+    sweeping.table.append("orders")
+    sweeping.table.append("news")
+    sweeping.table.append("unwatched")
+    sweeping.start()
+    sweeping.ring()
+    assert sorted(sweeping.moved) == ["news", "orders"]
+
+
+def test_as_long_as_something_is_found_it_starts_over(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    found = [1, 2, 3, 4]
+    sweeping.table.on_read = lambda: found and (found.pop(), sweeping.table.append("orders"))
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.slept == [0.01] * 4 + STAGES
+    assert sweeping.moved == ["orders"] * 4
+
+
+def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.table.append("orders")
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    moved = sweeping.table.moved
+
+    def slow(heads: dict[str, int]) -> list[str]:
+        found = moved(heads)
+        log.extend(sweeping.table.rows["orders"])
+        return found
+
+    sweeping.table.moved = slow  # type: ignore[method-assign]
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.moved == []
+    assert sweeping.part.sweeps == 3
+
+
+def test_a_stream_whose_last_client_left_meanwhile_is_passed_over(sweeping: Sweeping) -> None:
+    client = sweeping.watch("orders")
+    sweeping.table.append("orders")
+    sweeping.table.on_read = lambda: sweeping.registry.remove(client)
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.moved == []
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_without_an_open_stream_it_asks_nothing(sweeping: Sweeping, watched: bool) -> None:
+    if watched:
+        sweeping.watch("orders", opened=False)
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.table.reads == []
+
+
+def test_without_any_ring_it_sweeps_at_every_interval(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.table.append("orders")
+    sweeping.interval = 0.005
+    sweeping.start()
+    wait_until(lambda: sweeping.part.sweeps > 5)
+    assert sweeping.moved == ["orders"]
+
+
+def test_a_ring_cuts_the_interval_short(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    assert sweeping.part.sweeps == 0
+    sweeping.part.ring()
+    wait_until(lambda: sweeping.part.sweeps)
+
+
+@pytest.mark.parametrize("sleep", [2, 3])
+def test_a_ring_between_the_sweeps_starts_over(sweeping: Sweeping, sleep: int) -> None:
+    sweeping.watch("orders")
+
+    def ring_once() -> None:
+        if len(sweeping.slept) == sleep and sweeping.part._stage:
+            sweeping.on_sleep = lambda: None
+            sweeping.part.ring()
+
+    sweeping.on_sleep = ring_once
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.slept == STAGES[:sleep] + STAGES
+
+
+@pytest.mark.parametrize("sweep", [1, 2, 3])
+def test_a_ring_during_a_sweep_starts_over(sweeping: Sweeping, sweep: int) -> None:
+    sweeping.watch("orders")
+    sweeping.table.on_read = lambda: sweeping.part.ring() if len(sweeping.table.reads) == sweep else None
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.slept == STAGES[:sweep] + STAGES
+
+
+def test_sweeps_take_no_more_than_their_share_of_the_time(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.table.on_read = lambda: setattr(sweeping, "now", sweeping.now + 2.0)
+    sweeping.start()
+    sweeping.ring()
+    rest = 2.0 / MAX_SHARE - 2.0
+    assert sweeping.slept == [STAGES[0], rest, STAGES[1], rest, STAGES[2], rest]
+
+
+def test_one_that_hung_makes_the_next_one_no_later_than_the_interval(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.interval = 5.0
+    sweeping.table.on_read = lambda: setattr(sweeping, "now", sweeping.now + 30.0)
+    sweeping.start()
+    sweeping.ring()
+    assert max(sweeping.slept) == 5.0
+
+
+def test_a_database_that_is_away_is_told_of_once_and_tried_again(
+    sweeping: Sweeping, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweeping.watch("orders")
+    sweeping.table.append("orders")
+    sweeping.table.failures = 5
+    sweeping.interval = 0.001
+    sweeping.start()
+    wait_until(lambda: sweeping.moved)
+    assert sweeping.moved == ["orders"]
+    assert caplog.text.count("cannot look for new messages") == 1
+    sweeping.table.failures = 1
+    wait_until(lambda: caplog.text.count("cannot look for new messages") == 2)

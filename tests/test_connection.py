@@ -1,0 +1,160 @@
+"""A client on a socket of ours."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from streamer_parts import wait_until
+
+from pgbus_gevent.core.client import Client, StreamRequest
+from pgbus_gevent.streamer.connection import Connection
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+MORE_THAN_FITS = b"x" * 4 * 1024 * 1024
+
+
+class Connected:
+    """A connection over TCP, and the client's end of it."""
+
+    def __init__(self, *, client_left: bool = False, **options: Any) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.peer = socket.create_connection(server.getsockname())
+            accepted, _ = server.accept()
+        self.peer.settimeout(5.0)
+        if client_left:
+            self.peer.close()
+        self.sock: Any = _socket.socket(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self.drained: list[Client] = []
+        self.gone: list[tuple[Client, str]] = []
+        self.connection = Connection(
+            "c0ffee",
+            StreamRequest("orders"),
+            self.sock,
+            HEAD,
+            on_drained=self.drained.append,
+            on_gone=lambda client, reason: self.gone.append((client, reason)),
+            clock=lambda: 100.0,
+            **options,
+        )
+
+    def receive(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size and (data := self.peer.recv(size - len(found))):
+            found += data
+        return found
+
+    def close(self) -> None:
+        self.connection.abort()
+        self.peer.close()
+
+
+@pytest.fixture
+def connected() -> Iterator[Connected]:
+    made = Connected()
+    yield made
+    made.close()
+
+
+def test_the_head_goes_out_with_the_first_frame_and_once(connected: Connected) -> None:
+    connected.connection.send(b"data: a\n\n", 101.0)
+    connected.connection.send(b"data: b\n\n", 102.0)
+    assert connected.receive(len(HEAD) + 18) == HEAD + b"data: a\n\ndata: b\n\n"
+
+
+def test_a_client_that_is_sent_away_at_once_gets_the_head_too(connected: Connected) -> None:
+    connected.connection.finish(b"bye\n\n", 101.0)
+    assert connected.receive(1000) == HEAD + b"bye\n\n"
+
+
+def test_the_last_frame_has_no_head_before_it(connected: Connected) -> None:
+    connected.connection.send(b"data: a\n\n", 101.0)
+    connected.connection.finish(b"bye\n\n", 102.0)
+    assert connected.receive(1000) == HEAD + b"data: a\n\nbye\n\n"
+    assert connected.gone == [(connected.connection, "finished")]
+
+
+def test_it_knows_when_it_was_opened_and_last_sent_to(connected: Connected) -> None:
+    connection = connected.connection
+    assert (connection.opened_at, connection.last_sent) == (100.0, 100.0)
+    connection.send(b"x", 107.0)
+    assert connection.last_sent == 107.0
+    assert connection.send_extra(b"x", 108.0)
+    assert connection.last_sent == 108.0
+
+
+def test_it_is_blocked_while_something_waits_and_tells_when_it_can_take_more(connected: Connected) -> None:
+    assert connected.connection.blocked_since is None
+    connected.connection.send(MORE_THAN_FITS, 101.0)
+    assert connected.connection.blocked_since == 101.0
+    assert connected.receive(len(HEAD) + len(MORE_THAN_FITS)) == HEAD + MORE_THAN_FITS
+    wait_until(lambda: connected.drained)
+    assert connected.drained == [connected.connection]
+    assert connected.connection.blocked_since is None
+
+
+def test_a_client_that_leaves_is_told_of_with_the_connection(connected: Connected) -> None:
+    connected.peer.close()
+    wait_until(lambda: connected.gone)
+    assert connected.gone == [(connected.connection, "client left")]
+
+
+def test_a_client_that_has_left_already_is_found_so() -> None:
+    connected = Connected(client_left=True)
+    wait_until(lambda: connected.gone)
+    assert connected.gone == [(connected.connection, "client left")]
+
+
+def test_an_abort_closes_it_without_a_word(connected: Connected) -> None:
+    connected.connection.send(MORE_THAN_FITS, 101.0)
+    connected.connection.abort()
+    assert connected.sock.fileno() == -1
+    assert connected.connection.blocked_since is None
+    assert connected.gone == []
+
+
+def test_the_kernel_is_told_to_keep_little_to_send_at_once_and_to_give_up_on_the_dead() -> None:
+    connected = Connected(send_buffer=32768, dead_after=25.0)
+    try:
+        assert not connected.sock.getblocking()
+        assert connected.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 32768
+        assert connected.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert connected.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
+    finally:
+        connected.close()
+
+
+def test_a_client_that_never_reads_costs_the_kernel_no_more_than_its_buffer() -> None:
+    small, large = Connected(send_buffer=32768), Connected(send_buffer=1024 * 1024)
+    try:
+        taken = []
+        for connected in (small, large):
+            connected.connection.send(MORE_THAN_FITS, 101.0)
+            rest = connected.connection._writer._rest
+            assert rest is not None
+            taken.append(len(HEAD) + len(MORE_THAN_FITS) - len(rest))
+        assert taken[0] < taken[1]
+    finally:
+        small.close()
+        large.close()
+
+
+def test_a_unix_socket_will_do_as_well() -> None:
+    ours, peer = socket.socketpair()
+    gone: list[str] = []
+    connection = Connection(
+        "c0ffee",
+        StreamRequest("orders"),
+        ours,
+        HEAD,
+        on_drained=lambda client: None,
+        on_gone=lambda client, reason: gone.append(reason),
+    )
+    connection.send(b"x", 101.0)
+    assert peer.recv(1000) == HEAD + b"x"
+    peer.close()
+    wait_until(lambda: gone)

@@ -1,0 +1,248 @@
+"""The owner of the LISTEN session: what it hands on, how it notices the end, how it comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from streamer_parts import wait_until
+
+from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.streamer import listener
+from pgbus_gevent.streamer.dispatcher import breathe
+from pgbus_gevent.streamer.listener import Listener
+
+
+class Session:
+    """A session that gives what the test puts into ``inbox``: payloads, ``lost``, or an error."""
+
+    def __init__(self, listening: Listening) -> None:
+        self.listening = listening
+        self.inbox: list[list[str] | str] = []
+        self.deaf = False
+        self.closed = 0
+        self.pings = 0
+        self.on_ping: Callable[[], object] = lambda: None
+
+    def receive(self, timeout: float) -> tuple[list[str], bool]:
+        assert not self.closed, "received on a session that was closed"
+        if not self.inbox:
+            breathe()
+            self.listening.now += self.listening.waits
+            return [], False
+        item = self.inbox.pop(0)
+        if item == "lost":
+            return [], True
+        if isinstance(item, str):
+            raise DatabaseUnavailable(item)
+        return item, False
+
+    def hears(self, timeout: float) -> bool:
+        breathe()
+        return not self.deaf
+
+    def ping(self) -> None:
+        self.pings += 1
+        self.on_ping()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Listening:
+    """The part over such sessions; ``log`` has in order what it told. Its pauses are written down and take no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.waits = 0.0
+        self.slept: list[float] = []
+        monkeypatch.setattr(listener, "gevent", SimpleNamespace(sleep=self._sleep))
+        self.log: list[str] = []
+        self.sessions: list[Session] = []
+        self.refusals: list[str] = []
+        self.deaf = 0
+        self.on_payloads: Callable[[list[str]], object] = lambda payloads: None
+        self.part = Listener(
+            self._connect,
+            on_payloads=self._payloads,
+            on_up=lambda: self.log.append(f"up, live={self.part.live}"),
+            on_down=lambda: self.log.append("down"),
+            clock=lambda: self.now,
+        )
+        self.greenlet = gevent.spawn(self.part.run)
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        assert not self.part.live
+        breathe()
+
+    def _connect(self) -> Session:
+        if self.refusals:
+            raise DatabaseUnavailable(self.refusals.pop())
+        session = Session(self)
+        session.deaf = self.deaf > len(self.sessions)
+        self.sessions.append(session)
+        return session
+
+    def _payloads(self, payloads: list[str]) -> None:
+        self.log += payloads
+        self.on_payloads(payloads)
+
+    def live(self) -> Session:
+        """The session, once it listens."""
+        wait_until(lambda: self.part.live)
+        return self.sessions[-1]
+
+    def told(self, *expected: str) -> None:
+        wait_until(lambda: len(self.log) >= len(expected), f"{self.log} is all that was told")
+        assert self.log == list(expected)
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    made = Listening(monkeypatch)
+    yield made
+    made.greenlet.kill()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_it_hands_on_what_comes_in_order(listening: Listening) -> None:
+    listening.live().inbox += [["a", "b"], ["c"]]
+    listening.told("up, live=True", "a", "b", "c")
+
+
+def test_what_was_missed_is_looked_for_only_once_it_listens(listening: Listening) -> None:
+    assert listening.log == []
+    listening.told("up, live=True")
+
+
+def test_lost_notifications_are_made_good_by_looking(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
+    listening.live().inbox += [["a"], "lost", ["b"]]
+    listening.told("up, live=True", "a", "up, live=True", "b")
+    assert len(warnings(caplog)) == 1
+    assert listening.part.live
+
+
+def test_a_lost_session_is_closed_and_another_opened(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
+    first = listening.live()
+    first.inbox += [["a"], "terminated by an administrator"]
+    wait_until(lambda: len(listening.sessions) == 2)
+    listening.live().inbox += [["b"]]
+    listening.told("up, live=True", "a", "down", "up, live=True", "b")
+    assert (first.closed, listening.part.reconnects) == (1, 1)
+    assert warnings(caplog) == ["the LISTEN session is lost, opening a new one: terminated by an administrator"]
+
+
+def test_it_is_not_live_between_two_sessions(listening: Listening) -> None:
+    listening.live()
+    listening.refusals = ["refused"] * 10**6
+    listening.sessions[0].inbox.append("gone")
+    wait_until(lambda: len(listening.slept) > 3)
+    assert not listening.part.live
+    listening.refusals.clear()
+    listening.live()
+    assert len(listening.sessions) == 2
+
+
+def test_while_it_is_refused_it_tries_less_and_less_often(
+    listening: Listening, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening.live()
+    listening.refusals = ["refused"] * 20
+    listening.sessions[0].inbox.append("gone")
+    wait_until(lambda: len(listening.sessions) == 2)
+    assert len(listening.slept) == 21
+    assert listening.slept[0] <= 0.1
+    assert all(1.5 <= pause <= 5.0 for pause in listening.slept[-10:])
+    assert len(set(listening.slept)) == 21, "many workers that are refused together must not come back together"
+    assert len(warnings(caplog)) == 1
+
+
+def test_after_it_was_live_the_next_pause_is_short_again(listening: Listening) -> None:
+    listening.live()
+    listening.refusals = ["refused"] * 10
+    listening.sessions[0].inbox.append("gone")
+    wait_until(lambda: len(listening.sessions) == 2)
+    listening.live().inbox.append("gone")
+    wait_until(lambda: len(listening.sessions) == 3)
+    assert listening.slept[-1] <= 0.1
+
+
+def test_a_database_that_is_away_from_the_start_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = Listening(monkeypatch)
+    listening.refusals = ["refused"] * 10
+    listening.live()
+    assert warnings(caplog) == ["the LISTEN session is lost, opening a new one: refused"]
+    assert listening.log == ["up, live=True"], "nothing that was never up goes down"
+    assert listening.part.reconnects == 0
+    listening.greenlet.kill()
+
+
+def test_a_deaf_session_is_not_taken_for_a_live_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = Listening(monkeypatch)
+    listening.deaf = 3
+    listening.live()
+    assert [session.closed for session in listening.sessions] == [1, 1, 1, 0]
+    assert listening.log == ["up, live=True"]
+    [warning] = warnings(caplog)
+    assert "pooler in transaction mode" in warning
+    assert "PGBUS_LISTEN_URL" in warning
+    listening.greenlet.kill()
+
+
+def test_after_a_silence_the_server_is_asked_whether_it_lives(listening: Listening) -> None:
+    session = listening.live()
+    asked: list[float] = []
+    session.on_ping = lambda: asked.append(listening.now)
+    listening.waits = 1.0
+    wait_until(lambda: len(asked) >= 3)
+    assert asked[:3] == [listener.PING_INTERVAL * n for n in (1, 2, 3)]
+
+
+def test_a_server_that_is_heard_from_is_not_asked(listening: Listening) -> None:
+    session = listening.live()
+    listening.on_payloads = lambda payloads: setattr(listening, "now", listening.now + 9.0)
+    session.inbox += [["a"]] * 20
+    wait_until(lambda: len(listening.log) == 21)
+    assert session.pings == 0
+
+
+def test_a_server_that_does_not_answer_is_left(listening: Listening) -> None:
+    session = listening.live()
+
+    def silence() -> None:
+        raise DatabaseUnavailable("no answer")
+
+    session.on_ping = silence
+    listening.waits = 1.0
+    wait_until(lambda: len(listening.sessions) == 2)
+    assert session.closed == 1
+    assert listening.log[:2] == ["up, live=True", "down"]
+
+
+def test_stopping_it_closes_the_session(listening: Listening) -> None:
+    session = listening.live()
+    listening.greenlet.kill()
+    assert session.closed == 1
+    assert not listening.part.live
+
+
+def test_a_bug_in_what_it_calls_closes_the_session_too(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *args: None)
+    session = listening.live()
+    listening.on_payloads = lambda payloads: 1 / 0
+    session.inbox.append(["a"])
+    wait_until(lambda: listening.greenlet.dead)
+    assert session.closed == 1
+    assert not listening.part.live

@@ -1,0 +1,86 @@
+"""What notifications say reaches the part that it is for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from streamer_parts import FakeClient
+
+from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.wakes import Ephemeral
+from pgbus_gevent.streamer.wake_router import WakeRouter
+
+
+class Routing:
+    """The part, over a registry in which ``orders`` has 10 as its head and ``stock`` is not open yet."""
+
+    def __init__(self) -> None:
+        budget = RingBudget(10**6)
+        self.registry = Registry(lambda name: StreamLog(name, budget, max_frames=10, max_bytes=1000))
+        self.moved: list[tuple[str, int]] = []
+        self.looks: list[str] = []
+        self.ephemerals: list[Ephemeral] = []
+        self.router = WakeRouter(
+            self.registry,
+            on_moved=lambda log, new: self.moved.append((log.name, new)),
+            look=lambda log: self.looks.append(log.name),
+            on_ephemeral=self.ephemerals.append,
+        )
+        self.log = self.registry.add(FakeClient("a", "orders")).log
+        self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
+        self.registry.add(FakeClient("b", "stock"))
+
+    def ring(self, stream: str, id: int, prev_id: int | None) -> None:
+        self.router.hear([json.dumps(["message", stream, id, prev_id, 0, None, "x", None, None])])
+
+
+@pytest.fixture
+def routing() -> Routing:
+    return Routing()
+
+
+def test_the_next_message_goes_into_the_ring_without_a_read(routing: Routing) -> None:
+    routing.ring("orders", 20, 10)
+    routing.ring("orders", 30, 20)
+    assert (routing.log.head, routing.moved, routing.looks) == (30, [("orders", 1)] * 2, [])
+
+
+@pytest.mark.parametrize("prev_id", [None, 5, 15])
+def test_a_message_that_is_not_known_to_be_the_next_is_looked_for(routing: Routing, prev_id: int | None) -> None:
+    routing.ring("orders", 20, prev_id)
+    assert (routing.log.head, routing.moved, routing.looks) == (10, [], ["orders"])
+
+
+@pytest.mark.parametrize(("id", "prev_id"), [(10, 5), (10, None), (5, None)])
+def test_a_repeated_message_is_nothing(routing: Routing, id: int, prev_id: int | None) -> None:
+    routing.ring("orders", id, prev_id)
+    assert (routing.log.head, routing.moved, routing.looks) == (10, [], [])
+
+
+def test_a_message_of_a_stream_that_is_not_open_yet_is_looked_for(routing: Routing) -> None:
+    routing.ring("stock", 20, 0)
+    assert (routing.moved, routing.looks) == ([], ["stock"])
+
+
+def test_streams_that_moved_are_looked_for_where_somebody_watches(routing: Routing) -> None:
+    routing.router.hear(['["moved", "orders", "news", "stock"]', '["moved"]', "nonsense"])
+    assert routing.looks == ["orders", "stock"]
+
+
+def test_what_nobody_watches_is_passed_over(routing: Routing) -> None:
+    routing.ring("news", 20, 0)
+    assert (routing.moved, routing.looks) == ([], [])
+
+
+def test_an_ephemeral_message_is_handed_on(routing: Routing) -> None:
+    routing.router.hear(['["large", "orders", 7]'])
+    assert routing.ephemerals == [Ephemeral("orders", 7, None, None, None, None)]
+
+
+def test_a_message_that_claims_to_follow_but_is_older_moves_nothing(routing: Routing) -> None:
+    """Anybody may NOTIFY."""
+    routing.ring("orders", 7, 10)
+    assert routing.log.head == 10
+    assert routing.moved == [("orders", 0)]
