@@ -46,6 +46,14 @@ def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pa
     return found
 
 
+def holds(condition: Callable[[], Any], what: str, seconds: float) -> None:
+    """AssertionError when ``condition`` ceases to be true within ``seconds``."""
+    ending = monotonic() + seconds
+    while monotonic() < ending:
+        assert condition(), f"no longer: {what}"
+        gevent.sleep(0.02)
+
+
 def until_messages(client: StreamClient, count: int, timeout: float = PATIENCE) -> None:
     """Wait until a client has so many messages."""
     until(lambda: len(client.messages) >= count, f"{count} messages arrive", timeout)

@@ -373,7 +373,7 @@ def test_a_refusal_says_where_the_value_was_given(toml: Callable[[str], Path]) -
 CONTRADICTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"listen": False, "listen_url": URL, "database_url": URL}, "listen_url", "listen=True"),
     ({"listen_url": URL}, "listen_url", "database_url"),
-    ({"ring_budget": "1kB"}, "ring_bytes", "ring_budget, which is 1KiB"),
+    ({"ring_budget": "1kB"}, "ring_bytes", "ring_budget, 1KiB"),
 ]
 
 

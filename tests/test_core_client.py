@@ -40,7 +40,7 @@ def gap(frame: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("request_", "cursor"),
+    ("asked", "cursor"),
     [
         ({}, 80),
         ({"since": 80}, 80),
@@ -55,8 +55,8 @@ def gap(frame: bytes) -> dict[str, Any]:
         ({"since": 60, "replay": 3}, 60),
     ],
 )
-def test_a_client_starts_where_it_asks_to_without_a_read(request_: dict[str, int], cursor: int) -> None:
-    assert start(**request_) == Admission(cursor, b"")
+def test_a_client_starts_where_it_asks_to_without_a_read(asked: dict[str, Any], cursor: int) -> None:
+    assert start(**asked) == Admission(cursor, b"")
 
 
 @pytest.mark.parametrize(

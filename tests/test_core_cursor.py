@@ -19,7 +19,26 @@ def test_leading_zeros_are_digits_too() -> None:
     assert parse_cursor("007") == 7
 
 
-REFUSED = ["", " ", "+5", "-1", " 5", "5 ", "5\n", "1_0", "1.0", "1e3", "0x5", "٣", "５", "²", "five", "5\0", "None", "5,6"]
+REFUSED = [
+    "",
+    " ",
+    "+5",
+    "-1",
+    " 5",
+    "5 ",
+    "5\n",
+    "1_0",
+    "1.0",
+    "1e3",
+    "0x5",
+    "٣",
+    "５",
+    "²",
+    "five",
+    "5\0",
+    "None",
+    "5,6",
+]
 
 
 @pytest.mark.parametrize("text", [*REFUSED, str(2**53), "9" * 17, "0" * 17, "9" * 10_000])
@@ -45,5 +64,5 @@ def test_the_error_names_the_parameter_and_shows_the_value_escaped_and_cut() -> 
     assert message.startswith(r"Last-Event-ID='\xe9\r\n\x1b[31mx")
     assert len(message) < 150
     assert message.isprintable()
-    with pytest.raises(InvalidCursor, match="^replay='-1'"):
+    with pytest.raises(InvalidCursor, match=r"^replay='-1'"):
         parse_replay("-1")

@@ -18,7 +18,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_predicate_is_given_the_context_and_the_stream() -> None:
     asked: list[tuple[Any, str]] = []
     filters = Filters()
-    filters.register("admins", lambda context, stream: bool(asked.append((context, stream))) or True)
+
+    def note(context: Any, stream: str) -> bool:
+        asked.append((context, stream))
+        return True
+
+    filters.register("admins", note)
     assert filters.permits("admins", {"user": 7}, "orders")
     assert asked == [({"user": 7}, "orders")]
 

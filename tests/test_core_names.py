@@ -192,7 +192,9 @@ def test_any_other_text_is_refused_as_a_bad_token(token: str) -> None:
         Signer([NEW]).verify(token, 0.0)
 
 
-@pytest.mark.parametrize("content", [[], {}, "orders", 5, None, [5], [None], [""], ["a\nb"], ["a", "soon"], ["a", None]])
+@pytest.mark.parametrize(
+    "content", [[], {}, "orders", 5, None, [5], [None], [""], ["a\nb"], ["a", "soon"], ["a", None]]
+)
 def test_a_payload_of_another_shape_is_refused_even_with_a_good_signature(content: object) -> None:
     signer = Signer([NEW])
     assert signer._serializer is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
 def test_nothing_keeps_a_client_that_left_alive() -> None:
     registry = make_registry()
     client = FakeClient("a")
-    references = [weakref.ref(registry.add(client).log), weakref.ref(client)]
+    references: list[Callable[[], object]] = [weakref.ref(registry.add(client).log), weakref.ref(client)]
     registry.remove(client)
     gc.disable()
     try:

@@ -6,14 +6,16 @@ import json
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from httpx_sse._models import ServerSentEvent
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pgbus_gevent.core import sse
 
-BREAKS = st.sampled_from(["\r\n", "\r", "\n", "\n\r", "\r\r\n", "\u2028", "\u2029", "\x0b", "\x0c", "\x85", "\x1c", ":", " "])
+BREAKS = st.sampled_from(
+    ["\r\n", "\r", "\n", "\n\r", "\r\r\n", "\u2028", "\u2029", "\x0b", "\x0c", "\x85", "\x1c", ":", " "]
+)
 TEXT = st.lists(st.one_of(st.text(), BREAKS)).map("".join)
 EVENTS = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]))
 

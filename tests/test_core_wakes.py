@@ -22,7 +22,8 @@ JSON = st.recursive(
     max_leaves=12,
 )
 # What almost fits finds more than what does not fit at all.
-ALMOST = st.builds(lambda kind, rest: [kind, *rest], st.sampled_from(["message", "ephemeral", "large", "moved"]), st.lists(JSON, max_size=9))
+KINDS = st.sampled_from(["message", "ephemeral", "large", "moved"])
+ALMOST = st.builds(lambda kind, rest: [kind, *rest], KINDS, st.lists(JSON, max_size=9))
 
 
 def check(wake: Wake) -> None:

@@ -420,7 +420,7 @@ def test_who_leaves_during_an_ephemeral_pass_is_given_nothing_more() -> None:
     with Parts() as parts:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
-        clients[2].on_send = lambda: [parts.leave(client) for client in clients[5:]]
+        clients[2].on_send = lambda: list(map(parts.leave, clients[5:]))
         passed_on(parts, frame("a"))
         assert [len(client.messages) for client in clients] == [1] * 5 + [0] * 4
 
@@ -517,7 +517,9 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
         assert [bool(client.messages) for client in clients] == [True] * 4 + [False] * 5
         parts.restart(0)
         settled(parts)
-        assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4, "who was being sent to may have got it"
+        assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4, (
+            "who was being sent to may have got it"
+        )
         assert greeted.ids == [10]
 
 

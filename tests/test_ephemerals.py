@@ -25,10 +25,8 @@ class Passing:
         self.passed: list[tuple[str, Frame]] = []
         self.watched = {"orders", "stock"}
         self.part = Ephemerals(self.table, wanted=self.watched.__contains__, pass_on=self._pass_on)
-        self.on_pass = lambda: None
 
     def _pass_on(self, stream: str, frame: Frame) -> None:
-        self.on_pass()
         self.passed.append((stream, frame))
 
     @property
@@ -121,9 +119,7 @@ def test_one_that_is_gone_already_is_left_out(passing: Passing) -> None:
     assert passing.data == ["large2", "a"]
 
 
-def test_a_database_that_is_away_costs_the_large_ones_alone(
-    passing: Passing, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_database_that_is_away_costs_the_large_ones_alone(passing: Passing, caplog: pytest.LogCaptureFixture) -> None:
     passing.table.failures = 1
     passing.large(1)
     passing.small("a")

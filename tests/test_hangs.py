@@ -16,7 +16,7 @@ import gevent.socket
 import psycopg2.extensions as ext
 import pytest
 from gevent.server import StreamServer
-from support import connect, received, run, serve_process, serving, session, stored, until, until_messages
+from support import connect, holds, received, run, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -76,8 +76,7 @@ def test_a_database_that_hangs_for_a_while_loses_nothing_and_drops_nobody(
             with stopped(pids):
                 run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
                 late = server.client("orders", since=0)
-                gevent.sleep(2 * CATCH_UP)
-                assert not any(client.closed for client in clients)
+                holds(lambda: not any(client.closed for client in clients), "all are connected", 2 * CATCH_UP)
             expected = stored(connection, "orders")
         for client in (*clients, late):
             until_messages(client, 51)
@@ -126,7 +125,7 @@ def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
         run(connection, "lock table pgbus.messages in access exclusive mode")
         waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
         until(lambda: run(connection, waiting), "it hangs")
-        gevent.sleep(1.5)
+        holds(lambda: not client.closed, "it is connected", 1.5)
         run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
         connection.commit()
         assert client.next().data == "meanwhile"

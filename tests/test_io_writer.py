@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from streamer_parts import wait_until
 
 from pgbus_gevent.streamer.dispatcher import breathe
-from pgbus_gevent.streamer.io_writer import MAX_EXTRA, IoWriter
+from pgbus_gevent.streamer.io_writer import IoWriter
 
 MORE_THAN_FITS = 4 * 1024 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -236,9 +236,7 @@ def test_stopping_it_closes_the_session(listening: Listening) -> None:
     assert not listening.part.live
 
 
-def test_a_bug_in_what_it_calls_closes_the_session_too(
-    listening: Listening, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_what_it_calls_closes_the_session_too(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *args: None)
     session = listening.live()
     listening.on_payloads = lambda payloads: 1 / 0

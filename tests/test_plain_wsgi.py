@@ -8,10 +8,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-import gevent
 import pytest
 from gevent import pywsgi
-from support import connect, get, greenlets, received, session, stored, until, until_messages
+from support import connect, get, greenlets, holds, received, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -122,8 +121,7 @@ def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
             assert len(stalled.messages) < 200
             stalled.resume()
         else:
-            gevent.sleep(HEARTBEAT)
-            assert len(server.instance.registry) == 2
+            holds(lambda: len(server.instance.registry) == 2, "both are connected", HEARTBEAT)
             stalled.go_on()
         until_messages(stalled, 200)
         assert received(stalled) == received(reading) == stored(connection, "orders")

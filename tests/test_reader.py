@@ -37,7 +37,9 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
         head = parts.table.head(client.request.stream)
         return subscription is None or (subscription.cursor is not None and subscription.cursor >= head)
 
-    wait_until(lambda: all(map(at_the_head, clients or parts.clients)) and parts.reader.idle, "reads are left over", 20.0)
+    wait_until(
+        lambda: all(map(at_the_head, clients or parts.clients)) and parts.reader.idle, "reads are left over", 20.0
+    )
 
 
 class Light(FakeClient):
@@ -155,7 +157,7 @@ def test_a_stream_is_read_by_one_reader_at_a_time(kind: str) -> None:
             go.set()
             settled(parts)
         assert len(table.reads) - before <= 4
-        assert all(client.ids == table.ids("orders", client.request.since) for client in parts.clients[-10:])
+        assert all(client.ids == table.ids("orders", client.request.since or 0) for client in parts.clients[-10:])
 
 
 def test_replays_of_different_lengths_are_answered_together() -> None:
@@ -393,7 +395,12 @@ def test_a_database_that_comes_back_costs_nobody_a_message(
 
 def test_tries_are_spaced_out_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(reader, "gevent", SimpleNamespace(sleep=lambda seconds: pauses.append(seconds) or breathe()))
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        breathe()
+
+    monkeypatch.setattr(reader, "gevent", SimpleNamespace(sleep=sleep))
     table = Table()
     table.failures = 12
     with Parts(table, readers=1) as parts:

@@ -111,7 +111,8 @@ def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
     goals = [behind - at * behind // _CURSORS for at in range(_CURSORS)]
     before = server.counters()
     start = run.cpu(server)
-    rate, live = 20.0, 100
+    rate = 20.0
+    live = max(1, round(rate * run.seconds(5.0)))
     run.receive({stream: others * live}, 30.0, by="live")
     opening = {
         "group": stream,

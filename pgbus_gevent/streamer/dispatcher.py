@@ -92,7 +92,9 @@ class StreamEventDispatcher:
         """Send an ephemeral message to who is connected now."""
         if self._ephemerals >= MAX_EPHEMERALS:
             if not self._dropping:
-                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, log.name)
+                logger.warning(
+                    "more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, log.name
+                )
             self._dropping = True
             return
         self._ephemerals += 1
@@ -143,10 +145,7 @@ class StreamEventDispatcher:
             if cursor is None or cursor >= head or not _may_send(subscription):
                 continue
             # Nearly all stand at the same cursor, so their frames are joined once.
-            if cursor in chunks:
-                chunk = chunks[cursor]
-            else:
-                chunk = _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
+            chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
             if chunk is None:
                 self._on_behind(subscription)
                 continue

@@ -35,9 +35,7 @@ class Ephemerals:
     ``wanted`` tells whether somebody watches a stream; ``pass_on`` is given a stream's name and a frame.
     """
 
-    def __init__(
-        self, source: Source, *, wanted: Callable[[str], bool], pass_on: Callable[[str, Frame], None]
-    ) -> None:
+    def __init__(self, source: Source, *, wanted: Callable[[str], bool], pass_on: Callable[[str, Frame], None]) -> None:
         self._source = source
         self._wanted = wanted
         self._pass_on = pass_on
@@ -54,7 +52,9 @@ class Ephemerals:
             self._pass_on(message.stream, _frame(message))
         elif len(self._queue) >= MAX_WAITING:
             if not self._dropping:
-                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_WAITING, message.stream)
+                logger.warning(
+                    "more than %d ephemeral messages wait: dropping new ones of %r", MAX_WAITING, message.stream
+                )
             self._dropping = True
         else:
             self._queue.append(message)
@@ -84,7 +84,9 @@ class Ephemerals:
         try:
             return self._source.ephemerals(numbers) if numbers else {}
         except DatabaseError as error:
-            logger.warning("%d large ephemeral messages are lost, the database did not give them: %s", len(numbers), error)
+            logger.warning(
+                "%d large ephemeral messages are lost, the database did not give them: %s", len(numbers), error
+            )
             return {}
 
 

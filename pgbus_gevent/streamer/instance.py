@@ -139,9 +139,7 @@ class Instance:
         return Task(name, target, on_failure=self._failed)
 
     def _make_log(self, name: str) -> StreamLog:
-        return StreamLog(
-            name, self._budget, max_frames=self.settings.ring_messages, max_bytes=self.settings.ring_bytes
-        )
+        return StreamLog(name, self._budget, max_frames=self.settings.ring_messages, max_bytes=self.settings.ring_bytes)
 
     # life
 
@@ -342,4 +340,3 @@ def refusal_retry() -> float:
 
 def _left(deadline: float) -> float:
     return max(0.1, min(_STOP_TIMEOUT, deadline - monotonic()))
-

@@ -39,10 +39,10 @@ class Source(Protocol):
 class Reader:
     """Two kinds of reads, by any number of greenlets that each run :meth:`run`.
 
-    A *look* at a stream (:meth:`look`) brings its log up to the database: for a stream that is new here, after a wake that did not carry
-    its message, and for a client whose start only the database knows. A *page* (:meth:`behind`) is for clients below the
-    ring. ``on_moved`` is told of logs with new frames, ``on_ready`` of clients that can go on without the reader,
-    ``serve`` sends a page to those who wait for it.
+    A *look* at a stream (:meth:`look`) brings its log up to the database: for a stream that is new here, after a wake
+    that did not carry its message, and for a client whose start only the database knows. A *page* (:meth:`behind`) is
+    for clients below the ring. ``on_moved`` is told of logs with new frames, ``on_ready`` of clients that can go on
+    without the reader, ``serve`` sends a page to those who wait for it.
     """
 
     def __init__(
@@ -90,10 +90,11 @@ class Reader:
         log = subscription.log
         for queue in (self._looks, self._waiting):
             waiting = queue.get(log)
+            if waiting is None or waiting.pop(subscription, self) is not None or waiting:
+                continue
             # A look without clients is one that a wake asked for: it stays for those who still watch.
-            if waiting is not None and waiting.pop(subscription, self) is None and not waiting:
-                if queue is self._waiting or log.retired:
-                    del queue[log]
+            if queue is self._waiting or log.retired:
+                del queue[log]
         if log not in self._waiting:
             self._lowest_next.pop(log, None)
 

@@ -51,7 +51,6 @@ class WakeRouter:
         if log is None:
             return
         if log.follows(ring.prev_id):
-            log.extend([ring])
-            self._on_moved(log, 1)
+            self._on_moved(log, log.extend([ring]))
         elif ring.id > log.head:
             self._look(log)

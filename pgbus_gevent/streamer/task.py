@@ -63,7 +63,9 @@ class Task:
             logger.critical("%s %s %d times within %g s: giving up", self.name, cause, len(self.deaths), DEATH_WINDOW)
             self._on_failure(self.name)
             return
-        logger.error("%s %s: starting it again", self.name, cause, exc_info=greenlet.exc_info if greenlet.exception else None)
+        logger.error(
+            "%s %s: starting it again", self.name, cause, exc_info=greenlet.exc_info if greenlet.exception else None
+        )
         self._spawn(_PAUSE)
 
     def stop(self, timeout: float) -> bool:

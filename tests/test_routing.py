@@ -10,7 +10,7 @@ from streamer_parts import FakeClient
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.core.wakes import Ephemeral
-from pgbus_gevent.streamer.wake_router import WakeRouter
+from pgbus_gevent.streamer.routing import WakeRouter
 
 
 class Routing:
@@ -21,12 +21,14 @@ class Routing:
         self.registry = Registry(lambda name: StreamLog(name, budget, max_frames=10, max_bytes=1000))
         self.moved: list[tuple[str, int]] = []
         self.looks: list[str] = []
+        self.rings: list[int] = []
         self.ephemerals: list[Ephemeral] = []
         self.router = WakeRouter(
             self.registry,
+            on_ring=lambda: self.rings.append(1),
             on_moved=lambda log, new: self.moved.append((log.name, new)),
             look=lambda log: self.looks.append(log.name),
-            on_ephemeral=self.ephemerals.append,
+            take=self.ephemerals.append,
         )
         self.log = self.registry.add(FakeClient("a", "orders")).log
         self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
@@ -67,6 +69,12 @@ def test_a_message_of_a_stream_that_is_not_open_yet_is_looked_for(routing: Routi
 def test_streams_that_moved_are_looked_for_where_somebody_watches(routing: Routing) -> None:
     routing.router.hear(['["moved", "orders", "news", "stock"]', '["moved"]', "nonsense"])
     assert routing.looks == ["orders", "stock"]
+
+
+@pytest.mark.parametrize("payloads", [["nonsense"], ['["moved"]', '["large", "news", 7]']])
+def test_whatever_came_is_reason_enough_for_a_sweep(routing: Routing, payloads: list[str]) -> None:
+    routing.router.hear(payloads)
+    assert routing.rings == [1]
 
 
 def test_what_nobody_watches_is_passed_over(routing: Routing) -> None:
