@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _socket
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -27,6 +29,21 @@ def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = 5.
     while not condition():
         assert monotonic() < deadline, what or "the condition did not come true in time"
         gevent.sleep(0.0005)
+
+
+def plain(sock: socket.socket) -> Any:
+    """A socket that is out of gevent's hands and does not block, as a server gives it."""
+    found = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+    found.setblocking(False)
+    return found
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a connection over TCP: ours, and the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    return accepted, client
 
 
 class Received(NamedTuple):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import gevent
@@ -139,7 +139,7 @@ class ServeProcess:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.process: Any = subprocess.Popen(arguments, env=environ, **pipes)
         self.pid = self.process.pid
-        self._stdout: Any = self.process.stdout
+        self._stdout = cast(Any, self.process.stdout)
         line = ""
         with gevent.Timeout(PATIENCE, False):  # type: ignore[arg-type]  # False: end the block without an exception
             line = self._stdout.readline()

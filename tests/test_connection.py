@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import _socket
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from streamer_parts import wait_until
+from streamer_parts import plain, tcp_pair, wait_until
 
 from pgbus_gevent.core.client import Client, StreamRequest
 from pgbus_gevent.streamer.connection import Connection
@@ -21,13 +20,11 @@ class Connected:
     """A connection over TCP, and the client's end of it."""
 
     def __init__(self, *, client_left: bool = False, **options: Any) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.peer = socket.create_connection(server.getsockname())
-            accepted, _ = server.accept()
+        ours, self.peer = tcp_pair()
         self.peer.settimeout(5.0)
         if client_left:
             self.peer.close()
-        self.sock: Any = _socket.socket(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self.sock = plain(ours)
         self.drained: list[Client] = []
         self.gone: list[tuple[Client, str]] = []
         self.connection = Connection(

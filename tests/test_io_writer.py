@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket
 import os
 import random
 import socket
@@ -14,27 +13,13 @@ import gevent
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streamer_parts import wait_until
+from streamer_parts import plain, tcp_pair, wait_until
 
 from pgbus_gevent.streamer.dispatcher import breathe
 from pgbus_gevent.streamer.io_writer import IoWriter
 
 MORE_THAN_FITS = 4 * 1024 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-def plain(sock: socket.socket) -> Any:
-    """A socket that is out of gevent's hands, as a server gives it."""
-    found = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-    found.setblocking(False)
-    return found
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        client = socket.create_connection(server.getsockname())
-        accepted, _ = server.accept()
-    return accepted, client
 
 
 class Written:
@@ -206,9 +191,11 @@ def test_an_extra_frame_of_any_size_goes_out_when_nothing_waits(written: Written
 
 
 def test_after_the_last_frame_no_extra_one_is_taken(written: Written) -> None:
-    written.fill()
+    data = written.fill_up()
     written.writer.finish(b"bye", written.now)
     assert not written.writer.write_extra(b"x", written.now)
+    assert written.receive(len(data) + 3) == data + b"bye"
+    assert written.at_the_end()
 
 
 # The end, from our side
@@ -323,7 +310,7 @@ def test_a_client_may_say_a_little(written: Written) -> None:
 
 def test_a_client_that_goes_on_talking_is_cut_off(written: Written) -> None:
     with pytest.raises(OSError):
-        while True:
+        for _ in range(1000):
             written.peer.sendall(b"x" * 512)
             breathe()
     assert written.gone == ["sent data on an event stream"]

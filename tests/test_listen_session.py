@@ -56,9 +56,7 @@ def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
             session.ping()
 
 
-def test_more_notifications_than_there_is_room_for_are_told_of(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_notifications_than_there_is_room_for_are_told_of(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
     with closing(listening(database)) as session, opened_sessions(database) as opener:
         opener().run("select count(pg_notify('pgbus', n::text)) from generate_series(1, 50) n")

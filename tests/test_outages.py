@@ -23,6 +23,7 @@ from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 
 CATCH_UP = 1.0
+SLACK = 2.5  # seconds, for a busy machine
 KILL_LISTENERS = (
     "select pg_terminate_backend(pid) from pg_stat_activity"
     " where application_name = 'pgbus-listen' and datname = current_database()"
@@ -52,8 +53,8 @@ def test_what_is_published_while_the_listen_session_is_killed_arrives_within_the
         # Silence from here on: no later notification tells of what was missed.
         published = monotonic()
         for n, client in enumerate(clients):
-            until_all(client, stored(connection, f"s:{n}"), timeout=CATCH_UP + 1.0)
-        assert monotonic() - published < CATCH_UP + 1.0
+            until_all(client, stored(connection, f"s:{n}"), timeout=CATCH_UP + SLACK)
+        assert monotonic() - published < CATCH_UP + SLACK
         until(lambda: server.instance.listener.live and server.instance.listener.reconnects == 2, "it listens again")
 
 
@@ -69,8 +70,8 @@ def test_messages_whose_notification_never_comes_arrive_within_the_catch_up_inte
             began = monotonic()
             for n in range(10):
                 run(connection, "select pgbus.broadcast('orders', %s)", str(n))
-            until_all(client, stored(connection, "orders"), timeout=CATCH_UP + 1.0)
-        assert monotonic() - began < CATCH_UP + 1.5
+            until_all(client, stored(connection, "orders"), timeout=CATCH_UP + SLACK)
+        assert monotonic() - began < CATCH_UP + SLACK
 
 
 OLD = '["message","orders",1,0,0,null,"old",null,null]'
@@ -215,7 +216,7 @@ def test_a_restart_of_postgresql_loses_nothing_and_drops_nobody(
                 expected = stored(connection, f"s:{n}")
                 assert [data for _, data in expected] == [str(number) for number in range(publishers[n].sent)]
                 for client in clients[n::2] + [newcomer][n:]:
-                    until_all(client, expected, timeout=CATCH_UP + 5.0)
+                    until_all(client, expected, timeout=CATCH_UP + 2 * SLACK)
         assert monotonic() - back < 20.0
         assert sum(publisher.failures for publisher in publishers) > 0, "the restart was noticed"
         assert not any(client.closed for client in clients)

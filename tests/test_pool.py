@@ -133,9 +133,7 @@ def test_an_exception_of_the_block_comes_through(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("statement", ["create table left_open (n integer)", "select 1 / 0"], ids=["open", "failed"])
-def test_a_transaction_that_was_left_open_is_rolled_back(
-    statement: str, make_pool: MakePool, sql: Session
-) -> None:
+def test_a_transaction_that_was_left_open_is_rolled_back(statement: str, make_pool: MakePool, sql: Session) -> None:
     pool = make_pool(1)
     pid = run(pool)
     with pool.connection() as connection:
@@ -148,9 +146,7 @@ def test_a_transaction_that_was_left_open_is_rolled_back(
         assert connection.info.backend_pid == pid
 
 
-def test_a_killed_query_frees_its_slot_and_its_connection_is_not_used_again(
-    make_pool: MakePool, sql: Session
-) -> None:
+def test_a_killed_query_frees_its_slot_and_its_connection_is_not_used_again(make_pool: MakePool, sql: Session) -> None:
     pool = make_pool(1)
     pid = run(pool)
     for n in range(3):

@@ -24,7 +24,7 @@ from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, 
 
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
-from pgbus_gevent.web.stream_app import TAKE_OVER
+from pgbus_gevent.web.take_over import TAKE_OVER
 
 DEADLINE = 0.4
 MAX_HEAD = 4096

@@ -210,9 +210,7 @@ def test_moved_are_the_streams_with_something_above_their_head(asking: Queries, 
 # publishing and asking
 
 
-def test_streams_are_listed_with_their_number_of_messages_and_head(
-    asking: Queries, sql: Session, stream: str
-) -> None:
+def test_streams_are_listed_with_their_number_of_messages_and_head(asking: Queries, sql: Session, stream: str) -> None:
     ids = publish(sql, stream, *"abc")
     [(name, count, head, at)] = [row for row in asking.streams() if row[0] == stream]
     assert (name, count, head) == (stream, 3, ids[-1])

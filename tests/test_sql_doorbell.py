@@ -42,9 +42,7 @@ def test_a_ring_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_a_single_message_rings_whole_by_either_function(
-    function: str, sql: Session, ear: Ear, stream: str
-) -> None:
+def test_a_single_message_rings_whole_by_either_function(function: str, sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         sql.call(function, stream, "x", "e", key="k")
     [payload] = ear.heard_until(sql)
@@ -237,9 +235,7 @@ def test_an_open_transaction_holds_nobodys_ring(function: str, sessions: Session
     assert parse(payload)[0] == f"{stream} slow"
 
 
-def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(
-    sessions: Sessions, ear: Ear, stream: str
-) -> None:
+def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, waiter, quick = sessions(), sessions(), sessions()
     with holder.transaction():
         holder.call("broadcast", f"{stream} held", "x")

@@ -156,10 +156,10 @@ def test_it_can_be_started_after_a_stop(ends: list[Callable[[], None]]) -> None:
     wait_until(lambda: work.runs > task.MAX_DEATHS if ends else work.runs)
     wait_until(lambda: work.task.failed == bool(ends))
     assert work.task.stop(1.0)
-    work.ends.clear()
+    work.ends[:] = [fail]
     before = work.runs
     work.task.start()
-    wait_until(lambda: work.runs == before + 1)
+    wait_until(lambda: work.runs == before + 2, "deaths from before the stop were counted")
     assert work.task.running
     assert work.task.stop(1.0)
 

@@ -12,6 +12,7 @@ from .scenarios import Metrics
 TITLES = {
     "clients": "clients",
     "open_s": "open s",
+    "open_cpu_s": "open CPU s",
     "kb_per_client": "kB each",
     "cpu_percent": "CPU %",
     "load_cpu_percent": "clients' CPU %",

@@ -31,8 +31,9 @@ def idle(run: Run) -> Rows:
     server = run.serve()
     run.connect(server, "first", 10, server.requests([STREAM]))  # what is made once is not to be counted
     sleep(0.5)
-    before = server.memory()
+    before, start = server.memory(), run.cpu(server)
     opened_in = run.connect(server, "all", count, server.requests([STREAM]))
+    opening = run.cpu(server) - start
     sleep(min(1.0, seconds))
     memory = server.memory()
     start = run.cpu(server)
@@ -43,6 +44,7 @@ def idle(run: Run) -> Rows:
         "": {
             "clients": count,
             "open_s": opened_in,
+            "open_cpu_s": opening.server,
             "kb_per_client": (memory - before) / 1024 / count,
             "cpu_percent": used.server / got["seconds"] * 100,
             "load_cpu_percent": got["cpu"] / got["seconds"] * 100,
@@ -109,7 +111,7 @@ IDLE = Scenario(
     "idle",
     "N connections without messages: memory of the server for each, time to open them, CPU with heartbeats",
     idle,
-    ("clients", "open_s", "kb_per_client", "cpu_percent", "load_cpu_percent"),
+    ("clients", "open_s", "open_cpu_s", "kb_per_client", "cpu_percent", "load_cpu_percent"),
     peers=True,
 )
 FANOUT = Scenario(

@@ -47,8 +47,7 @@ def connect(
     """
     parameters = _parse(url)
     settings = (
-        f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)}"
-        f" {_OPTIONS} {options}"
+        f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)} {_OPTIONS} {options}"
     )
     factory = partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout)
     last: Exception | None = None
