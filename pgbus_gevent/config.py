@@ -318,8 +318,7 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise InvalidSetting("listen_url", url, "only with listen=True; leave one of them out")
     if url and not settings.database_url:
         raise InvalidSetting("listen_url", url, "only beside a database_url; the embedded server needs none")
-    ring, budget = settings.ring_bytes, settings.ring_budget
-    if ring > budget:
+    if (ring := settings.ring_bytes) > (budget := settings.ring_budget):
         raise InvalidSetting("ring_bytes", ring, f"at most ring_budget, {format_size(budget)}")
 
 
