@@ -69,6 +69,11 @@ class Instance:
         reader: Callable[..., Reader] = Reader,
         catch_up: Callable[..., CatchUp] = CatchUp,
         heartbeat: Callable[..., Heartbeat] = Heartbeat,
+        registry: Callable[..., Registry] = Registry,
+        router: Callable[..., WakeRouter] = WakeRouter,
+        ephemerals: Callable[..., Ephemerals] = Ephemerals,
+        connection: Callable[..., Connection] = Connection,
+        body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
@@ -77,6 +82,7 @@ class Instance:
         self.filters = filters or Filters()
         self.counter = counter or StreamCounter()
         self.draining = False
+        self._make_connection, self._make_body = connection, body_connection
         self.on_failure = on_failure
         self._lingering: set[Client] = set()
         # Bound once: two bound methods for each of ten thousand connections would be more than a megabyte.
@@ -85,7 +91,7 @@ class Instance:
         self._starting = RLock()
         _instances.add(self)
         self._budget = RingBudget(self.settings.ring_budget)
-        self.registry = Registry(self._make_log)
+        self.registry = registry(self._make_log)
         queries = self.database.queries
         self.reader = reader(
             queries,
@@ -103,10 +109,10 @@ class Instance:
             retry=lambda: self.settings.retry,
         )
         self.catch_up = catch_up(queries, self.registry, on_moved=self.reader.look, interval=self._catch_up_interval)
-        self.ephemerals = Ephemerals(
+        self.ephemerals = ephemerals(
             queries, wanted=lambda stream: self.registry.log(stream) is not None, pass_on=self._pass_on
         )
-        self.router = WakeRouter(
+        self.router = router(
             self.registry,
             on_ring=self.catch_up.ring,
             on_moved=self._moved,
@@ -228,7 +234,7 @@ class Instance:
 
     def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Connection:
         """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame."""
-        connection = Connection(
+        connection = self._make_connection(
             secrets.token_hex(12),
             request,
             sock,
@@ -243,7 +249,7 @@ class Instance:
 
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""
-        connection = BodyConnection(secrets.token_hex(12), request, **self._callbacks)
+        connection = self._make_body(secrets.token_hex(12), request, **self._callbacks)
         self._register(connection)
         return connection
 
