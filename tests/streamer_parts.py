@@ -207,7 +207,9 @@ class Table:
     def _page(self, stream: str, cursor: int, limit: int, size: int) -> Page:
         found = [row for row in self.rows[stream] if row.id > cursor]
         rows = _fitting(found, limit, size)
-        return Page(rows, self.horizons.get(stream, 0), len(rows) < len(found))
+        # As cautious as the statement, which does not look behind a message that makes the page full.
+        full = sum(len(row.data.encode()) for row in rows) >= size
+        return Page(rows, self.horizons.get(stream, 0), full or len(rows) < len(found))
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         self._read("openings")

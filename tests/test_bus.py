@@ -281,3 +281,26 @@ def test_threads_of_a_process_that_is_not_patched_can_publish(empty: str) -> Non
     assert done.stdout.strip() == "200", done.stderr
     with opened_sessions(empty) as opener:
         assert opener().one("select count(distinct data) from pgbus.messages") == 200
+
+
+def test_a_bus_alone_in_a_patched_process_lets_other_greenlets_run(pgbus_database: str) -> None:
+    program = """
+from gevent import monkey; monkey.patch_all()
+import sys, gevent
+from pgbus_gevent import Bus
+bus, ticks = Bus(sys.argv[1], migrate=False), []
+
+def tick():
+    while True:
+        gevent.sleep(0.01)
+        ticks.append(1)
+
+gevent.spawn(tick)
+with bus.transaction() as cursor:
+    cursor.execute("select pg_sleep(0.5)")
+print(len(ticks))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, pgbus_database], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert int(found.stdout) >= 5

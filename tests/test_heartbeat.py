@@ -140,7 +140,7 @@ def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) ->
         client.on_send = lambda: sweeps.update([beating.now])
     beating.run_for(INTERVAL * 1.25 + 0.5)
     assert sum(sweeps.values()) == 10_000
-    assert max(sweeps.values()) < 1_500
+    assert max(sweeps.values()) < 2_500
 
 
 def test_those_who_come_at_the_same_moment_are_not_looked_at_at_the_same_moment(beating: Beating) -> None:

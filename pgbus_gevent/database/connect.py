@@ -20,6 +20,7 @@ import psycopg2.extensions as ext
 
 from ..casting import HIDDEN, redact_url
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from . import green
 from .green import Connection
 
 _DEFAULTS = {
@@ -45,6 +46,7 @@ def connect(
 
     Raises :class:`DatabaseUnavailable` when no host of ``url`` takes the connection, with the last one's reason.
     """
+    green.ensure()
     parameters = _parse(url)
     settings = (
         f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)} {_OPTIONS} {options}"

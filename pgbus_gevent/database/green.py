@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions as ext
+from gevent import monkey
 from gevent.socket import wait_read, wait_write
 from psycogreen.gevent import gevent_wait_callback
 
@@ -48,6 +49,12 @@ def install() -> None:
 def installed() -> bool:
     """Whether psycopg2 gives way to other greenlets while it waits, by our callback or another."""
     return ext.get_wait_callback() is not None
+
+
+def ensure() -> None:
+    """In a process that is patched for gevent, see to it that psycopg2 gives way too; whoever did so already stays."""
+    if monkey.is_module_patched("socket") and not installed():
+        install()
 
 
 def wait_callback(connection: Any) -> None:
