@@ -239,8 +239,8 @@ def test_a_reader_that_pauses_gets_everything_all_the_same(cli: Cli, pgbus_bus: 
         stream.broadcast_many(data)
         while "slow-consumer" not in tail.complaint():
             pass
-        # Its listener goes on meanwhile.
-        assert execute(pgbus_database, "select pg_notification_queue_usage()") == [(0.0,)]
+        # Its listener goes on meanwhile: of a million pages no more than the few that PostgreSQL keeps before it cleans up.
+        assert execute(pgbus_database, "select pg_notification_queue_usage() < 0.00001") == [(True,)]
         reading = gevent.spawn(tail.process.stderr.read)  # type: ignore[union-attr]
         assert [tail.message()["data"] for _ in data] == data
         stream.broadcast("last")

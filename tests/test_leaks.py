@@ -62,6 +62,11 @@ class State:
         }
 
 
+def fill_pool(instance: Instance) -> None:
+    """Open all connections that the pool may have, so that it cannot grow later."""
+    gevent.joinall([gevent.spawn(instance.database.queries.ping) for _ in range(20)], raise_error=True)
+
+
 def come_and_go(server: Serving, number: int) -> None:
     """Connect to a stream of one's own, get its one message, leave."""
     sock = raw_client(server.url, f"leak:{number}?since=0")
@@ -83,8 +88,7 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
         run(connection, publish, STREAMS)
     with serving(pgbus_settings, max_connections=20_000) as server:
         instance = server.instance
-        # All that the pool may open, so that it cannot grow later.
-        gevent.joinall([gevent.spawn(instance.database.queries.ping) for _ in range(20)], raise_error=True)
+        fill_pool(instance)
         pool = Pool(50)
         pool.map(lambda number: come_and_go(server, number), range(1, 200))
         until(lambda: len(instance.registry) == 0, "the first ones are gone")
@@ -111,6 +115,7 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
 def test_a_stream_that_is_still_watched_keeps_its_state_as_others_leave(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings) as server:
         staying = server.live("orders")
+        fill_pool(server.instance)
         before = State(server.instance)
         for _ in range(5):
             server.live("orders").close()
