@@ -23,6 +23,7 @@ from typing import Any
 from pgbus_gevent import Bus, Settings, StreamApp
 from pgbus_gevent.demo.departures import Replayer, make_app
 from pgbus_gevent.hosts.pywsgi import Server, listen
+from pgbus_gevent.hosts.running import run_until_stopped
 from pgbus_gevent.streamer import Instance
 
 SPEED = 60.0  # simulated seconds per second
@@ -53,16 +54,13 @@ def main() -> None:
         return answer
 
     server = Server(listen(settings.host, settings.port), application)
+    server.start()
     replayer.start()
-    try:
-        print(f"http://{settings.host}:{settings.port}/")
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        replayer.stop()
-        instance.shutdown(5.0)  # sends each browser a pgbus:shutdown, so that it comes back at a moment of its own
-        bus.close()
+    print(f"http://{settings.host}:{settings.port}/")
+    # At SIGTERM or Ctrl-C each browser gets a pgbus:shutdown, so that it comes back at a moment of its own.
+    run_until_stopped(server, [instance])
+    replayer.stop()
+    bus.close()
 
 
 if __name__ == "__main__":
