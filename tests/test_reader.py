@@ -60,19 +60,19 @@ def test_five_thousand_clients_behind_at_their_own_cursors_cost_a_handful_of_rea
         table.append("orders", "x")
     clients = [Light(f"{n}", since=n // 10) for n in range(5000)]
 
-    def first_of_its_kind() -> None:
-        if table.reads.count(table.reads[-1]) == 1:
-            wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients))
+    def settles(client: Light) -> bool:
+        place = client.subscription
+        return place is not None and (place.waiting or (place.cursor or 0) >= 500)
 
-    table.on_read = first_of_its_kind
+    # No read is answered before the dispatcher has brought everybody to where they wait, however slow the machine is.
+    table.on_read = lambda: wait_until(lambda: all(settles(client) for client in clients))
     with Parts(table, ring_messages=1, page_size=500, readers=1) as parts:
         for client in reversed(clients):
             parts.join(client)
         settled(parts, *clients)
         greeting = 3
         assert [client.frames for client in clients] == [greeting + 509 - max(9, n // 10) for n in range(5000)]
-        # How many rounds it takes depends on who has come up when a page is read; it is never one read for each client.
-        assert len(table.reads) <= 10
+        assert len(table.reads) <= 6
 
 
 def test_clients_of_many_new_streams_share_their_reads() -> None:
