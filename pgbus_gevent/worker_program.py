@@ -16,7 +16,8 @@ from typing import Any
 
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
-from gunicorn.errors import AppImportError
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import AppImportError, HaltServer
 
 from .cli_common import PROGRAM
 from .config import Settings
@@ -34,6 +35,24 @@ class _Log(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
         super().setup(cfg)
         self.error_log.handlers.clear()
         self.error_log.propagate = True
+
+
+class _Arbiter(Arbiter):  # type: ignore[misc]
+    """Ends with the status of the first worker that cannot load the application, also when a second one cannot."""
+
+    _halting = False
+
+    def halt(self, *arguments: Any, **options: Any) -> None:
+        self._halting = True
+        super().halt(*arguments, **options)
+
+    def reap_workers(self) -> None:
+        try:
+            super().reap_workers()
+        except HaltServer:
+            # gunicorn raises it for each such worker: while it ends for the first, the next would end it with a traceback.
+            if not self._halting:
+                raise
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
@@ -66,6 +85,9 @@ class _Application(BaseApplication):  # type: ignore[misc]
         except InvalidArgument as error:
             # The master ends on it, instead of starting workers for ever.
             raise AppImportError(f"{PROGRAM}: {error}") from None
+
+    def run(self) -> None:
+        _Arbiter(self).run()
 
     def _close(self, server: Any, worker: Any) -> None:
         self._stack.close()

@@ -150,7 +150,7 @@ def refused(folder: Path, database: str, *flags: str) -> tuple[int, str]:
 
 
 def test_an_application_that_is_not_there_ends_it_with_status_2(folder: Path, pgbus_database: str) -> None:
-    status, log = refused(folder, pgbus_database, "app:nothere")
+    status, log = refused(folder, pgbus_database, "app:nothere", "--workers", "4")
     assert status == 2
     assert "pgbus-gevent: app has no application 'nothere'\n" in log and "Traceback" not in log
 

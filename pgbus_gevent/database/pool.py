@@ -1,15 +1,15 @@
 """A small pool of connections, for greenlets and threads alike.
 
-It uses the standard library's primitives, which a patched process has turned into cooperative ones. A connection is in
-exactly one place: idle in the pool, or with the one ``with`` block that took it. Whatever comes back in doubt (closed,
-in a transaction that cannot be rolled back, from before a fork) is never used again.
+It waits with gevent's semaphore, which serves threads too, and which stays right when a waiter is killed twice; the
+standard library's, in a patched process, does not. A connection is in exactly one place: idle in the pool, or with the
+one ``with`` block that took it. Whatever comes back in doubt (closed, in a transaction that cannot be rolled back, from
+before a fork) is never used again.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from time import monotonic
 
 import psycopg2
 import psycopg2.extensions as ext
+from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 
 from ..errors import DatabaseUnavailable, PoolTimeout
@@ -47,7 +48,7 @@ class Pool:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._free = threading.BoundedSemaphore(self.size)
+        self._free = BoundedSemaphore(self.size)
         self._idle: deque[_Idle] = deque()
 
     @contextmanager
@@ -73,7 +74,7 @@ class Pool:
         finally:
             free.release()
 
-    def _wait_for(self, free: threading.Semaphore) -> None:
+    def _wait_for(self, free: BoundedSemaphore) -> None:
         end = monotonic() + self.timeout
         self._check_open()
         while not free.acquire(timeout=max(0.0, min(end - monotonic(), _LOOK_AGAIN))):
