@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import psutil
 from raw_http import Answer, ask
-from support import PATIENCE, until
+from support import PATIENCE, free_port, until
 
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.plugin import SECRET
@@ -55,13 +55,6 @@ def app(environ, start_response):
     return [f"{os.getpid()} {os.getppid()} {len(instance.registry)} {instance.unready}".encode()]
 """
 """An application that tells of its process: its number, its parent's, how many streams it has, and why it is not ready."""
-
-
-def free_port() -> int:
-    """One that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Host:

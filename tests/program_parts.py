@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import gevent
 from raw_http import Answer, ask
+from support import free_port
 
 from pgbus_gevent.testing.client import StreamClient
 
@@ -30,11 +31,6 @@ def tag_in(page: str) -> tuple[str, int]:
     """The path and the watermark of the one tag in a page."""
     (found,) = TAG.findall(page)
     return found[0], int(found[1])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Program:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import http.client
 import os
+import random
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Any, NamedTuple, cast
@@ -35,6 +36,15 @@ from pgbus_gevent.web.stream_app import StreamApp
 
 PATIENCE = 20.0
 """Seconds that a condition may take which holds within one on a machine of its own."""
+
+
+def free_port() -> int:
+    """One that nobody has, and that the kernel gives to nobody who asks for any: a server started a moment later finds it free."""
+    for _ in range(100):
+        port = random.randrange(10_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port in a hundred tries")
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pause: float = 0.01) -> Any:

@@ -75,6 +75,12 @@ def test_a_listen_session_that_cannot_listen_leaves_no_connection(
         assert failed.value.sqlstate == "42601"
         sql = opener()
         until(
-            lambda: sql.one("select count(*) from pg_stat_activity where application_name = 'pgbus-listen'") == 0,
+            lambda: (
+                sql.one(
+                    "select count(*) from pg_stat_activity"
+                    " where application_name = 'pgbus-listen' and datname = current_database()"
+                )
+                == 0
+            ),
             "the session is gone",
         )

@@ -208,7 +208,11 @@ def test_a_connection_that_breaks_in_use_is_told_of_and_replaced(make_pool: Make
 def test_connections_that_broke_while_idle_are_replaced_without_an_error(make_pool: MakePool, sql: Session) -> None:
     pool = make_pool(3)
     assert is_whole(pool)
-    sql.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", NAME)
+    sql.run(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where application_name = %s and datname = current_database()",
+        NAME,
+    )
     until(lambda: sessions_of_pools(sql) == 0, "they are gone")
     assert is_whole(pool)
 

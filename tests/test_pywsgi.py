@@ -21,6 +21,7 @@ from wsgiref.validate import validator
 import gevent
 import pytest
 from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, read_until, wait_for
+from support import free_port
 
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
@@ -767,8 +768,7 @@ def test_under_gunicorn_a_refused_head_costs_no_traceback_and_signed_names_are_h
     )
     worker = ["-k", "pgbus_gevent.gunicorn_worker.Worker", "app:app", "--no-control-socket"]
     log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = free_port()
     signed = Signer(["a secret of the test"]).sign("orders")
     with open(log, "w") as output:
         gunicorn = subprocess.Popen(

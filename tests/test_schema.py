@@ -67,8 +67,8 @@ def test_migrating_again_does_nothing(empty: str, sql: Session) -> None:
 
 def test_migrating_leaves_no_session(empty: str, sql: Session) -> None:
     migrate(empty)
-    theirs = "select count(*) from pg_stat_activity where application_name = 'pgbus-migrate'"
-    until(lambda: sql.one(theirs) == 0, "it is gone")
+    theirs = "application_name = 'pgbus-migrate' and datname = current_database()"
+    until(lambda: sql.one(f"select count(*) from pg_stat_activity where {theirs}") == 0, "it is gone")
 
 
 def test_a_schema_that_is_there_already_is_used(empty: str, sql: Session) -> None:
