@@ -17,7 +17,7 @@ from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.core.wakes import Ring
-from pgbus_gevent.database.queries import Opening, OpenQuestion, Page, Row
+from pgbus_gevent.database.queries import Opening, OpenQuestion, Page, Row, TailRow
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
@@ -192,9 +192,20 @@ class Table:
             self.failures -= 1
             raise DatabaseUnavailable("PostgreSQL is not available: the tests say so")
 
-    def moved(self, heads: dict[str, int]) -> list[str]:
+    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]:
         self._read("moved")
-        return [stream for stream, head in heads.items() if self.ids(stream, head)]
+        newest = max((row.id for rows in self.rows.values() for row in rows), default=0)
+        return newest, [stream for stream, head in heads.items() if self.ids(stream, head)]
+
+    def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
+        self._read("tail")
+        found = []
+        for stream, rows in self.rows.items():
+            for prev_id, row in zip([0, *(row.id for row in rows)], rows, strict=False):
+                if row.id > above or row.id in holes:
+                    data = row.data if streams is None or stream in streams else None
+                    found.append(TailRow(row.id, stream, prev_id, row.event, data, row.visible_to, row.exclude))
+        return sorted(found)[: limit + len(holes)]
 
     def ephemerals(self, ids: Sequence[int]) -> dict[int, tuple[str | None, str, str | None, str | None]]:
         self._read("ephemerals")

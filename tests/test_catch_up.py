@@ -11,11 +11,12 @@ from streamer_parts import FakeClient, Table, wait_until
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.database.queries import TailRow
 from pgbus_gevent.streamer import catch_up
 from pgbus_gevent.streamer.catch_up import AFTER_RING, MAX_SHARE, CatchUp
 from pgbus_gevent.streamer.dispatcher import breathe
 
-STAGES = [0.01, 0.04, 0.2]
+STAGES = [0.004, 0.046, 0.2]
 """The pauses before the sweeps after a ring."""
 
 
@@ -31,11 +32,13 @@ class Sweeping:
         self.budget = RingBudget(10**6)
         self.registry = Registry(lambda name: StreamLog(name, self.budget, max_frames=10, max_bytes=1000))
         self.moved: list[str] = []
+        self.added: list[tuple[str, int]] = []
         self.interval = 1000.0
         self.part = CatchUp(
             self.table,
             self.registry,
             on_moved=self._found,
+            on_new=lambda log, new: self.added.append((log.name, new)),
             interval=lambda: self.interval,
             clock=lambda: self.now,
         )
@@ -105,8 +108,109 @@ def test_as_long_as_something_is_found_it_starts_over(sweeping: Sweeping) -> Non
     sweeping.table.on_read = lambda: found and (found.pop(), sweeping.table.append("orders"))
     sweeping.start()
     sweeping.ring()
-    assert sweeping.slept == [0.01] * 4 + STAGES
-    assert sweeping.moved == ["orders"] * 4
+    assert sweeping.slept == [0.004] * 4 + STAGES
+    # The first is a probe, which knows only that there is something; the others bring it.
+    assert (sweeping.moved, sweeping.added) == (["orders"], [("orders", 1)] * 3)
+
+
+def test_between_two_probes_it_reads_the_tail_which_brings_the_messages(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.reads.clear()
+    sweeping.table.append("orders")
+    sweeping.table.append("unwatched")
+    sweeping.ring()
+    assert sweeping.table.reads == ["tail", "tail", "tail", "moved"]
+    assert (sweeping.added, sweeping.moved) == ([("orders", 1)], [])
+
+
+def test_one_that_commits_behind_a_higher_id_is_found_by_the_next_tail(sweeping: Sweeping) -> None:
+    for stream in ("orders", "late"):
+        sweeping.watch(stream)
+    sweeping.start()
+    sweeping.ring()
+    late = sweeping.table.append("late")
+    hidden = sweeping.table.rows.pop("late")
+    sweeping.table.append("orders")
+
+    def commit() -> None:
+        if sweeping.added == [("orders", 1)]:
+            sweeping.table.rows["late"] = hidden
+
+    sweeping.table.on_read = commit
+    sweeping.table.reads.clear()
+    sweeping.ring()
+    assert sweeping.added == [("orders", 1), ("late", 1)]
+    assert sweeping.table.reads[:2] == ["tail", "tail"]
+    assert late.id == hidden[0].id
+
+
+def test_a_message_that_does_not_follow_its_head_has_its_stream_read(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.append("orders")
+    tail = sweeping.table.tail
+    sweeping.table.tail = lambda *a, **k: [row._replace(prev_id=None) for row in tail(*a, **k)]  # type: ignore[method-assign]
+    sweeping.ring()
+    assert (sweeping.added, sweeping.moved) == ([], ["orders"])
+
+
+def test_large_data_has_its_stream_read(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.append("orders")
+    tail = sweeping.table.tail
+    sweeping.table.tail = lambda *a, **k: [row._replace(data=None) for row in tail(*a, **k)]  # type: ignore[method-assign]
+    sweeping.ring()
+    assert (sweeping.added, sweeping.moved) == ([], ["orders"])
+
+
+def test_where_rings_never_end_a_probe_comes_every_second(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.table.on_read = lambda: sweeping.part.ring() if sweeping.now < 5 else None
+    sweeping.start()
+    sweeping.ring()
+    assert sweeping.table.reads.count("moved") in (6, 7)  # one more at the end of it all
+    assert sweeping.table.reads.count("tail") > 500
+
+
+def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catch_up, "TAIL_ROWS", 3)
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.reads.clear()
+    for _ in range(10):
+        sweeping.table.append("orders")
+    sweeping.ring()
+    assert sweeping.table.reads[:2] == ["tail", "moved"]
+    assert sweeping.table.ids("orders")[-1] == sweeping.registry.log("orders").head  # type: ignore[union-attr]
+
+
+def test_streams_are_named_to_the_tail_only_where_they_are_few(
+    sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catch_up, "FEW_STREAMS", 2)
+    named = []
+    tail = sweeping.table.tail
+
+    def watched(above: int, holes: object, streams: list[str] | None, *, limit: int) -> list[TailRow]:
+        named.append(streams)
+        return tail(above, [], streams, limit=limit)
+
+    sweeping.table.tail = watched  # type: ignore[method-assign, assignment]
+    sweeping.watch("orders")
+    sweeping.watch("stock")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.ring()
+    sweeping.watch("news")
+    sweeping.ring()
+    # The first sweep of all is a probe, and so is the last of each three.
+    assert [names and sorted(names) for names in named] == [["orders", "stock"]] * 3 + [None] * 2
 
 
 def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweeping) -> None:
@@ -116,7 +220,7 @@ def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweep
     assert log is not None
     moved = sweeping.table.moved
 
-    def slow(heads: dict[str, int]) -> list[str]:
+    def slow(heads: dict[str, int]) -> tuple[int, list[str]]:
         found = moved(heads)
         log.extend(sweeping.table.rows["orders"])
         return found

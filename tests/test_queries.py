@@ -102,7 +102,7 @@ def test_many_streams_are_answered_in_the_order_of_the_question(asking: Queries,
 def test_nothing_asked_is_nothing_answered(asking: Queries) -> None:
     assert asking.pages([], limit=10, size=LOTS) == []
     assert asking.openings([], limit=10, size=LOTS) == []
-    assert asking.moved({}) == []
+    assert asking.moved({})[1] == []
     assert asking.ephemerals([]) == {}
 
 
@@ -203,8 +203,37 @@ def test_openings_of_many_streams_come_in_the_order_of_the_question(asking: Quer
 def test_moved_are_the_streams_with_something_above_their_head(asking: Queries, sql: Session, stream: str) -> None:
     old, new, empty = (f"{stream} {n}" for n in range(3))
     heads = {old: publish(sql, old, "a")[0], new: publish(sql, new, "a", "b")[0], empty: 0}
-    assert asking.moved(heads) == [new]
-    assert asking.moved(dict.fromkeys(heads, 0)) == [old, new]
+    assert asking.moved(heads)[1] == [new]
+    assert asking.moved(dict.fromkeys(heads, 0)) == (heads[new] + 1, [old, new])
+
+
+# the tail
+
+
+def test_the_tail_has_what_is_new_of_all_streams_in_order(asking: Queries, sql: Session, stream: str) -> None:
+    [first] = publish(sql, stream, "a")
+    ids = [publish(sql, f"{stream} {n % 2}", str(n))[0] for n in range(5)]
+    rows = asking.tail(first, [], None, limit=100)
+    assert [(row.id, row.stream, row.data) for row in rows] == [
+        (id, f"{stream} {n % 2}", str(n)) for n, id in enumerate(ids)
+    ]
+    assert [row.prev_id for row in rows] == [0, 0, *ids[:3]]
+    assert asking.tail(first, [], None, limit=3) == rows[:3]
+    assert asking.tail(ids[-1], [], None, limit=100) == []
+
+
+def test_the_tail_looks_into_holes(asking: Queries, sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, *"abcd")
+    found = asking.tail(ids[2], [ids[0], ids[3] + 1], None, limit=1)
+    assert [row.id for row in found] == [ids[0], ids[3]]
+
+
+def test_the_tail_leaves_data_that_nobody_asked_for_and_large_data(asking: Queries, sql: Session, stream: str) -> None:
+    other = f"{stream} 1"
+    [first, last] = publish(sql, stream, "a", "b" * 8000)
+    [theirs] = publish(sql, other, "c")
+    found = {row.id: row.data for row in asking.tail(first - 1, [], [stream], limit=10)}
+    assert found == {first: "a", last: None, theirs: None}
 
 
 # publishing and asking

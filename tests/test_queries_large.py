@@ -59,6 +59,8 @@ SMALL = [f"small {n}" for n in range(1999)]
         lambda asking: asking.moved({"large": 199_999}),
         lambda asking: asking.moved(dict.fromkeys(SMALL, 0)),
         lambda asking: asking.moved(dict.fromkeys([*SMALL, *(f"none {n}" for n in range(8000))], 200_000)),
+        lambda asking: asking.tail(199_900, [], None, limit=1000),
+        lambda asking: asking.tail(199_900, list(range(100)), SMALL[:200], limit=1000),
         lambda asking: asking.last_id("large"),
         lambda asking: asking.last_id("none"),
         lambda asking: asking.read_after("large", 100, 500),
@@ -68,7 +70,8 @@ SMALL = [f"small {n}" for n in range(1999)]
     ],
     ids=[
         "page from 0", "page near the head", "pages of 64", "opening", "opening of new", "openings of 64", "moved",
-        "moved of 1999", "moved of 10,000", "last_id", "last_id of none", "read_after", "broadcast", "with a key",
+        "moved of 1999", "moved of 10,000", "tail", "tail and holes",
+        "last_id", "last_id of none", "read_after", "broadcast", "with a key",
         "many",
     ],
 )  # fmt: skip

@@ -43,6 +43,21 @@ class Page(NamedTuple):
     more: bool
 
 
+class TailRow(NamedTuple):
+    """A new message of any stream, and the id of the one before it in its stream, None where its publisher could not know.
+
+    ``data`` is None where it was not fetched.
+    """
+
+    id: int
+    stream: str
+    prev_id: int | None
+    event: str | None
+    data: str | None
+    visible_to: str | None
+    exclude: str | None
+
+
 class Opening(NamedTuple):
     """The state of a stream in one snapshot, and its newest messages.
 
@@ -125,9 +140,21 @@ order by s.n, m.msg_id
 
 # Not `exists`, which the planner may turn into a join that reads the whole table.
 _MOVED = """
-select s.stream from unnest(%(streams)s::text[], %(heads)s::bigint[]) as s(stream, head)
-where s.head < (select m.msg_id from pgbus.messages m where m.stream = s.stream order by m.msg_id desc limit 1)
+select (select m.msg_id from pgbus.messages m order by m.msg_id desc limit 1), array(
+  select s.stream from unnest(%(streams)s::text[], %(heads)s::bigint[]) as s(stream, head)
+  where s.head < (select m.msg_id from pgbus.messages m where m.stream = s.stream order by m.msg_id desc limit 1))
 """
+
+# The data of streams that nobody asks for stays where it is, and so does what is large: its stream is read by pages then.
+_TAIL = """
+select m.msg_id, m.stream, m.prev_id, m.event,
+       case when octet_length(m.data) < 8000 and coalesce(m.stream = any(%(streams)s), true) then m.data end,
+       m.visible_to, m.exclude
+from pgbus.messages m
+where m.msg_id {range} order by m.msg_id
+"""
+_TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
+_TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
 
 
 class Queries:
@@ -202,10 +229,21 @@ class Queries:
 
     # the streamer's reads
 
-    def moved(self, heads: dict[str, int]) -> list[str]:
-        """Which of these streams have messages above the head given for each."""
-        rows = self._all(_MOVED, {"streams": list(heads), "heads": list(heads.values())})
-        return [str(row[0]) for row in rows]
+    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]:
+        """The newest id of all streams, or 0, and which of these have messages above the head given for each."""
+        ((newest, names),) = self._all(_MOVED, {"streams": list(heads), "heads": list(heads.values())})
+        return newest or 0, names
+
+    def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
+        """What is there of the ids ``holes``, and the first ``limit`` messages above ``above``, of all streams, in order.
+
+        With ``streams``, only their messages come with data.
+        """
+        rows = self._all(
+            _TAIL_HOLES if holes else _TAIL_ABOVE,
+            {"above": above, "holes": holes, "streams": None if streams is None else list(streams), "limit": limit},
+        )
+        return [TailRow(*row) for row in rows]
 
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
         """A page for each (stream, cursor), in one statement: at most ``limit`` messages and about ``size`` bytes each.

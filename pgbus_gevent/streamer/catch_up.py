@@ -1,14 +1,18 @@
 """Finds what no notification told of.
 
 Most publishers do not ring: only one at a time does, and a notification may be lost, late, or not be had at all. So after every
-ring, and every few seconds come what may, one statement asks which of the served streams have moved.
+ring, and every few seconds come what may, the database is asked.
+
+There are two ways to ask. A *tail* reads what is new of all streams together, by id, and brings the messages themselves; it is
+short however many streams are served, so it is what comes milliseconds after a ring. A *probe* compares the head of each stream
+that is served with the table; it misses nothing, whatever became of ids and clocks, so it is what the promise rests on.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -17,15 +21,26 @@ from gevent.event import Event
 
 from ..core.registry import Registry
 from ..core.stream_log import StreamLog
+from ..core.tail import Tail
+from ..database.queries import Row, TailRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.catch_up")
 
-AFTER_RING = (0.01, 0.05, 0.25)
-"""Seconds from a ring to the sweeps that follow it; found something, and they begin anew."""
+AFTER_RING = (0.004, 0.05, 0.25)
+"""Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe."""
+
+PROBE_AFTER = 1.0
+"""Seconds without a probe after which the next sweep is one, where rings never let it come to the last."""
 
 MAX_SHARE = 0.2
 """The most of the time that sweeps may take, however many streams there are, unless one alone takes seconds."""
+
+TAIL_ROWS = 1000
+"""Messages that one tail reads. Where more are new it gives way to a probe, which goes by streams, not by messages."""
+
+FEW_STREAMS = 200
+"""Of so many streams or fewer, a tail names those that it wants; with more that would cost more than it saves."""
 
 _REST = 1 / MAX_SHARE - 1
 
@@ -33,12 +48,14 @@ _REST = 1 / MAX_SHARE - 1
 class Source(Protocol):
     """What it needs of the database."""
 
-    def moved(self, heads: dict[str, int]) -> list[str]: ...
+    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]: ...
+    def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]: ...
 
 
 class CatchUp:
-    """The greenlet that sweeps; :meth:`run` is its loop. ``on_moved`` is given each log that is behind its table.
+    """The greenlet that sweeps; :meth:`run` is its loop.
 
+    ``on_moved`` is given each log that is behind its table, ``on_new`` each log with how many frames were added to it.
     ``interval`` gives the longest time until the next sweep, in seconds, which is jittered by a quarter: the longest time that a
     message whose notification never came can be late.
     """
@@ -49,23 +66,26 @@ class CatchUp:
         registry: Registry,
         *,
         on_moved: Callable[[StreamLog], None],
+        on_new: Callable[[StreamLog, int], None],
         interval: Callable[[], float],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
         self._registry = registry
         self._on_moved = on_moved
+        self._on_new = on_new
         self._interval = interval
         self._clock = clock
         self._stage = len(AFTER_RING)
         self._rung = Event()
+        self._tail = Tail()
+        self._probed = -PROBE_AFTER
         self.sweeps = 0
 
     def ring(self) -> None:
-        """A notification came; never yields."""
-        if self._stage:
-            self._stage = 0
-            self._rung.set()
+        """Somebody rang; never yields."""
+        self._stage = 0
+        self._rung.set()
 
     def run(self) -> None:
         """Sweep, for ever."""
@@ -97,14 +117,41 @@ class CatchUp:
 
     def _sweep(self) -> bool:
         """Whether anything had moved that a publisher did not tell of."""
-        heads = {log.name: log.head for log in self._registry.logs() if log.is_open}
-        if not heads:
+        logs = [log for log in self._registry.logs() if log.is_open]
+        if not logs:
             return False
         self.sweeps += 1
+        now = self._clock()
+        above = self._tail.top
+        if above is None or self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER:
+            self._probed = now
+            return self._probe({log.name: log.head for log in logs})
+        names = [log.name for log in logs] if len(logs) <= FEW_STREAMS else None
+        rows = self._source.tail(above, self._tail.holes(now), names, limit=TAIL_ROWS)
+        self._tail.saw([row.id for row in rows], now)
+        if len(rows) >= TAIL_ROWS:
+            self._probed = -PROBE_AFTER
+        taken = [self._take(row) for row in rows]
+        return any(taken)
+
+    def _probe(self, heads: dict[str, int]) -> bool:
+        newest, names = self._source.moved(heads)
+        self._tail.move(newest)
         found = False
-        for name in self._source.moved(heads):
+        for name in names:
             log = self._registry.log(name)
             if log is not None and log.head == heads[name]:
                 self._on_moved(log)
                 found = True
         return found
+
+    def _take(self, row: TailRow) -> bool:
+        """Whether the message was new here."""
+        log = self._registry.log(row.stream)
+        if log is None or not log.is_open or row.id <= log.head:
+            return False
+        if row.data is not None and log.follows(row.prev_id):
+            self._on_new(log, log.extend([Row(row.id, row.event, row.data, row.visible_to, row.exclude)]))
+        else:
+            self._on_moved(log)
+        return True

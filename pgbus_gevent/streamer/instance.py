@@ -108,7 +108,13 @@ class Instance:
             on_error=lambda client: self.end(client, "error"),
             retry=lambda: self.settings.retry,
         )
-        self.catch_up = catch_up(queries, self.registry, on_moved=self.reader.look, interval=self._catch_up_interval)
+        self.catch_up = catch_up(
+            queries,
+            self.registry,
+            on_moved=self.reader.look,
+            on_new=self._moved,
+            interval=self._catch_up_interval,
+        )
         self.ephemerals = ephemerals(
             queries, wanted=lambda stream: self.registry.log(stream) is not None, pass_on=self._pass_on
         )
