@@ -144,7 +144,7 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         parameters = ext.parse_dsn(url)
-        self._target = f"{unquote(parameters['host'])}/.s.PGSQL.{parameters['port']}"
+        self._target = f"{unquote(parameters['host'])}/.s.PGSQL.{parameters.get('port', 5432)}"
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
         self.url = ext.make_dsn(url, host="127.0.0.1", port=str(self._server.server_port))

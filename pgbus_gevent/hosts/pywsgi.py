@@ -6,9 +6,9 @@ import _socket
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from http import HTTPStatus
-from io import BytesIO
 from typing import Any
 
 import gevent
@@ -18,7 +18,7 @@ from gevent.pool import Pool
 from ..core.names import hide_signed
 from ..web.take_over import TAKE_OVER
 from .request_body import Body, SlowClient
-from .request_head import BadHead, check_head, read_head
+from .request_head import BadHead, Fields, check_head, read_head
 
 logger = logging.getLogger("pgbus_gevent.server")
 access_logger = logging.getLogger("pgbus_gevent.access")
@@ -60,7 +60,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     command: str | None
     path: str | None
     _orig_status: str | None
-    _header_lines = b""
+    _fields: Fields
     _adopt: Adopt | None = None
 
     # one request
@@ -94,8 +94,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             lines = read_head(self.rfile, self.server.max_request_head)
         if not lines:
             return False
-        check_head(lines)
-        self._header_lines = b"".join(lines[1:]) + b"\r\n"
+        self._fields = check_head(lines)
         try:
             self.read_request(lines[0].decode("latin-1"))
         except ValueError:
@@ -113,9 +112,12 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         finally:
             idle.discard(me)
 
-    def MessageClass(self, *_: Any) -> Any:
-        # The head was read and judged already; what is parsed is exactly that.
-        return super().MessageClass(BytesIO(self._header_lines), 0)
+    def MessageClass(self, *_: Any) -> Fields:
+        # The head was read and judged already.
+        return self._fields
+
+    def _headers(self) -> Iterator[tuple[str, str]]:
+        return self._fields.environ()
 
     def _refuse(self, error: BadHead) -> None:
         self.close_connection = True
@@ -208,7 +210,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         self._drop_headers(*_CONNECTION_HEADERS)
         headers = [*self.response_headers, (b"connection", b"close")]
         if self.provided_date is None:
-            headers.append((b"date", _pywsgi.format_date_time(self.time_start)))
+            headers.append((b"date", _date(int(self.time_start))))
         lines = [b"HTTP/1.1 " + self.status, *(name + b": " + value for name, value in headers)]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -293,6 +295,12 @@ class Server(_WSGIServer):  # type: ignore[misc]
         self.stopping = True
         gevent.killall(list(self.idle), block=False)
         super().close()
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    # Thousands connect within one second.
+    return bytes(_pywsgi.format_date_time(second))
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> Any:

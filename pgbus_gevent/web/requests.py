@@ -63,17 +63,18 @@ class StreamNames:
 
     def resolve(self, written: str) -> tuple[str, float | None]:
         """The stream's name, and when the right to it expires."""
-        try:
-            return self._signer.verify(written, self._wall_clock())
-        except TokenExpired as error:
-            raise Refused(text(403, str(error))) from None
-        except BadToken:
-            pass
+        if looks_signed(written):
+            try:
+                return self._signer.verify(written, self._wall_clock())
+            except TokenExpired as error:
+                raise Refused(text(403, str(error))) from None
+            except BadToken:
+                pass
         # A signed name of somebody else's is no name, whatever is public: its bearer would wait at a stream that nobody
         # publishes to. And who tries names learns neither which exist nor which are well signed.
-        if looks_signed(written) or _checked(written) not in self._public:
-            raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
-        return written, None
+        elif _checked(written) in self._public:
+            return written, None
+        raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
 
 
 def _checked(written: str) -> str:
