@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
 import gevent
@@ -297,7 +298,28 @@ def test_sweeps_take_no_more_than_their_share_of_the_time(sweeping: Sweeping) ->
     sweeping.start()
     sweeping.ring()
     rest = 2.0 / MAX_SHARE - 2.0
-    assert sweeping.slept == [STAGES[0], rest, STAGES[1], rest, STAGES[2], rest]
+    # The first and the last are probes, which wait for one another, and between them is a tail.
+    assert sweeping.table.reads == ["moved", "tail", "moved"]
+    assert sweeping.slept == [STAGES[0], STAGES[1], rest, STAGES[2]]
+
+
+def test_probes_take_no_more_than_their_share_of_the_time(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    began: list[float] = []
+
+    def slow() -> None:
+        if sweeping.table.reads[-1] == "moved":
+            began.append(sweeping.now)
+            sweeping.now += 2.0
+        if sweeping.now < 100:
+            sweeping.part.ring()
+
+    sweeping.table.on_read = slow
+    sweeping.start()
+    sweeping.ring()
+    pauses = [later - earlier for earlier, later in pairwise(began)]
+    assert len(pauses) > 5 and min(pauses) >= 2.0 / MAX_SHARE
+    assert sweeping.table.reads.count("tail") > 100
 
 
 def test_one_that_hung_makes_the_next_one_no_later_than_the_interval(sweeping: Sweeping) -> None:

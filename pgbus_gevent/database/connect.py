@@ -34,6 +34,9 @@ _OPTIONS = (
     "-c client_connection_check_interval=2s -c idle_session_timeout=0"
     # Our statements wait for a lock and then look again, whatever the database's default is.
     " -c default_transaction_isolation=read\\ committed"
+    # All of them go by an index and bring a few rows. The planner, whose statistics may be of a table that was empty a
+    # minute ago, would now and then read it whole instead, or spend more on compiling a statement than it takes.
+    " -c enable_seqscan=off -c jit=off"
 )
 _UNAVAILABLE_CLASSES = ("08", "57", "58", "53")  # connection, operator intervention, system error, out of resources
 _INVALID_PARAMETER = "22023"

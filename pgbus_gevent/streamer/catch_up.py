@@ -80,6 +80,7 @@ class CatchUp:
         self._rung = Event()
         self._tail = Tail()
         self._probed = -PROBE_AFTER
+        self._next_probe = 0.0
         self.sweeps = 0
 
     def ring(self) -> None:
@@ -93,8 +94,9 @@ class CatchUp:
         while True:
             self._pause()
             began = self._clock()
+            probing = self._probe_is_due(began)
             try:
-                if self._sweep():
+                if self._sweep(began, probing):
                     self._stage = 0
                 failing = False
             except DatabaseError as error:
@@ -102,7 +104,12 @@ class CatchUp:
                     logger.warning("cannot look for new messages, trying again: %s", error)
                 failing = True
             # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
-            gevent.sleep(min((self._clock() - began) * _REST, self._interval()))
+            rest = min((self._clock() - began) * _REST, self._interval())
+            if probing:
+                # A probe of ten thousand streams keeps the next probe waiting, not the tails.
+                self._next_probe = self._clock() + rest
+            else:
+                gevent.sleep(rest)
 
     def _pause(self) -> None:
         """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""
@@ -114,20 +121,27 @@ class CatchUp:
         gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else 0.0))
         if self._stage == stage:  # else a ring came meanwhile and starts over
             self._stage = stage + 1
+        if self._stage == len(AFTER_RING):
+            gevent.sleep(max(0.0, self._next_probe - self._clock()))
 
-    def _sweep(self) -> bool:
+    def _probe_is_due(self, now: float) -> bool:
+        if self._tail.top is None:
+            return True
+        due = self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER
+        return due and now >= self._next_probe
+
+    def _sweep(self, now: float, probing: bool) -> bool:
         """Whether anything had moved that a publisher did not tell of."""
         logs = [log for log in self._registry.logs() if log.is_open]
         if not logs:
             return False
         self.sweeps += 1
-        now = self._clock()
-        above = self._tail.top
-        if above is None or self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER:
+        if probing:
             self._probed = now
             return self._probe({log.name: log.head for log in logs})
+        assert self._tail.top is not None  # else a probe is due
         names = [log.name for log in logs] if len(logs) <= FEW_STREAMS else None
-        rows = self._source.tail(above, self._tail.holes(now), names, limit=TAIL_ROWS)
+        rows = self._source.tail(self._tail.top, self._tail.holes(now), names, limit=TAIL_ROWS)
         self._tail.saw([row.id for row in rows], now)
         if len(rows) >= TAIL_ROWS:
             self._probed = -PROBE_AFTER
