@@ -184,11 +184,10 @@ def test_names_that_differ_by_case_punctuation_or_accent_stay_apart(
     for name in ALIKE:
         pgbus_bus.stream(name).broadcast(f"to {name}")
         pgbus_bus.stream(name).broadcast(f"hint to {name}", ephemeral=True)
-    replayed = {name: pgbus_client(name, since=0) for name in ALIKE}
-
     for clients in (live, signed):
         for client in clients.values():
             until_messages(client, 2)
+    replayed = {name: pgbus_client(name, since=0) for name in ALIKE}
     with session(pgbus_database) as connection:
         for name in ALIKE:
             assert [frame.data for frame in live[name].messages] == [f"to {name}", f"hint to {name}"]

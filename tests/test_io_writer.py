@@ -34,7 +34,9 @@ class Written:
         self.callers: set[Any] = set()
         self.sock = plain(ours)
         self.fd = self.sock.fileno()
-        self.writer = IoWriter(self.sock, on_drained=self._drained, on_gone=self._gone, clock=lambda: self.now)
+        self.writer = IoWriter(
+            self.sock, self, on_drained=Written._drained, on_gone=Written._gone, clock=lambda: self.now
+        )
 
     def _drained(self) -> None:
         self.callers.add(gevent.getcurrent())

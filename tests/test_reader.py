@@ -444,3 +444,31 @@ def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypa
         table.failures = 0
         wait_until(lambda: parts.reader.idle)
         assert (parts.reader._lowest_next, parts.reader._paging) == ({}, set())
+
+
+# pages that are kept
+
+
+def test_a_page_serves_those_who_come_a_moment_later_too() -> None:
+    table = Table()
+    for _ in range(20):
+        table.append("orders")
+    ids = table.ids("orders")
+    with Parts(table, ring_messages=2, page_size=4) as parts:
+        first = parts.connect(since=ids[0])
+        wait_until(lambda: first.ids == ids[1:])
+        reads = list(table.reads)
+        later = [parts.connect(since=ids[n]) for n in range(10)]
+        wait_until(lambda: all(client.ids == ids[n + 1 :] for n, client in enumerate(later)))
+        assert table.reads == reads
+
+
+def test_pages_are_forgotten_when_nobody_has_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgbus_gevent.streamer.reader.KEEP_SECONDS", 0.01)
+    table = Table()
+    for _ in range(20):
+        table.append("orders")
+    with Parts(table, ring_messages=2, page_size=4) as parts:
+        first = parts.connect(since=0)
+        wait_until(lambda: first.ids == table.ids("orders"))
+        wait_until(lambda: not parts.reader._kept)

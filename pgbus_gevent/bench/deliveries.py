@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from time import sleep
 from typing import Any
 
 import psycopg2
 
 from ..config import Settings
+from ..streamer.reader import KEEP_SECONDS
 from . import machine, stamps
 from .lab import FRAME, Run, Server
 from .scenarios import LATENCIES, STREAM, Metrics, Rows, Scenario
@@ -109,6 +111,8 @@ def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
     run.receive({stream: others * behind}, 30.0, by="live")
     run.received(30.0, by="live")
     goals = [behind - at * behind // _CURSORS for at in range(_CURSORS)]
+    # The others were behind too, just now, and the pages that were read for them are still at hand.
+    sleep(KEEP_SECONDS + 1.0)
     before = server.counters()
     start = run.cpu(server)
     rate = 20.0

@@ -255,6 +255,8 @@ class Server(_WSGIServer):  # type: ignore[misc]
     """
 
     handler_class = Handler
+    # How many connections are accepted before anything else has a turn: when thousands come, live messages go out between.
+    max_accept = 20
 
     def __init__(
         self,

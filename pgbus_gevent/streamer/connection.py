@@ -19,7 +19,7 @@ class Connection(Client):
     nothing.
     """
 
-    __slots__ = ("_head", "_on_drained", "_on_gone", "_writer")
+    __slots__ = ("_head", "_writer")
 
     def __init__(
         self,
@@ -36,10 +36,8 @@ class Connection(Client):
     ) -> None:
         super().__init__(id, request, now=clock())
         self._head = head
-        self._on_drained = on_drained
-        self._on_gone = on_gone
         _tune(sock, send_buffer, dead_after)
-        self._writer = IoWriter(sock, on_drained=self._drained, on_gone=self._left, clock=clock)
+        self._writer = IoWriter(sock, self, on_drained=on_drained, on_gone=on_gone, clock=clock)
 
     @property
     def blocked_since(self) -> float | None:
@@ -61,12 +59,6 @@ class Connection(Client):
 
     def abort(self) -> None:
         self._writer.abort()
-
-    def _drained(self) -> None:
-        self._on_drained(self)
-
-    def _left(self, reason: str) -> None:
-        self._on_gone(self, reason)
 
 
 def _tune(sock: socket.socket, send_buffer: int, dead_after: float) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import TypeVar
 
 import gevent
 from gevent.event import Event
@@ -30,14 +31,22 @@ SLICE = 200
 """Connections of one stream that are served before the next stream has its turn."""
 
 TURN_SECONDS = 0.002
-"""How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn."""
+"""How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn.
+
+Where that takes longer, as while thousands connect, the next turn of the passes may take as long as it did: half of the time is
+theirs, so that a storm of connects cannot make those who are live wait for their messages.
+"""
+
+MAX_TURN_SECONDS = 0.05
+"""The longest turn all the same."""
 
 MAX_EPHEMERALS = 10_000
 """Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with one warning for all of a flood."""
 
-_CACHED_CURSORS = 16
+_CACHED_CURSORS = 32
 
 _Steps = Iterator[None]
+_Key = TypeVar("_Key")
 
 
 class StreamEventDispatcher:
@@ -106,18 +115,20 @@ class StreamEventDispatcher:
     def run(self) -> None:
         """Serve streams in turns, for ever."""
         self._resume()
-        breath = self._clock()
+        began, turn = self._clock(), TURN_SECONDS
         while True:
             if not self._turns:
                 self._work.clear()
                 self._work.wait()
-                breath = self._clock()
+                began, turn = self._clock(), TURN_SECONDS
             steps = self._turns.popleft()
             if next(steps, self) is not self:
                 self._turns.append(steps)
-            if self._clock() - breath > TURN_SECONDS:
+            ended = self._clock()
+            if ended - began > turn:
                 breathe()
-                breath = self._clock()
+                began = self._clock()
+                turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, began - ended))
 
     def _resume(self) -> None:
         """Find what a run that died left undone: who is behind shows by the cursors."""
@@ -155,23 +166,26 @@ class StreamEventDispatcher:
 
     def _bring_lagging(self) -> _Steps:
         served = 0
+        # Those who come back at once stand at a few cursors, so what they lack is joined once for each.
+        chunks: dict[tuple[StreamLog, int, int], Chunk | None] = {}
         while self._lagging:
             subscription = self._lagging.popleft()
             if subscription.cursor is None:
                 self._admit(subscription)
-            if self._step(subscription):
+            if self._step(subscription, chunks):
                 # Behind those who wait: one that is far behind takes turns with the others.
                 self._lagging.append(subscription)
             served += 1
             if served % SLICE == 0 and self._lagging:
                 yield
 
-    def _step(self, subscription: Subscription) -> bool:
+    def _step(self, subscription: Subscription, chunks: dict[tuple[StreamLog, int, int], Chunk | None]) -> bool:
         """Send one connection the next frames of the ring; whether it can take more."""
         log, cursor = subscription.log, subscription.cursor
         if cursor is None or cursor >= log.head or not _may_send(subscription):
             return False
-        chunk = log.after(cursor, CHUNK_BYTES)
+        key = (log, cursor, log.head)
+        chunk = chunks[key] if key in chunks else _cache(chunks, key, log.after(cursor, CHUNK_BYTES))
         if chunk is None:
             self._on_behind(subscription)
             return False
@@ -274,11 +288,11 @@ def _takes_bytes(client: Client) -> bool:
     return client.reason is None and client.blocked_since is None
 
 
-def _cache(chunks: dict[int, Chunk | None], cursor: int, chunk: Chunk | None) -> Chunk | None:
+def _cache(chunks: dict[_Key, Chunk | None], key: _Key, chunk: Chunk | None) -> Chunk | None:
     # Bounded: each holds its frames joined, and there may be as many cursors as clients.
     if len(chunks) >= _CACHED_CURSORS:
         chunks.clear()
-    chunks[cursor] = chunk
+    chunks[key] = chunk
     return chunk
 
 

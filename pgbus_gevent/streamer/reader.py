@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -25,6 +26,12 @@ logger = logging.getLogger("pgbus_gevent.reader")
 STREAMS_PER_READ = 64
 BYTES_PER_STREAM = 128 * 1024
 """Together they bound what one statement brings into memory: 8 MB, and what a client that stops reading makes us keep."""
+
+PAGES_KEPT = 64
+"""Pages that are kept for who comes a moment later; with the bytes of each, together 8 MB."""
+
+KEEP_SECONDS = 5.0
+"""How long they are kept once nothing has been asked for."""
 
 _MAX_PAUSE = 2.0  # seconds between tries while the database is away
 
@@ -66,6 +73,7 @@ class Reader:
         self._looking: set[StreamLog] = set()
         self._paging: set[StreamLog] = set()
         self._lowest_next: dict[StreamLog, bool] = {}
+        self._kept: deque[tuple[StreamLog, int, Page]] = deque(maxlen=PAGES_KEPT)
         self._work = Event()
         self.reads = 0
 
@@ -123,7 +131,8 @@ class Reader:
                 continue
             if not busy:
                 self._work.clear()
-                self._work.wait()
+                if not self._work.wait(KEEP_SECONDS if self._kept else None):
+                    self._kept.clear()
 
     # looks
 
@@ -204,23 +213,42 @@ class Reader:
             return False
         self._paging.update(logs)
         try:
-            starts = [self._page_start(log) for log in logs]
-            heads = [log.head for log in logs]
-            pages = self._source.pages(
-                [(log.name, start) for log, start in zip(logs, starts, strict=True)],
-                limit=self._page_size,
-                size=BYTES_PER_STREAM,
-            )
-            self.reads += 1
-            for log, start, head, page in zip(logs, starts, heads, pages, strict=True):
-                if not page.rows:
-                    # All up to the head was there before the read: what is not there now was removed, by whatever hand.
-                    page = page._replace(horizon=max(page.horizon, head))
-                self._serve_page(log, start, page)
+            starts = {log: self._page_start(log) for log in logs}
+            for log, start in list(starts.items()):
+                kept = self._kept_page(log, start)
+                if kept is not None:
+                    del starts[log]
+                    self._serve_page(log, *kept)
+            if starts:
+                self._read_pages(starts)
         finally:
             self._paging.difference_update(logs)
             self._work.set()
         return True
+
+    def _kept_page(self, log: StreamLog, cursor: int) -> tuple[int, Page] | None:
+        """A page that was read a moment ago and has what comes after ``cursor``.
+
+        Nothing new can lie within one, as ids follow commits; that something of it was pruned since harms nobody.
+        """
+        for kept, start, page in self._kept:
+            if kept is log and start <= cursor < page.rows[-1].id:
+                return start, page
+        return None
+
+    def _read_pages(self, starts: dict[StreamLog, int]) -> None:
+        heads = [log.head for log in starts]
+        after = [(log.name, start) for log, start in starts.items()]
+        pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
+        self.reads += 1
+        for (log, start), head, page in zip(starts.items(), heads, pages, strict=True):
+            if page.rows:
+                # By the time that it is looked at again there may be more.
+                self._kept.append((log, start, page._replace(more=True)))
+            else:
+                # All up to the head was there before the read: what is not there now was removed, by whatever hand.
+                page = page._replace(horizon=max(page.horizon, head))
+            self._serve_page(log, start, page)
 
     def _page_start(self, log: StreamLog) -> int:
         """Whose turn it is: by turns the lowest cursor and that of who waits longest.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from sys import intern
 from time import time
 from urllib.parse import parse_qsl
 
@@ -109,7 +110,8 @@ def stream_request(environ: Environ, written: str, query: Query, names: StreamNa
         since=since,
         replay=None if since is not None else replay,
         invalid_cursor=invalid,
-        address=str(environ.get("REMOTE_ADDR") or ""),
+        # Behind a proxy it is the same text for all.
+        address=intern(str(environ.get("REMOTE_ADDR") or "")),
         expires_at=expires_at,
     )
 
