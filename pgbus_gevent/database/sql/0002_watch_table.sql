@@ -1,8 +1,9 @@
 -- Watching a table: every change of a row becomes a message, queued for the commit as broadcast_on_commit queues it.
 --
 -- What is watched, and into which stream, is told by the table's triggers alone: it goes where the table goes, into a
--- dump too, and who owns a table needs no right to write anywhere else. All functions here fix search_path: the names
--- in them, and the text of a row, must not depend on whoever happens to write.
+-- dump too, and who owns a table needs no right to write anywhere else. The functions that others call fix search_path,
+-- for themselves and for what they call: neither what a name in them means nor the text of a row may depend on whoever
+-- happens to write.
 --
 -- The triggers are one for a statement, whatever number of rows it changes, and read the rows from transition tables.
 -- PostgreSQL wants one trigger for each kind of statement then.
@@ -12,81 +13,114 @@
 
 -- The columns that a stream's template names.
 create function pgbus.watch_columns(template text) returns text[]
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
-  select array(select m[1] from regexp_matches(template collate "C", '\{([^{}]*)\}', 'g') m)
+language plpgsql immutable as $$
+begin
+  if strpos(template, '{') = 0 then
+    return '{}';
+  end if;
+  return array(select m[1] from regexp_matches(template collate "C", '[{]([^{}]*)[}]', 'g') m);
+end
 $$;
 
 -- The first of the columns that the table does not have, or null.
 create function pgbus.watch_missing(target regclass, columns text[]) returns text
-language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
-  select c.name
-  from unnest(columns) with ordinality c(name, place)
-  where not exists (
-    select from pg_attribute a
-    where a.attrelid = target and a.attname::text = c.name and a.attnum > 0 and not a.attisdropped)
-  order by c.place
-  limit 1
+language plpgsql stable as $$
+begin
+  for i in 1 .. cardinality(columns) loop
+    if not exists (
+      select from pg_attribute a
+      where a.attrelid = target and a.attname::text = columns[i] and a.attnum > 0 and not a.attisdropped)
+    then
+      return columns[i];
+    end if;
+  end loop;
+  return null;
+end
 $$;
 
 -- An expression for the stream of the row `r`: null where a column that it names is null. A value is what the row's
 -- JSON has for it, taken from the column alone, as the row may be large.
-create function pgbus.watch_expression(template text, columns text[]) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+create function pgbus.watch_expression(target regclass, template text, columns text[]) returns text
+language plpgsql stable as $$
 declare
-  literals text[] := regexp_split_to_array(template collate "C", '\{[^{}]*\}');
-  found    text := quote_literal(literals[1]);
+  literals text[];
+  found    text;
 begin
+  if cardinality(columns) = 0 then
+    return quote_literal(template);  -- and was checked by watch_table
+  end if;
+  literals := regexp_split_to_array(template collate "C", '[{][^{}]*[}]');
+  found := quote_literal(literals[1]);
   for i in 1 .. cardinality(columns) loop
     found := found || format(' || (to_json(r.%I) #>> ''{}'') || %L', columns[i], literals[i + 1]);
   end loop;
-  return found;
+  return format('pgbus.watch_stream(%s, %L::regclass, %L)', found, target::oid, template);
 end
 $$;
 
--- In place of a row's message, and of the writer's statement. It returns what a stream is, to stand where one does.
-create function pgbus.watch_refuse(stream text, target regclass, template text) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+-- A bad name is an error, in place of the writer's statement.
+create function pgbus.watch_stream(stream text, target regclass, template text) returns text
+language plpgsql stable as $$
 begin
-  raise exception 'bad stream name % for a row of table %, watched as %: it must be 1 to 255 bytes of UTF-8 without '
-                  'control characters', left(to_json(stream)::text, 80), target, to_json(template)
-    using errcode = 'invalid_parameter_value';
+  if pgbus.good_stream(stream) is false then
+    raise exception 'bad stream name % for a row of table %, watched as %: it must be 1 to 255 bytes of UTF-8 without '
+                    'control characters', left(to_json(stream)::text, 80), target, to_json(template)
+      using errcode = 'invalid_parameter_value';
+  end if;
+  return stream;
 end
 $$;
 
 
 -- the rows ----------------------------------------------------------------------------------------------------
 
--- Where to select the rows of a transition table from. PostgreSQL leaves virtual generated columns empty there: they
--- are computed here, as they would else be told as null.
-create function pgbus.watch_source(target regclass, rows text) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+-- The message. As text: JSON keeps a number as it was written, and a key where the table has the column.
+create function pgbus.watch_message(op text, named json, new json, old json) returns text
+language sql immutable parallel safe as $$
+  select '{"op":"' || op || '","table":' || named || ',"new":' || coalesce(new::text, 'null')
+         || ',"old":' || coalesce(old::text, 'null') || '}'
+$$;
+
+-- A query for the rows of a transition table, numbered in their order. PostgreSQL leaves virtual generated columns
+-- empty there: they are computed here, as they would else be told as null. (r.*, as r alone may be a column.)
+create function pgbus.watch_rows(target regclass, stream text, rows text) returns text
+language plpgsql stable as $$
+declare
+  source text := rows;
 begin
-  if not exists (select from pg_attribute a where a.attrelid = target and a.attgenerated = 'v' and not a.attisdropped)
-  then
-    return rows;
+  if exists (select from pg_attribute a where a.attrelid = target and a.attgenerated = 'v' and not a.attisdropped) then
+    source := (
+      select format('(select %s from %s)', string_agg(
+               case when a.attgenerated = 'v' then format('(%s) as %I', pg_get_expr(d.adbin, d.adrelid), a.attname)
+                    else quote_ident(a.attname) end, ', ' order by a.attnum), rows)
+      from pg_attribute a
+      left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+      where a.attrelid = target and a.attnum > 0 and not a.attisdropped);
   end if;
-  return (
-    select format('(select %s from %s)', string_agg(
-             case when a.attgenerated = 'v' then format('(%s) as %I', pg_get_expr(d.adbin, d.adrelid), a.attname)
-                  else quote_ident(a.attname) end, ', ' order by a.attnum), rows)
-    from pg_attribute a
-    left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-    where a.attrelid = target and a.attnum > 0 and not a.attisdropped);
+  return format('select row_number() over () as n, row_to_json(r.*) as row, %s as stream from %s r', stream, source);
 end
 $$;
 
+-- The trigger. A row that an update takes from one stream to another is deleted for the one and inserted for the other:
+-- the readers of each may see their own rows alone. Compiling the statements (jit) would take longer than to run them.
 create function pgbus.watch() returns trigger
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set jit = off as $$
 declare
-  template text := tg_argv[0];
-  columns  text[] := pgbus.watch_columns(template);
-  named    json := to_json(case when tg_table_schema = 'public' then '' else tg_table_schema || '.' end || tg_table_name);
-  olds     bigint := 0;
-  news     bigint := 0;
-  changes  text;
-  place    bigint;
-  queued   text;
-  ignored  text;
+  template   text := tg_argv[0];
+  columns    text[] := pgbus.watch_columns(template);
+  named      json := to_json(concat(nullif(tg_table_schema, 'public') || '.', tg_table_name));
+  stream     text;
+  olds       bigint := 0;
+  news       bigint := 0;
+  number     bigint;
+  old_row    json;
+  old_stream text;
+  new_row    json;
+  new_stream text;
+  changes    text;
+  place      bigint;
+  queued     text;
+  ignored    text;
 begin
   if tg_op = 'TRUNCATE' then
     perform pgbus.broadcast_on_commit(template, pgbus.watch_message('truncate', named, null, null));
@@ -106,43 +140,59 @@ begin
       errcode = 'undefined_column',
       message = format('table %s is watched as %s, but has no column %s any more', tg_relid::regclass,
                        to_json(template), to_json(pgbus.watch_missing(tg_relid, columns))),
-      hint = format('Call pgbus.watch_table(%1$L, ...) with the columns of now, or pgbus.unwatch_table(%1$L).',
+      hint = format('Call pgbus.watch_table(%1$L, ...) with the columns it has now, or pgbus.unwatch_table(%1$L).',
                     tg_relid::regclass);
   end if;
+  stream := pgbus.watch_expression(tg_relid, template, columns);
 
-  changes := format('select row_number() over () as n, row_to_json(r) as row, %s as stream from %%s r',
-                    pgbus.watch_expression(template, columns));
-  changes := case tg_op
-    when 'INSERT' then
+  -- One row, as most statements change one: planning what is below would take several times as long as this.
+  if greatest(olds, news) = 1 then
+    if olds = 1 then
+      execute pgbus.watch_rows(tg_relid, stream, 'old_rows') into number, old_row, old_stream;
+    end if;
+    if news = 1 then
+      execute pgbus.watch_rows(tg_relid, stream, 'new_rows') into number, new_row, new_stream;
+    end if;
+    if old_stream collate "C" = new_stream then
+      perform pgbus.broadcast_on_commit(new_stream, pgbus.watch_message('update', named, new_row, old_row));
+      return null;
+    end if;
+    if old_stream is not null then
+      perform pgbus.broadcast_on_commit(old_stream, pgbus.watch_message('delete', named, null, old_row));
+    end if;
+    if new_stream is not null then
+      perform pgbus.broadcast_on_commit(new_stream, pgbus.watch_message('insert', named, new_row, null));
+    end if;
+    return null;
+  end if;
+
+  changes := case
+    when olds = 0 then
       'select n, null::json as old, row as new, null as old_stream, stream as new_stream from ('
-      || format(changes, pgbus.watch_source(tg_relid, 'new_rows')) || ') c'
-    when 'DELETE' then
+      || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a'
+    when news = 0 then
       'select n, row as old, null::json as new, stream as old_stream, null as new_stream from ('
-      || format(changes, pgbus.watch_source(tg_relid, 'old_rows')) || ') c'
+      || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
     -- The two tables have the rows in one order, so their numbers pair them. A full join is never a nested loop, which
-    -- would take the square of the rows. Where an update moved rows to a partition whose own trigger refused them, there
-    -- are fewer new ones than old ones and nothing tells which belong together: $4 keeps them all apart then.
+    -- would take the square of the rows. Where an update moved rows to a partition whose own trigger refused them,
+    -- there are fewer new ones than old ones and nothing tells which belong together: $3 keeps them all apart then.
     else
-      'select coalesce(o.n, c.n) as n, o.row as old, c.row as new, o.stream as old_stream, c.stream as new_stream from ('
-      || format(changes, pgbus.watch_source(tg_relid, 'old_rows'))
-      || ') o full join (select n + $4 as n, row, stream from ('
-      || format(changes, pgbus.watch_source(tg_relid, 'new_rows')) || ') c) c on c.n = o.n'
+      'select coalesce(b.n, a.n) as n, b.row as old, a.row as new, b.stream as old_stream, a.stream as new_stream'
+      || ' from (' || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b full join (select n + $3 as n, row, stream from ('
+      || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a) a on a.n = b.n'
   end;
-
   place := nextval('pgbus.outbox_positions');
   queued := coalesce(current_setting('pgbus.flush', true), '');
-  -- The mark of several goes first, as constraints that are immediate flush at the insert.
+  -- Before the insert, whose first row has to find its position there; and with the mark of several.
   ignored := set_config('pgbus.flush', case
     when right(queued, 1) = '+' then queued
     when queued <> '' then queued || chr(10) || '+'
-    when olds + news = 1 then place::text
     else place || chr(10) || '+'
   end, true);
   execute format($sql$
     insert into pgbus.outbox (position, stream, data)
     select case row_number() over () when 1 then $1 else nextval('pgbus.outbox_positions') end,
-           case when pgbus.good_stream(m.stream) then m.stream else pgbus.watch_refuse(m.stream, $3, %L) end,
-           pgbus.watch_message(m.op, $2, m.new, m.old)
+           m.stream, pgbus.watch_message(m.op, $2, m.new, m.old)
     from (
       select t.*
       from (%s) c
@@ -158,22 +208,15 @@ begin
       ) t
       order by c.n, t.part
     ) m
-  $sql$, template, changes)
-  using place, named, tg_relid::regclass, case when olds = news then 0 else olds end;
+  $sql$, changes)
+  using place, named, case when olds = news then 0 else olds end;
   get diagnostics news = row_count;
   if news = 0 then
-    -- No row has the position that the setting would name, and what is queued after it would never be flushed.
+    -- No row has the position that the setting names, and what is queued after it would never be flushed.
     ignored := set_config('pgbus.flush', queued, true);
   end if;
   return null;
 end
-$$;
-
--- As text: JSON keeps a number as it was written, and a key where the table has the column.
-create function pgbus.watch_message(op text, named json, new json, old json) returns text
-language sql immutable parallel safe as $$
-  select '{"op":"' || op || '","table":' || named || ',"new":' || coalesce(new::text, 'null')
-         || ',"old":' || coalesce(old::text, 'null') || '}'
 $$;
 
 
@@ -186,7 +229,8 @@ declare
   columns text[] := pgbus.watch_columns(stream);
   kinds   text[] := array(select btrim(e) from regexp_split_to_table(lower(events collate "C"), ',') e);
   wanted  text[];
-  bare    text := regexp_replace(stream collate "C", '\{[^{}]+\}', '', 'g');  -- whatever the columns hold, it is no shorter
+  -- The stream's name is no shorter, whatever the columns hold.
+  bare    text := regexp_replace(stream collate "C", '[{][^{}]+[}]', '', 'g');
   shown   text := left(coalesce(to_json(stream)::text, 'null'), 80);
   about   record;
   problem text;
@@ -211,6 +255,8 @@ begin
     when events is null or not kinds <@ '{insert,update,delete,truncate}' then
       format('bad events %s: name some of insert, update, delete and truncate, with commas between them',
              left(coalesce(to_json(events)::text, 'null'), 80))
+    when 'truncate' = any (kinds) and cardinality(columns) > 0 then
+      format('bad events %s: a TRUNCATE has no row to fill the columns of stream %s from', to_json(events), shown)
   end;
   if problem is not null then
     raise exception using message = problem, errcode = case
@@ -223,11 +269,8 @@ begin
   wanted := array(
     select kind from unnest('{insert,update,delete,truncate}'::text[]) kind
     where kind = any (kinds)
-          -- It deletes every row. But it has none to fill columns from.
-          or kind = 'truncate' and 'delete' = any (kinds));
-  if cardinality(columns) > 0 then
-    wanted := array_remove(wanted, 'truncate');
-  end if;
+          -- As it deletes every row; but it has none to fill columns from.
+          or kind = 'truncate' and 'delete' = any (kinds) and cardinality(columns) = 0);
   -- First, as they need the stronger lock of the table.
   perform pgbus.watch_drop(target, wanted);
   for kind in 1 .. cardinality(wanted) loop
@@ -235,7 +278,7 @@ begin
     continue when exists (
       select from pg_trigger t
       where t.tgrelid = target and t.tgname = 'pgbus_watch_' || wanted[kind]
-            and t.tgfoid = 'pgbus.watch'::regproc and t.tgargs = convert_to(stream, 'UTF8') || '\x00');
+            and t.tgfoid = 'pgbus.watch'::regproc and t.tgargs = convert_to(stream, 'UTF8') || decode('00', 'hex'));
     execute format(
       'create or replace trigger %I after %s on %s %s for each statement execute function pgbus.watch(%L)',
       'pgbus_watch_' || wanted[kind], wanted[kind], target,
@@ -261,7 +304,7 @@ $$;
 
 -- Drops the triggers of a table but for those of some kinds.
 create function pgbus.watch_drop(target regclass, kept text[]) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile as $$
 declare
   name text;
 begin
