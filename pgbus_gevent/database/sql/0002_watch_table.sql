@@ -178,7 +178,8 @@ begin
     -- there are fewer new ones than old ones and nothing tells which belong together: $3 keeps them all apart then.
     else
       'select coalesce(b.n, a.n) as n, b.row as old, a.row as new, b.stream as old_stream, a.stream as new_stream'
-      || ' from (' || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b full join (select n + $3 as n, row, stream from ('
+      || ' from (' || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
+      || ' full join (select n + $3 as n, row, stream from ('
       || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a) a on a.n = b.n'
   end;
   place := nextval('pgbus.outbox_positions');
@@ -259,11 +260,7 @@ begin
       format('bad events %s: a TRUNCATE has no row to fill the columns of stream %s from', to_json(events), shown)
   end;
   if problem is not null then
-    raise exception using message = problem, errcode = case
-      when problem like 'bad stream%has no column%' then 'undefined_column'
-      when about is not null and (about.ours or about.relkind not in ('r', 'p')) then 'wrong_object_type'
-      else 'invalid_parameter_value'
-    end;
+    raise exception '%', problem using errcode = 'invalid_parameter_value';
   end if;
 
   wanted := array(
