@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import psycopg2
 import pytest
-from database_parts import Ear, Session, Sessions, is_waiting, raises
+from database_parts import Ear, Session, Sessions, is_waiting, opened_sessions, raises
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database.schema import migrate
@@ -121,6 +122,18 @@ def test_large_rows_by_the_dozen_arrive_whole(sql: Session, table: str, stream: 
     sql.call("watch_table", table, f"{stream} {{customer}}")
     sql.run(f"insert into {table} select n, 7, repeat('x', 100000) from generate_series(1, 30) n")
     assert [len(one["new"]["note"]) for one in told(sql, f"{stream} 7")] == [100_000] * 30
+
+
+def test_the_documents_example_works(pgbus_database: str) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "sql.md").read_text(encoding="utf-8")
+    section = document.split("## Watching a table\n", 1)[1]
+    code, messages = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)[:2]
+    with opened_sessions(pgbus_database) as opener:
+        sql = opener()
+        *statements, query = filter(None, map(str.strip, code.split(";")))
+        for statement in statements:
+            sql.run(statement)
+        assert [data for (data,) in sql.run(query)] == messages.splitlines()
 
 
 # the stream's name
@@ -416,18 +429,17 @@ def test_a_table_that_is_renamed_stays_watched(sql: Session, table: str, stream:
 
 
 def test_the_triggers_go_with_the_schema(pgbus_database: str) -> None:
-    connection = psycopg2.connect(pgbus_database)
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("create table t (id integer); select pgbus.watch_table('t', 't')")
-            cursor.execute("drop schema pgbus cascade; insert into t values (1)")
-            migrate(pgbus_database)
-            cursor.execute("select pgbus.watch_table('t', 't'); insert into t values (2)")
-            cursor.execute("select data from pgbus.read_after('t', 0)")
-            assert [json.loads(data)["new"] for (data,) in cursor.fetchall()] == [{"id": 2}]
-    finally:
-        connection.close()
+    with opened_sessions(pgbus_database) as opener:
+        sql = opener()
+        sql.run("create table t (id integer)")
+        sql.call("watch_table", "t", "t")
+        sql.run("drop schema pgbus cascade")
+        sql.run("insert into t values (1)")
+        migrate(pgbus_database)
+        again = opener()
+        again.call("watch_table", "t", "t")
+        again.run("insert into t values (2)")
+        assert short(again, "t") == ["insert 2"]
 
 
 # statements of every kind
