@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -626,6 +627,44 @@ def test_two_transactions_that_change_rows_in_opposite_order_do_not_block_one_an
         other.run(f"insert into {table} values (4, 7)")
     assert sorted(short(sql, f"{stream} 7")) == ["insert 4", "update 1"]
     assert sorted(short(sql, f"{stream} 8")) == ["insert 3", "update 2"]
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_who_follows_the_messages_of_a_stream_has_the_rows_of_it(
+    isolation: str, sql: Session, table: str, stream: str
+) -> None:
+    chance = random.Random(7)
+    sql.call("watch_table", table, f"{stream} {{customer}}")
+    for _ in range(40):
+        with sql.transaction(isolation):
+            for n in range(chance.randrange(1, 5)):
+                customer, low = chance.choice(["null", "1", "2", "3"]), chance.randrange(12)
+                high = low + chance.choice([0, 0, 3])
+                sql.run(f"savepoint s{n}")
+                sql.run(
+                    chance.choice(
+                        [
+                            f"insert into {table} select n, {customer} from generate_series({low}, {high}) n"
+                            " on conflict (id) do update set customer = excluded.customer",
+                            f"update {table} set customer = {customer} where id between {low} and {high}",
+                            f"update {table} set note = {table}.id || 'x{n}' where id >= {low}",
+                            f"update {table} set customer = mod(id, 3) + 1",
+                            f"delete from {table} where id between {low} and {high}",
+                        ]
+                    )
+                )
+                if chance.random() < 0.2:
+                    sql.run(f"rollback to s{n}")
+    for customer in (1, 2, 3):
+        rows: dict[int, Any] = {}
+        for one in told(sql, f"{stream} {customer}"):
+            assert rows.pop((one["old"] or {}).get("id"), None) == one["old"]
+            if one["new"]:
+                assert one["new"]["id"] not in rows
+                rows[one["new"]["id"]] = one["new"]
+        expected = sql.run(f"select row_to_json(t) from {table} t where customer = %s", customer)
+        assert sorted(rows.values(), key=str) == sorted((row for (row,) in expected), key=str)
+    assert sql.queued() == 0
 
 
 # tables of every kind
