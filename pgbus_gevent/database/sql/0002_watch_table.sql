@@ -1,0 +1,316 @@
+-- Watching a table: every change of a row becomes a message, queued for the commit as broadcast_on_commit queues it.
+--
+-- What is watched, and into which stream, is told by the table's triggers alone: it goes where the table goes, into a
+-- dump too, and who owns a table needs no right to write anywhere else. The functions that others call fix search_path,
+-- for themselves and for what they call: neither what a name in them means nor the text of a row may depend on whoever
+-- happens to write.
+--
+-- The triggers are one for a statement, whatever number of rows it changes, and read the rows from transition tables.
+-- PostgreSQL wants one trigger for each kind of statement then.
+
+
+-- the stream's name -------------------------------------------------------------------------------------------
+
+-- The columns that a stream's template names.
+create function pgbus.watch_columns(template text) returns text[]
+language plpgsql immutable as $$
+begin
+  if strpos(template, '{') = 0 then
+    return '{}';
+  end if;
+  return array(select m[1] from regexp_matches(template collate "C", '[{]([^{}]*)[}]', 'g') m);
+end
+$$;
+
+-- The first of the columns that the table does not have, or null.
+create function pgbus.watch_missing(target regclass, columns text[]) returns text
+language plpgsql stable as $$
+begin
+  for i in 1 .. cardinality(columns) loop
+    if not exists (
+      select from pg_attribute a
+      where a.attrelid = target and a.attname::text = columns[i] and a.attnum > 0 and not a.attisdropped)
+    then
+      return columns[i];
+    end if;
+  end loop;
+  return null;
+end
+$$;
+
+-- An expression for the stream of the row `r`: null where a column that it names is null. A value is what the row's
+-- JSON has for it, taken from the column alone, as the row may be large.
+create function pgbus.watch_expression(target regclass, template text, columns text[]) returns text
+language plpgsql stable as $$
+declare
+  literals text[];
+  found    text;
+begin
+  if cardinality(columns) = 0 then
+    return quote_literal(template);  -- and was checked by watch_table
+  end if;
+  literals := regexp_split_to_array(template collate "C", '[{][^{}]*[}]');
+  found := quote_literal(literals[1]);
+  for i in 1 .. cardinality(columns) loop
+    found := found || format(' || (to_json(r.%I) #>> ''{}'') || %L', columns[i], literals[i + 1]);
+  end loop;
+  return format('pgbus.watch_stream(%s, %L::regclass, %L)', found, target::oid, template);
+end
+$$;
+
+-- A bad name is an error, in place of the writer's statement.
+create function pgbus.watch_stream(stream text, target regclass, template text) returns text
+language plpgsql stable as $$
+begin
+  if pgbus.good_stream(stream) is false then
+    raise exception 'bad stream name % for a row of table %, watched as %: it must be 1 to 255 bytes of UTF-8 without '
+                    'control characters', left(to_json(stream)::text, 80), target, to_json(template)
+      using errcode = 'invalid_parameter_value';
+  end if;
+  return stream;
+end
+$$;
+
+
+-- the rows ----------------------------------------------------------------------------------------------------
+
+-- The message. As text: JSON keeps a number as it was written, and a key where the table has the column.
+create function pgbus.watch_message(op text, named json, new json, old json) returns text
+language sql immutable parallel safe as $$
+  select '{"op":"' || op || '","table":' || named || ',"new":' || coalesce(new::text, 'null')
+         || ',"old":' || coalesce(old::text, 'null') || '}'
+$$;
+
+-- A query for the rows of a transition table, numbered in their order. PostgreSQL leaves virtual generated columns
+-- empty there: they are computed here, as they would else be told as null. (r.*, as r alone may be a column.)
+create function pgbus.watch_rows(target regclass, stream text, rows text) returns text
+language plpgsql stable as $$
+declare
+  source text := rows;
+begin
+  if exists (select from pg_attribute a where a.attrelid = target and a.attgenerated = 'v' and not a.attisdropped) then
+    source := (
+      select format('(select %s from %s)', string_agg(
+               case when a.attgenerated = 'v' then format('(%s) as %I', pg_get_expr(d.adbin, d.adrelid), a.attname)
+                    else quote_ident(a.attname) end, ', ' order by a.attnum), rows)
+      from pg_attribute a
+      left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+      where a.attrelid = target and a.attnum > 0 and not a.attisdropped);
+  end if;
+  return format('select row_number() over () as n, row_to_json(r.*) as row, %s as stream from %s r', stream, source);
+end
+$$;
+
+-- The trigger. A row that an update takes from one stream to another is deleted for the one and inserted for the other:
+-- the readers of each may see their own rows alone. Compiling the statements (jit) would take longer than to run them.
+create function pgbus.watch() returns trigger
+language plpgsql volatile set search_path = pg_catalog, pg_temp set jit = off as $$
+declare
+  template   text := tg_argv[0];
+  columns    text[] := pgbus.watch_columns(template);
+  named      json := to_json(concat(nullif(tg_table_schema, 'public') || '.', tg_table_name));
+  stream     text;
+  olds       bigint := 0;
+  news       bigint := 0;
+  number     bigint;
+  old_row    json;
+  old_stream text;
+  new_row    json;
+  new_stream text;
+  changes    text;
+  place      bigint;
+  queued     text;
+  ignored    text;
+begin
+  if tg_op = 'TRUNCATE' then
+    perform pgbus.broadcast_on_commit(template, pgbus.watch_message('truncate', named, null, null));
+    return null;
+  end if;
+  if tg_op <> 'INSERT' then
+    olds := (select count(*) from old_rows);
+  end if;
+  if tg_op <> 'DELETE' then
+    news := (select count(*) from new_rows);
+  end if;
+  if olds + news = 0 then
+    return null;
+  end if;
+  if pgbus.watch_missing(tg_relid, columns) is not null then
+    raise exception using
+      errcode = 'undefined_column',
+      message = format('table %s is watched as %s, but has no column %s any more', tg_relid::regclass,
+                       to_json(template), to_json(pgbus.watch_missing(tg_relid, columns))),
+      hint = format('Call pgbus.watch_table(%1$L, ...) with the columns it has now, or pgbus.unwatch_table(%1$L).',
+                    tg_relid::regclass);
+  end if;
+  stream := pgbus.watch_expression(tg_relid, template, columns);
+
+  -- One row, as most statements change one: planning what is below would take several times as long as this.
+  if greatest(olds, news) = 1 then
+    if olds = 1 then
+      execute pgbus.watch_rows(tg_relid, stream, 'old_rows') into number, old_row, old_stream;
+    end if;
+    if news = 1 then
+      execute pgbus.watch_rows(tg_relid, stream, 'new_rows') into number, new_row, new_stream;
+    end if;
+    if old_stream collate "C" = new_stream then
+      perform pgbus.broadcast_on_commit(new_stream, pgbus.watch_message('update', named, new_row, old_row));
+      return null;
+    end if;
+    if old_stream is not null then
+      perform pgbus.broadcast_on_commit(old_stream, pgbus.watch_message('delete', named, null, old_row));
+    end if;
+    if new_stream is not null then
+      perform pgbus.broadcast_on_commit(new_stream, pgbus.watch_message('insert', named, new_row, null));
+    end if;
+    return null;
+  end if;
+
+  changes := case
+    when olds = 0 then
+      'select n, null::json as old, row as new, null as old_stream, stream as new_stream from ('
+      || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a'
+    when news = 0 then
+      'select n, row as old, null::json as new, stream as old_stream, null as new_stream from ('
+      || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
+    -- The two tables have the rows in one order, so their numbers pair them. A full join is never a nested loop, which
+    -- would take the square of the rows. Where an update moved rows to a partition whose own trigger refused them,
+    -- there are fewer new ones than old ones and nothing tells which belong together: $3 keeps them all apart then.
+    else
+      'select coalesce(b.n, a.n) as n, b.row as old, a.row as new, b.stream as old_stream, a.stream as new_stream'
+      || ' from (' || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
+      || ' full join (select n + $3 as n, row, stream from ('
+      || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a) a on a.n = b.n'
+  end;
+  place := nextval('pgbus.outbox_positions');
+  queued := coalesce(current_setting('pgbus.flush', true), '');
+  -- Before the insert, whose first row has to find its position there; and with the mark of several.
+  ignored := set_config('pgbus.flush', case
+    when right(queued, 1) = '+' then queued
+    when queued <> '' then queued || chr(10) || '+'
+    else place || chr(10) || '+'
+  end, true);
+  execute format($sql$
+    insert into pgbus.outbox (position, stream, data)
+    select case row_number() over () when 1 then $1 else nextval('pgbus.outbox_positions') end,
+           m.stream, pgbus.watch_message(m.op, $2, m.new, m.old)
+    from (
+      select t.*
+      from (%s) c
+      cross join lateral (
+        select 1 as part, 'update' as op, c.new_stream as stream, c.new, c.old
+        where c.old_stream collate "C" = c.new_stream
+        union all
+        select 1, 'delete', c.old_stream, null, c.old
+        where c.old_stream collate "C" is distinct from c.new_stream and c.old_stream is not null
+        union all
+        select 2, 'insert', c.new_stream, c.new, null
+        where c.old_stream collate "C" is distinct from c.new_stream and c.new_stream is not null
+      ) t
+      order by c.n, t.part
+    ) m
+  $sql$, changes)
+  using place, named, case when olds = news then 0 else olds end;
+  get diagnostics news = row_count;
+  if news = 0 then
+    -- No row has the position that the setting names, and what is queued after it would never be flushed.
+    ignored := set_config('pgbus.flush', queued, true);
+  end if;
+  return null;
+end
+$$;
+
+
+-- watching ----------------------------------------------------------------------------------------------------
+
+create function pgbus.watch_table(target regclass, stream text, events text default 'insert,update,delete')
+returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  columns text[] := pgbus.watch_columns(stream);
+  kinds   text[] := array(select btrim(e) from regexp_split_to_table(lower(events collate "C"), ',') e);
+  wanted  text[];
+  -- The stream's name is no shorter, whatever the columns hold.
+  bare    text := regexp_replace(stream collate "C", '[{][^{}]+[}]', '', 'g');
+  shown   text := left(coalesce(to_json(stream)::text, 'null'), 80);
+  about   record;
+  problem text;
+begin
+  select c.relkind, c.relnamespace = 'pgbus'::regnamespace as ours into about from pg_class c where c.oid = target;
+  problem := case
+    when target is null then
+      'target is null: name the table to watch'
+    when about is null then
+      format('there is no table with oid %s', target::oid)
+    when about.ours then
+      format('%s is a table of pgbus itself: watching it would never end', target)
+    when about.relkind not in ('r', 'p') then
+      format('%s is not a table: only tables can be watched, not views or foreign tables', target)
+    when bare ~ '[{}]' then
+      format('bad stream %s: braces enclose the name of a column, as in orders:{id}', shown)
+    when pgbus.good_stream(bare) is not true and (bare <> '' or cardinality(columns) = 0) is not false then
+      format('bad stream name %s: it must be 1 to 255 bytes of UTF-8 without control characters', shown)
+    when pgbus.watch_missing(target, columns) is not null then
+      format('bad stream %s: table %s has no column %s', shown, target,
+             to_json(pgbus.watch_missing(target, columns)))
+    when events is null or not kinds <@ '{insert,update,delete,truncate}' then
+      format('bad events %s: name some of insert, update, delete and truncate, with commas between them',
+             left(coalesce(to_json(events)::text, 'null'), 80))
+    when 'truncate' = any (kinds) and cardinality(columns) > 0 then
+      format('bad events %s: a TRUNCATE has no row to fill the columns of stream %s from', to_json(events), shown)
+  end;
+  if problem is not null then
+    raise exception '%', problem using errcode = 'invalid_parameter_value';
+  end if;
+
+  wanted := array(
+    select kind from unnest('{insert,update,delete,truncate}'::text[]) kind
+    where kind = any (kinds)
+          -- As it deletes every row; but it has none to fill columns from.
+          or kind = 'truncate' and 'delete' = any (kinds) and cardinality(columns) = 0);
+  -- First, as they need the stronger lock of the table.
+  perform pgbus.watch_drop(target, wanted);
+  for kind in 1 .. cardinality(wanted) loop
+    -- One that is there already is left alone: a program may say at every start what it watches, and waits for nobody.
+    continue when exists (
+      select from pg_trigger t
+      where t.tgrelid = target and t.tgname = 'pgbus_watch_' || wanted[kind]
+            and t.tgfoid = 'pgbus.watch'::regproc and t.tgargs = convert_to(stream, 'UTF8') || decode('00', 'hex'));
+    execute format(
+      'create or replace trigger %I after %s on %s %s for each statement execute function pgbus.watch(%L)',
+      'pgbus_watch_' || wanted[kind], wanted[kind], target,
+      case wanted[kind]
+        when 'insert' then 'referencing new table as new_rows'
+        when 'update' then 'referencing old table as old_rows new table as new_rows'
+        when 'delete' then 'referencing old table as old_rows'
+        else ''
+      end, stream);
+  end loop;
+end
+$$;
+
+create function pgbus.unwatch_table(target regclass) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  if target is null then
+    raise exception 'target is null: name the table that is watched' using errcode = 'invalid_parameter_value';
+  end if;
+  perform pgbus.watch_drop(target, '{}');
+end
+$$;
+
+-- Drops the triggers of a table but for those of some kinds.
+create function pgbus.watch_drop(target regclass, kept text[]) returns void
+language plpgsql volatile as $$
+declare
+  name text;
+begin
+  for name in
+    select t.tgname from pg_trigger t
+    where t.tgrelid = target and t.tgfoid = 'pgbus.watch'::regproc and not t.tgisinternal
+          and t.tgname <> all (select 'pgbus_watch_' || kind from unnest(kept) kind)
+  loop
+    execute format('drop trigger %I on %s', name, target);
+  end loop;
+end
+$$;
