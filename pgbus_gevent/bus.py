@@ -10,11 +10,12 @@ from time import time
 from typing import Any
 from urllib.parse import quote
 
+from .coalescer import Coalescer, check_window
 from .config import Settings
 from .core.filters import Filters
 from .core.names import PublicNames, Signer, check_data, check_event, check_label, check_name
 from .database import Database, queries
-from .database.queries import Cursor, Publication
+from .database.queries import Cursor, Outgoing, Publication
 from .errors import InvalidArgument
 from .messages import Message
 
@@ -35,6 +36,8 @@ class Bus:
         self.settings = settings or Settings.load(database_url=database_url, **options)
         self.filters = Filters()
         self.signer = Signer(self.settings.secret)
+        self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
+        """What holds back messages that are broadcast with ``coalesce``; its ``counts`` tell what became of them."""
 
     @cached_property
     def database(self) -> Database:
@@ -81,7 +84,8 @@ class Bus:
         return self.database.queries.transaction(isolation)
 
     def close(self) -> None:
-        """Close the connections. May be called again; the next use opens new ones."""
+        """Publish what is held back, and close the connections. May be called again; the next use opens new ones."""
+        self.coalescer.close()
         database = self.__dict__.pop("database", None)
         if database is not None:
             database.close()
@@ -127,17 +131,30 @@ class Stream:
         key: str | None = None,
         ephemeral: bool = False,
         using: Cursor | None = None,
+        coalesce: float | None = None,
+        target: str | None = None,
     ) -> int | None:
         """Publish one message; its id.
 
         With ``using`` it is queued in the caller's transaction and gets its id at COMMIT, so None is returned; it rolls back
         with the transaction. ``ephemeral`` reaches who is connected and is not stored: None too. ``key`` makes it idempotent
         within the retention. ``exclude`` is a connection id that is passed over, ``visible_to`` a registered filter.
+
+        ``coalesce`` holds it back for at most so many seconds (up to 60), in which a later one to the same ``target``, with the
+        same event and audience, takes its place; None is returned at once. What the database then has to say is logged and
+        counted in :attr:`Bus.coalescer`.
         """
         publication = _publication(event, visible_to, exclude, key)
         check_data(data)
         if ephemeral and key is not None:
             raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
+        if coalesce is not None:
+            _check_coalesce(using, key)
+            message = Outgoing(self.name, data, publication, ephemeral)
+            self._bus.coalescer.write(message, check_label(target, "target"), check_window(coalesce))
+            return None
+        if target is not None:
+            raise InvalidArgument("target is for coalesce: give both, or neither")
         if using is not None:
             send = queries.broadcast_ephemeral if ephemeral else queries.broadcast_on_commit
             send(using, self.name, data, publication)
@@ -188,3 +205,12 @@ def _publication(event: str | None, visible_to: str | None, exclude: str | None,
         check_label(exclude, "exclude"),
         check_label(key, "key"),
     )
+
+
+def _check_coalesce(using: Cursor | None, key: str | None) -> None:
+    if using is not None:
+        raise InvalidArgument(
+            "a message in your own transaction (using=) goes with its commit, so coalesce cannot hold it back"
+        )
+    if key is not None:
+        raise InvalidArgument("a coalesced message may be replaced by the next, so it cannot have a key")

@@ -25,6 +25,7 @@ from .core.names import hide_signed
 from .errors import PgbusError
 from .hosts.load_board import BalancedServer, LoadBoard
 from .hosts.pywsgi import Handler, Server
+from .hosts.running import publish_held_back
 from .streamer.instance import Instance
 
 _LOOK = 0.1  # seconds: how late the order to stop is seen
@@ -182,6 +183,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             server.close()
         gevent.joinall([gevent.spawn(self._shut_down, instance, deadline) for instance in streamer.instances()])
         gevent.joinall([gevent.spawn(server.stop, max(0.1, deadline - monotonic())) for server in servers])
+        publish_held_back(deadline - monotonic())
 
     def _shut_down(self, instance: Instance, deadline: float) -> None:
         instance.shutdown(min(instance.settings.grace, deadline - monotonic()))

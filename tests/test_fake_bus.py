@@ -100,6 +100,35 @@ def test_keys_of_any_text(bus: Bus, key: str) -> None:
     assert bus.stream("s").broadcast("one", key=key) == bus.stream("s").broadcast("two", key=key)
 
 
+# held back
+
+
+def test_what_is_coalesced(bus: Bus) -> None:
+    """The last one to each target, audience and event, in the order of the last writes."""
+    s = bus.stream("s")
+    for data, target in (("a1", "a"), ("b1", "b"), ("a2", "a")):
+        assert s.broadcast(data, coalesce=30, target=target, event="e", visible_to="v", exclude="x") is None
+    s.broadcast("another event", coalesce=30, target="a", visible_to="v", exclude="x")
+    s.broadcast("no target", coalesce=60)
+    s.broadcast("no target, later", coalesce=30.5)
+    s.broadcast("hint", coalesce=30, ephemeral=True)
+    assert s.last_id() == 0 and bus.coalescer.counts == (7, 2, 0, 0, 0, 5)
+    bus.coalescer.flush()
+    assert bus.coalescer.counts == (7, 2, 5, 0, 0, 0)
+    assert seen(bus) == [
+        ("e", "b1", "v", "x"),
+        ("e", "a2", "v", "x"),
+        (None, "another event", "v", "x"),
+        (None, "no target, later", None, None),
+    ]
+
+
+def test_closing_publishes_what_is_held_back(bus: Bus) -> None:
+    bus.stream("s").broadcast("one", coalesce=30, target="t")
+    bus.close()
+    assert seen(bus) == [(None, "one", None, None)]
+
+
 # reading
 
 
@@ -212,6 +241,23 @@ REFUSED: list[tuple[str, Case, type[Exception]]] = [
     ("an ephemeral key", lambda bus: bus.stream("s").broadcast("x", ephemeral=True, key="k"), InvalidArgument),
     ("an empty key", lambda bus: bus.stream("s").broadcast("x", key=""), InvalidArgument),
     ("a long key", lambda bus: bus.stream("s").broadcast("x", key="k" * 1001), InvalidArgument),
+    ("no window", lambda bus: bus.stream("s").broadcast("x", coalesce=0), InvalidArgument),
+    ("a window below 0", lambda bus: bus.stream("s").broadcast("x", coalesce=-0.05), InvalidArgument),
+    ("a long window", lambda bus: bus.stream("s").broadcast("x", coalesce=60.1), InvalidArgument),
+    ("an endless window", lambda bus: bus.stream("s").broadcast("x", coalesce=float("inf")), InvalidArgument),
+    ("a window of nan", lambda bus: bus.stream("s").broadcast("x", coalesce=float("nan")), InvalidArgument),
+    ("a window of True", lambda bus: bus.stream("s").broadcast("x", coalesce=True), InvalidArgument),
+    ("a window of text", lambda bus: bus.stream("s").broadcast("x", coalesce="1"), InvalidArgument),  # type: ignore[arg-type]
+    ("a target alone", lambda bus: bus.stream("s").broadcast("x", target="t"), InvalidArgument),
+    ("a target of bytes", lambda bus: bus.stream("s").broadcast("x", coalesce=1, target=b"t"), InvalidArgument),  # type: ignore[arg-type]
+    ("a coalesced key", lambda bus: bus.stream("s").broadcast("x", coalesce=1, key="k"), InvalidArgument),
+    ("a coalesced bad event", lambda bus: bus.stream("s").broadcast("x", coalesce=1, event="a\nb"), InvalidEvent),
+    ("coalesced bytes", lambda bus: bus.stream("s").broadcast(b"x", coalesce=1), InvalidArgument),  # type: ignore[arg-type]
+    (
+        "coalescing in a transaction",
+        lambda bus: bus.stream("s").broadcast("x", coalesce=1, using=object()),  # type: ignore[arg-type]
+        InvalidArgument,
+    ),
     ("a cursor below 0", lambda bus: bus.stream("s").read_after(-1), InvalidArgument),
     ("no limit", lambda bus: bus.stream("s").read_after(0, 0), InvalidArgument),
     ("a bad name to sign", lambda bus: bus.sign("a\0"), InvalidName),

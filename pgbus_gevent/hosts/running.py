@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from .. import coalescer
 from ..streamer.instance import Instance, instances
 from .pywsgi import Server
 
@@ -84,16 +85,23 @@ class Stopper:
 
 
 def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
-    """Accept nobody, send the streams away, let other requests finish; all within ``grace`` seconds."""
+    """Accept nobody, send the streams away, let other requests finish, publish what was held back; within ``grace`` seconds."""
     deadline = monotonic() + grace
     server.close()
     gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in instances], timeout=grace + 1.0)
     server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
+    publish_held_back(deadline - monotonic())
+
+
+def publish_held_back(timeout: float) -> None:
+    """Publish what any Bus of this process holds back; waits for ``timeout`` seconds, but for one at least."""
+    gevent.spawn(coalescer.close_all).join(max(1.0, timeout))
 
 
 def drain(*_: Any) -> None:
     """Send away whoever has a stream of this process, within ``grace``: for a hook that another server calls at its end."""
     gevent.joinall([gevent.spawn(instance.shutdown) for instance in instances()])
+    publish_held_back(0)
 
 
 def drain_first(worker: Any = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bus import Bus
 from ..config import Settings
-from ..database.queries import Publication
+from ..database.queries import Outgoing, Publication
 from ..errors import InvalidArgument
 from ..messages import Message
 
@@ -49,7 +49,8 @@ class FakeBus(Bus):
         return list(self._fake.queries.statements)
 
     def close(self) -> None:
-        """Nothing to close; what was published stays to be looked at."""
+        """Publish what is held back; what was published stays to be looked at."""
+        self.coalescer.close()
 
 
 class FakeDatabase:
@@ -86,6 +87,13 @@ class FakeQueries:
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:
         self._append(stream, None, data, publication)
+
+    def broadcast_batch(self, messages: Sequence[Outgoing]) -> None:
+        for stream, data, publication, ephemeral in sorted(messages, key=lambda one: one.ephemeral):
+            if ephemeral:
+                self.broadcast_ephemeral(stream, data, publication)
+            else:
+                self.broadcast(stream, data, publication)
 
     def _append(self, stream: str, id: int | None, data: str, publication: Publication) -> None:
         now = datetime.now(timezone.utc)
