@@ -155,6 +155,12 @@ class Settings:
 
     max_connections: int = _setting(
         10_000, kinds.integer(1), "Limits", "--max-connections", "the most stream connections of one worker")
+    max_per_owner: int = _setting(
+        0, kinds.integer(0), "Limits", "--max-per-owner",
+        "the most stream connections of one owner, as the authorize hook names it, per worker; 0 is no limit")
+    max_per_address: int = _setting(
+        0, kinds.integer(0), "Limits", "--max-per-address",
+        "the most stream connections of one client address, per worker; 0 is no limit. Behind a proxy all have its address")
     ring_messages: int = _setting(
         1000, kinds.integer(1), "Limits", None, "messages of one stream that a worker keeps in memory")
     ring_bytes: int = _setting(
