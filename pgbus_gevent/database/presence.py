@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..messages import Member
 from .pool import Pool
 
-
-class Change(NamedTuple):
-    """A connection that came, with the metadata of its member as JSON, or that left, with None."""
-
-    stream: str
-    member: str
-    connection: str
-    metadata: str | None
+Change = tuple[str, str, str, str | None]
+"""Stream, member and connection of one that came, with the member's metadata as JSON, or that left, with None."""
 
 
 class PresenceQueries:
