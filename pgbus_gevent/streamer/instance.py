@@ -20,6 +20,7 @@ from ..config import Settings
 from ..core import sse
 from ..core.client import Client, StreamRequest, Subscription
 from ..core.filters import Filters
+from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..core.stream_log import Frame, History, RingBudget, StreamLog
@@ -32,6 +33,7 @@ from .dispatcher import StreamEventDispatcher, breathe
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
+from .presence import PresenceKeeper, metadata_of
 from .reader import Reader
 from .routing import WakeRouter
 from .task import Task
@@ -72,6 +74,7 @@ class Instance:
         registry: Callable[..., Registry] = Registry,
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
+        presence: Callable[..., PresenceKeeper] = PresenceKeeper,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -131,12 +134,19 @@ class Instance:
             admit_deadline=ADMIT_DEADLINE,
             on_end=self.end,
         )
+        self.presence = presence(
+            self.database.presence,
+            tracks=PublicNames(self.settings.presence).__contains__,
+            ttl=self.settings.presence_ttl,
+            grace=self.settings.presence_grace,
+        )
         self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
             self._task("heartbeat", self.heartbeat.run),
             self._task("ephemerals", self.ephemerals.run),
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
+            self._task("presence", self.presence.run),
         ]
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
@@ -195,6 +205,7 @@ class Instance:
             self.end(client, "restart", retry=random.uniform(1.0, 5.0))
             if n % _FAREWELL_SLICE == 0:
                 breathe()
+        self.presence.finish(_left(deadline))
         # 5. Those that were behind get what waits for them, as long as there is time.
         while self._lingering and monotonic() < deadline:
             gevent.sleep(min(0.05, _left(deadline)))
@@ -265,6 +276,8 @@ class Instance:
         subscription = self.registry.add(client)
         self.counter.connected(client.request.stream)
         self.heartbeat.watch(client)
+        request = client.request
+        self.presence.joined(client.id, request.stream, request.member, metadata_of(request.context))
         self.dispatcher.bring(subscription)
         logger.debug("connection %s opened, stream %r", client.id, client.request.stream)
 
@@ -300,6 +313,7 @@ class Instance:
             self.reader.forget(subscription)
         self.heartbeat.forget(client)
         self.counter.disconnected(client.request.stream)
+        self.presence.left(client.id, client.request.stream)
         logger.debug("connection %s closed: %s", client.id, reason)
         return True
 
