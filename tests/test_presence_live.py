@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from program_parts import ROOT, Program, program
+from raw_http import ask
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
@@ -91,7 +97,7 @@ def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bu
         tab.close()
         tab = come(workers[n % 2], "max")
     gevent.sleep(2.5 * GRACE)
-    assert len(news(follower)) == 2 and names(pgbus_bus) == ["ada", "max"]
+    assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
 
 
 def test_who_connects_to_another_stream_or_without_a_name_is_no_member(serve: Serve, pgbus_bus: Bus) -> None:
@@ -123,7 +129,7 @@ def test_a_worker_that_restarts_makes_nobody_flicker(serve: Serve, pgbus_bus: Bu
     gevent.sleep(2 * GRACE)  # longer than a reload may take
     come(stays, "max")
     gevent.sleep(GRACE)
-    assert len(news(follower)) == 2 and names(pgbus_bus) == ["ada", "max"]
+    assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
 
 
 def test_ghosts_of_a_worker_that_was_killed_leave_once(serve: Serve, pgbus_bus: Bus, pgbus_database: str) -> None:
@@ -190,3 +196,50 @@ def test_thousands_of_members_come_in_a_few_statements(pgbus_bus: Bus) -> None:
     assert keeper.settled
     keeper.finish(5.0)
     assert [member.connections for member in pgbus_bus.stream("room 7").presence.members()] == [0] * 20
+
+
+# the application of docs/presence.md, as it stands there
+
+
+def log_in(one: Program, member: str) -> dict[str, str]:
+    return {"Cookie": one.post(f"/login/{member}").headers["set-cookie"].partition(";")[0]}
+
+
+def follow(one: Program, cookie: dict[str, str]) -> StreamClient:
+    found = re.search(r'EventSource\("([^"]+)"', one.page())
+    assert found is not None
+    client = StreamClient(one.url, html.unescape(found[1]), headers=cookie)
+    client.next("pgbus:connected", timeout=20)
+    return client
+
+
+def listed(one: Program, cookie: dict[str, str]) -> Any:
+    return json.loads(ask(one.port, "/members", **cookie).body)
+
+
+def test_the_application_in_the_documentation_and_a_worker_of_it_that_is_killed(
+    tmp_path: Path, pgbus_database: str, pgbus_bus: Bus
+) -> None:
+    [code] = re.findall(
+        r"^```python\n(from gevent import monkey.*?)^```$", (ROOT / "docs/presence.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "rooms.py").write_text(code)
+    how: dict[str, Any] = {"database_url": pgbus_database, "cwd": tmp_path, "PGBUS_PRESENCE_TTL": "3s"}
+    with program("rooms.py", **how) as stays, program("rooms.py", **how) as dies, ExitStack() as clients:
+        assert ask(stays.port, "/members").status == 403
+        cookies = {name: log_in(stays, name) for name in ("ada", "max", "zoe")}
+        ada = clients.enter_context(follow(stays, cookies["ada"]))
+        until(lambda: listed(stays, cookies["ada"]) == {"ada": {"name": "Ada"}}, "ada is there")
+        clients.enter_context(follow(dies, cookies["max"]))
+        zoe = clients.enter_context(follow(dies, cookies["zoe"]))
+        until(lambda: {("join", "max"), ("join", "zoe")} <= {one[:2] for one in news(ada)}, "all have come")
+        assert set(listed(dies, cookies["max"])) == {"ada", "max", "zoe"}
+
+        dies.process.send_signal(signal.SIGKILL)
+        until(lambda: zoe.closed, "the connection is cut")
+        clients.enter_context(follow(stays, cookies["zoe"]))
+        until(lambda: ("leave", "max", 2) in news(ada), "the ghost leaves")
+        assert set(listed(stays, cookies["ada"])) == {"ada", "zoe"}
+        assert not any(op == "leave" and member == "zoe" for op, member, _ in news(ada))
+        assert stays.stop() == 0
+    assert {one.connections for one in pgbus_bus.stream(ROOM).presence.members()} <= {0}
