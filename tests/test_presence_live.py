@@ -25,7 +25,7 @@ from pgbus_gevent.streamer.presence import PresenceKeeper
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.web.stream_app import StreamApp
 
-GRACE = 0.6
+GRACE = 1.0
 ROOM = "room:1"
 
 Serve = Callable[..., Serving]
@@ -162,7 +162,7 @@ def test_streams_go_on_while_presence_cannot_be_written(
 def test_a_crash_of_the_database_which_empties_the_table_is_made_up_for(
     serve: Serve, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
-    worker = serve(presence_ttl=1.0)
+    worker = serve(presence_ttl=1.5)
     come(worker, "ada")
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
     with session(pgbus_database) as connection:
@@ -172,11 +172,11 @@ def test_a_crash_of_the_database_which_empties_the_table_is_made_up_for(
 
 
 def test_members_stay_longer_than_a_lease(serve: Serve, pgbus_bus: Bus) -> None:
-    worker = serve(presence_ttl=1.0)
+    worker = serve(presence_ttl=1.5)
     follower = worker.live(ROOM)
     come(worker, "ada")
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
-    gevent.sleep(2.5)
+    gevent.sleep(3.5)
     assert names(pgbus_bus) == ["ada"] and news(follower) == [("join", "ada", 1)]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -362,3 +365,26 @@ def test_comings_and_goings_at_once_end_with_what_was_announced(
         (there.add if op == "join" else there.remove)(member)
         assert count == len(there)
     assert there == set(members(sql, stream))
+
+
+def test_a_role_with_the_documented_grants_can_use_presence(sql: Session, sessions: Sessions, stream: str) -> None:
+    role = f"pgbus_test_member_{os.getpid()}"
+    docs = Path(__file__).parents[1] / "docs"
+    text = "".join((docs / name).read_text(encoding="utf-8") for name in ("sql.md", "presence.md"))
+    grants = [
+        grant.replace(" to publisher", f" to {role}") for grant in re.findall(r"^grant .* to publisher;", text, re.M)
+    ]
+    assert sum("pgbus.presence" in grant for grant in grants) == 1
+    sql.run(f"create role {role}")
+    try:
+        for grant in grants:
+            sql.run(grant)
+        theirs = sessions(role=role)
+        assert theirs.call("presence_join", stream, "ada") is True
+        assert theirs.call("presence_touch", stream, "ada") is True
+        assert members(theirs, stream) == ["ada"]
+        assert theirs.call("presence_leave", stream, "ada") is True
+        assert theirs.call("presence_sweep") is None
+        assert record(theirs, [(stream, "ada", "1", "{}")]) == []
+    finally:
+        sql.run(f"drop owned by {role}; drop role {role}")
