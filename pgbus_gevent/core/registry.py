@@ -17,7 +17,7 @@ class Registry:
 
     def __init__(self, make_log: Callable[[str], StreamLog]) -> None:
         self._make_log = make_log
-        self._clients: dict[Client, None] = {}
+        self._clients: dict[str, Client] = {}
         self._logs: dict[str, StreamLog] = {}
         self._subscriptions: dict[str, dict[Subscription, None]] = {}
 
@@ -25,11 +25,11 @@ class Registry:
         return len(self._clients)
 
     def __contains__(self, client: object) -> bool:
-        return client in self._clients
+        return isinstance(client, Client) and self._clients.get(client.id) is client
 
     def add(self, client: Client, places: Iterable[Place]) -> None:
         """Take a client in, with a subscription for each place; the first one of a stream makes its log."""
-        self._clients[client] = None
+        self._clients[client.id] = client
         client.subscriptions = tuple(self._subscribe(client, place) for place in places)
 
     def _subscribe(self, client: Client, place: Place) -> Subscription:
@@ -44,9 +44,9 @@ class Registry:
 
     def remove(self, client: Client) -> tuple[Subscription, ...]:
         """Let a client go; what it was subscribed to, or nothing when it has gone already."""
-        if client not in self._clients:
+        if client not in self:
             return ()
-        del self._clients[client]
+        del self._clients[client.id]
         subscriptions, client.subscriptions = client.subscriptions, ()  # they would keep each other alive
         for subscription in subscriptions:
             name = subscription.log.name
@@ -56,6 +56,10 @@ class Registry:
                 del self._subscriptions[name]
                 self._logs.pop(name).retire()
         return subscriptions
+
+    def client(self, id: str) -> Client | None:
+        """The client of that id, if it is connected."""
+        return self._clients.get(id)
 
     def log(self, name: str) -> StreamLog | None:
         """The log of a stream that somebody is connected to."""
@@ -71,4 +75,4 @@ class Registry:
 
     def clients(self) -> list[Client]:
         """All clients, as they are now."""
-        return list(self._clients)
+        return list(self._clients.values())

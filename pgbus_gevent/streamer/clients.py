@@ -32,7 +32,8 @@ class Clients:
     """The way of a connection from its accept to its end. Nothing here yields.
 
     ``unready`` tells why nobody can be served now, or None. ``make_connection`` and ``make_body`` make a client of either kind;
-    ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's, ``forget`` the reader's.
+    ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's; ``joined`` and ``left``
+    are told of each subscription.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Clients:
         make_connection: Callable[..., Client],
         make_body: Callable[..., Client],
         bring: Callable[[Subscription], None],
-        forget: Callable[[Subscription], None],
+        joined: Callable[[Subscription], None],
+        left: Callable[[Subscription], None],
         watch: Callable[[Client], None],
         unwatch: Callable[[Client], None],
     ) -> None:
@@ -56,7 +58,8 @@ class Clients:
         self._make_connection = make_connection
         self._make_body = make_body
         self._bring = bring
-        self._forget_reads = forget
+        self._joined = joined
+        self._left = left
         self._watch = watch
         self._unwatch = unwatch
         self._lingering: set[Client] = set()
@@ -101,8 +104,17 @@ class Clients:
         return connection
 
     def _new_id(self, request: StreamRequest) -> str:
-        # The one that it had before stays, so that what excludes it goes on to.
-        return request.connection or secrets.token_hex(12)
+        """The one that the client had before stays, so that messages which exclude it go on to."""
+        if request.connection is None:
+            return secrets.token_hex(12)
+        old = self._registry.client(request.connection)
+        if old is not None:
+            if old.owner != request.owner:
+                return secrets.token_hex(12)  # somebody else's
+            # A client has one connection of that id: this one is what is left of a path that broke.
+            self._forget(old, "replaced")
+            old.abort()
+        return request.connection
 
     def _register(self, client: Client, request: StreamRequest) -> None:
         refusal = self.refusal(client.owner, client.address)
@@ -117,6 +129,9 @@ class Clients:
         self._count(client, 1)
         self._counter.connected(place.stream for place in request.places)
         self._watch(client)
+        # Before anything that could end it.
+        for subscription in client.subscriptions:
+            self._joined(subscription)
         # It stands for all of them until the client is admitted.
         self._bring(client.subscriptions[0])
         logger.debug("connection %s opened, streams %r", client.id, [place.stream for place in request.places])
@@ -185,7 +200,7 @@ class Clients:
             return False
         client.reason = reason
         for subscription in subscriptions:
-            self._forget_reads(subscription)
+            self._left(subscription)
         self._unwatch(client)
         self._count(client, -1)
         self._counter.disconnected(subscription.log.name for subscription in subscriptions)

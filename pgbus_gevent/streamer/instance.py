@@ -18,6 +18,7 @@ from gevent.lock import RLock
 from ..config import Settings
 from ..core.client import Client, StreamRequest, Subscription
 from ..core.filters import Filters
+from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..core.stream_log import Frame, History, RingBudget, StreamLog
@@ -31,6 +32,7 @@ from .dispatcher import StreamEventDispatcher, breathe
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
+from .presence import PresenceKeeper, metadata_of
 from .reader import Reader
 from .routing import WakeRouter
 from .task import Task
@@ -72,6 +74,7 @@ class Instance:
         clients: Callable[..., Clients] = Clients,
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
+        presence: Callable[..., PresenceKeeper] = PresenceKeeper,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -133,6 +136,12 @@ class Instance:
             admit_deadline=ADMIT_DEADLINE,
             on_end=lambda client, reason: self.clients.end(client, reason),
         )
+        self.presence = presence(
+            self.database.presence,
+            tracks=PublicNames(self.settings.presence).__contains__,
+            ttl=self.settings.presence_ttl,
+            grace=self.settings.presence_grace,
+        )
         self.clients: Clients = clients(
             self.registry,
             self.counter,
@@ -151,7 +160,8 @@ class Instance:
             ),
             make_body=body_connection,
             bring=self.dispatcher.bring,
-            forget=self.reader.forget,
+            joined=self._joined,
+            left=self._left,
             watch=self.heartbeat.watch,
             unwatch=self.heartbeat.forget,
         )
@@ -161,6 +171,7 @@ class Instance:
             self._task("ephemerals", self.ephemerals.run),
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
+            self._task("presence", self.presence.run),
         ]
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
@@ -218,6 +229,7 @@ class Instance:
         for n, _ in enumerate(self.clients.end_all(), 1):
             if n % _FAREWELL_SLICE == 0:
                 breathe()
+        self.presence.finish(_left(deadline))
         # 5. Those that were behind get what waits for them, as long as there is time.
         while self.clients.lingering and monotonic() < deadline:
             gevent.sleep(min(0.05, _left(deadline)))
@@ -263,6 +275,14 @@ class Instance:
         return made
 
     # what the parts have to tell one another
+
+    def _joined(self, subscription: Subscription) -> None:
+        stream, subscriber = subscription.log.name, subscription.place.subscriber
+        self.presence.joined(subscription.client.id, stream, subscriber.member, metadata_of(subscriber.context))
+
+    def _left(self, subscription: Subscription) -> None:
+        self.reader.forget(subscription)
+        self.presence.left(subscription.client.id, subscription.log.name)
 
     def _serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         self.dispatcher.serve(log, history, subscriptions)
