@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from .config import Settings
     from .core.client import Subscriber
     from .errors import PgbusError
-    from .messages import Message
+    from .messages import Member, Message
     from .web.stream_app import StreamApp
 
 __version__ = "0.1.0"
 
-__all__ = ["Bus", "Message", "PgbusError", "Settings", "Stream", "StreamApp", "Subscriber", "__version__"]
+__all__ = ["Bus", "Member", "Message", "PgbusError", "Settings", "Stream", "StreamApp", "Subscriber", "__version__"]
 
 _HOMES = {
     "Bus": "bus",
+    "Member": "messages",
     "Message": "messages",
     "PgbusError": "errors",
     "Settings": "config",

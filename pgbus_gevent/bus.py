@@ -18,6 +18,7 @@ from .database import Database, queries
 from .database.queries import Cursor, Outgoing, Publication
 from .errors import InvalidArgument
 from .messages import Message
+from .presence import Presence
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 
@@ -120,6 +121,11 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream {self.name!r}>"
+
+    @property
+    def presence(self) -> Presence:
+        """Who is there."""
+        return Presence(self.name, lambda: self._bus.database.presence, ttl=self._bus.settings.presence_ttl)
 
     def broadcast(
         self,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Generic, NoReturn, TypeVar
 
+D = TypeVar("D")
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
@@ -94,6 +95,18 @@ class Kind(Generic[T]):
     limits: str = ""
     text: Callable[[T], str] = str
     hide: Callable[[object], object] = presentable
+
+
+def about(
+    kind: Kind[Any], group: str, flag: str | None, meaning: str, *, words: str = "", repeatable: bool = False
+) -> dict[str, Any]:
+    """The metadata of a setting's field; ``words`` say what the default is, where its value does not."""
+    return {"kind": kind, "group": group, "flag": flag, "help": meaning, "words": words, "repeatable": repeatable}
+
+
+def setting(default: D, kind: Kind[T], *place: Any, **more: Any) -> T | D:
+    """A field of the table of settings, typed as its ``kind`` and its default are."""
+    return field(default=default, metadata=about(kind, *place, **more))
 
 
 def duration(low: float, high: float) -> Kind[float]:

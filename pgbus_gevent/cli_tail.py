@@ -22,7 +22,7 @@ from gevent.event import AsyncResult
 from .cli_common import INTERRUPTED, Command, database_settings, say, schema_expected
 from .cli_output import Output, as_json, as_text
 from .config import Settings
-from .core.client import StreamRequest
+from .core.client import Place, StreamRequest
 from .core.cursor import parse_cursor
 from .core.filters import Filters
 from .core.names import CONTROL_PREFIX, check_name
@@ -83,14 +83,14 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
             heads = {name: database.queries.last_id(name) for name in names}
         # With a cursor from the first moment on, as the database may go away before the Instance has it.
         starts = {name: None if replay is not None else _start(since, name, heads) for name in names}
-        requests = [StreamRequest(name, since=starts[name], replay=replay) for name in names]
+        places = [Place(name, since=starts[name], replay=replay) for name in names]
         instance = Instance(
             settings,
             database=database,
             filters=_Everybody(),
             on_failure=lambda part: end.set_exception(PgbusError(f"{part} has failed for good")),
         )
-        _follow(instance, requests, render, end)
+        _follow(instance, places, render, end)
     return end.get() or 0
 
 
@@ -139,7 +139,7 @@ def _stopped_by_signals() -> Iterator[AsyncResult[int]]:
             watcher.cancel()
 
 
-def _follow(instance: Instance, requests: Iterable[StreamRequest], render: _Renderer, end: AsyncResult[int]) -> None:
+def _follow(instance: Instance, places: Iterable[Place], render: _Renderer, end: AsyncResult[int]) -> None:
     """Until ``end`` is set; raises what it is set to, where that is an exception."""
 
     def failed(greenlet: gevent.Greenlet[..., None]) -> None:
@@ -147,7 +147,7 @@ def _follow(instance: Instance, requests: Iterable[StreamRequest], render: _Rend
         end.set_exception(greenlet.exception)
 
     output = Output(on_error=end.set_exception)
-    workers = [output.run, *(Follower(instance, request, output, render).run for request in requests)]
+    workers = [output.run, *(Follower(instance, place, output, render).run for place in places)]
     running: list[gevent.Greenlet[..., None]] = []
     try:
         instance.start()
@@ -170,9 +170,9 @@ class _Everybody(Filters):
 class Follower:
     """One stream, read as a browser reads it: from a cursor, and again from there whenever the connection ends."""
 
-    def __init__(self, instance: Instance, request: StreamRequest, output: Output, render: _Renderer) -> None:
+    def __init__(self, instance: Instance, place: Place, output: Output, render: _Renderer) -> None:
         self._instance = instance
-        self._request = request
+        self._place = place
         self._output = output
         self._render = render
 
@@ -189,7 +189,7 @@ class Follower:
                 pass
 
     def _connect(self) -> None:
-        body = self._instance.body(self._request)
+        body = self._instance.body(StreamRequest((self._place,)))
         parser = Parser()
         try:
             for chunk in body:
@@ -208,12 +208,12 @@ class Follower:
         elif frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
             self._control(frame)
         elif frame.dispatches:
-            self._output.put(self._render(self._request.stream, frame))
+            self._output.put(self._render(self._place.stream, frame))
             if frame.id is not None:
                 self._move(int(frame.id))
 
     def _move(self, cursor: int) -> None:
-        self._request = self._request._replace(since=cursor, replay=None)
+        self._place = self._place._replace(since=cursor, replay=None)
 
     def _control(self, frame: ParsedFrame) -> None:
         if frame.event == CONTROL_PREFIX + "gap-detected":

@@ -16,10 +16,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pgbus_gevent.casting as kinds
 from pgbus_gevent.casting import HIDDEN, Kind, format_size, redact_url
+from pgbus_gevent.casting import about as _about
+from pgbus_gevent.casting import setting as _setting
 from pgbus_gevent.errors import InvalidSetting
 
 if sys.version_info >= (3, 11):
@@ -28,9 +30,6 @@ else:
     import tomli as tomllib
 
 logger = logging.getLogger(__name__)
-
-D = TypeVar("D")
-T = TypeVar("T")
 
 _PREFIX = "PGBUS_"
 _KIB, _MIB = 1024, 1024 * 1024
@@ -46,17 +45,6 @@ def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
     base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
     # The specification has relative paths ignored.
     return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
-
-
-def _about(
-    kind: Kind[Any], group: str, flag: str | None, meaning: str, *, words: str = "", repeatable: bool = False
-) -> dict[str, Any]:
-    # ``words`` say what the default is, where its value does not.
-    return {"kind": kind, "group": group, "flag": flag, "help": meaning, "words": words, "repeatable": repeatable}
-
-
-def _setting(default: D, kind: Kind[T], *about: Any, **more: Any) -> T | D:
-    return field(default=default, metadata=_about(kind, *about, **more))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -153,8 +141,25 @@ class Settings:
     readers: int = _setting(
         3, kinds.integer(1, 32), "Delivery", None, "concurrent reads for replay, per worker")
 
+    presence: tuple[str, ...] = _setting(
+        (), kinds.globs(), "Presence", "--presence",
+        "patterns of streams at which the members who are connected are tracked, such as `room:*`",
+        words="none", repeatable=True)
+    presence_ttl: float = _setting(
+        45.0, kinds.duration(1, _HOUR), "Presence", None,
+        "after how long a member is gone of whom nothing is heard, as when a worker was killed")
+    presence_grace: float = _setting(
+        4.0, kinds.duration(0, 300), "Presence", None,
+        "how long a member may be away, as for a reload, before it counts as gone; best longer than `retry`")
+
     max_connections: int = _setting(
         10_000, kinds.integer(1), "Limits", "--max-connections", "the most stream connections of one worker")
+    max_per_owner: int = _setting(
+        0, kinds.integer(0), "Limits", "--max-per-owner",
+        "the most stream connections of one owner, as the authorize hook names it, per worker; 0 is no limit")
+    max_per_address: int = _setting(
+        0, kinds.integer(0), "Limits", "--max-per-address",
+        "the most stream connections of one client address, per worker; 0 is no limit. Behind a proxy all have its address")
     ring_messages: int = _setting(
         1000, kinds.integer(1), "Limits", None, "messages of one stream that a worker keeps in memory")
     ring_bytes: int = _setting(

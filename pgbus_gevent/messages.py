@@ -1,9 +1,9 @@
-"""The value that everything else passes about: one message of one stream."""
+"""The values that everything else passes about: one message of one stream, one member at one."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_ID = 2**53 - 1
 """The largest id: JavaScript's Number.MAX_SAFE_INTEGER, as browsers handle ids as numbers too."""
@@ -23,3 +23,16 @@ class Message(NamedTuple):
     data: str
     visible_to: str | None = None
     exclude: str | None = None
+
+
+class Member(NamedTuple):
+    """A member at a stream.
+
+    ``metadata`` is that of its newest connection. ``joined_at`` is the database's clock when the member came, with a time zone.
+    ``connections`` is how many it has open; 0 while it is only expected back, as after a reload.
+    """
+
+    member: str
+    metadata: dict[str, Any]
+    joined_at: datetime
+    connections: int = 1

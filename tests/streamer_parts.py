@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gevent
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
-from pgbus_gevent.core.client import Client, StreamRequest, Subscription
+from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -62,6 +62,14 @@ def parse(stream: bytes | bytearray) -> list[Received]:
     return [Received(event.id, event.event, event.data) for event in events if event.event != "message" or event.data]
 
 
+def one_stream(
+    stream: str, *, owner: str | None = None, context: Any = None, expires_at: float | None = None, **place: Any
+) -> StreamRequest:
+    """A request for one stream."""
+    subscriber = Subscriber(owner=owner, context=context, expires_at=expires_at)
+    return StreamRequest((Place(stream, subscriber=subscriber, **place),))
+
+
 class FakeClient(Client):
     """A client that keeps what it is given. While ``jammed`` it takes nothing: what it is given waits until :meth:`drain`."""
 
@@ -74,7 +82,9 @@ class FakeClient(Client):
         on_drained: Callable[[FakeClient], None] = lambda client: None,
         **request: Any,
     ) -> None:
-        super().__init__(id, StreamRequest(stream, **request), now=now)
+        self.stream = stream
+        self.request = one_stream(stream, **request)
+        super().__init__(id, self.request, now=now)
         self.received = bytearray()
         self.waiting = bytearray()
         self.jammed = False
@@ -128,6 +138,11 @@ class FakeClient(Client):
             self._on_drained(self)
 
     @property
+    def subscription(self) -> Subscription | None:
+        """Its place in its one stream, while it is connected."""
+        return self.subscriptions[0] if self.subscriptions else None
+
+    @property
     def events(self) -> list[Received]:
         return [event for event in parse(self.received) if event.event or event.data]
 
@@ -141,6 +156,12 @@ class FakeClient(Client):
 
     def controls(self, name: str) -> list[str]:
         return [event.data for event in self.events if event.event == f"pgbus:{name}"]
+
+
+def added(registry: Registry, client: FakeClient) -> Subscription:
+    """The place of a client in its one stream, once a registry has taken it in."""
+    registry.add(client, client.request.places)
+    return client.subscriptions[0]
 
 
 class Table:
@@ -330,20 +351,18 @@ class Parts:
         return client
 
     def join(self, client: FakeClient) -> Subscription:
-        subscription = self.registry.add(client)
-        self.dispatcher.bring(subscription)
-        return subscription
+        self.registry.add(client, client.request.places)
+        self.dispatcher.bring(client.subscriptions[0])
+        return client.subscriptions[0]
 
     def leave(self, client: Client, reason: str = "client left") -> None:
-        subscription = client.subscription
-        if self.registry.remove(client):
+        for subscription in self.registry.remove(client):
             client.reason = reason
-            assert subscription is not None
             self.reader.forget(subscription)
 
     def _drained(self, client: FakeClient) -> None:
-        if client.subscription is not None:
-            self.dispatcher.bring(client.subscription)
+        for subscription in client.subscriptions:
+            self.dispatcher.bring(subscription)
 
     def _failed(self, client: Client) -> None:
         self.errors.append(client)

@@ -9,7 +9,7 @@ import pytest
 from gevent.event import Event
 from streamer_parts import wait_until
 
-from pgbus_gevent.core.client import Client, StreamRequest
+from pgbus_gevent.core.client import Client, Place, StreamRequest
 from pgbus_gevent.streamer.body_connection import BodyConnection
 from pgbus_gevent.streamer.dispatcher import breathe
 from pgbus_gevent.streamer.io_writer import MAX_EXTRA
@@ -24,7 +24,7 @@ class Server:
         self.gone: list[tuple[Client, str]] = []
         self.body = BodyConnection(
             "c0ffee",
-            StreamRequest("orders"),
+            StreamRequest((Place("orders"),)),
             on_drained=self.drained.append,
             on_gone=lambda client, reason: self.gone.append((client, reason)),
             clock=lambda: self.now,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import gevent
 import pytest
-from streamer_parts import FakeClient, Table, wait_until
+from streamer_parts import FakeClient, Table, added, wait_until
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -58,7 +58,7 @@ class Sweeping:
 
     def watch(self, stream: str, *, opened: bool = True) -> FakeClient:
         client = FakeClient(stream, stream)
-        log = self.registry.add(client).log
+        log = added(self.registry, client).log
         if opened:
             log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
         return client

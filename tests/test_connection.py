@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from streamer_parts import plain, tcp_pair, wait_until
 
-from pgbus_gevent.core.client import Client, StreamRequest
+from pgbus_gevent.core.client import Client, Place, StreamRequest
 from pgbus_gevent.streamer.connection import Connection
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -29,7 +29,7 @@ class Connected:
         self.gone: list[tuple[Client, str]] = []
         self.connection = Connection(
             "c0ffee",
-            StreamRequest("orders"),
+            StreamRequest((Place("orders"),)),
             self.sock,
             HEAD,
             on_drained=self.drained.append,
@@ -145,7 +145,7 @@ def test_a_unix_socket_will_do_as_well() -> None:
     gone: list[str] = []
     connection = Connection(
         "c0ffee",
-        StreamRequest("orders"),
+        StreamRequest((Place("orders"),)),
         ours,
         HEAD,
         on_drained=lambda client: None,

@@ -9,7 +9,7 @@ import pytest
 from httpx_sse._decoders import SSEDecoder
 from streamer_parts import FakeClient
 
-from pgbus_gevent.core.client import Admission, StreamRequest, Subscriber, Subscription, admit, expired
+from pgbus_gevent.core.client import Admission, Place, StreamRequest, Subscriber, Subscription, admit, expired
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.database.queries import Row
 
@@ -24,7 +24,8 @@ def make_log(*, opened: bool = True) -> StreamLog:
 
 
 def start(*, opened: bool = True, verified: bool = False, at: int | None = None, **request: Any) -> Admission | None:
-    subscription = Subscription(FakeClient(**request), make_log(opened=opened))
+    client = FakeClient(**request)
+    subscription = Subscription(client, make_log(opened=opened), client.request.places[0])
     subscription.verified = verified
     if at is not None:
         subscription.start = at
@@ -102,7 +103,7 @@ def test_an_unreadable_cursor_costs_the_gap_but_not_the_live_stream() -> None:
 def test_a_cursor_on_an_empty_stream_is_ahead_only_once_that_is_sure() -> None:
     log = StreamLog("orders", RingBudget(10), max_frames=1, max_bytes=1)
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
-    subscription = Subscription(FakeClient(since=5), log)
+    subscription = Subscription(FakeClient(), log, Place("orders", since=5))
     assert admit(subscription) is None
     subscription.verified = True
     admission = admit(subscription)
@@ -124,5 +125,13 @@ def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
 
 
 def test_a_request_asks_for_what_is_new_of_one_stream_unless_it_says_more() -> None:
-    assert StreamRequest("orders") == ("orders", None, None, False, "", None, None, None, None)
+    assert Place("orders") == ("orders", None, None, False, Subscriber())
     assert Subscriber() == (None, None, None, None)
+    assert StreamRequest(()) == ((), "", None)
+
+
+def test_a_request_is_of_the_first_owner_and_ends_when_the_first_right_does() -> None:
+    subscribers = [Subscriber(), Subscriber("ada", expires_at=9.0), Subscriber("bob", expires_at=7.0)]
+    request = StreamRequest(tuple(Place(f"s{n}", subscriber=each) for n, each in enumerate(subscribers)))
+    assert (request.owner, request.expires_at) == ("ada", 7.0)
+    assert (StreamRequest((Place("a"),)).owner, StreamRequest((Place("a"),)).expires_at) == (None, None)

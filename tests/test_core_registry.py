@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
-from streamer_parts import FakeClient
+from streamer_parts import FakeClient, added
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -31,7 +31,7 @@ def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tu
     for n, (step, pick) in enumerate(steps):
         if step == "add":
             client = FakeClient(f"{n}", STREAMS[pick % len(STREAMS)])
-            subscription = registry.add(client)
+            subscription = added(registry, client)
             assert subscription is client.subscription
             here.append(client)
         elif step == "remove" and here:
@@ -43,9 +43,9 @@ def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tu
         assert registry.clients() == here
         assert all(client in registry for client in here)
         assert not any(client in registry for client in gone)
-        assert {log.name for log in registry.logs()} == {client.request.stream for client in here}
+        assert {log.name for log in registry.logs()} == {client.stream for client in here}
         for stream in STREAMS:
-            members = [client for client in here if client.request.stream == stream]
+            members = [client for client in here if client.stream == stream]
             assert [subscription.client for subscription in registry.subscriptions(stream)] == members
             assert {subscription.log for subscription in registry.subscriptions(stream)} <= {registry.log(stream)}
     for client in here:
@@ -57,20 +57,20 @@ def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tu
 def test_the_log_goes_with_the_last_client_of_its_stream() -> None:
     registry = make_registry()
     first, second = FakeClient("a"), FakeClient("b")
-    log = registry.add(first).log
-    assert registry.add(second).log is log
+    log = added(registry, first).log
+    assert added(registry, second).log is log
     registry.remove(first)
     assert registry.log("orders") is log
     registry.remove(second)
     assert registry.log("orders") is None
-    assert registry.add(FakeClient("c")).log is not log
+    assert added(registry, FakeClient("c")).log is not log
 
 
 def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
     budget = RingBudget(10_000)
     registry = make_registry(budget)
     client = FakeClient("a")
-    log = registry.add(client).log
+    log = added(registry, client).log
     log.open(head=10, horizon=0, oldest=10, floor=0, rows=[Row(10, None, "x", None, None)])
     assert budget.used > 0
     registry.remove(client)
@@ -80,7 +80,7 @@ def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
 def test_nothing_keeps_a_client_that_left_alive() -> None:
     registry = make_registry()
     client = FakeClient("a")
-    references: list[Callable[[], object]] = [weakref.ref(registry.add(client).log), weakref.ref(client)]
+    references: list[Callable[[], object]] = [weakref.ref(added(registry, client).log), weakref.ref(client)]
     registry.remove(client)
     gc.disable()
     try:
@@ -92,7 +92,7 @@ def test_nothing_keeps_a_client_that_left_alive() -> None:
 
 def test_another_client_with_the_same_id_is_not_the_one_that_is_here() -> None:
     registry = make_registry()
-    registry.add(FakeClient("a"))
+    added(registry, FakeClient("a"))
     assert FakeClient("a") not in registry
     assert not registry.remove(FakeClient("a"))
     assert "a" not in registry
@@ -101,7 +101,7 @@ def test_another_client_with_the_same_id_is_not_the_one_that_is_here() -> None:
 def test_the_listing_of_a_stream_does_not_change_while_it_is_walked() -> None:
     registry = make_registry()
     for name in "abc":
-        registry.add(FakeClient(name))
+        added(registry, FakeClient(name))
     for subscription in registry.subscriptions("orders"):
         registry.remove(subscription.client)
     assert len(registry) == 0

@@ -19,11 +19,11 @@ def test_it_balances_and_is_empty_in_the_end(steps: list[tuple[str, str, int]]) 
     opened = broadcasts = 0
     for step, stream, number in steps:
         if step == "connect":
-            counter.connected(stream)
+            counter.connected([stream])
             active.append(stream)
             opened += 1
         elif step == "disconnect" and stream in active:
-            counter.disconnected(stream)
+            counter.disconnected([stream])
             active.remove(stream)
         elif step == "broadcast":
             counter.broadcast(stream, number)
@@ -32,7 +32,7 @@ def test_it_balances_and_is_empty_in_the_end(steps: list[tuple[str, str, int]]) 
         assert set(counter.streams) == set(active)
         assert all(counter[name].active_connections == active.count(name) for name in ("orders", "stock", "é"))
     for stream in active:
-        counter.disconnected(stream)
+        counter.disconnected([stream])
     assert counter.streams == {}
     assert counter.total == Counts(broadcasts, 0, opened)
 
@@ -40,7 +40,7 @@ def test_it_balances_and_is_empty_in_the_end(steps: list[tuple[str, str, int]]) 
 def test_a_message_is_counted_once_however_many_it_goes_to() -> None:
     counter = StreamCounter()
     for _ in range(5):
-        counter.connected("orders")
+        counter.connected(["orders"])
     counter.broadcast("orders")
     assert counter["orders"] == Counts(1, 5, 5)
 
@@ -48,10 +48,10 @@ def test_a_message_is_counted_once_however_many_it_goes_to() -> None:
 def test_a_stream_starts_anew_when_somebody_comes_back() -> None:
     counter = StreamCounter()
     for _ in range(2):
-        counter.connected("orders")
+        counter.connected(["orders"])
         counter.broadcast("orders", 3)
-        counter.disconnected("orders")
-    counter.connected("orders")
+        counter.disconnected(["orders"])
+    counter.connected(["orders"])
     assert counter["orders"] == Counts(0, 1, 1)
     assert counter.total == Counts(6, 1, 3)
 
@@ -64,11 +64,11 @@ def test_a_stream_that_nobody_watches_has_no_counts() -> None:
 
 def test_a_disconnect_too_many_is_a_bug_and_shows() -> None:
     with pytest.raises(KeyError):
-        StreamCounter().disconnected("orders")
+        StreamCounter().disconnected(["orders"])
 
 
 def test_the_listing_is_a_copy() -> None:
     counter = StreamCounter()
-    counter.connected("orders")
+    counter.connected(["orders"])
     counter.streams.clear()
     assert counter["orders"].active_connections == 1

@@ -35,7 +35,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
         subscription = client.subscription
         if subscription is None or client.blocked_since is not None:
             return True
-        return subscription.cursor is not None and subscription.cursor >= parts.table.head(client.request.stream)
+        return subscription.cursor is not None and subscription.cursor >= parts.table.head(client.stream)
 
     wait_until(lambda: all(map(at_the_head, clients or parts.clients)), "not everybody came to the head")
     wait_until(lambda: parts.reader.idle, "the readers did not come to rest")
@@ -121,7 +121,7 @@ class Run:
 
 
 def check(client: FakeClient, table: Table, *, complete: bool) -> None:
-    stream, request = client.request.stream, client.request
+    stream, request = client.stream, client.request.places[0]
     if not client.received:
         assert not complete
         return

@@ -44,15 +44,17 @@ class Beating:
         """What an Instance does: it takes the client from its stream, and cuts off who takes nothing."""
         self.ended.append((client, reason))
         client.reason = client.reason or reason
-        client.subscription = None
+        client.subscriptions = ()
         if reason == "slow-consumer" and isinstance(client, FakeClient):
             client.blocked_since = None
         self.on_end(client, reason)
 
     def client(self, *, admitted: bool = True, ends_at: float | None = None, **request: Any) -> FakeClient:
         client = FakeClient(now=self.now, **request)
-        subscription = Subscription(client, StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1))
+        log = StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1)
+        subscription = Subscription(client, log, client.request.places[0])
         subscription.cursor = 0 if admitted else None
+        client.subscriptions = (subscription,)
         client.ends_at = ends_at
         self.heartbeat.watch(client)
         return client
@@ -270,7 +272,9 @@ def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> No
 def test_the_greenlet_sweeps_by_itself() -> None:
     heartbeat = Heartbeat(interval=0.02, write_deadline=1.0, admit_deadline=1.0, on_end=lambda client, reason: None)
     client = FakeClient()
-    Subscription(client, StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1)).cursor = 0
+    log = StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1)
+    client.subscriptions = (Subscription(client, log, client.request.places[0]),)
+    client.subscriptions[0].cursor = 0
     greenlet = gevent.spawn(heartbeat.run)
     try:
         heartbeat.watch(client)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pgbus_gevent import Bus, Settings, StreamApp, streamer
+from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.streamer.body_connection import BodyConnection
 from pgbus_gevent.streamer.catch_up import CatchUp
@@ -65,7 +66,7 @@ def test_a_body_connection_of_ones_own_is_used_without_a_socket(pgbus_settings: 
 
     instance = Instance(pgbus_settings, body_connection=Own).start()
     try:
-        body = instance.body(streamer.instance.StreamRequest("orders"))
+        body = instance.body(StreamRequest((Place("orders"),)))
         assert isinstance(body, Own)
         assert b"pgbus:connected" in next(body)
         body.close()

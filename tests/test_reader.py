@@ -34,7 +34,7 @@ def wait_for_read(table: Table, count: int) -> None:
 def settled(parts: Parts, *clients: FakeClient) -> None:
     def at_the_head(client: FakeClient) -> bool:
         subscription = client.subscription
-        head = parts.table.head(client.request.stream)
+        head = parts.table.head(client.stream)
         return subscription is None or (subscription.cursor is not None and subscription.cursor >= head)
 
     wait_until(
@@ -135,7 +135,7 @@ def test_a_page_is_read_once_for_all_who_stand_within_it_while_the_stream_moves(
             client.on_send = on_send
         go.set()
         settled(parts)
-        assert all(client.ids == table.ids("orders", client.request.since or 0) for client in clients)
+        assert all(client.ids == table.ids("orders", client.request.places[0].since or 0) for client in clients)
         assert table.reads.count("pages") <= 12
 
 
@@ -158,7 +158,9 @@ def test_a_stream_is_read_by_one_reader_at_a_time(kind: str) -> None:
             go.set()
             settled(parts)
         assert len(table.reads) - before <= 4
-        assert all(client.ids == table.ids("orders", client.request.since or 0) for client in parts.clients[-10:])
+        assert all(
+            client.ids == table.ids("orders", client.request.places[0].since or 0) for client in parts.clients[-10:]
+        )
 
 
 def test_replays_of_different_lengths_are_answered_together() -> None:
@@ -423,7 +425,7 @@ def test_a_reader_that_is_killed_in_the_middle_of_a_read_loses_nothing() -> None
                 wait_until(lambda kind=kind: table.reads[-1:] == [kind])  # type: ignore[misc]
                 parts.restart(1)
             settled(parts)
-            assert client.ids == table.ids("orders", client.request.since or 0)
+            assert client.ids == table.ids("orders", client.request.places[0].since or 0)
 
 
 def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from streamer_parts import FakeClient
+from streamer_parts import FakeClient, added
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -30,9 +30,9 @@ class Routing:
             look=lambda log: self.looks.append(log.name),
             take=self.ephemerals.append,
         )
-        self.log = self.registry.add(FakeClient("a", "orders")).log
+        self.log = added(self.registry, FakeClient("a", "orders")).log
         self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
-        self.registry.add(FakeClient("b", "stock"))
+        added(self.registry, FakeClient("b", "stock"))
 
     def ring(self, stream: str, id: int, prev_id: int | None) -> None:
         self.router.hear([json.dumps(["message", stream, id, prev_id, 0, None, "x", None, None])])

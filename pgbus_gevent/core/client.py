@@ -9,24 +9,6 @@ from . import sse
 from .stream_log import StreamLog
 
 
-class StreamRequest(NamedTuple):
-    """What a client asks for, and who it is; checked and authorised already.
-
-    ``since`` is a cursor, ``replay`` a number of messages; neither: from now on. ``invalid_cursor`` tells of a Last-Event-ID
-    that could not be read. ``expires_at`` is in Unix seconds.
-    """
-
-    stream: str
-    since: int | None = None
-    replay: int | None = None
-    invalid_cursor: bool = False
-    address: str = ""
-    owner: str | None = None
-    context: Any = None
-    member: str | None = None
-    expires_at: float | None = None
-
-
 class Subscriber(NamedTuple):
     """What an ``authorize`` hook knows of who connects.
 
@@ -40,23 +22,72 @@ class Subscriber(NamedTuple):
     expires_at: float | None = None
 
 
+ANYBODY = Subscriber()
+
+
+class Place(NamedTuple):
+    """What a client asks of one stream, and as whom; checked and authorised already.
+
+    ``since`` is a cursor, ``replay`` a number of messages; neither: from now on. ``invalid_cursor`` tells of a Last-Event-ID
+    that could not be read.
+    """
+
+    stream: str
+    since: int | None = None
+    replay: int | None = None
+    invalid_cursor: bool = False
+    subscriber: Subscriber = ANYBODY
+
+
+class StreamRequest(NamedTuple):
+    """What a client asks for: one place or several, in the order in which it named the streams.
+
+    ``connection`` is the id that it had before, if it sent one back.
+    """
+
+    places: tuple[Place, ...]
+    address: str = ""
+    connection: str | None = None
+
+    @property
+    def owner(self) -> str | None:
+        """Whose connection it is, as far as any of the streams' answers tells."""
+        return next((p.subscriber.owner for p in self.places if p.subscriber.owner is not None), None)
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the first of the rights to the streams expires, in Unix seconds."""
+        return min((p.subscriber.expires_at for p in self.places if p.subscriber.expires_at is not None), default=None)
+
+
 class Client(ABC):
     """One connection. ``id`` is a random hex text; times are of the monotonic clock, in seconds.
 
     The way its bytes take is the subclass's: a socket, or a WSGI response body.
     """
 
-    __slots__ = ("due", "ends_at", "id", "last_sent", "opened_at", "reason", "request", "subscription")
+    __slots__ = (
+        "address", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "subscriptions",
+        "turn",
+    )  # fmt: skip
 
     def __init__(self, id: str, request: StreamRequest, *, now: float) -> None:
         self.id = id
-        self.request = request
+        self.address = request.address
+        self.owner = request.owner
+        self.expires_at = request.expires_at
         self.opened_at = now
         self.last_sent = now
-        self.subscription: Subscription | None = None
+        self.subscriptions: tuple[Subscription, ...] = ()
+        self.turn = 0  # which of them is the first to be served when it can take more
         self.reason: str | None = None
         self.due = 0  # the heartbeat's own note of when it looks here next
         self.ends_at: float | None = None
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it has been told where it starts, in all of its streams, and gets messages from now on."""
+        return bool(self.subscriptions) and self.subscriptions[0].cursor is not None
 
     @property
     def closed(self) -> bool:
@@ -88,20 +119,22 @@ class Client(ABC):
 class Subscription:
     """One client's place in one stream: a cursor, nothing more.
 
-    ``cursor`` is None until it is known where the client starts. ``waiting`` tells that the reader has it, so that passes step
-    over it. ``verified`` tells that the head is as new as the client's arrival, so that a cursor beyond it is ahead.
+    ``cursor`` is None until it is known where the client starts, in all of its streams. ``start`` is what is known of that before:
+    the cursor that it came with, or what the database made of its ``replay``. ``waiting`` tells that the reader has it, so
+    that passes step over it. ``verified`` tells that the head is as new as the client's arrival, so that a cursor beyond it is
+    ahead.
     """
 
-    __slots__ = ("client", "cursor", "log", "start", "verified", "waiting")
+    __slots__ = ("client", "cursor", "log", "place", "start", "verified", "waiting")
 
-    def __init__(self, client: Client, log: StreamLog) -> None:
+    def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
         self.log = log
+        self.place = place
         self.cursor: int | None = None
-        self.start: int | None = client.request.since
+        self.start: int | None = place.since
         self.waiting = False
         self.verified = False
-        client.subscription = self
 
 
 class Admission(NamedTuple):
@@ -117,13 +150,13 @@ def admit(subscription: Subscription) -> Admission | None:
     A cursor beyond the head is not ahead before the database says so: the page may know of a commit that this worker has not
     yet heard of. That messages above the cursor were pruned is found by the read of the first page.
     """
-    log, request, start = subscription.log, subscription.client.request, subscription.start
+    log, place, start = subscription.log, subscription.place, subscription.start
     if not log.is_open:
         return None
-    if request.invalid_cursor:
+    if place.invalid_cursor:
         return Admission(log.head, _gap(log, None, "invalid-cursor"))
-    if start is None and request.replay is not None:
-        start = log.back(request.replay)
+    if start is None and place.replay is not None:
+        start = log.back(place.replay)
         return None if start is None else Admission(start, b"")
     if start is None:
         return Admission(log.head, b"")

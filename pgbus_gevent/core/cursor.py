@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..errors import InvalidCursor
 from ..messages import MAX_ID
@@ -25,3 +26,25 @@ def parse_cursor(text: str, name: str = "since") -> int:
 def parse_replay(text: str) -> int:
     """How many messages back ``replay`` asks for. Raises :class:`InvalidCursor`."""
     return parse_cursor(text, "replay")
+
+
+def composite_id(index: int, cursors: Sequence[int]) -> str:
+    """The id of a frame on a connection with several streams: which stream it is of, and where the client stands in all.
+
+    Sent back by the client, it resumes every stream (:func:`parse_composite`).
+    """
+    return f"{index}~{'.'.join(map(str, cursors))}"
+
+
+def parse_composite(text: str, streams: int, name: str = "since") -> list[int]:
+    """The cursors of so many streams, in their order. Raises :class:`InvalidCursor`."""
+    index, _, rest = text.partition("~")
+    cursors = rest.split(".")
+    if len(cursors) != streams or not _DIGITS.fullmatch(index) or int(index) >= streams:
+        raise InvalidCursor(f"{name}={text[:40]!a} is not a cursor of {streams} streams")
+    return [parse_cursor(cursor, name) for cursor in cursors]
+
+
+def is_composite(text: str) -> bool:
+    """Whether it has the form of an id of a connection with several streams."""
+    return "~" in text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from .client import Client, Subscription
+from .client import Client, Place, Subscription
 from .stream_log import StreamLog
 
 
@@ -27,32 +27,39 @@ class Registry:
     def __contains__(self, client: object) -> bool:
         return isinstance(client, Client) and self._clients.get(client.id) is client
 
-    def add(self, client: Client) -> Subscription:
-        """Take a client in; the first one of a stream makes its log."""
-        name = client.request.stream
+    def add(self, client: Client, places: Iterable[Place]) -> None:
+        """Take a client in, with a subscription for each place; the first one of a stream makes its log."""
+        self._clients[client.id] = client
+        client.subscriptions = tuple(self._subscribe(client, place) for place in places)
+
+    def _subscribe(self, client: Client, place: Place) -> Subscription:
+        name = place.stream
         log = self._logs.get(name)
         if log is None:
             log = self._logs[name] = self._make_log(name)
             self._subscriptions[name] = {}
-        subscription = Subscription(client, log)
-        self._clients[client.id] = client
+        subscription = Subscription(client, log, place)
         self._subscriptions[name][subscription] = None
         return subscription
 
-    def remove(self, client: Client) -> bool:
-        """Let a client go; False when it has gone already."""
+    def remove(self, client: Client) -> tuple[Subscription, ...]:
+        """Let a client go; what it was subscribed to, or nothing when it has gone already."""
         if client not in self:
-            return False
+            return ()
         del self._clients[client.id]
-        subscription, client.subscription = client.subscription, None  # they would keep each other alive
-        if subscription is not None:
+        subscriptions, client.subscriptions = client.subscriptions, ()  # they would keep each other alive
+        for subscription in subscriptions:
             name = subscription.log.name
             members = self._subscriptions[name]
-            members.pop(subscription, None)
+            del members[subscription]
             if not members:
                 del self._subscriptions[name]
                 self._logs.pop(name).retire()
-        return True
+        return subscriptions
+
+    def client(self, id: str) -> Client | None:
+        """The client of that id, if it is connected."""
+        return self._clients.get(id)
 
     def log(self, name: str) -> StreamLog | None:
         """The log of a stream that somebody is connected to."""

@@ -26,6 +26,11 @@ def message(data: str, *, event: str | None = None, id: int | None = None) -> by
     return f"{head}data: {data}\n\n".encode()
 
 
+def readdressed(frame: bytes, id: str) -> bytes:
+    """A message's frame with another id: its first line is the id, and all else is as it was encoded once for everybody."""
+    return b"id: %s%s" % (id.encode(), frame[frame.index(b"\n") :])
+
+
 def comment(text: str) -> bytes:
     """A comment, which EventSource passes over."""
     return f": {text}\n\n".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -26,23 +27,28 @@ class StreamCounter:
     def __init__(self) -> None:
         self._streams: dict[str, Counts] = {}
         self._broadcasts = 0
+        self._active_connections = 0
         self._total_connections = 0
 
-    def connected(self, stream: str) -> None:
-        """A connection to ``stream`` was opened."""
-        counts = self._streams.get(stream, Counts())
-        self._streams[stream] = counts._replace(
-            active_connections=counts.active_connections + 1, total_connections=counts.total_connections + 1
-        )
+    def connected(self, streams: Iterable[str]) -> None:
+        """A connection to these streams was opened."""
+        for stream in streams:
+            counts = self._streams.get(stream, Counts())
+            self._streams[stream] = counts._replace(
+                active_connections=counts.active_connections + 1, total_connections=counts.total_connections + 1
+            )
+        self._active_connections += 1
         self._total_connections += 1
 
-    def disconnected(self, stream: str) -> None:
-        """A connection to ``stream`` has ended."""
-        counts = self._streams[stream]
-        if counts.active_connections > 1:
-            self._streams[stream] = counts._replace(active_connections=counts.active_connections - 1)
-        else:
-            del self._streams[stream]
+    def disconnected(self, streams: Iterable[str]) -> None:
+        """A connection to these streams has ended."""
+        for stream in streams:
+            counts = self._streams[stream]
+            if counts.active_connections > 1:
+                self._streams[stream] = counts._replace(active_connections=counts.active_connections - 1)
+            else:
+                del self._streams[stream]
+        self._active_connections -= 1
 
     def broadcast(self, stream: str, messages: int = 1) -> None:
         """So many messages of ``stream`` came in."""
@@ -61,6 +67,5 @@ class StreamCounter:
 
     @property
     def total(self) -> Counts:
-        """The counts of all streams, those that nobody watches any more included."""
-        active = sum(counts.active_connections for counts in self._streams.values())
-        return Counts(self._broadcasts, active, self._total_connections)
+        """The counts of all streams, those that nobody watches any more included; a connection to several counts once."""
+        return Counts(self._broadcasts, self._active_connections, self._total_connections)

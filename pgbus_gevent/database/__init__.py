@@ -9,6 +9,7 @@ from ..errors import InvalidSetting
 from .connect import connect
 from .notifications import ListenSession
 from .pool import Pool
+from .presence import PresenceQueries
 from .queries import Queries
 from .schema import migrate
 
@@ -38,6 +39,7 @@ class Database:
             timeout=settings.pool_timeout,
         )
         self.queries = Queries(self.pool)
+        self.presence = PresenceQueries(self.pool)
 
     def listen(self) -> ListenSession:
         """A new LISTEN session; outside the pool, as it is held for good."""

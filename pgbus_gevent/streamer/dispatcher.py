@@ -18,6 +18,7 @@ from gevent.event import Event
 
 from ..core import sse
 from ..core.client import Client, Subscription, admit, expired
+from ..core.cursor import composite_id
 from ..core.filters import Filters
 from ..core.registry import Registry
 from ..core.stream_log import Chunk, Frame, History, StreamLog, make_chunk
@@ -233,27 +234,38 @@ class StreamEventDispatcher:
     # one connection
 
     def _admit(self, subscription: Subscription) -> None:
-        """Decide where a connection starts and greet it, or have the database asked first."""
-        client, log = subscription.client, subscription.log
-        if client.closed or subscription.waiting:
+        """Decide where a connection starts, in all of its streams, and greet it, or have the database asked first."""
+        client = subscription.client
+        if client.closed:
             return
-        admission = admit(subscription)
-        if admission is None:
-            self._on_behind(subscription)
-            return
-        subscription.cursor = admission.cursor
-        greeting = (
-            sse.retry(self._retry())
-            + sse.opened(log.name, admission.cursor)
-            + sse.connected(client.id, [(log.name, log.head)])
-            + admission.gap
-        )
-        self._give(client.send, client, greeting, self._clock())
+        admissions = []
+        for each in client.subscriptions:
+            admission = None if each.waiting else admit(each)
+            if admission is not None:
+                admissions.append(admission)
+            elif not each.waiting:
+                self._on_behind(each)
+        if len(admissions) < len(client.subscriptions):
+            return  # the reader brings us back for each one that was missing
+        greeting = [sse.retry(self._retry())]
+        for each, admission in zip(client.subscriptions, admissions, strict=True):
+            each.cursor = admission.cursor
+            greeting.append(sse.opened(each.log.name, admission.cursor))
+        greeting.append(sse.connected(client.id, [(each.log.name, each.log.head) for each in client.subscriptions]))
+        greeting += [admission.gap for admission in admissions]
+        self._give(client.send, client, b"".join(greeting), self._clock())
+        self._lagging.extend(each for each in client.subscriptions if each is not subscription)
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
         # The cursor moves with the bytes, past what the client may not see too.
         subscription.cursor = chunk.cursor
-        data = before + self._visible(subscription, chunk) if before else self._visible(subscription, chunk)
+        data = (
+            self._visible(subscription, chunk)
+            if len(subscription.client.subscriptions) == 1
+            else self._of_several(subscription, chunk)
+        )
+        if before:
+            data = before + data
         if data:
             self.sends += 1
             self._give(subscription.client.send, subscription.client, data, now)
@@ -271,12 +283,23 @@ class StreamEventDispatcher:
             return chunk.data
         return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
 
+    def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        """The frames for a connection with several streams: each id tells where the client stands in all of them."""
+        subscriptions = subscription.client.subscriptions
+        index = subscriptions.index(subscription)
+        cursors = [each.cursor or 0 for each in subscriptions]
+        parts = []
+        for frame in chunk.frames:
+            if self._permits(subscription, frame):
+                cursors[index] = frame.id
+                parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
+        return b"".join(parts)
+
     def _permits(self, subscription: Subscription, frame: Frame) -> bool:
-        client = subscription.client
-        if frame.exclude is not None and frame.exclude == client.id:
+        if frame.exclude is not None and frame.exclude == subscription.client.id:
             return False
         return frame.visible_to is None or self._filters.permits(
-            frame.visible_to, client.request.context, subscription.log.name
+            frame.visible_to, subscription.place.subscriber.context, subscription.log.name
         )
 
 

@@ -96,9 +96,7 @@ class Heartbeat:
         if reason is not None:
             self._on_end(client, reason)
             return self._look
-        subscription = client.subscription
-        admitted = subscription is not None and subscription.cursor is not None
-        if admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
+        if client.admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
             client.send(frame, now)
             self.sent += 1
         quiet_at = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
@@ -106,7 +104,7 @@ class Heartbeat:
         return delay if client.closed else min(delay, self._until_expiry(client))
 
     def _until_expiry(self, client: Client) -> float:
-        expires_at = client.request.expires_at
+        expires_at = client.expires_at
         return math.inf if expires_at is None else max(0.0, expires_at - self._wall_clock())
 
     def _reason_to_end(self, client: Client, now: float) -> str | None:
@@ -114,11 +112,10 @@ class Heartbeat:
             return "slow-consumer"
         if client.closed:
             return None  # it was told why, and still takes what waits for it
-        if client.request.expires_at is not None and self._wall_clock() >= client.request.expires_at:
+        if client.expires_at is not None and self._wall_clock() >= client.expires_at:
             return "expired"
         if client.ends_at is not None and now >= client.ends_at:
             return "max-age"
-        subscription = client.subscription
-        if subscription is not None and subscription.cursor is None and now - client.opened_at >= self._admit_deadline:
+        if not client.admitted and now - client.opened_at >= self._admit_deadline:
             return "unavailable"
         return None

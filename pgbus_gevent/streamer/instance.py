@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import random
-import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -17,9 +16,9 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from ..config import Settings
-from ..core import sse
 from ..core.client import Client, StreamRequest, Subscription
 from ..core.filters import Filters
+from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..core.stream_log import Frame, History, RingBudget, StreamLog
@@ -27,11 +26,13 @@ from ..database import Database, green
 from ..errors import NotPatched
 from .body_connection import BodyConnection
 from .catch_up import CatchUp
+from .clients import Clients, Limits
 from .connection import Connection
 from .dispatcher import StreamEventDispatcher, breathe
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
+from .presence import PresenceKeeper, metadata_of
 from .reader import Reader
 from .routing import WakeRouter
 from .task import Task
@@ -70,8 +71,10 @@ class Instance:
         catch_up: Callable[..., CatchUp] = CatchUp,
         heartbeat: Callable[..., Heartbeat] = Heartbeat,
         registry: Callable[..., Registry] = Registry,
+        clients: Callable[..., Clients] = Clients,
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
+        presence: Callable[..., PresenceKeeper] = PresenceKeeper,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -82,11 +85,7 @@ class Instance:
         self.filters = filters or Filters()
         self.counter = counter or StreamCounter()
         self.draining = False
-        self._make_connection, self._make_body = connection, body_connection
         self.on_failure = on_failure
-        self._lingering: set[Client] = set()
-        # Bound once: two bound methods for each of ten thousand connections would be more than a megabyte.
-        self._callbacks: dict[str, Any] = {"on_drained": self._drained, "on_gone": self._gone}
         self._live = Event()
         self._starting = RLock()
         _instances.add(self)
@@ -105,7 +104,7 @@ class Instance:
             self.registry,
             self.filters,
             on_behind=self.reader.behind,
-            on_error=lambda client: self.end(client, "error"),
+            on_error=lambda client: self.clients.end(client, "error"),
             retry=lambda: self.settings.retry,
         )
         self.catch_up = catch_up(
@@ -135,7 +134,36 @@ class Instance:
             interval=self.settings.heartbeat,
             write_deadline=self.settings.write_deadline,
             admit_deadline=ADMIT_DEADLINE,
-            on_end=self.end,
+            on_end=lambda client, reason: self.clients.end(client, reason),
+        )
+        self.presence = presence(
+            self.database.presence,
+            tracks=PublicNames(self.settings.presence).__contains__,
+            ttl=self.settings.presence_ttl,
+            grace=self.settings.presence_grace,
+        )
+        self.clients: Clients = clients(
+            self.registry,
+            self.counter,
+            limits=Limits(
+                self.settings.max_connections,
+                self.settings.max_per_owner,
+                self.settings.max_per_address,
+                self.settings.max_age,
+            ),
+            unready=lambda: self.unready,
+            make_connection=partial(
+                connection,
+                send_buffer=self.settings.send_buffer,
+                # Later than our own deadline, which can say why.
+                dead_after=self.settings.write_deadline + 5.0,
+            ),
+            make_body=body_connection,
+            bring=self.dispatcher.bring,
+            joined=self._joined,
+            left=self._left,
+            watch=self.heartbeat.watch,
+            unwatch=self.heartbeat.forget,
         )
         self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
@@ -143,6 +171,7 @@ class Instance:
             self._task("ephemerals", self.ephemerals.run),
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
+            self._task("presence", self.presence.run),
         ]
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
@@ -197,16 +226,14 @@ class Instance:
         # 3. The dispatcher, before the farewells, so that none of its sends can come after one.
         self.tasks[0].stop(_left(deadline))
         # 4. Farewells, in slices, each with its own time to come back.
-        for n, client in enumerate(self.registry.clients(), 1):
-            self.end(client, "restart", retry=random.uniform(1.0, 5.0))
+        for n, _ in enumerate(self.clients.end_all(), 1):
             if n % _FAREWELL_SLICE == 0:
                 breathe()
+        self.presence.finish(_left(deadline))
         # 5. Those that were behind get what waits for them, as long as there is time.
-        while self._lingering and monotonic() < deadline:
+        while self.clients.lingering and monotonic() < deadline:
             gevent.sleep(min(0.05, _left(deadline)))
-        for client in list(self._lingering):
-            client.abort()
-        self._lingering.clear()
+        self.clients.cut_off()
         # 6. The heartbeat, which watched over those, and the database.
         self.tasks[1].stop(_left(deadline))
         self.database.close()
@@ -231,89 +258,31 @@ class Instance:
             return "unavailable"
         return None
 
-    @property
-    def refusal(self) -> str | None:
-        """Why a new stream is to be refused now, or None: ``restart``, ``unavailable`` or ``overloaded``."""
-        return self.unready or ("overloaded" if len(self.registry) >= self.settings.max_connections else None)
-
     # clients
 
-    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Connection:
+    def refusal(self, request: StreamRequest) -> str | None:
+        """Why a new stream is to be refused now, or None: see :meth:`Clients.refusal`."""
+        return self.clients.refusal(request.owner, request.address)
+
+    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Client:
         """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame."""
-        connection = self._make_connection(
-            secrets.token_hex(12),
-            request,
-            sock,
-            head,
-            **self._callbacks,
-            send_buffer=self.settings.send_buffer,
-            # Later than our own deadline, which can say why.
-            dead_after=self.settings.write_deadline + 5.0,
-        )
-        self._register(connection)
-        return connection
+        return self.clients.take_over(request, sock, head)
 
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""
-        connection = self._make_body(secrets.token_hex(12), request, **self._callbacks)
-        self._register(connection)
-        return connection
-
-    def _register(self, client: Client) -> None:
-        refusal = self.refusal
-        if refusal is not None:
-            # Between the check and here others may have come in.
-            client.reason = refusal
-            client.finish(sse.shutdown(refusal, refusal_retry()), monotonic())
-            return
-        if self.settings.max_age:
-            client.ends_at = client.opened_at + self.settings.max_age * random.uniform(0.8, 1.2)
-        subscription = self.registry.add(client)
-        self.counter.connected(client.request.stream)
-        self.heartbeat.watch(client)
-        self.dispatcher.bring(subscription)
-        logger.debug("connection %s opened, stream %r", client.id, client.request.stream)
-
-    def end(self, client: Client, reason: str, retry: float | None = None) -> None:
-        """Close a connection from our side, with the reason as its last frame where it can still be told."""
-        if client in self._lingering or reason in ("slow-consumer", "error"):
-            # Its socket is full, or cannot be written to: there is no room for a last frame.
-            self._forget(client, reason)
-            client.abort()
-            self._lingering.discard(client)
-            return
-        if not self._forget(client, reason):
-            return
-        if reason == "unavailable":
-            retry = refusal_retry()
-        self._lingering.add(client)
-        client.finish(sse.shutdown(reason, retry), monotonic())
-        if client in self._lingering:
-            self.heartbeat.watch(client)
-
-    def _gone(self, client: Client, reason: str) -> None:
-        """The client has left, or what waited for it after its end has gone out."""
-        self._lingering.discard(client)
-        self.heartbeat.forget(client)
-        self._forget(client, reason)
-
-    def _forget(self, client: Client, reason: str) -> bool:
-        subscription = client.subscription
-        if not self.registry.remove(client):
-            return False
-        client.reason = reason
-        if subscription is not None:
-            self.reader.forget(subscription)
-        self.heartbeat.forget(client)
-        self.counter.disconnected(client.request.stream)
-        logger.debug("connection %s closed: %s", client.id, reason)
-        return True
-
-    def _drained(self, client: Client) -> None:
-        if client.subscription is not None:
-            self.dispatcher.bring(client.subscription)
+        made = self.clients.body(request)
+        assert isinstance(made, BodyConnection)
+        return made
 
     # what the parts have to tell one another
+
+    def _joined(self, subscription: Subscription) -> None:
+        stream, subscriber = subscription.log.name, subscription.place.subscriber
+        self.presence.joined(subscription.client.id, stream, subscriber.member, metadata_of(subscriber.context))
+
+    def _left(self, subscription: Subscription) -> None:
+        self.reader.forget(subscription)
+        self.presence.left(subscription.client.id, subscription.log.name)
 
     def _serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         self.dispatcher.serve(log, history, subscriptions)
@@ -343,11 +312,6 @@ class Instance:
 def instances() -> list[Instance]:
     """Every Instance of this process that is in use; what a host starts after a fork and stops before it ends."""
     return list(_instances)
-
-
-def refusal_retry() -> float:
-    """When somebody who was refused for a passing reason is to come back: 5 to 15 seconds, so that not all do at once."""
-    return random.uniform(5.0, 15.0)
 
 
 def _left(deadline: float) -> float:

@@ -183,7 +183,7 @@ class Reader:
                 self.look(log)
             for subscription in batch[log]:
                 subscription.verified = current
-                if subscription.client.request.replay == question.replay is not None:
+                if subscription.place.replay == question.replay is not None:
                     subscription.start = opening.start
 
     def _follow(self, batch: dict[StreamLog, dict[Subscription, None]]) -> None:
@@ -284,9 +284,9 @@ class Reader:
 def _replays(waiting: Iterable[Subscription]) -> list[int]:
     """How far back those want to go whose start only the database can tell."""
     return [
-        subscription.client.request.replay
+        subscription.place.replay
         for subscription in waiting
-        if subscription.start is None and subscription.client.request.replay is not None
+        if subscription.start is None and subscription.place.replay is not None
     ]
 
 

@@ -6,17 +6,18 @@ same, which one test module holds for both. It delivers to nobody: for that ther
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..bus import Bus
 from ..config import Settings
 from ..database.queries import Outgoing, Publication
 from ..errors import InvalidArgument
-from ..messages import Message
+from ..messages import Member, Message
 
 _FIRST_ID = 1_700_000_000_000_000  # as large as real ones are
 _MAX_KEY = 1000
@@ -58,6 +59,7 @@ class FakeDatabase:
 
     def __init__(self) -> None:
         self.queries = FakeQueries()
+        self.presence = FakePresence(self.queries)
 
 
 class FakeQueries:
@@ -96,7 +98,7 @@ class FakeQueries:
                 self.broadcast(stream, data, publication)
 
     def _append(self, stream: str, id: int | None, data: str, publication: Publication) -> None:
-        now = datetime.now(timezone.utc)
+        now = _now()
         event, visible_to, exclude = publication[:3]
         self.sent.append(Message(stream, id, now, event or None, data, visible_to, exclude))
 
@@ -116,6 +118,57 @@ class FakeQueries:
         cursor = FakeCursor(self, one_snapshot=isolation in ("repeatable read", "serializable"))
         yield cursor
         cursor.commit()
+
+
+class _Lease(NamedTuple):
+    metadata: dict[str, Any]
+    joined_at: datetime
+    expires_at: datetime
+
+
+class FakePresence:
+    """Presence in memory. Announces as the real one does; who expires is gone, and announced by nobody, as without a worker."""
+
+    def __init__(self, queries: FakeQueries) -> None:
+        self._queries = queries
+        self._leases: dict[tuple[str, str, str], _Lease] = {}  # in the order in which they came
+
+    def join(self, stream: str, member: str, metadata: str, connection: str, ttl: float) -> bool:
+        now, known = _now(), {found.member: found for found in self.members(stream)}
+        joined_at = known[member].joined_at if member in known else now
+        self._leases.pop((stream, member, connection), None)
+        self._leases[stream, member, connection] = _Lease(json.loads(metadata), joined_at, now + timedelta(seconds=ttl))
+        return member not in known and self._announce("join", stream, member, json.loads(metadata))
+
+    def leave(self, stream: str, member: str, connection: str) -> bool:
+        lease = self._leases.pop((stream, member, connection), None)
+        if lease is None or any(place[:2] == (stream, member) for place in self._leases):
+            return False
+        return self._announce("leave", stream, member, lease.metadata)
+
+    def touch(self, stream: str, member: str, connection: str, ttl: float) -> bool:
+        now, place = _now(), (stream, member, connection)
+        lease = self._leases.get(place)
+        if lease is None or lease.expires_at <= now:
+            return False
+        self._leases[place] = lease._replace(expires_at=now + timedelta(seconds=ttl))
+        return True
+
+    def members(self, stream: str) -> list[Member]:
+        found: dict[str, Member] = {}
+        for (where, name, _), lease in self._leases.items():
+            if where == stream and lease.expires_at > _now():
+                connections = found[name].connections + 1 if name in found else 1
+                found[name] = Member(name, lease.metadata, lease.joined_at, connections)
+        return sorted(found.values(), key=lambda member: (member.joined_at, member.member))
+
+    def count(self, stream: str) -> int:
+        return len(self.members(stream))
+
+    def _announce(self, op: str, stream: str, member: str, metadata: dict[str, Any]) -> bool:
+        news = {"op": op, "member": member, "metadata": metadata, "count": self.count(stream)}
+        self._queries.broadcast_ephemeral(stream, json.dumps(news), Publication("presence"))
+        return True
 
 
 class FakeCursor:
@@ -169,6 +222,10 @@ class FakeCursor:
     def rollback(self) -> None:
         """Forget what was queued."""
         self._queued, self._snapshot = [], None
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _last_id(messages: Sequence[Message], stream: str) -> int:

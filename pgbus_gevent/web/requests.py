@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable
 from sys import intern
 from time import time
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import gevent
 
-from ..core.client import StreamRequest
-from ..core.cursor import parse_cursor, parse_replay
+from ..core.client import Place, StreamRequest, Subscriber
+from ..core.cursor import is_composite, parse_composite, parse_cursor, parse_replay
 from ..core.names import PublicNames, Signer, check_event, check_name, looks_signed
 from ..database.queries import Publication
 from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
 
 MAX_STREAMS = 32
+
+_CONNECTION = re.compile(r"[0-9a-f]{16,64}", re.ASCII)
 
 Query = list[tuple[str, str]]
 
@@ -85,45 +89,107 @@ def _checked(written: str) -> str:
         raise Refused(text(400, str(error))) from None
 
 
-def stream_request(environ: Environ, written: str, query: Query, names: StreamNames) -> StreamRequest:
-    """The request for one stream; not authorised yet."""
-    stream, expires_at = names.resolve(written)
-    since = replay = None
-    invalid = False
-    try:
-        since_text, replay_text = single(query, "since"), single(query, "replay")
-        since = None if since_text is None else parse_cursor(since_text)
-        replay = None if replay_text is None else parse_replay(replay_text)
-    except InvalidCursor as error:
-        raise Refused(text(400, str(error))) from None
-    last_event_id = environ.get("HTTP_LAST_EVENT_ID", "")
-    if last_event_id:
-        # It is newer than the URL, which an EventSource keeps using as it was.
-        replay = None
-        try:
-            since = parse_cursor(last_event_id, "Last-Event-ID")
-        except InvalidCursor:
-            # Any status but 200 would end the EventSource for good.
-            since, invalid = None, True
-    return StreamRequest(
-        stream,
-        since=since,
-        replay=None if since is not None else replay,
-        invalid_cursor=invalid,
-        # Behind a proxy it is the same text for all.
-        address=intern(str(environ.get("REMOTE_ADDR") or "")),
-        expires_at=expires_at,
-    )
+class Wish(NamedTuple):
+    """One stream of a request as the client wrote it, with the fields that belong to it."""
+
+    written: str
+    fields: Query
 
 
-def written_streams(query: Query) -> list[str]:
-    """The streams that a query names, as they are written there."""
-    found = [value for key, value in query if key == "stream"]
+def wishes(query: Query) -> list[Wish]:
+    """The streams that a query names, each with the fields behind it, up to the next stream."""
+    found: list[Wish] = []
+    before: Query = []
+    for key, value in query:
+        if key == "stream":
+            found.append(Wish(value, []))
+        else:
+            (found[-1].fields if found else before).append((key, value))
     if not found:
         raise Refused(text(400, "name a stream: /streams?stream=…"))
     if len(found) > MAX_STREAMS:
         raise Refused(text(400, f"too many streams: at most {MAX_STREAMS} on one connection, not {len(found)}"))
+    found[0].fields.extend(before)
     return found
+
+
+def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> StreamRequest:
+    """The request for one stream or several; not authorised yet."""
+    # The query is read in any case, to tell what is wrong with it.
+    all_since = _since_of_all(wanted)
+    cursors, invalid = _last_event_id(environ, len(wanted))
+    if cursors is None and not invalid:
+        cursors = all_since
+    places: dict[str, Place] = {}
+    for n, wish in enumerate(wanted):
+        stream, expires_at = names.resolve(wish.written)
+        if stream in places:
+            raise Refused(text(400, "the same stream is named twice"))
+        place = Place(stream, invalid_cursor=invalid)
+        start = _start(wish.fields, named_elsewhere=all_since is not None)
+        if cursors is not None:
+            place = place._replace(since=cursors[n])
+        elif not invalid:
+            place = place._replace(since=start[0], replay=start[1])
+        if expires_at is not None:
+            place = place._replace(subscriber=Subscriber(expires_at=expires_at))
+        places[stream] = place
+    return StreamRequest(
+        tuple(places.values()),
+        # Behind a proxy it is the same text for all.
+        address=intern(str(environ.get("REMOTE_ADDR") or "")),
+        connection=_connection([field for wish in wanted for field in wish.fields]),
+    )
+
+
+def _last_event_id(environ: Environ, streams: int) -> tuple[list[int] | None, bool]:
+    """The cursors in the header, if it is there, and whether it cannot be read.
+
+    It is newer than the URL, which an EventSource keeps using as it was.
+    """
+    value = str(environ.get("HTTP_LAST_EVENT_ID", ""))
+    if not value:
+        return None, False
+    try:
+        return _cursors(value, streams, "Last-Event-ID"), False
+    except InvalidCursor:
+        # Any status but 200 would end the EventSource for good.
+        return None, True
+
+
+def _since_of_all(wanted: list[Wish]) -> list[int] | None:
+    """The cursors of all streams, where one ``since`` tells them all as a frame's id does."""
+    given = [value for wish in wanted for key, value in wish.fields if key == "since"]
+    if len(wanted) == 1 or not any(is_composite(value) for value in given):
+        return None
+    if len(given) > 1:
+        raise Refused(text(400, "since is given for all streams at once, and once more"))
+    try:
+        return _cursors(given[0], len(wanted), "since")
+    except InvalidCursor as error:
+        raise Refused(text(400, str(error))) from None
+
+
+def _cursors(value: str, streams: int, name: str) -> list[int]:
+    return [parse_cursor(value, name)] if streams == 1 else parse_composite(value, streams, name)
+
+
+def _start(fields: Query, *, named_elsewhere: bool) -> tuple[int | None, int | None]:
+    """The cursor, or else how many messages to replay, in the fields of one stream."""
+    since = None if named_elsewhere else single(fields, "since")
+    replay = single(fields, "replay")
+    try:
+        count = None if replay is None else parse_replay(replay)
+        return (None, count) if since is None else (parse_cursor(since), None)
+    except InvalidCursor as error:
+        raise Refused(text(400, str(error))) from None
+
+
+def _connection(fields: Query) -> str | None:
+    value = single(fields, "connection")
+    if value is not None and not _CONNECTION.fullmatch(value):
+        raise Refused(text(400, "connection is not an id that a connection had: 16 to 64 hexadecimal digits"))
+    return value
 
 
 def single(query: Query, name: str) -> str | None:

@@ -10,11 +10,12 @@ from time import time
 import gevent
 
 from ..core import sse
-from ..core.client import StreamRequest, Subscriber
+from ..core.client import Place, StreamRequest, Subscriber
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
-from ..streamer.instance import Instance, refusal_retry
+from ..streamer.clients import refusal_retry
+from ..streamer.instance import Instance
 from . import requests
 from .responses import (
     Answer,
@@ -126,7 +127,8 @@ class StreamApp:
         if environ["REQUEST_METHOD"] == "POST":
             self._check_publisher(environ)
             return self._broadcast(environ, requests.text_of(raw_name, "path"))
-        return self._subscribe(environ, requests.text_of(raw_name, "path"), requests.parse_query(environ))
+        wish = requests.Wish(requests.text_of(raw_name, "path"), requests.parse_query(environ))
+        return self._subscribe(environ, [wish])
 
     # publishing
 
@@ -162,29 +164,24 @@ class StreamApp:
     # streams
 
     def _subscribe_by_query(self, environ: Environ) -> Found:
-        query = requests.parse_query(environ)
-        written = requests.written_streams(query)
-        if len(written) > 1:
-            return text(400, "too many streams: this version serves one on a connection")
-        return self._subscribe(environ, written[0], query)
+        return self._subscribe(environ, requests.wishes(requests.parse_query(environ)))
 
-    def _subscribe(self, environ: Environ, written: str, query: requests.Query) -> Found:
-        request = self._authorized(environ, requests.stream_request(environ, written, query, self._names))
-        refusal = self.instance.refusal
+    def _subscribe(self, environ: Environ, wanted: list[requests.Wish]) -> Found:
+        request = requests.stream_request(environ, wanted, self._names)
+        if self._authorize is not None:
+            request = request._replace(places=tuple(self._authorized(environ, place) for place in request.places))
+        refusal = self.instance.refusal(request)
         return request if refusal is None else _refuse(environ, refusal)
 
-    def _authorized(self, environ: Environ, request: StreamRequest) -> StreamRequest:
-        if self._authorize is None:
-            return request
-        answer = self._ask(self._authorize, environ, request.stream)
+    def _authorized(self, environ: Environ, place: Place) -> Place:
+        assert self._authorize is not None
+        answer = self._ask(self._authorize, environ, place.stream)
         if not isinstance(answer, Subscriber):
-            return request
-        times = [at for at in (request.expires_at, answer.expires_at) if at is not None]
+            return place
+        times = [at for at in (place.subscriber.expires_at, answer.expires_at) if at is not None]
         if times and min(times) <= time():
             raise Refused(text(403, "the right to watch this stream has expired"))
-        return request._replace(
-            owner=answer.owner, context=answer.context, member=answer.member, expires_at=min(times, default=None)
-        )
+        return place._replace(subscriber=answer._replace(expires_at=min(times, default=None)))
 
     def _ask(self, authorize: Authorize, environ: Environ, stream: str) -> bool | Subscriber:
         """The hook's answer. Raises Refused for all but True and a Subscriber."""
@@ -235,4 +232,5 @@ def _refuse(environ: Environ, reason: str) -> Answer:
     retry = refusal_retry()
     if accepts_stream(environ):
         return Answer(200, sse.shutdown(reason, retry), stream_headers(environ))
-    return text(503, f"not now: {reason}", ("retry-after", str(round(retry))))
+    status = 429 if reason == "too-many-connections" else 503
+    return text(status, f"not now: {reason}", ("retry-after", str(round(retry))))

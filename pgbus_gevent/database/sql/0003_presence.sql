@@ -1,0 +1,327 @@
+-- Presence: which members are at which streams, and the announcements of who comes and goes.
+--
+-- A row is one connection of one member at one stream, and a lease: who keeps it alive touches it, and what was not
+-- touched in time is gone, without anyone's action. A member is there as long as one of its rows has not expired. To
+-- leave is to expire after a grace: who is back within it has never been away, and nothing is announced.
+--
+-- Lock class (0001 has the others):
+--   1885823600  'pgbp'  the comings and goings at a stream; the second integer is the stream's lock_number
+--
+-- Who changes a stream's rows has its lock to the commit, so that announcements come in the order of what they tell, and
+-- each of them once. Workers only try for the lock: a transaction that keeps it holds up its own stream, not theirs.
+
+-- Unlogged: after a crash the connections are gone too, and what still lives joins again when its touch finds nothing.
+-- Half of each page is kept free, so that a touch, which changes no indexed column, finds room beside the row (HOT).
+create unlogged table pgbus.presence (
+  stream        text collate "C" not null,
+  member        text collate "C" not null,
+  connection    text collate "C" not null,      -- '' where an application has joined a member itself
+  metadata      jsonb            not null,
+  joined_at     timestamptz      not null,      -- the member's, by whichever connection was its first
+  connected_at  timestamptz      not null,
+  expires_at    timestamptz      not null,
+  leaving       boolean          not null default false,
+  primary key (stream, member, connection)
+) with (fillfactor = 50,
+        autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+
+-- asking ------------------------------------------------------------------------------------------------------
+
+-- Who is there now, in the order in which they came. The metadata is that of the member's newest connection.
+create function pgbus.presence_members(stream text)
+returns table (member text, metadata jsonb, joined_at timestamptz, connections bigint)
+language plpgsql stable rows 100 as $$
+begin
+  if pgbus.good_stream(stream) is not true then
+    perform pgbus.refuse(stream, '', null, null);
+  end if;
+  return query
+    select p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1], min(p.joined_at),
+           count(*) filter (where not p.leaving)
+    from pgbus.presence p
+    -- Not now(), which stands still in a transaction.
+    where p.stream = presence_members.stream collate "C" and p.expires_at > clock_timestamp()
+    group by p.member
+    order by min(p.joined_at), p.member;
+end
+$$;
+
+create function pgbus.presence_count(stream text) returns bigint
+language plpgsql stable as $$
+begin
+  if pgbus.good_stream(stream) is not true then
+    perform pgbus.refuse(stream, '', null, null);
+  end if;
+  return (
+    select count(distinct p.member) from pgbus.presence p
+    where p.stream = presence_count.stream collate "C" and p.expires_at > clock_timestamp());
+end
+$$;
+
+
+-- changing ----------------------------------------------------------------------------------------------------
+
+create function pgbus.presence_refuse(stream text, member text, connection text, metadata jsonb) returns void
+language plpgsql immutable as $$
+begin
+  if pgbus.good_stream(stream) is not true then
+    perform pgbus.refuse(stream, '', null, null);
+  end if;
+  raise exception using
+    errcode = 'invalid_parameter_value',
+    message = case
+      when pgbus.good_stream(member) is not true then
+        format('bad member %s: it must be 1 to 255 bytes of UTF-8 without control characters',
+               left(coalesce(to_json(member)::text, 'null'), 80))
+      when connection is null or octet_length(connection) > 255 then
+        'bad connection: it must be at most 255 bytes of UTF-8'
+      else
+        'bad metadata: it must be a JSON object of at most 4096 bytes'
+    end;
+end
+$$;
+
+create function pgbus.good_presence(member text, connection text, metadata jsonb) returns boolean
+language sql immutable parallel safe as $$
+  select pgbus.good_stream(member) and connection is not null and octet_length(connection) <= 255
+         and jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 4096
+$$;
+
+create function pgbus.presence_interval(what text, value interval, lowest interval) returns void
+language plpgsql immutable as $$
+begin
+  if value is null or value < lowest then
+    raise exception 'bad % %: it must be % or more', what, coalesce(value::text, 'null'), lowest
+      using errcode = 'invalid_parameter_value';
+  end if;
+end
+$$;
+
+-- Writes what happened at one stream, whose lock is had, and announces what has come of it; how much that is. The first
+-- three arrays are of one length, and so are the next two; `others` are members of whom something may have expired.
+create function pgbus.presence_settle(
+  stream text,
+  arrivals text[], arrival_connections text[], arrival_metadata jsonb[], ttl interval,
+  departures text[], departure_connections text[], grace interval,
+  others text[]) returns integer
+language plpgsql volatile as $$
+declare
+  -- An argument has its caller's collation, which would clash with a column's.
+  name       text   collate "C" := stream;
+  coming     text[] collate "C" := arrivals;
+  going      text[] collate "C" := departures;
+  concerned  text[] collate "C" := arrivals || departures || others;
+  known      text[] collate "C";
+  gone       text[] collate "C";
+  instant    timestamptz := clock_timestamp();
+  belongings jsonb[];
+  news       record;
+  total      bigint;
+  told       integer := 0;
+begin
+  -- With a snapshot from before the lock it would not see who came meanwhile, and announce that a member left who is there.
+  if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+    raise exception 'presence cannot be changed in a transaction in %: use one in READ COMMITTED',
+                    upper(current_setting('transaction_isolation'))
+      using errcode = 'feature_not_supported';
+  end if;
+  if pgbus.good_stream(name) is not true then
+    perform pgbus.refuse(name, '', null, null);
+  end if;
+  for news in
+    select a.member, a.connection, a.metadata
+    from unnest(coming, arrival_connections, arrival_metadata) as a(member, connection, metadata)
+    where pgbus.good_presence(a.member, a.connection, a.metadata) is not true
+  loop
+    perform pgbus.presence_refuse(name, news.member, news.connection, news.metadata);
+  end loop;
+  perform pgbus.presence_interval('ttl', ttl, interval '1 millisecond');
+  perform pgbus.presence_interval('grace', grace, interval '0');
+
+  -- One whose rows have expired has left as far as readers can see, swept or not: to them its coming is news.
+  known := array(
+    select distinct p.member from pgbus.presence p
+    where p.stream = name and p.member = any (coming) and p.expires_at > instant);
+  insert into pgbus.presence (stream, member, connection, metadata, joined_at, connected_at, expires_at)
+  select distinct on (a.member, a.connection)
+         name, a.member, a.connection, a.metadata,
+         coalesce((select min(o.joined_at) from pgbus.presence o
+                   where o.stream = name and o.member = a.member collate "C" and o.expires_at > instant), instant),
+         instant, instant + ttl
+  from unnest(coming, arrival_connections, arrival_metadata) with ordinality as a(member, connection, metadata, n)
+  order by a.member, a.connection, a.n desc
+  on conflict on constraint presence_pkey do update
+  set metadata = excluded.metadata, joined_at = excluded.joined_at, connected_at = excluded.connected_at,
+      expires_at = excluded.expires_at, leaving = false;
+
+  update pgbus.presence p
+  set leaving = true, expires_at = least(p.expires_at, instant + grace)
+  from unnest(going, departure_connections) as d(member, connection)
+  where p.stream = name and p.member = d.member collate "C" and p.connection = d.connection collate "C";
+
+  -- A row that somebody is touching just now is left for the next time; waited for, it would hold up all the others.
+  with expired as (
+    select p.member, p.connection from pgbus.presence p
+    where p.stream = name and p.member = any (concerned) and p.expires_at <= instant
+    for update skip locked
+  ), deleted as (
+    delete from pgbus.presence p using expired e
+    where p.stream = name and p.member = e.member and p.connection = e.connection
+    returning p.member, p.metadata, p.connected_at
+  ), last as (
+    select distinct on (d.member) d.member, d.metadata from deleted d order by d.member, d.connected_at desc
+  )
+  select array_agg(l.member), array_agg(l.metadata) into gone, belongings from last l;
+
+  for news in
+    select 'join' as op, p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1] as metadata
+    from pgbus.presence p
+    where p.stream = name and p.member = any (coming) and p.member <> all (known) and p.expires_at > instant
+    group by p.member
+    union all
+    select 'leave', g.member, g.metadata
+    from unnest(gone, belongings) as g(member, metadata)
+    where not exists (select from pgbus.presence p where p.stream = name and p.member = g.member collate "C")
+    order by op, member
+  loop
+    if total is null then
+      total := pgbus.presence_count(name);
+    end if;
+    perform pgbus.broadcast_ephemeral(
+      name,
+      json_build_object('op', news.op, 'member', news.member, 'metadata', news.metadata, 'count', total)::text,
+      'presence');
+    told := told + 1;
+  end loop;
+  return told;
+end
+$$;
+
+-- True where the member is new here. The stream's presence is locked to the end of the transaction, as by presence_leave.
+create function pgbus.presence_join(stream text, member text, metadata jsonb default '{}', connection text default '',
+                                    ttl interval default interval '45 seconds') returns boolean
+language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(1885823600, pgbus.lock_number(stream));
+  return pgbus.presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
+                               '{}', '{}', interval '0', '{}') > 0;
+end
+$$;
+
+-- True where the member is gone by it; not as long as it has other connections here, or a grace.
+create function pgbus.presence_leave(stream text, member text, connection text default '',
+                                     grace interval default interval '0') returns boolean
+language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(1885823600, pgbus.lock_number(stream));
+  return pgbus.presence_settle(stream, '{}', '{}', '{}', interval '1 second',
+                               array[member], array[connection], grace, '{}') > 0;
+end
+$$;
+
+-- Keeps these connections alive for the ttl from now; the places, from 1, of those that are not there any more, and have
+-- to join again. Locks no stream, and waits for nobody.
+create function pgbus.presence_touch_many(stream text[], member text[], connection text[],
+                                          ttl interval default interval '45 seconds') returns setof integer
+language plpgsql volatile as $$
+declare
+  instant timestamptz := clock_timestamp();
+begin
+  perform pgbus.presence_interval('ttl', ttl, interval '1 millisecond');
+  return query
+    with asked as (
+      select a.stream collate "C" as stream, a.member collate "C" as member, a.connection collate "C" as connection, a.n
+      from unnest(presence_touch_many.stream, presence_touch_many.member, presence_touch_many.connection)
+        with ordinality as a(stream, member, connection, n)
+    ), found as (
+      select p.stream, p.member, p.connection
+      from asked a
+      join pgbus.presence p on p.stream = a.stream and p.member = a.member and p.connection = a.connection
+      where not p.leaving and p.expires_at > instant
+      -- A row that is locked is just being written, by who sets a time of its own.
+      for update of p skip locked
+    ), touched as (
+      update pgbus.presence p set expires_at = instant + ttl
+      from found f
+      where p.stream = f.stream and p.member = f.member and p.connection = f.connection
+    )
+    select a.n::integer from asked a
+    where not exists (
+      select from pgbus.presence p
+      where p.stream = a.stream and p.member = a.member and p.connection = a.connection
+            and not p.leaving and p.expires_at > instant)
+    order by a.n;
+end
+$$;
+
+-- The same for one; false where it is not there any more.
+create function pgbus.presence_touch(stream text, member text, connection text default '',
+                                     ttl interval default interval '45 seconds') returns boolean
+language plpgsql volatile as $$
+begin
+  return not exists (
+    select from pgbus.presence_touch_many(array[stream], array[member], array[connection], ttl));
+end
+$$;
+
+
+-- for workers -------------------------------------------------------------------------------------------------
+
+-- What happened at a worker, at any number of streams: an arrival has metadata, a departure has none. The places, from 1,
+-- of what is to be tried again, as somebody else is at those streams just now.
+create function pgbus.presence_record(stream text[], member text[], connection text[], metadata jsonb[],
+                                      ttl interval, grace interval) returns setof integer
+language plpgsql volatile as $$
+declare
+  batch record;
+begin
+  for batch in
+    select a.stream,
+           coalesce(array_agg(a.member order by n) filter (where a.metadata is not null), '{}') as arrivals,
+           coalesce(array_agg(a.connection order by n) filter (where a.metadata is not null), '{}') as arrived,
+           coalesce(array_agg(a.metadata order by n) filter (where a.metadata is not null), '{}') as belongings,
+           coalesce(array_agg(a.member order by n) filter (where a.metadata is null), '{}') as departures,
+           coalesce(array_agg(a.connection order by n) filter (where a.metadata is null), '{}') as departed,
+           array_agg(a.n::integer) as places
+    from unnest(presence_record.stream, presence_record.member, presence_record.connection, presence_record.metadata)
+      with ordinality as a(stream, member, connection, metadata, n)
+    group by a.stream
+  loop
+    if pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(batch.stream)) then
+      perform pgbus.presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
+                                    batch.departures, batch.departed, grace, '{}');
+    else
+      return query select unnest(batch.places);
+    end if;
+  end loop;
+end
+$$;
+
+-- Removes what has expired and announces who is gone by it: of several that sweep at once, one does. Returns in how many
+-- seconds the next row is going to expire, null where there is none.
+create function pgbus.presence_sweep() returns double precision
+language plpgsql volatile as $$
+declare
+  batch record;
+begin
+  for batch in
+    select e.stream, array_agg(distinct e.member) as members
+    from (
+      select p.stream, p.member from pgbus.presence p
+      where p.expires_at <= clock_timestamp()
+      -- So that what a large worker leaves behind takes several short transactions.
+      limit 1000
+    ) e
+    group by e.stream
+  loop
+    if pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(batch.stream)) then
+      perform pgbus.presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
+                                    batch.members);
+    end if;
+  end loop;
+  return (
+    select greatest(0, extract(epoch from p.expires_at - clock_timestamp())) from pgbus.presence p
+    order by p.expires_at limit 1);
+end
+$$;

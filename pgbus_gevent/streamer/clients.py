@@ -1,0 +1,222 @@
+"""Who is connected: takes connections in, within the limits, and lets them go, whichever way they end."""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, NamedTuple
+
+from ..core import sse
+from ..core.client import Client, StreamRequest, Subscription
+from ..core.registry import Registry
+from ..core.stream_counter import StreamCounter
+
+logger = logging.getLogger("pgbus_gevent.streamer")
+
+
+class Limits(NamedTuple):
+    """How many connections there may be, of all, of one owner and of one address, and for how many seconds; 0 is no limit."""
+
+    connections: int
+    per_owner: int = 0
+    per_address: int = 0
+    age: float = 0.0
+
+
+class Clients:
+    """The way of a connection from its accept to its end. Nothing here yields.
+
+    ``unready`` tells why nobody can be served now, or None. ``make_connection`` and ``make_body`` make a client of either kind;
+    ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's; ``joined`` and ``left``
+    are told of each subscription.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        counter: StreamCounter,
+        *,
+        limits: Limits,
+        unready: Callable[[], str | None],
+        make_connection: Callable[..., Client],
+        make_body: Callable[..., Client],
+        bring: Callable[[Subscription], None],
+        joined: Callable[[Subscription], None],
+        left: Callable[[Subscription], None],
+        watch: Callable[[Client], None],
+        unwatch: Callable[[Client], None],
+    ) -> None:
+        self._limits = limits
+        self._registry = registry
+        self._counter = counter
+        self._unready = unready
+        self._make_connection = make_connection
+        self._make_body = make_body
+        self._bring = bring
+        self._joined = joined
+        self._left = left
+        self._watch = watch
+        self._unwatch = unwatch
+        self._lingering: set[Client] = set()
+        self._owners: Counter[str] = Counter()
+        self._addresses: Counter[str] = Counter()
+        # Bound once: two bound methods for each of ten thousand connections would be more than a megabyte.
+        self._callbacks: dict[str, Any] = {"on_drained": self._drained, "on_gone": self._gone}
+
+    # coming
+
+    def refusal(self, owner: str | None = None, address: str = "") -> str | None:
+        """Why a new connection is to be refused now, or None: ``restart``, ``unavailable``, ``overloaded`` or
+        ``too-many-connections`` of this owner or address."""
+        unready = self._unready()
+        if unready is not None:
+            return unready
+        limits = self._limits
+        if len(self._registry) >= limits.connections:
+            return "overloaded"
+        if owner is not None and 0 < limits.per_owner <= self._owners[owner]:
+            return "too-many-connections"
+        if address and 0 < limits.per_address <= self._addresses[address]:
+            return "too-many-connections"
+        return None
+
+    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Client:
+        """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame."""
+        connection = self._make_connection(
+            self._new_id(request),
+            request,
+            sock,
+            head,
+            **self._callbacks,
+        )
+        self._register(connection, request)
+        return connection
+
+    def body(self, request: StreamRequest) -> Client:
+        """Serve a client through a response body that its server iterates over."""
+        connection = self._make_body(self._new_id(request), request, **self._callbacks)
+        self._register(connection, request)
+        return connection
+
+    def _new_id(self, request: StreamRequest) -> str:
+        """The one that the client had before stays, so that messages which exclude it go on to."""
+        if request.connection is None:
+            return secrets.token_hex(12)
+        old = self._registry.client(request.connection)
+        if old is not None:
+            if old.owner != request.owner:
+                return secrets.token_hex(12)  # somebody else's
+            # A client has one connection of that id: this one is what is left of a path that broke.
+            self._forget(old, "replaced")
+            old.abort()
+        return request.connection
+
+    def _register(self, client: Client, request: StreamRequest) -> None:
+        refusal = self.refusal(client.owner, client.address)
+        if refusal is not None:
+            # Between the first look and here others may have come in.
+            client.reason = refusal
+            client.finish(sse.shutdown(refusal, refusal_retry()), monotonic())
+            return
+        if self._limits.age:
+            client.ends_at = client.opened_at + self._limits.age * random.uniform(0.8, 1.2)
+        self._registry.add(client, request.places)
+        self._count(client, 1)
+        self._counter.connected(place.stream for place in request.places)
+        self._watch(client)
+        # Before anything that could end it.
+        for subscription in client.subscriptions:
+            self._joined(subscription)
+        # It stands for all of them until the client is admitted.
+        self._bring(client.subscriptions[0])
+        logger.debug("connection %s opened, streams %r", client.id, [place.stream for place in request.places])
+
+    def _count(self, client: Client, one: int) -> None:
+        for counts, key in ((self._owners, client.owner), (self._addresses, client.address)):
+            if key:
+                counts[key] += one
+                if not counts[key]:
+                    del counts[key]
+
+    # going
+
+    def end(self, client: Client, reason: str, retry: float | None = None) -> None:
+        """Close a connection from our side, with the reason as its last frame where it can still be told."""
+        if client in self._lingering or reason in ("slow-consumer", "error"):
+            # Its socket is full, or cannot be written to: there is no room for a last frame.
+            self._forget(client, reason)
+            client.abort()
+            self._lingering.discard(client)
+            return
+        if not self._forget(client, reason):
+            return
+        if reason == "unavailable":
+            retry = refusal_retry()
+        self._lingering.add(client)
+        client.finish(sse.shutdown(reason, retry), monotonic())
+        if client in self._lingering:
+            self._watch(client)
+
+    def end_owner(self, owner: str) -> int:
+        """Close all connections of one owner, as its right was taken back; how many."""
+        if owner not in self._owners:
+            return 0
+        theirs = [client for client in self._registry.clients() if client.owner == owner]
+        for client in theirs:
+            self.end(client, "revoked")
+        return len(theirs)
+
+    def end_all(self) -> Iterator[None]:
+        """Send everybody away to come back, each with its own time for it; a step is one client."""
+        for client in self._registry.clients():
+            self.end(client, "restart", retry=random.uniform(1.0, 5.0))
+            yield
+
+    @property
+    def lingering(self) -> bool:
+        """Whether something still waits for a client that was sent away."""
+        return bool(self._lingering)
+
+    def cut_off(self) -> None:
+        """Close those for whom something still waits."""
+        for client in list(self._lingering):
+            client.abort()
+        self._lingering.clear()
+
+    def _gone(self, client: Client, reason: str) -> None:
+        """The client has left, or what waited for it after its end has gone out."""
+        self._lingering.discard(client)
+        self._unwatch(client)
+        self._forget(client, reason)
+
+    def _forget(self, client: Client, reason: str) -> bool:
+        subscriptions = self._registry.remove(client)
+        if not subscriptions:
+            return False
+        client.reason = reason
+        for subscription in subscriptions:
+            self._left(subscription)
+        self._unwatch(client)
+        self._count(client, -1)
+        self._counter.disconnected(subscription.log.name for subscription in subscriptions)
+        logger.debug("connection %s closed: %s", client.id, reason)
+        return True
+
+    def _drained(self, client: Client) -> None:
+        subscriptions = client.subscriptions
+        if len(subscriptions) > 1:
+            # By turns, so that a busy stream, which fills the socket each time, leaves room for the quiet ones.
+            client.turn = (client.turn + 1) % len(subscriptions)
+            subscriptions = subscriptions[client.turn :] + subscriptions[: client.turn]
+        for subscription in subscriptions:
+            self._bring(subscription)
+
+
+def refusal_retry() -> float:
+    """When somebody who was refused for a passing reason is to come back: 5 to 15 seconds, so that not all do at once."""
+    return random.uniform(5.0, 15.0)

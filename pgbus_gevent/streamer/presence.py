@@ -1,0 +1,288 @@
+"""Tells the database which members are connected to this worker, and keeps them there.
+
+A connection never waits for it and knows nothing of it: who comes and goes is noted in memory, and written by one greenlet, many
+at a time. What the database has is a lease on each connection, so a worker that is killed, or cannot reach the database, needs no
+one to clean up after it: its members expire, and whichever worker sweeps them away announces that they have left.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+
+from ..core.members import check_member, metadata_text
+from ..errors import DatabaseError, InvalidArgument
+
+logger = logging.getLogger("pgbus_gevent.presence")
+
+BATCH = 500
+"""The most comings and goings of one statement: some tens of milliseconds, in which it has the streams' presence locks."""
+
+MAX_DEPARTURES = 20_000
+"""Departures that wait for the database; of more, the oldest are left to expire, which needs nobody."""
+
+RESTART_GRACE = 10.0
+"""The least grace of members whose worker stops: their clients are told to come back after up to 5 s, elsewhere."""
+
+SWEEP_INTERVAL = 5.0
+"""The longest time from when a member expires, whose worker was killed, until a worker looks."""
+
+_BUSY_PAUSE = 0.05  # before trying a stream again at which somebody else was
+_HELD_PAUSE = 0.25  # the same, where nothing else could be written either; and between two sweeps
+_BACKOFF = 1.0, 10.0  # the first and the longest pause while the database is away
+
+_BAD_DATA = "22", "23", "54"  # classes of SQLSTATE: data exception, integrity constraint violation, limit exceeded
+
+_Key = tuple[str, str]  # stream and connection
+_Place = tuple[str, str, str]  # stream, member and connection
+_Change = tuple[str, str, str, str | None]  # and metadata; None for a departure
+
+
+class Source(Protocol):
+    """What it needs of the database."""
+
+    def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> list[int]: ...
+    def touch_many(self, places: Sequence[_Place], *, ttl: float) -> list[int]: ...
+    def sweep(self) -> float | None: ...
+
+
+def metadata_of(context: Any) -> Mapping[str, Any]:
+    """The metadata of an automatic member: what its Subscriber's context, where that is a mapping, has under ``presence``."""
+    found = context.get("presence") if isinstance(context, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+class PresenceKeeper:
+    """The greenlet that writes: :meth:`run` is its loop, :meth:`finish` its end. :meth:`joined` and :meth:`left` never yield.
+
+    ``tracks`` tells of a stream whether its members are tracked. ``ttl`` is how long the database keeps a connection of which it
+    hears nothing, ``grace`` how long it keeps one that left, lest a reload be announced; in seconds.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        tracks: Callable[[str], bool],
+        ttl: float,
+        grace: float,
+        sweep_interval: float = SWEEP_INTERVAL,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._source = source
+        self._tracks = tracks
+        self._ttl = ttl
+        self._grace = grace
+        self._sweep_interval = sweep_interval
+        self._clock = clock
+        # Who is connected; its size is bounded by that of the registry.
+        self._here: dict[_Key, _Change] = {}
+        # Those of them that are to be written, and whether that was tried before: then they may be in the database already.
+        self._arrivals: dict[_Key, bool] = {}
+        self._departures: dict[_Key, _Change] = {}
+        self._writing = False
+        self._work = Event()
+        self._touch_at = clock() + self._touch_interval()
+        self._sweep_at = clock() + random.uniform(0.0, sweep_interval)
+        self._complained = False
+        self._overflowed = False
+        self.failing = False
+
+    def __len__(self) -> int:
+        """How many connections with a member there are."""
+        return len(self._here)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the database knows of everybody who came and went."""
+        return not (self._arrivals or self._departures or self._writing)
+
+    # what the Instance tells
+
+    def joined(
+        self, client_id: str, stream: str, member: str | None, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """A connection follows a stream. One without a member, or at a stream that is not tracked, is passed over."""
+        if member is None or not self._tracks(stream):
+            return
+        try:
+            change = (stream, check_member(member), client_id, metadata_text(metadata))
+        except InvalidArgument as error:
+            # Here, and not by the database: there it would fail the statement of many.
+            if not self._complained:
+                logger.warning("a member of %r is not tracked, nor will others like it be: %s", stream, error)
+            self._complained = True
+            return
+        key = (stream, client_id)
+        self._here[key] = change
+        self._arrivals[key] = self._departures.pop(key, None) is not None
+        self._work.set()
+
+    def left(self, client_id: str, stream: str) -> None:
+        """A connection follows a stream no more; one that was never told of is passed over."""
+        key = (stream, client_id)
+        change = self._here.pop(key, None)
+        # One that was not written yet, nor tried, has never been there.
+        if change is not None and self._arrivals.pop(key, True):
+            self._depart(key, change)
+            self._work.set()
+
+    def _depart(self, key: _Key, change: _Change) -> None:
+        self._departures[key] = (*change[:3], None)
+        if len(self._departures) > MAX_DEPARTURES:
+            del self._departures[next(iter(self._departures))]
+            if not self._overflowed:
+                logger.warning(
+                    "more than %d members left while the database did not take it: the oldest are left to expire",
+                    MAX_DEPARTURES,
+                )
+            self._overflowed = True
+
+    # its greenlet
+
+    def run(self) -> None:
+        """Write, touch and sweep, for ever."""
+        backoff = _BACKOFF[0]
+        while True:
+            self._work.wait(self._pause())
+            self._work.clear()
+            try:
+                self._round()
+            except DatabaseError as error:
+                self._failed(error)
+                gevent.sleep(backoff * random.uniform(0.75, 1.0))
+                backoff = min(backoff * 2, _BACKOFF[1])
+                self._work.set()
+            else:
+                if self.failing:
+                    logger.info("presence works again")
+                self.failing, backoff = False, _BACKOFF[0]
+
+    def _pause(self) -> float:
+        due = self._sweep_at if not self._here else min(self._sweep_at, self._touch_at)
+        return max(0.0, due - self._clock())
+
+    def _round(self) -> None:
+        # Before what is new, which may go on for long: the leases of those who are there must not run out meanwhile.
+        if self._here and self._clock() >= self._touch_at:
+            self._touch()
+        if not self.settled:
+            self._write(self._take(BATCH), self._grace)
+        if self._clock() >= self._sweep_at:
+            self._sweep()
+
+    def _failed(self, error: DatabaseError) -> None:
+        if not self.failing:
+            hint = (
+                "run `python -m pgbus_gevent migrate`, as presence is not in the schema yet"
+                if error.sqlstate in ("42883", "42P01")  # no such function, no such table
+                else "clients stay connected, and what is missed is made up for when the database is back"
+            )
+            logger.warning("who is present cannot be written, trying again: %s; %s", error, hint)
+        self.failing = True
+
+    def _take(self, limit: int) -> list[_Change]:
+        """Arrivals and departures to be written; those that are in the hands of a statement are not among them any more."""
+        taken: list[_Change] = []
+        # Arrivals first: where one connection of a member replaces another, and there is no grace, nobody was away.
+        for key in list(self._arrivals)[:limit]:
+            del self._arrivals[key]
+            taken.append(self._here[key])
+        for key in list(self._departures)[: limit - len(taken)]:
+            taken.append(self._departures.pop(key))
+        return taken
+
+    def _write(self, changes: list[_Change], grace: float) -> None:
+        again = changes
+        self._writing = True
+        try:
+            again = self._record(changes, grace)
+        finally:
+            # Also where the greenlet is killed in the middle: nobody knows whether the statement was done.
+            self._writing = False
+            self._put_back(again)
+        if any(metadata is None for *_, metadata in changes):
+            self._sweep_at = min(self._sweep_at, self._clock() + grace)
+        if not self.settled:
+            if again:
+                pause = _BUSY_PAUSE if len(again) < len(changes) else _HELD_PAUSE
+                gevent.sleep(pause * random.uniform(0.5, 1.0))
+            self._work.set()
+        else:
+            self._overflowed = False
+
+    def _record(self, changes: list[_Change], grace: float) -> list[_Change]:
+        """Those that are to be tried again."""
+        try:
+            return [changes[place] for place in self._source.record(changes, ttl=self._ttl, grace=grace)]
+        except (InvalidArgument, DatabaseError) as error:
+            # What the database does not take is checked for in joined(); should something slip through, it is not to
+            # keep the others out for ever.
+            if isinstance(error, DatabaseError) and (error.sqlstate or "")[:2] not in _BAD_DATA:
+                raise
+            if len(changes) == 1:
+                logger.error("PostgreSQL does not take the member %r: %s", changes[0][1], error)
+                return []
+        middle = len(changes) // 2
+        return self._record(changes[:middle], grace) + self._record(changes[middle:], grace)
+
+    def _put_back(self, changes: list[_Change]) -> None:
+        for change in changes:
+            key = (change[0], change[2])
+            if change[3] is None:
+                if key not in self._here and key not in self._departures:
+                    self._depart(key, change)
+            elif key in self._here:
+                self._arrivals[key] = True
+
+    def _touch(self) -> None:
+        places = [change[:3] for key, change in self._here.items() if key not in self._arrivals]
+        missing = self._source.touch_many(places, ttl=self._ttl) if places else []
+        # Only now: one that fails is tried again with everything else. A lease outlasts two that were not made.
+        self._touch_at = self._clock() + self._touch_interval()
+        for place in missing:
+            # Expired while this worker stood still or the database was away, or gone with the database's crash.
+            stream, _, connection = places[place]
+            if (stream, connection) in self._here:
+                self._arrivals[stream, connection] = True
+
+    def _sweep(self) -> None:
+        self._sweep_at = self._clock() + self._sweep_interval * random.uniform(0.75, 1.0)
+        due = self._source.sweep()
+        if due is not None:
+            # Soon after, and not all workers at once.
+            self._sweep_at = min(self._sweep_at, self._clock() + max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05))
+
+    def _touch_interval(self) -> float:
+        return self._ttl / 3 * random.uniform(0.75, 1.0)
+
+    # the end
+
+    def finish(self, timeout: float) -> None:
+        """Have all that are still here leave, in one statement, within ``timeout`` seconds; yields. :meth:`run` has ended.
+
+        They get the time to come back that clients are given at a shutdown. What cannot be written expires.
+        """
+        for stream, client_id in list(self._here):
+            self.left(client_id, stream)
+        leaving = self._take(len(self._departures))
+        if not leaving:
+            return
+        deadline = gevent.Timeout(timeout)
+        try:
+            with deadline:
+                while leaving:
+                    leaving = self._record(leaving, max(self._grace, RESTART_GRACE))
+                    gevent.sleep(_BUSY_PAUSE if leaving else 0.0)
+        except (DatabaseError, gevent.Timeout) as error:
+            if isinstance(error, gevent.Timeout) and error is not deadline:
+                raise
+            logger.warning(
+                "%d connections of members are left to expire, within %g s: %s", len(leaving), self._ttl, error
+            )
