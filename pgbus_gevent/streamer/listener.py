@@ -10,6 +10,7 @@ from typing import Protocol
 
 import gevent
 
+from ..core.events import ListenerDown, ListenerUp, Signal
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.listener")
@@ -49,12 +50,16 @@ class Listener:
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         clock: Callable[[], float] = monotonic,
+        up: Signal[ListenerUp] | None = None,
+        down: Signal[ListenerDown] | None = None,
     ) -> None:
         self._connect = connect
         self._on_payloads = on_payloads
         self._on_up = on_up
         self._on_down = on_down
         self._clock = clock
+        self._up = up or Signal()
+        self._down = down or Signal()
         self.live = False
         self.reconnects = 0
 
@@ -91,6 +96,7 @@ class Listener:
         self.live = True
         logger.info("listening")
         self._on_up()
+        self._up.emit(ListenerUp())
         return session
 
     def _listen(self, session: Session) -> None:
@@ -111,5 +117,6 @@ class Listener:
         if self.live:
             self.reconnects += 1
             self._on_down()
+            self._down.emit(ListenerDown(str(error)))
         if self.live or first:
             logger.warning("the LISTEN session is lost, opening a new one: %s", error)
