@@ -13,6 +13,7 @@ import gevent
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
 from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
+from pgbus_gevent.core.events import Events, Read
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -289,6 +290,7 @@ class Parts:
         readers: int = 2,
     ) -> None:
         self.table = table or Table()
+        self.events = Events()
         self.filters = Filters()
         self.budget = RingBudget(ring_budget)
         self.registry = Registry(
@@ -305,6 +307,7 @@ class Parts:
             on_ready=lambda subscription: self.dispatcher.bring(subscription),
             page_size=page_size,
             ring_messages=ring_messages,
+            read=self.events.signal(Read),
         )
         self.dispatcher = StreamEventDispatcher(
             self.registry,

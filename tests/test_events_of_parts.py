@@ -6,9 +6,9 @@ from typing import Any
 
 import gevent
 import pytest
-from streamer_parts import wait_until
+from streamer_parts import Parts, wait_until
 
-from pgbus_gevent.core.events import ListenerDown, ListenerUp, Signal
+from pgbus_gevent.core.events import ListenerDown, ListenerUp, Read, Signal
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
 from pgbus_gevent.streamer.listener import Listener
@@ -56,3 +56,23 @@ def test_the_listener_tells_once_when_it_is_up_and_once_when_it_is_down(monkeypa
     wait_until(lambda: len(heard) >= 4, "up, down, up, down")
     greenlet.kill()
     assert heard == [ListenerUp(), ListenerDown("terminated by an administrator")] * 2
+
+
+def test_each_statement_of_the_readers_is_told_with_what_it_brought() -> None:
+    parts = Parts(page_size=3)
+    reads: list[Read] = []
+    parts.events.subscribe(Read, reads.append)
+    for _ in range(7):
+        parts.publish()
+    with parts:
+        client = parts.connect(since=0)
+        wait_until(lambda: len(client.ids) == 7, "all of it")
+        for _ in range(2):
+            parts.publish(ring=False)
+        parts.look()
+        wait_until(lambda: len(client.ids) == 9, "the new ones")
+        wait_until(lambda: len(reads) == parts.reader.reads, "each read is told")
+    kinds = [read.kind for read in reads]
+    assert kinds[0] == "open" and kinds[-1] == "follow" and "page" in kinds
+    assert sum(read.rows for read in reads if read.kind == "follow") == 2
+    assert all(read.streams == 1 and read.seconds >= 0 for read in reads)

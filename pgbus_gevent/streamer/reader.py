@@ -10,12 +10,14 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Protocol
 
 import gevent
 from gevent.event import Event
 
 from ..core.client import Subscription
+from ..core.events import Read, Signal
 from ..core.stream_log import History, StreamLog
 from ..database.queries import Opening, OpenQuestion, Page
 from ..errors import DatabaseError
@@ -61,6 +63,8 @@ class Reader:
         on_ready: Callable[[Subscription], None],
         page_size: int = 500,
         ring_messages: int = 1000,
+        clock: Callable[[], float] = monotonic,
+        read: Signal[Read] | None = None,
     ) -> None:
         self._source = source
         self._serve = serve
@@ -68,6 +72,8 @@ class Reader:
         self._on_ready = on_ready
         self._page_size = page_size
         self._ring_messages = ring_messages
+        self._clock = clock
+        self._read = read or Signal()
         self._looks: dict[StreamLog, dict[Subscription, None]] = {}
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
         self._looking: set[StreamLog] = set()
@@ -134,6 +140,12 @@ class Reader:
                 if not self._work.wait(KEEP_SECONDS if self._kept else None):
                     self._kept.clear()
 
+    def _tell(self, kind: str, found: Sequence[Opening | Page], began: float) -> None:
+        self.reads += 1
+        if self._read.handlers:
+            rows = sum(len(one.rows) for one in found)
+            self._read.emit(Read(kind, len(found), rows, self._clock() - began))
+
     # looks
 
     def _look_some(self) -> bool:
@@ -164,9 +176,10 @@ class Reader:
         """Ask for the state of streams that are new here, or that somebody wants more of than the ring has."""
         if not batch:
             return
+        began = self._clock()
         questions = [_question(log, waiting) for log, waiting in batch.items()]
         openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
-        self.reads += 1
+        self._tell("open", openings, began)
         for log, question, opening in zip(batch, questions, openings, strict=True):
             if not log.is_open:
                 log.open(
@@ -190,10 +203,11 @@ class Reader:
         """Read on from the heads of streams that are open."""
         if not batch:
             return
+        began = self._clock()
         pages = self._source.pages(
             [(log.name, log.head) for log in batch], limit=self._page_size, size=BYTES_PER_STREAM
         )
-        self.reads += 1
+        self._tell("follow", pages, began)
         for log, page in zip(batch, pages, strict=True):
             log.note(horizon=page.horizon)
             # A notification may have brought some of it meanwhile.
@@ -237,10 +251,11 @@ class Reader:
         return None
 
     def _read_pages(self, starts: dict[StreamLog, int]) -> None:
+        began = self._clock()
         heads = [log.head for log in starts]
         after = [(log.name, start) for log, start in starts.items()]
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
-        self.reads += 1
+        self._tell("page", pages, began)
         for (log, start), head, page in zip(starts.items(), heads, pages, strict=True):
             if page.rows:
                 # By the time that it is looked at again there may be more.
