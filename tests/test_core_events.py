@@ -141,6 +141,7 @@ def test_a_signal_alone_works_without_a_clock(caplog: pytest.LogCaptureFixture) 
     signal.emit(Gap("s", "ahead"))
     signal.subscribe(lambda event: 1 / 0)
     signal.emit(Gap("s", "ahead"))
+    signal.emit(Gap("s", "ahead"))
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 

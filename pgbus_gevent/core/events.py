@@ -134,7 +134,8 @@ class _Subscription:
 class Signal(Generic[E]):
     """One kind of event: what a part is given, to say ``if signal.handlers: signal.emit(Kind(…))``.
 
-    ``catch`` are the exceptions of a handler that stay here. A part that is built alone has one that nobody hears.
+    ``catch`` are the exceptions of a handler that stay here; without a ``clock`` only its first one is logged. A part that is built
+    alone has one that nobody hears.
     """
 
     __slots__ = ("_catch", "_clock", "handlers")
@@ -167,10 +168,10 @@ class Signal(Generic[E]):
 
     def _report(self, one: _Subscription, event: E) -> None:
         one.failures += 1
-        now = None if self._clock is None else self._clock()
-        if now is not None and one.quiet_until is not None and now < one.quiet_until:
+        now = 0.0 if self._clock is None else self._clock()
+        if one.quiet_until is not None and now < one.quiet_until:
             return
-        one.quiet_until = None if now is None else now + QUIET_SECONDS
+        one.quiet_until = now + QUIET_SECONDS
         logger.exception(
             "the handler %r raised at a %s event, %d times so far; a line of this comes once a minute",
             one.handler,
