@@ -13,7 +13,7 @@ import gevent
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
 from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
-from pgbus_gevent.core.events import Events, Read
+from pgbus_gevent.core.events import Events, Gap, Passed, Read
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -315,6 +315,8 @@ class Parts:
             on_behind=self.reader.behind,
             on_error=self._failed,
             retry=lambda: 2.0,
+            passed=self.events.signal(Passed),
+            gaps=self.events.signal(Gap),
         )
         self.readers = readers
         self.greenlets: list[gevent.Greenlet[..., None]] = []

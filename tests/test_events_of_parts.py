@@ -8,9 +8,9 @@ import gevent
 import pytest
 from streamer_parts import Parts, wait_until
 
-from pgbus_gevent.core.events import ListenerDown, ListenerUp, Read, Signal
+from pgbus_gevent.core.events import Gap, ListenerDown, ListenerUp, Passed, Read, Signal
 from pgbus_gevent.errors import DatabaseUnavailable
-from pgbus_gevent.streamer import listener
+from pgbus_gevent.streamer import dispatcher, listener
 from pgbus_gevent.streamer.listener import Listener
 
 
@@ -76,3 +76,57 @@ def test_each_statement_of_the_readers_is_told_with_what_it_brought() -> None:
     assert kinds[0] == "open" and kinds[-1] == "follow" and "page" in kinds
     assert sum(read.rows for read in reads if read.kind == "follow") == 2
     assert all(read.streams == 1 and read.seconds >= 0 for read in reads)
+
+
+def test_a_pass_is_told_once_with_the_number_of_those_it_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many slices it takes, and whatever other streams send in between."""
+    monkeypatch.setattr(dispatcher, "SLICE", 3)
+    parts = Parts()
+    passes: list[Passed] = []
+    parts.events.subscribe(Passed, passes.append)
+    with parts:
+        clients = [parts.connect("orders" if n % 2 else "stock") for n in range(40)]
+        wait_until(lambda: all(client.admitted for client in clients), "all are live")
+        before = len(passes)
+        for stream in ("orders", "stock"):
+            parts.publish(stream)
+        parts.publish("orders", exclude=clients[1].id)  # one more for the second pass, or in the first one's chunk
+        wait_until(lambda: sum(len(client.ids) for client in clients) == 20 + 20 + 19, "all have them")
+        wait_until(lambda: len(passes) == parts.dispatcher.passes, "each pass is told")
+    new = passes[before:]
+    assert [one.connections for one in new if one.stream == "stock"] == [20]
+    assert new[0].connections == 20 and all(one.seconds >= 0 for one in passes)
+
+
+def test_a_handler_that_raises_costs_nobody_a_message() -> None:
+    parts = Parts()
+    for kind in (Passed, Gap, Read):
+        parts.events.subscribe(kind, lambda event: {}[event])
+    with parts:
+        clients = [parts.connect() for _ in range(5)]
+        wait_until(lambda: all(client.admitted for client in clients), "all are live")
+        ids = [parts.publish() for _ in range(3)]
+        ahead = parts.connect(since=10_000)
+        wait_until(lambda: all(client.ids == ids for client in [*clients, ahead]), "all have all")
+    assert ahead.controls("gap-detected")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [({"since": 20}, "expired"), ({"since": 10_000}, "ahead"), ({"invalid_cursor": True}, "invalid-cursor")],
+    ids=["expired", "ahead", "invalid"],
+)
+def test_a_gap_is_told_as_the_client_is_told_of_it(request_: dict[str, Any], reason: str) -> None:
+    parts = Parts()
+    gaps: list[Gap] = []
+    parts.events.subscribe(Gap, gaps.append)
+    for _ in range(20):
+        parts.publish()
+    parts.table.prune("orders", 15)
+    with parts:
+        fine = parts.connect(since=0)
+        client = parts.connect(**request_)
+        wait_until(lambda: client.controls("gap-detected"), "the frame")
+        assert reason in client.controls("gap-detected")[0]
+        wait_until(lambda: len(fine.ids) == 5, "who asks for all misses nothing")
+    assert gaps == [Gap("orders", reason)]

@@ -19,6 +19,7 @@ from gevent.event import Event
 from ..core import sse
 from ..core.client import Client, Subscription, admit, expired
 from ..core.cursor import composite_id
+from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.registry import Registry
 from ..core.stream_log import Chunk, Frame, History, StreamLog, make_chunk
@@ -66,7 +67,11 @@ class StreamEventDispatcher:
         on_error: Callable[[Client], None],
         retry: Callable[[], float],
         clock: Callable[[], float] = monotonic,
+        passed: Signal[Passed] | None = None,
+        gaps: Signal[Gap] | None = None,
     ) -> None:
+        self._passed = passed or Signal()
+        self._gaps = gaps or Signal()
         self._registry = registry
         self._filters = filters
         self._on_behind = on_behind
@@ -146,13 +151,17 @@ class StreamEventDispatcher:
         # From here on a new frame queues another pass, behind the other streams.
         self._moved.discard(log)
         head = log.head
-        now = self._clock()
+        began = now = self._clock()
+        # Counted by slices: a number for each connection would cost each connection.
+        sent, sends = 0, self.sends
         chunks: dict[int, Chunk | None] = {}
         self.passes += 1
         for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):
             if n % SLICE == 0:
+                sent += self.sends - sends
                 yield
                 now = self._clock()
+                sends = self.sends
             cursor = subscription.cursor
             if cursor is None or cursor >= head or not _may_send(subscription):
                 continue
@@ -164,6 +173,8 @@ class StreamEventDispatcher:
             self._send(subscription, chunk, now)
             if chunk.cursor < head:
                 self.bring(subscription)
+        if self._passed.handlers:
+            self._passed.emit(Passed(log.name, sent + self.sends - sends, self._clock() - began))
 
     def _bring_lagging(self) -> _Steps:
         served = 0
@@ -224,6 +235,8 @@ class StreamEventDispatcher:
             if cursor < history.horizon:
                 # Zero asks for all that is retained, so it misses nothing.
                 gap = expired(log, cursor, history.oldest) if cursor > 0 else b""
+                if gap:
+                    self._gaps.emit(Gap(log.name, "expired"))
                 cursor = subscription.cursor = history.horizon
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
             if chunk is not None:
@@ -251,6 +264,8 @@ class StreamEventDispatcher:
         for each, admission in zip(client.subscriptions, admissions, strict=True):
             each.cursor = admission.cursor
             greeting.append(sse.opened(each.log.name, admission.cursor))
+            if admission.gap:
+                self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
         greeting.append(sse.connected(client.id, [(each.log.name, each.log.head) for each in client.subscriptions]))
         greeting += [admission.gap for admission in admissions]
         self._give(client.send, client, b"".join(greeting), self._clock())
