@@ -84,6 +84,18 @@ class Bus:
         """
         return self.database.queries.transaction(isolation)
 
+    def disconnect(self, owner: str, *, using: Cursor | None = None) -> None:
+        """End every connection of ``owner``, as the authorize hook named it, on every worker, with reason ``revoked``.
+
+        Take the right back first: who connects again is asked anew. With ``using``, in the caller's transaction, at its COMMIT.
+        """
+        if not owner or not isinstance(owner, str) or "\0" in owner:
+            raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {owner!r}")
+        if using is None:
+            self.database.queries.disconnect(owner)
+        else:
+            queries.disconnect(using, owner)
+
     def close(self) -> None:
         """Publish what is held back, and close the connections. May be called again; the next use opens new ones."""
         self.coalescer.close()

@@ -205,6 +205,13 @@ def mount_path() -> Kind[str]:
     return text("PATH", allowed, matches(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+"))
 
 
+def reference() -> Kind[str]:
+    """The name of a Python object: its module, a colon, and what it is called there."""
+    return text(
+        "MODULE:NAME", "a module and a name in it, such as app:authorize", matches(r"\w+(?:\.\w+)*:\w+(?:\.\w+)*")
+    )
+
+
 def globs() -> Kind[tuple[str, ...]]:
     """Patterns of stream names."""
     return texts("GLOB", "patterns such as demo:*, without control characters", matches(r"[^\x00-\x1f\x7f]+"))

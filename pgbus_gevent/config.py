@@ -117,6 +117,15 @@ class Settings:
     operator_token: str | None = _setting(
         None, kinds.token(), "Access", "--operator-token",
         "lets its bearer see the console", words="none (the console is for loopback only)")
+    authorize: str | None = _setting(
+        None, kinds.reference(), "Access", "--authorize",
+        "a function that is asked who may watch a stream, given environ and stream", words="none (every verified name)")
+    filters: str | None = _setting(
+        None, kinds.reference(), "Access", "--filters",
+        "the Bus, or Filters, with the predicates that `visible_to` names", words="none")
+    recheck: float = _setting(
+        0.0, kinds.duration(0, _YEARS), "Access", None,
+        "how often an authorize hook is asked again about each open connection; 0 is never")
     cors_origins: tuple[str, ...] = _setting(
         (), kinds.origins(), "Access", "--cors-origin",
         "other origins whose pages may read streams of this server, as `scheme://host[:port]`",

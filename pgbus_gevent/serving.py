@@ -20,6 +20,7 @@ import gevent
 
 from .bus import Bus
 from .config import Settings
+from .core.filters import Filters
 from .errors import InvalidArgument
 from .streamer import set_current
 from .streamer.instance import Instance
@@ -43,19 +44,26 @@ def build(settings: Settings, app_name: str | None, stack: ExitStack) -> tuple[I
 
     ``stack`` closes what was opened. Raises :class:`InvalidArgument` when there is no such application.
     """
+    # So that an application's ``Bus()`` is on our database and signs what we verify, wherever we have them from.
+    os.environ["PGBUS_DATABASE_URL"] = str(settings.database_url)
+    os.environ["PGBUS_SECRET"] = ",".join(settings.secret)
     instance = Instance(settings)
     set_current(instance)
     # For a start that fails half-way; after a regular stop there is nothing left to do.
     stack.callback(instance.shutdown, 1.0)
-    beside = _demo(instance, stack) if app_name is None else _own_application(settings, app_name)
-    return instance, _mount(StreamApp(instance), beside)
+    beside = _demo(instance, stack) if app_name is None else load_app(app_name)
+    if settings.filters is not None:
+        instance.filters.share(_filters(settings.filters))
+    authorize = None if settings.authorize is None else load(settings.authorize, "function")
+    return instance, _mount(StreamApp(instance, authorize), beside)
 
 
-def _own_application(settings: Settings, name: str) -> WSGIApp:
-    # So that its ``Bus()`` is on our database and signs what we verify, wherever we have them from.
-    os.environ["PGBUS_DATABASE_URL"] = str(settings.database_url)
-    os.environ["PGBUS_SECRET"] = ",".join(settings.secret)
-    return load_app(name)
+def _filters(name: str) -> Filters:
+    found = load(name, "object")
+    filters = getattr(found, "filters", found)
+    if not isinstance(filters, Filters):
+        raise InvalidArgument(f"{name} is a {type(found).__name__}, and neither a Bus nor Filters")
+    return filters
 
 
 def _demo(instance: Instance, stack: ExitStack) -> WSGIApp:
@@ -94,9 +102,18 @@ def load_app(name: str) -> WSGIApp:
 
     Raises :class:`InvalidArgument` when there is none.
     """
+    app: WSGIApp = load(name, "application")
+    return app
+
+
+def load(name: str, what: str) -> Any:
+    """The ``what`` that ``module:attribute`` names: anything for "object", else something that can be called.
+
+    Raises :class:`InvalidArgument` when there is none.
+    """
     module_name, _, attribute = name.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        raise InvalidArgument(f"{name!r} does not name an application: write module:application")
+        raise InvalidArgument(f"{name!r} does not name an application: write module:{what}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -107,10 +124,9 @@ def load_app(name: str) -> WSGIApp:
         raise
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    if not callable(found):
-        raise InvalidArgument(f"{module_name} has no application {attribute!r}")
-    app: WSGIApp = found
-    return app
+    if found is None or (what != "object" and not callable(found)):
+        raise InvalidArgument(f"{module_name} has no {what} {attribute!r}")
+    return found
 
 
 def raise_descriptor_limit(connections: int) -> None:

@@ -507,7 +507,7 @@ def test_every_flag_defaults_to_not_given() -> None:
 
 
 GIVEN = {"cors_origins": "https://a.example", "database_url": URL, "listen_url": URL, "secret": SECRET, "public": "a"}
-GIVEN |= {"publish_token": SECRET, "operator_token": SECRET, "presence": "a"}
+GIVEN |= {"publish_token": SECRET, "operator_token": SECRET, "presence": "a", "authorize": "a:b", "filters": "a:b"}
 
 
 @pytest.mark.parametrize("name", FLAGGED)

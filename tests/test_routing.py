@@ -23,12 +23,14 @@ class Routing:
         self.looks: list[str] = []
         self.rings: list[int] = []
         self.ephemerals: list[Ephemeral] = []
+        self.controls: list[int] = []
         self.router = WakeRouter(
             self.registry,
             on_ring=lambda: self.rings.append(1),
             on_moved=lambda log, new: self.moved.append((log.name, new)),
             look=lambda log: self.looks.append(log.name),
             take=self.ephemerals.append,
+            on_control=lambda: self.controls.append(1),
         )
         self.log = added(self.registry, FakeClient("a", "orders")).log
         self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
@@ -92,3 +94,8 @@ def test_a_message_that_claims_to_follow_but_is_older_moves_nothing(routing: Rou
     routing.ring("orders", 7, 10)
     assert routing.log.head == 10
     assert routing.moved == [("orders", 0)]
+
+
+def test_a_control_notification_is_passed_on(routing: Routing) -> None:
+    routing.router.hear(['["control"]'])
+    assert (routing.controls, routing.looks) == ([1], [])

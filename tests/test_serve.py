@@ -29,7 +29,7 @@ SECRET = "a secret of the test"
 ANNOUNCED = re.compile(r"pgbus_gevent serves http://([\d.]+|\[::1\]):(\d+)/ database (.+) pid (\d+)\n")
 
 APP = """
-from pgbus_gevent import Bus
+from pgbus_gevent import Bus, Subscriber
 from pgbus_gevent.streamer import current
 
 bus = Bus()
@@ -41,6 +41,12 @@ def application(environ, start_response):
     if environ["PATH_INFO"] == "/readers":
         return [str(len(current().registry)).encode()]
     return [bus.sign("orders").encode()]
+
+def authorize(environ, stream):
+    user = environ.get("HTTP_X_USER")
+    return Subscriber(owner=user, context=user) if user else False
+
+bus.filters.register("admins", lambda user, stream: user == "ada")
 
 class site:
     wsgi = staticmethod(application)
@@ -259,6 +265,26 @@ def test_a_low_limit_of_open_files_is_warned_of(tmp_path: Path, own: dict[str, s
         assert "WARNING" not in served.stderr
 
 
+def test_an_applications_hook_and_filters_are_asked(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    access = ("--authorize", "app:authorize", "--filters", "app:bus")
+    with (
+        serving(tmp_path, "app:application", *access, **own) as served,
+        Bus(own["PGBUS_DATABASE_URL"], secret=SECRET) as bus,
+    ):
+        path = bus.stream_path("orders")
+        assert served.get(path).status == 403
+        with (
+            StreamClient(served.url, path, headers={"X-User": "ada"}) as ada,
+            StreamClient(served.url, path, headers={"X-User": "bob"}) as bob,
+        ):
+            for client in (ada, bob):
+                client.next("pgbus:connected")
+            bus.stream("orders").broadcast("secret", visible_to="admins")
+            bus.stream("orders").broadcast("for all")
+            assert [ada.next().data, ada.next().data, bob.next().data] == ["secret", "for all", "for all"]
+
+
 # refusing ------------------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +307,22 @@ def test_an_application_that_is_not_there_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
     assert refused(tmp_path, name, **own) == (2, complaint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--authorize", "app:nothere"), "app has no function 'nothere'"),
+        (("--authorize", "app:not_callable"), "app has no function 'not_callable'"),
+        (("--filters", "app:nothere"), "app has no object 'nothere'"),
+        (("--filters", "app:not_callable"), "app:not_callable is a int, and neither a Bus nor Filters"),
+    ],
+)
+def test_a_hook_or_filters_that_are_not_there_are_one_line_and_status_2(
+    flags: tuple[str, ...], complaint: str, tmp_path: Path, own: dict[str, str]
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    assert refused(tmp_path, "app:application", *flags, **own) == (2, complaint)
 
 
 def test_what_an_application_cannot_import_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import sse
@@ -42,12 +43,13 @@ class Place(NamedTuple):
 class StreamRequest(NamedTuple):
     """What a client asks for: one place or several, in the order in which it named the streams.
 
-    ``connection`` is the id that it had before, if it sent one back.
+    ``connection`` is the id that it had before, if it sent one back; ``recheck`` asks again whether it still may, as configured.
     """
 
     places: tuple[Place, ...]
     address: str = ""
     connection: str | None = None
+    recheck: Callable[[], bool] | None = None
 
     @property
     def owner(self) -> str | None:
@@ -67,7 +69,7 @@ class Client(ABC):
     """
 
     __slots__ = (
-        "address", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "subscriptions",
+        "address", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "recheck", "subscriptions",
         "turn",
     )  # fmt: skip
 
@@ -76,6 +78,7 @@ class Client(ABC):
         self.address = request.address
         self.owner = request.owner
         self.expires_at = request.expires_at
+        self.recheck = request.recheck
         self.opened_at = now
         self.last_sent = now
         self.subscriptions: tuple[Subscription, ...] = ()

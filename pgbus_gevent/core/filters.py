@@ -28,6 +28,11 @@ class Filters:
         self._predicates[label] = predicate
         self._complained.discard(label)
 
+    def share(self, other: Filters) -> None:
+        """Have the predicates of ``other`` from now on, those that it gets later included; and it those of this one."""
+        other._predicates.update(self._predicates)
+        self._predicates = other._predicates
+
     def permits(self, label: str, context: Any, stream: str) -> bool:
         """Whether a connection with ``context`` may see a message of ``stream`` that is visible to ``label``."""
         predicate = self._predicates.get(label)

@@ -39,7 +39,11 @@ class Ephemeral(NamedTuple):
     exclude: str | None
 
 
-Wake = Ring | Moved | Ephemeral
+class Control(NamedTuple):
+    """Something other than a message: whom it concerns is in the tables."""
+
+
+Wake = Ring | Moved | Ephemeral | Control
 
 
 def parse(payload: str) -> Wake:
@@ -56,6 +60,8 @@ def parse(payload: str) -> Wake:
         if kind == "large":
             stream, number = rest
             return Ephemeral(check_name(stream), _id(number), None, None, None, None)
+        if kind == "control" and not rest:
+            return Control()
         if kind == "moved" and rest:
             return Moved([check_name(name) for name in rest])
     except (ValueError, TypeError, OverflowError, RecursionError):

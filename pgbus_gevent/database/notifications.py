@@ -15,6 +15,9 @@ from .connect import connect, translated
 CHANNEL = "pgbus"
 """What publishers ring on; sql/0001_messages.sql has the same name in it."""
 
+CONTROL = "pgbus_control"
+"""What is not about messages; see sql/0006_disconnect.sql."""
+
 BACKLOG = 10_000
 """Notifications held at the most; beyond that the oldest go, which :meth:`ListenSession.receive` tells."""
 
@@ -35,7 +38,7 @@ class ListenSession:
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
         self._probe = f"pgbus_probe_{os.getpid()}_{self.backend_pid}"
         try:
-            self._run(f"listen {CHANNEL}; listen {self._probe}")
+            self._run(f"listen {CHANNEL}; listen {CONTROL}; listen {self._probe}")
         except BaseException:
             self.close()
             raise
@@ -59,7 +62,7 @@ class ListenSession:
                 self._connection.poll()
         # A full backlog may have pushed some out.
         lost = len(self._notifies) == BACKLOG
-        payloads = [notify.payload for notify in self._notifies if notify.channel == CHANNEL]
+        payloads = [notify.payload for notify in self._notifies if notify.channel in (CHANNEL, CONTROL)]
         self._notifies.clear()
         return payloads, lost
 

@@ -252,7 +252,19 @@ class Queries:
         """Return when the database answers."""
         self._all("select 1")
 
+    def disconnect(self, owner: str) -> None:
+        """End every connection of an owner, on every worker."""
+        self._all("select pgbus.disconnect(%s)", (owner,))
+
     # the streamer's reads
+
+    def revocations(self) -> list[tuple[int, str]]:
+        """Whose connections were to be ended in the last ten minutes: number and owner, oldest first."""
+        rows = self._all(
+            "select id, owner from pgbus.revocations where revoked_at > clock_timestamp() - interval '10 minutes'"
+            " order by id"
+        )
+        return [(int(id), str(owner)) for id, owner in rows]
 
     def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]:
         """The newest id of all streams, or 0, and which of these have messages above the head given for each."""
@@ -344,3 +356,8 @@ def last_id(cursor: Cursor, stream: str) -> int:
     cursor.execute("select pgbus.last_id(%s) as last_id", (stream,))
     row = cursor.fetchone()
     return int(row["last_id"] if isinstance(row, dict) else row[0])  # an application may use a RealDictCursor
+
+
+def disconnect(cursor: Cursor, owner: str) -> None:
+    """End every connection of an owner once the transaction of ``cursor`` commits."""
+    cursor.execute("select pgbus.disconnect(%s)", (owner,))

@@ -34,6 +34,8 @@ from .heartbeat import Heartbeat
 from .listener import Listener
 from .presence import PresenceKeeper, metadata_of
 from .reader import Reader
+from .rechecks import Rechecks
+from .revocations import Revocations
 from .routing import WakeRouter
 from .task import Task
 
@@ -75,6 +77,7 @@ class Instance:
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
         presence: Callable[..., PresenceKeeper] = PresenceKeeper,
+        revocations: Callable[..., Revocations] = Revocations,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -123,6 +126,7 @@ class Instance:
             on_moved=self._moved,
             look=self.reader.look,
             take=self.ephemerals.take,
+            on_control=lambda: self.revocations.ring(),
         )
         self.listener = listener(
             self.database.listen,
@@ -165,14 +169,21 @@ class Instance:
             watch=self.heartbeat.watch,
             unwatch=self.heartbeat.forget,
         )
+        self.revocations: Revocations = revocations(
+            queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval
+        )
         self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
             self._task("heartbeat", self.heartbeat.run),
             self._task("ephemerals", self.ephemerals.run),
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
+            self._task("revocations", self.revocations.run),
             self._task("presence", self.presence.run),
         ]
+        if self.settings.recheck:
+            self.rechecks = Rechecks(self.registry, interval=self.settings.recheck, on_end=self.clients.end)
+            self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
 
@@ -303,6 +314,7 @@ class Instance:
     def _listening(self) -> None:
         self._live.set()
         self.catch_up.ring()
+        self.revocations.ring()
 
     def _catch_up_interval(self) -> float:
         interval = self.settings.catch_up_interval

@@ -13,7 +13,8 @@ class WakeRouter:
     """Takes what the listener heard; never yields, as the listener must not be kept from its session.
 
     ``on_ring`` is told that there was something at all, ``on_moved`` of a log with so many new frames, ``look`` of one that
-    has to be read, ``take`` of an ephemeral message.
+    has to be read, ``take`` of an ephemeral message,
+    ``on_control`` of what is not about messages.
     """
 
     def __init__(
@@ -24,12 +25,14 @@ class WakeRouter:
         on_moved: Callable[[StreamLog, int], None],
         look: Callable[[StreamLog], None],
         take: Callable[[wakes.Ephemeral], None],
+        on_control: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._on_ring = on_ring
         self._on_moved = on_moved
         self._look = look
         self._take = take
+        self._on_control = on_control
 
     def hear(self, payloads: list[str]) -> None:
         """Payloads came, in this order."""
@@ -40,6 +43,8 @@ class WakeRouter:
                 self._ring(wake)
             elif isinstance(wake, wakes.Ephemeral):
                 self._take(wake)
+            elif isinstance(wake, wakes.Control):
+                self._on_control()
             else:
                 for name in wake.streams or ():
                     log = self._registry.log(name)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import time
+from typing import cast
 
 import gevent
 
@@ -169,7 +170,10 @@ class StreamApp:
     def _subscribe(self, environ: Environ, wanted: list[requests.Wish]) -> Found:
         request = requests.stream_request(environ, wanted, self._names)
         if self._authorize is not None:
-            request = request._replace(places=tuple(self._authorized(environ, place) for place in request.places))
+            request = request._replace(
+                places=tuple(self._authorized(environ, place) for place in request.places),
+                recheck=self._rechecker(environ, request) if self._settings.recheck else None,
+            )
         refusal = self.instance.refusal(request)
         return request if refusal is None else _refuse(environ, refusal)
 
@@ -183,6 +187,17 @@ class StreamApp:
             raise Refused(text(403, "the right to watch this stream has expired"))
         return place._replace(subscriber=answer._replace(expires_at=min(times, default=None)))
 
+    def _rechecker(self, environ: Environ, request: StreamRequest) -> Callable[[], bool]:
+        # Texts alone: the rest is of a request that is over by then, its socket among it.
+        kept = {key: value for key, value in environ.items() if isinstance(value, str)}
+        streams = [place.stream for place in request.places]
+
+        def allowed() -> bool:
+            assert self._authorize is not None
+            return all(_permits(self._authorize(kept, stream)) for stream in streams)
+
+        return allowed
+
     def _ask(self, authorize: Authorize, environ: Environ, stream: str) -> bool | Subscriber:
         """The hook's answer. Raises Refused for all but True and a Subscriber."""
         answer: object = False
@@ -190,8 +205,8 @@ class StreamApp:
             answer = authorize(environ, stream)
         except (Exception, gevent.Timeout):
             logger.exception("the authorize hook raised for stream %r: refused", stream)
-        if answer is True or isinstance(answer, Subscriber):
-            return answer
+        if _permits(answer):
+            return cast("bool | Subscriber", answer)
         if answer is not False:
             logger.error(
                 "the authorize hook answered a %s for stream %r, and not a bool or a Subscriber: refused",
@@ -225,6 +240,11 @@ class StreamApp:
                 ("access-control-allow-credentials", "true"),
             ]
         return headers
+
+
+def _permits(answer: object) -> bool:
+    """Whether a hook's answer lets somebody in."""
+    return answer is True or isinstance(answer, Subscriber)
 
 
 def _refuse(environ: Environ, reason: str) -> Answer:

@@ -1,0 +1,238 @@
+"""Who may be connected, how often, and for how long: caps, rights that are taken back, hooks that are asked again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import monotonic
+from typing import Any
+
+import gevent
+import gevent.subprocess
+import pytest
+from site_parts import Site, running_site
+from streamer_parts import wait_until
+from support import run, session, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.database.connect import connect as connect_to
+from pgbus_gevent.errors import DatabaseError, InvalidArgument
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.web.stream_app import StreamApp
+
+PROMPT = 1.0
+"""Seconds within which a right that is taken back has ended all connections, on a machine of its own."""
+
+
+def owner_of(environ: Any, stream: str) -> bool | Subscriber:
+    owner = environ.get("HTTP_X_OWNER")
+    return Subscriber(owner) if owner else True
+
+
+@contextmanager
+def guarded(database: str, **changes: Any) -> Iterator[Site]:
+    """A site whose clients say in a header who they are."""
+    with running_site(database, public=("*",), **changes) as site:
+        site.app = StreamApp(site.instance, owner_of)
+        yield site
+
+
+def watch(site: Site, owner: str, **headers: str) -> StreamClient:
+    return StreamClient(site.url, "/pgbus/streams/orders", headers={"X-Owner": owner, **headers})
+
+
+def reason(client: StreamClient) -> str:
+    told = json.loads(client.next("pgbus:shutdown").data)
+    client.wait_closed()
+    return str(told["reason"])
+
+
+# caps
+
+
+@pytest.mark.parametrize("setting", ["max_per_owner", "max_per_address"])
+def test_a_cap_holds_for_a_burst_of_simultaneous_connects_and_gives_places_back(
+    pgbus_database: str, setting: str
+) -> None:
+    with guarded(pgbus_database, **{setting: 3}) as site, ExitStack() as stack:
+        clients = [stack.enter_context(watch(site, "ada")) for _ in range(20)]
+        until(lambda: sum(client.closed for client in clients) == 17, "all but three were refused")
+        refused = [client for client in clients if client.closed]
+        for client in refused:
+            assert reason(client) == "too-many-connections"
+            assert 5000 <= int(client.raw.split(b"retry: ")[1].split(b"\n")[0]) <= 15000
+        served = [client for client in clients if not client.closed]
+        for client in served:
+            client.next("pgbus:connected")
+        if setting == "max_per_owner":
+            with watch(site, "bob") as bob:
+                bob.next("pgbus:connected")
+        served[0].close()
+        wait_until(lambda: len(site.instance.registry) == 2)
+        with watch(site, "ada") as again:
+            again.next("pgbus:connected")
+
+
+def test_who_is_not_an_event_source_gets_429_with_retry_after(pgbus_database: str) -> None:
+    with guarded(pgbus_database, max_per_owner=1) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        answer = site.get("/streams/orders", X_Owner="ada")
+        assert answer.status == 429 and 5 <= int(answer.headers["retry-after"]) <= 15
+
+
+# rights that are taken back
+
+
+@pytest.mark.parametrize("way", ["sql", "python", "in a transaction"])
+def test_disconnect_ends_the_connections_of_one_owner_on_every_worker(
+    pgbus_database: str, pgbus_bus: Bus, way: str
+) -> None:
+    with guarded(pgbus_database) as one, guarded(pgbus_database) as two, ExitStack() as stack:
+        theirs = [stack.enter_context(watch(site, "ada")) for site in (one, two) for _ in range(3)]
+        bob = stack.enter_context(watch(one, "bob"))
+        for client in (*theirs, bob):
+            client.next("pgbus:connected")
+        began = monotonic()
+        if way == "sql":
+            with session(pgbus_database) as connection:
+                run(connection, "select pgbus.disconnect('ada')")
+        elif way == "python":
+            pgbus_bus.disconnect("ada")
+        else:
+            with pgbus_bus.transaction() as cursor:
+                pgbus_bus.disconnect("ada", using=cursor)
+                gevent.sleep(0.1)
+                assert not any(client.closed for client in theirs)
+        assert [reason(client) for client in theirs] == ["revoked"] * 6
+        assert monotonic() - began < PROMPT + 2.0
+        pgbus_bus.stream("orders").broadcast("still here")
+        assert bob.next().data == "still here"
+        # The right is the hook's: who comes back is asked anew, and what is past ends nobody.
+        with watch(one, "ada") as again:
+            again.next("pgbus:connected")
+            gevent.sleep(0.3)
+            assert not again.closed
+
+
+def test_rolled_back_nobody_is_disconnected(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with guarded(pgbus_database) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        with pytest.raises(ZeroDivisionError), pgbus_bus.transaction() as cursor:
+            pgbus_bus.disconnect("ada", using=cursor)
+            raise ZeroDivisionError
+        gevent.sleep(0.3)
+        assert not client.closed
+
+
+def test_without_listen_it_takes_a_moment_longer(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with guarded(pgbus_database, listen=False) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        pgbus_bus.disconnect("ada")
+        assert reason(client) == "revoked"
+
+
+def test_one_that_came_while_the_listener_was_away_is_found_when_it_is_back(
+    pgbus_database: str, pgbus_bus: Bus
+) -> None:
+    with guarded(pgbus_database, catch_up_interval=60) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        listener = next(task for task in site.instance.tasks if task.name == "listener")
+        listener.stop(1.0)
+        pgbus_bus.disconnect("ada")
+        gevent.sleep(0.2)
+        assert not client.closed
+        listener.start()
+        assert reason(client) == "revoked"
+
+
+def test_a_revocation_of_before_this_worker_is_none_of_its_business(pgbus_database: str, pgbus_bus: Bus) -> None:
+    pgbus_bus.disconnect("ada")
+    with guarded(pgbus_database) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        pgbus_bus.disconnect("bob")
+        gevent.sleep(0.3)
+        assert not client.closed
+
+
+def test_old_revocations_are_cleared(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with session(pgbus_database) as connection:
+        run(
+            connection,
+            "insert into pgbus.revocations (owner, revoked_at)"
+            " select 'old', now() - interval '2 hours' from generate_series(1, 150)",
+        )
+        for _ in range(2):
+            pgbus_bus.disconnect("ada")
+        [(left,)] = run(connection, "select count(*) from pgbus.revocations")
+        assert left == 2
+
+
+@pytest.mark.parametrize("owner", ["", None, 7, "a\0b"])
+def test_an_owner_that_makes_no_sense_is_refused(pgbus_bus: Bus, owner: Any) -> None:
+    with pytest.raises(InvalidArgument, match="owner is a text"):
+        pgbus_bus.disconnect(owner)
+
+
+def test_sql_refuses_an_empty_owner(pgbus_database: str) -> None:
+    connection = connect_to(pgbus_database, application_name="x", connect_timeout=5.0, statement_timeout=5.0)
+    try:
+        with pytest.raises(Exception, match="bad owner"), connection.cursor() as cursor:
+            cursor.execute("select pgbus.disconnect('')")
+    finally:
+        connection.close()
+
+
+def test_the_command_disconnects(pgbus_database: str) -> None:
+    with guarded(pgbus_database) as site, watch(site, "ada") as client:
+        client.next("pgbus:connected")
+        command = [sys.executable, "-m", "pgbus_gevent", "disconnect", "ada", "--database-url", pgbus_database]
+        done = gevent.subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert reason(client) == "revoked"
+
+
+# asked again
+
+
+def test_who_is_refused_when_asked_again_is_closed(pgbus_database: str) -> None:
+    allowed = {"ada", "bob"}
+    asked: list[str] = []
+
+    def authorize(environ: Any, stream: str) -> bool | Subscriber:
+        owner = environ["HTTP_X_OWNER"]
+        asked.append(stream)
+        return Subscriber(owner) if owner in allowed else False
+
+    with running_site(pgbus_database, public=("*",), recheck=0.2) as site:
+        site.app = StreamApp(site.instance, authorize)
+        with watch(site, "ada") as ada, watch(site, "bob") as bob:
+            ada.next("pgbus:connected")
+            bob.next("pgbus:connected")
+            until(lambda: len(asked) > 6, "they are asked about again")
+            assert not ada.closed and not bob.closed
+            allowed.discard("ada")
+            assert reason(ada) == "revoked"
+            assert not bob.closed
+
+
+def test_a_hook_that_raises_when_asked_again_throws_nobody_out(
+    pgbus_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken: list[bool] = []
+
+    def authorize(environ: Any, stream: str) -> bool:
+        if broken:
+            raise DatabaseError("away")
+        return True
+
+    with running_site(pgbus_database, public=("*",), recheck=0.1) as site:
+        site.app = StreamApp(site.instance, authorize)
+        with watch(site, "ada") as client:
+            client.next("pgbus:connected")
+            broken.append(True)
+            until(lambda: "raised when it was asked again" in caplog.text, "it was asked again")
+            gevent.sleep(0.2)
+            assert not client.closed
