@@ -15,7 +15,8 @@ from .config import Settings
 from .core.filters import Filters
 from .core.names import PublicNames, Signer, check_data, check_event, check_label, check_name
 from .database import Database, queries
-from .database.queries import Cursor, Outgoing, Publication
+from .database.batch import Outgoing
+from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
 from .messages import Message
 from .presence import Presence
@@ -168,7 +169,7 @@ class Stream:
             raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
         if coalesce is not None:
             _check_coalesce(using, key)
-            message = Outgoing(self.name, data, publication, ephemeral)
+            message = Outgoing(self.name, data, *publication[:3], ephemeral)
             self._bus.coalescer.write(message, check_label(target, "target"), check_window(coalesce))
             return None
         if target is not None:

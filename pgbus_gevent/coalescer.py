@@ -18,7 +18,7 @@ from gevent import monkey
 from gevent.lock import BoundedSemaphore
 
 from .core.windows import Counts, Windows, Write
-from .database.queries import Outgoing
+from .database.batch import Outgoing
 from .errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.coalescer")
@@ -116,7 +116,7 @@ class Coalescer:
         """
         if self._pid != os.getpid():
             self._reset()  # after a fork: what waits is the parent's to publish, and its locks and timer stayed there
-        key = (message.stream, target, *message.publication[:3], message.ephemeral)
+        key = (message.stream, target, *message[2:])
         if len(self._windows) >= self._max_waiting and key not in self._windows:
             self._make_room()
         with self._lock:

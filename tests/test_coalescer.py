@@ -22,7 +22,7 @@ from pgbus_gevent import coalescer as coalescer_module
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.coalescer import Coalescer
 from pgbus_gevent.core.windows import Windows
-from pgbus_gevent.database.queries import Outgoing, Publication
+from pgbus_gevent.database.batch import Outgoing
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.testing import FakeBus
 
@@ -79,7 +79,7 @@ class World:
         ephemeral: bool = False,
         **audience: str,
     ) -> None:
-        self.coalescer.write(Outgoing(stream, data, Publication(**audience), ephemeral), target, window)
+        self.coalescer.write(Outgoing(stream, data, ephemeral=ephemeral, **audience), target, window)
 
     @property
     def data(self) -> list[list[str]]:

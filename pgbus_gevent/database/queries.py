@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import psycopg2.extensions as ext
 
 from ..messages import Message
+from . import batch
 from .pool import Pool
 
 
@@ -90,15 +91,6 @@ class Publication(NamedTuple):
     key: str | None = None
 
 
-class Outgoing(NamedTuple):
-    """A message to be published together with others. Its ``publication`` has no key."""
-
-    stream: str
-    data: str
-    publication: Publication = Publication()
-    ephemeral: bool = False
-
-
 _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to >= %(bytes)s"
 
 # octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
@@ -166,16 +158,6 @@ _TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
 _TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
 
 
-# At the commit the streams are locked in the order of their locks, and each one's messages appended as a set.
-_BATCH = """
-select case when m.ephemeral then pgbus.broadcast_ephemeral(m.stream, m.data, m.event, m.visible_to, m.exclude)
-            else pgbus.broadcast_on_commit(m.stream, m.data, m.event, m.visible_to, m.exclude) end
-from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[])
-  with ordinality as m(stream, data, event, visible_to, exclude, ephemeral, n)
-order by m.n
-"""
-
-
 class Queries:
     """The statements, on connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
 
@@ -224,11 +206,10 @@ class Queries:
         """Reach who is connected now."""
         self._all("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
 
-    def broadcast_batch(self, messages: Sequence[Outgoing]) -> None:
+    def broadcast_batch(self, messages: Sequence[batch.Outgoing]) -> None:
         """Publish messages of any streams in one transaction, those of a stream in this order; ephemeral ones come last."""
-        rows = [(one.stream, one.data, *one.publication[:3], one.ephemeral) for one in messages]
-        if rows:
-            self._all(_BATCH, tuple(list(column) for column in zip(*rows, strict=True)))
+        if messages:
+            self._all(batch.STATEMENT, batch.parameters(messages))
 
     # asking
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from ..bus import Bus
 from ..config import Settings
-from ..database.queries import Outgoing, Publication
+from ..database.batch import Outgoing
+from ..database.queries import Publication
 from ..errors import InvalidArgument
 from ..messages import Member, Message
 
@@ -91,7 +92,8 @@ class FakeQueries:
         self._append(stream, None, data, publication)
 
     def broadcast_batch(self, messages: Sequence[Outgoing]) -> None:
-        for stream, data, publication, ephemeral in sorted(messages, key=lambda one: one.ephemeral):
+        for stream, data, event, visible_to, exclude, ephemeral in sorted(messages, key=lambda one: one.ephemeral):
+            publication = Publication(event, visible_to, exclude)
             if ephemeral:
                 self.broadcast_ephemeral(stream, data, publication)
             else:
