@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 from database_parts import until
+from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from pgbus_gevent.coalescer import Coalescer
 from pgbus_gevent.core.windows import Windows
 from pgbus_gevent.database.batch import Outgoing
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
+from pgbus_gevent.hosts import running
 from pgbus_gevent.testing import FakeBus
 
 ROOT = Path(bus_module.__file__).parents[1]
@@ -574,3 +577,51 @@ def test_after_a_fork_the_child_starts_empty() -> None:
     world.write("the child's", "t")
     world.coalescer.flush()
     assert world.data == [["the child's"]]
+
+
+def test_a_server_that_stops_publishes_what_is_held_back() -> None:
+    bus = FakeBus()
+    bus.stream("s").broadcast("one", coalesce=30)
+    running.publish_held_back(1.0)
+    assert [one.data for one in bus.sent] == ["one"]
+
+
+def test_a_server_does_not_wait_for_a_database_that_hangs() -> None:
+    answers = Event()
+    coalescer = Coalescer(lambda messages: answers.wait(30))
+    coalescer.write(Outgoing("s", "one"), "t", 30.0)
+    began = monotonic()
+    running.publish_held_back(0)
+    assert 0.9 < monotonic() - began < 5
+    answers.set()
+    until(lambda: coalescer.counts.published, "it came to its end all the same")
+
+
+def test_a_bus_without_its_database_says_what_it_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """And writes go on without an error or a wait."""
+    with Bus("postgresql://nobody@127.0.0.1:1/none", migrate=False) as bus:
+        for n in range(3):
+            assert bus.stream("s").broadcast(str(n), coalesce=0.02, target="t") is None
+        until(lambda: bus.coalescer.counts.failed, "tried")
+        assert bus.coalescer.counts.waiting == 1
+    assert bus.coalescer.counts.dropped == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+
+
+def test_what_clients_get_is_the_last_write(pgbus_bus: Bus, pgbus_client: Callable[..., Any]) -> None:
+    """A hundred writes of an answer that grows are a few messages, the last one whole, and plain ones are not held back."""
+    client = pgbus_client("chat")
+    client.next("pgbus:connected")
+    chat = pgbus_bus.stream("chat")
+    for n in range(100):
+        chat.broadcast("x" * n, coalesce=0.1, target="answer", event="answer")
+        gevent.sleep(0.002)
+    chat.broadcast("at once", event="other")
+    pgbus_bus.coalescer.flush()
+    chat.broadcast("done", event="done")
+    got = []
+    while (frame := client.next()).event != "done":
+        got.append(frame)
+    lengths = [len(frame.data) for frame in got if frame.event == "answer"]
+    assert lengths == sorted(lengths) and lengths[-1] == 99 and len(lengths) < 20
+    assert [frame.data for frame in got if frame.event == "other"] == ["at once"]
