@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from .config import Settings
 from .core.filters import Filters
-from .core.names import PublicNames, Signer, check_data, check_event, check_label, check_name
+from .core.names import PublicNames, Signer, check_data, check_event, check_keys, check_label, check_name
 from .database import Database, queries
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
@@ -172,12 +172,17 @@ class Stream:
         event: str | None = None,
         visible_to: str | None = None,
         exclude: str | None = None,
+        keys: Sequence[str | None] | None = None,
     ) -> int | None:
-        """Publish several messages in one transaction; the last one's id, None for no data."""
+        """Publish several messages in one transaction; the last one's id, None for no data.
+
+        ``keys`` are idempotency keys, one for each message: those that the stream has already are passed over.
+        """
         if isinstance(data, str):
             raise InvalidArgument("broadcast_many takes a list of texts; for one text there is broadcast")
         publication = _publication(event, visible_to, exclude)
-        return self._queries.broadcast_many(self.name, [check_data(text) for text in data], publication)
+        texts = [check_data(text) for text in data]
+        return self._queries.broadcast_many(self.name, texts, publication, check_keys(keys, len(texts)))
 
     def last_id(self, *, using: Cursor | None = None) -> int:
         """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""
