@@ -16,6 +16,7 @@ from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
 from ..streamer.instance import Instance, refusal_retry
 from . import requests
+from .element import element
 from .responses import (
     Answer,
     Environ,
@@ -59,6 +60,7 @@ class StreamApp:
             "/healthz": (_READ, self._health),
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
+            "/pgbus.js": (_READ, element),
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
