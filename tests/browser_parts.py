@@ -55,6 +55,14 @@ def missing() -> str:
     return ""
 
 
+def element(stream: str, attributes: str = "") -> str:
+    return f'<pgbus-stream-source id="source" src="/pgbus/streams/{stream}" {attributes}></pgbus-stream-source>'
+
+
+def publish(site: Site, stream: str, *data: str, event: str | None = None) -> list[int]:
+    return [site.bus.stream(stream).broadcast(text, event=event) or 0 for text in data]
+
+
 class Browser:
     """A Chromium, driven through a program of its own."""
 

@@ -2,95 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
-
-import gevent
 import pytest
-from browser_parts import Browser, Front, Page, Profile, missing, profile, says, status
-from site_parts import Site, running_site
+from browser_parts import Front, Page, Profile, element, missing, publish, says, status
 from support import holds, until
 
-from pgbus_gevent.testing.databases import TestDatabases
-
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-numbers = count()
-
-
-@pytest.fixture(scope="module")
-def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with running_site(pgbus_databases.make(), retry=0.2, heartbeat=1.0) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    browser = Browser()
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def front(site: Site) -> Iterator[Front]:
-    original = site.app
-    front = Front(site)
-    site.app = front
-    yield front
-    site.app = original
-
-
-@pytest.fixture
-def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
-    with profile(browser, front) as tabs:
-        yield tabs
-    front.until_live(0)
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"demo:{next(numbers)}"
-
-
-@pytest.fixture
-def page(tabs: Profile, front: Front, stream: str) -> Page:
-    """A page with one element, from now on, that is open."""
-    page = tabs.open(front.page(element(stream)))
-    page.until_open()
-    return page
-
-
-def element(stream: str, attributes: str = "") -> str:
-    return f'<pgbus-stream-source id="source" src="/pgbus/streams/{stream}" {attributes}></pgbus-stream-source>'
-
-
-def publish(site: Site, stream: str, *data: str, event: str | None = None) -> list[int]:
-    return [site.bus.stream(stream).broadcast(text, event=event) or 0 for text in data]
-
 
 # messages ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_message_is_an_event_that_bubbles_with_all_that_is_known_of_it(page: Page, site: Site, stream: str) -> None:
-    (id,) = publish(site, stream, "first\nsecond", event="order.paid")
+def test_a_message_is_an_event_that_bubbles_with_all_that_is_known_of_it(page: Page, front: Front, stream: str) -> None:
+    (id,) = publish(front.site, stream, "first\nsecond", event="order.paid")
     detail = {"id": id, "event": "order.paid", "data": "first\nsecond", "stream": stream}
     assert page.until_seen(1) == [detail]
     assert page.until_seen(1, "order.paid") == [detail]
     assert page.seen("message") == []
 
 
-def test_a_message_without_an_event_is_a_message_event_as_of_an_eventsource(page: Page, site: Site, stream: str) -> None:
+def test_a_message_without_an_event_is_a_message_event_as_of_an_eventsource(page: Page, front: Front, stream: str) -> None:
     page.eval("source.addEventListener('message', (e) => (window.got = [e.data, e.lastEventId, e.constructor.name]))")
-    (id,) = publish(site, stream, "é\u2028\ufeff🚀")
+    (id,) = publish(front.site, stream, "é\u2028\ufeff🚀")
     page.until("window.got")
     assert page.eval("got") == ["é\u2028\ufeff🚀", str(id), "MessageEvent"]
 
 
-def test_an_ephemeral_message_has_no_id_and_moves_no_cursor(page: Page, site: Site, stream: str) -> None:
-    publish(site, stream, "stored")
+def test_an_ephemeral_message_has_no_id_and_moves_no_cursor(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "stored")
     page.until_seen(1)
     before = page.eval("source.cursors")
-    site.bus.stream(stream).broadcast("hint", ephemeral=True)
+    front.site.bus.stream(stream).broadcast("hint", ephemeral=True)
     assert "id" not in page.until_seen(2)[1]
     assert page.eval("source.cursors") == before
 
@@ -103,30 +43,30 @@ def test_the_state_is_an_attribute_and_a_property_and_opening_is_an_event(page: 
 
 @pytest.mark.parametrize("attribute", ["since", "since-id"])
 def test_what_came_after_the_page_was_made_is_there_too(
-    tabs: Profile, front: Front, site: Site, stream: str, attribute: str
+    tabs: Profile, front: Front, stream: str, attribute: str
 ) -> None:
-    (watermark,) = publish(site, stream, "on the page")
-    publish(site, stream, "later")
+    (watermark,) = publish(front.site, stream, "on the page")
+    publish(front.site, stream, "later")
     page = tabs.open(front.page(element(stream, f'{attribute}="{watermark}"')))
     page.until_data(["later"])
 
 
-def test_the_tag_of_the_bus_works(tabs: Profile, front: Front, site: Site, stream: str) -> None:
-    publish(site, stream, "on the page")
-    tag = site.bus.stream_tag(stream)
-    publish(site, stream, "later")
+def test_the_tag_of_the_bus_works(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "on the page")
+    tag = front.site.bus.stream_tag(stream)
+    publish(front.site, stream, "later")
     page = tabs.open(front.page(tag))
     page.until_data(["later"])
 
 
-def test_stream_and_base_say_what_src_says(tabs: Profile, front: Front, site: Site, stream: str) -> None:
+def test_stream_and_base_say_what_src_says(tabs: Profile, front: Front, stream: str) -> None:
     body = f'<pgbus-stream-source stream="{stream}" base="/pgbus/streams" since="0"></pgbus-stream-source>'
-    publish(site, stream, "a")
+    publish(front.site, stream, "a")
     tabs.open(front.page(body)).until_data(["a"])
 
 
-def test_a_replay_is_asked_for_by_the_url(tabs: Profile, front: Front, site: Site, stream: str) -> None:
-    publish(site, stream, "a", "b", "c")
+def test_a_replay_is_asked_for_by_the_url(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "a", "b", "c")
     body = f'<pgbus-stream-source src="/pgbus/streams/{stream}?replay=2"></pgbus-stream-source>'
     tabs.open(front.page(body)).until_data(["b", "c"])
 
@@ -189,14 +129,14 @@ def test_frames_reach_the_page_whatever_the_chunks(tabs: Profile, front: Front) 
 
 
 def test_nothing_is_lost_or_doubled_when_the_connection_is_lost(
-    page: Page, front: Front, site: Site, stream: str
+    page: Page, front: Front, stream: str
 ) -> None:
     expected = []
     for turn in range(3):
-        publish(site, stream, f"{turn} live")
+        publish(front.site, stream, f"{turn} live")
         page.until_seen(2 * turn + 1)
         front.drop()
-        publish(site, stream, f"{turn} away")
+        publish(front.site, stream, f"{turn} away")
         expected += [f"{turn} live", f"{turn} away"]
         page.until_seen(2 * turn + 2)
     assert page.data() == expected
@@ -206,16 +146,16 @@ def test_nothing_is_lost_or_doubled_when_the_connection_is_lost(
 
 
 def test_what_comes_before_the_first_message_of_a_page_without_a_cursor_is_not_lost_either(
-    page: Page, front: Front, site: Site, stream: str
+    page: Page, front: Front, stream: str
 ) -> None:
     front.intercept = status("503 Not now", times=1)
     front.drop()
     page.until_seen(1, "pgbus:close")
-    publish(site, stream, "away")
+    publish(front.site, stream, "away")
     page.until_data(["away"])
 
 
-def test_an_element_comes_back_after_passing_refusals(tabs: Profile, front: Front, site: Site, stream: str) -> None:
+def test_an_element_comes_back_after_passing_refusals(tabs: Profile, front: Front, stream: str) -> None:
     replies = iter([status("503 No"), status("429 No"), status("502 No"), status("408 No")])
     original = front.intercept
 
@@ -277,22 +217,22 @@ def test_an_expired_signature_ends_it(page: Page, front: Front) -> None:
     holds(lambda: len(front.asked) == 1, "it does not come back", 0.5)
 
 
-def test_a_gap_is_told(tabs: Profile, front: Front, site: Site, stream: str) -> None:
-    publish(site, stream, "a", "b")
+def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "a", "b")
     page = tabs.open(front.page(element(stream, f'since="{2**52}"')))
     (gap,) = page.until_seen(1, "pgbus:gap")
     assert (gap["reason"], gap["requestedId"], gap["stream"]) == ("ahead", 2**52, stream)
     page.until_data(["a", "b"])
 
 
-def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Front, site: Site, stream: str) -> None:
+def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Front, stream: str) -> None:
     hello = b'retry: 100\n\nevent: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":0}]}\n\n'
-    front.intercept = says(hello, silence=20)
+    front.intercept = says(hello, silence=4)
     page = tabs.open(front.page(element(stream, 'heartbeat="1"')))
     page.until_open()
     (close,) = page.until_seen(1, "pgbus:close")
     assert (close["reason"], close["willRetry"]) == ("timeout", True)
-    publish(site, stream, "alive")
+    publish(front.site, stream, "alive")
     page.until_data(["alive"])
     holds(lambda: len(page.seen("pgbus:close")) == 1, "heartbeats keep it", 4.0)
 
@@ -319,51 +259,51 @@ def test_it_comes_back_at_once_with_the_network(tabs: Profile, front: Front, str
     page.until_open()
 
 
-def test_an_element_that_is_moved_keeps_its_connection(page: Page, front: Front, site: Site, stream: str) -> None:
-    publish(site, stream, "before")
+def test_an_element_that_is_moved_keeps_its_connection(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "before")
     page.until_seen(1)
     page.eval("{ const kept = source; kept.remove(); document.body.append(kept); }")
-    publish(site, stream, "after")
+    publish(front.site, stream, "after")
     page.until_data(["before", "after"])
     assert (front.live, len(front.asked)) == (1, 1)
 
 
-def test_an_element_that_was_away_goes_on_where_it_was(page: Page, front: Front, site: Site, stream: str) -> None:
-    publish(site, stream, "before")
+def test_an_element_that_was_away_goes_on_where_it_was(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "before")
     page.until_seen(1)
     page.eval("{ window.kept = source; kept.remove(); }")
     front.until_live(0)
     assert page.eval("kept.state") == "closed"
-    publish(site, stream, "away")
+    publish(front.site, stream, "away")
     page.eval("document.body.append(kept)")
     page.until_data(["before", "away"])
     assert front.live == 1
 
 
-def test_another_src_is_another_stream(page: Page, front: Front, site: Site, stream: str) -> None:
+def test_another_src_is_another_stream(page: Page, front: Front, stream: str) -> None:
     page.eval("(src) => { source.removeAttribute('since'); source.setAttribute('src', src) }", f"/pgbus/streams/{stream}x")
     until(lambda: len(front.asked) == 2, "it asks again")
     page.until_open()
-    publish(site, stream, "old")
-    publish(site, f"{stream}x", "new")
+    publish(front.site, stream, "old")
+    publish(front.site, f"{stream}x", "new")
     page.until_data(["new"])
 
 
-def test_a_copy_of_the_page_has_the_cursor_that_belongs_to_it(page: Page, site: Site, stream: str) -> None:
-    (id,) = publish(site, stream, "a")
+def test_a_copy_of_the_page_has_the_cursor_that_belongs_to_it(page: Page, front: Front, stream: str) -> None:
+    (id,) = publish(front.site, stream, "a")
     page.until_seen(1)
     assert page.eval("source.cloneNode().getAttribute('since')") == str(id)
 
 
 def test_the_back_forward_cache_keeps_the_page_and_its_cursor(
-    page: Page, front: Front, site: Site, stream: str
+    page: Page, front: Front, stream: str
 ) -> None:
-    publish(site, stream, "before")
+    publish(front.site, stream, "before")
     page.until_seen(1)
     page.do("await page.goto(new URL('/other', page.url()).href)")
     front.until_live(0)
-    publish(site, stream, "away")
-    page.do("await page.goBack()")
+    publish(front.site, stream, "away")
+    page.do("await page.goBack({ waitUntil: 'commit' })")
     if page.eval("typeof seen === 'undefined' || performance.getEntriesByType('navigation')[0].type === 'back_forward'"):
         reasons = page.eval("JSON.stringify(performance.getEntriesByType('navigation')[0].notRestoredReasons ?? null)")
         assert page.eval("seen.length") > 1, f"the page was not kept: {reasons}"
@@ -374,7 +314,7 @@ def test_the_back_forward_cache_keeps_the_page_and_its_cursor(
 # without an element --------------------------------------------------------------------------------------------------
 
 
-def test_connect_is_for_pages_without_elements(tabs: Profile, front: Front, site: Site, stream: str) -> None:
+def test_connect_is_for_pages_without_elements(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(""))
     page.eval(
         """
@@ -387,7 +327,7 @@ def test_connect_is_for_pages_without_elements(tabs: Profile, front: Front, site
         """,
         f"/pgbus/streams/{stream}",
     )
-    publish(site, stream, "a", event="order.paid")
+    publish(front.site, stream, "a", event="order.paid")
     page.until("got.length == 1 && live.state == 'open'")
     page.eval("live.close()")
     front.until_live(0)
@@ -399,17 +339,16 @@ OLD = "delete Response.prototype.body;"
 
 
 def test_an_eventsource_stands_in_where_fetch_does_not_stream(
-    tabs: Profile, front: Front, site: Site, stream: str
+    tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream, 'since="0"')), init=OLD)
     page.until_open()
     page.eval("source.addEventListener('order.paid', () => {})")
-    publish(site, stream, "a", event="order.paid")
-    publish(site, stream, "b")
+    publish(front.site, stream, "a", event="order.paid")
+    publish(front.site, stream, "b")
     page.until_data(["a", "b"])
-    site.bus.stream(stream).broadcast("hint", ephemeral=True)
+    front.site.bus.stream(stream).broadcast("hint", ephemeral=True)
     page.until_data(["a", "b", "hint"])
     front.drop()
-    publish(site, stream, "c")
+    publish(front.site, stream, "c")
     page.until_data(["a", "b", "hint", "c"])
-    gevent.sleep(0)
