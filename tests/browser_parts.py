@@ -155,7 +155,7 @@ class Page:
 
     def until(self, expression: str, what: str = "", timeout: float = PATIENCE) -> Any:
         """Wait until an expression is true on the page."""
-        return until(lambda: self.eval(expression), what or expression, timeout, pause=0.03)
+        return until(lambda: self.eval(f"!!({expression})"), what or expression, timeout, pause=0.03)
 
     def seen(self, name: str = "pgbus:message") -> list[Any]:
         """The details of the events of that name."""
