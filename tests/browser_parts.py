@@ -302,7 +302,9 @@ def _whole(start_response: Any, kind: str, body: bytes) -> list[bytes]:
     return [body]
 
 
-def status(code: str, *headers: tuple[str, str], times: int = 1_000_000) -> Callable[[Any, Any], Iterable[bytes] | None]:
+def status(
+    code: str, *headers: tuple[str, str], times: int = 1_000_000
+) -> Callable[[Any, Any], Iterable[bytes] | None]:
     """An ``intercept`` that answers so many requests with a status."""
     left = [times]
 

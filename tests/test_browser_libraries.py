@@ -107,7 +107,9 @@ def test_htmx_asks_the_server_when_a_message_comes(tabs: Profile, front: Front, 
 
 
 def test_htmx_own_extension_reads_a_stream(tabs: Profile, front: Front, stream: str) -> None:
-    own = f'<div hx-ext="sse" sse-connect="/pgbus/streams/{stream}?since=0"><p id="paid" sse-swap="order.paid"></p></div>'
+    own = (
+        f'<div hx-ext="sse" sse-connect="/pgbus/streams/{stream}?since=0"><p id="paid" sse-swap="order.paid"></p></div>'
+    )
     page = tabs.open(front.page(own, HTMX + '<script src="/lib/htmx-sse.js"></script>'))
     publish(front.site, stream, "<b>1</b>", event="order.paid")
     page.until("paid.innerHTML == '<b>1</b>'")

@@ -229,9 +229,7 @@ def test_a_refusal_closes_the_element_in_every_tab(tabs: Profile, front: Front, 
 
 
 @pytest.mark.parametrize("lacking", ["delete Navigator.prototype.locks", "delete window.BroadcastChannel"])
-def test_where_tabs_cannot_agree_each_has_a_connection(
-    tabs: Profile, front: Front, stream: str, lacking: str
-) -> None:
+def test_where_tabs_cannot_agree_each_has_a_connection(tabs: Profile, front: Front, stream: str, lacking: str) -> None:
     path = front.page(element(stream))
     pages = [tabs.open(path, init=lacking) for _ in range(2)]
     for page in pages:
@@ -245,7 +243,9 @@ def test_where_tabs_cannot_agree_each_has_a_connection(
 def test_profiles_share_nothing(tabs: Profile, browser: Browser, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream)))
     page.until_open()
-    contexts = browser.run("const other = await browser.newContext(); kept.other = other; return browser.contexts().length")
+    contexts = browser.run(
+        "const other = await browser.newContext(); kept.other = other; return browser.contexts().length"
+    )
     assert contexts == 2
     browser.run(
         "const page = await kept.other.newPage(); await page.goto(arg); await page.waitForSelector('[state=open]', {state: 'attached'})",

@@ -11,7 +11,7 @@ from .responses import Answer, Environ, Headers
 
 _SOURCE = Path(__file__).with_name("static") / "pgbus.js"
 # Comments that have their lines to themselves, and the space before lines; the file has no text that goes over several lines.
-_NOT_SENT = re.compile(r"^[ \t]*/\*\*.*?\*/[ \t]*|^[ \t]*//[^\n]*\n|^[ \t]+|^\n", re.MULTILINE | re.DOTALL)
+_NOT_SENT = re.compile(r"^\s*/\*\*.*?\*/\s*|^\s*//[^\n]*\n|^\s+", re.MULTILINE | re.DOTALL)
 
 # Short, as the address stays the same from version to version; after that, a 304.
 _CACHED: Headers = [("cache-control", "public, max-age=300"), ("x-content-type-options", "nosniff")]

@@ -1,108 +1,106 @@
-// @ts-check
 /**
  * Live streams in the browser: `<pgbus-stream-source>`, and `connect()` for pages without elements.
  *
  * A Subscription is a cursor per stream and a target for its events. A Hub serves all subscriptions of one server, in one tab or
  * in all tabs of the origin, over as few Lines as there can be; a Line is one HTTP connection, made again whenever it ends.
  *
+ * Sent without its comments: each has its lines to itself.
+ *
  * @typedef {{id?: number, event: string, data: string, stream?: string}} Message
- * @typedef {{reason: string, status: number, willRetry: boolean}} Close
+ * @typedef {{reason: string, status: number, willRetry: boolean, streams: string[]}} Close
  * @typedef {{id?: string, event: string, data: string, k?: number}} Frame
- * @typedef {{src?: string, stream?: string, streams?: string[], base?: string, since?: number | (number | undefined)[],
+ * @typedef {number | undefined} Cursor
+ * @typedef {{src?: string, stream?: string, streams?: string[], base?: string, since?: Cursor | Cursor[],
  *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", heartbeat?: number}} Options
  */
 
-const MAX_STREAMS = 32; // that the server takes on one connection
-const MAX_WAIT = 30_000; // ms between two attempts, unless the server asks for more
-const ANSWER = 3000; // ms in which the tab that holds the connection has to answer
-const SETTLE = 15; // ms in which an element that is moved is back, and a page's elements are all there
-const PASSING = [408, 425, 429]; // refusals that are worth another try, as all from 500 on are
-const STREAMS = typeof Response === "function" && "body" in Response.prototype && "TextDecoder" in globalThis;
+/** How many streams the server takes on one connection. */
+const MAX_STREAMS = 32;
+/** The longest time between two attempts, in ms, unless the server asks for more. */
+const MAX_WAIT = 30_000;
+/** In how many ms the tab that has the connection has to answer. */
+const ANSWER = 3000;
+/** In how many ms an element that is moved is back, and a page's elements are all there. */
+const SETTLE = 15;
+const STREAMS = "TextDecoder" in globalThis && "body" in Response.prototype;
 
-/** Event names that somebody listens for: an EventSource, where it has to do, hears no others. @type {Set<string>} */
+/** Refusals that no other try will change. @param {number} status */
+const final = (status) => status === 204 || (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
+
+/** Event names that somebody listens for: an EventSource, where it has to do, hears no others. */
 const names = new Set(["message", "pgbus:connected", "pgbus:gap-detected", "pgbus:shutdown"]);
 /** @type {Map<string, Hub>} */
 const hubs = new Map();
 
 /**
  * A parser of event streams, for bytes cut anywhere.
- * @param {(frame: Frame) => void} take @param {(ms: number) => void} retry @param {(text: string) => void} comment
+ * @param {(frame: Frame) => void} take
+ * @param {(ms: number) => void} retry
  * @returns {(bytes: Uint8Array) => void}
  */
-export function parser(take, retry = () => {}, comment = () => {}) {
-  const decoder = new TextDecoder(); // it drops a BOM, and keeps the parts of a character
-  let rest = "", cr = false, id, event = "", data, k;
+export function parser(take, retry) {
+  // It drops a BOM, and keeps the parts of a character.
+  const decoder = new TextDecoder();
+  let rest = "", cr = false, frame = { event: "" };
   const line = (text) => {
     if (!text) {
-      if (data !== undefined) take({ id, event, data, k });
-      id = data = k = undefined;
-      event = "";
+      if ("data" in frame) take(frame);
+      frame = { event: "" };
       return;
     }
-    const colon = text.indexOf(":");
-    const field = colon < 0 ? text : text.slice(0, colon);
-    let value = colon < 0 ? "" : text.slice(colon + 1);
-    if (value[0] === " ") value = value.slice(1);
-    if (field === "data") data = data === undefined ? value : data + "\n" + value;
-    else if (field === "event") event = value;
-    else if (field === "id" && !value.includes("\0")) id = value;
+    const [, field, value] = /^([^:]*):? ?([^]*)$/.exec(text);
+    if (field === "data") frame.data = "data" in frame ? frame.data + "\n" + value : value;
+    else if (field === "event") frame.event = value;
+    else if (field === "id" && !value.includes("\0")) frame.id = value;
     else if (field === "retry" && /^\d+$/.test(value)) retry(+value);
-    else if (!colon) {
-      // The stream of a frame without an id, on a connection that has several.
-      if (/^stream \d+$/.test(value)) k = +value.slice(7);
-      comment(value);
-    }
+    // A comment: the stream of a frame without an id, on a connection that has several.
+    else if (!field && /^stream \d+$/.test(value)) frame.k = +value.slice(7);
   };
   return (bytes) => {
     let text = decoder.decode(bytes, { stream: true });
-    if (cr && text) {
-      if (text[0] === "\n") text = text.slice(1);
-      cr = false;
-    }
-    cr ||= text.endsWith("\r");
-    const lines = text.split(/\r\n|\r|\n/);
-    lines[0] = rest + lines[0];
-    rest = lines.pop() ?? "";
+    if (!text) return;
+    // The second half of a line break whose first half ended the chunk before.
+    if (cr && text[0] === "\n") text = text.slice(1);
+    cr = text ? text.endsWith("\r") : false;
+    const lines = (rest + text).split(/\r\n|\r|\n/);
+    rest = lines.pop();
     lines.forEach(line);
   };
 }
 
 /** One connection, for the streams in `keys`; `at` has the id up to which each has come. */
 class Line {
-  /** @type {string[]} */ keys = [];
-  /** @type {Map<string, number | undefined>} */ at = new Map();
-  /** @type {string[]} */ names = [];
+  keys = [];
+  at = new Map();
+  names = [];
   fails = 0;
   retry = 2000;
-  beat = 0;
-  last = 0; // when the last byte came
-  timer = 0;
+  /** "" for one that is to be opened */
   state = "";
-  bye = "";
-  /** @type {AbortController | undefined} */ abort;
-  /** @type {EventSource | undefined} */ source;
 
   /** @param {Hub} hub */
   constructor(hub) {
     this.hub = hub;
   }
 
-  url() {
+  url(keys) {
     const { base, query } = this.hub;
-    const since = (key) => (this.at.get(key) === undefined ? "" : `since=${this.at.get(key)}`);
-    const one = this.keys.length === 1;
-    const parts = one ? [since(this.keys[0])] : this.keys.flatMap((key) => [`stream=${encodeURIComponent(key)}`, since(key)]);
-    const search = [...parts, query].filter(Boolean).join("&");
-    return base + (one ? `/${encodeURIComponent(this.keys[0])}` : "") + (search && `?${search}`);
+    const [one, more] = keys;
+    const parts = keys.map((key) => {
+      const since = this.at.get(key);
+      return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
+    });
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query].join("&").replace(/^&+|&+$/g, "");
+  }
+
+  ask(keys, options) {
+    return fetch(this.url(keys), { credentials: this.hub.credentials, cache: "no-store", ...options });
   }
 
   stop() {
     clearTimeout(this.timer);
-    this.source?.close();
-    this.source = undefined;
-    const { abort } = this;
+    this.abort?.abort();
     this.abort = undefined;
-    abort?.abort();
   }
 
   async open() {
@@ -110,200 +108,126 @@ class Line {
     const abort = (this.abort = new AbortController());
     this.state = "connecting";
     this.bye = "";
+    this.last = Date.now();
     this.hub.state(this);
-    this.heard();
-    this.watch();
-    let end;
-    try {
-      end = await (STREAMS ? this.read(abort) : this.listen());
-    } catch {
-      end = { reason: "network", status: 0 };
-    }
-    if (this.abort === abort) await this.ended(end, abort);
+    const end = await (STREAMS ? this.read : this.listen).call(this, abort.signal).catch((error) => ({
+      reason: error === "timeout" ? error : "network",
+      status: 0,
+    }));
+    if (this.abort === abort) this.ended(abort, end);
   }
 
-  /** @param {AbortController} abort @returns {Promise<{reason: string, status: number, after?: number}>} */
-  async read(abort) {
-    const { signal } = abort;
-    const { credentials } = this.hub;
-    const response = await fetch(this.url(), { headers: { accept: "text/event-stream" }, credentials, cache: "no-store", signal });
-    const { status } = response;
-    if (status !== 200 || !response.body || !/^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")) {
-      response.body?.cancel().catch(() => {});
-      const told = response.headers.get("retry-after") ?? "";
-      const after = /^\d+$/.test(told) ? +told * 1000 : Date.parse(told) - Date.now();
-      return { reason: status === 200 ? "content-type" : "status", status, after: after || 0 };
+  /** @param {AbortSignal} signal */
+  async read(signal) {
+    const response = await this.ask(this.keys, { headers: { accept: "text/event-stream" }, signal });
+    const { status, headers, body } = response;
+    if (status !== 200 || !/^text\/event-stream\b/i.test(headers.get("content-type"))) {
+      body?.cancel().catch(() => {});
+      const told = headers.get("retry-after");
+      return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - Date.now() };
     }
-    const reader = response.body.getReader();
+    const reader = body.getReader();
     const feed = parser(
-      (frame) => this.abort === abort && this.take(frame),
+      (frame) => signal.aborted || this.take(frame),
       (ms) => (this.retry = ms),
-      (text) => {
-        const quiet = Date.now() - this.last;
-        // A server with a longer interval than we were told. Beyond the watchdog's time it was this machine that slept.
-        if (text.startsWith("heartbeat") && quiet > this.pace && !this.silent) this.beat = quiet;
-      },
     );
     for (;;) {
       const { done, value } = await reader.read();
-      if (done || this.abort !== abort) return { reason: this.bye || "ended", status };
+      if (done) return { reason: this.bye || "ended", status };
+      this.last = Date.now();
       feed(value);
-      this.heard();
     }
   }
 
-  /** Without streaming fetch: no status, no comments, hence no watchdog. */
-  listen() {
-    return new Promise((done) => {
-      const source = (this.source = new EventSource(this.url(), { withCredentials: this.hub.credentials === "include" }));
-      let before = "";
-      source.onerror = () => done({ reason: this.bye || "network", status: 0 });
-      this.hear = (name) =>
-        source.addEventListener(name, ({ data, lastEventId }) => {
-          // An EventSource goes on telling the last id with frames that have none.
-          if (this.source === source) this.take({ id: lastEventId === before ? undefined : lastEventId, event: name, data });
-          before = lastEventId;
-        });
-      names.forEach(this.hear);
-    });
-  }
-  /** @type {(name: string) => void} */ hear = () => {};
-
-  heard() {
-    this.last = Date.now();
-    this.hub.pulse();
+  /** Where fetch does not stream: no status, no comments, hence no watchdog. @param {AbortSignal} signal */
+  async listen(signal) {
+    const source = new EventSource(this.url(this.keys), { withCredentials: this.hub.credentials === "include" });
+    signal.onabort = () => source.close();
+    let before = "";
+    this.hear = (name) =>
+      source.addEventListener(name, ({ data, lastEventId: id }) => {
+        // An EventSource goes on telling the last id with frames that have none.
+        this.take({ id: id === before ? undefined : id, event: name === "message" ? "" : name, data });
+        before = id;
+      });
+    names.forEach(this.hear);
+    await new Promise((done) => (source.onerror = done));
+    return { reason: this.bye || "network", status: 0 };
   }
 
-  get pace() {
-    return Math.max(this.beat, this.hub.beat);
-  }
-
-  get silent() {
-    return STREAMS && Date.now() - this.last > 3 * this.pace;
-  }
-
-  watch() {
-    const { abort } = this;
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
-      if (this.silent && abort) this.drop(abort);
-      else this.watch();
-    }, this.pace / 2);
-  }
-
-  /** Give up a connection that has gone dead without an end. @param {AbortController} abort */
-  drop(abort) {
-    this.abort = undefined;
-    abort.abort();
-    this.abort = abort;
-    this.ended({ reason: "timeout", status: 0 }, abort);
-  }
-
-  /** @param {{reason: string, status: number, after?: number}} end @param {AbortController} abort */
-  async ended({ reason, status, after = 0 }, abort) {
-    this.source?.close();
-    clearTimeout(this.timer);
-    const refused = reason === "expired" || (status >= 400 && status < 500 && !PASSING.includes(status));
-    if (refused || status === 204) {
-      const gone = await this.refused(reason === "expired" ? 403 : status);
-      if (this.abort !== abort) return;
-      if (gone.size) {
-        this.abort = undefined;
-        for (const [key, code] of gone) this.hub.refuse(this, key, { reason, status: code, willRetry: false });
-        return this.keys.length ? this.open() : undefined;
+  /** @param {AbortController} abort */
+  async ended(abort, { reason, status, after }) {
+    const { hub, keys } = this;
+    if (reason === "expired" || final(status)) {
+      let gone = keys;
+      // Of several streams only some may be at fault. Where none is by itself, it is what they ask for together.
+      if (keys[1]) {
+        const asked = await Promise.all(keys.map((key) => this.ask([key], { method: "HEAD" }).catch(() => ({ status: 0 }))));
+        const found = keys.filter((key, i) => final(asked[i].status));
+        if (found[0] || reason === "expired") gone = found;
+        if (found[0]) status = asked[keys.indexOf(found[0])].status;
+        if (this.abort !== abort) return;
       }
+      if (gone[0]) return hub.refuse(this, gone, { reason, status, willRetry: false, streams: gone });
     }
+    abort.abort();
     // Twice the time with each failure, anywhere in between, so that clients that were lost together do not come together. A
     // server that said goodbye has told each another time already.
-    const most = Math.max(this.retry, Math.min(MAX_WAIT, this.retry * 2 ** ++this.fails));
-    const wait = this.bye && this.fails === 1 ? this.retry : this.retry + Math.random() * (most - this.retry);
-    this.abort = undefined;
+    const most = this.bye && !this.fails ? 0 : Math.min(MAX_WAIT, this.retry * 2 ** (this.fails + 1));
+    this.fails++;
+    const wait = this.retry + Math.random() * Math.max(0, most - this.retry);
     this.state = "waiting";
-    this.timer = setTimeout(() => this.open(), Math.min(Math.max(wait, after), 3_600_000));
-    this.hub.state(this, { reason, status, willRetry: true });
-  }
-
-  /** Which streams the server will not give, by status: of several only some may be at fault. @param {number} status */
-  async refused(status) {
-    const { keys } = this;
-    /** @type {Map<string, number>} */
-    const gone = new Map();
-    if (keys.length > 1) {
-      const ask = async (key) => {
-        const { base, credentials, query } = this.hub;
-        const answer = await fetch(`${base}/${encodeURIComponent(key)}?${query}`, { method: "HEAD", credentials, cache: "no-store" });
-        if (answer.status >= 400 && answer.status < 500 && !PASSING.includes(answer.status)) gone.set(key, answer.status);
-      };
-      await Promise.all(keys.map((key) => ask(key).catch(() => {})));
-      // None alone is: then it is the request that they make together.
-      if (gone.size || status === 403) return gone;
-    }
-    keys.forEach((key) => gone.set(key, status));
-    return gone;
+    this.timer = setTimeout(() => this.open(), Math.min(Math.max(wait, after || 0), 3_600_000));
+    hub.state(this, { reason, status, willRetry: true, streams: keys });
   }
 
   /** @param {Frame} frame */
   take({ id, event, data, k }) {
-    const { hub, keys } = this;
-    if (event.startsWith("pgbus:")) return this.control(event, JSON.parse(data));
-    const [, index, cursors] = /^(\d+)~([\d.]+)$/.exec(id ?? "") ?? [];
-    if (cursors) k = +index;
-    const number = id === undefined ? undefined : +(cursors ? cursors.split(".")[k] : id);
-    if (keys.length === 1) k = 0;
-    const key = k === undefined ? undefined : keys[k];
-    const before = key === undefined ? undefined : this.at.get(key);
-    if (number !== undefined && key !== undefined) {
-      if (before !== undefined && number <= before) return;
-      this.at.set(key, number);
+    const { hub, keys, at } = this;
+    if (event.startsWith("pgbus:")) {
+      const value = JSON.parse(data);
+      if (event === "pgbus:shutdown") this.bye = value.reason;
+      else if (event === "pgbus:gap-detected") {
+        const key = keys[this.names.indexOf(value.stream)] ?? keys[0];
+        if (value.reason !== "expired") at.set(key, value.reason === "ahead" ? 0 : value.lastId);
+        hub.tell({ t: "gap", keys: [key], detail: value });
+      } else if (event === "pgbus:connected") {
+        this.names = value.streams.map(({ name }) => name);
+        // From here on: what comes while the connection is away is missed no more. A replay is still to come.
+        if (!hub.query.includes("replay=")) keys.forEach((key, i) => at.set(key, at.get(key) ?? value.streams[i].lastId));
+        this.state = "open";
+        this.fails = 0;
+        this.id = value.connectionId;
+        hub.state(this);
+      }
+      return;
     }
-    hub.tell({ t: "frame", keys: key === undefined ? keys : [key], id: number, before, event, data, stream: this.names[k ?? -1] });
-  }
-
-  control(event, value) {
-    const { hub, keys } = this;
-    if (event === "pgbus:connected") {
-      this.names = value.streams.map(({ name }) => name);
-      // From here on: what comes while the connection is away is missed no more. A replay is still to come.
-      if (!hub.query.includes("replay="))
-        value.streams.forEach(({ lastId }, i) => this.at.get(keys[i]) === undefined && this.at.set(keys[i], lastId));
-      this.state = "open";
-      this.fails = 0;
-      hub.connection = value.connectionId;
-      hub.state(this);
-    } else if (event === "pgbus:gap-detected") {
-      const key = keys[Math.max(0, this.names.indexOf(value.stream))];
-      if (value.reason !== "expired") this.at.set(key, value.reason === "ahead" ? 0 : value.lastId);
-      hub.tell({ t: "gap", keys: [key], detail: value });
-    } else if (event === "pgbus:shutdown") this.bye = value.reason;
+    const [, index, cursors] = /^(\d+)~(.*)/.exec(id) ?? [];
+    k = +(index ?? (keys[1] ? k : 0));
+    const key = keys[k];
+    const before = at.get(key);
+    const number = id && +(cursors ? cursors.split(".")[k] : id);
+    if (number) {
+      if (number <= before) return;
+      at.set(key, number);
+    }
+    hub.tell({ t: "frame", keys: key ? [key] : keys, before, detail: { id: number, event, data, stream: this.names[k] } });
   }
 }
 
-/** All subscriptions of one server, and where this tab has the connections, those of the other tabs. */
+/** All subscriptions of one server, and where this tab has the connection, those of the other tabs. */
 class Hub {
-  /** @type {Set<Subscription>} */ subs = new Set();
-  /** @type {Line[]} */ lines = [];
-  /** What other tabs want: of each, the cursor of each stream. @type {Map<string, [string, number | undefined][]>} */
+  /** @type {Set<Subscription>} */
+  subs = new Set();
+  /** @type {Line[]} */
+  lines = [];
+  /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
   others = new Map();
-  beat = 15_000;
-  leads = false;
-  timer = 0;
-  answer = 0;
-  check = 0;
-  heardAt = 0;
-  toldAt = 0;
-  connection = "";
-  id = Math.random().toString(36).slice(2);
-  /** @type {AbortController | undefined} */ joined;
-  /** @type {BroadcastChannel | undefined} */ channel;
+  id = `${Math.random()}`;
 
-  /** @param {string} base @param {string} query @param {RequestCredentials} credentials @param {boolean} tabs */
-  constructor(base, query, credentials, tabs) {
-    this.base = base;
-    this.query = query;
-    this.credentials = credentials;
+  constructor(key, base, query, credentials, tabs) {
+    Object.assign(this, { key, base, query, credentials });
     this.tabs = tabs && "locks" in navigator && "BroadcastChannel" in globalThis;
-    this.name = `pgbus ${credentials} ${base}?${query}`;
-    this.key = "";
   }
 
   /** Look again, in a moment, at what is wanted. */
@@ -318,40 +242,42 @@ class Hub {
   }
 
   join() {
-    const joined = (this.joined = new AbortController());
+    this.joined = new AbortController();
+    this.check = setInterval(() => this.look(), ANSWER);
     if (!this.tabs) return this.lead();
-    this.check = setInterval(() => {
-      if (!this.leads && Date.now() - this.heardAt > 3 * this.beat) this.ask();
-    }, ANSWER);
     // A lock of this tab's own tells the leader when it is gone.
-    this.hold(`${this.name} ${this.id}`, joined, () => {
-      this.channel = new BroadcastChannel(this.name);
+    this.hold(this.key + this.id, () => {
+      this.channel = new BroadcastChannel(this.key);
       this.channel.onmessage = ({ data }) => this.hear(data);
-      this.elect(joined, false);
+      this.elect();
       this.sync();
     });
   }
 
-  /** Hold a lock, once it is given, until `until` is aborted. @param {string} name @param {AbortController} until */
-  hold(name, until, then, options = { signal: until.signal }) {
-    const held = () => {
-      if (until.signal.aborted) return;
-      then();
-      return new Promise((done) => until.signal.addEventListener("abort", done));
-    };
-    return navigator.locks.request(name, options, held).catch(({ name }) => {
-      if (name !== "SecurityError" || this.joined !== until) return;
-      this.tabs = false; // a page that may not have locks is alone
+  /** Hold a lock, once it is given, for as long as this tab takes part. */
+  hold(name, then, steal) {
+    const { signal } = this.joined;
+    const held = () =>
+      signal.aborted ||
+      new Promise((done) => {
+        signal.addEventListener("abort", done);
+        then();
+      });
+    return navigator.locks.request(name, steal ? { steal } : { signal }, held).catch((error) => {
+      if (error.name !== "SecurityError") return;
+      // A page that may not have locks is alone.
+      this.tabs = false;
       this.lead();
     });
   }
 
-  async elect(joined, steal) {
-    await this.hold(this.name, joined, () => this.lead(), steal ? { steal } : undefined);
-    if (joined.signal.aborted || !this.leads || !this.tabs) return;
-    // The lock was taken away, while this tab was frozen.
+  async elect(steal) {
+    const { joined } = this;
+    await this.hold(this.key, () => this.lead(), steal);
+    // Unless it is left, the lock was taken away, while this tab was frozen.
+    if (this.joined !== joined || !this.leads || !this.tabs) return;
     this.follow();
-    this.elect(joined, false);
+    this.elect();
     this.sync();
   }
 
@@ -374,17 +300,12 @@ class Hub {
     clearTimeout(this.answer);
     clearInterval(this.check);
     this.subs.forEach((sub) => sub.restart());
-    this.channel?.postMessage({ t: "want", from: this.id, wants: [] });
+    this.channel?.postMessage({ t: "want", from: this.id, wants: new Map() });
     this.channel?.close();
     this.channel = undefined;
     this.joined?.abort();
     this.joined = undefined;
     this.follow();
-  }
-
-  /** @returns {[string, number | undefined][]} */
-  wants() {
-    return [...this.subs].flatMap((sub) => [...sub.cursors].filter(([key]) => sub.states.get(key) !== "closed"));
   }
 
   sync() {
@@ -394,206 +315,151 @@ class Hub {
     else this.ask();
   }
 
+  /** What the subscriptions together want, from the lowest of their cursors, or those of other tabs. */
+  merged(wants) {
+    /** @type {Map<string, Cursor>} */
+    const all = new Map();
+    for (const [key, cursor] of wants.flatMap((map) => [...map])) {
+      const least = all.get(key);
+      all.set(key, cursor > least ? least : cursor ?? least);
+    }
+    return all;
+  }
+
+  get wants() {
+    return this.merged([...this.subs].map((sub) => sub.wants));
+  }
+
   /** Tell the leader what is wanted here; one that does not answer, though somebody looks, is replaced. */
   ask() {
     const { joined } = this;
-    this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants() });
     clearTimeout(this.answer);
-    if (this.channel && joined)
-      this.answer = setTimeout(() => {
-        if (this.leads || this.joined !== joined) return;
-        if (document.visibilityState === "visible") this.elect(joined, true);
-      }, ANSWER);
+    this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants });
+    this.answer = setTimeout(() => {
+      if (this.joined === joined && !this.leads && this.channel && !document.hidden) this.elect(true);
+    }, ANSWER);
   }
 
-  /** Connect to what is wanted, from the lowest cursors. */
+  /** Connect to what is wanted. */
   arrange() {
-    /** @type {Map<string, number | undefined>} */
-    const wanted = new Map();
-    for (const [key, cursor] of [this.wants(), ...this.others.values()].flat()) {
-      const least = wanted.get(key);
-      wanted.set(key, least === undefined || (cursor !== undefined && cursor < least) ? cursor : least);
-    }
-    const moved = new Set();
+    const wanted = this.merged([this.wants, ...this.others.values()]);
+    const move = (line) => line.state === "waiting" || (line.state = "");
     for (const line of this.lines) {
       const kept = line.keys.filter((key) => wanted.has(key));
-      if (kept.length < line.keys.length) moved.add(line);
+      if (line.keys[kept.length]) move(line);
       line.keys = kept;
     }
     for (const [key, cursor] of wanted) {
       let line = this.lines.find(({ keys }) => keys.includes(key));
-      const at = line?.at.get(key);
-      if (line && (cursor === undefined || (at !== undefined && at <= cursor))) continue;
-      line ??= this.lines.find(({ keys }) => keys.length < MAX_STREAMS && !this.query);
+      if (line && (cursor === undefined || line.at.get(key) <= cursor)) continue;
+      line ??= this.lines.find(({ keys }) => !this.query && !keys[MAX_STREAMS - 1]);
       if (!line) this.lines.push((line = new Line(this)));
       if (!line.keys.includes(key)) line.keys.push(key);
       line.at.set(key, cursor);
-      moved.add(line);
+      move(line);
     }
-    this.lines = this.lines.filter((line) => line.keys.length || line.stop());
+    this.lines = this.lines.filter((line) => line.keys[0] || line.stop());
     // Told by now: from here on they are as far as the connection is.
-    this.others.forEach((wants) => wants.forEach((want) => (want[1] = undefined)));
-    this.lines.forEach((line) => (moved.has(line) && line.state !== "waiting" ? line.open() : this.state(line)));
+    this.others.forEach((wants) => wants.forEach((_, key) => wants.set(key, undefined)));
+    this.lines.forEach((line) => (line.state ? this.state(line) : line.open()));
   }
 
   /** @param {Line} line @param {Close} [close] */
-  state(line, close) {
-    const at = line.keys.map((key) => line.at.get(key));
-    this.tell({ t: "state", keys: line.keys, state: line.state, at, connection: this.connection, close });
+  state({ keys, state, at, id }, close) {
+    this.tell({ t: "state", keys, state, at, id, close });
   }
 
-  /** @param {Line} line @param {string} key @param {Close} close */
-  refuse(line, key, close) {
-    line.keys = line.keys.filter((other) => other !== key);
-    this.lines = this.lines.filter(({ keys }) => keys.length);
-    this.others.forEach((wants, tab) => this.others.set(tab, wants.filter(([other]) => other !== key)));
-    this.tell({ t: "state", keys: [key], state: "closed", at: [], close });
+  /** @param {Line} line @param {string[]} keys @param {Close} close */
+  refuse(line, keys, close) {
+    this.others.forEach((wants) => keys.forEach((key) => wants.delete(key)));
+    this.tell({ t: "state", keys, state: "closed", close });
+    line.state = "closed";
+    this.arrange();
   }
 
   /** To all subscriptions, here and in the other tabs. */
   tell(message) {
-    if (this.others.size) {
-      this.toldAt = Date.now();
-      this.channel?.postMessage(message);
-    }
+    if (this.others.size) this.channel?.postMessage(message);
     this.subs.forEach((sub) => sub.take(message));
-  }
-
-  /** The leader tells now and then that it lives. */
-  pulse() {
-    if (this.others.size && Date.now() - this.toldAt > this.beat / 2) this.tell({ t: "pulse", keys: [] });
   }
 
   hear(message) {
     const { t, from, wants } = message;
-    if (t === "want") {
-      if (!this.leads || !this.joined) return;
-      const known = this.others.has(from);
-      if (wants.length) this.others.set(from, wants);
-      else this.others.delete(from);
-      if (wants.length && !known) {
-        // Given once that tab is gone.
-        const { signal } = this.joined;
-        const gone = () => void (this.others.delete(from) && this.change());
-        navigator.locks.request(`${this.name} ${from}`, { signal }, gone).catch(() => {});
-      }
-      this.change();
-    } else if (t === "who") {
-      if (!this.leads) this.ask();
-    } else if (!this.leads) {
+    if (t === "who") this.leads || this.ask();
+    else if (t !== "want") {
+      if (this.leads) return;
       clearTimeout(this.answer);
-      this.heardAt = Date.now();
+      this.heard = Date.now();
       this.subs.forEach((sub) => sub.take(message));
+    } else if (this.leads) {
+      const gone = () => void (this.others.delete(from) && this.change());
+      // Given once that tab is gone.
+      if (!this.others.has(from)) navigator.locks.request(this.key + from, { signal: this.joined.signal }, gone).catch(() => {});
+      if (wants.size) this.others.set(from, wants);
+      else this.others.delete(from);
+      this.change();
     }
   }
 
-  /** Somebody looks again, or the network is back. */
-  wake() {
-    if (!this.joined) this.change();
-    else if (!this.leads) Date.now() - this.heardAt > ANSWER && this.ask();
-    for (const line of this.lines) if (line.state === "waiting" || line.silent) line.open();
+  /** Whether all that should be heard is heard; at once where somebody looks again, or the network is back. */
+  look(woken) {
+    if (!this.joined) return this.change();
+    const quiet = (since, ms) => !(Date.now() - since < ms);
+    if (!this.leads && quiet(this.heard, woken ? ANSWER : 3 * this.beat)) this.ask();
+    for (const line of this.lines) {
+      const waits = line.state === "waiting";
+      const silent = STREAMS && !waits && quiet(line.last, 3 * this.beat);
+      if (woken && (waits || silent)) line.open();
+      else if (silent) line.abort.abort("timeout");
+    }
   }
 }
 
 class Subscription {
-  /** @type {Map<string, number | undefined>} */ cursors = new Map();
-  /** @type {Map<string, string>} */ states = new Map();
-  state = "closed";
+  /** @type {Map<string, Cursor>} */
+  cursors = new Map();
+  /** @type {Map<string, string>} */
+  states = new Map();
 
   /** @param {EventTarget} target @param {Options} options */
-  constructor(target, options, hooks = {}) {
-    const { src, since, credentials = "same-origin", shared = "tabs", heartbeat = 15 } = options;
+  constructor(target, { src, base, stream = [], streams = [stream].flat(), since, credentials = "same-origin", shared, heartbeat }) {
     this.target = target;
-    this.hooks = hooks;
-    this.beat = heartbeat * 1000;
-    const url = new URL(src ?? options.base ?? "/pgbus/streams", document.baseURI);
-    const listed = options.streams ?? (options.stream === undefined ? [] : [options.stream]);
-    const cursor = (text) => (text === null || text === "" ? undefined : +text);
-    if (src !== undefined && !url.searchParams.has("stream")) {
-      const cut = url.pathname.lastIndexOf("/");
-      this.cursors.set(decodeURIComponent(url.pathname.slice(cut + 1)), cursor(url.searchParams.get("since")));
-      url.pathname = url.pathname.slice(0, cut);
-    } else listed.forEach((key) => this.cursors.set(key, undefined));
-    /** @type {string | undefined} */
-    let key;
-    const others = [];
-    for (const [name, value] of url.searchParams) {
-      if (name === "stream") this.cursors.set((key = value), undefined);
-      else if (name !== "since") others.push([name, value]);
-      else if (key !== undefined) this.cursors.set(key, cursor(value));
+    this.beat = (heartbeat || 15) * 1000;
+    const url = new URL(src ?? base ?? "/pgbus/streams", document.baseURI);
+    const { searchParams: given } = url;
+    if (src && !given.has("stream")) {
+      const [, path, name] = /(.*)\/(.*)/.exec(url.pathname);
+      url.pathname = path;
+      streams = [decodeURIComponent(name)];
     }
-    const given = [since].flat();
-    [...this.cursors.keys()].forEach((key, i) => this.cursors.set(key, given[i] ?? this.cursors.get(key)));
-    const query = `${new URLSearchParams(others)}`;
-    const base = url.origin + url.pathname.replace(/\/$/, "");
+    const others = new URLSearchParams();
+    let key = streams[0];
+    streams.forEach((name) => this.cursors.set(name, undefined));
+    given.forEach((value, name) => {
+      if (name === "stream") this.cursors.set((key = value), undefined);
+      else if (name === "since") this.cursors.set(key, +value);
+      else others.append(name, value);
+    });
+    [...this.cursors].forEach(([key, cursor], i) => this.cursors.set(key, [since].flat()[i] ?? cursor));
+    base = url.origin + url.pathname.replace(/\/$/, "");
     // Without sharing, a hub for this one alone.
-    const id = `${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${query}`;
-    this.hub = hubs.get(id) ?? new Hub(base, query, credentials, shared === "tabs");
-    hubs.set((this.hub.key = id), this.hub);
-    this.turn("connecting");
+    const id = `pgbus ${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others}`;
+    this.hub = hubs.get(id) ?? new Hub(id, base, `${others}`, credentials, !shared || shared === "tabs");
+    hubs.set(id, this.hub);
     this.hub.subs.add(this);
     this.hub.change();
+    this.settle();
+  }
+
+  get wants() {
+    return [...this.cursors].filter(([key]) => this.states.get(key) !== "closed");
   }
 
   close() {
     this.hub.subs.delete(this);
     this.hub.change();
-    this.states.clear();
-    this.turn("closed");
-  }
-
-  take(message) {
-    const { t, id, before, event, data, stream, state, at, close, detail } = message;
-    const keys = message.keys.filter((key) => this.cursors.has(key) && this.states.get(key) !== "closed");
-    if (!keys.length) return;
-    const [key] = keys;
-    const mine = this.cursors.get(key);
-    if (t === "state") {
-      for (const key of keys) {
-        // A connection that is made anew because somebody else wants another stream is nothing to tell of.
-        if (state !== "connecting" || this.states.get(key) !== "open") this.states.set(key, state);
-        if (this.cursors.get(key) === undefined) this.move(key, at[message.keys.indexOf(key)]);
-      }
-      this.settle(message.connection);
-      if (close) this.fire("pgbus:close", { ...close, streams: keys });
-    } else if (t === "gap") {
-      if (detail.reason === "expired" && (mine ?? 0) >= detail.oldestId) return;
-      if (detail.reason !== "expired") this.move(key, detail.reason === "ahead" ? 0 : detail.lastId);
-      this.fire("pgbus:gap", detail);
-    } else if (t === "frame") {
-      if (id !== undefined) {
-        if (mine !== undefined && id <= mine) return;
-        // Something between the two went past us, as when a connection changes hands: the leader has to go back.
-        if (mine !== undefined && before > mine) return this.hub.change();
-        this.move(key, id);
-      }
-      this.message({ id, event, data, stream });
-    }
-  }
-
-  move(key, cursor) {
-    this.cursors.set(key, cursor);
-    this.hooks.moved?.(this);
-  }
-
-  /** @param {Message} message */
-  message(message) {
-    const { id, event, data } = message;
-    this.hooks.message?.(message);
-    this.fire("pgbus:message", message);
-    const typed = new MessageEvent(event || "message", { data, lastEventId: `${id ?? ""}`, bubbles: true });
-    Object.defineProperty(typed, "detail", { value: message });
-    this.target.dispatchEvent(typed);
-  }
-
-  /** The state of several streams is that of the one that is worst off, but closed only where all are. */
-  settle(connection = "") {
-    const states = [...this.cursors.keys()].map((key) => this.states.get(key) ?? "connecting");
-    const living = states.filter((state) => state !== "closed");
-    const state = ["waiting", "connecting", "open"].find((state) => living.includes(state)) ?? "closed";
-    const opened = state === "open" && this.state !== "open";
-    this.turn(state);
-    if (opened) this.fire("pgbus:open", { connectionId: connection, streams: [...this.cursors.keys()] });
+    this.cursors.forEach((_, key) => this.states.set(key, "closed"));
+    this.settle();
   }
 
   /** The page goes away, and may come back. */
@@ -602,10 +468,58 @@ class Subscription {
     this.settle();
   }
 
-  /** @param {string} state */
-  turn(state) {
+  take({ t, keys, state, at, id, close, before, detail }) {
+    keys = keys.filter((key) => this.cursors.has(key) && this.states.get(key) !== "closed");
+    const [key] = keys;
+    if (!key) return;
+    const mine = this.cursors.get(key);
+    if (t === "state") {
+      for (const key of keys) {
+        // A connection that is made anew because somebody else wants another stream is nothing to tell of.
+        if (state !== "connecting" || this.states.get(key) !== "open") this.states.set(key, state);
+        if (this.cursors.get(key) === undefined) this.move(key, at?.get(key));
+      }
+      this.settle(id);
+      if (close) this.fire("pgbus:close", { ...close, streams: keys });
+    } else if (t === "gap") {
+      const { reason, oldestId, lastId } = detail;
+      if (reason !== "expired") this.move(key, reason === "ahead" ? 0 : lastId);
+      else if (mine >= oldestId) return;
+      this.fire("pgbus:gap", detail);
+    } else {
+      if (detail.id) {
+        if (detail.id <= mine) return;
+        // Something between the two went past us, as when a connection changes hands: the leader has to go back.
+        if (before > mine) return this.hub.change();
+        this.move(key, detail.id);
+      }
+      this.message(detail);
+    }
+  }
+
+  move(key, cursor) {
+    this.cursors.set(key, cursor);
+    if (cursor !== undefined) this.target._moved?.(this.cursors);
+  }
+
+  /** @param {Message} detail */
+  message(detail) {
+    const { id = "", event, data } = detail;
+    this.target._message?.(detail);
+    this.fire("pgbus:message", detail);
+    const typed = new MessageEvent(event || "message", { data, lastEventId: id, bubbles: true });
+    this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail }));
+  }
+
+  /** The state of several streams is that of the one that is worst off, but closed only where all are. */
+  settle(connectionId) {
+    const streams = [...this.cursors.keys()];
+    const states = streams.map((key) => this.states.get(key) ?? "connecting");
+    const state = ["waiting", "connecting", "open"].find((state) => states.includes(state)) ?? "closed";
+    if (state === this.state) return;
     this.state = state;
-    this.hooks.state?.(state);
+    this.target._turned?.(state);
+    if (state === "open") this.fire("pgbus:open", { connectionId, streams });
   }
 
   fire(name, detail) {
@@ -617,159 +531,125 @@ class Subscription {
 function listenFor(name) {
   if (STREAMS || names.has(name)) return;
   names.add(name);
-  hubs.forEach(({ lines }) => lines.forEach((line) => line.source && line.hear(name)));
+  hubs.forEach(({ lines }) => lines.forEach((line) => line.hear?.(name)));
 }
 
-/** What `connect` returns: dispatches the events of the element. */
-export class PgbusStream extends EventTarget {
-  #sub;
+/** What the element and the object that `connect` returns have in common. */
+const follows = (Base) =>
+  class extends Base {
+    /** connecting, open, waiting or closed */
+    get state() {
+      return this._sub?.state ?? "closed";
+    }
 
+    /** The cursor of each stream. */
+    get cursors() {
+      return Object.fromEntries(this._sub?.cursors ?? []);
+    }
+
+    addEventListener(name, ...rest) {
+      listenFor(name);
+      super.addEventListener(name, ...rest);
+    }
+
+    close() {
+      this._sub?.close();
+    }
+  };
+
+class PgbusStream extends follows(EventTarget) {
   /** @param {Options} options */
   constructor(options) {
     super();
-    this.#sub = new Subscription(this, options);
-  }
-
-  /** connecting, open, waiting or closed */
-  get state() {
-    return this.#sub.state;
-  }
-
-  /** The cursor of each stream. */
-  get cursors() {
-    return Object.fromEntries(this.#sub.cursors);
-  }
-
-  addEventListener(name, ...rest) {
-    listenFor(name);
-    super.addEventListener(name, ...rest);
-  }
-
-  close() {
-    this.#sub.close();
+    this._sub = new Subscription(this, options);
   }
 }
 
-/** Follow streams without an element. @param {string | Options} source the URL of a stream, or options */
-export const connect = (source) => new PgbusStream(typeof source === "string" ? { src: source } : source);
+/** Follow streams without an element. @param {Options} options */
+export const connect = (options) => new PgbusStream(options);
 
-const ATTRIBUTES = ["src", "stream", "streams", "base", "since", "since-id", "credentials", "shared", "heartbeat"];
+/** The names of the events whose messages htmx puts into an element. @param {Element} part @returns {string[]} */
+const swaps = (part) => (part.getAttribute("sse-swap") ?? "").split(/[\s,]+/);
 
-if ("HTMLElement" in globalThis && !customElements.get("pgbus-stream-source"))
-  customElements.define(
-    "pgbus-stream-source",
-    class extends HTMLElement {
-      static observedAttributes = ATTRIBUTES;
-      /** @type {Subscription | undefined} */ #sub;
-      #own = false;
-      #again = false;
-      #turbo = false;
+class PgbusStreamSource extends follows(HTMLElement) {
+  static observedAttributes = ["src", "stream", "streams", "base", "since", "since-id", "credentials", "shared", "heartbeat"];
 
-      get state() {
-        return this.#sub?.state ?? "closed";
-      }
+  connectedCallback() {
+    const get = (name) => this.getAttribute(name) ?? undefined;
+    const words = (name) => get(name)?.match(/\S+/g) ?? undefined;
+    this.querySelectorAll("[sse-swap]").forEach((part) => swaps(part).forEach(listenFor));
+    const shared = get("shared");
+    this._sub = new Subscription(this, {
+      src: get("src"),
+      base: get("base"),
+      stream: get("stream"),
+      streams: words("streams"),
+      since: (words("since") ?? words("since-id"))?.map((word) => (word === "-" ? undefined : +word)),
+      credentials: get("credentials"),
+      shared: shared === "false" ? "none" : shared || undefined,
+      heartbeat: get("heartbeat"),
+    });
+  }
 
-      get cursors() {
-        return Object.fromEntries(this.#sub?.cursors ?? []);
-      }
+  disconnectedCallback() {
+    this.close();
+    this._sub = undefined;
+    this.#feed(false);
+  }
 
-      close() {
-        this.#sub?.close();
-      }
+  attributeChangedCallback(name, before, now) {
+    if (this.#own || before === now || !this._sub || this.#again) return;
+    this.#again = true;
+    queueMicrotask(() => {
+      this.#again = false;
+      if (!this._sub) return;
+      this.close();
+      this.connectedCallback();
+    });
+  }
+  #again = false;
 
-      addEventListener(name, ...rest) {
-        listenFor(name);
-        super.addEventListener(name, ...rest);
-      }
+  _turned(state) {
+    this.setAttribute("state", state);
+  }
 
-      connectedCallback() {
-        this.#start();
-      }
+  /** Keep the cursor in the document: what copies or caches the page's contents has the cursor that belongs to them. */
+  _moved(cursors) {
+    this.#own = true;
+    const name = this.hasAttribute("since-id") && !this.hasAttribute("since") ? "since-id" : "since";
+    this.setAttribute(name, [...cursors.values()].map((cursor) => cursor ?? "-").join(" "));
+    this.#own = false;
+  }
+  #own = false;
 
-      disconnectedCallback() {
-        this.close();
-        this.#sub = undefined;
-        this.#feedTurbo(false);
-      }
+  _message({ event, data }) {
+    this.#feed(!event && data.includes("<turbo-stream"));
+    const { htmx } = globalThis;
+    if (!htmx) return;
+    for (const part of [this, ...this.querySelectorAll("[sse-swap]")]) {
+      if (!swaps(part).includes(event || "message")) continue;
+      const near = (name) => part.closest(`[${name}]`)?.getAttribute(name);
+      const selector = near("hx-target") ?? "this";
+      const target = selector === "this" ? part.closest("[hx-target]") ?? part : htmx.find(selector);
+      const swapStyle = near("hx-swap")?.split(" ")[0] ?? htmx.config.defaultSwapStyle;
+      if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
+    }
+  }
 
-      attributeChangedCallback(name, before, now) {
-        if (this.#own || before === now || !this.#sub || this.#again) return;
-        this.#again = true;
-        queueMicrotask(() => {
-          this.#again = false;
-          if (this.isConnected) this.#start();
-        });
-      }
-
-      #start() {
-        this.#sub?.close();
-        const get = (name) => this.getAttribute(name) ?? undefined;
-        const words = (text) => text?.split(/\s+/).filter(Boolean);
-        const shared = { false: "none", none: "none", page: "page" }[get("shared") ?? ""];
-        this.querySelectorAll("[sse-swap]").forEach((part) => swaps(part).forEach(listenFor));
-        this.#sub = new Subscription(
-          this,
-          {
-            src: get("src"),
-            stream: get("stream"),
-            streams: words(get("streams")),
-            base: get("base"),
-            since: words(get("since") ?? get("since-id"))?.map((word) => (word === "-" ? undefined : +word)),
-            credentials: get("credentials"),
-            shared,
-            heartbeat: +(get("heartbeat") ?? 15) || 15,
-          },
-          {
-            state: (state) => this.setAttribute("state", state),
-            moved: (sub) => this.#keep(sub),
-            message: (message) => this.#swap(message),
-          },
-        );
-      }
-
-      /** Keep the cursor in the document: what copies or caches the page's contents has the cursor that belongs to them. */
-      #keep({ cursors }) {
-        this.#own = true;
-        const name = this.hasAttribute("since-id") && !this.hasAttribute("since") ? "since-id" : "since";
-        this.setAttribute(name, [...cursors.values()].map((cursor) => cursor ?? "-").join(" "));
-        this.#own = false;
-      }
-
-      #swap({ event, data }) {
-        this.#feedTurbo(!event && data.includes("<turbo-stream"));
-        const { htmx } = globalThis;
-        if (!htmx?.swap) return;
-        for (const part of [this, ...this.querySelectorAll("[sse-swap]")]) {
-          if (!swaps(part).includes(event || "message")) continue;
-          const near = (name) => part.closest(`[${name}]`);
-          const given = near("hx-target");
-          const selector = given?.getAttribute("hx-target") ?? "this";
-          const target = selector === "this" ? given ?? part : htmx.find(selector);
-          const swapStyle = near("hx-swap")?.getAttribute("hx-swap").split(" ")[0] ?? htmx.config.defaultSwapStyle;
-          if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: htmx.config.defaultSettleDelay });
-        }
-      }
-
-      /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
-      #feedTurbo(on) {
-        const { Turbo } = globalThis;
-        if (!Turbo || on === this.#turbo) return;
-        this.#turbo = on;
-        if (on) Turbo.connectStreamSource(this);
-        else Turbo.disconnectStreamSource(this);
-      }
-    },
-  );
-
-/** @param {globalThis.Element} part @returns {string[]} */
-function swaps(part) {
-  return (part.getAttribute("sse-swap") ?? "").split(",").map((name) => name.trim());
+  /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
+  #feed(on) {
+    const { Turbo } = globalThis;
+    if (Turbo && on !== this.#fed) Turbo[on ? "connectStreamSource" : "disconnectStreamSource"](this);
+    this.#fed = Turbo && on;
+  }
+  #fed = false;
 }
 
-const all = (then) => () => hubs.forEach(then);
-const wake = all((hub) => hub.wake());
-globalThis.addEventListener?.("online", wake);
+if (!customElements.get("pgbus-stream-source")) customElements.define("pgbus-stream-source", PgbusStreamSource);
+
+const wake = () => hubs.forEach((hub) => hub.look(true));
+addEventListener("online", wake);
 // Into the back/forward cache and out of it: no page is kept there that has a connection or a lock.
-globalThis.addEventListener?.("pagehide", all((hub) => hub.leave()));
-globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && wake());
-globalThis.document?.addEventListener("visibilitychange", () => document.visibilityState === "visible" && wake());
+addEventListener("pagehide", () => hubs.forEach((hub) => hub.leave()));
+addEventListener("pageshow", (event) => event.persisted && wake());
+document.addEventListener("visibilitychange", () => document.hidden || wake());
