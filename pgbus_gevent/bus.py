@@ -16,6 +16,7 @@ from .core.names import PublicNames, Signer, check_data, check_event, check_labe
 from .database import Database, queries
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
+from .markup import Html
 from .messages import Message
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
@@ -91,15 +92,6 @@ class Bus:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return str(self)
 
 
 class Stream:

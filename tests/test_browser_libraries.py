@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from browser_parts import Front, Profile, element, missing, publish
 
+from pgbus_gevent import turbo
+
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 TURBO = '<script type="module" src="/lib/turbo.js"></script>'
@@ -13,7 +15,7 @@ LIST = '<ul id="list"></ul>'
 
 
 def action(text: str) -> str:
-    return f'<turbo-stream action="append" target="list"><template><li>{text}</li></template></turbo-stream>'
+    return turbo.append("list", f"<li>{text}</li>")
 
 
 ITEMS = "[...document.querySelectorAll('#list li')].map((item) => item.textContent).join()"

@@ -247,9 +247,8 @@ def test_profiles_share_nothing(tabs: Profile, browser: Browser, front: Front, s
         "const other = await browser.newContext(); kept.other = other; return browser.contexts().length"
     )
     assert contexts == 2
-    browser.run(
-        "const page = await kept.other.newPage(); await page.goto(arg); await page.waitForSelector('[state=open]', {state: 'attached'})",
-        front.site.url + "/page",
-    )
+    open_there = "const page = await kept.other.newPage(); await page.goto(arg);"
+    open_there += "await page.waitForSelector('[state=open]', { state: 'attached' })"
+    browser.run(open_there, f"{front.site.url}/page")
     assert front.live == 2
     browser.run("await kept.other.close()")
