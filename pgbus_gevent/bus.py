@@ -21,6 +21,10 @@ from .messages import Message
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 
+_ELEMENT_HEARTBEAT = (
+    15.0  # seconds, what the element expects unless it is told: it takes three without a byte for the end
+)
+
 
 class Bus:
     """One database's streams.
@@ -72,7 +76,9 @@ class Bus:
         """
         watermark = self.stream(name).last_id(using=using)
         path = escape(self.stream_path(name, expires_in=expires_in), quote=True)
-        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"></pgbus-stream-source>')
+        heartbeat = self.settings.heartbeat
+        told = "" if heartbeat == _ELEMENT_HEARTBEAT else f' heartbeat="{heartbeat:g}"'
+        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"{told}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.

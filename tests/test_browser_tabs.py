@@ -109,6 +109,20 @@ def test_another_element_with_an_older_cursor_gets_what_it_lacks_and_the_first_o
     assert front.live == 1
 
 
+def test_more_streams_than_fit_on_a_connection_are_spread_over_several(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    names = [f"{stream}:{number}" for number in range(40)]
+    body = f'<pgbus-stream-source id="source" base="/pgbus/streams" streams="{" ".join(names)}"></pgbus-stream-source>'
+    page = tabs.open(front.page(body))
+    page.until_open()
+    assert front.live == 2
+    for name in names:
+        publish(front.site, name, name)
+    page.until("seen.filter(([name]) => name === 'message').length == 40")
+    assert sorted(detail["stream"] for detail in page.seen("message")) == sorted(names)
+
+
 # tabs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +191,16 @@ def test_a_tab_that_goes_elsewhere_hands_over_and_comes_back_as_one_of_many(
     publish(front.site, stream, "c")
     for page in (first, second):
         page.until_data(["a", "b", "c"])
+    front.until_live(1)
+
+
+def test_a_tab_that_crashes_hands_over_too(tabs: Profile, front: Front, stream: str) -> None:
+    first, second = open_tabs(tabs, front, element(stream), 2)
+    publish(front.site, stream, "a")
+    second.until_data(["a"])
+    first.do("await page.goto('chrome://crash').catch(() => {})")
+    publish(front.site, stream, "b")
+    second.until_data(["a", "b"])
     front.until_live(1)
 
 
