@@ -6,7 +6,7 @@ from itertools import count
 
 import gevent
 import pytest
-from browser_parts import Browser, Front, Page, Profile, element, missing, publish
+from browser_parts import Browser, Front, Page, Profile, element, missing, publish, status
 from support import holds, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -79,6 +79,19 @@ def test_a_stream_that_is_refused_takes_no_other_with_it(tabs: Profile, front: F
     assert (close["status"], close["willRetry"], close["streams"]) == (404, False, ["secret"])
     publish(front.site, stream, "a")
     page.until_data(["a"])
+
+
+def test_a_server_that_takes_no_streams_together_gets_them_one_by_one(tabs: Profile, front: Front, stream: str) -> None:
+    refuse = status("400 Too many")
+    front.intercept = lambda environ, start: "&stream=" in environ["QUERY_STRING"] and refuse(environ, start) or None
+    page = tabs.open(
+        front.page(element(f"{stream}a", 'since="0"') + element(f"{stream}b").replace('id="source"', 'id="other"'))
+    )
+    publish(front.site, f"{stream}a", "a")
+    page.until("document.querySelectorAll('[state=open]').length == 2")
+    publish(front.site, f"{stream}b", "b")
+    page.until_seen(2)
+    assert (front.live, page.seen("pgbus:close")) == (2, [])
 
 
 def test_an_element_may_have_a_connection_for_itself(tabs: Profile, front: Front, stream: str) -> None:

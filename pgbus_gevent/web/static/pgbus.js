@@ -14,8 +14,6 @@
  *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", heartbeat?: number}} Options
  */
 
-/** How many streams the server takes on one connection. */
-const MAX_STREAMS = 32;
 /** The longest time between two attempts, in ms, unless the server asks for more. */
 const MAX_WAIT = 30_000;
 /** In how many ms the tab that has the connection has to answer. */
@@ -160,13 +158,14 @@ class Line {
     const { hub, keys } = this;
     if (reason === "expired" || final(status)) {
       let gone = keys;
-      // Of several streams only some may be at fault. Where none is by itself, it is what they ask for together.
+      // Of several streams only some may be at fault. Where none is by itself, the server will not have them together.
       if (keys[1]) {
         const asked = await Promise.all(keys.map((key) => this.ask([key], { method: "HEAD" }).catch(() => ({ status: 0 }))));
         const found = keys.filter((key, i) => final(asked[i].status));
-        if (found[0] || reason === "expired") gone = found;
-        if (found[0]) status = asked[keys.indexOf(found[0])].status;
         if (this.abort !== abort) return;
+        gone = found;
+        if (gone[0]) status = asked[keys.indexOf(gone[0])].status;
+        else if (reason !== "expired") return hub.split(this);
       }
       if (gone[0]) return hub.refuse(this, gone, { reason, status, willRetry: false, streams: gone });
     }
@@ -224,6 +223,8 @@ class Hub {
   /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
   others = new Map();
   id = `${Math.random()}`;
+  /** How many streams the server takes on one connection. */
+  most = 32;
 
   constructor(key, base, query, credentials, tabs) {
     Object.assign(this, { key, base, query, credentials });
@@ -352,7 +353,7 @@ class Hub {
     for (const [key, cursor] of wanted) {
       let line = this.lines.find(({ keys }) => keys.includes(key));
       if (line && (cursor === undefined || line.at.get(key) <= cursor)) continue;
-      line ??= this.lines.find(({ keys }) => !this.query && !keys[MAX_STREAMS - 1]);
+      line ??= this.lines.find(({ keys }) => !this.query && !keys[this.most - 1]);
       if (!line) this.lines.push((line = new Line(this)));
       if (!line.keys.includes(key)) line.keys.push(key);
       line.at.set(key, cursor);
@@ -374,6 +375,15 @@ class Hub {
     this.others.forEach((wants) => keys.forEach((key) => wants.delete(key)));
     this.tell({ t: "state", keys, state: "closed", close });
     line.state = "closed";
+    this.arrange();
+  }
+
+  /** @param {Line} line */
+  split(line) {
+    this.most = 1;
+    line.stop();
+    const single = (key) => Object.assign(new Line(this), { keys: [key], at: line.at });
+    this.lines = this.lines.flatMap((other) => (other === line ? line.keys.map(single) : other));
     this.arrange();
   }
 
