@@ -295,6 +295,20 @@ def test_a_copy_of_the_page_has_the_cursor_that_belongs_to_it(page: Page, front:
     assert page.eval("source.cloneNode().getAttribute('since')") == str(id)
 
 
+def test_a_morph_that_puts_an_older_page_back_gets_what_came_since_again(page: Page, front: Front, stream: str) -> None:
+    first, _ = publish(front.site, stream, "a", "b")
+    page.until_data(["a", "b"])
+    page.eval("(cursor) => source.setAttribute('since', cursor)", str(first))
+    page.until_data(["a", "b", "b"])
+    assert front.live == 1
+
+
+def test_a_cursor_that_is_none_is_refused(tabs: Profile, front: Front, stream: str) -> None:
+    page = tabs.open(front.page(element(stream, 'since="yesterday"')))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["status"], close["willRetry"]) == (400, False)
+
+
 def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front: Front, stream: str) -> None:
     publish(front.site, stream, "before")
     page.until_seen(1)

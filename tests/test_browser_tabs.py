@@ -83,7 +83,7 @@ def test_a_stream_that_is_refused_takes_no_other_with_it(tabs: Profile, front: F
 
 def test_a_server_that_takes_no_streams_together_gets_them_one_by_one(tabs: Profile, front: Front, stream: str) -> None:
     refuse = status("400 Too many")
-    front.intercept = lambda environ, start: "&stream=" in environ["QUERY_STRING"] and refuse(environ, start) or None
+    front.intercept = lambda environ, start: ("&stream=" in environ["QUERY_STRING"] and refuse(environ, start)) or None
     page = tabs.open(
         front.page(element(f"{stream}a", 'since="0"') + element(f"{stream}b").replace('id="source"', 'id="other"'))
     )

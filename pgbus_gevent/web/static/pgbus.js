@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * Live streams in the browser: `<pgbus-stream-source>`, and `connect()` for pages without elements.
  *
@@ -39,7 +40,9 @@ const hubs = new Map();
 export function parser(take, retry) {
   // It drops a BOM, and keeps the parts of a character.
   const decoder = new TextDecoder();
-  let rest = "", cr = false, frame = { event: "" };
+  let rest = "", cr = false;
+  /** @type {any} */
+  let frame = { event: "" };
   const line = (text) => {
     if (!text) {
       if ("data" in frame) take(frame);
@@ -121,6 +124,7 @@ class Line {
     const { status, headers, body } = response;
     if (status !== 200 || !/^text\/event-stream\b/i.test(headers.get("content-type"))) {
       body?.cancel().catch(() => {});
+      /** @type {any} */
       const told = headers.get("retry-after");
       return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - Date.now() };
     }
@@ -223,6 +227,14 @@ class Hub {
   /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
   others = new Map();
   id = `${Math.random()}`;
+  /** of its lock and channel @type {string} */
+  key;
+  /** @type {string} */
+  base;
+  /** @type {string} */
+  query;
+  /** @type {RequestCredentials} */
+  credentials;
   /** How many streams the server takes on one connection. */
   most = 32;
 
@@ -431,8 +443,8 @@ class Subscription {
   /** @type {Map<string, string>} */
   states = new Map();
 
-  /** @param {EventTarget} target @param {Options} options */
-  constructor(target, { src, base, stream = [], streams = [stream].flat(), since, credentials = "same-origin", shared, heartbeat }) {
+  /** @param {any} target @param {Options} options */
+  constructor(target, { src, base, stream, streams = [stream ?? []].flat(), since, credentials = "same-origin", shared, heartbeat }) {
     this.target = target;
     this.beat = (heartbeat || 15) * 1000;
     const url = new URL(src ?? base ?? "/pgbus/streams", document.baseURI);
@@ -517,7 +529,7 @@ class Subscription {
     const { id = "", event, data } = detail;
     this.target._message?.(detail);
     this.fire("pgbus:message", detail);
-    const typed = new MessageEvent(event || "message", { data, lastEventId: id, bubbles: true });
+    const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
     this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail }));
   }
 
@@ -544,7 +556,7 @@ function listenFor(name) {
   hubs.forEach(({ lines }) => lines.forEach((line) => line.hear?.(name)));
 }
 
-/** What the element and the object that `connect` returns have in common. */
+/** What the element and the object that `connect` returns have in common. @param {any} Base @returns {any} */
 const follows = (Base) =>
   class extends Base {
     /** connecting, open, waiting or closed */
@@ -634,6 +646,7 @@ class PgbusStreamSource extends follows(HTMLElement) {
 
   _message({ event, data }) {
     this.#feed(!event && data.includes("<turbo-stream"));
+    /** @type {any} */
     const { htmx } = globalThis;
     if (!htmx) return;
     for (const part of [this, ...this.querySelectorAll("[sse-swap]")]) {
@@ -648,6 +661,7 @@ class PgbusStreamSource extends follows(HTMLElement) {
 
   /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
   #feed(on) {
+    /** @type {any} */
     const { Turbo } = globalThis;
     if (Turbo && on !== this.#fed) Turbo[on ? "connectStreamSource" : "disconnectStreamSource"](this);
     this.#fed = Turbo && on;
@@ -655,7 +669,9 @@ class PgbusStreamSource extends follows(HTMLElement) {
   #fed = false;
 }
 
-if (!customElements.get("pgbus-stream-source")) customElements.define("pgbus-stream-source", PgbusStreamSource);
+if (!customElements.get("pgbus-stream-source"))
+  // @ts-ignore  what it extends is not known to be an HTMLElement
+  customElements.define("pgbus-stream-source", PgbusStreamSource);
 
 const wake = () => hubs.forEach((hub) => hub.look(true));
 addEventListener("online", wake);
