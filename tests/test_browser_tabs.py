@@ -245,6 +245,30 @@ def test_a_frozen_tab_is_relieved_of_the_connection_and_follows_when_it_thaws(
     front.until_live(1)
 
 
+DEAF = """
+const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
+let missed = 0;
+const missing = (take) => (event) => (event.data.t === "frame" && !missed++ ? undefined : take(event));
+Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(take) { set.call(this, missing(take)); } });
+"""
+"""A tab that misses the first message that another one has for it."""
+
+
+def test_a_message_that_went_past_a_tab_is_fetched_for_it(tabs: Profile, front: Front, stream: str) -> None:
+    path = front.page(element(stream))
+    first = tabs.open(path)
+    first.until_open()
+    second = tabs.open(path, init=DEAF)
+    second.until_open()
+    publish(front.site, stream, "a")
+    first.until_data(["a"])
+    second.until("missed == 1")
+    publish(front.site, stream, "b")
+    for page in (second, first):
+        page.until_data(["a", "b"])
+    front.until_live(1)
+
+
 def test_a_lost_connection_loses_nothing_for_any_tab(tabs: Profile, front: Front, stream: str) -> None:
     pages = open_tabs(tabs, front, element(stream), 3)
     publish(front.site, stream, "a")
