@@ -247,7 +247,7 @@ def test_a_frozen_tab_is_relieved_of_the_connection_and_follows_when_it_thaws(
 
 DEAF = """
 const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
-let missed = 0;
+window.missed = 0;
 const missing = (take) => (event) => (event.data.t === "frame" && !missed++ ? undefined : take(event));
 Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(take) { set.call(this, missing(take)); } });
 """
