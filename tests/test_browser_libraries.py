@@ -1,13 +1,18 @@
-"""Turbo and htmx, the real ones, with the element and with what they bring themselves."""
+"""Turbo and htmx, the real ones, with the element and with what they bring themselves; and the example of the documentation."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from browser_parts import Front, Profile, element, missing, publish
+from browser_parts import Browser, Front, Profile, element, missing, publish
+from program_parts import program
 
 from pgbus_gevent import turbo
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 TURBO = '<script type="module" src="/lib/turbo.js"></script>'
 HTMX = '<script src="/lib/htmx.js"></script>'
@@ -115,3 +120,22 @@ def test_htmx_own_extension_reads_a_stream(tabs: Profile, front: Front, stream: 
     page = tabs.open(front.page(own, HTMX + '<script src="/lib/htmx-sse.js"></script>'))
     publish(front.site, stream, "<b>1</b>", event="order.paid")
     page.until("paid.innerHTML == '<b>1</b>'")
+
+
+# the example ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_order_shows_in_every_window_of_the_shop(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+    with program(str(EXAMPLES / "bottle_orders.py"), database_url=pgbus_database, cwd=tmp_path) as shop:
+        tabs = Profile(browser, shop.url)
+        try:
+            one, other = tabs.open("/"), tabs.open("/")
+            one.until_open()
+            other.until_open()
+            one.do("await page.fill('input', 'a bell'); await page.click('form button')")
+            for page in (one, other):
+                page.until("document.querySelectorAll('li').length == 1")
+            assert other.eval("document.querySelector('li.live span').textContent") == "a bell"
+            assert tabs.errors == []
+        finally:
+            tabs.close()
