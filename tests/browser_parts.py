@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import gevent
+from raw_http import ask
 from site_parts import Site
 from support import PATIENCE, until
 
@@ -204,7 +205,8 @@ class Front:
         self.asked: list[str] = []
         self.intercept: Callable[[Any, Any], Iterable[bytes] | None] = lambda environ, start_response: None
         self.several = Several(site)
-        self._before = len(site.instance.registry)
+        two = "/pgbus/streams?stream=demo:one&stream=demo:two"
+        self._stands_in = ask(site.port, two, "HEAD").status == 400
 
     def page(self, body: str, head: str = "", path: str = "/page") -> str:
         """Put up a page; its path."""
@@ -249,13 +251,13 @@ class Front:
         answer = self.intercept(environ, start_response)
         if answer is not None:
             return answer
-        if query.count("stream=") > 1:
+        if self._stands_in and query.count("stream=") > 1:
             return self.several(environ, start_response)
         return self.streams(environ, start_response)  # type: ignore[no-any-return]
 
 
 class Several:
-    """Stands in for a server that has several streams on a connection, with the frames and the ids that it has there."""
+    """Stands in for several streams on a connection, with their frames and ids, where a site has not got them."""
 
     def __init__(self, site: Site) -> None:
         self._bus = site.bus

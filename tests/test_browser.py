@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser_parts import Front, Page, Profile, element, missing, publish, says, status
+from site_parts import running_site
 from support import holds, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -323,6 +324,34 @@ def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front:
         assert page.eval("seen.length") > 1, f"the page was not kept: {reasons}"
     page.until_data(["before", "away"])
     front.until_live(1)
+
+
+# elsewhere -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_another_origin_may_follow_where_it_is_configured(
+    tabs: Profile, front: Front, pgbus_database: str
+) -> None:
+    with running_site(pgbus_database, cors_origins=(front.site.url,)) as site:
+        head = f'<script type="module" src="{site.url}/pgbus/pgbus.js"></script>'
+        tag = f'<pgbus-stream-source src="{site.url}/pgbus/streams/NAME" credentials="include"></pgbus-stream-source>'
+        page = tabs.open(front.page(tag.replace("NAME", "demo:far") + tag.replace("NAME", "secret"), head))
+        page.until_open()
+        publish(site, "demo:far", "a")
+        page.until_data(["a"])
+        (close,) = page.until_seen(1, "pgbus:close")
+        assert close["status"] == 404
+        page.close()
+
+
+def test_a_strict_content_security_policy_is_no_hindrance(tabs: Profile, front: Front, stream: str) -> None:
+    policy = "default-src 'none'; script-src 'self'; connect-src 'self'"
+    front.pages["/strict"] = f"""<!doctype html><meta http-equiv="Content-Security-Policy" content="{policy}">
+        <script type="module" src="/pgbus/pgbus.js"></script>{element(stream)}"""
+    page = tabs.open("/strict")
+    page.until_open()
+    (id,) = publish(front.site, stream, "a")
+    page.until(f"source.getAttribute('since') == '{id}'")
 
 
 # without an element --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from itertools import count
 
 import gevent
 import pytest
-from browser_parts import Browser, Front, Page, Profile, element, missing, publish, status
+from browser_parts import Browser, Front, Page, Profile, element, missing, publish, says, status
 from support import holds, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -43,6 +43,18 @@ def test_elements_of_several_streams_share_one_connection_and_each_gets_its_own(
     got = page.eval("seen.filter(([name]) => name === 'message').map(([, detail, id]) => [detail.data, id])")
     assert sorted(got) == [["a", "source"], ["b", "other"]]
     assert (front.live, len(front.asked)) == (1, 1)
+
+
+def test_a_frame_without_an_id_is_for_the_stream_that_its_comment_says(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    both = ",".join(f'{{"name":"{stream}{letter}","lastId":1}}' for letter in "ab")
+    hello = f'event: pgbus:connected\ndata: {{"connectionId":"c","streams":[{both}]}}\n\n'
+    front.intercept = says(hello.encode(), b": stream 1\nevent: order.paid\ndata: hint\n\n", silence=0.5)
+    page = tabs.open(front.page(element(f"{stream}a") + element(f"{stream}b").replace('id="source"', 'id="other"')))
+    (detail,) = page.until_seen(1, "order.paid")
+    assert detail == {"event": "order.paid", "data": "hint", "stream": f"{stream}b"}
+    assert page.eval("seen.filter(([name]) => name === 'order.paid').map(([, , id]) => id)") == ["other"]
 
 
 @pytest.mark.parametrize("form", ["streams", "src"])
