@@ -16,10 +16,15 @@ from .core.names import PublicNames, Signer, check_data, check_event, check_keys
 from .database import Database, queries
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
+from .markup import Html
 from .messages import Message
 from .presence import Presence
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
+
+_ELEMENT_HEARTBEAT = (
+    15.0  # seconds, what the element expects unless it is told: it takes three without a byte for the end
+)
 
 
 class Bus:
@@ -72,7 +77,9 @@ class Bus:
         """
         watermark = self.stream(name).last_id(using=using)
         path = escape(self.stream_path(name, expires_in=expires_in), quote=True)
-        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"></pgbus-stream-source>')
+        heartbeat = self.settings.heartbeat
+        told = "" if heartbeat == _ELEMENT_HEARTBEAT else f' heartbeat="{heartbeat:g}"'
+        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"{told}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
@@ -104,15 +111,6 @@ class Bus:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return str(self)
 
 
 class Stream:
