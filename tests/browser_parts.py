@@ -225,12 +225,12 @@ class Front:
         """End all connections, without a word."""
         self.several.drop()
         for client in self.site.instance.registry.clients():
-            self.site.instance.end(client, "error")
+            self.site.instance.clients.end(client, "error")
 
     def end(self, reason: str, retry: float | None = None) -> None:
         """End all connections, with a farewell."""
         for client in self.site.instance.registry.clients():
-            self.site.instance.end(client, reason, retry)
+            self.site.instance.clients.end(client, reason, retry)
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
