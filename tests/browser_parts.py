@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import gevent
-from raw_http import ask
 from site_parts import Site
 from support import PATIENCE, until
 
-from pgbus_gevent.core import sse
-from pgbus_gevent.web.responses import STREAM_HEADERS, accepts_stream
+from pgbus_gevent.web.responses import STREAM_HEADERS
 
 HERE = Path(__file__).parent / "browser"
 MODULES = HERE / "node_modules"
@@ -204,9 +201,6 @@ class Front:
         self.pages: dict[str, str] = {}
         self.asked: list[str] = []
         self.intercept: Callable[[Any, Any], Iterable[bytes] | None] = lambda environ, start_response: None
-        self.several = Several(site)
-        two = "/pgbus/streams?stream=demo:one&stream=demo:two"
-        self._stands_in = ask(site.port, two, "HEAD").status == 400
 
     def page(self, body: str, head: str = "", path: str = "/page") -> str:
         """Put up a page; its path."""
@@ -216,14 +210,13 @@ class Front:
     @property
     def live(self) -> int:
         """How many streams are open."""
-        return len(self.site.instance.registry) + self.several.live
+        return len(self.site.instance.registry)
 
     def until_live(self, count: int) -> None:
         until(lambda: self.live == count, f"{count} streams are open, not {self.live}")
 
     def drop(self) -> None:
         """End all connections, without a word."""
-        self.several.drop()
         for client in self.site.instance.registry.clients():
             self.site.instance.clients.end(client, "error")
 
@@ -251,52 +244,7 @@ class Front:
         answer = self.intercept(environ, start_response)
         if answer is not None:
             return answer
-        if self._stands_in and query.count("stream=") > 1:
-            return self.several(environ, start_response)
         return self.streams(environ, start_response)  # type: ignore[no-any-return]
-
-
-class Several:
-    """Stands in for several streams on a connection, with their frames and ids, where a site has not got them."""
-
-    def __init__(self, site: Site) -> None:
-        self._bus = site.bus
-        self.live = 0
-        self._generation = 0
-
-    def __call__(self, environ: Any, start_response: Any) -> Iterator[bytes]:
-        assert accepts_stream(environ)
-        streams: list[tuple[str, int]] = []
-        for key, value in parse_qsl(environ["QUERY_STRING"]):
-            if key == "stream":
-                streams.append((value, self._bus.stream(value).last_id()))
-            elif key == "since":
-                streams[-1] = (streams[-1][0], int(value))
-        if any(not name.startswith(("demo:", "public")) for name, _ in streams):
-            start_response("404 Not Found", [("content-type", "text/plain")])
-            return iter([b"no such stream\n"])
-        start_response("200 OK", [*STREAM_HEADERS, ("connection", "close")])
-        return self._frames(dict(streams))
-
-    def _frames(self, cursors: dict[str, int]) -> Iterator[bytes]:
-        generation = self._generation
-        self.live += 1
-        try:
-            heads = [(name, self._bus.stream(name).last_id()) for name in cursors]
-            yield sse.retry(0.2) + sse.connected("5e7e7a1", heads)
-            while generation == self._generation:
-                for index, name in enumerate(cursors):
-                    for message in self._bus.stream(name).read_after(cursors[name]):
-                        cursors[name] = message.id or 0
-                        id = f"id: {index}~{'.'.join(map(str, cursors.values()))}\n"
-                        yield id.encode() + sse.message(message.data, event=message.event)
-                gevent.sleep(0.02)
-                yield sse.comment("heartbeat 1")
-        finally:
-            self.live -= 1
-
-    def drop(self) -> None:
-        self._generation += 1
 
 
 def _whole(start_response: Any, kind: str, body: bytes) -> list[bytes]:
