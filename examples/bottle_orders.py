@@ -49,10 +49,10 @@ PAGE = """<!doctype html>
   for (const order of {{!orders}}) show(order, "");
   // A page is born stale: it has the orders of one moment. That moment's watermark is the tag's since-id, so what was committed
   // while the page was on its way comes first, and then what is new: nothing is missed, and nothing comes twice.
-  const tag = document.querySelector("pgbus-stream-source");
-  const source = new EventSource(`${tag.getAttribute("src")}?since=${tag.getAttribute("since-id")}`);
+  const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
 </script>
+<script type="module" src="/pgbus/pgbus.js"></script>
 """
 
 if "PGBUS_DATABASE_URL" not in os.environ:

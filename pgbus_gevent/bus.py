@@ -13,15 +13,20 @@ from urllib.parse import quote
 from .coalescer import Coalescer, check_window
 from .config import Settings
 from .core.filters import Filters
-from .core.names import PublicNames, Signer, check_data, check_event, check_label, check_name
+from .core.names import PublicNames, Signer, check_data, check_event, check_keys, check_label, check_name
 from .database import Database, queries
 from .database.batch import Outgoing
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
+from .markup import Html
 from .messages import Message
 from .presence import Presence
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
+
+_ELEMENT_HEARTBEAT = (
+    15.0  # seconds, what the element expects unless it is told: it takes three without a byte for the end
+)
 
 
 class Bus:
@@ -76,7 +81,9 @@ class Bus:
         """
         watermark = self.stream(name).last_id(using=using)
         path = escape(self.stream_path(name, expires_in=expires_in), quote=True)
-        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"></pgbus-stream-source>')
+        heartbeat = self.settings.heartbeat
+        told = "" if heartbeat == _ELEMENT_HEARTBEAT else f' heartbeat="{heartbeat:g}"'
+        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"{told}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
@@ -109,15 +116,6 @@ class Bus:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return str(self)
 
 
 class Stream:
@@ -190,12 +188,17 @@ class Stream:
         event: str | None = None,
         visible_to: str | None = None,
         exclude: str | None = None,
+        keys: Sequence[str | None] | None = None,
     ) -> int | None:
-        """Publish several messages in one transaction; the last one's id, None for no data."""
+        """Publish several messages in one transaction; the last one's id, None for no data.
+
+        ``keys`` are idempotency keys, one for each message: those that the stream has already are passed over.
+        """
         if isinstance(data, str):
             raise InvalidArgument("broadcast_many takes a list of texts; for one text there is broadcast")
         publication = _publication(event, visible_to, exclude)
-        return self._queries.broadcast_many(self.name, [check_data(text) for text in data], publication)
+        texts = [check_data(text) for text in data]
+        return self._queries.broadcast_many(self.name, texts, publication, check_keys(keys, len(texts)))
 
     def last_id(self, *, using: Cursor | None = None) -> int:
         """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""

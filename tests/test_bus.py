@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ def test_the_watermark_is_that_of_the_transactions_snapshot(bus: Bus, stream: st
         assert orders.last_id(using=cursor) == first
         assert f'since-id="{first}"' in bus.stream_tag(stream, using=cursor)
     assert orders.last_id() == second
+
+
+def test_the_tag_tells_of_a_heartbeat_that_is_not_the_usual_one(bus: Bus, database: str, stream: str) -> None:
+    assert "heartbeat" not in bus.stream_tag(stream)
+    with Bus(settings=replace(bus.settings, heartbeat=60)) as other:
+        assert 'heartbeat="60"' in other.stream_tag(stream)
 
 
 def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: str) -> None:

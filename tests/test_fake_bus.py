@@ -65,6 +65,18 @@ def test_many_at_once(bus: Bus) -> None:
     assert seen(bus) == [("e", "one", "v", "x"), ("e", "two", "v", "x"), (None, "three", None, None)]
 
 
+def test_many_with_keys(bus: Bus) -> None:
+    s = bus.stream("s")
+    first = s.broadcast("a", key="a")
+    last = s.broadcast_many(["a again", "b", "b again", "c"], keys=["a", "b", "b", None])
+    assert [text for _, text, _, _ in seen(bus)] == ["a", "b", "c"] and last == s.last_id()
+    assert s.broadcast_many(["c again", "a again"], keys=[None, "a"]) == first
+    assert s.broadcast_many([], keys=[]) is None
+    for keys in (["k"], "kk", [7, None], ["a\0b", None]):
+        with pytest.raises(InvalidArgument):
+            s.broadcast_many(["x", "y"], keys=keys)  # type: ignore[arg-type]
+
+
 def test_ephemeral_is_not_stored(bus: Bus) -> None:
     s = bus.stream("s")
     assert s.broadcast("hint", ephemeral=True) is None

@@ -20,8 +20,10 @@ ROOT = Path(pgbus_gevent.__file__).parent
 FLOORS = {
     "errors": 0,
     "messages": 0,
+    "markup": 0,
     "config": 1,
     "casting": 1,
+    "turbo": 1,
     "core": 2,
     "database": 3,
     "streamer": 4,

@@ -90,6 +90,7 @@ def test_each_stream_is_told_of_and_each_message_comes_once_with_the_cursors_of_
             assert (frame.id, frame.event, frame.data) == (f"{n}~{'.'.join(map(str, cursors))}", "told", f"to {n}")
         site.bus.stream(names[2]).broadcast("hint", ephemeral=True)
         assert client.next().id is None
+        assert client.raw.endswith(b"\n\n: stream 2\ndata: hint\n\n")
 
 
 def test_each_since_and_replay_belongs_to_the_stream_before_it(site: Site, names: list[str]) -> None:

@@ -120,3 +120,53 @@ def test_a_key_is_free_again_when_its_message_was_pruned(sql: Session, stream: s
     first = sql.call("broadcast", stream, "x", key="k")
     sql.run("delete from pgbus.messages where stream = %s", stream)
     assert sql.call("broadcast", stream, "x", key="k") > first
+
+
+# a batch
+
+
+def test_of_a_batch_those_with_a_new_key_are_added(sql: Session, stream: str) -> None:
+    first = sql.call("broadcast", stream, "first", key="k0")
+    last = sql.call("broadcast_many", stream, ["a", "b", "c", "d"], keys=["k1", "k0", None, "k1"])
+    assert sql.data(stream) == ["first", "a", "c"]
+    ids = dict(sql.run("select key, msg_id from pgbus.messages where stream = %s and key is not null", stream))
+    assert last == ids["k1"] and ids["k0"] == first
+    assert sql.call("broadcast_many", stream, ["x", "y"], keys=[None, "k0"]) == first
+    assert sql.call("broadcast_many", stream, ["z", "last"], keys=["k1", None]) == sql.call("last_id", stream)
+    assert sql.data(stream) == ["first", "a", "c", "x", "last"]
+
+
+def test_each_of_a_batch_with_keys_names_the_one_before_it(sql: Session, stream: str) -> None:
+    sql.call("broadcast", stream, "first")
+    sql.call("broadcast_many", stream, ["a", "b", "c"], keys=["a", "b", "c"])
+    rows = sql.run("select msg_id, prev_id from pgbus.messages where stream = %s order by msg_id", stream)
+    assert [prev for _, prev in rows] == [0, *(id for id, _ in rows[:-1])]
+
+
+def test_a_batch_whose_keys_are_all_known_adds_nothing(sql: Session, stream: str) -> None:
+    ids = sql.call("broadcast_many", stream, ["a", "b"], keys=["a", "b"])
+    assert sql.call("broadcast_many", stream, ["a", "b"], keys=["a", "b"]) == ids
+    assert sql.call("broadcast_many", stream, [], keys=[]) is None
+    assert sql.data(stream) == ["a", "b"]
+
+
+@pytest.mark.parametrize("keys", [["k"], ["k", "l", "m"], [["k"], ["l"]], [], ["", "k"], ["k" * 1001, "k"]])
+def test_keys_that_make_no_sense_are_refused(sql: Session, stream: str, keys: list[object]) -> None:
+    with raises("22023", "bad key"):
+        sql.call("broadcast_many", stream, ["a", "b"], keys=keys)
+
+
+def test_batches_that_race_with_the_same_keys_add_each_once(sessions: Sessions, sql: Session, stream: str) -> None:
+    publishers = [sessions() for _ in range(8)]
+
+    def publish(n: int) -> None:
+        for batch in range(10):
+            keys = [f"{batch}.{m}" for m in range(5)]
+            publishers[n].call(
+                "broadcast_many", stream, [f"{n} {key}" for key in keys], keys=keys[n % 3 :] + keys[: n % 3]
+            )
+
+    together(*[lambda n=n: publish(n) for n in range(8)])  # type: ignore[misc]
+    assert sql.one("select count(*) from pgbus.messages where stream = %s", stream) == 50
+    rows = sql.run("select msg_id, prev_id from pgbus.messages where stream = %s order by msg_id", stream)
+    assert [prev for _, prev in rows] == [0, *(id for id, _ in rows[:-1])]

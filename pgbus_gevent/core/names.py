@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from itsdangerous import BadData, URLSafeSerializer
@@ -71,6 +71,15 @@ def check_label(label: str | None, what: str) -> str | None:
         raise InvalidArgument(f"{what} has a NUL character in it, which PostgreSQL cannot store")
     _utf8(label, what, InvalidArgument)
     return label
+
+
+def check_keys(keys: Sequence[str | None] | None, count: int) -> list[str | None] | None:
+    """Return ``keys``, one for each of so many messages, or raise :class:`InvalidArgument`."""
+    if keys is None:
+        return None
+    if isinstance(keys, str) or len(keys) != count:
+        raise InvalidArgument(f"keys is a list with one for each of the {count} messages, None for one without")
+    return [check_label(key, "key") for key in keys]
 
 
 def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:

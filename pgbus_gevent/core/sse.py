@@ -31,6 +31,11 @@ def readdressed(frame: bytes, id: str) -> bytes:
     return b"id: %s%s" % (id.encode(), frame[frame.index(b"\n") :])
 
 
+def of_stream(frame: bytes, index: int) -> bytes:
+    """A frame without an id, with a comment in it that tells which of a connection's streams it is of, counted from 0."""
+    return b": stream %d\n%s" % (index, frame)
+
+
 def comment(text: str) -> bytes:
     """A comment, which EventSource passes over."""
     return f": {text}\n\n".encode()

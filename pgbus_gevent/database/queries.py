@@ -196,10 +196,12 @@ class Queries:
         rows = self._all("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
         return int(rows[0][0])
 
-    def broadcast_many(self, stream: str, data: Sequence[str], publication: Publication) -> int | None:
-        """Append several in one transaction; the last one's id, or None for no data."""
-        arguments = (stream, list(data), *publication[:3])
-        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s)", arguments)
+    def broadcast_many(
+        self, stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None = None
+    ) -> int | None:
+        """Append several in one transaction, those with a key that is known left out; the last one's id, or None for no data."""
+        arguments = (stream, list(data), *publication[:3], None if keys is None else list(keys))
+        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])", arguments)
         return None if rows[0][0] is None else int(rows[0][0])
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:

@@ -217,6 +217,10 @@ class StreamEventDispatcher:
             if subscription.cursor is not None and not subscription.client.closed:
                 data = self._visible(subscription, chunk)
                 if data:
+                    subscriptions = subscription.client.subscriptions
+                    if len(subscriptions) > 1:
+                        # It has no id that would tell.
+                        data = sse.of_stream(data, subscriptions.index(subscription))
                     self._give(subscription.client.send_extra, subscription.client, data, now)
 
     def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:

@@ -84,8 +84,13 @@ class FakeQueries:
             self._keys[key] = id
         return id
 
-    def broadcast_many(self, stream: str, data: Sequence[str], publication: Publication) -> int | None:
-        ids = [self.broadcast(stream, text, publication) for text in data]
+    def broadcast_many(
+        self, stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None = None
+    ) -> int | None:
+        given = keys or [None] * len(data)
+        ids = [
+            self.broadcast(stream, text, publication._replace(key=key)) for text, key in zip(data, given, strict=True)
+        ]
         return ids[-1] if ids else None
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:

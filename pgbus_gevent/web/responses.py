@@ -70,7 +70,9 @@ def accepts_stream(environ: Environ) -> bool:
 
 def send(answer: Answer, environ: Environ, start_response: StartResponse, extra: Headers) -> Iterable[bytes]:
     """Give the server an answer; without the body for a HEAD."""
-    headers = [*answer.headers, ("content-length", str(len(answer.body))), *extra]
+    headers = [*answer.headers, *extra]
+    if answer.status != 304:  # there it would be the length of what is not sent
+        headers.append(("content-length", str(len(answer.body))))
     start_response(status_line(answer.status), headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 

@@ -18,6 +18,7 @@ from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusE
 from ..streamer.clients import refusal_retry
 from ..streamer.instance import Instance
 from . import requests
+from .element import element
 from .responses import (
     Answer,
     Environ,
@@ -61,6 +62,7 @@ class StreamApp:
             "/healthz": (_READ, self._health),
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
+            "/pgbus.js": (_READ, element),
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -1,0 +1,39 @@
+"""The browser's element, as the server sends it: ``static/pgbus.js`` without its comments and its indentation."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from .responses import Answer, Environ, Headers
+
+_SOURCE = Path(__file__).with_name("static") / "pgbus.js"
+# Comments that have their lines to themselves, and the space before lines; the file has no text that goes over several lines.
+_NOT_SENT = re.compile(r"^\s*/\*\*.*?\*/\s*|^\s*//[^\n]*\n|^\s+", re.MULTILINE | re.DOTALL)
+
+# Short, as the address stays the same from version to version; after that, a 304.
+_CACHED: Headers = [("cache-control", "public, max-age=300"), ("x-content-type-options", "nosniff")]
+
+
+def element(environ: Environ) -> Answer:
+    """The module; 304 for who has it already."""
+    body, etag = _module()
+    headers = [("etag", etag), *_CACHED]
+    if _has(str(environ.get("HTTP_IF_NONE_MATCH", "")), etag):
+        return Answer(304, b"", headers)
+    return Answer(200, body, [("content-type", "text/javascript; charset=utf-8"), *headers])
+
+
+@cache
+def _module() -> tuple[bytes, str]:
+    """What is sent, and its strong ETag."""
+    body = _NOT_SENT.sub("", _SOURCE.read_text(encoding="utf-8")).encode()
+    return body, f'"{sha256(body).hexdigest()[:32]}"'
+
+
+def _has(if_none_match: str, etag: str) -> bool:
+    """By the weak comparison that RFC 9110, section 13.1.2, asks for: proxies that compress make an ETag weak."""
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in tags or "*" in tags

@@ -1,0 +1,681 @@
+// @ts-check
+/**
+ * Live streams in the browser: `<pgbus-stream-source>`, and `connect()` for pages without elements.
+ *
+ * A Subscription is a cursor per stream and a target for its events. A Hub serves all subscriptions of one server, in one tab or
+ * in all tabs of the origin, over as few Lines as there can be; a Line is one HTTP connection, made again whenever it ends.
+ *
+ * Sent without its comments: each has its lines to itself.
+ *
+ * @typedef {{id?: number, event: string, data: string, stream?: string}} Message
+ * @typedef {{reason: string, status: number, willRetry: boolean, streams: string[]}} Close
+ * @typedef {{id?: string, event: string, data: string, k?: number}} Frame
+ * @typedef {number | undefined} Cursor
+ * @typedef {{src?: string, stream?: string, streams?: string[], base?: string, since?: Cursor | Cursor[],
+ *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", heartbeat?: number}} Options
+ */
+
+/** The longest time between two attempts, in ms, unless the server asks for more. */
+const MAX_WAIT = 30_000;
+/** In how many ms the tab that has the connection has to answer. */
+const ANSWER = 3000;
+/** In how many ms an element that is moved is back, and a page's elements are all there. */
+const SETTLE = 15;
+const STREAMS = "TextDecoder" in globalThis && "body" in Response.prototype;
+
+/** Refusals that no other try will change. @param {number} status */
+const final = (status) => status === 204 || (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
+
+/** Event names that somebody listens for: an EventSource, where it has to do, hears no others. */
+const names = new Set(["message", "pgbus:connected", "pgbus:gap-detected", "pgbus:shutdown"]);
+/** @type {Map<string, Hub>} */
+const hubs = new Map();
+
+/**
+ * A parser of event streams, for bytes cut anywhere.
+ * @param {(frame: Frame) => void} take
+ * @param {(ms: number) => void} retry
+ * @returns {(bytes: Uint8Array) => void}
+ */
+export function parser(take, retry) {
+  // It drops a BOM, and keeps the parts of a character.
+  const decoder = new TextDecoder();
+  let rest = "", cr = false;
+  /** @type {any} */
+  let frame = { event: "" };
+  const line = (text) => {
+    if (!text) {
+      if ("data" in frame) take(frame);
+      frame = { event: "" };
+      return;
+    }
+    const [, field, value] = /^([^:]*):? ?([^]*)$/.exec(text);
+    if (field === "data") frame.data = "data" in frame ? frame.data + "\n" + value : value;
+    else if (field === "event") frame.event = value;
+    else if (field === "id" && !value.includes("\0")) frame.id = value;
+    else if (field === "retry" && /^\d+$/.test(value)) retry(+value);
+    // A comment: the stream of a frame without an id, on a connection that has several.
+    else if (!field && /^stream \d+$/.test(value)) frame.k = +value.slice(7);
+  };
+  return (bytes) => {
+    let text = decoder.decode(bytes, { stream: true });
+    if (!text) return;
+    // The second half of a line break whose first half ended the chunk before.
+    if (cr && text[0] === "\n") text = text.slice(1);
+    cr = text ? text.endsWith("\r") : false;
+    const lines = (rest + text).split(/\r\n|\r|\n/);
+    rest = lines.pop();
+    lines.forEach(line);
+  };
+}
+
+/** One connection, for the streams in `keys`; `at` has the id up to which each has come. */
+class Line {
+  keys = [];
+  at = new Map();
+  names = [];
+  fails = 0;
+  retry = 2000;
+  /** "" for one that is to be opened */
+  state = "";
+
+  /** @param {Hub} hub */
+  constructor(hub) {
+    this.hub = hub;
+  }
+
+  url(keys) {
+    const { base, query } = this.hub;
+    const [one, more] = keys;
+    const parts = keys.map((key) => {
+      const since = this.at.get(key);
+      return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
+    });
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query].join("&").replace(/^&+|&+$/g, "");
+  }
+
+  ask(keys, options) {
+    return fetch(this.url(keys), { credentials: this.hub.credentials, cache: "no-store", ...options });
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.abort?.abort();
+    this.abort = undefined;
+  }
+
+  async open() {
+    this.stop();
+    const abort = (this.abort = new AbortController());
+    this.state = "connecting";
+    this.bye = "";
+    this.last = Date.now();
+    this.hub.state(this);
+    const end = await (STREAMS ? this.read : this.listen).call(this, abort.signal).catch((error) => ({
+      reason: error === "timeout" ? error : "network",
+      status: 0,
+    }));
+    if (this.abort === abort) this.ended(abort, end);
+  }
+
+  /** @param {AbortSignal} signal */
+  async read(signal) {
+    const response = await this.ask(this.keys, { headers: { accept: "text/event-stream" }, signal });
+    const { status, headers, body } = response;
+    if (status !== 200 || !/^text\/event-stream\b/i.test(headers.get("content-type"))) {
+      body?.cancel().catch(() => {});
+      /** @type {any} */
+      const told = headers.get("retry-after");
+      return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - Date.now() };
+    }
+    const reader = body.getReader();
+    const feed = parser(
+      (frame) => signal.aborted || this.take(frame),
+      (ms) => (this.retry = ms),
+    );
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return { reason: this.bye || "ended", status };
+      this.last = Date.now();
+      feed(value);
+    }
+  }
+
+  /** Where fetch does not stream: no status, no comments, hence no watchdog. @param {AbortSignal} signal */
+  async listen(signal) {
+    const source = new EventSource(this.url(this.keys), { withCredentials: this.hub.credentials === "include" });
+    signal.onabort = () => source.close();
+    let before = "";
+    this.hear = (name) =>
+      source.addEventListener(name, ({ data, lastEventId: id }) => {
+        // An EventSource goes on telling the last id with frames that have none.
+        this.take({ id: id === before ? undefined : id, event: name === "message" ? "" : name, data });
+        before = id;
+      });
+    names.forEach(this.hear);
+    await new Promise((done) => (source.onerror = done));
+    return { reason: this.bye || "network", status: 0 };
+  }
+
+  /** @param {AbortController} abort */
+  async ended(abort, { reason, status, after }) {
+    const { hub, keys } = this;
+    if (reason === "expired" || final(status)) {
+      let gone = keys;
+      // Of several streams only some may be at fault. Where none is by itself, the server will not have them together.
+      if (keys[1]) {
+        const asked = await Promise.all(keys.map((key) => this.ask([key], { method: "HEAD" }).catch(() => ({ status: 0 }))));
+        const found = keys.filter((key, i) => final(asked[i].status));
+        if (this.abort !== abort) return;
+        gone = found;
+        if (gone[0]) status = asked[keys.indexOf(gone[0])].status;
+        else if (reason !== "expired") return hub.split(this);
+      }
+      if (gone[0]) return hub.refuse(this, gone, { reason, status, willRetry: false, streams: gone });
+    }
+    abort.abort();
+    // Twice the time with each failure, anywhere in between, so that clients that were lost together do not come together. A
+    // server that said goodbye has told each another time already.
+    const most = this.bye && !this.fails ? 0 : Math.min(MAX_WAIT, this.retry * 2 ** (this.fails + 1));
+    this.fails++;
+    const wait = this.retry + Math.random() * Math.max(0, most - this.retry);
+    this.state = "waiting";
+    this.timer = setTimeout(() => this.open(), Math.min(Math.max(wait, after || 0), 3_600_000));
+    hub.state(this, { reason, status, willRetry: true, streams: keys });
+  }
+
+  /** @param {Frame} frame */
+  take({ id, event, data, k }) {
+    const { hub, keys, at } = this;
+    if (event.startsWith("pgbus:")) {
+      const value = JSON.parse(data);
+      if (event === "pgbus:shutdown") this.bye = value.reason;
+      else if (event === "pgbus:gap-detected") {
+        const key = keys[this.names.indexOf(value.stream)] ?? keys[0];
+        if (value.reason !== "expired") at.set(key, value.reason === "ahead" ? 0 : value.lastId);
+        hub.tell({ t: "gap", keys: [key], detail: value });
+      } else if (event === "pgbus:connected") {
+        this.names = value.streams.map(({ name }) => name);
+        // From here on: what comes while the connection is away is missed no more. A replay is still to come.
+        if (!hub.query.includes("replay=")) keys.forEach((key, i) => at.set(key, at.get(key) ?? value.streams[i].lastId));
+        this.state = "open";
+        this.fails = 0;
+        this.id = value.connectionId;
+        hub.state(this);
+      }
+      return;
+    }
+    const [, index, cursors] = /^(\d+)~(.*)/.exec(id) ?? [];
+    k = +(index ?? (keys[1] ? k : 0));
+    const key = keys[k];
+    const before = at.get(key);
+    const number = id && +(cursors ? cursors.split(".")[k] : id);
+    if (number) {
+      if (number <= before) return;
+      at.set(key, number);
+    }
+    hub.tell({ t: "frame", keys: key ? [key] : keys, before, detail: { id: number, event, data, stream: this.names[k] } });
+  }
+}
+
+/** All subscriptions of one server, and where this tab has the connection, those of the other tabs. */
+class Hub {
+  /** @type {Set<Subscription>} */
+  subs = new Set();
+  /** @type {Line[]} */
+  lines = [];
+  /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
+  others = new Map();
+  id = `${Math.random()}`;
+  /** of its lock and channel @type {string} */
+  key;
+  /** @type {string} */
+  base;
+  /** @type {string} */
+  query;
+  /** @type {RequestCredentials} */
+  credentials;
+  /** How many streams the server takes on one connection. */
+  most = 32;
+
+  constructor(key, base, query, credentials, tabs) {
+    Object.assign(this, { key, base, query, credentials });
+    this.tabs = tabs && "locks" in navigator && "BroadcastChannel" in globalThis;
+  }
+
+  /** Look again, in a moment, at what is wanted. */
+  change() {
+    if (this.subs.size && !this.joined) this.join();
+    this.timer ||= setTimeout(() => {
+      this.timer = 0;
+      if (this.subs.size) return this.sync();
+      this.leave();
+      hubs.delete(this.key);
+    }, SETTLE);
+  }
+
+  join() {
+    this.joined = new AbortController();
+    this.check = setInterval(() => this.look(), ANSWER);
+    if (!this.tabs) return this.lead();
+    // A lock of this tab's own tells the leader when it is gone.
+    this.hold(this.key + this.id, () => {
+      this.channel = new BroadcastChannel(this.key);
+      this.channel.onmessage = ({ data }) => this.hear(data);
+      this.elect();
+      this.sync();
+    });
+  }
+
+  /** Hold a lock, once it is given, for as long as this tab takes part. */
+  hold(name, then, steal) {
+    const { signal } = this.joined;
+    const held = () =>
+      signal.aborted ||
+      new Promise((done) => {
+        signal.addEventListener("abort", done);
+        then();
+      });
+    return navigator.locks.request(name, steal ? { steal } : { signal }, held).catch((error) => {
+      if (error.name !== "SecurityError") return;
+      // A page that may not have locks is alone.
+      this.tabs = false;
+      this.lead();
+    });
+  }
+
+  async elect(steal) {
+    const { joined } = this;
+    await this.hold(this.key, () => this.lead(), steal);
+    // Unless it is left, the lock was taken away, while this tab was frozen.
+    if (this.joined !== joined || !this.leads || !this.tabs) return;
+    this.follow();
+    this.elect();
+    this.sync();
+  }
+
+  lead() {
+    clearTimeout(this.answer);
+    this.leads = true;
+    // Whoever has a lower cursor than we have says so now; should it be late, the connection goes back.
+    this.channel?.postMessage({ t: "who" });
+    this.change();
+  }
+
+  follow() {
+    this.leads = false;
+    this.lines.forEach((line) => line.stop());
+    this.lines = [];
+    this.others.clear();
+  }
+
+  leave() {
+    clearTimeout(this.answer);
+    clearInterval(this.check);
+    this.subs.forEach((sub) => sub.restart());
+    this.channel?.postMessage({ t: "want", from: this.id, wants: new Map() });
+    this.channel?.close();
+    this.channel = undefined;
+    this.joined?.abort();
+    this.joined = undefined;
+    this.follow();
+  }
+
+  sync() {
+    if (!this.joined) return;
+    this.beat = Math.max(...[...this.subs].map((sub) => sub.beat));
+    if (this.leads) this.arrange();
+    else this.ask();
+  }
+
+  /** What the subscriptions together want, from the lowest of their cursors, or those of other tabs. */
+  merged(wants) {
+    /** @type {Map<string, Cursor>} */
+    const all = new Map();
+    for (const [key, cursor] of wants.flatMap((map) => [...map])) {
+      const least = all.get(key);
+      all.set(key, cursor > least ? least : cursor ?? least);
+    }
+    return all;
+  }
+
+  get wants() {
+    return this.merged([...this.subs].map((sub) => sub.wants));
+  }
+
+  /** Tell the leader what is wanted here; one that does not answer, though somebody looks, is replaced. */
+  ask() {
+    const { joined } = this;
+    clearTimeout(this.answer);
+    this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants });
+    this.answer = setTimeout(() => {
+      if (this.joined === joined && !this.leads && this.channel && !document.hidden) this.elect(true);
+    }, ANSWER);
+  }
+
+  /** Connect to what is wanted. */
+  arrange() {
+    const wanted = this.merged([this.wants, ...this.others.values()]);
+    const move = (line) => line.state === "waiting" || (line.state = "");
+    for (const line of this.lines) {
+      const kept = line.keys.filter((key) => wanted.has(key));
+      if (line.keys[kept.length]) move(line);
+      line.keys = kept;
+    }
+    for (const [key, cursor] of wanted) {
+      let line = this.lines.find(({ keys }) => keys.includes(key));
+      if (line && (cursor === undefined || line.at.get(key) <= cursor)) continue;
+      line ??= this.lines.find(({ keys }) => !this.query && !keys[this.most - 1]);
+      if (!line) this.lines.push((line = new Line(this)));
+      if (!line.keys.includes(key)) line.keys.push(key);
+      line.at.set(key, cursor);
+      move(line);
+    }
+    this.lines = this.lines.filter((line) => line.keys[0] || line.stop());
+    // Told by now: from here on they are as far as the connection is.
+    this.others.forEach((wants) => wants.forEach((_, key) => wants.set(key, undefined)));
+    this.lines.forEach((line) => (line.state ? this.state(line) : line.open()));
+  }
+
+  /** @param {Line} line @param {Close} [close] */
+  state({ keys, state, at, id }, close) {
+    this.tell({ t: "state", keys, state, at, id, close });
+  }
+
+  /** @param {Line} line @param {string[]} keys @param {Close} close */
+  refuse(line, keys, close) {
+    this.others.forEach((wants) => keys.forEach((key) => wants.delete(key)));
+    this.tell({ t: "state", keys, state: "closed", close });
+    line.state = "closed";
+    this.arrange();
+  }
+
+  /** @param {Line} line */
+  split(line) {
+    this.most = 1;
+    line.stop();
+    const single = (key) => Object.assign(new Line(this), { keys: [key], at: line.at });
+    this.lines = this.lines.flatMap((other) => (other === line ? line.keys.map(single) : other));
+    this.arrange();
+  }
+
+  /** To all subscriptions, here and in the other tabs. */
+  tell(message) {
+    if (this.others.size) this.channel?.postMessage(message);
+    this.subs.forEach((sub) => sub.take(message));
+  }
+
+  hear(message) {
+    const { t, from, wants } = message;
+    if (t === "who") this.leads || this.ask();
+    else if (t !== "want") {
+      if (this.leads) return;
+      clearTimeout(this.answer);
+      this.heard = Date.now();
+      this.subs.forEach((sub) => sub.take(message));
+    } else if (this.leads) {
+      const gone = () => void (this.others.delete(from) && this.change());
+      // Given once that tab is gone.
+      if (!this.others.has(from)) navigator.locks.request(this.key + from, { signal: this.joined.signal }, gone).catch(() => {});
+      if (wants.size) this.others.set(from, wants);
+      else this.others.delete(from);
+      this.change();
+    }
+  }
+
+  /** Whether all that should be heard is heard; at once where somebody looks again, or the network is back. */
+  look(woken) {
+    if (!this.joined) return this.change();
+    const quiet = (since, ms) => !(Date.now() - since < ms);
+    if (!this.leads && quiet(this.heard, woken ? ANSWER : 3 * this.beat)) this.ask();
+    for (const line of this.lines) {
+      const waits = line.state === "waiting";
+      const silent = STREAMS && !waits && quiet(line.last, 3 * this.beat);
+      if (woken && (waits || silent)) line.open();
+      else if (silent) line.abort.abort("timeout");
+    }
+  }
+}
+
+class Subscription {
+  /** @type {Map<string, Cursor>} */
+  cursors = new Map();
+  /** @type {Map<string, string>} */
+  states = new Map();
+
+  /** @param {any} target @param {Options} options */
+  constructor(target, { src, base, stream, streams = [stream ?? []].flat(), since, credentials = "same-origin", shared, heartbeat }) {
+    this.target = target;
+    this.beat = (heartbeat || 15) * 1000;
+    const url = new URL(src ?? base ?? "/pgbus/streams", document.baseURI);
+    const { searchParams: given } = url;
+    if (src && !given.has("stream")) {
+      const [, path, name] = /(.*)\/(.*)/.exec(url.pathname);
+      url.pathname = path;
+      streams = [decodeURIComponent(name)];
+    }
+    const others = new URLSearchParams();
+    let key = streams[0];
+    streams.forEach((name) => this.cursors.set(name, undefined));
+    given.forEach((value, name) => {
+      if (name === "stream") this.cursors.set((key = value), undefined);
+      else if (name === "since") this.cursors.set(key, +value);
+      else others.append(name, value);
+    });
+    [...this.cursors].forEach(([key, cursor], i) => this.cursors.set(key, [since].flat()[i] ?? cursor));
+    base = url.origin + url.pathname.replace(/\/$/, "");
+    // Without sharing, a hub for this one alone.
+    const id = `pgbus ${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others}`;
+    this.hub = hubs.get(id) ?? new Hub(id, base, `${others}`, credentials, !shared || shared === "tabs");
+    hubs.set(id, this.hub);
+    this.hub.subs.add(this);
+    this.hub.change();
+    this.settle();
+  }
+
+  get wants() {
+    return [...this.cursors].filter(([key]) => this.states.get(key) !== "closed");
+  }
+
+  close() {
+    this.hub.subs.delete(this);
+    this.hub.change();
+    this.cursors.forEach((_, key) => this.states.set(key, "closed"));
+    this.settle();
+  }
+
+  /** The page goes away, and may come back. */
+  restart() {
+    this.states.forEach((state, key) => state === "closed" || this.states.delete(key));
+    this.settle();
+  }
+
+  take({ t, keys, state, at, id, close, before, detail }) {
+    keys = keys.filter((key) => this.cursors.has(key) && this.states.get(key) !== "closed");
+    const [key] = keys;
+    if (!key) return;
+    const mine = this.cursors.get(key);
+    if (t === "state") {
+      for (const key of keys) {
+        // A connection that is made anew because somebody else wants another stream is nothing to tell of.
+        if (state !== "connecting" || this.states.get(key) !== "open") this.states.set(key, state);
+        if (this.cursors.get(key) === undefined) this.move(key, at?.get(key));
+      }
+      this.settle(id);
+      if (close) this.fire("pgbus:close", { ...close, streams: keys });
+    } else if (t === "gap") {
+      const { reason, oldestId, lastId } = detail;
+      if (reason !== "expired") this.move(key, reason === "ahead" ? 0 : lastId);
+      else if (mine >= oldestId) return;
+      this.fire("pgbus:gap", detail);
+    } else {
+      if (detail.id) {
+        if (detail.id <= mine) return;
+        // Something between the two went past us, as when a connection changes hands: the leader has to go back.
+        if (before > mine) return this.hub.change();
+        this.move(key, detail.id);
+      }
+      this.message(detail);
+    }
+  }
+
+  move(key, cursor) {
+    this.cursors.set(key, cursor);
+    if (cursor !== undefined) this.target._moved?.(this.cursors);
+  }
+
+  /** @param {Message} detail */
+  message(detail) {
+    const { id = "", event, data } = detail;
+    this.target._message?.(detail);
+    this.fire("pgbus:message", detail);
+    const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
+    this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail }));
+  }
+
+  /** The state of several streams is that of the one that is worst off, but closed only where all are. */
+  settle(connectionId) {
+    const streams = [...this.cursors.keys()];
+    const states = streams.map((key) => this.states.get(key) ?? "connecting");
+    const state = ["waiting", "connecting", "open"].find((state) => states.includes(state)) ?? "closed";
+    if (state === this.state) return;
+    this.state = state;
+    this.target._turned?.(state);
+    if (state === "open") this.fire("pgbus:open", { connectionId, streams });
+  }
+
+  fire(name, detail) {
+    this.target.dispatchEvent(new CustomEvent(name, { detail, bubbles: true }));
+  }
+}
+
+/** @param {string} name */
+function listenFor(name) {
+  if (STREAMS || names.has(name)) return;
+  names.add(name);
+  hubs.forEach(({ lines }) => lines.forEach((line) => line.hear?.(name)));
+}
+
+/** What the element and the object that `connect` returns have in common. @param {any} Base @returns {any} */
+const follows = (Base) =>
+  class extends Base {
+    /** connecting, open, waiting or closed */
+    get state() {
+      return this._sub?.state ?? "closed";
+    }
+
+    /** The cursor of each stream. */
+    get cursors() {
+      return Object.fromEntries(this._sub?.cursors ?? []);
+    }
+
+    addEventListener(name, ...rest) {
+      listenFor(name);
+      super.addEventListener(name, ...rest);
+    }
+
+    close() {
+      this._sub?.close();
+    }
+  };
+
+class PgbusStream extends follows(EventTarget) {
+  /** @param {Options} options */
+  constructor(options) {
+    super();
+    this._sub = new Subscription(this, options);
+  }
+}
+
+/** Follow streams without an element. @param {Options} options */
+export const connect = (options) => new PgbusStream(options);
+
+/** The names of the events whose messages htmx puts into an element. @param {Element} part @returns {string[]} */
+const swaps = (part) => (part.getAttribute("sse-swap") ?? "").split(/[\s,]+/);
+
+class PgbusStreamSource extends follows(HTMLElement) {
+  static observedAttributes = ["src", "stream", "streams", "base", "since", "since-id", "credentials", "shared", "heartbeat"];
+
+  connectedCallback() {
+    const get = (name) => this.getAttribute(name) ?? undefined;
+    const words = (name) => get(name)?.match(/\S+/g) ?? undefined;
+    this.querySelectorAll("[sse-swap]").forEach((part) => swaps(part).forEach(listenFor));
+    const shared = get("shared");
+    this._sub = new Subscription(this, {
+      src: get("src"),
+      base: get("base"),
+      stream: get("stream"),
+      streams: words("streams"),
+      since: (words("since") ?? words("since-id"))?.map((word) => (word === "-" ? undefined : +word)),
+      credentials: get("credentials"),
+      shared: shared === "false" ? "none" : shared || undefined,
+      heartbeat: get("heartbeat"),
+    });
+  }
+
+  disconnectedCallback() {
+    this.close();
+    this._sub = undefined;
+    this.#feed(false);
+  }
+
+  attributeChangedCallback(name, before, now) {
+    if (this.#own || before === now || !this._sub || this.#again) return;
+    this.#again = true;
+    queueMicrotask(() => {
+      this.#again = false;
+      if (!this._sub) return;
+      this.close();
+      this.connectedCallback();
+    });
+  }
+  #again = false;
+
+  _turned(state) {
+    this.setAttribute("state", state);
+  }
+
+  /** Keep the cursor in the document: what copies or caches the page's contents has the cursor that belongs to them. */
+  _moved(cursors) {
+    this.#own = true;
+    const name = this.hasAttribute("since-id") && !this.hasAttribute("since") ? "since-id" : "since";
+    this.setAttribute(name, [...cursors.values()].map((cursor) => cursor ?? "-").join(" "));
+    this.#own = false;
+  }
+  #own = false;
+
+  _message({ event, data }) {
+    this.#feed(!event && data.includes("<turbo-stream"));
+    /** @type {any} */
+    const { htmx } = globalThis;
+    if (!htmx) return;
+    for (const part of [this, ...this.querySelectorAll("[sse-swap]")]) {
+      if (!swaps(part).includes(event || "message")) continue;
+      const near = (name) => part.closest(`[${name}]`)?.getAttribute(name);
+      const selector = near("hx-target") ?? "this";
+      const target = selector === "this" ? part.closest("[hx-target]") ?? part : htmx.find(selector);
+      const swapStyle = near("hx-swap")?.split(" ")[0] ?? htmx.config.defaultSwapStyle;
+      if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
+    }
+  }
+
+  /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
+  #feed(on) {
+    /** @type {any} */
+    const { Turbo } = globalThis;
+    if (Turbo && on !== this.#fed) Turbo[on ? "connectStreamSource" : "disconnectStreamSource"](this);
+    this.#fed = Turbo && on;
+  }
+  #fed = false;
+}
+
+if (!customElements.get("pgbus-stream-source"))
+  // @ts-ignore  what it extends is not known to be an HTMLElement
+  customElements.define("pgbus-stream-source", PgbusStreamSource);
+
+const wake = () => hubs.forEach((hub) => hub.look(true));
+addEventListener("online", wake);
+// Into the back/forward cache and out of it: no page is kept there that has a connection or a lock.
+addEventListener("pagehide", () => hubs.forEach((hub) => hub.leave()));
+addEventListener("pageshow", (event) => event.persisted && wake());
+document.addEventListener("visibilitychange", () => document.hidden || wake());

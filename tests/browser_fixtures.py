@@ -1,0 +1,55 @@
+"""Fixtures of the browser tests: a browser, a site behind a front, and tabs with pages of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+from browser_parts import Browser, Front, Page, Profile, element, profile
+from site_parts import Site, running_site
+
+from pgbus_gevent.testing.databases import TestDatabases
+
+numbers = count()
+
+
+@pytest.fixture(scope="module")
+def browser_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_site(pgbus_databases.make(), retry=0.2, heartbeat=1.0) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def front(browser_site: Site) -> Iterator[Front]:
+    original = browser_site.app
+    browser_site.app = front = Front(browser_site)
+    yield front
+    browser_site.app = original
+
+
+@pytest.fixture
+def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
+    with profile(browser, front) as tabs:
+        yield tabs
+    front.until_live(0)
+
+
+@pytest.fixture
+def stream() -> str:
+    return f"demo:{next(numbers)}"
+
+
+@pytest.fixture
+def page(tabs: Profile, front: Front, stream: str) -> Page:
+    """A page with one element, from now on, that is open."""
+    page = tabs.open(front.page(element(stream)))
+    page.until_open()
+    return page

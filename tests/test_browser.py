@@ -1,0 +1,395 @@
+"""The element in a real browser: one element, one connection, and all that can happen to it."""
+
+from __future__ import annotations
+
+import pytest
+from browser_parts import Front, Page, Profile, element, missing, publish, says, status
+from site_parts import running_site
+from support import holds, until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+# messages ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_an_event_that_bubbles_with_all_that_is_known_of_it(page: Page, front: Front, stream: str) -> None:
+    (id,) = publish(front.site, stream, "first\nsecond", event="order.paid")
+    detail = {"id": id, "event": "order.paid", "data": "first\nsecond", "stream": stream}
+    assert page.until_seen(1) == [detail]
+    assert page.until_seen(1, "order.paid") == [detail]
+    assert page.seen("message") == []
+
+
+def test_a_message_without_an_event_is_a_message_event_as_of_an_eventsource(
+    page: Page, front: Front, stream: str
+) -> None:
+    page.eval("source.addEventListener('message', (e) => (window.got = [e.data, e.lastEventId, e.constructor.name]))")
+    (id,) = publish(front.site, stream, "é\u2028\ufeff🚀")
+    page.until("window.got")
+    assert page.eval("got") == ["é\u2028\ufeff🚀", str(id), "MessageEvent"]
+
+
+def test_an_ephemeral_message_has_no_id_and_moves_no_cursor(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "stored")
+    page.until_seen(1)
+    before = page.eval("source.cursors")
+    front.site.bus.stream(stream).broadcast("hint", ephemeral=True)
+    assert "id" not in page.until_seen(2)[1]
+    assert page.eval("source.cursors") == before
+
+
+def test_the_state_is_an_attribute_and_a_property_and_opening_is_an_event(page: Page) -> None:
+    assert page.eval("[source.getAttribute('state'), source.state]") == ["open", "open"]
+    (opened,) = page.seen("pgbus:open")
+    assert len(opened["connectionId"]) >= 16
+
+
+@pytest.mark.parametrize("attribute", ["since", "since-id"])
+def test_what_came_after_the_page_was_made_is_there_too(
+    tabs: Profile, front: Front, stream: str, attribute: str
+) -> None:
+    (watermark,) = publish(front.site, stream, "on the page")
+    publish(front.site, stream, "later")
+    page = tabs.open(front.page(element(stream, f'{attribute}="{watermark}"')))
+    page.until_data(["later"])
+
+
+def test_the_tag_of_the_bus_works(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "on the page")
+    tag = front.site.bus.stream_tag(stream)
+    publish(front.site, stream, "later")
+    page = tabs.open(front.page(tag))
+    page.until_data(["later"])
+
+
+def test_stream_and_base_say_what_src_says(tabs: Profile, front: Front, stream: str) -> None:
+    body = f'<pgbus-stream-source stream="{stream}" base="/pgbus/streams" since="0"></pgbus-stream-source>'
+    publish(front.site, stream, "a")
+    tabs.open(front.page(body)).until_data(["a"])
+
+
+def test_a_replay_is_asked_for_by_the_url(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "a", "b", "c")
+    body = f'<pgbus-stream-source src="/pgbus/streams/{stream}?replay=2"></pgbus-stream-source>'
+    tabs.open(front.page(body)).until_data(["b", "c"])
+
+
+# the parser ----------------------------------------------------------------------------------------------------------
+
+FRAMES = (
+    "\ufeff: comment\r\n"
+    "retry: 12\r\n"
+    "retry: x1\n"
+    "id: 7\r"
+    "event: a\r\n"
+    "data: é🚀\n"
+    "data\n"
+    "data:  two\n"
+    ": in between\n"
+    "\r\n"
+    "id: no\0ne\n"
+    "data:x\r"
+    "\r"
+    "event: nothing\n"
+    "\n"
+    "unknown: field\n"
+    "data: last\n"
+    "\n"
+    "data: unfinished\n"
+).encode()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_the_parser_takes_bytes_cut_anywhere(page: Page, size: int) -> None:
+    found = page.eval(
+        """
+        async ([bytes, size]) => {
+          const { parser } = await import("/pgbus/pgbus.js");
+          const frames = [], retries = [];
+          const feed = parser((f) => frames.push([f.id ?? null, f.event, f.data]), (ms) => retries.push(ms));
+          for (let i = 0; i < bytes.length; i += size) feed(new Uint8Array(bytes.slice(i, i + size)));
+          return [frames, retries];
+        }
+        """,
+        [list(FRAMES), size],
+    )
+    assert found == [
+        [["7", "a", "é🚀\n\n two"], [None, "", "x"], [None, "", "last"]],
+        [12],
+    ]
+
+
+def test_frames_reach_the_page_whatever_the_chunks(tabs: Profile, front: Front) -> None:
+    hello = b'event: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":0}]}\n\n'
+    frame = "id: 1\ndata: é\n\n".encode()
+    front.intercept = says(hello[:30], hello[30:] + frame[:12], frame[12:], silence=0.3)
+    tabs.open(front.page(element("x"))).until_data(["é"])
+
+
+# the connection ends -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_lost_or_doubled_when_the_connection_is_lost(page: Page, front: Front, stream: str) -> None:
+    expected = []
+    for turn in range(3):
+        publish(front.site, stream, f"{turn} live")
+        page.until_seen(2 * turn + 1)
+        front.drop()
+        publish(front.site, stream, f"{turn} away")
+        expected += [f"{turn} live", f"{turn} away"]
+        page.until_seen(2 * turn + 2)
+    assert page.data() == expected
+    closes = page.seen("pgbus:close")
+    assert len(closes) == 3
+    assert all(close["willRetry"] for close in closes)
+
+
+def test_what_comes_before_the_first_message_of_a_page_without_a_cursor_is_not_lost_either(
+    page: Page, front: Front, stream: str
+) -> None:
+    front.intercept = status("503 Not now", times=1)
+    front.drop()
+    page.until_seen(1, "pgbus:close")
+    publish(front.site, stream, "away")
+    page.until_data(["away"])
+
+
+def test_an_element_comes_back_after_passing_refusals(tabs: Profile, front: Front, stream: str) -> None:
+    replies = iter([status("503 No"), status("429 No"), status("502 No"), status("408 No")])
+    original = front.intercept
+
+    def intercept(environ: object, start_response: object) -> object:
+        return next(replies, original)(environ, start_response)
+
+    front.intercept = intercept  # type: ignore[assignment]
+    page = tabs.open(front.page(element(stream)), init=HASTY)
+    page.until_open()
+    assert [(close["status"], close["willRetry"]) for close in page.seen("pgbus:close")] == [
+        (503, True),
+        (429, True),
+        (502, True),
+        (408, True),
+    ]
+
+
+HASTY = "Math.random = ((random) => () => random() / 100)(Math.random);"
+"""A page that always draws the shortest wait."""
+
+
+def test_it_waits_as_long_as_retry_after_says(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = status("503 No", ("retry-after", "4"), times=1)
+    page = tabs.open(front.page(element(stream)), init=HASTY)
+    page.until_seen(1, "pgbus:close")
+    assert page.state == "waiting"
+    holds(lambda: page.state == "waiting", "it waits", 3.0)
+    page.until_open()
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
+def test_it_stops_when_the_server_will_not_have_it(tabs: Profile, front: Front, stream: str, code: int) -> None:
+    front.intercept = status(f"{code} No")
+    page = tabs.open(front.page(element(stream)))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["status"], close["willRetry"], page.state) == (code, False, "closed")
+    holds(lambda: len(front.asked) == 1, "it does not ask again", 0.5)
+
+
+def test_a_page_that_is_no_stream_is_not_taken_for_one(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = status("200 OK", times=1)
+    page = tabs.open(front.page(element(stream)))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["willRetry"]) == ("content-type", True)
+
+
+def test_a_farewell_says_why_and_when_to_come_back(page: Page, front: Front) -> None:
+    front.end("restart", 0.6)
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert close["reason"] == "restart"
+    assert page.state == "waiting"
+    page.until_open()
+
+
+def test_an_expired_signature_ends_it(page: Page, front: Front) -> None:
+    front.end("expired")
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["willRetry"], page.state) == ("expired", False, "closed")
+    holds(lambda: len(front.asked) == 1, "it does not come back", 0.5)
+
+
+def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
+    publish(front.site, stream, "a", "b")
+    page = tabs.open(front.page(element(stream, f'since="{2**52}"')))
+    (gap,) = page.until_seen(1, "pgbus:gap")
+    assert (gap["reason"], gap["requestedId"], gap["stream"]) == ("ahead", 2**52, stream)
+    page.until_data(["a", "b"])
+
+
+def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Front, stream: str) -> None:
+    hello = b'retry: 100\n\nevent: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":0}]}\n\n'
+    front.intercept = says(hello, silence=7.5)
+    page = tabs.open(front.page(element(stream, 'heartbeat="1"')))
+    page.until_open()
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["willRetry"]) == ("timeout", True)
+    publish(front.site, stream, "alive")
+    page.until_data(["alive"])
+    holds(lambda: len(page.seen("pgbus:close")) == 1, "heartbeats keep it", 5.0)
+
+
+# the page ------------------------------------------------------------------------------------------------------------
+
+SLOW = ("retry-after", "600")
+
+
+def test_it_comes_back_at_once_when_the_page_is_looked_at(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = status("503 No", SLOW, times=1)
+    page = tabs.open(front.page(element(stream)))
+    page.until_seen(1, "pgbus:close")
+    page.eval("document.dispatchEvent(new Event('visibilitychange'))")
+    page.until_open()
+
+
+def test_it_comes_back_at_once_with_the_network(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = status("503 No", SLOW, times=1)
+    page = tabs.open(front.page(element(stream)))
+    page.until_seen(1, "pgbus:close")
+    tabs.offline(True)
+    tabs.offline(False)
+    page.until_open()
+
+
+def test_an_element_that_is_moved_keeps_its_connection(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "before")
+    page.until_seen(1)
+    page.eval("{ const kept = source; kept.remove(); document.body.append(kept); }")
+    publish(front.site, stream, "after")
+    page.until_data(["before", "after"])
+    assert (front.live, len(front.asked)) == (1, 1)
+
+
+def test_an_element_that_was_away_goes_on_where_it_was(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "before")
+    page.until_seen(1)
+    page.eval("{ window.kept = source; kept.remove(); }")
+    front.until_live(0)
+    assert page.eval("kept.state") == "closed"
+    publish(front.site, stream, "away")
+    page.eval("document.body.append(kept)")
+    page.until_data(["before", "away"])
+    assert front.live == 1
+
+
+def test_another_src_is_another_stream(page: Page, front: Front, stream: str) -> None:
+    page.eval(
+        "(src) => { source.removeAttribute('since'); source.setAttribute('src', src) }", f"/pgbus/streams/{stream}x"
+    )
+    until(lambda: len(front.asked) == 2, "it asks again")
+    page.until_open()
+    publish(front.site, stream, "old")
+    publish(front.site, f"{stream}x", "new")
+    page.until_data(["new"])
+
+
+def test_a_copy_of_the_page_has_the_cursor_that_belongs_to_it(page: Page, front: Front, stream: str) -> None:
+    (id,) = publish(front.site, stream, "a")
+    page.until_seen(1)
+    assert page.eval("source.cloneNode().getAttribute('since')") == str(id)
+
+
+def test_a_morph_that_puts_an_older_page_back_gets_what_came_since_again(page: Page, front: Front, stream: str) -> None:
+    first, _ = publish(front.site, stream, "a", "b")
+    page.until_data(["a", "b"])
+    page.eval("(cursor) => source.setAttribute('since', cursor)", str(first))
+    page.until_data(["a", "b", "b"])
+    assert front.live == 1
+
+
+def test_a_cursor_that_is_none_is_refused(tabs: Profile, front: Front, stream: str) -> None:
+    page = tabs.open(front.page(element(stream, 'since="yesterday"')))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["status"], close["willRetry"]) == (400, False)
+
+
+def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front: Front, stream: str) -> None:
+    publish(front.site, stream, "before")
+    page.until_seen(1)
+    page.do("await page.goto(new URL('/other', page.url()).href)")
+    front.until_live(0)
+    publish(front.site, stream, "away")
+    page.do("await page.goBack({ waitUntil: 'commit' })")
+    if page.eval(
+        "typeof seen === 'undefined' || performance.getEntriesByType('navigation')[0].type === 'back_forward'"
+    ):
+        reasons = page.eval("JSON.stringify(performance.getEntriesByType('navigation')[0].notRestoredReasons ?? null)")
+        assert page.eval("seen.length") > 1, f"the page was not kept: {reasons}"
+    page.until_data(["before", "away"])
+    front.until_live(1)
+
+
+# elsewhere -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_another_origin_may_follow_where_it_is_configured(
+    tabs: Profile, front: Front, pgbus_database: str
+) -> None:
+    with running_site(pgbus_database, cors_origins=(front.site.url,)) as site:
+        head = f'<script type="module" src="{site.url}/pgbus/pgbus.js"></script>'
+        tag = f'<pgbus-stream-source src="{site.url}/pgbus/streams/NAME" credentials="include"></pgbus-stream-source>'
+        page = tabs.open(front.page(tag.replace("NAME", "demo:far") + tag.replace("NAME", "secret"), head))
+        page.until_open()
+        publish(site, "demo:far", "a")
+        page.until_data(["a"])
+        (close,) = page.until_seen(1, "pgbus:close")
+        assert close["status"] == 404
+        page.close()
+
+
+def test_a_strict_content_security_policy_is_no_hindrance(tabs: Profile, front: Front, stream: str) -> None:
+    policy = "default-src 'none'; script-src 'self'; connect-src 'self'"
+    front.pages["/strict"] = f"""<!doctype html><meta http-equiv="Content-Security-Policy" content="{policy}">
+        <script type="module" src="/pgbus/pgbus.js"></script>{element(stream)}"""
+    page = tabs.open("/strict")
+    page.until_open()
+    (id,) = publish(front.site, stream, "a")
+    page.until(f"source.getAttribute('since') == '{id}'")
+
+
+# without an element --------------------------------------------------------------------------------------------------
+
+
+def test_connect_is_for_pages_without_elements(tabs: Profile, front: Front, stream: str) -> None:
+    page = tabs.open(front.page(""))
+    page.eval(
+        """
+        async (src) => {
+          const { connect } = await import("/pgbus/pgbus.js");
+          window.live = connect({ src, since: 0 });
+          window.got = [];
+          live.addEventListener("order.paid", (event) => got.push(event.data));
+        }
+        """,
+        f"/pgbus/streams/{stream}",
+    )
+    publish(front.site, stream, "a", event="order.paid")
+    page.until("got.length == 1 && live.state == 'open'")
+    page.eval("live.close()")
+    front.until_live(0)
+    assert page.eval("live.state") == "closed"
+
+
+OLD = "delete Response.prototype.body;"
+"""A browser whose fetch does not stream."""
+
+
+def test_an_eventsource_stands_in_where_fetch_does_not_stream(tabs: Profile, front: Front, stream: str) -> None:
+    page = tabs.open(front.page(element(stream, 'since="0"')), init=OLD)
+    page.until_open()
+    page.eval("source.addEventListener('order.paid', () => {})")
+    publish(front.site, stream, "a", event="order.paid")
+    publish(front.site, stream, "b")
+    page.until_data(["a", "b"])
+    front.site.bus.stream(stream).broadcast("hint", ephemeral=True)
+    page.until_data(["a", "b", "hint"])
+    front.drop()
+    publish(front.site, stream, "c")
+    page.until_data(["a", "b", "hint", "c"])
