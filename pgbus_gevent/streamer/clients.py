@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..core import sse
 from ..core.client import Client, StreamRequest, Subscription
+from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 
@@ -50,7 +51,11 @@ class Clients:
         left: Callable[[Subscription], None],
         watch: Callable[[Client], None],
         unwatch: Callable[[Client], None],
+        events: Events | None = None,
     ) -> None:
+        self._events = events or Events()
+        self._connected = self._events.signal(Connected)
+        self._disconnected = self._events.signal(Disconnected)
         self._limits = limits
         self._registry = registry
         self._counter = counter
@@ -121,6 +126,7 @@ class Clients:
         if refusal is not None:
             # Between the first look and here others may have come in.
             client.reason = refusal
+            self._events.emit(Refused(refusal))
             client.finish(sse.shutdown(refusal, refusal_retry()), monotonic())
             return
         if self._limits.age:
@@ -135,6 +141,9 @@ class Clients:
         # It stands for all of them until the client is admitted.
         self._bring(client.subscriptions[0])
         logger.debug("connection %s opened, streams %r", client.id, [place.stream for place in request.places])
+        if self._connected.handlers:
+            streams = tuple(place.stream for place in request.places)
+            self._connected.emit(Connected(client.id, streams, client.owner))
 
     def _count(self, client: Client, one: int) -> None:
         for counts, key in ((self._owners, client.owner), (self._addresses, client.address)):
@@ -147,6 +156,10 @@ class Clients:
 
     def end(self, client: Client, reason: str, retry: float | None = None) -> None:
         """Close a connection from our side, with the reason as its last frame where it can still be told."""
+        if reason == "slow-consumer" and client in self._registry and client.blocked_since is not None:
+            # One that was sent away already and still takes nothing has had its Disconnected.
+            seconds = monotonic() - client.blocked_since
+            self._events.emit(SlowConsumer(client.id, tuple(each.log.name for each in client.subscriptions), seconds))
         if client in self._lingering or reason in ("slow-consumer", "error"):
             # Its socket is full, or cannot be written to: there is no room for a last frame.
             self._forget(client, reason)
@@ -205,6 +218,10 @@ class Clients:
         self._count(client, -1)
         self._counter.disconnected(subscription.log.name for subscription in subscriptions)
         logger.debug("connection %s closed: %s", client.id, reason)
+        if self._disconnected.handlers:
+            streams = tuple(subscription.log.name for subscription in subscriptions)
+            seconds = monotonic() - client.opened_at
+            self._disconnected.emit(Disconnected(client.id, streams, client.owner, reason, seconds))
         return True
 
     def _drained(self, client: Client) -> None:

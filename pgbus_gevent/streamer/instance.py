@@ -17,6 +17,7 @@ from gevent.lock import RLock
 
 from ..config import Settings
 from ..core.client import Client, StreamRequest, Subscription
+from ..core.events import Broadcast, Events, Gap, ListenerDown, ListenerUp, Passed, Read
 from ..core.filters import Filters
 from ..core.names import PublicNames
 from ..core.registry import Registry
@@ -67,6 +68,7 @@ class Instance:
         database: Database | None = None,
         filters: Filters | None = None,
         counter: StreamCounter | None = None,
+        events: Events | None = None,
         listener: Callable[..., Listener] = Listener,
         dispatcher: Callable[..., StreamEventDispatcher] = StreamEventDispatcher,
         reader: Callable[..., Reader] = Reader,
@@ -87,6 +89,9 @@ class Instance:
         self.database = database or Database(self.settings)
         self.filters = filters or Filters()
         self.counter = counter or StreamCounter()
+        # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
+        self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
+        self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
         self.on_failure = on_failure
         self._live = Event()
@@ -102,6 +107,7 @@ class Instance:
             on_ready=self._bring,
             page_size=self.settings.page_size,
             ring_messages=self.settings.ring_messages,
+            read=self.events.signal(Read),
         )
         self.dispatcher: StreamEventDispatcher = dispatcher(
             self.registry,
@@ -109,6 +115,8 @@ class Instance:
             on_behind=self.reader.behind,
             on_error=lambda client: self.clients.end(client, "error"),
             retry=lambda: self.settings.retry,
+            passed=self.events.signal(Passed),
+            gaps=self.events.signal(Gap),
         )
         self.catch_up = catch_up(
             queries,
@@ -133,6 +141,8 @@ class Instance:
             on_payloads=self.router.hear,
             on_up=self._listening,
             on_down=self.database.pool.discard_idle,
+            up=self.events.signal(ListenerUp),
+            down=self.events.signal(ListenerDown),
         )
         self.heartbeat = heartbeat(
             interval=self.settings.heartbeat,
@@ -149,6 +159,7 @@ class Instance:
         self.clients: Clients = clients(
             self.registry,
             self.counter,
+            events=self.events,
             limits=Limits(
                 self.settings.max_connections,
                 self.settings.max_per_owner,
@@ -303,12 +314,16 @@ class Instance:
 
     def _moved(self, log: StreamLog, new: int) -> None:
         self.counter.broadcast(log.name, new)
+        if new and self._broadcasts.handlers:
+            self._broadcasts.emit(Broadcast(log.name, new))
         self.dispatcher.moved(log)
 
     def _pass_on(self, stream: str, frame: Frame) -> None:
         log = self.registry.log(stream)
         if log is not None:
             self.counter.broadcast(stream)
+            if self._broadcasts.handlers:
+                self._broadcasts.emit(Broadcast(stream, 1))
             self.dispatcher.pass_on(log, frame)
 
     def _listening(self) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 
 import gevent
 
-from ..core import sse
+from ..core import events, sse
 from ..core.client import Place, StreamRequest, Subscriber
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
@@ -177,7 +177,10 @@ class StreamApp:
                 recheck=self._rechecker(environ, request) if self._settings.recheck else None,
             )
         refusal = self.instance.refusal(request)
-        return request if refusal is None else _refuse(environ, refusal)
+        if refusal is None:
+            return request
+        self.instance.events.emit(events.Refused(refusal))
+        return _refuse(environ, refusal)
 
     def _authorized(self, environ: Environ, place: Place) -> Place:
         assert self._authorize is not None
