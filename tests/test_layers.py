@@ -22,6 +22,7 @@ FLOORS = {
     "messages": 0,
     "config": 1,
     "casting": 1,
+    "retention": 1,
     "core": 2,
     "database": 3,
     "streamer": 4,

@@ -6,9 +6,11 @@ from functools import partial
 
 from ..config import Settings
 from ..errors import InvalidSetting
+from ..retention import Retention
 from .connect import connect
 from .notifications import ListenSession
 from .pool import Pool
+from .pruning import Pruning
 from .queries import Queries
 from .schema import migrate
 
@@ -38,6 +40,7 @@ class Database:
             timeout=settings.pool_timeout,
         )
         self.queries = Queries(self.pool)
+        self.pruning = Pruning(self.pool, Retention(settings.retention, settings.retention_patterns).keep)
 
     def listen(self) -> ListenSession:
         """A new LISTEN session; outside the pool, as it is held for good."""
