@@ -29,7 +29,7 @@ alter table pgbus.horizons set (
 -- names: the newest message of a stream, where such a step lands, is almost always still there, while the oldest ones
 -- are what was just removed and would be stepped over one by one until a vacuum has taken them out of the index.
 create table pgbus.prune_round (
-  only   boolean     primary key default true check (only),
+  single boolean     primary key default true check (single),
   below  text collate "C",
   due    timestamptz not null
 );
