@@ -32,6 +32,7 @@ from .dispatcher import StreamEventDispatcher, breathe
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
+from .pruner import Pruner
 from .reader import Reader
 from .routing import WakeRouter
 from .task import Task
@@ -72,6 +73,7 @@ class Instance:
         registry: Callable[..., Registry] = Registry,
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
+        pruner: Callable[..., Pruner] = Pruner,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -137,6 +139,9 @@ class Instance:
             admit_deadline=ADMIT_DEADLINE,
             on_end=self.end,
         )
+        self.pruner = pruner(
+            self.database.pruning, interval=self.settings.prune_interval, forget_after=self.settings.forget_after
+        )
         self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
             self._task("heartbeat", self.heartbeat.run),
@@ -146,6 +151,8 @@ class Instance:
         ]
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
+        if self.settings.prune_interval:
+            self.tasks.append(self._task("pruner", self.pruner.run))
 
     def _task(self, name: str, target: Callable[[], None]) -> Task:
         return Task(name, target, on_failure=self._failed)
