@@ -113,9 +113,10 @@ begin
     -- Materialized, as otherwise each of the steps would be made again for every reference to it. Nothing is at or below
     -- a horizon but what was removed and may still be in the index, so every look begins above it.
     with wanted as materialized (
-      select s.n, s.stream collate "C" as stream, at - s.age as since, s.count, coalesce(h.msg_id, 0) as horizon
+      -- A subselect, as for a join the planner may read all horizons.
+      select s.n, s.stream collate "C" as stream, at - s.age as since, s.count,
+             coalesce((select h.msg_id from pgbus.horizons h where h.stream = s.stream collate "C"), 0) as horizon
       from unnest(prune.streams, prune.ages, prune.counts) with ordinality as s(stream, age, count, n)
-      left join pgbus.horizons h on h.stream = s.stream collate "C"
     ),
     -- The limits that are subselects are hidden from the planner, which else reads and sorts all that a stream has.
     bounds as materialized (
