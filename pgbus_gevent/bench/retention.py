@@ -56,7 +56,7 @@ def retention(run: Run) -> Rows:
         began = monotonic()
         while monotonic() - began < seconds:
             samples.append(_step(run, server, database, streams, step))
-        warm = samples[int(min(_WARM_UP, seconds * 0.4) / step) :]
+        warm = samples[int(len(samples) * min(_WARM_UP / seconds, 0.4)) :]
     finally:
         database.close()
         _empty(run)
