@@ -19,6 +19,7 @@ from support import connect, received, serving
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import Database
+from pgbus_gevent.database.queries import _OPENINGS, _PAGES
 from pgbus_gevent.errors import DatabaseError, InvalidSetting
 from pgbus_gevent.retention import Retention, Rule
 from pgbus_gevent.testing.client import StreamClient
@@ -271,6 +272,30 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
     assert job.get(timeout=10) == [(stream, 2, ids[3])], "and then goes by what there is"
 
 
+def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower(
+    sql: Session, sessions: Sessions, stream: str
+) -> None:
+    """A transaction of long ago still sees all that was removed since: nine thousand rows, each a block to look at."""
+
+    def blocks(statement: str, *arguments: Any) -> int:
+        plan = sql.one(f"explain (analyze, buffers, format json) {statement}", *arguments)[0]["Plan"]
+        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+    old = sessions()
+    with old.transaction("repeatable read"):
+        old.run("select 1")
+        for _ in range(3):
+            sql.call("broadcast_many", stream, ["x"] * 3000)
+            prune(sql, stream, count=10, limit=10_000)
+        page = {"streams": [stream], "after": [0], "limit": 500, "bytes": 10**6}
+        opening = {"streams": [stream], "cursors": [0], "replays": [20], "limit": 500, "bytes": 10**6}
+        with sql.connection.cursor() as cursor:
+            reads = [cursor.mogrify(*asked).decode() for asked in ((_PAGES, page), (_OPENINGS, opening))]
+        assert [blocks(read) < 200 for read in reads] == [True, True]
+        assert blocks("select * from pgbus.prune(array[%s], array['1 day'::interval], array[10])", stream) < 200
+        assert blocks("select pgbus.streams_below(null, 10)") < 200
+
+
 # the round
 
 
@@ -520,7 +545,10 @@ def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
         clients = [connect(server.url, STREAMS[n % 3], since=0) for n in range(6)]
         server.clients += clients
         jobs = [gevent.spawn(publishes, n) for n in range(4)]
-        others = [gevent.spawn(prunes), *(gevent.spawn(drops, client, n) for n, client in enumerate(clients[:3]))]
+        others: list[Any] = [
+            gevent.spawn(prunes),
+            *(gevent.spawn(drops, client, n) for n, client in enumerate(clients[:3])),
+        ]
         gevent.joinall(jobs, timeout=30, raise_error=True)
         stopping.set()
         gevent.joinall(others, timeout=10, raise_error=True)
