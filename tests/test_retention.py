@@ -275,7 +275,7 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
 def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower(
     sql: Session, sessions: Sessions, stream: str
 ) -> None:
-    """A transaction of long ago still sees all that was removed since: nine thousand rows, each a block to look at."""
+    """A transaction of long ago still sees all that was removed since: nine thousand rows on a thousand blocks."""
 
     def blocks(statement: str, *arguments: Any) -> int:
         plan = sql.one(f"explain (analyze, buffers, format json) {statement}", *arguments)[0]["Plan"]
@@ -285,7 +285,7 @@ def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower
     with old.transaction("repeatable read"):
         old.run("select 1")
         for _ in range(3):
-            sql.call("broadcast_many", stream, ["x"] * 3000)
+            sql.call("broadcast_many", stream, ["x" * 1000] * 3000)
             prune(sql, stream, count=10, limit=10_000)
         page = {"streams": [stream], "after": [0], "limit": 500, "bytes": 10**6}
         opening = {"streams": [stream], "cursors": [0], "replays": [20], "limit": 500, "bytes": 10**6}
