@@ -501,6 +501,28 @@ def test_a_client_of_a_forgotten_stream_is_told_as_long_as_nothing_new_has_come(
         assert [(gap["reason"], gap["lastId"]) for gap in gaps(client)] == [("ahead", 0)]
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_live_client_is_told_of_what_was_pruned_before_its_worker_had_it(
+    left: int, pgbus_bus: Bus, pgbus_settings: Settings, pgbus_database: str
+) -> None:
+    first = pgbus_bus.stream("orders").broadcast("first") or 0
+    one = Session(pgbus_database)
+    with serving(pgbus_settings) as server:
+        client = server.live("orders", since=first - 1)
+        until(lambda: client.messages, "the first one comes")
+        with one.transaction():  # so that no worker sees what lies between
+            gone = [int(one.call("broadcast", "orders", text)) for text in ("gone", "gone too")]
+            if left:
+                gone[1:] = []
+            prune(one, "orders", **({"count": 1} if left else {"age": "1 microsecond"}))
+        new = pgbus_bus.stream("orders").broadcast("new") or 0
+        until(lambda: client.last_id == str(new), "the new one comes")
+        got = [id for id, _ in received(client)]
+        assert set(got).isdisjoint(gone) and got[0] == first
+        assert [gap["requestedId"] for gap in gaps(client)] == [first]
+    one.close()
+
+
 STREAMS = ["busy:0", "busy:1", "busy:2"]
 
 
