@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Generic, NoReturn, TypeVar
@@ -182,6 +183,15 @@ def database_url() -> Kind[str]:
     """Where PostgreSQL is, in a form that libpq takes (its manual, "Connection Strings"); passwords are hidden."""
     allowed = "postgresql://user:password@host/database, postgres://… or a DSN such as 'host=… dbname=…'"
     return text("URL", allowed, matches(r"postgres(?:ql)?://[^\0]*|\w+\s*=[^\0]*"), redact_url)
+
+
+def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
+    """The user's data directory for pgbus-gevent on this platform (XDG Base Directory Specification)."""
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Application Support/pgbus-gevent")
+    base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
+    # The specification has relative paths ignored.
+    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
 
 
 def directory() -> Kind[str]:

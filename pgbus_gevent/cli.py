@@ -8,14 +8,14 @@ from io import TextIOWrapper
 
 from . import __version__
 from .bench.command import BENCH
-from .cli_commands import BROADCAST, MIGRATE, SIGN, STREAMS
+from .cli_commands import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
 from .cli_common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
 from .cli_operators import DISCONNECT
 from .cli_tail import TAIL
 from .database import green
 from .errors import InvalidArgument
 
-COMMANDS = {command.name: command for command in (BROADCAST, TAIL, STREAMS, SIGN, DISCONNECT, MIGRATE, BENCH)}
+COMMANDS = {command.name: command for command in (BROADCAST, TAIL, STREAMS, SIGN, DISCONNECT, MIGRATE, PRUNE, BENCH)}
 
 _SERVE = "serve the streams to browsers, and an application beside them"
 

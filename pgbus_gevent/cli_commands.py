@@ -1,4 +1,4 @@
-"""The commands that do one thing and end: broadcast, streams, sign, migrate."""
+"""The commands that do one thing and end: broadcast, streams, sign, migrate, prune."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .cli_output import width
 from .config import Settings
 from .core.names import Signer, check_name
 from .database import Database
+from .database.pruning import Pruning
 from .database.schema import migrations
 from .errors import InvalidArgument
 
@@ -226,4 +227,73 @@ MIGRATE = Command(
     ("database_url", "data_dir"),
     _add_migrate,
     _migrate,
+)
+
+
+_PRUNE = """\
+Remove the messages that need not be kept any more, by --retention and the rules of retention_patterns, and print from which
+streams how many were removed.
+
+`serve` does the same all the time. Run it where no server may remove anything (prune_interval=0), or to choose the time."""
+
+_PRUNE_EXAMPLES = """\
+examples:
+  pgbus-gevent prune --retention 7d
+  pgbus-gevent prune --config pgbus.toml --json"""
+
+_PRUNE_STREAMS, _PRUNE_MESSAGES, _PRUNE_HORIZONS = 200, 1000, 10_000
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line, with stream, removed and up_to, the highest id of those",
+    )
+
+
+def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
+    with database_settings(settings) as settings, schema_expected():
+        database = Database(settings)
+        try:
+            found = _prune_all(database.pruning, settings.forget_after)
+        finally:
+            database.close()
+    if arguments.json:
+        for name, (removed, up_to) in found:
+            print(json.dumps({"stream": name, "removed": removed, "up_to": up_to}, ensure_ascii=False))
+    elif found:
+        rows = [(name, f"{removed:,}", str(up_to)) for name, (removed, up_to) in found]
+        print("\n".join(_table(("STREAM", "REMOVED", "UP TO"), rows, right=(1, 2))))
+    return 0
+
+
+def _prune_all(pruning: Pruning, forget_after: float) -> list[tuple[str, tuple[int, int]]]:
+    """By stream, how many were removed and up to which id. In batches, so that no server waits for us for long."""
+    found: dict[str, tuple[int, int]] = {}
+    below = None
+    while names := pruning.below(below, _PRUNE_STREAMS):
+        below = names[-1]
+        full = True
+        while full:
+            batch = pruning.prune(names, _PRUNE_MESSAGES)
+            full = sum(pruned.removed for pruned in batch) >= _PRUNE_MESSAGES
+            for name, removed, up_to in batch:
+                found[name] = (found.get(name, (0, 0))[0] + removed, up_to)
+    while pruning.prune_ephemerals(_PRUNE_MESSAGES) >= _PRUNE_MESSAGES:
+        pass
+    below = pruning.forget(None, forget_after, _PRUNE_HORIZONS)
+    while below is not None:
+        below = pruning.forget(below, forget_after, _PRUNE_HORIZONS)
+    return sorted(found.items())
+
+
+PRUNE = Command(
+    "prune",
+    "remove the messages that need not be kept",
+    _PRUNE,
+    _PRUNE_EXAMPLES,
+    ("database_url", "data_dir", "retention"),
+    _add_prune,
+    _prune,
 )

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pgbus_gevent.casting as kinds
-from pgbus_gevent.casting import HIDDEN, Kind, format_size, redact_url
+from pgbus_gevent.casting import HIDDEN, Kind, default_data_dir, format_size, redact_url
 from pgbus_gevent.casting import about as _about
 from pgbus_gevent.casting import setting as _setting
 from pgbus_gevent.errors import InvalidSetting
+from pgbus_gevent.retention import Rule, rules
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,15 +37,6 @@ _KIB, _MIB = 1024, 1024 * 1024
 _HOUR, _YEARS = 3600, 3650 * 86400
 # Variables with the prefix that are no settings: those of test suites, and the deadline of the pytest plugin.
 _NOT_SETTINGS = re.compile(r"PGBUS_(?:TEST_.*|TIMEOUT)")
-
-
-def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
-    """The user's data directory for pgbus-gevent on this platform (XDG Base Directory Specification)."""
-    if sys.platform == "darwin":
-        return os.path.expanduser("~/Library/Application Support/pgbus-gevent")
-    base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
-    # The specification has relative paths ignored.
-    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -133,6 +125,14 @@ class Settings:
 
     retention: float = _setting(
         3600.0, kinds.duration(1, _YEARS), "Delivery", "--retention", "how long messages are kept to be replayed")
+    retention_patterns: tuple[Rule, ...] = _setting(
+        (), rules(1, _YEARS), "Delivery", None,
+        "how long, and how many at the most, of streams whose names match a pattern; the first that matches counts",
+        words="none")
+    prune_interval: float = _setting(
+        10.0, kinds.duration(0, _HOUR), "Delivery", None, "how often what need not be kept is removed; 0: never")
+    forget_after: float = _setting(
+        30 * 86400.0, kinds.duration(_HOUR, _YEARS), "Delivery", None, "how long a stream that was emptied is remembered")
     heartbeat: float = _setting(
         15.0, kinds.duration(0.1, 300), "Delivery", "--heartbeat",
         "how long a connection may be quiet before it gets a comment")

@@ -25,7 +25,7 @@ from pgbus_gevent.core.names import Signer
 from pgbus_gevent.errors import InvalidArgument, TokenExpired
 from pgbus_gevent.testing.databases import TestDatabases
 
-COMMANDS = ["serve", "broadcast", "tail", "streams", "sign", "migrate", "bench"]
+COMMANDS = ["serve", "broadcast", "tail", "streams", "sign", "migrate", "prune", "bench"]
 SECRET = "a secret of the test"
 
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgbus_gevent.casting import format_duration, format_size, parse_duration, parse_size, redact_url
-from pgbus_gevent.config import Settings, add_flags, default_data_dir, flags_given, settings_table
+from pgbus_gevent.casting import default_data_dir, format_duration, format_size, parse_duration, parse_size, redact_url
+from pgbus_gevent.config import Settings, add_flags, flags_given, settings_table
 from pgbus_gevent.errors import InvalidArgument, InvalidSetting
 
 SECRET = "a-secret-of-the-tests"

@@ -252,3 +252,16 @@ def test_a_page_gives_what_is_above_a_cursor(ids: list[int], cursor: int) -> Non
 def test_the_oldest_id_of_an_empty_page_is_what_pruning_left() -> None:
     assert History([row(30)], start=5, horizon=20).oldest == 30
     assert History([], start=5, horizon=20).oldest == 20
+
+
+def test_what_was_pruned_before_it_came_here_leaves_no_hole_in_the_ring() -> None:
+    log = open_log(3, 5)
+    log.note(horizon=4)
+    assert (log.head, log.floor, log.horizon) == (5, 0, 4)
+    log.note(horizon=8)
+    assert (log.head, log.floor, log.horizon, log.oldest) == (8, 8, 8, 8)
+    assert log.follows(8)
+    log.extend([row(9)])
+    assert log.after(5, 1000) is None, "they have to read a page, which tells of the gap"
+    chunk = log.after(8, 1000)
+    assert chunk is not None and [frame.id for frame in chunk.frames] == [9]

@@ -16,7 +16,10 @@ from pgbus_gevent.streamer import Heartbeat, Listener, StreamEventDispatcher
 from pgbus_gevent.streamer.catch_up import CatchUp
 from pgbus_gevent.streamer.reader import Reader
 
-PARTS = ["dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "catch-up", "listener", "presence"]
+PARTS = [
+    "dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "catch-up", "listener", "presence", "revocations",
+    "pruner",
+]  # fmt: skip
 
 
 def kill(name: str, error: type[BaseException] = gevent.GreenletExit) -> None:

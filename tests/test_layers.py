@@ -24,6 +24,7 @@ FLOORS = {
     "config": 1,
     "casting": 1,
     "turbo": 1,
+    "retention": 1,
     "core": 2,
     "database": 3,
     "streamer": 4,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from database_parts import opened_sessions
 
+from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
 from pgbus_gevent.testing.databases import TestDatabases
 
@@ -99,3 +100,47 @@ def test_a_page_near_the_head_reads_no_more_than_it_gives(large: str) -> None:
         fetched = sql.one("select idx_tup_fetch from pg_stat_xact_user_tables where relid = 'pgbus.messages'::regclass")
         sql.connection.rollback()
     assert fetched < 300
+
+
+@pytest.mark.parametrize(
+    ("kept", "ask", "most"),
+    [
+        ((3600.0, None), lambda pruning: pruning.prune(SMALL[:200], 1000), 500),
+        ((0.001, None), lambda pruning: pruning.prune(SMALL[:200], 1000), 30_000),
+        ((0.001, None), lambda pruning: pruning.prune(["large", *SMALL[:199]], 1000), 30_000),
+        ((3600.0, None), lambda pruning: pruning.prune(["large"], 1000), 10),
+        ((3600.0, 100), lambda pruning: pruning.prune(["large", *SMALL[:199]], 1000), 20_000),
+        ((3600.0, None), lambda pruning: pruning.below(None, 200), 500),
+        ((3600.0, None), lambda pruning: pruning.turn(1.0, 200), 500),
+        ((3600.0, None), lambda pruning: pruning.forget(None, 0.001, 1000), 2000),
+        ((3600.0, None), lambda pruning: pruning.forget("small 5", 0.001, 1000), 2000),
+    ],
+    ids=[
+        "nothing",
+        "all of 200",
+        "of a large one",
+        "nothing of a large one",
+        "by count",
+        "walk",
+        "turn",
+        "forget",
+        "forget on",
+    ],
+)
+def test_no_pruning_reads_the_whole_table(kept: tuple[float, int | None], ask: Any, most: int, large: str) -> None:
+    with opened_sessions(large) as opener:
+        sql = opener()
+        sql.connection.autocommit = False
+        sql.run("insert into pgbus.horizons select 'small ' || n, 0 from generate_series(1, 1998) n")
+        sql.run("insert into pgbus.horizons select 'empty ' || n, 1 from generate_series(1, 20000) n")
+        sql.run("analyze pgbus.horizons")
+        before = sql.run("select relname, seq_scan from pg_stat_xact_user_tables where schemaname = 'pgbus'")
+        ask(Pruning(OneConnection(sql.connection), lambda stream: kept))  # type: ignore[arg-type]
+        scans = dict(sql.run("select relname, seq_scan from pg_stat_xact_user_tables where schemaname = 'pgbus'"))
+        rows = sql.one(
+            "select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relid = 'pgbus.messages'::regclass"
+        )
+        sql.connection.rollback()
+    assert scans["messages"] == dict(before).get("messages", 0)
+    assert scans["horizons"] == dict(before)["horizons"]
+    assert rows <= most

@@ -134,7 +134,7 @@ def test_the_documented_grants_are_enough_to_serve_and_not_to_publish(
     with Bus(as_role(owned, READER), secret="a secret for tests alone") as bus:
         queries = bus.database.queries
         assert queries.pages([(stream, 0)], limit=10, size=10_000)[0].rows[0].data == "x"
-        assert queries.moved({stream: 0}) == [stream]
+        assert queries.moved({stream: 0})[1] == [stream]
         assert queries.ephemerals([1]) == {}
         assert bus.stream(stream).last_id() == owner.call("last_id", stream)
         assert [message.data for message in bus.stream(stream)] == ["x"]

@@ -19,9 +19,12 @@ from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
 from .publishing import PUBLISH
 from .report import Result, table
+from .retention import RETENTION
 from .scenarios import FANOUT, IDLE, PACED, Scenario
 
-SCENARIOS = {scenario.name: scenario for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH)}
+SCENARIOS = {
+    scenario.name: scenario for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, RETENTION)
+}
 
 _ABOUT = """\
 Measure how fast and how lean the delivery is, and compare it with a bare loop and with other servers.
@@ -42,7 +45,7 @@ examples:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which ones; default: all")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which ones; default: all but retention")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and no tables")
     parser.add_argument("--clients", type=_positive, metavar="N", help="the clients of each scenario")
     parser.add_argument("--messages", type=_positive, metavar="N", help="the messages of a burst")
@@ -74,7 +77,7 @@ _positive.__name__ = "number"  # argparse names it where the value is none
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
-    chosen = [_scenario(name) for name in arguments.scenarios] or list(SCENARIOS.values())
+    chosen = [_scenario(name) for name in arguments.scenarios] or [each for each in SCENARIOS.values() if each.usual]
     bench = _Bench(arguments, chosen)
     with database(arguments.database_url, arguments.data_dir) as (url, postmaster):
         bench.run(url, postmaster)
@@ -155,7 +158,7 @@ class _Bench:
 
 def _listed() -> Iterator[str]:
     for scenario in SCENARIOS.values():
-        yield f"  {scenario.name:8} {scenario.about}"
+        yield f"  {scenario.name:9} {scenario.about}"
 
 
 BENCH = Command(

@@ -77,7 +77,7 @@ class Server:
             "size": size,
         }
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, float]:
         """What our own server has counted."""
         return self.program.call(30.0, do="counters")
 

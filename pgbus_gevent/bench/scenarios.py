@@ -17,13 +17,17 @@ STREAM = "bench:one"
 
 
 class Scenario(NamedTuple):
-    """``peers`` tells whether other servers can run it too; ``columns`` are the metrics of a row, in order."""
+    """``peers`` tells whether other servers can run it too; ``columns`` are the metrics of a row, in order.
+
+    Without ``usual`` it runs only where it is asked for by name.
+    """
 
     name: str
     about: str
     run: Callable[[Run], Rows]
     columns: tuple[str, ...]
     peers: bool = False
+    usual: bool = True
 
 
 def idle(run: Run) -> Rows:

@@ -76,6 +76,9 @@ def counters(instance: Instance) -> dict[str, Any]:
         "passes": instance.dispatcher.passes,
         "sends": instance.dispatcher.sends,
         "heartbeats": instance.heartbeat.sent,
+        "pruned": instance.pruner.removed,
+        "prune_batches": instance.pruner.batches,
+        "prune_seconds": instance.pruner.seconds,
     }
 
 

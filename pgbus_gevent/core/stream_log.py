@@ -145,9 +145,16 @@ class StreamLog:
         self.head = max(self.head, head)
 
     def note(self, *, horizon: int) -> None:
-        """Remember how far the stream has been pruned."""
+        """Remember how far the stream has been pruned.
+
+        Beyond the head, that were messages which never came here: the ring would go on behind a hole without a word. So it
+        begins anew at the horizon, and those below have to read a page, which tells them.
+        """
         self.horizon = max(self.horizon, horizon)
         self.oldest = max(self.oldest, self.horizon)
+        if self.is_open and self.horizon > self.head:
+            self.forget()
+            self.head = self.floor = self.horizon
 
     def follows(self, prev_id: int | None) -> bool:
         """Whether a message that names ``prev_id`` as the one before it is the next one here."""

@@ -6,10 +6,12 @@ from functools import partial
 
 from ..config import Settings
 from ..errors import InvalidSetting
+from ..retention import Retention
 from .connect import connect
 from .notifications import ListenSession
 from .pool import Pool
 from .presence import PresenceQueries
+from .pruning import Pruning
 from .queries import Queries
 from .schema import migrate
 
@@ -40,6 +42,7 @@ class Database:
         )
         self.queries = Queries(self.pool)
         self.presence = PresenceQueries(self.pool)
+        self.pruning = Pruning(self.pool, Retention(settings.retention, settings.retention_patterns).keep)
 
     def listen(self) -> ListenSession:
         """A new LISTEN session; outside the pool, as it is held for good."""

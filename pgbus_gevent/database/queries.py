@@ -95,7 +95,8 @@ _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to 
 
 # octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
 # row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which
-# else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it.
+# else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it. Below the horizon
+# is nothing but what was removed, through which the index would lead row by row until a vacuum has come.
 _PAGES = f"""
 select s.n, h.msg_id, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
@@ -104,7 +105,7 @@ left join lateral (
   select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
   from (
     select m.* from pgbus.messages m
-    where m.stream = s.stream and m.msg_id > s.after
+    where m.stream = s.stream and m.msg_id > greatest(s.after, h.msg_id)
     order by m.msg_id
     limit (select %(limit)s + 1)
   ) m
@@ -115,22 +116,23 @@ order by s.n, m.msg_id
 
 # `offset 0` keeps the planner from asking for the state again for every row.
 _OPENINGS = f"""
-select s.n, state.head, h.msg_id, state.oldest, state.start, {_ROW}
+select s.n, state.head, state.horizon, state.oldest, state.start, {_ROW}
 from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
   with ordinality as s(stream, cursor, replay, n)
+left join pgbus.horizons h on h.stream = s.stream
 cross join lateral (
-  select pgbus.head(s.stream) as head,
-         (select o.msg_id from pgbus.messages o where o.stream = s.stream order by o.msg_id limit 1) as oldest,
-         (select b.msg_id from pgbus.messages b where b.stream = s.stream order by b.msg_id desc
-          offset s.replay limit 1) as start
+  select pgbus.head(s.stream) as head, coalesce(h.msg_id, 0) as horizon,
+         (select o.msg_id from pgbus.messages o where o.stream = s.stream and o.msg_id > coalesce(h.msg_id, 0)
+          order by o.msg_id limit 1) as oldest,
+         (select b.msg_id from pgbus.messages b where b.stream = s.stream and b.msg_id > coalesce(h.msg_id, 0)
+          order by b.msg_id desc offset s.replay limit 1) as start
   offset 0
 ) state
-left join pgbus.horizons h on h.stream = s.stream
 left join lateral (
   select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
   from (
     select m.* from pgbus.messages m
-    where m.stream = s.stream and m.msg_id > s.cursor
+    where m.stream = s.stream and m.msg_id > s.cursor and m.msg_id > state.horizon
     order by m.msg_id desc
     limit (select %(limit)s + 1)
   ) m

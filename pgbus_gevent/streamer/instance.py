@@ -22,7 +22,7 @@ from ..core.filters import Filters
 from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
-from ..core.stream_log import Frame, History, RingBudget, StreamLog
+from ..core.stream_log import Frame, RingBudget, StreamLog
 from ..database import Database, green
 from ..errors import NotPatched
 from .body_connection import BodyConnection
@@ -34,6 +34,7 @@ from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
 from .presence import PresenceKeeper, metadata_of
+from .pruner import Pruner
 from .reader import Reader
 from .rechecks import Rechecks
 from .revocations import Revocations
@@ -80,6 +81,7 @@ class Instance:
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
         presence: Callable[..., PresenceKeeper] = PresenceKeeper,
         revocations: Callable[..., Revocations] = Revocations,
+        pruner: Callable[..., Pruner] = Pruner,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -102,9 +104,9 @@ class Instance:
         queries = self.database.queries
         self.reader = reader(
             queries,
-            serve=self._serve,
+            serve=lambda *page: self.dispatcher.serve(*page),
             on_moved=self._moved,
-            on_ready=self._bring,
+            on_ready=lambda subscription: self.dispatcher.bring(subscription),
             page_size=self.settings.page_size,
             ring_messages=self.settings.ring_messages,
             read=self.events.signal(Read),
@@ -183,6 +185,9 @@ class Instance:
         self.revocations: Revocations = revocations(
             queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval
         )
+        self.pruner = pruner(
+            self.database.pruning, interval=self.settings.prune_interval, forget_after=self.settings.forget_after
+        )
         self.tasks = [  # the first two are stopped last, each in its turn
             self._task("dispatcher", self.dispatcher.run),
             self._task("heartbeat", self.heartbeat.run),
@@ -197,6 +202,8 @@ class Instance:
             self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
+        if self.settings.prune_interval:
+            self.tasks.append(self._task("pruner", self.pruner.run))
 
     def _task(self, name: str, target: Callable[[], None]) -> Task:
         return Task(name, target, on_failure=self._failed)
@@ -305,12 +312,6 @@ class Instance:
     def _left(self, subscription: Subscription) -> None:
         self.reader.forget(subscription)
         self.presence.left(subscription.client.id, subscription.log.name)
-
-    def _serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
-        self.dispatcher.serve(log, history, subscriptions)
-
-    def _bring(self, subscription: Subscription) -> None:
-        self.dispatcher.bring(subscription)
 
     def _moved(self, log: StreamLog, new: int) -> None:
         self.counter.broadcast(log.name, new)

@@ -209,10 +209,11 @@ class Reader:
         )
         self._tell("follow", pages, began)
         for log, page in zip(batch, pages, strict=True):
+            before = log.head
             log.note(horizon=page.horizon)
             # A notification may have brought some of it meanwhile.
             new = log.extend(page.rows)
-            if new:
+            if log.head > before:
                 self._on_moved(log, new)
             if page.more:
                 self.look(log)

@@ -1,0 +1,112 @@
+"""How long, and how many, messages are kept: one age for all streams, and rules for those whose names match a pattern.
+
+`Settings` casts the rules by `rules`; who prunes asks a `Retention` about each stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NoReturn
+
+from .casting import Kind, duration, format_duration, parse_integer, presentable
+
+MAX_COUNT = 1_000_000
+"""The most that a rule may count to: each round counts the messages of each such stream."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is kept of the streams that match ``pattern``: ``age`` in seconds, and the newest ``count`` (None: any number).
+
+    The pattern is as in `fnmatch`, case counting: ``*`` is any text, ``?`` one character, ``[abc]`` one of these.
+    """
+
+    pattern: str
+    age: float
+    count: int | None = None
+
+
+class Retention:
+    """What is kept of each stream: by the first rule that matches its name, else ``age`` seconds."""
+
+    def __init__(self, age: float, rules: Iterable[Rule] = ()) -> None:
+        self._age = age
+        self._rules = tuple(rules)
+
+    def keep(self, stream: str) -> tuple[float, int | None]:
+        """The age in seconds, and the number of messages or None."""
+        for rule in self._rules:
+            if fnmatchcase(stream, rule.pattern):
+                return rule.age, rule.count
+        return self._age, None
+
+
+def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
+    """Rules with ages from ``low`` to ``high`` seconds.
+
+    As text ``PATTERN=AGE`` or ``PATTERN=AGE/COUNT``, separated by commas; in TOML and Python a table by pattern, of ages,
+    of the same text, or of tables with ``age`` and ``count``. A pattern that comes twice makes no sense.
+    """
+    age = duration(low, high).cast
+
+    def cast(value: object) -> tuple[Rule, ...]:
+        found = tuple(_rule(pattern, kept, age) for pattern, kept in _pairs(value))
+        return found if len({rule.pattern for rule in found}) == len(found) else _refuse()
+
+    allowed = (
+        f"a table by pattern of ages from {format_duration(low)} to {format_duration(high)}, as 7d, 1m/100 or"
+        f" {{age = '1m', count = 100}} with a count from 1 to {MAX_COUNT}; as text PATTERN=AGE[/COUNT], separated by"
+        " commas; each pattern once"
+    )
+    limits = f"each {format_duration(low)} to {format_duration(high)}"
+    return Kind("PATTERN=AGE[/COUNT]", cast, allowed, limits, _as_text, _show)
+
+
+def _pairs(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, str):
+        items = [item.rpartition("=") for item in value.split(",")] if value.strip() else []
+        return [(pattern.strip(), kept) for pattern, _, kept in items]
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return [(rule.pattern, rule) for rule in value if isinstance(rule, Rule) or _refuse()]
+    _refuse()
+
+
+def _rule(pattern: object, kept: object, age: Callable[[object], float]) -> Rule:
+    # A name has none of these characters, and no more than 255 bytes, so that such a pattern would match nothing.
+    if not isinstance(pattern, str) or not pattern or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in pattern):
+        _refuse()
+    if isinstance(kept, Rule):
+        return Rule(pattern, age(kept.age), None if kept.count is None else _count(kept.count))
+    if isinstance(kept, dict):
+        if not kept.keys() <= {"age", "count"} or "age" not in kept:
+            _refuse()
+        return Rule(pattern, age(kept["age"]), _count(kept["count"]) if "count" in kept else None)
+    if isinstance(kept, str) and "/" in kept:
+        length, _, number = kept.partition("/")
+        return Rule(pattern, age(length), _count(number))
+    return Rule(pattern, age(kept))
+
+
+def _count(value: object) -> int:
+    number = parse_integer(value)
+    return number if 1 <= number <= MAX_COUNT else _refuse()
+
+
+def _as_text(value: tuple[Rule, ...]) -> str:
+    return ",".join(
+        f"{rule.pattern}={format_duration(rule.age)}" + ("" if rule.count is None else f"/{rule.count}")
+        for rule in value
+    )
+
+
+def _show(value: object) -> object:
+    # A table is what belongs here; elsewhere one may carry a password.
+    return value if isinstance(value, dict) else presentable(value)
+
+
+def _refuse() -> NoReturn:
+    raise ValueError

@@ -1,0 +1,122 @@
+"""Removes what need not be kept any more, a little at a time, together with the pruners of all other workers."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Protocol, TypeVar
+
+import gevent
+
+from ..errors import DatabaseError
+
+logger = logging.getLogger("pgbus_gevent.pruner")
+
+STREAMS = 200
+"""Streams that one statement looks at."""
+
+MESSAGES = 1000
+"""Messages that one statement removes: milliseconds, after which its locks are gone, whatever the backlog."""
+
+HORIZONS = 1000
+"""Forgotten streams are looked for among so many a round: that they are found hours later makes no difference."""
+
+MAX_SHARE = 0.2
+"""The most of the time that statements may take, so that a backlog does not take the database from who publishes."""
+
+_LEAST_PAUSE = 0.005
+
+_T = TypeVar("_T")
+
+
+class Source(Protocol):
+    """What it needs of the database; :class:`pgbus_gevent.database.pruning.Pruning` is one."""
+
+    def turn(self, every: float, limit: int) -> list[str] | None: ...
+    def prune(self, streams: Sequence[str], limit: int) -> Sequence[tuple[str, int, int]]: ...
+    def forget(self, below: str | None, unused: float, limit: int) -> str | None: ...
+    def prune_ephemerals(self, limit: int) -> int: ...
+
+
+class Pruner:
+    """The greenlet that prunes; :meth:`run` is its loop.
+
+    Every worker of every host has one. In the database they share one round over all streams, each taking the next few
+    streams when it comes by, so that more workers make no more work, and one that dies is not missed.
+
+    ``interval`` is the longest time between two rounds, in seconds, of which each wait is half to all; ``forget_after``
+    is how long a stream may be without messages before nothing is known of it any more.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        interval: float,
+        forget_after: float,
+        clock: Callable[[], float] = monotonic,
+        sleep: Callable[[float], object] = gevent.sleep,
+    ) -> None:
+        self._source = source
+        self._interval = interval
+        self._forget_after = forget_after
+        self._clock = clock
+        self._sleep = sleep
+        self._forgetting: str | None = None
+        self.removed = 0
+        self.batches = 0
+        self.seconds = 0.0  # that statements took
+
+    def run(self) -> None:
+        """Prune, for ever."""
+        failing = False
+        while True:
+            # First of all: workers that are started again and again must not each begin with a round.
+            self._sleep(self._interval * random.uniform(0.5, 1.0))
+            try:
+                self.take_part()
+                failing = False
+            except DatabaseError as error:
+                if not failing:
+                    logger.warning("cannot remove old messages, trying again: %s", error)
+                failing = True
+
+    def take_part(self) -> int:
+        """Prune as long as it is our turn; how many messages were removed. Raises :class:`DatabaseError`."""
+        before = self.removed
+        while True:
+            # Half the interval, for the shortest wait of a worker that is alone.
+            streams = self._timed(lambda: self._source.turn(self._interval / 2, STREAMS))
+            if streams is None:
+                break
+            if streams:
+                self._prune(streams)
+            if len(streams) < STREAMS:
+                self._end_round()
+                break
+        return self.removed - before
+
+    def _prune(self, streams: list[str]) -> None:
+        full = True
+        while full:
+            found = self._timed(lambda: self._source.prune(streams, MESSAGES))
+            removed = sum(count for _, count, _ in found)
+            self.removed += removed
+            self.batches += 1
+            full = removed >= MESSAGES
+
+    def _end_round(self) -> None:
+        while self._timed(lambda: self._source.prune_ephemerals(MESSAGES)) >= MESSAGES:
+            pass
+        self._forgetting = self._timed(lambda: self._source.forget(self._forgetting, self._forget_after, HORIZONS))
+
+    def _timed(self, ask: Callable[[], _T]) -> _T:
+        """Ask, and rest for as long as that took and more."""
+        began = self._clock()
+        found = ask()
+        took = self._clock() - began
+        self.seconds += took
+        self._sleep(max(_LEAST_PAUSE, took * (1 / MAX_SHARE - 1)))
+        return found
