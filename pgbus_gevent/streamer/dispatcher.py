@@ -152,29 +152,36 @@ class StreamEventDispatcher:
         self._moved.discard(log)
         head = log.head
         began = now = self._clock()
-        # Counted by slices: a number for each connection would cost each connection.
-        sent, sends = 0, self.sends
+        sent = 0
         chunks: dict[int, Chunk | None] = {}
         self.passes += 1
         for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):
             if n % SLICE == 0:
-                sent += self.sends - sends
                 yield
                 now = self._clock()
-                sends = self.sends
-            cursor = subscription.cursor
-            if cursor is None or cursor >= head or not _may_send(subscription):
+            cursor, client = subscription.cursor, subscription.client
+            if cursor is None or cursor >= head or subscription.waiting or not _takes_bytes(client):
                 continue
             # Nearly all stand at the same cursor, so their frames are joined once.
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
             if chunk is None:
                 self._on_behind(subscription)
                 continue
-            self._send(subscription, chunk, now)
+            if chunk.data is not None and len(client.subscriptions) == 1:
+                # What _send does for nearly all, without its calls: they are a tenth of what a delivery costs.
+                subscription.cursor = chunk.cursor
+                try:
+                    client.send(chunk.data, now)
+                except Exception:
+                    self._broken(client)
+            else:
+                self._send(subscription, chunk, now)
+            sent += 1
             if chunk.cursor < head:
                 self.bring(subscription)
+        self.sends += sent
         if self._passed.handlers:
-            self._passed.emit(Passed(log.name, sent + self.sends - sends, self._clock() - began))
+            self._passed.emit(Passed(log.name, sent, self._clock() - began))
 
     def _bring_lagging(self) -> _Steps:
         served = 0
@@ -202,6 +209,7 @@ class StreamEventDispatcher:
             self._on_behind(subscription)
             return False
         self._send(subscription, chunk, self._clock())
+        self.sends += 1
         return chunk.cursor < log.head
 
     def _pass_ephemeral(self, log: StreamLog, frame: Frame) -> _Steps:
@@ -245,6 +253,7 @@ class StreamEventDispatcher:
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
             if chunk is not None:
                 self._send(subscription, chunk, now, gap)
+                self.sends += 1
             elif gap:
                 self._give(subscription.client.send, subscription.client, gap, now)
 
@@ -286,16 +295,18 @@ class StreamEventDispatcher:
         if before:
             data = before + data
         if data:
-            self.sends += 1
             self._give(subscription.client.send, subscription.client, data, now)
 
     def _give(self, send: Callable[[bytes, float], object], client: Client, data: bytes, now: float) -> None:
         try:
             send(data, now)
         except Exception:
-            # One client's trouble must not keep the others from their messages.
-            logger.exception("delivery to connection %s failed; closing it", client.id)
-            self._on_error(client)
+            self._broken(client)
+
+    def _broken(self, client: Client) -> None:
+        """One client's trouble must not keep the others from their messages."""
+        logger.exception("delivery to connection %s failed; closing it", client.id)
+        self._on_error(client)
 
     def _visible(self, subscription: Subscription, chunk: Chunk) -> bytes:
         if chunk.data is not None:
