@@ -336,3 +336,17 @@ def test_errors_become_the_packages_own(
     assert type(found) is kind
     assert getattr(found, "sqlstate", None) == sqlstate
     assert "\n" not in str(found)
+
+
+def test_one_that_was_cut_off_while_connecting_is_closed_whoever_holds_the_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"postgresql://127.0.0.1:{server.getsockname()[1]}/x"
+        connecting = gevent.spawn(connect, url, application_name="x", connect_timeout=10.0, statement_timeout=10.0)
+        peer, _ = server.accept()
+        with peer:
+            peer.settimeout(5.0)
+            assert peer.recv(1000)  # it waits for the answer to its first words
+            connecting.kill(RuntimeError("as a log would keep it"))
+            held = connecting.exc_info
+            assert held[0] is RuntimeError
+            assert peer.recv(1000) == b""

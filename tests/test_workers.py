@@ -46,7 +46,14 @@ def folder(tmp_path: Path) -> Path:
 
 def gone(pids: set[int]) -> bool:
     """Whether all these processes have ended; one that nobody has asked for its status counts as such."""
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    return all(ended(pid) for pid in pids)
+
+
+def ended(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def serving(folder: Path, database: str, *flags: str, **variables: str) -> Any:

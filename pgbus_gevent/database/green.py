@@ -38,7 +38,12 @@ class Connection(ext.connection):
         # Before the base class, which connects and so waits in the callback below.
         self.connect_timeout = connect_timeout
         self.statement_timeout = statement_timeout
-        super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
+        try:
+            super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
+        except BaseException:
+            # One that was cut off while connecting is closed when it is collected, and a log record may hold its traceback.
+            del self
+            raise
 
 
 def install() -> None:
@@ -65,24 +70,30 @@ def wait_callback(connection: Any) -> None:
     if not isinstance(connection, Connection):
         gevent_wait_callback(connection)
         return
-    connecting = connection.status not in _ESTABLISHED
-    end = monotonic() + (connection.connect_timeout if connecting else connection.statement_timeout + STATEMENT_GRACE)
-    while True:
-        state = connection.poll()
-        if state == ext.POLL_OK:
-            return
-        if connecting and connection.status in _ESTABLISHED:
-            connecting = False
-            end = monotonic() + connection.statement_timeout + STATEMENT_GRACE
-        left = end - monotonic()
-        if left <= 0:
-            raise psycopg2.OperationalError(
-                "timeout expired: the server did not answer the connect in time"
-                if connecting
-                else "timeout expired: the server did not answer the statement in time"
-            )
-        wait = wait_read if state == ext.POLL_READ else wait_write
-        try:
-            wait(connection.fileno(), timeout=left if connecting else min(left, _REPOLL))
-        except TimeoutError:
-            pass  # while connecting libpq must not be polled before its socket is ready, but then `left` is over too
+    try:
+        connecting = connection.status not in _ESTABLISHED
+        end = monotonic() + (
+            connection.connect_timeout if connecting else connection.statement_timeout + STATEMENT_GRACE
+        )
+        while True:
+            state = connection.poll()
+            if state == ext.POLL_OK:
+                return
+            if connecting and connection.status in _ESTABLISHED:
+                connecting = False
+                end = monotonic() + connection.statement_timeout + STATEMENT_GRACE
+            left = end - monotonic()
+            if left <= 0:
+                raise psycopg2.OperationalError(
+                    "timeout expired: the server did not answer the connect in time"
+                    if connecting
+                    else "timeout expired: the server did not answer the statement in time"
+                )
+            wait = wait_read if state == ext.POLL_READ else wait_write
+            try:
+                wait(connection.fileno(), timeout=left if connecting else min(left, _REPOLL))
+            except TimeoutError:
+                pass  # while connecting libpq must not be polled before its socket is ready, but then `left` is over too
+    except BaseException:
+        del connection  # as above
+        raise
