@@ -234,3 +234,36 @@ def test_a_hook_that_raises_when_asked_again_throws_nobody_out(
             until(lambda: "raised when it was asked again" in caplog.text, "it was asked again")
             gevent.sleep(0.2)
             assert not client.closed
+
+
+# written by hand
+
+
+def test_what_was_written_into_the_table_by_hand_in_a_broken_form_reaches_nobody(
+    pgbus_database: str, pgbus_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [
+        ("", None, None),  # visible to a label that nobody can register
+        (None, "x\nid: 5\ndata: injected\n\ndata: ", None),
+        (None, "pgbus:shutdown", None),
+        (None, "a\rb", None),
+        ("nobody registered this", None, None),
+    ]
+    with guarded(pgbus_database) as site, watch(site, "ada") as live:
+        live.next("pgbus:connected")
+        with session(pgbus_database) as connection:
+            for visible_to, event, exclude in broken:
+                run(
+                    connection,
+                    "insert into pgbus.messages (stream, msg_id, event, data, visible_to, exclude)"
+                    " values ('orders', nextval('pgbus.message_ids'), %s, 'secret', %s, %s)",
+                    event, visible_to, exclude,
+                )  # fmt: skip
+        pgbus_bus.stream("orders").broadcast("for all")
+        assert live.next().data == "for all"
+        with StreamClient(site.url, "/pgbus/streams/orders?since=0", headers={"X-Owner": "ada"}) as replayed:
+            assert replayed.next().data == "for all"
+        for client in (live, replayed):
+            assert [frame.data for frame in client.messages] == ["for all"]
+            assert b"secret" not in client.raw and b"injected" not in client.raw
+    assert caplog.text.count("has an event name that no broadcast takes") == 1

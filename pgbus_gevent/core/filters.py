@@ -10,6 +10,9 @@ from ..errors import InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.filters")
 
+NOBODY = "\0"
+"""The label of what nobody may see; no label in a table has this character."""
+
 Predicate = Callable[[Any, str], bool]
 """Given a connection's context and the stream: may it see messages with this label?"""
 
@@ -35,17 +38,20 @@ class Filters:
 
     def permits(self, label: str, context: Any, stream: str) -> bool:
         """Whether a connection with ``context`` may see a message of ``stream`` that is visible to ``label``."""
+        if label == NOBODY:
+            self._complain(label, f"a message of stream {stream!r} has an event name that no broadcast takes: it is")
+            return False
         predicate = self._predicates.get(label)
         if predicate is None:
-            self._complain(label, "is not registered")
+            self._complain(label, f"the filter {label!r} is not registered: messages visible to it are")
             return False
         try:
             return bool(predicate(context, stream))
         except Exception as error:
-            self._complain(label, f"raised {error!r}")
+            self._complain(label, f"the filter {label!r} raised {error!r}: messages visible to it are")
             return False
 
     def _complain(self, label: str, what: str) -> None:
         if label not in self._complained and len(self._complained) < 1000:
             self._complained.add(label)
-            logger.warning("the filter %r %s: messages visible to it are not delivered", label, what)
+            logger.warning("%s not delivered", what)

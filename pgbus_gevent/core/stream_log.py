@@ -10,7 +10,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from ..errors import InvalidEvent
 from . import sse
+from .filters import NOBODY
+from .names import check_event
 
 
 class Stored(Protocol):
@@ -42,7 +45,14 @@ class Frame(NamedTuple):
 
 
 def encode(row: Stored) -> Frame:
-    """The frame of a stored message."""
+    """The frame of a stored message; one whose event name no broadcast would take is for nobody.
+
+    Somebody wrote that into the table by hand. With a line break in it, it could pass for other frames.
+    """
+    try:
+        check_event(row.event)
+    except InvalidEvent:
+        return Frame(row.id, b"", NOBODY, None)
     return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude)
 
 

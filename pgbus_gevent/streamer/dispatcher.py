@@ -17,8 +17,8 @@ import gevent
 from gevent.event import Event
 
 from ..core import sse
+from ..core.audience import Audience
 from ..core.client import Client, Subscription, admit, expired
-from ..core.cursor import composite_id
 from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.registry import Registry
@@ -73,7 +73,7 @@ class StreamEventDispatcher:
         self._passed = passed or Signal()
         self._gaps = gaps or Signal()
         self._registry = registry
-        self._filters = filters
+        self._audience = Audience(filters)
         self._on_behind = on_behind
         self._on_error = on_error
         self._retry = retry
@@ -223,12 +223,8 @@ class StreamEventDispatcher:
                 yield
                 now = self._clock()
             if subscription.cursor is not None and not subscription.client.closed:
-                data = self._visible(subscription, chunk)
+                data = self._audience.ephemeral_for(subscription, chunk)
                 if data:
-                    subscriptions = subscription.client.subscriptions
-                    if len(subscriptions) > 1:
-                        # It has no id that would tell.
-                        data = sse.of_stream(data, subscriptions.index(subscription))
                     self._give(subscription.client.send_extra, subscription.client, data, now)
 
     def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
@@ -287,11 +283,7 @@ class StreamEventDispatcher:
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
         # The cursor moves with the bytes, past what the client may not see too.
         subscription.cursor = chunk.cursor
-        data = (
-            self._visible(subscription, chunk)
-            if len(subscription.client.subscriptions) == 1
-            else self._of_several(subscription, chunk)
-        )
+        data = self._audience.frames_for(subscription, chunk)
         if before:
             data = before + data
         if data:
@@ -307,30 +299,6 @@ class StreamEventDispatcher:
         """One client's trouble must not keep the others from their messages."""
         logger.exception("delivery to connection %s failed; closing it", client.id)
         self._on_error(client)
-
-    def _visible(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        if chunk.data is not None:
-            return chunk.data
-        return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
-
-    def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """The frames for a connection with several streams: each id tells where the client stands in all of them."""
-        subscriptions = subscription.client.subscriptions
-        index = subscriptions.index(subscription)
-        cursors = [each.cursor or 0 for each in subscriptions]
-        parts = []
-        for frame in chunk.frames:
-            if self._permits(subscription, frame):
-                cursors[index] = frame.id
-                parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
-        return b"".join(parts)
-
-    def _permits(self, subscription: Subscription, frame: Frame) -> bool:
-        if frame.exclude is not None and frame.exclude == subscription.client.id:
-            return False
-        return frame.visible_to is None or self._filters.permits(
-            frame.visible_to, subscription.place.subscriber.context, subscription.log.name
-        )
 
 
 def _may_send(subscription: Subscription) -> bool:

@@ -1,0 +1,51 @@
+"""What one connection is sent of a stream's frames: those that it may see, with ids that fit the connection."""
+
+from __future__ import annotations
+
+from . import sse
+from .client import Subscription
+from .cursor import composite_id
+from .filters import Filters
+from .stream_log import Chunk, Frame
+
+
+class Audience:
+    """Judges frames that are not for everybody, by ``filters`` and by the connection that they exclude."""
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+
+    def frames_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        """The frames of a chunk for one connection, joined; empty where it may see none."""
+        if len(subscription.client.subscriptions) > 1:
+            return self._of_several(subscription, chunk)
+        if chunk.data is not None:
+            return chunk.data
+        return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
+
+    def ephemeral_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        """A frame without an id for one connection; on one with several streams it tells which it is of."""
+        data = chunk.data
+        if data is None:
+            data = b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
+        subscriptions = subscription.client.subscriptions
+        return sse.of_stream(data, subscriptions.index(subscription)) if data and len(subscriptions) > 1 else data
+
+    def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        """Each id tells where the client stands in all of its streams."""
+        subscriptions = subscription.client.subscriptions
+        index = subscriptions.index(subscription)
+        cursors = [each.cursor or 0 for each in subscriptions]
+        parts = []
+        for frame in chunk.frames:
+            if self._permits(subscription, frame):
+                cursors[index] = frame.id
+                parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
+        return b"".join(parts)
+
+    def _permits(self, subscription: Subscription, frame: Frame) -> bool:
+        if frame.exclude is not None and frame.exclude == subscription.client.id:
+            return False
+        return frame.visible_to is None or self._filters.permits(
+            frame.visible_to, subscription.place.subscriber.context, subscription.log.name
+        )
