@@ -44,6 +44,7 @@ class Beating:
         """What an Instance does: it takes the client from its stream, and cuts off who takes nothing."""
         self.ended.append((client, reason))
         client.reason = client.reason or reason
+        client.ends_at = None
         client.subscriptions = ()
         if reason == "slow-consumer" and isinstance(client, FakeClient):
             client.blocked_since = None
@@ -245,6 +246,22 @@ def test_one_that_is_forgotten_while_it_is_being_ended_stays_forgotten(beating: 
     beating.run_for(60)
     assert len(beating.ended) == 1
     assert beating.heartbeat._slots == {}
+
+
+def test_one_that_was_told_to_go_and_takes_a_byte_now_and_then_is_cut_off_all_the_same(beating: Beating) -> None:
+    client = beating.client()
+    client.jammed = True
+    client.send(b"x" * 100, beating.now)
+    client.reason = "restart"
+
+    def takes_a_byte() -> None:
+        if client.blocked_since is not None:
+            client.blocked_since = beating.now
+
+    began = beating.now
+    beating.run_for(3 * WRITE_DEADLINE, takes_a_byte)
+    assert [reason for _, reason in beating.ended] == ["slow-consumer"]
+    assert beating.now - began >= WRITE_DEADLINE
 
 
 def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beating) -> None:

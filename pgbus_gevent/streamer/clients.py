@@ -173,6 +173,7 @@ class Clients:
         self._lingering.add(client)
         client.finish(sse.shutdown(reason, retry), monotonic())
         if client in self._lingering:
+            client.ends_at = None
             self._watch(client)
 
     def end_owner(self, owner: str) -> int:

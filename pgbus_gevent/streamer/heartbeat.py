@@ -111,7 +111,10 @@ class Heartbeat:
         if client.blocked_since is not None and now - client.blocked_since >= self._write_deadline:
             return "slow-consumer"
         if client.closed:
-            return None  # it was told why, and still takes what waits for it
+            # It was told why, and still takes what waits for it; not a byte at a time for ever.
+            if client.ends_at is None:
+                client.ends_at = now + self._write_deadline
+            return "slow-consumer" if now >= client.ends_at else None
         if client.expires_at is not None and self._wall_clock() >= client.expires_at:
             return "expired"
         if client.ends_at is not None and now >= client.ends_at:
