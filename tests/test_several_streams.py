@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import gevent
@@ -15,6 +15,7 @@ from site_parts import Site, running_site
 from streamer_parts import FakeClient, Parts, wait_until
 from support import until
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.core.cursor import composite_id, parse_composite
 from pgbus_gevent.core.sse_parser import ParsedFrame
@@ -302,3 +303,14 @@ def test_an_id_of_somebody_else_is_not_to_be_had(site: Site, names: list[str]) -
             assert ada.next().data == "still here"
     finally:
         site.app = app
+
+
+def test_the_kits_client_takes_a_list(pgbus_bus: Bus, pgbus_client: Callable[..., StreamClient]) -> None:
+    client = pgbus_client(["orders", "a b&c"])
+    client.next("pgbus:connected")
+    pgbus_bus.stream("a b&c").broadcast("x")
+    assert client.next().data == "x"
+    client.drop()
+    pgbus_bus.stream("orders").broadcast("y")
+    client.resume()
+    assert client.next().data == "y"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -29,7 +29,7 @@ class StreamClient:
     """
 
     def __init__(
-        self, url: str, path: str, *, since: int | None = None, headers: Mapping[str, str] | None = None
+        self, url: str, path: str, *, since: int | str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         self.url = url
         self._path = path
@@ -188,8 +188,10 @@ class StreamClient:
         return [frame for frame in self.frames if frame.dispatches and not frame.event.startswith("pgbus:")]
 
 
-def stream_path(prefix: str, stream: str) -> str:
-    """The path of a stream by its name, signed or public."""
+def stream_path(prefix: str, stream: str | Sequence[str]) -> str:
+    """The path of a stream by its name, signed or public; of several on one connection, with their query."""
+    if not isinstance(stream, str):
+        return f"{prefix}/streams?" + "&".join(f"stream={quote(name, safe='')}" for name in stream)
     return f"{prefix}/streams/{quote(stream, safe='')}"
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -247,9 +247,14 @@ def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamCl
     clients: list[StreamClient] = []
 
     def connect(
-        stream: str, since: int | None = None, headers: Mapping[str, str] | None = None, query: str = ""
+        stream: str | Sequence[str],
+        since: int | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
     ) -> StreamClient:
-        path = stream_path(pgbus_server.prefix, stream) + (f"?{query}" if query else "")
+        path = stream_path(pgbus_server.prefix, stream)
+        if query:
+            path += ("&" if "?" in path else "?") + query
         client = StreamClient(pgbus_server.url, path, since=since, headers=headers)
         clients.append(client)
         return client
