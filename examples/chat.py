@@ -83,7 +83,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   nav, #typing, #form { grid-column: 1 / -1 } #form input { flex: 1 } nav { display: flex; gap: .5rem; align-items: center }
   nav a { padding: .3rem .8rem; border-radius: 1rem; color: inherit; text-decoration: none } nav form { margin-left: auto }
   nav input { width: 9.5rem } a[aria-current], #form button, #log .mine { background: var(--blue); color: #fff }
-  #log { overflow-y: auto; display: flex; flex-direction: column; gap: .4rem } #log p:first-child { margin-top: auto }
+  #log { overflow-y: auto; display: flex; flex-direction: column-reverse; gap: .4rem }
   p { padding: .45rem .9rem; border-radius: 1rem; background: var(--card); max-width: 85%; align-self: start }
   b, li::before { display: block; font-size: .8rem; color: oklch(.63 .17 var(--hue)) }
   .mine { align-self: end } .mine b { display: none } ul { list-style: none; padding: 0 }
@@ -116,8 +116,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     if (document.getElementById(key)) return; // our own: a tab that reconnects has another connection, which is not left out
     const line = Object.assign(element("p", text, name), { id: key, className: name === me ? "mine" : "" });
     line.prepend(element("b", name, name));
-    document.getElementById("log").append(line);
-    line.scrollIntoView();
+    document.getElementById("log").prepend(line); // which grows upwards, so that it stays at its end
   }
   function draw() {
     names.replaceChildren(...[...here].sort().map((name) => element("li", name === me ? `${name} (you)` : name, name)));
