@@ -114,6 +114,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     border-radius: .7rem; background: var(--card) } li span { flex: 1; overflow-wrap: anywhere; min-width: 0 }
   li b { font-weight: 500; color: light-dark(#99450f, #f0a76d) } li button { min-width: 6.5rem }
   .done b { color: light-dark(#2c7436, #8fd19a); padding-right: .6rem }
+  @media (max-width: 30rem) { li { gap: .6rem } li small { display: none } li button { min-width: 0; padding: .4rem .6rem } }
   .live { animation: live 3s } @keyframes live { from { background: #f3b44aa0 } }
 </style>
 % if turbo:
