@@ -27,6 +27,7 @@ from gevent.pool import Group
 
 from pgbus_gevent import Bus, Settings
 from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
+from pgbus_gevent.bus import Stream
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 PAUSE = float(os.environ.get("PAUSE", "0.07"))  # seconds between two words, on the average
@@ -85,7 +86,7 @@ def ask(pgbus, conversation):
     bottle.response.status = 204
 
 
-def answer(stream, number, text):
+def answer(stream: Stream, number: int, text: str) -> None:
     """Write the answer to a question, as a language model would: a word, and after a while the next."""
     paragraphs = (re.sub(r"\s+", " ", paragraph.strip()) for paragraph in text.split("\n\n"))
     place = 0

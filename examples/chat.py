@@ -22,12 +22,12 @@ SECRET = os.environ.get("PGBUS_SECRET", "only for this example")
 ROOMS = ["lobby", "garden", "kitchen"]
 
 
-def who():
+def who() -> str | None:
     """The visitor's name, from a signed cookie; None for a stranger."""
     return bottle.request.get_cookie("name", secret=SECRET)
 
 
-def authorize(environ, stream):
+def authorize(environ: dict, stream: str) -> Subscriber | bool:
     """Who has a name may follow a room, and is present in it for as long as a tab of theirs is connected."""
     return who() is not None and Subscriber(owner=who(), member=who())
 

@@ -16,6 +16,7 @@ monkey.patch_all()  # before all other imports: what is imported unpatched would
 import argparse
 import os
 import time
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import bottle
 
 from pgbus_gevent import Bus, Settings, turbo
 from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
+from pgbus_gevent.bus import Cursor
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 TURBO = "node_modules/@hotwired/turbo/dist/turbo.es2017-esm.js"
@@ -39,7 +41,7 @@ with bus.transaction() as cursor:
     cursor.execute(f"create table if not exists bakery ({columns})")
 
 
-def row(id, item, state, how=""):
+def row(id: int, item: str, state: str, how: str = "") -> str:
     """One order as HTML."""
     action = NEXT.get(state)
     button = (
@@ -48,7 +50,7 @@ def row(id, item, state, how=""):
     return f'<li id="order-{id}" class="{state} {how}"><small>{id}</small> <span>{escape(item)}</span> <b>{state}</b>{button}</li>'
 
 
-def count(cursor):
+def count(cursor: Cursor) -> str:
     """How many orders are open, as HTML."""
     cursor.execute("select count(*) from bakery where state <> 'done'")
     return f"{cursor.fetchone()[0]} open"
@@ -83,7 +85,7 @@ def step(pgbus, id, state):
     )
 
 
-def change(bus, action, statement, *values):
+def change(bus: Bus, action: Callable, statement: str, *values: str | int) -> None:
     """Change one order and tell everybody, in one transaction: both happen, or neither does."""
     with bus.transaction() as cursor:
         # One after the other, so that each message has the number that is true once its own order is in.

@@ -36,7 +36,7 @@ select pgbus.watch_table('stock', 'stock');  -- at every start: where it is watc
 """
 
 
-def psql():
+def psql() -> str:
     """The command that opens the same database beside the page."""
     if "PGBUS_DATABASE_URL" in os.environ:
         return 'psql "$PGBUS_DATABASE_URL"'  # it may hold a password, which belongs on no screen
