@@ -47,11 +47,11 @@ def page(pgbus, room="lobby"):
     return bottle.template(PAGE, room=room, rooms=ROOMS, name=name, path=pgbus.stream_path(f"chat:{room}"))
 
 
-@app.post("/name")
-def rename():
+@app.post("/<room:re:[a-z]{1,20}>/name")
+def rename(room):
     if name := bottle.request.forms.name.strip()[:40]:
         bottle.response.set_cookie("name", name, secret=SECRET, path="/", samesite="lax")
-    bottle.redirect(f"/{bottle.request.forms.room}")
+    bottle.redirect(f"/{room}")
 
 
 @app.get("/<room:re:[a-z]{1,20}>/here")
@@ -96,7 +96,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 % for other in rooms:
   <a href="/{{other}}" {{!'aria-current="page"' if other == room else ""}}>{{other}}</a>
 % end
-  <form method="post" action="/name"><input type="hidden" name="room" value="{{room}}">
+  <form method="post" action="/{{room}}/name">
   <input name="name" value="{{name}}" aria-label="Your name" maxlength="40" required><button>Rename</button></form>
 </nav>
 <div id="log"></div> <aside><h2>Here now</h2><ul id="names"></ul></aside> <div id="typing"></div>
