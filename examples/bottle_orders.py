@@ -22,13 +22,14 @@ from pgbus_gevent.database.embedded import EmbeddedPostgres
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Orders</title>
 <style>
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 36rem; margin: 3rem auto; padding: 0 1rem; background: #f5f6f8 }
-  form { display: flex; gap: .5rem } input { flex: 1 } ol { padding: 0 } small { color: #66708a } .paid b { color: #087f5b }
+  :root { color-scheme: light dark; background: light-dark(#f5f6f8, #14161b); font: 1rem/1.5 system-ui, sans-serif }
+  body { max-width: 36rem; margin: 3rem auto; padding: 0 1rem } small { color: #7c86a0 } ol { padding: 0 }
+  form { display: flex; gap: .5rem } input { flex: 1; min-width: 0 } .paid b { color: light-dark(#087f5b, #4fd1a5) }
   input, button { font: inherit; padding: .4rem .8rem; border: 1px solid #b9c0cc; border-radius: .4rem }
   button { border-color: #2456c6; background: #2456c6; color: #fff; cursor: pointer } .paid form { display: none }
   li { display: flex; align-items: center; gap: 1rem; min-height: 2.4rem; padding: .6rem 1rem; margin: .5rem 0;
-    background: #fff; border-radius: .6rem; box-shadow: 0 1px 3px #0002 } li span { flex: 1 }
-  .live { animation: live 3s } @keyframes live { from { background: #ffe066 } }
+    border-radius: .6rem; background: light-dark(#fff, #20242c) } li span { flex: 1 } input { background: transparent }
+  .live { animation: live 3s } @keyframes live { from { background: #ffd43b99 } }
 </style>
 <h1>Orders</h1>
 <form method="post" action="/orders"><input name="item" placeholder="What would you like?" required> <button>Order</button></form>
@@ -52,8 +53,7 @@ PAGE = """<!doctype html>
   const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
 </script>
-<script type="module" src="/pgbus/pgbus.js"></script>
-"""
+<script type="module" src="/pgbus/pgbus.js"></script>"""
 
 if "PGBUS_DATABASE_URL" not in os.environ:
     os.environ |= {"PGBUS_DATABASE_URL": EmbeddedPostgres.open("orders-data").url, "PGBUS_SECRET": "for this example"}

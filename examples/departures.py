@@ -1,11 +1,8 @@
 """The departures board, put together by hand: ``python -m pgbus_gevent.serve`` does the same without an application.
 
-::
+Run it and open http://127.0.0.1:8080/ in two windows. An application of your own takes the place of the demo's two lines.
 
-    export PGBUS_DATABASE_URL=postgresql://localhost/test PGBUS_SECRET=$(openssl rand -hex 32)
-    python examples/departures.py
-
-Then open http://127.0.0.1:8080/ in two windows. An application of your own takes the place of the demo's two lines.
+It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
 """
 
 from __future__ import annotations
@@ -17,10 +14,12 @@ if __name__ == "__main__":
     monkey.patch_all()
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from pgbus_gevent import Bus, Settings, StreamApp
+from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.demo.departures import Replayer, make_app
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.hosts.running import run_until_stopped
@@ -33,9 +32,14 @@ def main() -> None:
     """Serve the board until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
-    # Database, secret, port and the rest come from PGBUS_*. Streams named demo:* may be read by anybody; without a
-    # public pattern a page needs a signed name, from bus.sign("…").
-    settings = Settings.load(public=("demo:*",))
+    # What is not given here comes from PGBUS_*. Streams named demo:* may be read by anybody; without a public pattern a
+    # page needs a signed name, from bus.sign("…").
+    settings = Settings.load(
+        database_url=os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url,
+        secret=os.environ.get("PGBUS_SECRET", "only for this example"),
+        port=int(os.environ.get("PORT", "8080")),
+        public=("demo:*",),
+    )
 
     # Who publishes holds a Bus. It needs no server: a cron job or a worker of a queue can have one of its own.
     bus = Bus(settings=settings)
@@ -56,7 +60,7 @@ def main() -> None:
     server = Server(listen(settings.host, settings.port), application)
     server.start()
     replayer.start()
-    print(f"http://{settings.host}:{settings.port}/")
+    print(f"http://{settings.host}:{settings.port}/", flush=True)
     # At SIGTERM or Ctrl-C each browser gets a pgbus:shutdown, so that it comes back at a moment of its own.
     run_until_stopped(server, [instance])
     replayer.stop()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import signal
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import gevent
 import pytest
 from program_parts import ROOT, Program, program, tag_in
+from raw_http import ask
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+FORM = "application/x-www-form-urlencoded"
 
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("test_"))
 
@@ -53,7 +60,131 @@ def departures(example: Program, bus: Bus) -> None:
         assert (frame.id, frame.data) == (str(id), "hello")
 
 
-ROUND_TRIPS: dict[str, Callable[[Program, Bus], None]] = {"bottle_orders.py": orders, "departures.py": departures}
+def path_in(page: str) -> str:
+    """The path of the one stream in a page."""
+    (found,) = re.findall(r'<pgbus-stream-source[^>]* src="([^"]+)"', page)
+    return html.unescape(found)
+
+
+def chat(example: Program, bus: Bus) -> None:
+    """What is said reaches the others and not the one who says it; who types is told, and forgotten; who is here is known."""
+    answer = example.get("/garden")
+    cookie = answer.headers["set-cookie"].split(";")[0]
+    path = path_in(answer.body.decode())
+    assert path.endswith("?replay=50")
+    assert example.get(path).status == 403, "nobody may listen without a name"
+    assert example.post("/garden/say", text="hello").status == 403
+
+    def post(what: str, **fields: str) -> None:
+        body = urlencode({"key": "k", **fields})
+        given = ask(example.port, f"/garden/{what}", "POST", body, Content_Type=FORM, Cookie=cookie)
+        assert given.status == 204
+
+    with StreamClient(example.url, path, headers={"Cookie": cookie}) as mine:
+        connection = json.loads(mine.next("pgbus:connected").data)["connectionId"]
+        with StreamClient(example.url, path, headers={"Cookie": cookie}) as other:
+            other.next("pgbus:connected")
+            for _ in range(10):
+                post("typing", connection=connection)
+            assert json.loads(other.next("typing").data)["typing"] is True
+            post("say", connection=connection, text="<b>hello</b>")
+            assert json.loads(other.next("said").data)["text"] == "<b>hello</b>"
+            assert json.loads(other.next("typing").data)["typing"] is False
+            post("say", text="to all")
+            assert json.loads(mine.next("said").data)["text"] == "to all"
+            assert sum(frame.event == "typing" for frame in other.frames) < 6, "ten keys are few messages"
+        names = json.loads(example.get("/garden/here").body)["names"]
+        assert len(names) == 1 and names[0].startswith("Guest ")
+        assert json.loads(example.get("/lobby/here").body)["names"] == []
+    with StreamClient(example.url, path, headers={"Cookie": cookie}) as late:
+        assert [json.loads(late.next("said").data)["text"] for _ in range(2)] == ["<b>hello</b>", "to all"]
+
+
+def bakery(example: Program, bus: Bus) -> None:
+    """A page that was slow is brought up to date; each change is one message, with the row as the page has it and the number."""
+    assert example.post("/orders", item="<b>rye</b>").status == 204
+    slow = gevent.spawn(example.page, "/?slow=0.5")
+    gevent.sleep(0.2)
+    assert example.post("/orders", item="wheat").status == 204
+    page = slow.get()
+    assert "&lt;b&gt;rye&lt;/b&gt;" in page and "wheat" not in page and ">1 open<" in page
+    with example.watch(*tag_in(page)) as client:
+        early = client.next()
+        assert early.event == "message" and "wheat" in early.data and "2 open" in early.data
+        assert example.post("/orders/1/baking").status == 204
+        assert '<turbo-stream action="replace" target="order-1">' in (data := client.next().data) and "2 open" in data
+        assert example.post("/orders/1/done").status == 204
+        assert "1 open" in client.next().data
+        # What fails is neither done nor told.
+        assert [example.post(path).status for path in ("/orders/1/baking", "/orders/7/done", "/orders/2/sold")] == [
+            404
+        ] * 3
+        assert example.post("/orders", item=" ").status == 400
+        assert example.post("/orders", item="last").status == 204
+        assert "last" in client.next().data
+    assert "done" in example.page()
+
+
+def assistant(example: Program, bus: Bus) -> None:
+    """Who comes while it writes has the words before and the words after, each once."""
+    conversation = urlsplit(example.get("/").headers["location"]).path
+    path = path_in(example.page(conversation))
+    assert example.post(conversation, question="?").status == 400
+    assert example.post(conversation, question="Why live in the woods?").status == 204
+    with example.watch(path, 0) as first:
+        first.next("word")
+        with example.watch(path, 0) as second:
+            told = [words(client) for client in (first, second)]
+            assert told[0] == told[1]
+    assert told[0].startswith("I went to the woods because") and told[0].endswith(
+        "\n\n— Henry David Thoreau, Walden (1854)"
+    )
+
+
+def words(client: StreamClient) -> str:
+    """The text of the one answer of a stream; each word has to come at its place."""
+    client.next("done", timeout=20)
+    text = ""
+    for frame in client.frames:
+        if frame.event == "word":
+            word = json.loads(frame.data)
+            assert word["at"] == len(text)
+            text += word["text"]
+    return text
+
+
+def table(example: Program, bus: Bus) -> None:
+    """A change by whoever has the database is told, by no program but PostgreSQL."""
+    page = example.page()
+    assert "psql &quot;$PGBUS_DATABASE_URL&quot;" in page and bus.settings.database_url not in page + example.log
+    with example.watch(*tag_in(page)) as client:
+        with bus.transaction() as cursor:
+            cursor.execute("update stock set quantity = 0 where item = 'rice'; delete from stock where item = 'sugar'")
+        one, other = json.loads(client.next().data), json.loads(client.next().data)
+        assert (one["op"], one["old"]["quantity"], one["new"]["quantity"]) == ("update", 5, 0)
+        assert (other["op"], other["old"]["item"], other["new"]) == ("delete", "sugar", None)
+        assert example.post("/run/insert").status == 204
+        assert json.loads(client.next().data)["new"]["item"] == "tea"
+        assert example.post("/run/drop").status == 404
+    assert '"quantity":0' in example.page()
+
+
+def wall(example: Program, bus: Bus) -> None:
+    """What somebody says is there for who comes later."""
+    assert example.post("/", text="<b>hello</b>").status == 204
+    with example.watch(path_in(example.page())) as client:
+        assert client.next().data == "<b>hello</b>"
+
+
+ROUND_TRIPS: dict[str, Callable[[Program, Bus], None]] = {
+    "assistant.py": assistant,
+    "bottle_app.py": wall,
+    "bottle_orders.py": orders,
+    "chat.py": chat,
+    "departures.py": departures,
+    "orders_turbo.py": bakery,
+    "table_feed.py": table,
+}
 
 
 def test_each_example_has_its_round_trip() -> None:
@@ -64,11 +195,38 @@ def test_each_example_has_its_round_trip() -> None:
 def test_the_example_runs_makes_its_round_trip_and_ends_when_told_to(
     path: Path, pgbus_settings: Settings, pgbus_bus: Bus, tmp_path: Path
 ) -> None:
-    with program(str(path), database_url=str(pgbus_settings.database_url), cwd=tmp_path) as example:
+    with program(str(path), database_url=str(pgbus_settings.database_url), cwd=tmp_path, PAUSE="0.01") as example:
         ROUND_TRIPS[path.name](example, pgbus_bus)
         assert example.stop(signal.SIGINT) == 0
         assert "Traceback" not in example.log
 
 
-def test_the_shop_fits_on_two_screens() -> None:
-    assert len((ROOT / "examples/bottle_orders.py").read_text().splitlines()) < 100
+@pytest.mark.parametrize(("name", "lines"), [("bottle_orders.py", 100), ("chat.py", 150)])
+def test_the_example_is_short(name: str, lines: int) -> None:
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < lines
+
+
+def test_the_bottle_application_is_twenty_lines_of_python() -> None:
+    """Lines with code on them, imports included; the page, which is HTML, is counted as its one assignment."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    with open(ROOT / "examples/bottle_app.py", encoding="utf-8") as file:
+        tokens = [token for token in tokenize.generate_tokens(file.readline) if token.type not in skipped]
+    lines = {token.start[0] for token in tokens[1:]}  # the first is the docstring
+    assert len(lines) <= 20
+
+
+def test_an_example_brings_its_own_database(tmp_path: Path) -> None:
+    with program(str(ROOT / "examples/bottle_app.py"), database_url="", cwd=tmp_path, PGBUS_DATA_DIR="data") as example:
+        assert example.post("/", text="hello").status == 204
+        with example.watch(path_in(example.page())) as client:
+            assert client.next().data == "hello"
+        assert example.stop(signal.SIGINT) == 0
+        assert "Traceback" not in example.log
+
+
+def test_the_page_about_the_examples_shows_each() -> None:
+    page = (ROOT / "examples/README.md").read_text()
+    for path in EXAMPLES:
+        assert f"python examples/{path.name}" in page
+    for image in re.findall(r"\(images/([^)]+)\)", page):
+        assert (ROOT / "examples/images" / image).stat().st_size < 120_000

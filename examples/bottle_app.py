@@ -1,0 +1,57 @@
+"""A wall on which everybody writes and everybody reads at once: a whole Bottle application, small enough to be copied by hand.
+
+Run it and open http://127.0.0.1:8080/ in two windows. It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or
+neither: then it starts the embedded PostgreSQL.
+"""
+# ruff: noqa: E402
+
+from gevent import monkey
+
+monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+
+import os
+
+import bottle
+
+from pgbus_gevent import Bus, Settings
+from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
+from pgbus_gevent.database.embedded import EmbeddedPostgres
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>The wall</title><style>
+  :root { color-scheme: light dark; font: 1.1rem/1.5 system-ui, sans-serif }
+  body { max-width: 34rem; margin: 2rem auto; padding: 0 1rem } ul { padding: 0; list-style: none }
+  li { padding: .6rem 1rem; margin: .5rem 0; border-radius: .6rem; background: #7c8fb833; overflow-wrap: anywhere }
+  form { display: flex; gap: .5rem } input { flex: 1; min-width: 0 } button { background: #3d63dd; color: #fff }
+  input, button { font: inherit; padding: .45rem .9rem; border: 1px solid #7c8fb899; border-radius: .6rem }
+</style>
+<h1>The wall</h1>
+<form method="post"><input name="text" placeholder="Say something" required autofocus><button>Say it</button></form>
+<ul id="wall"></ul>
+<pgbus-stream-source src="{{path}}?replay=20"></pgbus-stream-source>
+<script>
+  addEventListener("pgbus:message", ({ detail }) => {
+    wall.prepend(document.createElement("li"));
+    wall.firstChild.textContent = detail.data;
+  });
+  addEventListener("submit", ({ target }) => setTimeout(() => target.reset()));
+</script>
+<script type="module" src="/pgbus/pgbus.js"></script>"""
+
+url = os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url
+app = bottle.Bottle()
+app.install(PgbusPlugin(Bus(url, secret=os.environ.get("PGBUS_SECRET", "only for this example"))))
+
+
+@app.get("/")
+def wall(pgbus):
+    return bottle.template(PAGE, path=pgbus.stream_path("wall"))
+
+
+@app.post("/")
+def say(pgbus):
+    pgbus.stream("wall").broadcast(bottle.request.forms.text)
+    bottle.response.status = 204  # the browser stays on the page, which has the message from the stream already
+
+
+bottle.run(app, server=Server, port=int(os.environ.get("PORT", "8080")))

@@ -1,0 +1,177 @@
+"""The examples in a real browser: what their pages promise is there to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_parts import MODULES, Browser, Page, Profile, missing
+from program_parts import ROOT, Program, program
+from support import until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+TURBO = str(MODULES / "@hotwired/turbo/dist/turbo.es2017-esm.js")
+
+
+@contextmanager
+def site(
+    browser: Browser, name: str, url: str, cwd: Path, *arguments: str, **env: Any
+) -> Iterator[tuple[Program, Profile]]:
+    """An example that runs, and a browser before it, in which no script may fail."""
+    with program(str(ROOT / "examples" / name), *arguments, database_url=url, cwd=cwd, **env) as example:
+        tabs = Profile(browser, example.url)
+        try:
+            yield example, tabs
+            assert tabs.errors == []
+        finally:
+            tabs.close()
+
+
+def somebody_else(browser: Browser, url: str) -> Page:
+    """A tab of another person, who shares no cookie with the first."""
+    number = browser.run(
+        """
+        const page = await (await browser.newContext()).newPage();
+        page.on("pageerror", (error) => kept.errors.push(String(error)));
+        await page.goto(arg);
+        return kept.pages.push(page) - 1;
+        """,
+        url,
+    )
+    return Page(browser, number)
+
+
+def text(page: Page, selector: str) -> list[str]:
+    """The texts of all such elements."""
+    return list(page.eval("(given) => [...document.querySelectorAll(given)].map((one) => one.textContent)", selector))
+
+
+def until_text(page: Page, selector: str, expected: list[str]) -> None:
+    until(lambda: text(page, selector) == expected, f"{selector}: {expected}", pause=0.03)
+
+
+# the chat ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+    """Two people in a room see each other come, type, speak and go, a message once each, and those of before."""
+    with site(browser, "chat.py", pgbus_database, tmp_path) as (example, tabs):
+        ada = tabs.open("/garden")
+        ada.until_open()
+        ada.do("await page.fill('nav [name=name]', 'Ada'); await page.click('nav button')")
+        until_text(ada, "#names li", ["Ada (you)"])
+        bob = somebody_else(browser, f"{example.url}/garden")
+        bob.until_open()
+        bob.do("await page.fill('nav [name=name]', 'Bob'); await page.click('nav button')")
+        # The guest that Bob was is expected back for a moment.
+        until_text(ada, "#names li", ["Ada (you)", "Bob"])
+        until_text(bob, "#names li", ["Ada", "Bob (you)"])
+
+        ada.do("await page.type('#text', 'Hello')")
+        until_text(bob, "#typing", ["Ada is typing …"])
+        ada.do("await page.press('#text', 'Enter')")
+        until_text(bob, "#log p", ["AdaHello"])
+        until_text(bob, "#typing", [""])
+        bob.do("await page.fill('#text', '<b>hi</b>'); await page.press('#text', 'Enter')")
+        # The newest comes first in the document, and stands last.
+        until_text(ada, "#log p", ["Bob<b>hi</b>", "AdaHello"])
+        assert text(bob, "#log p") == ["Bob<b>hi</b>", "AdaHello"], "no echo"
+        assert text(ada, "#typing") == text(bob, "#typing") == [""]
+
+        second = tabs.open("/garden")
+        until_text(second, "#log p", ["Bob<b>hi</b>", "AdaHello"])
+        until_text(second, "#names li", ["Ada (you)", "Bob"])
+        ada.do("await page.fill('#text', 'again'); await page.press('#text', 'Enter')")
+        for page in (ada, second, bob):
+            until_text(page, "#log p", ["Adaagain", "Bob<b>hi</b>", "AdaHello"])
+        second.close()
+        bob.do("await page.context().close()")
+        until_text(ada, "#names li", ["Ada (you)"])
+
+
+# the assistant -------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_survives_a_reload(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+    """And a line that is cut, and is there for whoever has the address."""
+    with site(browser, "assistant.py", pgbus_database, tmp_path, PAUSE="0.04") as (_, tabs):
+        page = tabs.open("/")
+        page.until_open()
+        page.do("await page.click('text=Why live in the woods?')")
+        page.until("words > 5")
+        page.do("await page.reload()")
+        page.until("words > 15")
+        page.eval("{ window.away = source; source.remove() }")
+        before = page.eval("words")
+        other = tabs.open(page.eval("location.pathname"))
+        other.until(f"words > {before + 5}")
+        page.eval("document.body.append(away)")
+        for tab in (page, other):
+            tab.until("document.querySelector('.answer.done')")
+            (answer,) = text(tab, ".answer")
+            assert answer.startswith("I went to the woods") and answer.endswith("Walden (1854)")
+            assert tab.eval("[words, missing, repeated]") == [len(answer.split()), 0, 0]
+
+
+# the bakery ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", [TURBO, "none"], ids=["with Turbo", "without"])
+def test_the_bakery(library: str, browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+    """A window that is open, and one that was on its way, show each change once, and the page is never loaded anew."""
+    with site(browser, "orders_turbo.py", pgbus_database, tmp_path, "--turbo", library) as (example, tabs):
+        one = tabs.open("/")
+        one.until_open()
+        assert one.eval("'Turbo' in window") == (library == TURBO)
+        one.eval("window.kept = true")
+        one.do("await page.fill('input', '<b>rye</b>'); await page.click('form button')")
+        until_text(one, "li span", ["<b>rye</b>"])
+        assert one.eval("document.querySelector('input').value") == ""
+
+        # The page of the second window is made before these, and comes after them.
+        one.do(
+            """
+            const later = await kept.context.newPage();
+            kept.later = later.goto(new URL("/?slow=1", page.url()).href).then(() => kept.pages.push(later) - 1);
+            await page.waitForTimeout(400);
+            """
+        )
+        assert example.post("/orders", item="wheat").status == 204
+        one.do("await page.click('#order-1 button')")
+        until_text(one, "li b", ["ordered", "baking"])
+        other = Page(browser, browser.run("return await kept.later"))
+        for page in (one, other):
+            until_text(page, "li span", ["wheat", "<b>rye</b>"])
+            until_text(page, "li b", ["ordered", "baking"])
+            until_text(page, "#count", ["2 open"])
+        one.do("await page.click('#order-1 button')")
+        for page in (one, other):
+            until_text(page, "li b", ["ordered", "done"])
+            until_text(page, "#count", ["1 open"])
+        assert one.eval("kept") is True
+
+
+# the table -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table(browser: Browser, pgbus_database: str, pgbus_bus: Any, tmp_path: Path) -> None:
+    """What a session of its own changes is on the page, row by row."""
+    with site(browser, "table_feed.py", pgbus_database, tmp_path) as (_, tabs):
+        page = tabs.open("/")
+        page.until_open()
+        assert text(page, "#rows td:nth-child(2)") == ["coffee", "sugar", "rice"]
+        with pgbus_bus.transaction() as cursor:
+            cursor.execute("update stock set quantity = 3 where item = 'sugar'; delete from stock where item = 'rice'")
+            cursor.execute("insert into stock (item, price) values ('<b>tea</b>', 4)")
+        until_text(page, "#rows td:nth-child(2)", ["coffee", "sugar", "<b>tea</b>"])
+        assert text(page, "#rows td:nth-child(4)") == ["5", "3", "5"]
+        assert [words.split()[0] for words in text(page, "#log li")] == ["insert", "delete", "update"]
+        page.do("await page.click('text=update stock set price')")
+        until_text(page, "#rows td:nth-child(3)", ["8.25", "1.10", "4.00"])
+        with pgbus_bus.transaction() as cursor:
+            cursor.execute("truncate stock")
+        until_text(page, "#rows td", [])
