@@ -178,7 +178,8 @@ class Writer:
         try:
             while self.step():
                 if self._stopping.wait(self._pace):
-                    return self._release()
+                    self._release()
+                    return
         except PgbusError as error:
             log.warning("the answer is left to whoever is woken next: %s", error)
 
@@ -200,7 +201,7 @@ class Writer:
             if after >= words:
                 stream.broadcast(json.dumps({"answer": id}), event="answer.end", using=cursor)
             cursor.execute(_WRITTEN, {"id": id, "written": after, "owner": self._owner, "lease": LEASE})
-        return after < words
+        return bool(after < words)
 
     def _release(self) -> None:
         with self._bus.transaction() as cursor:

@@ -86,11 +86,20 @@ let before = { [LAB]: Number(page.watermark), [ANSWER]: Number(page.answerWaterm
 let again = "earlier";
 let replayed = [];
 
+const counts = { messages: 0, replayed: 0 };
+
+function count(old) {
+  counts.messages += 1;
+  if (old) counts.replayed += 1;
+  for (const [name, number] of Object.entries(counts)) find(name).textContent = number.toLocaleString("en");
+}
+
 const wire = new Wire(start);
 wire.addEventListener("state", ({ detail }) => ada.state(detail, find("connection").lastElementChild.textContent));
 wire.addEventListener(LAB, ({ detail }) => {
   const kind = detail.id <= before[LAB] ? again : "";
   if (kind === "replayed") replayed.push(detail.id);
+  count(detail.id <= before[LAB]);
   if (detail.id) find("last-id").textContent = detail.id;
   ada.take(detail, kind);
 });
@@ -198,7 +207,7 @@ async function mend() {
     document.body.classList.remove("is-cut");
     find("cut").textContent = "Cut";
     find("cut").disabled = find("cut-for").disabled = false;
-    find("cut-hint").textContent = "Publish while it is cut, then see what she gets.";
+    find("cut-hint").textContent = "Publish meanwhile, and see what she gets.";
     judge(missed.ids);
   };
   look();
@@ -236,6 +245,7 @@ function showCount() {
 
 wire.addEventListener(ANSWER, ({ detail: { id, event, data } }) => {
   const told = JSON.parse(data);
+  count(id <= before[ANSWER]);
   lastWord = performance.now();
   if (event === "answer.start") {
     answer = { id: told.answer, words: told.words, got: 0, again: 0 };

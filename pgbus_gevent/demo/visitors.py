@@ -25,9 +25,13 @@ USERS = {"ada": True, "bob": False}
 
 _TAB = re.compile(r"[0-9a-f]{16,64}", re.ASCII)
 _COLOURS = (
-    ["Amber", "Azure", "Copper", "Coral", "Crimson", "Golden", "Indigo", "Ivory", "Jade", "Lilac", "Olive", "Pearl", "Ruby", "Sable", "Silver", "Violet"]
-)
-_BIRDS = ["Avocet", "Crane", "Curlew", "Egret", "Falcon", "Finch", "Heron", "Kestrel", "Lark", "Martin", "Osprey", "Plover", "Robin", "Swift", "Tern", "Wren"]
+    "Amber", "Azure", "Copper", "Coral", "Crimson", "Golden", "Indigo", "Ivory", "Jade", "Lilac", "Olive", "Pearl", "Ruby",
+    "Sable", "Silver", "Violet",
+)  # fmt: skip
+_BIRDS = (
+    "Avocet", "Crane", "Curlew", "Egret", "Falcon", "Finch", "Heron", "Kestrel", "Lark", "Martin", "Osprey", "Plover",
+    "Robin", "Swift", "Tern", "Wren",
+)  # fmt: skip
 
 
 def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
