@@ -18,7 +18,7 @@ import bottle
 
 from ..errors import PgbusError
 from . import pages, visitors
-from .answers import Writer
+from .answers import PACE, Writer
 from .departures import make_app
 from .lab import add_lab
 from .replayer import Replayer
@@ -30,14 +30,17 @@ PRESENCE = visitors.STREAM
 
 
 class Demo:
-    """An application, what it publishes, and who may see it. Any number of processes may have one, on one database."""
+    """An application, what it publishes, and who may see it. Any number of processes may have one, on one database.
+
+    ``speed`` is that of the flights, in simulated seconds per second; ``pace`` that of an answer, in seconds per word.
+    """
 
     authorize = staticmethod(visitors.authorize)
 
-    def __init__(self, bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> None:
+    def __init__(self, bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus", pace: float = PACE) -> None:
         bus.filters.register(visitors.ADMINS, visitors.is_admin)
         self.replayer = Replayer(bus, speed=speed)
-        self.writer = Writer(bus)
+        self.writer = Writer(bus, pace=pace)
         self.app = make_app(bus, speed=speed, prefix=prefix)
         add_lab(self.app, bus, self.writer, prefix=prefix)
         _add_here(self.app, bus)

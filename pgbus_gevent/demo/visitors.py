@@ -39,7 +39,7 @@ def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
 
     A real one would ask a session; here whoever looks is to try both.
     """
-    query = parse_qs(str(environ.get("QUERY_STRING", "")), max_num_fields=200)
+    query = parse_qs(str(environ.get("QUERY_STRING", "")))
     user, tab = query.get("as", [""])[-1], query.get("tab", [""])[-1]
     if user not in USERS:
         return True
