@@ -1,4 +1,4 @@
-"""The departures board: a Bottle application on the public API of the package, and nothing else.
+"""The departures board: a Bottle application, and the page at its root.
 
 ::
 
