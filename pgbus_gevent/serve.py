@@ -30,6 +30,7 @@ from .serving import build, load_app, raise_descriptor_limit
 __all__ = ["load_app", "main"]
 
 DEMO_STREAMS = "demo:*"
+DEMO_PRESENCE = "demo:here"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +77,11 @@ class _Service:
         elif not settings.secret:
             raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
         if self._app_name is None:
-            settings = replace(settings, public=(*settings.public, DEMO_STREAMS))
+            settings = replace(
+                settings,
+                public=(*settings.public, DEMO_STREAMS),
+                presence=(*settings.presence, DEMO_PRESENCE),
+            )
         return settings
 
     def run(self) -> int:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from decimal import Decimal
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -24,7 +24,10 @@ from .core.filters import Filters
 from .errors import InvalidArgument
 from .streamer import set_current
 from .streamer.instance import Instance
-from .web.stream_app import StreamApp
+from .web.stream_app import Authorize, StreamApp
+
+if TYPE_CHECKING:
+    from .demo.site import Demo
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
@@ -51,10 +54,16 @@ def build(settings: Settings, app_name: str | None, stack: ExitStack) -> tuple[I
     set_current(instance)
     # For a start that fails half-way; after a regular stop there is nothing left to do.
     stack.callback(instance.shutdown, 1.0)
-    beside = _demo(instance, stack) if app_name is None else load_app(app_name)
+    authorize: Authorize | None = None
+    if app_name is None:
+        demo = _demo(instance, stack)
+        beside, authorize = demo.app, demo.authorize
+    else:
+        beside = load_app(app_name)
     if settings.filters is not None:
         instance.filters.share(_filters(settings.filters))
-    authorize = None if settings.authorize is None else load(settings.authorize, "function")
+    if settings.authorize is not None:
+        authorize = load(settings.authorize, "function")
     return instance, _mount(StreamApp(instance, authorize), beside)
 
 
@@ -66,25 +75,26 @@ def _filters(name: str) -> Filters:
     return filters
 
 
-def _demo(instance: Instance, stack: ExitStack) -> WSGIApp:
-    from .demo.departures import Replayer, make_app
+def _demo(instance: Instance, stack: ExitStack) -> Demo:
+    # Here, as who serves an application of one's own needs none of it.
+    from .demo.site import Demo
 
     settings = instance.settings
     bus = Bus(settings=replace(settings, migrate=False))
     stack.callback(bus.close)
-    replayer = Replayer(bus, speed=settings.demo_speed)
-    stack.callback(replayer.stop)
-    starter = gevent.spawn(_start_when_alive, replayer, instance)
+    demo = Demo(bus, speed=settings.demo_speed, prefix=settings.prefix)
+    stack.callback(demo.stop)
+    instance.filters.share(bus.filters)
+    starter = gevent.spawn(_start_when_alive, demo, instance)
     stack.callback(starter.kill)
-    app: WSGIApp = make_app(bus, speed=settings.demo_speed, prefix=settings.prefix)
-    return app
+    return demo
 
 
-def _start_when_alive(replayer: Any, instance: Instance) -> None:
+def _start_when_alive(demo: Demo, instance: Instance) -> None:
     """The database has to be there, with the schema, which the start of the Instance sees to."""
     while not instance.alive:
         gevent.sleep(_LOOK)
-    replayer.start()
+    demo.start()
 
 
 def _mount(streams: StreamApp, application: WSGIApp) -> WSGIApp:

@@ -74,6 +74,18 @@ def test_a_replay_is_asked_for_by_the_url(tabs: Profile, front: Front, stream: s
     tabs.open(front.page(body)).until_data(["b", "c"])
 
 
+def test_other_parameters_go_along_and_several_streams_are_on_one_connection_all_the_same(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    src = f"/pgbus/streams?stream={stream}&since=0&stream={stream}b&since=0&as=ada"
+    publish(front.site, stream, "a")
+    publish(front.site, f"{stream}b", "b")
+    page = tabs.open(front.page(f'<pgbus-stream-source src="{src}"></pgbus-stream-source>'))
+    until(lambda: sorted(page.data()) == ["a", "b"], "both are there")
+    (asked,) = front.asked
+    assert asked.endswith("&as=ada") and front.live == 1
+
+
 # the parser ----------------------------------------------------------------------------------------------------------
 
 FRAMES = (

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pgbus_gevent import Bus
 from pgbus_gevent.demo import board, make_flights
-from pgbus_gevent.demo.departures import HELLO_STREAM, STREAM, Page, Replayer, make_app, render, stream_url
+from pgbus_gevent.demo.departures import HELLO_STREAM, STREAM, Page, Replayer, make_app, render
 from pgbus_gevent.demo.flights import DATA_FILE, ORIGINS, Airport, Flight, Flights, load_flights
 from pgbus_gevent.demo.schedule import (
     YEAR_END,
@@ -346,8 +346,8 @@ class TestPage:
         (body,) = a_page().named("body")
         assert body["data-since"] == "1700000000000012"
         assert body["data-clock"] == "2013-01-01T05:00:00"
-        assert body["data-departures"] == "/pgbus/streams/demo%3Adepartures"
-        assert body["data-hello"] == "/pgbus/streams/demo%3Ahello"
+        assert (body["data-streams"], body["data-element"]) == ("/pgbus/streams", "/pgbus/pgbus.js")
+        assert (body["data-stream"], body["data-hello"]) == ("demo:departures", "demo:hello")
 
     def test_it_shows_a_line_for_each_flight(self) -> None:
         page = a_page(a_row(), a_row(id=8, flight="B6 7", status="boarding"))
@@ -371,7 +371,9 @@ class TestPage:
     def test_nothing_comes_from_another_host_or_stands_in_the_page_itself(self) -> None:
         page = a_page(a_row())
         addresses = [value or "" for _, found in page.tags for name, value in found.items() if name in ("src", "href")]
-        assert addresses and all(value.startswith(("demo/", "data:image/svg+xml,")) for value in addresses)
+        assert {"demo/board.css", "demo/board.js"} < set(addresses)
+        own = ("demo/", "data:image/svg+xml,")
+        assert all(value.startswith(own) or value in ("./", "lab") for value in addresses)
         assert not page.named("style") and not any("style" in attributes for _, attributes in page.tags)
 
     def test_before_the_first_flight_it_says_so(self) -> None:
@@ -382,9 +384,6 @@ class TestPage:
         text = a_page().text
         assert f"select pgbus.broadcast('{HELLO_STREAM}', 'Hello')" in text
         assert f"curl -N localhost:8080/pgbus/streams/{STREAM}" in text
-
-    def test_a_stream_is_named_in_its_address(self) -> None:
-        assert stream_url("/live", "demo:a/b") == "/live/streams/demo%3Aa%2Fb"
 
 
 def get(app: bottle.Bottle, path: str, **environ: str) -> tuple[int, dict[str, str], str]:
@@ -420,11 +419,15 @@ class TestApplicationWithoutADatabase:
         return make_app(Bus(url, secret="a secret for tests alone", migrate=False))
 
     @pytest.mark.parametrize(
-        ("name", "kind"), [("board.css", "text/css"), ("board.js", "text/javascript"), ("follow.js", "text/javascript")]
+        ("name", "kind"),
+        [(f"{name}.css", "text/css") for name in ("site", "board", "lab")]
+        + [(f"{name}.js", "text/javascript") for name in ("site", "board", "lab")],
     )
     def test_it_serves_what_the_page_loads(self, app: bottle.Bottle, name: str, kind: str) -> None:
         status, headers, body = get(app, f"/demo/{name}")
         assert status == 200 and headers["content-type"].startswith(kind) and body
+        assert headers["x-content-type-options"] == "nosniff"
+        assert get(app, f"/demo/{name}", HTTP_IF_NONE_MATCH=headers["etag"])[0] == 304
 
     @pytest.mark.parametrize("path", ["/demo/board.py", "/demo/flights.xz", "/demo/../errors.py", "/demo/", "/nothing"])
     def test_it_serves_nothing_else(self, app: bottle.Bottle, path: str) -> None:
@@ -582,7 +585,7 @@ class TestApplication:
         assert len([row for row in page.named("tr") if row.get("data-id")]) == len(table(pgbus_bus))
         (body,) = page.named("body")
         assert body["data-since"] == str(pgbus_bus.stream(STREAM).last_id())
-        assert (body["data-speed"], body["data-hello"]) == ("30", "/live/streams/demo%3Ahello")
+        assert (body["data-speed"], body["data-streams"]) == ("30", "/live/streams")
 
     @pytest.mark.parametrize(
         ("host", "shown"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -139,6 +141,17 @@ def test_the_demo_runs_on_the_embedded_database_and_its_secret(tmp_path: Path) -
         assert b"Departures" in served.ask("/").body
         with served.live("demo:departures") as client:
             client.next(timeout=PATIENCE)
+        with served.live("demo:answer") as client:
+            kind = {"content-type": "application/json"}
+            # Whichever workers take them, one answer is begun, and each of its words is written once.
+            for _ in range(4):
+                with urlopen(
+                    Request(f"{served.url}/lab/answer", b'{"topic": "sea"}', kind), timeout=PATIENCE
+                ) as answer:
+                    assert answer.status in (200, 201)
+            assert client.next(timeout=PATIENCE).event == "answer.start"
+            words = [json.loads(client.next(timeout=PATIENCE).data) for _ in range(12)]
+            assert [word["at"] for word in words] == list(range(12))
         served.signal()
         assert served.wait() == 0
     finally:

@@ -1,15 +1,11 @@
 // The departures board: rendered by the server, kept up to date by its stream from there on.
 
-import { Follower } from "./follow.js";
+import { Wire, calm, find, page } from "./site.js";
 
-const page = document.body.dataset;
-const find = (id) => document.getElementById(id);
 const table = find("rows");
 const blank = find("line").content.querySelector("tr");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-const HIDDEN_FOR = 15_000; // ms until a page that nobody sees gives its connections back: a browser has six per host
-const SILENT_FOR = 45_000 * Math.max(1, 60 / page.speed); // ms without a message that a board with flights cannot have
+const MANY = 2000; // messages that wait to be shown, as of a tab that nobody saw for long: then it is quicker to load the board
 const RUNS_FOR = 30_000; // ms that the clock runs on without hearing of the time
 const ANNOUNCE_EVERY = 30_000;
 const GREETINGS = 8;
@@ -172,28 +168,23 @@ find("more").addEventListener("click", () => {
 let waiting = [];
 let received = 0;
 let arrivals = [];
-let lastHeard = performance.now();
 const opened = performance.now();
 const changes = new Map();
 
-function hear(data, event) {
-  const message = JSON.parse(data);
-  count(event);
-  waiting.push(message);
-  if (waiting.length === 1) requestAnimationFrame(showWaiting);
-}
-
-function count(event) {
+function hear({ id, event, data }) {
   received += 1;
-  lastHeard = performance.now();
-  arrivals.push(lastHeard);
+  arrivals.push(performance.now());
   find("messages").textContent = received.toLocaleString("en");
-  if (event.lastEventId) find("last-id").textContent = event.lastEventId;
+  find("last-id").textContent = id;
+  if (event === "reset") return reloadSoon();
+  waiting.push(JSON.parse(data));
+  if (waiting.length === 1) requestAnimationFrame(showWaiting);
 }
 
 function showWaiting() {
   const messages = waiting;
   waiting = [];
+  if (messages.length > MANY) return reloadSoon(0);
   rearrange(() => {
     for (const message of messages) {
       hearTime(message.clock);
@@ -219,17 +210,10 @@ function announce() {
 
 // The streams
 
-const STATES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", paused: "Paused" };
-
-function showState(state, reason = "") {
-  find("connection").dataset.state = state;
-  const text = reason ? `${STATES[state]} (${reason})` : STATES[state];
-  if (find("connection").lastElementChild.textContent !== text) find("connection").lastElementChild.textContent = text;
-}
+const wire = new Wire({ [page.stream]: Number(page.since), [page.hello]: Number(page.helloSince) });
 
 /** Take the board as it is now from the server, and follow from there. */
 async function reload() {
-  board.close();
   try {
     const answer = await fetch("demo/board.json");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
@@ -242,10 +226,8 @@ async function reload() {
       state.rows.forEach(change);
     });
     find("last-id").textContent = state.since;
-    lastHeard = performance.now();
-    board.open({ since: state.since });
+    wire.open({ [page.stream]: state.since });
   } catch {
-    showState("reconnecting");
     reloadSoon(5000);
   }
 }
@@ -258,55 +240,22 @@ function reloadSoon(delay = 2000) {
   reloading = setTimeout(reload, Math.random() * delay);
 }
 
-const board = new Follower(page.departures, { since: page.since }, {
-  state: showState,
-  gap: () => reloadSoon(),
-  events: {
-    flight: hear,
-    reset: (_, event) => {
-      count(event);
-      reloadSoon();
-    },
-  },
-});
+wire.addEventListener(page.stream, ({ detail }) => hear(detail));
+wire.addEventListener(page.hello, ({ detail }) => greet(detail));
+wire.addEventListener("gap", () => reloadSoon());
+wire.addEventListener("woken", () => reload());
 
-let greeted = Infinity; // when the stream came; what it has from before comes in the same moment
-
-const hello = new Follower(page.hello, { replay: GREETINGS }, {
-  state: (state) => {
-    if (state === "live") greeted = Math.min(greeted, performance.now());
-  },
-  events: { message: greet },
-});
-
-function greet(text, event) {
+function greet({ id, data }) {
   const item = document.createElement("li");
   const words = document.createElement("span");
-  words.textContent = text.length > 280 ? `${text.slice(0, 280)}…` : text;
+  words.textContent = data.length > 280 ? `${data.slice(0, 280)}…` : data;
   const time = document.createElement("time");
-  time.textContent = performance.now() - greeted < 1000 ? "earlier" : new Date().toLocaleTimeString("en-GB");
+  time.textContent = id <= page.helloWatermark ? "earlier" : new Date().toLocaleTimeString("en-GB");
   item.append(words, time);
   find("greetings").prepend(item);
   find("waiting").hidden = true;
   while (find("greetings").children.length > GREETINGS) find("greetings").lastElementChild.remove();
   if (!calm.matches) item.animate({ opacity: [0, 1], transform: ["translateY(-8px)", "none"] }, { duration: 300, easing: "ease-out" });
-}
-
-let leaving = 0;
-document.addEventListener("visibilitychange", () => {
-  clearTimeout(leaving);
-  if (document.hidden) leaving = setTimeout(pause, HIDDEN_FOR);
-  else if (!board.following) {
-    reload();
-    hello.open();
-  }
-});
-
-function pause() {
-  clearTimeout(reloading);
-  board.close();
-  hello.close();
-  showState("paused");
 }
 
 for (const button of document.querySelectorAll("[data-copy]")) {
@@ -319,16 +268,11 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 }
 
 setInterval(() => {
-  if (find("connection").dataset.state === "live") showClock();
+  if (wire.state === "open") showClock();
   const gone = goneRows();
   if (gone.length) rearrange(() => remove(gone));
   showRate();
 }, 250);
 setInterval(announce, ANNOUNCE_EVERY);
-// A connection that died without a word still looks open: only the silence gives it away.
-setInterval(() => {
-  if (board.following && !document.hidden && performance.now() - lastHeard > SILENT_FOR) reloadSoon();
-}, 5000);
 
-board.open();
-hello.open();
+wire.open();

@@ -1,4 +1,4 @@
-"""The departures board: a Bottle application on the public API of the package, and nothing else.
+"""The departures board: a Bottle application, and the page at its root.
 
 ::
 
@@ -12,19 +12,16 @@ that follows the stream from there on misses no change and sees none twice, howe
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 import bottle
 
 from ..errors import PgbusError
 from . import board
 from .flights import ORIGINS
+from .pages import HEADERS, add_assets, cursor_before, json_answer, template, unavailable
 from .replayer import STREAM, Replayer
 from .schedule import YEAR_START
 
@@ -35,21 +32,10 @@ __all__ = ["HELLO_STREAM", "STREAM", "Page", "Replayer", "make_app", "render"]
 
 HELLO_STREAM = "demo:hello"
 """What anybody publishes to it appears on the page."""
+GREETINGS = 8
+"""Of what was published to it before, as many."""
 ROWS_SHOWN = 18
 """Until the visitor asks for all."""
-
-FOLDER = Path(__file__).parent
-ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "follow.js": "text/javascript"}
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-
-log = logging.getLogger(__name__)
 
 
 def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle.Bottle:
@@ -68,16 +54,9 @@ def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle
 
     @app.get("/demo/board.json")  # type: ignore[untyped-decorator]
     def show_rows() -> bottle.HTTPResponse:
-        return bottle.HTTPResponse(
-            json.dumps(reader.read().state), headers=HEADERS | {"Content-Type": "application/json"}
-        )
+        return json_answer(reader.read().state)
 
-    @app.get("/demo/<name>")  # type: ignore[untyped-decorator]
-    def show_asset(name: str) -> Any:
-        if name not in ASSETS:
-            bottle.abort(404, "there is no such file")
-        return bottle.static_file(name, root=str(FOLDER), mimetype=ASSETS[name], headers={"Cache-Control": "no-cache"})
-
+    add_assets(app)
     return app
 
 
@@ -86,6 +65,9 @@ class Page(NamedTuple):
 
     snapshot: board.Snapshot
     watermark: int
+    hello_since: int = 0
+    """The cursor before the newest greetings, and the newest one's id."""
+    hello_watermark: int = 0
 
     @property
     def state(self) -> dict[str, Any]:
@@ -104,6 +86,7 @@ class _Reader:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._stream = bus.stream(STREAM)
+        self._hello = bus.stream(HELLO_STREAM)
         self._prepared = False
 
     def read(self) -> Page:
@@ -115,19 +98,15 @@ class _Reader:
                     board.prepare(cursor)
                 self._prepared = True
             with self._bus.transaction(isolation="repeatable read") as cursor:
-                return Page(board.read(cursor), self._stream.last_id(using=cursor))
+                return Page(
+                    board.read(cursor),
+                    self._stream.last_id(using=cursor),
+                    cursor_before(cursor, HELLO_STREAM, GREETINGS),
+                    self._hello.last_id(using=cursor),
+                )
         except PgbusError as error:
             self._prepared = False
-            log.warning("no departures board to show: %s", error)
-            raise bottle.HTTPResponse(UNAVAILABLE, 503, headers=HEADERS | {"Retry-After": "5"}) from error
-
-
-UNAVAILABLE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="dark light"><meta http-equiv="refresh" content="5"><title>Departures</title></head>
-<body><h1>The board is dark</h1><p>Its database cannot be reached. This page tries again every five seconds.</p></body>
-</html>
-"""
+            raise unavailable(error) from error
 
 
 def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
@@ -142,19 +121,17 @@ def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
             origins=ORIGINS,
             today=f"{clock:%a} {clock.day} {clock:%b %Y}",
             speed=f"{speed:g}",
-            departures_url=stream_url(prefix, STREAM),
-            hello_url=stream_url(prefix, HELLO_STREAM),
+            prefix=prefix,
+            stream=STREAM,
+            hello=HELLO_STREAM,
+            hello_since=page.hello_since,
+            hello_watermark=page.hello_watermark,
             commands=_commands(prefix, origin),
         )
     )
 
 
-def stream_url(prefix: str, stream: str) -> str:
-    """Where a public stream is followed."""
-    return f"{prefix}/streams/{quote(stream, safe='')}"
-
-
-_TEMPLATE = bottle.SimpleTemplate(source=(FOLDER / "departures.html").read_text(encoding="utf-8"))
+_TEMPLATE = template("departures.html")
 
 
 def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:

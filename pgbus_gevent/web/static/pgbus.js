@@ -91,7 +91,7 @@ class Line {
       const since = this.at.get(key);
       return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
     });
-    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query].join("&").replace(/^&+|&+$/g, "");
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, this.id && "connection=" + this.id].join("&").replace(/^&+|&+$/g, "");
   }
 
   ask(keys, options) {
@@ -365,7 +365,7 @@ class Hub {
     for (const [key, cursor] of wanted) {
       let line = this.lines.find(({ keys }) => keys.includes(key));
       if (line && (cursor === undefined || line.at.get(key) <= cursor)) continue;
-      line ??= this.lines.find(({ keys }) => !this.query && !keys[this.most - 1]);
+      line ??= this.lines.find(({ keys }) => !this.query.includes("replay=") && !keys[this.most - 1]);
       if (!line) this.lines.push((line = new Line(this)));
       if (!line.keys.includes(key)) line.keys.push(key);
       line.at.set(key, cursor);

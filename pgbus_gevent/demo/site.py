@@ -1,0 +1,64 @@
+"""The demo as a whole: the departures board at ``/``, the lab at ``/lab``, and what works behind them.
+
+::
+
+    demo = Demo(bus)
+    instance.filters.share(bus.filters)
+    streams = StreamApp(instance, demo.authorize)
+    demo.start()  # once the schema is there
+
+The streams ``demo:*`` have to be public, and the setting ``presence`` has to name :data:`PRESENCE`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import bottle
+
+from ..errors import PgbusError
+from . import pages, visitors
+from .answers import PACE, Writer
+from .departures import make_app
+from .lab import add_lab
+from .replayer import Replayer
+
+if TYPE_CHECKING:
+    from pgbus_gevent import Bus
+
+PRESENCE = visitors.STREAM
+
+
+class Demo:
+    """An application, what it publishes, and who may see it. Any number of processes may have one, on one database.
+
+    ``speed`` is that of the flights, in simulated seconds per second; ``pace`` that of an answer, in seconds per word.
+    """
+
+    authorize = staticmethod(visitors.authorize)
+
+    def __init__(self, bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus", pace: float = PACE) -> None:
+        bus.filters.register(visitors.ADMINS, visitors.is_admin)
+        self.replayer = Replayer(bus, speed=speed)
+        self.writer = Writer(bus, pace=pace)
+        self.app = make_app(bus, speed=speed, prefix=prefix)
+        add_lab(self.app, bus, self.writer, prefix=prefix)
+        _add_here(self.app, bus)
+
+    def start(self) -> None:
+        """Replay the flights from now on."""
+        self.replayer.start()
+
+    def stop(self) -> None:
+        """Publish no more; another process goes on."""
+        self.replayer.stop()
+        self.writer.stop()
+
+
+def _add_here(app: bottle.Bottle, bus: Bus) -> None:
+    @app.get("/demo/here.json")  # type: ignore[untyped-decorator]
+    def show_here() -> bottle.HTTPResponse:
+        try:
+            return pages.json_answer(visitors.here(bus, bottle.request.query.get("tab", "")))
+        except PgbusError as error:
+            raise pages.unavailable(error) from error

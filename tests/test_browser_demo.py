@@ -1,0 +1,223 @@
+"""The demo's two pages in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser_parts import Browser, Page, Profile, missing
+from demo_parts import running_demo
+from site_parts import Site
+from support import holds, until
+
+from pgbus_gevent.demo.answers import TOPICS
+from pgbus_gevent.testing.databases import TestDatabases
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+OPEN = "document.getElementById('connection').dataset.state === 'open'"
+WATCH = "window.broken = []; addEventListener('securitypolicyviolation', (e) => broken.push(e.blockedURI))"
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_demo(pgbus_databases.make(), retry=0.2, heartbeat=1.0, presence_grace=0.5) as site:
+        yield site
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
+    """Somebody's browser, in which no script fails."""
+    found = Profile(browser, site.url)
+    try:
+        yield found
+        assert found.errors == []
+    finally:
+        found.close()
+    until(lambda: len(site.instance.registry) == 0, "its connections are gone")
+
+
+def arrive(visitor: Profile, path: str) -> Page:
+    """A tab with one of the pages, live."""
+    page = visitor.open(path, init=WATCH)
+    page.until(OPEN, "it is live")
+    return page
+
+
+@pytest.fixture
+def lab(visitor: Profile) -> Page:
+    page = arrive(visitor, "/lab")
+    page.until("document.querySelector('#bob .state').dataset.state === 'open'", "Bob is live")
+    return page
+
+
+def number(page: Page, id: str) -> int:
+    return int(page.eval(f"Number(document.getElementById('{id}').textContent.replace(/\\D/g, ''))"))
+
+
+def say(page: Page, text: str, *, audience: str = "", quiet: bool = False) -> int:
+    """Publish by the form; the id that it shows."""
+    fill = """([text, audience, quiet]) => {
+      const form = document.getElementById("publish");
+      form.elements.text.value = text;
+      for (const choice of form.elements.audience) choice.checked = choice.value === audience;
+      form.elements.quiet.checked = quiet;
+      document.querySelector("#publish button").click();
+    }"""
+    page.eval(fill, [text, audience, quiet])
+    page.until("document.getElementById('publish').elements.text.value === ''", "it is published")
+    return int(page.eval("document.getElementById('sql').textContent.split('-- ')[1]"))
+
+
+def feed(page: Page, user: str, kind: str = "") -> list[Any]:
+    """The texts in a feed; of one kind, if asked for."""
+    return list(page.eval(f"[...document.querySelectorAll('#{user} li[data-id]{kind} p')].map((p) => p.textContent)"))
+
+
+def until_shown(page: Page, user: str, text: str) -> None:
+    until(lambda: text in feed(page, user), f"{user} has {text!r}")
+
+
+def click(page: Page, selector: str) -> None:
+    page.eval("(selector) => document.querySelector(selector).click()", selector)
+
+
+def hold_the_clock(site: Site, lease: str) -> None:
+    with site.bus.transaction() as cursor:
+        cursor.execute(f"update demo_clock set (owner, leased_until) = row({lease})")
+
+
+# the board -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_is_live_and_a_reload_shows_what_is_committed(visitor: Profile, site: Site) -> None:
+    page = arrive(visitor, "/")
+    page.until("Number(document.getElementById('messages').textContent) > 3", "flights move")
+    assert page.eval("document.querySelectorAll('#rows tr:not([hidden])').length") > 5
+    page.do("await page.reload()")
+    page.until(OPEN)
+    page.until("Number(document.getElementById('messages').textContent) > 3", "flights move")
+    hold_the_clock(site, "'the test', now() + interval '1 min'")
+    head = site.bus.stream("demo:departures").last_id()
+    until(lambda: number(page, "last-id") == head, "it has everything")
+    same = """async () => {
+      const answer = await (await fetch("demo/board.json")).json();
+      const rows = new Map(answer.rows.map((row) => [String(row.id), `${row.status} ${row.expected}`]));
+      const shown = [...document.querySelectorAll("#rows tr")].map(({ dataset }) => dataset);
+      return shown.length && shown.every(({ id, status, expected }) => rows.get(id) === `${status} ${expected}`);
+    }"""
+    until(lambda: page.eval(f"({same})()"), "what the messages have made of the board is the board")
+    hold_the_clock(site, "null, null")
+    assert page.eval("broken") == []
+
+
+def test_the_board_greets_what_is_published(visitor: Profile, site: Site) -> None:
+    site.bus.stream("demo:hello").broadcast("before")
+    page = arrive(visitor, "/")
+    site.bus.stream("demo:hello").broadcast("<i>now</i>")
+    texts = "[...document.querySelectorAll('#greetings span')].map((span) => span.textContent)"
+    until(lambda: page.eval(texts)[:2] == ["<i>now</i>", "before"], "both are there, the newest first")
+
+
+@pytest.mark.parametrize("path", ["/", "/lab"])
+def test_a_page_is_light_by_day_dark_by_night_and_fits_a_phone(visitor: Profile, path: str) -> None:
+    page = arrive(visitor, path)
+    brightness = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number))"
+    for scheme in ("light", "dark"):
+        page.do(f"await page.emulateMedia({{ colorScheme: '{scheme}' }})")
+        assert (page.eval(brightness) > 128) is (scheme == "light")
+    for width in (1280, 800, 390, 340):
+        page.do(f"await page.setViewportSize({{ width: {width}, height: 800 }})")
+        assert page.eval("document.documentElement.scrollWidth - innerWidth") <= 0, width
+    hosts = "new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).host))"
+    assert page.eval(f"[...{hosts}].join()") == page.eval("location.host")
+    assert page.eval("broken") == []
+
+
+# the lab -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_appears_with_its_id(lab: Page, site: Site) -> None:
+    id = say(lab, "<b>hello</b>")
+    for user in ("ada", "bob"):
+        until_shown(lab, user, "<b>hello</b>")
+        assert lab.eval(f"document.querySelector('#{user} [data-id=\"{id}\"] .id').textContent") == f"#{id}"
+    other = site.bus.stream("demo:lab").broadcast("from elsewhere")
+    until_shown(lab, "ada", "from elsewhere")
+    assert number(lab, "last-id") == other
+
+
+def test_what_came_while_the_line_was_cut_is_replayed_in_order(lab: Page) -> None:
+    say(lab, "before")
+    until_shown(lab, "ada", "before")
+    click(lab, "#cut")
+    lab.until("document.getElementById('connection').dataset.state === 'cut'")
+    say(lab, "one")
+    say(lab, "two")
+    until_shown(lab, "bob", "two")
+    assert not {"one", "two"} & set(feed(lab, "ada"))
+    click(lab, "#cut")
+    lab.until("!document.getElementById('verdict').hidden", "there is a verdict")
+    assert lab.eval("document.getElementById('verdict').textContent") == "2 missed, 2 replayed, in order. Live again."
+    say(lab, "three")
+    until_shown(lab, "ada", "three")
+    assert feed(lab, "ada", ".replayed") == ["one", "two"]
+    assert feed(lab, "ada")[-4:] == ["before", "one", "two", "three"]
+
+
+def test_a_line_that_is_cut_for_a_while_mends_itself(lab: Page) -> None:
+    click(lab, "#cut-for")
+    say(lab, "meanwhile")
+    lab.until("!document.getElementById('verdict').hidden", "there is a verdict")
+    assert feed(lab, "ada", ".replayed") == ["meanwhile"]
+
+
+def test_bob_does_not_see_what_is_for_admins(lab: Page) -> None:
+    id = say(lab, "for admins", audience="admins")
+    say(lab, "for all")
+    until_shown(lab, "ada", "for admins")
+    until_shown(lab, "bob", "for all")
+    assert "for admins" not in feed(lab, "bob")
+    # Nor does the one who looks: only that there was something.
+    assert lab.eval(f"document.querySelector('#bob [data-id=\"{id}\"]')") is None
+    assert lab.eval("document.querySelectorAll('#bob .ghost').length") == 1
+
+
+def test_a_tab_without_an_echo_gets_none_live_nor_later(visitor: Profile, lab: Page) -> None:
+    other = arrive(visitor, "/lab")
+    say(lab, "no echo", quiet=True)
+    say(lab, "echo")
+    until_shown(lab, "ada", "echo")
+    until_shown(lab, "bob", "no echo")
+    until_shown(other, "ada", "no echo")
+    assert "no echo" not in feed(lab, "ada")
+    lab.do("await page.reload()")
+    until_shown(lab, "ada", "echo")
+    assert "no echo" not in feed(lab, "ada")
+
+
+def test_the_tabs_that_are_open_are_counted(visitor: Profile, lab: Page) -> None:
+    lab.until("document.getElementById('tabs').textContent === '1 tab here'")
+    board = arrive(visitor, "/")
+    lab.until("document.getElementById('tabs').textContent === '2 tabs here'")
+    board.until("document.getElementById('tabs').textContent === '2 tabs here'")
+    names = "[...document.querySelectorAll('#members li')].map((item) => item.textContent).join()"
+    before = lab.eval(names)
+    board.do("await page.reload()")
+    board.until(OPEN)
+    holds(lambda: lab.eval(names) == before, "a reload is no event", 1.0)
+    board.close()
+    lab.until("document.getElementById('tabs').textContent === '1 tab here'")
+
+
+def test_an_answer_goes_on_after_a_reload_with_nothing_missing(lab: Page) -> None:
+    click(lab, "[data-topic=woods]")
+    lab.until("document.querySelectorAll('#words span').length > 10", "it is being written")
+    lab.do("await page.reload()")
+    lab.until(OPEN)
+    lab.until("document.querySelector('#words.writing') !== null", "it is being written still")
+    lab.until(f"document.querySelectorAll('#words span').length === {len(TOPICS['woods'].words)}", "it is whole")
+    assert lab.eval("document.getElementById('words').textContent.trim()") == " ".join(TOPICS["woods"].words)
+    assert lab.eval("document.querySelectorAll('#words .again').length") > 10
+    lab.until("document.querySelector('#words.writing') === null", "it has ended")

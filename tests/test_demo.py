@@ -1,0 +1,288 @@
+"""The lab over HTTP: what may be posted, what is published of it, and an answer that is written once, whoever writes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bottle
+import pytest
+from demo_parts import running_demo
+from raw_http import Answer, ask
+from site_parts import Site
+from support import until
+
+from pgbus_gevent import Bus, Subscriber
+from pgbus_gevent.demo import answers, lab, visitors
+from pgbus_gevent.demo.answers import TOPICS, Writer
+from pgbus_gevent.testing.databases import TestDatabases
+
+TAB = "0123456789abcdef01234567"
+JSON = "application/json"
+CREATED = 201
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_demo(pgbus_databases.make()) as site:
+        yield site
+
+
+@pytest.fixture
+def post(site: Site) -> Callable[..., Answer]:
+    def post(path: str, body: Any, **headers: str) -> Answer:
+        text = body if isinstance(body, (str, bytes)) else json.dumps(body)
+        return ask(site.port, path, "POST", text, **{"Content_Type": JSON, **headers})
+
+    return post
+
+
+def attributes(site: Site, path: str = "/lab") -> dict[str, str]:
+    """What the page tells its script."""
+    page = ask(site.port, path).body.decode()
+    (body,) = re.findall(r"<body ([^>]*)>", page)
+    return dict(re.findall(r'data-([a-z-]+)="([^"]*)"', body))
+
+
+# pages ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/lab"])
+def test_a_page_has_nothing_in_it_that_its_policy_forbids(site: Site, path: str) -> None:
+    answer = ask(site.port, path)
+    policy = answer.headers["content-security-policy"]
+    assert answer.status == 200 and "default-src 'none'" in policy and "unsafe" not in policy
+    page = answer.body.decode()
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources and not [source for source in sources if source.startswith(("//", "http"))]
+    assert {"./", "lab"} <= set(sources)
+
+
+def test_the_lab_begins_with_the_newest_messages(site: Site) -> None:
+    ids = [site.bus.stream(lab.STREAM).broadcast(f"{n}") for n in range(lab.SHOWN + 3)]
+    found = attributes(site)
+    assert found["since"] == str(ids[2]) and found["watermark"] == str(ids[-1])
+
+
+def test_while_the_database_is_away_the_lab_says_so() -> None:
+    bus = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
+    app = bottle.Bottle()
+    lab.add_lab(app, bus, Writer(bus))
+    seen: list[str] = []
+    app({"REQUEST_METHOD": "GET", "PATH_INFO": "/lab"}, lambda status, headers, *more: seen.append(status))
+    assert seen[0].startswith("503")
+
+
+# who may post --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "none"},
+        {"Sec_Fetch_Site": "cross-site", "Origin": "http://127.0.0.1:PORT"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://127.0.0.1"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/lab/publish", "/lab/answer"])
+def test_a_page_of_another_site_cannot_post(
+    site: Site, post: Callable[..., Answer], path: str, headers: dict[str, str]
+) -> None:
+    head = site.bus.stream(lab.STREAM).last_id()
+    headers = {name: value.replace("PORT", str(site.port)) for name, value in headers.items()}
+    assert post(path, {"text": "evil", "topic": "sea"}, **headers).status == 403
+    assert site.bus.stream(lab.STREAM).last_id() == head
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Sec_Fetch_Site": "same-origin"}, {"Origin": "http://127.0.0.1:PORT"}, {}], ids=str
+)
+def test_our_own_page_can_and_what_is_no_browser(
+    site: Site, post: Callable[..., Answer], headers: dict[str, str]
+) -> None:
+    headers = {name: value.replace("PORT", str(site.port)) for name, value in headers.items()}
+    assert post("/lab/publish", {"text": "good"}, **headers).status == CREATED
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_form_of_another_site_can_send_is_not_taken(post: Callable[..., Answer], kind: str) -> None:
+    assert post("/lab/publish", {"text": "evil"}, Content_Type=kind).status == 415
+
+
+# publishing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_is_in_the_stream(site: Site, post: Callable[..., Answer]) -> None:
+    form = {"text": " <b>é</b> ", "event": "note", "audience": "admins", "exclude": TAB}
+    answer = post("/lab/publish", form)
+    id = json.loads(answer.body)["id"]
+    (message,) = site.bus.stream(lab.STREAM).read_after(id - 1, 1)
+    assert (message.id, message.data, message.event) == (id, "<b>é</b>", "note")
+    assert (message.visible_to, message.exclude) == ("admins", TAB)
+
+
+BAD: dict[str, tuple[Any, int]] = {
+    "not JSON": ("{", 400),
+    "not UTF-8": (b'{"text": "\xff"}', 400),
+    "deep": ("[" * 4000, 400),
+    "no object": ([], 400),
+    "no text": ({}, 400),
+    "an empty text": ({"text": "  "}, 400),
+    "a text that is none": ({"text": 7}, 400),
+    "a long text": ({"text": "x" * 501}, 400),
+    "a NUL": ({"text": "a\0b"}, 400),
+    "half a character": ('{"text": "\\ud800"}', 400),
+    "a long event": ({"text": "x", "event": "e" * 61}, 400),
+    "a reserved event": ({"text": "x", "event": "pgbus:shutdown"}, 400),
+    "an event of two lines": ({"text": "x", "event": "a\nb"}, 400),
+    "an event that is none": ({"text": "x", "event": ["a"]}, 400),
+    "another audience": ({"text": "x", "audience": "everybody"}, 400),
+    "an audience that is none": ({"text": "x", "audience": {"a": 1}}, 400),
+    "not a tab": ({"text": "x", "exclude": "me"}, 400),
+    "too much": ({"text": "x", "more": "y" * 5000}, 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_refused_and_not_published(site: Site, post: Callable[..., Answer], name: str) -> None:
+    head = site.bus.stream(lab.STREAM).last_id()
+    body, status = BAD[name]
+    answer = post("/lab/publish", body)
+    assert answer.status == status and answer.body
+    assert site.bus.stream(lab.STREAM).last_id() == head
+
+
+def test_what_was_missed_is_what_the_tab_would_have_been_given(site: Site, post: Callable[..., Answer]) -> None:
+    head = site.bus.stream(lab.STREAM).last_id()
+    forms = [{"text": "a"}, {"text": "b", "exclude": TAB}, {"text": "c", "audience": "admins"}]
+    ids = [json.loads(post("/lab/publish", form).body)["id"] for form in forms]
+    missed = json.loads(ask(site.port, f"/lab/missed?after={head}&tab={TAB}").body)
+    assert (missed["ids"], missed["watermark"]) == ([ids[0], ids[2]], ids[2])
+    assert ask(site.port, "/lab/missed?after=x").status == 400
+
+
+# who sees what -------------------------------------------------------------------------------------------------------
+
+
+def test_admins_see_what_is_for_admins_and_nobody_else_does(site: Site, post: Callable[..., Answer]) -> None:
+    with (
+        site.watch("demo%3Alab", "as=ada") as ada,
+        site.watch("demo%3Alab", "as=bob") as bob,
+        site.watch("demo%3Alab") as nobody,
+    ):
+        for client in (ada, bob, nobody):
+            client.next("pgbus:connected")
+        post("/lab/publish", {"text": "for admins", "audience": "admins"})
+        post("/lab/publish", {"text": "for all"})
+        assert [ada.next().data, ada.next().data] == ["for admins", "for all"]
+        assert (bob.next().data, nobody.next().data) == ("for all", "for all")
+
+
+@pytest.mark.parametrize("query", ["", "as=eve", "as=", "tab=" + TAB, "as=" + "&as=" * 300, "as=%ff"])
+def test_who_is_no_user_is_let_in_as_nobody_in_particular(query: str) -> None:
+    assert visitors.authorize({"QUERY_STRING": query}, "demo:lab") is True
+
+
+def test_a_tab_is_a_member_under_another_name_than_its_id() -> None:
+    found = visitors.authorize({"QUERY_STRING": f"as=ada&tab={TAB}"}, "demo:here")
+    assert isinstance(found, Subscriber) and found.member and found.member not in TAB
+    assert found.context["admin"] is True and len(found.context["presence"]["name"].split()) == 2
+    other = visitors.authorize({"QUERY_STRING": "as=bob&tab=../../etc"}, "demo:here")
+    assert isinstance(other, Subscriber) and other.member is None and other.context["admin"] is False
+
+
+def test_who_is_here_is_told(site: Site) -> None:
+    with site.watch("demo%3Ahere", f"as=ada&tab={TAB}"):
+        until(lambda: json.loads(ask(site.port, "/demo/here.json").body)["members"], "it is there")
+        found = json.loads(ask(site.port, f"/demo/here.json?tab={TAB}").body)
+        assert found["you"] in [member["member"] for member in found["members"]]
+        assert TAB not in json.dumps(found)
+
+
+# answers -------------------------------------------------------------------------------------------------------------
+
+
+def words(bus: Bus) -> list[tuple[int, str]]:
+    """What was published of the newest answer, place and word."""
+    found: list[tuple[int, str]] = []
+    for message in bus.stream(answers.STREAM):
+        if message.event == "answer.start":
+            found = []
+        elif message.event == "answer.word":
+            told = json.loads(message.data)
+            found.append((told["at"], told["text"]))
+    return found
+
+
+def ask_for(bus: Bus, topic: str) -> bool:
+    with bus.transaction() as cursor:
+        answers.prepare(cursor)
+        return answers.start(cursor, topic)
+
+
+def test_an_answer_that_is_asked_for_twice_is_written_once(site: Site, post: Callable[..., Answer]) -> None:
+    found = [post("/lab/answer", {"topic": topic}).status for topic in ("woods", "woods", "sea")]
+    assert found == [201, 200, 200]
+    whole = list(enumerate(TOPICS["woods"].words))
+    until(lambda: words(site.bus) == whole, "it is whole")
+
+
+def test_a_page_in_the_middle_of_an_answer_begins_with_its_first_message(
+    site: Site, post: Callable[..., Answer]
+) -> None:
+    until(lambda: post("/lab/answer", {"topic": "late"}).status == CREATED, "the one before is finished")
+    until(lambda: len(words(site.bus)) > 3, "it has begun")
+    found = attributes(site)
+    first, *_ = site.bus.stream(answers.STREAM).read_after(int(found["answer-since"]))
+    assert first.event == "answer.start" and json.loads(first.data)["topic"] == "late"
+    assert int(found["answer-watermark"]) > (first.id or 0)
+    until(lambda: len(words(site.bus)) == len(TOPICS["late"].words), "it is finished")
+
+
+@pytest.mark.parametrize("topic", ["nothing", "", 7, ["sea"]])
+def test_there_are_no_other_questions(post: Callable[..., Answer], topic: Any) -> None:
+    assert post("/lab/answer", {"topic": topic}).status == 400
+
+
+def test_of_two_writers_one_writes_and_the_other_goes_on_when_it_is_gone(pgbus_bus: Bus) -> None:
+    assert ask_for(pgbus_bus, "sea") and not ask_for(pgbus_bus, "woods")
+    one, other = Writer(pgbus_bus, pace=0.01), Writer(pgbus_bus, pace=0.01)
+    assert one.step() and one.step()
+    assert not other.step()
+    with pgbus_bus.transaction() as cursor:
+        cursor.execute("update demo_answers set leased_until = now() - interval '1 s'")
+    assert other.step() and not one.step()
+    other.wake()
+    other.wake()
+    until(lambda: len(words(pgbus_bus)) > 10, "it is written")
+    other.stop()
+    other.stop()
+    one.wake()  # at once: who stops leaves the lease
+    whole = list(enumerate(TOPICS["sea"].words))
+    until(lambda: words(pgbus_bus) == whole, "it is whole")
+    one.stop()
+    assert [message.event for message in pgbus_bus.stream(answers.STREAM)].count("answer.end") == 1
+
+
+def test_a_word_that_could_not_be_counted_is_not_published(pgbus_bus: Bus) -> None:
+    ask_for(pgbus_bus, "sea")
+    with pgbus_bus.transaction() as cursor:
+        cursor.execute("alter table demo_answers add constraint demo_few check (written < 2)")
+    writer = Writer(pgbus_bus, pace=0.01)
+    writer.wake()
+    until(lambda: len(words(pgbus_bus)) == 1, "the first word")
+    with pgbus_bus.transaction() as cursor:
+        cursor.execute("alter table demo_answers drop constraint demo_few")
+        cursor.execute("update demo_answers set leased_until = null")
+    until(lambda: writer.wake() or len(words(pgbus_bus)) > 5, "it goes on")  # type: ignore[func-returns-value]
+    writer.stop()
+    found = words(pgbus_bus)
+    assert found == list(enumerate(TOPICS["sea"].words))[: len(found)]
