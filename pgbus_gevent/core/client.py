@@ -139,6 +139,11 @@ class Subscription:
         self.waiting = False
         self.verified = False
 
+    @property
+    def lease(self) -> str:
+        """Names this place alone: a client keeps its id when it comes back, be it to another worker while this one thinks it here."""
+        return f"{self.client.id}.{id(self):x}"
+
 
 class Admission(NamedTuple):
     """Where a client starts, and the frame that tells it what it has missed, if anything."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -308,11 +307,11 @@ class Instance:
 
     def _joined(self, subscription: Subscription) -> None:
         stream, subscriber = subscription.log.name, subscription.place.subscriber
-        self.presence.joined(_lease(subscription), stream, subscriber.member, metadata_of(subscriber.context))
+        self.presence.joined(subscription.lease, stream, subscriber.member, metadata_of(subscriber.context))
 
     def _left(self, subscription: Subscription) -> None:
         self.reader.forget(subscription)
-        self.presence.left(_lease(subscription), subscription.log.name)
+        self.presence.left(subscription.lease, subscription.log.name)
 
     def _moved(self, log: StreamLog, new: int) -> None:
         self.counter.broadcast(log.name, new)
@@ -341,11 +340,6 @@ class Instance:
 def instances() -> list[Instance]:
     """Every Instance of this process that is in use; what a host starts after a fork and stops before it ends."""
     return list(_instances)
-
-
-def _lease(subscription: Subscription) -> str:
-    # Of this connection alone: a client keeps its id when it comes back, be it to another worker while this one thinks it here.
-    return f"{subscription.client.id}.{os.getpid():x}.{id(subscription):x}"
 
 
 def _left(deadline: float) -> float:
