@@ -141,7 +141,7 @@ class Subscription:
 
     @property
     def lease(self) -> str:
-        """Names this place alone: a client keeps its id when it comes back, be it to another worker while this one thinks it here."""
+        """Names this place alone: a client keeps its id when it comes back, be it to another worker."""
         return f"{self.client.id}.{id(self):x}"
 
 
