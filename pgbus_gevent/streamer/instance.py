@@ -95,6 +95,7 @@ class Instance:
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
         self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
+        self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()
         self._starting = RLock()
