@@ -1,4 +1,4 @@
-"""Tells the database every few seconds that this worker lives, and what it counts; consoles and metrics of other workers ask there."""
+"""Tells the database every few seconds that this worker lives, and what it counts: for the consoles and metrics of others."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ..core.registry import Registry
 from ..core.stream_counter import Counts, StreamCounter
 from ..streamer.dispatcher import breathe
 
-ROWS = 25
+ROWS = 15
 """Rows of a page."""
 
 _SLICE = 500  # rows that are made before everything else of the process has a turn

@@ -1,6 +1,7 @@
 // The console: one feed of what the worker counts, two tables that are asked for page by page. All that is shown is text.
 
-const WINDOW = 300; // seconds that the charts show
+const WINDOW = 300; // seconds that the charts show, or
+const LEAST_WINDOW = 60; // as long as the worker lives, but for so many
 const SMOOTH = 5; // seconds over which percentiles are taken
 const REFRESH = 2000; // milliseconds between two looks at a table
 const TRIES = 80; // connections until a worker that was asked for is given up
@@ -97,7 +98,8 @@ class Chart {
     svg.append(axis, this.area, ...this.lines, this.cursor);
     const ends = make("div", "", "ends");
     this.top = make("span");
-    ends.append(make("span", "5 min ago"), this.top, make("span", "now"));
+    this.left = make("span");
+    ends.append(this.left, this.top, make("span", "now"));
     this.box.append(svg, ends);
     this.pointed = null;
     svg.addEventListener("pointermove", (event) => {
@@ -114,7 +116,9 @@ class Chart {
   update() {
     this.values = this.series.map((make) => make(points));
     const end = points[points.length - 1].at;
-    const x = (n) => WIDTH * (1 - (end - points[n].at) / WINDOW);
+    this.span = Math.min(WINDOW, Math.max(LEAST_WINDOW, end - points[0].at));
+    this.left.textContent = `${age(this.span)} ago`;
+    const x = (n) => WIDTH * (1 - (end - points[n].at) / this.span);
     const most = Math.max(0, ...this.values.flat().filter((value) => value != null));
     const top = most > 0 ? most * 1.15 : 1;
     const y = (value) => HEIGHT - (value / top) * (HEIGHT - 3) - 0.8;
@@ -130,7 +134,7 @@ class Chart {
     const end = points[n].at;
     if (this.pointed == null) this.cursor.setAttribute("d", "");
     else {
-      const at = end - WINDOW * (1 - this.pointed);
+      const at = end - this.span * (1 - this.pointed);
       while (n > 0 && points[n].at > at) n -= 1;
       this.cursor.setAttribute("d", `M${WIDTH * this.pointed} 0V${HEIGHT}`);
     }
@@ -312,11 +316,12 @@ function facts() {
   else say($("fact-listener"), (point.listening ? "listening" : "not listening") + lostSo, point.listening ? "good" : "bad");
   const [used, most] = point.ring;
   say($("fact-ring"), `${size(used)} of ${size(most)}`, used > most * 0.9 ? "warn" : "");
+  const [busy, pool] = point.pool;
+  say($("fact-pool"), `${busy} of ${pool} in use`, busy >= pool ? "warn" : "");
   say($("fact-age"), age(point.at - hello.started));
   if (!slow) return;
-  const [busy, pool] = point.pool;
   if (slow.trouble) say($("fact-database"), "does not answer", "bad");
-  else say($("fact-database"), `answers in ${lasting(slow.answered)} · pool ${busy} of ${pool}`, busy >= pool ? "warn" : "");
+  else say($("fact-database"), `answers in ${lasting(slow.answered)}`);
   $("fact-database").title = slow.trouble ?? "";
   const off = slow.offset;
   say($("fact-clock"), off == null ? "–" : Math.abs(off) < 0.001 ? "as the database's" : `${lasting(Math.abs(off))} ${off > 0 ? "behind" : "ahead"}`, Math.abs(off) > 1 ? "warn" : "");
@@ -504,7 +509,7 @@ const streams = new Table("streams", "streams", "readers", "down", [
   number("messages", "number wide"),
   number("ring", "number wide"),
   { className: "number wide", build: counter },
-  { className: "number wide head", fill: (cell, data) => say(cell, String(data.head)) },
+  { className: "number wide head", fill: (cell, data) => { say(cell, data.head ? String(data.head) : "–"); cell.classList.toggle("zero", !data.head); } },
 ]);
 
 function counter(cell, data) {
