@@ -66,7 +66,7 @@ def _names() -> str:
 
 def _top_parser() -> Parser:
     summaries = {"serve": _SERVE, **{name: command.summary for name, command in COMMANDS.items()}}
-    listed = "\n".join(f"  {name:11} {summary}" for name, summary in summaries.items())
+    listed = "\n".join(f"  {name:12} {summary}" for name, summary in summaries.items())
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [ARGUMENT…]",
