@@ -37,7 +37,7 @@ returning extract(epoch from clock_timestamp())
 
 _ALL = """
 select w.id, w.host, w.pid, extract(epoch from clock_timestamp() - w.started_at), extract(epoch from clock_timestamp() - w.seen_at),
-       w.facts
+       case when %s then w.facts else w.facts - 'samples' end
 from pgbus.workers w
 where w.seen_at > clock_timestamp() - make_interval(secs => %s)
 order by w.host, w.pid
@@ -68,9 +68,9 @@ class Fleet:
         """A worker ends."""
         self._all("delete from pgbus.workers where id = %s", (id,))
 
-    def workers(self) -> list[Worker]:
-        """Those that live, as far as they told, by host and process id."""
-        rows = self._all(_ALL, (EXPIRES,))
+    def workers(self, *, samples: bool = False) -> list[Worker]:
+        """Those that live, as far as they told, by host and process id; with ``samples``, also all that they count."""
+        rows = self._all(_ALL, (samples, EXPIRES))
         return [Worker(id, host, pid, float(age), float(silent), facts) for id, host, pid, age, silent, facts in rows]
 
     def retained(self, stream: str) -> dict[str, Any]:

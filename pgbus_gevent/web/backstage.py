@@ -83,7 +83,7 @@ class Backstage:
         """What the workers beside this one last told: whoever scrapes gets one of them by chance."""
         try:
             with gevent.Timeout(ROLL_TIMEOUT):
-                workers = self._instance.database.fleet.workers()
+                workers = self._instance.database.fleet.workers(samples=True)
         except (DatabaseError, gevent.Timeout):
             return []
         return [

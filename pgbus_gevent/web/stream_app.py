@@ -241,7 +241,7 @@ class StreamApp:
 
     def _cors(self, environ: Environ) -> Headers:
         """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""
-        if not self._settings.cors_origins:
+        if not self._settings.cors_origins or self._is_for_operators(environ):
             return []
         headers = [("vary", "origin")]
         origin = environ.get("HTTP_ORIGIN")
@@ -251,6 +251,11 @@ class StreamApp:
                 ("access-control-allow-credentials", "true"),
             ]
         return headers
+
+    def _is_for_operators(self, environ: Environ) -> bool:
+        """Whether no page of another origin has any part in it, though it may read streams."""
+        path = requests.path_below(environ, self.prefix) or ""
+        return path.startswith(("/console", "/metrics"))
 
 
 def _permits(answer: object) -> bool:
