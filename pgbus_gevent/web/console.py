@@ -17,7 +17,6 @@ from urllib.parse import parse_qs
 
 import gevent
 
-from .. import __version__
 from ..core import sse
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
@@ -154,7 +153,7 @@ class Console:
             "worker": self._roll_call.id,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "version": __version__,
+            "version": process.release(),
             "started": self._roll_call.started_at,
             "max": settings.max_connections,
             "listen": settings.listen,

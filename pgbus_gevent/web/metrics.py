@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from time import time
 from typing import Any
 
-from .. import __version__, coalescer
+from ..coalescer import total_counts
 from ..core import events
 from ..core.exposition import Family, Histogram, Labels, Sample, by_label, labelled, one
 from ..streamer.instance import Instance
@@ -87,7 +87,10 @@ class Metrics:
     def _clients(self) -> Iterable[Family]:
         instance, total = self._instance, self._instance.counter.total
         yield Family(
-            "pgbus_info", "gauge", "The release that runs; always 1", [Sample("", (("version", __version__),), 1.0)]
+            "pgbus_info",
+            "gauge",
+            "The release that runs; always 1",
+            [Sample("", (("version", process.release()),), 1.0)],
         )
         yield one("pgbus_ready", "gauge", "1 while new clients can be served, else 0", float(instance.unready is None))
         yield one("pgbus_connections", "gauge", "Open stream connections", total.active_connections)
@@ -171,7 +174,7 @@ class Metrics:
         )
 
     def _extras(self) -> Iterable[Family]:
-        counts = coalescer.total_counts()
+        counts = total_counts()
         if counts.written:
             yield one("pgbus_coalesced_writes_total", "counter", "Writes that were held back", counts.written)
             yield one("pgbus_coalesced_replaced_total", "counter", "Of them, replaced by a later one", counts.replaced)

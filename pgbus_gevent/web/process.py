@@ -1,9 +1,10 @@
-"""What the kernel tells of this process, under the names that Prometheus's own libraries use."""
+"""What is to be told of this process: what the kernel knows, under the names that Prometheus's own libraries use, and the release."""
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 from functools import cache
 
 from ..core.exposition import Family, one
@@ -21,6 +22,11 @@ def families() -> list[Family]:
         one("process_max_fds", "gauge", "The most file descriptors that may be open", limit),
         one("process_start_time_seconds", "gauge", "When the process began, in Unix seconds", _started_at(os.getpid())),
     ]
+
+
+def release() -> str:
+    """The version of the package; it is the package's own module that tells, which stands above all floors."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
 
 
 def resident_bytes() -> float | None:
