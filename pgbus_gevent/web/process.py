@@ -1,4 +1,4 @@
-"""What is to be told of this process: what the kernel knows, under the names that Prometheus's own libraries use, and the release."""
+"""What is to be told of this process: the release, and what the kernel knows, as Prometheus's own libraries name it."""
 
 from __future__ import annotations
 

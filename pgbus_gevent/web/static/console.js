@@ -78,10 +78,24 @@ function draw(tag, className) {
   return made;
 }
 
+/** A scale from 0 up to the most, as a share of the height. */
+const linear = (values) => {
+  const most = Math.max(...values) * 1.15 || 1;
+  return (value) => value / most;
+};
+
+/** One on which ten times as much is a step, so that a median shows below an outlier. */
+const logarithmic = (values) => {
+  const low = Math.log(Math.min(...values) / 3);
+  const high = Math.log(Math.max(...values) * 1.6);
+  return (value) => Math.max(0, (Math.log(value) - low) / (high - low));
+};
+
 /** One chart: `series` make a line each of all points, `label` is what is said of the values at one point. */
 class Chart {
-  constructor(id, series, label) {
+  constructor(id, series, scale, label) {
     this.series = series;
+    this.scale = scale;
     this.label = label;
     this.box = $(id);
     this.value = this.box.querySelector(".value");
@@ -119,12 +133,13 @@ class Chart {
     this.span = Math.min(WINDOW, Math.max(LEAST_WINDOW, end - points[0].at));
     this.left.textContent = `${age(this.span)} ago`;
     const x = (n) => WIDTH * (1 - (end - points[n].at) / this.span);
-    const most = Math.max(0, ...this.values.flat().filter((value) => value != null));
-    const top = most > 0 ? most * 1.15 : 1;
-    const y = (value) => HEIGHT - (value / top) * (HEIGHT - 3) - 0.8;
+    const known = this.values.flat().filter((value) => value != null);
+    const most = Math.max(0, ...known);
+    const share = known.length ? this.scale(known) : () => 0;
+    const y = (value) => HEIGHT - share(value) * (HEIGHT - 3) - 0.8;
     this.lines.forEach((line, s) => line.setAttribute("d", path(this.values[s], x, y)));
     this.area.setAttribute("d", this.series.length === 1 ? filled(this.values[0], x, y) : "");
-    this.top.textContent = most > 0 ? `highest ${this.label(this.values.map(() => most), true)}` : "";
+    this.top.textContent = most > 0 ? `highest ${this.label(this.values.map(() => most))}` : "";
     this.tell();
   }
 
@@ -193,7 +208,7 @@ function percentile(bounds, counts, part) {
 }
 
 function counting(id, series, note) {
-  const chart = new Chart(id, [series], ([value]) => amount(value));
+  const chart = new Chart(id, [series], linear, ([value]) => amount(value));
   chart.show = (n, [value], when) => {
     chart.value.textContent = amount(value);
     chart.note.textContent = when || note(points[n]);
@@ -202,7 +217,7 @@ function counting(id, series, note) {
 }
 
 function timing(id, name) {
-  const chart = new Chart(id, [share(name, 0.5), share(name, 0.99)], ([value]) => lasting(value));
+  const chart = new Chart(id, [share(name, 0.5), share(name, 0.99)], logarithmic, ([value]) => lasting(value));
   chart.show = (n, [half, most], when) => {
     const [value, unit] = short(half);
     chart.value.replaceChildren(value, make("small", unit && ` ${unit}`));
