@@ -21,6 +21,7 @@ from support import until
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_counter import StreamCounter
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import operators
@@ -493,3 +494,21 @@ def test_only_so_many_warnings_are_kept_and_not_the_longest_whole() -> None:
     assert [warned.message.split()[0] for warned in warnings.newest()] == [str(n) for n in range(KEPT + 9, 9, -1)]
     assert max(len(warned.message) for warned in warnings.newest()) == 500
     assert package.handlers == before
+
+
+# the database is away -------------------------------------------------------------------------------------------------
+
+
+def test_the_console_says_that_the_database_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(**_: Any) -> Any:
+        gevent.sleep(10)
+
+    def fails(**_: Any) -> Any:
+        raise DatabaseUnavailable("it is away")
+
+    for answer, trouble in ((hangs, "no answer"), (fails, "it is away")):
+        monkeypatch.setattr(site.instance.database.fleet, "workers", answer)
+        with feed(site) as client:
+            slow = json.loads(client.next("slow").data)
+            assert (slow["trouble"], slow["fleet"]) == (trouble, None)
+            client.next("now")

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 
 from ..core.exposition import CONTENT_TYPE, Family, merged, render
+from ..database.fleet import Worker
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
 from ..streamer.roll_call import RollCall
@@ -81,11 +82,12 @@ class Backstage:
 
     def _of_the_others(self, known: list[Family]) -> list[list[Family]]:
         """What the workers beside this one last told: whoever scrapes gets one of them by chance."""
+        workers: list[Worker] = []
         try:
-            with gevent.Timeout(ROLL_TIMEOUT):
+            with gevent.Timeout(ROLL_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
                 workers = self._instance.database.fleet.workers(samples=True)
-        except (DatabaseError, gevent.Timeout):
-            return []
+        except DatabaseError:
+            pass
         return [
             of_worker(unpacked(worker.facts.get("samples"), known), worker.pid)
             for worker in workers

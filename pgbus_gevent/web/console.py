@@ -190,14 +190,17 @@ class Console:
             "offset": self._roll_call.clock_offset,
             "fleet": None,
             "answered": None,
+            "trouble": "no answer",
         }
         began = self._clock()
+        workers = None
         try:
-            with gevent.Timeout(_FLEET_TIMEOUT):
+            with gevent.Timeout(_FLEET_TIMEOUT, False):  # type: ignore[arg-type]  # False: without an exception
                 workers = self._instance.database.fleet.workers()
-        except (DatabaseError, gevent.Timeout) as error:
-            found["trouble"] = str(error) or "no answer"
-        else:
+        except DatabaseError as error:
+            found["trouble"] = str(error)
+        if workers is not None:
+            found["trouble"] = None
             found["answered"] = self._clock() - began
             found["fleet"] = [
                 {
