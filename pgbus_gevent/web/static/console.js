@@ -221,7 +221,7 @@ function timing(id, name) {
   chart.show = (n, [half, most], when) => {
     const [value, unit] = short(half);
     chart.value.replaceChildren(value, make("small", unit && ` ${unit}`));
-    chart.note.replaceChildren(make("span", "median", "key"), make("span", `99 % in ${lasting(most)}`, "key second"), when && ` · ${when}`);
+    chart.note.replaceChildren(make("span", "median", "key"), make("span", `p99 ${lasting(most)}`, "key second"), when && ` · ${when}`);
   };
   return chart;
 }
