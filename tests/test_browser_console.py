@@ -10,11 +10,13 @@ from typing import Any
 import gevent
 import pytest
 from browser_parts import Browser, Page, Profile, missing
+from program_parts import program
 from site_parts import Site, running_site
 from streamer_parts import FakeClient
 from support import holds, until
 
 from pgbus_gevent.core.client import Place
+from pgbus_gevent.database.schema import migrate
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of
@@ -212,6 +214,30 @@ def test_a_login_opens_it_and_a_wrong_token_does_not(browser: Browser, pgbus_dat
             client.next("pgbus:shutdown")
         click(page, "#logout button")
         until(lambda: page.eval("!!document.getElementById('token')"), "it is closed again")
+
+
+def test_another_worker_behind_the_same_port_can_be_chosen(
+    browser: Browser, pgbus_databases: TestDatabases, tmp_path: Path
+) -> None:
+    url = pgbus_databases.make_empty()
+    migrate(url)
+    arguments = ["-m", "pgbus_gevent.serve", "--workers", "2"]
+    with program(*arguments, database_url=url, cwd=tmp_path) as serving:
+        profile = Profile(browser, serving.url)
+        try:
+            page = profile.open(PATH)
+            for _ in range(2):
+                page.until("document.querySelectorAll('#fleet tbody button').length === 1", "both are listed", 20)
+                before = text(page, "#worker")
+                click(page, "#fleet tbody button")
+                until(lambda before=before: text(page, "#worker") != before, "it is the other one's")
+                until(lambda: count(page, "connections"), "its tables are there")
+            chosen = text(page, "#worker")
+            holds(lambda: text(page, "#worker") == chosen, "it stays", 3.0)
+            assert text(page, "#status") == "serving" and profile.errors == []
+        finally:
+            profile.close()
+        serving.stop()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
