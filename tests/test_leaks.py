@@ -49,7 +49,7 @@ class State:
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.greenlets = len(greenlets())
         self.watchers = gevent.get_hub().loop.activecnt
-        self.budget = instance._budget.used
+        self.budget = instance.budget.used
         self.rss = psutil.Process().memory_info().rss
 
     def grown(self, before: State) -> dict[str, Any]:
