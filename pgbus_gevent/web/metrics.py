@@ -27,6 +27,9 @@ _ENDS = {
     "client left", "error", "expired", "finished", "max-age", "replaced", "restart", "revoked", "sent data on an event stream",
     "slow-consumer", "unavailable",
 }  # fmt: skip
+_KINDS = ("open", "follow", "page")
+_REFUSALS = ("overloaded", "restart", "too-many-connections", "unavailable")
+_GAPS = ("ahead", "expired", "invalid-cursor")
 
 
 class Metrics:
@@ -37,11 +40,12 @@ class Metrics:
         self._roll_call = roll_call
         self.passes = Histogram(_PASS)
         self.latency = Histogram(_LATENCY)
-        self._reads: dict[str, Histogram] = {}
-        self._rows: Counter[str] = Counter()
-        self._ends: Counter[str] = Counter()
-        self._refusals: Counter[str] = Counter()
-        self._gaps: Counter[str] = Counter()
+        # With all that there can be, so that what has not happened yet is told as 0, and what happens first is an increase.
+        self._reads = {kind: Histogram(_READ) for kind in _KINDS}
+        self._rows = Counter(dict.fromkeys(_KINDS, 0))
+        self._ends = Counter(dict.fromkeys([_label(reason) for reason in [*_ENDS, ""]], 0))
+        self._refusals = Counter(dict.fromkeys(_REFUSALS, 0))
+        self._gaps = Counter(dict.fromkeys(_GAPS, 0))
         self._slow = 0
         subscribe = instance.events.subscribe
         subscribe(events.Passed, self._passed)
@@ -60,14 +64,11 @@ class Metrics:
             self.latency.observe(max(0.0, here - event.appended_at))
 
     def _read(self, event: events.Read) -> None:
-        if event.kind not in self._reads:
-            self._reads[event.kind] = Histogram(_READ)
         self._reads[event.kind].observe(event.seconds)
         self._rows[event.kind] += event.rows
 
     def _disconnected(self, event: events.Disconnected) -> None:
-        # What else there is are the names of what the system says: resets, timeouts, broken pipes.
-        self._ends[event.reason.replace(" ", "-") if event.reason in _ENDS else "connection-lost"] += 1
+        self._ends[_label(event.reason)] += 1
 
     def _refused(self, event: events.Refused) -> None:
         self._refusals[event.reason] += 1
@@ -185,6 +186,11 @@ class Metrics:
             presence = self._instance.presence
             yield one("pgbus_presence_connections", "gauge", "Connections with a member", len(presence))
             yield one("pgbus_presence_failing", "gauge", "1 while presence cannot be written", float(presence.failing))
+
+
+def _label(reason: str) -> str:
+    """For the reason of an end. What else there is are the names of what the system says: resets, timeouts, broken pipes."""
+    return reason.replace(" ", "-") if reason in _ENDS else "connection-lost"
 
 
 def of_worker(families: Iterable[Family], pid: int | None = None) -> list[Family]:
