@@ -48,6 +48,7 @@ setup(
             "uwsgi",
             "httpx-sse",
             "hypothesis",
+            "prometheus-client",
             "mypy",
             "ruff",
             "types-gevent",

@@ -10,12 +10,16 @@ from . import __version__
 from .bench.command import BENCH
 from .cli_commands import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
 from .cli_common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
-from .cli_operators import DISCONNECT
+from .cli_doctor import DOCTOR
+from .cli_operators import CONNECTIONS, DISCONNECT
 from .cli_tail import TAIL
 from .database import green
 from .errors import InvalidArgument
 
-COMMANDS = {command.name: command for command in (BROADCAST, TAIL, STREAMS, SIGN, DISCONNECT, MIGRATE, PRUNE, BENCH)}
+COMMANDS = {
+    command.name: command
+    for command in (BROADCAST, TAIL, STREAMS, CONNECTIONS, SIGN, DISCONNECT, MIGRATE, PRUNE, DOCTOR, BENCH)
+}
 
 _SERVE = "serve the streams to browsers, and an application beside them"
 
@@ -62,7 +66,7 @@ def _names() -> str:
 
 def _top_parser() -> Parser:
     summaries = {"serve": _SERVE, **{name: command.summary for name, command in COMMANDS.items()}}
-    listed = "\n".join(f"  {name:10} {summary}" for name, summary in summaries.items())
+    listed = "\n".join(f"  {name:12} {summary}" for name, summary in summaries.items())
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [ARGUMENT…]",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from time import time
 
 from . import casting
 from .bus import Bus
 from .cli_common import Command, database_settings, read_or_make_secret, schema_expected
-from .cli_output import width
+from .cli_output import table
 from .config import Settings
 from .core.names import Signer, check_name
 from .database import Database
@@ -116,23 +115,12 @@ def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
             print(json.dumps(entry, ensure_ascii=False))
     else:
         rows = [(name, f"{count:,}", str(last_id), _utc(at)) for name, count, last_id, at in found]
-        print("\n".join(_table(("STREAM", "MESSAGES", "LAST ID", "LAST AT"), rows, right=(1, 2))))
+        print("\n".join(table(("STREAM", "MESSAGES", "LAST ID", "LAST AT"), rows, right=(1, 2))))
     return 0
 
 
 def _utc(at: datetime) -> str:
     return at.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...]) -> list[str]:
-    """Lines with aligned columns; ``right`` are those that end together and do not begin together."""
-    widths = [max(map(width, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        pads = [" " * (full - width(cell)) for cell, full in zip(row, widths, strict=True)]
-        cells = [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 STREAMS = Command(
@@ -264,7 +252,7 @@ def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
             print(json.dumps({"stream": name, "removed": removed, "up_to": up_to}, ensure_ascii=False))
     elif found:
         rows = [(name, f"{removed:,}", str(up_to)) for name, (removed, up_to) in found]
-        print("\n".join(_table(("STREAM", "REMOVED", "UP TO"), rows, right=(1, 2))))
+        print("\n".join(table(("STREAM", "REMOVED", "UP TO"), rows, right=(1, 2))))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How ``tail`` shows messages, and gets them to stdout without holding anything else up."""
+"""How commands show tables and ``tail`` its messages, and how these get to stdout without holding anything else up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import select
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import gevent
 from gevent import monkey
@@ -70,6 +70,17 @@ def width(text: str) -> int:
 def _event(frame: ParsedFrame) -> str | None:
     # To a browser no event and this one are the same.
     return None if frame.event == "message" else frame.event
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...]) -> list[str]:
+    """Lines with aligned columns; ``right`` are those that end together and do not begin together."""
+    widths = [max(map(width, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        pads = [" " * (full - width(cell)) for cell, full in zip(row, widths, strict=True)]
+        cells = [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 class Output:

@@ -276,5 +276,10 @@ def close_all() -> None:
         coalescer.close()
 
 
+def total_counts() -> Counts:
+    """What became of the writes of all of this process."""
+    return Counts(*(sum(column) for column in zip(Counts(), *(one.counts for one in list(_coalescers)), strict=True)))
+
+
 # For a program that ends without closing its Bus.
 atexit.register(close_all)

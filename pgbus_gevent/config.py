@@ -108,7 +108,7 @@ class Settings:
         "lets its bearer broadcast over HTTP", words="none (no broadcasting over HTTP)")
     operator_token: str | None = _setting(
         None, kinds.token(), "Access", "--operator-token",
-        "lets its bearer see the console", words="none (the console is for loopback only)")
+        "lets its bearer see the console and the metrics", words="none (the console is for loopback only)")
     authorize: str | None = _setting(
         None, kinds.reference(), "Access", "--authorize",
         "a function that is asked who may watch a stream, given environ and stream", words="none (every verified name)")

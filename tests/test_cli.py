@@ -25,7 +25,9 @@ from pgbus_gevent.core.names import Signer
 from pgbus_gevent.errors import InvalidArgument, TokenExpired
 from pgbus_gevent.testing.databases import TestDatabases
 
-COMMANDS = ["serve", "broadcast", "tail", "streams", "sign", "migrate", "prune", "bench"]
+COMMANDS = [
+    "serve", "broadcast", "tail", "streams", "connections", "sign", "disconnect", "migrate", "prune", "doctor", "bench",
+]  # fmt: skip
 SECRET = "a secret of the test"
 
 

@@ -18,7 +18,7 @@ from pgbus_gevent.streamer.reader import Reader
 
 PARTS = [
     "dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "catch-up", "listener", "presence", "revocations",
-    "pruner",
+    "pruner", "roll-call",
 ]  # fmt: skip
 
 

@@ -26,7 +26,9 @@ def sizes(thing: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]
     if id(thing) in seen or isinstance(thing, Settings):
         return
     seen.add(id(thing))
-    if isinstance(thing, (dict, set, list, deque)):
+    if isinstance(thing, deque) and thing.maxlen is not None:
+        yield path, thing.maxlen  # what has an end may fill up
+    elif isinstance(thing, (dict, set, list, deque)):
         yield path, len(thing)
         inside = list(thing.items()) if isinstance(thing, Mapping) else list(enumerate(thing))
         for key, value in inside:
@@ -49,7 +51,7 @@ class State:
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.greenlets = len(greenlets())
         self.watchers = gevent.get_hub().loop.activecnt
-        self.budget = instance._budget.used
+        self.budget = instance.budget.used
         self.rss = psutil.Process().memory_info().rss
 
     def grown(self, before: State) -> dict[str, Any]:

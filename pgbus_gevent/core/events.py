@@ -58,12 +58,14 @@ class Passed(NamedTuple):
     """A pass over a stream's connections has ended; one event for all of them.
 
     It sent to so many ``connections``, and took so many ``seconds`` from its begin until the last one had been served; the turns of
-    other streams in between are among them.
+    other streams in between are among them. ``appended_at`` is when the oldest of its messages was appended, in Unix seconds of
+    the database's clock; None where no notification told.
     """
 
     stream: str
     connections: int
     seconds: float
+    appended_at: float | None = None
 
 
 class Read(NamedTuple):

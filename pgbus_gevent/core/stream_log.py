@@ -125,7 +125,7 @@ class StreamLog:
 
     __slots__ = (
         "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_max_bytes", "_max_frames",
-        "floor", "head", "horizon", "is_open", "name", "oldest",
+        "appended_at", "floor", "head", "horizon", "is_open", "name", "oldest",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -135,6 +135,7 @@ class StreamLog:
         self.oldest = 0  # the oldest retained id when the stream was last looked at
         self.horizon = 0  # the highest id that pruning had removed then
         self.is_open = False
+        self.appended_at: float | None = None  # of the oldest message that waits for a pass, where its ring told
         self._ids: list[int] = []
         self._frames: list[Frame] = []
         self._bytes = 0
@@ -233,6 +234,10 @@ class StreamLog:
             size += len(self._frames[end].data)
             end += 1
         return make_chunk(self._frames[start:end])
+
+    def missing(self, cursor: int) -> int:
+        """How many frames who stands at ``cursor`` lacks, as far as the ring knows."""
+        return len(self._ids) - bisect_right(self._ids, cursor)
 
     def back(self, count: int) -> int | None:
         """The cursor that ``count`` messages back amounts to; None where the ring does not reach so far."""

@@ -8,6 +8,7 @@ from ..config import Settings
 from ..errors import InvalidSetting
 from ..retention import Retention
 from .connect import connect
+from .fleet import Fleet
 from .notifications import ListenSession
 from .pool import Pool
 from .presence import PresenceQueries
@@ -42,6 +43,7 @@ class Database:
         )
         self.queries = Queries(self.pool)
         self.presence = PresenceQueries(self.pool)
+        self.fleet = Fleet(self.pool)
         self.pruning = Pruning(self.pool, Retention(settings.retention, settings.retention_patterns).keep)
 
     def listen(self) -> ListenSession:

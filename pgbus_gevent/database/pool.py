@@ -108,6 +108,11 @@ class Pool:
         else:
             self._idle.append((connection, monotonic()))
 
+    @property
+    def in_use(self) -> int:
+        """How many connections are taken out, or being opened."""
+        return 0 if self._pid != os.getpid() else self.size - int(self._free.counter)
+
     def discard_idle(self) -> None:
         """Close what is idle: after the server went away, all of it is dead."""
         try:

@@ -86,6 +86,7 @@ class StreamEventDispatcher:
         self._work = Event()
         self.sends = 0
         self.passes = 0
+        self.dropped = 0  # ephemeral messages
 
     # what the other parts tell
 
@@ -111,6 +112,7 @@ class StreamEventDispatcher:
                     "more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, log.name
                 )
             self._dropping = True
+            self.dropped += 1
             return
         self._ephemerals += 1
         self._turns.append(self._pass_ephemeral(log, frame))
@@ -150,7 +152,7 @@ class StreamEventDispatcher:
     def _pass(self, log: StreamLog) -> _Steps:
         # From here on a new frame queues another pass, behind the other streams.
         self._moved.discard(log)
-        head = log.head
+        head, appended_at, log.appended_at = log.head, log.appended_at, None
         began = now = self._clock()
         sent = 0
         chunks: dict[int, Chunk | None] = {}
@@ -181,7 +183,7 @@ class StreamEventDispatcher:
                 self.bring(subscription)
         self.sends += sent
         if self._passed.handlers:
-            self._passed.emit(Passed(log.name, sent, self._clock() - began))
+            self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
 
     def _bring_lagging(self) -> _Steps:
         served = 0

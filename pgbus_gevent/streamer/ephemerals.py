@@ -43,6 +43,7 @@ class Ephemerals:
         self._fetching = False
         self._dropping = False
         self._work = Event()
+        self.dropped = 0
 
     def take(self, message: Ephemeral) -> None:
         """A notification brought one."""
@@ -56,6 +57,7 @@ class Ephemerals:
                     "more than %d ephemeral messages wait: dropping new ones of %r", MAX_WAITING, message.stream
                 )
             self._dropping = True
+            self.dropped += 1
         else:
             self._queue.append(message)
             self._work.set()

@@ -95,11 +95,12 @@ class Instance:
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
         self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
+        self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()
         self._starting = RLock()
         _instances.add(self)
-        self._budget = RingBudget(self.settings.ring_budget)
+        self.budget = RingBudget(self.settings.ring_budget)
         self.registry = registry(self._make_log)
         queries = self.database.queries
         self.reader = reader(
@@ -209,7 +210,7 @@ class Instance:
         return Task(name, target, on_failure=self._failed)
 
     def _make_log(self, name: str) -> StreamLog:
-        return StreamLog(name, self._budget, max_frames=self.settings.ring_messages, max_bytes=self.settings.ring_bytes)
+        return StreamLog(name, self.budget, max_frames=self.settings.ring_messages, max_bytes=self.settings.ring_bytes)
 
     # life
 

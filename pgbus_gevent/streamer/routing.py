@@ -56,6 +56,8 @@ class WakeRouter:
         if log is None:
             return
         if log.follows(ring.prev_id):
+            if log.appended_at is None:
+                log.appended_at = ring.created_at
             self._on_moved(log, log.extend([ring]))
         elif ring.id > log.head:
             self._look(log)

@@ -29,6 +29,13 @@ class Answer(NamedTuple):
     headers: Headers
 
 
+class Flow(NamedTuple):
+    """An answer whose body comes bit by bit; ``chunks`` begins it."""
+
+    headers: Headers
+    chunks: Callable[[], Iterable[bytes]]
+
+
 class Refused(Exception):
     """Ends a request with :attr:`answer`."""
 

@@ -18,10 +18,12 @@ from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusE
 from ..streamer.clients import refusal_retry
 from ..streamer.instance import Instance
 from . import requests
+from .backstage import backstage_of
 from .element import element
 from .responses import (
     Answer,
     Environ,
+    Flow,
     Headers,
     Refused,
     StartResponse,
@@ -37,7 +39,7 @@ from .take_over import take_over
 logger = logging.getLogger("pgbus_gevent.web")
 
 Authorize = Callable[[Environ, str], "bool | Subscriber"]
-Found = Answer | StreamRequest
+Found = Answer | Flow | StreamRequest
 View = Callable[[Environ], Found]
 
 _READ = ("GET", "HEAD")
@@ -63,6 +65,7 @@ class StreamApp:
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
             "/pgbus.js": (_READ, element),
+            **backstage_of(instance).routes,
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -74,6 +77,9 @@ class StreamApp:
             found = refused.answer
         if isinstance(found, StreamRequest):
             return self._stream(found, environ, start_response, extra)
+        if isinstance(found, Flow):
+            start_response(status_line(200), [*found.headers, *extra])
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else found.chunks()
         return send(found, environ, start_response, extra)
 
     def _start(self) -> None:
@@ -235,7 +241,7 @@ class StreamApp:
 
     def _cors(self, environ: Environ) -> Headers:
         """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""
-        if not self._settings.cors_origins:
+        if not self._settings.cors_origins or self._is_for_operators(environ):
             return []
         headers = [("vary", "origin")]
         origin = environ.get("HTTP_ORIGIN")
@@ -245,6 +251,11 @@ class StreamApp:
                 ("access-control-allow-credentials", "true"),
             ]
         return headers
+
+    def _is_for_operators(self, environ: Environ) -> bool:
+        """Whether no page of another origin has any part in it, though it may read streams."""
+        path = requests.path_below(environ, self.prefix) or ""
+        return path.startswith(("/console", "/metrics"))
 
 
 def _permits(answer: object) -> bool:

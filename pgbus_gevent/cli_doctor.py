@@ -1,0 +1,264 @@
+"""The command ``doctor``: looks at what streams depend on, and says of each thing whether it is well, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import NamedTuple
+
+from .cli_common import FAILED, Command, database_settings
+from .config import Settings
+from .database import Database
+from .database.checks import Checks
+from .database.schema import migrations
+from .errors import DatabaseError, DatabaseUnavailable
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+OLDEST_SERVER = 140000
+_SPARE_DESCRIPTORS = 256  # beside those of streams; see serving.raise_descriptor_limit
+_HEARS = 2.0  # seconds for a notification to come back
+_SLOW = 0.05  # seconds of an answer
+
+_DOCTOR = """\
+Look at what the streams depend on: the database, its schema and the rights on it, LISTEN, clocks, limits, and what slows a
+database down. A line for each, with what to do where something is not well.
+
+Status 1 when something fails; warnings do not count. It changes nothing."""
+
+_EXAMPLES = """\
+examples:
+  pgbus-gevent doctor
+  pgbus-gevent doctor --database-url postgresql://app@db/shop --json | jq 'select(.level != "ok")'"""
+
+
+class Finding(NamedTuple):
+    """``level`` is ok, warn or fail; ``todo`` is empty where all is well."""
+
+    check: str
+    level: str
+    text: str
+    todo: str = ""
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """What is found, one after the other. Without a database only this machine is looked at."""
+    database = Database(settings)
+    checks = Checks(database.pool)
+    try:
+        reached = _reach(checks)
+        yield reached
+        if reached.level != FAIL:
+            for name, check in _CHECKS.items():
+                yield from _guarded(name, check, database, checks)
+    finally:
+        database.close()
+    yield _descriptors(settings)
+
+
+def _guarded(
+    name: str, check: Callable[[Database, Checks], Finding | None], database: Database, checks: Checks
+) -> Iterator[Finding]:
+    try:
+        found = check(database, checks)
+    except DatabaseError as error:
+        yield Finding(name, WARN, f"could not be looked at: {error}")
+    else:
+        if found is not None:
+            yield found
+
+
+def _reach(checks: Checks) -> Finding:
+    try:
+        number, name = checks.server()
+        began = monotonic()
+        checks.server()
+    except DatabaseError as error:
+        return Finding("database", FAIL, str(error), "check the URL, the password, and that the server runs")
+    took = monotonic() - began
+    text = f"PostgreSQL {name} answers in {took * 1000:.1f} ms"
+    if number < OLDEST_SERVER:
+        return Finding("database", FAIL, text, "PostgreSQL 14 or later is needed")
+    if took > _SLOW:
+        return Finding("database", WARN, text, "it is far away or busy; every publish waits that long")
+    return Finding("database", OK, text)
+
+
+def _role(database: Database, checks: Checks) -> Finding:
+    if checks.in_recovery():
+        return Finding("primary", FAIL, "this is a standby", "give the URL of the primary: a standby takes no LISTEN")
+    return Finding("primary", OK, "this is a primary")
+
+
+def _encoding(database: Database, checks: Checks) -> Finding:
+    encoding = checks.encoding()
+    if encoding == "UTF8":
+        return Finding("encoding", OK, "UTF8")
+    return Finding("encoding", FAIL, encoding, "make a database with encoding UTF8: names and data are Unicode")
+
+
+def _schema(database: Database, checks: Checks) -> Finding:
+    newest, version = migrations()[-1].version, checks.schema_version()
+    if version is None:
+        return Finding("schema", FAIL, "there is none", "run `pgbus-gevent migrate`, or start `serve`, which does")
+    if version < newest:
+        text = f"version {version}, this release has {newest}"
+        return Finding("schema", FAIL, text, "run `pgbus-gevent migrate`, or start `serve`, which does")
+    if version > newest:
+        return Finding("schema", FAIL, f"version {version}, this release knows {newest}", "install the newer release")
+    return Finding("schema", OK, f"version {version}")
+
+
+def _rights(database: Database, checks: Checks) -> Finding | None:
+    if checks.schema_version() != migrations()[-1].version:
+        return None
+    missing = checks.missing_rights()
+    if not missing:
+        return Finding("rights", OK, "this role may publish, read and prune")
+    text = f"this role has no {', '.join(missing)}"
+    if any("select on pgbus.messages" in right for right in missing):
+        return Finding("rights", FAIL, text, "grant it what docs/sql.md has for a reader")
+    return Finding(
+        "rights", WARN, text, "fine for a role that only does the rest; else see docs/sql.md, docs/retention.md"
+    )
+
+
+def _listen(database: Database, checks: Checks) -> Finding:
+    if not database.settings.listen:
+        return Finding("listen", OK, "off (listen=False): the database is polled")
+    try:
+        session = database.listen()
+    except DatabaseUnavailable as error:
+        return Finding("listen", FAIL, str(error), "check PGBUS_LISTEN_URL, and max_connections")
+    try:
+        began = monotonic()
+        if session.hears(_HEARS):
+            return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
+    finally:
+        session.close()
+    return Finding(
+        "listen",
+        FAIL,
+        "no notification comes back: the URL points at a pooler in transaction mode",
+        "give a direct URL in PGBUS_LISTEN_URL, or set PGBUS_LISTEN=off to poll",
+    )
+
+
+def _sessions(database: Database, checks: Checks) -> Finding:
+    used, most = checks.connections()
+    wanted = database.settings.workers * (database.settings.pool_size + 1)
+    text = f"{used} sessions of {most}; a server of these settings takes up to {wanted}"
+    if wanted > most:
+        return Finding("sessions", FAIL, text, "lower PGBUS_POOL_SIZE or PGBUS_WORKERS, or raise max_connections")
+    if used + wanted > most:
+        return Finding(
+            "sessions", WARN, text, "unless they are its own: lower PGBUS_POOL_SIZE, or raise max_connections"
+        )
+    return Finding("sessions", OK, text)
+
+
+def _clock(database: Database, checks: Checks) -> Finding:
+    offset = checks.clock_offset()
+    text = f"the server's is {abs(offset) * 1000:.0f} ms {'ahead of' if offset > 0 else 'behind'} this machine's"
+    if abs(offset) > 1.0:
+        return Finding("clock", WARN, text, "let both keep time by NTP: signed names expire by this machine's clock")
+    return Finding("clock", OK, text)
+
+
+def _transactions(database: Database, checks: Checks) -> Finding:
+    oldest = checks.oldest_transaction()
+    if oldest is None or oldest.seconds < 60:
+        return Finding("transactions", OK, "none is old")
+    who = f"process {oldest.pid} ({oldest.application or 'without a name'}, {oldest.state})"
+    text = f"{who} is in one for {_lasting(oldest.seconds)}"
+    if oldest.seconds < 600:
+        return Finding("transactions", OK, text)
+    todo = "end it if nobody needs it: nothing that was removed since can be vacuumed, and reads get slower"
+    return Finding("transactions", WARN, text, todo)
+
+
+def _queue(database: Database, checks: Checks) -> Finding:
+    usage = checks.queue_usage()
+    text = f"{usage:.1%} of the server's queue is in use"
+    if usage < 0.05:
+        return Finding("notifications", OK, text)
+    todo = "find the session that has LISTENed and does not read (the server's log names it): when it is full, commits fail"
+    return Finding("notifications", FAIL if usage > 0.5 else WARN, text, todo)
+
+
+def _dead_rows(database: Database, checks: Checks) -> Finding | None:
+    rows = checks.rows()
+    if rows is None:
+        return None
+    vacuumed = "never vacuumed" if rows.vacuumed is None else f"vacuumed {_lasting(rows.vacuumed)} ago"
+    text = f"about {rows.live:,} messages, {rows.dead:,} dead rows, {vacuumed}"
+    if not rows.autovacuum:
+        return Finding("vacuum", WARN, f"{text}; autovacuum is off", "turn it on, at least for pgbus.messages")
+    if rows.dead > 100_000 and rows.dead > 2 * rows.live:
+        return Finding(
+            "vacuum", WARN, text, "see transactions above; else let autovacuum run more often on pgbus.messages"
+        )
+    return Finding("vacuum", OK, text)
+
+
+_CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
+    "primary": _role,
+    "encoding": _encoding,
+    "schema": _schema,
+    "rights": _rights,
+    "listen": _listen,
+    "sessions": _sessions,
+    "clock": _clock,
+    "transactions": _transactions,
+    "notifications": _queue,
+    "vacuum": _dead_rows,
+}
+
+
+def _descriptors(settings: Settings) -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + _SPARE_DESCRIPTORS
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        limit = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
+        return Finding("descriptors", OK, f"{limit} files may be open; {wanted:,} are enough")
+    text = f"{hard:,} files may be open, fewer than the {wanted:,} of {settings.max_connections:,} connections"
+    return Finding("descriptors", WARN, text, "raise it (ulimit -Hn, LimitNOFILE=), or lower PGBUS_MAX_CONNECTIONS")
+
+
+def _lasting(seconds: float) -> str:
+    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with check, level, text and todo")
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    failed = False
+    with database_settings(settings) as settings:
+        for found in findings(settings):
+            failed = failed or found.level == FAIL
+            if arguments.json:
+                print(json.dumps(found._asdict(), ensure_ascii=False), flush=True)
+                continue
+            print(f"{found.level:5}{found.check:15}{found.text}", flush=True)
+            if found.todo:
+                print(f"{'':20}→ {found.todo}", flush=True)
+    return FAILED if failed else 0
+
+
+DOCTOR = Command(
+    "doctor",
+    "look at what the streams depend on, and say what to do",
+    _DOCTOR,
+    _EXAMPLES,
+    ("database_url", "listen_url", "listen", "data_dir", "workers", "max_connections"),
+    _add,
+    _run,
+)

@@ -1,0 +1,94 @@
+"""Tells the database every few seconds that this worker lives, and what it counts: for the consoles and metrics of others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from time import time
+from typing import Any, Protocol
+
+import gevent
+
+from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+
+logger = logging.getLogger("pgbus_gevent.roll_call")
+
+INTERVAL = 5.0
+"""Seconds between two statements."""
+
+_FIRST = 0.5
+_GIVEN_UP = 300.0  # seconds until the next try of who may not write there, or has an older schema
+
+
+class Source(Protocol):
+    """What it needs of the database."""
+
+    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> float: ...
+    def leave(self, id: str) -> None: ...
+
+
+class RollCall:
+    """The greenlet that tells; :meth:`run` is its loop. ``facts`` gives what to tell, as JSON has it."""
+
+    def __init__(
+        self, source: Source, facts: Callable[[], Mapping[str, Any]], *, wall_clock: Callable[[], float] = time
+    ) -> None:
+        self._source = source
+        self._facts = facts
+        self._wall_clock = wall_clock
+        self._on_the_roll = False
+        self.id = ""
+        self.started_at = wall_clock()
+        self.clock_offset: float | None = None
+        """Seconds that the database's clock is ahead of ours, as of the quickest of the answers; None before the first."""
+        self._quickest = float("inf")
+
+    def run(self) -> None:
+        """Tell, for ever; take the worker off the roll at the end."""
+        self.id = secrets.token_hex(8)  # here, as a fork may lie before
+        self.started_at = self._wall_clock()
+        pause = _FIRST
+        try:
+            while True:
+                gevent.sleep(pause * random.uniform(0.75, 1.0))
+                try:
+                    pause = self._tell()
+                except Exception:
+                    # Who watches must not bring down what is watched.
+                    logger.exception("this worker cannot tell what it counts")
+                    pause = _GIVEN_UP
+        finally:
+            if self._on_the_roll:
+                self._leave()
+
+    def _tell(self) -> float:
+        """After how many seconds to tell again."""
+        began = self._wall_clock()
+        try:
+            there = self._source.beat(self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts())
+        except (DatabaseUnavailable, PoolTimeout):
+            # Others speak of that; a statement at the end would only make the end late.
+            self._on_the_roll = False
+            return INTERVAL
+        except DatabaseError as error:
+            self._on_the_roll = False
+            logger.info("this worker is on nobody's roll (the console shows it alone): %s", error)
+            return _GIVEN_UP
+        self._on_the_roll = True
+        took = self._wall_clock() - began
+        if took >= 0:
+            self._quickest *= 1.05  # clocks drift, so that no measurement is the best for ever
+            if took <= self._quickest:
+                self._quickest = took
+                self.clock_offset = there - (began + took / 2)
+        return INTERVAL
+
+    def _leave(self) -> None:
+        try:
+            self._source.leave(self.id)
+        except (DatabaseError, PoolTimeout):
+            pass  # it expires

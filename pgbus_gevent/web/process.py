@@ -1,0 +1,58 @@
+"""What is to be told of this process: the release, and what the kernel knows, as Prometheus's own libraries name it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from functools import cache
+
+from ..core.exposition import Family, one
+
+
+def families() -> list[Family]:
+    """CPU, memory and descriptors; what this system does not tell is left out."""
+    cpu = os.times()
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = float("inf") if soft == resource.RLIM_INFINITY else float(soft)
+    return [
+        one("process_cpu_seconds_total", "counter", "CPU time, user and system, in seconds", cpu.user + cpu.system),
+        one("process_resident_memory_bytes", "gauge", "Resident memory in bytes", resident_bytes()),
+        one("process_open_fds", "gauge", "Open file descriptors", open_descriptors()),
+        one("process_max_fds", "gauge", "The most file descriptors that may be open", limit),
+        one("process_start_time_seconds", "gauge", "When the process began, in Unix seconds", _started_at(os.getpid())),
+    ]
+
+
+def release() -> str:
+    """The version of the package; it is the package's own module that tells, which stands above all floors."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
+
+
+def resident_bytes() -> float | None:
+    """The resident memory in bytes; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return float(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+def open_descriptors() -> float | None:
+    """How many file descriptors are open; None where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1.0  # less the one that reads the folder
+    except OSError:
+        return None
+
+
+@cache
+def _started_at(pid: int) -> float | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            ticks = float(file.read().rpartition(")")[2].split()[19])
+        with open("/proc/stat", encoding="ascii") as file:
+            (boot,) = (float(line.split()[1]) for line in file if line.startswith("btime "))
+    except (OSError, ValueError):
+        return None
+    return boot + ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,99 @@
+"""A worker's place on the roll: told, kept up, taken off at the end, and never a reason not to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+import pytest
+from support import until
+
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
+from pgbus_gevent.streamer import roll_call
+from pgbus_gevent.streamer.roll_call import RollCall
+
+
+class Roll:
+    """The table, in memory; ``error`` is raised instead of an answer, ``ahead`` is how far its clock is."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Mapping[str, Any]]] = []
+        self.left: list[str] = []
+        self.error: Exception | None = None
+        self.ahead = 0.0
+        self.clock: Callable[[], float] = lambda: 0.0
+
+    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> float:
+        if self.error is not None:
+            raise self.error
+        self.told.append((id, facts))
+        return self.clock() + self.ahead
+
+    def leave(self, id: str) -> None:
+        self.left.append(id)
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INTERVAL", "_FIRST", "_GIVEN_UP"):
+        monkeypatch.setattr(roll_call, name, 0.01)
+
+
+def test_a_worker_tells_again_and_again_and_leaves_at_the_end() -> None:
+    roll = Roll()
+    call = RollCall(roll, lambda: {"connections": 7})
+    greenlet = gevent.spawn(call.run)
+    until(lambda: len(roll.told) >= 3, "it tells")
+    greenlet.kill()
+    assert {id for id, _ in roll.told} == {call.id} == set(roll.left)
+    assert roll.told[0][1] == {"connections": 7}
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("away"), DatabaseError("denied", "42501")])
+def test_where_it_cannot_tell_it_tries_again_and_says_no_goodbye(error: DatabaseError) -> None:
+    roll = Roll()
+    roll.error = error
+    call = RollCall(roll, dict)
+    greenlet = gevent.spawn(call.run)
+    gevent.sleep(0.05)
+    assert not greenlet.dead
+    greenlet.kill()
+    assert roll.left == []
+    greenlet = gevent.spawn(call.run)
+    roll.error = None
+    until(lambda: roll.told, "it tells")
+    greenlet.kill()
+
+
+def test_what_cannot_be_counted_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    broken = True
+
+    def facts() -> Mapping[str, Any]:
+        if broken:
+            raise ZeroDivisionError
+        return {}
+
+    roll = Roll()
+    greenlet = gevent.spawn(RollCall(roll, facts).run)
+    until(lambda: "cannot tell" in caplog.text, "it says so")
+    broken = False
+    until(lambda: roll.told, "it goes on")
+    greenlet.kill()
+
+
+def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
+    roll = Roll()
+    now = [1000.0]
+    roll.clock, roll.ahead = (lambda: now[0]), 3.0
+    call = RollCall(roll, dict, wall_clock=lambda: now[0])
+    call._tell()
+    assert call.clock_offset == pytest.approx(3.0)
+
+    def slow(*arguments: Any) -> float:
+        now[0] += 10.0  # on the way there
+        return now[0] + 3.0
+
+    roll.beat = slow  # type: ignore[method-assign]
+    call._tell()
+    assert call.clock_offset == pytest.approx(3.0)
