@@ -15,6 +15,7 @@ from .config import Settings
 from .core.filters import Filters
 from .core.names import PublicNames, Signer, check_data, check_event, check_keys, check_label, check_name
 from .database import Database, queries
+from .database import using as statements
 from .database.batch import Outgoing
 from .database.queries import Cursor, Publication
 from .errors import InvalidArgument
@@ -67,23 +68,43 @@ class Bus:
 
     def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
         """The path of a stream on the server that serves it: signed, or bare where there is no secret and the name is public."""
-        if not self.settings.secret and name in PublicNames(self.settings.public):
-            written = quote(check_name(name), safe="")
-        else:
-            written = self.sign(name, expires_in=expires_in)
-        return f"{self.settings.prefix}/streams/{written}"
+        return f"{self.settings.prefix}/streams/{self._written(name, expires_in)}"
 
-    def stream_tag(self, name: str, *, expires_in: float | None = None, using: Cursor | None = None) -> Html:
-        """The element that follows a stream from the moment of the page: its path and the watermark, as HTML.
+    def _written(self, name: str, expires_in: float | None) -> str:
+        if not self.settings.secret and name in PublicNames(self.settings.public):
+            return quote(check_name(name), safe="")
+        return self.sign(name, expires_in=expires_in)
+
+    def stream_tag(self, *names: str, expires_in: float | None = None, using: Cursor | None = None) -> Html:
+        """The element that follows a stream, or several, from the moment of the page: path and watermark of each, as HTML.
 
         With ``using`` the watermark is that of the transaction in which the page's contents are read, so that page and stream agree
         exactly. Templates that know ``__html__`` (Jinja2) take it as it is; in Bottle's SimpleTemplate write ``{{!…}}``.
         """
-        watermark = self.stream(name).last_id(using=using)
-        path = escape(self.stream_path(name, expires_in=expires_in), quote=True)
+        if len(names) == 1:
+            return self.stream_tags(*names, expires_in=expires_in, using=using)[0]
+        if not names:
+            raise InvalidArgument("stream_tag takes the names of one stream or more")
+        places = zip(names, self._watermarks(names, using), strict=True)
+        query = "&".join(f"stream={self._written(name, expires_in)}&since={watermark}" for name, watermark in places)
+        return self._tag(f"{self.settings.prefix}/streams?{query}")
+
+    def stream_tags(self, *names: str, expires_in: float | None = None, using: Cursor | None = None) -> list[Html]:
+        """An element for each of these streams, with their watermarks of one moment and one query."""
+        return [
+            self._tag(self.stream_path(name, expires_in=expires_in), f' since-id="{watermark}"')
+            for name, watermark in zip(names, self._watermarks(names, using), strict=True)
+        ]
+
+    def _watermarks(self, names: Sequence[str], using: Cursor | None) -> list[int]:
+        for name in names:
+            check_name(name)
+        return self.database.queries.last_ids(names) if using is None else statements.last_ids(using, names)
+
+    def _tag(self, source: str, since: str = "") -> Html:
         heartbeat = self.settings.heartbeat
         told = "" if heartbeat == _ELEMENT_HEARTBEAT else f' heartbeat="{heartbeat:g}"'
-        return Html(f'<pgbus-stream-source src="{path}" since-id="{watermark}"{told}></pgbus-stream-source>')
+        return Html(f'<pgbus-stream-source src="{escape(source, quote=True)}"{since}{told}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
@@ -102,7 +123,7 @@ class Bus:
         if using is None:
             self.database.queries.disconnect(owner)
         else:
-            queries.disconnect(using, owner)
+            statements.disconnect(using, owner)
 
     def close(self) -> None:
         """Publish what is held back, and close the connections. May be called again; the next use opens new ones."""
@@ -173,7 +194,7 @@ class Stream:
         if target is not None:
             raise InvalidArgument("target is for coalesce: give both, or neither")
         if using is not None:
-            send = queries.broadcast_ephemeral if ephemeral else queries.broadcast_on_commit
+            send = statements.broadcast_ephemeral if ephemeral else statements.broadcast_on_commit
             send(using, self.name, data, publication)
             return None
         if ephemeral:
@@ -202,7 +223,7 @@ class Stream:
 
     def last_id(self, *, using: Cursor | None = None) -> int:
         """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""
-        return self._queries.last_id(self.name) if using is None else queries.last_id(using, self.name)
+        return self._bus._watermarks([self.name], using)[0]
 
     def read_after(self, cursor: int, limit: int = 500) -> list[Message]:
         """At most ``limit`` messages above ``cursor``, oldest first."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
+from time import time
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gevent
 import psycopg2
@@ -311,3 +315,35 @@ print(len(ticks))
         [sys.executable, "-c", program, pgbus_database], capture_output=True, text=True, timeout=30, check=True
     )
     assert int(found.stdout) >= 5
+
+
+# tags
+
+
+def test_tags_of_many_streams_cost_one_query(bus: Bus, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{stream} {n}" for n in range(3)]
+    heads = [bus.stream(name).broadcast("x") for name in names[:2]] + [0]
+    asked: list[str] = []
+    ask = bus.database.queries._all
+    monkeypatch.setattr(
+        bus.database.queries, "_all", lambda statement, *rest: asked.append(statement) or ask(statement, *rest)
+    )
+    tags = bus.stream_tags(*names)
+    assert len(asked) == 1
+    assert [f'since-id="{head}"' in tag for tag, head in zip(tags, heads, strict=True)] == [True] * 3
+    tag = bus.stream_tag(*names)
+    assert len(asked) == 2
+    source = unescape(re.findall('src="([^"]*)"', tag)[0])
+    path, _, query = source.partition("?")
+    assert path == "/pgbus/streams"
+    fields = parse_qsl(query)
+    assert [value for key, value in fields if key == "since"] == [str(head) for head in heads]
+    assert [bus.signer.verify(value, time())[0] for key, value in fields if key == "stream"] == names
+    with bus.transaction() as cursor:
+        assert bus.stream_tags(*names, using=cursor) == tags
+
+
+def test_a_tag_of_no_stream_is_refused(bus: Bus) -> None:
+    with pytest.raises(InvalidArgument):
+        bus.stream_tag()
+    assert bus.stream_tags() == []

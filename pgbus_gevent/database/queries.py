@@ -141,6 +141,10 @@ left join lateral (
 order by s.n, m.msg_id
 """
 
+LAST_IDS = """
+select pgbus.last_id(s.stream) as last_id from unnest(%s::text[]) with ordinality as s(stream, n) order by s.n
+"""
+
 # Not `exists`, which the planner may turn into a join that reads the whole table.
 _MOVED = """
 select (select m.msg_id from pgbus.messages m order by m.msg_id desc limit 1), array(
@@ -216,6 +220,10 @@ class Queries:
             self._all(batch.STATEMENT, batch.parameters(messages))
 
     # asking
+
+    def last_ids(self, streams: Sequence[str]) -> list[int]:
+        """The id of each stream's newest message, or 0, in one statement and one snapshot."""
+        return [int(row[0]) for row in self._all(LAST_IDS, (list(streams),))]
 
     def last_id(self, stream: str) -> int:
         """The id of the stream's newest message, or 0."""
@@ -324,25 +332,3 @@ class Queries:
             "select id, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)", (list(ids),)
         )
         return {int(row[0]): (row[1], row[2], row[3], row[4]) for row in rows}
-
-
-def broadcast_on_commit(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
-    """Queue one message in the transaction of ``cursor``, an application's own: its errors stay psycopg2's."""
-    cursor.execute("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
-
-
-def broadcast_ephemeral(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
-    """Reach who is connected once the transaction of ``cursor`` commits."""
-    cursor.execute("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
-
-
-def last_id(cursor: Cursor, stream: str) -> int:
-    """The stream's newest id in the snapshot of the transaction of ``cursor``."""
-    cursor.execute("select pgbus.last_id(%s) as last_id", (stream,))
-    row = cursor.fetchone()
-    return int(row["last_id"] if isinstance(row, dict) else row[0])  # an application may use a RealDictCursor
-
-
-def disconnect(cursor: Cursor, owner: str) -> None:
-    """End every connection of an owner once the transaction of ``cursor`` commits."""
-    cursor.execute("select pgbus.disconnect(%s)", (owner,))

@@ -43,9 +43,10 @@ class Heartbeat:
         self._interval = interval
         self._write_deadline = write_deadline
         self._admit_deadline = admit_deadline
-        # A connection that stops reading just after it was looked at is found late by this much at the most.
-        self._look = min(interval, write_deadline / 4, admit_deadline)
-        self._tick = min(_MAX_TICK, self._look / 4)
+        # Seldom enough that nearly each look is a heartbeat. One that stops reading just after it was looked at is found at the
+        # next, before its deadline is over, and is looked at again when that is.
+        self._look = min(interval * _SPREAD, write_deadline)
+        self._tick = min(_MAX_TICK, self._look / 4, admit_deadline / 4)
         self._on_end = on_end
         self._clock = clock
         self._wall_clock = wall_clock
@@ -55,8 +56,8 @@ class Heartbeat:
 
     def watch(self, client: Client) -> None:
         """A connection was opened."""
-        delay = self._look * random.uniform(0.5, 1.0)
-        self._place(client, self._clock(), min(delay, self._until_expiry(client)))
+        now = self._clock()
+        self._place(client, now, self._delay(client, now) * random.uniform(0.5, 1.0))
 
     def forget(self, client: Client) -> None:
         """A connection has ended."""
@@ -99,8 +100,18 @@ class Heartbeat:
         if client.admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
             client.send(frame, now)
             self.sent += 1
-        quiet_at = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
-        delay = min(self._look, max(self._tick, quiet_at - now))
+        return self._delay(client, now)
+
+    def _delay(self, client: Client, now: float) -> float:
+        """After how many seconds there may be something to do for a client."""
+        due = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
+        if client.blocked_since is not None:
+            due = client.blocked_since + self._write_deadline
+        elif not client.admitted:
+            due = client.opened_at + self._admit_deadline
+        if client.ends_at is not None:
+            due = min(due, client.ends_at)
+        delay = max(self._tick, min(self._look, due - now))
         return delay if client.closed else min(delay, self._until_expiry(client))
 
     def _until_expiry(self, client: Client) -> float:

@@ -109,8 +109,8 @@ class FakeQueries:
         event, visible_to, exclude = publication[:3]
         self.sent.append(Message(stream, id, now, event or None, data, visible_to, exclude))
 
-    def last_id(self, stream: str) -> int:
-        return _last_id(self.sent, stream)
+    def last_ids(self, streams: Sequence[str]) -> list[int]:
+        return [_last_id(self.sent, stream) for stream in streams]
 
     def read_after(self, stream: str, after: int, limit: int) -> list[Message]:
         if after < 0:
@@ -200,7 +200,7 @@ class FakeCursor:
             _check_key(parameters[5] if len(parameters) > 5 else None)
             self._queued.append((statement, parameters))
         elif "pgbus.last_id" in statement:
-            self._rows = [(_last_id(self._snapshot, parameters[0]),)]
+            self._rows = [(_last_id(self._snapshot, stream),) for stream in parameters[0]]
         else:
             self._queries.statements.append((statement, parameters))
             self._rows = self._queries.answers.pop(0) if self._queries.answers else []
