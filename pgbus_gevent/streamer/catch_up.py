@@ -39,6 +39,9 @@ MAX_SHARE = 0.2
 TAIL_ROWS = 1000
 """Messages that one tail reads. Where more are new it gives way to a probe, which goes by streams, not by messages."""
 
+TAIL_REST = 0.02
+"""The longest rest after a tail, in seconds: it takes long only where the database is busy, and brings the more the later it is."""
+
 FEW_STREAMS = 200
 """Of so many streams or fewer, a tail names those that it wants; with more that would cost more than it saves."""
 
@@ -81,6 +84,7 @@ class CatchUp:
         self._tail = Tail()
         self._probed = -PROBE_AFTER
         self._next_probe = 0.0
+        self._flooded = False
         self.sweeps = 0
 
     def ring(self) -> None:
@@ -109,7 +113,7 @@ class CatchUp:
                 # A probe of ten thousand streams keeps the next probe waiting, not the tails.
                 self._next_probe = self._clock() + rest
             else:
-                gevent.sleep(rest)
+                gevent.sleep(min(rest, TAIL_REST))
 
     def _pause(self) -> None:
         """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""
@@ -145,12 +149,16 @@ class CatchUp:
         self._tail.saw([row.id for row in rows], now)
         if len(rows) >= TAIL_ROWS:
             self._probed = -PROBE_AFTER
+            self._flooded = True
         taken = [self._take(row) for row in rows]
         return any(taken)
 
     def _probe(self, heads: dict[str, int]) -> bool:
         newest, names = self._source.moved(heads)
-        self._tail.move(newest)
+        if self._tail.top is None or self._flooded:
+            # Not else: below the newest there may be ids that are about to commit, which only a tail remembers.
+            self._tail.move(newest)
+            self._flooded = False
         found = False
         for name in names:
             log = self._registry.log(name)
