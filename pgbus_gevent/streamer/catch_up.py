@@ -27,7 +27,7 @@ from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.catch_up")
 
-AFTER_RING = (0.004, 0.05, 0.25)
+AFTER_RING = (0.004, 0.012, 0.05, 0.25)
 """Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe."""
 
 PROBE_AFTER = 1.0
