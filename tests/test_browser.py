@@ -132,7 +132,7 @@ def test_the_parser_takes_bytes_cut_anywhere(page: Page, size: int) -> None:
 
 
 def test_frames_reach_the_page_whatever_the_chunks(tabs: Profile, front: Front) -> None:
-    hello = b'event: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":0}]}\n\n'
+    hello = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
     frame = "id: 1\ndata: é\n\n".encode()
     front.intercept = says(hello[:30], hello[30:] + frame[:12], frame[12:], silence=0.3)
     tabs.open(front.page(element("x"))).until_data(["é"])
@@ -237,7 +237,8 @@ def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
 
 
 def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Front, stream: str) -> None:
-    hello = b'retry: 100\n\nevent: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":0}]}\n\n'
+    told = b'{"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}'
+    hello = b"retry: 100\n\nevent: pgbus:connected\ndata: " + told + b"\n\n"
     front.intercept = says(hello, silence=7.5)
     page = tabs.open(front.page(element(stream, 'heartbeat="1"')))
     page.until_open()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgbus_gevent.config import Settings
-from pgbus_gevent.database import Database, queries
+from pgbus_gevent.database import Database, using
 from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
 from pgbus_gevent.errors import DatabaseError, InvalidArgument
 
@@ -281,24 +281,24 @@ def test_large_ephemerals_are_found_by_their_numbers(asking: Queries, sql: Sessi
 
 def test_a_transaction_is_committed_at_the_end_of_its_block(asking: Queries, sql: Session, stream: str) -> None:
     with asking.transaction() as cursor:
-        queries.broadcast_on_commit(cursor, stream, "a", Publication())
+        using.broadcast_on_commit(cursor, stream, "a", Publication())
         assert sql.data(stream) == []
     assert sql.data(stream) == ["a"]
 
 
 def test_a_transaction_is_rolled_back_when_the_block_raises(asking: Queries, sql: Session, stream: str) -> None:
     with pytest.raises(ZeroDivisionError), asking.transaction() as cursor:
-        queries.broadcast_on_commit(cursor, stream, "a", Publication())
+        using.broadcast_on_commit(cursor, stream, "a", Publication())
         _ = 1 / 0
     with pytest.raises(DatabaseError), asking.transaction() as cursor:
-        queries.broadcast_on_commit(cursor, stream, "b", Publication())
+        using.broadcast_on_commit(cursor, stream, "b", Publication())
         cursor.execute("select 1 / 0")
     assert sql.data(stream) == []
 
 
 def test_an_error_at_the_commit_is_translated(asking: Queries, sql: Session, stream: str) -> None:
     with pytest.raises(DatabaseError) as failed, asking.transaction("repeatable read") as cursor:
-        queries.broadcast_on_commit(cursor, stream, "late", Publication(key="k"))
+        using.broadcast_on_commit(cursor, stream, "late", Publication(key="k"))
         sql.call("broadcast", stream, "first", key="k")
     assert failed.value.sqlstate == "40001"
 
@@ -336,10 +336,10 @@ def test_the_watermark_can_be_had_with_an_applications_own_cursor(
 ) -> None:
     [id] = publish(sql, stream, "x")
     with psycopg2.connect(database) as connection, connection.cursor(cursor_factory=factory) as cursor:
-        assert queries.last_id(cursor, stream) == id
+        assert using.last_ids(cursor, [stream, f"{stream} none"]) == [id, 0]
     connection.close()
 
 
 def test_in_an_applications_own_transaction_errors_stay_psycopg2s(sql: Session, stream: str) -> None:
     with raises("22023"), sql.connection.cursor() as cursor:
-        queries.broadcast_on_commit(cursor, "", "x", Publication())
+        using.broadcast_on_commit(cursor, "", "x", Publication())
