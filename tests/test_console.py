@@ -370,6 +370,7 @@ def test_streams_and_connections_are_listed(site: Site) -> None:
         (connection,) = site.instance.registry.clients()
         assert (row["id"], row["streams"], row["state"]) == (connection.id, ["demo:list"], "live")
         assert (row["lag"], row["address"], 0 <= row["age"] < 20) == (0, "127.0.0.1", True)
+        assert row["bytes"] >= len(client.raw) > 100
         assert told(site, "retained?stream=demo:list")["count"] == 1
     until(lambda: not told(site, "streams")["rows"], "it has left")
 

@@ -69,8 +69,8 @@ class Client(ABC):
     """
 
     __slots__ = (
-        "address", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "recheck", "subscriptions",
-        "turn",
+        "address", "bytes_sent", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "recheck",
+        "subscriptions", "turn",
     )  # fmt: skip
 
     def __init__(self, id: str, request: StreamRequest, *, now: float) -> None:
@@ -81,6 +81,7 @@ class Client(ABC):
         self.recheck = request.recheck
         self.opened_at = now
         self.last_sent = now
+        self.bytes_sent = 0  # what still waits for it included
         self.subscriptions: tuple[Subscription, ...] = ()
         self.turn = 0  # which of them is the first to be served when it can take more
         self.reason: str | None = None

@@ -50,6 +50,7 @@ class BodyConnection(Client):
 
     def send(self, data: bytes, now: float) -> None:
         self.last_sent = now
+        self.bytes_sent += len(data)
         if self._waiting_since is None:
             self._waiting_since = now
         self._parts.append(data)

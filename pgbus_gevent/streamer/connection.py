@@ -47,11 +47,15 @@ class Connection(Client):
         self.last_sent = now
         if self._head:
             data, self._head = self._head + data, b""
+        self.bytes_sent += len(data)
         self._writer.write(data, now)
 
     def send_extra(self, data: bytes, now: float) -> bool:
         self.last_sent = now
-        return self._writer.write_extra(data, now)
+        taken = self._writer.write_extra(data, now)
+        if taken:
+            self.bytes_sent += len(data)
+        return taken
 
     def finish(self, farewell: bytes, now: float) -> None:
         self._writer.finish(self._head + farewell, now)

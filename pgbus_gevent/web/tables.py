@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
 
 
 STREAM_COLUMNS = ("name", "readers", "behind", "rate", "messages", "head", "ring")
-CONNECTION_COLUMNS = ("id", "streams", "owner", "address", "age", "lag", "state")
+CONNECTION_COLUMNS = ("id", "streams", "owner", "address", "age", "bytes", "lag", "state")
 
 
 class Tables:
@@ -121,6 +121,7 @@ class Tables:
             "owner": client.owner or "",
             "address": client.address,
             "age": round(now - client.opened_at, 1),
+            "bytes": client.bytes_sent,
             "lag": lag,
             "state": state,
             "blocked": None if blocked is None else round(now - blocked, 1),

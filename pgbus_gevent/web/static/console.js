@@ -551,6 +551,7 @@ const connections = new Table("connections", "connections", "age", "down", [
   { className: "owner wide", fill: (cell, data) => { say(cell, data.owner || "–"); cell.title = data.owner; cell.classList.toggle("zero", !data.owner); } },
   { className: "address wide", fill: (cell, data) => say(cell, data.address || "–") },
   { className: "number wide", fill: (cell, data) => say(cell, age(data.age)) },
+  { className: "number wide", fill: (cell, data) => say(cell, size(data.bytes)) },
   number("lag"),
   { className: "state", fill: (cell, data) => say(cell, data.blocked == null ? data.state : `blocked ${age(data.blocked)}`, LEVELS[data.state]) },
   { className: "number", build: kicker },
