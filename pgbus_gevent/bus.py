@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from html import escape
-from time import time
+from time import monotonic, time
 from typing import Any
 from urllib.parse import quote
 
@@ -42,7 +42,7 @@ class Bus:
         if settings is not None and (options or database_url is not None):
             raise InvalidArgument("give settings, or single ones by keyword, not both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
-        self.filters = Filters()
+        self.filters = Filters(monotonic)
         self.signer = Signer(self.settings.secret)
         self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
         """What holds back messages that are broadcast with ``coalesce``; its ``counts`` tell what became of them."""

@@ -42,6 +42,16 @@ def test_an_unknown_label_lets_nobody_see_and_says_so_once(caplog: pytest.LogCap
     assert warnings(caplog) == ["the filter 'admins' is not registered: messages visible to it are not delivered"]
 
 
+def test_it_says_so_again_after_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    filters = Filters(lambda: now[0])
+    for now[0] in (0.0, 30.0, 59.0, 60.0, 100.0, 120.0):
+        filters.permits("nobody", None, "orders")
+        filters.permits("others", None, "orders")
+    assert caplog.text.count("'nobody' is not registered") == 3
+    assert caplog.text.count("'others' is not registered") == 3
+
+
 def test_a_predicate_that_raises_lets_nobody_see_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     filters = Filters()
     filters.register("admins", lambda context, stream: context.is_admin)

@@ -10,6 +10,12 @@ from ..errors import InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.filters")
 
+QUIET_SECONDS = 60.0
+"""How long a label that was complained of is not spoken of again."""
+
+MAX_LABELS = 1000
+"""Labels that are complained of; there may be as many as messages."""
+
 NOBODY = "\0"
 """The label of what nobody may see; no label in a table has this character."""
 
@@ -18,18 +24,22 @@ Predicate = Callable[[Any, str], bool]
 
 
 class Filters:
-    """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed."""
+    """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed.
 
-    def __init__(self) -> None:
+    The log says so, for each label once a minute by ``clock``, once for good without one.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._predicates: dict[str, Predicate] = {}
-        self._complained: set[str] = set()
+        self._complained: dict[str, float] = {}
+        self._clock = clock
 
     def register(self, label: str, predicate: Predicate) -> None:
         """Let messages with ``visible_to=label`` reach connections for whose context ``predicate`` says True."""
         if not label or not callable(predicate):
             raise InvalidArgument("a filter needs a label and a callable that takes (context, stream)")
         self._predicates[label] = predicate
-        self._complained.discard(label)
+        self._complained.pop(label, None)
 
     def share(self, other: Filters) -> None:
         """Have the predicates of ``other`` from now on, those that it gets later included; and it those of this one."""
@@ -52,6 +62,10 @@ class Filters:
             return False
 
     def _complain(self, label: str, what: str) -> None:
-        if label not in self._complained and len(self._complained) < 1000:
-            self._complained.add(label)
+        now = self._clock() if self._clock is not None else 0.0
+        last = self._complained.get(label)
+        if last is None and len(self._complained) >= MAX_LABELS:
+            return
+        if last is None or now - last >= QUIET_SECONDS:
+            self._complained[label] = now
             logger.warning("%s not delivered", what)
