@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import closing
 from datetime import datetime, timezone
 from time import time
 
@@ -103,12 +104,8 @@ def _add_streams(parser: argparse.ArgumentParser) -> None:
 
 
 def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings, schema_expected():
-        database = Database(settings)
-        try:
-            found = database.queries.streams()
-        finally:
-            database.close()
+    with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+        found = database.queries.streams()
     if arguments.json:
         for name, count, last_id, at in found:
             entry = {"stream": name, "messages": count, "last_id": last_id, "last_at": _utc(at)}
@@ -192,12 +189,8 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings:
-        database = Database(settings)
-        try:
-            applied = database.migrate()
-        finally:
-            database.close()
+    with database_settings(settings) as settings, closing(Database(settings)) as database:
+        applied = database.migrate()
     known = migrations()
     for migration in known:
         if migration.version in applied:
@@ -241,12 +234,8 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings, schema_expected():
-        database = Database(settings)
-        try:
-            found = _prune_all(database.pruning, settings.forget_after)
-        finally:
-            database.close()
+    with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+        found = _prune_all(database.pruning, settings.forget_after)
     if arguments.json:
         for name, (removed, up_to) in found:
             print(json.dumps({"stream": name, "removed": removed, "up_to": up_to}, ensure_ascii=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from typing import Any
 
 from .bus import Bus
@@ -65,12 +66,8 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
 
 
 def _connections(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings, schema_expected():
-        database = Database(settings)
-        try:
-            workers = database.fleet.workers()
-        finally:
-            database.close()
+    with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+        workers = database.fleet.workers()
     if arguments.json:
         for worker in workers:
             print(json.dumps(_entry(worker), ensure_ascii=False))

@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import psutil
 from raw_http import Answer, ask
-from support import PATIENCE, free_port, until
+from support import PATIENCE, free_port, run, session, until
 
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.plugin import SECRET
@@ -258,3 +258,22 @@ def shutdown_retry(client: StreamClient) -> int:
     assert 'event: pgbus:shutdown\ndata: {"reason":"restart"}' in tail, tail
     found = re.findall(r"retry: (\d+)", tail)
     return int(found[-1])
+
+
+def publish(url: str, data: str, stream: str = "orders") -> int:
+    with session(url) as connection:
+        return int(run(connection, "select pgbus.broadcast(%s, %s)", stream, data)[0][0])
+
+
+def check_streams(served: Host, database_url: str, client: StreamClient, slow: StreamClient) -> None:
+    """Two clients are connected: messages come, one that leaves is noticed, one that takes nothing is closed."""
+    assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
+    ids = [publish(database_url, f"{n}") for n in range(3)]
+    assert [client.next().id for _ in ids] == [str(id) for id in ids]
+    served.live().close()
+    until(lambda: served.about()[2] == 2, "the one that left was noticed")
+    slow.pause()
+    for _ in range(20):
+        publish(database_url, "x" * 900_000)
+    until(lambda: served.about()[2] == 1, "the slow one was closed")
+    until(lambda: len(client.messages) == 23, "the other has all")

@@ -14,17 +14,12 @@ from time import monotonic
 
 import gevent
 import pytest
-from host_parts import Browser, Host, gunicorn, host, shutdown_retry
+from host_parts import Browser, Host, check_streams, gunicorn, host, publish, shutdown_retry
 from support import received, run, session, stored, until
 
 from pgbus_gevent.testing.client import StreamClient
 
 CLIENTS = 200
-
-
-def publish(url: str, data: str, stream: str = "orders") -> int:
-    with session(url) as connection:
-        return int(run(connection, "select pgbus.broadcast(%s, %s)", stream, data)[0][0])
 
 
 class Publishing:
@@ -358,16 +353,7 @@ def test_the_same_application_under_gunicorns_own_workers(worker: str, tmp_path:
         served.live() as client,
         served.live() as slow,
     ):
-        assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
-        ids = [publish(pgbus_database, f"{n}") for n in range(3)]
-        assert [client.next().id for _ in ids] == [str(id) for id in ids]
-        served.live().close()
-        until(lambda: served.about()[2] == 2, "the one that left was noticed")
-        slow.pause()
-        for _ in range(20):
-            publish(pgbus_database, "x" * 900_000)
-        until(lambda: served.about()[2] == 1, "the slow one was closed")
-        until(lambda: len(client.messages) == 23, "the other has all")
+        check_streams(served, pgbus_database, client, slow)
         began = monotonic()
         served.signal()
         assert 1000 <= shutdown_retry(client) <= 5000

@@ -327,6 +327,24 @@ def test_ghosts_of_a_killed_worker_are_announced_by_another_once() -> None:
     assert memory.announced == [("join", "room", "ada"), ("join", "room", "max"), ("leave", "room", "ada")]
 
 
+def test_where_nobody_is_here_an_outage_is_said_once_too(
+    kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
+    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
+    memory, keeper = kept.memory, kept.keeper
+    memory.failure = DatabaseError("permission denied for table presence", "42501")
+    running(kept)
+    memory.now += 60
+    keeper._work.set()
+    wait_until(lambda: memory.statements.count("sweep") > 4)
+    (warning,) = caplog.records
+    assert "permission denied for table presence; grant this role what docs/sql.md names" in warning.message
+    memory.failure = None
+    wait_until(lambda: not keeper.failing)
+    assert caplog.records[-1].message == "presence works again"
+
+
 def test_without_the_database_connections_come_and_go_and_it_is_said_once(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

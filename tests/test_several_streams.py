@@ -213,6 +213,25 @@ def test_drops_at_any_moment_lose_and_repeat_nothing(site: Site, names: list[str
         assert seen(client, names) == wrote
 
 
+def test_an_id_resumes_all_streams_at_another_worker(
+    site: Site, pgbus_databases: TestDatabases, names: list[str]
+) -> None:
+    url = str(site.instance.settings.database_url)
+    query = "&".join(f"stream={name}&since=0" for name in names)
+    with running_site(url, public=("*",), ring_messages=20) as other, watch(site, query) as client:
+        client.next("pgbus:connected")
+        wrote: dict[str, list[str]] = {name: [] for name in names}
+        for n in range(60):
+            wrote[names[n % 3]].append(f"{n}")
+            site.bus.stream(names[n % 3]).broadcast(f"{n}")
+            if n % 7 == 0:
+                client.url = other.url if client.url == site.url else site.url
+                client.resume()
+                client.next("pgbus:connected")
+        until(lambda: len(client.messages) >= 60, "all came")
+        assert seen(client, names) == wrote
+
+
 # in the parts
 
 

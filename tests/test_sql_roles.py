@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -9,15 +10,21 @@ from pathlib import Path
 
 import psycopg2.extensions as ext
 import pytest
-from database_parts import Session, Sessions, opened_sessions, raises
+from database_parts import Session, Sessions, opened_sessions, raises, until
+from support import serving
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.database.schema import migrate
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.stream_app import StreamApp
 
 FORBIDDEN = "42501"
-OWNER, PUBLISHER, READER = (f"pgbus_test_{kind}_{os.getpid()}" for kind in ("owner", "publisher", "reader"))
+OWNER, PUBLISHER, READER, OPERATOR = ROLES = [
+    f"pgbus_test_{kind}_{os.getpid()}" for kind in ("owner", "publisher", "reader", "operator")
+]
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "sql.md").read_text(encoding="utf-8")
 
 
@@ -34,13 +41,13 @@ def database(pgbus_databases: TestDatabases) -> Iterator[str]:
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
         superuser = opener()
-        for role in (OWNER, PUBLISHER, READER):
+        for role in ROLES:
             superuser.run(f"create role {role}")
         superuser.run(f"create schema pgbus authorization {OWNER}")
     yield url
     pgbus_databases.drop(url)
     with opened_sessions(pgbus_databases.url) as opener:
-        for role in (OWNER, PUBLISHER, READER):
+        for role in ROLES:
             opener().run(f"drop role {role}")
 
 
@@ -60,7 +67,7 @@ def owner(owned: str, sessions: Sessions) -> Iterator[Session]:
     """The owner; what it granted is taken back."""
     session = sessions(role=OWNER)
     yield session
-    for role in (PUBLISHER, READER):
+    for role in ROLES[1:]:
         for kind in ("all tables in schema pgbus", "all sequences in schema pgbus", "schema pgbus"):
             session.run(f"revoke all on {kind} from {role}")
 
@@ -140,6 +147,41 @@ def test_the_documented_grants_are_enough_to_serve_and_not_to_publish(
         assert [message.data for message in bus.stream(stream)] == ["x"]
         with pytest.raises(DatabaseError, match="permission denied"):
             bus.stream(stream).broadcast("y")
+
+
+def test_the_documented_grants_are_enough_to_disconnect(owner: Session, sessions: Sessions) -> None:
+    for grant in documented_grants("operator"):
+        owner.run(grant.replace("to operator;", f"to {OPERATOR}"))
+    owner.run("insert into pgbus.revocations (owner, revoked_at) values ('old', now() - interval '2 hours')")
+    sessions(role=OPERATOR).call("disconnect", "ada")
+    assert owner.run("select owner from pgbus.revocations") == [("ada",)]
+
+
+def test_a_server_with_the_documented_grants_has_nothing_to_complain_of(
+    owned: str, owner: Session, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for grant in documented_grants("reader"):
+        owner.run(grant.replace("to reader;", f"to {READER}"))
+    settings = Settings(
+        database_url=as_role(owned, READER),
+        secret="a secret for tests alone",
+        public=("*",),
+        presence=("*",),
+        prune_interval=0,
+    )
+    with serving(
+        settings, app=lambda instance: StreamApp(instance, lambda *_: Subscriber("ada", member="ada"))
+    ) as server:
+        client = server.live(stream)
+        owner.call("broadcast", stream, "x")
+        until(lambda: any(frame.data == "x" for frame in client.messages), "the message came")
+        until(lambda: owner.run("select member from pgbus.presence_members(%s)", stream) == [("ada",)], "she is there")
+        # Each part has asked the database by then.
+        until(lambda: owner.one("select count(*) from pgbus.workers"), "it is on the roll")
+        owner.call("disconnect", "ada")
+        client.wait_closed()
+        until(lambda: not owner.run("select from pgbus.presence_members(%s)", stream), "she has gone")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_who_was_granted_nothing_can_do_nothing(owner: Session, sessions: Sessions, stream: str) -> None:

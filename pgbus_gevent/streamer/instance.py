@@ -81,6 +81,7 @@ class Instance:
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
         presence: Callable[..., PresenceKeeper] = PresenceKeeper,
         revocations: Callable[..., Revocations] = Revocations,
+        rechecks: Callable[..., Rechecks] = Rechecks,
         pruner: Callable[..., Pruner] = Pruner,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
@@ -199,7 +200,7 @@ class Instance:
             self._task("presence", self.presence.run),
         ]
         if self.settings.recheck:
-            self.rechecks = Rechecks(self.registry, interval=self.settings.recheck, on_end=self.clients.end)
+            self.rechecks = rechecks(self.registry, interval=self.settings.recheck, on_end=self.clients.end)
             self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))

@@ -179,11 +179,12 @@ class PresenceKeeper:
 
     def _failed(self, error: DatabaseError) -> None:
         if not self.failing:
-            hint = (
-                "run `python -m pgbus_gevent migrate`, as presence is not in the schema yet"
-                if error.sqlstate in ("42883", "42P01")  # no such function, no such table
-                else "clients stay connected, and what is missed is made up for when the database is back"
-            )
+            if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
+                hint = "run `python -m pgbus_gevent migrate`, as presence is not in the schema yet"
+            elif error.sqlstate == "42501":  # insufficient privilege
+                hint = "grant this role what docs/sql.md names for one that serves"
+            else:
+                hint = "clients stay connected, and what is missed is made up for when the database is back"
             logger.warning("who is present cannot be written, trying again: %s; %s", error, hint)
         self.failing = True
 
@@ -254,7 +255,12 @@ class PresenceKeeper:
 
     def _sweep(self) -> None:
         self._sweep_at = self._clock() + self._sweep_interval * random.uniform(0.75, 1.0)
-        due = self._source.sweep()
+        try:
+            due = self._source.sweep()
+        except DatabaseError:
+            # Tried again with everything else. Else a round with nothing to do would pass for the end of the outage.
+            self._sweep_at = self._clock()
+            raise
         if due is not None:
             # Soon after, and not all workers at once.
             self._sweep_at = min(self._sweep_at, self._clock() + max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05))

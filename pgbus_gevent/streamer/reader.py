@@ -79,7 +79,7 @@ class Reader:
         self._looking: set[StreamLog] = set()
         self._paging: set[StreamLog] = set()
         self._lowest_next: dict[StreamLog, bool] = {}
-        self._kept: deque[tuple[StreamLog, int, Page]] = deque(maxlen=PAGES_KEPT)
+        self._kept: deque[tuple[StreamLog, History, int]] = deque(maxlen=PAGES_KEPT)  # each with its last id
         self._work = Event()
         self.reads = 0
 
@@ -241,14 +241,14 @@ class Reader:
             self._work.set()
         return True
 
-    def _kept_page(self, log: StreamLog, cursor: int) -> tuple[int, Page] | None:
-        """A page that was read a moment ago and has what comes after ``cursor``.
+    def _kept_page(self, log: StreamLog, cursor: int) -> tuple[History, int] | None:
+        """A page that was read a moment ago and has what comes after ``cursor``, and its last id.
 
         Nothing new can lie within one, as ids follow commits; that something of it was pruned since harms nobody.
         """
-        for kept, start, page in self._kept:
-            if kept is log and start <= cursor < page.rows[-1].id:
-                return start, page
+        for kept, history, last in self._kept:
+            if kept is log and history.start <= cursor < last:
+                return history, last
         return None
 
     def _read_pages(self, starts: dict[StreamLog, int]) -> None:
@@ -258,13 +258,14 @@ class Reader:
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
         self._tell("page", pages, began)
         for (log, start), head, page in zip(starts.items(), heads, pages, strict=True):
-            if page.rows:
-                # By the time that it is looked at again there may be more.
-                self._kept.append((log, start, page._replace(more=True)))
-            else:
+            if not page.rows:
                 # All up to the head was there before the read: what is not there now was removed, by whatever hand.
                 page = page._replace(horizon=max(page.horizon, head))
-            self._serve_page(log, start, page)
+            history = History(page.rows, start=start, horizon=page.horizon)
+            if page.rows:
+                self._kept.append((log, history, page.rows[-1].id))
+            # When it is served again there may be more, so then it ends with its last message.
+            self._serve_page(log, history, page.rows[-1].id if page.more else MAX_ID)
 
     def _page_start(self, log: StreamLog) -> int:
         """Whose turn it is: by turns the lowest cursor and that of who waits longest.
@@ -279,17 +280,17 @@ class Reader:
             return min(subscription.cursor or 0 for subscription in waiting)
         return next(iter(waiting)).cursor or 0
 
-    def _serve_page(self, log: StreamLog, start: int, page: Page) -> None:
+    def _serve_page(self, log: StreamLog, history: History, end: int) -> None:
+        """Serve those who wait with a cursor from the page's start to below ``end``."""
         waiting = self._waiting.get(log, {})
-        end = page.rows[-1].id if page.more else MAX_ID
-        served = [subscription for subscription in waiting if start <= (subscription.cursor or 0) < end]
+        served = [subscription for subscription in waiting if history.start <= (subscription.cursor or 0) < end]
         for subscription in served:
             del waiting[subscription]
         if not waiting:
             self._waiting.pop(log, None)
             self._lowest_next.pop(log, None)
         try:
-            self._serve(log, History(page.rows, start=start, horizon=page.horizon), served)
+            self._serve(log, history, served)
         finally:
             # Whatever ended it: who is behind still has to be found so. Until here no pass could ask for the same again.
             for subscription in served:
