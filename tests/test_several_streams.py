@@ -16,6 +16,7 @@ from streamer_parts import FakeClient, Parts, wait_until
 from support import until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core import stream_log
 from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.core.cursor import composite_id, parse_composite
 from pgbus_gevent.core.sse_parser import ParsedFrame
@@ -286,6 +287,25 @@ def test_whatever_happens_each_stream_comes_whole_and_in_order(steps: list[tuple
             index, _, cursors = message.id.partition("~")
             found[NAMES[int(index)]].append(int(cursors.split(".")[int(index)]))
         assert found == {name: parts.table.ids(name) for name in NAMES}
+
+
+def test_a_message_is_encoded_once_however_many_connections_have_it_among_their_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[int] = []
+    encode = stream_log.encode
+    monkeypatch.setattr(stream_log, "encode", lambda row: encoded.append(row.id) or encode(row))
+    with Parts(ring_messages=100) as parts:
+        clients = [FakeClient(f"{n:024x}", on_drained=parts._drained) for n in range(10)]
+        for n, client in enumerate(clients):
+            # In another order for each, so that no two have the same ids.
+            parts.registry.add(client, [Place(name, since=0) for name in (*NAMES[n % 3 :], *NAMES[: n % 3])])
+            parts.dispatcher.bring(client.subscriptions[0])
+        wait_until(lambda: all(client.admitted for client in clients))
+        for name in NAMES:
+            parts.publish(name)
+        wait_until(lambda: all(len(client.messages) == 3 for client in clients))
+        assert sorted(encoded) == sorted(id for name in NAMES for id in parts.table.ids(name))
 
 
 # who comes back
