@@ -15,9 +15,10 @@ from typing import NamedTuple, NoReturn
 import gevent
 
 from . import logs
-from .config import Settings, add_flags, flags_given
+from .config import Settings
 from .database.embedded import EmbeddedPostgres
 from .errors import DatabaseError, InvalidArgument, PgbusError
+from .flags import add_flags, flags_given
 
 PROGRAM = "pgbus-gevent"
 

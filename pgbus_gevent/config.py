@@ -1,13 +1,11 @@
 """The one table of settings: each field of `Settings` is a keyword, a variable, a TOML key and perhaps a flag.
 
-`Settings.load` reads them from all of these places, `add_flags` and `flags_given` join it to argparse, and
-`settings_table` is the table of the documentation. Who owns the process (a program, a `Bus`) calls `Settings.load`
-once and passes on what it got.
+`Settings.load` reads them from all of these places. Who owns the process (a program, a `Bus`) calls it once and passes
+on what it got.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import logging
 import os
@@ -211,45 +209,16 @@ class Settings:
         given |= _from_toml(config or environ.get(f"{_PREFIX}CONFIG"))
         given |= _from_environ(environ)
         given |= _from_keywords(keywords)
-        entries = _entries()
-        return cls(**{name: _cast(entries[name], *value) for name, value in given.items()})
+        known = entries()
+        return cls(**{name: _cast(known[name], *value) for name, value in given.items()})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{entry.name}={_shown(entry, getattr(self, entry.name))!r}" for entry in fields(self))
         return f"{type(self).__name__}({shown})"
 
 
-def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds the flags of the settings ``names`` to ``parser``, or of all that have one; ``config`` is the TOML file.
-
-    A flag that is not used leaves None, so that variable, file and default have their turn in `Settings.load`.
-    Raises KeyError for a name without a flag.
-    """
-    flagged = {name: entry for name, entry in _entries().items() if entry.metadata["flag"]}
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in names or (*flagged, "config"):
-        if name == "config":
-            parser.add_argument("--config", metavar="FILE", help=f"a TOML file of settings ({_PREFIX}CONFIG)")
-            continue
-        title = flagged[name].metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add_flag(groups[title], flagged[name])
-
-
-def flags_given(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_flags` that were used, as keywords for `Settings.load`; other arguments are left out."""
-    names = {"config", *_entries()}
-    return {name: value for name, value in vars(namespace).items() if name in names and value is not None}
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table: flag, variable, default and meaning. TOML keys are the field names."""
-    head = "| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n"
-    return head + "".join(f"{_row(entry)}\n" for entry in _entries().values())
-
-
-def _entries() -> dict[str, Field[Any]]:
+def entries() -> dict[str, Field[Any]]:
+    """The fields of `Settings` by name, in their order."""
     return {entry.name: entry for entry in fields(Settings)}
 
 
@@ -294,7 +263,7 @@ def _from_toml(path: str | Path | None) -> dict[str, _Given]:
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
-    settings = {_variable(name): name for name in _entries()}
+    settings = {variable(name): name for name in entries()}
     _warn_of_strangers(environ, [*settings, f"{_PREFIX}CONFIG"])
     # The last one wins: DATABASE_URL is everybody's, PGBUS_DATABASE_URL is meant for us.
     order = {"DATABASE_URL": "database_url", **settings}
@@ -309,7 +278,7 @@ def _warn_of_strangers(environ: Iterable[str], known: list[str]) -> None:
 
 
 def _known(values: Mapping[str, object], source: str) -> Iterable[tuple[str, object]]:
-    names = list(_entries())
+    names = list(entries())
     for name in values:
         if name not in names:
             # The value stays hidden: it may be a secret under a misspelt name.
@@ -322,7 +291,8 @@ def _suggestion(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
     return f"{_PREFIX}{name.upper()}"
 
 
@@ -334,31 +304,3 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise InvalidSetting("listen_url", url, "only beside a database_url; the embedded server needs none")
     if (ring := settings.ring_bytes) > (budget := settings.ring_budget):
         raise InvalidSetting("ring_bytes", ring, f"at most ring_budget, {format_size(budget)}")
-
-
-def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any]) -> None:
-    about, flag = entry.metadata, entry.metadata["flag"]
-    meaning = f"{_meaning(entry)}; {_variable(entry.name)}; default: {_default(entry)}".replace("%", "%%")
-    if flag.startswith("--no-"):
-        # Both spellings, so that a flag can also turn on what the environment turned off.
-        group.add_argument(f"--{entry.name}", action=argparse.BooleanOptionalAction, help=meaning)
-        return
-    action = "append" if about["repeatable"] else "store"
-    group.add_argument(flag, dest=entry.name, metavar=about["kind"].metavar, action=action, help=meaning)
-
-
-def _row(entry: Field[Any]) -> str:
-    flag = f"`{entry.metadata['flag']}`" if entry.metadata["flag"] else ""
-    repeatable = " (repeatable)" if entry.metadata["repeatable"] else ""
-    variable = f"`{_variable(entry.name)}`" + (", then `DATABASE_URL`" if entry.name == "database_url" else "")
-    default = _default(entry) if entry.metadata["words"] else f"`{_default(entry)}`"
-    return f"| {flag}{repeatable} | {variable} | {default} | {_meaning(entry)} |"
-
-
-def _default(entry: Field[Any]) -> str:
-    return str(entry.metadata["words"] or entry.metadata["kind"].text(entry.default))
-
-
-def _meaning(entry: Field[Any]) -> str:
-    limits = entry.metadata["kind"].limits
-    return f"{entry.metadata['help']} ({limits})" if limits else str(entry.metadata["help"])

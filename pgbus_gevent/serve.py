@@ -18,10 +18,11 @@ from typing import Any
 from . import workers
 from .casting import redact_url
 from .cli_common import PROGRAM, Parser, program_errors, read_or_make_secret
-from .config import Settings, add_flags, flags_given
+from .config import Settings
 from .database import Database
 from .database.embedded import EmbeddedPostgres
 from .errors import InvalidSetting, PgbusError
+from .flags import add_flags, flags_given
 from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
 from .logs import configure

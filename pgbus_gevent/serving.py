@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from .bus import Bus
-from .config import Settings
+from .config import Settings, variable
 from .core.filters import Filters
 from .errors import InvalidArgument
 from .streamer import set_current
@@ -48,8 +48,8 @@ def build(settings: Settings, app_name: str | None, stack: ExitStack) -> tuple[I
     ``stack`` closes what was opened. Raises :class:`InvalidArgument` when there is no such application.
     """
     # So that an application's ``Bus()`` is on our database and signs what we verify, wherever we have them from.
-    os.environ["PGBUS_DATABASE_URL"] = str(settings.database_url)
-    os.environ["PGBUS_SECRET"] = ",".join(settings.secret)
+    os.environ[variable("database_url")] = str(settings.database_url)
+    os.environ[variable("secret")] = ",".join(settings.secret)
     instance = Instance(settings)
     set_current(instance)
     # For a start that fails half-way; after a regular stop there is nothing left to do.
@@ -161,7 +161,7 @@ def raise_descriptor_limit(connections: int) -> None:
 def variables(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these settings, but for those at a default of None or nothing."""
     given = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-    return {f"PGBUS_{name.upper()}": _text(value) for name, value in given.items() if value not in (None, ())}
+    return {variable(name): _text(value) for name, value in given.items() if value not in (None, ())}
 
 
 def _text(value: object) -> str:

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgbus_gevent.casting import default_data_dir, format_duration, format_size, parse_duration, parse_size, redact_url
-from pgbus_gevent.config import Settings, add_flags, flags_given, settings_table
+from pgbus_gevent.config import Settings
 from pgbus_gevent.errors import InvalidArgument, InvalidSetting
+from pgbus_gevent.flags import add_flags, flags_given, settings_table
 
 SECRET = "a-secret-of-the-tests"
 PASSWORD = "hunter2"
@@ -619,7 +620,7 @@ def test_the_table_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documented_table_is_that_of_the_fields() -> None:
-    """Made by: python -c 'from pgbus_gevent.config import settings_table; print(settings_table())'"""
+    """Made by: python -c 'from pgbus_gevent.flags import settings_table; print(settings_table())'"""
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     table = page.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
     assert table == settings_table()
