@@ -18,8 +18,8 @@ from ..core.client import Client
 
 _MAX_TICK = 0.25  # seconds
 
-_SPREAD = 1.25
-"""A heartbeat goes out after one to so many intervals: after a broadcast to all, all are quiet from the same moment on."""
+_SPREAD = 0.25
+"""Up to so many intervals more pass before a heartbeat: after a broadcast to all, all are quiet from the same moment on."""
 
 
 class Heartbeat:
@@ -45,7 +45,7 @@ class Heartbeat:
         self._admit_deadline = admit_deadline
         # Seldom enough that nearly each look is a heartbeat. One that stops reading just after it was looked at is found at the
         # next, before its deadline is over, and is looked at again when that is.
-        self._look = min(interval * _SPREAD, write_deadline)
+        self._look = min(interval * (1.0 + _SPREAD), write_deadline)
         self._tick = min(_MAX_TICK, self._look / 4, admit_deadline / 4)
         self._on_end = on_end
         self._clock = clock
@@ -57,7 +57,9 @@ class Heartbeat:
     def watch(self, client: Client) -> None:
         """A connection was opened."""
         now = self._clock()
-        self._place(client, now, self._delay(client, now) * random.uniform(0.5, 1.0))
+        self._place(
+            client, now, self._until(client, client.opened_at + self._admit_deadline, now) * random.uniform(0.5, 1.0)
+        )
 
     def forget(self, client: Client) -> None:
         """A connection has ended."""
@@ -87,49 +89,48 @@ class Heartbeat:
                 client, _ = clients.popitem()
                 delay = self._look_at(client, frame, now)
                 # One that is closing stays as long as something waits for it.
-                if not client.closed or client.blocked_since is not None:
+                if client.reason is None or client.blocked_since is not None:
                     self._place(client, now, delay)
             self._slots.pop(slot, None)
 
     def _look_at(self, client: Client, frame: bytes, now: float) -> float:
         """Do what is due for one client; after how many seconds to look again."""
-        reason = self._reason_to_end(client, now)
-        if reason is not None:
-            self._on_end(client, reason)
-            return self._look
-        if client.admitted and client.blocked_since is None and now - client.last_sent >= self._interval:
-            client.send(frame, now)
-            self.sent += 1
-        return self._delay(client, now)
-
-    def _delay(self, client: Client, now: float) -> float:
-        """After how many seconds there may be something to do for a client."""
-        due = client.last_sent + self._interval * random.uniform(1.0, _SPREAD)
-        if client.blocked_since is not None:
-            due = client.blocked_since + self._write_deadline
-        elif not client.admitted:
-            due = client.opened_at + self._admit_deadline
-        if client.ends_at is not None:
-            due = min(due, client.ends_at)
-        delay = max(self._tick, min(self._look, due - now))
-        return delay if client.closed else min(delay, self._until_expiry(client))
-
-    def _until_expiry(self, client: Client) -> float:
-        expires_at = client.expires_at
-        return math.inf if expires_at is None else max(0.0, expires_at - self._wall_clock())
-
-    def _reason_to_end(self, client: Client, now: float) -> str | None:
-        if client.blocked_since is not None and now - client.blocked_since >= self._write_deadline:
-            return "slow-consumer"
-        if client.closed:
+        blocked_since = client.blocked_since
+        if blocked_since is not None:
+            due = blocked_since + self._write_deadline
+            if due <= now:
+                return self._end(client, "slow-consumer")
+        if client.reason is not None:
             # It was told why, and still takes what waits for it; not a byte at a time for ever.
             if client.ends_at is None:
                 client.ends_at = now + self._write_deadline
-            return "slow-consumer" if now >= client.ends_at else None
-        if client.expires_at is not None and self._wall_clock() >= client.expires_at:
-            return "expired"
-        if client.ends_at is not None and now >= client.ends_at:
-            return "max-age"
-        if not client.admitted and now - client.opened_at >= self._admit_deadline:
-            return "unavailable"
-        return None
+            return self._end(client, "slow-consumer") if client.ends_at <= now else self._tick
+        if client.expires_at is not None and client.expires_at <= self._wall_clock():
+            return self._end(client, "expired")
+        if client.ends_at is not None and client.ends_at <= now:
+            return self._end(client, "max-age")
+        if blocked_since is None:
+            if client.admitted:
+                # As good as all come this way, every quarter of a minute: what it costs is what an idle connection costs.
+                if now - client.last_sent >= self._interval:
+                    client.send(frame, now)
+                    self.sent += 1
+                due = client.last_sent + self._interval * (1.0 + _SPREAD * random.random())
+            else:
+                due = client.opened_at + self._admit_deadline
+                if due <= now:
+                    return self._end(client, "unavailable")
+        return self._until(client, due, now)
+
+    def _end(self, client: Client, reason: str) -> float:
+        self._on_end(client, reason)
+        return self._tick
+
+    def _until(self, client: Client, due: float, now: float) -> float:
+        """After how many seconds to look, where ``due`` is known: no later than its end, nor than may go unnoticed."""
+        if client.ends_at is not None and client.ends_at < due:
+            due = client.ends_at
+        delay = max(self._tick, min(self._look, due - now))
+        if client.expires_at is not None:
+            delay = min(delay, max(0.0, client.expires_at - self._wall_clock()))
+        return delay

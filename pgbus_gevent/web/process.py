@@ -9,6 +9,8 @@ from functools import cache
 
 from ..core.exposition import Family, one
 
+_DESCRIPTORS = "/proc/self/fd"
+
 
 def families() -> list[Family]:
     """CPU, memory and descriptors; what this system does not tell is left out."""
@@ -41,7 +43,11 @@ def resident_bytes() -> float | None:
 def open_descriptors() -> float | None:
     """How many file descriptors are open; None where the system does not tell."""
     try:
-        return len(os.listdir("/proc/self/fd")) - 1.0  # less the one that reads the folder
+        # Linux 6.2 and later tell the number as the folder's size, which costs nothing; reading ten thousand names, every
+        # few seconds, is a sixth of the CPU of ten thousand idle connections.
+        return (
+            float(os.stat(_DESCRIPTORS).st_size) or len(os.listdir(_DESCRIPTORS)) - 1.0
+        )  # less the one that reads the folder
     except OSError:
         return None
 
