@@ -144,6 +144,7 @@ class StreamEventDispatcher:
     def _resume(self) -> None:
         """Find what a run that died left undone: who is behind shows by the cursors."""
         self._lagging.clear()
+        self._moved.clear()
         for log in self._registry.logs():
             self.moved(log)
             for subscription in self._registry.subscriptions(log.name):
@@ -153,9 +154,8 @@ class StreamEventDispatcher:
     # passes; each `yield` is where other streams have their turn
 
     def _pass(self, log: StreamLog) -> _Steps:
-        # From here on a new frame queues another pass, behind the other streams.
-        self._moved.discard(log)
-        head, appended_at, log.appended_at = log.head, log.appended_at, None
+        first = head = log.head
+        appended_at, log.appended_at = log.appended_at, None
         began = now = self._clock()
         sent = 0
         chunks: dict[int, Chunk | None] = {}
@@ -164,6 +164,10 @@ class StreamEventDispatcher:
             if n % SLICE == 0:
                 yield
                 now = self._clock()
+                if log.head != head:
+                    # What came meanwhile goes out with the rest; those who were served already get it from the next pass.
+                    head = log.head
+                    chunks.clear()
             cursor, client = subscription.cursor, subscription.client
             if cursor is None or cursor >= head or subscription.waiting or not _takes_bytes(client):
                 continue
@@ -187,6 +191,10 @@ class StreamEventDispatcher:
         self.sends += sent
         if self._passed.handlers:
             self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
+        # Only now: two passes over one stream would each look at all of its connections, and send to many of them twice.
+        self._moved.discard(log)
+        if log.head != first:
+            self.moved(log)
 
     def _bring_lagging(self) -> _Steps:
         served = 0
