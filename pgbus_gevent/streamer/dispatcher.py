@@ -32,14 +32,14 @@ CHUNK_BYTES = 64 * 1024
 SLICE = 200
 """Connections of one stream that are served before the next stream has its turn."""
 
-BEHIND_SLICE = 20
+BEHIND_SLICE = 10
 """The same of connections that are behind: each is sent up to :data:`CHUNK_BYTES`, ten times what a live one costs."""
 
 TURN_SECONDS = 0.002
 """How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn.
 
-Where that takes longer, as while thousands connect, the next turn of the passes may take as long as it did: half of the time is
-theirs, so that a storm of connects cannot make those who are live wait for their messages.
+Where that takes longer, as while thousands connect, the next turn of the passes may take twice as long as it did: two thirds of
+the time are theirs, so that a storm of connects cannot make those who are live wait for their messages.
 """
 
 MAX_TURN_SECONDS = 0.05
@@ -139,7 +139,7 @@ class StreamEventDispatcher:
             if ended - began > turn:
                 breathe()
                 began = self._clock()
-                turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, began - ended))
+                turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, 2 * (began - ended)))
 
     def _resume(self) -> None:
         """Find what a run that died left undone: who is behind shows by the cursors."""
