@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -29,13 +29,13 @@ logger = logging.getLogger("pgbus_gevent.dispatcher")
 CHUNK_BYTES = 64 * 1024
 """About how much one send carries, and so what a client that then stops reading makes us keep."""
 
-SLICE = 200
+SLICE = 100
 """Connections of one stream that are served before the next stream has its turn."""
 
-BEHIND_SLICE = 10
+BEHIND_SLICE = 5
 """The same of connections that are behind: each is sent up to :data:`CHUNK_BYTES`, ten times what a live one costs."""
 
-TURN_SECONDS = 0.002
+TURN_SECONDS = 0.001
 """How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn.
 
 Where that takes longer, as while thousands connect, the next turn of the passes may take twice as long as it did: two thirds of
@@ -126,7 +126,7 @@ class StreamEventDispatcher:
     def run(self) -> None:
         """Serve streams in turns, for ever."""
         self._resume()
-        began, turn = self._clock(), TURN_SECONDS
+        began, turn, ahead = self._clock(), TURN_SECONDS, 0
         while True:
             if not self._turns:
                 self._work.clear()
@@ -137,7 +137,12 @@ class StreamEventDispatcher:
                 self._turns.append(steps)
             ended = self._clock()
             if ended - began > turn:
+                waiting = len(self._turns)
                 breathe()
+                # What came just now goes ahead of those that are at it, so that a small stream does not wait for a large one once
+                # more; every other time at the most, so that many small ones do not starve it.
+                ahead = 0 if ahead else len(self._turns) - waiting
+                self._turns.rotate(ahead)
                 began = self._clock()
                 turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, 2 * (began - ended)))
 
@@ -332,5 +337,6 @@ def _cache(chunks: dict[_Key, Chunk | None], key: _Key, chunk: Chunk | None) -> 
 
 def breathe() -> None:
     """Let the event loop look at its sockets once. gevent.sleep(0) would not: it runs other greenlets alone for up to 5 ms."""
-    hub = gevent.get_hub()
-    hub.wait(hub.loop.timer(0))
+    loop: Any = gevent.get_hub().loop
+    # Behind what the sockets have: libev calls the timers of a round first, so that a notification would wait for one turn more.
+    gevent.get_hub().wait(loop.timer(0, priority=loop.MINPRI))
