@@ -45,9 +45,8 @@ def open_descriptors() -> float | None:
     try:
         # Linux 6.2 and later tell the number as the folder's size, which costs nothing; reading ten thousand names, every
         # few seconds, is a sixth of the CPU of ten thousand idle connections.
-        return (
-            float(os.stat(_DESCRIPTORS).st_size) or len(os.listdir(_DESCRIPTORS)) - 1.0
-        )  # less the one that reads the folder
+        told = os.stat(_DESCRIPTORS).st_size
+        return float(told or len(os.listdir(_DESCRIPTORS)) - 1)  # less the one that reads the folder
     except OSError:
         return None
 
