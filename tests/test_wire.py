@@ -175,10 +175,15 @@ def test_equal_ephemerals_of_one_transaction_all_arrive(pgbus_bus: Bus, pgbus_cl
 
 def test_an_ephemeral_is_not_stored_and_not_replayed(pgbus_bus: Bus, pgbus_client: Connect) -> None:
     orders = pgbus_bus.stream("orders")
+    # One who was there: what it has received, the worker is done with. Before that, a newcomer may get it as live.
+    witness = pgbus_client("orders", since=0)
+    witness.next("pgbus:connected")
     orders.broadcast("hint", ephemeral=True)
     orders.broadcast("L" * 20_000, ephemeral=True)
     orders.broadcast("stored")
+    seen = {witness.next().data for _ in range(3)}
     client = pgbus_client("orders", since=0)
 
+    assert seen == {"hint", "L" * 20_000, "stored"}
     assert client.next().data == "stored"
     assert client.quiet(0.2)
