@@ -24,7 +24,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 PATIENCE = 20.0
 BELL = 1885823596
-"""The first number of the doorbell's advisory lock; the second is 0."""
+"""The first number of the advisory locks of the two doorbells; the second is 0 or 1."""
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:

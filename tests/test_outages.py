@@ -63,10 +63,10 @@ def test_messages_whose_notification_never_comes_arrive_within_the_catch_up_inte
 ) -> None:
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server, session(pgbus_database) as connection:
         client = server.live("orders")
-        # The bell is held: whoever commits meanwhile leaves it at that.
+        # The bells are held: whoever commits meanwhile leaves it at that.
         with session(pgbus_database) as holder:
             holder.autocommit = False
-            run(holder, "select pg_advisory_xact_lock(1885823596, 0)")
+            run(holder, "select pg_advisory_xact_lock(1885823596, bell) from generate_series(0, 1) bell")
             began = monotonic()
             for n in range(10):
                 run(connection, "select pgbus.broadcast('orders', %s)", str(n))
@@ -152,7 +152,8 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
             f" the last one {max(late) * 1000:.0f} ms after they stopped"
         )
     assert 0 < rung < total
-    assert max(late) <= 1.0
+    # On an idle machine some 50 ms; far below the interval by which they would come if no look after a ring found them.
+    assert max(late) <= 3.0
 
 
 # restarts

@@ -9,6 +9,7 @@ import gevent
 import pytest
 from support import until
 
+from pgbus_gevent.database.fleet import Answer
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import roll_call
 from pgbus_gevent.streamer.roll_call import RollCall
@@ -22,13 +23,14 @@ class Roll:
         self.left: list[str] = []
         self.error: Exception | None = None
         self.ahead = 0.0
+        self.pace = 0.0
         self.clock: Callable[[], float] = lambda: 0.0
 
-    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> float:
+    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
         if self.error is not None:
             raise self.error
         self.told.append((id, facts))
-        return self.clock() + self.ahead
+        return Answer(self.clock() + self.ahead, self.pace)
 
     def leave(self, id: str) -> None:
         self.left.append(id)
@@ -90,10 +92,18 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
     call._tell()
     assert call.clock_offset == pytest.approx(3.0)
 
-    def slow(*arguments: Any) -> float:
+    def slow(*arguments: Any) -> Answer:
         now[0] += 10.0  # on the way there
-        return now[0] + 3.0
+        return Answer(now[0] + 3.0, 0.0)
 
     roll.beat = slow  # type: ignore[method-assign]
     call._tell()
     assert call.clock_offset == pytest.approx(3.0)
+
+
+def test_it_hands_on_the_pace_of_the_doorbell() -> None:
+    roll = Roll()
+    roll.pace = 0.025
+    paces: list[float] = []
+    RollCall(roll, dict, on_pace=paces.append)._tell()
+    assert paces == [0.025]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import gevent
 import pytest
-from database_parts import BELL, Ear, Session, Sessions, is_waiting, together, until
+from database_parts import BELL, Ear, Session, Sessions, is_waiting, opened_sessions, together, until
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.wakes import Ephemeral, Moved, Ring, parse
 
 LIMIT = 7999
@@ -256,17 +259,25 @@ def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(sessions: Ses
     )
 
 
-def test_whoever_finds_the_bell_taken_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_whoever_finds_the_bells_taken_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, quick = sessions(), sessions()
     quick.run("set lock_timeout = '1s'")
     with holder.transaction():
-        holder.run("select pg_advisory_xact_lock(%s, 0)", BELL)
+        hold(holder, 0, 1)
         for function in ("broadcast", "broadcast_on_commit"):
             quick.call(function, stream, "x")
         assert ear.heard_until(quick) == []
     assert quick.data(stream) == ["x", "x"]
     quick.call("broadcast", stream, "y")
     assert len(ear.heard_until(quick)) == 1
+
+
+def test_while_one_who_rings_is_long_at_its_commit_another_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+    holder, quick = sessions(), sessions()
+    with holder.transaction():
+        hold(holder, 0)
+        quick.call("broadcast", stream, "x")
+        assert len(ear.heard_until(quick)) == 1
 
 
 def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: Ear, stream: str) -> None:
@@ -282,3 +293,69 @@ def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: E
     assert 1 <= len(payloads) <= 160
     assert all(isinstance(parse(payload), Ring) for payload in payloads)
     assert [len(publishers[0].read(f"{stream} {n}")) for n in range(8)] == [20] * 8
+
+
+# the distance of two rings
+
+
+def hold(sql: Session, *bells: int) -> None:
+    for bell in bells:
+        sql.run("select pg_advisory_xact_lock(%s, %s)", BELL, bell)
+
+
+def rang(sql: Session, ago: int) -> None:
+    """As if the last ring had been so many milliseconds ago."""
+    sql.run("select setval('pgbus.last_ring', (extract(epoch from clock_timestamp()) * 1000)::bigint - %s)", ago)
+
+
+@pytest.fixture
+def a_minute(sql: Session) -> Iterator[None]:
+    """The distance of two rings."""
+    sql.run("select setval('pgbus.ring_pause', 60000)")
+    yield
+    sql.run("select setval('pgbus.ring_pause', 0), setval('pgbus.last_ring', 0)")
+
+
+@pytest.mark.parametrize(
+    ("ago", "rings"),
+    [(30_000, 0), (61_000, 1), (-30_000, 0), (-61_000, 1)],
+    ids=["too soon", "long ago", "a clock set back by a little", "a clock set back by much"],
+)
+@pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
+def test_rings_keep_their_distance(
+    function: str, ago: int, rings: int, a_minute: None, sql: Session, ear: Ear, stream: str
+) -> None:
+    rang(sql, ago)
+    sql.call(function, stream, "x")
+    assert len(ear.heard_until(sql)) == rings
+    sql.call(function, stream, "y")
+    assert ear.heard_until(sql) == []
+    assert sql.data(stream) == ["x", "y"]
+
+
+def test_the_distance_grows_with_the_number_of_workers_that_live(sql: Session) -> None:
+    def pace() -> int:
+        pause = int(sql.call("pace_rings"))
+        assert sql.one("select coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0)") == pause
+        return pause
+
+    try:
+        for total, pause in [(0, 0), (3, 0), (4, 1), (80, 20), (1000, 25)]:
+            sql.run(
+                "insert into pgbus.workers (id, host, pid, started_at, facts)"
+                " select 'w' || n, 'h', n, now(), '{}' from generate_series(1, %s) n on conflict do nothing",
+                total,
+            )
+            assert pace() == pause
+        sql.run("update pgbus.workers set seen_at = seen_at - interval '1 minute' where pid > 16")
+        assert pace() == 4
+    finally:
+        sql.run("delete from pgbus.workers")
+    assert pace() == 0
+
+
+def test_a_worker_that_tells_that_it_lives_sets_the_pace(pgbus_bus: Bus) -> None:
+    fleet = pgbus_bus.database.fleet
+    assert [fleet.beat(f"w{n}", "h", n, 0.0, {}).pace for n in range(9)] == [0.0] * 3 + [0.001] * 4 + [0.002] * 2
+    with opened_sessions(pgbus_bus.database.url) as opener:
+        assert opener().one("select pg_sequence_last_value('pgbus.ring_pause')") == 2

@@ -126,9 +126,14 @@ def _publish(sessions: list[Session], seconds: float, per_call: int) -> dict[str
 
 
 class Listening:
-    """Sessions that LISTEN, as workers on other hosts would: what comes is read, a few times a second, and thrown away."""
+    """Sessions that LISTEN, as workers on other hosts would: what comes is read, a few times a second, and thrown away.
+
+    They are on the roll of the workers, by which the doorbell finds its pace.
+    """
 
     def __init__(self, url: str, channel: str, count: int) -> None:
+        self._url = url
+        self._on_the_roll(count)
         self._connections = list(self._open(url, channel, count))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._drain, daemon=True)
@@ -142,6 +147,17 @@ class Listening:
                 cursor.execute(f'listen "{channel}"')
             os.set_blocking(connection.fileno(), False)
             yield connection
+
+    def _on_the_roll(self, count: int) -> None:
+        with closing(psycopg2.connect(self._url)) as connection, connection.cursor() as cursor:
+            cursor.execute("delete from pgbus.workers where host = 'bench'")
+            cursor.execute(
+                "insert into pgbus.workers (id, host, pid, started_at, facts)"
+                " select 'bench-' || n, 'bench', n, clock_timestamp(), '{}' from generate_series(1, %s) n",
+                (count,),
+            )
+            cursor.execute("select pgbus.pace_rings()")
+            connection.commit()
 
     def _drain(self) -> None:
         while not self._over.wait(0.1):
@@ -158,6 +174,7 @@ class Listening:
         self._thread.join(10.0)
         for connection in self._connections:
             connection.close()
+        self._on_the_roll(0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,14 @@ EXPIRES = 20.0
 """Seconds of silence after which a worker is taken for dead."""
 
 
+class Answer(NamedTuple):
+    """What the database answers who tells that it lives: its time, in Unix seconds, and the least distance of two rings of the
+    doorbell, in seconds."""
+
+    now: float
+    pace: float
+
+
 class Worker(NamedTuple):
     """What a worker last told of itself; ``age`` and ``silent`` are seconds, of its life and since it told."""
 
@@ -32,7 +40,7 @@ with gone as (
 insert into pgbus.workers as w (id, host, pid, started_at, facts)
 values (%(id)s, %(host)s, %(pid)s, to_timestamp(%(started_at)s), %(facts)s::jsonb)
 on conflict (id) do update set seen_at = excluded.seen_at, facts = excluded.facts
-returning extract(epoch from clock_timestamp())
+returning extract(epoch from clock_timestamp()), pgbus.pace_rings()
 """
 
 _ALL = """
@@ -59,10 +67,11 @@ class Fleet:
             cursor.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
-    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> float:
-        """Tell that a worker lives, which was ``started_at``, in Unix seconds; the database's time."""
+    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
+        """Tell that a worker lives, which was ``started_at``, in Unix seconds."""
         told = {"id": id, "host": host, "pid": pid, "started_at": started_at, "facts": json.dumps(facts)}
-        return float(self._all(_BEAT, told)[0][0])
+        now, pause = self._all(_BEAT, told)[0]
+        return Answer(float(now), pause / 1000)
 
     def leave(self, id: str) -> None:
         """A worker ends."""

@@ -28,7 +28,8 @@ from ..errors import DatabaseError
 logger = logging.getLogger("pgbus_gevent.catch_up")
 
 AFTER_RING = (0.004, 0.012, 0.05, 0.25)
-"""Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe."""
+"""Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe. Where rings keep a
+distance, all are later by it: nobody rings until then."""
 
 PROBE_AFTER = 1.0
 """Seconds without a probe after which the next sweep is one, where rings never let it come to the last."""
@@ -79,6 +80,7 @@ class CatchUp:
         self._on_new = on_new
         self._interval = interval
         self._clock = clock
+        self._pace = 0.0
         self._stage = len(AFTER_RING)
         self._rung = Event()
         self._tail = Tail()
@@ -91,6 +93,10 @@ class CatchUp:
         """Somebody rang; never yields."""
         self._stage = 0
         self._rung.set()
+
+    def keep_pace(self, pace: float) -> None:
+        """Rings are so many seconds apart from now on."""
+        self._pace = pace
 
     def run(self) -> None:
         """Sweep, for ever."""
@@ -122,7 +128,7 @@ class CatchUp:
             if not self._rung.wait(self._interval() * random.uniform(0.75, 1.0)):
                 return
         stage = self._stage
-        gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else 0.0))
+        gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else -self._pace))
         if self._stage == stage:  # else a ring came meanwhile and starts over
             self._stage = stage + 1
         if self._stage == len(AFTER_RING):

@@ -27,18 +27,29 @@ _GIVEN_UP = 300.0  # seconds until the next try of who may not write there, or h
 class Source(Protocol):
     """What it needs of the database."""
 
-    def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> float: ...
+    def beat(
+        self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
+    ) -> tuple[float, float]: ...
     def leave(self, id: str) -> None: ...
 
 
 class RollCall:
-    """The greenlet that tells; :meth:`run` is its loop. ``facts`` gives what to tell, as JSON has it."""
+    """The greenlet that tells; :meth:`run` is its loop.
+
+    ``facts`` gives what to tell, as JSON has it; ``on_pace`` is told how far apart the rings of the doorbell are, in seconds.
+    """
 
     def __init__(
-        self, source: Source, facts: Callable[[], Mapping[str, Any]], *, wall_clock: Callable[[], float] = time
+        self,
+        source: Source,
+        facts: Callable[[], Mapping[str, Any]],
+        *,
+        on_pace: Callable[[float], None] = lambda pace: None,
+        wall_clock: Callable[[], float] = time,
     ) -> None:
         self._source = source
         self._facts = facts
+        self._on_pace = on_pace
         self._wall_clock = wall_clock
         self._on_the_roll = False
         self.id = ""
@@ -69,7 +80,7 @@ class RollCall:
         """After how many seconds to tell again."""
         began = self._wall_clock()
         try:
-            there = self._source.beat(self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts())
+            there, pace = self._source.beat(self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts())
         except (DatabaseUnavailable, PoolTimeout):
             # Others speak of that; a statement at the end would only make the end late.
             self._on_the_roll = False
@@ -79,6 +90,7 @@ class RollCall:
             logger.info("this worker is on nobody's roll (the console shows it alone): %s", error)
             return _GIVEN_UP
         self._on_the_roll = True
+        self._on_pace(pace)
         took = self._wall_clock() - began
         if took >= 0:
             self._quickest *= 1.05  # clocks drift, so that no measurement is the best for ever

@@ -35,7 +35,7 @@ class Backstage:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self.warnings = RecentWarnings()
-        self.roll_call = RollCall(instance.database.fleet, self._facts)
+        self.roll_call = RollCall(instance.database.fleet, self._facts, on_pace=instance.catch_up.keep_pace)
         self.metrics = Metrics(instance, self.roll_call)
         self.operators = Operators(instance.settings)
         self.console = Console(instance, self.metrics, self.roll_call, self.operators, self.warnings)
