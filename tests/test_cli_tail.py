@@ -171,7 +171,12 @@ def test_it_shows_messages_that_are_not_for_everybody(cli: Cli, pgbus_bus: Bus) 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
 def test_a_signal_ends_it_in_silence(number: int, status: int, cli: Cli, pgbus_bus: Bus) -> None:
-    with Tail(cli, "orders", "--json") as tail:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup themselves
+    try:
+        tail = Tail(cli, "orders", "--json")
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    with tail:
         tail.sync(pgbus_bus, "orders")
         tail.signal(number)
         ended = tail.end()
