@@ -152,8 +152,7 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
             f" the last one {max(late) * 1000:.0f} ms after they stopped"
         )
     assert 0 < rung < total
-    # On an idle machine some 50 ms; far below the interval by which they would come if no look after a ring found them.
-    assert max(late) <= 3.0
+    assert max(late) <= 1.0
 
 
 # restarts
