@@ -22,10 +22,16 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
     monkeypatch.setattr(dispatcher, "SLICE", 2)
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
+    monkeypatch.setattr(dispatcher, "EPHEMERAL_BYTES", 50)
+
     monkeypatch.setattr(dispatcher, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
     monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
     yield
+
+
+def frame(data: str, **values: Any) -> Frame:
+    return Frame(0, sse.message(data, event="hint"), values.get("visible_to"), values.get("exclude"))
 
 
 def settled(parts: Parts, *clients: FakeClient) -> None:
@@ -52,6 +58,7 @@ STEPS = st.one_of(
     st.tuples(st.just("publish"), STREAMS, st.just(1), st.just(True)),
     st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.just(True)),
     st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.booleans()),
+    st.tuples(st.just("hint"), STREAMS, st.integers(1, 6)),
     CONNECT,
     st.tuples(st.just("jam"), CLIENT),
     st.tuples(st.just("drain"), CLIENT),
@@ -71,6 +78,8 @@ class Run:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.open: list[FakeClient] = []
+        self.hints: dict[str, list[str]] = {"orders": [], "stock": []}
+        self.killed = False
 
     def do(self, step: str, *arguments: Any) -> None:
         getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
@@ -78,6 +87,12 @@ class Run:
     def do_publish(self, stream: str, count: int, ring: bool) -> None:
         for _ in range(count):
             self.parts.publish(stream, ring=ring)
+
+    def do_hint(self, stream: str, count: int) -> None:
+        for _ in range(count):
+            hint = str(len(self.hints[stream]))
+            self.hints[stream].append(hint)
+            self.parts.dispatcher.pass_on(stream, frame(hint))
 
     def do_connect(self, stream: str, start: str, jammed: bool) -> None:
         ids = self.parts.table.ids(stream)
@@ -109,6 +124,7 @@ class Run:
         self.parts.table.failures = reads
 
     def do_kill(self, which: int) -> None:
+        self.killed = True
         self.parts.restart(which)
 
     def finish(self) -> None:
@@ -118,6 +134,7 @@ class Run:
         for stream in ("orders", "stock"):
             self.parts.look(stream)
         settled(self.parts, *self.open)
+        wait_until(lambda: not self.parts.dispatcher._turns)
 
 
 def check(client: FakeClient, table: Table, *, complete: bool) -> None:
@@ -129,17 +146,29 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
     [listed] = json.loads(told)["streams"]
     assert listed["name"] == stream
     assert client.controls("gap-detected") == []
+    durable = [message for message in client.messages if message.event != "hint"]
+    ids = [int(message.id) for message in durable]
     first = table.ids(stream)
     if request.since is not None:
         first = table.ids(stream, request.since)
     elif request.replay is not None:
         # Where that is was decided while others published: from some message on, and no fewer than asked for.
-        first = first[first.index(client.ids[0]) :] if client.ids else []
+        first = first[first.index(ids[0]) :] if ids else []
         assert not complete or len(first) >= min(request.replay, len(table.ids(stream, 0)))
     else:
         first = table.ids(stream, listed["lastId"])
-    assert client.ids == (first if complete else first[: len(client.ids)])
-    assert [message.data for message in client.messages] == [str(id) for id in client.ids]
+    assert ids == (first if complete else first[: len(ids)])
+    assert [message.data for message in durable] == [str(id) for id in ids]
+
+
+def check_hints(client: FakeClient, run: Run) -> None:
+    """In order, and all of them from the greeting on; a dispatcher that is killed takes what it had in hand with it."""
+    hints = [message.data for message in client.messages if message.event == "hint"]
+    sent = run.hints[client.stream]
+    ranks = [sent.index(hint) for hint in hints]
+    assert ranks == sorted(set(ranks))
+    if ranks and not run.killed:
+        assert ranks == list(range(ranks[0], len(sent) if client in run.open else ranks[-1] + 1))
 
 
 def breathe(times: int) -> None:
@@ -169,6 +198,7 @@ def test_every_interleaving_delivers_in_order_and_once(
         run.finish()
         for client in parts.clients:
             check(client, table, complete=client in run.open)
+            check_hints(client, run)
         for client in run.open:
             parts.leave(client)
         assert parts.budget.used == 0
@@ -364,13 +394,9 @@ def test_what_comes_from_the_database_is_filtered_too() -> None:
 # Ephemeral messages
 
 
-def frame(data: str, **values: Any) -> Frame:
-    return Frame(0, sse.message(data, event="hint"), values.get("visible_to"), values.get("exclude"))
-
-
 def passed_on(parts: Parts, *frames: Frame) -> None:
     for each in frames:
-        parts.dispatcher.pass_on(parts.log(), each)
+        parts.dispatcher.pass_on("orders", each)
     wait_until(lambda: not parts.dispatcher._turns)
 
 
@@ -434,7 +460,7 @@ def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
     log = parts.log()
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
     for n in range(5):
-        parts.dispatcher.pass_on(log, frame(str(n)))
+        parts.dispatcher.pass_on("orders", frame(str(n)))
     assert "dropping" in caplog.text
     with parts:
         wait_until(lambda: not parts.dispatcher._turns)

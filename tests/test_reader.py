@@ -244,7 +244,7 @@ def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_drains() ->
             client = parts.connect(since=0)
             wait_until(lambda: client.subscription and client.subscription.waiting and client.received)
             client.jammed = True
-            parts.dispatcher.pass_on(parts.log(), Frame(0, b"event: hint\ndata: x\n\n", None, None))
+            parts.dispatcher.pass_on("orders", Frame(0, b"event: hint\ndata: x\n\n", None, None))
             wait_until(lambda: client.waiting)
             go.set()
             wait_until(lambda: parts.reader.idle)

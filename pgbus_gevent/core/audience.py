@@ -23,13 +23,15 @@ class Audience:
             return chunk.data
         return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
 
-    def ephemeral_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """A frame without an id for one connection; on one with several streams it tells which it is of."""
-        data = chunk.data
-        if data is None:
-            data = b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
+    def ephemerals_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
+        """Frames without ids for one connection; on one with several streams each tells which it is of."""
         subscriptions = subscription.client.subscriptions
-        return sse.of_stream(data, subscriptions.index(subscription)) if data and len(subscriptions) > 1 else data
+        if len(subscriptions) == 1:
+            return self.frames_for(subscription, chunk)
+        index = subscriptions.index(subscription)
+        return b"".join(
+            sse.of_stream(frame.data, index) for frame in chunk.frames if self._permits(subscription, frame)
+        )
 
     def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
         """Each id tells where the client stands in all of its streams."""

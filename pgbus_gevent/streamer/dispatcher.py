@@ -48,6 +48,9 @@ MAX_TURN_SECONDS = 0.05
 MAX_EPHEMERALS = 10_000
 """Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with one warning for all of a flood."""
 
+EPHEMERAL_BYTES = 16 * 1024
+"""About how much of them one send carries: little enough that it finds room behind what a slow client has yet to take."""
+
 _CACHED_CURSORS = 32
 
 _Steps = Iterator[None]
@@ -84,7 +87,8 @@ class StreamEventDispatcher:
         self._turns: deque[_Steps] = deque()
         self._moved: set[StreamLog] = set()
         self._lagging: deque[Subscription] = deque()
-        self._ephemerals = 0
+        self._ephemerals: dict[str, deque[Frame]] = {}  # by stream
+        self._ephemerals_waiting = 0
         self._dropping = False
         self._work = Event()
         self.sends = 0
@@ -107,19 +111,21 @@ class StreamEventDispatcher:
             self._work.set()
         self._lagging.append(subscription)
 
-    def pass_on(self, log: StreamLog, frame: Frame) -> None:
+    def pass_on(self, stream: str, frame: Frame) -> None:
         """Send an ephemeral message to who is connected now."""
-        if self._ephemerals >= MAX_EPHEMERALS:
+        if self._ephemerals_waiting >= MAX_EPHEMERALS:
             if not self._dropping:
-                logger.warning(
-                    "more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, log.name
-                )
+                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, stream)
             self._dropping = True
             self.dropped += 1
             return
-        self._ephemerals += 1
-        self._turns.append(self._pass_ephemeral(log, frame))
-        self._work.set()
+        self._ephemerals_waiting += 1
+        if stream in self._ephemerals:
+            self._ephemerals[stream].append(frame)
+        else:
+            self._ephemerals[stream] = deque([frame])
+            self._turns.append(self._pass_ephemerals(stream))
+            self._work.set()
 
     # the loop
 
@@ -148,6 +154,7 @@ class StreamEventDispatcher:
 
     def _resume(self) -> None:
         """Find what a run that died left undone: who is behind shows by the cursors."""
+        self._turns.clear()
         self._lagging.clear()
         self._moved.clear()
         for log in self._registry.logs():
@@ -155,6 +162,7 @@ class StreamEventDispatcher:
             for subscription in self._registry.subscriptions(log.name):
                 if subscription.cursor is None:
                     self.bring(subscription)
+        self._turns.extend(map(self._pass_ephemerals, self._ephemerals))
 
     # passes; each `yield` is where other streams have their turn
 
@@ -230,20 +238,33 @@ class StreamEventDispatcher:
         self.sends += 1
         return chunk.cursor < log.head
 
-    def _pass_ephemeral(self, log: StreamLog, frame: Frame) -> _Steps:
-        self._ephemerals -= 1
-        if not self._ephemerals:
-            self._dropping = False
-        chunk = make_chunk([frame])
-        now = self._clock()
-        for n, subscription in enumerate(self._registry.subscriptions(log.name), 1):
-            if n % SLICE == 0:
+    def _pass_ephemerals(self, stream: str) -> _Steps:
+        # One pass over a stream at a time, as two would overtake each other.
+        waiting = self._ephemerals[stream]
+        while waiting:
+            chunk = make_chunk(self._take_ephemerals(waiting))
+            now = self._clock()
+            for n, subscription in enumerate(self._registry.subscriptions(stream), 1):
+                if n % SLICE == 0:
+                    yield
+                    now = self._clock()
+                if subscription.cursor is not None and not subscription.client.closed:
+                    data = self._audience.ephemerals_for(subscription, chunk)
+                    if data:
+                        self._give(subscription.client.send_extra, subscription.client, data, now)
+            if waiting:
                 yield
-                now = self._clock()
-            if subscription.cursor is not None and not subscription.client.closed:
-                data = self._audience.ephemeral_for(subscription, chunk)
-                if data:
-                    self._give(subscription.client.send_extra, subscription.client, data, now)
+        del self._ephemerals[stream]
+
+    def _take_ephemerals(self, waiting: deque[Frame]) -> list[Frame]:
+        frames = [waiting.popleft()]
+        size = len(frames[0].data)
+        while waiting and (size := size + len(waiting[0].data)) <= EPHEMERAL_BYTES:
+            frames.append(waiting.popleft())
+        self._ephemerals_waiting -= len(frames)
+        if not self._ephemerals_waiting:
+            self._dropping = False
+        return frames
 
     def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         """Send a page from the database to all who stand within it; called by a reader, and gives way as it goes."""

@@ -322,12 +322,11 @@ class Instance:
         self.dispatcher.moved(log)
 
     def _pass_on(self, stream: str, frame: Frame) -> None:
-        log = self.registry.log(stream)
-        if log is not None:
+        if self.registry.log(stream) is not None:
             self.counter.broadcast(stream)
             if self._broadcasts.handlers:
                 self._broadcasts.emit(Broadcast(stream, 1))
-            self.dispatcher.pass_on(log, frame)
+            self.dispatcher.pass_on(stream, frame)
 
     def _listening(self) -> None:
         self._live.set()
