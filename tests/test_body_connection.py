@@ -11,8 +11,8 @@ from streamer_parts import wait_until
 
 from pgbus_gevent.core.client import Client, Place, StreamRequest
 from pgbus_gevent.streamer.body_connection import BodyConnection
-from pgbus_gevent.streamer.dispatcher import breathe
 from pgbus_gevent.streamer.io_writer import MAX_EXTRA
+from pgbus_gevent.streamer.turns import breathe
 
 
 class Server:

@@ -15,7 +15,7 @@ from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.database.queries import TailRow
 from pgbus_gevent.streamer import catch_up
 from pgbus_gevent.streamer.catch_up import AFTER_RING, MAX_SHARE, TAIL_REST, CatchUp
-from pgbus_gevent.streamer.dispatcher import breathe
+from pgbus_gevent.streamer.turns import breathe
 
 STAGES = [0.004, 0.008, 0.038, 0.2]
 """The pauses before the sweeps after a ring."""

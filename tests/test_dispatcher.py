@@ -14,7 +14,7 @@ from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
-from pgbus_gevent.streamer import dispatcher, reader
+from pgbus_gevent.streamer import dispatcher, reader, turns
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
     monkeypatch.setattr(dispatcher, "EPHEMERAL_BYTES", 50)
 
-    monkeypatch.setattr(dispatcher, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
     monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
     yield
@@ -173,7 +173,7 @@ def check_hints(client: FakeClient, run: Run) -> None:
 
 def breathe(times: int) -> None:
     for _ in range(times):
-        dispatcher.breathe()
+        turns.breathe()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import plain, tcp_pair, wait_until
 
-from pgbus_gevent.streamer.dispatcher import breathe
 from pgbus_gevent.streamer.io_writer import IoWriter
+from pgbus_gevent.streamer.turns import breathe
 
 MORE_THAN_FITS = 4 * 1024 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -11,8 +11,8 @@ from streamer_parts import wait_until
 
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
-from pgbus_gevent.streamer.dispatcher import breathe
 from pgbus_gevent.streamer.listener import Listener
+from pgbus_gevent.streamer.turns import breathe
 
 
 class Session:

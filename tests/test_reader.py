@@ -12,7 +12,7 @@ from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.streamer import reader
-from pgbus_gevent.streamer.dispatcher import breathe
+from pgbus_gevent.streamer.turns import breathe
 
 
 @contextmanager

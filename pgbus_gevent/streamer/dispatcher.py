@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
-from typing import Any, TypeVar
-
-import gevent
-from gevent.event import Event
+from typing import TypeVar
 
 from ..core import sse
 from ..core.audience import Audience
@@ -23,6 +20,7 @@ from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.registry import Registry
 from ..core.stream_log import Chunk, Frame, History, StreamLog, make_chunk
+from .turns import Steps, Turns, breathe
 
 logger = logging.getLogger("pgbus_gevent.dispatcher")
 
@@ -35,16 +33,6 @@ SLICE = 100
 BEHIND_SLICE = 5
 """The same of connections that are behind: each is sent up to :data:`CHUNK_BYTES`, ten times what a live one costs."""
 
-TURN_SECONDS = 0.001
-"""How long passes go on before everything else of the process (accepts, the listener, heartbeats) has a turn.
-
-Where that takes longer, as while thousands connect, the next turn of the passes may take twice as long as it did: two thirds of
-the time are theirs, so that a storm of connects cannot make those who are live wait for their messages.
-"""
-
-MAX_TURN_SECONDS = 0.05
-"""The longest turn all the same."""
-
 MAX_EPHEMERALS = 10_000
 """Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with one warning for all of a flood."""
 
@@ -53,7 +41,6 @@ EPHEMERAL_BYTES = 16 * 1024
 
 _CACHED_CURSORS = 32
 
-_Steps = Iterator[None]
 _Key = TypeVar("_Key")
 
 
@@ -84,13 +71,12 @@ class StreamEventDispatcher:
         self._on_error = on_error
         self._retry = retry
         self._clock = clock
-        self._turns: deque[_Steps] = deque()
+        self._turns = Turns(clock)
         self._moved: set[StreamLog] = set()
         self._lagging: deque[Subscription] = deque()
         self._ephemerals: dict[str, deque[Frame]] = {}  # by stream
         self._ephemerals_waiting = 0
         self._dropping = False
-        self._work = Event()
         self.sends = 0
         self.passes = 0
         self.dropped = 0  # ephemeral messages
@@ -101,14 +87,12 @@ class StreamEventDispatcher:
         """The stream has new frames."""
         if log not in self._moved:
             self._moved.add(log)
-            self._turns.append(self._pass(log))
-            self._work.set()
+            self._turns.add(self._pass(log))
 
     def bring(self, subscription: Subscription) -> None:
         """One connection may be behind: it is new, or can take bytes again."""
         if not self._lagging:
-            self._turns.append(self._bring_lagging())
-            self._work.set()
+            self._turns.add(self._bring_lagging())
         self._lagging.append(subscription)
 
     def pass_on(self, stream: str, frame: Frame) -> None:
@@ -124,33 +108,14 @@ class StreamEventDispatcher:
             self._ephemerals[stream].append(frame)
         else:
             self._ephemerals[stream] = deque([frame])
-            self._turns.append(self._pass_ephemerals(stream))
-            self._work.set()
+            self._turns.add(self._pass_ephemerals(stream))
 
     # the loop
 
     def run(self) -> None:
         """Serve streams in turns, for ever."""
         self._resume()
-        began, turn, ahead = self._clock(), TURN_SECONDS, 0
-        while True:
-            if not self._turns:
-                self._work.clear()
-                self._work.wait()
-                began, turn = self._clock(), TURN_SECONDS
-            steps = self._turns.popleft()
-            if next(steps, self) is not self:
-                self._turns.append(steps)
-            ended = self._clock()
-            if ended - began > turn:
-                waiting = len(self._turns)
-                breathe()
-                # What came just now goes ahead of those that are at it, so that a small stream does not wait for a large one once
-                # more; every other time at the most, so that many small ones do not starve it.
-                ahead = 0 if ahead else len(self._turns) - waiting
-                self._turns.rotate(ahead)
-                began = self._clock()
-                turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, 2 * (began - ended)))
+        self._turns.run()
 
     def _resume(self) -> None:
         """Find what a run that died left undone: who is behind shows by the cursors."""
@@ -162,11 +127,12 @@ class StreamEventDispatcher:
             for subscription in self._registry.subscriptions(log.name):
                 if subscription.cursor is None:
                     self.bring(subscription)
-        self._turns.extend(map(self._pass_ephemerals, self._ephemerals))
+        for stream in self._ephemerals:
+            self._turns.add(self._pass_ephemerals(stream))
 
     # passes; each `yield` is where other streams have their turn
 
-    def _pass(self, log: StreamLog) -> _Steps:
+    def _pass(self, log: StreamLog) -> Steps:
         first = head = log.head
         appended_at, log.appended_at = log.appended_at, None
         began = now = self._clock()
@@ -209,7 +175,7 @@ class StreamEventDispatcher:
         if log.head != first:
             self.moved(log)
 
-    def _bring_lagging(self) -> _Steps:
+    def _bring_lagging(self) -> Steps:
         served = 0
         # Those who come back at once stand at a few cursors, so what they lack is joined once for each.
         chunks: dict[tuple[StreamLog, int, int], Chunk | None] = {}
@@ -238,7 +204,7 @@ class StreamEventDispatcher:
         self.sends += 1
         return chunk.cursor < log.head
 
-    def _pass_ephemerals(self, stream: str) -> _Steps:
+    def _pass_ephemerals(self, stream: str) -> Steps:
         # One pass over a stream at a time, as two would overtake each other.
         waiting = self._ephemerals[stream]
         while waiting:
@@ -354,10 +320,3 @@ def _cache(chunks: dict[_Key, Chunk | None], key: _Key, chunk: Chunk | None) -> 
         chunks.clear()
     chunks[key] = chunk
     return chunk
-
-
-def breathe() -> None:
-    """Let the event loop look at its sockets once. gevent.sleep(0) would not: it runs other greenlets alone for up to 5 ms."""
-    loop: Any = gevent.get_hub().loop
-    # Behind what the sockets have: libev calls the timers of a round first, so that a notification would wait for one turn more.
-    gevent.get_hub().wait(loop.timer(0, priority=loop.MINPRI))

@@ -29,7 +29,7 @@ from .body_connection import BodyConnection
 from .catch_up import CatchUp
 from .clients import Clients, Limits
 from .connection import Connection
-from .dispatcher import StreamEventDispatcher, breathe
+from .dispatcher import StreamEventDispatcher
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
@@ -40,6 +40,7 @@ from .rechecks import Rechecks
 from .revocations import Revocations
 from .routing import WakeRouter
 from .task import Task
+from .turns import breathe
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 

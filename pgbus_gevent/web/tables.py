@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..core.client import Client
 from ..core.registry import Registry
 from ..core.stream_counter import Counts, StreamCounter
-from ..streamer.dispatcher import breathe
+from ..streamer.turns import breathe
 
 ROWS = 15
 """Rows of a page."""
