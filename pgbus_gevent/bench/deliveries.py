@@ -76,12 +76,14 @@ def mixed(run: Run) -> Rows:
             jobs.append(server.job([STREAM], more, rate=10.0))
             run.receive({"large": more * large}, seconds + 30.0, by="large")
         run.receive({"small": messages}, seconds + 30.0, by="small")
-        run.publish(*jobs)
+        published = run.publish(*jobs)
         group = run.received(seconds + 30.0, by="small")["groups"]["small"]
         rows[f"small, {variant}"] = {
             "clients": small,
             "deliveries": group["frames"],
             "lost": messages - group["frames"],
+            "call_p50": published["p50"],
+            "call_p99": published["p99"],
             **{name: group[name] for name in LATENCIES},
         }
         if more:
@@ -212,7 +214,7 @@ MIXED = Scenario(
     "mixed",
     "one stream with N readers and ten messages a second, and a tenth as many streams with one reader each",
     mixed,
-    ("clients", "deliveries", "lost", *LATENCIES),
+    ("clients", "deliveries", "lost", "call_p50", "call_p99", *LATENCIES),
 )
 REPLAY = Scenario(
     "replay",
