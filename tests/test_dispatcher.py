@@ -23,7 +23,6 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dispatcher, "SLICE", 2)
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
     monkeypatch.setattr(dispatcher, "EPHEMERAL_BYTES", 50)
-
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
     monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)

@@ -55,7 +55,7 @@ def connect(
         f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)} {_OPTIONS} {options}"
     )
     factory = partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout)
-    last: Exception | None = None
+    last = "the URL names no host"
     for host in _hosts(parameters):
         try:
             for address in _addresses(host):
@@ -70,14 +70,14 @@ def connect(
                         connection_factory=factory,
                     )
                 except psycopg2.Error as error:
-                    # The traceback would keep the connection's socket open, until a cycle is found or a log is done.
-                    last = error.with_traceback(None)
+                    # Its text alone, as the traceback would keep the connection's socket open.
+                    last = _reason(error, address)
                 else:
                     connection.autocommit = True
                     return connection
         except OSError as error:
-            last = OSError(f"host {_shown(host['host'])} does not resolve: {error.strerror or error}")
-    raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {_first_line(last)}")
+            last = f"host {_shown(host['host'])} does not resolve: {error.strerror or error}"
+    raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {last}")
 
 
 def _parse(url: str) -> dict[str, Any]:
@@ -131,10 +131,18 @@ def translate(error: psycopg2.Error) -> Exception:
     return DatabaseError(message, code)
 
 
+def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
+    """Why there is no connection, and where: libpq tells the place of a Unix socket itself, but not of a TCP connection."""
+    reason = _first_line(error)
+    if "hostaddr" not in address or reason.startswith("connection to "):
+        return reason
+    return f"{reason} (address {_shown(address['hostaddr'])}, port {_shown(address.get('port', '5432'))})"
+
+
 def _shown(name: str) -> str:
     # Of a URL with an unescaped @ in its password, the end of the password is taken for the host.
-    return name if re.fullmatch(r"[\w.-]+", name) else HIDDEN
+    return name if re.fullmatch(r"[\w.:-]+", name) else HIDDEN
 
 
-def _first_line(error: Exception | None) -> str:
+def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Shares a greenlet's time among much to do, and the process's time between that and everything else."""
+"""Shares one greenlet's time among jobs that take turns, and the process's time between them and everything else."""
 
 from __future__ import annotations
 
