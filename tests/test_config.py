@@ -69,7 +69,7 @@ def test_the_defaults_are_valid_and_documented_ones() -> None:
     assert (settings.write_deadline, settings.grace, settings.catch_up_interval) == (20.0, 10.0, 5.0)
     assert (settings.max_connections, settings.page_size, settings.readers) == (10_000, 500, 3)
     assert (settings.ring_messages, settings.ring_bytes, settings.ring_budget) == (1000, 2**20, 64 * 2**20)
-    assert (settings.send_buffer, settings.max_request_head, settings.max_body) == (65536, 16384, 2**20)
+    assert (settings.send_buffer, settings.max_request_head, settings.max_body) == (65536, 32768, 2**20)
     assert (settings.pool_size, settings.pool_timeout, settings.connect_timeout) == (5, 10.0, 5.0)
     assert (settings.statement_timeout, settings.request_timeout, settings.demo_speed) == (30.0, 10.0, 60.0)
     assert (settings.log_level, settings.log_format) == ("info", "text")

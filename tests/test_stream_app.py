@@ -279,7 +279,6 @@ def test_a_malformed_since_is_400_whatever_last_event_id_says(site: Site) -> Non
 MALFORMED_HEADERS = [value.encode() for value in MALFORMED if value.strip() and value.strip() not in ("5", "\0")] + [
     b"\xff\xfe",
     "é".encode("latin-1"),
-    b"5\0",
     b"\0",
     b"a\0data: injected",
     b"x" * 9000,

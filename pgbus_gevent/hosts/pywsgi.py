@@ -6,6 +6,7 @@ import _socket
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from http import HTTPStatus
@@ -17,7 +18,7 @@ from gevent.pool import Pool
 
 from ..core.names import hide_signed
 from ..web.take_over import TAKE_OVER
-from .request_body import Body, SlowClient
+from .request_body import PIECE, Body, Patience, SlowClient
 from .request_head import BadHead, Fields, check_head, read_head
 
 logger = logging.getLogger("pgbus_gevent.server")
@@ -40,6 +41,7 @@ _WSGIServer: Any = pywsgi.WSGIServer
 
 # The server makes them, or none at all, where a socket is given away.
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
+_RESET = struct.pack("ii", 1, 0)
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -60,7 +62,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     command: str | None
     path: str | None
     _orig_status: str | None
+    result: Any
     _fields: Fields
+    _patience: Patience
     _adopt: Adopt | None = None
 
     # one request
@@ -78,6 +82,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             return None
         self.environ = self.get_environ()
         self.application = self.server.application
+        self._patience = Patience(self.server.request_timeout)
         self.handle_one_response()
         if self.socket is not None and not self.wsgi_input.complete:
             self._linger()
@@ -94,9 +99,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             lines = read_head(self.rfile, self.server.max_request_head)
         if not lines:
             return False
-        self._fields = check_head(lines)
+        request_line, self._fields = check_head(lines)
         try:
-            self.read_request(lines[0].decode("latin-1"))
+            self.read_request(request_line.decode("latin-1"))
         except ValueError:
             raise BadHead("the head is malformed") from None
         return True
@@ -128,7 +133,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         try:
-            self.socket.sendall((head + body).encode())
+            Patience(self.server.request_timeout).wait(self.socket.sendall, (head + body).encode())
         except OSError:
             return
         finally:
@@ -147,7 +152,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
         given = self.wsgi_input
-        self.wsgi_input = Body(given, connection=self.socket, timeout=self.server.request_timeout)
+        self.wsgi_input = Body(given, patience=self.server.request_timeout)
         if environ["wsgi.input"] is given:
             environ["wsgi.input"] = self.wsgi_input
         # A subclass of it does TLS, which whoever got the descriptor would know nothing of.
@@ -178,6 +183,23 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     def _write(self, data: bytes) -> None:
         if self.command != "HEAD":
             super()._write(data)
+
+    def _sendall(self, data: Any) -> None:
+        send = super()._sendall
+        if getattr(self.result, "keeps_time", False):
+            # A stream, whose clients the streamer sees to, with deadlines of its own.
+            send(data)
+            return
+        rest = memoryview(data)
+        try:
+            for start in range(0, len(rest), PIECE):
+                piece = rest[start : start + PIECE]
+                self._patience.wait(send, piece)
+                self._patience.reward(len(piece))
+        except SlowClient:
+            # Else the kernel would keep what it has of the answer, megabytes, for minutes.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            raise
 
     def process_result(self) -> None:
         # Before anything is decided: a middleware that is a generator calls the application only now.
@@ -251,7 +273,8 @@ class Server(_WSGIServer):  # type: ignore[misc]
     """Serves a WSGI application; offers each request's socket to it, for :class:`StreamApp` to take over.
 
     ``request_timeout`` bounds, in seconds, how long the head of a request may take, how long a connection may be idle
-    before it, and how long the next part of a body may take. ``max_request_head`` bounds the head's size in bytes.
+    before it, and how far a client may fall behind a fair pace (:class:`Patience`) with its body, and with reading the answer.
+    ``max_request_head`` bounds the head's size in bytes.
     """
 
     handler_class = Handler
@@ -264,7 +287,7 @@ class Server(_WSGIServer):  # type: ignore[misc]
         application: Any,
         *,
         request_timeout: float = 10.0,
-        max_request_head: int = 16 * 1024,
+        max_request_head: int = 32 * 1024,
         **options: Any,
     ) -> None:
         self.request_timeout = request_timeout
@@ -278,6 +301,12 @@ class Server(_WSGIServer):  # type: ignore[misc]
         # Without a pool gevent forgets whom it serves, and a stop could not wait for them.
         options.setdefault("spawn", Pool())
         super().__init__(listener, application, **options)
+
+    def init_socket(self) -> None:
+        super().init_socket()
+        if self.socket.family in (socket.AF_INET, socket.AF_INET6):
+            # Those that it accepts have it too. Without, an answer in two parts waits for the client's delayed ACK: 40 ms.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_read(self) -> Any:
         try:

@@ -1,64 +1,165 @@
-"""The body of an HTTP/1 request, as gevent reads it, but with an end to every wait and to what an error can be."""
+"""The body of an HTTP/1 request, by the letter of RFC 9112, and how much patience its sender and the reader of the answer get."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
+import gevent
 from gevent import pywsgi
 
-_pywsgi: Any = pywsgi  # the stubs do not know what is not public
-_Input: Any = _pywsgi.Input
+LEAST_RATE = 4096
+"""Bytes a second below which a client uses up its patience."""
+
+PIECE = 16 * 1024
+"""Bytes after which the patience is looked at."""
+
+_MAX_SIZE_LINE = 1024  # bytes of the line that begins a chunk, its extensions included
+_MAX_EXTRAS = (
+    16 * 1024
+)  # bytes of extensions and trailers of one body: whoever sends them pays for nothing that is used
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n")
+
+# gevent's own, for which its handler answers 400.
+_Malformed: Any = pywsgi._InvalidClientInput  # type: ignore[attr-defined]
 
 
 class SlowClient(TimeoutError):
     """What was waited for did not come in time."""
 
     def __init__(self) -> None:
-        super().__init__(errno.ETIMEDOUT, "the client did not send in time")
+        super().__init__(errno.ETIMEDOUT, "the client was too slow")
 
 
-class Body(_Input):  # type: ignore[misc]
-    """``wsgi.input`` in the place of gevent's ``given``; no wait for a part of it is longer than ``timeout`` seconds.
+class Patience:
+    """How long one client may still be waited for: ``seconds`` at first, and never more.
 
-    Reading raises :class:`SlowClient` then, ConnectionResetError where the client leaves before the end, and gevent's
-    own error, which ends the request with 400, for malformed chunks. What is left is never read as a request.
+    Waiting uses it up, and bytes give it back, a second for each :data:`LEAST_RATE`. So one that stops, or trickles, is at its
+    end soon, and one that goes on at a fair pace never, however much it has to send or to read.
     """
 
-    def __init__(self, given: Any, *, connection: Any, timeout: float) -> None:
-        super().__init__(given.rfile, given.content_length, given.socket, given.chunked_input)
-        self._connection = connection
-        self._timeout = timeout
+    __slots__ = ("_limit", "left")
+
+    def __init__(self, seconds: float) -> None:
+        self._limit = self.left = seconds
+
+    def wait(self, what: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``what`` returns. Raises :class:`SlowClient` when the patience is at its end before."""
+        began = monotonic()
+        with gevent.Timeout(max(self.left, 0.001), SlowClient()):
+            found = what(*arguments)
+        self.left -= monotonic() - began
+        return found
+
+    def reward(self, size: int) -> None:
+        """So many bytes have come through."""
+        self.left = min(self._limit, self.left + size / LEAST_RATE)
+
+
+class Body:
+    """``wsgi.input`` in the place of gevent's ``given``, with ``patience`` seconds of it.
+
+    Reading raises :class:`SlowClient` when these are over, ConnectionResetError where the client leaves before the end, and
+    gevent's own error, which ends the request with 400, for malformed chunks. What is left is never read as a request.
+    """
+
+    def __init__(self, given: Any, *, patience: float) -> None:
+        self._file = given.rfile
+        self._continue = given._send_100_continue
+        self._chunked = bool(given.chunked_input)
+        self._left = 0 if self._chunked else given.content_length or 0  # of the body, or of the chunk
+        self._done = not self._chunked and not self._left
+        self._begun = False  # the first chunk has
+        self._extras = 0
+        self._patience = Patience(patience)
 
     @property
     def complete(self) -> bool:
         """Whether it was read to its end."""
-        if self.chunked_input:
-            return bool(self.chunk_length == 0 and not self._chunked_input_error)
-        return bool(self.position >= (self.content_length or 0))
+        return self._done
 
-    def _do_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
-        return self._in_time(super()._do_read, length, use_readline)
+    def read(self, size: int | None = None) -> bytes:
+        """So many bytes; fewer at the end alone."""
+        return b"".join(self._pieces(size, self._file.read1, whole=True))
 
-    def _chunked_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
-        return self._in_time(super()._chunked_read, length, use_readline)
+    def readline(self, size: int | None = None) -> bytes:
+        """The next line, or so many bytes of it."""
+        return b"".join(self._pieces(size, self._file.readline, whole=False))
 
-    def _in_time(self, read: Callable[..., bytes], *arguments: Any) -> bytes:
-        self._connection.settimeout(self._timeout)
+    def readlines(self, hint: int | None = None) -> list[bytes]:
+        """The lines that are left."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def _pieces(self, size: int | None, read: Callable[[int], bytes], *, whole: bool) -> Iterator[bytes]:
+        """The parts of what is asked for; up to the end of a line, or the ``whole``."""
+        wanted = float("inf") if size is None or size < 0 else size
+        while wanted > 0 and self._more():
+            data = self._wait(read, int(min(wanted, self._left, PIECE)))
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there")
+            self._patience.reward(len(data))
+            self._left -= len(data)
+            wanted -= len(data)
+            if not self._left and not self._chunked:
+                self._done = True
+            yield data
+            if not whole and data.endswith(b"\n"):
+                return
+
+    def _more(self) -> bool:
+        """Whether there is more of the body; the next chunk is begun where that is needed."""
+        if self._done:
+            return False
+        if self._continue is not None:
+            self._continue, tell = None, self._continue
+            self._patience.wait(tell)
+        if self._chunked and not self._left:
+            self._next_chunk()
+        return not self._done
+
+    def _next_chunk(self) -> None:
+        if self._begun and self._line() != b"\r\n":
+            raise _Malformed("a chunk is longer than it says")
+        self._begun = True
+        match = _SIZE_LINE.fullmatch(self._line())
+        if match is None:
+            raise _Malformed("a chunk without a size, or with a malformed extension")
+        self._spend(len(match[2] or b""))
+        self._left = int(match[1], 16)
+        if not self._left:
+            while (line := self._line()) != b"\r\n":
+                if not _TRAILER.fullmatch(line):
+                    raise _Malformed("a malformed trailer")
+                self._spend(len(line))
+            self._done = True
+
+    def _line(self) -> bytes:
+        line: bytes = self._wait(self._file.readline, _MAX_SIZE_LINE)
+        self._patience.reward(len(line))
+        return line
+
+    def _spend(self, size: int) -> None:
+        self._extras += size
+        if self._extras > _MAX_EXTRAS:
+            raise _Malformed("too many chunk extensions and trailers")
+
+    def _wait(self, read: Callable[[int], bytes], size: int) -> bytes:
         try:
-            return read(*arguments)
-        except _pywsgi._InvalidClientInput:
+            data: bytes = self._patience.wait(read, size)
+            return data
+        except SlowClient:
             raise
-        except TimeoutError:
-            raise SlowClient from None
-        except OSError:
+        except (OSError, ValueError):
             raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
-        except ValueError:
-            raise _pywsgi._InvalidClientInput("a chunk without a size") from None
-        finally:
-            self._connection.settimeout(None)
 
     def _discard(self) -> None:
-        # gevent would read what is left, however long that takes; the handler closes the connection instead.
+        # gevent's handler would have what is left read, however long that takes; ours closes the connection instead.
         pass

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from typing import Protocol
 
 MAX_HEADERS = 99
-# The standard library's parser, which gets them then, stops at a hundred lines, the blank one included.
-
-MAX_REQUEST_LINE = 8192
+# As many as the standard library's parser takes, with the blank line.
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(_TOKEN + rb" /[^\x00-\x20\x7f]* HTTP/1\.[01]\r?\n")
-# No space before the colon, no line that continues another, no CR inside: each has been read in more than one way.
-_HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+# A name, an IPv4 address or an IPv6 one in brackets, and perhaps a port (RFC 9110, section 4.2); never a user's name.
+_AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
+_TARGET = rb"/[^\x00-\x20\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20\x7f]*)?"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (" + _TARGET + rb") (HTTP/1\.[01])\r\n")
+_ABSOLUTE = re.compile(rb"[A-Za-z]+://(" + _AUTHORITY + rb")(.*)", re.DOTALL)
+_HOST = re.compile(_AUTHORITY)
+# No space before the colon, no line that continues another, no CR inside, no line that a lone LF ends: each has been read in
+# more than one way. Of the characters that show nothing, a value has the tab alone (RFC 9110, section 5.5).
+_HEADER = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 _LENGTH = re.compile(r"[0-9]{1,15}")
-_LINE_ENDS = (b"\r\n", b"\n")
 
 
 class Readable(Protocol):
@@ -52,8 +55,10 @@ def read_head(file: Readable, limit: int) -> list[bytes]:
             raise _too_large(lines, limit)
         if not line.endswith(b"\n"):
             return []
-        if line in _LINE_ENDS:
+        if line == b"\r\n":
             break
+        if not line.endswith(b"\r\n"):
+            raise BadHead("a line of the head does not end in CRLF")
         lines.append(line)
     return lines or [line]
 
@@ -104,23 +109,37 @@ class Fields:
         raise KeyError(name)
 
 
-def check_head(lines: list[bytes]) -> Fields:
-    """The fields below the request line. Raises :class:`BadHead` unless the head can be read in one way only."""
-    request_line, *header_lines = lines
-    if len(request_line) > MAX_REQUEST_LINE:
-        raise BadHead(f"the request line has more than {MAX_REQUEST_LINE} bytes", 414)
-    if not _REQUEST_LINE.fullmatch(request_line):
+def check_head(lines: list[bytes]) -> tuple[bytes, Fields]:
+    """The request line, and the fields below it. Raises :class:`BadHead` unless the head can be read in one way only.
+
+    An absolute target becomes the path in it, and its authority the Host, as RFC 9112, section 3.2.2, has it.
+    """
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if match is None:
         raise BadHead("the request line is not METHOD /path HTTP/1.1")
-    if len(header_lines) > MAX_HEADERS:
+    pairs = _pairs(lines[1:])
+    _check_framing(pairs, is_1_1=match[3] == b"HTTP/1.1")
+    absolute = _ABSOLUTE.fullmatch(match[2])
+    if absolute is None:
+        return lines[0], Fields(pairs)
+    path = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+    host = ("host", absolute[1].decode("latin-1"))
+    return b" ".join([match[1], path, match[3]]) + b"\r\n", Fields(
+        [host, *(pair for pair in pairs if pair[0] != "host")]
+    )
+
+
+def _pairs(lines: list[bytes]) -> list[tuple[str, str]]:
+    if len(lines) > MAX_HEADERS:
         raise BadHead(f"there are more than {MAX_HEADERS} header lines")
     pairs = []
-    for line in header_lines:
+    for line in lines:
         match = _HEADER.fullmatch(line)
         if match is None:
             raise BadHead("a header line is malformed")
-        pairs.append((match[1].decode("latin-1").lower(), match[2].decode("latin-1")))
-    _check_framing(pairs, is_1_1=request_line.rstrip().endswith(b"1.1"))
-    return Fields(pairs)
+        # Not left to the pattern, which would try each space of many as the last one.
+        pairs.append((match[1].decode("latin-1").lower(), match[2].decode("latin-1").strip(" \t")))
+    return pairs
 
 
 def _check_framing(pairs: list[tuple[str, str]], *, is_1_1: bool) -> None:
@@ -130,6 +149,9 @@ def _check_framing(pairs: list[tuple[str, str]], *, is_1_1: bool) -> None:
     )
     if len(hosts) > 1 or (is_1_1 and not hosts):
         raise BadHead("there must be one Host")
+    # An empty one is for a target that names nobody (RFC 9110, section 7.2).
+    if hosts and hosts[0] and not _HOST.fullmatch(hosts[0].encode("latin-1")):
+        raise BadHead("the Host is not a name or an address, and perhaps a port")
     if lengths and encodings:
         raise BadHead("there are both a Content-Length and a Transfer-Encoding")
     if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):

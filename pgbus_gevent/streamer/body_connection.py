@@ -24,6 +24,9 @@ class BodyConnection(Client):
     says since when.
     """
 
+    keeps_time = True
+    """For a server that bounds how slowly an answer may be read: the heartbeat ends the slow ones, and says why."""
+
     __slots__ = ("_clock", "_consumer", "_on_drained", "_on_gone", "_parts", "_ready", "_waiting_since")
 
     def __init__(
