@@ -14,7 +14,7 @@ from .config import Settings
 from .database import Database
 from .database.checks import Checks
 from .database.schema import migrations
-from .errors import DatabaseError, DatabaseUnavailable
+from .errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -101,19 +101,25 @@ def _encoding(database: Database, checks: Checks) -> Finding:
 
 
 def _schema(database: Database, checks: Checks) -> Finding:
-    newest, version = migrations()[-1].version, checks.schema_version()
-    if version is None:
-        return Finding("schema", FAIL, "there is none", "run `pgbus-gevent migrate`, or start `serve`, which does")
-    if version < newest:
-        text = f"version {version}, this release has {newest}"
+    version = checks.schema_version()
+    try:
+        database.check_schema()
+    except SchemaTooOld as error:
+        text = f"version {version}, this release has {error.known}" if version else "there is none"
         return Finding("schema", FAIL, text, "run `pgbus-gevent migrate`, or start `serve`, which does")
-    if version > newest:
-        return Finding("schema", FAIL, f"version {version}, this release knows {newest}", "install the newer release")
+    except SchemaTooNew as error:
+        text = f"version {version}, which serves releases from {error.serves} on; this one knows {error.known}"
+        return Finding("schema", FAIL, text, "install the newer release")
+    except SchemaMismatch as error:
+        return Finding("schema", FAIL, f"version {version}", str(error))
+    newest = migrations()[-1].version
+    if version is not None and version > newest:
+        return Finding("schema", OK, f"version {version}, a newer release's, which still serves this one ({newest})")
     return Finding("schema", OK, f"version {version}")
 
 
 def _rights(database: Database, checks: Checks) -> Finding | None:
-    if checks.schema_version() != migrations()[-1].version:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
         return None
     missing = checks.missing_rights()
     if not missing:

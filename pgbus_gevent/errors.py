@@ -13,7 +13,9 @@
     ├── DatabaseError                       PostgreSQL refused or could not be reached
     │   ├── DatabaseUnavailable             not reached, went away, or did not answer in time
     │   ├── PoolTimeout                     every pooled connection stayed busy
-    │   └── SchemaTooNew                    the schema was made by a newer release
+    │   ├── SchemaTooNew                    the schema is a newer release's, and does not serve this one
+    │   ├── SchemaTooOld                    the schema is missing, or has not been migrated to this release
+    │   └── SchemaMismatch                  the schema is one that no release makes
     ├── EmbeddedError                       the embedded server cannot be had
     └── NotPatched                          the process is not patched for gevent
 
@@ -89,14 +91,38 @@ class PoolTimeout(DatabaseError):
 
 
 class SchemaTooNew(DatabaseError):
-    """The schema was migrated by a newer release than this one."""
+    """The schema was migrated by a newer release than this one, and serves code of version ``serves`` at the oldest."""
 
-    def __init__(self, found: int, known: int) -> None:
+    def __init__(self, found: int, known: int, serves: int) -> None:
         super().__init__(
-            f"schema pgbus is at version {found}, this release knows up to {known}; upgrade pgbus-gevent here too"
+            f"schema pgbus is at version {found}, which serves releases that know version {serves} or later, and this one knows"
+            f" up to {known}; upgrade pgbus-gevent here too"
         )
         self.found = found
         self.known = known
+        self.serves = serves
+
+
+class SchemaTooOld(DatabaseError):
+    """The schema has version ``found``, or 0 where there is none, and this release needs version ``known``."""
+
+    def __init__(self, found: int, known: int) -> None:
+        what = f"is at version {found}, and this release needs version {known}" if found else "is not in this database"
+        super().__init__(
+            f"schema pgbus {what}; run `python -m pgbus_gevent migrate`, or start without --no-migrate",
+            None if found else "3F000",
+        )
+        self.found = found
+        self.known = known
+
+
+class SchemaMismatch(DatabaseError):
+    """The schema is not one that a release makes, so that nothing can be built on it."""
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(
+            f"schema pgbus is not as this release makes it: {difference}; put that right, or use a database without schema pgbus"
+        )
 
 
 class EmbeddedError(PgbusError):

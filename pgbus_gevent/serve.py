@@ -117,7 +117,7 @@ class _Service:
         if self.settings.migrate:
             database.migrate()
         else:
-            database.queries.ping()
+            database.check_schema()
         database.close()
         found = workers.Workers(self.settings, self._app_name, sock, on_hurry=self._close_database)
         return found.run(lambda: self._announce(port))

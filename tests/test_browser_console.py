@@ -16,7 +16,7 @@ from streamer_parts import FakeClient
 from support import holds, until
 
 from pgbus_gevent.core.client import Place
-from pgbus_gevent.database.schema import migrate
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of

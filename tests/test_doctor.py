@@ -71,11 +71,25 @@ def test_a_database_without_the_schema_fails_and_says_how_to_make_it(pgbus_datab
     pgbus_databases.drop(url)
 
 
-@pytest.mark.parametrize(("version", "word"), [(-1, "migrate"), (1, "newer release")])
-def test_a_schema_of_another_release_fails(version: int, word: str, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    newest = migrations()[-1].version
-    monkeypatch.setattr(Checks, "schema_version", lambda self: newest + version)
-    assert word in look(url)["schema"].todo
+@pytest.mark.parametrize(
+    ("change", "level", "word"),
+    [
+        ("delete from pgbus.migrations where version = %s", FAIL, "pgbus-gevent migrate"),
+        ("insert into pgbus.migrations select 1 + %s, 'later', 1 + %s, ''", FAIL, "newer release"),
+        ("insert into pgbus.migrations select 1 + %s, 'later', %s, ''", OK, ""),
+        ("update pgbus.migrations set checksum = '' where version = %s", FAIL, "not as this release makes it"),
+    ],
+    ids=["older", "newer", "newer but compatible", "another"],
+)
+def test_a_schema_of_another_release_fails_unless_it_serves_this_one(
+    change: str, level: str, word: str, pgbus_databases: TestDatabases
+) -> None:
+    url, newest = pgbus_databases.make(), migrations()[-1].version
+    with opened_sessions(url) as opener:
+        opener().run(change, *[newest] * change.count("%s"))
+    found = look(url)["schema"]
+    assert found.level == level and word in (found.todo or "")
+    pgbus_databases.drop(url)
 
 
 def test_a_role_without_rights_is_told_which(url: str, sql: Session) -> None:

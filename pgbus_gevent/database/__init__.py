@@ -9,12 +9,13 @@ from ..errors import InvalidSetting
 from ..retention import Retention
 from .connect import connect
 from .fleet import Fleet
+from .migrating import migrate
 from .notifications import ListenSession
 from .pool import Pool
 from .presence import PresenceQueries
 from .pruning import Pruning
 from .queries import Queries
-from .schema import migrate
+from .schema import check
 
 __all__ = ["Database"]
 
@@ -57,6 +58,11 @@ class Database:
     def migrate(self) -> list[int]:
         """Bring the schema up to date; the versions that were applied."""
         return migrate(self.url, connect_timeout=self.settings.connect_timeout)
+
+    def check_schema(self) -> None:
+        """Raise :class:`DatabaseError` where this release cannot work on the schema as it is, which stays so."""
+        with self.pool.connection() as connection:
+            check(connection)
 
     def close(self) -> None:
         """Close the pool. May be called again."""

@@ -122,7 +122,7 @@ def translated() -> Iterator[None]:
 def translate(error: psycopg2.Error) -> Exception:
     """The package's exception for one of psycopg2's."""
     code = error.pgcode
-    message = _first_line(error)
+    message = first_line(error)
     if code == _INVALID_PARAMETER:
         return InvalidArgument(message)
     lost = code is None and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
@@ -133,7 +133,7 @@ def translate(error: psycopg2.Error) -> Exception:
 
 def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
     """Why there is no connection, and where: libpq tells the place of a Unix socket itself, but not of a TCP connection."""
-    reason = _first_line(error)
+    reason = first_line(error)
     if "hostaddr" not in address or reason.startswith("connection to "):
         return reason
     return f"{reason} (address {_shown(address['hostaddr'])}, port {_shown(address.get('port', '5432'))})"
@@ -144,5 +144,6 @@ def _shown(name: str) -> str:
     return name if re.fullmatch(r"[\w.:-]+", name) else HIDDEN
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without its context."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,21 +1,45 @@
-"""Numbered migrations: plain SQL files of this package, applied in order, each recorded, under one advisory lock."""
+"""Which version a schema has, and whether this release and that schema can work together.
+
+The schema is made by numbered migrations: plain SQL files of this package, each recorded in ``pgbus.migrations`` with the oldest
+release that it still serves. A release is known by the newest migration that it brings: "code of version 9". So
+
+- code runs on a schema that is newer than itself as long as that serves it: workers of two releases work beside one another;
+- code never runs on a schema that is older than itself.
+
+A file says what it serves in a line ``-- serves: 9``. Without one it serves no release before its own. A released file is never
+edited, which the checksum in the record is there to notice.
+"""
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
+import psycopg2
 import psycopg2.extensions as ext
 
-from ..errors import DatabaseError, SchemaTooNew
-from .connect import connect, translated
+from ..errors import SchemaMismatch, SchemaTooNew, SchemaTooOld
 
-logger = logging.getLogger("pgbus_gevent.schema")
-
-_LOCK_CLASS = 1885823597  # 'pgbm'; beside the classes that sql/0001_messages.sql names
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
+_SERVES = re.compile(r"^-- serves: (\d+)$", re.MULTILINE)
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+RECORD = """
+create table pgbus.migrations (
+  version integer primary key,
+  name text not null,
+  serves integer not null,
+  checksum text not null,
+  applied_at timestamptz not null default now()
+)
+"""
+_HAS_RECORD = """
+select to_regclass('pgbus.migrations') is not null, exists (
+  select 1 from pg_catalog.pg_attribute where attrelid = to_regclass('pgbus.migrations') and attname = 'checksum')
+"""
 
 
 class Migration(NamedTuple):
@@ -24,6 +48,27 @@ class Migration(NamedTuple):
     version: int
     name: str
     sql: str
+
+    @property
+    def serves(self) -> int:
+        """The oldest code, by its newest migration, that works with the schema once this was applied."""
+        found = _SERVES.search(self.sql)
+        return int(found[1]) if found else self.version
+
+    @property
+    def checksum(self) -> str:
+        """Of the statements, whatever the comments on lines of their own and the spaces."""
+        words = " ".join(_COMMENT.sub("", self.sql).split())
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+class Applied(NamedTuple):
+    """A row of ``pgbus.migrations``."""
+
+    version: int
+    name: str
+    serves: int
+    checksum: str
 
 
 def migrations() -> list[Migration]:
@@ -36,64 +81,71 @@ def migrations() -> list[Migration]:
     return sorted(found)
 
 
-def migrate(url: str, *, connect_timeout: float = 5.0, timeout: float = 60.0) -> list[int]:
-    """Bring the schema up to date and return the versions that were applied; safe when many processes start at once.
-
-    ``timeout`` bounds each statement, the wait for another process's migration included, in seconds. Raises
-    :class:`SchemaTooNew` for a schema made by a newer release, :class:`DatabaseError` when a migration fails, which
-    then leaves nothing of itself behind.
-    """
-    connection = connect(
-        url, application_name="pgbus-migrate", connect_timeout=connect_timeout, statement_timeout=timeout
-    )
-    try:
-        with translated():
-            # One snapshot for all of it would be from before the wait for another process's migration.
-            connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
-            return _migrate(connection)
-    finally:
-        connection.close()
-
-
-def _migrate(connection: ext.connection) -> list[int]:
-    known = migrations()
-    with connection.cursor() as cursor:
-        cursor.execute("show server_encoding")
-        encoding = str(_single(cursor))
-        if encoding != "UTF8":
-            raise DatabaseError(f"the database's encoding is {encoding}; pgbus needs one made with encoding UTF8")
-        cursor.execute("select pg_advisory_xact_lock(%s, 0)", (_LOCK_CLASS,))
-        version = _prepare(cursor)
-        newest = known[-1].version
-        if version > newest:
-            raise SchemaTooNew(version, newest)
-        applied = [migration for migration in known if migration.version > version]
-        for migration in applied:
-            logger.info("migrating schema pgbus to %d (%s)", migration.version, migration.name)
-            cursor.execute(migration.sql)
-            cursor.execute(
-                "insert into pgbus.migrations (version, name) values (%s, %s)", (migration.version, migration.name)
-            )
-    connection.commit()
-    return [migration.version for migration in applied]
-
-
-def _prepare(cursor: ext.cursor) -> int:
-    """Make the schema and its record of migrations where they are missing; return the version it is at."""
-    # Asked first: `create schema if not exists` wants the right to create schemas even where there is nothing to do.
-    cursor.execute("select to_regnamespace('pgbus') is not null, to_regclass('pgbus.migrations') is not null")
-    has_schema, has_record = cursor.fetchone() or (False, False)
-    if not has_schema:
-        cursor.execute("create schema pgbus")
+def read_applied(cursor: ext.cursor) -> dict[int, Applied]:
+    """What the database has a record of, by version; nothing where there is no schema. Raises :class:`SchemaMismatch`."""
+    cursor.execute(_HAS_RECORD)
+    has_record, is_whole = cursor.fetchone() or (False, False)
     if not has_record:
-        cursor.execute(
-            "create table pgbus.migrations"
-            " (version integer primary key, name text not null, applied_at timestamptz not null default now())"
+        return {}
+    if not is_whole:
+        raise SchemaMismatch("it was made by a version of pgbus-gevent from before the first release")
+    cursor.execute("select version, name, serves, checksum from pgbus.migrations")
+    return {row[0]: Applied(*row) for row in cursor.fetchall()}
+
+
+def pending(known: Sequence[Migration], applied: Mapping[int, Applied]) -> list[Migration]:
+    """The migrations that this release has beyond the schema's version.
+
+    Raises :class:`SchemaTooNew` for a schema that does not serve this release, :class:`SchemaMismatch` for one that no
+    release makes.
+    """
+    newest, found = known[-1].version, max(applied, default=0)
+    _compare(known, applied, min(newest, found))
+    serves = max((row.serves for row in applied.values() if row.version > newest), default=0)
+    if serves > newest:
+        raise SchemaTooNew(found, newest, serves)
+    return [migration for migration in known if migration.version > found]
+
+
+def _compare(known: Sequence[Migration], applied: Mapping[int, Applied], upto: int) -> None:
+    """What this release and the schema both should have."""
+    names = {migration.version for migration in known}
+    for version in sorted(applied):
+        if version <= upto and version not in names:
+            raise SchemaMismatch(
+                f"its record has a migration {version} ({applied[version].name}), which this release has not"
+            )
+    for migration in known:
+        if migration.version > upto:
+            return
+        _compare_one(migration, applied.get(migration.version))
+
+
+def _compare_one(migration: Migration, row: Applied | None) -> None:
+    title = f"migration {migration.version} ({migration.name})"
+    if row is None:
+        raise SchemaMismatch(
+            f"{title} is missing below the newest; if only its row was lost: insert into pgbus.migrations"
+            f" (version, name, serves, checksum) values ({migration.version}, '{migration.name}', {migration.serves},"
+            f" '{migration.checksum}')"
         )
-    cursor.execute("select coalesce(max(version), 0) from pgbus.migrations")
-    return int(str(_single(cursor)))
+    if row.name != migration.name:
+        raise SchemaMismatch(f"its record calls {title} {row.name!r}")
+    if row.checksum != migration.checksum:
+        raise SchemaMismatch(f"{title} was applied with other statements than this release has")
 
 
-def _single(cursor: ext.cursor) -> object:
-    row = cursor.fetchone()
-    return row[0] if row else None
+def check(connection: ext.connection) -> None:
+    """Raise where this release cannot work on the schema as it is; for who does not migrate.
+
+    Raises :class:`SchemaTooOld`, with version 0 where there is no schema, :class:`SchemaTooNew` and :class:`SchemaMismatch`. A
+    role that may not read the record is let through: whether it may do what it has to shows soon.
+    """
+    known = migrations()
+    try:
+        with connection.cursor() as cursor:
+            applied = read_applied(cursor)
+    except psycopg2.errors.InsufficientPrivilege:
+        return
+    if pending(known, applied):
+        raise SchemaTooOld(max(applied, default=0), known[-1].version)

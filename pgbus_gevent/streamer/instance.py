@@ -219,7 +219,7 @@ class Instance:
     def start(self) -> Instance:
         """Migrate the schema, if so configured, and start the greenlets; gives way, until the listener is live or it took too long.
 
-        Raises :class:`NotPatched`, and :class:`DatabaseError` where the schema cannot be brought up to date.
+        Raises :class:`NotPatched`, and :class:`DatabaseError` where the schema is not, and cannot be brought, up to date.
         """
         with self._starting:  # greenlets that race wait for the one that came first
             self._start()
@@ -236,6 +236,8 @@ class Instance:
         green.install()
         if self.settings.migrate:
             self.database.migrate()
+        else:
+            self.database.check_schema()
         for task in self.tasks:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):

@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.extensions as ext
 
 from ..database.embedded import EmbeddedPostgres
-from ..database.schema import migrate
+from ..database.migrating import migrate
 from .leaks import database_peers, peer_of, settled
 
 OPTIONS = {"fsync": "off", "max_connections": "300", "full_page_writes": "off"}

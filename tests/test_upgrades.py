@@ -1,0 +1,255 @@
+"""Two releases and one database: who runs on whose schema, and what an upgrade does to those who are at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+
+import gevent
+import psycopg2.extensions as ext
+import pytest
+from database_parts import Session, opened_sessions, until
+
+from pgbus_gevent.config import Settings
+from pgbus_gevent.database import Database, schema
+from pgbus_gevent.database.migrating import migrate
+from pgbus_gevent.database.schema import Migration, migrations
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from pgbus_gevent.testing.databases import TestDatabases
+
+KNOWN = migrations()
+NEWEST = KNOWN[-1].version
+LATER = Migration(NEWEST + 1, "later", f"-- serves: {NEWEST}\nalter table pgbus.messages add column later integer")
+BREAKING = Migration(NEWEST + 1, "breaking", "alter table pgbus.messages add column later integer")
+
+
+@pytest.fixture
+def sql(database: str) -> Iterator[Session]:
+    with opened_sessions(database) as opener:
+        yield opener()
+
+
+@pytest.fixture
+def database(pgbus_databases: TestDatabases) -> Iterator[str]:
+    """The URL of a database at this release's version."""
+    url = pgbus_databases.make_empty()
+    migrate(url)
+    yield url
+    pgbus_databases.drop(url)
+
+
+def release(monkeypatch: pytest.MonkeyPatch, *known: Migration) -> None:
+    """Be a release that knows these."""
+    monkeypatch.setattr(schema, "migrations", lambda: list(known))
+
+
+def check(url: str) -> None:
+    database = Database(Settings(database_url=url))
+    try:
+        database.check_schema()
+    finally:
+        database.close()
+
+
+# two releases
+
+
+def test_an_older_release_runs_on_a_newer_schema_that_serves_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    assert migrate(database) == [LATER.version]
+    release(monkeypatch, *KNOWN)
+    assert migrate(database) == []
+    check(database)
+
+
+def test_an_older_release_is_refused_by_a_schema_that_does_not_serve_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = Migration(NEWEST + 2, "after", f"-- serves: {NEWEST + 1}\nselect 1")
+    release(monkeypatch, *KNOWN, BREAKING, after)
+    migrate(database)
+    release(monkeypatch, *KNOWN)
+    for refused_by in (migrate, check):
+        with pytest.raises(
+            SchemaTooNew, match=f"version {NEWEST + 2}, which serves .* {NEWEST + 1} or later, .*; upgrade"
+        ) as e:
+            refused_by(database)
+        assert (e.value.found, e.value.serves, e.value.known) == (NEWEST + 2, NEWEST + 1, NEWEST)
+    release(monkeypatch, *KNOWN, BREAKING)
+    check(database)
+
+
+def test_a_newer_release_that_does_not_migrate_is_refused_by_an_older_schema(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(
+        SchemaTooOld, match=f"version {NEWEST}, and this release needs .* {NEWEST + 1}; run .* migrate`"
+    ):
+        check(database)
+    migrate(database)
+    check(database)
+
+
+def test_who_does_not_migrate_is_told_that_there_is_no_schema(database: str, sql: Session) -> None:
+    sql.run("drop schema pgbus cascade")
+    with pytest.raises(SchemaTooOld, match="is not in this database; run `python -m pgbus_gevent migrate`") as refused:
+        check(database)
+    assert refused.value.sqlstate == "3F000"
+
+
+# records that no release makes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("delete from pgbus.migrations where version = 2", r"migration 2 \(watch_table\) is missing below the newest"),
+        ("update pgbus.migrations set name = 'other' where version = 2", r"calls migration 2 \(watch_table\) 'other'"),
+        ("update pgbus.migrations set checksum = 'x' where version = 2", r"2 \(watch_table\) was applied with other"),
+        (
+            "insert into pgbus.migrations values (0, 'zero', 0, 'x')",
+            r"a migration 0 \(zero\), which this release has not",
+        ),
+        ("alter table pgbus.migrations drop column checksum", "from before the first release"),
+    ],
+    ids=["missing", "renamed", "edited", "unknown", "unreleased"],
+)
+def test_a_schema_that_no_release_makes_is_refused_by_name(change: str, said: str, database: str, sql: Session) -> None:
+    sql.run(change)
+    for refused_by in (migrate, check):
+        with pytest.raises(SchemaMismatch, match=said):
+            refused_by(database)
+
+
+def test_a_lost_row_can_be_put_back_as_the_refusal_says(database: str, sql: Session) -> None:
+    sql.run("delete from pgbus.migrations where version = 2")
+    with pytest.raises(SchemaMismatch) as refused:
+        migrate(database)
+    sql.run(str(refused.value).partition("was lost: ")[2].partition(";")[0])
+    assert migrate(database) == []
+
+
+def test_comments_and_spaces_do_not_count(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = KNOWN[0]._replace(sql=f"-- A word more.\n\n{KNOWN[0].sql}\n")
+    release(monkeypatch, edited, *KNOWN[1:])
+    assert migrate(database) == []
+
+
+# those who are at work
+
+
+def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with opened_sessions(database) as opener:
+        reader, publisher = opener(), opener()
+        with reader.transaction():
+            reader.run("select * from pgbus.messages")
+            migration = gevent.spawn(migrate, database)
+            waits = []
+            end = monotonic() + 1.5
+            while monotonic() < end:
+                began = monotonic()
+                publisher.call("broadcast", "orders", "x")
+                waits.append(monotonic() - began)
+            assert not migration.ready()
+        # 0.2 s behind the migration, and what a busy machine adds.
+        assert max(waits) < 1.0, f"a publisher waited for {max(waits):.2f} s"
+        assert max(waits) > 0.05, "none of them met the migration"
+        assert migration.get(timeout=20) == [LATER.version]
+
+
+def test_who_is_in_the_way_for_too_long_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with opened_sessions(database) as opener:
+        reader = opener()
+        with reader.transaction():
+            reader.run("select * from pgbus.messages")
+            with pytest.raises(DatabaseUnavailable, match=f"others have locks on it: session {reader.pid} "):
+                migrate(database, timeout=0.5)
+
+
+def test_of_several_that_upgrade_at_once_one_does(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = LATER._replace(sql=f"{LATER.sql}; select pg_sleep(0.3)")
+    release(monkeypatch, *KNOWN, slow)
+    jobs = [gevent.spawn(migrate, database) for _ in range(6)]
+    assert sorted(job.get(timeout=20) for job in jobs) == [[], [], [], [], [], [slow.version]]
+
+
+def test_a_migrator_that_dies_half_way_leaves_nothing_and_the_next_one_begins_again(
+    database: str, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER, Migration(NEWEST + 2, "slow", "select pg_sleep(30)"))
+    job = gevent.spawn(migrate, database)
+    pid = until(
+        lambda: sql.run(
+            "select pid from pg_stat_activity where query like '%%pg_sleep(30)' and state = 'active'"
+            " and datname = current_database() and pid <> pg_backend_pid()"
+        ),
+        "it is at it",
+    )[0][0]
+    sql.run("select pg_terminate_backend(%s)", pid)
+    with pytest.raises(DatabaseUnavailable):
+        job.get(timeout=20)
+    release(monkeypatch, *KNOWN, LATER)
+    assert migrate(database) == [LATER.version]
+
+
+# roles and servers that cannot
+
+
+@pytest.fixture
+def role(sql: Session, database: str) -> Iterator[str]:
+    name = f"pgbus_{ext.parse_dsn(database)['dbname']}"
+    sql.run(
+        f"create role {name} login; grant usage on schema pgbus to {name}; grant select on pgbus.migrations to {name}"
+    )
+    yield name
+    sql.run(f"drop owned by {name}; drop role {name}")
+
+
+def as_role(database: str, role: str) -> str:
+    return str(ext.make_dsn(database, options=f"-c role={role}"))
+
+
+def test_a_role_that_may_not_upgrade_is_told_who_may(database: str, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert migrate(as_role(database, role)) == []
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(
+        DatabaseError, match=f"role {role} may not .*postgres's: run .* as postgres.*--no-migrate"
+    ) as refused:
+        migrate(as_role(database, role))
+    assert refused.value.sqlstate == "42501"
+
+
+def test_a_role_that_may_make_no_schema_is_told_what_an_administrator_has_to_do(
+    database: str, sql: Session, role: str
+) -> None:
+    sql.run("drop schema pgbus cascade")
+    with pytest.raises(DatabaseError, match=f"an administrator run: create schema pgbus authorization {role}"):
+        migrate(as_role(database, role))
+    sql.run(f"create schema pgbus authorization {role}")
+    assert migrate(as_role(database, role)) == [migration.version for migration in KNOWN]
+
+
+def test_a_role_that_may_not_read_the_record_may_still_serve(database: str, sql: Session, role: str) -> None:
+    sql.run(f"revoke select on pgbus.migrations from {role}")
+    check(as_role(database, role))
+
+
+def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(ext.make_dsn(database, options="-c default_transaction_read_only=on"))
+    assert migrate(url) == []
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(DatabaseError, match="transactions are read-only here"):
+        migrate(url)
+
+
+def test_a_short_statement_timeout_of_the_role_is_not_ours(
+    database: str, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql.run(f"alter database {ext.parse_dsn(database)['dbname']} set statement_timeout = '50ms'")
+    release(monkeypatch, *KNOWN, Migration(NEWEST + 1, "slow", "select pg_sleep(0.2)"))
+    assert migrate(database) == [NEWEST + 1]
