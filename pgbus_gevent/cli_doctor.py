@@ -132,9 +132,11 @@ def _rights(database: Database, checks: Checks) -> Finding | None:
     )
 
 
-def _listen(database: Database, checks: Checks) -> Finding:
+def _listen(database: Database, checks: Checks) -> Finding | None:
     if not database.settings.listen:
         return Finding("listen", OK, "off (listen=False): the database is polled")
+    if checks.schema_version() is None:
+        return None  # the channels' names are in it
     try:
         session = database.listen()
     except DatabaseUnavailable as error:

@@ -145,12 +145,12 @@ class Ear:
     def __init__(self, session: Session) -> None:
         self._connection = session.connection
         self._heard: list[str] = []
-        session.run("listen pgbus")
+        session.run(f'listen "{session.one("select doorbell from pgbus.channels()")}"')
 
     def heard_until(self, speaker: Session, timeout: float = PATIENCE) -> list[str]:
         """What has come since the last time, up to all that was rung before ``speaker`` says so."""
         mark = f"mark {monotonic()}"
-        speaker.run("select pg_notify('pgbus', %s)", mark)
+        speaker.run("select pg_notify((select doorbell from pgbus.channels()), %s)", mark)
         end = monotonic() + timeout
         while mark not in self._heard:
             assert monotonic() < end, f"the mark did not come within {timeout:g} s, only {self._heard}"

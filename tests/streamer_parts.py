@@ -18,7 +18,7 @@ from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.core.wakes import Ring
-from pgbus_gevent.database.queries import Opening, OpenQuestion, Page, Row, TailRow
+from pgbus_gevent.database.queries import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
@@ -174,7 +174,7 @@ class Table:
     def __init__(self, *, first_id: int = 10, step: int = 10) -> None:
         self.rows: dict[str, list[Row]] = defaultdict(list)
         self.horizons: dict[str, int] = {}
-        self.large: dict[int, tuple[str | None, str, str | None, str | None]] = {}
+        self.large: dict[int, EphemeralRow] = {}
         self.reads: list[str] = []
         self.questions: list[OpenQuestion] = []
         self.failures = 0
@@ -229,7 +229,7 @@ class Table:
                     found.append(TailRow(row.id, stream, prev_id, row.event, data, row.visible_to, row.exclude))
         return sorted(found)[: limit + len(holes)]
 
-    def ephemerals(self, ids: Sequence[int]) -> dict[int, tuple[str | None, str, str | None, str | None]]:
+    def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
         self._read("ephemerals")
         return {id: self.large[id] for id in ids if id in self.large}
 

@@ -13,6 +13,7 @@ from streamer_parts import Table, wait_until
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.core.wakes import Ephemeral
+from pgbus_gevent.database.queries import EphemeralRow
 from pgbus_gevent.streamer import ephemerals
 from pgbus_gevent.streamer.ephemerals import Ephemerals
 
@@ -38,7 +39,7 @@ class Passing:
 
     def large(self, number: int, stream: str = "orders", *, stored: bool = True) -> None:
         if stored:
-            self.table.large[number] = (None, f"large{number}", None, None)
+            self.table.large[number] = EphemeralRow(stream, None, f"large{number}", None, None)
         self.part.take(Ephemeral(stream, number, None, None, None, None))
 
     @contextmanager
@@ -61,7 +62,7 @@ def test_a_small_one_is_passed_on_at_once(passing: Passing) -> None:
 
 
 def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) -> None:
-    passing.table.large[5] = ("hint", "x" * 100_000, "admins", "c0ffee")
+    passing.table.large[5] = EphemeralRow("orders", "hint", "x" * 100_000, "admins", "c0ffee")
     with passing.running():
         passing.part.take(Ephemeral("orders", 5, None, None, None, None))
         wait_until(lambda: passing.passed)

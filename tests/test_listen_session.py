@@ -11,6 +11,8 @@ from pgbus_gevent.database import green
 from pgbus_gevent.database.notifications import ListenSession
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 
+RING = "select pg_notify((select doorbell from pgbus.channels()), %s)"
+
 
 @pytest.fixture(autouse=True)
 def cooperative() -> None:
@@ -26,16 +28,29 @@ def test_a_listen_session_hears_what_is_rung_in_order(database: str) -> None:
         assert session.hears(5.0)
         sql = opener()
         for n in range(3):
-            sql.run("select pg_notify('pgbus', %s)", str(n))
+            sql.run(RING, str(n))
         sql.run("select pg_notify('other', 'x')")
         found: list[str] = []
         until(lambda: found.extend(session.receive(0.1)[0]) or len(found) >= 3, "three notifications come")
         assert found == ["0", "1", "2"]
 
 
+def test_a_listen_session_follows_a_change_of_the_channels_at_its_next_ping(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        sql = opener()
+        former = sql.one("select doorbell from pgbus.channels()")
+        sql.call("change_channels")
+        # It is told on the former control channel.
+        assert session.receive(5.0) == (['["control"]'], False)
+        session.ping()
+        sql.run("select pg_notify(%s, 'of one who knows the former name')", former)
+        sql.run(RING, "x")
+        assert session.receive(5.0) == (["x"], False)
+
+
 def test_what_comes_with_the_answer_to_a_ping_is_not_lost(database: str) -> None:
     with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run("select pg_notify('pgbus', 'x')")
+        opener().run(RING, "x")
         session.ping()
         assert session.receive(1.0) == (["x"], False)
 
@@ -59,7 +74,9 @@ def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
 def test_more_notifications_than_there_is_room_for_are_told_of(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
     with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run("select count(pg_notify('pgbus', n::text)) from generate_series(1, 50) n")
+        opener().run(
+            "select count(pg_notify(c.doorbell, n::text)) from pgbus.channels() c cross join generate_series(1, 50) n"
+        )
         session.ping()
         payloads, lost = session.receive(1.0)
         assert lost and payloads == [str(n) for n in range(41, 51)]
@@ -68,7 +85,7 @@ def test_more_notifications_than_there_is_room_for_are_told_of(database: str, mo
 def test_a_listen_session_that_cannot_listen_leaves_no_connection(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgbus_gevent.database.notifications.CHANNEL", "no channel")
+    monkeypatch.setattr("pgbus_gevent.database.notifications._listen", lambda channel: "listen no channel")
     with opened_sessions(database) as opener:
         with pytest.raises(DatabaseError) as failed:
             listening(database)

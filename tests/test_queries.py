@@ -273,7 +273,7 @@ def test_what_makes_no_sense_is_an_invalid_argument(asking: Queries) -> None:
 def test_large_ephemerals_are_found_by_their_numbers(asking: Queries, sql: Session, stream: str) -> None:
     asking.broadcast_ephemeral(stream, "x" * 9000, Publication("e", "admins", "c7"))
     number = sql.one("select max(id) from pgbus.ephemerals")
-    assert asking.ephemerals([number, number + 1000]) == {number: ("e", "x" * 9000, "admins", "c7")}
+    assert asking.ephemerals([number, number + 1000]) == {number: (stream, "e", "x" * 9000, "admins", "c7")}
 
 
 # transactions

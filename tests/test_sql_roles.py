@@ -68,7 +68,12 @@ def owner(owned: str, sessions: Sessions) -> Iterator[Session]:
     session = sessions(role=OWNER)
     yield session
     for role in ROLES[1:]:
-        for kind in ("all tables in schema pgbus", "all sequences in schema pgbus", "schema pgbus"):
+        for kind in (
+            "all tables in schema pgbus",
+            "all sequences in schema pgbus",
+            "all functions in schema pgbus",
+            "schema pgbus",
+        ):
             session.run(f"revoke all on {kind} from {role}")
 
 

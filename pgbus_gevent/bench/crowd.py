@@ -70,14 +70,13 @@ def crowd(
     size: int,
     batch: int = 0,
     listeners: int = 0,
-    channel: str = "pgbus",
 ) -> dict[str, Any]:
     """Publish for so long, ``batch`` messages with each call (0: one, as a text), while others LISTEN.
 
     The calls and messages of that time, and how long calls took.
     """
     with ExitStack() as stack:
-        listening = Listening(url, channel, listeners)
+        listening = Listening(url, listeners)
         stack.callback(listening.close)
         sessions = [Session(url, statement, f"bench:{n}", size, batch) for n in range(publishers)]
         for session in sessions:
@@ -131,19 +130,21 @@ class Listening:
     They are on the roll of the workers, by which the doorbell finds its pace.
     """
 
-    def __init__(self, url: str, channel: str, count: int) -> None:
+    def __init__(self, url: str, count: int) -> None:
         self._url = url
         self._on_the_roll(count)
-        self._connections = list(self._open(url, channel, count))
+        self._connections = list(self._open(url, count))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
 
-    def _open(self, url: str, channel: str, count: int) -> Iterator[Any]:
+    def _open(self, url: str, count: int) -> Iterator[Any]:
         for _ in range(count):
             connection = psycopg2.connect(url)
             connection.autocommit = True
             with connection.cursor() as cursor:
+                cursor.execute("select doorbell from pgbus.channels()")
+                ((channel,),) = cursor.fetchall()
                 cursor.execute(f'listen "{channel}"')
             os.set_blocking(connection.fileno(), False)
             yield connection

@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from time import monotonic
+from typing import Any
 
 import psycopg2.extensions as ext
 from gevent.socket import wait_read
 
 from ..errors import DatabaseUnavailable
 from .connect import connect, translated
-
-CHANNEL = "pgbus"
-"""What publishers ring on; sql/0001_messages.sql has the same name in it."""
-
-CONTROL = "pgbus_control"
-"""What is not about messages; see sql/0006_disconnect.sql."""
 
 BACKLOG = 10_000
 """Notifications held at the most; beyond that the oldest go, which :meth:`ListenSession.receive` tells."""
@@ -37,8 +32,10 @@ class ListenSession:
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
         self._probe = f"pgbus_probe_{os.getpid()}_{self.backend_pid}"
+        self._channels: tuple[str, ...] = ()
         try:
-            self._run(f"listen {CHANNEL}; listen {CONTROL}; listen {self._probe}")
+            self._run(_listen(self._probe))
+            self.ping()
         except BaseException:
             self.close()
             raise
@@ -62,14 +59,14 @@ class ListenSession:
                 self._connection.poll()
         # A full backlog may have pushed some out.
         lost = len(self._notifies) == BACKLOG
-        payloads = [notify.payload for notify in self._notifies if notify.channel in (CHANNEL, CONTROL)]
+        payloads = [notify.payload for notify in self._notifies if notify.channel in self._channels]
         self._notifies.clear()
         return payloads, lost
 
     def hears(self, timeout: float) -> bool:
         """Whether a notification comes back within ``timeout`` seconds; behind a transaction pooler none does."""
         end = monotonic() + timeout
-        self._run(f"notify {self._probe}")
+        self._run(f'notify "{self._probe}"')
         with translated():
             while not any(notify.channel == self._probe for notify in self._notifies):
                 if monotonic() >= end:
@@ -82,15 +79,28 @@ class ListenSession:
         return True
 
     def ping(self) -> None:
-        """Return when the server answers; notifications that come with the answer are kept for :meth:`receive`."""
-        self._run("select 1")
+        """Return when the server answers; notifications that come with the answer are kept for :meth:`receive`.
 
-    def _run(self, statement: str) -> None:
+        The channels' names are secrets of the database, which may have been changed: so each time they are asked for.
+        """
+        ((*found,),) = self._run("select c.doorbell, c.control from pgbus.channels() c")
+        channels = tuple(map(str, found))
+        if channels != self._channels:
+            former, self._channels = self._channels, channels
+            self._run("; ".join([*map(_listen, channels), *(f'unlisten "{name}"' for name in former)]))
+
+    def _run(self, statement: str) -> list[tuple[Any, ...]]:
         with translated(), self._connection.cursor() as cursor:
             cursor.execute(statement)
+            rows = cursor.fetchall() if cursor.description else []
         if self._connection.closed:
             raise DatabaseUnavailable("PostgreSQL is not available: the LISTEN session was closed")
+        return rows
 
     def close(self) -> None:
         """End the session. May be called again."""
         self._connection.close()
+
+
+def _listen(channel: str) -> str:
+    return f'listen "{channel}"'

@@ -59,6 +59,16 @@ class TailRow(NamedTuple):
     exclude: str | None
 
 
+class EphemeralRow(NamedTuple):
+    """A large ephemeral message; its stream is here, and not what a notification says of it."""
+
+    stream: str
+    event: str | None
+    data: str
+    visible_to: str | None
+    exclude: str | None
+
+
 class Opening(NamedTuple):
     """The state of a stream in one snapshot, and its newest messages.
 
@@ -326,9 +336,9 @@ class Queries:
             found[n] = opening
         return [found[n] for n in range(1, len(questions) + 1)]
 
-    def ephemerals(self, ids: Sequence[int]) -> dict[int, tuple[str | None, str, str | None, str | None]]:
-        """Of the large ephemeral messages that are still there: event, data, visible_to, exclude by number."""
+    def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
+        """The large ephemeral messages that are still there, by number."""
         rows = self._all(
-            "select id, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)", (list(ids),)
+            "select id, stream, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)", (list(ids),)
         )
-        return {int(row[0]): (row[1], row[2], row[3], row[4]) for row in rows}
+        return {int(id): EphemeralRow(*rest) for id, *rest in rows}

@@ -12,6 +12,7 @@ from gevent.event import Event
 from ..core import sse
 from ..core.stream_log import Frame
 from ..core.wakes import Ephemeral
+from ..database.queries import EphemeralRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.ephemerals")
@@ -20,7 +21,7 @@ MAX_WAITING = 10_000
 """Ephemeral messages that wait behind a large one; beyond that new ones are dropped, with one warning for all of a flood."""
 
 _BATCH = 64
-_Found = dict[int, tuple[str | None, str, str | None, str | None]]
+_Found = dict[int, EphemeralRow]
 
 
 class Source(Protocol):
@@ -74,9 +75,10 @@ class Ephemerals:
             try:
                 found = self._fetch([message.number for message in batch if message.data is None])
                 for message in batch:
-                    if message.data is None and message.number in found:
-                        event, data, visible_to, exclude = found[message.number]
-                        message = message._replace(event=event, data=data, visible_to=visible_to, exclude=exclude)
+                    row = found.get(message.number) if message.data is None else None
+                    # Anybody may name a number in a notification: whose message it is, the table says.
+                    if row is not None and row.stream == message.stream:
+                        message = Ephemeral(row.stream, message.number, *row[1:])
                     if message.data is not None:
                         self._pass_on(message.stream, _frame(message))
             finally:

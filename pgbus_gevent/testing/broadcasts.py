@@ -52,8 +52,8 @@ def _ephemeral(bus: Bus, stream: str, ear: ListenSession) -> Iterator[Message]:
         if isinstance(wake, Ephemeral) and wake.stream == stream:
             event, data, visible_to, exclude = wake[2:]
             if data is None:
-                kept = bus.database.queries.ephemerals([wake.number])
-                event, data, visible_to, exclude = kept.get(wake.number, (None, "", None, None))
+                kept = bus.database.queries.ephemerals([wake.number]).get(wake.number)
+                event, data, visible_to, exclude = kept[1:] if kept else (None, "", None, None)
             yield Message(stream, None, None, event, data, visible_to, exclude)
 
 

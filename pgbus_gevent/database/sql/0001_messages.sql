@@ -150,6 +150,66 @@ end
 $$;
 
 
+-- channels ----------------------------------------------------------------------------------------------------
+
+-- LISTEN and NOTIFY need no right at all: who knows the name of a channel can hear what is rung there, and ring. So the names
+-- are secrets. Nobody is to read this table but its owner; workers ask pgbus.channels(). `home` is the database that they
+-- were made for: a copy, by a dump or from a template, makes its own.
+create table pgbus.channel_names (
+  single    boolean primary key default true check (single),
+  home      text not null,
+  doorbell  text not null,
+  control   text not null
+);
+
+create function pgbus.home() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select s.system_identifier from pg_control_system() s) || '/'
+         || (select d.oid from pg_database d where d.datname = current_database());
+end
+$$;
+
+-- For the owner, after a leak. Workers are told on the former channel, and ask again in any case every few seconds.
+create function pgbus.change_channels() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  former text;
+begin
+  lock table pgbus.channel_names in share row exclusive mode;
+  former := (select c.control from pgbus.channel_names c);
+  insert into pgbus.channel_names as c (home, doorbell, control)
+  values (pgbus.home(), 'pgbus_' || replace(gen_random_uuid()::text, '-', ''),
+          'pgbus_' || replace(gen_random_uuid()::text, '-', ''))
+  on conflict (single) do update set home = excluded.home, doorbell = excluded.doorbell, control = excluded.control;
+  if former is not null then
+    perform pg_notify(former, '["control"]');
+  end if;
+end
+$$;
+
+-- For workers: the channels to LISTEN on.
+create function pgbus.channels(out doorbell text, out control text)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  select c.doorbell, c.control into doorbell, control from pgbus.channel_names c where c.home = pgbus.home();
+  if not found and current_setting('transaction_read_only') = 'off' then
+    lock table pgbus.channel_names in share row exclusive mode;
+    if not exists (select from pgbus.channel_names c where c.home = pgbus.home()) then
+      perform pgbus.change_channels();
+    end if;
+  end if;
+  if doorbell is null then
+    select c.doorbell, c.control into doorbell, control from pgbus.channel_names c;
+  end if;
+end
+$$;
+
+select pgbus.change_channels();
+
+revoke execute on function pgbus.channels(), pgbus.change_channels(), pgbus.home() from public;
+
+
 -- the doorbell ------------------------------------------------------------------------------------------------
 
 -- Notes that this transaction has appended to a stream; `id` is its first message there. The first append decides which
@@ -213,7 +273,7 @@ $$;
 -- over the commit's fsync, and every publisher would queue behind it. Who goes without is found by the sweep that
 -- each worker makes after every ring.
 create function pgbus.ring() returns trigger
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   ignored text;
 begin
@@ -222,7 +282,8 @@ begin
     perform pgbus.flush();
   end if;
   if pg_try_advisory_xact_lock(1885823596, 0) then
-    perform pg_notify('pgbus', pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
+    perform pg_notify((select c.doorbell from pgbus.channel_names c),
+                      pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
   end if;
   -- Without this, what is appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
   ignored := set_config('pgbus.ring', '', true);
@@ -478,6 +539,7 @@ create sequence pgbus.ephemeral_ids as bigint;
 create unlogged table pgbus.ephemerals (
   id          bigint primary key,
   created_at  timestamptz not null default clock_timestamp(),
+  stream      text collate "C" not null,
   event       text,
   data        text not null,
   visible_to  text,
@@ -487,7 +549,7 @@ create unlogged table pgbus.ephemerals (
 -- The number in each payload keeps equal ones of one transaction apart: PostgreSQL would fold them into one.
 create function pgbus.broadcast_ephemeral(stream text, data text, event text default null,
                                           visible_to text default null, exclude text default null) returns void
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   number  bigint := nextval('pgbus.ephemeral_ids');
   payload text;
@@ -509,10 +571,10 @@ begin
               and o.created_at < clock_timestamp() - interval '1 minute'
         for update skip locked);
     end if;
-    insert into pgbus.ephemerals (id, event, data, visible_to, exclude)
-    values (number, event, data, visible_to, exclude);
+    insert into pgbus.ephemerals (id, stream, event, data, visible_to, exclude)
+    values (number, stream, event, data, visible_to, exclude);
     payload := json_build_array('large', stream, number);
   end if;
-  perform pg_notify('pgbus', payload);
+  perform pg_notify((select c.doorbell from pgbus.channel_names c), payload);
 end
 $$;

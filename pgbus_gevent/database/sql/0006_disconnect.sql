@@ -12,7 +12,7 @@ create index revocations_revoked_at on pgbus.revocations (revoked_at);
 -- Ends every connection of an owner, as the authorize hook named it, on every worker, when the transaction commits. Who
 -- connects after that is asked anew, so take the right back first, in the same transaction.
 create function pgbus.disconnect(owner text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if owner is null or owner = '' then
     raise exception 'bad owner: it must not be empty' using errcode = 'invalid_parameter_value';
@@ -25,6 +25,6 @@ begin
       order by o.revoked_at limit 100 for update skip locked);
   end if;
   insert into pgbus.revocations (owner) values (owner);
-  perform pg_notify('pgbus_control', '["control"]');
+  perform pg_notify((select c.control from pgbus.channel_names c), '["control"]');
 end
 $$;

@@ -48,7 +48,7 @@ end
 $$;
 
 create or replace function pgbus.ring() returns trigger
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   ignored text;
 begin
@@ -57,7 +57,8 @@ begin
     perform pgbus.flush();
   end if;
   if pgbus.may_ring() then
-    perform pg_notify('pgbus', pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
+    perform pg_notify((select c.doorbell from pgbus.channel_names c),
+                      pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
   end if;
   -- Without this, what is appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
   ignored := set_config('pgbus.ring', '', true);
