@@ -104,7 +104,11 @@ def _add_streams(parser: argparse.ArgumentParser) -> None:
 
 
 def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+    with (
+        database_settings(settings) as settings,
+        schema_expected(),
+        closing(Database(settings, read_only=True)) as database,
+    ):
         found = database.queries.streams()
     if arguments.json:
         for name, count, last_id, at in found:

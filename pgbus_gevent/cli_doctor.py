@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """What is found, one after the other. Without a database only this machine is looked at."""
-    database = Database(settings)
+    database = Database(settings, read_only=True)
     checks = Checks(database.pool)
     try:
         reached = _reach(checks)

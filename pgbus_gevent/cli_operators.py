@@ -66,7 +66,11 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
 
 
 def _connections(arguments: argparse.Namespace, settings: Settings) -> int:
-    with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+    with (
+        database_settings(settings) as settings,
+        schema_expected(),
+        closing(Database(settings, read_only=True)) as database,
+    ):
         workers = database.fleet.workers()
     if arguments.json:
         for worker in workers:

@@ -78,7 +78,7 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         # No schema is made, as this only reads; and this client is never too old, nor one too many.
         limits = max(settings.max_connections, len(names))
         settings = replace(settings, migrate=False, max_age=0.0, max_connections=limits)
-        database = Database(settings)
+        database = Database(settings, read_only=True)
         with schema_expected():
             heads = {name: database.queries.last_id(name) for name in names}
         # With a cursor from the first moment on, as the database may go away before the Instance has it.
@@ -88,6 +88,7 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
             settings,
             database=database,
             filters=_Everybody(),
+            read_only=True,
             on_failure=lambda part: end.set_exception(PgbusError(f"{part} has failed for good")),
         )
         _follow(instance, places, render, end)

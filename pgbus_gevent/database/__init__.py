@@ -19,14 +19,17 @@ from .schema import check
 
 __all__ = ["Database"]
 
+_READ_ONLY = "-c default_transaction_read_only=on"
+
 
 class Database:
     """One database as the settings describe it: its pool, its queries, its LISTEN sessions, its migrations.
 
-    Nothing is opened before it is needed. Raises :class:`InvalidSetting` when there is no ``database_url``.
+    Nothing is opened before it is needed. With ``read_only`` the pooled sessions refuse to write.
+    Raises :class:`InvalidSetting` when there is no ``database_url``.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, read_only: bool = False) -> None:
         if settings.database_url is None:
             raise InvalidSetting("database_url", None, "a postgresql:// URL, in PGBUS_DATABASE_URL or as an argument")
         self.settings = settings
@@ -38,6 +41,7 @@ class Database:
                 application_name="pgbus-pool",
                 connect_timeout=settings.connect_timeout,
                 statement_timeout=settings.statement_timeout,
+                options=_READ_ONLY if read_only else "",
             ),
             size=settings.pool_size,
             timeout=settings.pool_timeout,

@@ -60,6 +60,9 @@ _STOP_TIMEOUT = 1.0
 class Instance:
     """One streamer. ``settings`` or any of its fields by keyword; each part can be replaced by a class of the same make.
 
+    With ``read_only`` it delivers and does nothing else: it removes no messages, keeps no presence, and its database sessions
+    refuse to write.
+
     :meth:`start` before, :meth:`shutdown` after; both may be called again. All else never yields, unless it says so.
     """
 
@@ -87,10 +90,11 @@ class Instance:
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
+        read_only: bool = False,
         **options: Any,
     ) -> None:
         self.settings = settings or Settings.load(**options)
-        self.database = database or Database(self.settings)
+        self.database = database or Database(self.settings, read_only=read_only)
         self.filters = filters or Filters(monotonic)
         self.counter = counter or StreamCounter()
         # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
@@ -198,14 +202,15 @@ class Instance:
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
             self._task("revocations", self.revocations.run),
-            self._task("presence", self.presence.run),
         ]
+        if not read_only:
+            self.tasks.append(self._task("presence", self.presence.run))
         if self.settings.recheck:
             self.rechecks = rechecks(self.registry, interval=self.settings.recheck, on_end=self.clients.end)
             self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
-        if self.settings.prune_interval:
+        if self.settings.prune_interval and not read_only:
             self.tasks.append(self._task("pruner", self.pruner.run))
 
     def _task(self, name: str, target: Callable[[], None]) -> Task:

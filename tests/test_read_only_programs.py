@@ -1,0 +1,83 @@
+"""Programs that only read change nothing in the database, whatever they find in it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gevent
+import psycopg2
+import psycopg2.extensions as ext
+import pytest
+from cli_parts import Cli, Tail
+
+from pgbus_gevent.bus import Bus
+
+
+def read_only(url: str) -> str:
+    return str(ext.make_dsn(url, options="-c default_transaction_read_only=on"))
+
+
+def execute(url: str, statement: str) -> list[Any]:
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def content(url: str) -> dict[str, list[Any]]:
+    """All rows of all tables of the schema."""
+    tables = execute(
+        url, "select relname from pg_class where relnamespace = 'pgbus'::regnamespace and relkind = 'r' order by 1"
+    )
+    return {table: execute(url, f"select * from pgbus.{table} order by 1, 2") for (table,) in tables if table}
+
+
+@pytest.fixture
+def old(pgbus_database: str, pgbus_bus: Bus) -> str:
+    """A database in which everything is due to be cleaned up by a server: messages, members."""
+    pgbus_bus.stream("orders").broadcast_many(["one", "two", "three"])
+    pgbus_bus.stream("orders").presence.join("7")
+    execute(pgbus_database, "update pgbus.messages set created_at = now() - interval '1 year'")
+    execute(pgbus_database, "update pgbus.presence set expires_at = now() - interval '1 hour'")
+    execute(
+        pgbus_database,
+        "insert into pgbus.workers (id, host, pid, started_at, seen_at, facts)"
+        " values ('gone', 'host', 1, now(), now() - interval '1 hour', '{}')",
+    )
+    # The database is a copy of a template: the first who asks, a server as a rule, gives it channels of its own.
+    execute(pgbus_database, "select pgbus.channels()")
+    pgbus_bus.close()
+    return pgbus_database
+
+
+def test_tail_changes_nothing(old: str, tmp_path: Path) -> None:
+    before = content(old)
+    cli = Cli(tmp_path, old)
+    with Tail(cli, "orders", "--since", "0", PGBUS_PRUNE_INTERVAL="0.05", PGBUS_PRESENCE="*") as tail:
+        assert [tail.line().split()[-1] for _ in range(3)] == ["one", "two", "three"]
+        gevent.sleep(1.0)  # a pruner would have come by many times
+        tail.signal()
+        assert tail.end().err == ""
+    assert content(old) == before
+
+
+def test_tail_follows_with_a_role_whose_transactions_are_read_only(old: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path, read_only(old))
+    with Tail(cli, "orders", "--json", PGBUS_PRUNE_INTERVAL="0.05") as tail, Bus(old, migrate=False) as bus:
+        tail.sync(bus, "orders")
+        bus.stream("orders").broadcast("new")
+        assert tail.message()["data"] == "new"
+        tail.signal()
+        assert tail.end().err == ""
+
+
+@pytest.mark.parametrize("command", ["streams", "connections", "doctor"])
+def test_the_other_readers_change_nothing(command: str, old: str, tmp_path: Path) -> None:
+    before = content(old)
+    ended = Cli(tmp_path, old).run(command)
+    # The doctor may find a fault of the machine: that is not what is asked here.
+    assert ended.err == "" and ended.out
+    assert content(old) == before
+    ended = Cli(tmp_path, read_only(old)).run(command)
+    assert ended.err == "" and "read-only" not in ended.out
