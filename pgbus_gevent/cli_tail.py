@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -49,8 +48,6 @@ examples:
 
 _RECONNECT = 1.0
 """About how many seconds a follower waits before it comes back, when the Instance has sent it away."""
-
-_OPENED = re.compile(r"pgbus open stream=.* since=(\d+)", re.DOTALL)
 
 _Renderer = Callable[[str, ParsedFrame], str]
 
@@ -202,19 +199,13 @@ class Follower:
 
     def _take(self, frame: ParsedFrame) -> None:
         """Never yields, so that what was put out and the cursor agree, whenever the greenlet is interrupted."""
-        opened = _OPENED.fullmatch(frame.comment or "")
-        if opened:
-            # Without it, who began with the last N would begin so anew with every connection.
-            self._move(int(opened[1]))
-        elif frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
+        if frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
             self._control(frame)
         elif frame.dispatches:
             self._output.put(self._render(self._place.stream, frame))
-            if frame.id is not None:
-                self._move(int(frame.id))
-
-    def _move(self, cursor: int) -> None:
-        self._place = self._place._replace(since=cursor, replay=None)
+        if frame.id is not None:
+            # The first frame has one too: without it, who began with the last N would begin so anew with every connection.
+            self._place = self._place._replace(since=int(frame.id), replay=None)
 
     def _control(self, frame: ParsedFrame) -> None:
         if frame.event == CONTROL_PREFIX + "gap-detected":

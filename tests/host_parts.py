@@ -244,10 +244,12 @@ class Browser:
             rest += data
 
     def _take(self, frame: bytes) -> None:
-        if frame.startswith(b"id: "):
-            self.ids.append(int(frame[4 : frame.index(b"\n")]))
-        elif frame.startswith(b"retry: "):
-            self._retry = int(frame[7:])
+        lines = frame.split(b"\n")
+        for line in lines:
+            if line.startswith(b"retry: "):
+                self._retry = int(line[7:])
+            elif line.startswith(b"id: ") and not any(line.startswith(b"event: pgbus:") for line in lines):
+                self.ids.append(int(line[4:]))
         if b"event: pgbus:connected" in frame:
             self.connections += 1
         elif b"event: pgbus:shutdown" in frame:

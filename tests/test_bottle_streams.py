@@ -178,7 +178,7 @@ def test_the_answer_of_a_stream_is_as_without_bottle(site: Site) -> None:
     site.app.get("/<anything:path>")(lambda anything: "the application's own")
     path = site.bus.stream_path("orders")
     response = site.watch(path).wait_for_response()
-    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache, no-transform"
     assert not response.headers.keys() & {"content-length", "transfer-encoding"}
     assert get(site.url, "/pgbus/healthz").status == 200

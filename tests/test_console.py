@@ -347,7 +347,7 @@ def test_a_stop_ends_the_feed_at_once(pgbus_database: str) -> None:
 
 def test_a_head_of_the_feed_does_not_hang(site: Site) -> None:
     head = ask(site.port, "/pgbus/console/feed", "HEAD")
-    assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream", b"")
+    assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
 
 
 # tables ---------------------------------------------------------------------------------------------------------------

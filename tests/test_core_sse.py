@@ -60,11 +60,11 @@ def test_what_only_python_takes_for_a_line_break_stays_inside_the_line(separator
 
 @pytest.mark.parametrize("line_break", ["\r\n", "\r", "\n"])
 def test_every_line_of_data_has_its_own_field(line_break: str) -> None:
-    assert sse.message(f"a{line_break}b", id=7) == b"id: 7\ndata: a\ndata: b\n\n"
+    assert sse.message(f"a{line_break}b", id=7) == b"data: a\ndata: b\nid: 7\n\n"
 
 
 def test_a_message_without_an_event_has_no_event_line() -> None:
-    assert sse.message("x", event="", id=7) == sse.message("x", id=7) == b"id: 7\ndata: x\n\n"
+    assert sse.message("x", event="", id=7) == sse.message("x", id=7) == b"data: x\nid: 7\n\n"
 
 
 def test_a_message_without_an_id_has_no_id_line() -> None:
@@ -79,14 +79,14 @@ def test_a_leading_space_of_the_data_is_kept() -> None:
     assert one(sse.message(" x\n  y")).data == " x\n  y"
 
 
-def test_a_comment_and_a_heartbeat_are_no_events() -> None:
-    assert sse.heartbeat(1764000000.9) == b": heartbeat 1764000000\n\n"
-    assert sse.opened("orders", 5) == b": pgbus open stream=orders since=5\n\n"
-    assert decode(sse.heartbeat(1.0) + sse.opened("orders", 5) + sse.comment("x")) == []
+def test_a_heartbeat_is_a_comment_alone_and_no_event() -> None:
+    assert sse.heartbeat(1764000000.9) == b": heartbeat 1764000000\n"
+    assert decode(sse.heartbeat(1.0) * 3) == []
+    assert one(sse.heartbeat(1.0) + sse.message("x")).data == "x"
 
 
 def test_retry_is_in_milliseconds() -> None:
-    assert sse.retry(1.2345) == b"retry: 1234\n\n"
+    assert sse.retry(1.2345) == b"retry: 1234\n"
 
 
 @given(value=st.dictionaries(st.text(), st.text() | st.integers() | st.none()), name=st.sampled_from(["a", "gap-x"]))
@@ -98,10 +98,27 @@ def test_a_control_frame_is_one_json_line_without_an_id(value: dict[str, object]
 
 
 def test_the_frame_of_a_connection_names_it_and_its_streams() -> None:
-    frame = one(sse.connected("ab12", [("orders", 5), ("é", 0)]))
-    assert frame.event == "pgbus:connected"
+    opened = [sse.Opened("orders", 3, 5), sse.Opened("é", 0, 0)]
+    frame = one(sse.connected("ab12", opened, retry_after=2.0, heartbeat=0.5))
+    assert (frame.event, frame.retry, frame.id) == ("pgbus:connected", 2000, "0~3.0")
     streams = [{"name": "orders", "lastId": 5}, {"name": "é", "lastId": 0}]
-    assert json.loads(frame.data) == {"connectionId": "ab12", "streams": streams}
+    assert json.loads(frame.data) == {"connectionId": "ab12", "heartbeat": 0.5, "streams": streams}
+
+
+def test_the_first_frame_is_one_block_and_its_id_is_where_the_client_starts() -> None:
+    assert sse.connected("ab12", [sse.Opened("orders", 3, 5)], retry_after=2.0, heartbeat=15.0) == (
+        b"retry: 2000\n"
+        b": pgbus open stream=orders since=3\n"
+        b"event: pgbus:connected\n"
+        b'data: {"connectionId":"ab12","heartbeat":15,"streams":[{"name":"orders","lastId":5}]}\n'
+        b"id: 3\n\n"
+    )
+
+
+@given(data=TEXT, event=EVENTS, id=st.integers(1, 2**53 - 1))
+def test_a_message_readdressed_is_the_same_with_another_id(data: str, event: str, id: int) -> None:
+    frame = sse.message(data, event=event, id=id)
+    assert sse.readdressed(frame, "1~5.7") == sse.message(data, event=event, id="1~5.7")
 
 
 def test_the_frame_of_a_gap_tells_what_is_gone() -> None:
@@ -113,4 +130,4 @@ def test_the_frame_of_a_gap_tells_what_is_gone() -> None:
 
 def test_the_last_frame_has_the_time_to_come_back_before_it() -> None:
     assert sse.shutdown("revoked") == b'event: pgbus:shutdown\ndata: {"reason":"revoked"}\n\n'
-    assert sse.shutdown("restart", 1.5) == b"retry: 1500\n\n" + sse.shutdown("restart")
+    assert sse.shutdown("restart", 1.5) == b"retry: 1500\n" + sse.shutdown("restart")

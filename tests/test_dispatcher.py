@@ -211,7 +211,7 @@ def test_a_client_is_greeted_before_its_first_message() -> None:
         parts.publish(data="a")
         client = parts.connect(since=0)
         settled(parts)
-        greeting = sse.retry(2.0) + sse.opened("orders", 0) + sse.connected(client.id, [("orders", 10)])
+        greeting = sse.connected(client.id, [sse.Opened("orders", 0, 10)], retry_after=2.0, heartbeat=15.0)
         assert bytes(client.received) == greeting + sse.message("a", id=10)
 
 
@@ -314,7 +314,30 @@ def test_a_replay_is_of_the_last_so_many(replay: int, expected: list[int]) -> No
         assert client.ids == expected
 
 
-def test_no_control_frame_has_an_id() -> None:
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ({}, "100"),
+        ({"since": 0}, "0"),
+        ({"since": 15}, "15"),
+        ({"since": 100}, "100"),
+        ({"replay": 2}, "80"),
+        ({"replay": 100}, "0"),
+        ({"since": 1000}, "0"),
+        ({"invalid_cursor": True}, "100"),
+    ],
+)
+def test_the_first_frame_tells_the_cursor_from_which_the_client_starts(start: dict[str, Any], told: str) -> None:
+    with Parts() as parts:
+        for _ in range(10):
+            parts.publish()
+        parts.table.prune("orders", 3)
+        client = parts.connect(**start)
+        settled(parts)
+        assert client.events[0][:2] == (told, "pgbus:connected")
+
+
+def test_no_other_control_frame_has_an_id() -> None:
     with Parts() as parts:
         for _ in range(10):
             parts.publish()
@@ -323,7 +346,7 @@ def test_no_control_frame_has_an_id() -> None:
         settled(parts)
         for client in clients:
             for frame in bytes(client.received).split(b"\n\n"):
-                assert b"event: pgbus:" not in frame or b"id:" not in frame.split(b"\n")[0]
+                assert b"event: pgbus:" not in frame or b"pgbus:connected" in frame or b"\nid:" not in frame
 
 
 # For whom a message is
@@ -405,7 +428,7 @@ def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
         client = parts.connect(since=0)
         settled(parts)
         passed_on(parts, frame("a"))
-        assert bytes(client.received).endswith(b"id: 10\ndata: 10\n\nevent: hint\ndata: a\n\n")
+        assert bytes(client.received).endswith(b"data: 10\nid: 10\n\nevent: hint\ndata: a\n\n")
         assert client.subscription is not None
         assert client.subscription.cursor == 10
 

@@ -96,7 +96,7 @@ def come_and_go(server: Serving, number: int) -> None:
     sock = raw_client(server.url, f"leak:{number}?since=0")
     try:
         found = b""
-        while b"\ndata: hello\n\n" not in found:
+        while b"\ndata: hello\n" not in found:
             data = sock.recv(65536)
             assert data, found
             found += data

@@ -22,13 +22,13 @@ GRACE = 1.0
 SLACK = 3.0
 """Seconds that the end of a process may take beyond what was asked of it, on a busy machine."""
 
-REFUSED = re.compile(rb'retry: (\d+)\n\nevent: pgbus:shutdown\ndata: \{"reason":"([a-z-]+)"\}\n\n')
+REFUSED = re.compile(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"([a-z-]+)"\}\n\n')
 
 
 def farewell(client: StreamClient) -> tuple[str, int]:
     """The reason and the time to come back that a client was given last of all."""
     assert client.frames[-1].event == "pgbus:shutdown"
-    return json.loads(client.frames[-1].data)["reason"], client.frames[-2].retry or 0
+    return json.loads(client.frames[-1].data)["reason"], client.frames[-1].retry or 0
 
 
 def stalled_clients(url: str, bus: Bus, count: int = 10) -> list[socket.socket]:
@@ -167,7 +167,7 @@ def test_new_clients_are_refused_while_an_instance_drains(pgbus_settings: Settin
         running, stalled = draining(server, pgbus_bus)
         answer = get(server.url, "/pgbus/streams/orders", Accept="text/html, text/event-stream;q=0.9")
         found = REFUSED.fullmatch(answer.body)
-        assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream"
+        assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert found is not None and found[2] == b"restart" and 5000 <= int(found[1]) <= 15000
         plain = get(server.url, "/pgbus/streams/orders")
         assert plain.status == 503 and 1 <= int(plain.headers["retry-after"]) <= 15
@@ -215,7 +215,7 @@ def test_above_max_connections_a_browser_is_told_to_come_back_and_others_get_503
         for _ in range(20):
             answer = get(server.url, "/pgbus/streams/s:0", Accept="text/event-stream")
             found = REFUSED.fullmatch(answer.body)
-            assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream"
+            assert answer.status == 200 and answer.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert found is not None and found[2] == b"overloaded" and 5000 <= int(found[1]) <= 15000
         plain = get(server.url, "/pgbus/streams/s:0")
         assert plain.status == 503 and 1 <= int(plain.headers["retry-after"]) <= 15

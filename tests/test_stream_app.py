@@ -32,7 +32,7 @@ STREAM = "demo:a"
 ORIGIN = "https://shop.example:8443"
 EVENTS = {"Accept": "text/event-stream"}
 STREAM_HEADERS = {
-    "content-type": "text/event-stream",
+    "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",
     "x-content-type-options": "nosniff",
@@ -299,7 +299,7 @@ def test_a_malformed_last_event_id_gets_the_live_stream_and_is_told_of_the_gap(v
         raw = read_until(sock, b"invalid-cursor")
         raw += read_until(sock, b"\n\n") if not raw.endswith(b"\n\n") else b""
         site.bus.stream("demo:malformed").broadcast("live")
-        raw += read_until(sock, b"live\n\n")
+        raw += read_until(sock, b"data: live\n")
     assert raw.startswith(b"HTTP/1.1 200 OK\r\n")
     (gap,) = re.findall(rb"event: pgbus:gap-detected\ndata: (.*)\n", raw)
     told = json.loads(gap)
@@ -525,7 +525,7 @@ def check_refusal(site: Site, reason: str) -> None:
         answer = parse(raw)
         assert answer.status == 200 and time() - began < 2
         assert STREAM_HEADERS.items() <= answer.headers.items()
-        match = re.fullmatch(rb'retry: (\d+)\n\nevent: pgbus:shutdown\ndata: {"reason":"(.*)"}\n\n', answer.body)
+        match = re.fullmatch(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: {"reason":"(.*)"}\n\n', answer.body)
         assert match is not None and match[2].decode() == reason
         assert 5000 <= int(match[1]) <= 15000
     for headers in ({}, {"Accept": "*/*"}, {"Accept": "text/html"}):
@@ -733,7 +733,7 @@ def test_a_stream_in_the_body_passes_the_standard_validator(site: Site) -> None:
         while b"pgbus:connected" not in found:
             found += next(chunks)
         site.bus.stream(STREAM).broadcast("through the body")
-        while b"data: through the body\n\n" not in found:
+        while b"data: through the body\n" not in found:
             found += next(chunks)
     body.close()
     assert status == "200 OK" and dict(headers) == {k: v for k, v in STREAM_HEADERS.items() if k != "connection"}

@@ -118,7 +118,7 @@ def fields(raw: bytes) -> list[list[bytes]]:
     return [frame.split(b"\n") for frame in raw.split(b"\n\n") if frame]
 
 
-def test_control_frames_and_ephemerals_have_no_id_on_the_wire_and_messages_do(
+def test_control_frames_but_the_first_and_ephemerals_have_no_id_on_the_wire_and_messages_have_it_last(
     pgbus_bus: Bus, pgbus_settings: Settings
 ) -> None:
     with serving(pgbus_settings, heartbeat=0.1) as server:
@@ -136,8 +136,9 @@ def test_control_frames_and_ephemerals_have_no_id_on_the_wire_and_messages_do(
 
         frames = fields(client.raw)
         with_id = [frame for frame in frames if any(line.startswith(b"id") for line in frame)]
-        assert [frame[-1] for frame in with_id] == [b"data: 1", b"data: 2"]
-        controls = [frame[0] for frame in frames if frame[0].startswith(b"event: pgbus:")]
+        assert [frame[-2] for frame in with_id[1:]] == [b"data: 1", b"data: 2"]
+        assert all(frame[-1].startswith(b"id: ") for frame in with_id)
+        controls = [line for frame in frames for line in frame if line.startswith(b"event: pgbus:")]
         assert controls == [b"event: pgbus:connected", b"event: pgbus:gap-detected", b"event: pgbus:shutdown"]
         assert client.last_id == str(orders.last_id())
 

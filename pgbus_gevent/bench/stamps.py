@@ -14,7 +14,7 @@ MARK = b"@"
 DIGITS = 16
 """Of the time stamp that follows, in microseconds."""
 
-_FIELDS = len("id: 1700000000000000\ndata: \n\n")
+_FIELDS = len("data: \nid: 1700000000000000\n\n")
 
 
 def now() -> int:
@@ -32,4 +32,4 @@ def data(size: int, stamp: int) -> str:
 
 def frame(data: str) -> bytes:
     """The same as a whole frame, for servers that pass on bytes as they are."""
-    return f"id: 1700000000000000\ndata: {data}\n\n".encode()
+    return f"data: {data}\nid: 1700000000000000\n\n".encode()

@@ -36,6 +36,11 @@ def composite_id(index: int, cursors: Sequence[int]) -> str:
     return f"{index}~{'.'.join(map(str, cursors))}"
 
 
+def start_id(cursors: Sequence[int]) -> str:
+    """The id that tells where a client starts, in the order of its streams."""
+    return str(cursors[0]) if len(cursors) == 1 else composite_id(0, cursors)
+
+
 def parse_composite(text: str, streams: int, name: str = "since") -> list[int]:
     """The cursors of so many streams, in their order. Raises :class:`InvalidCursor`."""
     index, _, rest = text.partition("~")

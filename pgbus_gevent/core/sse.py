@@ -2,33 +2,38 @@
 
 The format is https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation: a line break of any kind
 ends a line, so data with line breaks becomes one ``data`` field for each of its lines, and no other field may have one
-in it. Each function returns whole frames, each ended by a blank line.
+in it. The functions return whole frames, each ended by a blank line, but for :func:`retry` and :func:`heartbeat`: a blank line
+behind those would be an empty event to clients that dispatch every one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .cursor import start_id
 
 _LINE_BREAK = re.compile("\r\n|\r|\n")
 # str.splitlines would also split at U+2028 and others, which are no line breaks to an event stream.
 
 
-def message(data: str, *, event: str | None = None, id: int | None = None) -> bytes:
-    """A message; one without an id leaves the client's cursor where it is."""
-    head = f"id: {id}\n" if id is not None else ""
-    if event:
-        head += f"event: {event}\n"
+def message(data: str, *, event: str | None = None, id: int | str | None = None) -> bytes:
+    """A message; one without an id leaves the client's cursor where it is.
+
+    The id is last: many clients take it when its line arrives, and would otherwise lose a message that is cut in the middle.
+    """
+    head = f"event: {event}\n" if event else ""
+    tail = f"id: {id}\n\n" if id is not None else "\n"
     if "\n" in data or "\r" in data:
         data = "\ndata: ".join(_LINE_BREAK.split(data))
-    return f"{head}data: {data}\n\n".encode()
+    return f"{head}data: {data}\n{tail}".encode()
 
 
 def readdressed(frame: bytes, id: str) -> bytes:
-    """A message's frame with another id: its first line is the id, and all else is as it was encoded once for everybody."""
-    return b"id: %s%s" % (id.encode(), frame[frame.index(b"\n") :])
+    """A message's frame with another id: its last line is the id, and all else is as it was encoded once for everybody."""
+    return b"%sid: %s\n\n" % (frame[: frame.rindex(b"\n", 0, -2) + 1], id.encode())
 
 
 def of_stream(frame: bytes, index: int) -> bytes:
@@ -36,35 +41,45 @@ def of_stream(frame: bytes, index: int) -> bytes:
     return b": stream %d\n%s" % (index, frame)
 
 
-def comment(text: str) -> bytes:
-    """A comment, which EventSource passes over."""
-    return f": {text}\n\n".encode()
-
-
 def retry(seconds: float) -> bytes:
-    """How long the client is to wait before it connects again."""
-    return b"retry: %d\n\n" % round(seconds * 1000)
+    """How long the client is to wait before it connects again; the line alone, to go before a frame."""
+    return b"retry: %d\n" % round(seconds * 1000)
 
 
 def heartbeat(now: float) -> bytes:
-    """The comment that keeps a quiet connection alive; ``now`` in Unix seconds."""
-    return b": heartbeat %d\n\n" % now
+    """The comment that keeps a quiet connection alive, a line alone; ``now`` in Unix seconds."""
+    return b": heartbeat %d\n" % now
 
 
-def control(name: str, value: Mapping[str, Any]) -> bytes:
-    """A control frame: ``pgbus:<name>`` with JSON. It has no id, so it never moves a cursor."""
-    return message(json.dumps(value, ensure_ascii=False, separators=(",", ":")), event=f"pgbus:{name}")
+def control(name: str, value: Mapping[str, Any], *, id: str | None = None) -> bytes:
+    """A control frame: ``pgbus:<name>`` with JSON."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return message(text, event=f"pgbus:{name}", id=id)
 
 
-def opened(stream: str, since: int) -> bytes:
-    """The comment that tells somebody with curl what is open and from where."""
-    return comment(f"pgbus open stream={stream} since={since}")
+class Opened(NamedTuple):
+    """One stream of a connection: from which cursor it starts, and the stream's last id."""
+
+    name: str
+    since: int
+    last_id: int
 
 
-def connected(connection_id: str, streams: Iterable[tuple[str, int]]) -> bytes:
-    """The first control frame: the connection's id, and of each stream its name and last id."""
-    listed = [{"name": name, "lastId": last_id} for name, last_id in streams]
-    return control("connected", {"connectionId": connection_id, "streams": listed})
+def connected(connection_id: str, streams: Sequence[Opened], *, retry_after: float, heartbeat: float) -> bytes:
+    """The first frame: when to come back, what is open and from where, and the facts of the connection.
+
+    One frame, as some clients take each blank line for the end of an event. Its id is where the client starts: one that is cut off
+    before its first message comes back from there. ``retry_after`` and ``heartbeat``, the interval, are in seconds.
+    """
+    # For somebody with curl.
+    comments = "".join(f": pgbus open stream={stream.name} since={stream.since}\n" for stream in streams)
+    facts = {
+        "connectionId": connection_id,
+        "heartbeat": int(heartbeat) if heartbeat == int(heartbeat) else heartbeat,
+        "streams": [{"name": stream.name, "lastId": stream.last_id} for stream in streams],
+    }
+    frame = control("connected", facts, id=start_id([stream.since for stream in streams]))
+    return retry(retry_after) + comments.encode() + frame
 
 
 def gap_detected(stream: str, *, requested: int | None, oldest: int, last: int, reason: str) -> bytes:

@@ -49,6 +49,8 @@ class StreamEventDispatcher:
 
     Anybody may call the other methods, none of which yields. ``on_behind`` is given who needs a read from the database (a cursor
     that the ring does not reach, or a start that only the database knows); ``on_error`` a client whose delivery raised.
+    ``retry`` tells when a client that loses its connection is to come back, ``heartbeat`` is the interval that it is told; both
+    in seconds.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class StreamEventDispatcher:
         on_behind: Callable[[Subscription], None],
         on_error: Callable[[Client], None],
         retry: Callable[[], float],
+        heartbeat: float = 15.0,
         clock: Callable[[], float] = monotonic,
         passed: Signal[Passed] | None = None,
         gaps: Signal[Gap] | None = None,
@@ -70,6 +73,7 @@ class StreamEventDispatcher:
         self._on_behind = on_behind
         self._on_error = on_error
         self._retry = retry
+        self._heartbeat = heartbeat
         self._clock = clock
         self._turns = Turns(clock)
         self._moved: set[StreamLog] = set()
@@ -274,15 +278,15 @@ class StreamEventDispatcher:
                 self._on_behind(each)
         if len(admissions) < len(client.subscriptions):
             return  # the reader brings us back for each one that was missing
-        greeting = [sse.retry(self._retry())]
+        streams, gaps = [], []
         for each, admission in zip(client.subscriptions, admissions, strict=True):
             each.cursor = admission.cursor
-            greeting.append(sse.opened(each.log.name, admission.cursor))
+            streams.append(sse.Opened(each.log.name, admission.cursor, each.log.head))
+            gaps.append(admission.gap)
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
-        greeting.append(sse.connected(client.id, [(each.log.name, each.log.head) for each in client.subscriptions]))
-        greeting += [admission.gap for admission in admissions]
-        self._give(client.send, client, b"".join(greeting), self._clock())
+        greeting = sse.connected(client.id, streams, retry_after=self._retry(), heartbeat=self._heartbeat)
+        self._give(client.send, client, greeting + b"".join(gaps), self._clock())
         self._lagging.extend(each for each in client.subscriptions if each is not subscription)
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:

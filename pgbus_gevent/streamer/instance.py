@@ -124,6 +124,7 @@ class Instance:
             on_behind=self.reader.behind,
             on_error=lambda client: self.clients.end(client, "error"),
             retry=lambda: self.settings.retry,
+            heartbeat=self.settings.heartbeat,
             passed=self.events.signal(Passed),
             gaps=self.events.signal(Gap),
         )

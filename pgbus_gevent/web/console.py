@@ -117,7 +117,7 @@ class Console:
         self._operators.check(environ)
         asked = requests.single(requests.parse_query(environ), "worker")
         if self._instance.draining or self._watchers >= WATCHERS:
-            return Flow(stream_headers(environ), lambda: [sse.retry(5.0)])
+            return Flow(stream_headers(environ), lambda: [sse.retry(5.0) + b"\n"])
         if asked and asked != self._roll_call.id:
             # All workers are behind one port: the page comes back until it gets to the one that it wants.
             return Flow(stream_headers(environ), lambda: [_frame("elsewhere", {"worker": self._roll_call.id})])

@@ -12,8 +12,7 @@ Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
 
 STREAM_HEADERS: Headers = [
-    # Bare: some intermediaries match the exact text.
-    ("content-type", "text/event-stream"),
+    ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache, no-transform"),
     # nginx would keep everything to itself until its buffer is full.
     ("x-accel-buffering", "no"),
