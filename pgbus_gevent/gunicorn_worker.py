@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 from time import monotonic
 from typing import Any, ClassVar
@@ -54,7 +55,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
     server_software = VERSION
     _status = 0
     _grace: float | None = None  # of a quick stop; else what the settings say
-
     _board: ClassVar[LoadBoard | None] = None
 
     def __init__(self, age: int, *arguments: Any) -> None:
@@ -63,6 +63,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if Worker._board is None:
             Worker._board = LoadBoard()
         self._place = Worker._board.place(age)
+        self._unstarted: set[Instance] = set()  # those that could not be started
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -87,6 +88,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             for server in servers:
                 server.start()
             while self.alive:
+                for server in servers:
+                    server.show(monotonic())
                 gevent.sleep(_LOOK)
             gevent.killall(helpers[1:])
             self._drain(servers)
@@ -95,7 +98,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._status:
             sys.exit(self._status)
 
-    def _server(self, sock: Any) -> Server:
+    def _server(self, sock: Any) -> BalancedServer:
         sock.setblocking(0)
         environ = base_environ(self.cfg)
         environ.update({"wsgi.multithread": True, "wsgi.multiprocess": True, "SERVER_SOFTWARE": self.server_software})
@@ -105,6 +108,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.wsgi,
             place=self._place,
             streams=_streams,
+            able=self._able,
             spawn=Pool(self.worker_connections),
             log=self.log,
             handler_class=_Handler,
@@ -127,10 +131,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             instance.start()
         except PgbusError as error:
-            # readyz tells, and clients are sent away to come back: ending would have the master fork without a pause.
+            # readyz tells, and clients are left to other workers, or sent away to come back: ending would have the master fork
+            # without a pause.
+            self._unstarted.add(instance)
             self.log.error("pgbus: the streamer cannot start, trying again: %s", error)
             return False
+        self._unstarted.discard(instance)
         return True
+
+    def _able(self) -> bool:
+        """Whether this worker takes clients. Instances that the application starts with its first request do not count before."""
+        if any(not instance.tasks[0].running for instance in self._unstarted):
+            return False
+        started = [instance for instance in streamer.instances() if instance.tasks[0].running]
+        return not any(instance.clients.refusal() for instance in started)
 
     def _keep_starting(self, instance: Instance) -> None:
         pause, longest = _RETRY
@@ -155,8 +169,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
             # Those that the application has made only now.
             for instance in streamer.instances():
                 self._watch(instance)
-            if self.alive:
-                self._place.show(_streams(), monotonic())
             gevent.sleep(_NOTIFY)
 
     def notify(self) -> None:
@@ -167,6 +179,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.alive = False
 
     # the end
+
+    def init_signals(self) -> None:
+        """A terminal that hangs up sends SIGHUP to all of its processes, and gunicorn's master alone knows what to make of it."""
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, lambda *_: None)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGINT or SIGQUIT: end soon. Gives way, which a signal's handler must not, so it is done by the loop."""

@@ -36,7 +36,7 @@ class Workers:
         self._settings = settings
         self._on_hurry = on_hurry
         self._address = sock.getsockname()
-        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry)
+        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload)
         self._stopper.watch_signals()
         # What the file says is in the variables already, and flags have changed some of it.
         kept = {name: value for name, value in os.environ.items() if name != "PGBUS_CONFIG"}
@@ -53,14 +53,17 @@ class Workers:
     def run(self, announce: Callable[[], None]) -> int:
         """Until a signal comes or the master ends; ``announce`` is called when it serves. The exit status."""
         watchers: list[Any] = [gevent.spawn(self._watch), gevent.spawn(self._announce, announce)]
-        reload = gevent.signal_handler(signal.SIGHUP, self._child.send_signal, signal.SIGHUP)
         try:
             self._stopper.wait()
             return self._stop()
         finally:
-            reload.cancel()
             gevent.killall(watchers)
             self._stopper.release()
+
+    def _reload(self) -> None:
+        if not self._stopper.asked:
+            logger.info("SIGHUP: replacing the workers")
+            self._child.send_signal(signal.SIGHUP)
 
     def _watch(self) -> None:
         status = self._child.wait()

@@ -825,13 +825,16 @@ def test_a_stop_lets_the_request_in_work_finish_and_ends_idle_connections_at_onc
         gevent.sleep(0.2)
         return app.answer(environ, start_response)
 
-    app.handle = handle
-    with connected(port) as idle, connected(port, get("/")) as working:
-        wait_for(lambda: app.seen and len(server.idle) == 1, "one is idle, one in work")
+    with connected(port) as idle, connected(port) as new, connected(port) as working:
+        idle.sendall(get("/"))
+        wait_for(lambda: len(server.idle) == 1 and len(server.new) == 2, "one is idle, two have asked nothing yet")
+        app.handle = handle
+        working.sendall(get("/"))
+        wait_for(lambda: len(app.seen) == 2, "one is in work")
         began = monotonic()
         server.stop(5.0)
         assert 0.1 < monotonic() - began < 2.0
-        assert read_to_end(idle) == b""
+        assert parse(read_to_end(idle)).status == 200 and read_to_end(new) == b""
         answer = parse(read_to_end(working))
     assert (answer.status, answer.headers["connection"]) == (200, "close")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from ..config import Settings
-from ..errors import InvalidSetting
+from ..errors import DatabaseUnavailable, InvalidSetting
 from ..retention import Retention
 from .connect import connect
 from .fleet import Fleet
@@ -62,6 +63,14 @@ class Database:
     def migrate(self) -> list[int]:
         """Bring the schema up to date; the versions that were applied."""
         return migrate(self.url, connect_timeout=self.settings.connect_timeout)
+
+    def prepare(self) -> None:
+        """For a server's start: migrate, or, where that is off, check the schema of a database that can be reached."""
+        if self.settings.migrate:
+            self.migrate()
+            return
+        with suppress(DatabaseUnavailable):  # it may come later
+            self.check_schema()
 
     def check_schema(self) -> None:
         """Raise :class:`DatabaseError` where this release cannot work on the schema as it is, which stays so."""

@@ -18,14 +18,12 @@ from gevent.pool import Pool
 
 from ..core.names import hide_signed
 from ..web.take_over import TAKE_OVER
+from .closing_server import BACKLOG, LAST_CALL, ClosingServer
 from .request_body import PIECE, Body, Patience, SlowClient
 from .request_head import BadHead, Fields, check_head, read_head
 
 logger = logging.getLogger("pgbus_gevent.server")
 access_logger = logging.getLogger("pgbus_gevent.access")
-
-BACKLOG = 4096
-"""Connections that the kernel holds until they are accepted, as far as net.core.somaxconn lets it."""
 
 LINGER = 2.0
 """Seconds for which the rest of a refused request is still read.
@@ -37,7 +35,6 @@ Adopt = Callable[[socket.socket, bytes], object]
 # The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
 _pywsgi: Any = pywsgi
 _WSGIHandler: Any = pywsgi.WSGIHandler
-_WSGIServer: Any = pywsgi.WSGIServer
 
 # The server makes them, or none at all, where a socket is given away.
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
@@ -66,6 +63,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     _fields: Fields
     _patience: Patience
     _adopt: Adopt | None = None
+    _served = False  # whether this connection had a request before
 
     # one request
 
@@ -108,14 +106,16 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def _wait_for_request(self) -> bool:
         """Whether the client has begun one. Until then the handler can be ended without any loss."""
-        idle = self.server.idle
+        server = self.server
+        idle = server.idle if self._served else server.new
         me = gevent.getcurrent()
         idle.add(me)
         try:
-            with gevent.Timeout(self.server.request_timeout, SlowClient()):
+            with gevent.Timeout(LAST_CALL if server.stopping else server.request_timeout, SlowClient()):
                 return bool(self.rfile.peek(1))
         finally:
             idle.discard(me)
+            self._served = True
 
     def MessageClass(self, *_: Any) -> Fields:
         # The head was read and judged already.
@@ -166,7 +166,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     # the response
 
     def finalize_headers(self) -> None:
-        if not self.wsgi_input.complete or self.server.stopping:
+        if not self.wsgi_input.complete or self.server.stopping or self.server.elsewhere:
             self.close_connection = True
         super().finalize_headers()
         if self.command == "HEAD" and self.provided_content_length is None:
@@ -269,7 +269,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         return str(self._orig_status or "-").partition(" ")[0]
 
 
-class Server(_WSGIServer):  # type: ignore[misc]
+class Server(ClosingServer):
     """Serves a WSGI application; offers each request's socket to it, for :class:`StreamApp` to take over.
 
     ``request_timeout`` bounds, in seconds, how long the head of a request may take, how long a connection may be idle
@@ -292,8 +292,6 @@ class Server(_WSGIServer):  # type: ignore[misc]
     ) -> None:
         self.request_timeout = request_timeout
         self.max_request_head = max_request_head
-        self.stopping = False
-        self.idle: set[Any] = set()  # the greenlets of handlers that wait for a request to begin
         # Without a SERVER_NAME gevent asks the name service for it, which may take as long as it likes.
         options.setdefault("environ", {"SERVER_NAME": "localhost"})
         options.setdefault("log", None)
@@ -317,15 +315,6 @@ class Server(_WSGIServer):  # type: ignore[misc]
                 # gevent waits a little longer each time then, and prints a traceback of all but this one.
                 raise gevent.GreenletExit from error
             raise
-
-    def close(self) -> None:
-        """Accept nobody any more, end the idle connections, and each other one with the answer that it is owed.
-
-        :meth:`stop` does so too, then returns when these are out, or were cut off after its ``timeout`` in seconds.
-        """
-        self.stopping = True
-        gevent.killall(list(self.idle), block=False)
-        super().close()
 
 
 @lru_cache(maxsize=2)

@@ -23,24 +23,45 @@ _HARD_LIMIT = 5.0  # seconds beyond the grace after which the kernel ends the pr
 _OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the most, after the streams are gone
 
 
+_STOP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
+_NO_ORDER = signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+# They would end the process by default, and nobody who sends one means that.
+
+
 class Stopper:
     """Knows when to stop, and with what status.
 
-    The first SIGTERM or SIGINT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`ask` does it
-    with a status, :meth:`fail` with status 1.
+    The first SIGTERM, SIGINT or SIGQUIT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`ask` does it
+    with a status, :meth:`fail` with status 1. SIGHUP calls ``on_hangup``, or is ignored as SIGUSR1 and SIGUSR2 are; who has any of
+    these three ignored from its start, under nohup for example, or handles one, is left alone.
     """
 
-    def __init__(self, grace: float, on_hurry: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        grace: float,
+        on_hurry: Callable[[], object] | None = None,
+        on_hangup: Callable[[], object] | None = None,
+    ) -> None:
         self.status = 0
         self._grace = grace
         self._on_hurry = on_hurry
+        self._on_hangup = on_hangup
         self._asked = Event()
         self._handlers: list[Any] = []
 
     def watch_signals(self) -> None:
-        """Take SIGTERM and SIGINT from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Take the signals from now on."""
+        for number in _STOP:
             self._handlers.append(gevent.signal_handler(number, self._signalled, number))
+        for number in _NO_ORDER:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._handlers.append(gevent.signal_handler(number, self._not_an_order, number))
+
+    def _not_an_order(self, number: int) -> None:
+        if number == signal.SIGHUP and self._on_hangup is not None:
+            self._on_hangup()
+        else:
+            logger.info("%s is ignored; SIGTERM stops", signal.Signals(number).name)
 
     def _signalled(self, number: int) -> None:
         if self.asked:
@@ -85,7 +106,10 @@ class Stopper:
 
 
 def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
-    """Accept nobody, send the streams away, let other requests finish, publish what was held back; within ``grace`` seconds."""
+    """Accept nobody, send the streams away, let other requests finish, publish what was held back; within ``grace`` seconds.
+
+    Who waits to be accepted is served like those who were on their way: the streams are sent away, the rest is answered.
+    """
     deadline = monotonic() + grace
     server.close()
     gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in instances], timeout=grace + 1.0)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import gevent
@@ -240,10 +240,7 @@ class Instance:
                 " `from gevent import monkey; monkey.patch_all()` the first lines of the program"
             )
         green.install()
-        if self.settings.migrate:
-            self.database.migrate()
-        else:
-            self.database.check_schema()
+        self.database.prepare()
         for task in self.tasks:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):
@@ -310,9 +307,7 @@ class Instance:
 
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""
-        made = self.clients.body(request)
-        assert isinstance(made, BodyConnection)
-        return made
+        return cast("BodyConnection", self.clients.body(request))
 
     # what the parts have to tell one another
 
@@ -343,8 +338,7 @@ class Instance:
         self.revocations.ring()
 
     def _catch_up_interval(self) -> float:
-        interval = self.settings.catch_up_interval
-        return interval if self.listener.live else interval * POLL_SHARE
+        return self.settings.catch_up_interval * (1.0 if self.listener.live else POLL_SHARE)
 
 
 def instances() -> list[Instance]:

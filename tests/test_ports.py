@@ -1,0 +1,276 @@
+"""The port that workers share: who waits at it is answered when the server ends, and a worker that cannot serve leaves it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+import psutil
+import pytest
+from host_parts import APP, Host, gunicorn, host
+from raw_http import ask, read_to_end
+from support import PATIENCE, until
+
+from pgbus_gevent.hosts.load_board import BalancedServer, LoadBoard
+from pgbus_gevent.hosts.pywsgi import listen
+
+BROWSER = b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n"
+FETCH = b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: test\r\n\r\n"
+PROBE = b"GET /pgbus/readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+OTHER = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+KINDS = {"browser": BROWSER, "fetch": FETCH, "probe": PROBE, "other": OTHER}
+
+BOTTLE = """
+import sys
+from gevent import monkey
+monkey.patch_all()
+import bottle
+from pgbus_gevent import Bus
+from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
+app = bottle.Bottle()
+app.install(PgbusPlugin(Bus()))
+app.get("/", callback=lambda: "1 0 0 None")
+bottle.run(app, server=Server, port=int(sys.argv[1]), quiet=True)
+"""
+SERVE = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "PORT", "app:app"]
+
+
+# those who wait to be accepted
+
+
+def stopped(pids: set[int]) -> bool:
+    return all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids)
+
+
+def waiting(served: Host, each: int = 25) -> dict[str, list[socket.socket]]:
+    """Connections in the listen queue of a server whose processes stand still, each with its request."""
+    found: dict[str, list[socket.socket]] = {}
+    for kind, request in KINDS.items():
+        found[kind] = [socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) for _ in range(each)]
+        for sock in found[kind]:
+            sock.sendall(request)
+    return found
+
+
+@contextmanager
+def held(pids: set[int]) -> Iterator[None]:
+    """The processes stand still within the block."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: stopped(pids), "they stand still")
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def answers(socks: list[socket.socket]) -> list[bytes]:
+    """What each got until its end; b"" and "reset" are told apart."""
+    found = []
+    for sock in socks:
+        with sock:
+            try:
+                found.append(read_to_end(sock, PATIENCE))
+            except ConnectionResetError:
+                found.append(b"reset")
+    return found
+
+
+def check_farewells(found: dict[str, list[bytes]]) -> None:
+    for kind, all_of_it in found.items():
+        assert all(answer.startswith(b"HTTP/1.1 ") for answer in all_of_it), f"{kind}: {Counter(all_of_it)}"
+    for answer in found["browser"]:
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"retry: " in answer and b"event: pgbus:shutdown" in answer, (
+            answer
+        )
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in found["other"]), "the application still answers"
+
+
+@pytest.mark.parametrize("how", ["serve", "serve --workers", "gunicorn", "bottle"])
+def test_who_waits_to_be_accepted_at_the_end_is_answered(how: str, tmp_path: Path, pgbus_database: str) -> None:
+    command, workers = {
+        "serve": (SERVE, 1),
+        "serve --workers": ([*SERVE, "--workers", "2"], 2),
+        "gunicorn": (gunicorn("-w", "2"), 2),
+        "bottle": ([sys.executable, "bottled.py", "PORT"], 1),
+    }[how]
+    (tmp_path / "bottled.py").write_text(BOTTLE)
+    with host(tmp_path, pgbus_database, *command, workers=1) as served:
+        if workers > 1:
+            served.wait_until_it_serves(workers)
+        with ExitStack() as stack:
+            serving = served.serving(workers) if workers > 1 else {served.pid}
+            stack.enter_context(held(serving))
+            socks = waiting(served)
+            served.signal()
+            if workers > 1:
+                # The master has told them, and closed the socket for its part.
+                gevent.sleep(0.5)
+        found = {kind: answers(those) for kind, those in socks.items()}
+        check_farewells(found)
+        assert served.wait() == 0, served.errors
+
+
+def test_who_waits_while_workers_are_replaced_is_served(tmp_path: Path, pgbus_database: str) -> None:
+    with host(tmp_path, pgbus_database, *gunicorn("-w", "1"), workers=1) as served:
+        (old,) = served.serving(1)
+        with held({old}):
+            socks = [socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) for _ in range(20)]
+            for sock in socks:
+                sock.sendall(OTHER)
+            served.signal(signal.SIGHUP)
+            until(lambda: len(served.children()) == 2, "the next one is there")
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers(socks))
+
+
+# a worker that cannot serve
+
+BROKEN = APP.replace(
+    "instance = Instance(Settings.load())",
+    """
+def is_broken():
+    try:
+        os.close(os.open(f"broken-{os.getppid()}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return os.environ.get("ALL_BROKEN") == "yes"
+    return True
+
+
+instance = Instance(
+    Settings.load(**({"database_url": "postgresql://nobody@127.0.0.1:1/none"} if is_broken() else {}))
+)""",
+)
+"""Of the workers the first one, or all, cannot reach the database."""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(BROKEN)
+    return tmp_path
+
+
+def test_a_worker_that_cannot_serve_leaves_the_clients_to_the_other_one(broken: Path, pgbus_database: str) -> None:
+    with host(broken, pgbus_database, *gunicorn("-w", "2"), workers=1) as served, ExitStack() as stack:
+        until(lambda: "the streamer cannot start" in served.errors, "one of the two has met its fate")
+        for _ in range(60):
+            stack.enter_context(served.live())
+        assert {served.about()[2] for _ in range(20)} == {60}, "all are at the one that answers everything"
+        assert {ask(served.port, "/pgbus/readyz").status for _ in range(20)} == {200}
+
+
+def test_where_none_can_serve_clients_and_probes_are_still_told(broken: Path, pgbus_database: str) -> None:
+    command = gunicorn("-w", "2")
+    served = Host(broken, pgbus_database, command, ALL_BROKEN="yes")
+    try:
+        until(lambda: served.errors.count("the streamer cannot start") >= 2, "both have met their fate")
+        for _ in range(10):
+            began = monotonic()
+            assert ask(served.port, "/pgbus/readyz").status == 503
+            told = ask(served.port, "/pgbus/streams/orders", Accept="text/event-stream")
+            assert told.status == 200 and b'"reason":"unavailable"' in told.body
+            assert monotonic() - began < 5.0
+    finally:
+        served.close()
+
+
+class Sharers:
+    """Two servers in this process on one socket, as two workers have it; each counts what it answers."""
+
+    def __init__(self) -> None:
+        self.able = [True, True]
+        self.answered: Counter[int] = Counter()
+        board = LoadBoard()
+        sock = listen("127.0.0.1", 0)
+        self.port = int(sock.getsockname()[1])
+        self.servers = [
+            BalancedServer(
+                shared,
+                self._application(number),
+                place=board.place(number),
+                streams=lambda: 0,
+                able=lambda number=number: self.able[number],
+            )
+            for number, shared in enumerate([sock, gevent.socket.socket(fileno=os.dup(sock.fileno()))])
+        ]
+        for server in self.servers:
+            server.socket.setblocking(False)
+            server.start()
+        self._shows = gevent.spawn(self._show)
+
+    def _show(self) -> None:
+        while True:
+            for server in self.servers:
+                server.show(monotonic())
+            gevent.sleep(0.05)
+
+    def _application(self, number: int) -> Callable[..., Any]:
+        def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            self.answered[number] += 1
+            start_response("200 OK", [("Content-Length", "2")])
+            return [b"ok"]
+
+        return application
+
+    def who(self, requests: int = 40) -> set[int]:
+        """Those who answer so many requests."""
+        self.answered.clear()
+        jobs = [gevent.spawn(ask, self.port, "/") for _ in range(requests)]
+        assert all(job.get(timeout=PATIENCE).status == 200 for job in jobs)
+        return set(self.answered)
+
+    def close(self) -> None:
+        self._shows.kill()
+        for server in self.servers:
+            server.stop(1)
+
+
+@pytest.fixture
+def sharers() -> Iterator[Sharers]:
+    found = Sharers()
+    yield found
+    found.close()
+
+
+def test_it_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
+    sharers.able[0] = False
+    gevent.sleep(0.2)  # until both have shown it
+    assert sharers.who() == {1}
+    sharers.able = [True, False]
+    gevent.sleep(0.2)
+    assert sharers.who() == {0}
+    sharers.able = [False, False]
+    gevent.sleep(0.2)
+    assert sharers.who()
+    sharers.able = [True, True]
+    until(lambda: sharers.who(100) == {0, 1}, "both have a part in it")
+
+
+def test_it_keeps_no_connection_for_a_next_request_while_another_one_can_serve(sharers: Sharers) -> None:
+    def answer(sock: socket.socket) -> bytes:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        return sock.recv(65536)
+
+    with socket.create_connection(("127.0.0.1", sharers.port), timeout=PATIENCE) as sock:
+        assert b"Connection: close" not in answer(sock)
+        (mine,) = sharers.answered
+        sharers.able[mine] = False
+        assert b"Connection: close" in answer(sock)
+        assert sock.recv(1) == b""
+
+
+def test_one_that_cannot_serve_takes_over_when_the_other_one_hangs(sharers: Sharers) -> None:
+    sharers.able[0] = False
+    gevent.sleep(0.2)
+    sharers._shows.kill()
+    sharers.servers[1].stop_accepting()
+    until(lambda: sharers.who(1) == {0}, "it answers")
