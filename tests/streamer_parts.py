@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.core.wakes import Ring
-from pgbus_gevent.database.queries import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
+from pgbus_gevent.database.rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
@@ -187,9 +187,13 @@ class Table:
         rows = self.rows[stream]
         id, prev_id = self._next_id, self.head(stream)
         self._next_id += self._step
-        row = Row(id, **{"event": None, "visible_to": None, "exclude": None, **values}, data=data or str(id))
+        row = Row(
+            id,
+            **{"event": None, "visible_to": None, "exclude": None, "prev_id": prev_id, **values},
+            data=data or str(id),
+        )
         rows.append(row)
-        return Ring(stream, id, prev_id, 0.0, row.event, row.data, row.visible_to, row.exclude)
+        return Ring(stream, id, row.prev_id, 0.0, row.event, row.data, row.visible_to, row.exclude)
 
     def prune(self, stream: str, count: int) -> None:
         """Remove the oldest messages, as retention does."""
@@ -197,6 +201,15 @@ class Table:
         if removed:
             del self.rows[stream][:count]
             self.horizons[stream] = removed[-1].id
+
+    def lose(self, stream: str, count: int) -> None:
+        """Go back in time: the newest messages were never there. Their ids are not given again."""
+        if count:
+            del self.rows[stream][-count:]
+
+    def delete(self, stream: str, id: int) -> None:
+        """Remove a message by hand, as if it had never been there."""
+        self.rows[stream] = [row for row in self.rows[stream] if row.id != id]
 
     def head(self, stream: str) -> int:
         rows = self.rows[stream]
@@ -214,19 +227,24 @@ class Table:
             self.failures -= 1
             raise DatabaseUnavailable("PostgreSQL is not available: the tests say so")
 
-    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]:
+    def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
         self._read("moved")
-        newest = max((row.id for rows in self.rows.values() for row in rows), default=0)
-        return newest, [stream for stream, head in heads.items() if self.ids(stream, head)]
+        newest = {stream: rows[-1].id if rows else 0 for stream, rows in self.rows.items()}
+        found = {stream: newest.get(stream, 0) for stream in heads}
+        return max(newest.values(), default=0), {
+            stream: now
+            for stream, now in found.items()
+            if now > heads[stream] or (now < heads[stream] and stream not in pruned)
+        }
 
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
         self._read("tail")
         found = []
         for stream, rows in self.rows.items():
-            for prev_id, row in zip([0, *(row.id for row in rows)], rows, strict=False):
+            for row in rows:
                 if row.id > above or row.id in holes:
                     data = row.data if streams is None or stream in streams else None
-                    found.append(TailRow(row.id, stream, prev_id, row.event, data, row.visible_to, row.exclude))
+                    found.append(TailRow(row.id, stream, row.prev_id, row.event, data, row.visible_to, row.exclude))
         return sorted(found)[: limit + len(holes)]
 
     def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
@@ -242,7 +260,9 @@ class Table:
         rows = _fitting(found, limit, size)
         # As cautious as the statement, which does not look behind a message that makes the page full.
         full = sum(len(row.data.encode()) for row in rows) >= size
-        return Page(rows, self.horizons.get(stream, 0), full or len(rows) < len(found))
+        horizon = self.horizons.get(stream, 0)
+        anchor = max((row.id for row in self.rows[stream] if horizon < row.id <= cursor), default=0)
+        return Page(rows, horizon, full or len(rows) < len(found), anchor)
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         self._read("openings")
@@ -305,6 +325,7 @@ class Parts:
             serve=lambda log, history, who: self.dispatcher.serve(log, history, who),
             on_moved=self._moved,
             on_ready=lambda subscription: self.dispatcher.bring(subscription),
+            on_rewound=lambda log: self.dispatcher.rewound(log),
             page_size=page_size,
             ring_messages=ring_messages,
             read=self.events.signal(Read),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from streamer_parts import FakeClient, Table, added, wait_until
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.database.queries import TailRow
+from pgbus_gevent.database.rows import TailRow
 from pgbus_gevent.streamer import catch_up
 from pgbus_gevent.streamer.catch_up import AFTER_RING, MAX_SHARE, TAIL_REST, CatchUp
 from pgbus_gevent.streamer.turns import breathe
@@ -230,8 +230,8 @@ def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweep
     assert log is not None
     moved = sweeping.table.moved
 
-    def slow(heads: dict[str, int]) -> tuple[int, list[str]]:
-        found = moved(heads)
+    def slow(heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]:
+        found = moved(heads, pruned)
         log.extend(sweeping.table.rows["orders"])
         return found
 

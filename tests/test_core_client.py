@@ -9,9 +9,9 @@ import pytest
 from httpx_sse._decoders import SSEDecoder
 from streamer_parts import FakeClient
 
-from pgbus_gevent.core.client import Admission, Place, StreamRequest, Subscriber, Subscription, admit, expired
+from pgbus_gevent.core.client import Admission, Place, StreamRequest, Subscriber, Subscription, admit, missed
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.database.queries import Row
+from pgbus_gevent.database.rows import Row
 
 
 def make_log(*, opened: bool = True) -> StreamLog:
@@ -112,9 +112,20 @@ def test_a_cursor_on_an_empty_stream_is_ahead_only_once_that_is_sure() -> None:
 
 
 def test_the_frame_of_pruned_messages_tells_what_is_left() -> None:
-    assert gap(expired(make_log(), 5, 30)) == {
+    subscription = Subscription(FakeClient(), make_log(), Place("orders"))
+    reason, frame = missed(subscription, 5, 20, 30)
+    assert reason == "expired"
+    assert gap(frame) == {
         "stream": "orders", "requestedId": 5, "oldestId": 30, "lastId": 80, "reason": "expired",
     }  # fmt: skip
+    assert missed(subscription, 20, 20, 30) == missed(subscription, 0, 20, 30) == ("", b"")
+
+
+def test_who_was_sent_what_is_lost_is_told_that_and_nothing_else() -> None:
+    subscription = Subscription(FakeClient(), make_log(), Place("orders"))
+    subscription.lost = 90
+    reason, frame = missed(subscription, 0, 20, 30)
+    assert (reason, gap(frame)["requestedId"], gap(frame)["reason"]) == ("ahead", 90, "ahead")
 
 
 def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:

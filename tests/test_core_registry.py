@@ -12,7 +12,7 @@ from streamer_parts import FakeClient, added
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.database.queries import Row
+from pgbus_gevent.database.rows import Row
 
 STREAMS = ["orders", "stock", "é"]
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "remove again"]), st.integers(0, 20)), max_size=60)

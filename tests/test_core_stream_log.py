@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.stream_log import Frame, History, RingBudget, StreamLog, encode, make_chunk
-from pgbus_gevent.database.queries import Row
+from pgbus_gevent.database.rows import Row
 
 MAX_FRAMES = 5
 MAX_BYTES = 400
@@ -230,13 +230,13 @@ def test_a_frame_is_encoded_once_and_shared() -> None:
 
 def test_a_frame_has_the_id_the_event_and_the_data() -> None:
     frame = encode(row(10, "x", event="paid", visible_to="admins", exclude="ab"))
-    assert frame == Frame(10, sse.message("x", event="paid", id=10), "admins", "ab")
+    assert frame == Frame(10, sse.message("x", event="paid", id=10), "admins", "ab", 0)
 
 
 @pytest.mark.parametrize(("values", "restricted"), [({}, False), ({"visible_to": "a"}, True), ({"exclude": "a"}, True)])
 def test_a_chunk_is_joined_only_where_every_frame_is_for_everybody(values: dict[str, str], restricted: bool) -> None:
     frames = [encode(row(10)), encode(row(20, **values))]
-    assert make_chunk(frames) == (frames, 20, None if restricted else frames[0].data + frames[1].data)
+    assert make_chunk(frames) == (frames, 20, None if restricted else frames[0].data + frames[1].data, False)
 
 
 # Pages

@@ -13,7 +13,7 @@ from streamer_parts import Table, wait_until
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.core.wakes import Ephemeral
-from pgbus_gevent.database.queries import EphemeralRow
+from pgbus_gevent.database.rows import EphemeralRow
 from pgbus_gevent.streamer import ephemerals
 from pgbus_gevent.streamer.ephemerals import Ephemerals
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import Database, using
-from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
+from pgbus_gevent.database.queries import Publication, Queries
+from pgbus_gevent.database.rows import OpenQuestion
 from pgbus_gevent.errors import DatabaseError, InvalidArgument
 
 LOTS = 1_000_000
@@ -52,7 +53,7 @@ def test_a_page_is_what_is_above_the_cursor_oldest_first(asking: Queries, sql: S
 
     [whole] = asking.pages([(stream, 0)], limit=10, size=LOTS)
     assert whole.rows == [
-        (first, "e", "x", "admins", "c7"), (second, None, "y", None, None), (third, None, "z", None, None),
+        (first, "e", "x", "admins", "c7", 0), (second, None, "y", None, None, first), (third, None, "z", None, None, second),
     ]  # fmt: skip
     assert (whole.horizon, whole.more) == (0, False)
     [rest] = asking.pages([(stream, first)], limit=10, size=LOTS)
@@ -87,7 +88,7 @@ def test_a_page_tells_how_far_the_stream_was_pruned(asking: Queries, sql: Sessio
     prune(sql, stream, ids[1])
     assert asking.pages([(stream, 0)], limit=10, size=LOTS)[0].horizon == ids[1]
     # Of a page with nothing in it too.
-    assert asking.pages([(stream, ids[2])], limit=10, size=LOTS) == [([], ids[1], False)]
+    assert asking.pages([(stream, ids[2])], limit=10, size=LOTS) == [([], ids[1], False, ids[2])]
 
 
 def test_many_streams_are_answered_in_the_order_of_the_question(asking: Queries, sql: Session, stream: str) -> None:
@@ -102,7 +103,7 @@ def test_many_streams_are_answered_in_the_order_of_the_question(asking: Queries,
 def test_nothing_asked_is_nothing_answered(asking: Queries) -> None:
     assert asking.pages([], limit=10, size=LOTS) == []
     assert asking.openings([], limit=10, size=LOTS) == []
-    assert asking.moved({})[1] == []
+    assert asking.moved({})[1] == {}
     assert asking.ephemerals([]) == {}
 
 
@@ -200,11 +201,31 @@ def test_openings_of_many_streams_come_in_the_order_of_the_question(asking: Quer
 # what has moved
 
 
+def test_a_page_tells_whether_the_message_of_its_cursor_is_there(asking: Queries, sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, *"abcd")
+    sql.run("delete from pgbus.messages where stream = %s and msg_id = any(%s)", stream, ids[2:])
+
+    def anchors() -> list[int]:
+        cursors = [0, ids[0], ids[1], ids[2], ids[3] + 5]
+        return [page.anchor for page in asking.pages([(stream, cursor) for cursor in cursors], limit=10, size=LOTS)]
+
+    assert anchors() == [0, ids[0], ids[1], ids[1], ids[1]]
+    prune(sql, stream, ids[0])
+    assert anchors() == [0, 0, ids[1], ids[1], ids[1]]
+
+
+def test_moved_are_the_streams_whose_head_is_another_one(asking: Queries, sql: Session, stream: str) -> None:
+    lower, gone, pruned, same = (f"{stream} {n}" for n in range(4))
+    ids = {name: publish(sql, name, "a")[0] for name in (lower, same)}
+    heads = {lower: ids[lower] + 1, gone: 7, pruned: 7, same: ids[same]}
+    assert asking.moved(heads, {pruned})[1] == {lower: ids[lower], gone: 0}
+
+
 def test_moved_are_the_streams_with_something_above_their_head(asking: Queries, sql: Session, stream: str) -> None:
     old, new, empty = (f"{stream} {n}" for n in range(3))
     heads = {old: publish(sql, old, "a")[0], new: publish(sql, new, "a", "b")[0], empty: 0}
-    assert asking.moved(heads)[1] == [new]
-    assert asking.moved(dict.fromkeys(heads, 0)) == (heads[new] + 1, [old, new])
+    assert asking.moved(heads)[1] == {new: heads[new] + 1}
+    assert asking.moved(dict.fromkeys(heads, 0)) == (heads[new] + 1, {old: heads[old], new: heads[new] + 1})
 
 
 # the tail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -354,13 +355,16 @@ def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: 
         parts.table.horizons["orders"] = 0
         parts.log().forget()
         client = parts.connect(since=since)
-        wait_until(lambda: client.subscription and client.subscription.cursor == 50)
+        wait_until(lambda: client.controls("gap-detected") and parts.reader.idle)
         reads = len(parts.table.reads)
         for _ in range(20):
             breathe()
         assert len(parts.table.reads) == reads
-        assert len(client.controls("gap-detected")) == 1
-        parts.ring(parts.table.append("orders")._replace(prev_id=50))
+        [told] = client.controls("gap-detected")
+        assert json.loads(told) == {
+            "stream": "orders", "requestedId": since, "oldestId": 0, "lastId": 0, "reason": "ahead",
+        }  # fmt: skip
+        parts.publish()
         wait_until(lambda: client.ids == [60])
 
 

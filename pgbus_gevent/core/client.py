@@ -126,10 +126,10 @@ class Subscription:
     ``cursor`` is None until it is known where the client starts, in all of its streams. ``start`` is what is known of that before:
     the cursor that it came with, or what the database made of its ``replay``. ``waiting`` tells that the reader has it, so
     that passes step over it. ``verified`` tells that the head is as new as the client's arrival, so that a cursor beyond it is
-    ahead.
+    ahead. ``lost`` is the cursor that it had when the table turned out to have lost what it was sent, until it has been told.
     """
 
-    __slots__ = ("client", "cursor", "log", "place", "start", "verified", "waiting")
+    __slots__ = ("client", "cursor", "log", "lost", "place", "start", "verified", "waiting")
 
     def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
@@ -137,6 +137,7 @@ class Subscription:
         self.place = place
         self.cursor: int | None = None
         self.start: int | None = place.since
+        self.lost: int | None = None
         self.waiting = False
         self.verified = False
 
@@ -170,13 +171,23 @@ def admit(subscription: Subscription) -> Admission | None:
     if start is None:
         return Admission(log.head, b"")
     if start <= log.head:
-        return Admission(start, b"")
+        return Admission(0, _gap(log, start, "ahead")) if log.was_lost(start) else Admission(start, b"")
     return Admission(0, _gap(log, start, "ahead")) if subscription.verified else None
 
 
-def expired(log: StreamLog, requested: int, oldest: int) -> bytes:
-    """The frame for who asks for messages that pruning has removed."""
-    return sse.gap_detected(log.name, requested=requested, oldest=oldest, last=log.head, reason="expired")
+def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int) -> tuple[str, bytes]:
+    """Why a client at ``cursor`` has to be told of a gap before what follows, and the frame; both empty where there is none.
+
+    ``horizon`` is the newest message that is known to be gone, ``oldest`` the oldest that is there after it.
+    """
+    log, lost = subscription.log, subscription.lost
+    if lost is not None:
+        reason, requested = "ahead", lost
+    elif 0 < cursor < horizon:  # zero asks for all that is retained, so it misses nothing
+        reason, requested = "expired", cursor
+    else:
+        return "", b""
+    return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=log.head, reason=reason)
 
 
 def _gap(log: StreamLog, requested: int | None, reason: str) -> bytes:

@@ -15,6 +15,9 @@ from . import sse
 from .filters import NOBODY
 from .names import check_event
 
+MAX_LOST = 8
+"""Ranges of lost ids that are remembered for clients that come back with one."""
+
 
 class Stored(Protocol):
     """A row as it comes from the database."""
@@ -29,15 +32,21 @@ class Stored(Protocol):
     def visible_to(self) -> str | None: ...
     @property
     def exclude(self) -> str | None: ...
+    @property
+    def prev_id(self) -> int | None: ...
 
 
 class Frame(NamedTuple):
-    """An encoded message and for whom it is. ``restricted`` ones need a look at each connection."""
+    """An encoded message and for whom it is. ``restricted`` ones need a look at each connection.
+
+    ``prev_id`` is the id that its row names as the one before it, 0 where it names none.
+    """
 
     id: int
     data: bytes
     visible_to: str | None
     exclude: str | None
+    prev_id: int = 0
 
     @property
     def restricted(self) -> bool:
@@ -49,28 +58,46 @@ def encode(row: Stored) -> Frame:
 
     Somebody wrote that into the table by hand. With a line break in it, it could pass for other frames.
     """
+    prev_id = row.prev_id or 0
+    if prev_id >= row.id:
+        prev_id = 0  # nonsense, which proves nothing
     try:
         check_event(row.event)
     except InvalidEvent:
-        return Frame(row.id, b"", NOBODY, None)
-    return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude)
+        return Frame(row.id, b"", NOBODY, None, prev_id)
+    return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude, prev_id)
 
 
 class Chunk(NamedTuple):
     """Consecutive frames of a stream, to be sent in one go, and the cursor of who has got them.
 
     ``data`` is the whole where every frame is for everybody, else None and ``frames`` are to be looked at one by one.
+    ``hole`` tells that messages are gone between the cursor that was asked for and the first frame; ``data`` is None then.
     """
 
     frames: Sequence[Frame]
     cursor: int
     data: bytes | None
+    hole: bool = False
 
 
-def make_chunk(frames: Sequence[Frame]) -> Chunk:
-    """Join frames, once for all connections that need just these."""
-    restricted = any(frame.restricted for frame in frames)
-    return Chunk(frames, frames[-1].id, None if restricted else b"".join(frame.data for frame in frames))
+def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
+    """Join frames, once for all connections that stand at ``after`` and need just these.
+
+    A first frame that names a message above ``after`` as the one before it proves that this one is gone. Who stands at zero
+    asks for what there is, and misses nothing.
+    """
+    hole = 0 < after < frames[0].prev_id
+    whole = not hole and not any(frame.restricted for frame in frames)
+    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, hole)
+
+
+def _up_to_a_hole(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Those before the first one that names a message which is not there."""
+    for n in range(1, len(frames)):
+        if frames[n].prev_id > frames[n - 1].id:
+            return frames[:n]
+    return frames
 
 
 class History:
@@ -88,9 +115,9 @@ class History:
         return self._ids[0] if self._ids else self.horizon
 
     def after(self, cursor: int) -> Chunk | None:
-        """What of the page is above ``cursor``; None if nothing is."""
+        """What of the page is above ``cursor``, up to the next hole; None if nothing is."""
         frames = self.frames[bisect_right(self._ids, cursor) :]
-        return make_chunk(frames) if frames else None
+        return make_chunk(_up_to_a_hole(frames), cursor) if frames else None
 
 
 class RingBudget:
@@ -120,12 +147,13 @@ class StreamLog:
     """The head of a stream and the ring of its newest frames.
 
     ``head`` is the last id that this worker knows; ``floor`` is the cursor above which the ring is complete, so that who stands
-    at ``floor`` or higher needs no read. Before :meth:`open` neither is known.
+    at ``floor`` or higher needs no read. Before :meth:`open` neither is known. ``epoch`` counts how often the table turned out to
+    have lost what was here: what was read or joined in an earlier one is worth nothing.
     """
 
     __slots__ = (
-        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_max_bytes", "_max_frames",
-        "appended_at", "floor", "head", "horizon", "is_open", "name", "oldest",
+        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_lost", "_max_bytes", "_max_frames",
+        "appended_at", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -136,6 +164,8 @@ class StreamLog:
         self.horizon = 0  # the highest id that pruning had removed then
         self.is_open = False
         self.appended_at: float | None = None  # of the oldest message that waits for a pass, where its ring told
+        self.epoch = 0
+        self._lost: list[tuple[int, int]] = []
         self._ids: list[int] = []
         self._frames: list[Frame] = []
         self._bytes = 0
@@ -179,6 +209,9 @@ class StreamLog:
         frames = [encode(row) for row in rows if row.id > self.head]
         if not frames:
             return 0
+        if self._lost:
+            # Cursors from the first one on are of messages that are there.
+            self._lost = [(below, min(last, frames[0].id - 1)) for below, last in self._lost]
         self._ids.extend(frame.id for frame in frames)
         self._frames.extend(frames)
         self.head = frames[-1].id
@@ -210,6 +243,28 @@ class StreamLog:
         if self._ids:
             self._drop(len(self._ids), self._bytes)
 
+    def rewind(self, to: int, *, horizon: int) -> None:
+        """The table has no message from ``to`` up to the head: begin anew at ``to``, the newest that it has or had.
+
+        ``horizon`` is how far it says that it was pruned.
+        """
+        self._lost = [*self._lost[1 - MAX_LOST :], (to, self.head)]
+        self.forget()
+        self.head = self.floor = to
+        self.horizon = horizon
+        self.oldest = min(self.oldest, to)
+        self.appended_at = None
+        self.epoch += 1
+
+    def was_lost(self, cursor: int) -> bool:
+        """Whether ``cursor``, which is not above the head, is of a message that the table has lost, as far as is known here."""
+        return any(below < cursor <= last for below, last in self._lost)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether all that was here is known to have been pruned: then a head that the table does not have tells nothing."""
+        return self.horizon >= self.head
+
     def retire(self) -> None:
         """Keep no frames from now on: nobody watches any more. A read that is still under way may bring some."""
         self._max_frames = 0
@@ -221,7 +276,8 @@ class StreamLog:
         return self._max_frames == 0
 
     def after(self, cursor: int, max_bytes: int) -> Chunk | None:
-        """The frames above ``cursor``, at least one and up to about ``max_bytes``; None where the ring does not reach so far.
+        """The frames above ``cursor`` up to the next hole, at least one and up to about ``max_bytes``; None where the ring does not
+        reach so far.
 
         Only for a cursor below the head.
         """
@@ -233,7 +289,7 @@ class StreamLog:
         while end < len(self._ids) and size < max_bytes:
             size += len(self._frames[end].data)
             end += 1
-        return make_chunk(self._frames[start:end])
+        return make_chunk(_up_to_a_hole(self._frames[start:end]), cursor)
 
     def missing(self, cursor: int) -> int:
         """How many frames who stands at ``cursor`` lacks, as far as the ring knows."""

@@ -39,6 +39,11 @@ class Tail:
         """All that is committed up to here was looked at by other means."""
         self.top = top if self.top is None else max(self.top, top)
 
+    def back(self, top: int) -> None:
+        """Nothing above ``top`` is there any more, so that what comes next may lie below where we were."""
+        self.top = top
+        self._holes = {hole: since for hole, since in self._holes.items() if hole <= top}
+
     def saw(self, ids: Iterable[int], now: float) -> None:
         """These were read, in rising order."""
         for id in ids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +12,7 @@ import psycopg2.extensions as ext
 from ..messages import Message
 from . import batch
 from .pool import Pool
+from .rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
 
 
 class Cursor(Protocol):
@@ -20,76 +21,6 @@ class Cursor(Protocol):
     def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
     def fetchone(self) -> Any: ...
     def fetchall(self) -> Any: ...
-
-
-class Row(NamedTuple):
-    """A stored message as the streamer reads it: what a frame and an audience check need, and no more."""
-
-    id: int
-    event: str | None
-    data: str
-    visible_to: str | None
-    exclude: str | None
-
-
-class Page(NamedTuple):
-    """What a stream holds above a cursor, oldest first: complete from the cursor to the last row.
-
-    ``horizon`` is the highest id that pruning removed (0: none). Without ``more``, nothing is above the last row; with
-    it something may be: a page that is full to the byte does not look further.
-    """
-
-    rows: list[Row]
-    horizon: int
-    more: bool
-
-
-class TailRow(NamedTuple):
-    """A new message of any stream, and the id of the one before it in its stream, None where its publisher could not know.
-
-    ``data`` is None where it was not fetched.
-    """
-
-    id: int
-    stream: str
-    prev_id: int | None
-    event: str | None
-    data: str | None
-    visible_to: str | None
-    exclude: str | None
-
-
-class EphemeralRow(NamedTuple):
-    """A large ephemeral message; its stream is here, and not what a notification says of it."""
-
-    stream: str
-    event: str | None
-    data: str
-    visible_to: str | None
-    exclude: str | None
-
-
-class Opening(NamedTuple):
-    """The state of a stream in one snapshot, and its newest messages.
-
-    ``rows`` are the newest ones, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0:
-    none). ``start`` is the cursor that ``replay`` messages back amounts to (0: from the oldest).
-    """
-
-    head: int
-    horizon: int
-    oldest: int
-    start: int
-    floor: int
-    rows: list[Row]
-
-
-class OpenQuestion(NamedTuple):
-    """A stream to open: the lowest cursor that somebody has on it (None: all are new), and how far back to go."""
-
-    stream: str
-    cursor: int | None
-    replay: int | None
 
 
 class Publication(NamedTuple):
@@ -101,16 +32,22 @@ class Publication(NamedTuple):
     key: str | None = None
 
 
-_ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.place, m.bytes_to >= %(bytes)s"
+_ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, m.place, m.bytes_to >= %(bytes)s"
 
 # octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
 # row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which
 # else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it. Below the horizon
 # is nothing but what was removed, through which the index would lead row by row until a vacuum has come.
 _PAGES = f"""
-select s.n, h.msg_id, {_ROW}
+select s.n, h.msg_id, a.anchor, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
 left join pgbus.horizons h on h.stream = s.stream
+cross join lateral (
+  select (select b.msg_id from pgbus.messages b
+          where b.stream = s.stream and b.msg_id <= s.after and b.msg_id > coalesce(h.msg_id, 0)
+          order by b.msg_id desc limit 1) as anchor
+  offset 0
+) a
 left join lateral (
   select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
   from (
@@ -155,11 +92,19 @@ LAST_IDS = """
 select pgbus.last_id(s.stream) as last_id from unnest(%s::text[]) with ordinality as s(stream, n) order by s.n
 """
 
-# Not `exists`, which the planner may turn into a join that reads the whole table.
+# The first row is of all streams together. Not `exists`, which the planner may turn into a join that reads the whole table;
+# `offset 0` keeps it from looking for the newest twice.
 _MOVED = """
-select (select m.msg_id from pgbus.messages m order by m.msg_id desc limit 1), array(
-  select s.stream from unnest(%(streams)s::text[], %(heads)s::bigint[]) as s(stream, head)
-  where s.head < (select m.msg_id from pgbus.messages m where m.stream = s.stream order by m.msg_id desc limit 1))
+select null, coalesce((select m.msg_id from pgbus.messages m order by m.msg_id desc limit 1), 0)
+union all
+select s.stream, t.newest
+from unnest(%(streams)s::text[], %(heads)s::bigint[], %(pruned)s::boolean[]) as s(stream, head, pruned)
+cross join lateral (
+  select coalesce((select m.msg_id from pgbus.messages m where m.stream = s.stream
+                   order by m.msg_id desc limit 1), 0) as newest
+  offset 0
+) t
+where t.newest > s.head or t.newest < s.head and not s.pruned
 """
 
 # The data of streams that nobody asks for stays where it is, and so does what is large: its stream is read by pages then.
@@ -269,10 +214,16 @@ class Queries:
         )
         return [(int(id), str(owner)) for id, owner in rows]
 
-    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]:
-        """The newest id of all streams, or 0, and which of these have messages above the head given for each."""
-        ((newest, names),) = self._all(_MOVED, {"streams": list(heads), "heads": list(heads.values())})
-        return newest or 0, names
+    def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
+        """The newest id of all streams, or 0, and the newest of those that have another one than the head given for each.
+
+        A lower one of a stream among ``pruned`` is nothing: it is known to have lost all of its messages to pruning.
+        """
+        all_of_them, *found = self._all(
+            _MOVED,
+            {"streams": list(heads), "heads": list(heads.values()), "pruned": [name in pruned for name in heads]},
+        )
+        return int(all_of_them[1]), {str(name): int(newest) for name, newest in found}
 
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
         """What is there of the ids ``holes``, and the first ``limit`` messages above ``above``, of all streams, in order.
@@ -300,12 +251,12 @@ class Queries:
             },
         )
         found = [Page([], 0, False) for _ in after]
-        for n, horizon, *message, place, full in rows:
+        for n, horizon, anchor, *message, place, full in rows:
             page = found[n - 1]
             if place is not None and place <= limit:
                 page.rows.append(Row(*message))
             more = page.more or bool(full) or (place or 0) > limit
-            found[n - 1] = page._replace(horizon=horizon or 0, more=more)
+            found[n - 1] = page._replace(horizon=horizon or 0, more=more, anchor=anchor or 0)
         return found
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:

@@ -5,14 +5,15 @@ ring, and every few seconds come what may, the database is asked.
 
 There are two ways to ask. A *tail* reads what is new of all streams together, by id, and brings the messages themselves; it is
 short however many streams are served, so it is what comes milliseconds after a ring. A *probe* compares the head of each stream
-that is served with the table; it misses nothing, whatever became of ids and clocks, so it is what the promise rests on.
+that is served with the table, in both directions; it misses nothing, whatever became of ids and clocks, so it is what the
+promise rests on. A head that the table does not have was lost with a failover or a restore, or was never there.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from gevent.event import Event
 from ..core.registry import Registry
 from ..core.stream_log import StreamLog
 from ..core.tail import Tail
-from ..database.queries import Row, TailRow
+from ..database.rows import Row, TailRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.catch_up")
@@ -52,14 +53,14 @@ _REST = 1 / MAX_SHARE - 1
 class Source(Protocol):
     """What it needs of the database."""
 
-    def moved(self, heads: dict[str, int]) -> tuple[int, list[str]]: ...
+    def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]: ...
 
 
 class CatchUp:
     """The greenlet that sweeps; :meth:`run` is its loop.
 
-    ``on_moved`` is given each log that is behind its table, ``on_new`` each log with how many frames were added to it.
+    ``on_moved`` is given each log whose head is not the table's, ``on_new`` each log with how many frames were added to it.
     ``interval`` gives the longest time until the next sweep, in seconds, which is jittered by a quarter: the longest time that a
     message whose notification never came can be late.
     """
@@ -87,12 +88,20 @@ class CatchUp:
         self._probed = -PROBE_AFTER
         self._next_probe = 0.0
         self._flooded = False
+        self._unsure = False
         self.sweeps = 0
 
     def ring(self) -> None:
         """Somebody rang; never yields."""
         self._stage = 0
         self._rung.set()
+
+    def resync(self) -> None:
+        """There is a new session, perhaps with another server or one that was restored: the next sweep is a probe, at once."""
+        self._probed = -PROBE_AFTER
+        self._next_probe = 0.0
+        self._unsure = True
+        self.ring()
 
     def keep_pace(self, pace: float) -> None:
         """Rings are so many seconds apart from now on."""
@@ -113,6 +122,7 @@ class CatchUp:
                 if not failing:
                     logger.warning("cannot look for new messages, trying again: %s", error)
                 failing = True
+                self._unsure |= probing
             # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
             rest = min((self._clock() - began) * _REST, self._interval())
             if probing:
@@ -135,7 +145,7 @@ class CatchUp:
             gevent.sleep(max(0.0, self._next_probe - self._clock()))
 
     def _probe_is_due(self, now: float) -> bool:
-        if self._tail.top is None:
+        if self._tail.top is None or self._unsure:
             return True
         due = self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER
         return due and now >= self._next_probe
@@ -148,7 +158,8 @@ class CatchUp:
         self.sweeps += 1
         if probing:
             self._probed = now
-            return self._probe({log.name: log.head for log in logs})
+            self._unsure = False
+            return self._probe(logs)
         assert self._tail.top is not None  # else a probe is due
         names = [log.name for log in logs] if len(logs) <= FEW_STREAMS else None
         rows = self._source.tail(self._tail.top, self._tail.holes(now), names, limit=TAIL_ROWS)
@@ -159,19 +170,23 @@ class CatchUp:
         taken = [self._take(row) for row in rows]
         return any(taken)
 
-    def _probe(self, heads: dict[str, int]) -> bool:
-        newest, names = self._source.moved(heads)
+    def _probe(self, logs: list[StreamLog]) -> bool:
+        heads, top = {log.name: log.head for log in logs}, self._tail.top
+        newest, found = self._source.moved(heads, {log.name for log in logs if log.pruned})
+        if top is not None and newest < top:
+            self._tail.back(newest)
         if self._tail.top is None or self._flooded:
             # Not else: below the newest there may be ids that are about to commit, which only a tail remembers.
             self._tail.move(newest)
             self._flooded = False
-        found = False
-        for name in names:
-            log = self._registry.log(name)
-            if log is not None and log.head == heads[name]:
+        moved = False
+        for log in logs:
+            # One that is beyond the table is looked at though it has moved meanwhile: it may go on behind what is not there.
+            now, head = found.get(log.name), heads[log.name]
+            if now is not None and not log.retired and (now < head or log.head == head):
                 self._on_moved(log)
-                found = True
-        return found
+                moved = True
+        return moved
 
     def _take(self, row: TailRow) -> bool:
         """Whether the message was new here."""
@@ -179,7 +194,8 @@ class CatchUp:
         if log is None or not log.is_open or row.id <= log.head:
             return False
         if row.data is not None and log.follows(row.prev_id):
-            self._on_new(log, log.extend([Row(row.id, row.event, row.data, row.visible_to, row.exclude)]))
+            message = Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id)
+            self._on_new(log, log.extend([message]))
         else:
             self._on_moved(log)
         return True

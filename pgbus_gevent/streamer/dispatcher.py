@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ..core import sse
 from ..core.audience import Audience
-from ..core.client import Client, Subscription, admit, expired
+from ..core.client import Client, Subscription, admit, missed
 from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.registry import Registry
@@ -42,6 +42,7 @@ EPHEMERAL_BYTES = 16 * 1024
 _CACHED_CURSORS = 32
 
 _Key = TypeVar("_Key")
+_Place = tuple[StreamLog, int, int, int]  # with its epoch, a cursor, and the head
 
 
 class StreamEventDispatcher:
@@ -93,6 +94,14 @@ class StreamEventDispatcher:
             self._moved.add(log)
             self._turns.add(self._pass(log))
 
+    def rewound(self, log: StreamLog) -> None:
+        """The table has lost what was above the log's head: who was sent it is told so, and gets all that is retained."""
+        for subscription in self._registry.subscriptions(log.name):
+            if subscription.cursor is not None and subscription.cursor > log.head:
+                subscription.lost = max(subscription.cursor, subscription.lost or 0)
+                subscription.cursor = 0
+                self.bring(subscription)
+
     def bring(self, subscription: Subscription) -> None:
         """One connection may be behind: it is new, or can take bytes again."""
         if not self._lagging:
@@ -137,7 +146,7 @@ class StreamEventDispatcher:
     # passes; each `yield` is where other streams have their turn
 
     def _pass(self, log: StreamLog) -> Steps:
-        first = head = log.head
+        first = head, epoch = (log.head, log.epoch)
         appended_at, log.appended_at = log.appended_at, None
         began = now = self._clock()
         sent = 0
@@ -147,12 +156,15 @@ class StreamEventDispatcher:
             if n % SLICE == 0:
                 yield
                 now = self._clock()
-                if log.head != head:
+                if (log.head, log.epoch) != (head, epoch):
                     # What came meanwhile goes out with the rest; those who were served already get it from the next pass.
-                    head = log.head
+                    head, epoch = log.head, log.epoch
                     chunks.clear()
             cursor, client = subscription.cursor, subscription.client
-            if cursor is None or cursor >= head or subscription.waiting or not _takes_bytes(client):
+            if cursor is None or cursor >= head or not _may_send(subscription):
+                continue
+            if subscription.lost is not None:
+                self._on_behind(subscription)
                 continue
             # Nearly all stand at the same cursor, so their frames are joined once.
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
@@ -176,13 +188,13 @@ class StreamEventDispatcher:
             self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
         # Only now: two passes over one stream would each look at all of its connections, and send to many of them twice.
         self._moved.discard(log)
-        if log.head != first:
+        if (log.head, log.epoch) != first:
             self.moved(log)
 
     def _bring_lagging(self) -> Steps:
         served = 0
         # Those who come back at once stand at a few cursors, so what they lack is joined once for each.
-        chunks: dict[tuple[StreamLog, int, int], Chunk | None] = {}
+        chunks: dict[_Place, Chunk | None] = {}
         while self._lagging:
             subscription = self._lagging.popleft()
             if subscription.cursor is None:
@@ -194,12 +206,17 @@ class StreamEventDispatcher:
             if served % BEHIND_SLICE == 0 and self._lagging:
                 yield
 
-    def _step(self, subscription: Subscription, chunks: dict[tuple[StreamLog, int, int], Chunk | None]) -> bool:
+    def _step(self, subscription: Subscription, chunks: dict[_Place, Chunk | None]) -> bool:
         """Send one connection the next frames of the ring; whether it can take more."""
         log, cursor = subscription.log, subscription.cursor
-        if cursor is None or cursor >= log.head or not _may_send(subscription):
+        if cursor is None or not _may_send(subscription):
             return False
-        key = (log, cursor, log.head)
+        if subscription.lost is not None:
+            self._on_behind(subscription)  # what it has to be told is what is retained, which only the table knows
+            return False
+        if cursor >= log.head:
+            return False
+        key = (log, log.epoch, cursor, log.head)
         chunk = chunks[key] if key in chunks else _cache(chunks, key, log.after(cursor, CHUNK_BYTES))
         if chunk is None:
             self._on_behind(subscription)
@@ -248,19 +265,21 @@ class StreamEventDispatcher:
             cursor = subscription.cursor
             if cursor is None or cursor < history.start or not _takes_bytes(subscription.client):
                 continue
-            gap = b""
-            if cursor < history.horizon:
-                # Zero asks for all that is retained, so it misses nothing.
-                gap = expired(log, cursor, history.oldest) if cursor > 0 else b""
-                if gap:
-                    self._gaps.emit(Gap(log.name, "expired"))
-                cursor = subscription.cursor = history.horizon
+            gap = self._gap(subscription, cursor, history.horizon, history.oldest)
+            cursor = subscription.cursor = max(cursor, history.horizon)
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
             if chunk is not None:
                 self._send(subscription, chunk, now, gap)
                 self.sends += 1
             elif gap:
                 self._give(subscription.client.send, subscription.client, gap, now)
+
+    def _gap(self, subscription: Subscription, cursor: int, horizon: int, oldest: int) -> bytes:
+        reason, frame = missed(subscription, cursor, horizon, oldest)
+        if reason:
+            subscription.lost = None
+            self._gaps.emit(Gap(subscription.log.name, reason))
+        return frame
 
     # one connection
 
@@ -290,6 +309,9 @@ class StreamEventDispatcher:
         self._lagging.extend(each for each in client.subscriptions if each is not subscription)
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
+        if chunk.hole and not before:
+            first = chunk.frames[0]
+            before = self._gap(subscription, subscription.cursor or 0, first.prev_id, first.id)
         # The cursor moves with the bytes, past what the client may not see too.
         subscription.cursor = chunk.cursor
         data = self._audience.frames_for(subscription, chunk)

@@ -12,7 +12,7 @@ from gevent.event import Event
 from ..core import sse
 from ..core.stream_log import Frame
 from ..core.wakes import Ephemeral
-from ..database.queries import EphemeralRow
+from ..database.rows import EphemeralRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.ephemerals")

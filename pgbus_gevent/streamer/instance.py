@@ -114,6 +114,7 @@ class Instance:
             serve=lambda *page: self.dispatcher.serve(*page),
             on_moved=self._moved,
             on_ready=lambda subscription: self.dispatcher.bring(subscription),
+            on_rewound=lambda log: self.dispatcher.rewound(log),
             page_size=self.settings.page_size,
             ring_messages=self.settings.ring_messages,
             read=self.events.signal(Read),
@@ -334,7 +335,7 @@ class Instance:
 
     def _listening(self) -> None:
         self._live.set()
-        self.catch_up.ring()
+        self.catch_up.resync()
         self.revocations.ring()
 
     def _catch_up_interval(self) -> float:

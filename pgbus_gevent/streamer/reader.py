@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Protocol
@@ -18,8 +17,9 @@ from gevent.event import Event
 
 from ..core.client import Subscription
 from ..core.events import Read, Signal
+from ..core.kept_pages import KeptPages
 from ..core.stream_log import History, StreamLog
-from ..database.queries import Opening, OpenQuestion, Page
+from ..database.rows import Opening, OpenQuestion, Page
 from ..errors import DatabaseError
 from ..messages import MAX_ID
 
@@ -33,7 +33,7 @@ PAGES_KEPT = 64
 """Pages that are kept for who comes a moment later; with the bytes of each, together 8 MB."""
 
 KEEP_SECONDS = 5.0
-"""How long they are kept once nothing has been asked for."""
+"""How long they are kept."""
 
 _MAX_PAUSE = 2.0  # seconds between tries while the database is away
 
@@ -51,7 +51,8 @@ class Reader:
     A *look* at a stream (:meth:`look`) brings its log up to the database: for a stream that is new here, after a wake
     that did not carry its message, and for a client whose start only the database knows. A *page* (:meth:`behind`) is
     for clients below the ring. ``on_moved`` is told of logs with new frames, ``on_ready`` of clients that can go on
-    without the reader, ``serve`` sends a page to those who wait for it.
+    without the reader, ``serve`` sends a page to those who wait for it, ``on_rewound`` is told of logs whose head the table does
+    not have: what they held was dropped, and who was sent it has to be told.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Reader:
         serve: Callable[[StreamLog, History, list[Subscription]], None],
         on_moved: Callable[[StreamLog, int], None],
         on_ready: Callable[[Subscription], None],
+        on_rewound: Callable[[StreamLog], None],
         page_size: int = 500,
         ring_messages: int = 1000,
         clock: Callable[[], float] = monotonic,
@@ -70,6 +72,7 @@ class Reader:
         self._serve = serve
         self._on_moved = on_moved
         self._on_ready = on_ready
+        self._on_rewound = on_rewound
         self._page_size = page_size
         self._ring_messages = ring_messages
         self._clock = clock
@@ -79,7 +82,7 @@ class Reader:
         self._looking: set[StreamLog] = set()
         self._paging: set[StreamLog] = set()
         self._lowest_next: dict[StreamLog, bool] = {}
-        self._kept: deque[tuple[StreamLog, History, int]] = deque(maxlen=PAGES_KEPT)  # each with its last id
+        self._kept = KeptPages(PAGES_KEPT)
         self._work = Event()
         self.reads = 0
 
@@ -177,6 +180,7 @@ class Reader:
         if not batch:
             return
         began = self._clock()
+        heads = {log: log.head for log in batch if log.is_open}
         questions = [_question(log, waiting) for log, waiting in batch.items()]
         openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
         self._tell("open", openings, began)
@@ -198,17 +202,26 @@ class Reader:
                 subscription.verified = current
                 if subscription.place.replay == question.replay is not None:
                     subscription.start = opening.start
+            if opening.head < heads.get(log, 0):
+                # Before anybody starts from a ring that the table does not agree with.
+                self._follow({log: {}})
 
     def _follow(self, batch: dict[StreamLog, dict[Subscription, None]]) -> None:
         """Read on from the heads of streams that are open."""
         if not batch:
             return
         began = self._clock()
+        starts = [(log, log.head, log.epoch) for log in batch]
         pages = self._source.pages(
-            [(log.name, log.head) for log in batch], limit=self._page_size, size=BYTES_PER_STREAM
+            [(log.name, head) for log, head, _ in starts], limit=self._page_size, size=BYTES_PER_STREAM
         )
         self._tell("follow", pages, began)
-        for log, page in zip(batch, pages, strict=True):
+        for (log, start, epoch), page in zip(starts, pages, strict=True):
+            if log.epoch != epoch or self._is_lost(log, start, page):
+                for subscription in batch[log]:
+                    subscription.verified = False
+                self.look(log)
+                continue
             before = log.head
             log.note(horizon=page.horizon)
             # A notification may have brought some of it meanwhile.
@@ -220,6 +233,26 @@ class Reader:
             for subscription in batch[log]:
                 subscription.verified = not page.more
 
+    def _is_lost(self, log: StreamLog, head: int, page: Page) -> bool:
+        """Whether the table does not have what was the head before ``page`` was read; then the log was rewound to what it has.
+
+        What was pruned is not lost, though its horizon may be forgotten one day too. The head was known before the statement
+        began, and whatever told of it had been committed by then, so that its snapshot cannot be too old to have it.
+        """
+        newest = max(page.anchor, page.horizon)
+        if newest >= head or log.horizon >= head:
+            return False
+        logger.warning(
+            "the table ends %r at %d, though it was told to have a message %d: it has lost some, or a notification lied",
+            log.name,
+            newest,
+            head,
+        )
+        log.rewind(newest, horizon=page.horizon)
+        self._kept.drop(log)
+        self._on_rewound(log)
+        return True
+
     # pages
 
     def _page_some(self) -> bool:
@@ -230,7 +263,7 @@ class Reader:
         try:
             starts = {log: self._page_start(log) for log in logs}
             for log, start in list(starts.items()):
-                kept = self._kept_page(log, start)
+                kept = self._kept.find(log, start, self._clock() - KEEP_SECONDS)
                 if kept is not None:
                     del starts[log]
                     self._serve_page(log, *kept)
@@ -241,29 +274,23 @@ class Reader:
             self._work.set()
         return True
 
-    def _kept_page(self, log: StreamLog, cursor: int) -> tuple[History, int] | None:
-        """A page that was read a moment ago and has what comes after ``cursor``, and its last id.
-
-        Nothing new can lie within one, as ids follow commits; that something of it was pruned since harms nobody.
-        """
-        for kept, history, last in self._kept:
-            if kept is log and history.start <= cursor < last:
-                return history, last
-        return None
-
     def _read_pages(self, starts: dict[StreamLog, int]) -> None:
         began = self._clock()
-        heads = [log.head for log in starts]
+        states = [(log.head, log.epoch) for log in starts]
         after = [(log.name, start) for log, start in starts.items()]
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
         self._tell("page", pages, began)
-        for (log, start), head, page in zip(starts.items(), heads, pages, strict=True):
-            if not page.rows:
-                # All up to the head was there before the read: what is not there now was removed, by whatever hand.
+        for (log, start), (head, epoch), page in zip(starts.items(), states, pages, strict=True):
+            if not page.rows and start < head:
+                # All up to the head was there before the read. What is not there now was pruned, or the log is ahead.
+                if max(page.horizon, log.horizon) < head:
+                    self._follow({log: {}})
                 page = page._replace(horizon=max(page.horizon, head))
+            if log.epoch != epoch:
+                continue  # those who wait have other cursors now, and are read for again
             history = History(page.rows, start=start, horizon=page.horizon)
             if page.rows:
-                self._kept.append((log, history, page.rows[-1].id))
+                self._kept.keep(log, history, page.rows[-1].id, began)
             # When it is served again there may be more, so then it ends with its last message.
             self._serve_page(log, history, page.rows[-1].id if page.more else MAX_ID)
 

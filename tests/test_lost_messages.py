@@ -1,0 +1,415 @@
+"""When the table has lost messages that were delivered, or some of its middle: clients are told, and end with what it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamer_parts import FakeClient, Parts, Table, wait_until
+
+from pgbus_gevent.streamer import dispatcher, reader, turns
+
+
+@pytest.fixture(autouse=True)
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
+    monkeypatch.setattr(dispatcher, "SLICE", 2)
+    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
+    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
+    yield
+
+
+def breathe(times: int) -> None:
+    for _ in range(times):
+        turns.breathe()
+
+
+def settled(parts: Parts) -> None:
+    def at_rest(client: FakeClient) -> bool:
+        place = client.subscription
+        if place is None or client.blocked_since is not None:
+            return True
+        return place.cursor is not None and place.lost is None and place.cursor >= parts.table.head(client.stream)
+
+    wait_until(lambda: all(map(at_rest, parts.clients)) and parts.reader.idle and not parts.dispatcher._turns)
+
+
+def gaps(client: FakeClient) -> list[dict[str, Any]]:
+    return [json.loads(told) for told in client.controls("gap-detected")]
+
+
+def reasons(client: FakeClient) -> list[str]:
+    return [gap["reason"] for gap in gaps(client)]
+
+
+def published(parts: Parts, count: int) -> None:
+    for _ in range(count):
+        parts.publish()
+
+
+# What was delivered is gone
+
+
+def test_who_was_sent_what_the_table_has_lost_is_told_and_gets_what_it_has() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 10)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.look()
+        settled(parts)
+        told = {"stream": "orders", "requestedId": 100, "oldestId": 10, "lastId": 70, "reason": "ahead"}
+        assert gaps(client) == [told]
+        assert client.ids == [*range(10, 101, 10), *range(10, 71, 10)]
+        parts.publish()
+        settled(parts)
+        assert client.ids[-1] == 110
+        assert reasons(client) == ["ahead"]
+
+
+def test_a_newcomer_gets_nothing_that_is_lost_once_that_is_known() -> None:
+    with Parts(ring_messages=20) as parts:
+        parts.connect()
+        settled(parts)
+        published(parts, 10)
+        parts.table.lose("orders", 3)
+        parts.look()
+        settled(parts)
+        newcomer, replaying = parts.connect(since=0), parts.connect(replay=5)
+        settled(parts)
+        assert newcomer.ids == [10, 20, 30, 40, 50, 60, 70]
+        assert replaying.ids == [30, 40, 50, 60, 70]
+        assert reasons(newcomer) == reasons(replaying) == []
+
+
+def test_a_message_that_follows_an_older_one_than_the_head_has_the_head_checked() -> None:
+    """Ids jump after a failover, so the table's newest may well be above a head that it does not have."""
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 10)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.publish()
+        settled(parts)
+        assert reasons(client) == ["ahead"]
+        assert client.ids[10:] == [10, 20, 30, 40, 50, 60, 70, 110]
+        newcomer = parts.connect(since=0)
+        settled(parts)
+        assert newcomer.ids == client.ids[10:]
+
+
+def test_a_cursor_that_is_known_to_be_lost_is_ahead_though_there_are_higher_ids() -> None:
+    with Parts(ring_messages=20) as parts:
+        parts.connect()
+        settled(parts)
+        published(parts, 10)
+        parts.table.lose("orders", 3)
+        published(parts, 2)
+        settled(parts)
+        back = [parts.connect(since=since) for since in (70, 80, 100, 110)]
+        settled(parts)
+        assert [reasons(client) for client in back] == [[], ["ahead"], ["ahead"], []]
+        whole = parts.table.ids("orders")
+        assert [client.ids for client in back] == [[110, 120], whole, whole, [120]]
+
+
+def test_one_that_reads_slowly_is_told_when_it_takes_bytes_again() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        client.jammed = True
+        published(parts, 10)
+        settled(parts)
+        before = parts.connect(since=0)
+        settled(parts)
+        parts.table.lose("orders", 10)
+        parts.look()
+        settled(parts)
+        parts.publish()
+        settled(parts)
+        client.drain()
+        settled(parts)
+        sent = client.ids
+        assert sent[-1] == 110 and reasons(client) == ["ahead"]
+        kinds = [event.event for event in client.events]
+        assert kinds.index("pgbus:gap-detected") == len(kinds) - 2, "it is told before what follows"
+        assert before.ids[-1] == 110 and reasons(before) == ["ahead"]
+
+
+def test_one_that_had_nothing_of_what_is_lost_is_told_nothing() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 5)
+        settled(parts)
+        client.jammed = True
+        published(parts, 1)
+        settled(parts)
+        published(parts, 4)
+        parts.table.lose("orders", 3)
+        parts.look()
+        settled(parts)
+        client.drain()
+        settled(parts)
+        assert (reasons(client), client.ids) == ([], [10, 20, 30, 40, 50, 60, 70])
+
+
+def test_all_of_a_stream_can_be_lost() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.look()
+        settled(parts)
+        assert gaps(client) == [{"stream": "orders", "requestedId": 30, "oldestId": 0, "lastId": 0, "reason": "ahead"}]
+        parts.publish()
+        settled(parts)
+        assert client.ids == [10, 20, 30, 40]
+
+
+def test_what_was_pruned_is_not_lost_not_even_when_its_horizon_is_forgotten() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.prune("orders", 3)
+        parts.look()
+        settled(parts)
+        assert parts.log().pruned
+        del parts.table.horizons["orders"]
+        parts.look()
+        wait_until(lambda: parts.reader.idle)
+        parts.publish()
+        settled(parts)
+        assert (reasons(client), client.ids) == ([], [10, 20, 30, 40])
+
+
+def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
+    """A slow reader has rows in its hands that another one learns are gone."""
+    with Parts(ring_messages=1, page_size=10) as parts:
+        live = parts.connect()
+        settled(parts)
+        published(parts, 10)
+        settled(parts)
+        parts.reader._kept.clear()
+        read = parts.table.pages
+
+        def slow(after: list[tuple[str, int]], **limits: int) -> Any:
+            found = read(after, **limits)
+            if after == [("orders", 0)] and parts.table.rows["orders"][-1].id == 100:
+                parts.table.lose("orders", 3)
+                parts.look()
+                wait_until(lambda: parts.log().epoch)
+            return found
+
+        parts.table.pages = slow  # type: ignore[method-assign, assignment]
+        client = parts.connect(since=0)
+        settled(parts)
+        assert client.ids == [10, 20, 30, 40, 50, 60, 70]
+        assert live.ids[10:] == client.ids
+
+
+# Holes
+
+
+@pytest.mark.parametrize("ring", [1, 20])
+@pytest.mark.parametrize(("since", "told"), [(0, [40]), (10, [40]), (20, [20]), (30, []), (40, []), (50, [])])
+def test_who_resumes_across_a_hole_is_told(ring: int, since: int, told: list[int]) -> None:
+    """The message after it names one that is not there. Where the hole is in the middle of what follows, so is the news."""
+    table = Table()
+    for _ in range(8):
+        table.append("orders")
+    table.delete("orders", 30)
+    if told == [40]:
+        told = [20]
+    with Parts(table, ring_messages=ring, page_size=3) as parts:
+        client = parts.connect(since=since)
+        settled(parts)
+        assert client.ids == table.ids("orders", since)
+        assert reasons(client) == ["expired"] * len(told)
+        assert [(gap["requestedId"], gap["oldestId"]) for gap in gaps(client)] == [(20, 40)] * len(told)
+        if told:
+            kinds = [event.event if event.event != "message" else event.data for event in client.events]
+            assert kinds[kinds.index("pgbus:gap-detected") + 1] == "40"
+
+
+@pytest.mark.parametrize(("replay", "told"), [(3, 0), (4, 1), (5, 1), (100, 1)])
+def test_a_replay_tells_of_the_holes_in_it(replay: int, told: int) -> None:
+    table = Table()
+    for _ in range(6):
+        table.append("orders")
+    table.delete("orders", 20)
+    with Parts(table, ring_messages=2, page_size=3) as parts:
+        client = parts.connect(replay=replay)
+        settled(parts)
+        assert client.ids == table.ids("orders")[-replay:]
+        assert reasons(client) == ["expired"] * told
+
+
+def test_those_who_are_live_are_told_of_what_was_deleted_before_anybody_saw_it() -> None:
+    with Parts() as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 2)
+        settled(parts)
+        gone = parts.publish(ring=False)
+        parts.publish(ring=False)
+        parts.table.delete("orders", gone)
+        parts.look()
+        settled(parts)
+        assert client.ids == [10, 20, 40]
+        assert [(gap["requestedId"], gap["oldestId"], gap["reason"]) for gap in gaps(client)] == [(20, 40, "expired")]
+
+
+@pytest.mark.parametrize("prev_id", [None, 0, 5, 10, 1000])
+def test_a_message_that_names_none_or_an_older_one_proves_nothing(prev_id: int | None) -> None:
+    table = Table()
+    for _ in range(3):
+        table.append("orders")
+    table.append("orders", prev_id=prev_id)
+    with Parts(table, ring_messages=1) as parts:
+        for since in (10, 25, 30):
+            parts.connect(since=since)
+        settled(parts)
+        assert [reasons(client) for client in parts.clients] == [[]] * 3
+
+
+# Whatever comes in between
+
+CLIENT = st.integers(0, 20)
+STEPS = st.one_of(
+    st.tuples(st.just("publish"), st.integers(1, 6), st.booleans()),
+    st.tuples(st.just("publish"), st.just(1), st.just(True)),
+    st.tuples(st.just("lose"), st.integers(1, 5)),
+    st.tuples(st.just("delete"), st.integers(0, 20)),
+    st.tuples(st.just("prune"), st.integers(1, 3)),
+    st.tuples(st.just("connect"), st.sampled_from(["now", "oldest", "middle", "newest", "replay", "other"]), CLIENT),
+    st.tuples(st.just("jam"), CLIENT),
+    st.tuples(st.just("drain"), CLIENT),
+    st.tuples(st.just("look")),
+    st.tuples(st.just("kill"), st.integers(0, 2)),
+)
+BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
+
+
+class Run:
+    """One interleaving of messages that come and go with clients that do."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.table = parts.table
+        self.prev: dict[int, int] = {}
+        self.lost: set[int] = set()
+
+    def do(self, step: str, *arguments: Any) -> None:
+        getattr(self, f"do_{step}")(*arguments)
+
+    def do_publish(self, count: int, ring: bool) -> None:
+        for _ in range(count):
+            before = self.table.head("orders")
+            self.prev[self.parts.publish(ring=ring)] = before
+
+    def do_lose(self, count: int) -> None:
+        self.lost |= set(self.table.ids("orders")[-count:])
+        self.table.lose("orders", count)
+
+    def do_delete(self, pick: int) -> None:
+        ids = self.table.ids("orders")[:-1]  # without the newest it would be lost
+        if ids:
+            self.table.delete("orders", ids[pick % len(ids)])
+
+    def do_prune(self, count: int) -> None:
+        self.table.prune("orders", count)
+
+    def do_connect(self, start: str, pick: int) -> None:
+        ids = self.table.ids("orders")
+        known = [place.cursor for client in self.parts.clients if (place := client.subscription) and place.cursor]
+        since = {
+            "oldest": 0,
+            "middle": ids[len(ids) // 2] if ids else 0,
+            "newest": self.table.head("orders"),
+            "other": known[pick % len(known)] if known else None,
+        }
+        self.parts.connect("orders", **({"replay": 3} if start == "replay" else {"since": since.get(start)}))
+
+    def do_jam(self, pick: int) -> None:
+        if self.parts.clients:
+            self.parts.clients[pick % len(self.parts.clients)].jammed = True
+
+    def do_drain(self, pick: int) -> None:
+        if self.parts.clients:
+            self.parts.clients[pick % len(self.parts.clients)].drain()
+
+    def do_look(self) -> None:
+        self.parts.look()
+
+    def do_kill(self, which: int) -> None:
+        self.parts.restart(which)
+
+    def finish(self) -> None:
+        for client in self.parts.clients:
+            client.drain()
+        self.parts.look()
+        settled(self.parts)
+
+    def check(self, client: FakeClient) -> None:
+        """What it has in the end, and of each gap on the way that it was told, and for a reason."""
+        segments: list[list[int | str]] = [[]]
+        for event in client.events:
+            if event.event == "pgbus:gap-detected" and json.loads(event.data)["reason"] == "ahead":
+                segments.append([])
+            elif event.event == "pgbus:gap-detected":
+                segments[-1].append("gap")
+            elif not event.event.startswith("pgbus:"):
+                segments[-1].append(int(event.id))
+        ids = [item for item in segments[-1] if isinstance(item, int)]
+        assert ids == sorted(set(ids))
+        # Below a horizon nobody can tell any more what was lost from what was pruned.
+        lost = {id for id in self.lost if id > self.table.horizons.get("orders", 0)}
+        assert not set(ids) & lost, "what it was sent last is not there, and it was not told"
+        if len(segments) > 1 or client.request.places[0].since == 0:
+            assert set(self.table.ids("orders")) <= set(ids)
+        elif ids:
+            assert set(self.table.ids("orders", ids[0])) <= set(ids)
+        for segment in segments:
+            self.check_holes(segment)
+
+    def check_holes(self, segment: list[int | str]) -> None:
+        for before, item in zip([None, *segment], segment, strict=False):
+            if isinstance(before, int) and isinstance(item, int):
+                assert self.prev[item] <= before, f"{item} follows {before}, though {self.prev[item]} was between them"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.integers(0, 9),
+    steps=st.lists(st.tuples(STEPS, BREATHS), min_size=10, max_size=60),
+    slowness=st.integers(0, 4),
+    ring=st.sampled_from([1, 4, 50]),
+)
+def test_every_interleaving_ends_with_what_the_table_has(
+    before: int, steps: list[tuple[Any, int]], slowness: int, ring: int
+) -> None:
+    with Parts(Table(), ring_messages=ring, page_size=2) as parts:
+        run = Run(parts)
+        run.do_publish(before, False)
+        parts.table.on_read = lambda: breathe(slowness)
+        for kind in ("oldest", "now"):
+            run.do_connect(kind, 0)
+        for step, breaths in steps:
+            run.do(*step)
+            breathe(breaths)
+        run.finish()
+        for client in parts.clients:
+            run.check(client)
