@@ -13,7 +13,17 @@ from urllib.parse import quote
 from .coalescer import Coalescer, check_window
 from .config import Settings
 from .core.filters import Filters
-from .core.names import PublicNames, Signer, check_data, check_event, check_keys, check_label, check_name
+from .core.names import (
+    PublicNames,
+    Signer,
+    check_data,
+    check_event,
+    check_keys,
+    check_label,
+    check_lifetime,
+    check_name,
+    check_owner,
+)
 from .database import Database, queries
 from .database import using as statements
 from .database.batch import Outgoing
@@ -62,9 +72,9 @@ class Bus:
     def sign(self, name: str, *, expires_in: float | None = None) -> str:
         """A signed stream name for a URL; ``expires_in`` seconds, for ever where it is None.
 
-        Raises :class:`InvalidName`, and :class:`InvalidArgument` without a secret.
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` without a secret, or for a time that is none.
         """
-        return self.signer.sign(name, None if expires_in is None else time() + expires_in)
+        return self.signer.sign(name, None if expires_in is None else time() + check_lifetime(expires_in, "expires_in"))
 
     def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
         """The path of a stream on the server that serves it: signed, or bare where there is no secret and the name is public."""
@@ -118,8 +128,7 @@ class Bus:
 
         Take the right back first: who connects again is asked anew. With ``using``, in the caller's transaction, at its COMMIT.
         """
-        if not owner or not isinstance(owner, str) or "\0" in owner:
-            raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {owner!r}")
+        check_owner(owner)
         if using is None:
             self.database.queries.disconnect(owner)
         else:

@@ -279,8 +279,6 @@ def test_a_malformed_since_is_400_whatever_last_event_id_says(site: Site) -> Non
 MALFORMED_HEADERS = [value.encode() for value in MALFORMED if value.strip() and value.strip() not in ("5", "\0")] + [
     b"\xff\xfe",
     "é".encode("latin-1"),
-    b"\0",
-    b"a\0data: injected",
     b"x" * 9000,
     b"'; drop table",
     b"1~2~3",
@@ -310,7 +308,7 @@ def test_a_malformed_last_event_id_gets_the_live_stream_and_is_told_of_the_gap(v
 
 
 def test_a_last_event_id_too_large_for_a_head_is_400_for_everybody(site: Site) -> None:
-    assert site.get(f"/streams/{STREAM}", Last_Event_ID="x" * 20000).status == 400
+    assert site.get(f"/streams/{STREAM}", Last_Event_ID="x" * 40000).status == 400
 
 
 # broadcasting --------------------------------------------------------------------------------------------------------

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from . import sse
+from .members import check_member
+from .names import check_owner, check_time
 from .stream_log import StreamLog
 
 
-class Subscriber(NamedTuple):
-    """What an ``authorize`` hook knows of who connects.
-
-    ``owner`` names whose connection it is, ``context`` is what audience filters are given, ``member`` is the name for presence,
-    ``expires_at`` is when the connection is to end, in Unix seconds.
-    """
-
+class _Subscriber(NamedTuple):
     owner: str | None = None
     context: Any = None
     member: str | None = None
     expires_at: float | None = None
+
+
+class Subscriber(_Subscriber):
+    """What an ``authorize`` hook knows of who connects.
+
+    ``owner`` names whose connection it is, ``context`` is what audience filters are given, ``member`` is the name for presence,
+    ``expires_at`` is when the connection is to end, in Unix seconds. Raises :class:`InvalidArgument` for an owner or member that
+    is no text, and for a time that is none.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        owner: str | None = None,
+        context: Any = None,
+        member: str | None = None,
+        expires_at: float | None = None,
+    ) -> Subscriber:
+        return check_subscriber(super().__new__(cls, owner, context, member, expires_at))
+
+
+def check_subscriber(subscriber: Subscriber) -> Subscriber:
+    """Return ``subscriber``, or raise :class:`InvalidArgument`; one that ``_replace`` made is checked by nobody else."""
+    if subscriber.owner is not None:
+        check_owner(subscriber.owner)
+    if subscriber.member is not None:
+        check_member(subscriber.member)
+    if subscriber.expires_at is not None:
+        check_time(subscriber.expires_at, "expires_at")
+    return subscriber
 
 
 ANYBODY = Subscriber()
@@ -43,23 +70,34 @@ class Place(NamedTuple):
 class StreamRequest(NamedTuple):
     """What a client asks for: one place or several, in the order in which it named the streams.
 
-    ``connection`` is the id that it had before, if it sent one back; ``recheck`` asks again whether it still may, as configured.
+    ``connection`` is the id that it had before, if it sent one back; ``recheck`` asks again who it is at each of the places,
+    as configured, and answers None where it may no longer watch one of them.
     """
 
     places: tuple[Place, ...]
     address: str = ""
     connection: str | None = None
-    recheck: Callable[[], bool] | None = None
+    recheck: Callable[[], tuple[Subscriber, ...] | None] | None = None
 
     @property
     def owner(self) -> str | None:
-        """Whose connection it is, as far as any of the streams' answers tells."""
-        return next((p.subscriber.owner for p in self.places if p.subscriber.owner is not None), None)
+        """Whose connection it is."""
+        return owner_of(place.subscriber for place in self.places)
 
     @property
     def expires_at(self) -> float | None:
         """When the first of the rights to the streams expires, in Unix seconds."""
-        return min((p.subscriber.expires_at for p in self.places if p.subscriber.expires_at is not None), default=None)
+        return end_of(place.subscriber for place in self.places)
+
+
+def owner_of(subscribers: Iterable[Subscriber]) -> str | None:
+    """Whose connection it is, as far as any of the streams' answers tells."""
+    return next((each.owner for each in subscribers if each.owner is not None), None)
+
+
+def end_of(subscribers: Iterable[Subscriber]) -> float | None:
+    """When the first of the rights expires, in Unix seconds."""
+    return min((each.expires_at for each in subscribers if each.expires_at is not None), default=None)
 
 
 class Client(ABC):
@@ -129,12 +167,13 @@ class Subscription:
     ahead. ``lost`` is the cursor that it had when the table turned out to have lost what it was sent, until it has been told.
     """
 
-    __slots__ = ("client", "cursor", "log", "lost", "place", "start", "verified", "waiting")
+    __slots__ = ("client", "cursor", "lives", "log", "lost", "place", "start", "verified", "waiting")
 
     def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
         self.log = log
         self.place = place
+        self.lives = 0  # how many members it was before this one
         self.cursor: int | None = None
         self.start: int | None = place.since
         self.lost: int | None = None
@@ -143,8 +182,8 @@ class Subscription:
 
     @property
     def lease(self) -> str:
-        """Names this place alone: a client keeps its id when it comes back, be it to another worker."""
-        return f"{self.client.id}.{id(self):x}"
+        """Names this place and member alone: a client keeps its id when it comes back, be it to another worker."""
+        return f"{self.client.id}.{id(self):x}" + (f".{self.lives}" if self.lives else "")
 
 
 class Admission(NamedTuple):

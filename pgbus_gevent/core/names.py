@@ -19,10 +19,22 @@ MAX_NAME_BYTES = 255
 CONTROL_PREFIX = "pgbus:"
 """What the event of a control frame starts with; an application's event may not."""
 
+LAST_TIME = 10**12
+"""Unix seconds; a time beyond is in another unit."""
+
+LONGEST_LIFETIME = 100 * 366 * 86400
+"""Seconds."""
+
 _SALT = "pgbus.stream"
 
-_SIGNED = re.compile(r"(?:Wy[I-L]|\.eJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{27,}")
 # The JSON that is signed begins with '["', or with what zlib begins with; behind the dot comes the signature.
+_SIGNED = re.compile(r"(?:Wy[I-L]|\.eJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{27,}")
+# For a search: what can be one of them, taken whole, so that no character is looked at twice.
+_DOTTED = re.compile(r"[A-Za-z0-9_.-]+")
+_BEGINNING = re.compile(r"Wy[I-L][A-Za-z0-9_-]")
+_LEAST_SIGNATURE = 27
+_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%")
 
 
 def check_name(name: str) -> str:
@@ -73,6 +85,38 @@ def check_label(label: str | None, what: str) -> str | None:
     return label
 
 
+def check_owner(owner: str) -> str:
+    """Return ``owner``, or raise :class:`InvalidArgument`: a text for PostgreSQL that is not empty."""
+    if not isinstance(owner, str) or not owner or "\0" in owner:
+        raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {_told(owner)}")
+    _utf8(owner, "owner", InvalidArgument)
+    return owner
+
+
+def check_time(at: float, what: str) -> float:
+    """Return ``at``, a time that ``what`` names, or raise :class:`InvalidArgument`: Unix seconds, up to 10^12."""
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at <= LAST_TIME:
+        raise InvalidArgument(f"{what} is a time in Unix seconds, from 0 to {LAST_TIME}, not {_told(at)}")
+    return float(at)
+
+
+def check_lifetime(seconds: float, what: str) -> float:
+    """Return ``seconds``, which ``what`` names, or raise :class:`InvalidArgument`: more than 0, at most a hundred years."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_LIFETIME:
+        raise InvalidArgument(
+            f"{what} is a number of seconds, more than 0 and at most {LONGEST_LIFETIME} (a hundred years), not"
+            f" {_told(seconds)}"
+        )
+    return float(seconds)
+
+
+def _told(value: object) -> str:
+    """A wrong value in an error; of other types than these the text may be anything."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
+        return "a larger number"  # Python refuses to write those of thousands of digits
+    return f"{value!r:.80}" if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
+
+
 def check_keys(keys: Sequence[str | None] | None, count: int) -> list[str | None] | None:
     """Return ``keys``, one for each of so many messages, or raise :class:`InvalidArgument`."""
     if keys is None:
@@ -95,8 +139,42 @@ def looks_signed(text: str) -> bool:
 
 
 def hide_signed(text: str) -> str:
-    """``text`` for a log: with a signed name in it, which lets in whoever has it, left out."""
-    return _SIGNED.sub("<signed>", text)
+    """``text`` for a log: with signed names, which let in whoever has them, left out, also percent-encoded ones.
+
+    What needs no percent-encoding is shown without. It takes as long as ``text`` is long.
+    """
+    for _ in range(3):  # whoever reads the log may decode it as often as they like
+        if "%" not in text:
+            break
+        text = _ESCAPED.sub(_plain, text)
+    return _DOTTED.sub(lambda match: _hide(match[0]), text)
+
+
+def _plain(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16))
+    return character if character in _UNRESERVED else match[0]
+
+
+def _hide(dotted: str) -> str:
+    """Of letters, digits and dots: without the signed names."""
+    parts = dotted.split(".")
+    shown: list[str] = []
+    n = 0
+    while n < len(parts):
+        part = parts[n]
+        signed = n + 1 < len(parts) and len(parts[n + 1]) >= _LEAST_SIGNATURE
+        start = _BEGINNING.search(part) if signed else None
+        if start is not None:
+            shown.append(f"{part[: start.start()]}<signed>")
+            n += 2
+        elif signed and n and len(part) > 2 and part.startswith("eJ"):
+            # The dot before it is part of the name.
+            shown[-1] += "<signed>"
+            n += 2
+        else:
+            shown.append(part)
+            n += 1
+    return ".".join(shown)
 
 
 class PublicNames:
@@ -124,6 +202,8 @@ class Signer:
         if self._serializer is None:
             raise InvalidArgument("signing needs a secret: set PGBUS_SECRET, or pass secret=")
         check_name(name)
+        if expires_at is not None:
+            check_time(expires_at, "expires_at")
         token = self._serializer.dumps([name] if expires_at is None else [name, expires_at])
         return token if isinstance(token, str) else token.decode("ascii")
 
@@ -139,9 +219,9 @@ class Signer:
             if not isinstance(signed, list):
                 raise TypeError(signed)
             name, *rest = signed
-            expires_at = float(rest[0]) if rest else None
+            expires_at = check_time(rest[0], "expires_at") if rest else None
             check_name(name)
-        except (BadData, ValueError, TypeError):
+        except (BadData, ValueError, TypeError, RecursionError):
             raise BadToken("the signed stream name does not verify") from None
         if expires_at is not None and now >= expires_at:
             raise TokenExpired(expires_at)

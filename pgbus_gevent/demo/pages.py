@@ -6,7 +6,6 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import bottle
 
@@ -111,4 +110,4 @@ def _from_our_own_page(environ: dict[str, Any]) -> bool:
     if site is not None:
         return bool(site == "same-origin")
     origin = environ.get("HTTP_ORIGIN")
-    return origin is None or urlsplit(origin).netloc == environ.get("HTTP_HOST")
+    return origin is None or str(origin).partition("://")[2] == environ.get("HTTP_HOST")

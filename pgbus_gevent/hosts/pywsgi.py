@@ -16,11 +16,10 @@ import gevent
 from gevent import pywsgi
 from gevent.pool import Pool
 
-from ..core.names import hide_signed
 from ..web.take_over import TAKE_OVER
 from .closing_server import BACKLOG, LAST_CALL, ClosingServer
-from .request_body import PIECE, Body, Patience, SlowClient
-from .request_head import BadHead, Fields, check_head, read_head
+from .request_body import Body, Patience, SlowClient
+from .request_head import BadHead, Fields, check_head, read_head, shown_path
 
 logger = logging.getLogger("pgbus_gevent.server")
 access_logger = logging.getLogger("pgbus_gevent.access")
@@ -190,12 +189,8 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             # A stream, whose clients the streamer sees to, with deadlines of its own.
             send(data)
             return
-        rest = memoryview(data)
         try:
-            for start in range(0, len(rest), PIECE):
-                piece = rest[start : start + PIECE]
-                self._patience.wait(send, piece)
-                self._patience.reward(len(piece))
+            self._patience.send(send, data)
         except SlowClient:
             # Else the kernel would keep what it has of the answer, megabytes, for minutes.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -261,8 +256,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     @property
     def _shown_path(self) -> str:
-        # Without the query, and without signed names: both let in whoever has them.
-        return hide_signed((self.path or "-").partition("?")[0].replace('"', "%22"))
+        return shown_path(self.path or "-")
 
     @property
     def _shown_status(self) -> str:

@@ -17,6 +17,7 @@ LEAST_RATE = 4096
 PIECE = 16 * 1024
 """Bytes after which the patience is looked at."""
 
+_CHUNKS = 64  # after which others have their turn
 _MAX_SIZE_LINE = 1024  # bytes of the line that begins a chunk, its extensions included
 _MAX_EXTRAS = (
     16 * 1024
@@ -60,6 +61,14 @@ class Patience:
         """So many bytes have come through."""
         self.left = min(self._limit, self.left + size / LEAST_RATE)
 
+    def send(self, send: Callable[[Any], Any], data: Any) -> None:
+        """Hand ``data`` to ``send``, which waits. Raises :class:`SlowClient`."""
+        rest = memoryview(data)
+        for start in range(0, len(rest), PIECE):
+            piece = rest[start : start + PIECE]
+            self.wait(send, piece)
+            self.reward(len(piece))
+
 
 class Body:
     """``wsgi.input`` in the place of gevent's ``given``, with ``patience`` seconds of it.
@@ -76,6 +85,7 @@ class Body:
         self._done = not self._chunked and not self._left
         self._begun = False  # the first chunk has
         self._extras = 0
+        self._framing = 0  # bytes around the chunks so far
         self._patience = Patience(patience)
 
     @property
@@ -85,11 +95,11 @@ class Body:
 
     def read(self, size: int | None = None) -> bytes:
         """So many bytes; fewer at the end alone."""
-        return b"".join(self._pieces(size, self._file.read1, whole=True))
+        return b"".join(self._parts(size, line=False))
 
     def readline(self, size: int | None = None) -> bytes:
         """The next line, or so many bytes of it."""
-        return b"".join(self._pieces(size, self._file.readline, whole=False))
+        return b"".join(self._parts(size, line=True))
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
         """The lines that are left."""
@@ -98,21 +108,46 @@ class Body:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
 
-    def _pieces(self, size: int | None, read: Callable[[int], bytes], *, whole: bool) -> Iterator[bytes]:
-        """The parts of what is asked for; up to the end of a line, or the ``whole``."""
-        wanted = float("inf") if size is None or size < 0 else size
-        while wanted > 0 and self._more():
-            data = self._wait(read, int(min(wanted, self._left, PIECE)))
-            if not data:
-                raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there")
-            self._patience.reward(len(data))
-            self._left -= len(data)
-            wanted -= len(data)
-            if not self._left and not self._chunked:
-                self._done = True
-            yield data
-            if not whole and data.endswith(b"\n"):
+    def _parts(self, size: int | None, *, line: bool) -> Iterator[bytes]:
+        """What is asked for; up to the end of a line, or all of it."""
+        wanted = PIECE if size is None or size < 0 else size
+        while wanted > 0 and not self._done:
+            part = self._in_time(min(wanted, PIECE), line)
+            wanted = PIECE if size is None or size < 0 else wanted - len(part)
+            yield part
+            if line and part.endswith(b"\n"):
                 return
+
+    def _in_time(self, size: int, line: bool) -> bytes:
+        """The next bytes, one at least, but for the end."""
+        before = self._framing
+        try:
+            part: bytes = self._patience.wait(self._next, size, line)
+        except (SlowClient, _Malformed):
+            raise
+        except (OSError, ValueError):
+            raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
+        self._patience.reward(len(part) + self._framing - before)
+        if self._chunked:
+            gevent.sleep()  # many chunks that are there already are much work for few bytes
+        return part
+
+    def _next(self, size: int, line: bool) -> bytes:
+        read = self._file.readline if line else self._file.read1
+        parts = []
+        for _ in range(_CHUNKS):
+            if size <= 0 or not self._more():
+                break
+            data = read(min(size, self._left))
+            if not data:
+                raise ConnectionResetError
+            parts.append(data)
+            size -= len(data)
+            self._left -= len(data)
+            self._done = not self._left and not self._chunked
+            if not self._chunked or (line and data.endswith(b"\n")):
+                break
+        return b"".join(parts)
 
     def _more(self) -> bool:
         """Whether there is more of the body; the next chunk is begun where that is needed."""
@@ -120,7 +155,7 @@ class Body:
             return False
         if self._continue is not None:
             self._continue, tell = None, self._continue
-            self._patience.wait(tell)
+            tell()
         if self._chunked and not self._left:
             self._next_chunk()
         return not self._done
@@ -142,23 +177,16 @@ class Body:
             self._done = True
 
     def _line(self) -> bytes:
-        line: bytes = self._wait(self._file.readline, _MAX_SIZE_LINE)
-        self._patience.reward(len(line))
+        line: bytes = self._file.readline(_MAX_SIZE_LINE)
+        if not line:
+            raise ConnectionResetError
+        self._framing += len(line)
         return line
 
     def _spend(self, size: int) -> None:
         self._extras += size
         if self._extras > _MAX_EXTRAS:
             raise _Malformed("too many chunk extensions and trailers")
-
-    def _wait(self, read: Callable[[int], bytes], size: int) -> bytes:
-        try:
-            data: bytes = self._patience.wait(read, size)
-            return data
-        except SlowClient:
-            raise
-        except (OSError, ValueError):
-            raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
 
     def _discard(self) -> None:
         # gevent's handler would have what is left read, however long that takes; ours closes the connection instead.

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from string import punctuation
 from typing import Protocol
+from urllib.parse import quote
+
+from ..core.names import hide_signed
 
 MAX_HEADERS = 99
 # As many as the standard library's parser takes, with the blank line.
@@ -23,6 +27,7 @@ _HOST = re.compile(_AUTHORITY)
 # No space before the colon, no line that continues another, no CR inside, no line that a lone LF ends: each has been read in
 # more than one way. Of the characters that show nothing, a value has the tab alone (RFC 9110, section 5.5).
 _HEADER = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+_SHOWN = punctuation.replace('"', "")
 _LENGTH = re.compile(r"[0-9]{1,15}")
 
 
@@ -158,3 +163,8 @@ def _check_framing(pairs: list[tuple[str, str]], *, is_1_1: bool) -> None:
         raise BadHead("the Content-Length is malformed")
     if encodings and not (is_1_1 and [value.lower() for value in encodings] == ["chunked"]):
         raise BadHead("the Transfer-Encoding is not chunked, or not of HTTP/1.1")
+
+
+def shown_path(target: str) -> str:
+    """What a log shows of a target: visible ASCII, without the query and signed names, which let in whoever has them."""
+    return hide_signed(quote(target.partition("?")[0].encode("latin-1"), safe=_SHOWN))

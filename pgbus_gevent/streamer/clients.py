@@ -7,12 +7,14 @@ import random
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
 from typing import Any, NamedTuple
 
 from ..core import sse
-from ..core.client import Client, StreamRequest, Subscription
+from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
@@ -34,7 +36,7 @@ class Clients:
 
     ``unready`` tells why nobody can be served now, or None. ``make_connection`` and ``make_body`` make a client of either kind;
     ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's; ``joined`` and ``left``
-    are told of each subscription.
+    are told of each subscription, ``renamed`` takes one over for another subscriber.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Clients:
         bring: Callable[[Subscription], None],
         joined: Callable[[Subscription], None],
         left: Callable[[Subscription], None],
+        renamed: Callable[[Subscription, Subscriber], None],
         watch: Callable[[Client], None],
         unwatch: Callable[[Client], None],
         events: Events | None = None,
@@ -65,6 +68,7 @@ class Clients:
         self._bring = bring
         self._joined = joined
         self._left = left
+        self._renamed = renamed
         self._watch = watch
         self._unwatch = unwatch
         self._lingering: set[Client] = set()
@@ -86,7 +90,7 @@ class Clients:
             return "overloaded"
         if owner is not None and 0 < limits.per_owner <= self._owners[owner]:
             return "too-many-connections"
-        if address and 0 < limits.per_address <= self._addresses[address]:
+        if address and 0 < limits.per_address <= self._addresses[network_of(address)]:
             return "too-many-connections"
         return None
 
@@ -145,8 +149,23 @@ class Clients:
             streams = tuple(place.stream for place in request.places)
             self._connected.emit(Connected(client.id, streams, client.owner))
 
+    def adopt(self, client: Client, subscribers: Sequence[Subscriber]) -> None:
+        """A client is now known as these, in the order of its streams: caps, kicks, filters and presence go by them from here."""
+        if client not in self._registry:
+            return
+        self._count(client, -1)
+        client.owner = owner_of(subscribers)
+        before, client.expires_at = client.expires_at, end_of(subscribers)
+        self._count(client, 1)
+        for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
+            self._renamed(subscription, subscriber)
+        if client.expires_at is not None and (before is None or client.expires_at < before):
+            # Sooner than the heartbeat meant to look.
+            self._unwatch(client)
+            self._watch(client)
+
     def _count(self, client: Client, one: int) -> None:
-        for counts, key in ((self._owners, client.owner), (self._addresses, client.address)):
+        for counts, key in ((self._owners, client.owner), (self._addresses, network_of(client.address))):
             if key:
                 counts[key] += one
                 if not counts[key]:
@@ -233,6 +252,21 @@ class Clients:
             subscriptions = subscriptions[client.turn :] + subscriptions[: client.turn]
         for subscription in subscriptions:
             self._bring(subscription)
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What one client has for itself: an IPv4 address, also one that is written as IPv6, or an IPv6 network of 64 bits.
+
+    The other 64 are its own to choose (RFC 4291, section 2.5.1).
+    """
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
 
 
 def refusal_retry() -> float:

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from time import monotonic
 from typing import Any, cast
 from weakref import WeakSet
@@ -33,7 +34,7 @@ from .dispatcher import StreamEventDispatcher
 from .ephemerals import Ephemerals
 from .heartbeat import Heartbeat
 from .listener import Listener
-from .presence import PresenceKeeper, metadata_of
+from .presence import Attendance, PresenceKeeper
 from .pruner import Pruner
 from .reader import Reader
 from .rechecks import Rechecks
@@ -53,6 +54,7 @@ POLL_SHARE = 0.1
 _instances: WeakSet[Instance] = WeakSet()
 # All of this process: a host that forks has to start them after the fork, and stop them before it ends.
 
+_limits = attrgetter("max_connections", "max_per_owner", "max_per_address", "max_age")
 _FAREWELL_SLICE = 200
 _STOP_TIMEOUT = 1.0
 
@@ -167,16 +169,12 @@ class Instance:
             ttl=self.settings.presence_ttl,
             grace=self.settings.presence_grace,
         )
+        self.attendance = Attendance(self.presence)
         self.clients: Clients = clients(
             self.registry,
             self.counter,
             events=self.events,
-            limits=Limits(
-                self.settings.max_connections,
-                self.settings.max_per_owner,
-                self.settings.max_per_address,
-                self.settings.max_age,
-            ),
+            limits=Limits(*_limits(self.settings)),
             unready=lambda: self.unready,
             make_connection=partial(
                 connection,
@@ -186,8 +184,9 @@ class Instance:
             ),
             make_body=body_connection,
             bring=self.dispatcher.bring,
-            joined=self._joined,
+            joined=self.attendance.joined,
             left=self._left,
+            renamed=self.attendance.renamed,
             watch=self.heartbeat.watch,
             unwatch=self.heartbeat.forget,
         )
@@ -208,7 +207,7 @@ class Instance:
         if not read_only:
             self.tasks.append(self._task("presence", self.presence.run))
         if self.settings.recheck:
-            self.rechecks = rechecks(self.registry, interval=self.settings.recheck, on_end=self.clients.end)
+            self.rechecks = rechecks(self.registry, self.clients.end, self.clients.adopt, self.settings.recheck)
             self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))
@@ -312,13 +311,9 @@ class Instance:
 
     # what the parts have to tell one another
 
-    def _joined(self, subscription: Subscription) -> None:
-        stream, subscriber = subscription.log.name, subscription.place.subscriber
-        self.presence.joined(subscription.lease, stream, subscriber.member, metadata_of(subscriber.context))
-
     def _left(self, subscription: Subscription) -> None:
         self.reader.forget(subscription)
-        self.presence.left(subscription.lease, subscription.log.name)
+        self.attendance.left(subscription)
 
     def _moved(self, log: StreamLog, new: int) -> None:
         self.counter.broadcast(log.name, new)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import gevent
 from gevent.event import Event
 
+from ..core.client import Subscriber, Subscription
 from ..core.members import check_member, metadata_text
 from ..errors import DatabaseError, InvalidArgument
 
@@ -56,6 +57,36 @@ def metadata_of(context: Any) -> Mapping[str, Any]:
     """The metadata of an automatic member: what its Subscriber's context, where that is a mapping, has under ``presence``."""
     found = context.get("presence") if isinstance(context, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+class Attendance:
+    """Tells ``keeper`` who is there by which subscription.
+
+    The methods are called when a subscription begins and ends, and when it is known as somebody else's. Nothing here yields.
+    """
+
+    def __init__(self, keeper: PresenceKeeper) -> None:
+        self._keeper = keeper
+
+    def joined(self, subscription: Subscription) -> None:
+        """A connection follows a stream, or goes on following it."""
+        stream, subscriber = subscription.log.name, subscription.place.subscriber
+        self._keeper.joined(subscription.lease, stream, subscriber.member, metadata_of(subscriber.context))
+
+    def left(self, subscription: Subscription) -> None:
+        """A connection follows a stream no more."""
+        self._keeper.left(subscription.lease, subscription.log.name)
+
+    def renamed(self, subscription: Subscription, subscriber: Subscriber) -> None:
+        """From now on the subscription is that of ``subscriber``."""
+        before = subscription.place.subscriber
+        if before.member != subscriber.member:
+            self.left(subscription)
+            # Else the one who comes would take the one who goes back.
+            subscription.lives += 1
+        subscription.place = subscription.place._replace(subscriber=subscriber)
+        if (before.member, metadata_of(before.context)) != (subscriber.member, metadata_of(subscriber.context)):
+            self.joined(subscription)
 
 
 class PresenceKeeper:

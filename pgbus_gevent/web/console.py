@@ -13,12 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
-from urllib.parse import parse_qs
 
 import gevent
 
 from ..core import sse
-from ..errors import DatabaseError
+from ..core.names import check_name
+from ..errors import DatabaseError, InvalidArgument
 from ..streamer.instance import Instance
 from ..streamer.roll_call import RollCall
 from . import process, requests
@@ -235,7 +235,9 @@ class Console:
         if not stream:
             raise Refused(text(400, "which stream?"))
         try:
-            count = self._instance.database.fleet.retained(stream)
+            count = self._instance.database.fleet.retained(check_name(stream))
+        except InvalidArgument as error:
+            raise Refused(text(400, str(error))) from None
         except DatabaseError as error:
             logger.info("the console cannot count messages: %s", error)
             raise Refused(text(503, "the database does not answer now")) from None
@@ -258,9 +260,9 @@ class Console:
 
     def _kick(self, environ: Environ) -> Answer:
         self._operators.check_post(environ)
-        form = parse_qs(_form(environ, self._instance))
-        self._expect(form.get("worker", [""])[0], environ)
-        client = self._instance.registry.client(form.get("connection", [""])[0])
+        form = requests.parse_form(_form(environ, self._instance))
+        self._expect(form.get("worker", ""), environ)
+        client = self._instance.registry.client(form.get("connection", ""))
         if client is None:
             return text(404, "there is no such connection here: it has ended, or is another worker's")
         self._instance.clients.end(client, "revoked")

@@ -5,13 +5,10 @@ A browser gives the token once, and has a signed cookie from then on; anything e
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from time import monotonic
-from urllib.parse import parse_qs, urlsplit
 
 import gevent
 from itsdangerous import BadSignature, TimestampSigner
@@ -97,8 +94,8 @@ class Operators:
         self._failures = [at for at in self._failures if now - at < 60.0]
         if len(self._failures) >= TRIES:
             raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", "60")))
-        given = parse_qs(body).get("token", [""])[0]
-        if not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        given = requests.parse_form(body).get("token", "")
+        if not requests.same(given.strip(), self._token):
             self._failures.append(now)
             gevent.sleep(_WRONG_TOKEN_PAUSE)
             return _back("?wrong")
@@ -116,14 +113,12 @@ class Operators:
         return "set-cookie", f"{COOKIE}={value}; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
 
     def _has_cookie(self, environ: Environ) -> bool:
+        given = requests.cookie(environ, COOKIE)
+        if given is None or self._signer is None:
+            return False
         try:
-            morsel = SimpleCookie(str(environ.get("HTTP_COOKIE", ""))).get(COOKIE)
-            return (
-                morsel is not None
-                and self._signer is not None
-                and self._signer.unsign(morsel.value, max_age=SESSION) == b"operator"
-            )
-        except (CookieError, BadSignature):
+            return self._signer.unsign(given.encode("utf-8", "replace"), max_age=SESSION) == b"operator"
+        except BadSignature:
             return False
 
 
@@ -137,13 +132,15 @@ def _check_origin(environ: Environ) -> None:
     if site is not None:
         foreign = site not in ("same-origin", "none")
     else:
-        foreign = origin is not None and urlsplit(str(origin)).netloc != environ.get("HTTP_HOST")
+        foreign = origin is not None and str(origin).partition("://")[2] != environ.get("HTTP_HOST")
     if foreign:
         raise Refused(text(403, "a page of another site may not do that"))
 
 
 def _host(environ: Environ) -> str:
-    return urlsplit(f"//{environ.get('HTTP_HOST') or ''}").hostname or ""
+    name, _, port = str(environ.get("HTTP_HOST") or "").rpartition(":")
+    host = name if name and port.isdigit() else f"{name}:{port}" if name else port
+    return host.removeprefix("[").removesuffix("]").lower()
 
 
 def _is_loopback(host: str) -> bool:

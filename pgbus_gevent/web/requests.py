@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from sys import intern
 from time import time
 from typing import NamedTuple
@@ -20,6 +20,8 @@ from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
 
 MAX_STREAMS = 32
+MAX_FIELDS = 256
+"""Fields of a query: with 32 streams each may have several."""
 
 _CONNECTION = re.compile(r"[0-9a-f]{16,64}", re.ASCII)
 
@@ -53,9 +55,32 @@ def parse_query(environ: Environ) -> Query:
     """The query's fields, in order."""
     query = text_of(str(environ.get("QUERY_STRING", "")), "query")
     try:
-        return parse_qsl(query, keep_blank_values=True, errors="strict")
+        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeError:
         raise Refused(text(400, "the query is not UTF-8")) from None
+    except ValueError:
+        raise Refused(text(400, f"the query has more than {MAX_FIELDS} fields")) from None
+
+
+def parse_form(body: str) -> dict[str, str]:
+    """The fields of a posted form; of one that is there several times, the first counts."""
+    try:
+        fields = parse_qsl(body, keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise Refused(text(400, f"the form has more than {MAX_FIELDS} fields")) from None
+    return dict(reversed(fields))
+
+
+def cookie(environ: Environ, name: str) -> str | None:
+    """The value of the first cookie of that name, as it is (RFC 6265, section 5.4).
+
+    The standard library's parser takes seconds for what some clients send.
+    """
+    for pair in str(environ.get("HTTP_COOKIE", "")).split(";"):
+        key, found, value = pair.partition("=")
+        if found and key.strip() == name:
+            return value.strip()
+    return None
 
 
 class StreamNames:
@@ -117,7 +142,7 @@ def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> 
     """The request for one stream or several; not authorised yet."""
     # The query is read in any case, to tell what is wrong with it.
     all_since = _since_of_all(wanted)
-    cursors, invalid = _last_event_id(environ, len(wanted))
+    cursors, invalid = _last_event_ids(environ, wanted)
     if cursors is None and not invalid:
         cursors = all_since
     places: dict[str, Place] = {}
@@ -127,7 +152,7 @@ def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> 
             raise Refused(text(400, "the same stream is named twice"))
         place = Place(stream, invalid_cursor=invalid)
         start = _start(wish.fields, named_elsewhere=all_since is not None)
-        if cursors is not None:
+        if cursors is not None and cursors[n] is not None:
             place = place._replace(since=cursors[n])
         elif not invalid:
             place = place._replace(since=start[0], replay=start[1])
@@ -142,19 +167,34 @@ def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> 
     )
 
 
-def _last_event_id(environ: Environ, streams: int) -> tuple[list[int] | None, bool]:
-    """The cursors in the header, if it is there, and whether it cannot be read.
+Cursors = Sequence[int | None]
 
-    It is newer than the URL, which an EventSource keeps using as it was.
+
+def _last_event_ids(environ: Environ, wanted: list[Wish]) -> tuple[Cursors | None, bool]:
+    """The cursors that the client was sent last, where it tells them, and whether they cannot be read.
+
+    They are newer than the URL, which an EventSource keeps using as it was. The header is the browser's; polyfills, which may
+    send none to another origin, put ``lastEventId`` into the query.
     """
-    value = str(environ.get("HTTP_LAST_EVENT_ID", ""))
-    if not value:
-        return None, False
+    header = str(environ.get("HTTP_LAST_EVENT_ID", ""))
     try:
-        return _cursors(value, streams, "Last-Event-ID"), False
+        if header:
+            return _cursors(header, len(wanted), "Last-Event-ID"), False
+        return _from_query(wanted), False
     except InvalidCursor:
         # Any status but 200 would end the EventSource for good.
         return None, True
+
+
+def _from_query(wanted: list[Wish]) -> Cursors | None:
+    """As ``lastEventId`` tells them: all in one as a frame's id does, or each behind its stream. The last one counts."""
+    given = [[value for key, value in wish.fields if key == "lastEventId" and value] for wish in wanted]
+    newest = next((values[-1] for values in reversed(given) if values), None)
+    if newest is None:
+        return None
+    if len(wanted) == 1 or is_composite(newest):
+        return _cursors(newest, len(wanted), "lastEventId")
+    return [parse_cursor(values[-1], "lastEventId") if values else None for values in given]
 
 
 def _since_of_all(wanted: list[Wish]) -> list[int] | None:
@@ -200,10 +240,20 @@ def single(query: Query, name: str) -> str | None:
     return values[0] if values else None
 
 
-def bears(environ: Environ, token: str) -> bool:
-    """Whether the request has ``Authorization: Bearer <token>``; how long that takes tells nothing about the token."""
+def bearer(environ: Environ) -> str | None:
+    """What ``Authorization: Bearer …`` gives, if the request has it."""
     scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+    return given.strip() if scheme.lower() == "bearer" else None
+
+
+def bears(environ: Environ, token: str) -> bool:
+    """Whether the request has ``Authorization: Bearer <token>``."""
+    return same(bearer(environ), token)
+
+
+def same(given: str | None, token: str) -> bool:
+    """Whether ``given`` is ``token``; how long that takes tells nothing about the token."""
+    return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
 def publication(query: Query) -> tuple[Publication, bool]:

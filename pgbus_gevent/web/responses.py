@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -74,10 +75,22 @@ def accepts_stream(environ: Environ) -> bool:
     return "text/event-stream" in str(environ.get("HTTP_ACCEPT", "")).lower()
 
 
+_FIELD_NAMES = re.compile(r"[A-Za-z0-9-]{1,64}(?:[ \t]*,[ \t]*[A-Za-z0-9-]{1,64}){0,31}")
+
+
+def preflight_headers(environ: Environ) -> Headers:
+    """What a page of a configured origin may ask; it is trusted, so it may send whatever headers it names."""
+    headers = [("access-control-allow-methods", "GET, HEAD, POST"), ("access-control-max-age", "600")]
+    wanted = str(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")).strip()
+    if _FIELD_NAMES.fullmatch(wanted):
+        headers.append(("access-control-allow-headers", wanted))
+    return headers
+
+
 def send(answer: Answer, environ: Environ, start_response: StartResponse, extra: Headers) -> Iterable[bytes]:
     """Give the server an answer; without the body for a HEAD."""
     headers = [*answer.headers, *extra]
-    if answer.status != 304:  # there it would be the length of what is not sent
+    if answer.status not in (204, 304):  # there it would be the length of what is not sent
         headers.append(("content-length", str(len(answer.body))))
     start_response(status_line(answer.status), headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]

@@ -5,13 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from time import time
-from typing import cast
-
-import gevent
 
 from ..core import events, sse
-from ..core.client import Place, StreamRequest, Subscriber
+from ..core.client import StreamRequest
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
@@ -20,6 +16,7 @@ from ..streamer.instance import Instance
 from . import requests
 from .backstage import backstage_of
 from .element import element
+from .hooks import Authorize, Hook
 from .responses import (
     Answer,
     Environ,
@@ -29,6 +26,7 @@ from .responses import (
     StartResponse,
     accepts_stream,
     json_answer,
+    preflight_headers,
     send,
     status_line,
     stream_headers,
@@ -36,9 +34,10 @@ from .responses import (
 )
 from .take_over import take_over
 
+__all__ = ["Authorize", "StreamApp"]
+
 logger = logging.getLogger("pgbus_gevent.web")
 
-Authorize = Callable[[Environ, str], "bool | Subscriber"]
 Found = Answer | Flow | StreamRequest
 View = Callable[[Environ], Found]
 
@@ -57,7 +56,7 @@ class StreamApp:
         settings = instance.settings
         self.instance = instance
         self.prefix = settings.prefix
-        self._authorize = authorize
+        self._hook = None if authorize is None else Hook(authorize)
         self._settings = settings
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
@@ -101,6 +100,8 @@ class StreamApp:
         if path is None:
             return text(404, "not found")
         methods, view = self._routes.get(path) or self._named_stream(path)
+        if environ["REQUEST_METHOD"] == "OPTIONS" and self._is_from_configured_origin(environ):
+            return Answer(204, b"", [("allow", ", ".join([*methods, "OPTIONS"])), ("cache-control", "no-store")])
         if environ["REQUEST_METHOD"] not in methods:
             allowed = ", ".join(methods)
             return text(405, f"this address takes {allowed}", ("allow", allowed))
@@ -177,54 +178,13 @@ class StreamApp:
 
     def _subscribe(self, environ: Environ, wanted: list[requests.Wish]) -> Found:
         request = requests.stream_request(environ, wanted, self._names)
-        if self._authorize is not None:
-            request = request._replace(
-                places=tuple(self._authorized(environ, place) for place in request.places),
-                recheck=self._rechecker(environ, request) if self._settings.recheck else None,
-            )
+        if self._hook is not None:
+            request = self._hook.authorized(environ, request, recheck=bool(self._settings.recheck))
         refusal = self.instance.refusal(request)
         if refusal is None:
             return request
         self.instance.events.emit(events.Refused(refusal))
         return _refuse(environ, refusal)
-
-    def _authorized(self, environ: Environ, place: Place) -> Place:
-        assert self._authorize is not None
-        answer = self._ask(self._authorize, environ, place.stream)
-        if not isinstance(answer, Subscriber):
-            return place
-        times = [at for at in (place.subscriber.expires_at, answer.expires_at) if at is not None]
-        if times and min(times) <= time():
-            raise Refused(text(403, "the right to watch this stream has expired"))
-        return place._replace(subscriber=answer._replace(expires_at=min(times, default=None)))
-
-    def _rechecker(self, environ: Environ, request: StreamRequest) -> Callable[[], bool]:
-        # Texts alone: the rest is of a request that is over by then, its socket among it.
-        kept = {key: value for key, value in environ.items() if isinstance(value, str)}
-        streams = [place.stream for place in request.places]
-
-        def allowed() -> bool:
-            assert self._authorize is not None
-            return all(_permits(self._authorize(kept, stream)) for stream in streams)
-
-        return allowed
-
-    def _ask(self, authorize: Authorize, environ: Environ, stream: str) -> bool | Subscriber:
-        """The hook's answer. Raises Refused for all but True and a Subscriber."""
-        answer: object = False
-        try:
-            answer = authorize(environ, stream)
-        except (Exception, gevent.Timeout):
-            logger.exception("the authorize hook raised for stream %r: refused", stream)
-        if _permits(answer):
-            return cast("bool | Subscriber", answer)
-        if answer is not False:
-            logger.error(
-                "the authorize hook answered a %s for stream %r, and not a bool or a Subscriber: refused",
-                type(answer).__name__,
-                stream,
-            )
-        raise Refused(text(403, "you may not watch this stream"))
 
     def _stream(
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
@@ -244,23 +204,21 @@ class StreamApp:
         if not self._settings.cors_origins or self._is_for_operators(environ):
             return []
         headers = [("vary", "origin")]
-        origin = environ.get("HTTP_ORIGIN")
-        if origin in self._settings.cors_origins:
+        if self._is_from_configured_origin(environ):
             headers += [
-                ("access-control-allow-origin", str(origin)),
+                ("access-control-allow-origin", str(environ["HTTP_ORIGIN"])),
                 ("access-control-allow-credentials", "true"),
+                *(preflight_headers(environ) if environ["REQUEST_METHOD"] == "OPTIONS" else ()),
             ]
         return headers
+
+    def _is_from_configured_origin(self, environ: Environ) -> bool:
+        return environ.get("HTTP_ORIGIN") in self._settings.cors_origins
 
     def _is_for_operators(self, environ: Environ) -> bool:
         """Whether no page of another origin has any part in it, though it may read streams."""
         path = requests.path_below(environ, self.prefix) or ""
         return path.startswith(("/console", "/metrics"))
-
-
-def _permits(answer: object) -> bool:
-    """Whether a hook's answer lets somebody in."""
-    return answer is True or isinstance(answer, Subscriber)
 
 
 def _refuse(environ: Environ, reason: str) -> Answer:

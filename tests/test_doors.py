@@ -1,0 +1,565 @@
+"""Whatever a client sends: never a 500, never a traceback, and never more work than its size warrants. Over raw sockets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from time import monotonic, perf_counter, time
+from typing import Any
+
+import gevent
+import pytest
+from raw_http import connected, exchange, get, parse, read_until
+from site_parts import PUBLISH_TOKEN, Site, running_site
+from support import until
+
+from pgbus_gevent import Subscriber
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.names import Signer, hide_signed
+from pgbus_gevent.errors import InvalidArgument
+from pgbus_gevent.streamer.clients import network_of
+from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.requests import MAX_FIELDS
+from pgbus_gevent.web.stream_app import StreamApp
+
+OPERATOR = "operator-token-of-the-site"
+ORIGIN = "https://shop.example"
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_site(
+        pgbus_databases.make(), operator_token=OPERATOR, cors_origins=(ORIGIN,), request_timeout=10.0, max_body=100_000
+    ) as site:
+        yield site
+
+
+@contextmanager
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing of this block is an error in the log."""
+    caplog.clear()
+    yield
+    assert [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info
+    ] == []
+
+
+# validation
+
+BAD_VALUES = {
+    "a host that is half a bracket": get("/pgbus/console", {"Host": "["}),
+    "an origin that is half a bracket": b"POST /pgbus/console/logout HTTP/1.1\r\nHost: t\r\nOrigin: http://[\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\nAuthorization: Bearer x\r\n\r\n",
+    "a NUL in the name of a stream": get(
+        "/pgbus/console/retained?stream=%00", {"Authorization": f"Bearer {OPERATOR}", "Connection": "close"}
+    ),
+    "a NUL in a stream to watch": get("/pgbus/streams?stream=%00", {"Connection": "close"}),
+    "a name that is too long to count": get(
+        "/pgbus/console/retained?stream=" + "x" * 300, {"Authorization": f"Bearer {OPERATOR}", "Connection": "close"}
+    ),
+    "a token that is no Latin-1": get("/pgbus/console", {"Authorization": "Bearer \xff\xfe", "Connection": "close"}),
+}
+
+
+@pytest.mark.parametrize("request_bytes", BAD_VALUES.values(), ids=list(BAD_VALUES))
+def test_what_makes_no_sense_is_refused_and_is_no_error(
+    request_bytes: bytes, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    with quiet(caplog):
+        assert parse(exchange(site.port, request_bytes)).status in (400, 401, 403, 404)
+
+
+PATHS = (
+    "/streams", "/streams/demo:x", "/streams/", "/healthz", "/readyz", "/metrics", "/pgbus.js", "/console", "/console/feed",
+    "/console/streams", "/console/connections", "/console/retained", "/console/kick", "/console/login", "/console/logout",
+    "/console/console.js", "/nothing", "/answers/cancel", "",
+)  # fmt: skip
+METHODS = ("GET", "GET", "GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "X")
+PIECES = (
+    "[", "]", "%", "%00", "%zz", "%ff", "%C0%80", "%ED%A0%80", "\xff", "\x80", "é", "=", "&", ";", ",", ".", "~", "0", "-1", "1e9",
+    "NaN", "inf", "9" * 400, "true", "null", '"', "'", "\\", "{}", "W/", "*", "?", "#", "//", "..", ":", "@", "http://[", "http://",
+    "a" * 300, "demo:x", "stream=demo:a", "since=0", "replay=5", "lastEventId=7", "worker=x", "sort=name", "page=0", "order=down",
+    "text=",     "connection=" + "0" * 16, "event=pgbus:x", "visible_to=", "key=k", "ephemeral=1", "0~1.2", "Wy" * 50, "poll=25",
+    "eJ." * 40,
+)  # fmt: skip
+HEADERS = (
+    "Host", "Origin", "Accept", "Authorization", "Cookie", "Last-Event-ID", "If-None-Match", "Range", "Content-Type", "Referer",
+    "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "Sec-Fetch-Site", "Access-Control-Request-Headers", "User-Agent",
+    "Accept-Encoding", "If-Modified-Since", "Expect", "TE", "Connection", "X-Forwarded-Host", "Content-Length", "Transfer-Encoding",
+)  # fmt: skip
+VALUES = (
+    "*/*", "text/event-stream", "text/html", f"Bearer {PUBLISH_TOKEN}", f"Bearer {OPERATOR}", "Bearer", "Basic Og==", "same-origin",
+    ORIGIN, "pgbus_console=x", "keep-alive", "close", "chunked", "100-continue", "bytes=0-", "application/json", "t",
+    "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+)  # fmt: skip
+
+
+def some_request(rng: random.Random) -> bytes:
+    def text(most: int) -> str:
+        return "".join(rng.choice(PIECES) for _ in range(rng.randrange(most + 1)))
+
+    query = f"?{'&'.join(text(2) for _ in range(rng.randrange(6)))}" if rng.random() < 0.7 else ""
+    path = rng.choice(PATHS) + (text(2) if rng.random() < 0.4 else "")
+    fields = {} if rng.random() < 0.02 else {"Host": "t"}
+    for _ in range(rng.randrange(6)):
+        fields[rng.choice(HEADERS)] = rng.choice(VALUES) if rng.random() < 0.6 else text(3)
+    body = text(8).encode("latin-1", "replace") if rng.random() < 0.4 else b""
+    if body and rng.random() < 0.9:
+        fields["Content-Length"] = str(len(body))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    head = f"{rng.choice(METHODS)} /pgbus{path}{query} HTTP/1.1\r\n{lines}\r\n"
+    return head.encode("latin-1", "replace") + body
+
+
+@pytest.mark.parametrize("hook", ["no hook", "a hook"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_request_is_a_500_or_a_traceback(
+    seed: int, hook: str, site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.LINGER", 0.05)
+    monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
+    app = (
+        StreamApp(site.instance, lambda environ, stream: Subscriber("ada") if "0" in stream else True)
+        if hook == "a hook"
+        else None
+    )
+    monkeypatch.setattr(site, "app", app or site.app)
+    rng = random.Random(f"{seed} {hook}")
+    with quiet(caplog):
+        for _ in range(120):
+            request = some_request(rng)
+            with connected(site.port, request) as sock:
+                sock.shutdown(socket.SHUT_WR)
+                sock.settimeout(20)
+                try:
+                    answer = sock.recv(65536)
+                except ConnectionResetError:
+                    continue
+            # None at all where the client has left before the body was there.
+            assert not answer or (answer.startswith(b"HTTP/1.1 ") and answer[9:12] != b"500"), (request, answer)
+
+
+# the hook's answers
+
+
+class Odd(Subscriber):
+    __slots__ = ()
+
+
+BAD_ANSWERS = {
+    "None": None,
+    "a text": "yes",
+    "1": 1,
+    "a tuple": ("ada", None, None, None),
+    "a class": Subscriber,
+    "an owner that is a number": Subscriber()._replace(owner=7),  # type: ignore[arg-type]
+    "an owner that is empty": Subscriber()._replace(owner=""),
+    "an owner with a NUL": Subscriber()._replace(owner="a\0b"),
+    "an owner with a lone surrogate": Subscriber()._replace(owner="\ud800"),
+    "a member that is a number": Subscriber()._replace(member=7),  # type: ignore[arg-type]
+    "a member that is too long": Subscriber()._replace(member="x" * 300),
+    "an end that is a word": Subscriber()._replace(expires_at="soon"),  # type: ignore[arg-type]
+    "an end that is no number": Subscriber()._replace(expires_at=float("nan")),
+    "an end that never comes": Subscriber()._replace(expires_at=float("inf")),
+    "an end that is a bool": Subscriber()._replace(expires_at=True),
+    "an end that is huge": Subscriber()._replace(expires_at=10**400),
+    "an end in milliseconds": Subscriber()._replace(expires_at=time() * 1000),
+    "an end before 1970": Subscriber()._replace(expires_at=-1.0),
+    "one of a class of its own": Odd()._replace(owner=7),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("answer", BAD_ANSWERS.values(), ids=list(BAD_ANSWERS))
+def test_a_bad_answer_of_the_hook_is_a_403_and_one_line_in_the_log(
+    answer: Any, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(site, "app", StreamApp(site.instance, lambda environ, stream: answer))
+    for _ in range(5):
+        assert site.get("/streams/demo:x", Accept="text/event-stream").status == 403
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1 and "the authorize hook answered" in errors[0].getMessage() and errors[0].exc_info is None
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyError("x"), gevent.Timeout(1), RecursionError()], ids=repr)
+def test_a_hook_that_raises_is_a_403_and_one_traceback_a_minute(
+    error: BaseException, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hook(environ: Any, stream: str) -> bool:
+        raise error
+
+    monkeypatch.setattr(site, "app", StreamApp(site.instance, hook))
+    for _ in range(5):
+        assert site.get("/streams/demo:x").status == 403
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"owner": 7}, {"owner": ""}, {"owner": b"ada"}, {"owner": "a\0"}, {"owner": "\udc80"}, {"member": 7}, {"member": ""},
+        {"member": "a\nb"}, {"expires_at": "soon"}, {"expires_at": float("nan")}, {"expires_at": float("inf")},
+        {"expires_at": True},         {"expires_at": 10**400}, {"expires_at": -5}, {"expires_at": 1.7e12},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_subscriber_that_makes_no_sense_is_refused_at_once(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(InvalidArgument, match=name):
+        Subscriber(**fields)
+
+
+@pytest.mark.parametrize(
+    "expires_in", [float("nan"), float("inf"), -1, 0, True, "1h", 10**400, 1e300, None.__class__], ids=str
+)
+def test_a_name_is_signed_for_a_number_of_seconds(expires_in: Any) -> None:
+    bus = Bus("postgresql://nowhere.invalid/x", secret=("a secret of the test",))
+    for sign in (bus.sign, bus.stream_path):
+        with pytest.raises(InvalidArgument, match="expires_in is a number of seconds"):
+            sign("orders", expires_in=expires_in)
+
+
+def test_a_signed_name_whose_time_is_no_number_does_not_verify(site: Site) -> None:
+    signer: Any = Signer(site.instance.settings.secret)._serializer
+    for odd in (float("nan"), float("inf"), "soon", True, None, [], -1):
+        token = signer.dumps(["orders", odd])
+        assert site.get(f"/streams/{token if isinstance(token, str) else token.decode()}").status == 404
+
+
+# what a request costs
+
+SMALL = 2_000
+LARGE = 30_000
+ALLOWED = 0.1
+"""Seconds for 30 kB: what any of them took on a machine with a core of its own is below a tenth of it."""
+
+
+def closing(target: str, headers: dict[str, str] | None = None) -> bytes:
+    return get(target, {"Connection": "close", **(headers or {})})
+
+
+COSTS: dict[str, Callable[[int], bytes]] = {
+    "a cookie of backslashes": lambda size: closing("/pgbus/console", {"Cookie": 'pgbus_console="' + "\\" * size}),
+    "a cookie of quotes": lambda size: closing("/pgbus/console", {"Cookie": 'a="' * (size // 3)}),
+    "many cookies": lambda size: closing("/pgbus/console", {"Cookie": "a=b;" * (size // 4)}),
+    "the beginnings of signed names": lambda size: closing("/pgbus/" + "WyI" * (size // 3)),
+    "the beginnings of compressed names": lambda size: closing("/pgbus/" + ".eJ" * (size // 3)),
+    "the beginnings of signed names, encoded": lambda size: closing("/pgbus/" + "%57yI" * (size // 5)),
+    "a signed name of dots": lambda size: closing("/pgbus/streams/WyIa" + "." * size),
+    "a signed name that is long": lambda size: closing(f"/pgbus/streams/WyI{'a' * size}.{'b' * 27}"),
+    "many fields": lambda size: closing("/pgbus/streams?" + "a&" * (size // 2)),
+    "many streams": lambda size: closing("/pgbus/streams?" + "stream=a&" * (size // 9)),
+    "percent signs": lambda size: closing("/pgbus/streams?stream=" + "%" * size),
+    "percent-encoded bytes": lambda size: closing("/pgbus/streams?stream=" + "%41" * (size // 3)),
+    "a long since": lambda size: closing("/pgbus/streams?stream=demo:a&since=" + "1" * size),
+    "a long composite": lambda size: closing("/pgbus/streams?stream=demo:a&stream=demo:b&since=0~" + "1." * (size // 2)),
+    "a long connection id": lambda size: closing("/pgbus/streams?stream=demo:a&connection=" + "0" * size),
+    "ETags": lambda size: closing("/pgbus/pgbus.js", {"If-None-Match": 'W/"x",' * (size // 6)}),
+    "commas": lambda size: closing("/pgbus/pgbus.js", {"If-None-Match": "," * size}),
+    "an Accept of many": lambda size: closing("/pgbus/console", {"Accept": "text/plain;q=0.1," * (size // 17)}),
+    "ranges": lambda size: closing("/pgbus/pgbus.js", {"Range": "bytes=" + "0-1," * (size // 4)}),
+    "a long token": lambda size: closing("/pgbus/console", {"Authorization": "Bearer " + "a" * size}),
+    "spaces before a token": lambda size: closing("/pgbus/console", {"Authorization": "Bearer" + " " * size + "x"}),
+    "a value of spaces": lambda size: closing("/pgbus/healthz", {"X": "a" + " " * size + "b"}),
+    "many headers": lambda size: get("/pgbus/healthz", {f"X-{n}": "x" * (size // 95) for n in range(90)} | {"Connection": "close"}),
+    "the same header": lambda size: closing("/pgbus/healthz")[:-2] + (b"X: " + b"," * (size // 95) + b"\r\n") * 90 + b"\r\n",
+    "a long host": lambda size: closing("/pgbus/console", {"Host": "a." * (size // 2)}),
+    "a host of brackets": lambda size: closing("/pgbus/console", {"Host": "[" * size}),
+    "an absolute target": lambda size: closing("http://" + "a" * size + "/pgbus/healthz"),
+    "slashes": lambda size: closing("/" * size),
+    "a preflight of many": lambda size: b"OPTIONS" + closing(
+        "/pgbus/healthz", {"Origin": ORIGIN, "Access-Control-Request-Headers": "a, " * (size // 3)}
+    )[3:],
+    "a long Last-Event-ID": lambda size: get("/pgbus/streams/demo:a", {"Last-Event-ID": "1~" * (size // 2), "Accept": "x"}),
+    "a login of many fields": lambda size: posted("/pgbus/console/login", b"a&" * (min(size, 4000) // 2)),
+    "a login of percents": lambda size: posted("/pgbus/console/login", b"token=" + b"%" * min(size, 4000)),
+    "a broadcast in tiny chunks": lambda size: posted(
+        "/pgbus/streams/demo:cost", b"1\r\na\r\n" * (size // 6) + b"0\r\n\r\n", b"Transfer-Encoding: chunked"
+    ),
+    "a broadcast of quotes": lambda size: posted("/pgbus/streams/demo:cost", b'"\\' * (size // 2)),
+    "a broadcast of line breaks": lambda size: posted("/pgbus/streams/demo:cost", b"\r\n" * (size // 2)),
+}  # fmt: skip
+
+
+def posted(target: str, body: bytes, length: bytes | None = None) -> bytes:
+    length = length or b"Content-Length: %d" % len(body)
+    token = f"Authorization: Bearer {PUBLISH_TOKEN}".encode()
+    return b"\r\n".join(
+        [b"POST %s HTTP/1.1" % target.encode(), b"Host: t", b"Connection: close", token, length, b"", body]
+    )
+
+
+@pytest.mark.parametrize("request_of", COSTS.values(), ids=list(COSTS))
+def test_a_request_costs_no_more_than_its_size_warrants(
+    request_of: Callable[[int], bytes], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.LINGER", 0.0)
+    monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
+
+    def cost(size: int) -> float:
+        request = request_of(size)
+        times = []
+        for _ in range(5):
+            began = perf_counter()
+            with connected(site.port, request) as sock:
+                sock.settimeout(20)
+                assert sock.recv(65536)
+            times.append(perf_counter() - began)
+        return min(times)
+
+    # The quickest of five, so that no other work on the machine counts; four times what the size alone would make of it.
+    small, large = cost(SMALL), cost(LARGE)
+    assert large < max(ALLOWED, 4 * small * LARGE / SMALL), (small, large)
+    assert large < 10 * ALLOWED
+
+
+def test_hiding_signed_names_takes_as_long_as_the_text_is_long() -> None:
+    for piece in ("WyI", ".eJ", "WyIa.", "%57yI", "WyIa" + "." + "b" * 26 + "."):
+        began = perf_counter()
+        hide_signed(piece * (1_000_000 // len(piece)))
+        assert perf_counter() - began < 5.0
+
+
+def test_there_are_not_any_number_of_fields(site: Site) -> None:
+    query = "&".join(["stream=demo:a"] + ["x=1"] * MAX_FIELDS)
+    answer = site.get(f"/streams?{query}")
+    assert (answer.status, answer.line) == (400, f"the query has more than {MAX_FIELDS} fields")
+
+
+# names in logs
+
+TOKEN = Signer(["a secret of the test"]).sign("orders", 2e9)
+LONG_TOKEN = Signer(["a secret of the test"]).sign("o" * 200, 2e9)
+
+
+@pytest.mark.parametrize("token", [TOKEN, LONG_TOKEN], ids=["plain", "compressed"])
+@pytest.mark.parametrize("way", ["as it is", "each character", "the first", "the dot", "twice"])
+def test_a_signed_name_is_hidden_however_it_is_encoded(token: str, way: str) -> None:
+    def encoded(text: str) -> str:
+        return "".join(f"%{ord(character):02X}" for character in text)
+
+    written = {
+        "as it is": token,
+        "each character": encoded(token),
+        "the first": encoded(token[0]) + token[1:],
+        "the dot": token.replace(".", "%2e"),
+        "twice": encoded(token).replace("%", "%25"),
+    }[way]
+    for text in (f"/pgbus/streams/{written}", f"/pgbus/streams?stream={written}&since=5&stream={written}"):
+        hidden = hide_signed(text)
+        assert "<signed>" in hidden and token[-20:] not in hidden and written[-20:] not in hidden
+        assert hidden.startswith("/pgbus/streams")
+
+
+def test_the_access_log_hides_an_encoded_name_and_shows_no_control_character(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pgbus_gevent.access")
+    encoded = "".join(f"%{ord(character):02x}" for character in TOKEN)
+    exchange(site.port, get(f"/pgbus/streams/{encoded}", {"Connection": "close"}))
+    exchange(site.port, get("/pgbus/\x9b31m\u00ad", {"Connection": "close"}))
+    lines = [record.getMessage() for record in caplog.records if record.name == "pgbus_gevent.access"]
+    assert lines == ['127.0.0.1 "GET /pgbus/streams/<signed>" 404', '127.0.0.1 "GET /pgbus/%9B31m%AD" 404']
+
+
+# cursors of polyfills
+
+
+def published(site: Site, stream: str, count: int) -> list[int]:
+    return [site.bus.stream(stream).broadcast(str(n)) or 0 for n in range(count)]
+
+
+def first_of(site: Site, path: str, mark: bytes = b"data: end", **headers: str) -> list[str]:
+    """The data of the messages up to the mark."""
+    with connected(site.port, get(f"/pgbus{path}", headers)) as sock:
+        raw = read_until(sock, mark)
+    frames = [frame for frame in raw.decode().split("\n\n") if "event: pgbus:" not in frame]
+    return [line[6:] for frame in frames for line in frame.splitlines() if line.startswith("data: ")]
+
+
+def test_last_event_id_in_the_query_resumes_as_the_header_does(site: Site) -> None:
+    ids = published(site, "demo:poly", 5)
+    site.bus.stream("demo:poly").broadcast("end")
+    assert first_of(site, f"/streams/demo:poly?since=0&lastEventId={ids[2]}") == ["3", "4", "end"]
+    assert first_of(site, f"/streams/demo:poly?lastEventId={ids[2]}&since=0") == ["3", "4", "end"]
+    # The header is newer, an empty one is none, and of several the last one is.
+    assert first_of(site, f"/streams/demo:poly?lastEventId={ids[2]}", **{"Last-Event-ID": str(ids[3])}) == ["4", "end"]
+    assert first_of(site, f"/streams/demo:poly?since={ids[3]}&lastEventId=") == ["4", "end"]
+    assert first_of(site, f"/streams/demo:poly?lastEventId={ids[0]}&lastEventId={ids[3]}") == ["4", "end"]
+
+
+def test_last_event_id_in_the_query_resumes_several_streams(site: Site) -> None:
+    a, b = published(site, "demo:poly-a", 3), published(site, "demo:poly-b", 3)
+    for stream in ("demo:poly-a", "demo:poly-b"):
+        site.bus.stream(stream).broadcast(f"end of {stream}")
+    both = "/streams?stream=demo:poly-a&since=0&stream=demo:poly-b&since=0"
+    composite = f"{both}&lastEventId=1~{a[2]}.{b[1]}"
+    assert sorted(set(first_of(site, composite, b"end of demo:poly-b")) - {"end of demo:poly-a"}) == [
+        "2",
+        "end of demo:poly-b",
+    ]
+    # Each behind its stream; where one is missing, since counts.
+    single = f"/streams?stream=demo:poly-a&since=0&lastEventId={a[2]}&stream=demo:poly-b&since={b[1]}"
+    assert sorted(set(first_of(site, single, b"end of demo:poly-b")) - {"end of demo:poly-a"}) == [
+        "2",
+        "end of demo:poly-b",
+    ]
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1~2", "9" * 17, "%00"])
+def test_a_malformed_one_costs_nobody_their_stream(value: str, site: Site) -> None:
+    published(site, "demo:poly-c", 1)
+    with connected(site.port, get(f"/pgbus/streams/demo:poly-c?since=0&lastEventId={value}")) as sock:
+        raw = read_until(sock, b"invalid-cursor")
+    assert raw.startswith(b"HTTP/1.1 200 ") and b"data: 0\n" not in raw
+
+
+# preflights
+
+ROUTES = {
+    "/streams/demo:x": "GET, HEAD, POST",
+    "/streams/anything%20at%20all": "GET, HEAD, POST",
+    "/streams?stream=demo:x": "GET, HEAD",
+    "/pgbus.js": "GET, HEAD",
+    "/healthz": "GET, HEAD",
+    "/readyz": "GET, HEAD",
+}
+
+
+@pytest.mark.parametrize(("path", "methods"), ROUTES.items(), ids=list(ROUTES))
+def test_the_preflight_of_a_configured_origin_is_answered(path: str, methods: str, site: Site) -> None:
+    asked = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,last-event-id",
+    }
+    raw = exchange(site.port, get(f"/pgbus{path}", asked | {"Connection": "close"}).replace(b"GET", b"OPTIONS", 1))
+    answer = parse(raw, "OPTIONS")
+    assert (answer.status, answer.body, answer.headers["allow"]) == (204, b"", f"{methods}, OPTIONS")
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert answer.headers["access-control-allow-headers"] == "authorization,content-type,last-event-id"
+    assert answer.headers["vary"] == "origin"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", f"{ORIGIN}.evil.example", "null", "http://["])
+@pytest.mark.parametrize("path", ["/streams/demo:x", "/console", "/metrics"])
+def test_no_other_origin_gets_one(path: str, origin: str, site: Site) -> None:
+    answer = parse(
+        exchange(
+            site.port, get(f"/pgbus{path}", {"Origin": origin, "Connection": "close"}).replace(b"GET", b"OPTIONS", 1)
+        )
+    )
+    assert answer.status == 405 and not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_the_operators_addresses_let_in_no_page_of_another_origin(site: Site) -> None:
+    answer = parse(
+        exchange(
+            site.port, get("/pgbus/console", {"Origin": ORIGIN, "Connection": "close"}).replace(b"GET", b"OPTIONS", 1)
+        )
+    )
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+# addresses
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("", "192.0.2.1", False),
+        ("unix:", "unix:", True),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_is_one_address(one: str, other: str, same: bool) -> None:
+    assert (network_of(one) == network_of(other)) is same
+
+
+def test_the_cap_by_address_counts_networks(pgbus_database: str) -> None:
+    with running_site(pgbus_database, max_per_address=2) as site, ExitStack() as stack:
+        app, addresses = site.app, iter([f"2001:db8::{n}" for n in range(1, 4)] + ["2001:db8:0:1::1"])
+        site.app = lambda environ, start: app({**environ, "REMOTE_ADDR": next(addresses)}, start)
+        clients = []
+        for _ in range(4):
+            clients.append(stack.enter_context(site.watch("demo:x")))
+            clients[-1].next("pgbus:shutdown" if len(clients) == 3 else "pgbus:connected")
+        assert len(site.instance.registry) == 3
+
+
+# asked again: who it is now
+
+
+def test_a_recheck_adopts_what_the_hook_now_answers(pgbus_database: str) -> None:
+    now: dict[str, Any] = {"answer": Subscriber("ada", {"admin": True}, "ada")}
+    with running_site(pgbus_database, recheck=0.1, max_per_owner=1, presence=("demo:*",), presence_grace=0.0) as site:
+        site.instance.filters.register("admins", lambda context, stream: bool(context and context["admin"]))
+        site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
+        stream = site.bus.stream("demo:again")
+
+        def adopted(owner: str | None) -> bool:
+            return any(client.owner == owner for client in site.instance.registry.clients())
+
+        with site.watch("demo:again") as client:
+            client.next("pgbus:connected")
+            stream.broadcast("secret 1", visible_to="admins")
+            assert client.next("message").data == "secret 1"
+            now["answer"] = Subscriber("bob", {"admin": False}, "bob")
+            until(lambda: adopted("bob"), "it is bob's")
+            stream.broadcast("secret 2", visible_to="admins")
+            stream.broadcast("for all")
+            assert client.next("message").data == "for all"
+            until(lambda: [one.member for one in stream.presence.members()] == ["bob"], "bob is there, and ada is not")
+            # Caps go by the new owner, and no longer by the old one.
+            assert site.get("/streams/demo:again").status == 429
+            now["answer"] = Subscriber("ada")
+            until(lambda: adopted("ada"), "it is ada's again")
+            site.bus.disconnect("bob")
+            now["answer"] = Subscriber("carl")
+            until(lambda: adopted("carl"), "it is carl's")
+            # A kick goes by it, too.
+            site.bus.disconnect("carl")
+            assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "revoked"
+
+
+def test_a_recheck_adopts_a_sooner_end(pgbus_database: str) -> None:
+    now: dict[str, Any] = {"answer": True}
+    with running_site(pgbus_database, recheck=0.1) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
+        with site.watch("demo:again") as client:
+            client.next("pgbus:connected")
+            began = monotonic()
+            now["answer"] = Subscriber(expires_at=time() + 1.0)
+            assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "expired"
+            assert monotonic() - began < 10
+
+
+def test_a_recheck_does_not_outlast_the_signed_name(pgbus_database: str) -> None:
+    with running_site(pgbus_database, recheck=0.1) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber("ada", expires_at=time() + 1000))
+        with site.watch(site.sign("orders", expires_in=1.5)) as client:
+            client.next("pgbus:connected")
+            assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "expired"
+
+
+def test_a_bad_answer_when_asked_again_ends_the_connection(
+    pgbus_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now: dict[str, Any] = {"answer": True}
+    with running_site(pgbus_database, recheck=0.1) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
+        with site.watch("demo:again") as client:
+            client.next("pgbus:connected")
+            now["answer"] = "yes"
+            assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "revoked"
+            assert "the authorize hook answered a str" in caplog.text
