@@ -49,13 +49,23 @@ def program_errors(program: str) -> Iterator[Outcome]:
     except KeyboardInterrupt:
         outcome.status = INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has enough of it. What is still buffered must not fail once more at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who read our output has enough of it.
+        _drop_output()
         outcome.status = 0
     except InvalidArgument as error:
         outcome.status = _complain(program, error, USAGE)
     except (PgbusError, OSError) as error:
         outcome.status = _complain(program, error, FAILED)
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """What is still buffered, and cannot be written, must not fail once more at the exit, and change the status."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(program: str, error: Exception, status: int) -> int:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from weakref import WeakSet
 
@@ -35,11 +36,14 @@ KEEP_SECONDS = 60.0
 _BATCH = 1000  # messages in one statement
 _MIN_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between tries while the database is away
 _TURN_TIMEOUT = 10.0  # seconds
+_FORK_PATIENCE = 1.0  # seconds
 
 # SQLSTATE classes of a message that will never be taken: bad data, a constraint, a limit. Tried again it would hold up the others.
 _REFUSED = ("22", "23", "54")
 
 Cancel = Callable[[], object]
+
+_timers: WeakSet[threading.Timer] = WeakSet()
 
 
 def later(delay: float, function: Callable[[], None]) -> Cancel:
@@ -53,6 +57,7 @@ def later(delay: float, function: Callable[[], None]) -> Cancel:
         return lambda: greenlet.kill(block=False)
     timer = threading.Timer(delay, function)
     timer.daemon = True
+    _timers.add(timer)
     timer.start()
     return timer.cancel
 
@@ -199,6 +204,12 @@ class Coalescer:
         finally:
             self._end_turn()
 
+    def finish_before_fork(self) -> None:
+        """Publish what waits, so that no thread has to see to it; what cannot be published waits on."""
+        if self._pid == os.getpid() and len(self._windows) and not self._pause:
+            with suppress(DatabaseError):  # logged
+                self.flush()
+
     def _take_turn(self) -> None:
         end = self._clock() + _TURN_TIMEOUT
         # In short waits: a semaphore wakes one waiter for one release, and where that one is killed at that moment, nobody.
@@ -281,5 +292,17 @@ def total_counts() -> Counts:
     return Counts(*(sum(column) for column in zip(Counts(), *(one.counts for one in list(_coalescers)), strict=True)))
 
 
+def _before_fork() -> None:
+    """A process must not fork while it has threads: the child would have their locks, and not them."""
+    if monkey.is_module_patched("socket"):
+        return  # it has greenlets instead
+    for coalescer in list(_coalescers):
+        coalescer.finish_before_fork()
+    for timer in list(_timers):
+        if timer is not threading.current_thread():
+            timer.join(_FORK_PATIENCE)
+
+
 # For a program that ends without closing its Bus.
 atexit.register(close_all)
+os.register_at_fork(before=_before_fork)

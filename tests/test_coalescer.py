@@ -547,6 +547,33 @@ def test_a_program_of_either_kind_publishes(
     assert [one.data for one in pgbus_bus.stream("s")] == ["99"]
 
 
+FORKS = """
+import os, sys, time
+
+threads = []  # of those who are asked before a fork, the first to register is the last
+os.register_at_fork(before=lambda: threads.append(len(os.listdir("/proc/self/task"))))
+from pgbus_gevent import Bus
+
+bus = Bus(sys.argv[1], migrate=False)
+bus.stream("s").broadcast("before", coalesce=30, target="t")
+pid = os.fork()
+if not pid:
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0 and threads == [1], threads
+bus.stream("s").broadcast("after", coalesce=0.05, target="t")
+time.sleep(1)
+os._exit(0)
+"""
+
+
+def test_a_process_that_forks_has_no_thread_of_ours_at_that_moment(pgbus_database: str, pgbus_bus: Bus) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", FORKS, pgbus_database], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [one.data for one in pgbus_bus.stream("s")] == ["before", "after"]
+
+
 def test_the_example_of_the_documentation(pgbus_database: str, pgbus_bus: Bus) -> None:
     """Each message is a beginning of the whole text, the last one is all of it, and there are fewer than words."""
     program = DOCUMENT.read_text().split("```python\n")[2].split("```")[0]
