@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def check(wake: Wake) -> None:
         assert hash(wake.stream) is not None
         assert 0 <= wake.id <= MAX_ID
         assert wake.prev_id is None or wake.prev_id < MAX_ID + 1
+        assert wake.created_at is None or math.isfinite(wake.created_at)
         assert encode(wake).data
     elif isinstance(wake, Ephemeral):
         assert hash((wake.stream, wake.number, wake.visible_to, wake.exclude)) is not None
@@ -47,6 +49,13 @@ def test_a_ring_has_the_whole_message() -> None:
 def test_a_message_may_have_nothing_but_its_data() -> None:
     wake = parse(json.dumps(["message", "orders", 20, None, 0, None, "", None, None]))
     assert wake == Ring("orders", 20, None, 0.0, None, "", None, None)
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
+def test_a_time_that_is_none_does_not_count(time: float) -> None:
+    wake = parse(changed(MESSAGE, 4, time))
+    assert isinstance(wake, Ring)
+    assert wake.created_at is None
 
 
 def test_an_ephemeral_message_comes_whole_or_as_a_number() -> None:
@@ -106,6 +115,9 @@ def changed(template: list[Any], place: int, value: Any) -> str:
         changed(MESSAGE, 3, "10"),
         changed(MESSAGE, 4, 10**400),
         changed(MESSAGE, 4, None),
+        changed(MESSAGE, 4, "5"),
+        changed(MESSAGE, 4, "NaN"),
+        changed(MESSAGE, 4, True),
         changed(MESSAGE, 5, "paid\nid: 7"),
         changed(MESSAGE, 5, "pgbus:shutdown"),
         changed(MESSAGE, 5, 5),

@@ -9,6 +9,7 @@ import gevent
 import pytest
 from streamer_parts import wait_until
 
+from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
 from pgbus_gevent.streamer.listener import Listener
@@ -208,12 +209,24 @@ def test_after_a_silence_the_server_is_asked_whether_it_lives(listening: Listeni
     assert asked[:3] == [listener.PING_INTERVAL * n for n in (1, 2, 3)]
 
 
-def test_a_server_that_is_heard_from_is_not_asked(listening: Listening) -> None:
+def test_a_server_that_is_heard_from_is_asked_all_the_same(listening: Listening) -> None:
     session = listening.live()
     listening.on_payloads = lambda payloads: setattr(listening, "now", listening.now + 9.0)
     session.inbox += [["a"]] * 20
     wait_until(lambda: len(listening.log) == 21)
-    assert session.pings == 0
+    assert session.pings == 10
+
+
+def test_a_control_notification_has_the_names_asked_for_soon_and_a_flood_of_them_not_more_often(
+    listening: Listening,
+) -> None:
+    session = listening.live()
+    asked: list[float] = []
+    session.on_ping = lambda: asked.append(listening.now)
+    listening.on_payloads = lambda payloads: setattr(listening, "now", round(listening.now + 0.1, 1))
+    session.inbox += [[CONTROL]] * 20
+    wait_until(lambda: len(listening.log) == 21)
+    assert asked == [0.6, 1.2, 1.8]
 
 
 def test_a_server_that_does_not_answer_is_left(listening: Listening) -> None:

@@ -10,7 +10,10 @@ from streamer_parts import FakeClient, added
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.core.wakes import Ephemeral
+from pgbus_gevent.messages import MAX_ID
 from pgbus_gevent.streamer.routing import WakeRouter
+
+NOW = 1764000000.0
 
 
 class Routing:
@@ -31,6 +34,7 @@ class Routing:
             look=lambda log: self.looks.append(log.name),
             take=self.ephemerals.append,
             on_control=lambda: self.controls.append(1),
+            clock=lambda: NOW,
         )
         self.log = added(self.registry, FakeClient("a", "orders")).log
         self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
@@ -92,8 +96,25 @@ def test_an_ephemeral_message_is_handed_on(routing: Routing) -> None:
 def test_a_message_that_claims_to_follow_but_is_older_moves_nothing(routing: Routing) -> None:
     """Anybody may NOTIFY."""
     routing.ring("orders", 7, 10)
-    assert routing.log.head == 10
-    assert routing.moved == [("orders", 0)]
+    assert (routing.log.head, routing.moved, routing.looks) == (10, [], [])
+
+
+@pytest.mark.parametrize("id", [MAX_ID, round((NOW + 100_000) * 1e6)])
+def test_an_id_far_beyond_the_clock_is_looked_up_before_it_counts(routing: Routing, id: int) -> None:
+    routing.ring("orders", id, 10)
+    assert (routing.log.head, routing.moved, routing.looks) == (10, [], ["orders"])
+
+
+@pytest.mark.parametrize("time", [0.0, -1e300, 1e300, "NaN", "Infinity", NOW - 100_000, NOW + 100_000])
+def test_a_time_that_cannot_be_tells_nothing_of_how_late_a_message_is(routing: Routing, time: float | str) -> None:
+    routing.router.hear([f'["message", "orders", 20, 10, {time}, null, "x", null, null]'])
+    assert (routing.log.head, routing.log.appended_at) == (20, None)
+
+
+def test_the_time_of_the_first_message_that_waits_counts(routing: Routing) -> None:
+    for n, time in enumerate([NOW - 1, NOW - 0.5], 2):
+        routing.router.hear([f'["message", "orders", {n}0, {n - 1}0, {time}, null, "x", null, null]'])
+    assert (routing.log.head, routing.log.appended_at) == (30, NOW - 1)
 
 
 def test_a_control_notification_is_passed_on(routing: Routing) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from ..messages import MAX_ID
 from .names import check_data, check_event, check_name
 
+CONTROL = '["control"]'
+"""The payload of a :class:`Control`."""
+
 
 class Ring(NamedTuple):
-    """A stored message, whole; ``prev_id`` is the one before it, None where the publisher could not know."""
+    """A stored message, whole; ``prev_id`` is the one before it, None where the publisher could not know.
+
+    ``created_at`` is the database's clock at the append, in Unix seconds, None where it is no time at all.
+    """
 
     stream: str
     id: int
     prev_id: int | None
-    created_at: float
+    created_at: float | None
     event: str | None
     data: str
     visible_to: str | None
@@ -73,7 +80,7 @@ def _ring(
     stream: Any, id: Any, prev_id: Any, created_at: Any, event: Any, data: Any, visible_to: Any, exclude: Any
 ) -> Ring:
     known = None if prev_id is None else _id(prev_id)
-    return Ring(check_name(stream), _id(id), known, float(created_at), *_content(event, data, visible_to, exclude))
+    return Ring(check_name(stream), _id(id), known, _time(created_at), *_content(event, data, visible_to, exclude))
 
 
 def _ephemeral(stream: Any, number: Any, event: Any, data: Any, visible_to: Any, exclude: Any) -> Ephemeral:
@@ -85,6 +92,13 @@ def _content(event: Any, data: Any, visible_to: Any, exclude: Any) -> tuple[str 
         if label is not None:
             check_data(label)
     return check_event(event), check_data(data), visible_to, exclude
+
+
+def _time(value: Any) -> float | None:
+    if type(value) not in (int, float):
+        raise ValueError(value)
+    seconds = float(value)  # OverflowError for a number of many digits
+    return seconds if math.isfinite(seconds) else None
 
 
 def _id(value: Any) -> int:

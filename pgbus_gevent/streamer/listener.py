@@ -11,6 +11,7 @@ from typing import Protocol
 import gevent
 
 from ..core.events import ListenerDown, ListenerUp, Signal
+from ..core.wakes import CONTROL
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.listener")
@@ -19,7 +20,13 @@ PROBE_TIMEOUT = 2.0
 """Seconds for a notification of our own to come back, before the session is taken for deaf."""
 
 PING_INTERVAL = 10.0
-"""Seconds of silence after which the server is asked whether it lives."""
+"""Seconds between two times that the server is asked whether it lives, and under which names publishers ring.
+
+However much is heard meanwhile: it may be on a channel that was given up as its name got about.
+"""
+
+PING_SOON = 0.5
+"""The same after a control notification."""
 
 _WAIT = 1.0
 _MAX_PAUSE = 5.0
@@ -100,18 +107,20 @@ class Listener:
         return session
 
     def _listen(self, session: Session) -> None:
-        heard = self._clock()
+        asked = self._clock()
         while True:
             payloads, lost = session.receive(_WAIT)
             if payloads:
-                heard = self._clock()
                 self._on_payloads(payloads)
+                if CONTROL in payloads:
+                    # It may be that the names were changed, which is told under the former one.
+                    asked = min(asked, self._clock() - PING_INTERVAL + PING_SOON)
             if lost:
                 logger.warning("more notifications came than there was room for; looking for what was missed")
                 self._on_up()
-            if self._clock() - heard >= PING_INTERVAL:
+            if self._clock() - asked >= PING_INTERVAL:
                 session.ping()
-                heard = self._clock()
+                asked = self._clock()
 
     def _lost(self, error: DatabaseError, *, first: bool) -> None:
         if self.live:
