@@ -7,10 +7,10 @@ Values are refused, never repaired; only white space around text is dropped, as 
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Generic, NoReturn, TypeVar
@@ -164,13 +164,15 @@ def text(
 def texts(
     metavar: str, allowed: str, check: Callable[[str], bool], hide: Callable[[object], object] = presentable
 ) -> Kind[tuple[str, ...]]:
-    """A list of texts for all of which ``check`` is true; as one text it is separated by commas."""
+    """A list of texts for all of which ``check`` is true; as one text it is separated by commas, or a JSON array."""
 
     def cast(value: object) -> tuple[str, ...]:
         words = tuple(_parse_text(item) for item in _split(value))
         return words if all(check(word) for word in words) else _refuse()
 
-    return Kind(metavar, cast, f"{allowed}; several are a list, or separated by commas", "", ",".join, hide)
+    return Kind(
+        metavar, cast, f"{allowed}; several are a list, separated by commas, or a JSON array", "", ",".join, hide
+    )
 
 
 def matches(pattern: str) -> Callable[[str], bool]:
@@ -183,15 +185,6 @@ def database_url() -> Kind[str]:
     """Where PostgreSQL is, in a form that libpq takes (its manual, "Connection Strings"); passwords are hidden."""
     allowed = "postgresql://user:password@host/database, postgres://… or a DSN such as 'host=… dbname=…'"
     return text("URL", allowed, matches(r"postgres(?:ql)?://[^\0]*|\w+\s*=[^\0]*"), redact_url)
-
-
-def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
-    """The user's data directory for pgbus-gevent on this platform (XDG Base Directory Specification)."""
-    if sys.platform == "darwin":
-        return os.path.expanduser("~/Library/Application Support/pgbus-gevent")
-    base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
-    # The specification has relative paths ignored.
-    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
 
 
 def directory() -> Kind[str]:
@@ -307,9 +300,19 @@ def _parse_text(value: object) -> str:
     return value.strip() if isinstance(value, str) else _refuse()
 
 
+def json_list(value: str) -> list[Any] | None:
+    """The list in a text that is a JSON array of texts; None where it is anything else, as ``[ab]*`` is."""
+    try:
+        found = json.loads(value) if value.lstrip().startswith("[") else None
+    except ValueError:
+        return None
+    return found if found is not None and all(isinstance(item, str) for item in found) else None
+
+
 def _split(value: object) -> list[Any] | tuple[Any, ...]:
     if isinstance(value, str):
-        return value.split(",") if value.strip() else ()
+        words = value.split(",") if value.strip() else ()
+        return words if (found := json_list(value)) is None else found
     return value if isinstance(value, (list, tuple)) else _refuse()
 
 

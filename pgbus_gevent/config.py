@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pgbus_gevent.casting as kinds
-from pgbus_gevent.casting import HIDDEN, Kind, default_data_dir, format_size, redact_url
+from pgbus_gevent.casting import HIDDEN, Kind, format_size, redact_url
 from pgbus_gevent.casting import about as _about
 from pgbus_gevent.casting import setting as _setting
 from pgbus_gevent.errors import InvalidSetting
@@ -35,6 +35,15 @@ _KIB, _MIB = 1024, 1024 * 1024
 _HOUR, _YEARS = 3600, 3650 * 86400
 # Variables with the prefix that are no settings: those of test suites, and the deadline of the pytest plugin.
 _NOT_SETTINGS = re.compile(r"PGBUS_(?:TEST_.*|TIMEOUT)")
+
+
+def default_data_dir(environ: Mapping[str, str] | None = None) -> str:
+    """The user's data directory for pgbus-gevent on this platform (XDG Base Directory Specification)."""
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Application Support/pgbus-gevent")
+    base = (os.environ if environ is None else environ).get("XDG_DATA_HOME", "")
+    # The specification has relative paths ignored.
+    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "pgbus-gevent")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -206,10 +215,7 @@ class Settings:
         only warned about, as it may be another program's.
         """
         environ = os.environ if environ is None else environ
-        given = {"data_dir": _Given(default_data_dir(environ), "")}
-        given |= _from_toml(config or environ.get(f"{_PREFIX}CONFIG"))
-        given |= _from_environ(environ)
-        given |= _from_keywords(keywords)
+        given = {"data_dir": _Given(default_data_dir(environ), "")} | _gather(environ, config, keywords)
         known = entries()
         return cls(**{name: _cast(known[name], *value) for name, value in given.items()})
 
@@ -221,6 +227,23 @@ class Settings:
 def entries() -> dict[str, Field[Any]]:
     """The fields of `Settings` by name, in their order."""
     return {entry.name: entry for entry in fields(Settings)}
+
+
+def stated(*, config: str | Path | None = None, **keywords: object) -> frozenset[str]:
+    """The names of the settings that somebody stated for this process, by keyword, variable or file; not ``DATABASE_URL``,
+    which is everybody's. Raises as `Settings.load` does."""
+    given = _gather({name: value for name, value in os.environ.items() if name != "DATABASE_URL"}, config, keywords)
+    return frozenset(given)
+
+
+def shown(name: str, value: object) -> str:
+    """A setting's value as an error may show it, without a secret or a password."""
+    return repr(_shown(entries()[name], value))
+
+
+def _gather(environ: Mapping[str, str], config: str | Path | None, keywords: Mapping[str, object]) -> dict[str, _Given]:
+    given = _from_toml(config or environ.get(f"{_PREFIX}CONFIG"))
+    return given | _from_environ(environ) | _from_keywords(keywords)
 
 
 class _Given(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn
 
-from .casting import Kind, duration, format_duration, parse_integer, presentable
+from .casting import Kind, duration, format_duration, json_list, parse_integer, presentable
 
 MAX_COUNT = 1_000_000
 """The most that a rule may count to: each round counts the messages of each such stream."""
@@ -26,6 +26,10 @@ class Rule:
     pattern: str
     age: float
     count: int | None = None
+
+    def __str__(self) -> str:
+        count = "" if self.count is None else f"/{self.count}"
+        return f"{self.pattern}={format_duration(self.age)}{count}"
 
 
 class Retention:
@@ -46,7 +50,8 @@ class Retention:
 def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
     """Rules with ages from ``low`` to ``high`` seconds.
 
-    As text ``PATTERN=AGE`` or ``PATTERN=AGE/COUNT``, separated by commas; in TOML and Python a table by pattern, of ages,
+    As text ``PATTERN=AGE`` or ``PATTERN=AGE/COUNT``, separated by commas, or a JSON array of such texts; in TOML
+    and Python a table by pattern, of ages,
     of the same text, or of tables with ``age`` and ``count``. A pattern that comes twice makes no sense.
     """
     age = duration(low, high).cast
@@ -66,8 +71,12 @@ def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
 
 def _pairs(value: object) -> list[tuple[object, object]]:
     if isinstance(value, str):
-        items = [item.rpartition("=") for item in value.split(",")] if value.strip() else []
-        return [(pattern.strip(), kept) for pattern, _, kept in items]
+        # A pattern may have a comma in it: then the rules are a JSON array, one text each.
+        texts = json_list(value)
+        if texts is None:
+            texts = [text.strip() for text in value.split(",")] if value.strip() else []
+        items = [text.rpartition("=") for text in texts]
+        return [(pattern, kept) for pattern, _, kept in items]
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):
@@ -97,10 +106,7 @@ def _count(value: object) -> int:
 
 
 def _as_text(value: tuple[Rule, ...]) -> str:
-    return ",".join(
-        f"{rule.pattern}={format_duration(rule.age)}" + ("" if rule.count is None else f"/{rule.count}")
-        for rule in value
-    )
+    return ",".join(map(str, value))
 
 
 def _show(value: object) -> object:

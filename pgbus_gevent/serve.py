@@ -18,7 +18,7 @@ from typing import Any
 from . import workers
 from .casting import redact_url
 from .cli_common import PROGRAM, Parser, program_errors, read_or_make_secret
-from .config import Settings
+from .config import Settings, stated
 from .database import Database
 from .database.embedded import EmbeddedPostgres
 from .errors import InvalidSetting, PgbusError
@@ -39,10 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     with program_errors(PROGRAM) as outcome:
         arguments = parser.parse_args(argv)
-        settings = Settings.load(**flags_given(arguments))
+        flags = flags_given(arguments)
+        settings = Settings.load(**flags)
         configure(settings.log_level, settings.log_format)
         with ExitStack() as stack:
-            outcome.status = _Service(settings, arguments.app, stack).run()
+            outcome.status = _Service(settings, arguments.app, stated(**flags), stack).run()
     return outcome.status
 
 
@@ -60,8 +61,9 @@ def _parser() -> Parser:
 class _Service:
     """Everything that the program has; ``stack`` closes what was opened, last first."""
 
-    def __init__(self, settings: Settings, app_name: str | None, stack: ExitStack) -> None:
+    def __init__(self, settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> None:
         self._stack = stack
+        self._stated = stated
         self._app_name = app_name
         self._embedded: EmbeddedPostgres | None = None
         self.settings = self._complete(settings)
@@ -75,7 +77,9 @@ class _Service:
             self._stack.callback(self._embedded.close)
             secret = settings.secret or (read_or_make_secret(settings.data_dir, create=True),)
             settings = replace(settings, database_url=self._embedded.url, secret=secret)
-        elif not settings.secret:
+        elif (
+            not settings.secret and self._app_name is None
+        ):  # an application may have streams, and a secret, of its own
             raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
         if self._app_name is None:
             settings = replace(
@@ -93,9 +97,10 @@ class _Service:
     def _run_here(self) -> int:
         stopper = Stopper(self.settings.grace, on_hurry=self._close_database)
         stopper.watch_signals()
-        instance, application = build(self.settings, self._app_name, self._stack)
+        served, application = build(self.settings, self._app_name, self._stated, self._stack)
         sock = self._listen()
-        instance.start()
+        for instance in served:
+            instance.start()
         server = Server(
             sock,
             application,
@@ -103,11 +108,11 @@ class _Service:
             max_request_head=self.settings.max_request_head,
         )
         server.start()
-        self._announce(server.server_port)
+        self._announce(server.server_port, served[0].settings.database_url)
         # What was made so far stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        return run_until_stopped(server, [instance], stopper)
+        return run_until_stopped(server, served, stopper)
 
     def _run_workers(self) -> int:
         sock = self._listen()
@@ -119,8 +124,8 @@ class _Service:
         else:
             database.check_schema()
         database.close()
-        found = workers.Workers(self.settings, self._app_name, sock, on_hurry=self._close_database)
-        return found.run(lambda: self._announce(port))
+        found = workers.Workers(self.settings, self._app_name, self._stated, sock, on_hurry=self._close_database)
+        return found.run(lambda: self._announce(port, self.settings.database_url))
 
     def _close_database(self) -> None:
         if self._embedded is not None:
@@ -138,9 +143,9 @@ class _Service:
         self._stack.callback(sock.close)
         return sock
 
-    def _announce(self, port: int) -> None:
+    def _announce(self, port: int, database_url: str | None) -> None:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        database = redact_url(self.settings.database_url)
+        database = redact_url(database_url)
         print(f"pgbus_gevent serves http://{host}:{port}/ database {database} pid {os.getpid()}", flush=True)
 
 

@@ -11,19 +11,19 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import fields, replace
-from decimal import Decimal
+from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 
 from .bus import Bus
-from .config import Settings, variable
+from .config import Settings, shown
 from .core.filters import Filters
-from .errors import InvalidArgument
+from .errors import InvalidArgument, InvalidSetting
+from .settings_passing import environment
 from .streamer import set_current
-from .streamer.instance import Instance
+from .streamer.instance import Instance, instances
 from .web.stream_app import Authorize, StreamApp
 
 if TYPE_CHECKING:
@@ -41,30 +41,86 @@ _LOOK = 0.05  # seconds
 
 WSGIApp = Callable[..., Iterable[bytes]]
 
+_OF_THE_PROCESS = {
+    "host", "port", "workers", "data_dir", "log_level", "log_format", "demo_speed", "request_timeout", "max_request_head", "grace",
+}  # fmt: skip
+"""Settings of the server, which is ``serve``'s whoever's the streams are."""
 
-def build(settings: Settings, app_name: str | None, stack: ExitStack) -> tuple[Instance, WSGIApp]:
-    """The process's Instance, not started, and the application that serves it beside ``app_name``, or beside the demo.
+_OF_OUR_STREAMS = {"authorize": "an authorize hook", "filters": "filters"}
+"""Settings that only the streams which ``serve`` mounts itself can have."""
 
-    ``stack`` closes what was opened. Raises :class:`InvalidArgument` when there is no such application.
+
+class Served(NamedTuple):
+    """What a process serves: its Instances, not started, and the application that serves their streams."""
+
+    instances: list[Instance]
+    application: WSGIApp
+
+
+def build(settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> Served:
+    """The streams beside the application ``app_name``, or beside the demo.
+
+    An application that has streams of its own, by a plugin or a StreamApp, is served as it is, with its hook, filters and
+    settings. ``stated`` names the settings that somebody stated, which may not contradict those. ``stack`` closes what was
+    opened. Raises :class:`InvalidArgument` for a contradiction, and when there is no such application.
     """
-    # So that an application's ``Bus()`` is on our database and signs what we verify, wherever we have them from.
-    os.environ[variable("database_url")] = str(settings.database_url)
-    os.environ[variable("secret")] = ",".join(settings.secret)
+    # So that an application's ``Bus()`` has all our settings, wherever we have them from.
+    given = environment(settings)
+    os.environ.update(given)
+    for name in os.environ.keys() - given.keys():
+        del os.environ[name]
     instance = Instance(settings)
     set_current(instance)
     # For a start that fails half-way; after a regular stop there is nothing left to do.
-    stack.callback(instance.shutdown, 1.0)
-    authorize: Authorize | None = None
+    stack.callback(_shut_down_all)
     if app_name is None:
         demo = _demo(instance, stack)
-        beside, authorize = demo.app, demo.authorize
-    else:
-        beside = load_app(app_name)
+        return _beside(instance, demo.app, demo.authorize)
+    application = load_app(app_name)
+    own = with_streams()
+    if not own:
+        if not settings.secret:
+            raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
+        return _beside(instance, application, None)
+    if instance not in own:
+        instance.shutdown(0.0)  # it was never started: nobody is there
+        set_current(own[0] if len(own) == 1 else None)
+    _refuse_contradictions(settings, stated, own)
+    return Served(own, application)
+
+
+def with_streams() -> list[Instance]:
+    """The Instances of this process whose streams some StreamApp serves."""
+    return [instance for instance in instances() if instance.stream_apps]
+
+
+def _shut_down_all() -> None:
+    for instance in instances():
+        instance.shutdown(1.0)
+
+
+def _beside(instance: Instance, application: WSGIApp, authorize: Authorize | None) -> Served:
+    settings = instance.settings
     if settings.filters is not None:
         instance.filters.share(_filters(settings.filters))
     if settings.authorize is not None:
         authorize = load(settings.authorize, "function")
-    return instance, _mount(StreamApp(instance, authorize), beside)
+    return Served([instance], _mount(StreamApp(instance, authorize), application))
+
+
+def _refuse_contradictions(settings: Settings, stated: frozenset[str], own: list[Instance]) -> None:
+    for name in sorted(stated & _OF_OUR_STREAMS.keys()):
+        raise InvalidArgument(
+            f"{name}={getattr(settings, name)!r} would have no effect: the application serves streams of its own, which have"
+            f" {_OF_OUR_STREAMS[name]} of their own; leave it out"
+        )
+    for name in sorted(stated - _OF_THE_PROCESS):
+        theirs = [getattr(instance.settings, name) for instance in own]
+        if getattr(settings, name) not in theirs:
+            raise InvalidArgument(
+                f"serve was given {name}={shown(name, getattr(settings, name))}, but the application's own streams have"
+                f" {name}={shown(name, theirs[0])}: state it in one place"
+            )
 
 
 def _filters(name: str) -> Filters:
@@ -98,10 +154,23 @@ def _start_when_alive(demo: Demo, instance: Instance) -> None:
 
 
 def _mount(streams: StreamApp, application: WSGIApp) -> WSGIApp:
-    """The streams under their prefix, the application everywhere else."""
+    """The streams under their prefix, the application everywhere else.
+
+    An application that makes streams of its own only now, at a request, has them from then on: its hook must not be passed by.
+    """
+    ours = True
 
     def mounted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        chosen: WSGIApp = streams if streams.serves(environ.get("PATH_INFO", "")) else application
+        nonlocal ours
+        if ours and any(app is not streams for instance in with_streams() for app in instance.stream_apps):
+            ours = False
+            logger.error(
+                "the application has made streams of its own after the start: they are served from now on, and those of"
+                " serve are not. Make them when the application is imported"
+            )
+            if with_streams() != [streams.instance]:
+                gevent.spawn(streams.instance.shutdown)
+        chosen: WSGIApp = streams if ours and streams.serves(environ.get("PATH_INFO", "")) else application
         return chosen(environ, start_response)
 
     return mounted
@@ -156,17 +225,3 @@ def raise_descriptor_limit(connections: int) -> None:
             connections,
             _RESERVE,
         )
-
-
-def variables(settings: Settings) -> dict[str, str]:
-    """The environment that gives another process these settings, but for those at a default of None or nothing."""
-    given = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-    return {variable(name): _text(value) for name, value in given.items() if value not in (None, ())}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{Decimal(repr(value)):f}"
-    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,6 +1,7 @@
 """gunicorn as ``serve --workers`` runs it: a program of its own, told by PGBUS_* variables what to serve.
 
-``python -m pgbus_gevent.worker_program DESCRIPTOR PARENT [APP]``: the listening socket, and the process without which it ends.
+``python -m pgbus_gevent.worker_program DESCRIPTOR PARENT STATED [APP]``: the listening socket, the process without which it
+ends, and the names of the settings that somebody stated.
 It is not patched for gevent, which a process that forks must not be; its workers are.
 """
 
@@ -58,8 +59,9 @@ class _Arbiter(Arbiter):  # type: ignore[misc]
 class _Application(BaseApplication):  # type: ignore[misc]
     """What the master loads: its own configuration at once, the application in each worker."""
 
-    def __init__(self, settings: Settings, descriptor: int, app_name: str | None) -> None:
+    def __init__(self, settings: Settings, descriptor: int, app_name: str | None, stated: frozenset[str]) -> None:
         self._settings = settings
+        self._stated = stated
         self._app_name = app_name
         self._stack = ExitStack()
         self._options = {
@@ -81,7 +83,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> WSGIApp:
         try:
-            return build(self._settings, self._app_name, self._stack)[1]
+            return build(self._settings, self._app_name, self._stated, self._stack).application
         except InvalidArgument as error:
             # The master ends on it, instead of starting workers for ever.
             raise AppImportError(f"{PROGRAM}: {error}") from None
@@ -93,12 +95,12 @@ class _Application(BaseApplication):  # type: ignore[misc]
         self._stack.close()
 
 
-def main(descriptor: str, parent: str, app_name: str | None = None) -> None:
+def main(descriptor: str, parent: str, stated: str, app_name: str | None = None) -> None:
     """Run until a signal ends it. Raises SystemExit with gunicorn's status."""
     _end_with(int(parent))
     settings = Settings.load()
     configure(settings.log_level, settings.log_format)
-    _Application(settings, int(descriptor), app_name).run()
+    _Application(settings, int(descriptor), app_name, frozenset(filter(None, stated.split(",")))).run()
 
 
 def _end_with(parent: int) -> None:

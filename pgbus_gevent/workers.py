@@ -17,7 +17,8 @@ import gevent
 from .config import Settings
 from .errors import PgbusError
 from .hosts.running import Stopper
-from .serving import SPARE, variables
+from .serving import SPARE
+from .settings_passing import environment
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
@@ -32,18 +33,24 @@ _ANSWER_TIMEOUT = 5.0
 class Workers:
     """gunicorn as a child, in a process group of its own: Ctrl-C is for us alone, and we know what to make of it."""
 
-    def __init__(self, settings: Settings, app_name: str | None, sock: Any, *, on_hurry: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        app_name: str | None,
+        stated: frozenset[str],
+        sock: Any,
+        *,
+        on_hurry: Callable[[], object],
+    ) -> None:
         self._settings = settings
         self._on_hurry = on_hurry
         self._address = sock.getsockname()
         self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload)
         self._stopper.watch_signals()
-        # What the file says is in the variables already, and flags have changed some of it.
-        kept = {name: value for name, value in os.environ.items() if name != "PGBUS_CONFIG"}
-        arguments = [str(sock.fileno()), str(os.getpid()), *([] if app_name is None else [app_name])]
+        arguments = [str(sock.fileno()), str(os.getpid()), ",".join(stated), *([] if app_name is None else [app_name])]
         self._child = subprocess.Popen(
             [sys.executable, "-m", "pgbus_gevent.worker_program", *arguments],
-            env={**kept, **variables(settings)},
+            env=environment(settings),
             pass_fds=[sock.fileno()],
             start_new_session=True,
         )

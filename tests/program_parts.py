@@ -67,6 +67,10 @@ class Program:
     def get(self, path: str) -> Answer:
         return ask(self.port, path)
 
+    def head_status(self, path: str, **headers: str) -> int:
+        """The status of a HEAD: of a stream, that of its GET, without the stream."""
+        return ask(self.port, path, "HEAD", **headers).status
+
     def post(self, path: str, **fields: str) -> Answer:
         return ask(self.port, path, "POST", urlencode(fields), Content_Type="application/x-www-form-urlencoded")
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgbus_gevent.casting import default_data_dir, format_duration, format_size, parse_duration, parse_size, redact_url
-from pgbus_gevent.config import Settings
+from pgbus_gevent.casting import format_duration, format_size, parse_duration, parse_size, redact_url
+from pgbus_gevent.config import Settings, default_data_dir
 from pgbus_gevent.errors import InvalidArgument, InvalidSetting
 from pgbus_gevent.flags import add_flags, flags_given, settings_table
 

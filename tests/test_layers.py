@@ -25,6 +25,7 @@ FLOORS = {
     "casting": 1,
     "turbo": 1,
     "retention": 1,
+    "settings_passing": 1,
     "core": 2,
     "database": 3,
     "streamer": 4,

@@ -22,7 +22,6 @@ from support import PATIENCE, run, session, until
 from pgbus_gevent.config import Settings
 from pgbus_gevent.hosts.load_board import LoadBoard
 from pgbus_gevent.hosts.pywsgi import Server, listen
-from pgbus_gevent.serving import variables
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
@@ -199,23 +198,6 @@ def test_without_gunicorn_one_line_says_what_to_install(folder: Path, pgbus_data
 
 
 # parts ---------------------------------------------------------------------------------------------------------------
-
-
-def test_settings_are_the_same_after_the_way_through_the_environment() -> None:
-    settings = Settings(
-        database_url="host=/tmp dbname=x",
-        secret=("an old secret of the site", "the new secret of the site"),
-        public=("demo:*", "x"),
-        listen=False,
-        heartbeat=0.123456789,
-        demo_speed=12345.678,
-        ring_bytes=12345,
-        publish_token="token",
-        workers=3,
-        port=0,
-    )
-    assert Settings.load(environ=variables(settings)) == settings
-    assert Settings.load(environ=variables(Settings())) == Settings()
 
 
 def test_a_worker_leaves_connections_to_the_one_that_has_the_least() -> None:

@@ -15,6 +15,7 @@ from gevent.event import Event
 
 from .. import coalescer
 from ..streamer.instance import Instance, instances
+from ..streamer.instance import instances as all_instances
 from .pywsgi import Server
 
 logger = logging.getLogger("pgbus_gevent.serve")
@@ -112,7 +113,9 @@ def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
     """
     deadline = monotonic() + grace
     server.close()
-    gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in instances], timeout=grace + 1.0)
+    # Those too that the application made only after the start.
+    every = {*instances, *all_instances()}
+    gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in every], timeout=grace + 1.0)
     server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
     publish_held_back(deadline - monotonic())
 

@@ -85,10 +85,6 @@ class Instance:
         clients: Callable[..., Clients] = Clients,
         router: Callable[..., WakeRouter] = WakeRouter,
         ephemerals: Callable[..., Ephemerals] = Ephemerals,
-        presence: Callable[..., PresenceKeeper] = PresenceKeeper,
-        revocations: Callable[..., Revocations] = Revocations,
-        rechecks: Callable[..., Rechecks] = Rechecks,
-        pruner: Callable[..., Pruner] = Pruner,
         connection: Callable[..., Connection] = Connection,
         body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
@@ -103,6 +99,9 @@ class Instance:
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
         self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
+        self.stream_apps: list[
+            object
+        ] = []  # the StreamApps that serve its streams: at most a few, made with the process
         self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()
@@ -163,7 +162,7 @@ class Instance:
             admit_deadline=ADMIT_DEADLINE,
             on_end=lambda client, reason: self.clients.end(client, reason),
         )
-        self.presence = presence(
+        self.presence = PresenceKeeper(
             self.database.presence,
             tracks=PublicNames(self.settings.presence).__contains__,
             ttl=self.settings.presence_ttl,
@@ -190,10 +189,10 @@ class Instance:
             watch=self.heartbeat.watch,
             unwatch=self.heartbeat.forget,
         )
-        self.revocations: Revocations = revocations(
+        self.revocations: Revocations = Revocations(
             queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval
         )
-        self.pruner = pruner(
+        self.pruner = Pruner(
             self.database.pruning, interval=self.settings.prune_interval, forget_after=self.settings.forget_after
         )
         self.tasks = [  # the first two are stopped last, each in its turn
@@ -207,7 +206,7 @@ class Instance:
         if not read_only:
             self.tasks.append(self._task("presence", self.presence.run))
         if self.settings.recheck:
-            self.rechecks = rechecks(self.registry, self.clients.end, self.clients.adopt, self.settings.recheck)
+            self.rechecks = Rechecks(self.registry, self.clients.end, self.clients.adopt, self.settings.recheck)
             self.tasks.append(self._task("rechecks", self.rechecks.run))
         if self.settings.listen:
             self.tasks.append(self._task("listener", self.listener.run))

@@ -1,0 +1,146 @@
+"""``serve module:app`` for applications that bring streams of their own: these are what is served, with their hook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from program_parts import PATIENCE, SECRET, Program, program
+
+from pgbus_gevent.core.names import Signer
+
+BASE = """
+import bottle
+from pgbus_gevent import Bus, StreamApp
+from pgbus_gevent.bottle_plugin import PgbusPlugin
+from pgbus_gevent.streamer import Instance, current, instances
+
+def authorize(environ, stream):
+    return environ.get("HTTP_COOKIE") == "user=ada"
+
+def plain(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(sum(instance.alive for instance in instances())).encode()]
+
+def beside(streams):
+    def application(environ, start_response):
+        chosen = streams if streams.serves(environ["PATH_INFO"]) else plain
+        return chosen(environ, start_response)
+    return application
+"""
+KINDS = {
+    "plugin": """
+application = bottle.Bottle()
+application.route("/", callback=lambda: str(sum(instance.alive for instance in instances())))
+application.install(PgbusPlugin(Bus(), authorize=authorize))
+""",
+    "stream_app": "application = beside(StreamApp(Instance(Bus().settings), authorize))\n",
+    "current": "application = beside(StreamApp(current(), authorize))\n",
+    "own_start": "application = beside(StreamApp(Instance().start(), authorize))\n",
+    "flask": """
+import flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+site = flask.Flask("site")
+site.add_url_rule("/", view_func=lambda: str(sum(instance.alive for instance in instances())))
+application = DispatcherMiddleware(site, {"/pgbus": StreamApp(Instance(), authorize)})
+""",
+}
+
+
+def application(folder: Path, code: str) -> None:
+    (folder / "site_app.py").write_text(BASE + code)
+
+
+SERVE = ("-m", "pgbus_gevent.serve", "site_app:application")
+
+
+def path(secret: str = SECRET) -> str:
+    return f"/pgbus/streams/{Signer((secret,)).sign('orders')}?replay=0"
+
+
+def statuses(served: Program, path: str) -> list[int]:
+    """What a stream answers a stranger, and whom the application's hook lets in."""
+    return [served.head_status(path), served.head_status(path, Cookie="user=ada")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_applications_own_streams_answer_with_their_hook(kind: str, pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, KINDS[kind])
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        assert statuses(served, path()) == [403, 200]
+        assert served.page("/") == "1"  # one streamer in the process
+        assert served.stop() == 0, served.log
+
+
+def test_with_workers_too(pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, KINDS["plugin"])
+    with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
+        for _ in range(4):
+            assert statuses(served, path()) == [403, 200]
+        assert served.stop() == 0, served.log
+
+
+def test_an_application_without_a_secret_of_serves_has_its_own(pgbus_database: str, tmp_path: Path) -> None:
+    own = "the application's own secret"
+    application(tmp_path, f"application = beside(StreamApp(Instance(secret={own!r}), authorize))\n")
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path, PGBUS_SECRET="") as served:
+        assert statuses(served, path(own)) == [403, 200]
+
+
+def test_streams_that_are_made_at_a_request_take_over(pgbus_database: str, tmp_path: Path) -> None:
+    application(
+        tmp_path,
+        """
+streams = None
+def application(environ, start_response):
+    global streams
+    streams = streams or beside(StreamApp(Instance(), authorize))
+    return streams(environ, start_response)
+""",
+    )
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        served.page("/")
+        assert statuses(served, path()) == [403, 200]
+        assert "made streams of its own after the start" in served.log
+        assert served.stop() == 0, served.log
+
+
+def test_the_settings_of_serve_are_those_of_a_bus_in_the_application(pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, KINDS["plugin"])
+    (tmp_path / "pgbus.toml").write_text('heartbeat = "3s"\npublic = ["a,b"]\n')
+    with program(*SERVE, "--config", "pgbus.toml", database_url=pgbus_database, cwd=tmp_path) as served:
+        assert served.head_status("/pgbus/streams/a%2Cb", Cookie="user=ada") == 200
+
+
+@pytest.mark.parametrize(
+    "code, flags, complaint",
+    [
+        (
+            'application = beside(StreamApp(Instance(retention="2h"), authorize))',
+            ["--retention", "1h"],  # the default, but stated
+            "serve was given retention=3600.0, but the application's own streams have retention=7200.0",
+        ),
+        (
+            'application = beside(StreamApp(Instance(secret="the application\'s own secret"), authorize))',
+            [],
+            "serve was given secret='***', but the application's own streams have secret='***'",
+        ),
+        (
+            'application = beside(StreamApp(Instance(database_url="postgresql://u:hidden@elsewhere/x"), authorize))',
+            [],
+            "but the application's own streams have database_url='postgresql://u:***@elsewhere/x'",
+        ),
+        (KINDS["plugin"], ["--authorize", "site_app:authorize"], "authorize='site_app:authorize' would have no effect"),
+        (KINDS["plugin"], ["--filters", "site_app:bus"], "filters='site_app:bus' would have no effect"),
+    ],
+)
+def test_a_contradiction_is_one_line_and_status_2(
+    code: str, flags: list[str], complaint: str, pgbus_database: str, tmp_path: Path
+) -> None:
+    application(tmp_path, code)
+    served = Program([*SERVE, *flags], pgbus_database, tmp_path, None)
+    try:
+        assert served.process.wait(PATIENCE) == 2, served.log
+        assert complaint in served.log and "Traceback" not in served.log and "hidden" not in served.log
+    finally:
+        served.close()
