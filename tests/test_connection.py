@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from streamer_parts import plain, tcp_pair, wait_until
 
+from pgbus_gevent.core import chunked
 from pgbus_gevent.core.client import Client, Place, StreamRequest
 from pgbus_gevent.streamer.connection import Connection
 
@@ -44,6 +47,15 @@ class Connected:
             found += data
         return found
 
+    def received_until_reset(self) -> bytes:
+        found = b""
+        try:
+            while data := self.peer.recv(65536):
+                found += data
+        except ConnectionResetError:
+            pass
+        return found
+
     def close(self) -> None:
         self.connection.abort()
         self.peer.close()
@@ -72,6 +84,50 @@ def test_the_last_frame_has_no_head_before_it(connected: Connected) -> None:
     connected.connection.finish(b"bye\n\n", 102.0)
     assert connected.receive(1000) == HEAD + b"data: a\n\nbye\n\n"
     assert connected.gone == [(connected.connection, "finished")]
+
+
+@pytest.mark.parametrize("size", [1, chunked.COPIED, chunked.COPIED + 1, 50_000])
+def test_each_write_is_a_chunk_and_the_last_one_comes_with_the_farewell(size: int) -> None:
+    connected = Connected(chunked=True)
+    try:
+        data = random.randbytes(size)
+        connected.connection.send(data, 101.0)
+        assert connected.connection.send_extra(b"extra\n\n", 102.0)
+        connected.connection.finish(b"bye\n\n", 103.0)
+        head = HEAD + b"%x\r\n" % size
+        tail = b"\r\n7\r\nextra\n\n\r\n5\r\nbye\n\n\r\n0\r\n\r\n"
+        assert connected.receive(len(head) + size + len(tail) + 1) == head + data + tail
+        wait_until(lambda: connected.gone)
+        assert connected.connection.bytes_sent >= len(head) + size
+    finally:
+        connected.close()
+
+
+def test_one_that_is_cut_off_gets_no_last_chunk() -> None:
+    connected = Connected(chunked=True)
+    connected.connection.send(b"data: a\n\n", 101.0)
+    connected.connection.abort()
+    assert b"0\r\n\r\n" not in connected.received_until_reset()
+    connected.close()
+
+
+def test_slow_clients_share_what_they_have_yet_to_take_and_copy_nothing_at_the_end() -> None:
+    message = b"x" * 1_000_000
+    slow = [Connected(chunked=True) for _ in range(20)]
+    try:
+        for connected in slow:
+            connected.connection.send(b"first", 101.0)
+        tracemalloc.start()
+        for connected in slow:
+            connected.connection.send(message, 102.0)
+            assert connected.connection.blocked_since
+            connected.connection.finish(b"bye\n\n", 103.0)
+        kept, _ = tracemalloc.get_traced_memory()
+        assert kept < 100_000
+    finally:
+        tracemalloc.stop()
+        for connected in slow:
+            connected.close()
 
 
 def test_it_knows_when_it_was_opened_and_last_sent_to(connected: Connected) -> None:
@@ -133,7 +189,7 @@ def test_a_client_that_never_reads_costs_the_kernel_no_more_than_its_buffer() ->
             connected.connection.send(MORE_THAN_FITS, 101.0)
             rest = connected.connection._writer._rest
             assert rest is not None
-            taken.append(len(HEAD) + len(MORE_THAN_FITS) - len(rest))
+            taken.append(len(HEAD) + len(MORE_THAN_FITS) - sum(map(len, rest)))
         assert taken[0] < taken[1]
     finally:
         small.close()

@@ -145,6 +145,39 @@ def test_whatever_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[in
         written.close()
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.lists(st.lists(st.integers(0, 300_000), min_size=1, max_size=4), min_size=1, max_size=4),
+    extras=st.lists(st.integers(0, 40_000), max_size=4),
+    piece=st.integers(1, 200_000),
+)
+def test_several_pieces_and_what_waits_behind_them_come_in_their_order(
+    sizes: list[list[int]], extras: list[int], piece: int
+) -> None:
+    written = Written()
+    expected, received = bytearray(), bytearray()
+    try:
+        for each in sizes:
+            parts = [random.randbytes(size) for size in each]
+            written.writer.write_all(parts, written.now)
+            expected += b"".join(parts)
+            for size in extras:
+                data = random.randbytes(size)
+                if written.writer.write_extra(data, written.now):
+                    expected += data
+                if written.writer.blocked_since is not None:
+                    received += written.peer.recv(piece)
+                    breathe()
+            while written.writer.blocked_since is not None:
+                received += written.peer.recv(piece)
+                breathe()
+        written.writer.finish(b"bye", written.now)
+        received += written.receive(len(expected) + 3 - len(received))
+        assert received == expected + b"bye"
+    finally:
+        written.close()
+
+
 def test_it_is_blocked_since_the_peer_last_took_something(written: Written) -> None:
     data = written.fill()
     written.now = 150.0

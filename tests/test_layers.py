@@ -42,8 +42,8 @@ FLOORS = {
 PROGRAMS = 7
 
 PURE = {
-    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "fnmatch", "itsdangerous", "json", "logging", "re",
-    "typing", "unicodedata",
+    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "fnmatch", "functools", "itsdangerous", "json",
+    "logging", "math", "re", "typing", "unicodedata",
 }  # fmt: skip
 """What core/ may import from elsewhere: nothing that reads a clock, a file or a socket, or waits."""
 

@@ -23,6 +23,7 @@ import pytest
 from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, read_until, wait_for
 from support import free_port
 
+from pgbus_gevent.core.chunked import LAST, chunk
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.web.take_over import TAKE_OVER
@@ -673,9 +674,10 @@ class Adopter:
         environ[TAKE_OVER](self.adopt)
         return []
 
-    def adopt(self, sock: socket.socket, head: bytes) -> None:
+    def adopt(self, sock: socket.socket, head: bytes, chunked: bool) -> None:
         self.adopted.append(sock)
-        sock.send(head + b"data: 1\n\n")
+        body = b"data: 1\n\n"
+        sock.send(head + (chunk(body) + LAST if chunked else body))
 
     def close(self) -> None:
         for sock in self.adopted:
@@ -691,7 +693,7 @@ def adopter() -> Iterator[Adopter]:
 
 def head_of(port: int, version: str = "1.1") -> Answer:
     with connected(port, get("/", version=version)) as sock:
-        return parse(read_until(sock, b"data: 1\n\n").partition(b"data:")[0])
+        return parse(read_until(sock, b"data: 1\n\n" if version == "1.0" else LAST))
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -700,7 +702,8 @@ def test_a_socket_is_given_away_with_the_head_and_the_handler_ends(
 ) -> None:
     app.handle = adopter
     answer = head_of(port, version)
-    assert set(answer.headers) == {"content-type", "connection", "date"}
+    assert set(answer.headers) - {"transfer-encoding"} == {"content-type", "connection", "date"}
+    assert answer.headers.get("transfer-encoding") == (None if version == "1.0" else "chunked")
     assert answer.headers["connection"] == "close"
     wait_for(lambda: not server.pool, "the handler ended")
     assert log() == ['127.0.0.1 "GET /" 200']
@@ -763,7 +766,7 @@ def test_a_socket_that_nobody_takes_in_the_end_is_closed(
 ) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
-        environ[TAKE_OVER](lambda sock, head: 1 / 0)
+        environ[TAKE_OVER](lambda sock, head, chunked: 1 / 0)
         return []
 
     app.handle = handle

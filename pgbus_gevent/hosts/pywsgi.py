@@ -16,7 +16,7 @@ import gevent
 from gevent import pywsgi
 from gevent.pool import Pool
 
-from ..web.take_over import TAKE_OVER
+from ..web.take_over import TAKE_OVER, framing, takes_chunks
 from .closing_server import BACKLOG, LAST_CALL, ClosingServer
 from .request_body import Body, Patience, SlowClient
 from .request_head import BadHead, Fields, check_head, read_head, shown_path
@@ -29,7 +29,7 @@ LINGER = 2.0
 
 Closing over it would reset the connection, and the answer would be lost with it."""
 
-Adopt = Callable[[socket.socket, bytes], object]
+Adopt = Callable[[socket.socket, bytes, bool], object]
 
 # The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
 _pywsgi: Any = pywsgi
@@ -212,20 +212,21 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def _give_away(self, adopt: Adopt) -> None:
         """The handler ends here: with no socket left it has nothing to close, and its greenlet is free."""
-        head = self._stream_head()
+        chunked = takes_chunks(self.request_version)
+        head = self._stream_head(chunked)
         self.close_connection = True
         plain: Any = _socket.socket(fileno=self.socket.detach())  # a socket that gevent has no part in
         self.socket = None
         try:
-            adopt(plain, head)
+            adopt(plain, head, chunked)
         except BaseException:
             plain.close()
             raise
 
-    def _stream_head(self) -> bytes:
+    def _stream_head(self, chunked: bool) -> bytes:
         """Status line and headers, those that middleware added included."""
         self._drop_headers(*_CONNECTION_HEADERS)
-        headers = [*self.response_headers, (b"connection", b"close")]
+        headers = [*self.response_headers, *((name.encode(), value.encode()) for name, value in framing(chunked))]
         if self.provided_date is None:
             headers.append((b"date", _date(int(self.time_start))))
         lines = [b"HTTP/1.1 " + self.status, *(name + b": " + value for name, value in headers)]

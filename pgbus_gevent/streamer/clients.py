@@ -94,13 +94,15 @@ class Clients:
             return "too-many-connections"
         return None
 
-    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Client:
-        """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame."""
+    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> Client:
+        """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame, and
+        announces chunks where ``chunked`` says so."""
         connection = self._make_connection(
             self._new_id(request),
             request,
             sock,
             head,
+            chunked=chunked,
             **self._callbacks,
         )
         self._register(connection, request)

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 
+from ..core import chunked as chunks
 from ..core.client import Client, StreamRequest
 from .io_writer import IoWriter
 
 
 class Connection(Client):
-    """``head`` is the response's status line and headers, which go out before the first frame.
+    """``head`` is the response's status line and headers, which go out before the first frame; ``chunked`` whether they announce
+    chunks, one for each write.
 
     ``on_drained`` is called with the connection when it can take more again, ``on_gone`` with it and a reason when the client has
     left; both in the hub. ``send_buffer`` is the kernel's for this socket, in bytes: by itself it would take 4 MB for a
@@ -19,7 +21,7 @@ class Connection(Client):
     nothing.
     """
 
-    __slots__ = ("_head", "_writer")
+    __slots__ = ("_chunked", "_head", "_writer")
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class Connection(Client):
         sock: socket.socket,
         head: bytes,
         *,
+        chunked: bool = False,
         on_drained: Callable[[Connection], None],
         on_gone: Callable[[Connection, str], None],
         send_buffer: int = 65536,
@@ -36,6 +39,7 @@ class Connection(Client):
     ) -> None:
         super().__init__(id, request, now=clock())
         self._head = head
+        self._chunked = chunked
         _tune(sock, send_buffer, dead_after)
         self._writer = IoWriter(sock, self, on_drained=on_drained, on_gone=on_gone, clock=clock)
 
@@ -45,19 +49,35 @@ class Connection(Client):
 
     def send(self, data: bytes, now: float) -> None:
         self.last_sent = now
+        if self._chunked:
+            size = len(data)
+            if size > chunks.COPIED:
+                self._send_large(size, data, now)
+                return
+            data = chunks.chunk(data)
         if self._head:
             data, self._head = self._head + data, b""
         self.bytes_sent += len(data)
         self._writer.write(data, now)
 
+    def _send_large(self, size: int, data: bytes, now: float) -> None:
+        # As it is: all connections share it, the slow ones for long.
+        head, self._head = self._head + chunks.head(size), b""
+        self.bytes_sent += len(head) + size + len(chunks.END)
+        self._writer.write_all((head, data, chunks.END), now)
+
     def send_extra(self, data: bytes, now: float) -> bool:
         self.last_sent = now
+        if self._chunked:
+            data = chunks.chunk(data)
         taken = self._writer.write_extra(data, now)
         if taken:
             self.bytes_sent += len(data)
         return taken
 
     def finish(self, farewell: bytes, now: float) -> None:
+        if self._chunked:
+            farewell = chunks.chunk(farewell) + chunks.LAST
         self._writer.finish(self._head + farewell, now)
         self._head = b""
 

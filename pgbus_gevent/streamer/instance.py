@@ -300,9 +300,9 @@ class Instance:
         """Why a new stream is to be refused now, or None: see :meth:`Clients.refusal`."""
         return self.clients.refusal(request.owner, request.address)
 
-    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes) -> Client:
-        """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame."""
-        return self.clients.take_over(request, sock, head)
+    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> Client:
+        """Serve a client on a socket that is ours from now on: see :meth:`Clients.take_over`."""
+        return self.clients.take_over(request, sock, head, chunked)
 
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import gevent
@@ -16,6 +16,8 @@ MAX_EXTRA = 64 * 1024
 """Bytes of frames that a slow client may go without which wait for it all the same."""
 
 Owner = TypeVar("Owner")
+
+_Parts = list[memoryview | bytearray]
 
 _READ, _WRITE = 1, 2  # libev's events
 _MAX_INPUT = 4096  # a client of an event stream has nothing to say; one that goes on talking is cut off
@@ -49,7 +51,7 @@ class IoWriter(Generic[Owner]):
         self._on_drained = on_drained
         self._on_gone = on_gone
         self._clock = clock
-        self._rest: memoryview | None = None
+        self._rest: _Parts | None = None
         self._closing = False
         self._input = 0
         self.blocked_since: float | None = None
@@ -70,16 +72,33 @@ class IoWriter(Generic[Owner]):
             self._gone(error)
             return
         if sent < len(data):
-            self._wait_for(memoryview(data)[sent:], now)
+            self._wait_for([memoryview(data)[sent:]], now)
+
+    def write_all(self, parts: Sequence[bytes], now: float) -> None:
+        """The same for several pieces in a row, none of which is copied."""
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            sent = sock.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._gone(error)
+            return
+        rest: _Parts = [memoryview(part) for part in parts]
+        _drop(rest, sent)
+        if rest:
+            self._wait_for(rest, now)
 
     def write_extra(self, data: bytes, now: float) -> bool:
         """Send, or let it wait behind what waits; False when too much does."""
         if self._rest is None:
             self.write(data, now)
             return True
-        if self._closing or len(self._rest) + len(data) > MAX_EXTRA:
+        if self._closing or sum(map(len, self._rest)) + len(data) > MAX_EXTRA:
             return False
-        self._rest = memoryview(bytes(self._rest) + data)
+        self._put_behind(self._rest, data)
         return True
 
     def finish(self, farewell: bytes, now: float) -> None:
@@ -87,12 +106,20 @@ class IoWriter(Generic[Owner]):
         if self._rest is None:
             self.write(farewell, now)
         else:
-            self._rest = memoryview(bytes(self._rest) + farewell)
+            self._put_behind(self._rest, farewell)
         self._closing = True
         if self._rest is None:
             self._gone("finished")
 
-    def _wait_for(self, rest: memoryview, now: float) -> None:
+    def _put_behind(self, rest: _Parts, data: bytes) -> None:
+        """In a piece of its own: what waits already is shared with other connections, and may be large."""
+        last = rest[-1]
+        if isinstance(last, bytearray):
+            last += data
+        else:
+            rest.append(bytearray(data))
+
+    def _wait_for(self, rest: _Parts, now: float) -> None:
         self._rest = rest
         self.blocked_since = now
         assert self._sock is not None
@@ -103,14 +130,14 @@ class IoWriter(Generic[Owner]):
         if self._sock is None or self._rest is None:
             return
         try:
-            sent = self._sock.send(self._rest)
+            sent = self._sock.sendmsg(self._rest)
         except BlockingIOError:
             return
         except OSError as error:
             self._gone(error)
             return
-        if sent < len(self._rest):
-            self._rest = self._rest[sent:]
+        _drop(self._rest, sent)
+        if self._rest:
             self.blocked_since = self._clock()  # it does take bytes: the deadline is for who takes none
             return
         self._rest = None
@@ -167,6 +194,14 @@ class IoWriter(Generic[Owner]):
         self._rest = None
         self.blocked_since = None
         sock.close()
+
+
+def _drop(parts: _Parts, count: int) -> None:
+    """Take so many bytes off the front."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts.pop(0))
+    if count:
+        parts[0] = parts[0][count:]
 
 
 def _end(watcher: Any) -> None:

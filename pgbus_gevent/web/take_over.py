@@ -19,13 +19,14 @@ from .responses import Environ, Headers, StartResponse, status_line
 TAKE_OVER = "pgbus_gevent.take_over"
 """The environ key under which our server offers its socket: a function, given what to call with socket and head."""
 
-Adopt = Callable[[Any, bytes], object]
+Adopt = Callable[[Any, bytes, bool], object]
 
 
 def take_over(
     environ: Environ, start_response: StartResponse, headers: Headers, adopt: Adopt
 ) -> Iterable[bytes] | None:
-    """Give the request's socket to ``adopt``, with the head of the answer, and return what the application is to return.
+    """Give the request's socket to ``adopt``, with the head of the answer and whether that announces chunks, and return what the
+    application is to return.
 
     None where no socket is to be had; then nothing was done.
     """
@@ -37,9 +38,20 @@ def take_over(
     for offer in (_from_gunicorn, _from_uwsgi):
         descriptor = offer(environ, start_response, headers)
         if descriptor is not None:
-            adopt(_plain(descriptor), _head(headers))
+            chunked = takes_chunks(environ["SERVER_PROTOCOL"])
+            adopt(_plain(descriptor), _head(headers, chunked), chunked)
             return []
     return None
+
+
+def takes_chunks(protocol: str | None) -> bool:
+    """Whether a client of this version of HTTP knows the chunked transfer coding; HTTP/1.0 has the end of the connection alone."""
+    return protocol == "HTTP/1.1"
+
+
+def framing(chunked: bool) -> Headers:
+    """The headers that tell where the body ends."""
+    return [("transfer-encoding", "chunked"), ("connection", "close")] if chunked else [("connection", "close")]
 
 
 def _from_gunicorn(environ: Environ, start_response: StartResponse, headers: Headers) -> int | None:
@@ -88,6 +100,7 @@ def _plain(descriptor: int) -> Any:
     return _socket.socket(fileno=descriptor)
 
 
-def _head(headers: Headers) -> bytes:
-    lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in headers if name != "connection")]
-    return "\r\n".join([*lines, "connection: close", "", ""]).encode("latin-1")
+def _head(headers: Headers, chunked: bool) -> bytes:
+    kept = [header for header in headers if header[0] != "connection"]
+    lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in kept + framing(chunked))]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
