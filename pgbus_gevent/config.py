@@ -143,7 +143,7 @@ class Settings:
         30 * 86400.0, kinds.duration(_HOUR, _YEARS), "Delivery", None, "how long a stream that was emptied is remembered")
     heartbeat: float = _setting(
         15.0, kinds.duration(0.1, 300), "Delivery", "--heartbeat",
-        "how long a connection may be quiet before it gets a comment")
+        "the longest that a connection is quiet before it gets a comment")
     retry: float = _setting(
         2.0, kinds.duration(0.1, 300), "Delivery", None, "how long clients are told to wait before they reconnect")
     max_age: float = _setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -86,14 +87,24 @@ def beating() -> Beating:
 # Heartbeats
 
 
-def test_a_quiet_connection_gets_one_after_the_interval_and_not_much_later(beating: Beating) -> None:
-    times: list[float] = []
-    for _ in range(50):
-        beating.client().on_send = lambda: times.append(beating.now - START)
-    beating.run_for(INTERVAL * 1.25 + 0.5)
-    assert len(times) == 50 == beating.heartbeat.sent
-    assert min(times) >= INTERVAL
-    assert max(times) <= INTERVAL * 1.25 + 0.5
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_connection_is_never_quiet_for_longer_than_the_interval_nor_told_so_long_before(
+    beating: Beating, busy: bool
+) -> None:
+    clients = [beating.client() for _ in range(50)]
+    silences: list[float] = []
+    for client in clients:
+        client.on_send = lambda client=client: silences.append(beating.now - client.last_sent)  # type: ignore[misc]
+
+    def now_and_then() -> None:
+        if busy and random.random() < 0.05:
+            client = random.choice(clients)
+            client.last_sent = beating.now
+
+    beating.run_for(INTERVAL * 20, now_and_then)
+    assert len(silences) == beating.heartbeat.sent > 50 * 15
+    assert max(silences) <= INTERVAL
+    assert min(silences) >= INTERVAL * 0.75 - 0.5
 
 
 def test_it_says_what_time_it_is(beating: Beating) -> None:
@@ -102,14 +113,14 @@ def test_it_says_what_time_it_is(beating: Beating) -> None:
     client.on_send = lambda: said.append(int(WALL + beating.now - START))
     beating.run_for(100)
     assert bytes(client.received) == b"".join(map(sse.heartbeat, said))
-    assert 4 <= len(said) <= 6
+    assert 100 / INTERVAL - 1 <= len(said) <= 100 / (INTERVAL * 0.7)
 
 
 def test_a_connection_that_was_sent_something_gets_none(beating: Beating) -> None:
     client = beating.client()
 
     def send_now_and_then() -> None:
-        if beating.now - client.last_sent >= INTERVAL - 1:
+        if beating.now - client.last_sent >= INTERVAL / 2:
             client.send(b"x", beating.now)
 
     beating.run_for(200, send_now_and_then)
@@ -141,7 +152,7 @@ def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) ->
     sweeps: Counter[float] = Counter()
     for client in clients:
         client.on_send = lambda: sweeps.update([beating.now])
-    beating.run_for(INTERVAL * 1.25 + 0.5)
+    beating.run_for(INTERVAL)
     assert sum(sweeps.values()) == 10_000
     assert max(sweeps.values()) < 2_500
 
@@ -236,7 +247,7 @@ def test_forgetting_one_twice_or_one_that_was_never_there_does_nothing(beating: 
     for _ in range(2):
         beating.heartbeat.forget(client)
     beating.heartbeat.forget(FakeClient())
-    beating.run_for(INTERVAL * 1.25 + 0.5)
+    beating.run_for(INTERVAL)
     assert other.received
 
 
@@ -282,7 +293,7 @@ def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> No
     beating.now += 3600
     beating.heartbeat.sweep()
     assert all(client.received.count(b"heartbeat") == 1 for client in clients)
-    beating.run_for(INTERVAL - 1)
+    beating.run_for(INTERVAL / 2)
     assert beating.heartbeat.sent == 100
 
 

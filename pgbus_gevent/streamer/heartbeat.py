@@ -19,13 +19,16 @@ from ..core.client import Client
 _MAX_TICK = 0.25  # seconds
 
 _SPREAD = 0.25
-"""Up to so many intervals more pass before a heartbeat: after a broadcast to all, all are quiet from the same moment on."""
+"""Up to so many intervals less pass before a heartbeat: after a broadcast to all, all are quiet from the same moment on.
+
+Less, and not more: whoever sets the interval has somebody on the way in mind who cuts off what is quiet for longer.
+"""
 
 
 class Heartbeat:
     """The greenlet that sweeps; :meth:`run` is its loop. :meth:`watch` and :meth:`forget` never yield.
 
-    ``interval`` is after how long a silence a heartbeat goes out; a client that takes no byte for ``write_deadline`` is a slow
+    ``interval`` is the longest silence before a heartbeat; a client that takes no byte for ``write_deadline`` is a slow
     consumer; one that nobody could tell where it starts within ``admit_deadline`` is refused; all in seconds. ``on_end`` is given a
     client and the reason why it is to be closed.
     """
@@ -40,13 +43,15 @@ class Heartbeat:
         clock: Callable[[], float] = monotonic,
         wall_clock: Callable[[], float] = time,
     ) -> None:
-        self._interval = interval
         self._write_deadline = write_deadline
         self._admit_deadline = admit_deadline
         # Seldom enough that nearly each look is a heartbeat. One that stops reading just after it was looked at is found at the
         # next, before its deadline is over, and is looked at again when that is.
-        self._look = min(interval * (1.0 + _SPREAD), write_deadline)
-        self._tick = min(_MAX_TICK, self._look / 4, admit_deadline / 4)
+        self._look = min(interval, write_deadline)
+        self._tick = min(_MAX_TICK, self._look / 8, admit_deadline / 4)
+        # A slot is up to one tick late, and so is the sweep.
+        self._most = interval - 2 * self._tick
+        self._least = self._most - interval * _SPREAD
         self._on_end = on_end
         self._clock = clock
         self._wall_clock = wall_clock
@@ -112,10 +117,10 @@ class Heartbeat:
         if blocked_since is None:
             if client.admitted:
                 # As good as all come this way, every quarter of a minute: what it costs is what an idle connection costs.
-                if now - client.last_sent >= self._interval:
+                if now - client.last_sent >= self._least:
                     client.send(frame, now)
                     self.sent += 1
-                due = client.last_sent + self._interval * (1.0 + _SPREAD * random.random())
+                due = client.last_sent + random.uniform(self._least, self._most)
             else:
                 due = client.opened_at + self._admit_deadline
                 if due <= now:
