@@ -385,6 +385,7 @@ class Parts:
         for subscription in self.registry.remove(client):
             client.reason = reason
             self.reader.forget(subscription)
+            self.dispatcher.forget(subscription)
 
     def _drained(self, client: FakeClient) -> None:
         for subscription in client.subscriptions:

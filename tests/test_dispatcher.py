@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
-from pgbus_gevent.core import sse
+from pgbus_gevent.core import hints, sse
 from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
-from pgbus_gevent.streamer import dispatcher, reader, turns
+from pgbus_gevent.streamer import dispatcher, hint_passes, reader, turns
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,8 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
     monkeypatch.setattr(dispatcher, "SLICE", 2)
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
-    monkeypatch.setattr(dispatcher, "EPHEMERAL_BYTES", 50)
+    monkeypatch.setattr(hint_passes, "HINT_BYTES", 50)
+    monkeypatch.setattr(hint_passes, "SLICE", 2)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
     monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
@@ -476,7 +477,7 @@ def test_who_leaves_during_an_ephemeral_pass_is_given_nothing_more() -> None:
 def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dispatcher, "MAX_EPHEMERALS", 3)
+    monkeypatch.setattr(hints, "MAX_WAITING", 3)
     parts = Parts()
     client = parts.connect()
     log = parts.log()

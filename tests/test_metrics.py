@@ -22,7 +22,7 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core.events import Events, Passed
 from pgbus_gevent.core.exposition import CONTENT_TYPE, Family, Histogram, Sample, merged, render
-from pgbus_gevent.database.schema import migrate
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of

@@ -28,8 +28,8 @@ from support import (
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core import sse
+from pgbus_gevent.core.hints import MAX_WAITING
 from pgbus_gevent.core.stream_log import Frame
-from pgbus_gevent.streamer.dispatcher import MAX_EPHEMERALS
 from pgbus_gevent.testing.client import StreamClient
 
 PROMPT = 0.25
@@ -194,9 +194,9 @@ def test_a_flood_of_ephemerals_is_dropped_beyond_a_bound_with_one_warning_and_du
 ) -> None:
     with serving(pgbus_settings) as server:
         client = server.live("orders")
-        for number in range(3 * MAX_EPHEMERALS):
+        for number in range(3 * MAX_WAITING):
             server.instance.dispatcher.pass_on("orders", Frame(0, sse.message(str(number)), None, None))
         last = pgbus_bus.stream("orders").broadcast("durable")
         until(lambda: client.last_id == str(last), "the durable one arrives")
-        until(lambda: len(client.messages) == MAX_EPHEMERALS + 1, "and the others that were taken")
+        until(lambda: len(client.messages) == MAX_WAITING + 1, "and the others that were taken")
         assert len([record for record in caplog.records if "dropping" in record.getMessage()]) == 1

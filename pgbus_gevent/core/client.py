@@ -165,9 +165,10 @@ class Subscription:
     the cursor that it came with, or what the database made of its ``replay``. ``waiting`` tells that the reader has it, so
     that passes step over it. ``verified`` tells that the head is as new as the client's arrival, so that a cursor beyond it is
     ahead. ``lost`` is the cursor that it had when the table turned out to have lost what it was sent, until it has been told.
+    ``hinted`` tells that ephemeral messages had the first turn when it was last brought forward.
     """
 
-    __slots__ = ("client", "cursor", "lives", "log", "lost", "place", "start", "verified", "waiting")
+    __slots__ = ("client", "cursor", "hinted", "lives", "log", "lost", "place", "start", "verified", "waiting")
 
     def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
@@ -177,6 +178,7 @@ class Subscription:
         self.cursor: int | None = None
         self.start: int | None = place.since
         self.lost: int | None = None
+        self.hinted = False
         self.waiting = False
         self.verified = False
 

@@ -19,7 +19,8 @@ from ..core.client import Client, Subscription, admit, missed
 from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.registry import Registry
-from ..core.stream_log import Chunk, Frame, History, StreamLog, make_chunk
+from ..core.stream_log import Chunk, Frame, History, StreamLog
+from .hint_passes import HintPasses
 from .turns import Steps, Turns, breathe
 
 logger = logging.getLogger("pgbus_gevent.dispatcher")
@@ -32,12 +33,6 @@ SLICE = 100
 
 BEHIND_SLICE = 5
 """The same of connections that are behind: each is sent up to :data:`CHUNK_BYTES`, ten times what a live one costs."""
-
-MAX_EPHEMERALS = 10_000
-"""Ephemeral messages that wait to be passed on; beyond that new ones are dropped, with one warning for all of a flood."""
-
-EPHEMERAL_BYTES = 16 * 1024
-"""About how much of them one send carries: little enough that it finds room behind what a slow client has yet to take."""
 
 _CACHED_CURSORS = 32
 
@@ -79,12 +74,19 @@ class StreamEventDispatcher:
         self._turns = Turns(clock)
         self._moved: set[StreamLog] = set()
         self._lagging: deque[Subscription] = deque()
-        self._ephemerals: dict[str, deque[Frame]] = {}  # by stream
-        self._ephemerals_waiting = 0
-        self._dropping = False
+        self._hints = HintPasses(registry, self._audience, self._turns, send=self._give, clock=clock)
         self.sends = 0
         self.passes = 0
-        self.dropped = 0  # ephemeral messages
+
+    @property
+    def dropped(self) -> int:
+        """Ephemeral messages that went to nobody, as too many came."""
+        return self._hints.dropped
+
+    @property
+    def missed(self) -> int:
+        """Ephemeral messages that went by a client which read too slowly, counted for each client."""
+        return self._hints.missed
 
     # what the other parts tell
 
@@ -110,18 +112,11 @@ class StreamEventDispatcher:
 
     def pass_on(self, stream: str, frame: Frame) -> None:
         """Send an ephemeral message to who is connected now."""
-        if self._ephemerals_waiting >= MAX_EPHEMERALS:
-            if not self._dropping:
-                logger.warning("more than %d ephemeral messages wait: dropping new ones of %r", MAX_EPHEMERALS, stream)
-            self._dropping = True
-            self.dropped += 1
-            return
-        self._ephemerals_waiting += 1
-        if stream in self._ephemerals:
-            self._ephemerals[stream].append(frame)
-        else:
-            self._ephemerals[stream] = deque([frame])
-            self._turns.add(self._pass_ephemerals(stream))
+        self._hints.add(stream, frame)
+
+    def forget(self, subscription: Subscription) -> None:
+        """The client has left."""
+        self._hints.forget(subscription)
 
     # the loop
 
@@ -140,8 +135,8 @@ class StreamEventDispatcher:
             for subscription in self._registry.subscriptions(log.name):
                 if subscription.cursor is None:
                     self.bring(subscription)
-        for stream in self._ephemerals:
-            self._turns.add(self._pass_ephemerals(stream))
+        for subscription in self._hints.resume():
+            self.bring(subscription)
 
     # passes; each `yield` is where other streams have their turn
 
@@ -199,7 +194,7 @@ class StreamEventDispatcher:
             subscription = self._lagging.popleft()
             if subscription.cursor is None:
                 self._admit(subscription)
-            if self._step(subscription, chunks):
+            if self._advance(subscription, chunks):
                 # Behind those who wait: one that is far behind takes turns with the others.
                 self._lagging.append(subscription)
             served += 1
@@ -210,7 +205,7 @@ class StreamEventDispatcher:
         """Send one connection the next frames of the ring; whether it can take more."""
         log, cursor = subscription.log, subscription.cursor
         if cursor is None or not _may_send(subscription):
-            return False
+            return False  # what has the first turn may have filled its socket
         if subscription.lost is not None:
             self._on_behind(subscription)  # what it has to be told is what is retained, which only the table knows
             return False
@@ -225,33 +220,17 @@ class StreamEventDispatcher:
         self.sends += 1
         return chunk.cursor < log.head
 
-    def _pass_ephemerals(self, stream: str) -> Steps:
-        # One pass over a stream at a time, as two would overtake each other.
-        waiting = self._ephemerals[stream]
-        while waiting:
-            chunk = make_chunk(self._take_ephemerals(waiting))
-            now = self._clock()
-            for n, subscription in enumerate(self._registry.subscriptions(stream), 1):
-                if n % SLICE == 0:
-                    yield
-                    now = self._clock()
-                if subscription.cursor is not None and not subscription.client.closed:
-                    data = self._audience.ephemerals_for(subscription, chunk)
-                    if data:
-                        self._give(subscription.client.send_extra, subscription.client, data, now)
-            if waiting:
-                yield
-        del self._ephemerals[stream]
-
-    def _take_ephemerals(self, waiting: deque[Frame]) -> list[Frame]:
-        frames = [waiting.popleft()]
-        size = len(frames[0].data)
-        while waiting and (size := size + len(waiting[0].data)) <= EPHEMERAL_BYTES:
-            frames.append(waiting.popleft())
-        self._ephemerals_waiting -= len(frames)
-        if not self._ephemerals_waiting:
-            self._dropping = False
-        return frames
+    def _advance(self, subscription: Subscription, chunks: dict[_Place, Chunk | None]) -> bool:
+        """Send one connection what it lacks next, of messages and of ephemeral ones; whether it can take more."""
+        if subscription.cursor is None or not _may_send(subscription):
+            return False
+        # By turns, as its socket may take no more than one of the two.
+        subscription.hinted = not subscription.hinted
+        if subscription.hinted:
+            more = self._hints.step(subscription)
+            return self._step(subscription, chunks) or more
+        more = self._step(subscription, chunks)
+        return self._hints.step(subscription) or more
 
     def serve(self, log: StreamLog, history: History, subscriptions: list[Subscription]) -> None:
         """Send a page from the database to all who stand within it; called by a reader, and gives way as it goes."""
@@ -272,7 +251,7 @@ class StreamEventDispatcher:
                 self._send(subscription, chunk, now, gap)
                 self.sends += 1
             elif gap:
-                self._give(subscription.client.send, subscription.client, gap, now)
+                self._give(subscription.client, gap, now)
 
     def _gap(self, subscription: Subscription, cursor: int, horizon: int, oldest: int) -> bytes:
         reason, frame = missed(subscription, cursor, horizon, oldest)
@@ -305,7 +284,7 @@ class StreamEventDispatcher:
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
         greeting = sse.connected(client.id, streams, retry_after=self._retry(), heartbeat=self._heartbeat)
-        self._give(client.send, client, greeting + b"".join(gaps), self._clock())
+        self._give(client, greeting + b"".join(gaps), self._clock())
         self._lagging.extend(each for each in client.subscriptions if each is not subscription)
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
@@ -318,11 +297,11 @@ class StreamEventDispatcher:
         if before:
             data = before + data
         if data:
-            self._give(subscription.client.send, subscription.client, data, now)
+            self._give(subscription.client, data, now)
 
-    def _give(self, send: Callable[[bytes, float], object], client: Client, data: bytes, now: float) -> None:
+    def _give(self, client: Client, data: bytes, now: float) -> None:
         try:
-            send(data, now)
+            client.send(data, now)
         except Exception:
             self._broken(client)
 

@@ -312,6 +312,7 @@ class Instance:
 
     def _left(self, subscription: Subscription) -> None:
         self.reader.forget(subscription)
+        self.dispatcher.forget(subscription)
         self.attendance.left(subscription)
 
     def _moved(self, log: StreamLog, new: int) -> None:

@@ -145,6 +145,12 @@ class Metrics:
             "Ephemeral messages dropped in a flood",
             instance.ephemerals.dropped + instance.dispatcher.dropped,
         )
+        yield one(
+            "pgbus_ephemerals_missed_total",
+            "counter",
+            "Ephemeral messages that clients missed as they read too slowly, counted for each client",
+            instance.dispatcher.missed,
+        )
         yield one("pgbus_ring_bytes", "gauge", "Memory that recent messages take, in bytes", instance.budget.used)
         yield one("pgbus_ring_max_bytes", "gauge", "The most memory for recent messages", instance.budget.limit)
 
