@@ -116,13 +116,6 @@ class FakeClient(Client):
         else:
             self.received += data
 
-    def send_extra(self, data: bytes, now: float) -> bool:
-        if self._blocked_since is None:
-            self.send(data, now)
-        else:
-            self.waiting += data
-        return True
-
     def finish(self, farewell: bytes, now: float) -> None:
         self.received += farewell
 

@@ -11,7 +11,6 @@ from streamer_parts import wait_until
 
 from pgbus_gevent.core.client import Client, Place, StreamRequest
 from pgbus_gevent.streamer.body_connection import BodyConnection
-from pgbus_gevent.streamer.io_writer import MAX_EXTRA
 from pgbus_gevent.streamer.turns import breathe
 
 
@@ -85,52 +84,22 @@ def test_something_waits_until_the_server_asks_for_the_next_chunk(server: Server
     assert server.body.blocked_since is None
 
 
-def test_frames_that_came_meanwhile_go_out_as_one_chunk(server: Server) -> None:
-    server.get_stuck()
-    assert server.body.send_extra(b"a", server.now)
-    assert server.body.send_extra(b"b", server.now)
-    server.takes.set()
-    wait_until(lambda: server.written == [b"stuck", b"ab"])
-
-
 def test_a_client_that_takes_nothing_is_blocked_since_then_whatever_else_comes(server: Server) -> None:
     server.get_stuck()
     for _ in range(10):
         server.now += 5.0
-        assert server.body.send_extra(b"x", server.now)
+        server.body.send(b"x", server.now)
     assert server.body.blocked_since == 100.0
 
 
 def test_a_client_that_takes_a_chunk_has_the_deadline_anew(server: Server) -> None:
     server.get_stuck()
-    server.body.send_extra(b"x", server.now)
+    server.body.send(b"x", server.now)
     server.now = 150.0
     server.takes.set()
     server.takes.clear()
     wait_until(lambda: server.written)
     wait_until(lambda: server.body.blocked_since == 150.0)
-
-
-def test_extra_frames_that_wait_are_bounded(server: Server) -> None:
-    server.get_stuck()
-    taken = sum(server.body.send_extra(b"x" * 1000, server.now) for _ in range(1000))
-    assert taken == MAX_EXTRA // 1000
-
-
-def test_an_extra_frame_of_any_size_goes_out_when_nothing_waits(server: Server) -> None:
-    breathe()
-    assert server.body.send_extra(b"x" * 10 * MAX_EXTRA, server.now)
-    wait_until(lambda: server.written == [b"x" * 10 * MAX_EXTRA])
-
-
-def test_the_body_ends_after_the_last_frame(server: Server) -> None:
-    server.body.send(b"a", server.now)
-    server.body.reason = "restart"
-    server.body.finish(b"bye", server.now)
-    wait_until(lambda: server.greenlet.dead)
-    assert b"".join(server.written) == b"abye"
-    assert server.gone == [(server.body, "client left")]
-    assert (server.drained, server.error) == ([], None)
 
 
 def test_the_last_frame_goes_behind_what_waits(server: Server) -> None:

@@ -53,15 +53,6 @@ class Written:
         assert self.writer.blocked_since == self.now
         return data
 
-    def fill_up(self) -> bytes:
-        """Write in small pieces until one of them has to wait."""
-        written = bytearray()
-        while self.writer.blocked_since is None:
-            data = random.randbytes(1000)
-            self.writer.write(data, self.now)
-            written += data
-        return bytes(written)
-
     def receive(self, size: int, piece: int = 65536) -> bytes:
         """Exactly so many bytes, from the other end."""
         found = bytearray()
@@ -148,12 +139,9 @@ def test_whatever_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[in
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.lists(st.integers(0, 300_000), min_size=1, max_size=4), min_size=1, max_size=4),
-    extras=st.lists(st.integers(0, 40_000), max_size=4),
     piece=st.integers(1, 200_000),
 )
-def test_several_pieces_and_what_waits_behind_them_come_in_their_order(
-    sizes: list[list[int]], extras: list[int], piece: int
-) -> None:
+def test_several_pieces_and_what_waits_behind_them_come_in_their_order(sizes: list[list[int]], piece: int) -> None:
     written = Written()
     expected, received = bytearray(), bytearray()
     try:
@@ -161,13 +149,6 @@ def test_several_pieces_and_what_waits_behind_them_come_in_their_order(
             parts = [random.randbytes(size) for size in each]
             written.writer.write_all(parts, written.now)
             expected += b"".join(parts)
-            for size in extras:
-                data = random.randbytes(size)
-                if written.writer.write_extra(data, written.now):
-                    expected += data
-                if written.writer.blocked_since is not None:
-                    received += written.peer.recv(piece)
-                    breathe()
             while written.writer.blocked_since is not None:
                 received += written.peer.recv(piece)
                 breathe()
@@ -194,43 +175,6 @@ def test_its_callbacks_run_in_the_hub(written: Written) -> None:
     written.peer.close()
     wait_until(lambda: written.gone)
     assert written.callers == {gevent.get_hub()}
-
-
-# Frames that a slow client may go without
-
-
-def test_an_extra_frame_goes_behind_what_waits(written: Written) -> None:
-    data = written.fill_up()
-    assert written.writer.write_extra(b"extra", written.now)
-    assert written.receive(len(data) + 5) == data + b"extra"
-    wait_until(lambda: written.drained)
-
-
-def test_what_waits_is_bounded_whatever_is_offered(written: Written) -> None:
-    data = written.fill_up()
-    taken = sum(written.writer.write_extra(b"x" * 1000, written.now) for _ in range(1000))
-    assert taken in (64, 65)
-    assert written.receive(len(data) + taken * 1000) == data + b"x" * taken * 1000
-
-
-def test_a_client_that_has_much_to_take_is_given_no_extra_frames(written: Written) -> None:
-    data = written.fill()
-    assert not written.writer.write_extra(b"extra", written.now)
-    assert written.receive(len(data)) == data
-
-
-def test_an_extra_frame_of_any_size_goes_out_when_nothing_waits(written: Written) -> None:
-    data = random.randbytes(MORE_THAN_FITS)
-    assert written.writer.write_extra(data, written.now)
-    assert written.receive(len(data)) == data
-
-
-def test_after_the_last_frame_no_extra_one_is_taken(written: Written) -> None:
-    data = written.fill_up()
-    written.writer.finish(b"bye", written.now)
-    assert not written.writer.write_extra(b"x", written.now)
-    assert written.receive(len(data) + 3) == data + b"bye"
-    assert written.at_the_end()
 
 
 # The end, from our side
@@ -323,7 +267,7 @@ def test_a_client_that_leaves_while_something_waits_is_reported_once(over_tcp: W
     assert (over_tcp.drained, over_tcp.writer.blocked_since) == (0, None)
 
 
-@pytest.mark.parametrize("what", ["write", "write_extra", "finish"])
+@pytest.mark.parametrize("what", ["write", "finish"])
 def test_a_client_that_turns_out_to_have_left_is_reported_once(written: Written, what: str) -> None:
     written.peer.close()
     getattr(written.writer, what)(b"x", written.now)

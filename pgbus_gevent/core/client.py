@@ -146,10 +146,6 @@ class Client(ABC):
         """Give the client whole frames. Only while nothing waits for it. Never blocks."""
 
     @abstractmethod
-    def send_extra(self, data: bytes, now: float) -> bool:
-        """Give the client a frame that it may go without; False when there is no room for it."""
-
-    @abstractmethod
     def finish(self, farewell: bytes, now: float) -> None:
         """Send the last frame and close; behind what waits for the client, should there be something."""
 

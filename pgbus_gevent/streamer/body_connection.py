@@ -14,7 +14,6 @@ import gevent
 from gevent.event import Event
 
 from ..core.client import Client, StreamRequest
-from .io_writer import MAX_EXTRA
 
 
 class BodyConnection(Client):
@@ -58,12 +57,6 @@ class BodyConnection(Client):
             self._waiting_since = now
         self._parts.append(data)
         self._ready.set()
-
-    def send_extra(self, data: bytes, now: float) -> bool:
-        if self._waiting_since is not None and sum(map(len, self._parts)) + len(data) > MAX_EXTRA:
-            return False
-        self.send(data, now)
-        return True
 
     def finish(self, farewell: bytes, now: float) -> None:
         self.send(farewell, now)

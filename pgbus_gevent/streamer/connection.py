@@ -66,15 +66,6 @@ class Connection(Client):
         self.bytes_sent += len(head) + size + len(chunks.END)
         self._writer.write_all((head, data, chunks.END), now)
 
-    def send_extra(self, data: bytes, now: float) -> bool:
-        self.last_sent = now
-        if self._chunked:
-            data = chunks.chunk(data)
-        taken = self._writer.write_extra(data, now)
-        if taken:
-            self.bytes_sent += len(data)
-        return taken
-
     def finish(self, farewell: bytes, now: float) -> None:
         if self._chunked:
             farewell = chunks.chunk(farewell) + chunks.LAST

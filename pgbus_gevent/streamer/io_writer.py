@@ -12,9 +12,6 @@ from typing import Any, Generic, TypeVar
 
 import gevent
 
-MAX_EXTRA = 64 * 1024
-"""Bytes of frames that a slow client may go without which wait for it all the same."""
-
 Owner = TypeVar("Owner")
 
 _Parts = list[memoryview | bytearray]
@@ -90,16 +87,6 @@ class IoWriter(Generic[Owner]):
         _drop(rest, sent)
         if rest:
             self._wait_for(rest, now)
-
-    def write_extra(self, data: bytes, now: float) -> bool:
-        """Send, or let it wait behind what waits; False when too much does."""
-        if self._rest is None:
-            self.write(data, now)
-            return True
-        if self._closing or sum(map(len, self._rest)) + len(data) > MAX_EXTRA:
-            return False
-        self._put_behind(self._rest, data)
-        return True
 
     def finish(self, farewell: bytes, now: float) -> None:
         """Send ``farewell`` behind what waits, then close."""
