@@ -225,9 +225,10 @@ def secrets(least: int) -> Kind[tuple[str, ...]]:
     return texts("SECRET", f"at least {least} characters each", lambda word: len(word) >= least, _hide)
 
 
-def token() -> Kind[str]:
+def token(least: int) -> Kind[str]:
     """What follows ``Authorization: Bearer``, never shown; anything but visible ASCII could not be sent there."""
-    return text("TOKEN", "visible ASCII characters without spaces", matches(r"[!-~]+"), _hide)
+    allowed = f"at least {least} visible ASCII characters without spaces"
+    return text("TOKEN", allowed, matches(rf"[!-~]{{{least},}}"), _hide)
 
 
 def origins() -> Kind[tuple[str, ...]]:

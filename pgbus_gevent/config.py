@@ -112,11 +112,12 @@ class Settings:
         "patterns of streams that may be read by their bare name, such as `demo:*`",
         words="none (`demo:*` with the demo)", repeatable=True)
     publish_token: str | None = _setting(
-        None, kinds.token(), "Access", "--publish-token",
-        "lets its bearer broadcast over HTTP", words="none (no broadcasting over HTTP)")
+        None, kinds.token(16), "Access", "--publish-token",
+        "lets its bearer broadcast over HTTP; at least 16 characters", words="none (no broadcasting over HTTP)")
     operator_token: str | None = _setting(
-        None, kinds.token(), "Access", "--operator-token",
-        "lets its bearer see the console and the metrics", words="none (the console is for loopback only)")
+        None, kinds.token(16), "Access", "--operator-token",
+        "lets its bearer see the console, and makes the metrics theirs alone; at least 16 characters",
+        words="none (`serve` makes one at start and logs the console's URL with it; the metrics are open)")
     authorize: str | None = _setting(
         None, kinds.reference(), "Access", "--authorize",
         "a function that is asked who may watch a stream, given environ and stream", words="none (every verified name)")

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     monkey.patch_all()
 
 import gc
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -27,8 +28,11 @@ from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
 from .logs import configure
 from .serving import build, load_app, raise_descriptor_limit
+from .web.operators import MADE_TOKEN, make_token
 
 __all__ = ["load_app", "main"]
+
+logger = logging.getLogger("pgbus_gevent.serve")
 
 DEMO_STREAMS = "demo:*"
 DEMO_PRESENCE = "demo:here"
@@ -66,6 +70,8 @@ class _Service:
         self._stated = stated
         self._app_name = app_name
         self._embedded: EmbeddedPostgres | None = None
+        self._made_token = None if settings.operator_token else make_token()
+        stack.callback(os.environ.pop, MADE_TOKEN, None)
         self.settings = self._complete(settings)
 
     def _complete(self, settings: Settings) -> Settings:
@@ -147,6 +153,10 @@ class _Service:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         database = redact_url(database_url)
         print(f"pgbus_gevent serves http://{host}:{port}/ database {database} pid {os.getpid()}", flush=True)
+        if self._made_token is not None:
+            # In the log, as whoever reads stdout expects one line.
+            where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"
+            logger.info("no operator token is set, so that one was made; the console is at %s", where)
 
 
 if __name__ == "__main__":

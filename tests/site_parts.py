@@ -47,6 +47,7 @@ class Site:
             request_timeout=instance.settings.request_timeout,
         )
         self.server.start()
+        self.headers: dict[str, str] = {}  # of each get()
         self.port = int(self.server.server_port)
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -57,7 +58,7 @@ class Site:
 
     def get(self, path: str, **headers: str) -> Answer:
         """A GET below the prefix that is answered whole."""
-        return ask(self.port, f"/pgbus{path}", **headers)
+        return ask(self.port, f"/pgbus{path}", **{**self.headers, **headers})
 
     def publish(self, stream: str, body: Any = b"data", query: str = "", **headers: str) -> Answer:
         """A broadcast over HTTP by who may."""

@@ -273,7 +273,7 @@ ACCEPTED: list[tuple[str, object, object]] = [
     ("database_url", f"{URL}\n", URL),
     ("cors_origins", "https://a.example.com,http://localhost:3000", ("https://a.example.com", "http://localhost:3000")),
     ("cors_origins", ["http://[::1]:8000", "capacitor://localhost"], ("http://[::1]:8000", "capacitor://localhost")),
-    ("publish_token", "abc.DEF-123~+/=", "abc.DEF-123~+/="),
+    ("publish_token", "abc.DEF-123~+/=0", "abc.DEF-123~+/=0"),
     ("log_level", "WARNING", "warning"),
     ("log_format", "json", "json"),
     ("demo_speed", "0.5", 0.5),
@@ -327,7 +327,8 @@ REFUSED: list[tuple[str, object, str]] = [
     ("secret", "short", "at least 16 characters"),
     ("secret", f"{SECRET},short", "at least 16 characters"),
     ("secret", [1], "at least 16 characters"),
-    *(("publish_token", value, "visible ASCII") for value in ("", "a b", "é", 5)),
+    *(("publish_token", value, "visible ASCII") for value in ("", "a b" * 9, "é" * 20, 5)),
+    *((name, "x" * 15, "at least 16") for name in ("publish_token", "operator_token")),
     ("operator_token", "a\nb", "visible ASCII"),
     *(
         ("cors_origins", value, "scheme://host")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
 
 import gevent
 import pytest
-from raw_http import Answer, ask
+from program_parts import program
+from raw_http import Answer, ask, exchange, get, parse
 from site_parts import Site, running_site
 from streamer_parts import FakeClient, added
-from support import until
+from support import run, session, until
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_counter import StreamCounter
@@ -27,7 +30,10 @@ from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import operators
 from pgbus_gevent.web.backstage import backstage_of
 from pgbus_gevent.web.console import WATCHERS
+from pgbus_gevent.web.operators import TRIES
 from pgbus_gevent.web.recent_warnings import KEPT, RecentWarnings
+from pgbus_gevent.web.sessions import Guesses
+from pgbus_gevent.web.stream_app import StreamApp
 from pgbus_gevent.web.tables import ROWS, Tables, Wanted
 
 TOKEN = "operator-token-of-the-site"
@@ -36,10 +42,16 @@ STATIC = ("/console/console.js", "/console/login.js", "/console/console.css")
 SECRET_VIEWS = ("/console", "/console/feed", "/console/streams", "/console/connections", "/console/retained?stream=x")
 
 
+def signed_in(site: Site) -> dict[str, str]:
+    """The header of a browser that has logged in."""
+    return {"Cookie": post(site, "login", {"token": TOKEN}).headers["set-cookie"].split(";")[0]}
+
+
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    """One on loopback, with a token."""
+    """One on loopback, with a token, at which everybody is logged in."""
     with running_site(pgbus_databases.make(), operator_token=TOKEN) as site:
+        site.headers = signed_in(site)
         yield site
 
 
@@ -57,13 +69,13 @@ def tokenless_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 
 def post(site: Site, path: str, fields: dict[str, str] | None = None, **headers: str) -> Answer:
-    headers = {"Content_Type": "application/x-www-form-urlencoded", **headers}
+    headers = {"Content_Type": "application/x-www-form-urlencoded", **site.headers, **headers}
     return ask(site.port, f"/pgbus/console/{path}", "POST", urlencode(fields or {}), **headers)
 
 
 @contextmanager
 def feed(site: Site, query: str = "", **headers: str) -> Iterator[StreamClient]:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    names = {name.replace("_", "-"): value for name, value in {**site.headers, **headers}.items()}
     with StreamClient(site.url, f"/pgbus/console/feed{query}", headers=names) as client:
         yield client
     # The server notices at the second write.
@@ -74,50 +86,46 @@ def feed(site: Site, query: str = "", **headers: str) -> Iterator[StreamClient]:
 # who may see it -------------------------------------------------------------------------------------------------------
 
 
-def test_who_sits_at_the_machine_sees_it(site: Site) -> None:
+NEAR = [
+    {},
+    {"Host": "localhost"},
+    {"Host": "127.0.0.1"},
+    {"Host": "[::1]"},
+    {"Host": "localhost", "X_Forwarded_For": "127.0.0.1"},
+    {"Host": "localhost", "Forwarded": "for=127.0.0.1"},
+    {"Host": "shop.example", "X_Real_IP": "127.0.0.1", "Via": "1.1 proxy"},
+]
+
+
+@pytest.mark.parametrize("headers", NEAR, ids=str)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_nobody_is_at_the_machine_whatever_the_request_says(site: Site, headers: dict[str, str], version: str) -> None:
+    names = {"Connection": "close"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    for view in (*SECRET_VIEWS, "/metrics"):
+        assert parse(exchange(site.port, get(f"/pgbus{view}", names, version))).status == 401
+        assert ask(site.port, f"/pgbus{view}", "HEAD", **headers, **BEARER).status == 200
+    kick = get("/pgbus/console/kick", names, version).replace(b"GET", b"POST", 1)
+    assert parse(exchange(site.port, kick)).status == 401
+
+
+def test_who_is_logged_in_sees_it(site: Site) -> None:
     answer = site.get("/console")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "console/console.js" in answer.body.decode()
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"X_Forwarded_For": "203.0.113.7"},
-        {"Forwarded": "for=203.0.113.7"},
-        {"X_Real_IP": "203.0.113.7"},
-        {"Via": "1.1 proxy"},
-        {"Host": "shop.example"},
-        {"Host": "shop.example:8080"},
-        {"Host": "127.0.0.1.shop.example"},
-    ],
-)
-def test_who_comes_through_a_proxy_or_by_another_name_does_not(site: Site, headers: dict[str, str]) -> None:
+def test_without_a_token_it_is_for_nobody_and_says_what_to_do(tokenless_site: Site) -> None:
     for view in SECRET_VIEWS:
-        assert site.get(view, **headers).status == 401
-        assert ask(site.port, f"/pgbus{view}", "HEAD", **headers, **BEARER).status == 200
-
-
-def test_nor_who_speaks_http_1_0_as_a_proxy_does(site: Site) -> None:
-    from raw_http import exchange, get, parse
-
-    assert parse(exchange(site.port, get("/pgbus/console", {"Host": "127.0.0.1"}, "1.0"))).status == 401
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "localhost:8080", "[::1]:8080"])
-def test_the_machine_has_several_names(site: Site, host: str) -> None:
-    assert site.get("/console", Host=host).status == 200
-
-
-def test_without_a_token_it_is_for_the_machine_alone_and_says_what_to_do(tokenless_site: Site) -> None:
-    for view in SECRET_VIEWS:
-        answer = tokenless_site.get(view)
-        assert answer.status == 403 and "PGBUS_OPERATOR_TOKEN" in answer.line
+        for headers in ({}, BEARER, {"Cookie": f"{operators.COOKIE}=x"}):
+            answer = tokenless_site.get(view, **headers)
+            assert answer.status == 403 and "PGBUS_OPERATOR_TOKEN" in answer.line
+    assert tokenless_site.get("/console?token=").status == 403
     assert post(tokenless_site, "login", {"token": ""}).status == 403
 
 
-@pytest.mark.parametrize("given", ["", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"])
-def test_a_token_that_is_wrong_opens_nothing(public_site: Site, given: str) -> None:
+@pytest.mark.parametrize("given", ["", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é", "Bearer "])
+def test_a_token_that_is_wrong_opens_nothing(public_site: Site, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guesses, "note", lambda *_: None)
     for view in SECRET_VIEWS:
         answer = public_site.get(view, Authorization=given) if given else public_site.get(view)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -137,12 +145,18 @@ def test_a_login_is_a_cookie_that_scripts_and_other_sites_have_no_part_in(public
     assert TOKEN not in cookie
     for view in ("/console", "/console/streams", "/console/connections"):
         assert public_site.get(view, Cookie=cookie).status == 200
-    out = post(public_site, "logout", Cookie=cookie)
-    assert (out.status, "Max-Age=0" in out.headers["set-cookie"]) == (303, True)
 
 
-def test_behind_tls_the_cookie_is_for_tls_alone(public_site: Site) -> None:
-    assert "; Secure" in post(public_site, "login", {"token": TOKEN}, X_Forwarded_Proto="https").headers["set-cookie"]
+@pytest.mark.parametrize("told", [{"Origin": "https://shop.example"}, {"X_Forwarded_Proto": "https"}], ids=str)
+def test_behind_tls_the_cookie_is_for_tls_alone(public_site: Site, told: dict[str, str]) -> None:
+    answer = post(public_site, "login", {"token": TOKEN}, Host="shop.example", **told)
+    assert answer.headers["set-cookie"].endswith("; Secure")
+
+
+@pytest.mark.parametrize("proto", ["http", "x", ""])
+def test_no_forwarded_header_takes_that_away(public_site: Site, proto: str) -> None:
+    headers = {"Origin": "https://shop.example", "Host": "shop.example", "X_Forwarded_Proto": proto}
+    assert post(public_site, "login", {"token": TOKEN}, **headers).headers["set-cookie"].endswith("; Secure")
 
 
 @pytest.mark.parametrize("cookie", ["pgbus_console=operator", "pgbus_console=operator.x.y", "pgbus_console=", "x;=;,"])
@@ -151,29 +165,168 @@ def test_a_cookie_that_was_made_up_opens_nothing(public_site: Site, cookie: str)
 
 
 def test_a_login_expires(public_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    cookie = post(public_site, "login", {"token": TOKEN}).headers["set-cookie"].split(";")[0]
-    assert public_site.get("/console", Cookie=cookie).status == 200
+    cookie = signed_in(public_site)
+    assert public_site.get("/console", **cookie).status == 200
     monkeypatch.setattr(operators, "SESSION", -1)
-    assert public_site.get("/console", Cookie=cookie).status == 401
+    assert public_site.get("/console", **cookie).status == 401
 
 
-def test_another_token_ends_all_logins(public_site: Site, pgbus_database: str) -> None:
-    cookie = post(public_site, "login", {"token": TOKEN}).headers["set-cookie"].split(";")[0]
-    with running_site(pgbus_database, operator_token="another-token", host="0.0.0.0") as other:
-        assert other.get("/console", Cookie=cookie).status == 401
+@pytest.fixture
+def fellows(pgbus_database: str) -> Iterator[tuple[Site, Site]]:
+    """Two workers on one database."""
+    with (
+        running_site(pgbus_database, operator_token=TOKEN) as one,
+        running_site(pgbus_database, operator_token=TOKEN) as two,
+    ):
+        yield one, two
 
 
-def test_tokens_cannot_be_tried_one_after_the_other(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_is_good_at_every_worker_and_a_logout_ends_it_at_all(fellows: tuple[Site, Site]) -> None:
+    one, two = fellows
+    cookie, other = signed_in(one), signed_in(two)
+    assert [site.get("/console", **cookie).status for site in fellows] == [200, 200]
+    out = post(two, "logout", **cookie)
+    assert (out.status, "Max-Age=0" in out.headers["set-cookie"]) == (303, True)
+    assert [site.get("/console", **cookie).status for site in fellows] == [401, 401]
+    assert [site.get("/console", **other).status for site in fellows] == [200, 200]
+
+
+def test_a_logout_ends_the_feed_at_every_worker(fellows: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgbus_gevent.web.console._SLOWLY", 1)
+    one, two = fellows
+    cookie = signed_in(one)
+    with feed(two, **cookie) as client:
+        client.next("now")
+        post(one, "logout", **cookie)
+        until(lambda: client.closed, "the feed has ended")
+        assert two.get("/console/feed", **cookie).status == 401
+
+
+@pytest.mark.parametrize(
+    "changed", [{"operator_token": "another-token-of-the-site"}, {"secret": ("another secret of it",)}], ids=str
+)
+def test_another_token_or_secret_ends_all_sessions(pgbus_database: str, changed: dict[str, Any]) -> None:
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        cookie = signed_in(site)
+    with running_site(pgbus_database, **{"operator_token": TOKEN, **changed}) as site:
+        assert site.get("/console", **cookie).status == 401
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        assert site.get("/console", **cookie).status == 200
+
+
+def test_neither_cookie_nor_token_is_in_the_database(pgbus_database: str) -> None:
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        value = signed_in(site)["Cookie"].partition("=")[2]
+        with session(pgbus_database) as connection:
+            [(row,)] = run(connection, "select s::text from pgbus.operator_sessions s")
+    assert value not in row and value.encode().hex() not in row
+    assert TOKEN not in row and TOKEN.encode().hex() not in row
+
+
+def test_sessions_hold_while_the_database_is_away(pgbus_database: str) -> None:
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        before = signed_in(site)
+        queries: Any = site.instance.database.operators
+
+        def away(*_: Any, **__: Any) -> Any:
+            raise DatabaseUnavailable("away")
+
+        queries._run = away
+        while_away = signed_in(site)
+        assert [site.get("/console", **cookie).status for cookie in (before, while_away)] == [200, 200]
+        assert site.get("/console", Cookie=f"{operators.COOKIE}=made-up").status == 401
+        assert site.get("/console", **BEARER).status == 200
+        assert post(site, "logout", **while_away).status == 303
+        assert site.get("/console", **while_away).status == 401
+        # The other workers do not hear of this one, and it says so.
+        assert post(site, "logout", **before).status == 503
+        assert site.get("/console", **before).status == 401
+
+
+def guess(site: Site, way: str) -> Answer:
+    if way == "login":
+        return post(site, "login", {"token": "guess"})
+    return site.get("/metrics" if way == "metrics" else "/console/streams", Authorization="Bearer guess")
+
+
+def from_elsewhere(site: Site, address: str) -> None:
+    app = StreamApp(site.instance)
+    site.app = lambda environ, start: app({**environ, "REMOTE_ADDR": address}, start)
+
+
+@pytest.mark.parametrize("way", ["login", "bearer", "metrics"])
+def test_tokens_cannot_be_tried_one_after_the_other_at_whatever_worker(
+    fellows: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     monkeypatch.setattr(operators, "_WRONG_TOKEN_PAUSE", 0.0)
-    with running_site(pgbus_database, operator_token=TOKEN, host="0.0.0.0") as site:
-        for _ in range(operators.TRIES):
-            answer = post(site, "login", {"token": "guess"})
-            assert (answer.status, answer.headers["location"], "set-cookie" in answer.headers) == (
-                303,
-                "../console?wrong",
-                False,
-            )
+    cookie = signed_in(fellows[0])
+    for n in range(TRIES):
+        answer = guess(fellows[n % 2], way)
+        assert answer.status == (303 if way == "login" else 401) and "set-cookie" not in answer.headers
+    for site in fellows:
+        assert guess(site, way).status == 429
         assert post(site, "login", {"token": TOKEN}).status == 429
+        assert site.get("/console", **BEARER).status == 429
+        # Who is logged in stays so, and who comes from elsewhere gets in.
+        assert site.get("/console", **cookie).status == 200
+        from_elsewhere(site, "192.0.2.1")
+        assert post(site, "login", {"token": TOKEN}).status == 303
+        assert site.get("/console", **BEARER).status == 200
+        # A client has an IPv6 network to itself.
+        from_elsewhere(site, "::ffff:127.0.0.1")
+        assert site.get("/console", **BEARER).status == 429
+
+
+def test_guesses_are_forgotten_after_a_minute_and_are_not_kept_without_end(
+    pgbus_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_site(pgbus_database, operator_token=TOKEN) as site, session(pgbus_database) as connection:
+        run(
+            connection,
+            "insert into pgbus.operator_guesses select '127.0.0.1', now() - interval '61 s' from generate_series(1, 50)",
+        )
+        assert site.get("/console", **BEARER).status == 200
+        assert guess(site, "bearer").status == 401
+        assert run(connection, "select count(*) from pgbus.operator_guesses") == [(1,)]
+        monkeypatch.setattr("pgbus_gevent.database.operators.MOST_GUESSES", 3)
+        for _ in range(5):
+            guess(site, "bearer")
+        assert run(connection, "select count(*) from pgbus.operator_guesses") == [(3,)]
+
+
+# the token that serve makes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_makes_a_token_and_logs_the_url_with_it(
+    pgbus_databases: TestDatabases, tmp_path: Path, workers: str
+) -> None:
+    url = pgbus_databases.make_empty()
+    with program("-m", "pgbus_gevent.serve", "--workers", workers, database_url=url, cwd=tmp_path) as serving:
+        until(lambda: "console?token=" in serving.log, "the URL is logged")
+        link = re.search(r"http://\S+/pgbus(/console\?token=(\S+))", serving.log)
+        assert link is not None and len(link[2]) >= 40
+        port = int(serving.url.rpartition(":")[2])
+        opened = ask(port, f"/pgbus{link[1]}")
+        assert (opened.status, opened.headers["location"], opened.headers["referrer-policy"]) == (
+            303,
+            "console",
+            "no-referrer",
+        )
+        cookie = opened.headers["set-cookie"].split(";")[0]
+        # Several times, as each may be answered by another worker.
+        for _ in range(6):
+            assert ask(port, "/pgbus/console", Cookie=cookie).status == 200
+            assert ask(port, "/pgbus/console/streams", Authorization=f"Bearer {link[2]}").status == 200
+            assert ask(port, "/pgbus/console").status == 401
+            assert ask(port, "/pgbus/metrics").status == 200
+        assert ask(port, "/pgbus/console?token=wrong").status == 401
+        assert link[2] not in serving.log.replace(link[0], "")
+
+
+def test_a_configured_token_is_not_taken_from_a_url(site: Site) -> None:
+    answer = ask(site.port, f"/pgbus/console?token={TOKEN}")
+    assert answer.status == 401 and "set-cookie" not in answer.headers
 
 
 # what a page of another site may have a browser do: nothing -----------------------------------------------------------
@@ -211,8 +364,9 @@ def test_a_page_that_may_read_streams_may_not_read_the_console(pgbus_database: s
 
 def test_a_name_that_resolves_to_this_machine_does_nothing_either(site: Site) -> None:
     origin = {"Host": "rebound.example", "Origin": "http://rebound.example", "Sec_Fetch_Site": "same-origin"}
-    assert post(site, "kick", {"connection": "x"}, **origin).status == 401
-    assert site.get("/console/connections", Host="rebound.example").status == 401
+    # The browser has no cookie for that name.
+    assert post(site, "kick", {"connection": "x"}, **origin, Cookie="").status == 401
+    assert ask(site.port, "/pgbus/console/connections", Host="rebound.example").status == 401
 
 
 @pytest.mark.parametrize("path", ["kick", "login", "logout"])
@@ -288,7 +442,8 @@ def test_the_feed_tells_what_happens_every_second(site: Site) -> None:
 
 
 def test_the_past_is_there_when_somebody_comes(pgbus_database: str) -> None:
-    with running_site(pgbus_database) as site:
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        site.headers = BEARER
         backstage = backstage_of(site.instance)
         until(lambda: backstage.roll_call.clock_offset is not None, "it has told once")
         with feed(site) as client:
@@ -297,7 +452,8 @@ def test_the_past_is_there_when_somebody_comes(pgbus_database: str) -> None:
 
 
 def test_the_workers_of_the_fleet_are_told(pgbus_database: str) -> None:
-    with running_site(pgbus_database) as site:
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        site.headers = BEARER
         facts = {"connections": 7, "streams": 2, "messages": 1, "unready": None}
         site.bus.database.fleet.beat("there", "web-2", 4711, 0.0, facts)
         with feed(site) as client:
@@ -331,13 +487,13 @@ def test_nobody_looks_and_nothing_runs(site: Site) -> None:
 
 def test_there_are_not_any_number_of_feeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backstage_of(site.instance).console, "_watchers", WATCHERS)
-    with StreamClient(site.url, "/pgbus/console/feed") as client:
+    with StreamClient(site.url, "/pgbus/console/feed", headers=site.headers) as client:
         until(lambda: client.closed, "the feed ends")
         assert [frame.event for frame in client.frames if frame.event != "message"] == []
 
 
 def test_a_stop_ends_the_feed_at_once(pgbus_database: str) -> None:
-    with running_site(pgbus_database) as site, feed(site) as client:
+    with running_site(pgbus_database, operator_token=TOKEN) as site, feed(site, **BEARER) as client:
         client.next("now")
         began = monotonic()
         site.instance.shutdown()
@@ -346,7 +502,7 @@ def test_a_stop_ends_the_feed_at_once(pgbus_database: str) -> None:
 
 
 def test_a_head_of_the_feed_does_not_hang(site: Site) -> None:
-    head = ask(site.port, "/pgbus/console/feed", "HEAD")
+    head = ask(site.port, "/pgbus/console/feed", "HEAD", **site.headers)
     assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgbus_gevent.core.names import check_event, check_name
-from pgbus_gevent.database.schema import migrate
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.errors import InvalidArgument
 
 INVALID = "22023"

@@ -16,7 +16,7 @@ from support import serving
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core.client import Subscriber
-from pgbus_gevent.database.schema import migrate
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.stream_app import StreamApp

@@ -18,7 +18,7 @@ import pytest
 from database_parts import Ear, Session, Sessions, is_waiting, opened_sessions, raises
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.database.schema import migrate
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.client import StreamClient
 
 INVALID = "22023"

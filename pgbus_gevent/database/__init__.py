@@ -12,6 +12,7 @@ from .connect import connect
 from .fleet import Fleet
 from .migrating import migrate
 from .notifications import ListenSession
+from .operators import OperatorQueries
 from .pool import Pool
 from .presence import PresenceQueries
 from .pruning import Pruning
@@ -50,6 +51,7 @@ class Database:
         self.queries = Queries(self.pool)
         self.presence = PresenceQueries(self.pool)
         self.fleet = Fleet(self.pool)
+        self.operators = OperatorQueries(self.pool)
         self.pruning = Pruning(self.pool, Retention(settings.retention, settings.retention_patterns).keep)
 
     def listen(self) -> ListenSession:

@@ -13,7 +13,9 @@ select p.what from (values
   ('pgbus.horizons', 'select'), ('pgbus.horizons', 'insert'), ('pgbus.horizons', 'update'),
   ('pgbus.outbox', 'select'), ('pgbus.outbox', 'insert'), ('pgbus.outbox', 'delete'),
   ('pgbus.ephemerals', 'select'), ('pgbus.ephemerals', 'insert'), ('pgbus.ephemerals', 'delete'),
-  ('pgbus.workers', 'select'), ('pgbus.workers', 'insert'), ('pgbus.workers', 'update'), ('pgbus.workers', 'delete')
+  ('pgbus.workers', 'select'), ('pgbus.workers', 'insert'), ('pgbus.workers', 'update'), ('pgbus.workers', 'delete'),
+  ('pgbus.operator_sessions', 'select'), ('pgbus.operator_sessions', 'insert'), ('pgbus.operator_sessions', 'delete'),
+  ('pgbus.operator_guesses', 'select'), ('pgbus.operator_guesses', 'insert'), ('pgbus.operator_guesses', 'delete')
 ) as r(relation, wanted)
 cross join lateral (select r.wanted || ' on ' || r.relation as what) p
 where not has_table_privilege(r.relation, r.wanted)

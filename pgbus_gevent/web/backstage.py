@@ -37,7 +37,7 @@ class Backstage:
         self.warnings = RecentWarnings()
         self.roll_call = RollCall(instance.database.fleet, self._facts, on_pace=instance.catch_up.keep_pace)
         self.metrics = Metrics(instance, self.roll_call)
-        self.operators = Operators(instance.settings)
+        self.operators = Operators(instance.settings, instance.database.operators)
         self.console = Console(instance, self.metrics, self.roll_call, self.operators, self.warnings)
         self.routes: Routes = {"/metrics": (_READ, self._metrics), **self.console.routes}
         task = Task("roll-call", self._run, on_failure=self._failed)

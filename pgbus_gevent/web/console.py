@@ -23,7 +23,7 @@ from ..streamer.instance import Instance
 from ..streamer.roll_call import RollCall
 from . import process, requests
 from .metrics import Metrics
-from .operators import Operators
+from .operators import COOKIE, Operators
 from .recent_warnings import RecentWarnings
 from .responses import Answer, Environ, Flow, Headers, Refused, json_answer, stream_headers, text
 from .tables import CONNECTION_COLUMNS, STREAM_COLUMNS, Tables, Wanted
@@ -100,7 +100,10 @@ class Console:
     # the page
 
     def _page(self, environ: Environ) -> Answer:
+        token = requests.single(requests.parse_query(environ), "token")
         try:
+            if token is not None:
+                return self._operators.follow_link(environ, token)
             self._operators.check(environ)
         except Refused as refused:
             if refused.answer.status != 401 or "text/html" not in str(environ.get("HTTP_ACCEPT", "")):
@@ -121,15 +124,19 @@ class Console:
         if asked and asked != self._roll_call.id:
             # All workers are behind one port: the page comes back until it gets to the one that it wants.
             return Flow(stream_headers(environ), lambda: [_frame("elsewhere", {"worker": self._roll_call.id})])
-        return Flow(stream_headers(environ), self._frames)
+        bearer = requests.bearer(environ)
+        cookie = requests.cookie(environ, COOKIE) if bearer is None else None
+        return Flow(stream_headers(environ), partial(self._frames, cookie))
 
-    def _frames(self) -> Iterator[bytes]:
+    def _frames(self, cookie: str | None) -> Iterator[bytes]:
         self._watchers += 1
         number = -1
         try:
             yield sse.retry(2.0) + _frame("hello", self._hello())
             for n in range(2**62):
                 if n % _SLOWLY == 0:
+                    if n and cookie is not None and not self._operators.holds(cookie):
+                        return  # it was logged out, perhaps at another worker
                     yield _frame("slow", self._slow())
                 if self._warnings.number != number:
                     number = self._warnings.number

@@ -1,129 +1,159 @@
-"""Who may see the console: those with the operator token, and those who sit at the machine where it is for this machine alone.
+"""Who may see the console: whoever has the operator token, and nobody else, wherever a request seems to come from.
 
-A browser gives the token once, and has a signed cookie from then on; anything else sends it as a Bearer.
+A browser gives the token once, and has a session from then on; anything else sends it as a Bearer. Where no token is configured,
+``serve`` makes one, and logs a URL with it.
 """
 
 from __future__ import annotations
 
+import hmac
+import os
+import secrets
 from collections.abc import Callable
-from hashlib import sha256
-from ipaddress import ip_address
 from time import monotonic
 
 import gevent
-from itsdangerous import BadSignature, TimestampSigner
 
 from ..config import Settings
+from ..database.operators import OperatorQueries
+from ..streamer.clients import network_of
 from . import requests
 from .responses import Answer, Environ, Refused, text
+from .sessions import TRIES, WINDOW, Guesses, Sessions
+
+__all__ = ["COOKIE", "MADE_TOKEN", "SESSION", "TRIES", "Operators", "make_token"]
 
 COOKIE = "pgbus_console"
 
 SESSION = 12 * 3600
 """Seconds for which a login is good."""
 
-TRIES = 10
-"""Wrong tokens that are looked at within a minute, from everybody together."""
+MADE_TOKEN = "_PGBUS_CONSOLE_TOKEN"
+"""The variable by which ``serve`` tells its workers of the token that it made: all of them are behind one port."""
 
-_FORWARDED = (
-    "HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",
-)  # fmt: skip
 _WRONG_TOKEN_PAUSE = 0.3  # seconds
 
 
-class Operators:
-    """Decides from the settings ``operator_token``, ``host`` and ``secret``."""
+def make_token() -> str:
+    """Make a token for this process and those that it starts; it goes with them."""
+    token = os.environ[MADE_TOKEN] = secrets.token_urlsafe(32)
+    return token
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = monotonic) -> None:
-        self._token = settings.operator_token
-        self._bound_to_loopback = _is_loopback(settings.host)
-        # Another token, or another secret, and all logins end.
-        key = "\n".join([self._token or "", *settings.secret[-1:]])
-        self._signer = TimestampSigner(key, salt="pgbus-console", digest_method=sha256) if self._token else None
-        self._clock = clock
-        self._failures: list[float] = []
+
+class Operators:
+    """Decides by the setting ``operator_token``, or by the token that was made; another token, or secret, ends all sessions."""
+
+    def __init__(self, settings: Settings, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
+        self._configured = settings.operator_token is not None
+        self._token = settings.operator_token or os.environ.get(MADE_TOKEN) or None
+        key = (settings.secret[-1] if settings.secret else "").encode()
+        fingerprint = hmac.digest(key or b"-", (self._token or "").encode(), "sha256")
+        # The lifetime is looked up each time, for tests of what comes after it.
+        self._sessions = Sessions(queries, fingerprint, lambda: SESSION)
+        self._guesses = Guesses(queries, clock)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether there is any that lets in."""
+        return self._token is not None
 
     def check(self, environ: Environ) -> None:
-        """Let an operator pass. Raises Refused: 401 without the token, 403 where no token would help."""
-        if self.is_local(environ):
-            return
-        if self._token is None:
-            raise Refused(
-                text(403, "the console is for this machine alone: set PGBUS_OPERATOR_TOKEN to open it to its bearer")
-            )
-        if not (requests.bears(environ, self._token) or self._has_cookie(environ)):
-            raise Refused(text(401, "the operator token is missing or wrong", ("www-authenticate", "Bearer")))
+        """Let an operator pass. Raises Refused: 401 without the token, 403 where there is none, 429 after too many wrong ones."""
+        given = requests.bearer(environ)
+        if given is not None:
+            self._judge(environ, given)
+        elif not self.holds(requests.cookie(environ, COOKIE)):
+            raise Refused(_unauthorized())
 
     def check_post(self, environ: Environ) -> None:
         """Let what an operator does pass, and nothing that another site's page has their browser do. Raises Refused."""
-        if self._token is None or not requests.bears(environ, self._token):
+        if requests.bearer(environ) is None:
             _check_origin(environ)
         self.check(environ)
 
     def check_metrics(self, environ: Environ) -> None:
-        """Metrics tell numbers alone: only where there is a token, and who asks is not at this machine, it is needed."""
-        if self._token is not None:
+        """Metrics tell numbers alone: they are for everybody, unless a token was configured."""
+        if self._configured:
             self.check(environ)
 
-    def is_local(self, environ: Environ) -> bool:
-        """Whether the request is from this machine, to a server that is for this machine, and not through a proxy.
+    def holds(self, cookie: str | None) -> bool:
+        """Whether a cookie is that of a session. Raises Refused where there is no token."""
+        self._expected()
+        return cookie is not None and self._sessions.is_open(cookie)
 
-        The Host is looked at too: a site may have its own name resolve to this machine, and then its pages could read here. Older
-        nginx, which by itself adds no header that would tell of it, speaks HTTP/1.0.
-        """
-        return (
-            self._bound_to_loopback
-            and _is_loopback(str(environ.get("REMOTE_ADDR") or ""))
-            and _is_loopback(_host(environ))
-            and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
-            and not any(name in environ for name in _FORWARDED)
-        )
+    def _expected(self) -> str:
+        if self._token is None:
+            raise Refused(text(403, "the console needs an operator token: set PGBUS_OPERATOR_TOKEN"))
+        return self._token
 
-    @property
-    def has_token(self) -> bool:
-        return self._token is not None
+    def _judge(self, environ: Environ, given: str) -> None:
+        """Raises Refused unless ``given`` is the token, and not the last of many guesses."""
+        token = self._expected()
+        address = network_of(str(environ.get("REMOTE_ADDR") or ""))
+        # Before the token is looked at: else the right one would be told from all others.
+        if self._guesses.too_many(address):
+            raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))
+        if not requests.same(given.strip(), token):
+            self._guesses.note(address)
+            raise Refused(_unauthorized())
 
     # logging in
 
     def login(self, environ: Environ, body: str) -> Answer:
-        """The answer to the form: back to the console, with the cookie or without."""
+        """The answer to the form: back to the console, with a session or without."""
         _check_origin(environ)
-        if self._token is None or self._signer is None:
-            raise Refused(text(403, "there is no operator token: set PGBUS_OPERATOR_TOKEN"))
-        now = self._clock()
-        self._failures = [at for at in self._failures if now - at < 60.0]
-        if len(self._failures) >= TRIES:
-            raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", "60")))
-        given = requests.parse_form(body).get("token", "")
-        if not requests.same(given.strip(), self._token):
-            self._failures.append(now)
+        try:
+            self._judge(environ, requests.parse_form(body).get("token", ""))
+        except Refused as refused:
+            if refused.answer.status != 401:
+                raise
             gevent.sleep(_WRONG_TOKEN_PAUSE)
-            return _back("?wrong")
-        return _back("", self._cookie(environ, self._signer.sign("operator").decode(), SESSION))
+            return _to("../console?wrong")
+        return self._welcome(environ, "../console")
+
+    def follow_link(self, environ: Environ, token: str) -> Answer:
+        """The answer to the URL that ``serve`` logs: the console without the token in its address, with a session.
+
+        A configured token is not taken so: it is for longer than the history of a browser should know it.
+        """
+        if self._configured:
+            raise Refused(_unauthorized())
+        self._judge(environ, token)
+        return self._welcome(environ, "console")
+
+    def _welcome(self, environ: Environ, location: str) -> Answer:
+        return _to(location, _cookie(environ, self._sessions.open(), SESSION))
 
     def logout(self, environ: Environ) -> Answer:
-        """Forget the cookie."""
+        """End the session, on every worker, and forget the cookie."""
         _check_origin(environ)
-        return _back("", self._cookie(environ, "", 0))
-
-    def _cookie(self, environ: Environ, value: str, age: int) -> tuple[str, str]:
-        proto = str(environ.get("HTTP_X_FORWARDED_PROTO", environ.get("wsgi.url_scheme", "http")))
-        secure = "; Secure" if proto.startswith("https") else ""
-        # Without a Path: it is then that of the console, wherever this is mounted.
-        return "set-cookie", f"{COOKIE}={value}; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
-
-    def _has_cookie(self, environ: Environ) -> bool:
         given = requests.cookie(environ, COOKIE)
-        if given is None or self._signer is None:
-            return False
-        try:
-            return self._signer.unsign(given.encode("utf-8", "replace"), max_age=SESSION) == b"operator"
-        except BadSignature:
-            return False
+        if given is not None and not self._sessions.end(given):
+            raise Refused(text(503, "the database does not answer: the session has ended at this worker alone"))
+        return _to("../console", _cookie(environ, "", 0))
 
 
-def _back(query: str, *headers: tuple[str, str]) -> Answer:
-    return Answer(303, b"", [("location", f"../console{query}"), ("cache-control", "no-store"), *headers])
+def _unauthorized() -> Answer:
+    return text(401, "the operator token is missing or wrong", ("www-authenticate", "Bearer"))
+
+
+def _to(location: str, *headers: tuple[str, str]) -> Answer:
+    return Answer(
+        303, b"", [("location", location), ("cache-control", "no-store"), ("referrer-policy", "no-referrer"), *headers]
+    )
+
+
+def _cookie(environ: Environ, value: str, age: int) -> tuple[str, str]:
+    # Without a Path: it is then that of the console, wherever this is mounted.
+    secure = "; Secure" if _is_behind_tls(environ) else ""
+    return "set-cookie", f"{COOKIE}={value}; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
+
+
+def _is_behind_tls(environ: Environ) -> bool:
+    """Whether the browser came by https. Its own Origin says so, whatever a proxy tells or does not; what a proxy tells can only
+    add to that."""
+    told = (environ.get("wsgi.url_scheme"), environ.get("HTTP_ORIGIN"), environ.get("HTTP_X_FORWARDED_PROTO"))
+    return any(str(scheme).lower().startswith("https") for scheme in told)
 
 
 def _check_origin(environ: Environ) -> None:
@@ -135,20 +165,3 @@ def _check_origin(environ: Environ) -> None:
         foreign = origin is not None and str(origin).partition("://")[2] != environ.get("HTTP_HOST")
     if foreign:
         raise Refused(text(403, "a page of another site may not do that"))
-
-
-def _host(environ: Environ) -> str:
-    name, _, port = str(environ.get("HTTP_HOST") or "").rpartition(":")
-    host = name if name and port.isdigit() else f"{name}:{port}" if name else port
-    return host.removeprefix("[").removesuffix("]").lower()
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

@@ -1,0 +1,133 @@
+"""Logins at the console, and guesses at its token: kept in the database, so that they count on every worker.
+
+The database may be what an operator comes to look at because it is away. Then a worker goes by what it remembers itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from hashlib import sha256
+from time import monotonic
+from typing import TypeVar
+
+import gevent
+
+from ..database.operators import OperatorQueries
+from ..errors import DatabaseError
+
+logger = logging.getLogger("pgbus_gevent.console")
+
+TRIES = 10
+"""Wrong tokens of one address that are looked at within a minute."""
+
+WINDOW = 60.0
+"""Seconds for which a wrong token counts."""
+
+REMEMBERED = 1000
+"""Sessions, and addresses, that a worker remembers itself."""
+
+_TIMEOUT = 1.0  # seconds that the database has for an answer
+
+T = TypeVar("T")
+
+
+def _asked(question: Callable[[], T]) -> T | None:
+    """The database's answer; None where it has none in time."""
+    try:
+        with gevent.Timeout(_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
+            return question()
+    except DatabaseError as error:
+        logger.info("the console goes by what this worker remembers: %s", error)
+    return None
+
+
+def _told(statement: Callable[[], None]) -> bool:
+    """Whether the database has done it in time."""
+
+    def done() -> bool:
+        statement()
+        return True
+
+    return _asked(done) or False
+
+
+class Sessions:
+    """Sessions that were opened with the token whose hash is ``token``."""
+
+    def __init__(self, queries: OperatorQueries, token: bytes, lifetime: Callable[[], float]) -> None:
+        self._queries = queries
+        self._token = token
+        self._lifetime = lifetime
+        self._remembered: OrderedDict[bytes, float] = OrderedDict()  # until when
+        self._kept_here: set[bytes] = set()  # those that the database did not take
+
+    def open(self) -> str:
+        """A new session; what its cookie says."""
+        cookie = secrets.token_urlsafe(32)
+        id = _hash(cookie)
+        if not _told(lambda: self._queries.open_session(id, self._token, self._lifetime())):
+            self._kept_here.add(id)
+        self._remember(id)
+        return cookie
+
+    def is_open(self, cookie: str) -> bool:
+        """Whether a cookie is that of a session which has not ended."""
+        id = _hash(cookie)
+        found = None
+        if id not in self._kept_here:
+            found = _asked(lambda: self._queries.session_is_open(id, self._token, self._lifetime()))
+        if found is None:
+            return self._remembered.get(id, 0.0) > monotonic()
+        if found:
+            self._remember(id)
+        else:
+            self._forget(id)
+        return found
+
+    def end(self, cookie: str) -> bool:
+        """End a session, on every worker; False where the database did not hear of it."""
+        id = _hash(cookie)
+        here = id in self._kept_here
+        self._forget(id)
+        return here or _told(lambda: self._queries.end_session(id))
+
+    def _remember(self, id: bytes) -> None:
+        self._remembered.setdefault(id, monotonic() + self._lifetime())
+        while len(self._remembered) > REMEMBERED:
+            self._forget(next(iter(self._remembered)))
+
+    def _forget(self, id: bytes) -> None:
+        self._remembered.pop(id, None)
+        self._kept_here.discard(id)
+
+
+def _hash(cookie: str) -> bytes:
+    return sha256(cookie.encode("utf-8", "replace")).digest()
+
+
+class Guesses:
+    """Wrong tokens, by the address that they came from: nobody's guesses keep an operator at another address out."""
+
+    def __init__(self, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
+        self._queries = queries
+        self._clock = clock
+        self._here: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def note(self, address: str) -> None:
+        """A wrong token has come from there."""
+        times = self._here.setdefault(address, deque(maxlen=TRIES))
+        self._here.move_to_end(address)
+        times.append(self._clock())
+        if len(self._here) > REMEMBERED:
+            self._here.popitem(last=False)
+        _told(lambda: self._queries.note_guess(address, WINDOW))
+
+    def too_many(self, address: str) -> bool:
+        """Whether nothing more is to be looked at from there for a while."""
+        times = self._here.get(address) or deque()
+        if len(times) == TRIES and self._clock() - times[0] < WINDOW:
+            return True
+        return (_asked(lambda: self._queries.guesses(address, WINDOW)) or 0) >= TRIES
