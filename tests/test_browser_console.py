@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of
+from pgbus_gevent.web.operators import MADE_TOKEN
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -29,17 +31,21 @@ TOKEN = "operator-token-of-the-site"
 
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with running_site(pgbus_databases.make(), heartbeat=1.0) as site:
-        yield site
+    with pytest.MonkeyPatch.context() as patch:
+        # As serve does where no token is configured.
+        patch.setenv(MADE_TOKEN, TOKEN)
+        with running_site(pgbus_databases.make(), heartbeat=1.0) as site:
+            yield site
 
 
 @contextmanager
-def opened(browser: Browser, site: Site) -> Iterator[tuple[Profile, Page]]:
+def opened(browser: Browser, site: Site, link: str = f"?token={TOKEN}") -> Iterator[tuple[Profile, Page]]:
     """A browser at the console, in which no script may fail, and no rule of the page's own policy be broken."""
     profile = Profile(browser, site.url)
     try:
         page = profile.open(
-            PATH, "window.broken = []; addEventListener('securitypolicyviolation', (e) => broken.push(e.blockedURI))"
+            f"{PATH}{link}",
+            "window.broken = []; addEventListener('securitypolicyviolation', (e) => broken.push(e.blockedURI))",
         )
         yield profile, page
         assert profile.errors == []
@@ -194,7 +200,7 @@ def test_names_are_text_whatever_they_say(page: Page, site: Site) -> None:
 
 
 def test_a_login_opens_it_and_a_wrong_token_does_not(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
-    with running_site(pgbus_database, operator_token=TOKEN, host="0.0.0.0") as site, opened(browser, site) as (_, page):
+    with running_site(pgbus_database, operator_token=TOKEN) as site, opened(browser, site, "") as (_, page):
 
         def sign_in(token: str) -> None:
             page.do(
@@ -225,7 +231,9 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
     with program(*arguments, database_url=url, cwd=tmp_path) as serving:
         profile = Profile(browser, serving.url)
         try:
-            page = profile.open(PATH)
+            (link,) = re.findall(r"/console(\?token=\S+)", serving.log)
+            page = profile.open(f"{PATH}{link}")
+            assert page.eval("location.search") == ""
             for _ in range(2):
                 page.until("document.querySelectorAll('#fleet tbody button').length === 1", "both are listed", 20)
                 before = text(page, "#worker")
