@@ -26,6 +26,7 @@ import bottle
 import gevent
 
 from .bus import Bus
+from .core.client import Subscriber
 from .hosts.pywsgi import Server as _WSGIServer
 from .hosts.pywsgi import listen
 from .hosts.running import run_until_stopped, stop
@@ -72,6 +73,7 @@ class PgbusPlugin:
         self.instance = instance or Instance(bus.settings, filters=bus.filters)
         self.mount = mount or bus.settings.prefix
         self._streams = StreamApp(self.instance, authorize)
+        bus.subscriber_of = self._subscriber
 
     def __repr__(self) -> str:
         return f"<PgbusPlugin {self.keyword!r} at {self.mount}>"
@@ -114,6 +116,12 @@ class PgbusPlugin:
         ours = {**environ, "PATH_INFO": f"{self._streams.prefix}/{below}"}
         del ours["bottle.raw_path"]
         return self._streams(ours, start_response)
+
+    def _subscriber(self, stream: str) -> Subscriber | None:
+        """Who looks at the page of the current request, for the elements on it."""
+        environ = bottle.request.environ
+        # It is empty where a page is made outside of any request.
+        return self._streams.subscriber(environ, stream) if "REQUEST_METHOD" in environ else None
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
         """Hand the bus to a route that names the keyword; leave any other as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from html import escape
@@ -12,7 +12,9 @@ from urllib.parse import quote
 
 from .coalescer import Coalescer, check_window
 from .config import Settings
+from .core.client import Subscriber
 from .core.filters import Filters
+from .core.identity import Identities
 from .core.names import (
     PublicNames,
     Signer,
@@ -35,10 +37,6 @@ from .presence import Presence
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 
-_ELEMENT_HEARTBEAT = (
-    15.0  # seconds, what the element expects unless it is told: it takes three without a byte for the end
-)
-
 
 class Bus:
     """One database's streams.
@@ -54,6 +52,9 @@ class Bus:
         self.settings = settings or Settings.load(database_url=database_url, **options)
         self.filters = Filters(monotonic)
         self.signer = Signer(self.settings.secret)
+        self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
+        """Who looks at the page that is being made, as the authorize hook would answer for a stream; None where that is not known.
+        The Bottle plugin sets it."""
         self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
         """What holds back messages that are broadcast with ``coalesce``; its ``counts`` tell what became of them."""
 
@@ -85,36 +86,59 @@ class Bus:
             return quote(check_name(name), safe="")
         return self.sign(name, expires_in=expires_in)
 
-    def stream_tag(self, *names: str, expires_in: float | None = None, using: Cursor | None = None) -> Html:
+    def stream_tag(
+        self,
+        *names: str,
+        expires_in: float | None = None,
+        using: Cursor | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> Html:
         """The element that follows a stream, or several, from the moment of the page: path and watermark of each, as HTML.
 
         With ``using`` the watermark is that of the transaction in which the page's contents are read, so that page and stream agree
-        exactly. Templates that know ``__html__`` (Jinja2) take it as it is; in Bottle's SimpleTemplate write ``{{!…}}``.
+        exactly. ``subscriber`` is what the authorize hook answers for who looks at the page: tabs of different subscribers share
+        nothing, and the element ends if the browser's login is another one by then. In a Bottle application with the plugin it is
+        known; without it the browser asks. Templates that know ``__html__`` (Jinja2) take the tag as it is; in Bottle's
+        SimpleTemplate write ``{{!…}}``.
         """
         if len(names) == 1:
-            return self.stream_tags(*names, expires_in=expires_in, using=using)[0]
+            return self.stream_tags(*names, expires_in=expires_in, using=using, subscriber=subscriber)[0]
         if not names:
             raise InvalidArgument("stream_tag takes the names of one stream or more")
         places = zip(names, self._watermarks(names, using), strict=True)
         query = "&".join(f"stream={self._written(name, expires_in)}&since={watermark}" for name, watermark in places)
-        return self._tag(f"{self.settings.prefix}/streams?{query}")
+        return self._tag(f"{self.settings.prefix}/streams?{query}", self._identity(names, subscriber))
 
-    def stream_tags(self, *names: str, expires_in: float | None = None, using: Cursor | None = None) -> list[Html]:
+    def stream_tags(
+        self,
+        *names: str,
+        expires_in: float | None = None,
+        using: Cursor | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> list[Html]:
         """An element for each of these streams, with their watermarks of one moment and one query."""
         return [
-            self._tag(self.stream_path(name, expires_in=expires_in), f' since-id="{watermark}"')
+            self._tag(
+                self.stream_path(name, expires_in=expires_in),
+                f' since-id="{watermark}"' + self._identity([name], subscriber),
+            )
             for name, watermark in zip(names, self._watermarks(names, using), strict=True)
         ]
+
+    def _identity(self, names: Sequence[str], subscriber: Subscriber | None) -> str:
+        """The attribute that tells for whom the element was made; empty where that is not known."""
+        subscribers = [subscriber or self.subscriber_of(name) for name in names]
+        known = [each for each in subscribers if each is not None]
+        identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
+        return "" if identity is None else f' identity="{identity}"'
 
     def _watermarks(self, names: Sequence[str], using: Cursor | None) -> list[int]:
         for name in names:
             check_name(name)
         return self.database.queries.last_ids(names) if using is None else statements.last_ids(using, names)
 
-    def _tag(self, source: str, since: str = "") -> Html:
-        heartbeat = self.settings.heartbeat
-        told = "" if heartbeat == _ELEMENT_HEARTBEAT else f' heartbeat="{heartbeat:g}"'
-        return Html(f'<pgbus-stream-source src="{escape(source, quote=True)}"{since}{told}></pgbus-stream-source>')
+    def _tag(self, source: str, more: str) -> Html:
+        return Html(f'<pgbus-stream-source src="{escape(source, quote=True)}"{more}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.

@@ -192,7 +192,8 @@ class Page:
 class Front:
     """What stands before a site: it serves pages, tells of the streams that are asked for, and can get in their way.
 
-    ``intercept(environ, start_response)`` is asked about each request for a stream; None lets it through.
+    ``intercept(environ, start_response)`` is asked about each connection to a stream; None lets it through. ``heads`` has the
+    questions about streams.
     """
 
     def __init__(self, site: Site) -> None:
@@ -200,6 +201,7 @@ class Front:
         self.streams = site.app
         self.pages: dict[str, str] = {}
         self.asked: list[str] = []
+        self.heads: list[str] = []
         self.intercept: Callable[[Any, Any], Iterable[bytes] | None] = lambda environ, start_response: None
 
     def page(self, body: str, head: str = "", path: str = "/page") -> str:
@@ -239,8 +241,10 @@ class Front:
 
     def _stream(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         query = environ["QUERY_STRING"]
-        if environ["REQUEST_METHOD"] == "GET":
-            self.asked.append(environ["PATH_INFO"] + ("?" + query if query else ""))
+        asks = environ["REQUEST_METHOD"] == "HEAD"
+        (self.heads if asks else self.asked).append(environ["PATH_INFO"] + ("?" + query if query else ""))
+        if asks:
+            return self.streams(environ, start_response)  # type: ignore[no-any-return]
         answer = self.intercept(environ, start_response)
         if answer is not None:
             return answer

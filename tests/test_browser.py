@@ -135,7 +135,7 @@ def test_frames_reach_the_page_whatever_the_chunks(tabs: Profile, front: Front) 
     hello = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
     frame = "id: 1\ndata: é\n\n".encode()
     front.intercept = says(hello[:30], hello[30:] + frame[:12], frame[12:], silence=0.3)
-    tabs.open(front.page(element("x"))).until_data(["é"])
+    tabs.open(front.page(element("x", 'shared="page"'))).until_data(["é"])
 
 
 # the connection ends -------------------------------------------------------------------------------------------------
@@ -210,7 +210,8 @@ def test_a_page_that_is_no_stream_is_not_taken_for_one(tabs: Profile, front: Fro
     front.intercept = status("200 OK", times=1)
     page = tabs.open(front.page(element(stream)))
     (close,) = page.until_seen(1, "pgbus:close")
-    assert (close["reason"], close["willRetry"]) == ("content-type", True)
+    assert (close["reason"], close["willRetry"], page.state) == ("content-type", False, "closed")
+    holds(lambda: len(front.asked) == 1, "it does not ask again", 0.5)
 
 
 def test_a_farewell_says_why_and_when_to_come_back(page: Page, front: Front) -> None:
@@ -221,11 +222,19 @@ def test_a_farewell_says_why_and_when_to_come_back(page: Page, front: Front) -> 
     page.until_open()
 
 
-def test_an_expired_signature_ends_it(page: Page, front: Front) -> None:
+def test_an_expired_signature_ends_it(tabs: Profile, front: Front) -> None:
+    page = tabs.open(front.page(element(front.site.sign("secret", 2.0))))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["status"], close["willRetry"], page.state) == ("expired", 403, False, "closed")
+    holds(lambda: len(front.asked) == 1, "it does not come back", 0.5)
+
+
+def test_a_right_that_has_expired_and_was_given_anew_goes_on(page: Page, front: Front, stream: str) -> None:
     front.end("expired")
     (close,) = page.until_seen(1, "pgbus:close")
-    assert (close["reason"], close["willRetry"], page.state) == ("expired", False, "closed")
-    holds(lambda: len(front.asked) == 1, "it does not come back", 0.5)
+    assert (close["reason"], close["willRetry"]) == ("expired", True)
+    publish(front.site, stream, "a")
+    page.until_data(["a"])
 
 
 def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
@@ -237,10 +246,10 @@ def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
 
 
 def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Front, stream: str) -> None:
-    told = b'{"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}'
-    hello = b"retry: 100\n\nevent: pgbus:connected\ndata: " + told + b"\n\n"
+    told = b'{"connectionId":"c0ffee00c0ffee00","heartbeat":1,"streams":[{"name":"x","lastId":0}]}'
+    hello = b"retry: 100\nevent: pgbus:connected\ndata: " + told + b"\n\n"
     front.intercept = says(hello, silence=7.5)
-    page = tabs.open(front.page(element(stream, 'heartbeat="1"')))
+    page = tabs.open(front.page(element(stream, 'shared="page"')))
     page.until_open()
     (close,) = page.until_seen(1, "pgbus:close")
     assert (close["reason"], close["willRetry"]) == ("timeout", True)

@@ -51,7 +51,8 @@ def test_a_frame_without_an_id_is_for_the_stream_that_its_comment_says(
     both = ",".join(f'{{"name":"{stream}{letter}","lastId":1}}' for letter in "ab")
     hello = f'event: pgbus:connected\ndata: {{"connectionId":"c","streams":[{both}]}}\n\n'
     front.intercept = says(hello.encode(), b": stream 1\nevent: order.paid\ndata: hint\n\n", silence=0.5)
-    page = tabs.open(front.page(element(f"{stream}a") + element(f"{stream}b").replace('id="source"', 'id="other"')))
+    one, other = (element(f"{stream}{letter}", 'shared="page"') for letter in "ab")
+    page = tabs.open(front.page(one + other.replace('id="source"', 'id="other"')))
     (detail,) = page.until_seen(1, "order.paid")
     assert detail == {"event": "order.paid", "data": "hint", "stream": f"{stream}b"}
     assert page.eval("seen.filter(([name]) => name === 'order.paid').map(([, , id]) => id)") == ["other"]
@@ -294,10 +295,11 @@ def test_a_lost_connection_loses_nothing_for_any_tab(tabs: Profile, front: Front
 
 def test_a_refusal_closes_the_element_in_every_tab(tabs: Profile, front: Front, stream: str) -> None:
     pages = open_tabs(tabs, front, element(stream), 2)
-    front.end("expired")
+    front.intercept = status("403 No")
+    front.drop()
     for page in pages:
-        page.until_seen(1, "pgbus:close")
-        assert page.state == "closed"
+        page.until("source.state == 'closed'")
+        assert [(close["status"], close["willRetry"]) for close in page.seen("pgbus:close")][-1] == (403, False)
     holds(lambda: front.live == 0, "nobody connects", 0.5)
 
 

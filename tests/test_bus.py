@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from time import time
@@ -21,6 +20,8 @@ from database_parts import Ear, Session, Sessions, opened_sessions, raises, toge
 from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
+from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.identity import Identities
 from pgbus_gevent.core.wakes import parse
 from pgbus_gevent.errors import (
     DatabaseError,
@@ -134,10 +135,14 @@ def test_the_watermark_is_that_of_the_transactions_snapshot(bus: Bus, stream: st
     assert orders.last_id() == second
 
 
-def test_the_tag_tells_of_a_heartbeat_that_is_not_the_usual_one(bus: Bus, database: str, stream: str) -> None:
-    assert "heartbeat" not in bus.stream_tag(stream)
-    with Bus(settings=replace(bus.settings, heartbeat=60)) as other:
-        assert 'heartbeat="60"' in other.stream_tag(stream)
+def test_the_tag_tells_for_whom_it_was_made_where_that_is_known(bus: Bus, stream: str) -> None:
+    ada, bob = Subscriber(owner="ada"), Subscriber(owner="bob")
+    assert "identity" not in bus.stream_tag(stream)
+    tags = [bus.stream_tag(stream, subscriber=each) for each in (ada, ada, bob)]
+    assert tags[0] == tags[1] != tags[2]
+    assert f' identity="{Identities(bus.settings.secret).of(ada)}"' in tags[0]
+    assert f' identity="{Identities(bus.settings.secret).of(ada)}"' in bus.stream_tag(stream, "other", subscriber=ada)
+    assert "identity" not in bus.stream_tag(stream, subscriber=Subscriber(context=object()))
 
 
 def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: str) -> None:

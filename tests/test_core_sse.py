@@ -98,11 +98,11 @@ def test_a_control_frame_is_one_json_line_without_an_id(value: dict[str, object]
 
 
 def test_the_frame_of_a_connection_names_it_and_its_streams() -> None:
-    opened = [sse.Opened("orders", 3, 5), sse.Opened("é", 0, 0)]
-    frame = one(sse.connected("ab12", opened, retry_after=2.0, heartbeat=0.5))
+    opened = [sse.Opened("orders", 3, 5, "a..1"), sse.Opened("é", 0, 0, "a..2")]
+    frame = one(sse.connected("ab12", opened, retry_after=2.0, heartbeat=0.5, identity="a..1"))
     assert (frame.event, frame.retry, frame.id) == ("pgbus:connected", 2000, "0~3.0")
-    streams = [{"name": "orders", "lastId": 5}, {"name": "é", "lastId": 0}]
-    assert json.loads(frame.data) == {"connectionId": "ab12", "heartbeat": 0.5, "streams": streams}
+    streams = [{"name": "orders", "lastId": 5}, {"name": "é", "lastId": 0, "identity": "a..2"}]
+    assert json.loads(frame.data) == {"connectionId": "ab12", "heartbeat": 0.5, "identity": "a..1", "streams": streams}
 
 
 def test_the_first_frame_is_one_block_and_its_id_is_where_the_client_starts() -> None:
@@ -110,7 +110,7 @@ def test_the_first_frame_is_one_block_and_its_id_is_where_the_client_starts() ->
         b"retry: 2000\n"
         b": pgbus open stream=orders since=3\n"
         b"event: pgbus:connected\n"
-        b'data: {"connectionId":"ab12","heartbeat":15,"streams":[{"name":"orders","lastId":5}]}\n'
+        b'data: {"connectionId":"ab12","heartbeat":15,"identity":null,"streams":[{"name":"orders","lastId":5}]}\n'
         b"id: 3\n\n"
     )
 

@@ -42,9 +42,8 @@ FLOORS = {
 PROGRAMS = 7
 
 PURE = {
-    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "fnmatch", "functools", "itertools",
-    "itsdangerous", "json",
-    "logging", "math", "re", "typing", "unicodedata",
+    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools",
+    "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "re", "types", "typing", "unicodedata",
 }  # fmt: skip
 """What core/ may import from elsewhere: nothing that reads a clock, a file or a socket, or waits."""
 

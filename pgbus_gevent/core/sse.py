@@ -58,28 +58,48 @@ def control(name: str, value: Mapping[str, Any], *, id: str | None = None) -> by
 
 
 class Opened(NamedTuple):
-    """One stream of a connection: from which cursor it starts, and the stream's last id."""
+    """One stream of a connection: from which cursor it starts, the stream's last id, and as whom it is followed."""
 
     name: str
     since: int
     last_id: int
+    identity: str | None = None
 
 
-def connected(connection_id: str, streams: Sequence[Opened], *, retry_after: float, heartbeat: float) -> bytes:
+def connected(
+    connection_id: str,
+    streams: Sequence[Opened],
+    *,
+    retry_after: float,
+    heartbeat: float,
+    identity: str | None = None,
+) -> bytes:
     """The first frame: when to come back, what is open and from where, and the facts of the connection.
 
     One frame, as some clients take each blank line for the end of an event. Its id is where the client starts: one that is cut off
-    before its first message comes back from there. ``retry_after`` and ``heartbeat``, the interval, are in seconds.
+    before its first message comes back from there. ``retry_after`` and ``heartbeat``, the interval, are in seconds. ``identity``
+    is that of the whole connection; a stream tells its own where that is another.
     """
     # For somebody with curl.
     comments = "".join(f": pgbus open stream={stream.name} since={stream.since}\n" for stream in streams)
     facts = {
         "connectionId": connection_id,
         "heartbeat": int(heartbeat) if heartbeat == int(heartbeat) else heartbeat,
-        "streams": [{"name": stream.name, "lastId": stream.last_id} for stream in streams],
+        "identity": identity,
+        "streams": [{"name": each.name, "lastId": each.last_id, **_own(each.identity, identity)} for each in streams],
     }
     frame = control("connected", facts, id=start_id([stream.since for stream in streams]))
     return retry(retry_after) + comments.encode() + frame
+
+
+def identified(identity: str | None, streams: Sequence[tuple[str, str | None]]) -> bytes:
+    """The connection goes on as somebody else's: its identity from here on, and that of each stream, by name."""
+    listed = [{"name": name, **_own(own, identity)} for name, own in streams]
+    return control("identity", {"identity": identity, "streams": listed})
+
+
+def _own(identity: str | None, whole: str | None) -> dict[str, Any]:
+    return {} if identity == whole else {"identity": identity}
 
 
 def gap_detected(stream: str, *, requested: int | None, oldest: int, last: int, reason: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..core import sse
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
+from ..core.greeting import Identify, identified, whole
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 
@@ -37,6 +38,7 @@ class Clients:
     ``unready`` tells why nobody can be served now, or None. ``make_connection`` and ``make_body`` make a client of either kind;
     ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's; ``joined`` and ``left``
     are told of each subscription, ``renamed`` takes one over for another subscriber.
+    ``identify`` makes the identity of a connection with these subscribers.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Clients:
         renamed: Callable[[Subscription, Subscriber], None],
         watch: Callable[[Client], None],
         unwatch: Callable[[Client], None],
+        identify: Identify = lambda *subscribers: None,
         events: Events | None = None,
     ) -> None:
         self._events = events or Events()
@@ -71,6 +74,7 @@ class Clients:
         self._renamed = renamed
         self._watch = watch
         self._unwatch = unwatch
+        self._identify = identify
         self._lingering: set[Client] = set()
         self._owners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
@@ -157,6 +161,7 @@ class Clients:
             return
         self._count(client, -1)
         client.owner = owner_of(subscribers)
+        known = whole(client, self._identify)
         before, client.expires_at = client.expires_at, end_of(subscribers)
         self._count(client, 1)
         for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
@@ -165,6 +170,10 @@ class Clients:
             # Sooner than the heartbeat meant to look.
             self._unwatch(client)
             self._watch(client)
+        changed = client.admitted and whole(client, self._identify) != known
+        # Whoever cannot be told now is told when they come back.
+        if changed and not client.send_extra(identified(client, self._identify), monotonic()):
+            self.end(client, "revoked")
 
     def _count(self, client: Client, one: int) -> None:
         for counts, key in ((self._owners, client.owner), (self._addresses, network_of(client.address))):

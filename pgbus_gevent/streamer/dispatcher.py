@@ -13,11 +13,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-from ..core import sse
 from ..core.audience import Audience
 from ..core.client import Client, Subscription, admit, missed
 from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
+from ..core.greeting import Identify, greeting
 from ..core.registry import Registry
 from ..core.stream_log import Chunk, Frame, History, StreamLog
 from .hint_passes import HintPasses
@@ -46,7 +46,7 @@ class StreamEventDispatcher:
     Anybody may call the other methods, none of which yields. ``on_behind`` is given who needs a read from the database (a cursor
     that the ring does not reach, or a start that only the database knows); ``on_error`` a client whose delivery raised.
     ``retry`` tells when a client that loses its connection is to come back, ``heartbeat`` is the interval that it is told; both
-    in seconds.
+    in seconds. ``identify`` makes the identity of a connection with these subscribers.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class StreamEventDispatcher:
         on_error: Callable[[Client], None],
         retry: Callable[[], float],
         heartbeat: float = 15.0,
+        identify: Identify = lambda *subscribers: None,
         clock: Callable[[], float] = monotonic,
         passed: Signal[Passed] | None = None,
         gaps: Signal[Gap] | None = None,
@@ -70,6 +71,7 @@ class StreamEventDispatcher:
         self._on_error = on_error
         self._retry = retry
         self._heartbeat = heartbeat
+        self._identify = identify
         self._clock = clock
         self._turns = Turns(clock)
         self._moved: set[StreamLog] = set()
@@ -276,15 +278,12 @@ class StreamEventDispatcher:
                 self._on_behind(each)
         if len(admissions) < len(client.subscriptions):
             return  # the reader brings us back for each one that was missing
-        streams, gaps = [], []
         for each, admission in zip(client.subscriptions, admissions, strict=True):
             each.cursor = admission.cursor
-            streams.append(sse.Opened(each.log.name, admission.cursor, each.log.head))
-            gaps.append(admission.gap)
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
-        greeting = sse.connected(client.id, streams, retry_after=self._retry(), heartbeat=self._heartbeat)
-        self._give(client, greeting + b"".join(gaps), self._clock())
+        hello = greeting(client, self._identify, retry_after=self._retry(), heartbeat=self._heartbeat)
+        self._give(client, hello + b"".join(each.gap for each in admissions), self._clock())
         self._lagging.extend(each for each in client.subscriptions if each is not subscription)
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:

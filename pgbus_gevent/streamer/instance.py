@@ -20,6 +20,7 @@ from ..config import Settings
 from ..core.client import Client, StreamRequest, Subscription
 from ..core.events import Broadcast, Events, Gap, ListenerDown, ListenerUp, Passed, Read
 from ..core.filters import Filters
+from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
@@ -120,6 +121,7 @@ class Instance:
             ring_messages=self.settings.ring_messages,
             read=self.events.signal(Read),
         )
+        identify = Identities(self.settings.secret).of
         self.dispatcher: StreamEventDispatcher = dispatcher(
             self.registry,
             self.filters,
@@ -127,6 +129,7 @@ class Instance:
             on_error=lambda client: self.clients.end(client, "error"),
             retry=lambda: self.settings.retry,
             heartbeat=self.settings.heartbeat,
+            identify=identify,
             passed=self.events.signal(Passed),
             gaps=self.events.signal(Gap),
         )
@@ -188,6 +191,7 @@ class Instance:
             renamed=self.attendance.renamed,
             watch=self.heartbeat.watch,
             unwatch=self.heartbeat.forget,
+            identify=identify,
         )
         self.revocations: Revocations = Revocations(
             queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval

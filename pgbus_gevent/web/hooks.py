@@ -38,14 +38,15 @@ class Hook:
 
         With ``recheck`` the hook can be asked again later.
         """
-        places = tuple(place._replace(subscriber=self._subscriber(environ, place)) for place in request.places)
+        places = tuple(place._replace(subscriber=self.subscriber(environ, place)) for place in request.places)
         for place in places:
             expires_at = place.subscriber.expires_at
             if expires_at is not None and expires_at <= time():
                 raise Refused(text(403, "the right to watch this stream has expired"))
         return request._replace(places=places, recheck=self._rechecker(environ, request.places) if recheck else None)
 
-    def _subscriber(self, environ: Environ, place: Place) -> Subscriber:
+    def subscriber(self, environ: Environ, place: Place) -> Subscriber:
+        """Who asks for one stream. Raises Refused: 403."""
         try:
             answer: object = self._authorize(environ, place.stream)
         except (Exception, gevent.Timeout) as error:

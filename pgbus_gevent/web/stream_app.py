@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ..core import events, sse
-from ..core.client import StreamRequest
+from ..core.client import ANYBODY, Place, StreamRequest, Subscriber
+from ..core.identity import Identities
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
@@ -41,6 +42,9 @@ logger = logging.getLogger("pgbus_gevent.web")
 Found = Answer | Flow | StreamRequest
 View = Callable[[Environ], Found]
 
+IDENTITY = "pgbus-identity"
+"""The header that tells as whom a stream would be followed."""
+
 _READ = ("GET", "HEAD")
 
 
@@ -59,6 +63,7 @@ class StreamApp:
         self.prefix = settings.prefix
         self._hook = None if authorize is None else Hook(authorize)
         self._settings = settings
+        self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
             "/healthz": (_READ, self._health),
@@ -93,6 +98,15 @@ class StreamApp:
     def serves(self, path: str) -> bool:
         """Whether a PATH_INFO lies under the prefix."""
         return path == self.prefix or path.startswith(f"{self.prefix}/")
+
+    def subscriber(self, environ: Environ, stream: str) -> Subscriber | None:
+        """Who asks, for a page of the application's own that follows a stream; None where the hook would not let them."""
+        if self._hook is None:
+            return ANYBODY
+        try:
+            return self._hook.subscriber(environ, Place(stream))
+        except Refused:
+            return None
 
     # routes
 
@@ -185,12 +199,21 @@ class StreamApp:
         if refusal is None:
             return request
         self.instance.events.emit(events.Refused(refusal))
-        return _refuse(environ, refusal)
+        return _refuse(environ, refusal, self._identity(environ, request))
+
+    def _identity(self, environ: Environ, request: StreamRequest) -> Headers:
+        """As whom the client was let in, where a HEAD with ``?identity`` asks for what ``pgbus:connected`` would tell."""
+        if environ["REQUEST_METHOD"] != "HEAD" or not any(
+            key == "identity" for key, _ in requests.parse_query(environ)
+        ):
+            return []
+        identity = self._identities.of(*(place.subscriber for place in request.places))
+        return [] if identity is None else [(IDENTITY, identity)]
 
     def _stream(
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
     ) -> Iterable[bytes]:
-        headers = [*stream_headers(environ), *extra]
+        headers = [*stream_headers(environ), *self._identity(environ, request), *extra]
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(status_line(200), headers)
             return []
@@ -210,6 +233,7 @@ class StreamApp:
                 ("access-control-allow-origin", str(environ["HTTP_ORIGIN"])),
                 ("access-control-allow-credentials", "true"),
                 *(preflight_headers(environ) if environ["REQUEST_METHOD"] == "OPTIONS" else ()),
+                *((("access-control-expose-headers", IDENTITY),) if environ["REQUEST_METHOD"] == "HEAD" else ()),
             ]
         return headers
 
@@ -222,10 +246,10 @@ class StreamApp:
         return path.startswith(("/console", "/metrics"))
 
 
-def _refuse(environ: Environ, reason: str) -> Answer:
+def _refuse(environ: Environ, reason: str, identity: Headers) -> Answer:
     """Refuse for a passing reason. An EventSource comes back by itself, but after no status other than 200."""
     retry = refusal_retry()
     if accepts_stream(environ):
-        return Answer(200, sse.shutdown(reason, retry), stream_headers(environ))
+        return Answer(200, sse.shutdown(reason, retry), [*stream_headers(environ), *identity])
     status = 429 if reason == "too-many-connections" else 503
-    return text(status, f"not now: {reason}", ("retry-after", str(round(retry))))
+    return text(status, f"not now: {reason}", ("retry-after", str(round(retry))), *identity)

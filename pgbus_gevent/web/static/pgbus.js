@@ -12,24 +12,64 @@
  * @typedef {{id?: string, event: string, data: string, k?: number}} Frame
  * @typedef {number | undefined} Cursor
  * @typedef {{src?: string, stream?: string, streams?: string[], base?: string, since?: Cursor | Cursor[],
- *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", heartbeat?: number}} Options
+ *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", identity?: string}} Options
  */
+
+/** In the names of locks and channels: tabs that still run another version of this file share nothing with these. */
+const PROTOCOL = 2;
 
 /** The longest time between two attempts, in ms, unless the server asks for more. */
 const MAX_WAIT = 30_000;
 /** In how many ms the tab that has the connection has to answer. */
 const ANSWER = 3000;
-/** In how many ms an element that is moved is back, and a page's elements are all there. */
+/** In how many ms an element that is moved is back. */
 const SETTLE = 15;
+/** How long, in ms, a lost connection is nothing to tell of: an engine may end it before it tells the page that it is left. */
+const GRACE = 250;
+/** The interval of heartbeats in ms, until the server has told its own. */
+const BEAT = 15_000;
+/** After so many attempts the waits become longer. */
+const PROMPT = 4;
 const STREAMS = "TextDecoder" in globalThis && "body" in Response.prototype;
 
 /** Refusals that no other try will change. @param {number} status */
 const final = (status) => status === 204 || (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
 
 /** Event names that somebody listens for: an EventSource, where it has to do, hears no others. */
-const names = new Set(["message", "pgbus:connected", "pgbus:gap-detected", "pgbus:shutdown"]);
+const names = new Set(["message", "pgbus:connected", "pgbus:identity", "pgbus:gap-detected", "pgbus:shutdown"]);
 /** @type {Map<string, Hub>} */
 const hubs = new Map();
+
+const report = globalThis.reportError ?? ((error) => setTimeout(() => { throw error; }));
+
+/** Call code that is not ours: what it throws is reported, and keeps nobody from their messages. @param {() => void} act */
+const safely = (act) => {
+  try {
+    act();
+  } catch (error) {
+    report(error);
+  }
+};
+
+/** Do something next. No timer: those of a tab that nobody sees may be a second late. @param {() => void} act */
+const soon = (act) => {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => {
+    port1.close();
+    act();
+  };
+  port2.postMessage(0);
+};
+
+/**
+ * Whether an identity, once told, is followed by somebody else's. It has three parts: the key that made it, whose it is, and all that
+ * decides what may be seen. Those of two keys cannot be compared; where only the last part changed it is still the same login.
+ * @param {string} [before] @param {string} [now]
+ */
+const replaced = (before, now) => {
+  const [key, who] = (before ?? "").split("."), [newKey, newWho] = (now ?? "").split(".");
+  return !!before && before !== now && (!now || (key === newKey && !(who && who === newWho)));
+};
 
 /**
  * A parser of event streams, for bytes cut anywhere.
@@ -76,6 +116,7 @@ class Line {
   names = [];
   fails = 0;
   retry = 2000;
+  beat = BEAT;
   /** "" for one that is to be opened */
   state = "";
 
@@ -84,18 +125,19 @@ class Line {
     this.hub = hub;
   }
 
-  url(keys) {
+  url(keys, extra = "") {
     const { base, query } = this.hub;
     const [one, more] = keys;
     const parts = keys.map((key) => {
       const since = this.at.get(key);
       return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
     });
-    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, this.id && "connection=" + this.id].join("&").replace(/^&+|&+$/g, "");
+    const id = this.id && !/(^|&)connection=/.test(query) ? "connection=" + this.id : "";
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, id, extra].join("&").replace(/^&+|&+$/g, "");
   }
 
-  ask(keys, options) {
-    return fetch(this.url(keys), { credentials: this.hub.credentials, cache: "no-store", ...options });
+  ask(keys, options, extra) {
+    return fetch(this.url(keys, extra), { credentials: this.hub.credentials, cache: "no-store", ...options });
   }
 
   stop() {
@@ -109,20 +151,25 @@ class Line {
     const abort = (this.abort = new AbortController());
     this.state = "connecting";
     this.bye = "";
-    this.last = Date.now();
+    this.id ??= this.hub.inherited();
+    this.heard();
     this.hub.state(this);
-    const end = await (STREAMS ? this.read : this.listen).call(this, abort.signal).catch((error) => ({
-      reason: error === "timeout" ? error : "network",
-      status: 0,
-    }));
-    if (this.abort === abort) this.ended(abort, end);
+    const end = await (STREAMS ? this.read : this.listen).call(this, abort.signal).catch(() => ({ reason: "network", status: 0 }));
+    if (end.reason === "network") await new Promise((done) => setTimeout(done, GRACE));
+    this.ended(abort, end);
+  }
+
+  /** Something has come. */
+  heard() {
+    this.last = performance.now();
+    this.doubted = false;
   }
 
   /** @param {AbortSignal} signal */
   async read(signal) {
     const response = await this.ask(this.keys, { headers: { accept: "text/event-stream" }, signal });
     const { status, headers, body } = response;
-    if (status !== 200 || !/^text\/event-stream\b/i.test(headers.get("content-type"))) {
+    if (status !== 200 || !/^\s*text\/event-stream\s*(;|$)/i.test(headers.get("content-type"))) {
       body?.cancel().catch(() => {});
       /** @type {any} */
       const told = headers.get("retry-after");
@@ -136,7 +183,7 @@ class Line {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return { reason: this.bye || "ended", status };
-      this.last = Date.now();
+      this.heard();
       feed(value);
     }
   }
@@ -149,7 +196,7 @@ class Line {
     this.hear = (name) =>
       source.addEventListener(name, ({ data, lastEventId: id }) => {
         // An EventSource goes on telling the last id with frames that have none.
-        this.take({ id: id === before ? undefined : id, event: name === "message" ? "" : name, data });
+        if (!signal.aborted) this.take({ id: id === before ? undefined : id, event: name === "message" ? "" : name, data });
         before = id;
       });
     names.forEach(this.hear);
@@ -159,26 +206,27 @@ class Line {
 
   /** @param {AbortController} abort */
   async ended(abort, { reason, status, after }) {
+    if (this.abort !== abort) return;
     const { hub, keys } = this;
-    if (reason === "expired" || final(status)) {
+    if (["expired", "content-type"].includes(reason) || final(status)) {
       let gone = keys;
-      // Of several streams only some may be at fault. Where none is by itself, the server will not have them together.
-      if (keys[1]) {
+      // Of several streams only some may be at fault; and a right that has expired may have been given anew. Where none is at fault
+      // by itself, the server will not have them together.
+      if (reason === "expired" || (reason === "status" && keys[1])) {
         const asked = await Promise.all(keys.map((key) => this.ask([key], { method: "HEAD" }).catch(() => ({ status: 0 }))));
-        const found = keys.filter((key, i) => final(asked[i].status));
         if (this.abort !== abort) return;
-        gone = found;
+        gone = keys.filter((key, i) => final(asked[i].status));
         if (gone[0]) status = asked[keys.indexOf(gone[0])].status;
         else if (reason !== "expired") return hub.split(this);
       }
       if (gone[0]) return hub.refuse(this, gone, { reason, status, willRetry: false, streams: gone });
     }
-    abort.abort();
-    // Twice the time with each failure, anywhere in between, so that clients that were lost together do not come together. A
-    // server that said goodbye has told each another time already.
-    const most = this.bye && !this.fails ? 0 : Math.min(MAX_WAIT, this.retry * 2 ** (this.fails + 1));
+    this.stop();
+    // Anywhere within half the server's time more, so that clients that were lost together do not come together; when that has failed
+    // several times, within twice the time with each failure. A server that said goodbye has told each another time already.
+    const more = this.fails < PROMPT ? this.retry / 2 : Math.min(MAX_WAIT, this.retry * 2 ** (this.fails - PROMPT + 2)) - this.retry;
+    const wait = this.retry + (this.bye && !this.fails ? 0 : Math.random() * Math.max(0, more));
     this.fails++;
-    const wait = this.retry + Math.random() * Math.max(0, most - this.retry);
     this.state = "waiting";
     this.timer = setTimeout(() => this.open(), Math.min(Math.max(wait, after || 0), 3_600_000));
     hub.state(this, { reason, status, willRetry: true, streams: keys });
@@ -187,34 +235,38 @@ class Line {
   /** @param {Frame} frame */
   take({ id, event, data, k }) {
     const { hub, keys, at } = this;
-    if (event.startsWith("pgbus:")) {
-      const value = JSON.parse(data);
-      if (event === "pgbus:shutdown") this.bye = value.reason;
-      else if (event === "pgbus:gap-detected") {
-        const key = keys[this.names.indexOf(value.stream)] ?? keys[0];
-        if (value.reason !== "expired") at.set(key, value.reason === "ahead" ? 0 : value.lastId);
-        hub.tell({ t: "gap", keys: [key], detail: value });
-      } else if (event === "pgbus:connected") {
-        this.names = value.streams.map(({ name }) => name);
-        // From here on: what comes while the connection is away is missed no more. A replay is still to come.
-        if (!hub.query.includes("replay=")) keys.forEach((key, i) => at.set(key, at.get(key) ?? value.streams[i].lastId));
-        this.state = "open";
-        this.fails = 0;
-        this.id = value.connectionId;
-        hub.state(this);
-      }
-      return;
-    }
     const [, index, cursors] = /^(\d+)~(.*)/.exec(id) ?? [];
+    const ids = id && (cursors ?? id).split(".").map(Number);
+    if (event.startsWith("pgbus:")) return this.control(event, JSON.parse(data), ids);
     k = +(index ?? (keys[1] ? k : 0));
     const key = keys[k];
     const before = at.get(key);
-    const number = id && +(cursors ? cursors.split(".")[k] : id);
-    if (number) {
-      if (number <= before) return;
-      at.set(key, number);
+    const number = id && ids[cursors ? k : 0];
+    if (number <= before) return;
+    hub.tell({ t: "frame", keys: key ? [key] : keys, before, detail: { id: number || undefined, event, data, stream: this.names[k] } });
+    if (number) at.set(key, number);
+  }
+
+  /** What the server says of the connection itself. @param {number[]} [ids] where each stream starts */
+  control(event, value, ids) {
+    const { hub, keys, at } = this;
+    if (event === "pgbus:shutdown") this.bye = value.reason;
+    else if (event === "pgbus:gap-detected") {
+      const key = keys[this.names.indexOf(value.stream)] ?? keys[0];
+      if (value.reason !== "expired") at.set(key, value.reason === "ahead" ? 0 : value.lastId);
+      hub.tell({ t: "gap", keys: [key], detail: value });
+    } else if (event === "pgbus:identity") hub.meet(this, value);
+    else if (event === "pgbus:connected" && hub.meet(this, value)) {
+      this.names = value.streams.map(({ name }) => name);
+      // From here on: what comes while the connection is away is missed no more.
+      const start = (i) => ids?.[i] ?? (hub.query.includes("replay=") ? undefined : value.streams[i].lastId);
+      keys.forEach((key, i) => at.set(key, at.get(key) ?? start(i)));
+      if (value.heartbeat) this.beat = value.heartbeat * 1000;
+      this.state = "open";
+      this.fails = 0;
+      this.id = value.connectionId;
+      hub.state(this);
     }
-    hub.tell({ t: "frame", keys: key ? [key] : keys, before, detail: { id: number, event, data, stream: this.names[k] } });
   }
 }
 
@@ -226,8 +278,10 @@ class Hub {
   lines = [];
   /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
   others = new Map();
+  /** As whom the server lets each stream be followed. @type {Map<string, string>} */
+  known = new Map();
   id = `${Math.random()}`;
-  /** of its lock and channel @type {string} */
+  /** @type {string} */
   key;
   /** @type {string} */
   base;
@@ -235,36 +289,95 @@ class Hub {
   query;
   /** @type {RequestCredentials} */
   credentials;
+  /** As whom all is followed: undefined until it is known, empty where the server cannot tell. @type {string | undefined} */
+  identity;
+  /** How often in a row that was another one. */
+  moves = 0;
   /** How many streams the server takes on one connection. */
   most = 32;
 
-  constructor(key, base, query, credentials, tabs) {
-    Object.assign(this, { key, base, query, credentials });
+  constructor(key, base, query, credentials, tabs, identity) {
+    Object.assign(this, { key, base, query, credentials, identity });
     this.tabs = tabs && "locks" in navigator && "BroadcastChannel" in globalThis;
   }
 
-  /** Look again, in a moment, at what is wanted. */
-  change() {
+  /** Look again at what is wanted; `later` where something that is gone may be back in a moment. */
+  change(later) {
     if (this.subs.size && !this.joined) this.join();
-    this.timer ||= setTimeout(() => {
-      this.timer = 0;
-      if (this.subs.size) return this.sync();
-      this.leave();
-      hubs.delete(this.key);
-    }, SETTLE);
+    if (later) {
+      this.timer ||= setTimeout(() => {
+        this.timer = 0;
+        if (this.subs.size) return this.sync();
+        this.leave();
+        hubs.delete(this.key);
+      }, SETTLE);
+    } else {
+      this.due ||= !soon(() => {
+        this.due = false;
+        if (this.subs.size) this.sync();
+      });
+    }
   }
 
-  join() {
-    this.joined = new AbortController();
+  async join() {
+    const joined = (this.joined = new AbortController());
     this.check = setInterval(() => this.look(), ANSWER);
-    if (!this.tabs) return this.lead();
+    if (this.tabs && this.identity === undefined) this.identity = await this.learn(joined);
+    if (this.joined !== joined) return;
+    // Who may be somebody else shares with nobody.
+    if (!this.tabs || !this.identity) return this.lead();
+    this.name = `pgbus/${PROTOCOL} ${this.credentials} ${this.base}?${this.query} ${this.identity}`;
     // A lock of this tab's own tells the leader when it is gone.
-    this.hold(this.key + this.id, () => {
-      this.channel = new BroadcastChannel(this.key);
+    this.hold(this.name + this.id, () => {
+      this.channel = new BroadcastChannel(this.name);
       this.channel.onmessage = ({ data }) => this.hear(data);
       this.elect();
       this.sync();
     });
+  }
+
+  /** Ask as whom these streams would be followed. What cannot be had now comes with the connection. */
+  async learn({ signal }) {
+    await new Promise((done) => soon(() => done()));
+    const abort = new AbortController();
+    const stop = () => abort.abort();
+    signal.addEventListener("abort", stop);
+    const timer = setTimeout(stop, BEAT);
+    const keys = [...this.wants.keys()].slice(0, this.most);
+    if (!keys[0]) return;
+    const answer = await new Line(this).ask(keys, { method: "HEAD", signal: abort.signal }, "identity").catch(() => undefined);
+    clearTimeout(timer);
+    return answer?.headers.get("pgbus-identity") ?? undefined;
+  }
+
+  /**
+   * The server has told as whom the streams of a line are followed. Where that is not who they were followed as before, they end; where
+   * that is the same login in another role, the tab goes on, with those that have that role too.
+   * @param {Line} line
+   * @returns {boolean} whether the line may go on
+   */
+  meet(line, { identity: found, streams }) {
+    const identity = found ?? "";
+    const told = line.keys.map((_, i) => streams[i]?.identity ?? identity);
+    if (found !== undefined && identity !== this.identity) {
+      const known = line.keys.some((key) => this.known.has(key));
+      const gone = line.keys.filter((key, i) => (known ? replaced(this.known.get(key), told[i]) : replaced(this.identity, identity)));
+      if (gone[0]) {
+        this.refuse(line, gone, { reason: "identity-changed", status: 200, willRetry: false, streams: gone });
+        return false;
+      }
+    }
+    line.keys.forEach((key, i) => this.known.set(key, told[i]));
+    if (identity === this.identity) this.moves = 0;
+    // To the tabs that have it; without one, alone it is.
+    const moves = identity !== this.identity && this.tabs && (identity || this.channel);
+    this.identity = identity;
+    if (!moves) return true;
+    // Another one each time is none that could be shared.
+    if (this.moves++) this.tabs = false;
+    this.part();
+    this.join();
+    return false;
   }
 
   /** Hold a lock, once it is given, for as long as this tab takes part. */
@@ -286,7 +399,7 @@ class Hub {
 
   async elect(steal) {
     const { joined } = this;
-    await this.hold(this.key, () => this.lead(), steal);
+    await this.hold(this.name, () => this.lead(), steal);
     // Unless it is left, the lock was taken away, while this tab was frozen.
     if (this.joined !== joined || !this.leads || !this.tabs) return;
     this.follow();
@@ -310,12 +423,18 @@ class Hub {
   }
 
   leave() {
+    this.subs.forEach((sub) => sub.restart());
+    this.part();
+  }
+
+  /** Take part no more, until the next time. */
+  part() {
     clearTimeout(this.answer);
     clearInterval(this.check);
-    this.subs.forEach((sub) => sub.restart());
     this.channel?.postMessage({ t: "want", from: this.id, wants: new Map() });
     this.channel?.close();
     this.channel = undefined;
+    this.connection = undefined;
     this.joined?.abort();
     this.joined = undefined;
     this.follow();
@@ -323,7 +442,6 @@ class Hub {
 
   sync() {
     if (!this.joined) return;
-    this.beat = Math.max(...[...this.subs].map((sub) => sub.beat));
     if (this.leads) this.arrange();
     else this.ask();
   }
@@ -343,11 +461,11 @@ class Hub {
     return this.merged([...this.subs].map((sub) => sub.wants));
   }
 
-  /** Tell the leader what is wanted here; one that does not answer, though somebody looks, is replaced. */
-  ask() {
+  /** Tell the leader what is wanted here; one that does not answer, though somebody looks, is replaced. @param {boolean} [woken] */
+  ask(woken) {
     const { joined } = this;
     clearTimeout(this.answer);
-    this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants });
+    this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants, woken });
     this.answer = setTimeout(() => {
       if (this.joined === joined && !this.leads && this.channel && !document.hidden) this.elect(true);
     }, ANSWER);
@@ -377,9 +495,14 @@ class Hub {
     this.lines.forEach((line) => (line.state ? this.state(line) : line.open()));
   }
 
+  /** The id of the tabs' connection, from the tab that had it before: who excludes it goes on doing so. */
+  inherited() {
+    return this.lines.some(({ id }) => id) ? undefined : this.connection;
+  }
+
   /** @param {Line} line @param {Close} [close] */
   state({ keys, state, at, id }, close) {
-    this.tell({ t: "state", keys, state, at, id, close });
+    this.tell({ t: "state", keys, state, at, id, close, known: this.known });
   }
 
   /** @param {Line} line @param {string[]} keys @param {Close} close */
@@ -402,23 +525,31 @@ class Hub {
   /** To all subscriptions, here and in the other tabs. */
   tell(message) {
     if (this.others.size) this.channel?.postMessage(message);
-    this.subs.forEach((sub) => sub.take(message));
+    this.give(message);
+  }
+
+  give(message) {
+    // A copy: what is made by a handler is not asked about what came before it.
+    [...this.subs].forEach((sub) => sub.take(message));
   }
 
   hear(message) {
-    const { t, from, wants } = message;
+    const { t, from, wants, woken, known, id } = message;
     if (t === "who") this.leads || this.ask();
     else if (t !== "want") {
       if (this.leads) return;
       clearTimeout(this.answer);
-      this.heard = Date.now();
-      this.subs.forEach((sub) => sub.take(message));
+      this.heard = performance.now();
+      this.connection = id ?? this.connection;
+      known?.forEach((identity, key) => this.known.set(key, identity));
+      this.give(message);
     } else if (this.leads) {
       const gone = () => void (this.others.delete(from) && this.change());
       // Given once that tab is gone.
-      if (!this.others.has(from)) navigator.locks.request(this.key + from, { signal: this.joined.signal }, gone).catch(() => {});
+      if (!this.others.has(from)) navigator.locks.request(this.name + from, { signal: this.joined.signal }, gone).catch(() => {});
       if (wants.size) this.others.set(from, wants);
       else this.others.delete(from);
+      if (woken) this.look(true);
       this.change();
     }
   }
@@ -426,13 +557,26 @@ class Hub {
   /** Whether all that should be heard is heard; at once where somebody looks again, or the network is back. */
   look(woken) {
     if (!this.joined) return this.change();
-    const quiet = (since, ms) => !(Date.now() - since < ms);
-    if (!this.leads && quiet(this.heard, woken ? ANSWER : 3 * this.beat)) this.ask();
+    const now = performance.now(), wall = Date.now();
+    // More time on the clock than has passed here: the machine was asleep. And where this comes late, the tab was frozen.
+    const passed = now - this.looked, slept = wall - this.wall - passed;
+    this.looked = now;
+    this.wall = wall;
+    const quiet = (since, ms) => !(now - since < ms);
+    if (!this.leads && (woken || quiet(this.heard, 3 * BEAT))) this.ask(woken);
     for (const line of this.lines) {
       const waits = line.state === "waiting";
-      const silent = STREAMS && !waits && quiet(line.last, 3 * this.beat);
+      if ((slept > ANSWER || passed > 3 * ANSWER) && !line.doubted) {
+        // A connection that has outlived it is heard within half the time.
+        line.last = now - (slept > 3 * line.beat ? 3 : 1.5) * line.beat;
+        line.doubted = true;
+      }
+      const silent = STREAMS && !waits && quiet(line.last, 3 * line.beat);
       if (woken && (waits || silent)) line.open();
-      else if (silent) line.abort.abort("timeout");
+      else if (silent) {
+        line.abort.abort();
+        line.ended(line.abort, { reason: "timeout", status: 0 });
+      }
     }
   }
 }
@@ -444,9 +588,8 @@ class Subscription {
   states = new Map();
 
   /** @param {any} target @param {Options} options */
-  constructor(target, { src, base, stream, streams = [stream ?? []].flat(), since, credentials = "same-origin", shared, heartbeat }) {
+  constructor(target, { src, base, stream, streams = [stream ?? []].flat(), since, credentials = "same-origin", shared, identity }) {
     this.target = target;
-    this.beat = (heartbeat || 15) * 1000;
     const url = new URL(src ?? base ?? "/pgbus/streams", document.baseURI);
     const { searchParams: given } = url;
     if (src && !given.has("stream")) {
@@ -465,8 +608,8 @@ class Subscription {
     [...this.cursors].forEach(([key, cursor], i) => this.cursors.set(key, [since].flat()[i] ?? cursor));
     base = url.origin + url.pathname.replace(/\/$/, "");
     // Without sharing, a hub for this one alone.
-    const id = `pgbus ${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others}`;
-    this.hub = hubs.get(id) ?? new Hub(id, base, `${others}`, credentials, !shared || shared === "tabs");
+    const id = `${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others} ${identity}`;
+    this.hub = hubs.get(id) ?? new Hub(id, base, `${others}`, credentials, !shared || shared === "tabs", identity);
     hubs.set(id, this.hub);
     this.hub.subs.add(this);
     this.hub.change();
@@ -479,7 +622,7 @@ class Subscription {
 
   close() {
     this.hub.subs.delete(this);
-    this.hub.change();
+    this.hub.change(true);
     this.cursors.forEach((_, key) => this.states.set(key, "closed"));
     this.settle();
   }
@@ -509,28 +652,31 @@ class Subscription {
       else if (mine >= oldestId) return;
       this.fire("pgbus:gap", detail);
     } else {
-      if (detail.id) {
-        if (detail.id <= mine) return;
-        // Something between the two went past us, as when a connection changes hands: the leader has to go back.
-        if (before > mine) return this.hub.change();
-        this.move(key, detail.id);
-      }
+      const { id } = detail;
+      if (id <= mine) return;
+      // Something between the two went past us, as when a connection changes hands: the leader has to go back.
+      if (id && before > mine) return this.hub.change();
       this.message(detail);
+      if (!id) return;
+      this.move(key, id);
+      // A handler has moved the element to another place, where it began again from before this message.
+      const { _sub: next } = this.target;
+      if (next !== this && next?.cursors.get(key) < id) next.move(key, id);
     }
   }
 
   move(key, cursor) {
     this.cursors.set(key, cursor);
-    if (cursor !== undefined) this.target._moved?.(this.cursors);
+    if (cursor !== undefined) safely(() => this.target._moved?.(this.cursors));
   }
 
   /** @param {Message} detail */
   message(detail) {
     const { id = "", event, data } = detail;
-    this.target._message?.(detail);
+    safely(() => this.target._message?.(detail));
     this.fire("pgbus:message", detail);
     const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
-    this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail }));
+    safely(() => this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail })));
   }
 
   /** The state of several streams is that of the one that is worst off, but closed only where all are. */
@@ -540,12 +686,12 @@ class Subscription {
     const state = ["waiting", "connecting", "open"].find((state) => states.includes(state)) ?? "closed";
     if (state === this.state) return;
     this.state = state;
-    this.target._turned?.(state);
+    safely(() => this.target._turned?.(state));
     if (state === "open") this.fire("pgbus:open", { connectionId, streams });
   }
 
   fire(name, detail) {
-    this.target.dispatchEvent(new CustomEvent(name, { detail, bubbles: true }));
+    safely(() => this.target.dispatchEvent(new CustomEvent(name, { detail, bubbles: true })));
   }
 }
 
@@ -594,7 +740,7 @@ export const connect = (options) => new PgbusStream(options);
 const swaps = (part) => (part.getAttribute("sse-swap") ?? "").split(/[\s,]+/);
 
 class PgbusStreamSource extends follows(HTMLElement) {
-  static observedAttributes = ["src", "stream", "streams", "base", "since", "since-id", "credentials", "shared", "heartbeat"];
+  static observedAttributes = ["src", "stream", "streams", "base", "since", "since-id", "credentials", "shared", "identity"];
 
   connectedCallback() {
     const get = (name) => this.getAttribute(name) ?? undefined;
@@ -609,7 +755,7 @@ class PgbusStreamSource extends follows(HTMLElement) {
       since: (words("since") ?? words("since-id"))?.map((word) => (word === "-" ? undefined : +word)),
       credentials: get("credentials"),
       shared: shared === "false" ? "none" : shared || undefined,
-      heartbeat: get("heartbeat"),
+      identity: get("identity"),
     });
   }
 
@@ -637,6 +783,8 @@ class PgbusStreamSource extends follows(HTMLElement) {
 
   /** Keep the cursor in the document: what copies or caches the page's contents has the cursor that belongs to them. */
   _moved(cursors) {
+    // A handler has just given it another place to start from.
+    if (this.#again) return;
     this.#own = true;
     const name = this.hasAttribute("since-id") && !this.hasAttribute("since") ? "since-id" : "since";
     this.setAttribute(name, [...cursors.values()].map((cursor) => cursor ?? "-").join(" "));
@@ -645,18 +793,21 @@ class PgbusStreamSource extends follows(HTMLElement) {
   #own = false;
 
   _message({ event, data }) {
-    this.#feed(!event && data.includes("<turbo-stream"));
+    safely(() => this.#feed(!event && data.includes("<turbo-stream")));
+    if (!("htmx" in globalThis)) return;
+    for (const part of [this, ...this.querySelectorAll("[sse-swap]")])
+      if (swaps(part).includes(event || "message")) safely(() => this.#swap(part, data));
+  }
+
+  /** @param {Element} part @param {string} data */
+  #swap(part, data) {
     /** @type {any} */
     const { htmx } = globalThis;
-    if (!htmx) return;
-    for (const part of [this, ...this.querySelectorAll("[sse-swap]")]) {
-      if (!swaps(part).includes(event || "message")) continue;
-      const near = (name) => part.closest(`[${name}]`)?.getAttribute(name);
-      const selector = near("hx-target") ?? "this";
-      const target = selector === "this" ? part.closest("[hx-target]") ?? part : htmx.find(selector);
-      const swapStyle = near("hx-swap")?.split(" ")[0] ?? htmx.config.defaultSwapStyle;
-      if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
-    }
+    const near = (name) => part.closest(`[${name}]`)?.getAttribute(name);
+    const selector = near("hx-target") ?? "this";
+    const target = selector === "this" ? part.closest("[hx-target]") ?? part : htmx.find(selector);
+    const swapStyle = near("hx-swap")?.split(" ")[0] ?? htmx.config.defaultSwapStyle;
+    if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
   }
 
   /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
