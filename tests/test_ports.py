@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -96,14 +97,17 @@ def check_farewells(found: dict[str, list[bytes]]) -> None:
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in found["other"]), "the application still answers"
 
 
-@pytest.mark.parametrize("how", ["serve", "serve --workers", "gunicorn", "bottle"])
+WAYS = {
+    "serve": (SERVE, 1),
+    "serve --workers": ([*SERVE, "--workers", "2"], 2),
+    "gunicorn": (gunicorn("-w", "2"), 2),
+    "bottle": ([sys.executable, "bottled.py", "PORT"], 1),
+}
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_who_waits_to_be_accepted_at_the_end_is_answered(how: str, tmp_path: Path, pgbus_database: str) -> None:
-    command, workers = {
-        "serve": (SERVE, 1),
-        "serve --workers": ([*SERVE, "--workers", "2"], 2),
-        "gunicorn": (gunicorn("-w", "2"), 2),
-        "bottle": ([sys.executable, "bottled.py", "PORT"], 1),
-    }[how]
+    command, workers = WAYS[how]
     (tmp_path / "bottled.py").write_text(BOTTLE)
     with host(tmp_path, pgbus_database, *command, workers=1) as served:
         if workers > 1:
@@ -131,6 +135,26 @@ def test_who_waits_while_workers_are_replaced_is_served(tmp_path: Path, pgbus_da
             served.signal(signal.SIGHUP)
             until(lambda: len(served.children()) == 2, "the next one is there")
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers(socks))
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_no_answer_on_a_kept_connection_waits_for_the_clients_ack(
+    how: str, tmp_path: Path, pgbus_database: str
+) -> None:
+    (tmp_path / "bottled.py").write_text(BOTTLE)
+    with host(tmp_path, pgbus_database, *WAYS[how][0]) as served, closing(kept(served.port)) as connection:
+        times = []
+        for _ in range(40):
+            began = monotonic()
+            connection.request("GET", "/pgbus/healthz")
+            assert connection.getresponse().read()
+            times.append(monotonic() - began)
+    # The kernel delays an ACK by 40 ms, but for the first dozen of a connection.
+    assert min(times[20:]) < 0.03, times
+
+
+def kept(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
 
 # a worker that cannot serve

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 
 import gevent
 import psycopg2.extensions as ext
 import pytest
 from database_parts import Session, opened_sessions, until
+from host_parts import Host, gunicorn, host
 
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import Database, schema
@@ -253,3 +259,61 @@ def test_a_short_statement_timeout_of_the_role_is_not_ours(
     sql.run(f"alter database {ext.parse_dsn(database)['dbname']} set statement_timeout = '50ms'")
     release(monkeypatch, *KNOWN, Migration(NEWEST + 1, "slow", "select pg_sleep(0.2)"))
     assert migrate(database) == [NEWEST + 1]
+
+
+# from outside: a release that is older than the schema, or newer
+
+NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values ({NEWEST + 1}, 'newer', %s, '')"
+
+
+def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
+        stays, restarts = served.serving(2)
+        sql.run(NEWER, NEWEST + 1)
+        os.kill(restarts, signal.SIGKILL)
+        until(lambda: "upgrade pgbus-gevent here too" in served.errors, "the next one is refused, and says so")
+        for _ in range(40):
+            stack.enter_context(served.live())
+        assert {served.about()[0] for _ in range(10)} == {stays}
+        assert {served.ask("/pgbus/readyz").status for _ in range(10)} == {200}
+        sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
+        served.wait_until_it_serves(2)
+
+
+def test_a_worker_restarts_beside_a_newer_schema_that_serves_it(database: str, sql: Session, tmp_path: Path) -> None:
+    with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served:
+        sql.run(NEWER, NEWEST)
+        restarts = served.serving(2).pop()
+        os.kill(restarts, signal.SIGKILL)
+        until(lambda: restarts not in served.children(), "it has gone")
+        served.wait_until_it_serves(2)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        (NEWER.replace("%s", str(NEWEST + 1)), [], "upgrade pgbus-gevent here too"),
+        (
+            f"delete from pgbus.migrations where version = {NEWEST}",
+            ["--no-migrate"],
+            "run `python -m pgbus_gevent migrate`",
+        ),
+        ("drop schema pgbus cascade", ["--no-migrate"], "schema pgbus is not in this database"),
+    ],
+    ids=["newer schema", "older schema", "no schema"],
+)
+def test_serve_refuses_a_schema_that_it_cannot_work_on_in_one_line(
+    workers: str, change: str, flags: list[str], said: str, database: str, sql: Session, tmp_path: Path
+) -> None:
+    sql.run(change)
+    command = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "PORT", "--workers", workers, *flags, "app:app"]
+    served = Host(tmp_path, database, command)
+    try:
+        assert served.wait() == 1
+        last = served.errors.splitlines()[-1]
+        assert last.startswith("pgbus-gevent: ") and said in last and "Traceback" not in served.errors
+    finally:
+        served.close()

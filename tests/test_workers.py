@@ -136,7 +136,7 @@ def test_the_demo_runs_on_the_embedded_database_and_its_secret(tmp_path: Path) -
         parent.chmod(parent.stat().st_mode | 0o011)  # the embedded server may run as another user
     served = Host(tmp_path, "", [*SERVE, "--data-dir", str(tmp_path / "data")], PGBUS_SECRET="", PGBUS_PUBLIC="")
     try:
-        until(lambda: f" pid {served.pid}\n" in served.errors, "it serves")
+        until(lambda: f" pid {served.pid}\n" in served.errors, "it serves, on a database that it made", 3 * PATIENCE)
         assert b"Departures" in served.ask("/").body
         with served.live("demo:departures") as client:
             client.next(timeout=PATIENCE)
