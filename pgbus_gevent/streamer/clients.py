@@ -171,8 +171,10 @@ class Clients:
             self._unwatch(client)
             self._watch(client)
         changed = client.admitted and whole(client, self._identify) != known
-        # Whoever cannot be told now is told when they come back.
-        if changed and not client.send_extra(identified(client, self._identify), monotonic()):
+        if changed and client.blocked_since is None:
+            client.send(identified(client, self._identify), monotonic())
+        elif changed:
+            # Whoever cannot be told now is told when they come back.
             self.end(client, "revoked")
 
     def _count(self, client: Client, one: int) -> None:
