@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from host_parts import Host, gunicorn, host
 
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import Database, schema
+from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.database.schema import Migration, migrations
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
@@ -251,6 +253,20 @@ def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch:
     release(monkeypatch, *KNOWN, LATER)
     with pytest.raises(DatabaseError, match="transactions are read-only here"):
         migrate(url)
+
+
+def test_on_a_standby_it_says_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-") as folder:
+        os.chmod(folder, 0o755)  # the server's user has to get there
+        with EmbeddedPostgres.open(folder) as server:
+            migrate(server.url)
+        (Path(folder) / "postgres-18" / "standby.signal").touch()
+        with EmbeddedPostgres.open(folder) as server:
+            assert migrate(server.url) == []
+            check(server.url)
+            release(monkeypatch, *KNOWN, LATER)
+            with pytest.raises(DatabaseError, match=r"this is a standby.*: give the primary's URL"):
+                migrate(server.url)
 
 
 def test_a_short_statement_timeout_of_the_role_is_not_ours(
