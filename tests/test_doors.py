@@ -184,7 +184,11 @@ def test_a_bad_answer_of_the_hook_is_a_403_and_one_line_in_the_log(
     assert len(errors) == 1 and "the authorize hook answered" in errors[0].getMessage() and errors[0].exc_info is None
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyError("x"), gevent.Timeout(1), RecursionError()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), KeyError("x"), gevent.Timeout(1), RecursionError()],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_hook_that_raises_is_a_403_and_one_traceback_a_minute(
     error: BaseException, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
