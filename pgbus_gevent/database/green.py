@@ -20,6 +20,8 @@ from gevent import monkey
 from gevent.socket import wait_read, wait_write
 from psycogreen.gevent import gevent_wait_callback
 
+from .cursors import Cursor
+
 STATEMENT_GRACE = 5.0
 """Seconds that a statement gets beyond the server's own statement_timeout before we give the connection up."""
 
@@ -40,6 +42,7 @@ class Connection(ext.connection):
         self.statement_timeout = statement_timeout
         try:
             super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
+            self.cursor_factory = Cursor
         except BaseException:
             # One that was cut off while connecting is closed when it is collected, and a log record may hold its traceback.
             del self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import psycopg2.extensions as ext
 
@@ -13,14 +13,6 @@ from ..messages import Message
 from . import batch
 from .pool import Pool
 from .rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
-
-
-class Cursor(Protocol):
-    """What we need of an application's own cursor."""
-
-    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> Any: ...
 
 
 class Publication(NamedTuple):
@@ -136,7 +128,8 @@ class Queries:
             if isolation is not None:
                 connection.set_session(isolation_level=isolation)
             try:
-                with connection.cursor() as cursor:
+                # psycopg2's own, for it is the application's statements that run on it.
+                with connection.cursor(cursor_factory=ext.cursor) as cursor:
                     yield cursor
                 connection.commit()
             finally:

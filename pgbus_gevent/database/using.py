@@ -1,29 +1,158 @@
-"""The statements that run on an application's own cursor, in its transaction; their errors stay psycopg2's."""
+"""The statements that run in an application's own transaction; the errors of its driver stay that driver's.
+
+What an application gives as ``using=`` is recognised by its class, without importing a driver that it does not have. A cursor
+only leads to its connection: the statement gets a cursor of its own there, so that neither row factories nor results that are
+still to be fetched matter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import Any
 
-from .queries import LAST_IDS, Cursor, Publication
+import psycopg2.extensions as ext
+
+from ..errors import InvalidArgument
+from .cursors import wrapped
+from .queries import Publication
+
+Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+_DRIVERS = ("psycopg2", "psycopg")
+"""SQLAlchemy's names of the drivers that we know: both write parameters as ``%s``."""
+
+_ACCEPTED = (
+    "using= takes a cursor or connection of psycopg2 or psycopg 3, a Session or Connection of SQLAlchemy on one of these, or"
+    " Django's connection"
+)
 
 
-def broadcast_on_commit(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
-    """Queue one message in the transaction of ``cursor``."""
-    cursor.execute("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
+def broadcast_on_commit(using: object, stream: str, data: str, publication: Publication) -> None:
+    """Queue one message in the transaction of ``using``."""
+    _runner(using)("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
 
 
-def broadcast_ephemeral(cursor: Cursor, stream: str, data: str, publication: Publication) -> None:
-    """Reach who is connected once the transaction of ``cursor`` commits."""
-    cursor.execute("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
+def broadcast_ephemeral(using: object, stream: str, data: str, publication: Publication) -> None:
+    """Reach who is connected once the transaction of ``using`` commits."""
+    _runner(using)("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
 
 
-def last_ids(cursor: Cursor, streams: Sequence[str]) -> list[int]:
-    """The newest id of each stream in the snapshot of the transaction of ``cursor``."""
-    cursor.execute(LAST_IDS, (list(streams),))
-    # An application may use a RealDictCursor.
-    return [int(row["last_id"] if isinstance(row, dict) else row[0]) for row in cursor.fetchall()]
+def last_ids(using: object, streams: Sequence[str]) -> list[int]:
+    """The newest id of each stream in the snapshot of the transaction of ``using``."""
+    # Texts alone, and no array: an application may have drivers write its lists in a way of its own.
+    names = ", ".join(["%s"] * len(streams))
+    rows = _runner(using)(
+        f"select pgbus.last_id(s.stream) from unnest(array[{names}]::text[]) with ordinality as s(stream, n) order by s.n",
+        tuple(streams),
+    )
+    return [int(id) for (id,) in rows]
 
 
-def disconnect(cursor: Cursor, owner: str) -> None:
-    """End every connection of an owner once the transaction of ``cursor`` commits."""
-    cursor.execute("select pgbus.disconnect(%s)", (owner,))
+def disconnect(using: object, owner: str) -> None:
+    """End every connection of an owner once the transaction of ``using`` commits."""
+    _runner(using)("select pgbus.disconnect(%s)", (owner,))
+
+
+def _runner(given: Any) -> Run:
+    """What runs a statement in the transaction of ``given``. Raises :class:`InvalidArgument` where nothing can."""
+    own = getattr(given, "pgbus_run", None)
+    if own is not None and not isinstance(given, type):
+        return own  # type: ignore[no-any-return]  # the testing kit's
+    if isinstance(given, type) or _is_async(given):
+        raise _refused(given)
+    for known in (_psycopg2, _psycopg, _sqlalchemy, _django):
+        run = known(given)
+        if run is not None:
+            return run
+    inner = getattr(given, "driver_connection", None) or getattr(given, "__wrapped__", None)
+    if inner is None:
+        raise _refused(given)
+    return _runner(inner)
+
+
+def _psycopg2(given: Any) -> Run | None:
+    if isinstance(given, ext.cursor):
+        given = given.connection
+    if not isinstance(given, ext.connection):
+        return None
+    if given.async_:
+        raise _refused(given)
+
+    def run(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with given.cursor(cursor_factory=ext.cursor) as cursor:
+            cursor.execute(statement, wrapped(parameters))
+            return cursor.fetchall()
+
+    return run
+
+
+def _psycopg(given: Any) -> Run | None:
+    if not _of(given, "psycopg", "Connection", "Cursor", "BaseCursor"):
+        return None
+    from psycopg import Connection, Cursor
+    from psycopg.rows import tuple_row
+
+    connection = given if isinstance(given, Connection) else given.connection
+
+    def run(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        # Not the connection's cursor_factory, as a raw cursor writes its parameters in another way.
+        with Cursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute(statement, parameters)  # type: ignore[arg-type, unused-ignore]
+            return cursor.fetchall()
+
+    return run
+
+
+def _sqlalchemy(given: Any) -> Run | None:
+    if _of(given, "sqlalchemy.orm", "Session", "scoped_session"):
+        given = given.connection()
+    if not _of(given, "sqlalchemy", "Connection"):
+        return None
+    dialect = given.dialect
+    if dialect.name != "postgresql" or dialect.driver not in _DRIVERS:
+        raise InvalidArgument(f"{_ACCEPTED}, not {_named(given)} on {dialect.name}+{dialect.driver}")
+    return lambda statement, parameters: [tuple(row) for row in given.exec_driver_sql(statement, tuple(parameters))]
+
+
+def _django(given: Any) -> Run | None:
+    if _of(given, "django", "CursorWrapper"):
+        given = given.db
+    if not _of(given, "django", "ConnectionProxy", "BaseDatabaseWrapper"):
+        return None
+    if given.vendor != "postgresql":
+        raise InvalidArgument(f"{_ACCEPTED}, not {_named(given)} of {given.vendor}")
+
+    def run(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with given.cursor() as cursor:
+            cursor.execute(statement, list(parameters))
+            return list(cursor.fetchall())
+
+    return run
+
+
+def _of(given: Any, package: str, *names: str) -> bool:
+    """Whether ``given`` is of a class of one of these names from the package, or of a class made from one."""
+    classes = [kind for kind in type(given).__mro__ if kind.__name__ in names]
+    return any(kind.__module__ == package or kind.__module__.startswith(f"{package}.") for kind in classes)
+
+
+def _is_async(given: Any) -> bool:
+    """Whether its calls only begin with ``await``: here they would publish nothing."""
+    calls = [getattr(type(given), name, None) for name in ("execute", "cursor", "connection", "__aenter__")]
+    return any(iscoroutinefunction(call) for call in calls) or (
+        calls[-1] is not None and not hasattr(given, "__enter__")
+    )
+
+
+def _refused(given: Any) -> InvalidArgument:
+    why = "; an asynchronous one would publish nothing" if not isinstance(given, type) and _is_async(given) else ""
+    return InvalidArgument(f"{_ACCEPTED}, not {_named(given)}{why}")
+
+
+def _named(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__module__}.{given.__qualname__}"
+    kind = type(given)
+    asynchronous = "asynchronous " if getattr(given, "async_", 0) == 1 else ""
+    return f"an {asynchronous}object of {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")

@@ -200,10 +200,15 @@ class FakeCursor:
             _check_key(parameters[5] if len(parameters) > 5 else None)
             self._queued.append((statement, parameters))
         elif "pgbus.last_id" in statement:
-            self._rows = [(_last_id(self._snapshot, stream),) for stream in parameters[0]]
+            self._rows = [(_last_id(self._snapshot, stream),) for stream in parameters]
         else:
             self._queries.statements.append((statement, parameters))
             self._rows = self._queries.answers.pop(0) if self._queries.answers else []
+
+    def pgbus_run(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Take a statement of a Bus that is given this as ``using=``."""
+        self.execute(statement, parameters)
+        return self.fetchall()
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """The next row."""
