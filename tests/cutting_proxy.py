@@ -1,0 +1,83 @@
+"""A proxy that cuts: each client's first connection ends so many bytes behind the first frame, wherever that is within the next."""
+
+from __future__ import annotations
+
+import re
+import socket
+from time import monotonic
+
+from gevent.server import StreamServer
+
+_END_OF_GREETING = b"\n\n\r\n"
+
+
+class Line:
+    """One client, by the number of bytes that it gets of what comes after the greeting; on its second connection, everything."""
+
+    def __init__(self, cut: int) -> None:
+        self.cut = cut
+        self.greeted = 0  # connections that have got their greeting
+        self.opened: list[float] = []
+        self.cut_at: float | None = None
+
+    @property
+    def away(self) -> float:
+        """Seconds from the cut to the next connection."""
+        assert self.cut_at is not None
+        return self.opened[1] - self.cut_at
+
+
+class CuttingProxy:
+    """Between the clients of ``stream`` on the server at ``port`` and it."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = ("127.0.0.1", port)
+        self.lines: dict[tuple[str, int], Line] = {}
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.stop()
+
+    def _serve(self, client: socket.socket, _: object) -> None:
+        try:
+            with client, socket.create_connection(self._upstream) as server:
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    data = client.recv(65536)
+                    if not data:
+                        return
+                    head += data
+                found = re.search(rb"/streams/([^?]+)\?.*?cut=(\d+)", head)
+                assert found, head
+                line = self.lines.setdefault((found[1].decode(), int(found[2])), Line(int(found[2])))
+                line.opened.append(monotonic())
+                server.sendall(head)
+                self._relay(server, client, line, len(line.opened) == 1)
+        except OSError:
+            pass  # one of them has left
+
+    def _relay(self, server: socket.socket, client: socket.socket, line: Line, first: bool) -> None:
+        received = b""
+        while _END_OF_GREETING not in received:
+            data = server.recv(65536)
+            if not data:
+                return
+            received += data
+        greeting = received.index(_END_OF_GREETING) + len(_END_OF_GREETING)
+        client.sendall(received[:greeting])
+        line.greeted += 1
+        rest = received[greeting:]
+        while first and not (rest and len(rest) >= line.cut):
+            rest += server.recv(65536)
+        if first:
+            client.sendall(rest[: line.cut])
+            line.cut_at = monotonic()
+            client.shutdown(socket.SHUT_RDWR)
+            return
+        while True:
+            client.sendall(rest)
+            rest = server.recv(65536)
+            if not rest:
+                return
