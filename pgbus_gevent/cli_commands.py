@@ -16,6 +16,7 @@ from .cli_output import table
 from .config import Settings
 from .core.names import Signer, check_name
 from .database import Database
+from .database.checks import Checks
 from .database.pruning import Pruning
 from .database.schema import migrations
 from .errors import InvalidArgument
@@ -195,12 +196,16 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings, closing(Database(settings)) as database:
         applied = database.migrate()
+        version = Checks(database.pool).schema_version()
     known = migrations()
     for migration in known:
         if migration.version in applied:
             print(f"applied migration {migration.version} ({migration.name})")
-    done = "now" if applied else "already"
-    print(f"schema pgbus is {done} at version {known[-1].version}")
+    newest = known[-1].version
+    if version is not None and version > newest:
+        print(f"schema pgbus is at version {version}, a newer release's, which still serves this one ({newest})")
+    else:
+        print(f"schema pgbus is {'now' if applied else 'already'} at version {newest}")
     return 0
 
 

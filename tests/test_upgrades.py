@@ -14,6 +14,7 @@ from time import monotonic
 import gevent
 import psycopg2.extensions as ext
 import pytest
+from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
 from host_parts import Host, gunicorn, host
 
@@ -305,6 +306,16 @@ def test_a_worker_restarts_beside_a_newer_schema_that_serves_it(database: str, s
         os.kill(restarts, signal.SIGKILL)
         until(lambda: restarts not in served.children(), "it has gone")
         served.wait_until_it_serves(2)
+
+
+def test_migrate_of_an_older_release_says_that_the_schema_is_a_newer_one(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    sql.run(NEWER, NEWEST)
+    said = Cli(tmp_path, database).ok("migrate")
+    assert (
+        said == f"schema pgbus is at version {NEWEST + 1}, a newer release's, which still serves this one ({NEWEST})\n"
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

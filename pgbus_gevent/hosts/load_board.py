@@ -106,7 +106,7 @@ class BalancedServer(Server):
 
     def show(self, now: float) -> bool:
         """Tell the others of this worker; whether it can serve."""
-        able = self._able()
+        able = self._able() and not self.full()
         # Those in the pool are on their way to become streams.
         self._place.show(self._streams() + len(self.pool), now, able)
         return able
