@@ -34,6 +34,8 @@ _OPTIONS = (
     "-c client_connection_check_interval=2s -c idle_session_timeout=0"
     # Our statements wait for a lock and then look again, whatever the database's default is.
     " -c default_transaction_isolation=read\\ committed"
+    # What a name in a statement means is not for others to say, who may create things in the schema `public`.
+    " -c search_path=pg_catalog,pg_temp"
     # All of them go by an index and bring a few rows. The planner, whose statistics may be of a table that was empty a
     # minute ago, would now and then read it whole instead, or spend more on compiling a statement than it takes.
     " -c enable_seqscan=off -c jit=off"

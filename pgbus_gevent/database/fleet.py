@@ -1,4 +1,4 @@
-"""The roll of the workers, of all hosts: see sql/0008_workers.sql."""
+"""The roll of the workers, of all hosts: see sql/0006_workers.sql."""
 
 from __future__ import annotations
 
@@ -31,16 +31,8 @@ class Worker(NamedTuple):
     facts: Mapping[str, Any]
 
 
-# Who is long gone is removed by who comes by; two who come at once do not wait for one another.
 _BEAT = """
-with gone as (
-  delete from pgbus.workers where id in (
-    select w.id from pgbus.workers w
-    where w.seen_at < clock_timestamp() - interval '5 minutes' and w.id <> %(id)s limit 20 for update skip locked))
-insert into pgbus.workers as w (id, host, pid, started_at, facts)
-values (%(id)s, %(host)s, %(pid)s, to_timestamp(%(started_at)s), %(facts)s::jsonb)
-on conflict (id) do update set seen_at = excluded.seen_at, facts = excluded.facts
-returning extract(epoch from clock_timestamp()), pgbus.pace_rings()
+select b.instant, b.pause from pgbus.beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::jsonb) b
 """
 
 _ALL = """
@@ -75,7 +67,7 @@ class Fleet:
 
     def leave(self, id: str) -> None:
         """A worker ends."""
-        self._all("delete from pgbus.workers where id = %s", (id,))
+        self._all("select pgbus.leave_roll(%s)", (id,))
 
     def workers(self, *, samples: bool = False) -> list[Worker]:
         """Those that live, as far as they told, by host and process id; with ``samples``, also all that they count."""

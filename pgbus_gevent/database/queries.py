@@ -87,7 +87,7 @@ select pgbus.last_id(s.stream) as last_id from unnest(%s::text[]) with ordinalit
 # The first row is of all streams together. Not `exists`, which the planner may turn into a join that reads the whole table;
 # `offset 0` keeps it from looking for the newest twice.
 _MOVED = """
-select null, coalesce((select m.msg_id from pgbus.messages m order by m.msg_id desc limit 1), 0)
+select null, coalesce((select m.msg_id from pgbus.messages m order by m.msg_id + 0 desc limit 1), 0)
 union all
 select s.stream, t.newest
 from unnest(%(streams)s::text[], %(heads)s::bigint[], %(pruned)s::boolean[]) as s(stream, head, pruned)
@@ -105,7 +105,7 @@ select m.msg_id, m.stream, m.prev_id, m.event,
        case when octet_length(m.data) < 8000 and coalesce(m.stream = any(%(streams)s), true) then m.data end,
        m.visible_to, m.exclude
 from pgbus.messages m
-where m.msg_id {range} order by m.msg_id
+where m.msg_id + 0 {range} order by m.msg_id + 0
 """
 _TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
 _TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
@@ -203,7 +203,7 @@ class Queries:
         """Whose connections were to be ended in the last ten minutes: number and owner, oldest first."""
         rows = self._all(
             "select id, owner from pgbus.revocations where revoked_at > clock_timestamp() - interval '10 minutes'"
-            " order by id"
+            " order by revoked_at"
         )
         return [(int(id), str(owner)) for id, owner in rows]
 

@@ -4,13 +4,15 @@
 --   1885823603  'pgbs'  the appends to a stream; the second integer is one of 2048 numbers, by the stream's hash
 --   1885823596  'pgbl'  the doorbell: who holds it rings for its transaction
 --
--- Settings that live for one transaction (set_config(..., true), so that a savepoint's rollback takes them back
--- together with the rows they speak of):
---   pgbus.ring     what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where that
---                  is not the only row, a line break follows, and the names of the streams that moved with a line
---                  break after each, or '*' where they are too many to name
---   pgbus.flush    what to flush at commit: '' for nothing, else the position of the outbox row whose trigger flushes;
---                  where that is not the only row, a line break and '+' follow
+-- The setting pgbus.ring lives for one transaction (set_config(..., true), so that a savepoint's rollback takes it back together
+-- with the rows it speaks of). It says what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where
+-- that is not the only row, a line break follows, and the names of the streams that moved with a line break after each, or '*'
+-- where they are too many to name. pgbus.flush is 'yes' where something is queued for the commit. Any role can set both in its own
+-- session: nothing depends on them but when and what that session rings.
+--
+-- Who publishes or reads needs no right on a table, only EXECUTE: these functions have their owner's rights. So each of them names
+-- its search_path, or has a body that was bound when it was made (RETURN): a name in it must not mean what a caller has made of
+-- it. 0007_rights.sql says who may call what.
 --
 -- What publishers do thousands of times a second is written as assignments and conditions of PL/pgSQL where it can be,
 -- as these do without the executor that PERFORM and SELECT start.
@@ -18,7 +20,7 @@
 
 -- messages ----------------------------------------------------------------------------------------------------
 
--- Ids are never used twice, not even by a schema that was dropped and made again, as they start at the clock.
+-- Ids are never used twice, not even by a schema that was dropped and made again, as they start at the clock. See pgbus.jump.
 do $$
 begin
   execute format('create sequence pgbus.message_ids as bigint start with %s maxvalue 9007199254740991',
@@ -42,11 +44,36 @@ create table pgbus.messages (
 
 create unique index messages_key on pgbus.messages (stream, key) where key is not null;
 
+-- What is new anywhere lies at this index's end: a worker finds it in one short read, however many streams it serves. On an
+-- expression, so that only who asks by it gets it: on msg_id alone the planner would take it for `order by msg_id` of one stream
+-- too, and read the whole table where that has no messages.
+create index messages_by_id on pgbus.messages ((msg_id + 0));
+
 -- The highest id that pruning removed from a stream: a cursor below it has missed something.
 create table pgbus.horizons (
   stream  text collate "C" primary key,
   msg_id  bigint not null
 );
+
+-- Ids jump (see pgbus.jump) where commits may have been lost since the last one was given. What tells that is not in rows, so that it
+-- is there for everybody at once, before a commit and after a rollback:
+-- - the epoch's number (see pgbus.epoch_number) in the sequence `jumped`, which is unlogged: a crash and a promotion reset it;
+-- - the sequence `floor`, above which all ids of this epoch are;
+-- - for PostgreSQL 14, which has no unlogged sequences, a page in the file of the table `epoch`.
+create unlogged table pgbus.epoch () with (vacuum_truncate = off);
+create sequence pgbus.jumped as bigint minvalue -9223372036854775808 start with 0;
+create sequence pgbus.floor as bigint;
+
+do $$
+begin
+  if current_setting('server_version_num')::integer >= 150000 then
+    alter sequence pgbus.jumped set unlogged;
+  end if;
+end
+$$;
+
+-- What is locked while ids jump.
+create table pgbus.jumping ();
 
 
 -- arguments ---------------------------------------------------------------------------------------------------
@@ -54,28 +81,24 @@ create table pgbus.horizons (
 -- An argument comes with its caller's collation, which may not do for a regular expression, or clash with a column's:
 -- so every comparison names "C". These are inlined where they are called, so that good arguments cost next to nothing.
 create function pgbus.good_stream(stream text) returns boolean
-language sql immutable parallel safe as $$
-  select octet_length(stream) between 1 and 255 and stream collate "C" !~ '[\u0001-\u001f\u007f-\u009f]'
-$$;
+language sql immutable parallel safe
+return octet_length(stream) between 1 and 255 and stream collate "C" !~ '[\u0001-\u001f\u007f-\u009f]';
 
 create function pgbus.good_event(event text) returns boolean
-language sql immutable parallel safe as $$
-  select event is null or event collate "C" !~ '^pgbus:|[\r\n]'
-$$;
+language sql immutable parallel safe
+return event is null or event collate "C" !~ '^pgbus:|[\r\n]';
 
 -- An index entry has to hold it together with a stream's name.
 create function pgbus.good_key(key text) returns boolean
-language sql immutable parallel safe as $$
-  select key is null or octet_length(key) between 1 and 1000
-$$;
+language sql immutable parallel safe
+return key is null or octet_length(key) between 1 and 1000;
 
 create function pgbus.good_message(stream text, data text, event text, key text) returns boolean
-language sql immutable parallel safe as $$
-  select pgbus.good_stream(stream) and data is not null and pgbus.good_event(event) and pgbus.good_key(key)
-$$;
+language sql immutable parallel safe
+return pgbus.good_stream(stream) and data is not null and pgbus.good_event(event) and pgbus.good_key(key);
 
 create function pgbus.refuse(stream text, data text, event text, key text) returns void
-language plpgsql immutable as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception using
     errcode = 'invalid_parameter_value',
@@ -97,25 +120,29 @@ $$;
 
 -- reading -----------------------------------------------------------------------------------------------------
 
--- In PL/pgSQL, which keeps the plan; PostgreSQL before 18 would plan an SQL function's statement at each call.
 create function pgbus.horizon(stream text) returns bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
   return coalesce((select h.msg_id from pgbus.horizons h where h.stream = horizon.stream collate "C"), 0);
 end
 $$;
 
+-- The stream's last id. It is looked for above the horizon: below may be any number of rows that no vacuum has taken away yet. In
+-- PL/pgSQL, which keeps the plan; PostgreSQL before 18 would plan an SQL function's statement at each call.
 create function pgbus.head(stream text) returns bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  return coalesce(
-    (select m.msg_id from pgbus.messages m where m.stream = head.stream collate "C" order by m.msg_id desc limit 1),
-    pgbus.horizon(stream));
+  return (
+    select coalesce((select m.msg_id from pgbus.messages m
+                     where m.stream = head.stream collate "C" and m.msg_id > h.msg_id
+                     order by m.msg_id desc limit 1), h.msg_id)
+    from (select coalesce((select z.msg_id from pgbus.horizons z where z.stream = head.stream collate "C"), 0) as msg_id
+          offset 0) h);
 end
 $$;
 
 create function pgbus.last_id(stream text) returns bigint
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -126,7 +153,7 @@ $$;
 
 create function pgbus.read_after(stream text, after bigint, max integer default 500)
 returns table (msg_id bigint, created_at timestamptz, event text, data text, visible_to text, exclude text)
-language plpgsql stable parallel safe rows 500 as $$
+language plpgsql stable parallel safe rows 500 security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -182,9 +209,7 @@ begin
   values (pgbus.home(), 'pgbus_' || replace(gen_random_uuid()::text, '-', ''),
           'pgbus_' || replace(gen_random_uuid()::text, '-', ''))
   on conflict (single) do update set home = excluded.home, doorbell = excluded.doorbell, control = excluded.control;
-  if former is not null then
-    perform pg_notify(former, '["control"]');
-  end if;
+  perform pg_notify(former, '["control"]') where former is not null and pg_notification_queue_usage() < 0.5;
 end
 $$;
 
@@ -207,15 +232,13 @@ $$;
 
 select pgbus.change_channels();
 
-revoke execute on function pgbus.channels(), pgbus.change_channels(), pgbus.home() from public;
-
 
 -- the doorbell ------------------------------------------------------------------------------------------------
 
 -- Notes that this transaction has appended to a stream; `id` is its first message there. The first append decides which
 -- row rings, and as long as it is `alone`, that row rings with the message itself.
 create function pgbus.touch(stream text, id bigint, alone boolean) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   ring text := current_setting('pgbus.ring', true);
   name text := stream || chr(10);  -- no name has a line break
@@ -238,26 +261,17 @@ begin
 end
 $$;
 
--- What a ring says: the message itself where it is the only one and fits, else which streams moved, or only that some
--- did.
-create function pgbus.ring_payload(message pgbus.messages, ring text) returns text
-language plpgsql stable as $$
+-- What a ring says that does not carry its message: which streams moved, or only that some did.
+create function pgbus.moved_payload(stream text, ring text) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   payload text;
   names   text[];
 begin
-  if strpos(ring, chr(10)) = 0 and octet_length(message.data) < 7800 then
-    payload := json_build_array('message', message.stream, message.msg_id, message.prev_id,
-                                extract(epoch from message.created_at), message.event, message.data,
-                                message.visible_to, message.exclude);
-    if octet_length(payload) <= 7900 then
-      return payload;
-    end if;
-  end if;
   if right(ring, 1) <> '*' then
     names := string_to_array(rtrim(substr(ring, strpos(ring || chr(10), chr(10)) + 1), chr(10)), chr(10));
-    if message.stream <> all (names) then
-      names := message.stream || names;
+    if stream <> all (names) then
+      names := stream || names;
     end if;
     payload := to_json(array_prepend('moved', names));
     -- Names of many quotes grow when they are quoted.
@@ -269,25 +283,88 @@ begin
 end
 $$;
 
--- Rings at COMMIT, and only if no other transaction is ringing just now: NOTIFY holds a lock of the whole cluster
--- over the commit's fsync, and every publisher would queue behind it. Who goes without is found by the sweep that
--- each worker makes after every ring.
+-- When somebody last rang, and the least distance of two rings: milliseconds, of Unix time the one. Sequences, as they are
+-- written without a row version to clear away, and as nobody waits for who wrote before and is not committed yet. In a large fleet
+-- rings have to keep a distance, as each wakes every worker: see 0006_workers.sql.
+create sequence pgbus.last_ring as bigint minvalue 0 start with 0;
+create sequence pgbus.ring_pause as bigint minvalue 0 start with 0;
+
+-- When somebody last looked who has the bells.
+create sequence pgbus.last_look as bigint minvalue 0 start with 0;
+
+-- Whether a notification can be sent. In a full queue it would make the commit fail. To ask also clears what everybody has read,
+-- which nobody else would do for a queue that nobody writes to any more.
+create function pgbus.can_notify() returns boolean
+language sql volatile
+return pg_notification_queue_usage() < 0.5;
+
+-- Rings at COMMIT, and only who gets a bell without waiting: NOTIFY holds a lock of the whole cluster over the commit's fsync, and
+-- every publisher would queue behind it. Who goes without is found by the sweep that each worker makes after every ring.
 create function pgbus.ring() returns trigger
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  pause   bigint;
+  may     boolean;
+  rung    text;
+  payload text;
+  channel text;
   ignored text;
 begin
   -- First, as it waits for other streams' locks, and meanwhile nobody could ring.
   if current_setting('pgbus.flush', true) <> '' then
     perform pgbus.flush();
   end if;
-  if pg_try_advisory_xact_lock(1885823596, 0) then
-    perform pg_notify((select c.doorbell from pgbus.channel_names c),
-                      pgbus.ring_payload(new, current_setting('pgbus.ring', true)));
+  pause := coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0);
+  -- Two bells, so that a commit that takes long does not leave all the others without a ring. Not more: those who
+  -- ring wait for one another's commits.
+  may := pause = 0 and (pg_try_advisory_xact_lock(1885823596, 0) or pg_try_advisory_xact_lock(1885823596, 1));
+  if (may or pgbus.may_ring(pause)) and pgbus.can_notify() then
+    rung := current_setting('pgbus.ring', true);
+    if strpos(rung, chr(10)) = 0 and octet_length(new.data) < 7800 then
+      payload := json_build_array('message', new.stream, new.msg_id, new.prev_id, extract(epoch from new.created_at), new.event,
+                                  new.data, new.visible_to, new.exclude);
+    end if;
+    if payload is null or octet_length(payload) > 7900 then
+      payload := pgbus.moved_payload(new.stream, rung);
+    end if;
+    channel := (select c.doorbell from pgbus.channel_names c);
+    ignored := pg_notify(channel, payload);
   end if;
   -- Without this, what is appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
   ignored := set_config('pgbus.ring', '', true);
   return null;
+end
+$$;
+
+-- The same where rings keep a distance, or others have the bells.
+create function pgbus.may_ring(pause bigint) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  now_ms bigint := date_part('epoch', clock_timestamp()) * 1000;
+  holder record;
+begin
+  -- Here and below: a clock that was set back silences nobody.
+  if pause > 0 then
+    if abs(now_ms - coalesce(pg_sequence_last_value('pgbus.last_ring'), 0)) < pause then
+      return false;
+    end if;
+    if pg_try_advisory_xact_lock(1885823596, 0) then
+      perform setval('pgbus.last_ring', now_ms);
+      return true;
+    end if;
+  end if;
+  -- Others have the bells: mostly those who ring. Once a second somebody looks, and if they are not, rings all the same.
+  if abs(now_ms - coalesce(pg_sequence_last_value('pgbus.last_look'), 0)) < 1000 then
+    return false;
+  end if;
+  perform setval('pgbus.last_look', now_ms);
+  select s.* into holder from pgbus.squatters() s where s.class = 1885823596 limit 1;
+  if found then
+    raise warning 'the doorbell is held by process %, which does not publish (role %, application %): end it with select '
+                  'pg_terminate_backend(%)', holder.pid, holder.role, to_json(holder.application), holder.pid;
+    return true;
+  end if;
+  return false;
 end
 $$;
 
@@ -299,89 +376,193 @@ create constraint trigger ring
   when (new.msg_id::text = split_part(current_setting('pgbus.ring', true), chr(10), 1))
   execute function pgbus.ring();
 
+-- Also where session_replication_role is replica, in which no ordinary trigger fires.
+alter table pgbus.messages enable always trigger ring;
+
+
+-- locks -------------------------------------------------------------------------------------------------------
+
+-- Any role can take any advisory lock. These are the sessions that have one of ours, and no lock on a table of ours: they do not do
+-- what such a lock is for.
+create function pgbus.squatters()
+returns table (class integer, number integer, pid integer, role name, application text, state text, seconds float8)
+language plpgsql volatile rows 10 security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return query
+    select l.classid::bigint::integer, l.objid::bigint::integer, l.pid, a.usename, a.application_name, a.state,
+           extract(epoch from clock_timestamp() - a.xact_start)::float8
+    from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid <> pg_backend_pid()
+          and l.database = (select d.oid from pg_database d where d.datname = current_database())
+          and l.classid in (1885823603, 1885823596, 1885823597, 1885823598, 1885823600)
+          and not exists (
+            select from pg_locks r
+            where r.pid = l.pid and r.locktype = 'relation' and r.granted and r.database = l.database
+                  and r.relation in (select c.oid from pg_class c
+                                     where c.relnamespace = 'pgbus'::regnamespace and c.relname <> 'migrations'));
+end
+$$;
+
+-- Takes a lock that another transaction has, to the end of this one, however long that goes on. But who has it without any use for
+-- it is not waited for longer than five seconds.
+create function pgbus.wait_for(class integer, number integer, what text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  setting text := current_setting('lock_timeout');
+  own     interval := setting::interval;
+  began   timestamptz := clock_timestamp();
+  passed  interval;
+  holder  record;
+  ignored text;
+begin
+  loop
+    begin
+      passed := clock_timestamp() - began;
+      ignored := set_config('lock_timeout', case
+        when own > interval '0' and own - passed < interval '5 seconds'
+          then greatest(1, ceil(extract(epoch from own - passed) * 1000))::text
+        else '5000'
+      end, true);
+      perform pg_advisory_xact_lock(class, number);
+      ignored := set_config('lock_timeout', setting, true);
+      return;
+    exception when lock_not_available then
+      select s.* into holder from pgbus.squatters() s
+      where s.class = wait_for.class and s.number = wait_for.number limit 1;
+      if found then
+        raise exception '% is locked by process %, which does nothing with it (role %, application %)',
+                        what, holder.pid, holder.role, to_json(holder.application)
+          using errcode = 'lock_not_available', hint = format('End it with select pg_terminate_backend(%s).', holder.pid);
+      elsif own > interval '0' and clock_timestamp() - began >= own then
+        raise exception '% is locked by another transaction: canceled due to lock timeout', what
+          using errcode = 'lock_not_available';
+      end if;
+    end;
+  end loop;
+end
+$$;
 
 -- appending ---------------------------------------------------------------------------------------------------
 
--- The lock is taken before the id is drawn and held to the commit: within a stream, commit order is id order. Streams
--- share 2048 locks, so that a transaction that appends to very many of them does not fill the server's lock table.
+-- Streams share 2048 locks, so that a transaction that appends to very many of them does not fill the server's lock table.
 create function pgbus.lock_number(stream text) returns integer
-language sql immutable parallel safe as $$
-  select hashtext(stream collate "C") & 2047
-$$;
+language sql immutable parallel safe
+return hashtext(stream collate "C") & 2047;
 
-create function pgbus.next_id(stream text) returns bigint
-language sql volatile as $$
-  -- CASE keeps the order of the two.
-  select case
-    when pg_advisory_xact_lock(1885823603, pgbus.lock_number(stream)) is not null then nextval('pgbus.message_ids')
-  end
-$$;
-
--- The stream's newest id as the next message's prev_id; the stream is locked. A transaction with one snapshot for all
--- its statements does not see what was committed since, and would name an older id; a worker whose head happens to be
--- that one would then skip what lies between. So it says that it does not know, and the worker reads the table.
-create function pgbus.previous_id(stream text) returns bigint
-language plpgsql volatile as $$
+-- The stream's lock is taken before the id is drawn and held to the commit: within a stream, commit order is id order.
+create function pgbus.lock_stream(stream text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
-  return case
-    when current_setting('transaction_isolation') in ('repeatable read', 'serializable') then null
-    else pgbus.head(stream)
-  end;
+  if not pg_try_advisory_xact_lock(1885823603, pgbus.lock_number(stream)) then
+    perform pgbus.wait_for(1885823603, pgbus.lock_number(stream), 'stream ' || to_json(stream));
+  end if;
+end
+$$;
+
+-- This run of the server on these files: one that was started since, with a copy of the files maybe, has another start, and what a dump
+-- or a template made has the table in another file.
+create function pgbus.epoch_number() returns bigint
+language sql volatile
+return hashtextextended(pg_relation_filepath('pgbus.epoch') collate "C",
+                        hashfloat8(date_part('epoch', pg_postmaster_start_time())));
+
+-- Whether an id is from this epoch, and so above all ids of former ones.
+create function pgbus.good_id(id bigint) returns boolean
+language sql volatile
+return pg_sequence_last_value('pgbus.jumped') = pgbus.epoch_number() and pg_sequence_last_value('pgbus.floor') < id;
+
+do $do$
+begin
+  if current_setting('server_version_num')::integer < 150000 then
+    create or replace function pgbus.good_id(id bigint) returns boolean
+    language sql volatile
+    return pg_sequence_last_value('pgbus.jumped') = pgbus.epoch_number() and pg_sequence_last_value('pgbus.floor') < id
+           and pg_relation_size('pgbus.epoch') > 0;
+  end if;
+end
+$do$;
+
+-- An id above all that anybody may have seen, for a stream that is locked and whose last id is `head`; asked for where the next one
+-- from the sequence may not be. The sequence is then moved to the clock: ids always lag that, as far fewer than a million a second
+-- are drawn. And a million further at the least, in case the clock was set back.
+create function pgbus.jump(stream text, head bigint) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  clock   bigint;
+  last    bigint;
+  highest bigint;
+  id      bigint;
+begin
+  for tries in 1 .. 200 loop
+    begin
+      -- One at a time; not to the commit, as the block ends with a rollback, which takes back nothing but this lock and the row.
+      lock table pgbus.jumping in exclusive mode;
+      clock := date_part('epoch', clock_timestamp()) * 1000000;
+      last := (select s.last_value from pgbus.message_ids s);
+      highest := greatest(head, pg_sequence_last_value('pgbus.floor'));
+      -- Ten years: nothing that we did. To move the sequence there would soon leave no ids for anybody.
+      if highest > greatest(clock, last) + 315360000000000 then
+        raise exception using
+          errcode = 'object_not_in_prerequisite_state',
+          message = format('stream %s has a message or a horizon with the id %s, which is far above any that was given: '
+                           'nothing can be appended behind it', to_json(stream), head),
+          hint = 'Somebody has written to pgbus.messages or pgbus.horizons by hand; delete that row.';
+      end if;
+      if last <= highest or pgbus.good_id(last) is not true then
+        last := setval('pgbus.message_ids', greatest(clock, last + 1000000, highest + 1000000));
+        if pgbus.good_id(last) is not true then
+          perform setval('pgbus.floor', last), setval('pgbus.jumped', pgbus.epoch_number());
+          insert into pgbus.epoch default values;
+        end if;
+      end if;
+      raise exception using errcode = 'PGBUS';
+    exception when sqlstate 'PGBUS' then
+      null;
+    end;
+    id := nextval('pgbus.message_ids');
+    -- Not so where this session has ids in reserve, of a sequence with a cache.
+    exit when id > head and pgbus.good_id(id);
+  end loop;
+  return id;
 end
 $$;
 
 create function pgbus.broadcast(stream text, data text, event text default null, visible_to text default null,
                                 exclude text default null, key text default null) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  number  integer;
   id      bigint;
+  head    bigint;
   ignored text;
 begin
   if pgbus.good_message(stream, data, event, key) is not true then
     perform pgbus.refuse(stream, data, event, key);
   end if;
-  if key is not null then
-    return pgbus.broadcast_once(stream, data, event, visible_to, exclude, key);
+  if key is not null or current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+    return pgbus.append_once(stream, array[data], array[event], array[visible_to], array[exclude], array[key]);
   end if;
-  id := pgbus.next_id(stream);
+  -- lock_stream, draw and head, written out.
+  number := pgbus.lock_number(stream);
+  if not pg_try_advisory_xact_lock(1885823603, number) then
+    perform pgbus.lock_stream(stream);
+  end if;
+  id := nextval('pgbus.message_ids');
+  head := (select m.msg_id from pgbus.messages m where m.stream = broadcast.stream collate "C" order by m.msg_id desc limit 1);
+  if head is null then
+    head := pgbus.head(stream);
+  end if;
+  if id <= head or pgbus.good_id(id) is not true then
+    head := pgbus.head(stream);
+    id := pgbus.jump(stream, head);
+  end if;
   if current_setting('pgbus.ring', true) <> '' then
     perform pgbus.touch(stream, id, true);
   else
     ignored := set_config('pgbus.ring', id::text, true);
   end if;
   insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude)
-  values (
-    stream, id,
-    -- previous_id(stream), written out.
-    case
-      when current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then coalesce(
-        (select m.msg_id from pgbus.messages m where m.stream = broadcast.stream collate "C"
-         order by m.msg_id desc limit 1),
-        pgbus.horizon(stream))
-    end,
-    nullif(event collate "C", ''), data, visible_to, exclude);
-  return id;
-end
-$$;
-
-create function pgbus.broadcast_once(stream text, data text, event text, visible_to text, exclude text, key text)
-returns bigint
-language plpgsql volatile as $$
-declare
-  id    bigint := pgbus.next_id(stream);
-  first bigint;
-begin
-  select m.msg_id into first from pgbus.messages m
-  where m.stream = broadcast_once.stream collate "C" and m.key = broadcast_once.key collate "C";
-  if found then
-    return first;
-  end if;
-  perform pgbus.touch(stream, id, true);
-  insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude, key)
-  values (stream, id, pgbus.previous_id(stream), nullif(event collate "C", ''), data, visible_to, exclude, key)
-  -- Only for a transaction with one snapshot, which could not see the first one: a serialization failure (40001), which
-  -- such transactions retry, and not a unique violation.
-  on conflict do nothing;
+  values (stream, id, head, nullif(event collate "C", ''), data, visible_to, exclude);
   return id;
 end
 $$;
@@ -389,32 +570,105 @@ $$;
 -- The arrays are of one length. Returns the last id, or null where there is nothing to append.
 create function pgbus.append(stream text, data text[], event text[], visible_to text[], exclude text[])
 returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  size  integer := cardinality(data);
-  ids   bigint[];
-  first bigint;
+  size integer := cardinality(data);
+  ids  bigint[];
+  last bigint;
 begin
   if size = 0 then
     return null;
   end if;
-  ids := array[pgbus.next_id(stream)];
-  ids := ids || array(select nextval('pgbus.message_ids') from generate_series(2, size));
-  first := pgbus.previous_id(stream);
+  if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+    return pgbus.append_once(stream, data, event, visible_to, exclude, array_fill(null::text, array[size]));
+  end if;
+  perform pgbus.lock_stream(stream);
+  select d.ids, d.head into ids, last from pgbus.draw(stream, size) d;
   perform pgbus.touch(stream, ids[1], size = 1);
   insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude)
-  select append.stream, u.id, case when u.n = 1 then first else ids[u.n - 1] end, nullif(u.event collate "C", ''),
+  select append.stream, u.id, case when u.n = 1 then last else ids[u.n - 1] end, nullif(u.event collate "C", ''),
          u.data, u.visible_to, u.exclude
   from unnest(ids, data, event, visible_to, exclude) with ordinality as u(id, data, event, visible_to, exclude, n);
   return ids[size];
 end
 $$;
 
+-- So many ids for a stream that is locked, and its last one before them.
+create function pgbus.draw(stream text, size integer, out ids bigint[], out head bigint)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  ids := array(select nextval('pgbus.message_ids') from generate_series(1, size));
+  head := pgbus.head(stream);
+  if ids[1] <= head or pgbus.good_id(ids[1]) is not true then
+    ids := array[pgbus.jump(stream, head)];
+    ids := ids || array(select nextval('pgbus.message_ids') from generate_series(2, size));
+  end if;
+end
+$$;
+
+-- Appends those whose key the stream does not have, the first where one comes twice, and those without a key. Returns the id of the last
+-- of all messages, also where that was there before.
+--
+-- Also for a transaction with one snapshot for all its statements (REPEATABLE READ): it does not see what was committed since, and
+-- would name an older id as the one before; a worker whose head happens to be that one would then skip what lies between. So it
+-- says that it does not know, and the worker reads the table.
+create function pgbus.append_once(stream text, data text[], event text[], visible_to text[], exclude text[], keys text[])
+returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  old   boolean := current_setting('transaction_isolation') in ('repeatable read', 'serializable');
+  size  integer;
+  fresh integer[];
+  ids   bigint[];
+  prev  bigint;
+  last  bigint;
+  found integer;
+begin
+  -- Before the look for keys: nobody else can add one until this transaction has ended.
+  perform pgbus.lock_stream(stream);
+  fresh := array(
+    select u.n
+    from (
+      select k.key, k.n::integer as n, row_number() over (partition by k.key collate "C" order by k.n) as nth
+      from unnest(keys) with ordinality as k(key, n)
+    ) u
+    where u.key is null or (u.nth = 1 and not exists (
+      select from pgbus.messages m
+      where m.stream = append_once.stream collate "C" and m.key = u.key collate "C"))
+    order by u.n);
+  size := cardinality(fresh);
+  if size > 0 then
+    select d.ids, case when old then null else d.head end into ids, prev from pgbus.draw(stream, size) d;
+    perform pgbus.touch(stream, ids[1], size = 1);
+    insert into pgbus.messages (stream, msg_id, prev_id, event, data, visible_to, exclude, key)
+    select append_once.stream, ids[u.n], case when u.n = 1 then prev else ids[u.n - 1] end,
+           nullif(append_once.event[u.place] collate "C", ''), append_once.data[u.place], append_once.visible_to[u.place],
+           append_once.exclude[u.place], keys[u.place]
+    from unnest(fresh) with ordinality as u(place, n)
+    -- Only for a transaction with one snapshot, which could not see the other one: a serialization failure (40001), which
+    -- such transactions retry, and not a unique violation.
+    on conflict do nothing;
+    get diagnostics found = row_count;
+    if found < size then
+      raise exception 'stream % was written to by hand meanwhile: try again', to_json(stream)
+        using errcode = 'serialization_failure';
+    end if;
+  end if;
+  if fresh[size] = cardinality(data) then
+    return ids[size];
+  end if;
+  select m.msg_id into last from pgbus.messages m
+  where m.stream = append_once.stream collate "C" and m.key = keys[cardinality(keys)] collate "C";
+  return last;
+end
+$$;
+
 create function pgbus.broadcast_many(stream text, data text[], event text default null, visible_to text default null,
-                                     exclude text default null) returns bigint
-language plpgsql volatile as $$
+                                     exclude text default null, keys text[] default null) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   size integer := cardinality(data);
+  bad  text;
 begin
   if pgbus.good_message(stream, '', event, null) is not true then
     perform pgbus.refuse(stream, '', event, null);
@@ -423,9 +677,27 @@ begin
     raise exception 'bad data: it must be an array of one dimension without nulls'
       using errcode = 'invalid_parameter_value';
   end if;
+  if keys is not null then
+    if array_ndims(keys) > 1 or cardinality(keys) <> size then
+      raise exception 'bad keys: there must be one for each of the % messages, null for one without, in one dimension', size
+        using errcode = 'invalid_parameter_value';
+    end if;
+    select k into bad from unnest(keys) k where pgbus.good_key(k) is not true limit 1;
+    if found then
+      perform pgbus.refuse(stream, '', event, bad);
+    end if;
+  end if;
+  if size = 0 then
+    return null;
+  end if;
   -- Unnested, for an array may be numbered from something else than 1.
-  return pgbus.append(stream, array(select unnest(data)), array_fill(event, array[size]),
-                      array_fill(visible_to, array[size]), array_fill(exclude, array[size]));
+  if keys is null then
+    return pgbus.append(stream, array(select unnest(data)), array_fill(event, array[size]),
+                        array_fill(visible_to, array[size]), array_fill(exclude, array[size]));
+  end if;
+  return pgbus.append_once(stream, array(select unnest(data)), array_fill(event, array[size]),
+                           array_fill(visible_to, array[size]), array_fill(exclude, array[size]),
+                           array(select unnest(keys)));
 end
 $$;
 
@@ -436,10 +708,11 @@ $$;
 create sequence pgbus.outbox_positions as bigint cache 100;
 
 -- A row lives from its broadcast_on_commit to the commit of the same transaction; nobody else ever sees one, so there
--- is nothing to recover after a crash.
+-- is nothing to recover after a crash. One row of a transaction leads: its trigger flushes them all.
 create unlogged table pgbus.outbox (
   xid         xid8 not null default pg_current_xact_id(),
-  position    bigint not null,
+  position    bigint not null default nextval('pgbus.outbox_positions'),
+  leads       boolean not null,
   stream      text collate "C" not null,
   data        text not null,
   event       text,
@@ -453,40 +726,57 @@ create index outbox_xid on pgbus.outbox (xid);
 create function pgbus.broadcast_on_commit(stream text, data text, event text default null,
                                           visible_to text default null, exclude text default null,
                                           key text default null) returns void
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  place  bigint := nextval('pgbus.outbox_positions');
-  queued text := coalesce(current_setting('pgbus.flush', true), '');
+  ignored text;
 begin
   if pgbus.good_message(stream, data, event, key) is not true then
     perform pgbus.refuse(stream, data, event, key);
   end if;
-  if queued = '' then
-    queued := set_config('pgbus.flush', place::text, true);
-  elsif right(queued, 1) <> '+' then
-    queued := set_config('pgbus.flush', queued || chr(10) || '+', true);
+  ignored := set_config('pgbus.flush', 'yes', true);
+  insert into pgbus.outbox (leads, stream, data, event, visible_to, exclude, key)
+  values (not exists (select from pgbus.outbox o where o.xid = pg_current_xact_id()),
+          stream, data, event, visible_to, exclude, key);
+end
+$$;
+
+-- The same for several, in the order of the arrays; for pgbus.watch.
+create function pgbus.queue_many(streams text[], data text[]) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  ignored text;
+begin
+  if exists (select from unnest(streams, data) as u(stream, data)
+             where pgbus.good_message(u.stream, u.data, null, null) is not true) then
+    raise exception 'bad stream name, or data that is null' using errcode = 'invalid_parameter_value';
   end if;
-  insert into pgbus.outbox (position, stream, data, event, visible_to, exclude, key)
-  values (place, stream, data, event, visible_to, exclude, key);
+  ignored := set_config('pgbus.flush', 'yes', true);
+  insert into pgbus.outbox (leads, stream, data)
+  select u.n = 1 and not exists (select from pgbus.outbox o where o.xid = pg_current_xact_id()), u.stream, u.data
+  from unnest(streams, data) with ordinality as u(stream, data, n)
+  order by u.n;
 end
 $$;
 
 -- Streams are locked in the order of their locks, so that two transactions that touch the same streams in opposite
 -- order cannot deadlock.
 create function pgbus.flush() returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  queued text := current_setting('pgbus.flush', true);
-  one    pgbus.outbox;
-  batch  record;
+  ignored text;
+  size    integer;
+  one     pgbus.outbox;
+  batch   record;
 begin
-  perform set_config('pgbus.flush', '', true);
+  ignored := set_config('pgbus.flush', '', true);
+  size := (select count(*) from (select from pgbus.outbox o where o.xid = pg_current_xact_id() limit 2) n);
+  if size = 0 then
+    return;
+  end if;
   -- Usually there is one, which needs none of what follows.
-  if queued <> '' and right(queued, 1) <> '+' then
-    delete from pgbus.outbox o where o.xid = pg_current_xact_id() and o.position = queued::bigint returning * into one;
-    if found then
-      perform pgbus.broadcast(one.stream, one.data, one.event, one.visible_to, one.exclude, one.key);
-    end if;
+  if size = 1 then
+    delete from pgbus.outbox o where o.xid = pg_current_xact_id() returning * into one;
+    perform pgbus.broadcast(one.stream, one.data, one.event, one.visible_to, one.exclude, one.key);
     return;
   end if;
   for batch in
@@ -515,7 +805,7 @@ end
 $$;
 
 create function pgbus.flush_outbox() returns trigger
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   -- It may be empty: a ring empties it first.
   perform pgbus.flush();
@@ -527,8 +817,11 @@ create constraint trigger flush
   after insert on pgbus.outbox
   deferrable initially deferred
   for each row
-  when (new.position::text = split_part(current_setting('pgbus.flush', true), chr(10), 1))
+  when (new.leads)
   execute function pgbus.flush_outbox();
+
+-- As the trigger ring: else what is queued under session_replication_role = replica would never be told.
+alter table pgbus.outbox enable always trigger flush;
 
 
 -- ephemeral ---------------------------------------------------------------------------------------------------
@@ -571,10 +864,16 @@ begin
               and o.created_at < clock_timestamp() - interval '1 minute'
         for update skip locked);
     end if;
-    insert into pgbus.ephemerals (id, stream, event, data, visible_to, exclude)
-    values (number, stream, event, data, visible_to, exclude);
+    loop
+      insert into pgbus.ephemerals (id, stream, event, data, visible_to, exclude)
+      values (number, stream, event, data, visible_to, exclude)
+      -- For a sequence that somebody has set back.
+      on conflict do nothing;
+      exit when found;
+      number := nextval('pgbus.ephemeral_ids');
+    end loop;
     payload := json_build_array('large', stream, number);
   end if;
-  perform pg_notify((select c.doorbell from pgbus.channel_names c), payload);
+  perform pg_notify(c.doorbell, payload) from pgbus.channel_names c where pgbus.can_notify();
 end
 $$;

@@ -1,7 +1,7 @@
 -- Watching a table: every change of a row becomes a message, queued for the commit as broadcast_on_commit queues it.
 --
 -- What is watched, and into which stream, is told by the table's triggers alone: it goes where the table goes, into a
--- dump too, and who owns a table needs no right to write anywhere else. The functions that others call fix search_path,
+-- dump too, and who owns a table needs no right to write anywhere else. The functions fix search_path,
 -- for themselves and for what they call: neither what a name in them means nor the text of a row may depend on whoever
 -- happens to write.
 --
@@ -13,7 +13,7 @@
 
 -- The columns that a stream's template names.
 create function pgbus.watch_columns(template text) returns text[]
-language plpgsql immutable as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if strpos(template, '{') = 0 then
     return '{}';
@@ -24,7 +24,7 @@ $$;
 
 -- The first of the columns that the table does not have, or null.
 create function pgbus.watch_missing(target regclass, columns text[]) returns text
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   for i in 1 .. cardinality(columns) loop
     if not exists (
@@ -41,7 +41,7 @@ $$;
 -- An expression for the stream of the row `r`: null where a column that it names is null. A value is what the row's
 -- JSON has for it, taken from the column alone, as the row may be large.
 create function pgbus.watch_expression(target regclass, template text, columns text[]) returns text
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   literals text[];
   found    text;
@@ -60,7 +60,7 @@ $$;
 
 -- A bad name is an error, in place of the writer's statement.
 create function pgbus.watch_stream(stream text, target regclass, template text) returns text
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is false then
     raise exception 'bad stream name % for a row of table %, watched as %: it must be 1 to 255 bytes of UTF-8 without '
@@ -76,15 +76,14 @@ $$;
 
 -- The message. As text: JSON keeps a number as it was written, and a key where the table has the column.
 create function pgbus.watch_message(op text, named json, new json, old json) returns text
-language sql immutable parallel safe as $$
-  select '{"op":"' || op || '","table":' || named || ',"new":' || coalesce(new::text, 'null')
-         || ',"old":' || coalesce(old::text, 'null') || '}'
-$$;
+language sql immutable parallel safe
+return '{"op":"' || op || '","table":' || named || ',"new":' || coalesce(new::text, 'null')
+       || ',"old":' || coalesce(old::text, 'null') || '}';
 
 -- A query for the rows of a transition table, numbered in their order. PostgreSQL leaves virtual generated columns
 -- empty there: they are computed here, as they would else be told as null. (r.*, as r alone may be a column.)
 create function pgbus.watch_rows(target regclass, stream text, rows text) returns text
-language plpgsql stable as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   source text := rows;
 begin
@@ -118,9 +117,7 @@ declare
   new_row    json;
   new_stream text;
   changes    text;
-  place      bigint;
-  queued     text;
-  ignored    text;
+  batch      record;
 begin
   if tg_op = 'TRUNCATE' then
     perform pgbus.broadcast_on_commit(template, pgbus.watch_message('truncate', named, null, null));
@@ -175,27 +172,17 @@ begin
       || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
     -- The two tables have the rows in one order, so their numbers pair them. A full join is never a nested loop, which
     -- would take the square of the rows. Where an update moved rows to a partition whose own trigger refused them,
-    -- there are fewer new ones than old ones and nothing tells which belong together: $3 keeps them all apart then.
+    -- there are fewer new ones than old ones and nothing tells which belong together: $2 keeps them all apart then.
     else
       'select coalesce(b.n, a.n) as n, b.row as old, a.row as new, b.stream as old_stream, a.stream as new_stream'
       || ' from (' || pgbus.watch_rows(tg_relid, stream, 'old_rows') || ') b'
-      || ' full join (select n + $3 as n, row, stream from ('
+      || ' full join (select n + $2 as n, row, stream from ('
       || pgbus.watch_rows(tg_relid, stream, 'new_rows') || ') a) a on a.n = b.n'
   end;
-  place := nextval('pgbus.outbox_positions');
-  queued := coalesce(current_setting('pgbus.flush', true), '');
-  -- Before the insert, whose first row has to find its position there; and with the mark of several.
-  ignored := set_config('pgbus.flush', case
-    when right(queued, 1) = '+' then queued
-    when queued <> '' then queued || chr(10) || '+'
-    else place || chr(10) || '+'
-  end, true);
-  execute format($sql$
-    insert into pgbus.outbox (position, stream, data)
-    select case row_number() over () when 1 then $1 else nextval('pgbus.outbox_positions') end,
-           m.stream, pgbus.watch_message(m.op, $2, m.new, m.old)
+  for batch in execute format($sql$
+    select array_agg(m.stream order by m.place) as streams, array_agg(m.data order by m.place) as data
     from (
-      select t.*
+      select row_number() over (order by c.n, t.part) as place, t.stream, pgbus.watch_message(t.op, $1, t.new, t.old) as data
       from (%s) c
       cross join lateral (
         select 1 as part, 'update' as op, c.new_stream as stream, c.new, c.old
@@ -207,15 +194,15 @@ begin
         select 2, 'insert', c.new_stream, c.new, null
         where c.old_stream collate "C" is distinct from c.new_stream and c.new_stream is not null
       ) t
-      order by c.n, t.part
     ) m
+    -- Not all of them in one array, which must stay below 1 GB.
+    group by (m.place - 1) / 1000
+    order by (m.place - 1) / 1000
   $sql$, changes)
-  using place, named, case when olds = news then 0 else olds end;
-  get diagnostics news = row_count;
-  if news = 0 then
-    -- No row has the position that the setting names, and what is queued after it would never be flushed.
-    ignored := set_config('pgbus.flush', queued, true);
-  end if;
+  using named, case when olds = news then 0 else olds end
+  loop
+    perform pgbus.queue_many(batch.streams, batch.data);
+  end loop;
   return null;
 end
 $$;
@@ -301,7 +288,7 @@ $$;
 
 -- Drops the triggers of a table but for those of some kinds.
 create function pgbus.watch_drop(target regclass, kept text[]) returns void
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   name text;
 begin

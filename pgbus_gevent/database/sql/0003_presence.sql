@@ -31,7 +31,7 @@ create unlogged table pgbus.presence (
 -- Who is there now, in the order in which they came. The metadata is that of the member's newest connection.
 create function pgbus.presence_members(stream text)
 returns table (member text, metadata jsonb, joined_at timestamptz, connections bigint)
-language plpgsql stable rows 100 as $$
+language plpgsql stable rows 100 security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -48,7 +48,7 @@ end
 $$;
 
 create function pgbus.presence_count(stream text) returns bigint
-language plpgsql stable as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -63,7 +63,7 @@ $$;
 -- changing ----------------------------------------------------------------------------------------------------
 
 create function pgbus.presence_refuse(stream text, member text, connection text, metadata jsonb) returns void
-language plpgsql immutable as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -83,16 +83,15 @@ end
 $$;
 
 create function pgbus.good_presence(member text, connection text, metadata jsonb) returns boolean
-language sql immutable parallel safe as $$
-  select pgbus.good_stream(member) and connection is not null and octet_length(connection) <= 255
-         and jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 4096
-$$;
+language sql immutable parallel safe
+return pgbus.good_stream(member) and connection is not null and octet_length(connection) <= 255
+       and jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 4096;
 
 create function pgbus.presence_interval(what text, value interval, lowest interval) returns void
-language plpgsql immutable as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-  if value is null or value < lowest then
-    raise exception 'bad % %: it must be % or more', what, coalesce(value::text, 'null'), lowest
+  if value is null or value < lowest or value > interval '1 day' then
+    raise exception 'bad % %: it must be % or more, and at most a day', what, coalesce(value::text, 'null'), lowest
       using errcode = 'invalid_parameter_value';
   end if;
 end
@@ -105,7 +104,7 @@ create function pgbus.presence_settle(
   arrivals text[], arrival_connections text[], arrival_metadata jsonb[], ttl interval,
   departures text[], departure_connections text[], grace interval,
   others text[]) returns integer
-language plpgsql volatile as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- An argument has its caller's collation, which would clash with a column's.
   name       text   collate "C" := stream;
@@ -198,12 +197,21 @@ begin
 end
 $$;
 
+create function pgbus.lock_presence(stream text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  if not pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(stream)) then
+    perform pgbus.wait_for(1885823600, pgbus.lock_number(stream), 'the presence at ' || to_json(stream));
+  end if;
+end
+$$;
+
 -- True where the member is new here. The stream's presence is locked to the end of the transaction, as by presence_leave.
 create function pgbus.presence_join(stream text, member text, metadata jsonb default '{}', connection text default '',
                                     ttl interval default interval '45 seconds') returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pg_advisory_xact_lock(1885823600, pgbus.lock_number(stream));
+  perform pgbus.lock_presence(stream);
   return pgbus.presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
                                '{}', '{}', interval '0', '{}') > 0;
 end
@@ -212,9 +220,9 @@ $$;
 -- True where the member is gone by it; not as long as it has other connections here, or a grace.
 create function pgbus.presence_leave(stream text, member text, connection text default '',
                                      grace interval default interval '0') returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pg_advisory_xact_lock(1885823600, pgbus.lock_number(stream));
+  perform pgbus.lock_presence(stream);
   return pgbus.presence_settle(stream, '{}', '{}', '{}', interval '1 second',
                                array[member], array[connection], grace, '{}') > 0;
 end
@@ -224,7 +232,7 @@ $$;
 -- to join again. Locks no stream, and waits for nobody.
 create function pgbus.presence_touch_many(stream text[], member text[], connection text[],
                                           ttl interval default interval '45 seconds') returns setof integer
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   instant timestamptz := clock_timestamp();
 begin
@@ -258,7 +266,7 @@ $$;
 -- The same for one; false where it is not there any more.
 create function pgbus.presence_touch(stream text, member text, connection text default '',
                                      ttl interval default interval '45 seconds') returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   return not exists (
     select from pgbus.presence_touch_many(array[stream], array[member], array[connection], ttl));
@@ -272,7 +280,7 @@ $$;
 -- of what is to be tried again, as somebody else is at those streams just now.
 create function pgbus.presence_record(stream text[], member text[], connection text[], metadata jsonb[],
                                       ttl interval, grace interval) returns setof integer
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   batch record;
 begin
@@ -301,7 +309,7 @@ $$;
 -- Removes what has expired and announces who is gone by it: of several that sweep at once, one does. Returns in how many
 -- seconds the next row is going to expire, null where there is none.
 create function pgbus.presence_sweep() returns double precision
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   batch record;
 begin

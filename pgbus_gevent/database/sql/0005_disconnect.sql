@@ -1,8 +1,10 @@
 -- Taking back the right to be connected. The notification on the control channel is a hint only; which owners it is about
 -- workers read here, also when they come back from a time in which they did not listen.
 
+-- An id says to a worker whether it has seen a revocation. By chance, as a sequence may go back, with a lost commit or a restored
+-- dump, and a worker would take a new one for one that it knows.
 create table pgbus.revocations (
-  id          bigint generated always as identity primary key,
+  id          bigint primary key default ('x' || substr(md5(gen_random_uuid()::text), 1, 13))::bit(52)::bigint,
   owner       text collate "C" not null,
   revoked_at  timestamptz not null default clock_timestamp()
 );
@@ -25,6 +27,6 @@ begin
       order by o.revoked_at limit 100 for update skip locked);
   end if;
   insert into pgbus.revocations (owner) values (owner);
-  perform pg_notify((select c.control from pgbus.channel_names c), '["control"]');
+  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c where pgbus.can_notify();
 end
 $$;

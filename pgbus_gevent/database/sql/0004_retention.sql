@@ -39,7 +39,7 @@ insert into pgbus.prune_round (due) values (now());
 
 -- The streams that have messages, down from a name (null: from the highest), at most so many.
 create function pgbus.streams_below(below text, max integer) returns setof text
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
   return query
@@ -59,7 +59,7 @@ $$;
 -- The next streams to prune, for one of the many workers that ask: null where it is not the time, or where another one
 -- is at it just now; an empty array where a round has come to its end. Rounds begin at least `every` apart.
 create function pgbus.prune_turn(every interval, max integer default 200) returns text[]
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   round pgbus.prune_round;
   found text[];
@@ -90,7 +90,7 @@ $$;
 -- the clock was set back, a message that seems old waits for the one before it.
 create function pgbus.prune(streams text[], ages interval[], counts bigint[] default null, max integer default 1000)
 returns table (stream text, removed bigint, horizon bigint)
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   at timestamptz := clock_timestamp();
@@ -108,7 +108,9 @@ begin
     raise exception 'bad limit %: "max" is at least 1', coalesce(prune.max::text, 'null')
       using errcode = 'invalid_parameter_value';
   end if;
-  perform pg_advisory_xact_lock(1885823598, 0);
+  if not pg_try_advisory_xact_lock(1885823598, 0) then
+    perform pgbus.wait_for(1885823598, 0, 'the removal of messages');
+  end if;
   return query
     -- Materialized, as otherwise each of the steps would be made again for every reference to it. Nothing is at or below
     -- a horizon but what was removed and may still be in the index, so every look begins above it.
@@ -180,14 +182,16 @@ $$;
 -- Forgets streams that have had no messages for so long: their horizons, which are all that is left of them. Looks at
 -- `max` horizons, down from a name (null: from the highest), and gives the name to go on from, null at the end.
 create function pgbus.forget(below text, unused interval, max integer default 1000) returns text
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   names  text[];
   empty  text[];
   passed integer;
   lowest text;
 begin
-  perform pg_advisory_xact_lock(1885823598, 0);
+  if not pg_try_advisory_xact_lock(1885823598, 0) then
+    perform pgbus.wait_for(1885823598, 0, 'the removal of messages');
+  end if;
   select array_agg(h.stream) filter (where h.pruned_at < clock_timestamp() - unused), count(*), min(h.stream)
   into names, passed, lowest
   from (select h.stream, h.pruned_at from pgbus.horizons h
@@ -206,7 +210,7 @@ $$;
 -- Removes large ephemeral messages that every worker has had its time to fetch; how many. Publishers do the same as
 -- they go, but where they cease, nobody else would.
 create function pgbus.prune_ephemerals(max integer default 1000) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   removed bigint;
 begin
