@@ -121,6 +121,15 @@ class Wish(NamedTuple):
     fields: Query
 
 
+def who(environ: Environ) -> int:
+    """Who asks again and again in the same words: not a person, but as near as can be told without a cookie."""
+    return hash(
+        tuple(
+            environ.get(key) for key in ("REMOTE_ADDR", "HTTP_USER_AGENT", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+        )
+    )
+
+
 def wishes(query: Query) -> list[Wish]:
     """The streams that a query names, each with the fields behind it, up to the next stream."""
     found: list[Wish] = []

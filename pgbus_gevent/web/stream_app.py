@@ -33,6 +33,7 @@ from .responses import (
     stream_headers,
     text,
 )
+from .returners import Returners
 from .take_over import take_over
 
 __all__ = ["Authorize", "StreamApp"]
@@ -65,6 +66,7 @@ class StreamApp:
         self._settings = settings
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
+        self._returners = Returners()
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
             "/healthz": (_READ, self._health),
             "/readyz": (_READ, self._readiness),
@@ -196,6 +198,9 @@ class StreamApp:
         if self._hook is not None:
             request = self._hook.authorized(environ, request, recheck=bool(self._settings.recheck))
         refusal = self.instance.refusal(request)
+        if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
+            self._returners.hold(requests.who(environ), lambda: self.instance.refusal(request) in (None, "restart"))
+            refusal = self.instance.refusal(request)
         if refusal is None:
             return request
         self.instance.events.emit(events.Refused(refusal))

@@ -1,0 +1,106 @@
+"""Clients that are refused and come back at once are slowed down; nobody else is."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import gevent
+import pytest
+from site_parts import Site, running_site
+from support import until
+
+from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web import returners
+from pgbus_gevent.web.returners import BURST, LEAST, MAX_HELD, MAX_KNOWN, Returners
+
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that only sleeping moves: its first item is the time."""
+    time = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        time[0] += seconds
+
+    monkeypatch.setattr(returners.gevent, "sleep", sleep)
+    return time
+
+
+def test_one_that_comes_back_at_once_is_refused_once_in_the_time_that_it_was_told(naps: list[float]) -> None:
+    slowed = Returners(lambda: naps[0])
+    for _ in range(BURST):
+        slowed.hold(1, lambda: False)
+    assert naps[0] == 1000.0
+    for n in range(1, 10):
+        slowed.hold(1, lambda: False)
+        assert naps[0] == pytest.approx(1000.0 + n * LEAST)
+    slowed.hold(2, lambda: False)
+    assert naps[0] == pytest.approx(1000.0 + 9 * LEAST)
+
+
+def test_one_that_comes_when_it_was_told_to_never_waits(naps: list[float]) -> None:
+    slowed = Returners(lambda: naps[0])
+    for n in range(100):
+        slowed.hold(1, lambda: False)
+        assert naps[0] == 1000.0 + n * LEAST
+        naps[0] += LEAST
+
+
+def test_one_that_learns_better_does_not_wait_for_what_it_did_before(naps: list[float]) -> None:
+    slowed = Returners(lambda: naps[0])
+    for _ in range(BURST + 5):
+        slowed.hold(1, lambda: False)
+    naps[0] += 2 * LEAST
+    began = naps[0]
+    slowed.hold(1, lambda: False)
+    assert naps[0] == began
+
+
+def test_what_is_remembered_is_bounded(naps: list[float]) -> None:
+    slowed = Returners(lambda: naps[0])
+    for client in range(3 * MAX_KNOWN):
+        slowed.hold(client, lambda: False)
+    assert len(slowed._due) == MAX_KNOWN and naps[0] == 1000.0
+
+
+def test_no_more_than_so_many_are_held() -> None:
+    slowed = Returners()
+    over = False
+    for _ in range(BURST):
+        slowed.hold(1, lambda: over)
+    waiting = [gevent.spawn(slowed.hold, 1, lambda: over) for _ in range(MAX_HELD + 20)]
+    until(lambda: sum(map(bool, waiting)) == MAX_HELD and slowed.held == MAX_HELD, "the others were let go")
+    over = True
+    gevent.joinall(waiting, timeout=5, raise_error=True)
+    assert slowed.held == 0
+
+
+@pytest.fixture
+def full(pgbus_databases: TestDatabases):
+    with running_site(pgbus_databases.make(), max_connections=1) as site, site.watch("demo:taken") as client:
+        client.next("pgbus:connected")
+        for _ in range(BURST):
+            assert b"overloaded" in site.get("/streams/demo:x", **EVENTS).body
+        yield site, client
+
+
+def test_a_client_that_does_not_wait_gets_few_answers_and_all_of_them_200(full: tuple[Site, object]) -> None:
+    site, _ = full
+    began = monotonic()
+    assert b"overloaded" in site.get("/streams/demo:x", **EVENTS).body
+    assert monotonic() - began >= LEAST - 0.5
+    # Others are not held, nor are those whom another status stops.
+    began = monotonic()
+    assert b"overloaded" in site.get("/streams/demo:y", **EVENTS).body
+    assert site.get("/streams/demo:x").status == 503
+    assert monotonic() - began < LEAST - 0.5
+
+
+def test_one_that_is_held_is_served_as_soon_as_there_is_room(full) -> None:
+    site, client = full
+    with site.watch("demo:x", Accept="text/event-stream") as held:
+        until(lambda: site.app._returners.held == 1, "it is held")
+        client.close()
+        held.next("pgbus:connected", timeout=LEAST - 1)
