@@ -196,7 +196,7 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings, closing(Database(settings)) as database:
         applied = database.migrate()
-        version = Checks(database.pool).schema_version()
+        version, told = Checks(database.pool).schema_version(), database.check_ids()
     known = migrations()
     for migration in known:
         if migration.version in applied:
@@ -206,6 +206,8 @@ def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
         print(f"schema pgbus is at version {version}, a newer release's, which still serves this one ({newest})")
     else:
         print(f"schema pgbus is {'now' if applied else 'already'} at version {newest}")
+    if told:
+        print(told)
     return 0
 
 

@@ -6,13 +6,13 @@ import argparse
 import json
 import resource
 from collections.abc import Callable, Iterator
-from time import monotonic
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from .cli_common import FAILED, Command, database_settings
 from .config import Settings
 from .database import Database
-from .database.checks import Checks
+from .database.checks import ABSURD, Checks
 from .database.schema import migrations
 from .errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
 
@@ -126,10 +126,37 @@ def _rights(database: Database, checks: Checks) -> Finding | None:
         return Finding("rights", OK, "this role may publish, read and prune")
     text = f"this role has no {', '.join(missing)}"
     if any("select on pgbus.messages" in right for right in missing):
-        return Finding("rights", FAIL, text, "grant it what docs/sql.md has for a reader")
+        return Finding("rights", FAIL, text, "let the owner call pgbus.grant_server for it, see docs/sql.md")
     return Finding(
         "rights", WARN, text, "fine for a role that only does the rest; else see docs/sql.md, docs/retention.md"
     )
+
+
+def _ids(database: Database, checks: Checks) -> Finding | None:
+    ids = checks.ids()
+    if ids is None:
+        return None
+    if ids.told is None:
+        return Finding("ids", OK, f"the sequence is at {ids.given}, not behind the tables")
+    absurd = ids.highest > max(ids.given, ids.clock) + ABSURD
+    return Finding("ids", FAIL if absurd else WARN, ids.told, "see docs/sql.md, When the database goes back in time")
+
+
+def _locks(database: Database, checks: Checks) -> Finding | None:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    # Twice, as one that is about to publish has its lock for an instant before.
+    found = set(checks.squatters())
+    if found:
+        sleep(0.2)
+        found &= set(checks.squatters())
+    if not found:
+        return Finding("locks", OK, "nobody keeps a lock of ours for nothing")
+    text = "; ".join(
+        f"process {one.pid} (role {one.role}, application {one.application!r}, {one.state}) keeps {one.lock}"
+        for one in sorted(found)
+    )
+    return Finding("locks", FAIL, text, f"end it, with select pg_terminate_backend({min(found).pid})")
 
 
 def _listen(database: Database, checks: Checks) -> Finding | None:
@@ -217,6 +244,8 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "encoding": _encoding,
     "schema": _schema,
     "rights": _rights,
+    "ids": _ids,
+    "locks": _locks,
     "listen": _listen,
     "sessions": _sessions,
     "clock": _clock,

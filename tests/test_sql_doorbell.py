@@ -269,8 +269,24 @@ def test_whoever_finds_the_bells_taken_neither_waits_nor_rings(sessions: Session
             quick.call(function, stream, "x")
         assert ear.heard_until(quick) == []
     assert quick.data(stream) == ["x", "x"]
+    assert len(ear.heard_until(quick)) == 1  # the holder's own
     quick.call("broadcast", stream, "y")
     assert len(ear.heard_until(quick)) == 1
+
+
+def test_bells_that_somebody_keeps_who_does_not_publish_ring_once_a_second_and_say_who(
+    sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    holder, quick = sessions(), sessions()
+    quick.run("select setval('pgbus.last_look', 0)")
+    for bell in (0, 1):
+        holder.run("select pg_advisory_lock(%s, %s)", BELL, bell)
+    quick.call("broadcast", stream, "x")
+    assert len(ear.heard_until(quick)) == 1
+    assert f"the doorbell is held by process {holder.pid}, which does not publish" in quick.connection.notices[-1]
+    quick.run("select setval('pgbus.last_look', (extract(epoch from clock_timestamp()) * 1000)::bigint + 900)")
+    quick.call("broadcast", stream, "y")
+    assert ear.heard_until(quick) == []
 
 
 def test_while_one_who_rings_is_long_at_its_commit_another_rings(sessions: Sessions, ear: Ear, stream: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg2.extensions as ext
 import pytest
@@ -22,17 +20,46 @@ from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.stream_app import StreamApp
 
 FORBIDDEN = "42501"
-OWNER, PUBLISHER, READER, OPERATOR = ROLES = [
-    f"pgbus_test_{kind}_{os.getpid()}" for kind in ("owner", "publisher", "reader", "operator")
+OWNER, PUBLISHER, READER, SERVER, PRUNER, OPERATOR, STRANGER = ROLES = [
+    f"pgbus_test_{kind}_{os.getpid()}"
+    for kind in ("owner", "publisher", "reader", "server", "pruner", "operator", "stranger")
 ]
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "sql.md").read_text(encoding="utf-8")
-
-
-def documented_grants(role: str) -> list[str]:
-    """The statements that docs/sql.md has for a role."""
-    found = re.findall(rf"^grant [^;]* to {role};", DOCUMENT, re.MULTILINE)
-    assert found
-    return found
+PUBLISHING = [
+    "pgbus.broadcast('s', 'x')", "pgbus.broadcast_many('s', '{x}')", "pgbus.broadcast_on_commit('s', 'x')",
+    "pgbus.broadcast_ephemeral('s', 'x')", "pgbus.queue_many('{s}', '{x}')",
+]  # fmt: skip
+READING = [
+    "pgbus.read_after('s', 0)", "pgbus.presence_members('s')", "pgbus.presence_count('s')",
+]  # fmt: skip
+SERVING = [
+    "pgbus.channels()", "pgbus.beat('w', 'h', 1, 1, '{}')", "pgbus.leave_roll('w')", "pgbus.presence_sweep()",
+    "pgbus.presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')",
+]  # fmt: skip
+PRUNING = [
+    "pgbus.prune('{s}', '{1h}')", "pgbus.prune_turn('1s')", "pgbus.forget(null, '1h')", "pgbus.prune_ephemerals()",
+    "pgbus.streams_below(null, 1)",
+]  # fmt: skip
+NOBODYS = [
+    "pgbus.change_channels()", "pgbus.append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus.jump('s', 0)", "pgbus.draw('s', 1)",
+    "pgbus.append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus.flush()", "pgbus.touch('s', 1, true)", "pgbus.pace_rings()",
+    "pgbus.presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}')", "pgbus.grant_publisher('postgres')",
+    "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
+    "pgbus.grant_rights('postgres', '{messages}', '{}')", "pgbus.lock_stream('s')", "pgbus.may_ring(0)",
+]  # fmt: skip
+TABLES = [
+    "operator_sessions", "operator_guesses",
+    "messages", "horizons", "outbox", "ephemerals", "presence", "workers", "revocations", "prune_round", "channel_names", "epoch",
+    "jumping", "migrations",
+]  # fmt: skip
+READABLE = {
+    SERVER: {"messages", "horizons", "ephemerals", "workers", "revocations"},
+    OPERATOR: {"workers", "revocations"},
+}
+GRANTS = {PUBLISHER: "publisher", READER: "reader", SERVER: "server", PRUNER: "pruner", OPERATOR: "operator"}
+CALLABLE = {
+    PUBLISHER: PUBLISHING, READER: READING, SERVER: READING + SERVING, PRUNER: PRUNING, OPERATOR: ["pgbus.disconnect('nobody')"],
+    STRANGER: [],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -108,45 +135,97 @@ def test_who_may_not_make_the_schema_is_told(pgbus_databases: TestDatabases, own
     pgbus_databases.drop(empty)
 
 
-def test_the_documented_grants_are_enough_to_publish(owner: Session, sessions: Sessions, stream: str) -> None:
-    for grant in documented_grants("publisher"):
-        owner.run(grant.replace("to publisher;", f"to {PUBLISHER}"))
-    publish_by_every_function(sessions(role=PUBLISHER), stream)
+@pytest.mark.parametrize("role", [*GRANTS, STRANGER], ids=[*GRANTS.values(), "stranger"])
+def test_each_role_can_do_its_own_and_nothing_else(role: str, owner: Session, sessions: Sessions) -> None:
+    if role in GRANTS:
+        owner.call(f"grant_{GRANTS[role]}", role)
+    session = sessions(role=role)
+    every = {*PUBLISHING, *READING, *SERVING, *PRUNING, *NOBODYS, "pgbus.disconnect('nobody')"}
+    for call in sorted(every):
+        if call in CALLABLE[role]:
+            session.run(f"select {call}")
+        else:
+            with raises(FORBIDDEN):
+                session.run(f"select {call}")
+    for table in TABLES:
+        if role == SERVER and table.startswith("operator_"):
+            continue  # who is logged in at the console, the workers tell one another
+        for statement in (
+            "delete from pgbus.{}",
+            "truncate pgbus.{}",
+            "insert into pgbus.{} default values",
+        ):
+            with raises(FORBIDDEN):
+                session.run(statement.format(table))
+        if table in READABLE.get(role, set()) or (table == "migrations" and role in GRANTS):
+            session.run(f"select from pgbus.{table}")
+        else:
+            with raises(FORBIDDEN):
+                session.run(f"select from pgbus.{table}")
 
 
-@pytest.mark.parametrize("missing", documented_grants("publisher"), ids=lambda grant: re.sub(r"\W+", "-", grant))
-def test_each_documented_grant_is_needed_to_publish(
-    missing: str, owner: Session, sessions: Sessions, stream: str
-) -> None:
-    for grant in documented_grants("publisher"):
-        if grant != missing:
-            owner.run(grant.replace("to publisher;", f"to {PUBLISHER}"))
+def test_publishing_as_a_publisher(owner: Session, sessions: Sessions, stream: str) -> None:
+    owner.call("grant_publisher", PUBLISHER)
     publisher = sessions(role=PUBLISHER)
-    if "migrations" in missing:
+    for isolation in ("read committed", "repeatable read"):
+        name = f"{stream} {isolation}"
+        with publisher.transaction(isolation):
+            publisher.call("broadcast", name, "a", "e", "admins", "c7")
+            publisher.call("broadcast", name, "b", key="k")
+            publisher.call("broadcast", name, "b", key="k")
+            publisher.call("broadcast_many", name, ["c", "d"])
+            publisher.call("broadcast_on_commit", name, "e")
+            publisher.call("broadcast_on_commit", name, "f", key="l")
+            for size in (10, 10_000, 10_000):
+                publisher.call("broadcast_ephemeral", name, "x" * size)
+        assert publisher.call("last_id", name) == owner.read(name)[-1][0]
+        assert owner.data(name) == list("abcdef")
+
+
+def test_everything_works_where_execute_was_revoked_from_public(pgbus_databases: TestDatabases) -> None:
+    url = pgbus_databases.make_empty()
+    with opened_sessions(url) as opener:
+        opener().run("alter default privileges revoke execute on functions from public")
+        migrate(url)
+        owner, publisher = opener(), opener(role=PUBLISHER)
+        owner.call("grant_publisher", PUBLISHER)
+        owner.call("grant_server", PUBLISHER)
+        publisher.call("broadcast_on_commit", "s", "x")
+        publisher.call("broadcast_many", "s", ["y", "z"])
+        assert publisher.data("s") == ["x", "y", "z"]
+        publisher.run("create temp table mine (n integer); select pgbus.watch_table('mine', 'mine')")
+        publisher.run("insert into mine values (1); insert into mine values (2), (3)")
+        assert len(publisher.data("mine")) == 3
+        owner.call("revoke_rights", PUBLISHER)
         with raises(FORBIDDEN):
-            publisher.run("select * from pgbus.migrations")
-    else:
+            publisher.call("last_id", "s")
+    pgbus_databases.drop(url)
+
+
+def test_default_privileges_of_others_give_nobody_the_channels(pgbus_databases: TestDatabases) -> None:
+    url = pgbus_databases.make_empty()
+    with opened_sessions(url) as opener:
+        opener().run(f"alter default privileges grant all on tables to public, {STRANGER}")
+        migrate(url)
+        opener().run(f"grant usage on schema pgbus to {STRANGER}")
         with raises(FORBIDDEN):
-            publish_by_every_function(publisher, stream)
+            opener(role=STRANGER).run("select * from pgbus.channel_names")
+        opener().run(f"drop owned by {STRANGER}; alter default privileges revoke all on tables from public")
+    pgbus_databases.drop(url)
 
 
 def test_a_bus_of_a_publisher_finds_the_schema_up_to_date(owned: str, owner: Session) -> None:
-    for grant in documented_grants("publisher"):
-        owner.run(grant.replace("to publisher;", f"to {PUBLISHER}"))
+    owner.call("grant_publisher", PUBLISHER)
     with Bus(as_role(owned, PUBLISHER), secret="a secret for tests alone") as bus:
         assert bus.stream("orders").broadcast("x")
 
 
-def test_the_documented_grants_are_enough_to_serve_and_not_to_publish(
-    owned: str, owner: Session, sessions: Sessions, stream: str
-) -> None:
+def test_a_bus_of_a_server_reads_and_does_not_publish(owned: str, owner: Session, stream: str) -> None:
     owner.call("broadcast", stream, "x")
-    for grant in documented_grants("reader"):
-        owner.run(grant.replace("to reader;", f"to {READER}"))
-    with Bus(as_role(owned, READER), secret="a secret for tests alone") as bus:
+    owner.call("grant_server", SERVER)
+    with Bus(as_role(owned, SERVER), secret="a secret for tests alone") as bus:
         queries = bus.database.queries
         assert queries.pages([(stream, 0)], limit=10, size=10_000)[0].rows[0].data == "x"
-        assert queries.moved({stream: 0})[1] == [stream]
         assert queries.ephemerals([1]) == {}
         assert bus.stream(stream).last_id() == owner.call("last_id", stream)
         assert [message.data for message in bus.stream(stream)] == ["x"]
@@ -154,21 +233,50 @@ def test_the_documented_grants_are_enough_to_serve_and_not_to_publish(
             bus.stream(stream).broadcast("y")
 
 
-def test_the_documented_grants_are_enough_to_disconnect(owner: Session, sessions: Sessions) -> None:
-    for grant in documented_grants("operator"):
-        owner.run(grant.replace("to operator;", f"to {OPERATOR}"))
+def test_an_operator_disconnects_and_lists_the_workers(owned: str, owner: Session) -> None:
+    owner.call("grant_operator", OPERATOR)
+    owner.run("delete from pgbus.revocations")
     owner.run("insert into pgbus.revocations (owner, revoked_at) values ('old', now() - interval '2 hours')")
-    sessions(role=OPERATOR).call("disconnect", "ada")
+    owner.call("beat", "w1", "host", 7, 1.0, "{}")
+    with Bus(as_role(owned, OPERATOR), secret="a secret for tests alone") as bus:
+        bus.disconnect("ada")
+        assert [worker.id for worker in bus.database.fleet.workers()] == ["w1"]
     assert owner.run("select owner from pgbus.revocations") == [("ada",)]
+    owner.call("leave_roll", "w1")
 
 
-def test_a_server_with_the_documented_grants_has_nothing_to_complain_of(
+def test_a_server_can_neither_change_nor_remove_the_worker_of_another_role(owner: Session, sessions: Sessions) -> None:
+    owner.call("grant_server", SERVER)
+    owner.call("beat", "w1", "host", 7, 1.0, "{}")
+    server = sessions(role=SERVER)
+    with raises(FORBIDDEN):
+        server.call("beat", "w1", "forged", 7, 1.0, "{}")
+    server.call("leave_roll", "w1")
+    assert owner.run("select host from pgbus.workers where id = 'w1'") == [("host",)]
+    owner.call("leave_roll", "w1")
+    assert owner.run("select from pgbus.workers where id = 'w1'") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("", "h", 1, 1.0, "{}"), ("a\nb", "h", 1, 1.0, "{}"), ("w", "", 1, 1.0, "{}"), ("w", "h", None, 1.0, "{}"),
+        ("w", "h", 1, float("inf"), "{}"), ("w", "h", 1, float("nan"), "{}"), ("w", "h", 1, -1.0, "{}"), ("w", "h", 1, 1.0, "[]"),
+        ("w", "h", 1, 1.0, None), ("w", "h", 1, 1.0, '{"a": {"b": [1e400]}}'),
+        ("w", "h", 1, 1.0, f'{{"a": "{"x" * 1_000_001}"}}'),
+    ],
+)  # fmt: skip
+def test_a_bad_row_does_not_get_on_the_roll(arguments: tuple[object, ...], owner: Session) -> None:
+    with raises("22023"):
+        owner.call("beat", *arguments)
+
+
+def test_a_server_with_the_documented_rights_has_nothing_to_complain_of(
     owned: str, owner: Session, stream: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for grant in documented_grants("reader"):
-        owner.run(grant.replace("to reader;", f"to {READER}"))
+    owner.call("grant_server", SERVER)
     settings = Settings(
-        database_url=as_role(owned, READER),
+        database_url=as_role(owned, SERVER),
         secret="a secret for tests alone",
         public=("*",),
         presence=("*",),
@@ -187,6 +295,13 @@ def test_a_server_with_the_documented_grants_has_nothing_to_complain_of(
         client.wait_closed()
         until(lambda: not owner.run("select from pgbus.presence_members(%s)", stream), "she has gone")
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_server_that_prunes_has_nothing_to_complain_of_either(owned: str, owner: Session) -> None:
+    owner.call("grant_server", SERVER)
+    owner.call("grant_pruner", SERVER)
+    with Bus(as_role(owned, SERVER), secret="a secret for tests alone") as bus:
+        assert bus.database.pruning.turn(0.001, 10) is not None
 
 
 def test_who_was_granted_nothing_can_do_nothing(owner: Session, sessions: Sessions, stream: str) -> None:

@@ -807,11 +807,7 @@ def test_who_owns_a_table_and_may_publish_can_watch_it_and_writers_need_no_more(
     with roles(sql, owner, writer):
         sql.run(f"create schema theirs authorization {owner}")
         for role in (owner, writer):
-            sql.run(
-                f"grant usage on schema pgbus to {role}; grant select, insert on pgbus.messages to {role};"
-                f"grant select on pgbus.horizons to {role}; grant select, insert, delete on pgbus.outbox to {role};"
-                f"grant usage on all sequences in schema pgbus to {role}"
-            )
+            sql.call("grant_publisher", role)
         session, other = sessions(role=owner), sessions(role=writer)
         session.run("create table theirs.orders (id integer, customer integer)")
         session.run(f"grant usage on schema theirs to {writer}; grant insert on theirs.orders to {writer}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from functools import partial
 
 from ..config import Settings
-from ..errors import DatabaseUnavailable, InvalidSetting
+from ..errors import DatabaseError, DatabaseUnavailable, InvalidSetting
 from ..retention import Retention
+from .checks import Checks
 from .connect import connect
 from .fleet import Fleet
 from .migrating import migrate
@@ -20,6 +22,8 @@ from .queries import Queries
 from .schema import check
 
 __all__ = ["Database"]
+
+logger = logging.getLogger("pgbus_gevent.database")
 
 _READ_ONLY = "-c default_transaction_read_only=on"
 
@@ -70,9 +74,19 @@ class Database:
         """For a server's start: migrate, or, where that is off, check the schema of a database that can be reached."""
         if self.settings.migrate:
             self.migrate()
-            return
-        with suppress(DatabaseUnavailable):  # it may come later
-            self.check_schema()
+        else:
+            with suppress(DatabaseUnavailable):  # it may come later
+                self.check_schema()
+        if told := self.check_ids():
+            logger.warning("%s", told)
+
+    def check_ids(self) -> str | None:
+        """What is wrong with the sequence of ids; None where nothing is, or where it cannot be looked at."""
+        try:
+            ids = Checks(self.pool).ids()
+        except DatabaseError:
+            return None
+        return ids.told if ids else None
 
     def check_schema(self) -> None:
         """Raise :class:`DatabaseError` where this release cannot work on the schema as it is, which stays so."""

@@ -7,18 +7,35 @@ from typing import Any, NamedTuple
 
 from .pool import Pool
 
+ABSURD = 315_360_000_000_000
+"""Ten years in microseconds: no id of ours is so far above the clock; as in sql/0001_messages.sql."""
+
+LOCKS = {
+    1885823603: "a stream's lock", 1885823596: "the doorbell", 1885823597: "the lock of migrations",
+    1885823598: "the lock of pruning", 1885823600: "the lock of a stream's presence",
+}  # fmt: skip
+
 _RIGHTS = """
-select p.what from (values
-  ('pgbus.messages', 'select'), ('pgbus.messages', 'insert'), ('pgbus.messages', 'delete'),
-  ('pgbus.horizons', 'select'), ('pgbus.horizons', 'insert'), ('pgbus.horizons', 'update'),
-  ('pgbus.outbox', 'select'), ('pgbus.outbox', 'insert'), ('pgbus.outbox', 'delete'),
-  ('pgbus.ephemerals', 'select'), ('pgbus.ephemerals', 'insert'), ('pgbus.ephemerals', 'delete'),
-  ('pgbus.workers', 'select'), ('pgbus.workers', 'insert'), ('pgbus.workers', 'update'), ('pgbus.workers', 'delete'),
-  ('pgbus.operator_sessions', 'select'), ('pgbus.operator_sessions', 'insert'), ('pgbus.operator_sessions', 'delete'),
-  ('pgbus.operator_guesses', 'select'), ('pgbus.operator_guesses', 'insert'), ('pgbus.operator_guesses', 'delete')
-) as r(relation, wanted)
-cross join lateral (select r.wanted || ' on ' || r.relation as what) p
-where not has_table_privilege(r.relation, r.wanted)
+select 'select on ' || r.relation
+from (values ('pgbus.messages'), ('pgbus.horizons'), ('pgbus.ephemerals'), ('pgbus.revocations'), ('pgbus.workers')) r(relation)
+where not has_table_privilege(r.relation, 'select')
+union all
+select 'execute on ' || p.oid::regprocedure::text from pg_proc p
+where p.pronamespace = 'pgbus'::regnamespace and not has_function_privilege(p.oid, 'execute')
+      and p.proname in (
+        'broadcast', 'broadcast_on_commit', 'read_after', 'channels', 'beat', 'presence_record', 'prune', 'disconnect')
+"""
+
+# By the owner's rights alone, but for those that a server has.
+_IDS = """
+select (select s.last_value from pgbus.message_ids s),
+       greatest((select m.msg_id from pgbus.messages m order by m.msg_id + 0 desc limit 1),
+                (select max(h.msg_id) from pgbus.horizons h), 0),
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
+"""
+
+_SQUATTERS = """
+select s.class, s.number, s.pid, s.role, coalesce(s.application, ''), coalesce(s.state, '') from pgbus.squatters() s order by s.pid
 """
 
 # Those of other roles have no start here unless this role may see them; they are counted as nothing then.
@@ -38,6 +55,39 @@ select s.n_live_tup, s.n_dead_tup, extract(epoch from clock_timestamp() - greate
 from pg_class c join pg_stat_all_tables s on s.relid = c.oid
 where c.oid = 'pgbus.messages'::regclass
 """
+
+
+class Ids(NamedTuple):
+    """The last id that the sequence gave, the highest in the tables (0: none), and the server's clock, in microseconds."""
+
+    given: int
+    highest: int
+    clock: int
+
+    @property
+    def told(self) -> str | None:
+        """What is wrong, and what comes of it; None where nothing is."""
+        if self.highest > max(self.clock, self.given) + ABSURD:
+            return (
+                f"the highest id in pgbus.messages or pgbus.horizons is {self.highest}, far above the clock: somebody wrote it,"
+                " and nothing can be appended to its stream until that row is deleted"
+            )
+        if self.given < self.highest:
+            return (
+                f"the sequence of ids is at {self.given}, behind the highest in the tables, {self.highest}, as after a restore of"
+                " the rows without it: the next message of such a stream moves it to the clock"
+            )
+        return None
+
+
+class Squatter(NamedTuple):
+    """A session that has a lock of ours, and does nothing that such a lock is for."""
+
+    lock: str
+    pid: int
+    role: str
+    application: str
+    state: str
 
 
 class Oldest(NamedTuple):
@@ -91,8 +141,18 @@ class Checks:
         return None if found is None else int(found)
 
     def missing_rights(self) -> list[str]:
-        """What this role may not do of what a server that prunes does, such as ``delete on pgbus.messages``."""
+        """What this role may not do of what a server that prunes does, such as ``select on pgbus.messages``."""
         return [str(row[0]) for row in self._all(_RIGHTS)]
+
+    def ids(self) -> Ids | None:
+        """How the sequence of ids stands to the tables; None where there is no schema."""
+        if not self._one("select to_regclass('pgbus.horizons') is not null"):
+            return None
+        return Ids(*map(int, self._all(_IDS)[0]))
+
+    def squatters(self) -> list[Squatter]:
+        """Sessions that keep a lock of ours for nothing; a moment's look may find one that is about to publish."""
+        return [Squatter(LOCKS[int(row[0])], *row[2:]) for row in self._all(_SQUATTERS)]
 
     def in_recovery(self) -> bool:
         """Whether it is a standby, where nothing can be published and LISTEN is refused."""

@@ -53,6 +53,7 @@ def connect(
     """
     green.ensure()
     parameters = _parse(url)
+    own_path = _own_search_path(parameters.get("options", ""))
     settings = (
         f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)} {_OPTIONS} {options}"
     )
@@ -76,6 +77,7 @@ def connect(
                     last = _reason(error, address)
                 else:
                     connection.autocommit = True
+                    connection.own_search_path = own_path
                     return connection
         except OSError as error:
             last = f"host {_shown(host['host'])} does not resolve: {error.strerror or error}"
@@ -91,6 +93,12 @@ def _parse(url: str) -> dict[str, Any]:
     for ours in ("connect_timeout", "application_name", "client_encoding"):
         parameters.pop(ours, None)
     return parameters
+
+
+def _own_search_path(options: str) -> str | None:
+    """What the URL's ``options`` set search_path to; None where they do not."""
+    found = re.findall(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)", options)
+    return re.sub(r"\\(.)", r"\1", found[-1]) if found else None
 
 
 def _hosts(parameters: dict[str, Any]) -> list[dict[str, str]]:

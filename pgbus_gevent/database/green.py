@@ -40,6 +40,7 @@ class Connection(ext.connection):
         # Before the base class, which connects and so waits in the callback below.
         self.connect_timeout = connect_timeout
         self.statement_timeout = statement_timeout
+        self.own_search_path: str | None = None  # as the URL wants it, for who runs statements of an application
         try:
             super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
             self.cursor_factory = Cursor

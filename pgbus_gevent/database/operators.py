@@ -1,4 +1,4 @@
-"""Who is logged in at the console, and who tried to guess the token: see sql/0008_workers.sql."""
+"""Who is logged in at the console, and who tried to guess the token: see sql/0006_workers.sql."""
 
 from __future__ import annotations
 

@@ -111,6 +111,19 @@ _TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
 _TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
 
 
+# Our sessions have a search_path for our statements; an application's own get theirs: what the URL says, else what the role and the
+# database have (the more special first), else PostgreSQL's.
+_OWN_SEARCH_PATH = """
+select pg_catalog.set_config('search_path', coalesce(%s, (
+  select split_part(c.item, '=', 2)
+  from pg_catalog.pg_db_role_setting s cross join unnest(s.setconfig) as c(item)
+  where c.item like 'search_path=%%'
+        and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
+        and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
+  order by s.setrole = 0, s.setdatabase = 0 limit 1), '"$user", public'), true)
+"""
+
+
 class Queries:
     """The statements, on connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
 
@@ -130,6 +143,7 @@ class Queries:
             try:
                 # psycopg2's own, for it is the application's statements that run on it.
                 with connection.cursor(cursor_factory=ext.cursor) as cursor:
+                    cursor.execute(_OWN_SEARCH_PATH, (getattr(connection, "own_search_path", None),))
                     yield cursor
                 connection.commit()
             finally:

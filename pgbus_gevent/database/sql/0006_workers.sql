@@ -11,6 +11,20 @@ create unlogged table pgbus.workers (
   facts       jsonb       not null
 ) with (fillfactor = 50);
 
+-- Who is logged in at the console, on all workers: hashes of the cookies, and of the token that they were given for.
+create unlogged table pgbus.operator_sessions (
+  id         bytea       primary key,
+  token      bytea       not null,
+  created_at timestamptz not null default clock_timestamp()
+);
+
+-- Wrong operator tokens of the last minute, by the address that sent them.
+create unlogged table pgbus.operator_guesses (
+  address text collate "C" not null,
+  at      timestamptz      not null default clock_timestamp()
+);
+create index on pgbus.operator_guesses (address, at);
+
 -- Who calls a function that has its owner's rights.
 create function pgbus.caller() returns name
 language sql stable

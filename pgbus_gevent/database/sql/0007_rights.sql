@@ -27,7 +27,7 @@ declare
   one text;
 begin
   execute format('grant usage on schema pgbus to %I', grantee);
-  foreach one in array 'migrations' || tables loop
+  foreach one in array array['migrations'] || tables loop
     execute format('grant select on pgbus.%I to %I', one, grantee);
   end loop;
   for one in
@@ -64,6 +64,7 @@ create function pgbus.grant_server(grantee name) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   perform pgbus.grant_reader(grantee);
+  execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.operator_guesses to %I', grantee);
   perform pgbus.grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids'],
     array['channels', 'head', 'horizon', 'beat', 'leave_roll', 'presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
