@@ -222,7 +222,9 @@ class Browser:
 
     def _read(self, sock: socket.socket) -> None:
         cursor = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
-        sock.sendall(f"GET {self._target[1]} HTTP/1.1\r\nHost: t\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode())
+        sock.sendall(
+            f"GET {self._target[1]} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode()
+        )
         sock.settimeout(60)
         head, data = b"", b""
         while b"\r\n\r\n" not in head:
