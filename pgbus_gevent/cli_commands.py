@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import closing
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from .cli_common import Command, database_settings, read_or_make_secret, schema_
 from .cli_output import table
 from .config import Settings
 from .core.names import Signer, check_name
+from .core.shown import json_line
 from .database import Database
 from .database.checks import Checks
 from .database.pruning import Pruning
@@ -114,7 +114,7 @@ def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.json:
         for name, count, last_id, at in found:
             entry = {"stream": name, "messages": count, "last_id": last_id, "last_at": _utc(at)}
-            print(json.dumps(entry, ensure_ascii=False))
+            print(json_line(entry))
     else:
         rows = [(name, f"{count:,}", str(last_id), _utc(at)) for name, count, last_id, at in found]
         print("\n".join(table(("STREAM", "MESSAGES", "LAST ID", "LAST AT"), rows, right=(1, 2))))
@@ -249,7 +249,7 @@ def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
         found = _prune_all(database.pruning, settings.forget_after)
     if arguments.json:
         for name, (removed, up_to) in found:
-            print(json.dumps({"stream": name, "removed": removed, "up_to": up_to}, ensure_ascii=False))
+            print(json_line({"stream": name, "removed": removed, "up_to": up_to}))
     elif found:
         rows = [(name, f"{removed:,}", str(up_to)) for name, (removed, up_to) in found]
         print("\n".join(table(("STREAM", "REMOVED", "UP TO"), rows, right=(1, 2))))

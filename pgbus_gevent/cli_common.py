@@ -16,6 +16,7 @@ import gevent
 
 from . import logs
 from .config import Settings
+from .core.shown import visible
 from .database.embedded import EmbeddedPostgres
 from .errors import DatabaseError, InvalidArgument, PgbusError
 from .flags import add_flags, flags_given
@@ -79,7 +80,7 @@ def _complain(program: str, error: Exception, status: int) -> int:
 def say(sentence: str, program: str = PROGRAM) -> None:
     """Tell the user something that is not output."""
     if sys.stderr is not None:  # for None, print would take stdout
-        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+        print(f"{program}: {visible(sentence)}", file=sys.stderr, flush=True)
 
 
 class Command(NamedTuple):
@@ -112,7 +113,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog.split()[0]}: {message} (see `{self.prog} --help`)\n")
+        self.exit(USAGE, f"{self.prog.split()[0]}: {visible(message)} (see `{self.prog} --help`)\n")
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str) -> None:

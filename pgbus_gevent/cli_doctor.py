@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 from collections.abc import Callable, Iterator
 from time import monotonic, sleep
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from .cli_common import FAILED, Command, database_settings
 from .config import Settings
+from .core.shown import json_line, visible
 from .database import Database
 from .database.checks import ABSURD, Checks
 from .database.schema import migrations
@@ -282,11 +282,11 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         for found in findings(settings):
             failed = failed or found.level == FAIL
             if arguments.json:
-                print(json.dumps(found._asdict(), ensure_ascii=False), flush=True)
+                print(json_line(found._asdict()), flush=True)
                 continue
-            print(f"{found.level:5}{found.check:15}{found.text}", flush=True)
+            print(f"{found.level:5}{found.check:15}{visible(found.text)}", flush=True)
             if found.todo:
-                print(f"{'':20}→ {found.todo}", flush=True)
+                print(f"{'':20}→ {visible(found.todo)}", flush=True)
     return FAILED if failed else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import closing
 from typing import Any
 
@@ -11,6 +10,7 @@ from .bus import Bus
 from .cli_common import Command, database_settings, schema_expected
 from .cli_output import table
 from .config import Settings
+from .core.shown import json_line
 from .database import Database
 from .database.fleet import Worker
 
@@ -74,7 +74,7 @@ def _connections(arguments: argparse.Namespace, settings: Settings) -> int:
         workers = database.fleet.workers()
     if arguments.json:
         for worker in workers:
-            print(json.dumps(_entry(worker), ensure_ascii=False))
+            print(json_line(_entry(worker)))
         return 0
     rows = [_row(_entry(worker)) for worker in workers]
     if len(rows) > 1:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import select
 import sys
 import unicodedata
@@ -15,6 +13,7 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
+from .core.shown import json_line, visible
 from .core.sse_parser import ParsedFrame
 
 ROOM = 256 * 1024
@@ -22,10 +21,6 @@ ROOM = 256 * 1024
 
 _LOOK = 0.5  # seconds between looks at whether anybody still reads
 
-# A terminal would obey these. Of the line breaks only \n is left in parsed data, and it was split at that.
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-# JSON has them as they are, but some who read lines take them for line ends, or obey them.
-_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
 _ID_WIDTH = 16  # that of every id that the clock began
 
 
@@ -37,27 +32,22 @@ def as_json(stream: str, frame: ParsedFrame) -> str:
         "event": _event(frame),
         "data": frame.data,
     }
-    text = json.dumps(entry, ensure_ascii=False)
-    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return json_line(entry)
 
 
 def as_text(streams: Iterable[str]) -> Callable[[str, ParsedFrame], str]:
     """What shows messages to people; the stream is left out where there is but one."""
-    names = list(streams)
+    names = [visible(stream) for stream in streams]
     longest = max(map(width, names)) if len(names) > 1 else 0
 
     def render(stream: str, frame: ParsedFrame) -> str:
-        named = stream + " " * (longest - width(stream) + 1) if longest else ""
+        name = visible(stream)
+        named = name + " " * (longest - width(name) + 1) if longest else ""
         head = f"{frame.id or '-':{_ID_WIDTH}} {named}{visible(_event(frame) or '-')} "
         first, *others = frame.data.split("\n")
         return "\n".join([head + visible(first), *(" " * width(head) + visible(line) for line in others)])
 
     return render
-
-
-def visible(text: str) -> str:
-    """``text`` with control characters spelt out, but for tabs."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def width(text: str) -> int:
@@ -74,6 +64,7 @@ def _event(frame: ParsedFrame) -> str | None:
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...]) -> list[str]:
     """Lines with aligned columns; ``right`` are those that end together and do not begin together."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(map(width, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for row in (head, *rows):

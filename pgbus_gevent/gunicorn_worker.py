@@ -23,6 +23,7 @@ from gunicorn.workers.ggevent import VERSION, GeventWorker, PyWSGIHandler
 
 from . import streamer
 from .core.names import hide_signed
+from .core.shown import visible
 from .errors import PgbusError
 from .hosts.load_board import BalancedServer, LoadBoard
 from .hosts.pywsgi import Handler, Server
@@ -45,7 +46,9 @@ class _Handler(Handler, PyWSGIHandler):  # type: ignore[misc]  # neither has typ
         if self.command is None or not self.server.log.access_log_enabled:
             Handler.log_request(self)
             return
-        self.environ["RAW_URI"] = hide_signed(self.environ["RAW_URI"])
+        # Whatever the format of the log takes from it.
+        shown = {name: visible(hide_signed(value)) for name, value in self.environ.items() if isinstance(value, str)}
+        self.environ = {**self.environ, **shown}
         PyWSGIHandler.log_request(self)
 
 

@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import datetime, timezone
 
+from .core.shown import visible, visible_lines
+
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -30,10 +32,16 @@ def configure(level: str, format: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message; the lines of a traceback below it."""
+    """Time, level, logger, message; the lines of a traceback below it. What a terminal would obey is spelt out."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -48,7 +56,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        return json.dumps(entry).replace("\x7f", "\\u007f")
 
 
 class _Held(logging.Handler):

@@ -20,6 +20,7 @@ from . import workers
 from .casting import redact_url
 from .cli_common import PROGRAM, Parser, program_errors, read_or_make_secret
 from .config import Settings, stated
+from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
 from .errors import InvalidSetting, PgbusError
@@ -152,7 +153,9 @@ class _Service:
     def _announce(self, port: int, database_url: str | None) -> None:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         database = redact_url(database_url)
-        print(f"pgbus_gevent serves http://{host}:{port}/ database {database} pid {os.getpid()}", flush=True)
+        print(
+            f"pgbus_gevent serves http://{host}:{port}/ database {visible(str(database))} pid {os.getpid()}", flush=True
+        )
         if self._made_token is not None:
             # In the log, as whoever reads stdout expects one line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"

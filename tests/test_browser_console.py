@@ -231,7 +231,7 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
     with program(*arguments, database_url=url, cwd=tmp_path) as serving:
         profile = Profile(browser, serving.url)
         try:
-            (link,) = re.findall(r"/console(\?token=\S+)", serving.log)
+            (link,) = until(lambda: re.findall(r"/console(\?token=\S+)", serving.log), "its URL is logged")
             page = profile.open(f"{PATH}{link}")
             assert page.eval("location.search") == ""
             for _ in range(2):
