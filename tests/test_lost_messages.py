@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.streamer import dispatcher, reader, turns
 
 
@@ -220,6 +221,34 @@ def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
         assert live.ids[10:] == client.ids
 
 
+def test_whoever_comes_after_a_session_was_lost_waits_until_the_table_was_asked() -> None:
+    with Parts(ring_messages=20) as parts:
+        live = parts.connect()
+        settled(parts)
+        published(parts, 10)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.log().doubts += 1
+        newcomers = [parts.connect(since=0), parts.connect(replay=2), parts.connect(since=100)]
+        settled(parts)
+        assert [client.ids for client in newcomers] == [table := parts.table.ids("orders"), table[-2:], table]
+        assert [reasons(client) for client in newcomers] == [[], [], ["ahead"]]
+        assert reasons(live) == ["ahead"]
+        assert not parts.log().in_doubt
+
+
+def test_an_answer_from_before_a_doubt_does_not_settle_it() -> None:
+    log = StreamLog("orders", RingBudget(100), max_frames=1, max_bytes=1)
+    log.doubts += 1
+    asked = log.doubts
+    log.doubts += 1
+    log.settle(asked)
+    assert log.in_doubt
+    log.settle(log.doubts)
+    log.settle(asked)
+    assert not log.in_doubt
+
+
 # Holes
 
 
@@ -298,6 +327,7 @@ STEPS = st.one_of(
     st.tuples(st.just("jam"), CLIENT),
     st.tuples(st.just("drain"), CLIENT),
     st.tuples(st.just("look")),
+    st.tuples(st.just("doubt")),
     st.tuples(st.just("kill"), st.integers(0, 2)),
 )
 BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
@@ -353,6 +383,10 @@ class Run:
 
     def do_look(self) -> None:
         self.parts.look()
+
+    def do_doubt(self) -> None:
+        for log in self.parts.registry.logs():
+            log.doubts += 1
 
     def do_kill(self, which: int) -> None:
         self.parts.restart(which)

@@ -11,7 +11,6 @@ import pytest
 from gevent.event import Event
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
-from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.streamer import reader
 from pgbus_gevent.streamer.turns import breathe
 
@@ -245,8 +244,8 @@ def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_drains() ->
             client = parts.connect(since=0)
             wait_until(lambda: client.subscription and client.subscription.waiting and client.received)
             client.jammed = True
-            parts.dispatcher.pass_on("orders", Frame(0, b"event: hint\ndata: x\n\n", None, None))
-            wait_until(lambda: client.waiting)
+            client.send(b"event: hint\ndata: x\n\n", 0.0)  # as of another of its streams
+            assert client.waiting
             go.set()
             wait_until(lambda: parts.reader.idle)
         client.drain()

@@ -198,7 +198,7 @@ def admit(subscription: Subscription) -> Admission | None:
     yet heard of. That messages above the cursor were pruned is found by the read of the first page.
     """
     log, place, start = subscription.log, subscription.place, subscription.start
-    if not log.is_open:
+    if not log.is_open or log.in_doubt:
         return None
     if place.invalid_cursor:
         return Admission(log.head, _gap(log, None, "invalid-cursor"))

@@ -148,12 +148,13 @@ class StreamLog:
 
     ``head`` is the last id that this worker knows; ``floor`` is the cursor above which the ring is complete, so that who stands
     at ``floor`` or higher needs no read. Before :meth:`open` neither is known. ``epoch`` counts how often the table turned out to
-    have lost what was here: what was read or joined in an earlier one is worth nothing.
+    have lost what was here: what was read or joined in an earlier one is worth nothing. ``doubts`` counts how often that became
+    possible, as a session with the database was lost or is new; :attr:`in_doubt` tells that the table has not been asked since.
     """
 
     __slots__ = (
-        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_lost", "_max_bytes", "_max_frames",
-        "appended_at", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
+        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_lost", "_max_bytes", "_max_frames", "_settled",
+        "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -165,6 +166,8 @@ class StreamLog:
         self.is_open = False
         self.appended_at: float | None = None  # of the oldest message that waits for a pass, where its ring told
         self.epoch = 0
+        self.doubts = 0
+        self._settled = 0
         self._lost: list[tuple[int, int]] = []
         self._ids: list[int] = []
         self._frames: list[Frame] = []
@@ -255,6 +258,15 @@ class StreamLog:
         self.oldest = min(self.oldest, to)
         self.appended_at = None
         self.epoch += 1
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the table may have lost what is here: nobody starts from it before the table was asked."""
+        return self._settled < self.doubts
+
+    def settle(self, doubts: int) -> None:
+        """The table was asked by a statement that began when there were so many doubts."""
+        self._settled = max(self._settled, doubts)
 
     def was_lost(self, cursor: int) -> bool:
         """Whether ``cursor``, which is not above the head, is of a message that the table has lost, as far as is known here."""

