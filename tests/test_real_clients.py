@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
@@ -23,6 +23,7 @@ from site_parts import Site, running_site
 
 from pgbus_gevent.core import chunked, sse
 from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.returners import BURST
 
 HERE = Path(__file__).parent
 RETRY = 3.5
@@ -188,3 +189,30 @@ def test_nothing_is_handed_out_that_is_no_event_and_each_message_has_its_id(
 def test_a_client_comes_back_when_it_was_told_to(library: str, outcomes: dict[str, Outcome]) -> None:
     soonest = min(line.away for line in outcomes[library].lines)
     assert (soonest >= RETRY - 0.1) != (library in OWN_TIME)
+
+
+def test_one_that_comes_back_at_once_when_it_is_refused_makes_few_connections(pgbus_databases: TestDatabases) -> None:
+    with running_site(pgbus_databases.make(), max_connections=1, request_timeout=10.0) as site:
+        original, seen = site.app, []
+
+        def counting(environ: dict[str, Any], start_response: Any) -> Any:
+            seen.append(environ["PATH_INFO"])
+            return original(environ, start_response)
+
+        with site.watch("demo:taken") as client:
+            client.next("pgbus:connected")
+            site.app = counting
+            command = ["node", "browser/clients.mjs", "event-source-plus", f"{site.url}/pgbus/streams/demo:x?", "1"]
+            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=HERE)
+            try:
+                assert _wait(lambda: original._returners.held == 1), "it is held"
+                assert len(seen) == BURST + 1
+                gevent.sleep(2.0)
+                assert len(seen) <= BURST + 2
+                client.close()
+                assert _wait(lambda: len(site.instance.registry) == 1, 8.0), "it is served when there is room"
+            finally:
+                process.stdin.close()
+                process.wait(10)
+                process.stdout.close()
+                process.stderr.close()

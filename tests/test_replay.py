@@ -319,3 +319,62 @@ def test_many_that_come_back_at_once_from_different_cursors_all_get_the_rest(
     for n, client in enumerate(clients):
         assert until_has(client, known[-1]) == known[n % 50 + 1 :]
     assert small_ring.instance.reader.reads - before < 200, "reads are merged"
+
+
+# the cursor that the first frame tells
+
+
+STARTS: dict[str, tuple[dict[str, Any], Callable[[list[int]], str]]] = {
+    "none": ({}, lambda ids: str(ids[-1])),
+    "since zero": ({"since": 0}, lambda ids: "0"),
+    "since": ({"since": 2}, lambda ids: str(ids[2])),
+    "header": ({"header": 2}, lambda ids: str(ids[2])),
+    "the head": ({"since": 9}, lambda ids: str(ids[9])),
+    "pruned": ({"since": 1}, lambda ids: str(ids[1])),
+    "malformed": ({"header": "nonsense"}, lambda ids: str(ids[-1])),
+    "ahead": ({"header": str(2**53 - 1)}, lambda ids: "0"),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_one_that_is_cut_off_after_the_first_frame_comes_back_to_where_it_started(
+    start: str, small_ring: Serving, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    asked, told = STARTS[start]
+    sent = publish(pgbus_bus, 10)
+    if start == "pruned":
+        prune(pgbus_database, "orders", sent[5])
+    since, header = asked.get("since"), asked.get("header")
+    client = small_ring.client(
+        "orders",
+        since=sent[since] if since else since,
+        headers={"Last-Event-ID": str(sent[header] if isinstance(header, int) else header)} if header else None,
+    )
+    frame = client.next("pgbus:connected")
+    assert frame.id == told(sent) and frame.retry is not None
+    client.drop()
+    client.frames.clear()
+    client._taken, client._headers, client.last_id = 0, {}, frame.id  # as one that got no more than that
+    sent += publish(pgbus_bus, 1)
+    client.resume()
+    start_id = int(frame.id or 0)
+    expected = [id for id in sent if id > start_id and not (start == "pruned" and id <= sent[4])]
+    assert until_has(client, sent[-1]) == expected
+
+
+def test_several_streams_have_their_starts_in_one_id(pgbus_server: Serving, pgbus_bus: Bus) -> None:
+    orders, stock = publish(pgbus_bus, 3), publish(pgbus_bus, 2, "stock")
+    client = StreamClient(pgbus_server.url, f"/pgbus/streams?stream=orders&since={orders[0]}&stream=stock&stream=news")
+    try:
+        frame = client.next("pgbus:connected")
+        assert frame.id == f"0~{orders[0]}.{stock[1]}.0"
+        client.drop()
+        client.frames.clear()
+        client._taken, client.last_id = 0, frame.id
+        news = publish(pgbus_bus, 2, "news")
+        client.resume()
+        until(lambda: len(client.messages) == 4, "all of them")
+        assert [frame.data for frame in client.messages if (frame.id or "").startswith("0~")] == ["1", "2"]
+        assert client.last_id is not None and client.last_id.endswith(f"~{orders[2]}.{stock[1]}.{news[1]}")
+    finally:
+        client.close()
