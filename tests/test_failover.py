@@ -55,7 +55,7 @@ def publish(bus: Bus, data: str) -> int:
 
 def check(server: Serving, bus: Bus, url: str, clients: list[StreamClient], sent: list[tuple[int, str]]) -> None:
     """Whoever was sent what is gone has been told, and everybody has what there is."""
-    new = publish(bus, "new")
+    publish(bus, "new")
     newcomers = [server.client("orders", since=0), server.client("orders", since=sent[-1][0])]
     with session(url) as connection:
         kept = stored(connection, "orders")
