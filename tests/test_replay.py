@@ -343,7 +343,7 @@ def test_one_that_is_cut_off_after_the_first_frame_comes_back_to_where_it_starte
     asked, told = STARTS[start]
     sent = publish(pgbus_bus, 10)
     if start == "pruned":
-        prune(pgbus_database, "orders", sent[5])
+        prune(pgbus_database, "orders", sent[4])
     since, header = asked.get("since"), asked.get("header")
     client = small_ring.client(
         "orders",
