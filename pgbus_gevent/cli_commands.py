@@ -10,7 +10,7 @@ from time import time
 
 from . import casting
 from .bus import Bus
-from .cli_common import Command, database_settings, read_or_make_secret, schema_expected
+from .cli_common import Command, database_settings, read_or_make_secret, say, schema_expected
 from .cli_output import table
 from .config import Settings
 from .core.names import Signer, check_name
@@ -246,6 +246,10 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
 
 def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
+        for theirs, teller in database.pruning.ask():
+            say(
+                f"the server {teller} has {theirs}, and not {database.pruning.retention}: of each stream the longer one applies"
+            )
         found = _prune_all(database.pruning, settings.forget_after)
     if arguments.json:
         for name, (removed, up_to) in found:

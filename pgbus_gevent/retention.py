@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn
 
 from .casting import Kind, duration, format_duration, json_list, parse_integer, presentable
+
+_EVER = 1e10  # seconds; beyond what the settings allow
 
 MAX_COUNT = 1_000_000
 """The most that a rule may count to: each round counts the messages of each such stream."""
@@ -33,11 +36,36 @@ class Rule:
 
 
 class Retention:
-    """What is kept of each stream: by the first rule that matches its name, else ``age`` seconds."""
+    """What is kept of each stream: by the first rule that matches its name, else ``age`` seconds; and for how long a stream is
+    remembered that was emptied."""
 
-    def __init__(self, age: float, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, age: float, rules: Iterable[Rule] = (), forget_after: float = 0.0) -> None:
         self._age = age
         self._rules = tuple(rules)
+        self.forget_after = forget_after
+
+    @classmethod
+    def read(cls, statement: str) -> Retention:
+        """From the text that :attr:`statement` is. Raises ValueError where it is none."""
+        found = json.loads(statement)
+        if not isinstance(found, dict) or found.keys() != {"retention", "retention_patterns", "forget_after"}:
+            _refuse()
+        ages = [duration(0, _EVER).cast(found[name]) for name in ("retention", "forget_after")]
+        return cls(ages[0], rules(0, _EVER).cast(json.dumps(found["retention_patterns"])), ages[1])
+
+    @property
+    def statement(self) -> str:
+        """As text for other processes; equal texts are equal retentions."""
+        told = {
+            "retention": format_duration(self._age),
+            "retention_patterns": [str(rule) for rule in self._rules],
+            "forget_after": format_duration(self.forget_after),
+        }
+        return json.dumps(told, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        patterns = f" retention_patterns={_as_text(self._rules)}" if self._rules else ""
+        return f"retention={format_duration(self._age)}{patterns} forget_after={format_duration(self.forget_after)}"
 
     def keep(self, stream: str) -> tuple[float, int | None]:
         """The age in seconds, and the number of messages or None."""
@@ -45,6 +73,13 @@ class Retention:
             if fnmatchcase(stream, rule.pattern):
                 return rule.age, rule.count
         return self._age, None
+
+
+def keep_longest(retentions: Iterable[Retention], stream: str) -> tuple[float, int | None]:
+    """What all of these together keep of a stream: the longest age, and the highest number, None where one has no limit."""
+    kept = [retention.keep(stream) for retention in retentions]
+    counts = [count for _, count in kept if count is not None]
+    return max(age for age, _ in kept), max(counts) if len(counts) == len(kept) else None
 
 
 def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:

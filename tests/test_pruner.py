@@ -56,6 +56,11 @@ class Rounds:
         self._note("turn", every, limit)
         return self.turns.pop(0) if self.turns else None
 
+    retention = "theirs"
+
+    def tell(self, holds: float) -> list[tuple[Any, str]]:
+        return []
+
     def prune(self, streams: Sequence[str], limit: int) -> list[tuple[str, int, int]]:
         self._note("prune", tuple(streams), limit)
         found = []

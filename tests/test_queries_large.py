@@ -12,6 +12,7 @@ from database_parts import opened_sessions
 from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.database.queries import Publication, Queries
 from pgbus_gevent.database.rows import OpenQuestion
+from pgbus_gevent.retention import Retention, Rule
 from pgbus_gevent.testing.databases import TestDatabases
 
 LOTS = 1_000_000
@@ -136,7 +137,7 @@ def test_no_pruning_reads_the_whole_table(kept: tuple[float, int | None], ask: A
         sql.run("insert into pgbus.horizons select 'empty ' || n, 1 from generate_series(1, 20000) n")
         sql.run("analyze pgbus.horizons")
         before = sql.run("select relname, seq_scan from pg_stat_xact_user_tables where schemaname = 'pgbus'")
-        ask(Pruning(OneConnection(sql.connection), lambda stream: kept))  # type: ignore[arg-type]
+        ask(Pruning(OneConnection(sql.connection), Retention(kept[0], [Rule("*", *kept)])))  # type: ignore[arg-type]
         scans = dict(sql.run("select relname, seq_scan from pg_stat_xact_user_tables where schemaname = 'pgbus'"))
         rows = sql.one(
             "select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relid = 'pgbus.messages'::regclass"

@@ -56,7 +56,9 @@ class Database:
         self.presence = PresenceQueries(self.pool)
         self.fleet = Fleet(self.pool)
         self.operators = OperatorQueries(self.pool)
-        self.pruning = Pruning(self.pool, Retention(settings.retention, settings.retention_patterns).keep)
+        self.pruning = Pruning(
+            self.pool, Retention(settings.retention, settings.retention_patterns, settings.forget_after)
+        )
 
     def listen(self) -> ListenSession:
         """A new LISTEN session; outside the pool, as it is held for good."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import DatabaseError
+from ..retention import Retention, keep_longest
 from .pool import Pool
 
 _FORBIDDEN = ("42501", "25006")  # insufficient_privilege, read_only_sql_transaction
@@ -19,15 +22,37 @@ class Pruned(NamedTuple):
     horizon: int
 
 
+class Stated(NamedTuple):
+    """What a server told that it keeps; ``teller`` is one of those who told the same, by host and process id."""
+
+    retention: Retention
+    teller: str
+
+
+_LATELY = 20.0  # seconds
+
+
+def _read(statement: str, teller: str) -> Retention:
+    try:
+        return Retention.read(statement)
+    except ValueError:
+        raise DatabaseError(
+            f"what {teller} keeps is told in a way that this release does not understand: {statement!r}; end that server, or"
+            " delete the row from pgbus.retentions"
+        ) from None
+
+
 class Pruning:
     """On connections of a pool, one transaction for each statement. Raises the exceptions of :mod:`pgbus_gevent.errors`.
 
-    ``keep`` tells of each stream how long its messages are kept, in seconds, and how many of them, None for any number.
+    ``retention`` is what this process keeps. Of what the servers of the database told that they keep, the longest counts, as far
+    as :meth:`tell` or :meth:`ask` have come to know of it.
     """
 
-    def __init__(self, pool: Pool, keep: Callable[[str], tuple[float, int | None]]) -> None:
+    def __init__(self, pool: Pool, retention: Retention) -> None:
         self._pool = pool
-        self._keep = keep
+        self.retention = retention
+        self._others: list[Stated] = []
 
     def _one(self, statement: str, *parameters: Any) -> Any:
         return self._all(statement, *parameters)[0][0]
@@ -45,6 +70,34 @@ class Pruning:
                     error.sqlstate,
                 ) from error
             raise
+
+    def tell(self, holds: float) -> list[Stated]:
+        """Tell the others what this server keeps, which counts for ``holds`` seconds from now; what :meth:`ask` answers."""
+        # The table is written only where that makes a difference, as every worker comes by every few seconds.
+        if self._ask() < holds - _LATELY:
+            teller = f"{socket.gethostname()} pid {os.getpid()}"
+            self._one(
+                "select pgbus.tell_retention(%s, %s, make_interval(secs => %s))",
+                self.retention.statement,
+                teller,
+                holds,
+            )
+        return self._others
+
+    def ask(self) -> list[Stated]:
+        """What servers keep that is not what we keep; it counts from now on. Who removes has to know it."""
+        self._ask()
+        return self._others
+
+    def _ask(self) -> float:
+        """For how long what we keep counts already."""
+        ours = self.retention.statement
+        rows = self._all("select r.kept, r.teller, r.holds from pgbus.told_retentions() r")
+        self._others = [Stated(_read(kept, teller), teller) for kept, teller, _ in rows if kept != ours]
+        return max((float(left) for kept, _, left in rows if kept == ours), default=0.0)
+
+    def _keep(self, stream: str) -> tuple[float, int | None]:
+        return keep_longest([self.retention, *(other.retention for other in self._others)], stream)
 
     def turn(self, every: float, limit: int) -> list[str] | None:
         """The next ``limit`` streams of the round that all workers share; None where it is not the time, or not our turn.
@@ -73,6 +126,7 @@ class Pruning:
 
     def forget(self, below: str | None, unused: float, limit: int) -> str | None:
         """Forget streams without messages for ``unused`` seconds, among ``limit`` down from ``below``; where to go on."""
+        unused = max([unused, *(other.retention.forget_after for other in self._others)])
         found = self._one("select pgbus.forget(%s, make_interval(secs => %s), %s)", below, unused, limit)
         return None if found is None else str(found)
 

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import gevent
 
@@ -26,6 +26,10 @@ HORIZONS = 1000
 MAX_SHARE = 0.2
 """The most of the time that statements may take, so that a backlog does not take the database from who publishes."""
 
+HOLDS = 600.0
+"""Seconds that what a server keeps holds for all others after it was last heard of, or three intervals where that is longer: a
+server that is replaced must not find its messages gone."""
+
 _LEAST_PAUSE = 0.005
 
 _T = TypeVar("_T")
@@ -34,6 +38,9 @@ _T = TypeVar("_T")
 class Source(Protocol):
     """What it needs of the database; :class:`pgbus_gevent.database.pruning.Pruning` is one."""
 
+    @property
+    def retention(self) -> object: ...
+    def tell(self, holds: float) -> Sequence[tuple[Any, str]]: ...
     def turn(self, every: float, limit: int) -> list[str] | None: ...
     def prune(self, streams: Sequence[str], limit: int) -> Sequence[tuple[str, int, int]]: ...
     def forget(self, below: str | None, unused: float, limit: int) -> str | None: ...
@@ -65,6 +72,7 @@ class Pruner:
         self._clock = clock
         self._sleep = sleep
         self._forgetting: str | None = None
+        self._heard_of: set[tuple[str, str]] = set()
         self.removed = 0
         self.batches = 0
         self.seconds = 0.0  # that statements took
@@ -72,6 +80,11 @@ class Pruner:
     def run(self) -> None:
         """Prune, for ever."""
         failing = False
+        try:
+            # At once, for with a long interval others would know of it only after they have removed what we keep.
+            self._tell()
+        except DatabaseError:
+            pass  # said below, if it stays so
         while True:
             # First of all: workers that are started again and again must not each begin with a round.
             self._sleep(self._interval * random.uniform(0.5, 1.0))
@@ -88,7 +101,7 @@ class Pruner:
         before = self.removed
         while True:
             # Half the interval, for the shortest wait of a worker that is alone.
-            streams = self._timed(lambda: self._source.turn(self._interval / 2, STREAMS))
+            streams = self._timed(self._turn)
             if streams is None:
                 break
             if streams:
@@ -97,6 +110,23 @@ class Pruner:
                 self._end_round()
                 break
         return self.removed - before
+
+    def _turn(self) -> list[str] | None:
+        self._tell()
+        return self._source.turn(self._interval / 2, STREAMS)
+
+    def _tell(self) -> None:
+        """Tell what we keep, and say once of each server that keeps something else."""
+        for theirs, teller in self._source.tell(max(HOLDS, 3 * self._interval)):
+            if (told := (str(theirs), teller)) not in self._heard_of:
+                self._heard_of.add(told)
+                logger.warning(
+                    "servers of this database disagree about retention: this one has %s, %s has %s; of each stream the longer"
+                    " one applies. Give all of them the same",
+                    self._source.retention,
+                    teller,
+                    theirs,
+                )
 
     def _prune(self, streams: list[str]) -> None:
         full = True

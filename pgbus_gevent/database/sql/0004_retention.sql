@@ -37,6 +37,39 @@ create table pgbus.prune_round (
 insert into pgbus.prune_round (due) values (now());
 
 
+-- What servers keep, one row for all that have the same settings; it counts for every server until then, so that where they
+-- disagree nobody removes what another one keeps.
+create table pgbus.retentions (
+  kept   text collate "C" primary key,
+  teller text        not null,
+  until  timestamptz not null
+);
+
+-- Tells what this server keeps, which counts for so long from now on.
+create function pgbus.tell_retention(kept text, teller text, holds interval) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if (octet_length(kept) between 1 and 1000000) is not true or pgbus.good_stream(teller) is not true
+     or (holds between interval '1 second' and interval '1 day') is not true then
+    raise exception 'bad retention: what a server keeps is a text, its teller a name, and it holds for a second to a day'
+      using errcode = 'invalid_parameter_value';
+  end if;
+  delete from pgbus.retentions r where r.until < clock_timestamp() - interval '1 day' and r.kept <> tell_retention.kept;
+  insert into pgbus.retentions as r (kept, teller, until)
+  values (kept, teller, clock_timestamp() + holds)
+  on conflict on constraint retentions_pkey do update
+    set teller = excluded.teller, until = greatest(r.until, excluded.until);
+end
+$$;
+
+-- What servers keep; each counts for `holds` seconds yet.
+create function pgbus.told_retentions() returns table (kept text, teller text, holds float8)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select r.kept, r.teller, extract(epoch from r.until - clock_timestamp())::float8
+  from pgbus.retentions r where r.until > clock_timestamp() order by r.kept
+$$;
+
+
 -- The streams that have messages, down from a name (null: from the highest), at most so many.
 create function pgbus.streams_below(below text, max integer) returns setof text
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$

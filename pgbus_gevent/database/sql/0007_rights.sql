@@ -75,7 +75,8 @@ $$;
 create function pgbus.grant_pruner(grantee name) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pgbus.grant_rights(grantee, '{}', array['streams_below', 'prune_turn', 'prune', 'forget', 'prune_ephemerals']);
+  perform pgbus.grant_rights(grantee, '{}', array[
+    'streams_below', 'prune_turn', 'prune', 'forget', 'prune_ephemerals', 'tell_retention', 'told_retentions']);
 end
 $$;
 
