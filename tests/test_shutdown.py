@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+import psutil
 import pytest
-from support import Serving, connect, get, raw_client, serve_process, serving, until
+from support import PATIENCE, Serving, connect, get, raw_client, serve_process, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -44,6 +45,34 @@ def stalled_clients(url: str, bus: Bus, count: int = 10) -> list[socket.socket]:
 
 
 # a process
+
+
+def test_farewells_to_slow_clients_copy_nothing(pgbus_database: str, pgbus_bus: Bus) -> None:
+    count, size = 100, 1_000_000
+    with serve_process(pgbus_database, "--grace", "3") as server:
+        socks = [raw_client(server.url, "big") for _ in range(count)]
+        for sock in socks:
+            sock.settimeout(PATIENCE)
+            assert sock.recv(1000)
+        with connect(server.url, "big") as witness:
+            witness.next("pgbus:connected", timeout=PATIENCE)
+            pgbus_bus.stream("big").broadcast("x" * size)
+            until(lambda: len(witness.messages) == 1, "the witness has it")
+        before = server.rss
+        server.signal(signal.SIGTERM)
+        most = before
+        while server.process.poll() is None:
+            try:
+                most = max(most, server.rss)
+            except psutil.Error:
+                break
+            gevent.sleep(0.02)
+        assert server.wait() == 0
+        print(f"{count} slow readers of 1 MB: {before >> 20} MB before SIGTERM, at most {most >> 20} MB after it")
+        for sock in socks:
+            sock.close()
+    # With a copy for each it would be a hundred megabytes.
+    assert most - before < 30 << 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,6 +15,8 @@ from gevent.event import Event
 
 from ..core.client import Client, StreamRequest
 
+_LARGE = 64 * 1024  # bytes of what is handed on as it is
+
 
 class BodyConnection(Client):
     """Iterate over it in the server's greenlet, and close it there; everything else is for the streamer.
@@ -85,6 +87,8 @@ class BodyConnection(Client):
                 raise StopIteration
             self._ready.wait()
             self._ready.clear()
+        if len(self._parts[0]) > _LARGE:
+            return self._parts.pop(0)  # shared with others; a copy of it would be this client's alone
         data = b"".join(self._parts)
         self._parts.clear()
         return data
