@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from site_parts import Site
 from support import PATIENCE, until
 
@@ -109,33 +110,46 @@ class Profile:
     def __init__(self, browser: Browser, url: str) -> None:
         self._browser = browser
         self._url = url
-        browser.run("kept.context = await browser.newContext(); kept.pages = []; kept.errors = []")
+        self._number = browser.run(
+            """
+            kept.context = await browser.newContext();
+            kept.pages ??= [];
+            kept.profiles ??= [];
+            return kept.profiles.push({ context: kept.context, errors: [] }) - 1;
+            """
+        )
 
     def open(self, path: str, init: str = "") -> Page:
         """A new tab with a page; ``init`` is run before anything on it."""
         number = self._browser.run(
             """
-            const page = await kept.context.newPage();
+            const { context, errors } = kept.profiles[arg.profile];
+            const page = await context.newPage();
             page.setDefaultTimeout(15_000);
-            page.on("pageerror", (error) => kept.errors.push(String(error)));
+            page.on("pageerror", (error) => errors.push(String(error)));
             if (arg.init) await page.addInitScript(arg.init);
             await page.goto(arg.url);
             return kept.pages.push(page) - 1;
             """,
-            {"url": self._url + path, "init": init},
+            {"url": self._url + path, "init": init, "profile": self._number},
         )
         return Page(self._browser, number)
 
     def offline(self, off: bool) -> None:
-        self._browser.run("await kept.context.setOffline(arg)", off)
+        self._browser.run("await kept.profiles[arg[0]].context.setOffline(arg[1])", [self._number, off])
+
+    def cookie(self, name: str, value: str) -> None:
+        """Set a cookie of the site."""
+        cookie = {"name": name, "value": value, "url": self._url}
+        self._browser.run("await kept.profiles[arg[0]].context.addCookies([arg[1]])", [self._number, cookie])
 
     @property
     def errors(self) -> list[str]:
         """What went wrong in scripts of the pages."""
-        return list(self._browser.run("return kept.errors"))
+        return list(self._browser.run("return kept.profiles[arg].errors", self._number))
 
     def close(self) -> None:
-        self._browser.run("await kept.context.close()")
+        self._browser.run("await kept.profiles[arg].context.close()", self._number)
 
 
 class Page:
@@ -272,15 +286,18 @@ def status(
     return intercept
 
 
-def says(*chunks: bytes, silence: float = 0.0) -> Callable[[Any, Any], Iterable[bytes] | None]:
-    """An ``intercept`` that answers the first request with these bytes, chunk by chunk, and ends after ``silence``."""
+def says(
+    *chunks: bytes, silence: float = 0.0, over: Event | None = None
+) -> Callable[[Any, Any], Iterable[bytes] | None]:
+    """An ``intercept`` that answers the first request with these bytes, chunk by chunk, and ends after ``silence``, or once that
+    is ``over``."""
     left = [1]
 
     def body() -> Iterator[bytes]:
         for chunk in chunks:
             yield chunk
             gevent.sleep(0.02)
-        gevent.sleep(silence)
+        (over or Event()).wait(silence)
 
     def intercept(environ: Any, start_response: Any) -> Iterable[bytes] | None:
         left[0] -= 1

@@ -36,7 +36,7 @@ def somebody_else(browser: Browser, url: str) -> Page:
     number = browser.run(
         """
         const page = await (await browser.newContext()).newPage();
-        page.on("pageerror", (error) => kept.errors.push(String(error)));
+        page.on("pageerror", (error) => kept.profiles.at(-1).errors.push(String(error)));
         await page.goto(arg);
         return kept.pages.push(page) - 1;
         """,

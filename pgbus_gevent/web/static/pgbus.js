@@ -322,6 +322,8 @@ class Hub {
   async join() {
     const joined = (this.joined = new AbortController());
     this.check = setInterval(() => this.look(), ANSWER);
+    this.looked = performance.now();
+    this.wall = Date.now();
     if (this.tabs && this.identity === undefined) this.identity = await this.learn(joined);
     if (this.joined !== joined) return;
     // Who may be somebody else shares with nobody.

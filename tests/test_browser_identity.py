@@ -1,0 +1,214 @@
+"""Several logins in one browser: tabs share a connection only where the server has answered for the same subscriber."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http.cookies import SimpleCookie
+from itertools import count
+from typing import Any
+
+import pytest
+from browser_parts import Browser, Front, Page, Profile, element, missing, profile, publish
+from site_parts import Site, running_site
+from support import holds, until
+
+from pgbus_gevent import StreamApp, Subscriber
+from pgbus_gevent.testing.databases import TestDatabases
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+RECHECK = 0.3
+
+
+class Opaque:
+    """A context that no other process could have an equal of."""
+
+
+class Logins:
+    """An application's users, by a cookie; as whom a page was made, a tag of the bus tells."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.named = True
+        self.contexts: dict[str, Any] = {"ada": {"admin": True}, "bob": {"admin": False}, "eve": Opaque()}
+
+    def subscriber(self, login: str) -> Subscriber:
+        context = self.contexts[login]
+        return Subscriber(login if self.named else None, context() if callable(context) else context)
+
+    def authorize(self, environ: Any, stream: str) -> bool | Subscriber:
+        login = SimpleCookie(environ.get("HTTP_COOKIE", "")).get("login")
+        return login is None or self.subscriber(login.value)
+
+    def tag(self, login: str, stream: str) -> str:
+        tag = self.site.bus.stream_tag(stream, subscriber=self.subscriber(login))
+        return tag.replace("<pgbus-stream-source ", '<pgbus-stream-source id="source" ')
+
+
+@pytest.fixture(scope="module")
+def browser_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_site(pgbus_databases.make(), retry=0.2, heartbeat=1.0, recheck=RECHECK) as site:
+        site.instance.filters.register("admins", lambda context, stream: bool(context and context["admin"]))
+        yield site
+
+
+@pytest.fixture
+def logins(browser_site: Site, front: Front) -> Logins:
+    logins = Logins(browser_site)
+    front.streams = StreamApp(browser_site.instance, logins.authorize)
+    return logins
+
+
+@pytest.fixture
+def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
+    with profile(browser, front) as tabs:
+        yield tabs
+    front.until_live(0)
+
+
+paths = count()
+
+
+def log_in(tabs: Profile, login: str) -> None:
+    tabs.cookie("login", login)
+
+
+def arrive(tabs: Profile, front: Front, body: str) -> Page:
+    page = tabs.open(front.page(body, path=f"/page{next(paths)}"))
+    page.until_open()
+    return page
+
+
+def whisper(front: Front, stream: str, text: str) -> None:
+    front.site.bus.stream(stream).broadcast(text, visible_to="admins")
+
+
+@pytest.mark.parametrize("order", [("ada", "bob"), ("bob", "ada")])
+@pytest.mark.parametrize("named", [True, False], ids=["owners", "contexts alone"])
+@pytest.mark.parametrize("tagged", [True, False], ids=["tags", "elements by hand"])
+def test_a_second_login_is_sent_what_it_may_see_and_the_first_one_too(
+    tabs: Profile, front: Front, logins: Logins, stream: str, order: tuple[str, str], named: bool, tagged: bool
+) -> None:
+    logins.named = named
+    pages = {}
+    for login in order:
+        log_in(tabs, login)
+        body = logins.tag(login, stream) if tagged else element(stream)
+        pages[login] = [arrive(tabs, front, body) for _ in range(2)]
+    whisper(front, stream, "for admins")
+    publish(front.site, stream, "for all")
+    for page in pages["ada"]:
+        page.until_data(["for admins", "for all"])
+    for page in pages["bob"]:
+        page.until_data(["for all"])
+    assert front.live == 2
+
+
+def test_tabs_of_one_login_share_whether_their_pages_tell_it_or_not(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    log_in(tabs, "ada")
+    pages = [arrive(tabs, front, body) for body in (logins.tag("ada", stream), element(front.site.sign(stream)))]
+    whisper(front, stream, "for admins")
+    for page in pages:
+        page.until_data(["for admins"])
+    assert (front.live, len(front.heads)) == (1, 1)
+
+
+@pytest.mark.parametrize("shared", ["tabs", "page"])
+def test_a_page_that_was_made_for_another_login_shows_nothing_of_this_one(
+    tabs: Profile, front: Front, logins: Logins, stream: str, shared: str
+) -> None:
+    log_in(tabs, "bob")
+    body = logins.tag("ada", stream).replace(" id=", f' shared="{shared}" id=')
+    publish(front.site, stream, "after the page was made")
+    page = tabs.open(front.page(body))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["willRetry"], page.state) == ("identity-changed", False, "closed")
+    front.until_live(0)
+    publish(front.site, stream, "for all")
+    holds(lambda: page.data() == [] and len(front.asked) == 1, "it shows nothing and does not ask again", 0.5)
+
+
+@pytest.mark.parametrize("tagged", [True, False], ids=["tags", "elements by hand"])
+def test_open_tabs_end_when_the_server_answers_for_another_login(
+    tabs: Profile, front: Front, logins: Logins, stream: str, tagged: bool
+) -> None:
+    log_in(tabs, "bob")
+    pages = [arrive(tabs, front, logins.tag("bob", stream) if tagged else element(stream)) for _ in range(2)]
+    publish(front.site, stream, "before")
+    for page in pages:
+        page.until_data(["before"])
+    log_in(tabs, "ada")
+    front.drop()
+    whisper(front, stream, "for admins")
+    for page in pages:
+        page.until("source.state == 'closed'")
+        last = page.seen("pgbus:close")[-1]
+        assert (last["reason"], last["willRetry"]) == ("identity-changed", False)
+        assert page.data() == ["before"]
+    new = arrive(tabs, front, element(stream, 'since="0"'))
+    new.until_data(["before", "for admins"])
+    assert front.live == 1
+
+
+def test_a_follower_that_takes_over_ends_too_where_the_login_is_another_one(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    log_in(tabs, "bob")
+    first, second = (arrive(tabs, front, element(stream)) for _ in range(2))
+    log_in(tabs, "ada")
+    first.close()
+    second.until("source.state == 'closed'")
+    assert second.seen("pgbus:close")[-1]["reason"] == "identity-changed"
+
+
+def test_a_login_that_gets_another_role_goes_on_with_what_that_one_may_see(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    log_in(tabs, "ada")
+    pages = [arrive(tabs, front, logins.tag("ada", stream)) for _ in range(2)]
+    logins.contexts["ada"] = {"admin": False}
+    new = arrive(tabs, front, logins.tag("ada", stream))
+    # Asked again, the hook has answered; the tabs meet where that answer is shared.
+    front.until_live(1)
+    whisper(front, stream, "for admins")
+    publish(front.site, stream, "for all")
+    for page in (*pages, new):
+        page.until_data(["for all"])
+        assert page.seen("pgbus:close") == []
+
+
+def test_a_context_that_is_another_one_each_time_is_live_all_the_same_and_shares_nothing(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    numbers = count()
+    logins.contexts["ada"] = lambda: {"admin": True, "request": next(numbers)}
+    log_in(tabs, "ada")
+    pages = [arrive(tabs, front, logins.tag("ada", stream)) for _ in range(2)]
+    until(lambda: front.live == 2, "each has a connection")
+    asked = len(front.asked)
+    holds(lambda: len(front.asked) == asked, "they stay with it", 2 * RECHECK)
+    publish(front.site, stream, "for all")
+    for page in pages:
+        page.until_data(["for all"])
+
+
+def test_who_cannot_be_told_from_others_shares_nothing(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    log_in(tabs, "eve")
+    pages = [arrive(tabs, front, element(stream)) for _ in range(2)]
+    assert (front.live, len(front.asked)) == (2, 2)
+    publish(front.site, stream, "for all")
+    for page in pages:
+        page.until_data(["for all"])
+
+
+def test_tabs_with_another_version_of_the_element_share_nothing_with_these(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    page = arrive(tabs, front, element(stream))
+    names = page.eval("navigator.locks.query().then(({ held }) => held.map(({ name }) => name))")
+    assert len(names) == 2
+    assert all(name.startswith("pgbus/") for name in names)
