@@ -82,6 +82,9 @@ class Settings:
         5.0, kinds.duration(0.01, _HOUR), "Database", None, "how long one attempt to reach PostgreSQL may take")
     statement_timeout: float = _setting(
         30.0, kinds.duration(0.01, _HOUR), "Database", None, "how long one statement may take")
+    away_after: float = _setting(
+        10.0, kinds.duration(0.1, _HOUR), "Database", None,
+        "how long the database may be away before new clients are refused; until then they wait for it")
 
     host: str = _setting(
         "127.0.0.1", kinds.host(), "Server", "--host", "the name or address to serve at")

@@ -12,6 +12,7 @@
     │   └── TokenExpired
     ├── DatabaseError                       PostgreSQL refused or could not be reached
     │   ├── DatabaseUnavailable             not reached, went away, or did not answer in time
+    │   ├── Deaf                            a LISTEN session that hears nothing, though the server answers
     │   ├── PoolTimeout                     every pooled connection stayed busy
     │   ├── SchemaTooNew                    the schema is a newer release's, and does not serve this one
     │   ├── SchemaTooOld                    the schema is missing, or has not been migrated to this release
@@ -77,6 +78,16 @@ class DatabaseError(PgbusError):
 
 class DatabaseUnavailable(DatabaseError):
     """PostgreSQL was not reached, went away, or did not answer in time; whether it did the work is unknown."""
+
+
+class Deaf(DatabaseError):
+    """A LISTEN session hears nothing, though the server answers."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            f"LISTEN is deaf: {cause}. Give a direct URL in PGBUS_LISTEN_URL, or set listen=False; meanwhile the database is"
+            " polled for messages"
+        )
 
 
 class PoolTimeout(DatabaseError):

@@ -228,7 +228,7 @@ def test_while_the_database_is_away_readyz_says_so_and_new_clients_are_told_to_c
 ) -> None:
     embedded = own_databases.embedded
     assert isinstance(embedded, EmbeddedPostgres)
-    settings = replace(pgbus_settings, database_url=own_databases.make())
+    settings = replace(pgbus_settings, database_url=own_databases.make(), away_after=0.5)
     with serving(settings) as server:
         client = server.live("orders")
         with refusing_connections(settings.database_url or ""):

@@ -556,13 +556,17 @@ def test_a_draining_site_refuses_with_restart_and_is_not_ready(pgbus_databases: 
         assert json.loads(health.body)["parts"]["listener"] == "stopped"
 
 
-def test_a_full_site_refuses_with_overloaded_and_is_still_ready(pgbus_databases: TestDatabases) -> None:
+def test_a_full_site_refuses_with_overloaded_and_is_not_ready_until_there_is_room(
+    pgbus_databases: TestDatabases,
+) -> None:
     with running_site(pgbus_databases.make(), max_connections=1) as site:
         with site.watch(STREAM) as client:
             client.next("pgbus:connected")
             check_refusal(site, "overloaded")
-            assert site.get("/readyz").status == 200
+            assert json.loads(site.get("/readyz").body) == {"status": "unready", "reason": "overloaded"}
+            assert (site.get("/readyz").status, site.get("/healthz").status) == (503, 200)
         wait_for(lambda: len(site.instance.registry) == 0, "the client's leaving is noticed")
+        assert site.get("/readyz").status == 200
         with site.watch(STREAM) as client:
             client.next("pgbus:connected")
 
@@ -577,12 +581,14 @@ def close_database(databases: TestDatabases, url: str, allow: bool) -> None:
 
 def test_a_site_without_its_database_refuses_with_unavailable_until_it_is_back(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make()
-    with running_site(url) as site:
+    with running_site(url, away_after=0.5) as site:
         close_database(pgbus_databases, url, False)
         try:
             wait_for(lambda: site.get("/readyz").status == 503, "it is not ready")
             check_refusal(site, "unavailable")
-            assert json.loads(site.get("/readyz").body) == {"status": "unready", "reason": "unavailable"}
+            told = json.loads(site.get("/readyz").body)
+            assert (told["status"], told["reason"]) == ("unready", "unavailable")
+            assert re.fullmatch(r"the database has not answered for \d+ s", told["detail"])
             assert site.get("/healthz").status == 200
             answer = site.publish(STREAM)
             assert (answer.status, answer.line) == (503, "the database is not available now")
@@ -595,13 +601,12 @@ def test_a_site_without_its_database_refuses_with_unavailable_until_it_is_back(p
 
 def test_a_polling_site_without_its_database_is_not_ready_either(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make()
-    with running_site(url, listen=False) as site:
+    with running_site(url, listen=False, away_after=0.5) as site:
         assert site.get("/readyz").status == 200
         close_database(pgbus_databases, url, False)
         try:
-            readiness = site.get("/readyz")
-            assert readiness.status == 503
-            assert json.loads(readiness.body) == {"status": "unready", "reason": "unavailable"}
+            wait_for(lambda: site.get("/readyz").status == 503, "it is not ready")
+            assert json.loads(site.get("/readyz").body)["reason"] == "unavailable"
         finally:
             close_database(pgbus_databases, url, True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from functools import partial
 
 from ..config import Settings
@@ -66,21 +65,25 @@ class Database:
             self.settings.listen_url or self.url,
             connect_timeout=self.settings.connect_timeout,
             statement_timeout=self.settings.statement_timeout,
+            pool=self.pool,
         )
 
     def migrate(self) -> list[int]:
         """Bring the schema up to date; the versions that were applied."""
         return migrate(self.url, connect_timeout=self.settings.connect_timeout)
 
-    def prepare(self) -> None:
-        """For a server's start: migrate, or, where that is off, check the schema of a database that can be reached."""
+    def prepare(self) -> bool:
+        """For a server's start: migrate, or, where that is off, check the schema; whether the database could be reached."""
         if self.settings.migrate:
             self.migrate()
         else:
-            with suppress(DatabaseUnavailable):  # it may come later
+            try:
                 self.check_schema()
+            except DatabaseUnavailable:
+                return False  # it may come later
         if told := self.check_ids():
             logger.warning("%s", told)
+        return True
 
     def check_ids(self) -> str | None:
         """What is wrong with the sequence of ids; None where nothing is, or where it cannot be looked at."""
@@ -94,6 +97,15 @@ class Database:
         """Raise :class:`DatabaseError` where this release cannot work on the schema as it is, which stays so."""
         with self.pool.connection() as connection:
             check(connection)
+
+    @property
+    def answered(self) -> float:
+        """When the database last answered a statement of the pool, on the monotonic clock."""
+        return self.pool.answered
+
+    def check_life(self) -> None:
+        """Return when the database answers and has a schema to work on; takes seconds at most. Raises :class:`DatabaseError`."""
+        self.pool.ask(check)
 
     def close(self) -> None:
         """Close the pool. May be called again."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .patience import READ, Patience
 from .pool import Pool
 
 EXPIRES = 20.0
@@ -53,9 +54,10 @@ class Fleet:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._patience = Patience(READ)
 
     def _all(self, statement: str, parameters: Any) -> list[tuple[Any, ...]]:
-        with self._pool.connection() as connection, connection.cursor() as cursor:
+        with self._pool.connection(self._patience) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 

@@ -26,11 +26,16 @@ STATEMENT_GRACE = 5.0
 """Seconds that a statement gets beyond the server's own statement_timeout before we give the connection up."""
 
 _ESTABLISHED = (ext.STATUS_READY, ext.STATUS_BEGIN, ext.STATUS_PREPARED)
-_REPOLL = 5.0  # TLS may hold bytes that no longer make the descriptor readable; looking again finds them
+_REPOLL = 1.0
+# Seconds. TLS may hold bytes that no longer make the descriptor readable, and the session may have come into doubt: looking again
+# finds them.
 
 
 class Connection(ext.connection):
     """A connection whose every wait ends. ``connect_timeout`` and ``statement_timeout`` are in seconds.
+
+    ``patience``, where it is set, is how long the next statements are waited for at the most. :attr:`expired` tells whether a wait
+    has ended the connection. What waits now ends at :attr:`doubted_until` at the latest, which any greenlet may set.
 
     Only the greenlet that runs a statement may touch it: psycopg2 holds a mutex meanwhile, and a second greenlet that
     closes or commits would stop the whole process for good.
@@ -41,6 +46,9 @@ class Connection(ext.connection):
         self.connect_timeout = connect_timeout
         self.statement_timeout = statement_timeout
         self.own_search_path: str | None = None  # as the URL wants it, for who runs statements of an application
+        self.patience: float | None = None
+        self.doubted_until: float | None = None
+        self.expired = False
         try:
             super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
             self.cursor_factory = Cursor
@@ -48,6 +56,13 @@ class Connection(ext.connection):
             # One that was cut off while connecting is closed when it is collected, and a log record may hold its traceback.
             del self
             raise
+
+    def allowance(self, connecting: bool) -> float:
+        """Seconds that a wait may take."""
+        if connecting:
+            return self.connect_timeout
+        most = self.statement_timeout + STATEMENT_GRACE
+        return most if self.patience is None else min(self.patience, most)
 
 
 def install() -> None:
@@ -75,19 +90,19 @@ def wait_callback(connection: Any) -> None:
         gevent_wait_callback(connection)
         return
     try:
+        connection.doubted_until = None
         connecting = connection.status not in _ESTABLISHED
-        end = monotonic() + (
-            connection.connect_timeout if connecting else connection.statement_timeout + STATEMENT_GRACE
-        )
+        end = monotonic() + connection.allowance(connecting)
         while True:
             state = connection.poll()
             if state == ext.POLL_OK:
                 return
             if connecting and connection.status in _ESTABLISHED:
                 connecting = False
-                end = monotonic() + connection.statement_timeout + STATEMENT_GRACE
-            left = end - monotonic()
+                end = monotonic() + connection.allowance(connecting)
+            left = min(end, end if connection.doubted_until is None else connection.doubted_until) - monotonic()
             if left <= 0:
+                connection.expired = True
                 raise psycopg2.OperationalError(
                     "timeout expired: the server did not answer the connect in time"
                     if connecting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections import deque
 from time import monotonic
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import psycopg2.extensions as ext
 from gevent.socket import wait_read
 
-from ..errors import DatabaseUnavailable
+from ..errors import DatabaseError, DatabaseUnavailable, Deaf, PoolTimeout
 from .connect import connect, translated
+from .patience import LIFE, Patience
+from .pool import Pool
 
 BACKLOG = 10_000
 """Notifications held at the most; beyond that the oldest go, which :meth:`ListenSession.receive` tells."""
@@ -19,10 +22,24 @@ BACKLOG = 10_000
 _POLL = 1.0  # seconds: bounds a wake-up that was lost, and bytes that TLS holds back from the descriptor
 
 
-class ListenSession:
-    """A connection that has LISTENed, and its notifications in the order in which they came."""
+PROBE_TIMEOUT = 2.0
+"""Seconds for a notification to come back, before the session is taken for deaf."""
 
-    def __init__(self, url: str, *, connect_timeout: float, statement_timeout: float) -> None:
+_PING = """
+select pg_backend_pid(), exists (select from pg_listening_channels() l where l = %s), c.doorbell, c.control
+from pgbus.channels() c
+"""
+
+
+class ListenSession:
+    """A connection that has LISTENed, and its notifications in the order in which they came.
+
+    Sessions of ``pool``, where there is one, are those from which a probe is sent. A notification that is sent and heard by the
+    same session proves little: a pooler hands it back at once, and keeps those of others to itself.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: float, statement_timeout: float, pool: Pool | None = None) -> None:
+        self._pool = pool
         self._connection = connect(
             url,
             application_name="pgbus-listen",
@@ -31,7 +48,10 @@ class ListenSession:
         )
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
-        self._probe = f"pgbus_probe_{os.getpid()}_{self.backend_pid}"
+        self._connection.patience = LIFE
+        # Behind a pooler two processes may have the same number.
+        self._probe = f"pgbus_probe_{os.getpid()}_{secrets.token_hex(4)}"
+        self._is_direct = True
         self._channels: tuple[str, ...] = ()
         try:
             self._run(_listen(self._probe))
@@ -65,8 +85,8 @@ class ListenSession:
 
     def hears(self, timeout: float) -> bool:
         """Whether a notification comes back within ``timeout`` seconds; behind a transaction pooler none does."""
+        self._send_probe()
         end = monotonic() + timeout
-        self._run(f'notify "{self._probe}"')
         with translated():
             while not any(notify.channel == self._probe for notify in self._notifies):
                 if monotonic() >= end:
@@ -78,21 +98,50 @@ class ListenSession:
                 self._connection.poll()
         return True
 
+    def _send_probe(self) -> None:
+        statement = f'notify "{self._probe}"'
+        if self._pool is not None:
+            try:
+                with self._pool.connection(Patience(LIFE)) as connection, connection.cursor() as cursor:
+                    cursor.execute(statement)
+                return
+            except (DatabaseUnavailable, PoolTimeout):
+                pass  # of that others speak
+        self._run(statement)
+
+    @property
+    def cause(self) -> str:
+        """Why nothing would be heard."""
+        if self._is_direct:
+            return "no notification of another session comes back; do the two URLs lead to the same database?"
+        return "a pooler is in between that passes no notifications on, as in transaction mode"
+
     def ping(self) -> None:
         """Return when the server answers; notifications that come with the answer are kept for :meth:`receive`.
 
-        The channels' names are secrets of the database, which may have been changed: so each time they are asked for.
+        The channels' names are secrets of the database, which may have been changed: so each time they are asked for. Raises
+        :class:`Deaf` when it is not the session that LISTENed that answers, or one that hears nothing any more.
         """
-        ((*found,),) = self._run("select c.doorbell, c.control from pgbus.channels() c")
+        ((pid, listens, *found),) = self._run(_PING, self._probe)
+        if not listens:
+            raise Deaf("another session answers than the one that listens: a pooler in transaction mode is in between")
+        was_direct, self._is_direct = self._is_direct, pid == self.backend_pid
+        if not (self._is_direct or was_direct or self.hears(PROBE_TIMEOUT)):
+            raise Deaf(self.cause)
         channels = tuple(map(str, found))
         if channels != self._channels:
             former, self._channels = self._channels, channels
             self._run("; ".join([*map(_listen, channels), *(f'unlisten "{name}"' for name in former)]))
 
-    def _run(self, statement: str) -> list[tuple[Any, ...]]:
-        with translated(), self._connection.cursor() as cursor:
-            cursor.execute(statement)
-            rows = cursor.fetchall() if cursor.description else []
+    def _run(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        try:
+            with translated(), self._connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                rows = cursor.fetchall() if cursor.description else []
+        except DatabaseError:
+            if self._connection.expired and self._pool is not None:
+                self._pool.doubt()
+            raise
         if self._connection.closed:
             raise DatabaseUnavailable("PostgreSQL is not available: the LISTEN session was closed")
         return rows

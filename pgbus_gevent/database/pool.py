@@ -22,12 +22,17 @@ from gevent.monkey import get_original
 
 from ..errors import DatabaseUnavailable, PoolTimeout
 from .connect import translated
+from .green import Connection
+from .patience import LIFE, Patience
 
-IDLE_CHECK = 30.0
+IDLE_CHECK = 5.0
 """Seconds after which an idle connection is asked whether it lives before it is handed out."""
 
 # Seconds. A semaphore wakes one waiter for one release; where that one is killed at the same moment, nobody is woken.
 _LOOK_AGAIN = 0.25
+
+DOUBT = 2.0
+"""Seconds that the statements under way still get once a session has died: the others lead to the same server."""
 
 _Idle = tuple[ext.connection, float]
 
@@ -40,7 +45,7 @@ class Pool:
     """
 
     def __init__(self, connect: Callable[[], ext.connection], *, size: int, timeout: float) -> None:
-        self._connect = connect
+        self._open = connect
         self.size = size
         self.timeout = timeout
         self._reset()
@@ -50,10 +55,13 @@ class Pool:
         self._pid = os.getpid()
         self._free = BoundedSemaphore(self.size)
         self._idle: deque[_Idle] = deque()
+        self._used: set[ext.connection] = set()
+        self.answered = monotonic()
+        """When the database last answered; at first, when the pool was made."""
 
     @contextmanager
-    def connection(self) -> Iterator[ext.connection]:
-        """A connection in autocommit mode, for this block alone.
+    def connection(self, patience: Patience | None = None) -> Iterator[ext.connection]:
+        """A connection in autocommit mode, for this block alone; its statements get the ``patience``, or the statement timeout.
 
         Raises :class:`PoolTimeout` when none becomes free, :class:`DatabaseUnavailable` when none can be opened, and
         whatever the block raises, psycopg2's exceptions translated.
@@ -66,13 +74,60 @@ class Pool:
         self._wait_for(free)
         try:
             connection = self._take()
+            began = monotonic()
+            self._used.add(connection)
+            _allow(connection, patience)
             try:
                 with translated():
                     yield connection
             finally:
+                self._used.discard(connection)
+                self._judge(connection, patience, began)
                 self._give_back(connection)
         finally:
             free.release()
+
+    def ask(self, question: Callable[[ext.connection], None]) -> None:
+        """Ask what costs next to nothing, to see whether the database answers; by a connection of its own where none is free."""
+        self._check_open()
+        if self._pid == os.getpid() and self._free.locked():
+            connection = self._connect()
+            try:
+                _allow(connection, Patience(LIFE))
+                with translated():
+                    question(connection)
+                self.answered = monotonic()
+            finally:
+                connection.close()
+            return
+        with self.connection(Patience(LIFE)) as connection:
+            try:
+                question(connection)
+            finally:
+                if _expired(connection):
+                    self.doubt()
+
+    def doubt(self) -> None:
+        """A session was found dead: close what is idle, and give what is under way :data:`DOUBT` seconds at the most."""
+        self.discard_idle()
+        end = monotonic() + DOUBT
+        for connection in list(self._used):
+            if isinstance(connection, Connection):
+                # Closing it here would stop the process for good; see there.
+                connection.doubted_until = end
+
+    def _judge(self, connection: ext.connection, patience: Patience | None, began: float) -> None:
+        if not connection.closed:
+            self.answered = monotonic()
+            if patience is not None:
+                patience.answered()
+        elif patience is not None and _expired(connection) and self.answered > began:
+            patience.expired()
+
+    def _connect(self) -> ext.connection:
+        connection = self._open()
+        self.answered = monotonic()
+        return connection
 
     def _wait_for(self, free: BoundedSemaphore) -> None:
         end = monotonic() + self.timeout
@@ -95,6 +150,8 @@ class Pool:
                 return self._connect()
             if _lives(connection, monotonic() - since):
                 return connection
+            if _expired(connection):
+                self.doubt()
             connection.close()
 
     def _give_back(self, connection: ext.connection) -> None:
@@ -136,12 +193,22 @@ def _lives(connection: ext.connection, idle: float) -> bool:
     """Whether one that was idle for so many seconds can be used: asks the server only where there is a doubt."""
     if idle < IDLE_CHECK and not _has_something_to_say(connection):
         return True
+    _allow(connection, Patience(LIFE))
     try:
         with connection.cursor() as cursor:
             cursor.execute("select 1")
     except psycopg2.Error:
         return False
     return True
+
+
+def _allow(connection: ext.connection, patience: Patience | None) -> None:
+    if isinstance(connection, Connection):
+        connection.patience = None if patience is None else patience.seconds
+
+
+def _expired(connection: ext.connection) -> bool:
+    return isinstance(connection, Connection) and connection.expired
 
 
 def _has_something_to_say(connection: ext.connection) -> bool:

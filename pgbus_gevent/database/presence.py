@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..messages import Member
+from .patience import READ, Patience
 from .pool import Pool
 
 Change = tuple[str, str, str, str | None]
@@ -19,9 +20,10 @@ class PresenceQueries:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._keeping = Patience(READ)
 
-    def _all(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with self._pool.connection() as connection, connection.cursor() as cursor:
+    def _all(self, statement: str, *parameters: Any, patience: Patience | None = None) -> list[tuple[Any, ...]]:
+        with self._pool.connection(patience) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall()
 
@@ -59,6 +61,7 @@ class PresenceQueries:
         rows = self._all(
             "select pgbus.presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
             *(streams, members, connections, metadata, timedelta(seconds=ttl), timedelta(seconds=grace)),
+            patience=self._keeping,
         )
         return [int(place) - 1 for (place,) in rows]
 
@@ -66,10 +69,11 @@ class PresenceQueries:
         """Keep each (stream, member, connection) alive; the places of those that are not there any more."""
         streams, members, connections = (list(column) for column in zip(*places, strict=True))
         arguments = (streams, members, connections, timedelta(seconds=ttl))
-        rows = self._all("select pgbus.presence_touch_many(%s::text[], %s::text[], %s::text[], %s)", *arguments)
+        statement = "select pgbus.presence_touch_many(%s::text[], %s::text[], %s::text[], %s)"
+        rows = self._all(statement, *arguments, patience=self._keeping)
         return [int(place) - 1 for (place,) in rows]
 
     def sweep(self) -> float | None:
         """Remove what has expired, and announce who left by it; in how many seconds something is going to, None for never."""
-        seconds = self._all("select pgbus.presence_sweep()")[0][0]
+        seconds = self._all("select pgbus.presence_sweep()", patience=self._keeping)[0][0]
         return None if seconds is None else float(seconds)

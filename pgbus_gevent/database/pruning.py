@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DatabaseError
 from ..retention import Retention, keep_longest
+from .patience import CHANGE, Patience
 from .pool import Pool
 
 _FORBIDDEN = ("42501", "25006")  # insufficient_privilege, read_only_sql_transaction
@@ -53,13 +54,14 @@ class Pruning:
         self._pool = pool
         self.retention = retention
         self._others: list[Stated] = []
+        self._patience = Patience(CHANGE)
 
     def _one(self, statement: str, *parameters: Any) -> Any:
         return self._all(statement, *parameters)[0][0]
 
     def _all(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         try:
-            with self._pool.connection() as connection, connection.cursor() as cursor:
+            with self._pool.connection(self._patience) as connection, connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except DatabaseError as error:

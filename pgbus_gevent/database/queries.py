@@ -11,6 +11,7 @@ import psycopg2.extensions as ext
 
 from ..messages import Message
 from . import batch
+from .patience import READ, Patience
 from .pool import Pool
 from .rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
 
@@ -124,11 +125,19 @@ select pg_catalog.set_config('search_path', coalesce(%s, (
 """
 
 
+def _ping(connection: ext.connection) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("select 1")
+
+
 class Queries:
     """The statements, on connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self._reading = {
+            name: Patience(READ) for name in ("revocations", "moved", "tail", "pages", "openings", "ephemerals")
+        }
 
     @contextmanager
     def transaction(self, isolation: str | None = None) -> Iterator[ext.cursor]:
@@ -152,8 +161,10 @@ class Queries:
                     connection.rollback()
                     connection.set_session(isolation_level="DEFAULT", autocommit=True)
 
-    def _all(self, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-        with self.pool.connection() as connection, connection.cursor() as cursor:
+    def _all(self, statement: str, parameters: Any = None, read: str | None = None) -> list[tuple[Any, ...]]:
+        """``read`` names one of the streamer's reads, which is a sign of life too."""
+        patience = None if read is None else self._reading[read]
+        with self.pool.connection(patience) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall()
 
@@ -205,7 +216,7 @@ class Queries:
 
     def ping(self) -> None:
         """Return when the database answers."""
-        self._all("select 1")
+        self.pool.ask(_ping)
 
     def disconnect(self, owner: str) -> None:
         """End every connection of an owner, on every worker."""
@@ -217,7 +228,8 @@ class Queries:
         """Whose connections were to be ended in the last ten minutes: number and owner, oldest first."""
         rows = self._all(
             "select id, owner from pgbus.revocations where revoked_at > clock_timestamp() - interval '10 minutes'"
-            " order by revoked_at"
+            " order by revoked_at",
+            read="revocations",
         )
         return [(int(id), str(owner)) for id, owner in rows]
 
@@ -229,6 +241,7 @@ class Queries:
         all_of_them, *found = self._all(
             _MOVED,
             {"streams": list(heads), "heads": list(heads.values()), "pruned": [name in pruned for name in heads]},
+            read="moved",
         )
         return int(all_of_them[1]), {str(name): int(newest) for name, newest in found}
 
@@ -240,6 +253,7 @@ class Queries:
         rows = self._all(
             _TAIL_HOLES if holes else _TAIL_ABOVE,
             {"above": above, "holes": holes, "streams": None if streams is None else list(streams), "limit": limit},
+            read="tail",
         )
         return [TailRow(*row) for row in rows]
 
@@ -256,6 +270,7 @@ class Queries:
                 "limit": limit,
                 "bytes": size,
             },
+            read="pages",
         )
         found = [Page([], 0, False) for _ in after]
         for n, horizon, anchor, *message, place, full in rows:
@@ -277,6 +292,7 @@ class Queries:
                 "limit": limit,
                 "bytes": size,
             },
+            read="openings",
         )
         found: dict[int, Opening] = {}
         for n, head, horizon, oldest, start, *message, place, full in rows:
@@ -297,6 +313,8 @@ class Queries:
     def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
         """The large ephemeral messages that are still there, by number."""
         rows = self._all(
-            "select id, stream, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)", (list(ids),)
+            "select id, stream, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)",
+            (list(ids),),
+            read="ephemerals",
         )
         return {int(id): EphemeralRow(*rest) for id, *rest in rows}

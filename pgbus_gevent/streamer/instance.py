@@ -37,6 +37,7 @@ from .heartbeat import Heartbeat
 from .listener import Listener
 from .presence import Attendance, PresenceKeeper
 from .pruner import Pruner
+from .pulse import Pulse
 from .reader import Reader
 from .rechecks import Rechecks
 from .revocations import Revocations
@@ -45,9 +46,6 @@ from .task import Task
 from .turns import breathe
 
 logger = logging.getLogger("pgbus_gevent.streamer")
-
-ADMIT_DEADLINE = 10.0
-"""Seconds within which a new client must be told where it starts; else it is sent away to come back."""
 
 POLL_SHARE = 0.1
 """Without LISTEN the sweeps come so many times the catch-up interval."""
@@ -161,7 +159,7 @@ class Instance:
         self.heartbeat = heartbeat(
             interval=self.settings.heartbeat,
             write_deadline=self.settings.write_deadline,
-            admit_deadline=ADMIT_DEADLINE,
+            admit_deadline=self.settings.away_after,
             on_end=lambda client, reason: self.clients.end(client, reason),
         )
         self.presence = PresenceKeeper(
@@ -176,7 +174,7 @@ class Instance:
             self.counter,
             events=self.events,
             limits=Limits(*_limits(self.settings)),
-            unready=lambda: self.unready,
+            unready=self._refusing,
             make_connection=partial(
                 connection,
                 send_buffer=self.settings.send_buffer,
@@ -195,6 +193,7 @@ class Instance:
         self.revocations: Revocations = Revocations(
             queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval
         )
+        self.pulse = Pulse(self.database, patience=self.settings.away_after)
         self.pruner = Pruner(
             self.database.pruning, interval=self.settings.prune_interval, forget_after=self.settings.forget_after
         )
@@ -205,6 +204,7 @@ class Instance:
             *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
             self._task("catch-up", self.catch_up.run),
             self._task("revocations", self.revocations.run),
+            self._task("pulse", self.pulse.run),
         ]
         if not read_only:
             self.tasks.append(self._task("presence", self.presence.run))
@@ -242,7 +242,7 @@ class Instance:
                 " `from gevent import monkey; monkey.patch_all()` the first lines of the program"
             )
         green.install()
-        self.database.prepare()
+        self.pulse.begin(self.database.prepare())
         for task in self.tasks:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):
@@ -291,11 +291,13 @@ class Instance:
     @property
     def unready(self) -> str | None:
         """Why new clients cannot be served now, or None; what readyz tells."""
+        return self.clients.refusal() or ("unavailable" if self.pulse.trouble else None)
+
+    def _refusing(self) -> str | None:
+        """Why whoever comes is refused. A short absence of the database is no reason: who comes waits for it."""
         if self.draining:
             return "restart"
-        if not self.alive or (self.settings.listen and not self.listener.live):
-            return "unavailable"
-        return None
+        return "unavailable" if not self.alive or self.pulse.away else None
 
     # clients
 

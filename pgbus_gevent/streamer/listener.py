@@ -12,14 +12,14 @@ import gevent
 
 from ..core.events import ListenerDown, ListenerUp, Signal
 from ..core.wakes import CONTROL
-from ..errors import DatabaseError
+from ..errors import DatabaseError, Deaf
 
 logger = logging.getLogger("pgbus_gevent.listener")
 
 PROBE_TIMEOUT = 2.0
-"""Seconds for a notification of our own to come back, before the session is taken for deaf."""
+"""Seconds for a notification to come back, before the session is taken for deaf."""
 
-PING_INTERVAL = 10.0
+PING_INTERVAL = 2.0
 """Seconds between two times that the server is asked whether it lives, and under which names publishers ring.
 
 However much is heard meanwhile: it may be on a channel that was given up as its name got about.
@@ -30,11 +30,14 @@ PING_SOON = 0.5
 
 _WAIT = 1.0
 _MAX_PAUSE = 5.0
+_DEAF_PAUSE = 20.0  # seconds; a pooler seldom goes away by itself
 
 
 class Session(Protocol):
     """A LISTEN session; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
 
+    @property
+    def cause(self) -> str: ...
     def receive(self, timeout: float) -> tuple[list[str], bool]: ...
     def hears(self, timeout: float) -> bool: ...
     def ping(self) -> None: ...
@@ -68,6 +71,8 @@ class Listener:
         self._up = up or Signal()
         self._down = down or Signal()
         self.live = False
+        self.deaf = ""
+        """Why nothing is heard though the server answers, or empty."""
         self.reconnects = 0
 
     def run(self) -> None:
@@ -79,13 +84,16 @@ class Listener:
                 session = self._open()
                 pause = 0.0
                 self._listen(session)
+            except Deaf as error:
+                self._lost(error, first=not self.deaf)
+                self.deaf = str(error)
             except DatabaseError as error:
                 self._lost(error, first=not pause)
             finally:
                 self.live = False
                 if session is not None:
                     session.close()
-            pause = min(_MAX_PAUSE, max(0.1, pause * 2))
+            pause = _DEAF_PAUSE if self.deaf else min(_MAX_PAUSE, max(0.1, pause * 2))
             # Many workers lose their sessions at the same moment, so they must not all come back at one.
             gevent.sleep(pause * random.uniform(0.3, 1.0))
 
@@ -93,14 +101,11 @@ class Listener:
         session = self._connect()
         try:
             if not session.hears(PROBE_TIMEOUT):
-                raise DatabaseError(
-                    "LISTEN is deaf: the URL points at a pooler in transaction mode. Give a direct one in"
-                    " PGBUS_LISTEN_URL, or set listen=False to poll"
-                )
+                raise Deaf(session.cause)
         except BaseException:
             session.close()
             raise
-        self.live = True
+        self.live, self.deaf = True, ""
         logger.info("listening")
         self._on_up()
         self._up.emit(ListenerUp())

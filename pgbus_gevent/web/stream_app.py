@@ -135,20 +135,13 @@ class StreamApp:
         return json_answer(200 if alive else 503, {"status": "ok" if alive else "failed", "parts": parts})
 
     def _readiness(self, environ: Environ) -> Answer:
-        reason = self.instance.unready or self._unreachable()
-        if reason is None:
-            return json_answer(200, {"status": "ready"})
-        return json_answer(503, {"status": "unready", "reason": reason})
-
-    def _unreachable(self) -> str | None:
-        """Whether the database has gone where no listener would notice."""
-        if self._settings.listen:
-            return None
-        try:
-            self.instance.database.queries.ping()
-        except DatabaseError:
-            return "unavailable"
-        return None
+        reason, detail = self.instance.unready, self.instance.pulse.trouble
+        told = {"status": "ready"} if reason is None else {"status": "unready", "reason": reason}
+        if reason == "unavailable" and detail:
+            told["detail"] = detail
+        if self.instance.listener.deaf:
+            told["listen"] = self.instance.listener.deaf
+        return json_answer(200 if reason is None else 503, told)
 
     def _stream_view(self, raw_name: str, environ: Environ) -> Found:
         if environ["REQUEST_METHOD"] == "POST":
