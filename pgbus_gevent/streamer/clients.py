@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
 from typing import Any, NamedTuple
 
+from ..config import Settings
 from ..core import sse
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
@@ -30,6 +31,11 @@ class Limits(NamedTuple):
     per_owner: int = 0
     per_address: int = 0
     age: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Those that the settings set."""
+        return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
 
 
 class Clients:

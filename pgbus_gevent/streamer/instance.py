@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from time import monotonic
 from typing import Any, cast
 from weakref import WeakSet
@@ -53,7 +52,6 @@ POLL_SHARE = 0.1
 _instances: WeakSet[Instance] = WeakSet()
 # All of this process: a host that forks has to start them after the fork, and stop them before it ends.
 
-_limits = attrgetter("max_connections", "max_per_owner", "max_per_address", "max_age")
 _FAREWELL_SLICE = 200
 _STOP_TIMEOUT = 1.0
 
@@ -173,7 +171,7 @@ class Instance:
             self.registry,
             self.counter,
             events=self.events,
-            limits=Limits(*_limits(self.settings)),
+            limits=Limits.of(self.settings),
             unready=self._refusing,
             make_connection=partial(
                 connection,
