@@ -75,7 +75,7 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
     stack.callback(_shut_down_all)
     if app_name is None:
         demo = _demo(instance, stack)
-        return _beside(instance, demo.app, demo.authorize)
+        return _beside(instance, demo.app_at(settings.host), demo.authorize)
     application = load_app(app_name)
     own = with_streams()
     if not own:

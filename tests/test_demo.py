@@ -10,6 +10,7 @@ from typing import Any
 import bottle
 import pytest
 from demo_parts import running_demo
+from program_parts import program
 from raw_http import Answer, ask
 from site_parts import Site
 from support import until
@@ -286,3 +287,54 @@ def test_a_word_that_could_not_be_counted_is_not_published(pgbus_bus: Bus) -> No
     writer.stop()
     found = words(pgbus_bus)
     assert found == list(enumerate(TOPICS["sea"].words))[: len(found)]
+
+
+# whose machine it is
+
+
+@pytest.fixture(scope="module")
+def local_port(pgbus_databases: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """That of ``serve`` at loopback, without an application."""
+    url = pgbus_databases.make_empty()
+    with program("-m", "pgbus_gevent.serve", database_url=url, cwd=tmp_path_factory.mktemp("demo")) as serving:
+        until(lambda: serving.get("/lab").status == 200, "the lab is there")
+        yield serving.port
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8080", "LOCALHOST", "demo.localhost", "127.0.0.1:1", "127.1.2.3", "[::1]:80"]
+)
+def test_the_machine_has_several_names(host: str, local_port: int) -> None:
+    assert ask(local_port, "/lab", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "rebound.example",
+        "rebound.example:8080",
+        "127.0.0.1.rebound.example",
+        "localhost.example",
+        "10.0.0.1",
+        "[2001:db8::1]:80",
+        "8080",
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "method"), [("/", "GET"), ("/lab", "GET"), ("/lab/missed?after=0", "GET"), ("/lab/publish", "POST")]
+)
+def test_a_demo_at_loopback_is_for_no_other_name(host: str, path: str, method: str, local_port: int) -> None:
+    # As a page whose own name has come to lead here would ask: to the browser it is of one origin.
+    headers = {
+        "Host": host,
+        "Origin": f"http://{host}",
+        "Sec_Fetch_Site": "same-origin",
+        "Content_Type": "application/json",
+    }
+    answer = ask(local_port, path, method, b'{"text": "x"}' if method == "POST" else None, **headers)
+    assert answer.status == 421 and b"localhost" in answer.body
+
+
+def test_one_that_is_for_others_answers_to_any_name(pgbus_database: str) -> None:
+    with running_demo(pgbus_database) as site:
+        assert ask(site.port, "/lab", Host="demo.example").status == 200

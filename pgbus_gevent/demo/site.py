@@ -21,6 +21,7 @@ from . import pages, visitors
 from .answers import PACE, Writer
 from .departures import make_app
 from .lab import add_lab
+from .local import WSGIApp, for_this_machine, is_loopback
 from .replayer import Replayer
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Demo:
         self.app = make_app(bus, speed=speed, prefix=prefix)
         add_lab(self.app, bus, self.writer, prefix=prefix)
         _add_here(self.app, bus)
+
+    def app_at(self, host: str) -> WSGIApp:
+        """The application as it may be served at ``host``: where that is this machine alone, for this machine alone."""
+        app: WSGIApp = self.app
+        return for_this_machine(app) if is_loopback(host) else app
 
     def start(self) -> None:
         """Replay the flights from now on."""
