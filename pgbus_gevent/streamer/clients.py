@@ -13,7 +13,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ..config import Settings
 from ..core import sse
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
@@ -33,8 +32,8 @@ class Limits(NamedTuple):
     age: float = 0.0
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        """Those that the settings set."""
+    def of(cls, settings: Any) -> Limits:
+        """Those that the ``Settings`` set."""
         return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
 
 
