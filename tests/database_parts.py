@@ -5,7 +5,9 @@ It is a plugin too, which conftest.py names, for the fixtures at the end.
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -20,6 +22,8 @@ from gevent.greenlet import Greenlet
 from gevent.server import StreamServer
 from gevent.socket import wait_read
 
+from pgbus_gevent.database.embedded import EmbeddedPostgres
+from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.databases import TestDatabases
 
 PATIENCE = 20.0
@@ -121,6 +125,16 @@ def opened_sessions(url: str) -> Iterator[Sessions]:
     finally:
         for one in opened:
             one.close()
+
+
+@contextmanager
+def own_server(options: dict[str, str]) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL for one module of tests, with such settings, and the schema in its database."""
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True) as directory:
+        os.chmod(directory, 0o755)  # the server may run as another user, who has to be let in
+        with EmbeddedPostgres.open(directory, options={"fsync": "off", **options}) as postgres:
+            migrate(postgres.url)
+            yield postgres
 
 
 def together(*functions: Callable[[], Any], timeout: float = PATIENCE) -> list[Any]:

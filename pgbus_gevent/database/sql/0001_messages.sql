@@ -484,7 +484,7 @@ $do$;
 
 -- An id above all that anybody may have seen, for a stream that is locked and whose last id is `head`; asked for where the next one
 -- from the sequence may not be. The sequence is then moved to the clock: ids always lag that, as far fewer than a million a second
--- are drawn. And a million further at the least, in case the clock was set back.
+-- are drawn. And a hundred thousand further at the least, in case the clock was set back.
 create function pgbus.jump(stream text, head bigint) returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -509,11 +509,9 @@ begin
           hint = 'Somebody has written to pgbus.messages or pgbus.horizons by hand; delete that row.';
       end if;
       if last <= highest or pgbus.good_id(last) is not true then
-        last := setval('pgbus.message_ids', greatest(clock, last + 1000000, highest + 1000000));
-        if pgbus.good_id(last) is not true then
-          perform setval('pgbus.floor', last), setval('pgbus.jumped', pgbus.epoch_number());
-          insert into pgbus.epoch default values;
-        end if;
+        last := setval('pgbus.message_ids', greatest(clock, last + 100000, highest + 100000));
+        perform setval('pgbus.floor', last), setval('pgbus.jumped', pgbus.epoch_number());
+        insert into pgbus.epoch default values;
       end if;
       raise exception using errcode = 'PGBUS';
     exception when sqlstate 'PGBUS' then
@@ -846,6 +844,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
   number  bigint := nextval('pgbus.ephemeral_ids');
   payload text;
+  told    bigint;
+  channel text;
+  ignored text;
 begin
   if pgbus.good_message(stream, data, event, null) is not true then
     perform pgbus.refuse(stream, data, event, null);
@@ -874,6 +875,14 @@ begin
     end loop;
     payload := json_build_array('large', stream, number);
   end if;
-  perform pg_notify(c.doorbell, payload) from pgbus.channel_names c where pgbus.can_notify();
+  -- How full the queue is shows what others have committed. So one transaction puts in no more than a quarter of it: twice the bytes are
+  -- counted, as a notification that does not fit on the rest of a page begins the next one.
+  told := 2 * octet_length(payload) + case
+    when current_setting('pgbus.told', true) ~ '^[0-9]{1,15}$' then current_setting('pgbus.told')::bigint else 0 end;
+  if told < coalesce(nullif(current_setting('max_notify_queue_pages', true), '')::bigint, 1048576) * 2048 and pgbus.can_notify() then
+    ignored := set_config('pgbus.told', told::text, true);
+    channel := (select c.doorbell from pgbus.channel_names c);
+    ignored := pg_notify(channel, payload);
+  end if;
 end
 $$;
