@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from database_parts import Session
 from program_parts import ROOT
 
 HOSTILE = {
@@ -82,8 +83,50 @@ print("fine")
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_our_sessions_are_as_ever_beside(kind: str, pgbus_database: str, tmp_path: Path) -> None:
+    check(PROGRAM.format(hostile=HOSTILE[kind]), pgbus_database, tmp_path)
+
+
+GUCS = {
+    "standard_conforming_strings": "off",
+    "backslash_quote": "off",
+    "client_encoding": "LATIN1",
+    "datestyle": "German, DMY",
+    "intervalstyle": "sql_standard",
+    "timezone": "Asia/Kathmandu",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "xmloption": "document",
+    "array_nulls": "off",
+    "transform_null_equals": "on",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "search_path": "public",
+    "statement_timeout": "1ms",
+    "lock_timeout": "1s",
+    "plan_cache_mode": "force_generic_plan",
+    "session_replication_role": "origin",
+    "row_security": "off",
+    "enable_indexscan": "off",
+    "synchronous_commit": "off",
+    "check_function_bodies": "off",
+    "plpgsql.variable_conflict": "use_variable",
+    "plpgsql.extra_errors": "all",
+    "quote_all_identifiers": "on",
+}
+
+
+def test_our_sessions_are_as_ever_in_a_database_with_settings_of_its_own(pgbus_database: str, tmp_path: Path) -> None:
+    session = Session(pgbus_database)
+    for name, value in GUCS.items():
+        session.run(f"alter database {session.one('select quote_ident(current_database())')} set {name} = '{value}'")
+    session.close()
+    check(PROGRAM.format(hostile=""), pgbus_database, tmp_path)
+
+
+def check(program: str, database: str, tmp_path: Path) -> None:
+    """Run a program that has to end well."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(hostile=HOSTILE[kind]), pgbus_database],
+        [sys.executable, "-c", program, database],
         capture_output=True,
         text=True,
         timeout=60,
@@ -91,3 +134,49 @@ def test_our_sessions_are_as_ever_beside(kind: str, pgbus_database: str, tmp_pat
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr[-3000:]
+
+
+WAITING = """
+from gevent import monkey
+monkey.patch_all()
+import sys
+import gevent
+import psycopg2
+from psycogreen.gevent import gevent_wait_callback
+from psycopg2.extensions import set_wait_callback
+from pgbus_gevent import Bus, Settings
+
+theirs = []
+def own(connection):
+    theirs.append(type(connection).__module__)
+    gevent_wait_callback(connection)
+
+def ticks_beside(work):
+    working, ticks = gevent.spawn(work), 0
+    while not working.ready():
+        gevent.sleep(0.01)
+        ticks += 1
+    working.get()
+    return ticks
+
+def sleep_on_ours():
+    with bus.transaction() as cursor:
+        cursor.execute("select pg_sleep(1)")
+
+bus = Bus(settings=Settings(database_url=sys.argv[1]))
+bus.stream("orders").broadcast("x")
+set_wait_callback(None)
+assert ticks_beside(sleep_on_ours) > 10, "it stops everybody"
+set_wait_callback(own)
+bus.stream("orders").broadcast("y")
+sleep_on_ours()
+assert theirs == [], theirs
+psycopg2.connect(sys.argv[1]).cursor().execute("select 1")
+assert set(theirs) == {"psycopg2.extensions"}, theirs
+bus.close()
+print("fine")
+"""
+
+
+def test_a_wait_callback_of_the_application_is_for_its_own_connections(pgbus_database: str, tmp_path: Path) -> None:
+    check(WAITING, pgbus_database, tmp_path)

@@ -3,7 +3,8 @@
 psycopg2 has one wait callback for the whole process. :func:`install` sets ours: for our own connections it keeps a
 deadline, which libpq's ``connect_timeout`` and the server's ``statement_timeout`` cannot (the first is ignored when
 connecting asynchronously, the second needs a server that still answers); any other connection of the process waits as
-psycogreen lets it wait.
+the callback lets it that was there before, or as psycogreen does. Where an application sets another one later, ours takes its
+place again with our next statement.
 
 An exception that leaves the callback makes psycopg2 close the connection, so a wait that was cut short (a deadline, a
 killed greenlet) never leaves a connection in an unknown state behind.
@@ -11,6 +12,7 @@ killed greenlet) never leaves a connection in an unknown state behind.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -64,10 +66,23 @@ class Connection(ext.connection):
         most = self.statement_timeout + STATEMENT_GRACE
         return most if self.patience is None else min(self.patience, most)
 
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """As psycopg2's. Every statement begins here, which nothing must make wait in another way."""
+        ensure()
+        return super().cursor(*arguments, **options)
+
+
+_others: Callable[[Any], object] = gevent_wait_callback
+# How connections wait that are not ours.
+
 
 def install() -> None:
     """Make psycopg2 cooperative in this process. Calling it again changes nothing."""
-    ext.set_wait_callback(wait_callback)
+    global _others
+    present = ext.get_wait_callback()
+    if present is not wait_callback:
+        _others = present or gevent_wait_callback
+        ext.set_wait_callback(wait_callback)
 
 
 def installed() -> bool:
@@ -76,8 +91,8 @@ def installed() -> bool:
 
 
 def ensure() -> None:
-    """In a process that is patched for gevent, see to it that psycopg2 gives way too; whoever did so already stays."""
-    if monkey.is_module_patched("socket") and not installed():
+    """In a process that is patched for gevent, see to it that psycopg2 gives way too, and that our waits have their deadlines."""
+    if monkey.is_module_patched("socket"):
         install()
 
 
@@ -87,7 +102,7 @@ def wait_callback(connection: Any) -> None:
     Raises psycopg2.OperationalError at the deadline, upon which psycopg2 closes the connection.
     """
     if not isinstance(connection, Connection):
-        gevent_wait_callback(connection)
+        _others(connection)
         return
     try:
         connection.doubted_until = None
