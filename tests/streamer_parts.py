@@ -230,6 +230,15 @@ class Table:
             if now > heads[stream] or (now < heads[stream] and stream not in pruned)
         }
 
+    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
+        self._read("inventory")
+        found = []
+        for stream, floor, head in ranges:
+            horizon = self.horizons.get(stream, 0)
+            ids = [row.id for row in self.rows[stream] if max(floor, horizon) < row.id <= head]
+            found.append((horizon, len(ids), sum(ids)))
+        return found
+
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
         self._read("tail")
         found = []

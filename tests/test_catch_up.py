@@ -371,3 +371,64 @@ def test_one_that_was_about_to_commit_at_a_probe_is_found_by_the_next_tail(sweep
     sweeping.ring()
     assert ("late", 1) in sweeping.added
     assert sweeping.table.reads[0] == "tail"
+
+
+# What the rings hold
+
+
+def checked(sweeping: Sweeping) -> None:
+    """Let an interval pass, and sweep."""
+    reads = sweeping.table.reads.count("inventory")
+    sweeping.now += sweeping.interval
+    sweeping.ring()
+    assert sweeping.table.reads.count("inventory") == reads + 1
+
+
+@pytest.fixture
+def holding(sweeping: Sweeping) -> StreamLog:
+    """The log of a stream whose ring holds five messages."""
+    sweeping.watch("orders")
+    for _ in range(5):
+        sweeping.table.append("orders")
+    sweeping.start()
+    sweeping.ring()
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    assert log.ids == [10, 20, 30, 40, 50]
+    return log
+
+
+def test_a_ring_that_agrees_with_the_table_stays(sweeping: Sweeping, holding: StreamLog) -> None:
+    checked(sweeping)
+    assert holding.ids == [10, 20, 30, 40, 50]
+    sweeping.table.prune("orders", 2)
+    checked(sweeping)
+    assert holding.ids == [10, 20, 30, 40, 50], "what was pruned a moment ago is still owed to who is behind"
+
+
+@pytest.mark.parametrize("change", ["deleted", "added", "both"])
+def test_a_ring_that_does_not_is_dropped(change: str, sweeping: Sweeping, holding: StreamLog) -> None:
+    if change != "added":
+        sweeping.table.delete("orders", 30)
+    if change != "deleted":
+        rows = sweeping.table.rows["orders"]
+        rows.insert(2, rows[0]._replace(id=25))
+    checked(sweeping)
+    assert (holding.ids, holding.head, holding.floor) == ([], 50, 50)
+
+
+def test_where_rings_hold_more_than_is_checked_at_once_they_take_turns(
+    sweeping: Sweeping, holding: StreamLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catch_up, "CHECKED_MESSAGES", 1)
+    sweeping.watch("stock")
+    sweeping.table.append("stock")
+    sweeping.table.append("stock")
+    sweeping.ring()
+    for stream in ("orders", "stock"):
+        sweeping.table.rows[stream][0] = sweeping.table.rows[stream][0]._replace(id=5)
+    checked(sweeping)
+    kept = [log.ids for log in sweeping.registry.logs()]
+    assert kept.count([]) == 1
+    checked(sweeping)
+    assert [log.ids for log in sweeping.registry.logs()] == [[], []]

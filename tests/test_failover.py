@@ -55,7 +55,7 @@ def publish(bus: Bus, data: str) -> int:
 
 def check(server: Serving, bus: Bus, url: str, clients: list[StreamClient], sent: list[tuple[int, str]]) -> None:
     """Whoever was sent what is gone has been told, and everybody has what there is."""
-    publish(bus, "new")
+    assert publish(bus, "new") > sent[-1][0], "an id that somebody has seen is not given again"
     newcomers = [server.client("orders", since=0), server.client("orders", since=sent[-1][0])]
     with session(url) as connection:
         kept = stored(connection, "orders")

@@ -62,6 +62,7 @@ SMALL = [f"small {n}" for n in range(1999)]
         lambda asking: asking.moved({"large": 199_999}),
         lambda asking: asking.moved(dict.fromkeys(SMALL, 0)),
         lambda asking: asking.moved(dict.fromkeys([*SMALL, *(f"none {n}" for n in range(8000))], 200_000)),
+        lambda asking: asking.inventory([("large", 199_000, 199_999), *((name, 0, 10**6) for name in SMALL[:100])]),
         lambda asking: asking.tail(199_900, [], None, limit=1000),
         lambda asking: asking.tail(199_900, list(range(100)), SMALL[:200], limit=1000),
         lambda asking: asking.last_id("large"),
@@ -73,7 +74,7 @@ SMALL = [f"small {n}" for n in range(1999)]
     ],
     ids=[
         "page from 0", "page near the head", "pages of 64", "opening", "opening of new", "openings of 64", "moved",
-        "moved of 1999", "moved of 10,000", "tail", "tail and holes",
+        "moved of 1999", "moved of 10,000", "inventory", "tail", "tail and holes",
         "last_id", "last_id of none", "read_after", "broadcast", "with a key",
         "many",
     ],

@@ -53,5 +53,7 @@ def test_it_answers_as_the_database_does(pgbus_bus: Bus) -> None:
         theirs = queries.openings(questions, limit=limit, size=size)
         for question, answer, expected in zip(questions, ours, theirs, strict=True):
             assert meaning(table, question, answer) == meaning(table, question, expected), (question, limit, size)
+    ranges = [(stream, floor, head) for stream in streams for floor in sorted(cursors) for head in sorted(cursors)[::5]]
+    assert table.inventory(ranges) == queries.inventory(ranges)
     for head in sorted(cursors):
         assert table.moved(dict.fromkeys(streams, head)) == queries.moved(dict.fromkeys(streams, head))

@@ -258,6 +258,25 @@ def test_rows_that_were_deleted_in_the_middle_are_told_of(
         assert received(client) == stored(connection, "orders")[0 if query else 2 :]
 
 
+def test_what_is_deleted_in_the_middle_is_no_longer_sent_from_memory(
+    server: Serving, pgbus_bus: Bus, connection: Any
+) -> None:
+    live = server.live("orders")
+    ids = publish(pgbus_bus, *"abcdefgh")
+    until(lambda: last(live) == "h", "it gets all")
+    log = server.instance.registry.log("orders")
+    assert log is not None
+    run(connection, "delete from pgbus.messages where msg_id = any(%s)", ids[2:4])
+    until(lambda: not log.ids, "the worker has noticed", PATIENCE)
+    newcomers = [server.live("orders", since=since) for since in (0, ids[1], ids[4])]
+    newcomers.append(server.live("orders", query="replay=5"))
+    for client in newcomers:
+        until(lambda client=client: last(client) == "h", "it gets what there is")
+    assert ["".join(data for _, data in received(client)) for client in newcomers] == ["abefgh", "efgh", "fgh", "befgh"]
+    assert [reasons(client) for client in newcomers] == [["expired"], ["expired"], [], ["expired"]]
+    assert reasons(live) == []
+
+
 def test_on_several_streams_too(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
     ids = publish(pgbus_bus, *"abcdefgh")
     run(connection, "delete from pgbus.messages where msg_id = any(%s)", ids[2:4])

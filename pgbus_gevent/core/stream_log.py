@@ -277,6 +277,11 @@ class StreamLog:
         """Whether all that was here is known to have been pruned: then a head that the table does not have tells nothing."""
         return self.horizon >= self.head
 
+    @property
+    def ids(self) -> list[int]:
+        """Those of the ring, lowest first."""
+        return list(self._ids)
+
     def retire(self) -> None:
         """Keep no frames from now on: nobody watches any more. A read that is still under way may bring some."""
         self._max_frames = 0

@@ -100,6 +100,20 @@ cross join lateral (
 where t.newest > s.head or t.newest < s.head and not s.pruned
 """
 
+# What of a stream lies between two ids: how many, and their sum, which tells two sets of as many apart.
+_INVENTORY = """
+select coalesce(h.msg_id, 0), i.messages, i.total
+from unnest(%(streams)s::text[], %(floors)s::bigint[], %(heads)s::bigint[]) with ordinality as s(stream, floor, head, n)
+left join pgbus.horizons h on h.stream = s.stream
+cross join lateral (
+  select count(*) as messages, coalesce(sum(m.msg_id), 0) as total
+  from pgbus.messages m
+  where m.stream = s.stream and m.msg_id > greatest(s.floor, h.msg_id) and m.msg_id <= s.head
+  offset 0
+) i
+order by s.n
+"""
+
 # The data of streams that nobody asks for stays where it is, and so does what is large: its stream is read by pages then.
 _TAIL = """
 select m.msg_id, m.stream, m.prev_id, m.event,
@@ -244,6 +258,13 @@ class Queries:
             read="moved",
         )
         return int(all_of_them[1]), {str(name): int(newest) for name, newest in found}
+
+    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
+        """Of each (stream, floor, head): the horizon, how many messages lie above it and the floor and not above the head, and
+        the sum of their ids."""
+        streams, floors, heads = map(list, zip(*ranges, strict=True))
+        rows = self._all(_INVENTORY, {"streams": streams, "floors": floors, "heads": heads})
+        return [(int(horizon), int(count), int(total)) for horizon, count, total in rows]
 
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
         """What is there of the ids ``holes``, and the first ``limit`` messages above ``above``, of all streams, in order.

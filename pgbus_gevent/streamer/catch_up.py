@@ -44,6 +44,9 @@ TAIL_ROWS = 1000
 TAIL_REST = 0.02
 """The longest rest after a tail, in seconds: it takes long only where the database is busy, and brings the more the later it is."""
 
+CHECKED_MESSAGES = 5000
+"""Messages in rings that are compared with the table at each interval; where there are more, the streams take turns."""
+
 FEW_STREAMS = 200
 """Of so many streams or fewer, a tail names those that it wants; with more that would cost more than it saves."""
 
@@ -54,6 +57,7 @@ class Source(Protocol):
     """What it needs of the database."""
 
     def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
+    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]: ...
 
 
@@ -89,6 +93,8 @@ class CatchUp:
         self._next_probe = 0.0
         self._flooded = False
         self._unsure = False
+        self._next_check: float | None = None
+        self._unchecked: list[StreamLog] = []
         self.sweeps = 0
 
     def ring(self) -> None:
@@ -165,7 +171,9 @@ class CatchUp:
         if probing:
             self._probed = now
             self._unsure = False
-            return self._probe(logs)
+            moved = self._probe(logs)
+            self._check_rings(now)
+            return moved
         assert self._tail.top is not None  # else a probe is due
         names = [log.name for log in logs] if len(logs) <= FEW_STREAMS else None
         rows = self._source.tail(self._tail.top, self._tail.holes(now), names, limit=TAIL_ROWS)
@@ -196,6 +204,32 @@ class CatchUp:
                 self._on_moved(log)
                 moved = True
         return moved
+
+    def _check_rings(self, now: float) -> None:
+        """Drop rings that hold what was deleted from the middle of their streams, or not what came there later."""
+        if self._next_check is None or now < self._next_check:
+            self._next_check = self._next_check or now + self._interval()
+            return
+        self._next_check = now + self._interval()
+        if not self._unchecked:
+            self._unchecked = self._registry.logs()
+        held: list[tuple[StreamLog, int, list[int]]] = []
+        size = 0
+        while self._unchecked and size < CHECKED_MESSAGES:
+            log = self._unchecked.pop()
+            if log.ids:
+                held.append((log, log.epoch, log.ids))
+                size += len(log.ids)
+        if not held:
+            return
+        found = self._source.inventory([(log.name, ids[0] - 1, ids[-1]) for log, _, ids in held])
+        for (log, epoch, ids), (horizon, count, total) in zip(held, found, strict=True):
+            there = [id for id in ids if id > horizon]
+            if (len(there), sum(there)) != (count, total) and log.epoch == epoch:
+                logger.info(
+                    "messages of %r were removed or added among those that are held: they are read anew", log.name
+                )
+                log.forget()
 
     def _take(self, row: TailRow) -> bool:
         """Whether the message was new here."""
