@@ -24,7 +24,7 @@ from pgbus_gevent.testing.client import StreamClient
 ROOT = Path(__file__).parent.parent
 SECRET = "a secret of the tests"
 PATIENCE = 20.0
-TAG = re.compile(r'<pgbus-stream-source src="([^"]+)" since-id="(\d+)"></pgbus-stream-source>')
+TAG = re.compile(r'<pgbus-stream-source src="([^"]+)" since-id="(\d+)"(?: identity="[^"]+")?></pgbus-stream-source>')
 
 
 def tag_in(page: str) -> tuple[str, int]:
