@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
+@contextmanager
+def visiting(browser: Browser, site: Site) -> Iterator[Profile]:
     """Somebody's browser, in which no script fails."""
     found = Profile(browser, site.url)
     try:
@@ -35,7 +36,20 @@ def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
         assert found.errors == []
     finally:
         found.close()
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
+    with visiting(browser, site) as found:
+        yield found
     until(lambda: len(site.instance.registry) == 0, "its connections are gone")
+
+
+@pytest.fixture
+def other(browser: Browser, site: Site) -> Iterator[Profile]:
+    """Somebody else's."""
+    with visiting(browser, site) as found:
+        yield found
 
 
 def arrive(visitor: Profile, path: str) -> Page:
@@ -184,31 +198,55 @@ def test_bob_does_not_see_what_is_for_admins(lab: Page) -> None:
     assert lab.eval("document.querySelectorAll('#bob .ghost').length") == 1
 
 
-def test_a_tab_without_an_echo_gets_none_live_nor_later(visitor: Profile, lab: Page) -> None:
-    other = arrive(visitor, "/lab")
+def test_a_browser_without_an_echo_gets_none_live_nor_later(visitor: Profile, other: Profile, lab: Page) -> None:
+    elsewhere = arrive(other, "/lab")
     say(lab, "no echo", quiet=True)
     say(lab, "echo")
     until_shown(lab, "ada", "echo")
     until_shown(lab, "bob", "no echo")
-    until_shown(other, "ada", "no echo")
+    until_shown(elsewhere, "ada", "no echo")
     assert "no echo" not in feed(lab, "ada")
     lab.do("await page.reload()")
     until_shown(lab, "ada", "echo")
     assert "no echo" not in feed(lab, "ada")
+    assert "no echo" not in feed(arrive(visitor, "/lab"), "ada")
 
 
-def test_the_tabs_that_are_open_are_counted(visitor: Profile, lab: Page) -> None:
-    lab.until("document.getElementById('tabs').textContent === '1 tab here'")
-    board = arrive(visitor, "/")
-    lab.until("document.getElementById('tabs').textContent === '2 tabs here'")
-    board.until("document.getElementById('tabs').textContent === '2 tabs here'")
+def test_the_browsers_that_are_here_are_counted(visitor: Profile, other: Profile, lab: Page) -> None:
+    here = "document.getElementById('tabs').textContent"
+    lab.until(f"{here} === '1 visitor here'")
+    arrive(visitor, "/").until(f"{here} === '1 visitor here'", "its tabs are one")
+    board = arrive(other, "/")
+    lab.until(f"{here} === '2 visitors here'")
+    board.until(f"{here} === '2 visitors here'")
     names = "[...document.querySelectorAll('#members li')].map((item) => item.textContent).join()"
     before = lab.eval(names)
     board.do("await page.reload()")
     board.until(OPEN)
     holds(lambda: lab.eval(names) == before, "a reload is no event", 1.0)
     board.close()
-    lab.until("document.getElementById('tabs').textContent === '1 tab here'")
+    lab.until(f"{here} === '1 visitor here'")
+
+
+@pytest.mark.parametrize("path", ["/", "/lab"])
+def test_eight_tabs_are_all_live_and_the_ninth_loads(visitor: Profile, site: Site, path: str) -> None:
+    """Over HTTP/1.1 a browser has six connections to an origin."""
+    pages = [arrive(visitor, path) for _ in range(8)]
+    site.bus.stream("demo:lab" if path == "/lab" else "demo:hello").broadcast("to all eight")
+    for page in pages:
+        page.until("document.body.textContent.includes('to all eight')")
+    assert pages[0].eval("fetch('demo/board.json').then(({ status }) => status)") == 200
+    assert len(site.instance.registry) == (2 if path == "/lab" else 1)
+
+
+def test_the_demo_comes_back_when_its_connections_are_lost(lab: Page, site: Site) -> None:
+    for client in site.instance.registry.clients():
+        site.instance.clients.end(client, "error")
+    lab.until("document.getElementById('connection').dataset.state === 'waiting'")
+    lab.until(OPEN)
+    say(lab, "back")
+    for user in ("ada", "bob"):
+        until_shown(lab, user, "back")
 
 
 def test_an_answer_goes_on_after_a_reload_with_nothing_missing(lab: Page) -> None:

@@ -243,7 +243,6 @@ function reloadSoon(delay = 2000) {
 wire.addEventListener(page.stream, ({ detail }) => hear(detail));
 wire.addEventListener(page.hello, ({ detail }) => greet(detail));
 wire.addEventListener("gap", () => reloadSoon());
-wire.addEventListener("woken", () => reload());
 
 function greet({ id, data }) {
   const item = document.createElement("li");

@@ -1,4 +1,4 @@
-// The lab: what is published reaches Ada over this tab's own connection, and Bob over one that all tabs share.
+// The lab: what is published reaches Ada and Bob over a connection each, which all tabs of a browser share.
 
 import { Wire, connect, find, page, tab } from "./site.js";
 
@@ -151,7 +151,7 @@ form.addEventListener("submit", async (event) => {
     published.set(id, wanted);
     ada.explain(id);
     if (wanted.audience) bob.ghost(id, "for admins: not for Bob");
-    if (wanted.exclude) ada.ghost(id, "from this tab, which gets no echo");
+    if (wanted.exclude) ada.ghost(id, "from this browser, which gets no echo");
   } catch {
     told("-- the server cannot be reached");
   }
@@ -228,7 +228,6 @@ function judge(ids) {
 
 find("cut").addEventListener("click", () => (wire.state === "cut" ? mend() : cut(0)));
 find("cut-for").addEventListener("click", () => cut(5));
-wire.addEventListener("woken", () => wire.open());
 find("reload").addEventListener("click", () => location.reload());
 
 // The answer

@@ -1,4 +1,4 @@
-// What the demo's pages have in common: one connection for each tab, its state, and who else is here.
+// What the demo's pages have in common: one connection for all tabs of a browser, its state, and who else is here.
 
 export const page = document.body.dataset;
 export const find = (id) => document.getElementById(id);
@@ -9,37 +9,41 @@ const { connect } = await import(page.element);
 export { connect };
 
 const HERE = "demo:here";
-const HIDDEN_FOR = 15_000; // ms until a tab that nobody sees gives its connection back, where there are many:
-const MANY = 3; // over HTTP/1.1 a browser has six for all tabs of an origin
 
-// The tab's id. A reload keeps it. A copy of the tab gets another one: what it copies has none while this page is shown.
+// Who this is: a browser, whose tabs share one connection and with it the id. Where tabs cannot share, as over plain HTTP from another
+// machine, it is the tab. A reload keeps that id; a copy of the tab gets another one: what it copies has none while this page is shown.
+const together = "locks" in navigator && "BroadcastChannel" in globalThis;
 const store = (change) => {
   try {
-    return change(sessionStorage);
+    return change(together ? localStorage : sessionStorage);
   } catch {
     return null; // a browser that keeps nothing
   }
 };
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 export const tab = store((storage) => storage.getItem("tab")) ?? random();
-store((storage) => storage.removeItem("tab"));
-addEventListener("pagehide", () => store((storage) => storage.setItem("tab", tab)));
-addEventListener("pageshow", () => store((storage) => storage.removeItem("tab")));
+const keep = () => store((storage) => storage.setItem("tab", tab));
+const forget = () => store((storage) => storage.removeItem("tab"));
+if (together) keep();
+else {
+  forget();
+  addEventListener("pagehide", keep);
+  addEventListener("pageshow", forget);
+}
 
 const STATES = {
   connecting: "Connecting",
   open: "Live",
   waiting: "Reconnecting",
   closed: "Refused",
-  resting: "Resting",
   cut: "Cut",
 };
 
 /**
- * This tab's connection, for all that it follows. Its events are named for the streams, with the message as `detail`; and
- * `state`, `gap`, and `woken` when it has to be opened again after a rest.
+ * The connection, for all that this tab follows. Its events are named for the streams, with the message as `detail`; and `state` and
+ * `gap`.
  *
- * Its id is the tab's, from connection to connection: who is excluded stays so, also in what is replayed.
+ * Its id stays, from connection to connection: who is excluded stays so, also in what is replayed.
  */
 export class Wire extends EventTarget {
   #live = null;
@@ -49,12 +53,6 @@ export class Wire extends EventTarget {
   constructor(cursors) {
     super();
     this.cursors = { ...cursors, [HERE]: undefined };
-    let leaving = 0;
-    document.addEventListener("visibilitychange", () => {
-      clearTimeout(leaving);
-      if (!document.hidden) return this.state === "resting" && this.#tell("woken");
-      leaving = setTimeout(() => this.state !== "cut" && others.size > MANY && this.close("resting"), HIDDEN_FOR);
-    });
   }
 
   /** Follow, from where it was left; or from the cursors in `changes`. */
@@ -66,7 +64,6 @@ export class Wire extends EventTarget {
       base: `${page.streams}?as=ada&tab=${tab}&connection=${tab}`,
       streams,
       since: streams.map((stream) => this.cursors[stream]),
-      shared: "page",
     });
     const on = (name, act) => live.addEventListener(name, ({ detail }) => live === this.#live && act(detail));
     on("pgbus:open", () => {
@@ -144,7 +141,7 @@ function showHere() {
   const count = others.size;
   find("tabs").hidden = !count;
   find("tabs").firstElementChild.textContent = count;
-  find("tabs").lastElementChild.textContent = count === 1 ? "tab here" : "tabs here";
+  find("tabs").lastElementChild.textContent = count === 1 ? "visitor here" : "visitors here";
   const list = find("members");
   if (!list) return;
   const items = [...others].map(([member, { name }]) => {

@@ -1,7 +1,7 @@
-"""Who visits the demo: two users that anybody may be, and the open tabs, each present under a name of its own.
+"""Who visits the demo: two users that anybody may be, and the browsers, each present under a name of its own.
 
-A tab makes up an id, which nobody else is told: it is the owner of the tab's connections, and their id, by which the tab excludes
-itself. What others see is the member, a hash of it.
+A browser makes up an id for its tabs, which nobody else is told: it is the owner of their connections, and the id by which they
+exclude themselves. (Where tabs cannot share a connection, each has an id.) What others see is the member, a hash of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgbus_gevent import Bus
 
 STREAM = "demo:here"
-"""Which tabs are open. The setting ``presence`` has to name it."""
+"""Who is here. The setting ``presence`` has to name it."""
 ADMINS = "admins"
 USERS = {"ada": True, "bob": False}
 """The users, and whether each is an admin."""
@@ -35,7 +35,7 @@ _BIRDS = (
 
 
 def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
-    """The demo's authorize hook: everybody may watch, as the user in ``?as=`` and the tab in ``?tab=``.
+    """The demo's authorize hook: everybody may watch, as the user in ``?as=`` and the tabs in ``?tab=``.
 
     A real one would ask a session; here whoever looks is to try both.
     """
@@ -55,23 +55,23 @@ def is_admin(context: Any, stream: str) -> bool:
 
 
 def is_tab(text: object) -> bool:
-    """Whether it may be the id of a tab."""
+    """Whether it may be an id that tabs have."""
     return isinstance(text, str) and _TAB.fullmatch(text) is not None
 
 
 def member_of(tab: str) -> str:
-    """What a tab is called in the list of members."""
+    """What those tabs are called in the list of members."""
     return sha256(tab.encode()).hexdigest()[:16]
 
 
 def name_of(tab: str) -> str:
-    """What a tab is called on the page."""
+    """What they are called on the page."""
     number = int(member_of(tab), 16)
     return f"{_COLOURS[number % 16]} {_BIRDS[number // 16 % 16]}"
 
 
 def here(bus: Bus, tab: str) -> dict[str, Any]:
-    """Who is here, first come first, and which of them is this tab."""
+    """Who is here, first come first, and which of them is who asks."""
     members = bus.stream(STREAM).presence.members()
     return {
         "you": member_of(tab) if is_tab(tab) else None,
