@@ -77,7 +77,8 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
         demo = _demo(instance, stack)
         return _beside(instance, demo.app_at(settings.host), demo.authorize)
     application = load_app(app_name)
-    own = with_streams()
+    # An Instance that no StreamApp serves is one whose streams the application hands out in a way of its own.
+    own = with_streams() or [other for other in instances() if other is not instance]
     if not own:
         if not settings.secret:
             raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
@@ -86,6 +87,7 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
         instance.shutdown(0.0)  # it was never started: nobody is there
         set_current(own[0] if len(own) == 1 else None)
     _refuse_contradictions(settings, stated, own)
+    logger.info("the application has streams of its own: they are what is served, and no others beside them")
     return Served(own, application)
 
 

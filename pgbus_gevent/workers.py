@@ -87,7 +87,8 @@ class Workers:
         connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=_ANSWER_TIMEOUT)
         try:
             connection.request("GET", f"{self._settings.prefix}/healthz", headers={"Connection": "close"})
-            return connection.getresponse().status == 200
+            # An application that has streams of its own may have them under another prefix, and nothing here.
+            return connection.getresponse().status != 503
         except (OSError, http.client.HTTPException):
             return False
         finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
+from database_parts import until
 from program_parts import PATIENCE, SECRET, Program, program
 
 from pgbus_gevent.core.names import Signer
@@ -78,6 +80,58 @@ def test_with_workers_too(pgbus_database: str, tmp_path: Path) -> None:
         for _ in range(4):
             assert statuses(served, path()) == [403, 200]
         assert served.stop() == 0, served.log
+
+
+def test_streams_under_another_prefix_are_announced_too(pgbus_database: str, tmp_path: Path) -> None:
+    application(
+        tmp_path,
+        """
+streams = StreamApp(Instance(prefix="/live"), authorize)
+def application(environ, start_response):
+    if streams.serves(environ["PATH_INFO"]):
+        return streams(environ, start_response)
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"nothing here"]
+""",
+    )
+    with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
+        until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
+        assert statuses(served, path().replace("/pgbus/", "/live/")) == [403, 200]
+
+
+def test_an_instance_whose_streams_the_application_hands_out_itself_is_the_only_one(
+    pgbus_database: str, tmp_path: Path
+) -> None:
+    application(
+        tmp_path,
+        """
+from pgbus_gevent.core.client import Place, StreamRequest
+own = Instance().start()
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/":
+        return plain(environ, start_response)
+    if not authorize(environ, "orders"):
+        start_response("403 Forbidden", [])
+        return []
+    start_response("200 OK", [("Content-Type", "text/event-stream")])
+    return own.body(StreamRequest((Place("orders"),)))
+""",
+    )
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        assert statuses(served, path()) == [403, 200]
+        assert served.page("/") == "1"
+
+
+def test_no_secret_is_in_the_list_of_processes(pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, "application = plain")
+    secrets = {"PGBUS_PUBLISH_TOKEN": "a-hidden-publish-token", "PGBUS_OPERATOR_TOKEN": "a-hidden-operator-token"}
+    url = f"{pgbus_database} password=hidden-password"
+    with program(*SERVE, "--workers", "2", database_url=url, cwd=tmp_path, **secrets) as served:
+        served.page("/")
+        process = psutil.Process(served.process.pid)
+        lines = [" ".join(one.cmdline()) for one in (process, *process.children(recursive=True))]
+    assert len(lines) >= 4 and "hidden" not in str(lines) and SECRET not in str(lines)
+    assert "hidden" not in served.log
 
 
 def test_an_application_without_a_secret_of_serves_has_its_own(pgbus_database: str, tmp_path: Path) -> None:
