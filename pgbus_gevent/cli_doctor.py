@@ -14,7 +14,7 @@ from .core.shown import json_line, visible
 from .database import Database
 from .database.checks import ABSURD, Checks
 from .database.schema import migrations
-from .errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from .errors import DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -33,6 +33,9 @@ _EXAMPLES = """\
 examples:
   pgbus-gevent doctor
   pgbus-gevent doctor --database-url postgresql://app@db/shop --json | jq 'select(.level != "ok")'"""
+
+
+_DEAF = "give a direct URL in PGBUS_LISTEN_URL, or set PGBUS_LISTEN=off to poll"
 
 
 class Finding(NamedTuple):
@@ -166,20 +169,27 @@ def _listen(database: Database, checks: Checks) -> Finding | None:
         return None  # the channels' names are in it
     try:
         session = database.listen()
+    except Deaf as error:
+        return Finding("listen", FAIL, f"no notification comes back: {error.cause}", _DEAF)
     except DatabaseUnavailable as error:
         return Finding("listen", FAIL, str(error), "check PGBUS_LISTEN_URL, and max_connections")
     try:
         began = monotonic()
         if session.hears(_HEARS):
             return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
+        return Finding("listen", FAIL, f"no notification comes back: {session.cause}", _DEAF)
     finally:
         session.close()
-    return Finding(
-        "listen",
-        FAIL,
-        "no notification comes back: the URL points at a pooler in transaction mode",
-        "give a direct URL in PGBUS_LISTEN_URL, or set PGBUS_LISTEN=off to poll",
-    )
+
+
+def _pooler(database: Database, checks: Checks) -> Finding | None:
+    found = checks.pooler()
+    if not found.is_between:
+        return None
+    text = "a pooler is in between"
+    if not found.takes_settings:
+        text += ", which takes no settings at the start of a session: they go along with each statement"
+    return Finding("pooler", OK, text)
 
 
 def _sessions(database: Database, checks: Checks) -> Finding:
@@ -246,6 +256,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "rights": _rights,
     "ids": _ids,
     "locks": _locks,
+    "pooler": _pooler,
     "listen": _listen,
     "sessions": _sessions,
     "clock": _clock,

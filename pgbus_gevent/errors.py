@@ -84,6 +84,7 @@ class Deaf(DatabaseError):
     """A LISTEN session hears nothing, though the server answers."""
 
     def __init__(self, cause: str) -> None:
+        self.cause = cause
         super().__init__(
             f"LISTEN is deaf: {cause}. Give a direct URL in PGBUS_LISTEN_URL, or set listen=False; meanwhile the database is"
             " polled for messages"

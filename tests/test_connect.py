@@ -196,7 +196,7 @@ def test_a_password_that_is_taken_for_the_host_is_not_shown() -> None:
 
 
 def test_a_connection_is_in_autocommit_mode_and_has_its_settings(database: str) -> None:
-    with opened(database, statement_timeout=7.5, options="-c lock_timeout=3s") as connection:
+    with opened(database, statement_timeout=7.5, settings={"lock_timeout": "3s"}) as connection:
         assert connection.autocommit
         shown = {
             name: one(connection, f"show {name}")

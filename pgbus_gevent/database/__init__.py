@@ -8,6 +8,7 @@ from functools import partial
 from ..config import Settings
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidSetting
 from ..retention import Retention
+from .addresses import Route
 from .checks import Checks
 from .connect import connect
 from .fleet import Fleet
@@ -24,7 +25,7 @@ __all__ = ["Database"]
 
 logger = logging.getLogger("pgbus_gevent.database")
 
-_READ_ONLY = "-c default_transaction_read_only=on"
+_READ_ONLY = {"default_transaction_read_only": "on"}
 
 
 class Database:
@@ -39,6 +40,7 @@ class Database:
             raise InvalidSetting("database_url", None, "a postgresql:// URL, in PGBUS_DATABASE_URL or as an argument")
         self.settings = settings
         self.url = settings.database_url
+        self._route = Route()
         self.pool = Pool(
             partial(
                 connect,
@@ -46,7 +48,8 @@ class Database:
                 application_name="pgbus-pool",
                 connect_timeout=settings.connect_timeout,
                 statement_timeout=settings.statement_timeout,
-                options=_READ_ONLY if read_only else "",
+                settings=_READ_ONLY if read_only else {},
+                route=self._route,
             ),
             size=settings.pool_size,
             timeout=settings.pool_timeout,
@@ -66,6 +69,7 @@ class Database:
             connect_timeout=self.settings.connect_timeout,
             statement_timeout=self.settings.statement_timeout,
             pool=self.pool,
+            route=None if self.settings.listen_url else self._route,
         )
 
     def migrate(self) -> list[int]:

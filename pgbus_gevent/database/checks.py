@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import Any, NamedTuple
 
+from .green import Connection
 from .pool import Pool
 
 ABSURD = 315_360_000_000_000
@@ -108,6 +109,13 @@ class Rows(NamedTuple):
     autovacuum: bool
 
 
+class Pooler(NamedTuple):
+    """Whether a pooler is in between, and whether it takes our settings at the start of a session."""
+
+    is_between: bool
+    takes_settings: bool
+
+
 class Checks:
     """On connections of a pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
 
@@ -128,6 +136,14 @@ class Checks:
             "select current_setting('server_version_num')::int, current_setting('server_version')"
         )
         return int(number), str(name)
+
+    def pooler(self) -> Pooler:
+        """What is between this process and the server: the number of the server's process is another than we were told."""
+        with self._pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_backend_pid()")
+            ((pid,),) = cursor.fetchall()
+            has_settings = not isinstance(connection, Connection) or connection.prefix is None
+            return Pooler(pid != connection.info.backend_pid, has_settings)
 
     def encoding(self) -> str:
         """The database's encoding."""

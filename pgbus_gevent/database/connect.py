@@ -8,80 +8,112 @@ socket module.
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..casting import HIDDEN, redact_url
+from ..casting import redact_url
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from . import green
+from .addresses import PRIMARY, Route, Target, Unresolved, shown, targets
 from .green import Connection
+from .session_settings import MARK, SessionSettings
 
 _DEFAULTS = {
     "gssencmode": "disable",  # libpq would look for a Kerberos ticket with blocking calls
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
+    # Together they end a session within ten seconds of which the path is dead, whatever it waits for.
+    "keepalives_idle": 3,
+    "keepalives_interval": 2,
     "keepalives_count": 3,
-    "tcp_user_timeout": 15000,
+    "tcp_user_timeout": 9000,
 }
-_OPTIONS = (
-    "-c client_connection_check_interval=2s -c idle_session_timeout=0"
-    # Our statements wait for a lock and then look again, whatever the database's default is.
-    " -c default_transaction_isolation=read\\ committed"
-    # What a name in a statement means is not for others to say, who may create things in the schema `public`.
-    " -c search_path=pg_catalog,pg_temp"
-    # All of them go by an index and bring a few rows. The planner, whose statistics may be of a table that was empty a
-    # minute ago, would now and then read it whole instead, or spend more on compiling a statement than it takes.
-    " -c enable_seqscan=off -c jit=off"
-)
 _UNAVAILABLE_CLASSES = ("08", "57", "58", "53")  # connection, operator intervention, system error, out of resources
 _INVALID_PARAMETER = "22023"
 
 
 def connect(
-    url: str, *, application_name: str, connect_timeout: float, statement_timeout: float, options: str = ""
+    url: str,
+    *,
+    application_name: str,
+    connect_timeout: float,
+    statement_timeout: float,
+    settings: Mapping[str, str] | None = None,
+    route: Route | None = None,
 ) -> Connection:
-    """Open a connection in autocommit mode; both timeouts are in seconds, ``options`` are ``-c name=value`` settings.
+    """Open a connection in autocommit mode; both timeouts are in seconds, ``settings`` are of PostgreSQL, by name.
 
-    Raises :class:`DatabaseUnavailable` when no host of ``url`` takes the connection, with the last one's reason.
+    Of several hosts, or addresses of one, the first primary is taken, or what ``target_session_attrs`` in the URL says. ``route``
+    is for who connects to the same database again. Raises :class:`DatabaseUnavailable` when none takes the connection, with the
+    last one's reason.
     """
     green.ensure()
+    route = route or Route()
     parameters = _parse(url)
-    own_path = _own_search_path(parameters.get("options", ""))
-    settings = (
-        f"{parameters.pop('options', '')} -c statement_timeout={round(statement_timeout * 1000)} {_OPTIONS} {options}"
+    attempt = _Attempt(
+        {**_DEFAULTS, **parameters, "application_name": application_name, "client_encoding": "UTF8"},
+        SessionSettings(statement_timeout, settings or {}),
+        partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout),
+        route,
     )
-    factory = partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout)
+    # For a process without a wait callback; libpq takes whole seconds, and 1 for 2.
+    attempt.parameters["connect_timeout"] = ceil(connect_timeout)
     last = "the URL names no host"
-    for host in _hosts(parameters):
+    for target in targets(attempt.parameters, route, connect_timeout):
+        if isinstance(target, Unresolved):
+            last = target.reason
+            continue
         try:
-            for address in _addresses(host):
-                try:
-                    connection: Connection = psycopg2.connect(
-                        **{**_DEFAULTS, **parameters, **address},
-                        application_name=application_name,
-                        client_encoding="UTF8",
-                        # For a process without a wait callback; libpq takes whole seconds, and 1 for 2.
-                        connect_timeout=ceil(connect_timeout),
-                        options=settings.strip(),
-                        connection_factory=factory,
-                    )
-                except psycopg2.Error as error:
-                    # Its text alone, as the traceback would keep the connection's socket open.
-                    last = _reason(error, address)
-                else:
-                    connection.autocommit = True
-                    connection.own_search_path = own_path
-                    return connection
-        except OSError as error:
-            last = f"host {_shown(host['host'])} does not resolve: {error.strerror or error}"
+            connection = attempt.open(target)
+        except psycopg2.Error as error:
+            # Its text alone, as the traceback would keep the connection's socket open.
+            last = _reason(error, target.address)
+        else:
+            connection.own_search_path = _own_search_path(parameters.get("options", ""))
+            route.last = target if target.attrs == PRIMARY else None
+            return connection
     raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {last}")
+
+
+class _Attempt(NamedTuple):
+    """All that is the same at each address."""
+
+    parameters: dict[str, Any]
+    settings: SessionSettings
+    factory: Callable[..., Connection]
+    route: Route
+
+    def open(self, target: Target) -> Connection:
+        """Connect there. Raises psycopg2.Error."""
+        if self.route.takes_options:
+            try:
+                return self._open(target, self.settings.options(self.parameters.get("options", "")))
+            except psycopg2.OperationalError as error:
+                # PgBouncer's words, unless it is told to ignore them, which the check at the end finds.
+                if "options" in self.parameters or not re.search("startup parameter.*options", str(error)):
+                    raise
+                self.route.takes_options = False
+        return self._open(target, "")
+
+    def _open(self, target: Target, options: str) -> Connection:
+        wanted = {} if target.attrs is None else {"target_session_attrs": target.attrs}
+        at = {**self.parameters, **target.address, **wanted, "options": options}
+        connection: Connection = psycopg2.connect(**at, connection_factory=self.factory)
+        try:
+            connection.autocommit = True
+            question, answer = MARK
+            with connection.cursor() as cursor:
+                cursor.execute(question)
+                if cursor.fetchone() != (answer,):
+                    connection.prefix = self.settings.prefix
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 def _parse(url: str) -> dict[str, Any]:
@@ -99,25 +131,6 @@ def _own_search_path(options: str) -> str | None:
     """What the URL's ``options`` set search_path to; None where they do not."""
     found = re.findall(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)", options)
     return re.sub(r"\\(.)", r"\1", found[-1]) if found else None
-
-
-def _hosts(parameters: dict[str, Any]) -> list[dict[str, str]]:
-    """The host, hostaddr and port of each host that the URL names, taken out of ``parameters``."""
-    names, fixed, ports = (parameters.pop(key, "").split(",") for key in ("host", "hostaddr", "port"))
-    count = max(len(names), len(fixed))
-    if len(ports) == 1:
-        ports *= count  # libpq: one port is for all hosts
-    columns = (("host", names), ("hostaddr", fixed), ("port", ports))
-    return [{key: values[n] for key, values in columns if n < len(values) and values[n]} for n in range(count)]
-
-
-def _addresses(host: dict[str, str]) -> list[dict[str, str]]:
-    """One entry for each address of a host. Raises OSError when its name does not resolve."""
-    name = host.get("host", "")
-    if "hostaddr" in host or not name or name.startswith(("/", "@")):
-        return [host]
-    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return [{**host, "hostaddr": address} for address in dict.fromkeys(str(entry[4][0]) for entry in found)]
 
 
 @contextmanager
@@ -146,12 +159,7 @@ def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
     reason = first_line(error)
     if "hostaddr" not in address or reason.startswith("connection to "):
         return reason
-    return f"{reason} (address {_shown(address['hostaddr'])}, port {_shown(address.get('port', '5432'))})"
-
-
-def _shown(name: str) -> str:
-    # Of a URL with an unescaped @ in its password, the end of the password is taken for the host.
-    return name if re.fullmatch(r"[\w.:-]+", name) else HIDDEN
+    return f"{reason} (address {shown(address['hostaddr'])}, port {shown(address.get('port', '5432'))})"
 
 
 def first_line(error: Exception) -> str:

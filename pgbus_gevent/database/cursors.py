@@ -25,6 +25,9 @@ class Cursor(ext.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """As psycopg2's; parameters are texts, numbers, truth values, lengths of time, None, and sequences of these."""
+        connection: Any = self.connection
+        if connection.prefix is not None and connection.info.transaction_status == ext.TRANSACTION_STATUS_IDLE:
+            query = connection.prefix(not connection.autocommit) + query
         super().execute(query, wrapped(vars))
 
 

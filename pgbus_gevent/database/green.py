@@ -48,6 +48,9 @@ class Connection(ext.connection):
         self.connect_timeout = connect_timeout
         self.statement_timeout = statement_timeout
         self.own_search_path: str | None = None  # as the URL wants it, for who runs statements of an application
+        self.prefix: Callable[[bool], str] | None = (
+            None  # what each statement needs in front of it, see session_settings.py
+        )
         self.patience: float | None = None
         self.doubted_until: float | None = None
         self.expired = False

@@ -12,6 +12,7 @@ import psycopg2.extensions as ext
 from gevent.socket import wait_read
 
 from ..errors import DatabaseError, DatabaseUnavailable, Deaf, PoolTimeout
+from .addresses import Route
 from .connect import connect, translated
 from .patience import LIFE, Patience
 from .pool import Pool
@@ -38,13 +39,22 @@ class ListenSession:
     same session proves little: a pooler hands it back at once, and keeps those of others to itself.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float, statement_timeout: float, pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float,
+        statement_timeout: float,
+        pool: Pool | None = None,
+        route: Route | None = None,
+    ) -> None:
         self._pool = pool
         self._connection = connect(
             url,
             application_name="pgbus-listen",
             connect_timeout=connect_timeout,
             statement_timeout=statement_timeout,
+            route=route,
         )
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
