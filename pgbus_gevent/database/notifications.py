@@ -123,7 +123,7 @@ class ListenSession:
     def cause(self) -> str:
         """Why nothing would be heard."""
         if self._is_direct:
-            return "no notification of another session comes back; do the two URLs lead to the same database?"
+            return "none of another session comes through: a pooler is in between, or the two URLs lead to different databases"
         return "a pooler is in between that passes no notifications on, as in transaction mode"
 
     def ping(self) -> None:
