@@ -30,7 +30,12 @@ class Logins:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.named = True
-        self.contexts: dict[str, Any] = {"ada": {"admin": True}, "bob": {"admin": False}, "eve": Opaque()}
+        self.contexts: dict[str, Any] = {
+            "ada": {"admin": True},
+            "bob": {"admin": False},
+            "eve": Opaque(),
+            "dan": Opaque(),
+        }
 
     def subscriber(self, login: str) -> Subscriber:
         context = self.contexts[login]
@@ -203,6 +208,11 @@ def test_who_cannot_be_told_from_others_shares_nothing(
     publish(front.site, stream, "for all")
     for page in pages:
         page.until_data(["for all"])
+    log_in(tabs, "dan")
+    front.drop()
+    for page in pages:
+        page.until("source.state == 'closed'")
+        assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
 
 
 def test_tabs_with_another_version_of_the_element_share_nothing_with_these(

@@ -120,9 +120,19 @@ def endless() -> list[Any]:
 @pytest.mark.parametrize(
     "context", [Plain(1), object(), {"user": Plain(1)}, {Plain}, Broken(), endless(), User, range(3)]
 )
-def test_what_no_other_process_could_make_again_has_none(context: Any) -> None:
-    assert of(context) is None
-    assert IDENTITIES.of(ANYBODY, Subscriber(context=context)) is None
+def test_what_no_other_process_could_make_again_tells_whose_it_is_and_no_more(context: Any) -> None:
+    assert (of(context) or "").endswith("..")
+    ada = IDENTITIES.of(Subscriber("ada", context)) or ""
+    assert ada == ".".join([*(IDENTITIES.of(Subscriber("ada")) or "").split(".")[:2], ""])
+    assert (IDENTITIES.of(ANYBODY, Subscriber(context=context)) or "").endswith("..")
+
+
+def test_what_cannot_be_compared_is_complained_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    identities = Identities([SECRET])
+    for number in range(3):
+        identities.of(Subscriber(context=Plain(number)))
+    (record,) = caplog.records
+    assert "Plain" in record.getMessage() and "__pgbus_identity__" in record.getMessage()
 
 
 def test_streams_with_the_same_subscriber_are_one_and_with_several_another_one() -> None:

@@ -4,7 +4,8 @@ Browsers share one connection between their tabs. A tab may have what another ta
 have sent it the same, so ``pgbus:connected`` and the page's element tell an identity each, and they are compared.
 
 It is ``<key>.<who>.<what>``: which secret made it, whose it is (owner and member; empty where there is neither), and all that
-decides what may be seen (owner, context, member). Each part is keyed, so it reveals nothing and means nothing on another site.
+decides what may be seen (owner, context, member; empty where the context has no form that could be compared, which then shares with
+nothing). Each part is keyed, so it reveals nothing and means nothing on another site.
 When a right expires is no part of it: that decides how long a connection lasts, not what it is sent, and a hook that answers "in an
 hour" would never make the same text twice.
 """
@@ -44,21 +45,21 @@ class Identities:
     def __init__(self, secrets: Iterable[str]) -> None:
         newest = [*secrets][-1:]
         self._key = newest[0].encode() if newest else None
+        self._complained: set[str] = set()
         self._name = self._digest("key", "", 6)
         self._anybody: tuple[str, str] | None = None
         self._anybody = self._parts(ANYBODY)
 
     def of(self, *subscribers: Subscriber) -> str | None:
-        """That of a connection with these subscribers, one for each stream; None where it cannot be told.
-
-        None is nobody's: what has no identity shares with nothing.
-        """
+        """That of a connection with these subscribers, one for each stream; None where there is no secret to hide them with."""
         found = [self._parts(each) for each in subscribers]
         known = [each for each in found if each is not None]
         if len(known) < len(found) or not known:
             return None
         owners = {who for who, _ in known}
         who = owners.pop() if len(owners) == 1 else ""
+        if not all(what for _, what in known):
+            return f"{self._name}.{who}."
         what = known[0][1] if len({*known}) == 1 else self._digest("all", json.dumps(known))
         return f"{self._name}.{who}.{what}"
 
@@ -69,15 +70,24 @@ class Identities:
             return self._anybody
         if not anybody and self._key is None:
             return None
-        try:
-            what = canonical([owner, context, member])
-        except Unknown:
-            return None
-        except Exception:  # a context's own code, or one that holds itself
-            logger.exception("the context of an authorize hook's answer cannot be read: its tabs share no connection")
-            return None
         who = "" if owner is None and member is None else self._digest("who", canonical([owner, member]))
-        return who, self._digest("what", what)
+        try:
+            return who, self._digest("what", canonical([owner, context, member]))
+        except Exception as error:  # beside Unknown, what a context's own code raises, or one that holds itself
+            self._complain(type(context).__name__, error)
+            return who, ""
+
+    def _complain(self, kind: str, error: Exception) -> None:
+        """Once for each kind: it is said of every connection."""
+        if kind not in self._complained and len(self._complained) < 100:
+            self._complained.add(kind)
+            why = "" if isinstance(error, Unknown) else f" ({error!r})"
+            logger.warning(
+                "a %s as context cannot be compared%s: its tabs share no connection. Give it a method %s",
+                kind,
+                why,
+                METHOD,
+            )
 
     def _digest(self, use: str, text: str, size: int = _SIZE) -> str:
         message = f"pgbus.identity.{use}\0{text}".encode("utf-8", "surrogatepass")

@@ -51,6 +51,9 @@ const safely = (act) => {
   }
 };
 
+/** Whether it says what may be seen, so that those who have the same may share. @param {string} [identity] */
+const complete = (identity) => /[^.]$/.test(identity ?? "");
+
 /** Do something next. No timer: those of a tab that nobody sees may be a second late. @param {() => void} act */
 const soon = (act) => {
   const { port1, port2 } = new MessageChannel();
@@ -327,7 +330,7 @@ class Hub {
     if (this.tabs && this.identity === undefined) this.identity = await this.learn(joined);
     if (this.joined !== joined) return;
     // Who may be somebody else shares with nobody.
-    if (!this.tabs || !this.identity) return this.lead();
+    if (!this.tabs || !complete(this.identity)) return this.lead();
     this.name = `pgbus/${PROTOCOL} ${this.credentials} ${this.base}?${this.query} ${this.identity}`;
     // A lock of this tab's own tells the leader when it is gone.
     this.hold(this.name + this.id, () => {
@@ -372,7 +375,7 @@ class Hub {
     line.keys.forEach((key, i) => this.known.set(key, told[i]));
     if (identity === this.identity) this.moves = 0;
     // To the tabs that have it; without one, alone it is.
-    const moves = identity !== this.identity && this.tabs && (identity || this.channel);
+    const moves = identity !== this.identity && this.tabs && (complete(identity) || this.channel);
     this.identity = identity;
     if (!moves) return true;
     // Another one each time is none that could be shared.
