@@ -147,7 +147,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if any(not instance.tasks[0].running for instance in self._unstarted):
             return False
         started = [instance for instance in streamer.instances() if instance.tasks[0].running]
-        return not any(instance.clients.refusal() for instance in started)
+        return not any(instance.unready for instance in started)
 
     def _keep_starting(self, instance: Instance) -> None:
         pause, longest = _RETRY
