@@ -19,11 +19,13 @@ from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
 from .publishing import PUBLISH
 from .report import Result, table
+from .requests import REQUESTS
 from .retention import RETENTION
 from .scenarios import FANOUT, IDLE, PACED, Scenario
 
 SCENARIOS = {
-    scenario.name: scenario for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, RETENTION)
+    scenario.name: scenario
+    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, REQUESTS, RETENTION)
 }
 
 _ABOUT = """\

@@ -63,6 +63,8 @@ GOALS = (
     Goal("publish", "appends_per_second", (OURS, "batches, 4"), at_least=100_000),
     Goal("publish", "lost", (OURS, "broadcast, 64, delivered"), at_most=0),
     Goal("publish", "all_after_ms", (OURS, "broadcast, 64, delivered"), at_most=1000),
+    Goal("requests", "p50", (OURS, "healthz"), at_most=5.0),
+    Goal("requests", "p50", (OURS, "broadcast"), at_most=20.0),
     Goal("retention", "published_per_second", (OURS, "last third"), at_least=990),
     *(
         Goal("retention", metric, (OURS, "last third"), (OURS, "first third"), at_most=1.5)

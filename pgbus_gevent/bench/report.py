@@ -24,6 +24,7 @@ TITLES = {
     "load_cpu_per_million": "clients' CPU s/M",
     "publish_p50": "publish p50 ms",
     "first_p50": "first p50 ms",
+    "answers_per_second": "answers/s",
     "p50": "p50 ms",
     "p90": "p90 ms",
     "p99": "p99 ms",
