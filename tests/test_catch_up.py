@@ -373,6 +373,59 @@ def test_one_that_was_about_to_commit_at_a_probe_is_found_by_the_next_tail(sweep
     assert sweeping.table.reads[0] == "tail"
 
 
+# A table that went back in time
+
+
+def test_a_head_that_the_table_does_not_have_has_its_stream_read(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.watch("stock")
+    for _ in range(3):
+        sweeping.table.append("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.moved.clear()
+    sweeping.table.lose("orders", 2)
+    sweeping.part._probed = -10.0
+    sweeping.part.ring()
+    wait_until(lambda: sweeping.moved)
+    assert set(sweeping.moved) == {"orders"}
+
+
+def test_ids_below_those_that_are_gone_are_found_by_tails_again(sweeping: Sweeping) -> None:
+    for stream in ("orders", "stock"):
+        sweeping.watch(stream)
+    for _ in range(3):
+        sweeping.table.append("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.rows["orders"].clear()
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    log.rewind(0, horizon=0)
+    sweeping.ring()
+    sweeping.table._next_id = 15
+    sweeping.table.append("stock")
+    sweeping.added.clear()
+    sweeping.table.reads.clear()
+    sweeping.ring()
+    assert (sweeping.added, sweeping.table.reads[0]) == ([("stock", 1)], "tail")
+
+
+def test_with_a_new_session_the_first_sweep_is_a_probe_and_settles_the_doubts(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    sweeping.part.doubt()
+    sweeping.table.reads.clear()
+    sweeping.table.failures = 1
+    sweeping.part.resync()
+    assert log.in_doubt
+    wait_until(lambda: not log.in_doubt)
+    assert sweeping.table.reads[:2] == ["moved", "moved"]
+
+
 # What the rings hold
 
 

@@ -57,6 +57,21 @@ def test_a_probe_moves_it_on_but_never_back() -> None:
     assert (made.top, made.holes(0.0)) == (1000, [11, 12, 13, 14])
 
 
+def test_a_jump_of_the_ids_is_no_range_of_holes() -> None:
+    """After a failover they go on from the clock."""
+    made = tail(12, 1_800_000_000_000_000, 1_800_000_000_000_002)
+    assert made.holes(0.0) == [11, 1_800_000_000_000_001]
+    assert made.top == 1_800_000_000_000_002
+
+
+def test_it_goes_back_where_the_newest_are_gone() -> None:
+    made = tail(11, 13, 16)
+    made.back(14)
+    assert (made.top, made.holes(0.0)) == (14, [12, 14])
+    made.saw([15], 0.0)
+    assert made.top == 15
+
+
 @given(st.lists(st.integers(11, 60), unique=True))
 def test_whatever_the_order_of_commits_every_id_is_asked_for_until_it_was_seen(ids: list[int]) -> None:
     made = Tail()

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2.extensions as ext
 import pytest
 from support import Serving, received, run, serving, session, stored, until
+from test_plain_wsgi import plain
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -103,6 +104,24 @@ def test_a_message_that_comes_after_the_loss_reaches_all_who_are_connected(
     publish(pgbus_bus, "f")
     until(lambda: reasons(client) and last(client) == "f", "it is told, and gets the new one", PATIENCE)
     assert since_the_gap(client) == stored(connection, "orders")
+
+
+def test_a_client_behind_another_server_is_told_too(pgbus_settings: Settings, pgbus_bus: Bus, connection: Any) -> None:
+    """Through a response body, where the server keeps its sockets to itself."""
+    with plain(pgbus_settings, catch_up_interval=CATCH_UP) as server:
+        live, away = server.live("orders"), server.live("orders")
+        publish(pgbus_bus, *"abcde")
+        for client in (live, away):
+            until(lambda client=client: last(client) == "e", "it gets all")
+        away.drop()
+        lose(connection, 2)
+        until(lambda: reasons(live) and last(live) == "c", "it is told", PATIENCE)
+        away.resume()
+        until(lambda: reasons(away) and last(away) == "c", "it is told when it comes back")
+        publish(pgbus_bus, "f")
+        for client in (live, away):
+            until(lambda client=client: last(client) == "f", "it goes on")
+            assert since_the_gap(client) == stored(connection, "orders")
 
 
 @pytest.mark.parametrize("statement", ["truncate pgbus.messages, pgbus.horizons", "delete from pgbus.messages"])

@@ -137,12 +137,13 @@ class Hints:
         return self._logs[stream]
 
     def tidy(self, stream: str) -> None:
-        """Somebody has caught up, or left, or a pass has ended: keep what is still needed."""
+        """Somebody has caught up, or left, or a pass has ended: let all go once nobody needs it.
+
+        Before that only passes drop something, as to look who is behind most costs the more the more are.
+        """
         log = self._logs.get(stream)
-        if log is None:
-            return
-        log.trim()
-        if not log.passing and not log.behind:
+        if log is not None and not log.passing and not log.behind:
+            log.trim()
             del self._logs[stream]
             # Numbers are not given twice, so that none of an earlier log is taken for one of a later one.
             self._next = max(self._next, log.end)

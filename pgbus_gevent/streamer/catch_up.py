@@ -217,9 +217,10 @@ class CatchUp:
         size = 0
         while self._unchecked and size < CHECKED_MESSAGES:
             log = self._unchecked.pop()
-            if log.ids:
-                held.append((log, log.epoch, log.ids))
-                size += len(log.ids)
+            ids = log.ids
+            if ids:
+                held.append((log, log.epoch, ids))
+                size += len(ids)
         if not held:
             return
         found = self._source.inventory([(log.name, ids[0] - 1, ids[-1]) for log, _, ids in held])
