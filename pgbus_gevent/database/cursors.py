@@ -24,7 +24,7 @@ class Cursor(ext.cursor):
         self.string_types: Any = _CASTERS
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """As psycopg2's; parameters are texts, numbers, truth values, lengths of time, None, and sequences of these."""
+        """As psycopg2's; parameters are texts, bytes, numbers, truth values, lengths of time, None, and sequences of these."""
         connection: Any = self.connection
         if connection.prefix is not None and connection.info.transaction_status == ext.TRANSACTION_STATUS_IDLE:
             query = connection.prefix(not connection.autocommit) + query
@@ -60,6 +60,8 @@ def _adapted(value: Any) -> Any:
         return ext.Boolean(value)
     if isinstance(value, str):
         return ext.QuotedString(value)
+    if isinstance(value, bytes):
+        return ext.Binary(value)
     if isinstance(value, int):
         return ext.Int(value)
     if isinstance(value, float):
