@@ -84,7 +84,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         servers = [self._server(sock) for sock in self.sockets]
         helpers = [gevent.spawn(self._keep_notifying)]
         try:
-            helpers += self._start_instances()
+            if self.alive:  # it may have been told to end while it loaded the application
+                helpers += self._start_instances()
             # What was made so far stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from host_parts import gunicorn, host, publish, shutdown_retry
 from raw_http import ask
-from support import until
+from support import PATIENCE, until
 
 from pgbus_gevent.testing.client import StreamClient
 
@@ -80,7 +80,7 @@ def test_it_outlives_its_terminal_and_no_client_is_cut_off(
             until(lambda client=client: told(client, id), "it has the message, or was told to come back")
         assert ask(served.port, "/pgbus/readyz").status == 200
         served.signal()
-        served.wait()
+        served.wait(3 * PATIENCE)  # gunicorn gives its workers half a minute
 
 
 def told(client: StreamClient, id: int) -> bool:
