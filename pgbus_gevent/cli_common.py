@@ -26,6 +26,8 @@ PROGRAM = "pgbus-gevent"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses beside 0; the last is what a shell makes of a program that SIGINT ended."""
 
+_NO_RIGHT = "42501"  # insufficient_privilege
+
 _NO_SCHEMA = ("3F000", "42P01", "42883")  # invalid_schema_name, undefined_table, undefined_function
 
 
@@ -158,6 +160,11 @@ def schema_expected() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
+        if error.sqlstate == _NO_RIGHT and "docs/" not in str(error):
+            raise DatabaseError(
+                f"{error}; let the owner of the schema grant this role its rights, as docs/sql.md has them",
+                error.sqlstate,
+            ) from error
         if error.sqlstate not in _NO_SCHEMA:
             raise
         raise DatabaseError(

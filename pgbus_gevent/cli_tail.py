@@ -27,7 +27,8 @@ from .core.filters import Filters
 from .core.names import CONTROL_PREFIX, check_name
 from .core.sse_parser import ParsedFrame, Parser
 from .database import Database
-from .errors import PgbusError
+from .database.checks import Checks
+from .errors import DatabaseError, PgbusError
 from .streamer.instance import Instance
 
 _ABOUT = """\
@@ -78,6 +79,7 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         database = Database(settings, read_only=True)
         with schema_expected():
             heads = {name: database.queries.last_id(name) for name in names}
+            _check_rights(database)
         # With a cursor from the first moment on, as the database may go away before the Instance has it.
         starts = {name: None if replay is not None else _start(since, name, heads) for name in names}
         places = [Place(name, since=starts[name], replay=replay) for name in names]
@@ -101,6 +103,16 @@ TAIL = Command(
     _add_tail,
     _tail,
 )
+
+
+def _check_rights(database: Database) -> None:
+    """What is tried again and again would go on without an end, where it is a right that is missing."""
+    needed = {f"select on pgbus.{table}" for table in ("messages", "horizons", "revocations")}
+    if database.settings.listen:
+        needed.add("execute on pgbus.channels()")
+    missing = needed.intersection(Checks(database.pool).missing_rights())
+    if missing:
+        raise DatabaseError(f"this role has no {', '.join(sorted(missing))}", "42501")
 
 
 def _start(since: int | None, name: str, heads: dict[str, int]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ def content(url: str) -> dict[str, list[Any]]:
     tables = execute(
         url, "select relname from pg_class where relnamespace = 'pgbus'::regnamespace and relkind = 'r' order by 1"
     )
+    # The database is a copy of a template, and has its channels: the first server that asks gives it some of its own.
     return {table: execute(url, f"select t::text from pgbus.{table} t order by 1") for (table,) in tables}
 
 
@@ -45,8 +48,6 @@ def old(pgbus_database: str, pgbus_bus: Bus) -> str:
         "insert into pgbus.workers (id, host, pid, started_at, seen_at, facts)"
         " values ('gone', 'host', 1, now(), now() - interval '1 hour', '{}')",
     )
-    # The database is a copy of a template: the first who asks, a server as a rule, gives it channels of its own.
-    execute(pgbus_database, "select pgbus.channels()")
     pgbus_bus.close()
     return pgbus_database
 
@@ -81,3 +82,30 @@ def test_the_other_readers_change_nothing(command: str, old: str, tmp_path: Path
     assert content(old) == before
     ended = Cli(tmp_path, read_only(old)).run(command)
     assert ended.err == "" and "read-only" not in ended.out
+
+
+@pytest.fixture
+def role(old: str) -> Iterator[str]:
+    """One that may log in, and nothing else."""
+    name = f"pgbus_test_looker_{os.getpid()}"
+    execute(old, f"create role {name} login")
+    yield name
+    execute(old, f"drop owned by {name}")
+    execute(old, f"drop role {name}")
+
+
+@pytest.mark.parametrize("command", ["streams", "connections", "tail orders"])
+def test_who_may_not_look_is_told_what_to_do_in_one_line(command: str, old: str, role: str, tmp_path: Path) -> None:
+    execute(old, f"select pgbus.grant_reader('{role}')")
+    told = Cli(tmp_path, str(ext.make_dsn(old, user=role))).fails(1, *command.split())
+    assert "docs/sql.md" in told
+
+
+def test_a_servers_rights_are_enough_to_look_and_to_follow(old: str, role: str, tmp_path: Path) -> None:
+    execute(old, f"select pgbus.grant_server('{role}')")
+    cli = Cli(tmp_path, str(ext.make_dsn(old, user=role)))
+    assert "orders" in cli.ok("streams") and cli.ok("connections")
+    with Tail(cli, "orders", "--since", "0") as tail:
+        assert [tail.line().split()[-1] for _ in range(3)] == ["one", "two", "three"]
+        tail.signal()
+        assert tail.end().err == ""

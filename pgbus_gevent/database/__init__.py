@@ -31,7 +31,7 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 class Database:
     """One database as the settings describe it: its pool, its queries, its LISTEN sessions, its migrations.
 
-    Nothing is opened before it is needed. With ``read_only`` the pooled sessions refuse to write.
+    Nothing is opened before it is needed. With ``read_only`` its sessions refuse to write.
     Raises :class:`InvalidSetting` when there is no ``database_url``.
     """
 
@@ -41,6 +41,7 @@ class Database:
         self.settings = settings
         self.url = settings.database_url
         self._route = Route()
+        self._session_settings = _READ_ONLY if read_only else {}
         self.pool = Pool(
             partial(
                 connect,
@@ -48,7 +49,7 @@ class Database:
                 application_name="pgbus-pool",
                 connect_timeout=settings.connect_timeout,
                 statement_timeout=settings.statement_timeout,
-                settings=_READ_ONLY if read_only else {},
+                settings=self._session_settings,
                 route=self._route,
             ),
             size=settings.pool_size,
@@ -69,6 +70,7 @@ class Database:
             connect_timeout=self.settings.connect_timeout,
             statement_timeout=self.settings.statement_timeout,
             pool=self.pool,
+            settings=self._session_settings,
             route=None if self.settings.listen_url else self._route,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -46,6 +47,7 @@ class ListenSession:
         connect_timeout: float,
         statement_timeout: float,
         pool: Pool | None = None,
+        settings: Mapping[str, str] | None = None,
         route: Route | None = None,
     ) -> None:
         self._pool = pool
@@ -54,6 +56,7 @@ class ListenSession:
             application_name="pgbus-listen",
             connect_timeout=connect_timeout,
             statement_timeout=statement_timeout,
+            settings=settings,
             route=route,
         )
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
