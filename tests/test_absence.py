@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +16,17 @@ from database_parts import Proxy
 from support import connect, get, holds, run, session, until
 from support import serving as plain_serving
 
+from pgbus_gevent import streamer
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import green, patience, pool
 from pgbus_gevent.database.connect import connect as connect_to
 from pgbus_gevent.database.queries import Queries
 from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer import pulse
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.web.stream_app import StreamApp
 
 KILL_LISTENERS = (
     "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -233,3 +238,66 @@ def test_a_server_is_not_ready_while_the_schema_is_missing(
         assert "unavailable" in refused.frames[-1].data
         run(connection, "alter schema elsewhere rename to pgbus")
         until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+
+
+# the first start
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The URL of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d"
+
+
+def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
+    mute: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    instance = Instance(Settings(database_url=mute, secret="x" * 16, connect_timeout=1.0, public=("*",)))
+    with server_of(StreamApp(instance)) as url:
+        began = monotonic()
+        for _ in range(3):
+            answer = get(url, "/pgbus/healthz")
+            assert answer.status == 200 and b"starting" in answer.body
+        assert monotonic() - began < 0.9
+        asked = [gevent.spawn(get, url, "/pgbus/readyz") for _ in range(6)]
+        gevent.joinall(asked, timeout=10, raise_error=True)
+        assert {one.value.status for one in asked} == {503}
+        assert monotonic() - began < 3.5, "one after the other they would take six seconds"
+        assert 1 <= caplog.text.count("the streamer cannot start") <= 3
+    instance.shutdown(1.0)
+
+
+def test_callers_of_current_share_one_attempt_and_a_pause_after_it(mute: str) -> None:
+    def ask() -> None:
+        with pytest.raises(DatabaseUnavailable):
+            streamer.current(database_url=mute, secret="x" * 16, connect_timeout=0.5)
+
+    began = monotonic()
+    gevent.joinall([gevent.spawn(ask) for _ in range(6)], timeout=10, raise_error=True)
+    ask()
+    assert monotonic() - began < 2.0
+    streamer.reset()
+
+
+def test_a_stream_waits_for_a_first_start_that_fails_for_a_moment(
+    pgbus_settings: Settings, pgbus_database: str
+) -> None:
+    instance = Instance(replace(pgbus_settings, public=("*",)))
+    with server_of(StreamApp(instance)) as url:
+        with refusing(pgbus_database):
+            client = connect(url, "orders")
+            holds(lambda: not client.closed, "it waits", 0.5)
+        client.next("pgbus:connected", timeout=8)
+        client.close()
+    instance.shutdown(1.0)
+
+
+@contextmanager
+def server_of(app: StreamApp) -> Iterator[str]:
+    server = Server(listen("127.0.0.1", 0), app)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.stop(1)

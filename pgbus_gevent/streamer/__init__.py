@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 from gevent.lock import RLock
 
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
+from ..errors import DatabaseUnavailable
 from .body_connection import BodyConnection
 from .connection import Connection
 from .dispatcher import StreamEventDispatcher
@@ -16,6 +18,7 @@ from .heartbeat import Heartbeat
 from .instance import Instance, instances
 from .io_writer import IoWriter
 from .listener import Listener
+from .starting import PAUSE
 
 __all__ = [
     "BodyConnection",
@@ -39,20 +42,44 @@ _lock = RLock()
 _slot: tuple[int, Instance] | None = None  # with the process that it was made in: a fork has to make its own
 
 
+class _Failure(NamedTuple):
+    """An attempt of :func:`current` that found the database away."""
+
+    pid: int
+    options: dict[str, Any]
+    at: float
+    error: DatabaseUnavailable
+
+    def holds(self, options: dict[str, Any], asked: float) -> bool:
+        """Whether who ``asked`` then would find nothing else."""
+        return self.pid == os.getpid() and options == self.options and asked < self.at + PAUSE
+
+
+_failure: _Failure | None = None
+
+
 def current(**options: Any) -> Instance:
     """The process's Instance, built with ``options`` and started on the first call; greenlets that race get the same one.
 
-    Raises what :class:`Instance` and its ``start`` raise, and then the next call tries again. Options of a later call
-    are an error: they could have no effect.
+    Raises what :class:`Instance` and its ``start`` raise, and then a later call tries again: for those who waited meanwhile, and
+    for a moment where the database was away, the outcome is the same. Options of a later call are an error: they could have no
+    effect.
     """
-    global _slot
+    global _slot, _failure
+    asked = monotonic()
     with _lock:
         if _slot is not None and _slot[0] == os.getpid():
             if options:
                 raise RuntimeError("the process's Instance is there already; reset() it before giving other options")
             return _slot[1]
-        instance = Instance(**options).start()
-        _slot = (os.getpid(), instance)
+        if _failure is not None and _failure.holds(options, asked):
+            raise _failure.error
+        try:
+            instance = Instance(**options).start()
+        except DatabaseUnavailable as error:
+            _failure = _Failure(os.getpid(), options, monotonic(), error)
+            raise
+        _slot, _failure = (os.getpid(), instance), None
         return instance
 
 
@@ -65,9 +92,9 @@ def set_current(instance: Instance | None) -> None:
 
 def reset() -> None:
     """Shut the process's Instance down, if there is one, and forget it."""
-    global _slot
+    global _slot, _failure
     with _lock:
-        slot, _slot = _slot, None
+        slot, _slot, _failure = _slot, None, None
     if slot is not None and slot[0] == os.getpid():
         slot[1].shutdown()
 

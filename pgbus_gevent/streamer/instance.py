@@ -13,7 +13,6 @@ from weakref import WeakSet
 import gevent
 from gevent import monkey
 from gevent.event import Event
-from gevent.lock import RLock
 
 from ..config import Settings
 from ..core.client import Client, StreamRequest, Subscription
@@ -41,6 +40,7 @@ from .reader import Reader
 from .rechecks import Rechecks
 from .revocations import Revocations
 from .routing import WakeRouter
+from .starting import Shared
 from .task import Task
 from .turns import breathe
 
@@ -100,7 +100,7 @@ class Instance:
         self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()
-        self._starting = RLock()
+        self._starting = Shared(self._start)  # greenlets that race share one attempt
         _instances.add(self)
         self.budget = RingBudget(self.settings.ring_budget)
         self.registry = registry(self._make_log)
@@ -227,8 +227,7 @@ class Instance:
 
         Raises :class:`NotPatched`, and :class:`DatabaseError` where the schema is not, and cannot be brought, up to date.
         """
-        with self._starting:  # greenlets that race wait for the one that came first
-            self._start()
+        self._starting()
         return self
 
     def _start(self) -> None:

@@ -11,9 +11,10 @@ from ..core.client import ANYBODY, Place, StreamRequest, Subscriber
 from ..core.identity import Identities
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
-from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PgbusError, PoolTimeout
+from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
 from ..streamer.clients import refusal_retry
 from ..streamer.instance import Instance
+from ..streamer.starting import Starter
 from . import requests
 from .backstage import backstage_of
 from .element import element
@@ -47,6 +48,7 @@ IDENTITY = "pgbus-identity"
 """The header that tells as whom a stream would be followed."""
 
 _READ = ("GET", "HEAD")
+_GLANCE = 1.0  # seconds for which a request that is no stream waits for the first start
 
 
 class StreamApp:
@@ -64,6 +66,7 @@ class StreamApp:
         self.prefix = settings.prefix
         self._hook = None if authorize is None else Hook(authorize)
         self._settings = settings
+        self._starter = Starter(instance.start, patience=settings.away_after)
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
@@ -76,7 +79,7 @@ class StreamApp:
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        self._start()
+        self._start(environ)
         extra = self._cors(environ)
         try:
             found = self._route(environ)
@@ -89,13 +92,20 @@ class StreamApp:
             return [] if environ["REQUEST_METHOD"] == "HEAD" else found.chunks()
         return send(found, environ, start_response, extra)
 
-    def _start(self) -> None:
-        """Start the instance with the first request: in a worker that was forked, that is after the fork."""
-        try:
-            self.instance.start()
-        except PgbusError as error:
-            # Streams are refused as for any outage, readyz tells, and the next request tries again.
-            logger.error("the streamer cannot start: %s", error)
+    def _start(self, environ: Environ) -> None:
+        """Start the instance with the first request: in a worker that was forked, that is after the fork.
+
+        A stream waits for it as for any short absence of the database, a probe of life not at all.
+        """
+        if self._is_started():
+            return
+        self._starter.begin()
+        path = requests.path_below(environ, self.prefix) or ""
+        if path != "/healthz":
+            self._starter.wait(self._settings.away_after if path.startswith("/streams") else _GLANCE)
+
+    def _is_started(self) -> bool:
+        return self.instance.draining or any(task.running or task.failed for task in self.instance.tasks)
 
     def serves(self, path: str) -> bool:
         """Whether a PATH_INFO lies under the prefix."""
@@ -131,8 +141,8 @@ class StreamApp:
 
     def _health(self, environ: Environ) -> Answer:
         parts = {task.name: "running" if task.running else "stopped" for task in self.instance.tasks}
-        alive = self.instance.alive
-        return json_answer(200 if alive else 503, {"status": "ok" if alive else "failed", "parts": parts})
+        status = "ok" if self.instance.alive else "failed" if self._is_started() else "starting"
+        return json_answer(503 if status == "failed" else 200, {"status": status, "parts": parts})
 
     def _readiness(self, environ: Environ) -> Answer:
         reason, detail = self.instance.unready, self.instance.pulse.trouble
