@@ -30,6 +30,8 @@ class Logins:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.named = True
+        self.owners: dict[str, str] = {}
+        self.open_to_all: set[str] = set()
         self.contexts: dict[str, Any] = {
             "ada": {"admin": True},
             "bob": {"admin": False},
@@ -39,11 +41,12 @@ class Logins:
 
     def subscriber(self, login: str) -> Subscriber:
         context = self.contexts[login]
-        return Subscriber(login if self.named else None, context() if callable(context) else context)
+        owner = self.owners.get(login, login) if self.named else None
+        return Subscriber(owner, context() if callable(context) else context)
 
     def authorize(self, environ: Any, stream: str) -> bool | Subscriber:
         login = SimpleCookie(environ.get("HTTP_COOKIE", "")).get("login")
-        return login is None or self.subscriber(login.value)
+        return login is None or stream in self.open_to_all or self.subscriber(login.value)
 
     def tag(self, login: str, stream: str) -> str:
         tag = self.site.bus.stream_tag(stream, subscriber=self.subscriber(login))
@@ -182,6 +185,47 @@ def test_a_login_that_gets_another_role_goes_on_with_what_that_one_may_see(
     for page in (*pages, new):
         page.until_data(["for all"])
         assert page.seen("pgbus:close") == []
+
+
+def test_a_session_that_is_somebody_elses_by_now_ends_the_tabs_that_are_open(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    """The cookie stays; the hook, asked again, has another owner for it."""
+    log_in(tabs, "bob")
+    pages = [arrive(tabs, front, element(stream)) for _ in range(2)]
+    logins.owners["bob"] = "ada"
+    logins.contexts["bob"] = {"admin": True}
+    for page in pages:
+        page.until("source.state == 'closed'")
+        assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
+    whisper(front, stream, "for admins")
+    holds(lambda: [page.data() for page in pages] == [[], []], "nothing is shown", 0.3)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["owners", "contexts alone"])
+def test_streams_that_are_followed_as_different_people_are_on_one_page(
+    tabs: Profile, front: Front, logins: Logins, stream: str, named: bool
+) -> None:
+    logins.named = named
+    names = [f"{stream}:{number}" for number in range(4)]
+    logins.open_to_all = {names[0], names[3]}
+    log_in(tabs, "ada")
+    both = element(names[0]) + element(names[1]).replace('id="source"', 'class="other"')
+    pages = [arrive(tabs, front, both) for _ in range(2)]
+    for number in (2, 3):
+        page = pages[0]
+        more = element(names[number]).replace('id="source"', 'class="more"')
+        page.eval("(html) => document.body.insertAdjacentHTML('beforeend', html)", more)
+        page.until(f"document.querySelectorAll('[state=open]').length == {number + 1}")
+    front.drop()
+    for name in names:
+        whisper(front, name, name)
+        publish(front.site, name, "for all")
+    allowed = [name for name in names if name not in logins.open_to_all]
+    until(lambda: sorted(pages[0].data()) == sorted([*allowed, *["for all"] * 4]), "the first has all that it may see")
+    until(lambda: sorted(pages[1].data()) == sorted([names[1], *["for all"] * 2]), "the second too")
+    for page in pages:
+        assert "identity-changed" not in [close["reason"] for close in page.seen("pgbus:close")]
 
 
 def test_a_context_that_is_another_one_each_time_is_live_all_the_same_and_shares_nothing(
