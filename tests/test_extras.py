@@ -1,0 +1,147 @@
+"""Each extra installs everything that its programs need: they run in an environment that has nothing else.
+
+The environment is put together from what is installed here, by the requirements of setup.py and of those distributions, as pip
+would: no network is needed.
+"""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import types
+import venv
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from database_parts import until
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from program_parts import PATIENCE, ROOT, Program, program
+
+Make = Callable[..., Path]
+
+
+def declared() -> dict[str, list[str]]:
+    """The requirements by extra, and under "" those of everybody, as setup.py has them."""
+    found: dict[str, Any] = {}
+    stub = types.ModuleType("setuptools")
+    vars(stub).update(setup=lambda **options: found.update(options), find_packages=lambda **_: [])
+    before = sys.modules.get("setuptools")
+    sys.modules["setuptools"] = stub
+    try:
+        runpy.run_path(str(ROOT / "setup.py"))
+    finally:
+        if before is None:
+            del sys.modules["setuptools"]
+        else:
+            sys.modules["setuptools"] = before
+    return {"": found["install_requires"], **found["extras_require"]}
+
+
+def needed(requirements: list[str]) -> set[str]:
+    """The distributions that these requirements bring."""
+    todo = [Requirement(text) for text in requirements]
+    seen: set[tuple[str, str]] = set()
+    while todo:
+        one = todo.pop()
+        for extra in {"", *one.extras}:
+            if (one.marker and not one.marker.evaluate({"extra": ""})) or (canonicalize_name(one.name), extra) in seen:
+                continue
+            seen.add((canonicalize_name(one.name), extra))
+            for text in metadata.distribution(one.name).requires or []:
+                deeper = Requirement(text)
+                if deeper.marker is None or deeper.marker.evaluate({"extra": extra}):
+                    deeper.marker = None
+                    todo.append(deeper)
+    return {name for name, _ in seen}
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(*extras: str) -> Path:
+        """An environment with the package and these extras, whose Python the tests' programs run from now on."""
+        folder = tmp_path / "bare"
+        venv.create(folder, symlinks=True, with_pip=False)
+        (site,) = folder.glob("lib/python*/site-packages")
+        wanted = declared()
+        for name in needed([text for extra in ("", *extras) for text in wanted[extra]]):
+            link(metadata.distribution(name), site)
+        (site / "pgbus_gevent").symlink_to(ROOT / "pgbus_gevent")
+        monkeypatch.setattr(sys, "executable", str(folder / "bin" / "python"))
+        return folder
+
+    return made
+
+
+def link(distribution: metadata.Distribution, site: Path) -> None:
+    for file in distribution.files or []:
+        if ".." not in file.parts and file.suffix != ".pyc":
+            place = site / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(str(distribution.locate_file(file)))
+
+
+SERVE = ("-m", "pgbus_gevent.serve")
+
+
+def serves(*flags: str, database_url: str, folder: Path, **env: str) -> None:
+    env["PYTHONPATH"] = ""
+    with program(*SERVE, *flags, database_url=database_url, cwd=folder, **env) as served:
+        until(lambda: "pgbus_gevent serves http://" in served.log, "it serves", PATIENCE)
+        assert "board" in served.page("/") and served.page("/pgbus/healthz")
+        assert served.stop() == 0, served.log
+    assert "Traceback" not in served.log
+
+
+def test_alone_it_serves_and_tells_what_more_workers_need(make: Make, pgbus_database: str, tmp_path: Path) -> None:
+    make()
+    serves(database_url=pgbus_database, folder=tmp_path)
+    refused = Program([*SERVE, "--workers", "2"], pgbus_database, tmp_path, None, PYTHONPATH="")
+    assert refused.process.wait(PATIENCE) == 1
+    assert refused.log == "pgbus-gevent: more than one worker needs gunicorn: pip install 'pgbus-gevent[workers]'\n"
+    no_database = Program(SERVE, "", tmp_path, None, PYTHONPATH="", PGBUS_DATA_DIR=str(tmp_path / "data"))
+    assert no_database.process.wait(PATIENCE) == 1
+    assert "pip install 'pgbus-gevent[embedded]'" in no_database.log and len(no_database.log.splitlines()) == 1
+
+
+def test_workers_has_all_that_several_workers_need(make: Make, pgbus_database: str, tmp_path: Path) -> None:
+    make("workers")
+    serves("--workers", "2", database_url=pgbus_database, folder=tmp_path)
+
+
+def test_embedded_has_a_database(make: Make, tmp_path: Path) -> None:
+    make("embedded")
+    serves(database_url="", folder=tmp_path, PGBUS_DATA_DIR=str(tmp_path / "data"), PGBUS_SECRET="")
+
+
+def test_test_has_what_the_pytest_plugin_needs(make: Make, tmp_path: Path) -> None:
+    make("test")
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(pgbus_bus, pgbus_client):\n"
+        "    client = pgbus_client('orders')\n"
+        "    pgbus_bus.stream('orders').broadcast('x')\n"
+        "    assert client.next().data == 'x'\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "pgbus_gevent.testing.patch",
+            "-p",
+            "pgbus_gevent.testing.plugin",
+            "test_it.py",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
