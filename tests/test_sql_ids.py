@@ -102,7 +102,11 @@ def test_rows_that_were_copied_with_higher_ids_are_gone_over(sql: Session, strea
     assert sql.data(stream) == ["x", "copied", "y"]
 
 
-@pytest.mark.parametrize("id", [2**53 - 1, 2**53 - 10, int(time() * 1e6) + 11 * YEAR])
+@pytest.mark.parametrize(
+    "id",
+    [2**53 - 1, 2**53 - 10, int(time() * 1e6) + 11 * YEAR],
+    ids=["the highest", "nearly", "in eleven years"],  # every process of a run has to call a test the same
+)
 def test_an_id_far_above_the_clock_is_a_clear_error_for_its_stream_alone(id: int, sql: Session, stream: str) -> None:
     sql.run("insert into pgbus.messages (stream, msg_id, data) values (%s, %s, 'absurd')", stream, id)
     for append in APPENDS.values():
