@@ -22,9 +22,8 @@ class Line:
 
     @property
     def away(self) -> float:
-        """Seconds from the cut to the next connection."""
-        assert self.cut_at is not None
-        return self.opened[1] - self.cut_at
+        """Seconds from the cut to the next connection; none, where there was none."""
+        return self.opened[1] - self.cut_at if self.cut_at is not None and len(self.opened) > 1 else 0.0
 
 
 class CuttingProxy:
