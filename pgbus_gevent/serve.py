@@ -98,7 +98,7 @@ class _Service:
 
     def run(self) -> int:
         """Start, serve until told to stop, stop; the exit status."""
-        raise_descriptor_limit(self.settings.max_connections)
+        raise_descriptor_limit()
         return self._run_here() if self.settings.workers == 1 else self._run_workers()
 
     def _run_here(self) -> int:

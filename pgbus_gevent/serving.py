@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +34,6 @@ logger = logging.getLogger("pgbus_gevent.serve")
 SPARE = 2.0
 """Seconds beyond ``grace`` that workers have until gunicorn's master ends them."""
 
-_RESERVE = 256
 # Descriptors for everything but streams: the database, requests of other kinds, files.
 
 _LOOK = 0.05  # seconds
@@ -210,20 +209,9 @@ def load(name: str, what: str) -> Any:
     return found
 
 
-def raise_descriptor_limit(connections: int) -> None:
-    """Allow as many descriptors as the system lets us, and say where that is too few for all the connections."""
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system lets us; where that is few, each Instance takes fewer connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            pass
-    if soft != resource.RLIM_INFINITY and soft < connections + _RESERVE:
-        logger.warning(
-            "the limit of %d open files is below max_connections=%d and a reserve of %d: raise it (ulimit -n), or lower"
-            " max_connections",
-            soft,
-            connections,
-            _RESERVE,
-        )

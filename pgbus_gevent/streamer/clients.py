@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import resource
 import secrets
 import socket
 from collections import Counter
@@ -21,6 +22,10 @@ from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 
 logger = logging.getLogger("pgbus_gevent.streamer")
+
+
+RESERVE = 256
+"""Descriptors that are left for what is no stream: health checks, the database, files; or half of them where there are few."""
 
 
 class Limits(NamedTuple):
@@ -87,6 +92,24 @@ class Clients:
         self._callbacks: dict[str, Any] = {"on_drained": self._drained, "on_gone": self._gone}
 
     # coming
+
+    @property
+    def most(self) -> int:
+        """How many connections are taken."""
+        return self._limits.connections
+
+    def fit(self) -> None:
+        """Take no more connections than the process may have descriptors, so that there are some for who asks after its health."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        reserve = min(RESERVE, soft // 2)
+        if soft == resource.RLIM_INFINITY or soft - reserve >= self.most:
+            return
+        logger.warning(
+            "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are taken at the most;"
+            " raise it (ulimit -n), or lower max_connections",
+            *(soft, self.most, reserve, soft - reserve),
+        )
+        self._limits = self._limits._replace(connections=soft - reserve)
 
     def refusal(self, owner: str | None = None, address: str = "") -> str | None:
         """Why a new connection is to be refused now, or None: ``restart``, ``unavailable``, ``overloaded`` or

@@ -240,6 +240,7 @@ class Instance:
             )
         green.install()
         self.pulse.begin(self.database.prepare())
+        self.clients.fit()
         for task in self.tasks:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):

@@ -162,7 +162,7 @@ class Console:
             "host": socket.gethostname(),
             "version": process.release(),
             "started": self._roll_call.started_at,
-            "max": settings.max_connections,
+            "max": self._instance.clients.most,
             "listen": settings.listen,
             "guarded": self._operators.has_token,
             "bounds": {"passes": self._metrics.passes.bounds, "latency": self._metrics.latency.bounds},

@@ -99,7 +99,7 @@ class Metrics:
             "pgbus_connections_max",
             "gauge",
             "The most stream connections that this worker takes",
-            instance.settings.max_connections,
+            instance.clients.most,
         )
         yield one("pgbus_connections_opened_total", "counter", "Stream connections opened", total.total_connections)
         yield by_label("pgbus_disconnects_total", "Stream connections that ended, by the reason", "reason", self._ends)
