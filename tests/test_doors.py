@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic, perf_counter, time
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import gevent
 import pytest
@@ -567,3 +568,55 @@ def test_a_bad_answer_when_asked_again_ends_the_connection(
             now["answer"] = "yes"
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "revoked"
             assert "the authorize hook answered a str" in caplog.text
+
+
+# behind parsers that let more pass than ours
+
+NASTY = (
+    "",
+    "[",
+    "http://[",
+    "\0",
+    "\x1b[31m",
+    "\r\n",
+    "é",
+    "\xff\xfe",
+    "a" * 5000,
+    "%",
+    "=",
+    ";",
+    ",",
+    "1" * 5000,
+    "-1",
+    "Bearer",
+    "::1%",
+    "[::1",
+)
+KEYS = (
+    "HTTP_HOST", "HTTP_ORIGIN", "HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_ACCEPT", "HTTP_LAST_EVENT_ID", "HTTP_IF_NONE_MATCH",
+    "HTTP_SEC_FETCH_SITE", "HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "HTTP_X_FORWARDED_PROTO", "QUERY_STRING", "REMOTE_ADDR",
+    "CONTENT_LENGTH", "CONTENT_TYPE", "SERVER_PROTOCOL", "SERVER_SOFTWARE", "SCRIPT_NAME",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_value_that_a_lax_parser_lets_pass_is_an_error(
+    key: str, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
+    monkeypatch.setattr("pgbus_gevent.web.sessions.Guesses.note", lambda *_: None)
+    app, started = StreamApp(site.instance), []
+    for path in PATHS:
+        for method in ("GET", "POST", "OPTIONS", "HEAD"):
+            for value in (*NASTY, f"pgbus_console={'x' * 40}", f"token={OPERATOR}", f"Bearer {OPERATOR}"):
+                environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": f"/pgbus{path}", "SCRIPT_NAME": ""}
+                setup_testing_defaults(environ)
+                environ[key] = value
+                body = app(environ, lambda status, headers: started.append(status))
+                # A stream is begun by whoever iterates.
+                getattr(body, "close", lambda: None)()
+    known = ["200", "204", "303", "304", "308", "400", "401", "403", "404", "405", "408", "413", "421", "429"]
+    assert {status[:3] for status in started} <= set(known)
+    assert [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info
+    ] == []

@@ -11,13 +11,14 @@ MOST_GUESSES = 10_000
 
 _OPEN = """
 with old as (delete from pgbus.operator_sessions where created_at < clock_timestamp() - make_interval(secs => %(lifetime)s))
-insert into pgbus.operator_sessions (id, token) values (%(id)s, %(token)s)
+insert into pgbus.operator_sessions (id, token) values (decode(%(id)s, 'hex'), decode(%(token)s, 'hex'))
 """
 
 _IS_OPEN = """
 select exists (
   select from pgbus.operator_sessions
-  where id = %(id)s and token = %(token)s and created_at > clock_timestamp() - make_interval(secs => %(lifetime)s))
+  where id = decode(%(id)s, 'hex') and token = decode(%(token)s, 'hex')
+    and created_at > clock_timestamp() - make_interval(secs => %(lifetime)s))
 """
 
 _NOTE = """
@@ -46,15 +47,15 @@ class OperatorQueries:
 
     def open_session(self, id: bytes, token: bytes, lifetime: float) -> None:
         """Keep a session, which the hash of its cookie names, and the hash of its token; forget those of before ``lifetime``."""
-        self._run(_OPEN, id=id, token=token, lifetime=lifetime)
+        self._run(_OPEN, id=id.hex(), token=token.hex(), lifetime=lifetime)
 
     def session_is_open(self, id: bytes, token: bytes, lifetime: float) -> bool:
         """Whether a session was opened with that token, within ``lifetime``, and not ended."""
-        return bool(self._run(_IS_OPEN, id=id, token=token, lifetime=lifetime)[0])
+        return bool(self._run(_IS_OPEN, id=id.hex(), token=token.hex(), lifetime=lifetime)[0])
 
     def end_session(self, id: bytes) -> None:
         """Forget a session."""
-        self._run("delete from pgbus.operator_sessions where id = %(id)s", id=id)
+        self._run("delete from pgbus.operator_sessions where id = decode(%(id)s, 'hex')", id=id.hex())
 
     def note_guess(self, address: str, window: float) -> None:
         """A wrong token came from there; forget those of before ``window``."""

@@ -89,7 +89,7 @@ class Operators:
     def _judge(self, environ: Environ, given: str) -> None:
         """Raises Refused unless ``given`` is the token, and not the last of many guesses."""
         token = self._expected()
-        address = network_of(str(environ.get("REMOTE_ADDR") or ""))
+        address = ascii(network_of(str(environ.get("REMOTE_ADDR") or "")))[:100]
         # Before the token is looked at: else the right one would be told from all others.
         if self._guesses.too_many(address):
             raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))

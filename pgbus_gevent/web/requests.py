@@ -317,7 +317,7 @@ def _body_size(environ: Environ, limit: int) -> int:
     if not length:
         # Without either, a server may wait for bytes of the next request.
         return limit + 1 if environ.get("wsgi.input_terminated") else 0
-    if not (length.isascii() and length.isdigit()):
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise Refused(text(400, "the Content-Length is malformed"))
     if int(length) > limit:
         raise Refused(text(413, f"the body has more than {limit} bytes"))
