@@ -26,7 +26,7 @@ class OneConnection:
         self._connection = connection
 
     @contextmanager
-    def connection(self) -> Iterator[Any]:
+    def connection(self, *_: object) -> Iterator[Any]:
         yield self._connection
 
 

@@ -93,7 +93,9 @@ union all
 select s.stream, t.newest
 from unnest(%(streams)s::text[], %(heads)s::bigint[], %(pruned)s::boolean[]) as s(stream, head, pruned)
 cross join lateral (
-  select coalesce((select m.msg_id from pgbus.messages m where m.stream = s.stream
+  select coalesce((select m.msg_id from pgbus.messages m
+                   where m.stream = s.stream
+                         and m.msg_id > coalesce((select h.msg_id from pgbus.horizons h where h.stream = s.stream), 0)
                    order by m.msg_id desc limit 1), 0) as newest
   offset 0
 ) t

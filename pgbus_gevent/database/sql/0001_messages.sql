@@ -154,6 +154,8 @@ $$;
 create function pgbus.read_after(stream text, after bigint, max integer default 500)
 returns table (msg_id bigint, created_at timestamptz, event text, data text, visible_to text, exclude text)
 language plpgsql stable parallel safe rows 500 security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  known bigint;
 begin
   if pgbus.good_stream(stream) is not true then
     perform pgbus.refuse(stream, '', null, null);
@@ -166,10 +168,12 @@ begin
     raise exception 'bad limit %: "max" is at least 1', coalesce(max::text, 'null')
       using errcode = 'invalid_parameter_value';
   end if;
+  -- Below it may be any number of rows that no vacuum has taken away yet.
+  known := pgbus.horizon(stream);
   return query
     select m.msg_id, m.created_at, m.event, m.data, m.visible_to, m.exclude
     from pgbus.messages m
-    where m.stream = read_after.stream collate "C" and m.msg_id > after
+    where m.stream = read_after.stream collate "C" and m.msg_id > greatest(after, known)
     order by m.msg_id
     -- Hidden from the planner, which else, where it expects the stream to have fewer rows, reads and sorts all of it.
     limit (select max);

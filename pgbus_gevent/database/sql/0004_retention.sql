@@ -233,8 +233,7 @@ begin
   -- Not `not exists`, which the planner may turn into a join that reads the whole table.
   empty := array(
     select n.stream from unnest(names) as n(stream)
-    where (select m.msg_id from pgbus.messages m where m.stream = n.stream collate "C"
-           order by m.msg_id desc limit 1) is null);
+    where pgbus.head(n.stream) = pgbus.horizon(n.stream));
   delete from pgbus.horizons h where h.stream = any (empty collate "C");
   return case when passed = forget.max then lowest end;
 end

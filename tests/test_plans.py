@@ -1,0 +1,257 @@
+"""No statement costs more as the table grows: every one of the package, and in our functions, is explained as it runs.
+
+auto_explain tells the plan of each, with the pages that it touched. What touches more than a page of messages would is a walk.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from database_parts import Session, opened_sessions
+
+from pgbus_gevent.database import batch, using
+from pgbus_gevent.database.fleet import Fleet
+from pgbus_gevent.database.operators import OperatorQueries
+from pgbus_gevent.database.presence import PresenceQueries
+from pgbus_gevent.database.pruning import Pruning
+from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
+from pgbus_gevent.retention import Retention
+from pgbus_gevent.testing.databases import TestDatabases
+
+MESSAGES = 40_000
+MOST = 400
+"""Pages that one statement may touch. The table has many times as many, each index more than half of them."""
+
+OURS = "-c enable_seqscan=off -c jit=off"
+"""What database/connect.py says of plans; who publishes by SQL has PostgreSQL's own settings."""
+
+Ask = Callable[[Any], object]
+
+
+class OneConnection:
+    """In place of a pool."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def connection(self, *_: object, **__: object) -> Iterator[Any]:
+        yield self._connection
+
+    def ask(self, question: Callable[[Any], None]) -> None:
+        question(self._connection)
+
+
+BUSY, QUIET, NONE, PRUNED = "s 1", "quiet", "none", "pruned"
+EACH = [BUSY, QUIET, NONE, PRUNED]
+# The first append to a stream that was pruned empty steps over those of its rows that no vacuum has taken away yet, so that all the
+# others need not look at the horizon; from then on it finds its own.
+APPENDED = [BUSY, QUIET, NONE]
+PUBLIC = Publication()
+
+# Whatever a class of statements has, by its name. What is None reads everything on purpose, or is no statement.
+STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
+    Queries: {
+        "transaction": None,
+        "streams": None,  # the command that lists them all
+        "broadcast": lambda q: [q.broadcast(s, "x", PUBLIC) for s in APPENDED] + [q.broadcast(BUSY, "x", Publication(key="k"))],
+        "broadcast_many": lambda q: [q.broadcast_many(s, ["x", "y"], PUBLIC, keys) for s in EACH for keys in (None, ["a", None])],
+        "broadcast_ephemeral": lambda q: [q.broadcast_ephemeral(BUSY, size * "x", PUBLIC) for size in (1, 9000)],
+        "broadcast_batch": lambda q: q.broadcast_batch([batch.Outgoing(s, "x") for s in APPENDED]),
+        "last_ids": lambda q: q.last_ids(EACH),
+        "last_id": lambda q: [q.last_id(s) for s in EACH],
+        "read_after": lambda q: [q.read_after(s, after, 30) for s in EACH for after in (0, 2**50)],
+        "ping": lambda q: q.ping(),
+        "disconnect": lambda q: q.disconnect("ada"),
+        "revocations": lambda q: q.revocations(),
+        "moved": lambda q: [q.moved(dict.fromkeys(EACH, head)) for head in (0, 2**50)],
+        "tail": lambda q: [q.tail(q.newest - 20, holes, EACH, limit=30) for holes in ([], [q.newest - 25, q.newest + 7])],
+        "pages": lambda q: [q.pages([(s, after)], limit=30, size=10**6) for s in EACH for after in (0, q.newest - 20, 2**50)],
+        "openings": lambda q: [
+            q.openings([OpenQuestion(s, cursor, replay)], limit=30, size=10**6)
+            for s in EACH for cursor, replay in ((None, None), (0, None), (0, 20), (2**50, None))
+        ],
+        "ephemerals": lambda q: q.ephemerals([1, 2, 3]),
+    },
+    Pruning: {
+        "turn": None,  # these two go from stream to stream, and step over what was just pruned; once in a round for the fleet
+        "tell": lambda p: p.tell(5.0),
+        "ask": lambda p: p.ask(),
+        "below": None,
+        "prune": lambda p: [p.prune([s], 30) for s in EACH],
+        "forget": lambda p: [p.forget(None, 0.001, 20), p.forget("s", 0.001, 20)],
+        "prune_ephemerals": lambda p: p.prune_ephemerals(20),
+    },
+    PresenceQueries: {
+        "join": lambda p: p.join(BUSY, "ada", "{}", "c1", 30.0),
+        "touch": lambda p: p.touch(BUSY, "ada", "c1", 30.0),
+        "members": lambda p: p.members("here 7"),
+        "count": lambda p: p.count("here 7"),
+        "record": lambda p: p.record([(BUSY, "bob", "c2", "{}"), ("here 7", "cyd", "c3", None)], ttl=30.0, grace=1.0),
+        "touch_many": lambda p: p.touch_many([(BUSY, "ada", "c1"), ("here 7", "m7", "c")], ttl=30.0),
+        "leave": lambda p: p.leave(BUSY, "ada", "c1"),
+        "sweep": None,  # reads all who are present, a few times a minute, for the whole fleet
+    },
+    Fleet: {
+        "beat": lambda f: f.beat("w1", "host", 1, 1.0, {}),
+        "workers": lambda f: f.workers(),
+        "leave": lambda f: f.leave("w1"),
+        "retained": lambda f: f.retained(QUIET),
+    },
+    OperatorQueries: {
+        "open_session": lambda o: o.open_session(b"id", b"token", 60.0),
+        "session_is_open": lambda o: o.session_is_open(b"id", b"token", 60.0),
+        "end_session": lambda o: o.end_session(b"id"),
+        "note_guess": lambda o: o.note_guess("127.0.0.1", 60.0),
+        "guesses": lambda o: o.guesses("127.0.0.1", 60.0),
+    },
+}  # fmt: skip
+
+BY_SQL = [
+    *(f"pgbus.{call}" for s in APPENDED for call in (
+        f"broadcast('{s}', 'x')", f"broadcast('{s}', 'x', key => 'k')", f"broadcast_on_commit('{s}', 'x')",
+        f"broadcast_many('{s}', '{{a,b}}')")),
+    *(f"pgbus.{call}" for s in EACH for call in (
+        f"last_id('{s}')", f"read_after('{s}', 0, 30)", f"head('{s}')", f"jump('{s}', 0)")),
+    "pgbus.horizon('s 1')", "pgbus.channels()", "pgbus.pace_rings()", "pgbus.leave_roll('w')",
+    "pgbus.broadcast_on_commit('s 1', n.n) from (values ('1'), ('2')) n(n)",
+]  # fmt: skip
+
+
+def test_no_statement_is_forgotten() -> None:
+    for kind, known in STATEMENTS.items():
+        public = {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
+        assert set(known) == public, kind
+    assert using  # its statements call functions of ours alone, but for that of last_ids
+
+
+@pytest.fixture(scope="module", params=[1, 20, 1000], ids=lambda count: f"{count} streams")
+def filled(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> Iterator[str]:
+    """Most messages are of so many streams; a few are quiet, and one was pruned empty."""
+    url = pgbus_databases.make()
+    with opened_sessions(url) as opener:
+        sql = opener()
+        sql.run("set session_replication_role = replica")
+        sql.run(
+            "insert into pgbus.messages (stream, msg_id, prev_id, data)"
+            " select 's ' || 1 + n %% %s, pgbus_ids.start + n, null, repeat('x', 200)"
+            " from generate_series(1, %s) n cross join (select last_value as start from pgbus.message_ids) pgbus_ids",
+            request.param, MESSAGES,
+        )  # fmt: skip
+        sql.run("select setval('pgbus.message_ids', (select max(msg_id) from pgbus.messages))")
+        sql.run("set session_replication_role = origin")
+        sql.call("broadcast", QUIET, "x")
+        sql.run("insert into pgbus.horizons select 'gone ' || n, n from generate_series(1, 20000) n")
+        sql.run(
+            "insert into pgbus.presence (stream, member, connection, metadata, joined_at, connected_at, expires_at)"
+            " select 'here ' || n, 'm' || n, 'c', '{}', now(), now(), now() + interval '1 hour' from generate_series(1, 5000) n"
+        )
+        sql.run("insert into pgbus.revocations (owner, revoked_at)"
+                " select 'o' || n, now() - interval '30 minutes' from generate_series(1, 5000) n")  # fmt: skip
+    yield url
+    pgbus_databases.drop(url)
+
+
+def prune_empty(url: str) -> None:
+    """A stream whose many messages are gone, but not vacuumed."""
+    with opened_sessions(url) as opener:
+        sql = opener()
+        sql.run("delete from pgbus.messages where stream = %s", PRUNED)
+        sql.run(
+            "insert into pgbus.messages (stream, msg_id, data) select %s, last_value - n, repeat('x', 300)"
+            " from pgbus.message_ids cross join generate_series(1, 20000) n",
+            PRUNED,
+        )
+        sql.run("insert into pgbus.horizons select stream, max(msg_id) from pgbus.messages where stream = %s group by stream"
+                " on conflict (stream) do update set msg_id = excluded.msg_id", PRUNED)  # fmt: skip
+        sql.run("delete from pgbus.messages where stream = %s", PRUNED)
+
+
+class Explained(Session):
+    """A session that keeps the plans of all that runs in it."""
+
+    def __init__(self, url: str, options: str) -> None:
+        super().__init__(url)
+        self.notices: deque[str] = deque()  # of a list psycopg2 keeps the last fifty
+        self.connection.notices = self.notices
+        for setting in options.replace("-c ", "").split():
+            name, _, value = setting.partition("=")
+            self.run(f"set {name} = {value}")
+        self.run("load 'auto_explain'")
+        for name, value in {
+            "log_min_duration": "0", "log_nested_statements": "on", "log_analyze": "on", "log_buffers": "on", "log_timing": "off",
+            "log_format": "json", "log_level": "notice",
+        }.items():  # fmt: skip
+            self.run(f"set auto_explain.{name} = '{value}'")
+
+    def costly(self) -> list[tuple[int, str]]:
+        """The statements that touched more pages than they may, since the last time."""
+        found = []
+        for notice in self.notices:
+            _, brace, text = notice.partition("{")
+            if brace and "plan:" in notice:
+                plan = json.loads(brace + text)
+                pages = plan["Plan"].get("Shared Hit Blocks", 0) + plan["Plan"].get("Shared Read Blocks", 0)
+                if pages > MOST and not nested(plan["Query Text"]):
+                    found.append((pages, plan["Query Text"]))
+        assert any("plan:" in notice for notice in self.notices) or not self.notices
+        self.notices.clear()
+        return found
+
+
+def nested(text: str) -> bool:
+    """Whether what a statement touches is what those in it touch, which are explained one by one."""
+    return text.startswith("select pgbus.") and "from" not in text
+
+
+@pytest.mark.parametrize("state", ["after a burst", "beside an old snapshot", "vacuumed"])
+def test_no_statement_walks(state: str, filled: str) -> None:
+    walks = []
+    with opened_sessions(filled) as opener:
+        keeper = opener()
+        if state == "vacuumed":
+            prune_empty(filled)
+            for table in ("messages", "horizons", "presence", "revocations"):
+                keeper.run(f"vacuum analyze pgbus.{table}")
+        elif state == "beside an old snapshot":
+            keeper.run("begin isolation level repeatable read; select count(*) from pgbus.horizons")
+            prune_empty(filled)
+        for mode in ("auto", "force_generic_plan", "force_custom_plan"):
+            walks += [(mode, *walk) for walk in looked(filled, mode)]
+    told = {f"{mode}: {pages} pages, {' '.join(text.split())[:200]}" for mode, pages, text in walks}
+    assert not told, "\n".join(sorted(told))
+
+
+def looked(url: str, mode: str) -> list[tuple[int, str]]:
+    """All of it, in a transaction for each, which is taken back."""
+    found = []
+    ours, theirs = Explained(url, OURS), Explained(url, "")
+    try:
+        for session in (ours, theirs):
+            session.run(f"set plan_cache_mode = {mode}")
+        pool = OneConnection(ours.connection)
+        newest = ours.one("select last_value from pgbus.message_ids")
+        for kind, statements in STATEMENTS.items():
+            asking = kind(pool, Retention(3600.0)) if kind is Pruning else kind(pool)
+            asking.newest = newest
+            for ask in filter(None, statements.values()):
+                ours.run("begin")
+                ask(asking)
+                ours.run("rollback")
+        for call in BY_SQL:
+            theirs.run("begin")
+            for _ in range(7 if mode == "auto" else 1):  # from the sixth on, PL/pgSQL may take a generic plan
+                theirs.run(f"select {call}")
+            theirs.run("set constraints all immediate")
+            theirs.run("rollback")
+        found = ours.costly() + theirs.costly()
+    finally:
+        ours.close()
+        theirs.close()
+    return found
