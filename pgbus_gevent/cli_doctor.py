@@ -249,6 +249,21 @@ def _dead_rows(database: Database, checks: Checks) -> Finding | None:
     return Finding("vacuum", OK, text)
 
 
+def _retention(database: Database, checks: Checks) -> Finding | None:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    try:
+        told = database.pruning.told()
+    except DatabaseError as error:
+        if error.sqlstate == "42501":
+            return None  # it is for who prunes; `rights` tells of it
+        raise
+    if len(told) < 2:
+        return None
+    text = "; ".join(f"{teller} has {kept}" for kept, teller in told)
+    return Finding("retention", WARN, f"servers disagree: {text}", "give all of them the same: the longest applies")
+
+
 _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "primary": _role,
     "encoding": _encoding,
@@ -256,6 +271,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "rights": _rights,
     "ids": _ids,
     "locks": _locks,
+    "retention": _retention,
     "pooler": _pooler,
     "listen": _listen,
     "sessions": _sessions,

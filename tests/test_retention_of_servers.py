@@ -44,8 +44,13 @@ def let_them_prune(sql: Session) -> None:
 
 
 def test_the_longer_one_applies_and_both_say_so(
-    sql: Session, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
+    sql: Session,
+    pgbus_settings: Settings,
+    pgbus_database: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    cli = Cli(tmp_path, pgbus_database)
     with (
         serving(pgbus_settings, prune_interval=QUICK, retention="1d"),
         serving(pgbus_settings, prune_interval=QUICK, retention="1m") as shorter,
@@ -53,6 +58,8 @@ def test_the_longer_one_applies_and_both_say_so(
         until(lambda: caplog.text.count("disagree about retention") == 2, "each of them says it")
         let_them_prune(sql)
         assert shorter.instance.pruner.removed == 0
+        (line,) = [one for one in cli.run("doctor").out.splitlines() if "retention " in one]
+        assert line.startswith("warn") and SHORT in line and LONG in line
     said = [r.getMessage() for r in caplog.records if "disagree" in r.getMessage()]
     assert [said[0].index(LONG) < said[0].index(SHORT), said[1].index(LONG) < said[1].index(SHORT)].count(True) == 1
     assert all(" pid " in text for text in said)

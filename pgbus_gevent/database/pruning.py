@@ -91,6 +91,11 @@ class Pruning:
         self._ask()
         return self._others
 
+    def told(self) -> list[Stated]:
+        """What servers keep, one entry for all that keep the same."""
+        rows = self._all("select r.kept, r.teller from pgbus.told_retentions() r")
+        return [Stated(_read(kept, teller), teller) for kept, teller in rows]
+
     def _ask(self) -> float:
         """For how long what we keep counts already."""
         ours = self.retention.statement
