@@ -71,6 +71,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "disconnect": lambda q: q.disconnect("ada"),
         "revocations": lambda q: q.revocations(),
         "moved": lambda q: [q.moved(dict.fromkeys(EACH, head)) for head in (0, 2**50)],
+        "inventory": lambda q: q.inventory([(s, q.newest - 30, q.newest) for s in EACH]),
         "tail": lambda q: [q.tail(q.newest - 20, holes, EACH, limit=30) for holes in ([], [q.newest - 25, q.newest + 7])],
         "pages": lambda q: [q.pages([(s, after)], limit=30, size=10**6) for s in EACH for after in (0, q.newest - 20, 2**50)],
         "openings": lambda q: [
