@@ -84,6 +84,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "turn": None,  # these two go from stream to stream, and step over what was just pruned; once in a round for the fleet
         "tell": lambda p: p.tell(5.0),
         "ask": lambda p: p.ask(),
+        "told": lambda p: p.told(),
         "below": None,
         "prune": lambda p: [p.prune([s], 30) for s in EACH],
         "forget": lambda p: [p.forget(None, 0.001, 20), p.forget("s", 0.001, 20)],
