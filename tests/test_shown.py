@@ -79,7 +79,7 @@ def test_no_command_prints_it(pgbus_database: str, pgbus_bus: Bus) -> None:
     pgbus_bus.stream(name).broadcast(f"data {OBEYED}".replace("\0", ""), event=f"event{BIDI}\x1b")
     facts: Any = {"connections": 1, "unready": f"{BIDI}\x1b"}
     database: Database = pgbus_bus.database
-    database.fleet.beat("x", f"host{BIDI}\x1b", 1, 0.0, facts)
+    database.fleet.beat("x", f"host{BIDI}", 1, 0.0, facts)
     for arguments in (
         ("streams",), ("streams", "--json"), ("connections",), ("connections", "--json"),
         ("broadcast", name, "x", "--event", f"pgbus:{BIDI}\x1b"), ("streams", f"--{BIDI}\x1b"),
