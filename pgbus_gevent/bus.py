@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from html import escape
 from time import monotonic, time
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from .coalescer import Coalescer, check_window
@@ -35,7 +35,15 @@ from .markup import Html
 from .messages import Message
 from .presence import Presence
 
-__all__ = ["Bus", "Html", "Stream"]
+__all__ = ["Bus", "Cursor", "Html", "Stream"]
+
+
+class Cursor(Protocol):
+    """What :meth:`Bus.transaction` gives: a cursor of psycopg2, or the one of the testing kit."""
+
+    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> Any: ...
 
 
 class Bus:
