@@ -554,6 +554,8 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
     with Parts(ring_messages=100) as parts:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
+        # A pass that was begun before the message would bring it to the rest of them first.
+        wait_until(lambda: not len(parts.dispatcher._turns), "the dispatcher did not come to rest")
 
         def die() -> None:
             clients[4].on_send = lambda: None
