@@ -194,7 +194,7 @@ def test_a_worker_that_cannot_serve_leaves_the_clients_to_the_other_one(broken: 
 
 def test_where_none_can_serve_clients_and_probes_are_still_told(broken: Path, pgbus_database: str) -> None:
     command = gunicorn("-w", "2")
-    served = Host(broken, pgbus_database, command, ALL_BROKEN="yes")
+    served = Host(broken, pgbus_database, command, ALL_BROKEN="yes", PGBUS_AWAY_AFTER="1")
     try:
         until(lambda: served.errors.count("the streamer cannot start") >= 2, "both have met their fate")
         for _ in range(10):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
+from unittest.mock import MagicMock
 
 import psycopg
 import psycopg2
@@ -205,6 +206,7 @@ def test_anything_else_is_refused_by_name(pgbus_database: str, pgbus_bus: Bus) -
         Session: "the class sqlalchemy.orm.session.Session",
         ext.cursor: "the class psycopg2.extensions.cursor",
         pgbus_bus: "pgbus_gevent.bus.Bus",
+        MagicMock(): "unittest.mock.MagicMock",
     }
     for given, name in strangers.items():
         with pytest.raises(InvalidArgument, match=name):

@@ -43,7 +43,8 @@ def main() -> None:
         database_url=arguments.database_url,
         secret=("the secret of the benchmark",),
         public=("bench:*",),
-        **{"max_connections": 100_000, **arguments.settings},
+        # As many as this machine allows, without a word that it allows no more.
+        **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
     )
     instance = Instance(settings).start()
     server = Server(listen("127.0.0.1", 0), StreamApp(instance))
