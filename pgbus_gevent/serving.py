@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
+from gevent.lock import RLock
 
 from .bus import Bus
 from .config import Settings, shown
@@ -39,6 +41,8 @@ SPARE = 2.0
 _LOOK = 0.05  # seconds
 
 WSGIApp = Callable[..., Iterable[bytes]]
+
+_ASK_TIMEOUT = 5.0  # seconds
 
 _OF_THE_PROCESS = {
     "host", "port", "workers", "data_dir", "log_level", "log_format", "demo_speed", "request_timeout", "max_request_head", "grace",
@@ -106,7 +110,7 @@ def _beside(instance: Instance, application: WSGIApp, authorize: Authorize | Non
         instance.filters.share(_filters(settings.filters))
     if settings.authorize is not None:
         authorize = load(settings.authorize, "function")
-    return Served([instance], _mount(StreamApp(instance, authorize), application))
+    return Served([instance], _Mounted(StreamApp(instance, authorize), application))
 
 
 def _refuse_contradictions(settings: Settings, stated: frozenset[str], own: list[Instance]) -> None:
@@ -154,27 +158,67 @@ def _start_when_alive(demo: Demo, instance: Instance) -> None:
     demo.start()
 
 
-def _mount(streams: StreamApp, application: WSGIApp) -> WSGIApp:
+class _Mounted:
     """The streams under their prefix, the application everywhere else.
 
-    An application that makes streams of its own only now, at a request, has them from then on: its hook must not be passed by.
+    An application that makes streams of its own only at a request, with a hook of its own, must not be passed by. So before the
+    first request under the prefix is answered, the application is asked for the prefix too; and should it make streams
+    later, it has the prefix from then on.
     """
-    ours = True
 
-    def mounted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        nonlocal ours
-        if ours and any(app is not streams for instance in with_streams() for app in instance.stream_apps):
-            ours = False
-            logger.error(
-                "the application has made streams of its own after the start: they are served from now on, and those of"
-                " serve are not. Make them when the application is imported"
-            )
-            if with_streams() != [streams.instance]:
-                gevent.spawn(streams.instance.shutdown)
-        chosen: WSGIApp = streams if ours and streams.serves(environ.get("PATH_INFO", "")) else application
+    def __init__(self, streams: StreamApp, application: WSGIApp) -> None:
+        self._streams = streams
+        self._application = application
+        self._ours = True
+        self._asked = False
+        self._asking = RLock()  # of those who come meanwhile none may be let in without the hook
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        ours = self._streams.serves(environ.get("PATH_INFO", ""))
+        if ours and not self._asked:
+            with self._asking:
+                if not self._asked:
+                    self._ask(environ)
+                self._asked = True
+        if self._ours and self._has_others():
+            self._give_way()
+        chosen: WSGIApp = self._streams if ours and self._ours else self._application
         return chosen(environ, start_response)
 
-    return mounted
+    def _ask(self, environ: dict[str, Any]) -> None:
+        """Have the application answer a request for no stream in particular; only what it makes meanwhile counts."""
+        request = {
+            **environ,
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": f"{self._streams.prefix}/streams",
+            "QUERY_STRING": "",
+            "wsgi.input": BytesIO(),
+        }
+        request.pop("CONTENT_LENGTH", None)
+        limit = gevent.Timeout(_ASK_TIMEOUT)
+        try:
+            with limit:
+                body = self._application(request, lambda *answer: lambda data: None)
+                next(iter(body), None)  # one that is a generator does nothing before
+                getattr(body, "close", lambda: None)()
+        except (Exception, gevent.Timeout) as error:
+            if isinstance(error, gevent.Timeout) and error is not limit:
+                raise
+            logger.debug("the application does not answer under %s: %s", self._streams.prefix, error)
+        if self._has_others():
+            self._give_way()
+
+    def _has_others(self) -> bool:
+        return any(app is not self._streams for instance in with_streams() for app in instance.stream_apps)
+
+    def _give_way(self) -> None:
+        self._ours = False
+        logger.warning(
+            "the application makes streams of its own at a request: they are what is served, and not those of serve."
+            " Make them when the application is imported, so that contradictions are found at the start"
+        )
+        if with_streams() != [self._streams.instance]:
+            gevent.spawn(self._streams.instance.shutdown)
 
 
 def load_app(name: str) -> WSGIApp:

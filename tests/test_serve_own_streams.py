@@ -130,6 +130,7 @@ def test_no_secret_is_in_the_list_of_processes(pgbus_database: str, tmp_path: Pa
         served.page("/")
         process = psutil.Process(served.process.pid)
         lines = [" ".join(one.cmdline()) for one in (process, *process.children(recursive=True))]
+        assert served.stop() == 0, served.log  # else its workers would end some time after the test
     assert len(lines) >= 4 and "hidden" not in str(lines) and SECRET not in str(lines)
     assert "hidden" not in served.log
 
@@ -141,9 +142,10 @@ def test_an_application_without_a_secret_of_serves_has_its_own(pgbus_database: s
         assert statuses(served, path(own)) == [403, 200]
 
 
-def test_streams_that_are_made_at_a_request_take_over(pgbus_database: str, tmp_path: Path) -> None:
-    application(
-        tmp_path,
+@pytest.mark.parametrize(
+    "code",
+    [
+        # once, at the first request
         """
 streams = None
 def application(environ, start_response):
@@ -151,12 +153,50 @@ def application(environ, start_response):
     streams = streams or beside(StreamApp(Instance(), authorize))
     return streams(environ, start_response)
 """,
+        # for each request to the prefix, on the process's Instance
+        """
+def application(environ, start_response):
+    if environ["PATH_INFO"].startswith("/pgbus"):
+        return StreamApp(current(), authorize)(environ, start_response)
+    return plain(environ, start_response)
+""",
+        # by a generator, which does nothing before it is iterated over
+        """
+def application(environ, start_response):
+    if environ["PATH_INFO"].startswith("/pgbus"):
+        yield from StreamApp(current(), authorize)(environ, start_response)
+    else:
+        yield from plain(environ, start_response)
+""",
+    ],
+    ids=["once", "each", "generator"],
+)
+def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, code)
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        # The very first requests are for a stream.
+        assert statuses(served, path()) == [403, 200]
+        assert statuses(served, path()) == [403, 200]
+        assert "makes streams of its own at a request" in served.log
+        served.page("/")
+        assert served.stop() == 0, served.log
+
+
+def test_an_application_that_fails_under_the_prefix_has_the_streams_beside_it(
+    pgbus_database: str, tmp_path: Path
+) -> None:
+    application(
+        tmp_path,
+        """
+def application(environ, start_response):
+    if environ["PATH_INFO"].startswith("/pgbus"):
+        raise RuntimeError("no such page")
+    return plain(environ, start_response)
+""",
     )
     with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
-        served.page("/")
-        assert statuses(served, path()) == [403, 200]
-        assert "made streams of its own after the start" in served.log
-        assert served.stop() == 0, served.log
+        assert statuses(served, path()) == [200, 200]
+        assert "Traceback" not in served.log
 
 
 def test_the_settings_of_serve_are_those_of_a_bus_in_the_application(pgbus_database: str, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class Instance:
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
         self._broadcasts = self.events.signal(Broadcast)
         self.draining = False
-        self.stream_apps: list[object] = []  # those that serve its streams: a few, made with the process
+        self.stream_apps: WeakSet[Any] = WeakSet()  # those that serve its streams
         self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
         self._live = Event()

@@ -62,7 +62,7 @@ class StreamApp:
     def __init__(self, instance: Instance, authorize: Authorize | None = None) -> None:
         settings = instance.settings
         self.instance = instance
-        instance.stream_apps.append(self)
+        instance.stream_apps.add(self)
         self.prefix = settings.prefix
         self._hook = None if authorize is None else Hook(authorize)
         self._settings = settings
