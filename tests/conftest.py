@@ -16,6 +16,9 @@ pytest_plugins = [*([] if _installed else ["pgbus_gevent.testing.plugin"]), "dat
 # on to those it starts: then no test could end a server with Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same of a hang-up, under nohup: the tests that need a program to ignore it say so themselves.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -634,9 +634,10 @@ begin
       select k.key, k.n::integer as n, row_number() over (partition by k.key collate "C" order by k.n) as nth
       from unnest(keys) with ordinality as k(key, n)
     ) u
-    where u.key is null or (u.nth = 1 and not exists (
-      select from pgbus.messages m
-      where m.stream = append_once.stream collate "C" and m.key = u.key collate "C"))
+    -- Not `not exists`, for which the planner may read all keys of the stream.
+    where u.key is null or (u.nth = 1 and (
+      select m.msg_id from pgbus.messages m
+      where m.stream = append_once.stream collate "C" and m.key = u.key collate "C") is null)
     order by u.n);
   size := cardinality(fresh);
   if size > 0 then
