@@ -119,8 +119,11 @@ class PgbusPlugin:
 
     def _subscriber(self, stream: str) -> Subscriber | None:
         """Who looks at the page of the current request, for the elements on it."""
-        environ = bottle.request.environ
-        # It is empty where a page is made outside of any request.
+        try:
+            environ = bottle.request.environ
+        except RuntimeError:
+            return None  # a greenlet, or a thread, that never had a request
+        # It is empty where none has come yet.
         return self._streams.subscriber(environ, stream) if "REQUEST_METHOD" in environ else None
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
