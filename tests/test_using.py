@@ -96,8 +96,8 @@ def of_django(url: str, cursor: bool) -> Opened:
                 "ENGINE": "django.db.backends.postgresql",
                 "NAME": found["dbname"],
                 "USER": found["user"],
-                "HOST": found["host"],
-                "PORT": found["port"],
+                "HOST": found.get("host", ""),
+                "PORT": found.get("port", ""),
             }
         }
     )
