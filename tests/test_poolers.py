@@ -43,7 +43,7 @@ def pooler(pgbus_database: str) -> Iterator[Pooler]:
         port = free_port()
         lines = {"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": "", "auth_type": "any"}
         lines |= {"pool_mode": "transaction", "logfile": f"{folder}/log", **options}
-        database = f"* = host={own['host']} port={own['port']} user={own.get('user', 'postgres')}"
+        database = f"* = host={own['host']} port={own.get('port', '5432')} user={own.get('user', 'postgres')}"
         path = Path(folder, "pgbouncer.ini")
         path.write_text(
             f"[databases]\n{database}\n[pgbouncer]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items())

@@ -97,6 +97,7 @@ def application(environ, start_response):
     with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
         until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
         assert statuses(served, path().replace("/pgbus/", "/live/")) == [403, 200]
+        assert served.stop() == 0, served.log  # else its workers would end some time after the test
 
 
 def test_an_instance_whose_streams_the_application_hands_out_itself_is_the_only_one(
