@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from . import early_signals
+
+if sys.argv[1:2] == ["serve"]:
+    early_signals.hold()
+
 from gevent import monkey
 
 # Before everything else is imported: what was imported unpatched stays so.

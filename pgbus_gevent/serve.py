@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from . import early_signals
+
+if __name__ == "__main__":
+    early_signals.hold()
+
 from gevent import monkey
 
 if __name__ == "__main__":
@@ -17,6 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import workers
+from .app_probe import with_own_database
 from .casting import redact_url
 from .cli_common import PROGRAM, Parser, program_errors, read_or_make_secret
 from .config import Settings, stated
@@ -79,6 +85,8 @@ class _Service:
         """The settings with what the data directory provides, the database and the secret; and the demo's streams."""
         if settings.workers > 1:
             workers.check_installed()
+        if settings.database_url is None and self._app_name is not None:
+            settings = with_own_database(settings, self._app_name)
         if settings.database_url is None:
             self._embedded = EmbeddedPostgres.open(settings.data_dir)
             self._stack.callback(self._embedded.close)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -53,6 +54,8 @@ class Workers:
             env=environment(settings),
             pass_fds=[sock.fileno()],
             start_new_session=True,
+            # A reload that is asked for while it loads would end it; gunicorn takes the signal from the start on, ignored or not.
+            preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_IGN),
         )
         # Held by the child alone, so that it is gone when the child has closed it.
         sock.close()

@@ -18,6 +18,7 @@ from pgbus_gevent import streamer
 ROOT = Path(pgbus_gevent.__file__).parent
 
 FLOORS = {
+    "early_signals": 0,
     "errors": 0,
     "messages": 0,
     "markup": 0,
@@ -56,7 +57,7 @@ DRIVER = {
 LONG: dict[str, str] = {}
 """Modules of more than 350 lines, and why each is one subject all the same."""
 
-PATCHING = {"__main__.py", "serve.py", "testing/patch.py", "bench/server.py"}
+PATCHING = {"__main__.py", "app_probe.py", "serve.py", "testing/patch.py", "bench/server.py"}
 """The programs, which patch the process that they are."""
 
 

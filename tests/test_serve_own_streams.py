@@ -9,6 +9,8 @@ import pytest
 from database_parts import until
 from program_parts import PATIENCE, SECRET, Program, program
 
+from pgbus_gevent.app_probe import with_own_database
+from pgbus_gevent.config import Settings
 from pgbus_gevent.core.names import Signer
 
 BASE = """
@@ -239,3 +241,55 @@ def test_a_contradiction_is_one_line_and_status_2(
         assert complaint in served.log and "Traceback" not in served.log and "hidden" not in served.log
     finally:
         served.close()
+
+
+@pytest.mark.parametrize("flags", [[], ["--workers", "2"]], ids=["one", "workers"])
+def test_without_a_database_of_serves_that_of_the_applications_streams_is_taken_and_none_is_made(
+    flags: list[str], pgbus_database: str, tmp_path: Path
+) -> None:
+    application(
+        tmp_path,
+        f"""
+print("hello from the import")
+streams = StreamApp(Instance(database_url={pgbus_database!r}, secret={SECRET!r}), authorize)
+application = beside(streams)
+""",
+    )
+    own = {"PGBUS_SECRET": "", "PGBUS_DATA_DIR": str(tmp_path / "data")}
+    with program(*SERVE, *flags, database_url="", cwd=tmp_path, **own) as served:
+        assert statuses(served, path()) == [403, 200]
+        until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
+        assert "that of the application's own streams is taken" in served.log
+        assert served.stop() == 0, served.log
+    assert not (tmp_path / "data").exists(), "an embedded server was started"
+
+
+@pytest.mark.parametrize(
+    "code, database, migrate",
+    [
+        ("application = plain", None, True),
+        ("application = beside(StreamApp(Instance(), authorize))", None, True),
+        ("raise SystemExit(3)", None, True),
+        ("import os\nos._exit(0)", None, True),
+        ("print('null')\nimport os\nos._exit(0)", None, True),
+        ("application = beside(StreamApp(current(), authorize))", None, True),
+        (
+            "application = beside(StreamApp(Instance(database_url='postgresql:///x', migrate=False), authorize))",
+            "postgresql:///x",
+            False,
+        ),
+        (
+            "streams = [StreamApp(Instance(), authorize), StreamApp(Instance(database_url='postgresql:///x'), authorize)]\n"
+            "application = beside(streams[0])",
+            None,
+            True,
+        ),
+    ],
+)
+def test_what_the_probe_finds(
+    code: str, database: str | None, migrate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application(tmp_path, code)
+    monkeypatch.chdir(tmp_path)
+    found = with_own_database(Settings(), "site_app:application")
+    assert (found.database_url, found.migrate) == (database, migrate)

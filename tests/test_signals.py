@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import gevent
 import psutil
 import pytest
-from host_parts import gunicorn, host, publish, shutdown_retry
+from host_parts import Host, gunicorn, host, publish, shutdown_retry
 from raw_http import ask
 from support import PATIENCE, until
 
@@ -96,3 +97,64 @@ def test_a_worker_ignores_what_is_the_masters(number: signal.Signals, tmp_path: 
         id = publish(pgbus_database, "hello")
         assert client.next().id == str(id)
         assert psutil.pid_exists(worker) and served.serving(1) == {worker}
+
+
+@pytest.mark.parametrize(
+    "module, more",
+    [
+        ("pgbus_gevent.serve", []),
+        ("pgbus_gevent", ["serve"]),
+        ("pgbus_gevent.serve", ["--workers", "1"]),
+        ("pgbus_gevent.serve", ["--workers", "2"]),
+    ],
+)
+def test_a_hang_up_ends_it_at_no_time_from_its_first_moment_to_its_last(
+    module: str, more: list[str], tmp_path: Path, pgbus_database: str
+) -> None:
+    command = [sys.executable, "-m", module, *more, "--port", "PORT", "app:app"]
+    served = Host(tmp_path, pgbus_database, command, PGBUS_GRACE="2")
+    with closing(served):
+        # Before the first library is loaded, which takes much longer than anything before it.
+        until(lambda: catches_hang_ups(served.pid), "they are caught")
+        # Each replaces the workers, once they are there.
+        hail = gevent.spawn(hang_up, served, 100 if "2" in more else 10_000)
+        try:
+            until(lambda: ask_status(served.port) == 200, "it serves", 3 * PATIENCE, pause=0.05)
+            served.signal()
+            assert served.wait(3 * PATIENCE) == 0, served.errors
+        finally:
+            hail.kill()
+
+
+def catches_hang_ups(pid: int) -> bool:
+    """Whether SIGHUP has a handler in that process, which has to be so before gevent is loaded."""
+    loaded = "gevent" in Path(f"/proc/{pid}/maps").read_text()
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    found = bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
+    assert found or not loaded, "not from its first moment"
+    return found
+
+
+def hang_up(served: Host, times: int) -> None:
+    for _ in range(times):
+        served.signal(signal.SIGHUP)
+        gevent.sleep(0.01)
+
+
+def ask_status(port: int) -> int:
+    try:
+        return ask(port, "/pgbus/healthz").status
+    except OSError:
+        return 0
+
+
+def test_under_nohup_the_workers_are_replaced_by_a_signal_to_gunicorns_master(
+    tmp_path: Path, pgbus_database: str
+) -> None:
+    with host(tmp_path, pgbus_database, "nohup", *SERVE, "--workers", "2", workers=2) as served:
+        before = served.serving()
+        (master,) = psutil.Process(served.pid).children()
+        master.send_signal(signal.SIGHUP)
+        until(lambda: len(served.serving() - before) == 2, "both are replaced", 2 * PATIENCE)
+        served.signal()
+        assert served.wait(3 * PATIENCE) == 0

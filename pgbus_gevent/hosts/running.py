@@ -14,6 +14,7 @@ import gevent
 from gevent.event import Event
 
 from .. import coalescer
+from ..early_signals import NO_ORDER, ignored_to_the_end, untaken
 from ..streamer.instance import Instance, instances
 from ..streamer.instance import instances as all_instances
 from .pywsgi import Server
@@ -25,8 +26,6 @@ _OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the m
 
 
 _STOP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
-_NO_ORDER = signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
-# They would end the process by default, and nobody who sends one means that.
 
 
 class Stopper:
@@ -48,15 +47,15 @@ class Stopper:
         self._on_hurry = on_hurry
         self._on_hangup = on_hangup
         self._asked = Event()
-        self._handlers: list[Any] = []
+        self._handlers: dict[int, Any] = {}
 
     def watch_signals(self) -> None:
         """Take the signals from now on."""
         for number in _STOP:
-            self._handlers.append(gevent.signal_handler(number, self._signalled, number))
-        for number in _NO_ORDER:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._handlers.append(gevent.signal_handler(number, self._not_an_order, number))
+            self._handlers[number] = gevent.signal_handler(number, self._signalled, number)
+        for number in NO_ORDER:
+            if untaken(number):
+                self._handlers[number] = gevent.signal_handler(number, self._not_an_order, number)
 
     def _not_an_order(self, number: int) -> None:
         if number == signal.SIGHUP and self._on_hangup is not None:
@@ -101,8 +100,9 @@ class Stopper:
 
     def release(self) -> None:
         """Give the signals back."""
-        for handler in self._handlers:
-            handler.cancel()
+        for number, handler in self._handlers.items():
+            if not ignored_to_the_end(number):
+                handler.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

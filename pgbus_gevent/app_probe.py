@@ -1,0 +1,70 @@
+"""Finds out, before an embedded server is started for an application, whether its streams have a database of their own.
+
+Only the imported application can tell, and it needs the URL when it is imported. So where ``serve`` was given none, it is imported
+once more, in a process of its own: ``python -m pgbus_gevent.app_probe APP``.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+if __name__ == "__main__":
+    monkey.patch_all()
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+from .config import Settings
+from .serving import load_app, with_streams
+from .settings_passing import environment
+from .streamer.instance import instances
+
+logger = logging.getLogger("pgbus_gevent.serve")
+
+_TIMEOUT = 30.0  # seconds for the import
+
+_NOWHERE = "postgresql:///postgres?host=/nonexistent/pgbus"
+"""In the place of the embedded server's URL; who connects is refused at once."""
+
+
+def with_own_database(settings: Settings, app_name: str) -> Settings:
+    """``settings`` with the database of the application's own streams, where it has any; else as they are."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgbus_gevent.app_probe", app_name],
+            env=environment(replace(settings, database_url=_NOWHERE)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT,
+        )
+        found = json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
+    except (subprocess.TimeoutExpired, ValueError):
+        return settings  # what is wrong with it shows when it is served
+    if found is None:
+        return settings
+    logger.info("no database is stated: that of the application's own streams is taken")
+    return replace(settings, **found)
+
+
+def main(app_name: str) -> None:
+    """Print the settings that count, or null; ends the process whatever the application has started."""
+    found = None
+    try:
+        load_app(app_name)
+        own = [instance.settings for instance in with_streams() or instances()]
+        if own and all(each.database_url != _NOWHERE for each in own):
+            found = {"database_url": own[0].database_url, "migrate": own[0].migrate}
+        for instance in instances():
+            instance.shutdown(0.0)
+    except (Exception, SystemExit):
+        pass  # it shows when it is served
+    print(f"\n{json.dumps(found)}", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
