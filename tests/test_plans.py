@@ -110,8 +110,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "open_session": lambda o: o.open_session(b"id", b"token", 60.0),
         "session_is_open": lambda o: o.session_is_open(b"id", b"token", 60.0),
         "end_session": lambda o: o.end_session(b"id"),
-        "note_guess": lambda o: o.note_guess("127.0.0.1", 60.0),
-        "guesses": lambda o: o.guesses("127.0.0.1", 60.0),
+        "note_guess": lambda o: o.note_guess("operator", "127.0.0.1", 7, 60.0),
     },
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""Who is logged in at the console, and who tried to guess the token: see sql/0006_workers.sql."""
+"""Who is logged in at the console, and who tried to guess a token: see sql/0006_workers.sql."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .pool import Pool
 
@@ -21,17 +21,27 @@ select exists (
     and created_at > clock_timestamp() - make_interval(secs => %(lifetime)s))
 """
 
+# What one statement inserts it does not see itself.
 _NOTE = """
 with old as (
-  delete from pgbus.operator_guesses where at < clock_timestamp() - make_interval(secs => %(window)s))
-insert into pgbus.operator_guesses (address)
-select %(address)s where (select count(*) from (select from pgbus.operator_guesses limit %(most)s) g) < %(most)s
+  delete from pgbus.token_guesses where at < clock_timestamp() - make_interval(secs => %(window)s)),
+noted as (
+  insert into pgbus.token_guesses (door, address, guess)
+  select %(door)s, %(address)s, %(guess)s
+  where (select count(*) from (select from pgbus.token_guesses limit %(most)s) g) < %(most)s)
+select count(*) + 1, count(distinct guess) filter (where guess <> %(guess)s) + 1,
+  coalesce(extract(epoch from clock_timestamp() - min(at)), 0)
+from pgbus.token_guesses
+where door = %(door)s and address = %(address)s and at > clock_timestamp() - make_interval(secs => %(window)s)
 """
 
-_COUNT = """
-select count(*) from pgbus.operator_guesses
-where address = %(address)s and at > clock_timestamp() - make_interval(secs => %(window)s)
-"""
+
+class Told(NamedTuple):
+    """Wrong tokens of one address, the newest included; the oldest came so many seconds ago."""
+
+    all: int
+    different: int
+    oldest: float
 
 
 class OperatorQueries:
@@ -57,10 +67,7 @@ class OperatorQueries:
         """Forget a session."""
         self._run("delete from pgbus.operator_sessions where id = decode(%(id)s, 'hex')", id=id.hex())
 
-    def note_guess(self, address: str, window: float) -> None:
-        """A wrong token came from there; forget those of before ``window``."""
-        self._run(_NOTE, address=address, window=window, most=MOST_GUESSES)
-
-    def guesses(self, address: str, window: float) -> int:
-        """How many wrong tokens came from there within ``window``."""
-        return int(self._run(_COUNT, address=address, window=window)[0])
+    def note_guess(self, door: str, address: str, guess: int, window: float) -> Told:
+        """A wrong token came to ``door`` from there; what came within ``window``. Those of before are forgotten."""
+        found = self._run(_NOTE, door=door, address=address, guess=guess, window=window, most=MOST_GUESSES)
+        return Told(int(found[0]), int(found[1]), float(found[2]))

@@ -1,4 +1,4 @@
-"""What an Instance has for its operators: metrics, the console, and the place on the roll of the workers."""
+"""What an Instance has for its operators and publishers: metrics, the console, tokens, and the place on the roll of the workers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..streamer.instance import Instance
 from ..streamer.roll_call import RollCall
 from ..streamer.task import Task
 from .console import Console
+from .guesses import Door
 from .metrics import Metrics, of_worker, packed, unpacked
 from .operators import Operators
 from .recent_warnings import RecentWarnings
@@ -38,6 +39,7 @@ class Backstage:
         self.roll_call = RollCall(instance.database.fleet, self._facts, on_pace=instance.catch_up.keep_pace)
         self.metrics = Metrics(instance, self.roll_call)
         self.operators = Operators(instance.settings, instance.database.operators)
+        self.publishers = _publishers(instance)
         self.console = Console(instance, self.metrics, self.roll_call, self.operators, self.warnings)
         self.routes: Routes = {"/metrics": (_READ, self._metrics), **self.console.routes}
         task = Task("roll-call", self._run, on_failure=self._failed)
@@ -93,6 +95,12 @@ class Backstage:
             for worker in workers
             if worker.id != self.roll_call.id and worker.facts.get("service") == self._service
         ]
+
+
+def _publishers(instance: Instance) -> Door | None:
+    """What lets in who broadcasts over HTTP; None where nobody does."""
+    token = instance.settings.publish_token
+    return None if token is None else Door("publish", token, instance.settings.secret, instance.database.operators)
 
 
 def backstage_of(instance: Instance) -> Backstage:

@@ -16,12 +16,12 @@ import gevent
 
 from ..config import Settings
 from ..database.operators import OperatorQueries
-from ..streamer.clients import network_of
 from . import requests
+from .guesses import Door
 from .responses import Answer, Environ, Refused, text
-from .sessions import TRIES, WINDOW, Guesses, Sessions
+from .sessions import Sessions
 
-__all__ = ["COOKIE", "MADE_TOKEN", "SESSION", "TRIES", "Operators", "make_token"]
+__all__ = ["COOKIE", "MADE_TOKEN", "SESSION", "Operators", "make_token"]
 
 COOKIE = "pgbus_console"
 
@@ -45,25 +45,23 @@ class Operators:
 
     def __init__(self, settings: Settings, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
         self._configured = settings.operator_token is not None
-        self._token = settings.operator_token or os.environ.get(MADE_TOKEN) or None
+        token = settings.operator_token or os.environ.get(MADE_TOKEN) or None
         key = (settings.secret[-1] if settings.secret else "").encode()
-        fingerprint = hmac.digest(key or b"-", (self._token or "").encode(), "sha256")
+        fingerprint = hmac.digest(key or b"-", (token or "").encode(), "sha256")
         # The lifetime is looked up each time, for tests of what comes after it.
         self._sessions = Sessions(queries, fingerprint, lambda: SESSION)
-        self._guesses = Guesses(queries, clock)
+        self._door = None if token is None else Door("operator", token, settings.secret, queries, clock)
 
     @property
     def has_token(self) -> bool:
         """Whether there is any that lets in."""
-        return self._token is not None
+        return self._door is not None
 
     def check(self, environ: Environ) -> None:
         """Let an operator pass. Raises Refused: 401 without the token, 403 where there is none, 429 after too many wrong ones."""
         given = requests.bearer(environ)
-        if given is not None:
-            self._judge(environ, given)
-        elif not self.holds(requests.cookie(environ, COOKIE)):
-            raise Refused(_unauthorized())
+        if given is not None or not self.holds(requests.cookie(environ, COOKIE)):
+            self._expected().check(environ, given)
 
     def check_post(self, environ: Environ) -> None:
         """Let what an operator does pass, and nothing that another site's page has their browser do. Raises Refused."""
@@ -81,21 +79,10 @@ class Operators:
         self._expected()
         return cookie is not None and self._sessions.is_open(cookie)
 
-    def _expected(self) -> str:
-        if self._token is None:
+    def _expected(self) -> Door:
+        if self._door is None:
             raise Refused(text(403, "the console needs an operator token: set PGBUS_OPERATOR_TOKEN"))
-        return self._token
-
-    def _judge(self, environ: Environ, given: str) -> None:
-        """Raises Refused unless ``given`` is the token, and not the last of many guesses."""
-        token = self._expected()
-        address = ascii(network_of(str(environ.get("REMOTE_ADDR") or "")))[:100]
-        # Before the token is looked at: else the right one would be told from all others.
-        if self._guesses.too_many(address):
-            raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))
-        if not requests.same(given.strip(), token):
-            self._guesses.note(address)
-            raise Refused(_unauthorized())
+        return self._door
 
     # logging in
 
@@ -103,7 +90,7 @@ class Operators:
         """The answer to the form: back to the console, with a session or without."""
         _check_origin(environ)
         try:
-            self._judge(environ, requests.parse_form(body).get("token", ""))
+            self._expected().check(environ, requests.parse_form(body).get("token", ""))
         except Refused as refused:
             if refused.answer.status != 401:
                 raise
@@ -116,9 +103,7 @@ class Operators:
 
         A configured token is not taken so: it is for longer than the history of a browser should know it.
         """
-        if self._configured:
-            raise Refused(_unauthorized())
-        self._judge(environ, token)
+        self._expected().check(environ, None if self._configured else token)
         return self._welcome(environ, "console")
 
     def _welcome(self, environ: Environ, location: str) -> Answer:
@@ -131,10 +116,6 @@ class Operators:
         if given is not None and not self._sessions.end(given):
             raise Refused(text(503, "the database does not answer: the session has ended at this worker alone"))
         return _to("../console", _cookie(environ, "", 0))
-
-
-def _unauthorized() -> Answer:
-    return text(401, "the operator token is missing or wrong", ("www-authenticate", "Bearer"))
 
 
 def _to(location: str, *headers: tuple[str, str]) -> Answer:

@@ -255,11 +255,6 @@ def bearer(environ: Environ) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def bears(environ: Environ, token: str) -> bool:
-    """Whether the request has ``Authorization: Bearer <token>``."""
-    return same(bearer(environ), token)
-
-
 def same(given: str | None, token: str) -> bool:
     """Whether ``given`` is ``token``; how long that takes tells nothing about the token."""
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())

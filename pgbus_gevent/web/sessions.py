@@ -1,4 +1,4 @@
-"""Logins at the console, and guesses at its token: kept in the database, so that they count on every worker.
+"""Logins at the console, kept in the database, so that they count on every worker.
 
 The database may be what an operator comes to look at because it is away. Then a worker goes by what it remembers itself.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from time import monotonic
@@ -20,27 +20,21 @@ from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.console")
 
-TRIES = 10
-"""Wrong tokens of one address that are looked at within a minute."""
-
-WINDOW = 60.0
-"""Seconds for which a wrong token counts."""
-
 REMEMBERED = 1000
-"""Sessions, and addresses, that a worker remembers itself."""
+"""Sessions that a worker remembers itself."""
 
 _TIMEOUT = 1.0  # seconds that the database has for an answer
 
 T = TypeVar("T")
 
 
-def _asked(question: Callable[[], T]) -> T | None:
-    """The database's answer; None where it has none in time."""
+def asked(question: Callable[[], T]) -> T | None:
+    """The database's answer about who may come in; None where it has none in time."""
     try:
         with gevent.Timeout(_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
             return question()
     except DatabaseError as error:
-        logger.info("the console goes by what this worker remembers: %s", error)
+        logger.info("who may come in is told by what this worker remembers: %s", error)
     return None
 
 
@@ -51,7 +45,7 @@ def _told(statement: Callable[[], None]) -> bool:
         statement()
         return True
 
-    return _asked(done) or False
+    return asked(done) or False
 
 
 class Sessions:
@@ -78,7 +72,7 @@ class Sessions:
         id = _hash(cookie)
         found = None
         if id not in self._kept_here:
-            found = _asked(lambda: self._queries.session_is_open(id, self._token, self._lifetime()))
+            found = asked(lambda: self._queries.session_is_open(id, self._token, self._lifetime()))
         if found is None:
             return self._remembered.get(id, 0.0) > monotonic()
         if found:
@@ -106,28 +100,3 @@ class Sessions:
 
 def _hash(cookie: str) -> bytes:
     return sha256(cookie.encode("utf-8", "replace")).digest()
-
-
-class Guesses:
-    """Wrong tokens, by the address that they came from: nobody's guesses keep an operator at another address out."""
-
-    def __init__(self, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
-        self._queries = queries
-        self._clock = clock
-        self._here: OrderedDict[str, deque[float]] = OrderedDict()
-
-    def note(self, address: str) -> None:
-        """A wrong token has come from there."""
-        times = self._here.setdefault(address, deque(maxlen=TRIES))
-        self._here.move_to_end(address)
-        times.append(self._clock())
-        if len(self._here) > REMEMBERED:
-            self._here.popitem(last=False)
-        _told(lambda: self._queries.note_guess(address, WINDOW))
-
-    def too_many(self, address: str) -> bool:
-        """Whether nothing more is to be looked at from there for a while."""
-        times = self._here.get(address) or deque()
-        if len(times) == TRIES and self._clock() - times[0] < WINDOW:
-            return True
-        return (_asked(lambda: self._queries.guesses(address, WINDOW)) or 0) >= TRIES

@@ -70,12 +70,14 @@ class StreamApp:
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
+        backstage = backstage_of(instance)
+        self._publishers = backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
             "/healthz": (_READ, self._health),
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
             "/pgbus.js": (_READ, element),
-            **backstage_of(instance).routes,
+            **backstage.routes,
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -163,11 +165,9 @@ class StreamApp:
     # publishing
 
     def _check_publisher(self, environ: Environ) -> None:
-        token = self._settings.publish_token
-        if token is None:
+        if self._publishers is None:
             raise Refused(text(403, "broadcasting over HTTP is off: set PGBUS_PUBLISH_TOKEN to turn it on"))
-        if not requests.bears(environ, token):
-            raise Refused(text(401, "the publish token is missing or wrong", ("www-authenticate", "Bearer")))
+        self._publishers.check(environ, requests.bearer(environ))
 
     def _broadcast(self, environ: Environ, written: str) -> Answer:
         stream, _ = self._names.resolve(written)

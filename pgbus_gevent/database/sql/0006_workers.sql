@@ -18,12 +18,14 @@ create unlogged table pgbus.operator_sessions (
   created_at timestamptz not null default clock_timestamp()
 );
 
--- Wrong operator tokens of the last minute, by the address that sent them.
-create unlogged table pgbus.operator_guesses (
+-- Wrong tokens of the last minute, by what they were to open and the address that sent them. "guess" tells two of them apart.
+create unlogged table pgbus.token_guesses (
+  door    text collate "C" not null,
   address text collate "C" not null,
+  guess   integer          not null,
   at      timestamptz      not null default clock_timestamp()
 );
-create index on pgbus.operator_guesses (address, at);
+create index on pgbus.token_guesses (door, address, at);
 
 -- Who calls a function that has its owner's rights.
 create function pgbus.caller() returns name

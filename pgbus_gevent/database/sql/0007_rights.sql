@@ -64,7 +64,7 @@ create function pgbus.grant_server(grantee name) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   perform pgbus.grant_reader(grantee);
-  execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.operator_guesses to %I', grantee);
+  execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
   perform pgbus.grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids'],
     array['channels', 'head', 'horizon', 'beat', 'leave_roll', 'presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
