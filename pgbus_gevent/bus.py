@@ -20,6 +20,7 @@ from .core.names import (
     Signer,
     check_data,
     check_event,
+    check_key,
     check_keys,
     check_label,
     check_lifetime,
@@ -226,6 +227,8 @@ class Stream:
         """
         publication = _publication(event, visible_to, exclude, key)
         check_data(data)
+        if ephemeral not in (True, False):  # "no" would be true
+            raise InvalidArgument(f"ephemeral={ephemeral!r:.80} is neither True nor False")
         if ephemeral and key is not None:
             raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
         if coalesce is not None:
@@ -288,7 +291,7 @@ def _publication(event: str | None, visible_to: str | None, exclude: str | None,
         check_event(event),
         check_label(visible_to, "visible_to"),
         check_label(exclude, "exclude"),
-        check_label(key, "key"),
+        check_key(key),
     )
 
 

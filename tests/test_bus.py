@@ -147,8 +147,10 @@ def test_the_tag_tells_for_whom_it_was_made_where_that_is_known(bus: Bus, stream
 
 def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: str) -> None:
     connection = psycopg2.connect(database)
-    with raises("22023"), connection.cursor() as cursor:
-        bus.stream(stream).broadcast("x", key="", using=cursor)
+    with raises("25P02"), connection.cursor() as cursor:
+        with raises("22012"):
+            cursor.execute("select 1 / 0")
+        bus.stream(stream).broadcast("x", using=cursor)
     connection.close()
 
 

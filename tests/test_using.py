@@ -222,3 +222,32 @@ def test_the_drivers_own_errors_come_through(pgbus_database: str, pgbus_bus: Bus
         rollback()
     with pytest.raises(psycopg2.InterfaceError, match="closed"):
         pgbus_bus.stream("orders").broadcast("x", using=connection)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "sqlalchemy+psycopg2", "sqlalchemy+psycopg"])
+def test_a_text_that_the_connection_cannot_say_is_refused_by_name(
+    pgbus_database: str, pgbus_bus: Bus, driver: str
+) -> None:
+    latin1 = ext.make_dsn(pgbus_database, client_encoding="LATIN1")
+    opened = {
+        "psycopg2": lambda: of_psycopg2(latin1),
+        "psycopg": lambda: of_psycopg(latin1),
+        "sqlalchemy+psycopg2": lambda: sqlalchemy_session(latin1, "psycopg2"),
+        "sqlalchemy+psycopg": lambda: sqlalchemy_session(latin1, "psycopg"),
+    }[driver]
+    stream = pgbus_bus.stream("orders")
+    with opened() as (given, commit, _):
+        bad: dict[str, Any]
+        for bad in ({"data": "5 \u20ac"}, {"data": "x", "visible_to": "\u20ac"}, {"data": "x", "key": "\u20ac"}):
+            with pytest.raises(
+                InvalidArgument, match=r"client encoding .*1, which cannot say '.+20ac': set .* to UTF8"
+            ):
+                stream.broadcast(using=given, **bad)
+        with pytest.raises(InvalidArgument, match="client encoding"):
+            pgbus_bus.stream("\u20ac").last_id(using=given)
+        with pytest.raises(InvalidArgument, match="client encoding"):
+            pgbus_bus.disconnect("\u20ac", using=given)
+        # Nothing was sent, so the transaction goes on.
+        stream.broadcast("5 \u00a3", using=given)
+        commit()
+    assert [message.data for message in stream] == ["5 \u00a3"]

@@ -16,6 +16,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from ..errors import BadToken, InvalidArgument, InvalidEvent, InvalidName, TokenExpired
 
 MAX_NAME_BYTES = 255
+MAX_KEY_BYTES = 1000
 CONTROL_PREFIX = "pgbus:"
 """What the event of a control frame starts with; an application's event may not."""
 
@@ -74,15 +75,26 @@ def check_data(data: str) -> str:
 
 
 def check_label(label: str | None, what: str) -> str | None:
-    """Return ``label``, which is a ``what`` such as a key, or raise :class:`InvalidArgument`: text for PostgreSQL, or None."""
+    """Return ``label``, which is a ``what`` such as an exclude, or raise :class:`InvalidArgument`: text for PostgreSQL, or None.
+
+    An empty one is refused: it comes of a name that was not found, and would let everybody see a message, or nobody.
+    """
     if label is None:
         return None
     if not isinstance(label, str):
         raise InvalidArgument(f"{what} is text or None, not {type(label).__name__}")
-    if "\0" in label:
-        raise InvalidArgument(f"{what} has a NUL character in it, which PostgreSQL cannot store")
+    if not label or "\0" in label:
+        raise InvalidArgument(f"{what} is empty, or has a NUL character in it: leave it out, or give a text")
     _utf8(label, what, InvalidArgument)
     return label
+
+
+def check_key(key: str | None) -> str | None:
+    """Return ``key``, an idempotency key, or raise :class:`InvalidArgument`: a label of at most 1000 bytes, or None."""
+    size = len((check_label(key, "key") or "").encode())
+    if size > MAX_KEY_BYTES:
+        raise InvalidArgument(f"bad key of {size} bytes: it must be 1 to {MAX_KEY_BYTES} bytes of UTF-8")
+    return key
 
 
 def check_owner(owner: str) -> str:
@@ -123,7 +135,7 @@ def check_keys(keys: Sequence[str | None] | None, count: int) -> list[str | None
         return None
     if isinstance(keys, str) or len(keys) != count:
         raise InvalidArgument(f"keys is a list with one for each of the {count} messages, None for one without")
-    return [check_label(key, "key") for key in keys]
+    return [check_key(key) for key in keys]
 
 
 def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:

@@ -63,11 +63,26 @@ def _runner(given: Any) -> Run:
     for known in (_psycopg2, _psycopg, _sqlalchemy, _django):
         run = known(given)
         if run is not None:
-            return run
+            return _encodable(run)
     inner = getattr(given, "driver_connection", None) or getattr(given, "__wrapped__", None)
     if inner is None:
         raise _refused(given)
     return _runner(inner)
+
+
+def _encodable(run: Run) -> Run:
+    """``run``, with a text that the connection cannot say as an :class:`InvalidArgument`; nothing was sent then."""
+
+    def checked(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            return run(statement, parameters)
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(
+                f"the client encoding of the connection in using= is {error.encoding}, which cannot say"
+                f" {error.object[error.start : error.start + 1]!a}: set its client_encoding to UTF8"
+            ) from error
+
+    return checked
 
 
 def _psycopg2(given: Any) -> Run | None:

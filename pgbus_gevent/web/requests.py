@@ -14,7 +14,7 @@ import gevent
 
 from ..core.client import Place, StreamRequest, Subscriber
 from ..core.cursor import is_composite, parse_composite, parse_cursor, parse_replay
-from ..core.names import PublicNames, Signer, check_event, check_name, looks_signed
+from ..core.names import PublicNames, Signer, check_event, check_key, check_label, check_name, looks_signed
 from ..database.queries import Publication
 from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
@@ -262,11 +262,19 @@ def same(given: str | None, token: str) -> bool:
 
 def publication(query: Query) -> tuple[Publication, bool]:
     """The fields of a broadcast, and whether it is ephemeral."""
+    # A slip in ``visible_to`` would let everybody see the message.
+    for name, _ in query:
+        if name not in _PUBLICATION:
+            raise Refused(text(400, f"a broadcast has no field {name[:40]!a}: it has {', '.join(_PUBLICATION)}"))
     try:
-        event = check_event(single(query, "event"))
+        found = Publication(
+            check_event(single(query, "event")),
+            check_label(single(query, "visible_to"), "visible_to"),
+            check_label(single(query, "exclude"), "exclude"),
+            check_key(single(query, "key")),
+        )
     except InvalidArgument as error:
         raise Refused(text(400, str(error))) from None
-    found = Publication(event, *(_label(query, name) for name in ("visible_to", "exclude", "key")))
     ephemeral = single(query, "ephemeral")
     if ephemeral not in _SWITCH:
         raise Refused(text(400, f"ephemeral={ephemeral!a} is neither 1 nor 0"))
@@ -275,14 +283,8 @@ def publication(query: Query) -> tuple[Publication, bool]:
     return found, _SWITCH[ephemeral]
 
 
+_PUBLICATION = ("event", "visible_to", "exclude", "key", "ephemeral")
 _SWITCH = {None: False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
-
-
-def _label(query: Query, name: str) -> str | None:
-    value = single(query, name)
-    if value is not None and (not value or "\0" in value):
-        raise Refused(text(400, f"{name} is empty, or has a NUL character in it: leave it out, or give a text"))
-    return value
 
 
 def read_body(environ: Environ, *, limit: int, timeout: float) -> str:

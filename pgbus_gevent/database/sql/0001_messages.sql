@@ -93,11 +93,18 @@ create function pgbus.good_key(key text) returns boolean
 language sql immutable parallel safe
 return key is null or octet_length(key) between 1 and 1000;
 
-create function pgbus.good_message(stream text, data text, event text, key text) returns boolean
+-- An empty one comes of a name that was not found, and would let everybody see a message, or nobody.
+create function pgbus.good_label(label text) returns boolean
 language sql immutable parallel safe
-return pgbus.good_stream(stream) and data is not null and pgbus.good_event(event) and pgbus.good_key(key);
+return label is null or octet_length(label) > 0;
 
-create function pgbus.refuse(stream text, data text, event text, key text) returns void
+create function pgbus.good_message(stream text, data text, event text, visible_to text, exclude text, key text) returns boolean
+language sql immutable parallel safe
+return pgbus.good_stream(stream) and data is not null and pgbus.good_event(event) and pgbus.good_label(visible_to)
+       and pgbus.good_label(exclude) and pgbus.good_key(key);
+
+create function pgbus.refuse(stream text, data text default '', event text default null, visible_to text default null,
+                             exclude text default null, key text default null) returns void
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception using
@@ -111,6 +118,8 @@ begin
       when not pgbus.good_event(event) then
         format('bad event name %s: it must not contain a line break or start with "pgbus:"',
                left(to_json(event)::text, 80))
+      when not (pgbus.good_label(visible_to) and pgbus.good_label(exclude)) then
+        format('bad %s: it is empty; give a text, or null', case when octet_length(visible_to) = 0 then 'visible_to' else 'exclude' end)
       else
         format('bad key of %s bytes: it must be 1 to 1000 bytes of UTF-8', octet_length(key))
     end;
@@ -145,7 +154,7 @@ create function pgbus.last_id(stream text) returns bigint
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream, '', null, null);
+    perform pgbus.refuse(stream);
   end if;
   return pgbus.head(stream);
 end
@@ -158,7 +167,7 @@ declare
   known bigint;
 begin
   if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream, '', null, null);
+    perform pgbus.refuse(stream);
   end if;
   if after is null or after < 0 then
     raise exception 'bad cursor %: "after" is the last id that was seen, or 0', coalesce(after::text, 'null')
@@ -538,8 +547,8 @@ declare
   head    bigint;
   ignored text;
 begin
-  if pgbus.good_message(stream, data, event, key) is not true then
-    perform pgbus.refuse(stream, data, event, key);
+  if pgbus.good_message(stream, data, event, visible_to, exclude, key) is not true then
+    perform pgbus.refuse(stream, data, event, visible_to, exclude, key);
   end if;
   if key is not null or current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
     return pgbus.append_once(stream, array[data], array[event], array[visible_to], array[exclude], array[key]);
@@ -673,8 +682,8 @@ declare
   size integer := cardinality(data);
   bad  text;
 begin
-  if pgbus.good_message(stream, '', event, null) is not true then
-    perform pgbus.refuse(stream, '', event, null);
+  if pgbus.good_message(stream, '', event, visible_to, exclude, null) is not true then
+    perform pgbus.refuse(stream, '', event, visible_to, exclude);
   end if;
   if data is null or array_ndims(data) > 1 or array_position(data, null) is not null then
     raise exception 'bad data: it must be an array of one dimension without nulls'
@@ -687,7 +696,7 @@ begin
     end if;
     select k into bad from unnest(keys) k where pgbus.good_key(k) is not true limit 1;
     if found then
-      perform pgbus.refuse(stream, '', event, bad);
+      perform pgbus.refuse(stream, key => bad);
     end if;
   end if;
   if size = 0 then
@@ -733,8 +742,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
   ignored text;
 begin
-  if pgbus.good_message(stream, data, event, key) is not true then
-    perform pgbus.refuse(stream, data, event, key);
+  if pgbus.good_message(stream, data, event, visible_to, exclude, key) is not true then
+    perform pgbus.refuse(stream, data, event, visible_to, exclude, key);
   end if;
   ignored := set_config('pgbus.flush', 'yes', true);
   insert into pgbus.outbox (leads, stream, data, event, visible_to, exclude, key)
@@ -750,7 +759,7 @@ declare
   ignored text;
 begin
   if exists (select from unnest(streams, data) as u(stream, data)
-             where pgbus.good_message(u.stream, u.data, null, null) is not true) then
+             where pgbus.good_message(u.stream, u.data, null, null, null, null) is not true) then
     raise exception 'bad stream name, or data that is null' using errcode = 'invalid_parameter_value';
   end if;
   ignored := set_config('pgbus.flush', 'yes', true);
@@ -853,8 +862,8 @@ declare
   channel text;
   ignored text;
 begin
-  if pgbus.good_message(stream, data, event, null) is not true then
-    perform pgbus.refuse(stream, data, event, null);
+  if pgbus.good_message(stream, data, event, visible_to, exclude, null) is not true then
+    perform pgbus.refuse(stream, data, event, visible_to, exclude);
   end if;
   event := nullif(event collate "C", '');
   if octet_length(data) < 7800 then

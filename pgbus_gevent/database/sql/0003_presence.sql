@@ -34,7 +34,7 @@ returns table (member text, metadata jsonb, joined_at timestamptz, connections b
 language plpgsql stable rows 100 security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream, '', null, null);
+    perform pgbus.refuse(stream);
   end if;
   return query
     select p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1], min(p.joined_at),
@@ -51,7 +51,7 @@ create function pgbus.presence_count(stream text) returns bigint
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream, '', null, null);
+    perform pgbus.refuse(stream);
   end if;
   return (
     select count(distinct p.member) from pgbus.presence p
@@ -66,7 +66,7 @@ create function pgbus.presence_refuse(stream text, member text, connection text,
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream, '', null, null);
+    perform pgbus.refuse(stream);
   end if;
   raise exception using
     errcode = 'invalid_parameter_value',
@@ -126,7 +126,7 @@ begin
       using errcode = 'feature_not_supported';
   end if;
   if pgbus.good_stream(name) is not true then
-    perform pgbus.refuse(name, '', null, null);
+    perform pgbus.refuse(name);
   end if;
   for news in
     select a.member, a.connection, a.metadata
