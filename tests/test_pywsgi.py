@@ -80,6 +80,46 @@ def still_serves(port: int) -> bool:
     return ask(port, "/alive").body == b"ok:"
 
 
+# empty lines (RFC 9112, section 2.2) --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_empty_lines_before_a_request_are_passed_over(port: int, app: Recorder, count: int) -> None:
+    with connected(port, b"\r\n" * count + get("/a")) as sock:
+        assert read_until(sock, b"ok:").startswith(b"HTTP/1.1 200 ")
+        # As some clients put behind a body.
+        body = b"POST /b HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx" + b"\r\n" * count
+        sock.sendall(body + get("/c", {"Connection": "close"}))
+        assert read_to_end(sock).count(b"HTTP/1.1 200 ") == 2
+    assert app.seen == ["GET /a", "POST /b", "GET /c"]
+
+
+def test_an_empty_line_that_comes_in_pieces_is_passed_over(port: int, app: Recorder) -> None:
+    with connected(port) as sock:
+        for piece in (b"\r", b"\n", b"\r\n", get("/a")):
+            sock.sendall(piece)
+            gevent.sleep(0.02)
+        read_until(sock, b"ok:")
+    assert app.seen == ["GET /a"]
+
+
+def test_empty_lines_alone_are_no_request(server: Server, app: Recorder, log: Callable[[], list[str]]) -> None:
+    port = int(server.server_port)
+    with connected(port, b"\r\n") as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b""
+    # They do not make a connection busy either: a stop does not wait for it.
+    with connected(port, get("/a")) as sock:
+        read_until(sock, b"ok:")
+        sock.sendall(b"\r\n")
+        wait_for(lambda: server.idle, "it waits for a request")
+        began = monotonic()
+        server.stop(5.0)
+        assert monotonic() - began < 2.0
+        assert read_to_end(sock) == b""
+    assert app.seen == ["GET /a"] and [line for line in log() if " 400" in line] == []
+
+
 # heads that can be read in two ways -------------------------------------------------------------------------------
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -144,7 +184,10 @@ BAD_HEADS = {
     "a host with a port that is no number": first(b"GET /first HTTP/1.1", b"Host: test:http"),
     "two hosts in one line": first(b"GET /first HTTP/1.1", b"Host: a, b"),
     "a space before the request line": first(b" GET /first HTTP/1.1", b"Host: test"),
-    "an empty line before the request line": b"\r\n" + SMUGGLED,
+    "five empty lines before the request line": b"\r\n" * 5 + SMUGGLED,
+    "an empty line that a lone LF ends": b"\n" + SMUGGLED,
+    "an empty line that a CR begins": b"\rX\n" + SMUGGLED,
+    "a space in an empty line": b" \r\n" + SMUGGLED,
     "transfer coding in HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
 }
 

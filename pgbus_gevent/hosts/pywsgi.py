@@ -29,6 +29,9 @@ LINGER = 2.0
 
 Closing over it would reset the connection, and the answer would be lost with it."""
 
+EMPTY_LINES = 4
+"""How many are passed over before a request line; it has to be one at least."""
+
 Adopt = Callable[[socket.socket, bytes, bool], object]
 
 # The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
@@ -104,13 +107,21 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         return True
 
     def _wait_for_request(self) -> bool:
-        """Whether the client has begun one. Until then the handler can be ended without any loss."""
+        """Whether the client has begun one. Until then the handler can be ended without any loss.
+
+        Empty lines before it are none (RFC 9112, section 2.2): some clients end a body with one that is not part of it.
+        """
         server = self.server
         idle = server.idle if self._served else server.new
         me = gevent.getcurrent()
         idle.add(me)
         try:
             with gevent.Timeout(LAST_CALL if server.stopping else server.request_timeout, SlowClient()):
+                for _ in range(EMPTY_LINES):
+                    if self.rfile.peek(1)[:1] != b"\r":
+                        break
+                    if self.rfile.read(2) != b"\r\n":
+                        raise BadHead("a line of the head does not end in CRLF")
                 return bool(self.rfile.peek(1))
         finally:
             idle.discard(me)
