@@ -186,6 +186,8 @@ class Proxy:
         self._host, self._port = own.get("host", "127.0.0.1"), int(own.get("port", 5432))
         self.dead = False
         self.taken = 0
+        self._open: list[Any] = []
+        self._lost: list[Any] = []
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
         self.port = int(self._server.server_port)
@@ -199,15 +201,24 @@ class Proxy:
         else:
             server = socket.create_connection((self._host, self._port))
         with server:
-            back = gevent.spawn(self._pass_on, server, client)
-            self._pass_on(client, server)
+            self._open.append(client)
+            back = gevent.spawn(self._pass_on, server, client, client)
+            self._pass_on(client, server, client)
             back.kill()
 
-    def _pass_on(self, source: Any, target: Any) -> None:
+    def _pass_on(self, source: Any, target: Any, client: Any) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if not self.dead:
+                if not self.dead and client not in self._lost:
                     target.sendall(data)
+
+    def lose(self) -> None:
+        """Pass nothing on any more for those that are connected now."""
+        self._lost = list(self._open)
+
+    def refuse(self) -> None:
+        """Take no more connections; those that are there go on."""
+        self._server.close()
 
     def stop(self) -> None:
         self._server.stop(1)

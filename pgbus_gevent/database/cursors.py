@@ -15,6 +15,8 @@ from typing import Any
 import psycopg2.extensions as ext
 from psycopg2._psycopg import List  # it has no public name
 
+from .overdue import watched
+
 
 class Cursor(ext.cursor):
     """For the package's own statements; those of an application run on psycopg2's."""
@@ -28,7 +30,17 @@ class Cursor(ext.cursor):
         connection: Any = self.connection
         if connection.prefix is not None and connection.info.transaction_status == ext.TRANSACTION_STATUS_IDLE:
             query = connection.prefix(not connection.autocommit) + query
-        super().execute(query, wrapped(vars))
+        with watched(connection):
+            super().execute(query, wrapped(vars))
+
+
+class PlainCursor(ext.cursor):
+    """In the place of psycopg2's own, for the statements of an application on a connection of ours."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """As psycopg2's."""
+        with watched(self.connection):
+            super().execute(query, vars)
 
 
 class Literal:

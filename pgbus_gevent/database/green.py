@@ -22,7 +22,8 @@ from gevent import monkey
 from gevent.socket import wait_read, wait_write
 from psycogreen.gevent import gevent_wait_callback
 
-from .cursors import Cursor
+from .cursors import Cursor, PlainCursor
+from .overdue import ASK_AFTER, LAST_CHANCE, watched
 
 STATEMENT_GRACE = 5.0
 """Seconds that a statement gets beyond the server's own statement_timeout before we give the connection up."""
@@ -53,6 +54,7 @@ class Connection(ext.connection):
         )
         self.patience: float | None = None
         self.doubted_until: float | None = None
+        self.ask: Callable[[Connection], bool] | None = None  # see still_served
         self.expired = False
         try:
             super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
@@ -69,10 +71,21 @@ class Connection(ext.connection):
         most = self.statement_timeout + STATEMENT_GRACE
         return most if self.patience is None else min(self.patience, most)
 
+    def still_served(self) -> bool:
+        """Whether the server still works on what this connection waits for, or cannot tell; asks by another connection."""
+        return self.ask is None or self.ask(self)
+
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """As psycopg2's. Every statement begins here, which nothing must make wait in another way."""
         ensure()
+        if options.get("cursor_factory") is ext.cursor:
+            options["cursor_factory"] = PlainCursor
         return super().cursor(*arguments, **options)
+
+    def commit(self) -> None:
+        """As psycopg2's."""
+        with watched(self):
+            super().commit()
 
 
 _others: Callable[[Any], object] = gevent_wait_callback
@@ -110,7 +123,9 @@ def wait_callback(connection: Any) -> None:
     try:
         connection.doubted_until = None
         connecting = connection.status not in _ESTABLISHED
-        end = monotonic() + connection.allowance(connecting)
+        began = monotonic()
+        end = began + connection.allowance(connecting)
+        ask_at = began + ASK_AFTER
         while True:
             state = connection.poll()
             if state == ext.POLL_OK:
@@ -118,6 +133,10 @@ def wait_callback(connection: Any) -> None:
             if connecting and connection.status in _ESTABLISHED:
                 connecting = False
                 end = monotonic() + connection.allowance(connecting)
+            if not connecting and monotonic() >= ask_at:
+                ask_at = monotonic() + ASK_AFTER
+                if not connection.still_served():
+                    end = min(end, monotonic() + LAST_CHANCE)
             left = min(end, end if connection.doubted_until is None else connection.doubted_until) - monotonic()
             if left <= 0:
                 connection.expired = True

@@ -34,6 +34,10 @@ _LOOK_AGAIN = 0.25
 DOUBT = 2.0
 """Seconds that the statements under way still get once a session has died: the others lead to the same server."""
 
+_STATE = "select pg_backend_pid(), (select coalesce(state, '') from pg_stat_activity where pid = %s)"
+
+_AT_ONCE = 1.0  # seconds: who is refused so soon has been answered
+
 _Idle = tuple[ext.connection, float]
 
 
@@ -77,6 +81,8 @@ class Pool:
             began = monotonic()
             self._used.add(connection)
             _allow(connection, patience)
+            if isinstance(connection, Connection):
+                connection.ask = None if patience else self._works_on
             try:
                 with translated():
                     yield connection
@@ -106,6 +112,26 @@ class Pool:
             finally:
                 if _expired(connection):
                     self.doubt()
+
+    def _works_on(self, asking: Connection) -> bool:
+        """Whether the server works on what ``asking`` waits for; True where it cannot tell."""
+        began = monotonic()
+        try:
+            connection = self._connect()
+        except DatabaseUnavailable:
+            return monotonic() - began < _AT_ONCE
+        _allow(connection, Patience(LIFE))
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_STATE, (asking.info.backend_pid,))
+                ((own, state),) = cursor.fetchall()
+        except psycopg2.Error:
+            return not _expired(connection)
+        else:
+            # Behind a pooler the numbers of sessions are not those of the server.
+            return own != connection.info.backend_pid or state not in (None, "idle", "idle in transaction")
+        finally:
+            connection.close()
 
     def doubt(self) -> None:
         """A session was found dead: close what is idle, and give what is under way :data:`DOUBT` seconds at the most."""
