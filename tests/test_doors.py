@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic, perf_counter, time
@@ -22,6 +23,7 @@ from pgbus_gevent import Subscriber
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.names import Signer, hide_signed
 from pgbus_gevent.errors import InvalidArgument
+from pgbus_gevent.hosts.request_head import MAX_SHOWN, shown_path
 from pgbus_gevent.streamer.clients import network_of
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.requests import MAX_FIELDS
@@ -326,6 +328,33 @@ def test_hiding_signed_names_takes_as_long_as_the_text_is_long() -> None:
         began = perf_counter()
         hide_signed(piece * (1_000_000 // len(piece)))
         assert perf_counter() - began < 5.0
+
+
+def test_characters_that_stay_encoded_cost_no_call_each() -> None:
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        shown_path('"' * LARGE)
+        hide_signed("%22%FF%2F%0a" * LARGE)
+    finally:
+        sys.setprofile(None)
+    assert calls < 2 * MAX_SHOWN, calls  # the standard library has one for each byte that is shown
+
+
+def test_a_log_shows_the_beginning_of_a_path_that_is_longer_than_any_of_ours(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pgbus_gevent.access")
+    exchange(site.port, get("/pgbus/" + "\xff" * LARGE, {"Connection": "close"}))
+    exchange(site.port, get(f"/pgbus/streams/{TOKEN}/{'x' * LARGE}", {"Connection": "close"}))
+    lines = [record.getMessage() for record in caplog.records if record.name == "pgbus_gevent.access"]
+    assert [line[-8:-3] for line in lines] == ['..." '] * 2 and max(map(len, lines)) < 7_000
+    assert "/<signed>/xxx" in lines[1]
 
 
 def test_there_are_not_any_number_of_fields(site: Site) -> None:

@@ -17,6 +17,8 @@ from ..core.names import hide_signed
 MAX_HEADERS = 99
 # As many as the standard library's parser takes, with the blank line.
 
+MAX_SHOWN = 2048
+
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # A name, an IPv4 address or an IPv6 one in brackets, and perhaps a port (RFC 9110, section 4.2); never a user's name.
 _AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
@@ -166,5 +168,11 @@ def _check_framing(pairs: list[tuple[str, str]], *, is_1_1: bool) -> None:
 
 
 def shown_path(target: str) -> str:
-    """What a log shows of a target: visible ASCII, without the query and signed names, which let in whoever has them."""
-    return hide_signed(quote(target.partition("?")[0].encode("latin-1"), safe=_SHOWN))
+    """What a log shows of a target: visible ASCII, without the query and signed names, which let in whoever has them.
+
+    Of a path that is longer than any of ours it shows the beginning: encoded, the rest would be three times what was sent.
+    """
+    path, end = target.partition("?")[0], ""
+    if len(path) > MAX_SHOWN:
+        path, end = path[:MAX_SHOWN], "..."
+    return hide_signed(quote(path.encode("latin-1"), safe=_SHOWN)) + end
