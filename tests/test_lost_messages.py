@@ -221,6 +221,25 @@ def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
         assert live.ids[10:] == client.ids
 
 
+def test_who_was_sent_a_page_that_was_ahead_of_the_ring_is_told_as_well() -> None:
+    """Nothing rang for the newest messages: a page brought them, and then the table lost them."""
+    with Parts(ring_messages=1, page_size=10) as parts:
+        published(parts, 3)
+        live = parts.connect()
+        settled(parts)
+        for _ in range(4):
+            parts.publish(ring=False)
+        behind = parts.connect(since=0)
+        wait_until(lambda: behind.ids == [10, 20, 30, 40, 50, 60, 70])
+        parts.table.lose("orders", 4)
+        parts.look()
+        settled(parts)
+        assert behind.ids[7:] == [10, 20, 30]
+        assert reasons(behind) == ["ahead"]
+        assert live.ids == [40, 50, 60, 70, 10, 20, 30]
+        assert reasons(live) == ["ahead"]
+
+
 def test_whoever_comes_after_a_session_was_lost_waits_until_the_table_was_asked() -> None:
     with Parts(ring_messages=20) as parts:
         live = parts.connect()

@@ -291,6 +291,9 @@ class Reader:
             if log.epoch != epoch:
                 continue  # those who wait have other cursors now, and are read for again
             history = History(page.rows, start=start, horizon=page.horizon)
+            if start <= log.head < (page.rows[-1].id if page.rows else 0):
+                # The log knows what its clients are sent: else nobody would notice, should the table lose it, that they have it.
+                self._on_moved(log, log.extend(page.rows))
             if page.rows:
                 self._kept.keep(log, history, page.rows[-1].id, began)
             # When it is served again there may be more, so then it ends with its last message.
