@@ -343,6 +343,39 @@ def test_hangs_end_at_the_deadline(project: Project) -> None:
     assert "Captured stacks call" in found and found.output.count("in waits_for_ever") >= 2, found
 
 
+def test_a_hang_is_told_whatever_objects_say_of_themselves(project: Project) -> None:
+    """The stacks need no repr of anybody: Bottle's request, which every application has, raises outside a request."""
+    hang = """
+        import bottle
+        import gevent
+        import pytest
+
+        class Proxy:
+            @property
+            def __class__(self):
+                raise RuntimeError("outside a request")
+
+        def waits_for_ever():
+            bottle.request.bind({"PATH_INFO": "/a-secret"})
+            bottle.response.bind()
+            gevent.sleep(1000)
+
+        @pytest.mark.pgbus_timeout(0.5)
+        def test_waits():
+            proxy, other = Proxy(), bottle.LocalRequest()
+            job = gevent.spawn(waits_for_ever)
+            try:
+                gevent.sleep(1000)
+            finally:
+                job.kill()
+    """
+    found = project.write(pytest_ini=PATCHED, test_hang=dedent(hang)).pytest(timeout=20)
+    assert "the test did not end within 0.5 s (pgbus_timeout)" in found and "outside a request" not in found.output, found
+    assert "greenlet waits_for_ever at 0x" in found and "in waits_for_ever" in found, found
+    stacks = found.output.split("Captured stacks call")[1]
+    assert "/a-secret'" not in stacks, found
+
+
 def test_hangs_without_gevent(project: Project) -> None:
     """The deadline needs no gevent, once it is asked for."""
     test = "import time\ndef test_sleeps():\n    time.sleep(30)\n"

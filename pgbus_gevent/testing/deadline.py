@@ -10,6 +10,7 @@ Nothing here imports gevent: it is there or it is not.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -103,14 +104,33 @@ class Deadline:
 
 
 def stacks() -> str:
-    """What every greenlet and every native thread does, as text."""
-    if "gevent" in sys.modules:
-        from gevent import util
+    """What every native thread and every greenlet does, as text.
 
-        lines: Any = util.format_run_info()  # type: ignore[func-returns-value]  # the stubs are wrong
-        return "\n".join(lines)
+    Not by gevent's ``format_run_info``: that shows the greenlets' locals too, which may hold secrets, and whose ``repr`` may
+    raise, as that of Bottle's ``request`` does outside a request. Nothing here calls code of what it finds.
+    """
     frames = sys._current_frames().items()
-    return "\n".join(f"thread {number:#x}:\n{''.join(traceback.format_stack(frame))}" for number, frame in frames)
+    parts = [f"thread {number:#x}:\n{_stack(frame)}" for number, frame in frames]
+    return "\n".join([*parts, *(_show_greenlet(one) for one in _waiting_greenlets())])
+
+
+def _stack(frame: FrameType) -> str:
+    return "".join(traceback.format_stack(frame))
+
+
+def _waiting_greenlets() -> list[Any]:
+    if "gevent" not in sys.modules:
+        return []
+    from greenlet import greenlet
+
+    # By type(): a proxy, as Werkzeug has them, runs code when it is asked for its __class__.
+    found = [one for one in gc.get_objects() if issubclass(type(one), greenlet)]
+    return [one for one in found if one.gr_frame is not None]  # None: dead, or not begun, or a thread's stack above
+
+
+def _show_greenlet(one: Any) -> str:
+    name = getattr(getattr(one, "_run", None), "__qualname__", None) or type(one).__name__
+    return f"greenlet {name} at {id(one):#x}:\n{_stack(one.gr_frame)}"
 
 
 def _current_greenlet() -> Any:
