@@ -55,8 +55,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
         reached = _reach(checks)
         yield reached
         if reached.level != FAIL:
+            denied = list(_guarded("rights", _denied, database, checks))
+            yield from denied
             for name, check in _CHECKS.items():
-                yield from _guarded(name, check, database, checks)
+                if not denied or name not in _INSIDE:
+                    yield from _guarded(name, check, database, checks)
     finally:
         database.close()
     yield _descriptors(settings)
@@ -88,6 +91,14 @@ def _reach(checks: Checks) -> Finding:
     if took > _SLOW:
         return Finding("database", WARN, text, "it is far away or busy; every publish waits that long")
     return Finding("database", OK, text)
+
+
+def _denied(database: Database, checks: Checks) -> Finding | None:
+    owner = checks.owner_who_denies()
+    if owner is None:
+        return None
+    todo = f"let its owner, {owner}, grant this role what it needs: docs/sql.md, Roles"
+    return Finding("rights", FAIL, "this role may do nothing in schema pgbus", todo)
 
 
 def _role(database: Database, checks: Checks) -> Finding:
@@ -280,6 +291,10 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "notifications": _queue,
     "vacuum": _dead_rows,
 }
+
+
+_INSIDE = ("schema", "rights", "ids", "locks", "retention", "listen", "vacuum")
+"""Checks that look into the schema."""
 
 
 def _descriptors(settings: Settings) -> Finding:

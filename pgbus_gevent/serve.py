@@ -167,7 +167,7 @@ class _Service:
         if self._made_token is not None:
             # In the log, as whoever reads stdout expects one line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"
-            logger.info("no operator token is set, so that one was made; the console is at %s", where)
+            logger.info("no operator token is set, so this run has one of its own: the console is at %s", where)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,19 @@ def test_a_role_without_rights_is_told_which(url: str, sql: Session) -> None:
         sql.run("drop role pgbus_test_doctor")
 
 
+def test_a_role_that_may_not_even_look_into_the_schema_is_a_failure(url: str, sql: Session) -> None:
+    """One line that says so and names the owner, and none for each thing that could not be looked at."""
+    sql.run("create role pgbus_test_stranger")
+    owner = sql.one("select nspowner::regrole::text from pg_namespace where nspname = 'pgbus'")
+    try:
+        found = look(str(ext.make_dsn(url, options="-c role=pgbus_test_stranger")))
+        assert found["rights"].level == FAIL and owner in found["rights"].todo and "docs/sql.md" in found["rights"].todo
+        assert [one.check for one in found.values() if one.level != OK] == ["rights"]
+        assert found["primary"].level == OK and "listen" not in found
+    finally:
+        sql.run("drop role pgbus_test_stranger")
+
+
 def test_a_deaf_pooler_is_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ListenSession, "hears", lambda self, timeout: False)
     found = look(url)["listen"]

@@ -91,6 +91,9 @@ def test_what_is_broadcast_is_counted(pgbus_bus, assert_broadcasts):
     with pytest.raises(AssertionError, match="0 messages were broadcast to 'orders', not 1$"):
         with assert_broadcasts("orders", 1):
             pass
+    with pytest.raises(AssertionError, match="1 message was broadcast to 'orders', not 2:"):
+        with assert_broadcasts("orders", 2):
+            orders.broadcast("one")
     with pytest.raises(KeyError):  # what fails inside is what fails
         with assert_broadcasts("orders", 1):
             raise KeyError
@@ -370,7 +373,9 @@ def test_a_hang_is_told_whatever_objects_say_of_themselves(project: Project) -> 
                 job.kill()
     """
     found = project.write(pytest_ini=PATCHED, test_hang=dedent(hang)).pytest(timeout=20)
-    assert "the test did not end within 0.5 s (pgbus_timeout)" in found and "outside a request" not in found.output, found
+    assert "the test did not end within 0.5 s (pgbus_timeout)" in found and "outside a request" not in found.output, (
+        found
+    )
     assert "greenlet waits_for_ever at 0x" in found and "in waits_for_ever" in found, found
     stacks = found.output.split("Captured stacks call")[1]
     assert "/a-secret'" not in stacks, found

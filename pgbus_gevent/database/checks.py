@@ -156,6 +156,14 @@ class Checks:
         found = self._one("select max(version) from pgbus.migrations")
         return None if found is None else int(found)
 
+    def owner_who_denies(self) -> str | None:
+        """The owner of the schema, where this role may not even look into it; None where it may, or where there is none."""
+        found = self._all(
+            "select pg_get_userbyid(n.nspowner) from pg_namespace n"
+            " where n.nspname = 'pgbus' and not has_schema_privilege(n.oid, 'usage')"
+        )
+        return str(found[0][0]) if found else None
+
     def missing_rights(self) -> list[str]:
         """What this role may not do of what a server that prunes does, such as ``select on pgbus.messages``."""
         return [str(row[0]) for row in self._all(_RIGHTS)]

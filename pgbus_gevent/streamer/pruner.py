@@ -121,8 +121,8 @@ class Pruner:
             if (told := (str(theirs), teller)) not in self._heard_of:
                 self._heard_of.add(told)
                 logger.warning(
-                    "servers of this database disagree about retention: this one has %s, %s has %s; of each stream the longer"
-                    " one applies. Give all of them the same",
+                    "servers of this database disagree about retention: this one has %s; %s has %s, or had until it ended a"
+                    " while ago. For each stream the longer one applies; give all of them the same settings",
                     self._source.retention,
                     teller,
                     theirs,

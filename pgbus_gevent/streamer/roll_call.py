@@ -87,7 +87,7 @@ class RollCall:
             return INTERVAL
         except DatabaseError as error:
             self._on_the_roll = False
-            logger.info("this worker is on nobody's roll (the console shows it alone): %s", error)
+            logger.info("cannot write this worker's row to pgbus.workers, so only its own console shows it: %s", error)
             return _GIVEN_UP
         self._on_the_roll = True
         self._on_pace(pace)

@@ -33,7 +33,8 @@ def assert_broadcasts(bus: Bus, stream: str, n: int) -> Iterator[list[Message]]:
     if len(found) != n:
         lines = "".join(f"\n  {_told(message)}" for message in found)
         raise AssertionError(
-            f"{len(found)} messages were broadcast to {stream!r}, not {n}{':' if found else ''}{lines}"
+            f"{'1 message was' if len(found) == 1 else f'{len(found)} messages were'} broadcast to {stream!r}, not {n}"
+            f"{':' if found else ''}{lines}"
         )
 
 

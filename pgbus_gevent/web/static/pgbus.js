@@ -136,7 +136,7 @@ class Line {
       return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
     });
     const id = this.id && !/(^|&)connection=/.test(query) ? "connection=" + this.id : "";
-    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, id, extra].join("&").replace(/^&+|&+$/g, "");
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, id, extra].join("&").replace(/^&+|&+$|&(?=&)/g, "");
   }
 
   ask(keys, options, extra) {
