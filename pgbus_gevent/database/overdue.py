@@ -56,7 +56,6 @@ class _Statement:
         self.end = monotonic() + connection.allowance(False)
 
 
-
 class _Watch:
     """The statements under way in this process, and the thread that looks after them."""
 
