@@ -10,6 +10,8 @@ from time import monotonic, time
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import gevent
+
 from .coalescer import Coalescer, check_window
 from .config import Settings
 from .core.client import Subscriber
@@ -59,7 +61,7 @@ class Bus:
         if settings is not None and (options or database_url is not None):
             raise InvalidArgument("give settings, or single ones by keyword, not both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
-        self.filters = Filters(monotonic)
+        self.filters = Filters(monotonic, catch=(Exception, gevent.Timeout))
         self.signer = Signer(self.settings.secret)
         self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
         """Who looks at the page that is being made, as the authorize hook would answer for a stream; None where that is not known.

@@ -204,6 +204,51 @@ def test_a_hook_that_raises_is_a_403_and_one_traceback_a_minute(
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
+def test_a_hook_that_does_not_answer_is_a_403_in_time(pgbus_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    with running_site(pgbus_database, request_timeout=0.5) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: gevent.sleep(3600) or True)
+        began = monotonic()
+        assert site.get("/streams/demo:x").status == 403
+        assert site.get("/streams?stream=demo:x", Accept="text/event-stream").status == 403
+        assert monotonic() - began < 5.0
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "the authorize hook raised for stream 'demo:x': refused"
+    ]
+
+
+def test_a_hook_that_does_not_answer_when_asked_again_holds_up_nobody_else(pgbus_database: str) -> None:
+    allowed = {"ada", "bob"}
+
+    def hook(environ: Any, stream: str) -> Subscriber | bool:
+        owner = environ["HTTP_X_OWNER"]
+        if "bob" not in allowed and owner == "ada":
+            gevent.sleep(3600)
+        return Subscriber(owner) if owner in allowed else False
+
+    with running_site(pgbus_database, request_timeout=0.5, recheck=0.2) as site:
+        site.app = StreamApp(site.instance, hook)
+        with site.watch("demo:x", X_Owner="ada") as ada, site.watch("demo:x", X_Owner="bob") as bob:
+            ada.next("pgbus:connected")
+            bob.next("pgbus:connected")
+            allowed.discard("bob")
+            assert json.loads(bob.next("pgbus:shutdown").data)["reason"] == "revoked"
+            assert not ada.closed
+
+
+def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) -> None:
+    def waits(context: Any, stream: str) -> bool:
+        raise gevent.Timeout(1)
+
+    site.instance.filters.register("waits", waits)
+    stream = site.bus.stream("demo:filters")
+    with site.watch("demo:filters") as client:
+        client.next("pgbus:connected")
+        stream.broadcast("hidden", visible_to="waits")
+        stream.broadcast("seen")
+        assert client.next("message").data == "seen"
+    assert not any(task.deaths for task in site.instance.tasks)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -26,10 +26,13 @@ Predicate = Callable[[Any, str], bool]
 class Filters:
     """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed.
 
-    The log says so, for each label once a minute by ``clock``, once for good without one.
+    The log says so, for each label once a minute by ``clock``, once for good without one. ``catch`` are the exceptions that stay here.
     """
 
-    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float] | None = None, *, catch: tuple[type[BaseException], ...] = (Exception,)
+    ) -> None:
+        self._catch = catch
         self._predicates: dict[str, Predicate] = {}
         self._complained: dict[str, float] = {}
         self._clock = clock
@@ -57,7 +60,7 @@ class Filters:
             return False
         try:
             return bool(predicate(context, stream))
-        except Exception as error:
+        except self._catch as error:
             self._complain(label, f"the filter {label!r} raised {error!r}: messages visible to it are")
             return False
 

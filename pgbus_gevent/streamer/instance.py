@@ -90,7 +90,7 @@ class Instance:
     ) -> None:
         self.settings = settings or Settings.load(**options)
         self.database = database or Database(self.settings, read_only=read_only)
-        self.filters = filters or Filters(monotonic)
+        self.filters = filters or Filters(monotonic, catch=(Exception, gevent.Timeout))
         self.counter = counter or StreamCounter()
         # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
         self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))

@@ -25,11 +25,13 @@ Recheck = Callable[[], "tuple[Subscriber, ...] | None"]
 class Hook:
     """``authorize(environ, stream)`` answers False, True, or a :class:`Subscriber`.
 
-    One that raises, or answers anything else, refuses: 403 for the client, a line in the log, and after it silence for a minute.
+    One that raises, answers anything else, or nothing within ``timeout`` seconds, refuses: 403 for the client, and a line in the log,
+    after it silence for a minute.
     """
 
-    def __init__(self, authorize: Authorize, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, authorize: Authorize, timeout: float = 10.0, clock: Callable[[], float] = monotonic) -> None:
         self._authorize = authorize
+        self._timeout = timeout
         self._clock = clock
         self._complained: dict[str, tuple[float, int]] = {}  # by the kind of fault: when, and how often since
 
@@ -48,7 +50,7 @@ class Hook:
     def subscriber(self, environ: Environ, place: Place) -> Subscriber:
         """Who asks for one stream. Raises Refused: 403."""
         try:
-            answer: object = self._authorize(environ, place.stream)
+            answer = self._answer(environ, place.stream)
         except (Exception, gevent.Timeout) as error:
             self._complain(f"the authorize hook raised for stream {place.stream!r}", error)
             answer = False
@@ -57,6 +59,11 @@ class Hook:
             raise Refused(text(403, "you may not watch this stream"))
         return found
 
+    def _answer(self, environ: Environ, stream: str) -> object:
+        # Whoever waits for it has a greenlet and a socket, and of those who are asked about again all others wait too.
+        with gevent.Timeout(self._timeout):
+            return self._authorize(environ, stream)
+
     def _rechecker(self, environ: Environ, places: tuple[Place, ...]) -> Recheck:
         # Texts alone: the rest is of a request that is over by then, its socket among it.
         kept = {key: value for key, value in environ.items() if isinstance(value, str)}
@@ -64,7 +71,7 @@ class Hook:
         def ask() -> tuple[Subscriber, ...] | None:
             found = []
             for place in places:
-                subscriber = self._judged(self._authorize(kept, place.stream), place)
+                subscriber = self._judged(self._answer(kept, place.stream), place)
                 if subscriber is None:
                     return None
                 found.append(subscriber)

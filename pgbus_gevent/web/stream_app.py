@@ -55,8 +55,8 @@ class StreamApp:
     """Serves the streams of ``instance`` under its prefix, and 404 beside it; at the root, or mounted at the prefix.
 
     ``authorize(environ, stream)`` is asked once a name was verified: False refuses, True or a :class:`Subscriber` lets
-    in. A hook that raises, or answers anything else, refuses too, with a log line. An instance that has not been started is
-    started with the first request.
+    in. A hook that raises, answers anything else, or nothing within ``request_timeout``, refuses too, with a log line. An
+    instance that has not been started is started with the first request.
     """
 
     def __init__(self, instance: Instance, authorize: Authorize | None = None) -> None:
@@ -64,7 +64,7 @@ class StreamApp:
         self.instance = instance
         instance.stream_apps.add(self)
         self.prefix = settings.prefix
-        self._hook = None if authorize is None else Hook(authorize)
+        self._hook = None if authorize is None else Hook(authorize, settings.request_timeout)
         self._settings = settings
         self._starter = Starter(instance.start, patience=settings.away_after)
         self._identities = Identities(settings.secret)
