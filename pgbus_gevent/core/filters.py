@@ -26,7 +26,7 @@ Predicate = Callable[[Any, str], bool]
 class Filters:
     """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed.
 
-    The log says so, for each label once a minute by ``clock``, once for good without one. ``catch`` are the exceptions that stay here.
+    The log says so, for each label once a minute by ``clock``, once for good without one. ``catch`` is what a predicate may raise.
     """
 
     def __init__(

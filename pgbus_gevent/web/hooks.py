@@ -25,8 +25,8 @@ Recheck = Callable[[], "tuple[Subscriber, ...] | None"]
 class Hook:
     """``authorize(environ, stream)`` answers False, True, or a :class:`Subscriber`.
 
-    One that raises, answers anything else, or nothing within ``timeout`` seconds, refuses: 403 for the client, and a line in the log,
-    after it silence for a minute.
+    One that raises, answers anything else, or nothing within ``timeout`` seconds, refuses: 403 for the client, a line in the log,
+    and after it silence for a minute.
     """
 
     def __init__(self, authorize: Authorize, timeout: float = 10.0, clock: Callable[[], float] = monotonic) -> None:
