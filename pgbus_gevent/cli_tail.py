@@ -82,7 +82,8 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
             _check_rights(database)
         # With a cursor from the first moment on, as the database may go away before the Instance has it.
         starts = {name: None if replay is not None else _start(since, name, heads) for name in names}
-        places = [Place(name, since=starts[name], replay=replay) for name in names]
+        foreign = len(names) > 1
+        places = [Place(name, since=starts[name], replay=replay, foreign=foreign) for name in names]
         instance = Instance(
             settings,
             database=database,

@@ -172,6 +172,7 @@ class Table:
         self.questions: list[OpenQuestion] = []
         self.failures = 0
         self.on_read: Callable[[], object] = lambda: None
+        self.forgotten = 0
         self._next_id = first_id
         self._step = step
 
@@ -199,6 +200,10 @@ class Table:
         """Go back in time: the newest messages were never there. Their ids are not given again."""
         if count:
             del self.rows[stream][-count:]
+
+    def skip(self, ids: int) -> None:
+        """Ids jump, as they do after a loss."""
+        self._next_id += ids
 
     def delete(self, stream: str, id: int) -> None:
         """Remove a message by hand, as if it had never been there."""
@@ -264,7 +269,7 @@ class Table:
         full = sum(len(row.data.encode()) for row in rows) >= size
         horizon = self.horizons.get(stream, 0)
         anchor = max((row.id for row in self.rows[stream] if horizon < row.id <= cursor), default=0)
-        return Page(rows, horizon, full or len(rows) < len(found), anchor)
+        return Page(rows, horizon, full or len(rows) < len(found), anchor, self.forgotten)
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         self._read("openings")

@@ -52,7 +52,7 @@ def gap(frame: bytes) -> dict[str, Any]:
         ({"since": 0}, 0),
         ({"replay": 0}, 80),
         ({"replay": 1}, 70),
-        ({"replay": 3}, 50),
+        ({"replay": 2}, 60),
         ({"since": 60, "replay": 3}, 60),
     ],
 )
@@ -67,6 +67,7 @@ def test_a_client_starts_where_it_asks_to_without_a_read(asked: dict[str, Any], 
         ({"opened": False, "since": 5}, "the head is not known"),
         ({"opened": False, "invalid_cursor": True}, "the head is not known"),
         ({"replay": 4}, "the ring does not reach so far back"),
+        ({"replay": 3}, "the ring does not know the id of the message before its first one"),
         ({"since": 81}, "the page may know of a commit that we have not heard of"),
     ],
 )
@@ -136,7 +137,7 @@ def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
 
 
 def test_a_request_asks_for_what_is_new_of_one_stream_unless_it_says_more() -> None:
-    assert Place("orders") == ("orders", None, None, False, Subscriber())
+    assert Place("orders") == ("orders", None, None, False, Subscriber(), False)
     assert Subscriber() == (None, None, None, None)
     assert StreamRequest(()) == ((), "", None, None)
 

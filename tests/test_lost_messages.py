@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.database.rows import Row
 from pgbus_gevent.streamer import dispatcher, reader, turns
 
 
@@ -333,6 +334,183 @@ def test_a_message_that_names_none_or_an_older_one_proves_nothing(prev_id: int |
         assert [reasons(client) for client in parts.clients] == [[]] * 3
 
 
+# Cursors of messages that were lost before this worker served the stream
+
+BASE = 10**15
+"""Ids below were never ours, and are left alone."""
+
+
+def with_losses() -> tuple[Table, list[int], list[int]]:
+    """A table that has lost three messages and got others since; the ids that it has, and those of the lost ones."""
+    table = Table(first_id=BASE + 10)
+    for _ in range(6):
+        table.append("orders")
+    lost = table.ids("orders")[3:]
+    table.lose("orders", 3)
+    table.skip(1000)
+    for _ in range(4):
+        table.append("orders")
+    return table, table.ids("orders"), lost
+
+
+@pytest.mark.parametrize("ring", [1, 20])
+@pytest.mark.parametrize("first", ["alone", "beside others"])
+def test_a_cursor_that_no_message_names_as_the_one_before_it_is_ahead(ring: int, first: str) -> None:
+    table, ids, lost = with_losses()
+    with Parts(table, ring_messages=ring, page_size=3) as parts:
+        if first == "beside others":
+            parts.connect(since=0)
+            settled(parts)
+        clients = {since: parts.connect(since=since) for since in [*ids, *lost, *lost]}
+        settled(parts)
+        for since in ids:
+            assert (reasons(clients[since]), clients[since].ids) == ([], table.ids("orders", since)), since
+        for since in lost:
+            told = {"requestedId": since, "oldestId": ids[0], "lastId": ids[-1], "reason": "ahead", "stream": "orders"}
+            assert (gaps(clients[since]), clients[since].ids) == ([told], ids), since
+        new = parts.publish()
+        settled(parts)
+        assert all(client.ids[-1] == new and len(gaps(client)) <= 1 for client in parts.clients)
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("lost", 1),
+        ("the next names none", 0),
+        ("it is there, as by a copy of two streams", 0),
+        ("pruned", 0),
+        ("deleted by hand", 0),
+        ("the first of a stream that begins anew", 1),
+        ("the first after the stream was forgotten", 0),
+        ("the one before the first", 0),
+        ("another stream's", 0),
+        ("none that we ever gave", 0),
+    ],
+)
+def test_what_proves_that_a_cursor_is_lost_and_what_does_not(case: str, told: int) -> None:
+    table = Table(first_id=BASE + 10)
+    kept, since, next_id = (table.append("orders").id for _ in range(3))
+    prev: int | None = kept
+    if case == "the next names none":
+        prev = None
+    elif case == "deleted by hand":
+        prev = since
+    elif case in ("the first of a stream that begins anew", "the first after the stream was forgotten"):
+        kept = prev = 0
+        table.forgotten = since if case == "the first after the stream was forgotten" else since - 1
+    elif case == "the one before the first":
+        kept = prev = 0
+        since = next_id - 1
+    elif case == "none that we ever gave":
+        kept, since = 5, 7
+        prev = 5
+    rows = [Row(id, None, str(id), None, None, before) for id, before in ((kept, 0), (next_id, prev)) if id]
+    if case.startswith("it is there"):
+        rows.insert(1, Row(since, None, "copied", None, None, 0))
+    elif case == "pruned":
+        del rows[0]
+        table.horizons["orders"] = since
+    table.rows["orders"] = rows
+    with Parts(table) as parts:
+        client = parts.connect(since=since, foreign=case == "another stream's")
+        settled(parts)
+        assert reasons(client) == ["ahead"] * told
+        assert client.ids == table.ids("orders", 0 if told else since)
+
+
+def test_a_replay_starts_at_a_cursor_that_can_be_brought_back() -> None:
+    """Where the ring was opened for somebody with another cursor, or without a message that was too large, its floor is no id."""
+    table = Table(first_id=BASE + 10)
+    for _ in range(6):
+        table.append("orders", data="x" * 100_000)
+    ids = table.ids("orders")
+    with Parts(table, ring_messages=20, ring_bytes=10**7) as parts:
+        parts.connect(since=ids[3] + 5)
+        settled(parts)
+        for replay in range(1, 7):
+            client = parts.connect(replay=replay)
+            settled(parts)
+            assert client.ids == ids[-replay:]
+            back = parts.connect(since=int(client.events[0].id))
+            settled(parts)
+            assert (reasons(back), back.ids) == ([], ids[-replay:])
+
+
+def with_one_more_for_pages(parts: Parts, *, lose: bool = False) -> None:
+    """The next page that is read for a client has a message of which the log does not know; it is lost at once or not."""
+    read_pages, read = parts.reader._read_pages, parts.table.pages
+
+    def read_with_one_more(after: list[tuple[str, int]], **limits: int) -> Any:
+        parts.table.pages = read  # type: ignore[method-assign]
+        parts.table.append("orders")
+        found = read(after, **limits)
+        if lose:
+            parts.table.lose("orders", 1)
+        return found
+
+    def once(starts: dict[StreamLog, int]) -> None:
+        parts.reader._read_pages = read_pages  # type: ignore[method-assign]
+        parts.table.pages = read_with_one_more  # type: ignore[method-assign, assignment]
+        read_pages(starts)
+
+    parts.reader._read_pages = once  # type: ignore[method-assign]
+
+
+def test_a_gap_never_tells_of_an_oldest_message_beyond_the_last() -> None:
+    """All was deleted by hand, and something is new that the worker has not heard of when it reads what there is."""
+    with Parts(ring_messages=1) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        with_one_more_for_pages(parts)
+        parts.look()
+        settled(parts)
+        assert client.ids == [10, 20, 30, *parts.table.ids("orders")]
+        [gap] = gaps(client)
+        assert gap["oldestId"] <= gap["lastId"]
+
+
+def test_nobody_is_sent_what_the_log_does_not_know_of() -> None:
+    """Else nobody would be told when it is lost before the log hears of it."""
+    with Parts(ring_messages=1) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        with_one_more_for_pages(parts, lose=True)
+        parts.look()
+        wait_until(lambda: reasons(client))
+        parts.table.lose("orders", len(parts.table.rows["orders"]))
+        new = parts.publish()
+        parts.look()
+        settled(parts)
+        segments: list[list[int]] = [[]]
+        for event in client.events:
+            if event.event == "pgbus:gap-detected":
+                segments.append([])
+            elif not event.event.startswith("pgbus:"):
+                segments[-1].append(int(event.id))
+        assert segments[-1] == [new]
+
+
+def test_who_has_to_be_told_of_a_loss_is_told_though_the_dispatcher_was_started_again() -> None:
+    with Parts() as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.greenlets[0].kill()
+        parts.look()
+        wait_until(lambda: parts.log().epoch and parts.reader.idle)
+        parts.restart(0)
+        wait_until(lambda: reasons(client) == ["ahead"])
+
+
 # Whatever comes in between
 
 CLIENT = st.integers(0, 20)
@@ -426,6 +604,7 @@ class Run:
                 segments[-1].append("gap")
             elif not event.event.startswith("pgbus:"):
                 segments[-1].append(int(event.id))
+        assert all(gap["oldestId"] <= gap["lastId"] for gap in gaps(client))
         ids = [item for item in segments[-1] if isinstance(item, int)]
         assert ids == sorted(set(ids))
         # Below a horizon nobody can tell any more what was lost from what was pruned.

@@ -88,7 +88,7 @@ def test_a_page_tells_how_far_the_stream_was_pruned(asking: Queries, sql: Sessio
     prune(sql, stream, ids[1])
     assert asking.pages([(stream, 0)], limit=10, size=LOTS)[0].horizon == ids[1]
     # Of a page with nothing in it too.
-    assert asking.pages([(stream, ids[2])], limit=10, size=LOTS) == [([], ids[1], False, ids[2])]
+    assert asking.pages([(stream, ids[2])], limit=10, size=LOTS) == [([], ids[1], False, ids[2], 0)]
 
 
 def test_many_streams_are_answered_in_the_order_of_the_question(asking: Queries, sql: Session, stream: str) -> None:

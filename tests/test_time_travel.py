@@ -159,6 +159,61 @@ def test_who_comes_back_with_a_cursor_that_is_lost_gets_all_that_is_retained(
     assert reasons(away) == ["ahead"]
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_who_comes_back_to_a_worker_that_did_not_see_the_loss_is_told_too(
+    left: int, pgbus_settings: Settings, pgbus_bus: Bus, connection: Any
+) -> None:
+    """There are newer messages by then, none of which names the lost one as the one before it."""
+    with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server:
+        client, kept = server.live("orders"), server.live("orders", since=0)
+        ids = publish(pgbus_bus, *"abcde")
+        until(lambda: last(client) == last(kept) == "e", "they get all")
+    lose(connection, 5 - left)
+    connection.cursor().execute("select setval('pgbus.message_ids', last_value + 1000) from pgbus.message_ids")
+    publish(pgbus_bus, *"fgh")
+    with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server:
+        several = f"/pgbus/streams?stream=orders&since={ids[4]}&stream=stock"
+        lost = [
+            server.live("orders", since=ids[4]),
+            server.live("orders", since=ids[3]),
+            StreamClient(server.url, several),
+        ]
+        server.clients.append(lost[2])
+        for client in lost:
+            until(lambda client=client: reasons(client) and last(client) == "h", "it is told, and gets all")
+        rows = stored(connection, "orders")
+        assert [[gap["requestedId"] for gap in gaps(client)] for client in lost] == [[ids[4]], [ids[3]], [ids[4]]]
+        for client in lost:
+            assert {gap["reason"] for gap in gaps(client)} == {"ahead"}
+            assert {(gap["oldestId"], gap["lastId"]) for gap in gaps(client)} == {(rows[0][0], rows[-1][0])}
+            assert [frame.data for frame in client.messages] == [data for _, data in rows]
+        for id, _ in rows[:-1]:
+            client = server.live("orders", since=id)
+            until(lambda client=client: last(client) == "h", "it gets the rest")
+            assert (reasons(client), received(client)) == ([], [row for row in rows if row[0] > id])
+        publish(pgbus_bus, "i")
+        for client in lost:
+            until(lambda client=client: last(client) == "i", "it goes on")
+            assert reasons(client) == ["ahead"]
+
+
+def test_the_cursor_of_a_stream_that_was_forgotten_is_not_taken_for_a_lost_one(
+    pgbus_settings: Settings, pgbus_bus: Bus, connection: Any
+) -> None:
+    ids = publish(pgbus_bus, *"abc")
+    run(connection, "update pgbus.messages set created_at = now() - interval '1 day'")
+    run(connection, "select * from pgbus.prune(array['orders'], array[interval '1 hour'])")
+    run(connection, "update pgbus.horizons set pruned_at = now() - interval '100 days'")
+    run(connection, "select pgbus.forget(null, interval '1 day')")
+    publish(pgbus_bus, "other", stream="other")
+    publish(pgbus_bus, "d")
+    with serving(pgbus_settings) as server:
+        for id in ids:
+            client = server.live("orders", since=id)
+            until(lambda client=client: last(client) == "d", "it goes on")
+            assert reasons(client) == []
+
+
 def test_of_several_streams_only_the_one_that_lost_something_begins_anew(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:

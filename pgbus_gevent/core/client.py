@@ -57,7 +57,7 @@ class Place(NamedTuple):
     """What a client asks of one stream, and as whom; checked and authorised already.
 
     ``since`` is a cursor, ``replay`` a number of messages; neither: from now on. ``invalid_cursor`` tells of a Last-Event-ID
-    that could not be read.
+    that could not be read, ``foreign`` of a cursor that may be another stream's.
     """
 
     stream: str
@@ -65,6 +65,7 @@ class Place(NamedTuple):
     replay: int | None = None
     invalid_cursor: bool = False
     subscriber: Subscriber = ANYBODY
+    foreign: bool = False
 
 
 class StreamRequest(NamedTuple):
@@ -179,6 +180,11 @@ class Subscription:
         self.verified = False
 
     @property
+    def unproven(self) -> bool:
+        """Whether it stands where it said that it does: only it says that there was a message with this id."""
+        return self.cursor == self.place.since and not self.place.foreign
+
+    @property
     def lease(self) -> str:
         """Names this place and member alone: a client keeps its id when it comes back, be it to another worker."""
         return f"{self.client.id}.{id(self):x}" + (f".{self.lives}" if self.lives else "")
@@ -212,10 +218,11 @@ def admit(subscription: Subscription) -> Admission | None:
     return Admission(0, _gap(log, start, "ahead")) if subscription.verified else None
 
 
-def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int) -> tuple[str, bytes]:
+def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, newest: int = 0) -> tuple[str, bytes]:
     """Why a client at ``cursor`` has to be told of a gap before what follows, and the frame; both empty where there is none.
 
-    ``horizon`` is the newest message that is known to be gone, ``oldest`` the oldest that is there after it.
+    ``horizon`` is the newest message that is known to be gone, ``oldest`` the oldest that is there after it, ``newest`` the newest,
+    as far as is known.
     """
     log, lost = subscription.log, subscription.lost
     if lost is not None:
@@ -224,7 +231,9 @@ def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int) -
         reason, requested = "expired", cursor
     else:
         return "", b""
-    return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=log.head, reason=reason)
+    # What follows may have been read by a newer look than the log's.
+    last = max(log.head, oldest, newest)
+    return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=last, reason=reason)
 
 
 def _gap(log: StreamLog, requested: int | None, reason: str) -> bytes:

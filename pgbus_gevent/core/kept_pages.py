@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from .stream_log import History, StreamLog
+from .history import History
+from .stream_log import StreamLog
 
 
 class _Kept(NamedTuple):

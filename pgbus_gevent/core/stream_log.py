@@ -39,14 +39,14 @@ class Stored(Protocol):
 class Frame(NamedTuple):
     """An encoded message and for whom it is. ``restricted`` ones need a look at each connection.
 
-    ``prev_id`` is the id that its row names as the one before it, 0 where it names none.
+    ``prev_id`` is the id that its row names as the one before it, 0 for the first of its stream, -1 where it names none.
     """
 
     id: int
     data: bytes
     visible_to: str | None
     exclude: str | None
-    prev_id: int = 0
+    prev_id: int = -1
 
     @property
     def restricted(self) -> bool:
@@ -58,9 +58,9 @@ def encode(row: Stored) -> Frame:
 
     Somebody wrote that into the table by hand. With a line break in it, it could pass for other frames.
     """
-    prev_id = row.prev_id or 0
-    if prev_id >= row.id:
-        prev_id = 0  # nonsense, which proves nothing
+    prev_id = -1 if row.prev_id is None else row.prev_id
+    if not 0 <= prev_id < row.id:
+        prev_id = -1  # nonsense, which proves nothing
     try:
         check_event(row.event)
     except InvalidEvent:
@@ -73,12 +73,15 @@ class Chunk(NamedTuple):
 
     ``data`` is the whole where every frame is for everybody, else None and ``frames`` are to be looked at one by one.
     ``hole`` tells that messages are gone between the cursor that was asked for and the first frame; ``data`` is None then.
+    ``strange`` tells that the first frame names a message below that cursor as the one before it: so the cursor may be of one that
+    was lost.
     """
 
     frames: Sequence[Frame]
     cursor: int
     data: bytes | None
     hole: bool = False
+    strange: bool = False
 
 
 def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
@@ -89,35 +92,16 @@ def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
     """
     hole = 0 < after < frames[0].prev_id
     whole = not hole and not any(frame.restricted for frame in frames)
-    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, hole)
+    strange = 0 <= frames[0].prev_id < after
+    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, hole, strange)
 
 
-def _up_to_a_hole(frames: Sequence[Frame]) -> Sequence[Frame]:
+def up_to_a_hole(frames: Sequence[Frame]) -> Sequence[Frame]:
     """Those before the first one that names a message which is not there."""
     for n in range(1, len(frames)):
         if frames[n].prev_id > frames[n - 1].id:
             return frames[:n]
     return frames
-
-
-class History:
-    """A page of older messages, complete above the cursor ``start``; ``horizon`` is the highest id that pruning removed."""
-
-    def __init__(self, rows: Sequence[Stored], *, start: int, horizon: int) -> None:
-        self.start = start
-        self.horizon = horizon
-        self.frames = [encode(row) for row in rows]
-        self._ids = [row.id for row in rows]
-
-    @property
-    def oldest(self) -> int:
-        """The oldest id that is retained, as far as this page tells."""
-        return self._ids[0] if self._ids else self.horizon
-
-    def after(self, cursor: int) -> Chunk | None:
-        """What of the page is above ``cursor``, up to the next hole; None if nothing is."""
-        frames = self.frames[bisect_right(self._ids, cursor) :]
-        return make_chunk(_up_to_a_hole(frames), cursor) if frames else None
 
 
 class RingBudget:
@@ -306,7 +290,7 @@ class StreamLog:
         while end < len(self._ids) and size < max_bytes:
             size += len(self._frames[end].data)
             end += 1
-        return make_chunk(_up_to_a_hole(self._frames[start:end]), cursor)
+        return make_chunk(up_to_a_hole(self._frames[start:end]), cursor)
 
     def missing(self, cursor: int) -> int:
         """How many frames who stands at ``cursor`` lacks, as far as the ring knows."""
@@ -316,6 +300,5 @@ class StreamLog:
         """The cursor that ``count`` messages back amounts to; None where the ring does not reach so far."""
         if count == 0:
             return self.head
-        if count < len(self._ids):
-            return self._ids[-count - 1]
-        return self.floor if count == len(self._ids) else None
+        # Not the floor, which may be a cursor that somebody made up: this one will be brought back as a message's.
+        return self._ids[-count - 1] if count < len(self._ids) else None

@@ -32,7 +32,7 @@ _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, m.place, 
 # else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it. Below the horizon
 # is nothing but what was removed, through which the index would lead row by row until a vacuum has come.
 _PAGES = f"""
-select s.n, h.msg_id, a.anchor, {_ROW}
+select s.n, h.msg_id, a.anchor, f.forgotten, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
 left join pgbus.horizons h on h.stream = s.stream
 cross join lateral (
@@ -41,6 +41,7 @@ cross join lateral (
           order by b.msg_id desc limit 1) as anchor
   offset 0
 ) a
+cross join (select coalesce(pg_sequence_last_value('pgbus.forgotten'), 0) as forgotten offset 0) f
 left join lateral (
   select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
   from (
@@ -296,12 +297,12 @@ class Queries:
             read="pages",
         )
         found = [Page([], 0, False) for _ in after]
-        for n, horizon, anchor, *message, place, full in rows:
+        for n, horizon, anchor, forgotten, *message, place, full in rows:
             page = found[n - 1]
             if place is not None and place <= limit:
                 page.rows.append(Row(*message))
             more = page.more or bool(full) or (place or 0) > limit
-            found[n - 1] = page._replace(horizon=horizon or 0, more=more, anchor=anchor or 0)
+            found[n - 1] = page._replace(horizon=horizon or 0, more=more, anchor=anchor or 0, forgotten=forgotten)
         return found
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from ..core.client import Subscription
+from ..core.stream_log import StreamLog
 
 
 class Row(NamedTuple):
@@ -24,13 +28,15 @@ class Page(NamedTuple):
 
     ``horizon`` is the highest id that pruning removed (0: none). Without ``more``, nothing is above the last row; with
     it something may be: a page that is full to the byte does not look further. ``anchor`` is the newest id above the horizon
-    and not above the cursor, 0 where there is none: the cursor itself, as long as its message is there.
+    and not above the cursor, 0 where there is none: the cursor itself, as long as its message is there. ``forgotten`` is the
+    highest horizon of any stream that was forgotten.
     """
 
     rows: list[Row]
     horizon: int
     more: bool
     anchor: int = 0
+    forgotten: int = 0
 
 
 class TailRow(NamedTuple):
@@ -69,6 +75,26 @@ class OpenQuestion(NamedTuple):
     stream: str
     cursor: int | None
     replay: int | None
+
+
+def replays(waiting: Iterable[Subscription]) -> list[int]:
+    """How far back those want to go whose start only the database can tell."""
+    return [
+        subscription.place.replay
+        for subscription in waiting
+        if subscription.start is None and subscription.place.replay is not None
+    ]
+
+
+def question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
+    """What to ask of a stream, so that the answer serves all who wait for it."""
+    counts = replays(waiting)
+    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
+    if log.is_open:
+        cursor = None  # its ring is there already, only the start is asked for
+    elif counts:
+        cursor = 0
+    return OpenQuestion(log.name, cursor, max(counts, default=None))
 
 
 class EphemeralRow(NamedTuple):

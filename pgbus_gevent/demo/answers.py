@@ -102,7 +102,9 @@ where id = %(id)s
 """
 
 _LATEST = """
-select id, topic, words, written, first_id from demo_answers
+select id, topic, words, written, coalesce(
+  (select m.msg_id from pgbus.messages m where m.stream = %(stream)s and m.msg_id < first_id order by m.msg_id desc limit 1), 0)
+from demo_answers
 where started_at > now() - %(fresh)s::interval order by id desc limit 1
 """
 
@@ -110,13 +112,13 @@ log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """The answer that is shown, finished or not. ``first_id`` is the id of its first message."""
+    """The answer that is shown, finished or not. ``before`` is the cursor of who wants all of its messages."""
 
     id: int
     topic: str
     words: int
     written: int
-    first_id: int
+    before: int
 
     @property
     def finished(self) -> bool:
@@ -130,7 +132,7 @@ def prepare(cursor: Any) -> None:
 
 def latest(cursor: Any) -> Answer | None:
     """The newest answer, if it is not too old to be shown."""
-    cursor.execute(_LATEST, {"fresh": FRESH})
+    cursor.execute(_LATEST, {"fresh": FRESH, "stream": STREAM})
     row = cursor.fetchone()
     return row and Answer(*row)
 

@@ -75,7 +75,7 @@ class _Lab:
             since=start,
             watermark=watermark,
             # The answer's messages, from its first one: a page that is loaded in the middle has all of them.
-            answer_since=answer_watermark if answer is None else answer.first_id - 1,
+            answer_since=answer_watermark if answer is None else answer.before,
             answer_watermark=answer_watermark,
             topics=answers.TOPICS,
             max_text=MAX_TEXT,

@@ -18,8 +18,9 @@ from ..core.client import Client, Subscription, admit, missed
 from ..core.events import Gap, Passed, Signal
 from ..core.filters import Filters
 from ..core.greeting import Identify, greeting
+from ..core.history import History
 from ..core.registry import Registry
-from ..core.stream_log import Chunk, Frame, History, StreamLog
+from ..core.stream_log import Chunk, Frame, StreamLog
 from .hint_passes import HintPasses
 from .turns import Steps, Turns, breathe
 
@@ -135,7 +136,7 @@ class StreamEventDispatcher:
         for log in self._registry.logs():
             self.moved(log)
             for subscription in self._registry.subscriptions(log.name):
-                if subscription.cursor is None:
+                if subscription.cursor is None or subscription.lost is not None:
                     self.bring(subscription)
         for subscription in self._hints.resume():
             self.bring(subscription)
@@ -165,7 +166,7 @@ class StreamEventDispatcher:
                 continue
             # Nearly all stand at the same cursor, so their frames are joined once.
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
-            if chunk is None:
+            if chunk is None or (chunk.strange and subscription.unproven):
                 self._on_behind(subscription)
                 continue
             if chunk.data is not None and len(client.subscriptions) == 1:
@@ -215,7 +216,7 @@ class StreamEventDispatcher:
             return False
         key = (log, log.epoch, cursor, log.head)
         chunk = chunks[key] if key in chunks else _cache(chunks, key, log.after(cursor, CHUNK_BYTES))
-        if chunk is None:
+        if chunk is None or (chunk.strange and subscription.unproven):
             self._on_behind(subscription)
             return False
         self._send(subscription, chunk, self._clock())
@@ -246,7 +247,11 @@ class StreamEventDispatcher:
             cursor = subscription.cursor
             if cursor is None or cursor < history.start or not _takes_bytes(subscription.client):
                 continue
-            gap = self._gap(subscription, cursor, history.horizon, history.oldest)
+            if subscription.unproven and history.refutes(cursor):
+                # The reader brings it back, to be told, and to get all that is retained.
+                subscription.lost, subscription.cursor = cursor, 0
+                continue
+            gap = self._gap(subscription, cursor, history.horizon, history.oldest, history.newest)
             cursor = subscription.cursor = max(cursor, history.horizon)
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
             if chunk is not None:
@@ -255,8 +260,8 @@ class StreamEventDispatcher:
             elif gap:
                 self._give(subscription.client, gap, now)
 
-    def _gap(self, subscription: Subscription, cursor: int, horizon: int, oldest: int) -> bytes:
-        reason, frame = missed(subscription, cursor, horizon, oldest)
+    def _gap(self, subscription: Subscription, cursor: int, horizon: int, oldest: int, newest: int) -> bytes:
+        reason, frame = missed(subscription, cursor, horizon, oldest, newest)
         if reason:
             subscription.lost = None
             self._gaps.emit(Gap(subscription.log.name, reason))
@@ -289,7 +294,7 @@ class StreamEventDispatcher:
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
         if chunk.hole and not before:
             first = chunk.frames[0]
-            before = self._gap(subscription, subscription.cursor or 0, first.prev_id, first.id)
+            before = self._gap(subscription, subscription.cursor or 0, first.prev_id, first.id, chunk.cursor)
         # The cursor moves with the bytes, past what the client may not see too.
         subscription.cursor = chunk.cursor
         data = self._audience.frames_for(subscription, chunk)

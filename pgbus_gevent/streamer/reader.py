@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -17,9 +17,10 @@ from gevent.event import Event
 
 from ..core.client import Subscription
 from ..core.events import Read, Signal
+from ..core.history import History
 from ..core.kept_pages import KeptPages
-from ..core.stream_log import History, StreamLog
-from ..database.rows import Opening, OpenQuestion, Page
+from ..core.stream_log import StreamLog
+from ..database.rows import Opening, OpenQuestion, Page, question, replays
 from ..errors import DatabaseError
 from ..messages import MAX_ID
 
@@ -117,8 +118,8 @@ class Reader:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits for a read."""
-        return not self._looks and not self._waiting
+        """Whether nothing waits for a read, and none is under way."""
+        return not (self._looks or self._waiting or self._looking or self._paging)
 
     # the loop
 
@@ -159,7 +160,7 @@ class Reader:
         batch = {log: self._looks.pop(log) for log in logs}
         self._looking.update(logs)
         try:
-            opening = {log: waiting for log, waiting in batch.items() if not log.is_open or _replays(waiting)}
+            opening = {log: waiting for log, waiting in batch.items() if not log.is_open or replays(waiting)}
             self._open(opening)
             self._follow({log: waiting for log, waiting in batch.items() if log not in opening})
         except BaseException:
@@ -181,10 +182,10 @@ class Reader:
             return
         began = self._clock()
         heads = {log: log.head for log in batch if log.is_open}
-        questions = [_question(log, waiting) for log, waiting in batch.items()]
+        questions = [question(log, waiting) for log, waiting in batch.items()]
         openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
         self._tell("open", openings, began)
-        for log, question, opening in zip(batch, questions, openings, strict=True):
+        for log, asked, opening in zip(batch, questions, openings, strict=True):
             if not log.is_open:
                 log.open(
                     head=opening.head,
@@ -200,7 +201,7 @@ class Reader:
                 self.look(log)
             for subscription in batch[log]:
                 subscription.verified = current
-                if subscription.place.replay == question.replay is not None:
+                if subscription.place.replay == asked.replay is not None:
                     subscription.start = opening.start
             if opening.head < heads.get(log, 0):
                 # Before anybody starts from a ring that the table does not agree with.
@@ -283,6 +284,7 @@ class Reader:
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
         self._tell("page", pages, began)
         for (log, start), (head, epoch), page in zip(starts.items(), states, pages, strict=True):
+            page = self._up_to_the_head(log, epoch, page)
             if not page.rows and start < head:
                 # All up to the head was there before the read. What is not there now was pruned, or the log is ahead.
                 if max(page.horizon, log.horizon) < head:
@@ -290,14 +292,23 @@ class Reader:
                 page = page._replace(horizon=max(page.horizon, head))
             if log.epoch != epoch:
                 continue  # those who wait have other cursors now, and are read for again
-            history = History(page.rows, start=start, horizon=page.horizon)
-            if start <= log.head < (page.rows[-1].id if page.rows else 0):
-                # The log knows what its clients are sent: else nobody would notice, should the table lose it, that they have it.
-                self._on_moved(log, log.extend(page.rows))
+            history = History(
+                page.rows, start=start, horizon=page.horizon, anchor=page.anchor, forgotten=page.forgotten
+            )
             if page.rows:
                 self._kept.keep(log, history, page.rows[-1].id, began)
             # When it is served again there may be more, so then it ends with its last message.
-            self._serve_page(log, history, page.rows[-1].id if page.more else MAX_ID)
+            self._serve_page(log, history, page.rows[-1].id if page.rows and page.more else MAX_ID)
+
+    def _up_to_the_head(self, log: StreamLog, epoch: int, page: Page) -> Page:
+        """Nobody is sent what the log does not know of: should the table lose that, nobody would be told."""
+        if log.epoch == epoch and page.horizon > log.head:
+            log.note(horizon=page.horizon)
+            self._on_moved(log, 0)
+        if not page.rows or page.rows[-1].id <= log.head:
+            return page
+        self.look(log)
+        return page._replace(rows=[row for row in page.rows if row.id <= log.head], more=True)
 
     def _page_start(self, log: StreamLog) -> int:
         """Whose turn it is: by turns the lowest cursor and that of who waits longest.
@@ -328,23 +339,3 @@ class Reader:
             for subscription in served:
                 subscription.waiting = False
                 self._on_ready(subscription)
-
-
-def _replays(waiting: Iterable[Subscription]) -> list[int]:
-    """How far back those want to go whose start only the database can tell."""
-    return [
-        subscription.place.replay
-        for subscription in waiting
-        if subscription.start is None and subscription.place.replay is not None
-    ]
-
-
-def _question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
-    """What to ask of a stream, so that the answer serves all who wait for it."""
-    replays = _replays(waiting)
-    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
-    if log.is_open:
-        cursor = None  # its ring is there already, only the start is asked for
-    elif replays:
-        cursor = 0
-    return OpenQuestion(log.name, cursor, max(replays, default=None))

@@ -55,6 +55,10 @@ create table pgbus.horizons (
   msg_id  bigint not null
 );
 
+-- The highest horizon that was forgotten: where a stream begins anew, who comes with a cursor up to it may have seen what was pruned,
+-- and not what was lost. A sequence, as it never goes back.
+create sequence pgbus.forgotten as bigint minvalue 0 start with 0;
+
 -- Ids jump (see pgbus.jump) where commits may have been lost since the last one was given. What tells that is not in rows, so that it
 -- is there for everybody at once, before a commit and after a rollback:
 -- - the epoch's number (see pgbus.epoch_number) in the sequence `jumped`, which is unlogged: a crash and a promotion reset it;

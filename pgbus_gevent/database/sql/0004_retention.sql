@@ -221,6 +221,7 @@ declare
   empty  text[];
   passed integer;
   lowest text;
+  highest bigint;
 begin
   if not pg_try_advisory_xact_lock(1885823598, 0) then
     perform pgbus.wait_for(1885823598, 0, 'the removal of messages');
@@ -234,6 +235,10 @@ begin
   empty := array(
     select n.stream from unnest(names) as n(stream)
     where pgbus.head(n.stream) = pgbus.horizon(n.stream));
+  highest := (select max(h.msg_id) from pgbus.horizons h where h.stream = any (empty collate "C"));
+  if highest > coalesce(pg_sequence_last_value('pgbus.forgotten'), 0) then
+    perform setval('pgbus.forgotten', highest);
+  end if;
   delete from pgbus.horizons h where h.stream = any (empty collate "C");
   return case when passed = forget.max then lowest end;
 end

@@ -66,7 +66,7 @@ begin
   perform pgbus.grant_reader(grantee);
   execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
   perform pgbus.grant_rights(
-    grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids'],
+    grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
     array['channels', 'head', 'horizon', 'beat', 'leave_roll', 'presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
 end
 $$;
