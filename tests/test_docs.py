@@ -27,3 +27,16 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, f"{target} names no heading of {sorted(anchors)}"
+
+
+def test_the_page_on_the_inside_names_every_part_and_none_that_is_gone() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## The parts\n\n```\n(.*?)^```$", text, re.M | re.S)
+    package = ROOT / "pgbus_gevent"
+    folders = ["core", "database", "streamer", "web", "hosts"]
+    there = {path.stem for folder in folders for path in (package / folder).glob("*.py")}
+    there |= {path.stem for path in package.glob("*.py") if not path.stem.startswith("cli_")}
+    named = set(
+        re.findall(r"\w+", re.sub(r"^\d|beside the folder:|programs|\(and cli_…\)|\w+/", "", block, flags=re.M))
+    )
+    assert named == {name for name in there if not name.startswith("__")}

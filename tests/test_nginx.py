@@ -98,6 +98,13 @@ def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable
         stop()
 
 
+def test_everything_else_goes_through_too(nginx: int, serve: Callable[[], object]) -> None:
+    """The application, the module for browsers and the console are behind the same proxy."""
+    serve()
+    assert ask(nginx, "/pgbus/readyz").status == 200
+    assert "javascript" in ask(nginx, "/pgbus/pgbus.js").headers["content-type"]
+
+
 def test_a_stream_goes_through_at_once_and_whole(nginx: int, serve: Callable[[], object], pgbus_bus) -> None:
     serve()
     orders = pgbus_bus.stream("orders")

@@ -1,0 +1,54 @@
+"""What README.md shows under "Use it", run as it stands there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import psycopg2
+import pytest
+from program_parts import ROOT, program, tag_in
+
+from pgbus_gevent.config import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+PUBLISH, RENDER, BOTTLE = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("connect", [psycopg2.connect, psycopg.connect], ids=["psycopg2", "psycopg 3"])
+def test_a_page_with_its_watermark_gets_what_comes_after_it_and_nothing_twice(
+    connect: Callable[[str], Any], pgbus_database: str
+) -> None:
+    """Publishing and rendering are two transactions: a watermark that is read beside ``using=`` lacks what that publishes."""
+    connection = connect(pgbus_database)
+    names: dict[str, Any] = {"connection": connection}
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("create table orders (id int primary key, paid boolean not null default false)")
+            cursor.execute("insert into orders values (7)")
+        connection.commit()
+        exec(PUBLISH.replace("postgresql://…", pgbus_database), names)
+        exec(RENDER, names)
+        assert names["rows"] == [(7, True)]
+        orders, (path, since) = names["orders"], tag_in(names["tag"])
+        first, second = orders.read_after(0)
+        assert (first.data, second.data, second.event, second.id) == ("<p>paid</p>", "<p>paid</p>", "order.paid", since)
+        assert path == names["bus"].stream_path("orders")
+    finally:
+        names["bus"].close()
+        connection.close()
+
+
+def test_the_bottle_application_runs(tmp_path: Path, pgbus_settings: Settings) -> None:
+    code = BOTTLE.replace("server=Server)", 'server=Server, port=int(__import__("os").environ["PORT"]))')
+    assert code != BOTTLE
+    (tmp_path / "shop.py").write_text(code)
+    with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
+        path, since = tag_in(shop.page("/orders"))
+        with StreamClient(shop.url, path, since=since) as client:
+            assert client.next("pgbus:connected")
+            assert shop.stop() == 0
+            client.next("pgbus:shutdown")
