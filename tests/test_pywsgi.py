@@ -80,6 +80,31 @@ def still_serves(port: int) -> bool:
     return ask(port, "/alive").body == b"ok:"
 
 
+# the end of a connection (RFC 9112, section 9.6) -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Connection: close", b"Connection: Close", b"Connection: close, keep-alive", b"Connection: keep-alive,close",
+        b"Connection: TE, close", b"Connection: keep-alive\r\nConnection: close", b"Connection: close ,",
+    ],
+    ids=ascii,
+)  # fmt: skip
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_who_says_close_gets_one_answer(port: int, app: Recorder, lines: bytes, version: bytes) -> None:
+    raw = exchange(port, b"GET /a HTTP/%s\r\nHost: test\r\n%s\r\n\r\n" % (version, lines) + get("/b"))
+    assert app.seen == ["GET /a"] and parse(raw).headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "lines", [b"Connection: closed", b"Connection: keep-alive", b"Connection: x-close, upgrade", b"X: close"]
+)
+def test_who_does_not_gets_the_next(port: int, app: Recorder, lines: bytes) -> None:
+    exchange(port, b"GET /a HTTP/1.1\r\nHost: test\r\n%s\r\n\r\n" % lines + get("/b", {"Connection": "close"}))
+    assert app.seen == ["GET /a", "GET /b"]
+
+
 # empty lines (RFC 9112, section 2.2) --------------------------------------------------------------------------------
 
 
@@ -184,6 +209,9 @@ BAD_HEADS = {
     "a host with a port that is no number": first(b"GET /first HTTP/1.1", b"Host: test:http"),
     "two hosts in one line": first(b"GET /first HTTP/1.1", b"Host: a, b"),
     "a space before the request line": first(b" GET /first HTTP/1.1", b"Host: test"),
+    "a fragment": b"GET /first#x HTTP/1.1\r\nHost: test\r\n\r\n" + SMUGGLED,
+    "a fragment of an absolute target": b"GET http://test/first#x HTTP/1.1\r\nHost: test\r\n\r\n" + SMUGGLED,
+    "a fragment behind a query": b"GET /first?a#x HTTP/1.1\r\nHost: test\r\n\r\n" + SMUGGLED,
     "five empty lines before the request line": b"\r\n" * 5 + SMUGGLED,
     "an empty line that a lone LF ends": b"\n" + SMUGGLED,
     "an empty line that a CR begins": b"\rX\n" + SMUGGLED,

@@ -104,6 +104,8 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self.read_request(request_line.decode("latin-1"))
         except ValueError:
             raise BadHead("the head is malformed") from None
+        if self._fields.says_close:
+            self.close_connection = True
         return True
 
     def _wait_for_request(self) -> bool:

@@ -22,7 +22,8 @@ MAX_SHOWN = 2048
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # A name, an IPv4 address or an IPv6 one in brackets, and perhaps a port (RFC 9110, section 4.2); never a user's name.
 _AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
-_TARGET = rb"/[^\x00-\x20\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20\x7f]*)?"
+# Without a fragment, which some take for the end of the path and some for a part of it.
+_TARGET = rb"/[^\x00-\x20#\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20#\x7f]*)?"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (" + _TARGET + rb") (HTTP/1\.[01])\r\n")
 _ABSOLUTE = re.compile(rb"[A-Za-z]+://(" + _AUTHORITY + rb")(.*)", re.DOTALL)
 _HOST = re.compile(_AUTHORITY)
@@ -92,6 +93,12 @@ class Fields:
         return next((value for key, value in self.pairs if key == name), default)
 
     getheader = get
+
+    @property
+    def says_close(self) -> bool:
+        """Whether the client wants no other answer on this connection (RFC 9112, section 9.6); it may say more beside that."""
+        options = ",".join(value for key, value in self.pairs if key == "connection")
+        return "close" in (option.strip() for option in options.lower().split(","))
 
     @property
     def typeheader(self) -> str | None:
