@@ -207,7 +207,7 @@ class Front:
     """What stands before a site: it serves pages, tells of the streams that are asked for, and can get in their way.
 
     ``intercept(environ, start_response)`` is asked about each connection to a stream; None lets it through. ``heads`` has the
-    questions about streams.
+    questions about streams. An address in ``gates`` answers once its event is set.
     """
 
     def __init__(self, site: Site) -> None:
@@ -216,6 +216,8 @@ class Front:
         self.pages: dict[str, str] = {}
         self.asked: list[str] = []
         self.heads: list[str] = []
+        self.gates: dict[str, Event] = {}
+        self.waiting = 0
         self.intercept: Callable[[Any, Any], Iterable[bytes] | None] = lambda environ, start_response: None
 
     def page(self, body: str, head: str = "", path: str = "/page") -> str:
@@ -247,6 +249,10 @@ class Front:
             return self._stream(environ, start_response)
         if path.startswith("/pgbus"):
             return self.streams(environ, start_response)  # type: ignore[no-any-return]
+        if path in self.gates:
+            self.waiting += 1
+            self.gates[path].wait(PATIENCE)
+            self.waiting -= 1
         if path in LIBRARIES:
             return _whole(start_response, "text/javascript", LIBRARIES[path].read_bytes())
         if path in self.pages:

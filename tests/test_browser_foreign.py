@@ -40,6 +40,25 @@ THROWING = {
           if (name === 'since') throw new Error('foreign');
         };
     """,
+    "observer": """
+        new MutationObserver(() => { throw new Error('foreign'); }).observe(document, { subtree: true, attributes: true });
+    """,
+    "attribute of a part": """
+        const { getAttribute } = Element.prototype;
+        window.htmx = {};
+        Element.prototype.getAttribute = function (name) {
+          if (name === 'sse-swap') throw new Error('foreign');
+          return getAttribute.call(this, name);
+        };
+    """,
+    "handler of errors": """
+        window.reportError = () => { throw new Error('foreign'); };
+        window.Turbo = { connectStreamSource() { throw new Error('other'); }, disconnectStreamSource() {} };
+    """,
+    "no handler of errors": """
+        delete window.reportError;
+        window.Turbo = { connectStreamSource() { throw new Error('foreign'); }, disconnectStreamSource() {} };
+    """,
 }
 
 
@@ -60,6 +79,69 @@ def test_what_foreign_code_throws_is_reported_and_loses_no_message(
         assert page.eval("seen.filter(([name]) => name === 'message').length") == 3
     assert "foreign" in "".join(tabs.errors)
     assert (front.live, len(front.asked)) == (1, 1)
+
+
+def test_an_event_that_cannot_be_made_loses_no_message(tabs: Profile, front: Front, stream: str) -> None:
+    init = "window.MessageEvent = class { constructor() { throw new Error('foreign'); } };"
+    page = tabs.open(front.page(element(stream)), init=init)
+    page.until_open()
+    ids = publish(front.site, stream, "a", "b")
+    page.until_data(["a", "b"])
+    page.until(f"source.getAttribute('since') == '{ids[-1]}'")
+    assert len(front.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "new Proxy({}, { get() { throw new Error('foreign'); } })",
+        "{ src, get since() { throw new Error('foreign'); } }",
+        "{ src, since: { valueOf() { throw new Error('foreign'); } } }",
+        "{ streams: [src, { toString() { throw new Error('foreign'); } }] }",
+        "{ src: { toString() { throw new Error('foreign'); } } }",
+    ],
+)
+def test_options_that_throw_are_their_callers_fault_and_harm_nobody_else(
+    tabs: Profile, front: Front, stream: str, options: str
+) -> None:
+    page = tabs.open(front.page(element(stream)))
+    page.until_open()
+    told = page.eval(
+        f"""(src) => import("/pgbus/pgbus.js").then(({{ connect }}) => connect({options})).then(
+            () => "connected", ({{ message }}) => message)""",
+        f"/pgbus/streams/{stream}",
+    )
+    assert told == "foreign"
+    more = element(stream).replace('id="source"', 'class="more"')
+    page.eval("(html) => document.body.insertAdjacentHTML('beforeend', html)", more)
+    page.until("document.querySelectorAll('[state=open]').length == 2")
+    publish(front.site, stream, "a")
+    page.until_data(["a", "a"])
+    assert front.live == 1
+
+
+def test_cursors_that_are_texts_are_compared_as_numbers(tabs: Profile, front: Front) -> None:
+    """As texts, 10 is less than 9; the two share a connection, which begins at the lower one."""
+    hello = b'event: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":10}]}\n\n'
+    front.intercept = says(hello, b"data: ten\nid: 10\n\n", b"data: eleven\nid: 11\n\n", silence=0.3)
+    page = tabs.open(front.page(""))
+    page.eval(
+        """
+        async () => {
+          const { connect } = await import("/pgbus/pgbus.js");
+          window.got = {};
+          for (const since of ["10", "9"]) {
+            got[since] = [];
+            const live = connect({ stream: "x", since, shared: "page" });
+            live.addEventListener("message", ({ data }) => got[since].push(data));
+          }
+        }
+        """,
+        0,
+    )
+    page.until("got[9]?.length == 2")
+    assert page.eval("got") == {"10": ["eleven"], "9": ["ten", "eleven"]}
+    assert [asked for asked in front.asked if "since=9" in asked]
 
 
 def test_a_target_that_is_no_selector_keeps_no_other_part_from_its_swap(

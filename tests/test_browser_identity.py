@@ -266,3 +266,19 @@ def test_tabs_with_another_version_of_the_element_share_nothing_with_these(
     names = page.eval("navigator.locks.query().then(({ held }) => held.map(({ name }) => name))")
     assert len(names) == 2
     assert all(name.startswith("pgbus/") for name in names)
+
+
+def test_a_page_out_of_the_back_forward_cache_ends_where_the_login_is_another_one_by_now(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    log_in(tabs, "bob")
+    page = arrive(tabs, front, logins.tag("bob", stream))
+    page.do("await page.goto(new URL('/other', page.url()).href)")
+    front.until_live(0)
+    log_in(tabs, "ada")
+    whisper(front, stream, "for admins")
+    publish(front.site, stream, "for all")
+    page.do("await page.goBack({ waitUntil: 'commit' })")
+    page.until("document.querySelector('[state=closed]')")
+    assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
+    assert page.data() == []

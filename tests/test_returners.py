@@ -11,6 +11,7 @@ from support import until
 
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import returners
+from pgbus_gevent.web.requests import who
 from pgbus_gevent.web.returners import BURST, LEAST, MAX_HELD, MAX_KNOWN, Returners
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -104,3 +105,29 @@ def test_one_that_is_held_is_served_as_soon_as_there_is_room(full) -> None:
         until(lambda: site.app._returners.held == 1, "it is held")
         client.close()
         held.next("pgbus:connected", timeout=LEAST - 1)
+
+
+def test_one_that_is_held_is_let_go_when_the_server_is_about_to_end(full) -> None:
+    site, _ = full
+    with site.watch("demo:x", Accept="text/event-stream") as held:
+        until(lambda: site.app._returners.held == 1, "it is held")
+        began = monotonic()
+        gevent.spawn(site.instance.shutdown)
+        assert held.next("pgbus:shutdown", timeout=LEAST).data == '{"reason":"restart"}'
+        assert monotonic() - began < LEAST - 1
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("REMOTE_ADDR", "192.0.2.2"),
+        ("HTTP_USER_AGENT", "another"),
+        ("PATH_INFO", "/pgbus/streams/y"),
+        ("QUERY_STRING", "since=1"),
+        ("SCRIPT_NAME", "/elsewhere"),
+    ],
+)
+def test_who_asks_otherwise_is_somebody_else(field: str, other: str) -> None:
+    asked = {"REMOTE_ADDR": "192.0.2.1", "HTTP_USER_AGENT": "one", "PATH_INFO": "/pgbus/streams/x", "SCRIPT_NAME": ""}
+    assert who(asked) == who({**asked, "HTTP_COOKIE": "what it likes", "REMOTE_PORT": "2"})
+    assert who(asked) != who({**asked, field: other})

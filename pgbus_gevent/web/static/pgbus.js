@@ -22,6 +22,8 @@ const PROTOCOL = 2;
 const MAX_WAIT = 30_000;
 /** In how many ms the tab that has the connection has to answer. */
 const ANSWER = 3000;
+/** The shortest time between two attempts, in ms, whatever the server says. */
+const MIN_WAIT = 100;
 /** In how many ms an element that is moved is back. */
 const SETTLE = 15;
 /** How long, in ms, a lost connection is nothing to tell of: an engine may end it before it tells the page that it is left. */
@@ -40,14 +42,16 @@ const names = new Set(["message", "pgbus:connected", "pgbus:identity", "pgbus:ga
 /** @type {Map<string, Hub>} */
 const hubs = new Map();
 
-const report = globalThis.reportError ?? ((error) => setTimeout(() => { throw error; }));
-
 /** Call code that is not ours: what it throws is reported, and keeps nobody from their messages. @param {() => void} act */
 const safely = (act) => {
   try {
     act();
   } catch (error) {
-    report(error);
+    // reportError may be missing, or be somebody's own that throws.
+    queueMicrotask(() => {
+      if (!globalThis.reportError) throw error;
+      reportError(error);
+    });
   }
 };
 
@@ -131,12 +135,12 @@ class Line {
   url(keys, extra = "") {
     const { base, query } = this.hub;
     const [one, more] = keys;
-    const parts = keys.map((key) => {
+    const parts = keys.flatMap((key) => {
       const since = this.at.get(key);
-      return (more ? "stream=" + encodeURIComponent(key) : "") + (since === undefined ? "" : "&since=" + since);
+      return [more && "stream=" + encodeURIComponent(key), since === undefined ? "" : "since=" + since];
     });
     const id = this.id && !/(^|&)connection=/.test(query) ? "connection=" + this.id : "";
-    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, id, extra].join("&").replace(/^&+|&+$|&(?=&)/g, "");
+    return base + (more ? "?" : `/${encodeURIComponent(one)}?`) + [...parts, query, id, extra].filter(Boolean).join("&");
   }
 
   ask(keys, options, extra) {
@@ -175,13 +179,14 @@ class Line {
     if (status !== 200 || !/^\s*text\/event-stream\s*(;|$)/i.test(headers.get("content-type"))) {
       body?.cancel().catch(() => {});
       /** @type {any} */
-      const told = headers.get("retry-after");
-      return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - Date.now() };
+      const told = headers.get("retry-after"), sent = Date.parse(headers.get("date"));
+      // A date is one of the server's clock; ours may be hours away from it.
+      return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - (sent || Date.now()) };
     }
     const reader = body.getReader();
     const feed = parser(
       (frame) => signal.aborted || this.take(frame),
-      (ms) => (this.retry = ms),
+      (ms) => (this.retry = Math.max(ms, MIN_WAIT)),
     );
     for (;;) {
       const { done, value } = await reader.read();
@@ -240,7 +245,7 @@ class Line {
     const { hub, keys, at } = this;
     const [, index, cursors] = /^(\d+)~(.*)/.exec(id) ?? [];
     const ids = id && (cursors ?? id).split(".").map(Number);
-    if (event.startsWith("pgbus:")) return this.control(event, JSON.parse(data), ids);
+    if (event.startsWith("pgbus:")) return safely(() => this.control(event, JSON.parse(data), ids));
     k = +(index ?? (keys[1] ? k : 0));
     const key = keys[k];
     const before = at.get(key);
@@ -386,7 +391,7 @@ class Hub {
   }
 
   /** Hold a lock, once it is given, for as long as this tab takes part. */
-  hold(name, then, steal) {
+  async hold(name, then, steal) {
     const { signal } = this.joined;
     const held = () =>
       signal.aborted ||
@@ -394,12 +399,14 @@ class Hub {
         signal.addEventListener("abort", done);
         then();
       });
-    return navigator.locks.request(name, steal ? { steal } : { signal }, held).catch((error) => {
-      if (error.name !== "SecurityError") return;
-      // A page that may not have locks is alone.
+    try {
+      await navigator.locks.request(name, steal ? { steal } : { signal }, held);
+    } catch (error) {
+      if (error?.name === "AbortError" || signal.aborted) return;
+      // A page that may not have locks, or channels, is alone.
       this.tabs = false;
       this.lead();
-    });
+    }
   }
 
   async elect(steal) {
@@ -416,7 +423,7 @@ class Hub {
     clearTimeout(this.answer);
     this.leads = true;
     // Whoever has a lower cursor than we have says so now; should it be late, the connection goes back.
-    this.channel?.postMessage({ t: "who" });
+    this.channel?.postMessage({ t: "who", from: this.id });
     this.change();
   }
 
@@ -470,6 +477,7 @@ class Hub {
   ask(woken) {
     const { joined } = this;
     clearTimeout(this.answer);
+    this.leader = undefined;
     this.channel?.postMessage({ t: "want", from: this.id, wants: this.wants, woken });
     this.answer = setTimeout(() => {
       if (this.joined === joined && !this.leads && this.channel && !document.hidden) this.elect(true);
@@ -529,7 +537,7 @@ class Hub {
 
   /** To all subscriptions, here and in the other tabs. */
   tell(message) {
-    if (this.others.size) this.channel?.postMessage(message);
+    if (this.others.size) this.channel?.postMessage({ ...message, from: this.id });
     this.give(message);
   }
 
@@ -540,9 +548,13 @@ class Hub {
 
   hear(message) {
     const { t, from, wants, woken, known, id } = message;
-    if (t === "who") this.leads || this.ask();
-    else if (t !== "want") {
-      if (this.leads) return;
+    if (t === "who") {
+      if (!this.leads) this.ask();
+      this.leader = from;
+    } else if (t !== "want") {
+      // One that was replaced while it stood still goes on, for a moment, with what it was sent before.
+      this.leader ??= from;
+      if (this.leads || from !== this.leader) return;
       clearTimeout(this.answer);
       this.heard = performance.now();
       this.connection = id ?? this.connection;
@@ -603,6 +615,7 @@ class Subscription {
       streams = [decodeURIComponent(name)];
     }
     const others = new URLSearchParams();
+    streams = streams.map(String);
     let key = streams[0];
     streams.forEach((name) => this.cursors.set(name, undefined));
     given.forEach((value, name) => {
@@ -610,7 +623,11 @@ class Subscription {
       else if (name === "since") this.cursors.set(key, +value);
       else others.append(name, value);
     });
-    [...this.cursors].forEach(([key, cursor], i) => this.cursors.set(key, [since].flat()[i] ?? cursor));
+    // Numbers, which are compared as such; of what is none, the server says so.
+    [...this.cursors].forEach(([key, cursor], i) => {
+      const given = [since].flat()[i] ?? cursor ?? "";
+      this.cursors.set(key, given === "" ? undefined : Number(given));
+    });
     base = url.origin + url.pathname.replace(/\/$/, "");
     // Without sharing, a hub for this one alone.
     const id = `${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others} ${identity}`;
@@ -680,8 +697,10 @@ class Subscription {
     const { id = "", event, data } = detail;
     safely(() => this.target._message?.(detail));
     this.fire("pgbus:message", detail);
-    const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
-    safely(() => this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail })));
+    safely(() => {
+      const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
+      this.target.dispatchEvent(Object.defineProperty(typed, "detail", { value: detail }));
+    });
   }
 
   /** The state of several streams is that of the one that is worst off, but closed only where all are. */
@@ -750,7 +769,7 @@ class PgbusStreamSource extends follows(HTMLElement) {
   connectedCallback() {
     const get = (name) => this.getAttribute(name) ?? undefined;
     const words = (name) => get(name)?.match(/\S+/g) ?? undefined;
-    this.querySelectorAll("[sse-swap]").forEach((part) => swaps(part).forEach(listenFor));
+    safely(() => this.querySelectorAll("[sse-swap]").forEach((part) => swaps(part).forEach(listenFor)));
     const shared = get("shared");
     this._sub = new Subscription(this, {
       src: get("src"),

@@ -1,0 +1,171 @@
+"""The element and whatever a server, or a proxy in front of it, may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from time import time
+from typing import Any
+
+import pytest
+from browser_parts import Front, Profile, element, missing, publish, says, status
+from support import holds
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+WAITS = """
+  window.waits = [];
+  Math.random = () => 0;
+  const { setTimeout: real } = window;
+  const ours = (ms) => ![15, 250, 3000, 15000].includes(ms);
+  window.setTimeout = (act, ms) => (ours(ms) && waits.push(Math.round(ms)), real(act, Math.min(ms, 20)));
+"""
+"""A page that draws the shortest waits, notes them, and has no patience for them."""
+
+SOON = 2000
+"""What it waits where nobody has told it another time."""
+
+HELLO = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
+
+
+QUIET = "window.reported = []; window.reportError = (error) => void reported.push(error);"
+
+
+@pytest.mark.parametrize(
+    ("told", "waits"),
+    [
+        ("7", 7000),
+        (" 7 ", 7000),
+        ("0", SOON),
+        ("-7", SOON),
+        ("soon", SOON),
+        ("", SOON),
+        ("99999999999999999999", 3_600_000),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", SOON),
+        ("Fri, 01 Jan 9999 00:00:00 GMT", 3_600_000),
+    ],
+)
+def test_a_time_to_come_back_is_taken_in_all_its_forms(
+    tabs: Profile, front: Front, stream: str, told: str, waits: int
+) -> None:
+    front.intercept = status("503 No", ("retry-after", told), times=1)
+    page = tabs.open(front.page(element(stream, 'shared="page"')), init=WAITS)
+    page.until_open()
+    assert page.eval("waits") == [waits]
+
+
+@pytest.mark.parametrize("skew", [-3600, 0, 3600])
+def test_a_date_to_come_back_is_by_the_servers_clock(tabs: Profile, front: Front, stream: str, skew: int) -> None:
+    """Whatever the clock of the browser says."""
+    front.intercept = status("503 No", ("retry-after", formatdate(time() + 60, usegmt=True)), times=1)
+    init = f"{WAITS} {{ const {{ now }} = Date; Date.now = () => now() + {skew} * 1000 }}"
+    page = tabs.open(front.page(element(stream, 'shared="page"')), init=init)
+    page.until_open()
+    (waits,) = page.eval("waits")
+    assert 50_000 < waits <= 60_000
+
+
+def redirects(place: str, code: str = "302 Found") -> Callable[[Any, Any], Iterable[bytes] | None]:
+    return status(code, ("location", place), times=1)
+
+
+@pytest.mark.parametrize("code", ["301 Moved", "302 Found", "303 See Other", "307 Elsewhere", "308 Elsewhere"])
+def test_a_stream_that_has_moved_is_followed(tabs: Profile, front: Front, stream: str, code: str) -> None:
+    front.intercept = redirects(f"/pgbus/streams/{stream}?since=0", code)
+    publish(front.site, stream, "a")
+    page = tabs.open(front.page(element(stream)))
+    page.until_data(["a"])
+
+
+def test_a_stream_that_leads_to_a_page_where_one_logs_in_ends(tabs: Profile, front: Front, stream: str) -> None:
+    front.pages["/login"] = "<p>who are you?</p>"
+    front.intercept = redirects("/login")
+    page = tabs.open(front.page(element(stream)))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["reason"], close["status"], close["willRetry"]) == ("content-type", 200, False)
+
+
+def test_an_answer_without_content_ends_it(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = status("204 No Content")
+    page = tabs.open(front.page(element(stream)))
+    (close,) = page.until_seen(1, "pgbus:close")
+    assert (close["status"], close["willRetry"], page.state) == (204, False, "closed")
+    holds(lambda: len(front.asked) == 1, "it does not ask again", 0.5)
+
+
+@pytest.mark.parametrize("greeted", [True, False], ids=["greeted", "not greeted"])
+def test_a_server_that_tells_it_to_come_back_at_once_is_not_rushed_at(
+    tabs: Profile, front: Front, stream: str, greeted: bool
+) -> None:
+    body = b"retry: 0\n" + (HELLO if greeted else b"\n")
+    front.intercept = lambda environ, start: (
+        start("200 OK", [("content-type", "text/event-stream"), ("connection", "close")]),
+        [body],
+    )[1]
+    page = tabs.open(front.page(element(stream, 'shared="page"')))
+    page.eval("new Promise((done) => setTimeout(done, 1500))")
+    assert 4 < len(front.asked) < 20
+    front.intercept = lambda environ, start: None
+    page.until_open()
+
+
+def test_a_time_without_end_is_an_hour(tabs: Profile, front: Front, stream: str) -> None:
+    front.intercept = says(b"retry: 99999999999999999999999\n" + HELLO)
+    page = tabs.open(front.page(element(stream, 'shared="page"')), init=WAITS)
+    page.until("waits.length")
+    assert page.eval("waits") == [3_600_000]
+
+
+def test_a_control_frame_in_no_known_form_keeps_no_message_away(tabs: Profile, front: Front, stream: str) -> None:
+    odd = b"event: pgbus:gap-detected\ndata: {not JSON\n\n"
+    front.intercept = says(HELLO, odd, b"data: a\nid: 9\n\n", silence=0.5)
+    page = tabs.open(front.page(element(stream, 'shared="page"')), init=QUIET)
+    page.until_data(["a"])
+    assert (page.seen("pgbus:close"), len(front.asked)) == ([], 1)
+    assert page.eval("reported.length") == 1
+
+
+CUTTING = """
+  window.cut = [];
+  window.fetch = async (url, { signal } = {}) => {
+    const at = new URL(url, document.baseURI), n = +at.pathname.split("/").pop(), since = +at.searchParams.get("since");
+    const frame = (id) => `event: e\\ndata: ${id}\\ndata: é🚀\\nid: ${id}\\n\\n`;
+    const hello = { connectionId: "c0ffee00c0ffee00", streams: [{ name: "x", lastId: 0 }] };
+    const text = `retry: 100\\nevent: pgbus:connected\\ndata: ${JSON.stringify(hello)}\\nid: ${since}\\n\\n`
+      + [1, 2, 3].filter((id) => id > since).map(frame).join("");
+    const bytes = new TextEncoder().encode(text), first = !cut[n];
+    window.whole ??= bytes.length;
+    cut[n] = true;
+    const start = (it) => {
+      signal?.addEventListener("abort", () => { try { it.error(signal.reason); } catch {} });
+      it.enqueue(first ? bytes.slice(0, n) : bytes);
+      if (first) END;
+    };
+    return new Response(new ReadableStream({ start }), { headers: { "content-type": "text/event-stream" } });
+  };
+"""
+"""A network that cuts each stream's first connection behind as many bytes as its name says."""
+
+
+@pytest.mark.parametrize("end", ["it.close()", "setTimeout(() => it.error(new TypeError('reset')), 20)"])
+def test_every_message_comes_once_and_in_order_wherever_the_connection_is_cut(
+    tabs: Profile, front: Front, end: str
+) -> None:
+    page = tabs.open(front.page(""), init=CUTTING.replace("END", end))
+    page.eval(
+        """
+        async (most) => {
+          const { connect } = await import("/pgbus/pgbus.js");
+          window.got = [];
+          for (let n = 0; n <= most; n++) {
+            got.push([]);
+            const live = connect({ stream: `${n}`, since: 0, shared: "none" });
+            live.addEventListener("e", ({ data, lastEventId }) => got[n].push(`${lastEventId} ${data}`));
+          }
+        }
+        """,
+        300,
+    )
+    page.until("got.every((messages) => messages.length >= 3)")
+    assert 150 < page.eval("whole") < 300
+    assert page.eval("[...new Set(got.map(String))]") == ["1 1\né🚀,2 2\né🚀,3 3\né🚀"]

@@ -1,0 +1,43 @@
+"""Pages that may not have all that the element uses: each then has its own connection, and its messages."""
+
+from __future__ import annotations
+
+import pytest
+from browser_parts import Front, Profile, element, missing, publish
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+REJECTED = "LockManager.prototype.request = () => Promise.reject(new DOMException('no', '{name}'));"
+BLOCKED = {
+    "locks are insecure": REJECTED.replace("{name}", "SecurityError"),
+    "locks are not supported": REJECTED.replace("{name}", "NotSupportedError"),
+    "locks have no state": REJECTED.replace("{name}", "InvalidStateError"),
+    "locks throw": "LockManager.prototype.request = () => { throw new Error('no'); };",
+    "locks are null": "Object.defineProperty(Navigator.prototype, 'locks', { get: () => null });",
+    "channels throw": "window.BroadcastChannel = class { constructor() { throw new DOMException('no', 'SecurityError'); } };",
+    "channels throw something else": "window.BroadcastChannel = class { constructor() { throw new TypeError('no'); } };",
+}
+
+
+@pytest.mark.parametrize("what", BLOCKED)
+def test_where_tabs_are_kept_apart_each_has_a_connection(tabs: Profile, front: Front, stream: str, what: str) -> None:
+    path = front.page(element(stream))
+    pages = [tabs.open(path, init=BLOCKED[what]) for _ in range(2)]
+    for page in pages:
+        page.until_open()
+    assert front.live == 2
+    publish(front.site, stream, "a")
+    for page in pages:
+        page.until_data(["a"])
+    front.drop()
+    publish(front.site, stream, "b")
+    for page in pages:
+        page.until_data(["a", "b"])
+
+
+def test_a_page_that_may_not_connect_says_so_and_goes_on_trying(tabs: Profile, front: Front, stream: str) -> None:
+    policy = """<meta http-equiv="Content-Security-Policy" content="connect-src 'none'">"""
+    page = tabs.open(front.page(element(stream), head=policy))
+    page.until("seen.some(([name]) => name === 'pgbus:close')")
+    close = page.seen("pgbus:close")[0]
+    assert (close["reason"], close["willRetry"], len(front.asked)) == ("network", True, 0)

@@ -1,0 +1,95 @@
+"""The connection changes hands between tabs while messages are on the way: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from browser_parts import Front, Page, Profile, element, missing, publish, says
+from gevent.event import Event
+from support import until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+def open_tabs(tabs: Profile, front: Front, stream: str, number: int) -> list[Page]:
+    path = front.page(element(stream))
+    pages = []
+    for _ in range(number):
+        pages.append(tabs.open(path))
+        pages[-1].until_open()
+    return pages
+
+
+@contextmanager
+def held(front: Front, page: Page) -> Iterator[None]:
+    """The tab's thread waits for an answer, as behind an alert: nothing that comes for it is looked at meanwhile."""
+    front.gates["/held"] = gate = Event()
+    page.eval(
+        "void setTimeout(() => { const ask = new XMLHttpRequest(); ask.open('GET', '/held', false); ask.send(); })"
+    )
+    try:
+        until(lambda: front.waiting, "it waits")
+        yield
+    finally:
+        gate.set()
+
+
+def hint(front: Front, stream: str, data: str) -> None:
+    front.site.bus.stream(stream).broadcast(data, ephemeral=True)
+
+
+LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
+
+
+def test_a_leader_that_wakes_up_tells_nothing_to_those_that_have_another_one(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    first, second, third = open_tabs(tabs, front, stream, 3)
+    hint(front, stream, "before")
+    for page in (first, second, third):
+        page.until_data(["before"])
+    with held(front, first):
+        hint(front, stream, "for the first alone")
+        second.eval(LOOK)
+        until(lambda: len(front.asked) == 2, "the second has taken over")
+        publish(front.site, stream, "stored")
+        for page in (second, third):
+            page.until_data(["before", "stored"])
+        hint(front, stream, "meanwhile")
+        for page in (second, third):
+            page.until_data(["before", "stored", "meanwhile"])
+    first.until("seen.some(([, detail]) => detail.data === 'stored')")
+    publish(front.site, stream, "after")
+    for page in (second, third):
+        page.until_data(["before", "stored", "meanwhile", "after"])
+        assert page.seen("pgbus:close") == []
+    first.until("seen.some(([, detail]) => detail.data === 'after')")
+    got = first.data()
+    assert [data for data in got if data in ("stored", "after")] == ["stored", "after"]
+    assert len({*got}) == len(got)
+
+
+def test_a_leader_that_ends_in_the_middle_of_a_message_loses_and_doubles_nothing(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    first, second = open_tabs(tabs, front, stream, 2)
+    (before,) = publish(front.site, stream, "before")
+    for page in (first, second):
+        page.until_data(["before"])
+    hello = (
+        f'event: pgbus:connected\ndata: {{"connectionId":"c0ffee00c0ffee00","streams":[{{"name":"{stream}","lastId":{before}}}]}}'
+        "\n\n"
+    )
+    (id,) = publish(front.site, stream, "whole")
+    over = Event()
+    front.intercept = says(hello.encode(), f"data: whole\nid: {id}\n".encode(), silence=20, over=over)
+    front.drop()
+    until(lambda: len(front.asked) == 2, "half of it is there")
+    second.until_open()
+    first.close()
+    over.set()
+    second.until_data(["before", "whole"])
+    publish(front.site, stream, "after")
+    second.until_data(["before", "whole", "after"])
