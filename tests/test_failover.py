@@ -6,19 +6,17 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gevent
 import psycopg2.extensions as ext
 import pytest
-from gevent import socket
-from gevent.server import StreamServer
-from support import Serving, free_port, received, run, serving, session, stored, until
+from support import Serving, free_port, holds, received, run, serving, session, stored, until
 from test_time_travel import gaps, last, reasons, since_the_gap
+from ways import Address, HAProxy, PgBouncer, SessionPgBouncer, Way
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
@@ -99,35 +97,6 @@ def test_a_crash_that_takes_commits_along_is_noticed(primary: TestDatabases, pgb
         check(server, bus, url, clients, sent)
 
 
-class Way:
-    """A TCP port that leads to one server, and later to another one, as a virtual address does."""
-
-    def __init__(self, url: str) -> None:
-        self.lead_to(url)
-        self._server = StreamServer(("127.0.0.1", 0), self._serve)
-        self._server.start()
-        self.url = str(ext.make_dsn(url, host="127.0.0.1", port=self._server.server_port))
-
-    def lead_to(self, url: str) -> None:
-        target = ext.parse_dsn(url)
-        self._path = f"{target['host']}/.s.PGSQL.{target['port']}"
-
-    def _serve(self, client: Any, _: object) -> None:
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as server, client:
-            server.connect(self._path)
-            ways = [gevent.spawn(self._copy, *ends) for ends in ((client, server), (server, client))]
-            gevent.joinall(ways, count=1)
-            gevent.killall(ways)
-
-    def _copy(self, source: Any, target: Any) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-
-    def stop(self) -> None:
-        self._server.stop(1)
-
-
 def kill_server(url: str) -> None:
     """As by a loss of power."""
     with session(url) as connection:
@@ -165,35 +134,51 @@ def standby(url: str, **more: Any) -> Iterator[str]:
             execute(binary("pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
 
 
+@pytest.mark.parametrize("kind", [Address, HAProxy, PgBouncer, SessionPgBouncer])
 def test_a_standby_that_takes_over_without_the_last_commits_is_noticed(
-    primary: TestDatabases, pgbus_settings: Settings
+    kind: Callable[[str, str], Way], primary: TestDatabases, pgbus_settings: Settings
 ) -> None:
     url = primary.make()
-    way = Way(url)
-    settings = replace(pgbus_settings, database_url=way.url)
+    with (
+        standby(url) as other,
+        way_to(kind, url, other) as way,
+        serving(replace(pgbus_settings, database_url=way.url), catch_up_interval=20.0) as server,
+        Bus(settings=server.instance.settings) as bus,
+        session(other) as on_standby,
+    ):
+        clients = [server.live("orders"), server.live("orders")]
+        for n in range(5):
+            publish(bus, f"kept {n}")
+        until(lambda: len(stored(on_standby, "orders")) == 5, "the standby has them")
+        cut_off(on_standby)
+        for n in range(20):
+            publish(bus, str(n))
+        for client in clients:
+            until(lambda client=client: last(client) == "19", "it gets all")
+        way.lead_to(other)
+        sent = received(clients[0])
+        kill_server(url)
+        run(on_standby, "select pg_promote()")
+        check(server, bus, other, clients, sent)
+        until(lambda: server.instance.unready is None, "it is ready", PATIENCE)
+        deaf = kind is PgBouncer
+        until(lambda: bool(server.instance.listener.deaf if deaf else server.instance.listener.live), "it listens")
+
+
+def cut_off(standby: Any) -> None:
+    """It gets no more of what the primary commits."""
+    for setting in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
+        run(standby, f"alter system set {setting}")
+    run(standby, "select pg_reload_conf()")
+    receives = "select 1 from pg_stat_activity where backend_type = 'walreceiver'"
+    until(lambda: not run(standby, receives), "it has no connection any more")
+    holds(lambda: not run(standby, receives), "it does not connect again", 0.5)
+
+
+@contextmanager
+def way_to(kind: Callable[[str, str], Way], url: str, other: str) -> Iterator[Way]:
+    way = kind(url, other)
     try:
-        with (
-            standby(url) as other,
-            serving(settings, catch_up_interval=60.0) as server,
-            Bus(settings=settings) as bus,
-            session(other) as on_standby,
-        ):
-            clients = [server.live("orders"), server.live("orders")]
-            for n in range(5):
-                publish(bus, f"kept {n}")
-            until(lambda: len(stored(on_standby, "orders")) == 5, "the standby has them")
-            run(on_standby, "alter system set primary_conninfo = ''")
-            run(on_standby, "select pg_reload_conf()")
-            until(lambda: not run(on_standby, "select from pg_stat_wal_receiver"), "it gets no more")
-            for n in range(20):
-                publish(bus, str(n))
-            for client in clients:
-                until(lambda client=client: last(client) == "19", "it gets all")
-            way.lead_to(other)
-            sent = received(clients[0])
-            kill_server(url)
-            run(on_standby, "select pg_promote()")
-            until(lambda: server.instance.listener.reconnects and lives(server), "it is back", PATIENCE)
-            check(server, bus, other, clients, sent)
+        yield way
     finally:
         way.stop()
