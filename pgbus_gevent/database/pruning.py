@@ -12,7 +12,8 @@ from ..retention import Retention, keep_longest
 from .patience import CHANGE, Patience
 from .pool import Pool
 
-_FORBIDDEN = ("42501", "25006")  # insufficient_privilege, read_only_sql_transaction
+_NO_RIGHT = "42501"  # insufficient_privilege
+_READ_ONLY = "25006"  # read_only_sql_transaction
 
 
 class Pruned(NamedTuple):
@@ -65,7 +66,13 @@ class Pruning:
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except DatabaseError as error:
-            if error.sqlstate in _FORBIDDEN:
+            if error.sqlstate == _READ_ONLY:
+                raise DatabaseError(
+                    f"the server is a standby, or takes no changes ({error}): after a failover this ends with the promotion;"
+                    " where it stays so, give the primary's URL",
+                    error.sqlstate,
+                ) from error
+            if error.sqlstate == _NO_RIGHT:
                 raise DatabaseError(
                     f"this role may not remove messages ({error}): grant it what docs/retention.md says, or leave it to"
                     " others and set prune_interval=0",
