@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from raw_http import Answer, ask
+from raw_http import Answer, ask, exchange
 from site_parts import Site, running_site
 
 from pgbus_gevent.testing.databases import TestDatabases
@@ -68,8 +68,30 @@ def test_pages_of_configured_origins_may_import_it(site: Site) -> None:
     assert ask(site.port, PATH, Origin=ORIGIN).headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_it_is_under_8_kb_on_the_wire(sent: Answer) -> None:
-    assert len(gzip.compress(sent.body, 9)) < 8000
+def test_it_is_under_8_kb_on_the_wire(site: Site, sent: Answer) -> None:
+    """As a browser asks for it; the two codings have two ETags, and caches are told that they are two."""
+    zipped = ask(site.port, PATH, Accept_Encoding="gzip, deflate, br")
+    assert zipped.headers["content-encoding"] == "gzip" and len(zipped.body) < 8000
+    assert gzip.decompress(zipped.body) == sent.body and "content-encoding" not in sent.headers
+    assert zipped.headers["etag"] != sent.headers["etag"]
+    head = exchange(site.port, f"HEAD {PATH} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    assert b"\r\nvary: accept-encoding\r\n" in head
+    again = ask(site.port, PATH, Accept_Encoding="gzip", If_None_Match=zipped.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("br;q=1, GZIP ;q=0.5", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip; q=0.000, br", None),
+        ("xgzip", None),
+        ("identity", None),
+    ],
+)
+def test_it_is_compressed_for_who_takes_that(site: Site, accepted: str, coding: str | None) -> None:
+    assert ask(site.port, PATH, Accept_Encoding=accepted).headers.get("content-encoding") == coding
 
 
 def test_no_comment_is_sent(sent: Answer) -> None:

@@ -1,7 +1,8 @@
-"""The browser's element, as the server sends it: ``static/pgbus.js`` without its comments and its indentation."""
+"""The browser's element, as the server sends it: ``static/pgbus.js`` without its comments and its indentation, and compressed."""
 
 from __future__ import annotations
 
+import gzip
 import re
 from functools import cache
 from hashlib import sha256
@@ -14,23 +15,41 @@ _SOURCE = Path(__file__).with_name("static") / "pgbus.js"
 _NOT_SENT = re.compile(r"^\s*/\*\*.*?\*/\s*|^\s*//[^\n]*\n|^\s+", re.MULTILINE | re.DOTALL)
 
 # Short, as the address stays the same from version to version; after that, a 304.
-_CACHED: Headers = [("cache-control", "public, max-age=300"), ("x-content-type-options", "nosniff")]
+_CACHED: Headers = [
+    ("cache-control", "public, max-age=300"),
+    ("vary", "accept-encoding"),
+    ("x-content-type-options", "nosniff"),
+]
 
 
 def element(environ: Environ) -> Answer:
     """The module; 304 for who has it already."""
-    body, etag = _module()
+    zipped = _takes_gzip(str(environ.get("HTTP_ACCEPT_ENCODING", "")))
+    body, etag = _module(zipped)
     headers = [("etag", etag), *_CACHED]
     if _has(str(environ.get("HTTP_IF_NONE_MATCH", "")), etag):
         return Answer(304, b"", headers)
+    if zipped:
+        headers.append(("content-encoding", "gzip"))
     return Answer(200, body, [("content-type", "text/javascript; charset=utf-8"), *headers])
 
 
 @cache
-def _module() -> tuple[bytes, str]:
+def _module(zipped: bool) -> tuple[bytes, str]:
     """What is sent, and its strong ETag."""
     body = _NOT_SENT.sub("", _SOURCE.read_text(encoding="utf-8")).encode()
+    if zipped:
+        body = gzip.compress(body, 9, mtime=0)
     return body, f'"{sha256(body).hexdigest()[:32]}"'
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    """Where the client names gzip, and not with the weight 0, as RFC 9110, section 12.5.3, has it."""
+    for coding in accept_encoding.lower().split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip() == "gzip":
+            return weight.strip().rstrip("0.") != "q="
+    return False
 
 
 def _has(if_none_match: str, etag: str) -> bool:
