@@ -80,6 +80,64 @@ def still_serves(port: int) -> bool:
     return ask(port, "/alive").body == b"ok:"
 
 
+# nobody has the process to themselves ---------------------------------------------------------------------------------
+
+BUSY = """
+import socket, sys, threading
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 20)
+sock.sendall(b"%s")
+sent = b"%s" * 5000
+def drain():
+    while sock.recv(1 << 20): pass
+threading.Thread(target=drain, daemon=True).start()
+print(flush=True)
+threading.Timer(10, sock.shutdown, [socket.SHUT_RDWR]).start()
+while sent: sock.sendall(sent)
+threading.Event().wait(10)
+"""
+ALL_THE_TIME = {
+    "requests without a pause": (b"", get("/busy")),
+    "an endless body": (b"POST /busy HTTP/1.1\r\nHost: t\r\nContent-Length: 999999999999\r\n\r\n", b"x" * 100),
+    "an endless body in chunks": (
+        b"POST /busy HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"64\r\n" + b"x" * 100 + b"\r\n",
+    ),
+    "an endless answer": (get("/endless"), b""),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), ALL_THE_TIME.values(), ids=list(ALL_THE_TIME))
+def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes, app: Recorder) -> None:
+    def handle(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/alive":
+            return app.answer(environ, start_response)
+        while environ["wsgi.input"].read(65536):
+            pass
+        start_response("200 OK", [])
+        return (b"x" * 65536 for _ in range(2**40)) if environ["PATH_INFO"] == "/endless" else [b"ok"]
+
+    app.handle = handle
+    server = Server(listen("127.0.0.1", 0), app, request_timeout=20.0)
+    server.start()
+    written = [repr(part)[2:-1].replace('"', '\\"') for part in (first, then)]
+    client = subprocess.Popen(
+        [sys.executable, "-c", BUSY % tuple(written), str(server.server_port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert client.stdout is not None and client.stdout.readline()
+        for _ in range(20):
+            assert still_serves(int(server.server_port))
+        # It has not ended, or else all would have had their turn only then.
+        assert client.poll() is None and "GET /alive" in app.seen
+    finally:
+        client.kill()
+        client.wait()
+        client.stdout.close()
+        server.stop(0.5)
+
+
 # the end of a connection (RFC 9112, section 9.6) -----------------------------------------------------------------
 
 

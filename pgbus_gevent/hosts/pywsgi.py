@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -17,7 +18,8 @@ from gevent import pywsgi
 from gevent.pool import Pool
 
 from ..web.take_over import TAKE_OVER, framing, takes_chunks
-from .closing_server import BACKLOG, LAST_CALL, ClosingServer
+from .closing_server import LAST_CALL, ClosingServer
+from .listening import listen as listen
 from .request_body import Body, Patience, SlowClient
 from .request_head import BadHead, Fields, check_head, read_head, shown_path
 
@@ -28,6 +30,9 @@ LINGER = 2.0
 """Seconds for which the rest of a refused request is still read.
 
 Closing over it would reset the connection, and the answer would be lost with it."""
+
+TURN = 0.001
+"""Seconds for which one connection's requests are served one after the other while others wait."""
 
 EMPTY_LINES = 4
 """How many are passed over before a request line; it has to be one at least."""
@@ -40,6 +45,7 @@ _WSGIHandler: Any = pywsgi.WSGIHandler
 
 # The server makes them, or none at all, where a socket is given away.
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
+_NEXT_TURN = 1e-6  # seconds; with 0 other greenlets run, but nothing that waits for a socket
 _RESET = struct.pack("ii", 1, 0)
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -65,6 +71,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     _fields: Fields
     _patience: Patience
     _adopt: Adopt | None = None
+    _turn = 0.0  # when it began
     _served = False  # whether this connection had a request before
 
     # one request
@@ -119,6 +126,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         idle.add(me)
         try:
             with gevent.Timeout(LAST_CALL if server.stopping else server.request_timeout, SlowClient()):
+                self._take_turns()
                 for _ in range(EMPTY_LINES):
                     if self.rfile.peek(1)[:1] != b"\r":
                         break
@@ -128,6 +136,13 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         finally:
             idle.discard(me)
             self._served = True
+
+    def _take_turns(self) -> None:
+        # Where the next request is there already, nothing waits, so nobody else runs: who sends one after the other without a pause
+        # would have the process to themselves.
+        if self._served and monotonic() - self._turn > TURN:
+            gevent.sleep(_NEXT_TURN)
+            self._turn = monotonic()
 
     def MessageClass(self, *_: Any) -> Fields:
         # The head was read and judged already.
@@ -329,20 +344,3 @@ class Server(ClosingServer):
 def _date(second: int) -> bytes:
     # Thousands connect within one second.
     return bytes(_pywsgi.format_date_time(second))
-
-
-def listen(host: str, port: int, *, reuse_port: bool = False) -> Any:
-    """A listening socket on ``host`` and ``port`` (0: any that is free). Raises OSError where it cannot be had."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    sock = gevent.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
