@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
+from wsgiref.util import setup_testing_defaults
 
 import gevent
 import pytest
@@ -32,6 +34,7 @@ from pgbus_gevent.web.backstage import backstage_of
 from pgbus_gevent.web.console import WATCHERS
 from pgbus_gevent.web.guesses import Guesses
 from pgbus_gevent.web.recent_warnings import KEPT, RecentWarnings
+from pgbus_gevent.web.stream_app import StreamApp
 from pgbus_gevent.web.tables import ROWS, Tables, Wanted
 
 TOKEN = "operator-token-of-the-site"
@@ -224,12 +227,7 @@ def test_neither_cookie_nor_token_is_in_the_database(pgbus_database: str) -> Non
 def test_sessions_hold_while_the_database_is_away(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         before = signed_in(site)
-        queries: Any = site.instance.database.operators
-
-        def away(*_: Any, **__: Any) -> Any:
-            raise DatabaseUnavailable("away")
-
-        queries._run = away
+        site.instance.database.operators._run = away  # type: ignore[method-assign]
         while_away = signed_in(site)
         assert [site.get("/console", **cookie).status for cookie in (before, while_away)] == [200, 200]
         assert site.get("/console", Cookie=f"{operators.COOKIE}=made-up").status == 401
@@ -239,6 +237,85 @@ def test_sessions_hold_while_the_database_is_away(pgbus_database: str) -> None:
         # The other workers do not hear of this one, and it says so.
         assert post(site, "logout", **before).status == 503
         assert site.get("/console", **before).status == 401
+
+
+def test_a_session_ends_in_time_while_the_database_is_away(
+    pgbus_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "SESSION", 1.0)
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        site.instance.database.operators._run = away  # type: ignore[method-assign]
+        cookie = signed_in(site)
+        assert site.get("/console", **cookie).status == 200
+        until(lambda: site.get("/console", **cookie).status == 401, "the session is over")
+
+
+def test_a_session_that_has_ended_does_not_come_back_when_the_database_goes(fellows: tuple[Site, Site]) -> None:
+    one, two = fellows
+    cookie = signed_in(one)
+    assert one.get("/console", **cookie).status == 200
+    post(two, "logout", **cookie)
+    assert one.get("/console", **cookie).status == 401
+    one.instance.database.operators._run = away  # type: ignore[method-assign]
+    assert one.get("/console", **cookie).status == 401
+
+
+def away(*_: Any, **__: Any) -> Any:
+    raise DatabaseUnavailable("away")
+
+
+def test_a_wrong_bearer_is_not_made_good_by_a_cookie(public_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[str] = []
+    monkeypatch.setattr(Guesses, "note", lambda self, address, guess: noted.append(address) or True)
+    cookie = signed_in(public_site)
+    for view in ("/console", "/console/streams", "/metrics"):
+        assert public_site.get(view, Authorization="Bearer wrong", **cookie).status == 401
+    assert noted == ["'127.0.0.1'"] * 3
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    ["{}", "a=b; {}", "{};a=b", " {} ; x", "=; {}", "pgbus_consolex=y; {}", "{}; pgbus_console=made-up"],
+)
+def test_the_first_cookie_of_the_name_counts_wherever_it_stands(public_site: Site, cookie: str) -> None:
+    good = signed_in(public_site)["Cookie"]
+    assert public_site.get("/console", Cookie=cookie.format(good)).status == 200
+    assert public_site.get("/console", Cookie=cookie.format(good.upper())).status == 401
+    assert public_site.get("/console", Cookie=cookie.format(good.replace("pgbus", "Pgbus"))).status == 401
+    assert public_site.get("/console", Cookie=f"pgbus_console=made-up; {good}").status == 401
+
+
+def test_a_login_by_tls_in_this_process_has_a_cookie_for_tls_alone(public_site: Site) -> None:
+    app = StreamApp(public_site.instance)
+    environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/pgbus/console/login"}
+    setup_testing_defaults(environ)
+    body = f"token={TOKEN}".encode()
+    environ |= {"wsgi.url_scheme": "https", "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+    found: dict[str, str] = {}
+    app(environ, lambda status, headers: found.update(headers))
+    assert found["set-cookie"].endswith("; Secure")
+
+
+def test_a_wrong_login_takes_a_moment_and_nothing_about_logins_is_kept(public_site: Site) -> None:
+    began = monotonic()
+    answers = [post(public_site, "login", {"token": "wrong"})]
+    assert monotonic() - began >= operators._WRONG_TOKEN_PAUSE
+    answers += [post(public_site, "login", {"token": TOKEN}), post(public_site, "logout")]
+    for answer in answers:
+        assert answer.status == 303
+        assert answer.headers["cache-control"] == "no-store" and answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_login_has_a_bounded_number_of_fields_of_which_the_first_counts(public_site: Site) -> None:
+    def login(body: str) -> int:
+        return ask(public_site.port, "/pgbus/console/login", "POST", body).status
+
+    assert login("a&" * 300 + f"token={TOKEN}") == 400
+    answers = [
+        ask(public_site.port, "/pgbus/console/login", "POST", f"token={one}&token={two}")
+        for one, two in ((TOKEN, "wrong"), ("wrong", TOKEN))
+    ]
+    assert ["set-cookie" in answer.headers for answer in answers] == [True, False]
 
 
 # the token that serve makes ------------------------------------------------------------------------------------------

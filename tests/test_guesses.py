@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from raw_http import Answer, ask
 from site_parts import PUBLISH_TOKEN, Site, running_site
 from support import run, session, until
 
+from pgbus_gevent.database.operators import Told
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.web import guesses
 from pgbus_gevent.web.guesses import DIFFERENT, TRIES
@@ -90,6 +92,23 @@ def test_after_many_different_ones_nothing_is_looked_at(
     assert right(fellows[0], way) == WELCOME[way]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_token_is_compared_in_constant_time(
+    fellows: tuple[Site, Site], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def noting(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting)
+    token = PUBLISH_TOKEN if way == "publish" else TOKEN
+    assert give(fellows[0], way, "guess").status == WRONG[way] and right(fellows[0], way) == WELCOME[way]
+    assert compared == [(b"guess", token.encode()), (token.encode(), token.encode())]
+
+
 def test_one_program_with_an_old_token_keeps_nobody_out(fellows: tuple[Site, Site]) -> None:
     statements = []
     queries: Any = fellows[0].instance.database.operators
@@ -149,3 +168,14 @@ def test_the_database_does_not_tell_what_was_tried(pgbus_database: str) -> None:
         with session(pgbus_database) as connection:
             [(row,)] = run(connection, "select g::text from pgbus.token_guesses g")
     assert "slip" not in row
+
+
+def test_a_worker_remembers_no_more_than_so_many_addresses() -> None:
+    class Nothing:
+        note_guess = staticmethod(lambda *_: Told(1, 1, 0.0))
+
+    queries: Any = Nothing()
+    kept = guesses.Guesses("operator", queries)
+    for n in range(2 * guesses.REMEMBERED):
+        kept.note(f"192.0.2.{n}", n)
+    assert len(kept._sources) == guesses.REMEMBERED and f"192.0.2.{2 * guesses.REMEMBERED - 1}" in kept._sources

@@ -172,7 +172,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             with gevent.Timeout(LINGER, False):  # type: ignore[arg-type]  # False: end the block without an exception
                 self.socket.shutdown(socket.SHUT_WR)
                 while self.socket.recv(65536):
-                    gevent.sleep()
+                    gevent.sleep(_NEXT_TURN)
         except OSError:
             pass  # the client has closed, which is what we wait for
 
