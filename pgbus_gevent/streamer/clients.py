@@ -10,7 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ logger = logging.getLogger("pgbus_gevent.streamer")
 
 RESERVE = 256
 """Descriptors that are left for what is no stream: health checks, the database, files; or half of them where there are few."""
+
+
+_TRANSLATED = IPv6Network("64:ff9b::/96")
 
 
 class Limits(NamedTuple):
@@ -299,7 +302,8 @@ class Clients:
 def network_of(address: str) -> str:
     """What one client has for itself: an IPv4 address, also one that is written as IPv6, or an IPv6 network of 64 bits.
 
-    The other 64 are its own to choose (RFC 4291, section 2.5.1).
+    The other 64 are its own to choose (RFC 4291, section 2.5.1). IPv4 is written so where it is mapped, and by a translator in front
+    of a network that has IPv6 alone (RFC 6052).
     """
     try:
         found = ip_address(address.partition("%")[0])
@@ -307,6 +311,8 @@ def network_of(address: str) -> str:
         return address
     if isinstance(found, IPv4Address):
         return str(found)
+    if found in _TRANSLATED:
+        return str(IPv4Address(int(found) & 0xFFFFFFFF))
     return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
 
 
