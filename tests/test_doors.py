@@ -15,7 +15,7 @@ from wsgiref.util import setup_testing_defaults
 
 import gevent
 import pytest
-from raw_http import connected, exchange, get, parse, read_until
+from raw_http import ask, connected, exchange, get, parse, read_until
 from site_parts import PUBLISH_TOKEN, Site, running_site
 from support import until
 
@@ -144,6 +144,16 @@ def test_no_request_is_a_500_or_a_traceback(
                     continue
             # None at all where the client has left before the body was there.
             assert not answer or (answer.startswith(b"HTTP/1.1 ") and answer[9:12] != b"500"), (request, answer)
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["", "0" * 15, "0" * 65, "A" * 24, "g" * 24, "0" * 23 + "%0a", "%D9%A0" * 24, "0" * 24 + "&connection=" + "0" * 24],
+)
+def test_a_connection_id_is_one_that_a_connection_had(id: str, site: Site) -> None:
+    answer = site.get(f"/streams/demo:x?connection={id}")
+    assert answer.status == 400 and "connection is" in answer.line
+    assert ask(site.port, "/pgbus/streams/demo:x?connection=" + "0" * 24, "HEAD").status == 200
 
 
 # the hook's answers

@@ -302,8 +302,8 @@ class Clients:
 def network_of(address: str) -> str:
     """What one client has for itself: an IPv4 address, also one that is written as IPv6, or an IPv6 network of 64 bits.
 
-    The other 64 are its own to choose (RFC 4291, section 2.5.1). IPv4 is written so where it is mapped, and by a translator in front
-    of a network that has IPv6 alone (RFC 6052).
+    The other 64 are its own to choose (RFC 4291, section 2.5.1). IPv4 is written so where it is mapped, and by a translator in
+    front of a network that has IPv6 alone (RFC 6052).
     """
     try:
         found = ip_address(address.partition("%")[0])
