@@ -140,7 +140,11 @@ class Bus:
         """The attribute that tells for whom the element was made; empty where that is not known."""
         subscribers = [subscriber or self.subscriber_of(name) for name in names]
         known = [each for each in subscribers if each is not None]
-        identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
+        identity = (
+            Identities(self.settings.secret, catch=(Exception, gevent.Timeout)).of(*known)
+            if len(known) == len(names)
+            else None
+        )
         return "" if identity is None else f' identity="{identity}"'
 
     def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:

@@ -245,6 +245,32 @@ def test_a_hook_that_does_not_answer_when_asked_again_holds_up_nobody_else(pgbus
             assert not ada.closed
 
 
+class Hostile:
+    """A context that raises whatever is done with it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __pgbus_identity__(self) -> object:
+        raise self.error
+
+    __bool__ = __eq__ = __hash__ = __repr__ = __pgbus_identity__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("error", [ValueError(), gevent.Timeout(1), RecursionError()], ids=lambda e: type(e).__name__)
+def test_a_context_that_raises_ends_nothing(error: BaseException, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        site, "app", StreamApp(site.instance, lambda environ, stream: Subscriber("ada", Hostile(error)))
+    )
+    with site.watch("demo:hostile") as client:
+        told = json.loads(client.next("pgbus:connected").data)
+        assert told["identity"].endswith(".")  # it shares with nobody
+        site.bus.stream("demo:hostile").broadcast("seen")
+        assert client.next("message").data == "seen"
+    assert site.get("/streams/demo:hostile?since=x").status == 400
+    assert not any(task.deaths for task in site.instance.tasks)
+
+
 def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) -> None:
     def waits(context: Any, stream: str) -> bool:
         raise gevent.Timeout(1)

@@ -40,9 +40,13 @@ class Unknown(TypeError):
 
 
 class Identities:
-    """Makes identities with the newest of ``secrets``. Without a secret only anybody's has one: there is nothing to hide in it."""
+    """Makes identities with the newest of ``secrets``. Without a secret only anybody's has one: there is nothing to hide in it.
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    ``catch`` is what a context may raise when it is asked for its own.
+    """
+
+    def __init__(self, secrets: Iterable[str], *, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
+        self._catch = catch
         newest = [*secrets][-1:]
         self._key = newest[0].encode() if newest else None
         self._complained: set[str] = set()
@@ -73,11 +77,11 @@ class Identities:
         who = "" if owner is None and member is None else self._digest("who", canonical([owner, member]))
         try:
             return who, self._digest("what", canonical([owner, context, member]))
-        except Exception as error:  # beside Unknown, what a context's own code raises, or one that holds itself
+        except self._catch as error:  # beside Unknown, what a context's own code raises, or one that holds itself
             self._complain(type(context).__name__, error)
             return who, ""
 
-    def _complain(self, kind: str, error: Exception) -> None:
+    def _complain(self, kind: str, error: BaseException) -> None:
         """Once for each kind: it is said of every connection."""
         if kind not in self._complained and len(self._complained) < 100:
             self._complained.add(kind)

@@ -115,7 +115,7 @@ class Instance:
             ring_messages=self.settings.ring_messages,
             read=self.events.signal(Read),
         )
-        identify = Identities(self.settings.secret).of
+        identify = Identities(self.settings.secret, catch=(Exception, gevent.Timeout)).of
         self.dispatcher: StreamEventDispatcher = dispatcher(
             self.registry,
             self.filters,
