@@ -23,6 +23,8 @@ from typing import IO, Any
 
 import pytest
 
+from . import leaks
+
 GRACE = 10.0
 """Seconds that the handler gets beyond the deadline before the process is ended."""
 
@@ -130,7 +132,8 @@ def _waiting_greenlets() -> list[Any]:
 
 def _show_greenlet(one: Any) -> str:
     name = getattr(getattr(one, "_run", None), "__qualname__", None) or type(one).__name__
-    return f"greenlet {name} at {id(one):#x}:\n{_stack(one.gr_frame)}"
+    spawned = leaks.place(getattr(one, "spawning_stack", None))
+    return f"greenlet {name} at {id(one):#x}{spawned and f', spawned at {spawned}'}:\n{_stack(one.gr_frame)}"
 
 
 def _current_greenlet() -> Any:

@@ -120,8 +120,8 @@ def _watch_greenlets(spawned: Callable[[Any], Any]) -> Callable[[], None]:
 def _name_greenlet(greenlet: Any) -> str:
     function = getattr(greenlet, "_run", None)
     name = getattr(function, "__qualname__", None) or type(greenlet).__name__
-    spawned = _place(getattr(greenlet, "spawning_stack", None))
-    now = _place(greenlet.gr_frame)
+    spawned = place(getattr(greenlet, "spawning_stack", None))
+    now = place(greenlet.gr_frame)
     return (
         f"greenlet {greenlet.name!r} running {name}"
         + (spawned and f", spawned at {spawned}")
@@ -129,7 +129,7 @@ def _name_greenlet(greenlet: Any) -> str:
     )
 
 
-def _place(frame: Any) -> str:
+def place(frame: Any) -> str:
     """The innermost place that is not gevent's own, or nothing."""
     while frame is not None:
         filename = frame.f_code.co_filename

@@ -229,7 +229,7 @@ function timing(id, name) {
 const charts = [
   counting("chart-messages", rate("messages"), (point) => `a second · ${amount(point.messages)} so far`),
   counting("chart-sends", rate("sends"), (point) => `a second · ${amount(point.sends)} so far`),
-  counting("chart-connections", (all) => all.map((point) => point.connections), (point) => `of ${amount(hello.max)} · at ${amount(point.streams)} streams`),
+  counting("chart-connections", (all) => all.map((point) => point.connections), (point) => `of ${amount(hello.max)} · at ${amount(point.streams)} stream${point.streams === 1 ? "" : "s"}`),
   timing("chart-passes", "passes"),
   timing("chart-latency", "latency"),
 ];
