@@ -343,7 +343,7 @@ def test_the_watchdog_goes_by_the_heartbeat_that_the_server_tells(tabs: Profile,
 
 
 def test_the_clock_of_the_wall_ends_no_connection(tabs: Profile, front: Front, stream: str) -> None:
-    """Put forward by an hour, as by a time server, it has the connection heard of sooner, and one that lives is."""
+    """Put back by an hour, as by a time server; forward it counts as a sleep of the machine, as below."""
     page = tabs.open(
         front.page(element(stream)), init="window.skew = 0; { const { now } = Date; Date.now = () => now() + skew }"
     )

@@ -52,13 +52,14 @@ def ports() -> tuple[int, int]:
 
 
 @pytest.fixture
-def nginx(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
-    """Its port."""
+def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
+    """Its port. A test may have it wait less long for the server."""
+    configured = recipe(*ports).replace("proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in kinds)
     (tmp_path / "nginx.conf").write_text(
         f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
-        f"events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{paths}{recipe(*ports)}\n}}\n"
+        f"events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{paths}{configured}\n}}\n"
     )
     process = subprocess.Popen([str(NGINX), "-p", str(tmp_path), "-e", "stderr", "-c", "nginx.conf"])
 
@@ -128,7 +129,8 @@ def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx
         told.add(found[1])
     assert len(told) > 1
     # A publisher, or a program that polls, must not take it for done.
-    assert ask(nginx, "/pgbus/streams/orders", "POST", b"data").status == 503
+    for headers in ({}, EVENTS):
+        assert ask(nginx, "/pgbus/streams/orders", "POST", b"data", **headers).status == 503
     assert ask(nginx, "/pgbus/streams/orders?poll=1").status == 503
 
 
@@ -151,3 +153,20 @@ def test_an_event_source_outlives_a_restart_of_the_server_behind_nginx(
         assert browser.stopped is None
     finally:
         browser.close()
+
+
+@pytest.mark.parametrize("nginx", ["1s"], indirect=True)
+def test_a_server_that_does_not_answer_is_one_that_is_away(nginx: int, ports: tuple[int, int]) -> None:
+    with socket.create_server(("127.0.0.1", ports[1])) as mute:
+        answer = ask(nginx, "/pgbus/streams/orders", Host="live.example", **EVENTS)
+        with mute.accept()[0] as asked:
+            head = asked.recv(65536).lower()
+    assert (answer.status, b"unavailable" in answer.body) == (200, True)
+    # So that the end of an answer is told, and what the request asked for is known.
+    assert head.startswith(b"get /pgbus/streams/orders http/1.1\r\n")
+    assert b"\r\nhost: live.example\r\n" in head and b"connection:" not in head
+
+
+def test_the_proxy_waits_longer_than_a_stream_is_quiet() -> None:
+    (seconds,) = re.findall(r"proxy_read_timeout (\d+)s;", recipe(1, 2))
+    assert int(seconds) >= 3 * Settings(database_url="postgresql:///x", secret="x" * 32).heartbeat
