@@ -54,7 +54,9 @@ def ports() -> tuple[int, int]:
 @pytest.fixture
 def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
     """Its port. A test may have it wait less long for the server."""
-    configured = recipe(*ports).replace("proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}")
+    configured = recipe(*ports).replace(
+        "proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}"
+    )
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in kinds)
     (tmp_path / "nginx.conf").write_text(
