@@ -62,6 +62,9 @@ with gevent.Timeout(20):
         got += chunk
         if got.count(b"data: coalesced"):
             break
+    newcomer = instance.body(StreamRequest((Place("room:2"),)))
+    assert b"pgbus:connected" in next(iter(newcomer))
+    newcomer.close()
     bus.stream("old:1").broadcast_many([str(n) for n in range(5)])
     while len(list(bus.stream("old:1"))) > 1:
         gevent.sleep(0.05)

@@ -17,6 +17,7 @@ import sqlalchemy
 from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from werkzeug.local import LocalProxy
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import InvalidArgument
@@ -194,6 +195,39 @@ def test_an_asynchronous_one_is_refused_for_it_would_publish_nothing(
         pgbus_bus.disconnect("user-7", using=given)
 
 
+class AroundItself:
+    @property
+    def __wrapped__(self) -> object:
+        return self
+
+
+class Tracer:
+    """As wrapt's ObjectProxy, which tracers put around cursors."""
+
+    def __init__(self, inner: Any) -> None:
+        self.__wrapped__ = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+
+@pytest.mark.parametrize("kind", ["psycopg2 cursor", "psycopg connection", "sqlalchemy session on psycopg2"])
+def test_what_is_wrapped_is_found(kind: str, pgbus_database: str, pgbus_bus: Bus) -> None:
+    orders = pgbus_bus.stream("orders")
+    with HANDLES[kind](pgbus_database) as (given, commit, _):
+        for wrapper in (
+            Tracer(given),
+            Tracer(Tracer(given)),
+            LocalProxy(lambda: given),
+            LocalProxy(lambda: Tracer(given)),
+        ):
+            before = orders.last_id()
+            orders.broadcast("x", using=wrapper)
+            assert orders.last_id() == before
+            commit()
+            assert orders.last_id() > before
+
+
 def test_anything_else_is_refused_by_name(pgbus_database: str, pgbus_bus: Bus) -> None:
     lite = sqlalchemy.create_engine("sqlite://")
     strangers = {
@@ -207,6 +241,7 @@ def test_anything_else_is_refused_by_name(pgbus_database: str, pgbus_bus: Bus) -
         ext.cursor: "the class psycopg2.extensions.cursor",
         pgbus_bus: "pgbus_gevent.bus.Bus",
         MagicMock(): "unittest.mock.MagicMock",
+        AroundItself(): "AroundItself",
     }
     for given, name in strangers.items():
         with pytest.raises(InvalidArgument, match=name):

@@ -19,6 +19,8 @@ _ALWAYS = {
     # minute ago, would now and then read it whole instead, or spend more on compiling a statement than it takes.
     "enable_seqscan": "off",
     "jit": "off",
+    # psycopg2 writes a list of nothing but NULL as a text.
+    "array_nulls": "on",
 }
 _OF_A_SESSION = {"client_connection_check_interval", "idle_session_timeout"}
 _OF_TRANSACTIONS = {

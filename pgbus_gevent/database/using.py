@@ -22,6 +22,8 @@ Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 _DRIVERS = ("psycopg2", "psycopg")
 """SQLAlchemy's names of the drivers that we know: both write parameters as ``%s``."""
 
+_MOST_WRAPPERS = 8  # one around another: beyond that it is taken for one around itself
+
 _ACCEPTED = (
     "using= takes a cursor or connection of psycopg2 or psycopg 3, a Session or Connection of SQLAlchemy on one of these, or"
     " Django's connection"
@@ -54,7 +56,7 @@ def disconnect(using: object, owner: str) -> None:
     _runner(using)("select pgbus.disconnect(%s)", (owner,))
 
 
-def _runner(given: Any) -> Run:
+def _runner(given: Any, wrappers: int = 0) -> Run:
     """What runs a statement in the transaction of ``given``. Raises :class:`InvalidArgument` where nothing can."""
     if not isinstance(given, type) and hasattr(type(given), "pgbus_run"):  # of its class: a mock would have anything
         return given.pgbus_run  # type: ignore[no-any-return]  # the testing kit's
@@ -64,10 +66,17 @@ def _runner(given: Any) -> Run:
         run = known(given)
         if run is not None:
             return _encodable(run)
-    inner = getattr(given, "driver_connection", None) or getattr(given, "__wrapped__", None)
-    if inner is None:
+    inner = _inner(given)
+    if inner is None or wrappers == _MOST_WRAPPERS:
         raise _refused(given)
-    return _runner(inner)
+    return _runner(inner, wrappers + 1)
+
+
+def _inner(given: Any) -> Any:
+    """What a wrapper is around: of SQLAlchemy's pool, of Werkzeug, or of wrapt, as tracers use it."""
+    if hasattr(type(given), "_get_current_object"):
+        return given._get_current_object()
+    return getattr(given, "driver_connection", None) or getattr(given, "__wrapped__", None)
 
 
 def _encodable(run: Run) -> Run:
