@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -238,6 +239,37 @@ def test_a_server_is_not_ready_while_the_schema_is_missing(
         assert "unavailable" in refused.frames[-1].data
         run(connection, "alter schema elsewhere rename to pgbus")
         until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+
+
+@pytest.mark.parametrize("what", ["usage on schema pgbus", "select on pgbus.messages"])
+def test_a_server_is_not_ready_while_its_role_may_not_read(
+    what: str, pgbus_settings: Settings, pgbus_database: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "INTERVAL", 0.2)
+    url = str(ext.make_dsn(pgbus_database, user=role))
+    with plain_serving(replace(pgbus_settings, database_url=url, migrate=False)) as server:
+        server.live("orders")
+        with session(pgbus_database) as connection:
+            run(connection, f"revoke {what} from {role}")
+            until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed", 8)
+            told = json.loads(get(server.url, "/pgbus/readyz").body)
+            assert told["reason"] == "unavailable" and "the log says why" in told["detail"]
+            run(connection, f"grant {what} to {role}")
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+        server.live("orders")
+
+
+@pytest.fixture
+def role(pgbus_database: str) -> Iterator[str]:
+    """One that may serve."""
+    name = f"pgbus_test_server_{os.getpid()}"
+    with session(pgbus_database) as connection:
+        run(connection, f"create role {name} login")
+        run(connection, f"select pgbus.grant_server('{name}')")
+        yield name
+        run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", name)
+        run(connection, f"drop owned by {name}")
+        run(connection, f"drop role {name}")
 
 
 # the first start

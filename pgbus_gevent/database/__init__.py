@@ -19,7 +19,7 @@ from .pool import Pool
 from .presence import PresenceQueries
 from .pruning import Pruning
 from .queries import Queries
-from .schema import check
+from .schema import check, check_serving
 
 __all__ = ["Database"]
 
@@ -111,7 +111,7 @@ class Database:
 
     def check_life(self) -> None:
         """Return when the database answers and has a schema to work on; takes seconds at most. Raises :class:`DatabaseError`."""
-        self.pool.ask(check)
+        self.pool.ask(check_serving)
 
     def close(self) -> None:
         """Close the pool. May be called again."""

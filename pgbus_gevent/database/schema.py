@@ -21,7 +21,9 @@ from typing import NamedTuple
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..errors import SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..errors import DatabaseError, SchemaMismatch, SchemaTooNew, SchemaTooOld
+
+_NO_RIGHT = "42501"  # insufficient_privilege
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _SERVES = re.compile(r"^-- serves: (\d+)$", re.MULTILINE)
@@ -149,3 +151,13 @@ def check(connection: ext.connection) -> None:
         return
     if pending(known, applied):
         raise SchemaTooOld(max(applied, default=0), known[-1].version)
+
+
+def check_serving(connection: ext.connection) -> None:
+    """As :func:`check`, and raise :class:`DatabaseError` where the role may not read messages, or may not any more."""
+    check(connection)
+    with connection.cursor() as cursor:
+        cursor.execute("select has_table_privilege('pgbus.messages', 'select'), current_user")
+        may, role = cursor.fetchone() or (False, "")
+    if not may:
+        raise DatabaseError(f"role {role} may not read pgbus.messages: grant it what docs/sql.md says", _NO_RIGHT)
