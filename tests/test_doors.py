@@ -444,6 +444,28 @@ def test_there_are_not_any_number_of_fields(site: Site) -> None:
     assert (answer.status, answer.line) == (400, f"the query has more than {MAX_FIELDS} fields")
 
 
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(site: Site) -> None:
+    head = posted("/pgbus/streams/demo:x", b"", b"Content-Length: 100001")
+    with connected(site.port, head) as sock:
+        assert read_until(sock, b"\r\n").startswith(b"HTTP/1.1 413 ")
+
+
+def test_behind_any_server_a_body_has_a_deadline(pgbus_database: str) -> None:
+    class Never:
+        def read(self, size: int) -> bytes:
+            gevent.sleep(3600)
+            return b""
+
+    with running_site(pgbus_database, request_timeout=0.3) as site:
+        environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/pgbus/streams/demo:x"}
+        setup_testing_defaults(environ)
+        environ |= {"wsgi.input": Never(), "CONTENT_LENGTH": "5", "HTTP_AUTHORIZATION": f"Bearer {PUBLISH_TOKEN}"}
+        started: list[str] = []
+        with gevent.Timeout(10):
+            StreamApp(site.instance)(environ, lambda status, headers: started.append(status))
+    assert started == ["408 Request Timeout"]
+
+
 # names in logs
 
 TOKEN = Signer(["a secret of the test"]).sign("orders", 2e9)
