@@ -318,6 +318,27 @@ def test_a_login_has_a_bounded_number_of_fields_of_which_the_first_counts(public
     assert ["set-cookie" in answer.headers for answer in answers] == [True, False]
 
 
+def test_the_database_is_not_asked_about_a_cookie_that_was_made_up(fellows: tuple[Site, Site]) -> None:
+    one, two = fellows
+    good = signed_in(one)["Cookie"]
+    queries: Any = two.instance.database.operators
+    asked, run_ = [], queries._run
+    queries._run = lambda *given, **named: asked.append(given) or run_(*given, **named)
+    for cookie in (
+        "x",
+        "x.y",
+        good[:-1],
+        good[:-1] + "\xff",
+        good.replace("=", "=x"),
+        good.partition(".")[0],
+        good + "x",
+    ):
+        value = cookie if cookie.startswith(operators.COOKIE) else f"{operators.COOKIE}={cookie}"
+        assert two.get("/console", Cookie=value).status == 401
+    assert asked == []
+    assert two.get("/console", Cookie=good).status == 200 and len(asked) == 1
+
+
 # the token that serve makes ------------------------------------------------------------------------------------------
 
 

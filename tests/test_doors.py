@@ -214,6 +214,19 @@ def test_a_hook_that_raises_is_a_403_and_one_traceback_a_minute(
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path", ["/streams/demo:no", "/streams?stream=demo:yes&stream=demo:no", "/streams/demo:no?identity"]
+)
+def test_the_hook_is_asked_whatever_the_method(
+    method: str, path: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "app", StreamApp(site.instance, lambda environ, stream: stream == "demo:yes"))
+    answer = ask(site.port, f"/pgbus{path}", method)
+    assert answer.status == 403 and "pgbus-identity" not in answer.headers
+    assert ask(site.port, "/pgbus/streams/demo:yes", "HEAD").status == 200
+
+
 def test_a_hook_that_does_not_answer_is_a_403_in_time(pgbus_database: str, caplog: pytest.LogCaptureFixture) -> None:
     with running_site(pgbus_database, request_timeout=0.5) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: gevent.sleep(3600) or True)
