@@ -226,13 +226,17 @@ def test_settings_of_ours_that_somebody_has_set_lose_nothing(
     value: str, function: str, sessions: Sessions, ear: Ear, stream: str
 ) -> None:
     hostile, sql = sessions(), sessions()
-    for name in ("pgbus.ring", "pgbus.flush"):
+    for name in ("pgbus.ring", "pgbus.moved", "pgbus.flush"):
         hostile.run("select set_config(%s, %s, false)", name, value)
     for n in range(3):
         hostile.call(function, stream, str(n))
     with hostile.transaction():
         hostile.call(function, stream, "3")
-        hostile.run("select set_config('pgbus.ring', %s, true), set_config('pgbus.flush', %s, true)", value, value)
+        hostile.run(
+            "select set_config(name, %s, true) from unnest(%s) name",
+            value,
+            ["pgbus.ring", "pgbus.moved", "pgbus.flush"],
+        )
         hostile.call("broadcast_on_commit", stream, "4")
         hostile.call("broadcast_on_commit", stream, "5")
     assert sql.data(stream) == list("012345")

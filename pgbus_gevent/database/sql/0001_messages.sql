@@ -4,10 +4,10 @@
 --   1885823603  'pgbs'  the appends to a stream; the second integer is one of 2048 numbers, by the stream's hash
 --   1885823596  'pgbl'  the doorbell: who holds it rings for its transaction
 --
--- The setting pgbus.ring lives for one transaction (set_config(..., true), so that a savepoint's rollback takes it back together
--- with the rows it speaks of). It says what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings; where
--- that is not the only row, a line break follows, and the names of the streams that moved with a line break after each, or '*'
--- where they are too many to name. pgbus.flush is 'yes' where something is queued for the commit. Any role can set both in its own
+-- Three settings live for one transaction (set_config(..., true), so that a savepoint's rollback takes them back together with the
+-- rows that they speak of). pgbus.ring says what to ring at commit: '' for nothing, else the msg_id of the row whose trigger rings.
+-- pgbus.moved is '' where that is the only row, else the names of the streams that moved, with a line break after each, or '*'
+-- where they are too many to name. pgbus.flush is 'yes' where something is queued for the commit. Any role can set them in its own
 -- session: nothing depends on them but when and what that session rings.
 --
 -- Who publishes or reads needs no right on a table, only EXECUTE: these functions have their owner's rights. So each of them names
@@ -15,7 +15,8 @@
 -- it. 0007_rights.sql says who may call what.
 --
 -- What publishers do thousands of times a second is written as assignments and conditions of PL/pgSQL where it can be,
--- as these do without the executor that PERFORM and SELECT start.
+-- as these do without the executor that PERFORM and SELECT start. Each of their expressions is made ready anew in every transaction,
+-- so there are few of them, and they are short. A row is read by SELECT INTO: an assignment would put a second plan around it.
 
 
 -- messages ----------------------------------------------------------------------------------------------------
@@ -257,36 +258,32 @@ select pgbus.change_channels();
 create function pgbus.touch(stream text, id bigint, alone boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  ring text := current_setting('pgbus.ring', true);
-  name text := stream || chr(10);  -- no name has a line break
+  name    text := stream || chr(10);  -- no name has a line break
+  moved   text := coalesce(current_setting('pgbus.moved', true), '');
+  ignored text;
 begin
-  if ring <> '' then
-    if strpos(ring, chr(10)) = 0 then
-      ring := ring || chr(10);
-    end if;
-    if right(ring, 1) = '*' or strpos(ring, chr(10) || name) > 0 then
+  if current_setting('pgbus.ring', true) <> '' then
+    if right(moved, 1) = '*' or strpos(chr(10) || moved, chr(10) || name) > 0 then
       return;
     end if;
-    ring := case
-      when octet_length(ring) > 5000 then split_part(ring, chr(10), 1) || chr(10) || '*'
-      else ring || name
-    end;
+    moved := case when octet_length(moved) > 5000 then '*' else moved || name end;
   else
-    ring := case when alone then id::text else id::text || chr(10) || name end;
+    ignored := set_config('pgbus.ring', id::text, true);
+    moved := case when alone then '' else name end;
   end if;
-  perform set_config('pgbus.ring', ring, true);
+  ignored := set_config('pgbus.moved', moved, true);
 end
 $$;
 
 -- What a ring says that does not carry its message: which streams moved, or only that some did.
-create function pgbus.moved_payload(stream text, ring text) returns text
+create function pgbus.moved_payload(stream text, moved text) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   payload text;
   names   text[];
 begin
-  if right(ring, 1) <> '*' then
-    names := string_to_array(rtrim(substr(ring, strpos(ring || chr(10), chr(10)) + 1), chr(10)), chr(10));
+  if right(moved, 1) <> '*' then
+    names := string_to_array(rtrim(moved, chr(10)), chr(10));
     if stream <> all (names) then
       names := stream || names;
     end if;
@@ -322,7 +319,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
   pause   bigint;
   may     boolean;
-  rung    text;
+  moved   text;
   payload text;
   channel text;
   ignored text;
@@ -335,16 +332,22 @@ begin
   -- Two bells, so that a commit that takes long does not leave all the others without a ring. Not more: those who
   -- ring wait for one another's commits.
   may := pause = 0 and (pg_try_advisory_xact_lock(1885823596, 0) or pg_try_advisory_xact_lock(1885823596, 1));
-  if (may or pgbus.may_ring(pause)) and pgbus.can_notify() then
-    rung := current_setting('pgbus.ring', true);
-    if strpos(rung, chr(10)) = 0 and octet_length(new.data) < 7800 then
-      payload := json_build_array('message', new.stream, new.msg_id, new.prev_id, extract(epoch from new.created_at), new.event,
+  -- The first thing that may_ring asks, where there are many publishers, without a call.
+  if not may and (pause > 0 or abs(date_part('epoch', clock_timestamp()) * 1000
+                                   - coalesce(pg_sequence_last_value('pgbus.last_look'), 0)) >= 1000)
+  then
+    may := pgbus.may_ring(pause);
+  end if;
+  if may and pgbus.can_notify() then
+    moved := coalesce(current_setting('pgbus.moved', true), '');
+    if moved = '' and octet_length(new.data) < 7800 then
+      payload := json_build_array('message', new.stream, new.msg_id, new.prev_id, date_part('epoch', new.created_at), new.event,
                                   new.data, new.visible_to, new.exclude);
     end if;
     if payload is null or octet_length(payload) > 7900 then
-      payload := pgbus.moved_payload(new.stream, rung);
+      payload := pgbus.moved_payload(new.stream, moved);
     end if;
-    channel := (select c.doorbell from pgbus.channel_names c);
+    select c.doorbell into channel from pgbus.channel_names c;
     ignored := pg_notify(channel, payload);
   end if;
   -- Without this, what is appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
@@ -390,7 +393,7 @@ create constraint trigger ring
   after insert on pgbus.messages
   deferrable initially deferred
   for each row
-  when (new.msg_id::text = split_part(current_setting('pgbus.ring', true), chr(10), 1))
+  when (new.msg_id::text = current_setting('pgbus.ring', true))
   execute function pgbus.ring();
 
 -- Also where session_replication_role is replica, in which no ordinary trigger fires.
@@ -546,7 +549,6 @@ create function pgbus.broadcast(stream text, data text, event text default null,
                                 exclude text default null, key text default null) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  number  integer;
   id      bigint;
   head    bigint;
   ignored text;
@@ -558,12 +560,12 @@ begin
     return pgbus.append_once(stream, array[data], array[event], array[visible_to], array[exclude], array[key]);
   end if;
   -- lock_stream, draw and head, written out.
-  number := pgbus.lock_number(stream);
-  if not pg_try_advisory_xact_lock(1885823603, number) then
+  if not pg_try_advisory_xact_lock(1885823603, pgbus.lock_number(stream)) then
     perform pgbus.lock_stream(stream);
   end if;
   id := nextval('pgbus.message_ids');
-  head := (select m.msg_id from pgbus.messages m where m.stream = broadcast.stream collate "C" order by m.msg_id desc limit 1);
+  select m.msg_id into head from pgbus.messages m
+  where m.stream = broadcast.stream collate "C" order by m.msg_id desc limit 1;
   if head is null then
     head := pgbus.head(stream);
   end if;
