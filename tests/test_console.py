@@ -148,7 +148,17 @@ def test_a_login_is_a_cookie_that_scripts_and_other_sites_have_no_part_in(public
         assert public_site.get(view, Cookie=cookie).status == 200
 
 
-@pytest.mark.parametrize("told", [{"Origin": "https://shop.example"}, {"X_Forwarded_Proto": "https"}], ids=str)
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"Origin": "https://shop.example"},
+        {"X_Forwarded_Proto": "https"},
+        {"X_Forwarded_Proto": "HTTPS, http"},
+        {"Forwarded": "for=192.0.2.60;proto=https;by=203.0.113.43"},
+        {"Forwarded": 'for=192.0.2.43, for="[2001:db8::17]";Proto="https"'},
+    ],
+    ids=str,
+)
 def test_behind_tls_the_cookie_is_for_tls_alone(public_site: Site, told: dict[str, str]) -> None:
     answer = post(public_site, "login", {"token": TOKEN}, Host="shop.example", **told)
     assert answer.headers["set-cookie"].endswith("; Secure")

@@ -134,7 +134,8 @@ def _is_behind_tls(environ: Environ) -> bool:
     """Whether the browser came by https. Its own Origin says so, whatever a proxy tells or does not; what a proxy tells can only
     add to that."""
     told = (environ.get("wsgi.url_scheme"), environ.get("HTTP_ORIGIN"), environ.get("HTTP_X_FORWARDED_PROTO"))
-    return any(str(scheme).lower().startswith("https") for scheme in told)
+    by_proxy = str(environ.get("HTTP_FORWARDED", "")).lower().replace('"', "")  # RFC 7239
+    return "proto=https" in by_proxy or any(str(scheme).lower().startswith("https") for scheme in told)
 
 
 def _check_origin(environ: Environ) -> None:
