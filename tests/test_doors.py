@@ -596,6 +596,25 @@ def test_the_preflight_of_a_configured_origin_is_answered(path: str, methods: st
     assert answer.headers["vary"] == "origin"
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("X-A , x-b\t,C", True), ("a" * 64, True), (",".join("a" * 32), True), ("a" * 65, False), (",".join("a" * 33), False),
+        ("a b", False), ("a,,b", False), ("a, ", False),
+        ("a; b", False), ("a,b\xff", False), ("*", False), ("a: b", False), ("", False),
+    ],
+    ids=lambda part: ascii(part)[:20],
+)  # fmt: skip
+def test_a_preflight_is_told_of_the_headers_that_it_names_and_of_nothing_else(
+    asked: str, told: bool, site: Site
+) -> None:
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Headers": asked, "Connection": "close"}
+    raw = exchange(site.port, get("/pgbus/healthz", headers).replace(b"GET", b"OPTIONS", 1))
+    answer = parse(raw, "OPTIONS")
+    assert answer.status == 204
+    assert answer.headers.get("access-control-allow-headers") == (asked.strip() if told else None)
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", f"{ORIGIN}.evil.example", "null", "http://["])
 @pytest.mark.parametrize("path", ["/streams/demo:x", "/console", "/metrics"])
 def test_no_other_origin_gets_one(path: str, origin: str, site: Site) -> None:
