@@ -162,7 +162,7 @@ def schema_expected() -> Iterator[None]:
     except DatabaseError as error:
         if error.sqlstate == _NO_RIGHT and "docs/" not in str(error):
             raise DatabaseError(
-                f"{error}; let the owner of the schema grant this role its rights, as docs/sql.md has them",
+                f"{error}; ask the owner of the schema to grant this role its rights: docs/sql.md, Roles",
                 error.sqlstate,
             ) from error
         if error.sqlstate not in _NO_SCHEMA:

@@ -97,7 +97,7 @@ def _denied(database: Database, checks: Checks) -> Finding | None:
     owner = checks.owner_who_denies()
     if owner is None:
         return None
-    todo = f"let its owner, {owner}, grant this role what it needs: docs/sql.md, Roles"
+    todo = f"ask its owner, {owner}, to grant this role what it needs: docs/sql.md, Roles"
     return Finding("rights", FAIL, "this role may do nothing in schema pgbus", todo)
 
 
