@@ -139,7 +139,7 @@ def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:
     streams = f"{origin.removeprefix('http://')}{prefix}/streams"
     return [
         (
-            "SQL, from anywhere (serve prints the URL at its start)",
+            "SQL (serve prints the URL)",
             f"psql \"$PGBUS_DATABASE_URL\" -c \"select pgbus.broadcast('{HELLO_STREAM}', 'Hello')\"",
         ),
         ("The command line", f"pgbus-gevent broadcast {HELLO_STREAM} 'Hello'"),
