@@ -96,8 +96,8 @@ class Settings:
         "/pgbus", kinds.mount_path(), "Server", "--prefix", "the path under which everything is mounted")
     request_timeout: float = _setting(
         10.0, kinds.duration(0.01, _HOUR), "Server", None,
-        "how long the head of a request may take, a connection be idle before it, and a client be waited for that sends its"
-        " body, or reads an answer that is no stream, at less than 4 kB a second")
+        "how long the head of a request may take, a connection be idle before it, the authorize hook be waited for, and a"
+        " client that sends its body, or reads an answer that is no stream, at less than 4 kB a second")
     max_request_head: int = _setting(
         32 * _KIB, kinds.size(_KIB, _MIB), "Server", None, "the largest head of a request")
     max_body: int = _setting(
