@@ -15,6 +15,8 @@ import pytest
 from cli_parts import Cli, Tail
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.config import Settings
+from pgbus_gevent.streamer.instance import Instance
 
 
 def read_only(url: str) -> str:
@@ -61,6 +63,15 @@ def test_tail_changes_nothing(old: str, tmp_path: Path) -> None:
         tail.signal()
         assert tail.end().err == ""
     assert content(old) == before
+
+
+def test_an_instance_that_only_reads_has_no_part_that_writes(pgbus_settings: Settings) -> None:
+    def writing(**options: bool) -> set[str]:
+        instance = Instance(pgbus_settings, **options)
+        instance.shutdown(0.0)
+        return {task.name for task in instance.tasks} & {"presence", "pruner"}
+
+    assert writing() == {"presence", "pruner"} and not writing(read_only=True)
 
 
 def test_tail_follows_with_a_role_whose_transactions_are_read_only(old: str, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_with_workers_too(pgbus_database: str, tmp_path: Path) -> None:
     with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
         for _ in range(4):
             assert statuses(served, path()) == [403, 200]
+            assert served.page("/") == "1", "each worker has one streamer"
         assert served.stop() == 0, served.log
 
 
@@ -239,6 +240,16 @@ def test_a_contradiction_is_one_line_and_status_2(
     try:
         assert served.process.wait(PATIENCE) == 2, served.log
         assert complaint in served.log and "Traceback" not in served.log and "hidden" not in served.log
+    finally:
+        served.close()
+
+
+def test_with_workers_a_contradiction_is_one_line_and_status_2_too(pgbus_database: str, tmp_path: Path) -> None:
+    application(tmp_path, 'application = beside(StreamApp(Instance(retention="2h"), authorize))')
+    served = Program([*SERVE, "--workers", "2", "--retention", "1h"], pgbus_database, tmp_path, None)
+    try:
+        assert served.process.wait(2 * PATIENCE) == 2, served.log
+        assert "serve was given retention=3600.0, but" in served.log and "Traceback" not in served.log
     finally:
         served.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from dataclasses import fields
+from dataclasses import astuple, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program_parts import program
 
 from pgbus_gevent.config import Settings, entries, variable
 from pgbus_gevent.errors import InvalidSetting
@@ -103,3 +106,49 @@ def test_a_list_is_separated_by_commas_or_a_json_array(text: str, words: tuple[s
 def test_a_secret_may_have_a_comma() -> None:
     found = Settings.load(environ={"PGBUS_SECRET": '["one secret, of the site", "another one, and newer"]'})
     assert found.secret == ("one secret, of the site", "another one, and newer")
+
+
+APP = """
+from dataclasses import astuple, replace
+from pgbus_gevent import Settings
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [ascii(astuple(replace(Settings.load(), data_dir="x"))).encode()]
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_real_workers_and_an_application_have_the_settings_of_serve(
+    workers: str, pgbus_database: str, tmp_path: Path
+) -> None:
+    (tmp_path / "site_app.py").write_text(APP)
+    config = {
+        "public": ["a,b", "é日本*", "[ab]*", '"quoted"', "line's end"],
+        "secret": ["an old secret, with\na line break", 'a "quoted" secret, é\\n'],
+        "retention_patterns": {"a,b=c": "90061s/7", "日*": "1s"},
+        "publish_token": "quotes'and\"$HOME`id`,",
+        "heartbeat": 0.123456789,
+    }
+    text = (
+        "".join(
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+            for name, value in config.items()
+            if name != "retention_patterns"
+        )
+        + "[retention_patterns]\n"
+        + "".join(
+            f"{json.dumps(pattern, ensure_ascii=False)} = {json.dumps(age)}\n"
+            for pattern, age in config["retention_patterns"].items()  # type: ignore[attr-defined]
+        )
+    )
+    (tmp_path / "pgbus.toml").write_text(text, encoding="utf-8")
+    expected = Settings.load(
+        config=str(tmp_path / "pgbus.toml"), environ={}, database_url=pgbus_database, workers=int(workers), grace=3
+    )
+    arguments = ("-m", "pgbus_gevent.serve", "--config", "pgbus.toml", "--workers", workers, "site_app:application")
+    # A locale without any character beyond ASCII.
+    with program(*arguments, database_url=pgbus_database, cwd=tmp_path, PGBUS_SECRET="", LC_ALL="C") as served:
+        found = served.page("/")
+        assert served.stop() == 0, served.log
+    assert found == ascii(astuple(replace(expected, port=served.port, data_dir="x")))
