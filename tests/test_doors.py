@@ -706,6 +706,18 @@ def test_a_recheck_adopts_what_the_hook_now_answers(pgbus_database: str) -> None
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "revoked"
 
 
+def test_what_is_kept_of_a_request_to_ask_again_are_texts_alone(pgbus_database: str) -> None:
+    asked: list[dict[str, Any]] = []
+    with running_site(pgbus_database, recheck=0.1) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: asked.append(dict(environ)) or True)
+        with site.watch("demo:again", X_Owner="ada") as client:
+            client.next("pgbus:connected")
+            until(lambda: len(asked) >= 2, "it is asked again")
+    assert asked[1]["HTTP_X_OWNER"] == "ada" and asked[1]["REMOTE_ADDR"] == "127.0.0.1"
+    # Anything else would keep the request alive: its socket, and what it came in.
+    assert {type(value) for value in asked[1].values()} == {str}
+
+
 def test_a_recheck_adopts_a_sooner_end(pgbus_database: str) -> None:
     now: dict[str, Any] = {"answer": True}
     with running_site(pgbus_database, recheck=0.1) as site:
