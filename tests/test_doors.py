@@ -718,6 +718,19 @@ def test_what_is_kept_of_a_request_to_ask_again_are_texts_alone(pgbus_database: 
     assert {type(value) for value in asked[1].values()} == {str}
 
 
+def test_who_has_left_while_the_hook_was_asked_counts_for_nobody(pgbus_database: str) -> None:
+    with running_site(pgbus_database, max_per_owner=1) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(environ["HTTP_X_OWNER"]))
+        with site.watch("demo:again", X_Owner="ada") as client:
+            client.next("pgbus:connected")
+            (left,) = site.instance.registry.clients()
+        until(lambda: not len(site.instance.registry), "it has left")
+        for owner in ("bob", "ada"):
+            site.instance.clients.adopt(left, [Subscriber(owner)])
+            with site.watch("demo:again", X_Owner=owner) as other:
+                other.next("pgbus:connected")
+
+
 def test_a_recheck_adopts_a_sooner_end(pgbus_database: str) -> None:
     now: dict[str, Any] = {"answer": True}
     with running_site(pgbus_database, recheck=0.1) as site:
