@@ -1,4 +1,4 @@
-"""What README.md shows under "Use it", run as it stands there."""
+"""What README.md shows under "Use it", and docs/serving.md under "In one's own process", run as it stands there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import psycopg2
 import pytest
-from program_parts import ROOT, program, tag_in
+from program_parts import ROOT, SECRET, program, tag_in
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.testing.client import StreamClient
 
@@ -51,4 +52,34 @@ def test_the_bottle_application_runs(tmp_path: Path, pgbus_settings: Settings) -
         with StreamClient(shop.url, path, since=since) as client:
             assert client.next("pgbus:connected")
             assert shop.stop() == 0
+            client.next("pgbus:shutdown")
+
+
+USERS = """
+from types import SimpleNamespace
+
+ada = SimpleNamespace(name="ada", may_watch=lambda stream: stream == "orders")
+
+
+def user_of(environ):
+    return ada if environ.get("HTTP_COOKIE") == "user=ada" else None
+"""
+
+
+def test_the_server_in_ones_own_process_runs(tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    (code,) = [one for one in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "run_until_stopped" in one]
+    code = code.replace("def authorize", f"{USERS}\n\ndef authorize", 1)
+    code = code.replace("8080", 'int(__import__("os").environ["PORT"])')
+    (tmp_path / "own.py").write_text(code)
+    with program("own.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as own:
+        names = Bus(secret=SECRET)
+        path, other = names.stream_path("orders"), names.stream_path("others")
+        ada = {"Cookie": "user=ada"}
+        assert own.head_status(path) == 403 and own.head_status(other, **ada) == 403
+        with StreamClient(own.url, path, headers=ada) as client:
+            client.next("pgbus:connected")
+            pgbus_bus.stream("orders").broadcast("paid")
+            assert client.next().data == "paid"
+            assert own.stop() == 0
             client.next("pgbus:shutdown")
