@@ -282,3 +282,52 @@ def test_a_page_out_of_the_back_forward_cache_ends_where_the_login_is_another_on
     page.until("document.querySelector('[state=closed]')")
     assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
     assert page.data() == []
+
+
+def test_an_identity_of_another_secret_is_no_other_login(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    """The two cannot be compared: the page was made before the secret was replaced, or by a worker that has the new one already."""
+    log_in(tabs, "bob")
+    former = 'identity="0ff1ce.0123456789abcdef.fedcba9876543210"'
+    pages = [arrive(tabs, front, body) for body in (element(stream, former), element(stream))]
+    publish(front.site, stream, "a")
+    for page in pages:
+        page.until_data(["a"])
+        assert page.seen("pgbus:close") == []
+    front.until_live(1)
+
+
+def test_tabs_that_send_cookies_share_nothing_with_those_that_send_none(
+    tabs: Profile, front: Front, logins: Logins, stream: str
+) -> None:
+    logins.open_to_all.add(stream)
+    pages = [arrive(tabs, front, element(stream, f'credentials="{each}"')) for each in ("omit", "same-origin", "omit")]
+    publish(front.site, stream, "a")
+    for page in pages:
+        page.until_data(["a"])
+    assert front.live == 2
+
+
+@pytest.mark.parametrize("how", ["its connection is lost", "it takes the connection over"])
+def test_of_two_streams_only_that_ends_which_is_followed_as_somebody_else_now(
+    tabs: Profile, front: Front, logins: Logins, stream: str, how: str
+) -> None:
+    public, private = f"{stream}:public", f"{stream}:private"
+    logins.open_to_all.add(public)
+    log_in(tabs, "bob")
+    body = element(public) + element(private).replace('id="source"', 'id="other"')
+    first, second = (arrive(tabs, front, body) for _ in range(2))
+    for page in (first, second):
+        page.until("other.state == 'open'")
+    log_in(tabs, "ada")
+    if how == "its connection is lost":
+        front.drop()
+    else:
+        first.close()
+    second.until("other.state == 'closed' && source.state == 'open'")
+    close = second.seen("pgbus:close")[-1]
+    assert (close["reason"], close["streams"]) == ("identity-changed", [private])
+    whisper(front, private, "for admins")
+    publish(front.site, public, "a")
+    second.until_data(["a"])
