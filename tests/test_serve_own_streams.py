@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gevent
 import psutil
 import pytest
 from database_parts import until
@@ -184,6 +185,41 @@ def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_d
         assert "makes streams of its own at a request" in served.log
         served.page("/")
         assert served.stop() == 0, served.log
+
+
+def test_nobody_is_let_in_while_the_application_is_asked(pgbus_database: str, tmp_path: Path) -> None:
+    application(
+        tmp_path,
+        """
+import gevent
+streams = None
+def application(environ, start_response):
+    global streams
+    if streams is None:
+        gevent.sleep(1.0)
+        streams = streams or beside(StreamApp(current(), authorize))
+    return streams(environ, start_response)
+""",
+    )
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        asked = [gevent.spawn(served.head_status, path()) for _ in range(5)]
+        assert [one.get(timeout=PATIENCE) for one in asked] == [403] * 5
+
+
+def test_the_applications_instance_is_the_current_one(pgbus_database: str, tmp_path: Path) -> None:
+    application(
+        tmp_path,
+        """
+streams = StreamApp(Instance(), authorize)
+def application(environ, start_response):
+    if streams.serves(environ["PATH_INFO"]):
+        return streams(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(current() is streams.instance).encode()]
+""",
+    )
+    with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
+        assert served.page("/") == "True"
 
 
 def test_an_application_that_fails_under_the_prefix_has_the_streams_beside_it(

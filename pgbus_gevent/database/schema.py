@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -60,8 +61,7 @@ class Migration(NamedTuple):
     @property
     def checksum(self) -> str:
         """Of the statements, whatever the comments on lines of their own and the spaces."""
-        words = " ".join(_COMMENT.sub("", self.sql).split())
-        return hashlib.sha256(words.encode()).hexdigest()[:16]
+        return _checksum(self.sql)
 
 
 class Applied(NamedTuple):
@@ -75,12 +75,24 @@ class Applied(NamedTuple):
 
 def migrations() -> list[Migration]:
     """All that this release knows, lowest number first."""
+    return list(_read_files())
+
+
+@cache
+def _read_files() -> tuple[Migration, ...]:
+    # Once, as a newer release may take the files' place while this one runs, and a process may have no descriptor to spare.
     found = []
     for entry in files(__package__).joinpath("sql").iterdir():
         match = _FILE_NAME.fullmatch(entry.name)
         if match:
             found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
-    return sorted(found)
+    return tuple(sorted(found))
+
+
+@cache
+def _checksum(sql: str) -> str:
+    words = " ".join(_COMMENT.sub("", sql).split())
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def read_applied(cursor: ext.cursor) -> dict[int, Applied]:

@@ -7,6 +7,7 @@ refusals wait: whoever can be served is served at once, also in the middle of su
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from time import monotonic
 
@@ -23,6 +24,9 @@ MAX_KNOWN = 4096
 
 MAX_HELD = 100
 """Refusals that are held at once: each has a greenlet and a socket. One more is answered at once."""
+
+HELD_SHARE = 8
+"""Held refusals take one part of so many of the limit of open files at the most."""
 
 _LOOK = 0.25
 
@@ -47,7 +51,7 @@ class Returners:
         # No further ahead than that, so that a client which learns better is not held for long.
         self._due[client] = min(due, now + BURST * LEAST) + LEAST
         until = min(due - (BURST - 1) * LEAST, now + LEAST)
-        if until <= now or self.held >= MAX_HELD:
+        if until <= now or self.held >= _most_held():
             return
         self.held += 1
         try:
@@ -55,3 +59,8 @@ class Returners:
                 gevent.sleep(min(left, _LOOK))
         finally:
             self.held -= 1
+
+
+def _most_held() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_HELD if soft == resource.RLIM_INFINITY else min(MAX_HELD, soft // HELD_SHARE)
