@@ -248,7 +248,8 @@ def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings, schema_expected(), closing(Database(settings)) as database:
         for theirs, teller in database.pruning.ask():
             say(
-                f"the server {teller} has {theirs}, and not {database.pruning.retention}: of each stream the longer one applies"
+                f"the server {teller} has {theirs}, or had until it ended a while ago, and not {database.pruning.retention}:"
+                " for each stream the longer one applies"
             )
         found = _prune_all(database.pruning, settings.forget_after)
     if arguments.json:
