@@ -718,6 +718,20 @@ def test_what_is_kept_of_a_request_to_ask_again_are_texts_alone(pgbus_database: 
     assert {type(value) for value in asked[1].values()} == {str}
 
 
+def test_nobody_takes_over_the_connection_of_somebody_else(pgbus_database: str) -> None:
+    with running_site(pgbus_database) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(environ["HTTP_X_OWNER"]))
+        with site.watch("demo:mine", X_Owner="ada") as ada:
+            id = json.loads(ada.next("pgbus:connected").data)["connectionId"]
+            with site.watch("demo:mine", f"connection={id}", X_Owner="bob") as bob:
+                assert json.loads(bob.next("pgbus:connected").data)["connectionId"] != id
+                site.bus.stream("demo:mine").broadcast("for the others", exclude=id)
+                assert bob.next("message").data == "for the others" and not ada.closed
+            with site.watch("demo:mine", f"connection={id}", X_Owner="ada") as again:
+                assert json.loads(again.next("pgbus:connected").data)["connectionId"] == id
+                ada.wait_closed()
+
+
 def test_who_has_left_while_the_hook_was_asked_counts_for_nobody(pgbus_database: str) -> None:
     with running_site(pgbus_database, max_per_owner=1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(environ["HTTP_X_OWNER"]))

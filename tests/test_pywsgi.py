@@ -138,6 +138,21 @@ def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes
         server.stop(0.5)
 
 
+# names of fields -------------------------------------------------------------------------------------------------
+
+
+def test_a_field_with_an_underscore_does_not_pass_for_another(port: int, app: Recorder) -> None:
+    seen: dict[str, str] = {}
+
+    def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.update({key: value for key, value in environ.items() if key.startswith("HTTP_")})
+        return app.answer(environ, start_response)
+
+    app.handle = handle
+    exchange(port, get("/a", {"X_Forwarded_Proto": "https", "X-Y": "1", "X_Y": "2", "Connection": "close"}))
+    assert seen == {"HTTP_HOST": "test", "HTTP_X_Y": "1", "HTTP_CONNECTION": "close"}
+
+
 # the end of a connection (RFC 9112, section 9.6) -----------------------------------------------------------------
 
 
