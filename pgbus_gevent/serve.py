@@ -21,6 +21,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import gevent
+
 from . import workers
 from .app_probe import with_own_database
 from .casting import redact_url
@@ -29,7 +31,7 @@ from .config import Settings, stated
 from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
-from .errors import InvalidSetting, PgbusError
+from .errors import EmbeddedError, InvalidSetting, PgbusError
 from .flags import add_flags, flags_given
 from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
@@ -40,6 +42,8 @@ from .web.operators import MADE_TOKEN, make_token
 __all__ = ["load_app", "main"]
 
 logger = logging.getLogger("pgbus_gevent.serve")
+
+_LOOK = 3.0  # seconds between two looks whether the embedded server runs
 
 DEMO_STREAMS = "demo:*"
 DEMO_PRESENCE = "demo:here"
@@ -90,6 +94,7 @@ class _Service:
         if settings.database_url is None:
             self._embedded = EmbeddedPostgres.open(settings.data_dir)
             self._stack.callback(self._embedded.close)
+            self._stack.callback(gevent.spawn(_keep_running, self._embedded).kill)
             secret = settings.secret or (read_or_make_secret(settings.data_dir, create=True),)
             settings = replace(settings, database_url=self._embedded.url, secret=secret)
         elif (
@@ -168,6 +173,21 @@ class _Service:
             # In the log, as whoever reads stdout expects one line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"
             logger.info("no operator token is set, so this run has one of its own: the console is at %s", where)
+
+
+def _keep_running(embedded: EmbeddedPostgres) -> None:
+    """Start the embedded server again whenever it has ended: nobody else would."""
+    failing = False
+    while True:
+        gevent.sleep(_LOOK)
+        try:
+            if embedded.revive():
+                logger.warning("the embedded PostgreSQL had ended: it was started again")
+            failing = False
+        except EmbeddedError as error:
+            if not failing:
+                logger.error("the embedded PostgreSQL has ended, and cannot be started; trying again: %s", error)
+            failing = True
 
 
 if __name__ == "__main__":

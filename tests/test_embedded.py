@@ -211,6 +211,23 @@ def test_restart_starts_a_server_that_has_crashed(data_dir: Path) -> None:
         assert accepts(server.url)
 
 
+def test_one_that_has_crashed_is_revived_one_that_runs_or_whose_data_are_gone_is_not(new_dir: Path) -> None:
+    with EmbeddedPostgres.open(new_dir) as server:
+        assert not server.revive()
+        before = identity(server.url)
+        crash(new_dir, server.url)
+        wait_until(server.revive)
+        assert accepts(server.url) and identity(server.url) != before
+        crash(new_dir, server.url)
+        wait_until(lambda: not server._server.lives())
+        data = next(new_dir.glob("postgres-*/PG_VERSION")).parent.resolve()
+        data.rename(data.with_name("elsewhere"))
+        with pytest.raises(EmbeddedError):
+            server.revive()
+        data.with_name("elsewhere").rename(data)
+    assert not server.revive(), "the share was closed"
+
+
 def test_variables_meant_for_other_servers_do_not_matter(
     data_dir: Path, start: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,10 @@ from typing import Any
 import gevent
 import pytest
 from raw_http import Answer, ask, wait_for
+from support import until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 
@@ -175,6 +177,28 @@ def test_without_arguments_it_serves_the_demo_on_its_own_database_and_says_where
             with StreamClient(two.url, f"/pgbus/streams/demo:hello?since={id - 1}") as client:
                 assert client.next().id == str(id)
         assert one.get("/pgbus/readyz").status == 200  # its database is still there
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_its_own_database_is_started_again_when_that_was_killed(workers: str, home: Path) -> None:
+    with serving(home, "--data-dir", str(home / "data"), "--workers", workers) as served:
+        pid = int((home / "data" / "postgres-18" / "postmaster.pid").read_text().split()[0])
+        with StreamClient(served.url, "/pgbus/streams/demo:hello") as client:
+            client.next("pgbus:connected")
+            os.kill(pid, signal.SIGKILL)
+            ids: list[int] = []
+
+            def published() -> bool:
+                try:
+                    with Bus(served.database, migrate=False) as bus:
+                        ids.append(bus.stream("demo:hello").broadcast("hello"))
+                except DatabaseError:
+                    return False
+                return True
+
+            until(published, "it takes messages again", 30)
+            assert client.next(timeout=15).id == str(ids[0]) and not client.closed
+        assert "it was started again" in served.stderr
 
 
 def test_the_secret_of_the_embedded_database_is_kept_from_run_to_run_for_its_owner_alone(home: Path) -> None:

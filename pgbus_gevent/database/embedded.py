@@ -87,6 +87,19 @@ class EmbeddedPostgres:
             self._server.stop(signal.SIGINT if mode == "fast" else signal.SIGQUIT, deadline)
             self._server.ensure_running(deadline)
 
+    def revive(self) -> bool:
+        """Start the server again where it has ended by itself (killed, or out of disk space); whether it had.
+
+        Its data have to be there. Raises :class:`EmbeddedError`.
+        """
+        deadline = time.monotonic() + TIMEOUT
+        with os_errors(self._server.data_dir), self._gate(deadline):
+            if self._users is None or self._server.lives():
+                return False
+            self._server.check(create=False)
+            self._server.ensure_running(deadline)
+        return True
+
     def close(self) -> None:
         """Give the share up, and stop the server if it was the last. Idempotent; what fails is logged, not raised."""
         users, self._users = self._users, None

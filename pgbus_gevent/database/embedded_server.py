@@ -109,6 +109,11 @@ class Server:
             self._start(log)
             return self._url() or _fail(f"the server ended right after its start (its log: {log.name})")
 
+    def lives(self) -> bool:
+        """Whether a process of the server is there."""
+        with open_file(self.file("log")) as log:
+            return self._is_alive(log)
+
     def stop(self, stop_signal: int, deadline: float) -> None:
         """Return when no process of the server is left."""
         with open_file(self.file("log")) as log:
