@@ -270,6 +270,22 @@ def test_a_session_that_has_ended_does_not_come_back_when_the_database_goes(fell
     assert one.get("/console", **cookie).status == 401
 
 
+def test_a_database_that_does_not_answer_holds_nobody_up(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgbus_gevent.web.sessions._TIMEOUT", 0.2)
+    with running_site(pgbus_database, operator_token=TOKEN) as site:
+        site.instance.database.operators._run = lambda *_, **__: gevent.sleep(3600)  # type: ignore[method-assign]
+        began = monotonic()
+        cookie = signed_in(site)
+        assert site.get("/console", **cookie).status == 200
+        assert site.get("/metrics", Authorization="Bearer wrong").status == 401
+        assert monotonic() - began < 5.0
+
+
+def test_a_cookie_cannot_be_guessed(public_site: Site) -> None:
+    cookies = {signed_in(public_site)["Cookie"].partition("=")[2].partition(".")[0] for _ in range(3)}
+    assert len(cookies) == 3 and all(len(cookie) >= 43 for cookie in cookies)  # 256 bits
+
+
 def away(*_: Any, **__: Any) -> Any:
     raise DatabaseUnavailable("away")
 

@@ -315,6 +315,7 @@ def test_the_machine_has_several_names(host: str, local_port: int) -> None:
         "rebound.example:8080",
         "127.0.0.1.rebound.example",
         "localhost.example",
+        "evillocalhost",
         "10.0.0.1",
         "[2001:db8::1]:80",
         "8080",

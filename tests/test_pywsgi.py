@@ -555,6 +555,19 @@ def test_a_malformed_chunk_ends_the_connection_with_400(
     assert log() == ['127.0.0.1 "POST /first" 400']
 
 
+@pytest.mark.parametrize("trailers", [False, True], ids=["extensions", "trailers"])
+@pytest.mark.parametrize(("count", "status"), [(10, 200), (20, 400)])
+def test_of_what_is_no_body_there_is_no_more_than_so_much(
+    count: int, status: int, trailers: bool, port: int, app: Recorder
+) -> None:
+    if trailers:
+        parts = [b"0\r\n", *[b"X: " + b"x" * 997 + b"\r\n"] * count, b"\r\n"]
+    else:
+        parts = [b"1;" + b"x" * 1000 + b"\r\na\r\n"] * count + [b"0\r\n\r\n"]
+    head = b"POST /a HTTP/1.1\r\nHost: t\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert parse(exchange(port, head + b"".join(parts))).status == status
+
+
 def ignore_body(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     start_response("403 Forbidden", [("Content-Type", "text/plain")])
     return [b"no"]
