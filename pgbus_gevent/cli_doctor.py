@@ -167,10 +167,10 @@ def _locks(database: Database, checks: Checks) -> Finding | None:
     if not found:
         return Finding("locks", OK, "nobody keeps a lock of ours for nothing")
     text = "; ".join(
-        f"process {one.pid} (role {one.role}, application {one.application!r}, {one.state}) keeps {one.lock}"
+        f"{one.holder} (role {one.role}, application {one.application!r}, {one.state}) keeps {one.lock}"
         for one in sorted(found)
     )
-    return Finding("locks", FAIL, text, f"end it, with select pg_terminate_backend({min(found).pid})")
+    return Finding("locks", FAIL, text, f"end it, with {min(found).remedy}")
 
 
 def _listen(database: Database, checks: Checks) -> Finding | None:

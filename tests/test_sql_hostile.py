@@ -215,6 +215,40 @@ def test_doctor_names_who_keeps_a_lock(database: str, sessions: Sessions) -> Non
     assert str(squatter.pid) in found.todo
 
 
+def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: str) -> None:
+    """It has no process that could be ended, and any role can leave one behind, where the server takes them."""
+    with opened_sessions(small) as opener:
+        squatter, sql, slow = opener(), opener(), opener()
+        squatter.run("begin")
+        squatter.run("select pg_advisory_xact_lock(%s, %s)", APPENDS, sql.one("select pgbus.lock_number(%s)", stream))
+        squatter.run("select pg_advisory_xact_lock(%s, n) from generate_series(0, 1) n", BELL)
+        squatter.run("""prepare transaction 'it''s "mine"'""")
+        with raises("55P03", match="is locked by the prepared transaction .*mine.*, which does nothing with it"):
+            sql.call("broadcast", stream, "x")
+        [locks] = [one for one in findings(Settings(database_url=small)) if one.check == "locks"]
+        assert locks.level == FAIL and "the prepared transaction" in locks.text
+        remedy = locks.todo.removeprefix("end it, with ")
+        assert remedy == """rollback prepared 'it''s "mine"'"""
+        sql.run(remedy)
+        sql.call("broadcast", stream, "x")
+        assert sql.run("select * from pgbus.squatters()") == []
+
+        # One that publishes is no squatter: it is waited for, and its order holds.
+        squatter.run("begin")
+        squatter.call("broadcast", "another", "x")
+        squatter.run("select pg_advisory_xact_lock(%s, n) from generate_series(0, 1) n", BELL)  # so that nothing rings
+        slow.run("begin")
+        slow.call("broadcast", stream, "prepared")
+        slow.run("prepare transaction 'slow'")
+        squatter.run("rollback")
+        waiting = sql.spawn("select pgbus.broadcast(%s, 'after')", stream)
+        until(lambda: is_waiting(squatter, sql), "it waits")
+        assert squatter.run("select * from pgbus.squatters()") == []
+        slow.run("commit prepared 'slow'")
+        waiting.get(timeout=10)
+        assert sql.data(stream) == ["x", "prepared", "after"]
+
+
 # settings that any role can change
 
 
@@ -260,8 +294,8 @@ def test_a_session_that_plays_a_replica_publishes_too(function: str, sql: Sessio
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[str]:
-    """A server whose queue of notifications is soon full."""
-    with own_server({"max_notify_queue_pages": "64"}) as postgres:
+    """A server whose queue of notifications is soon full, and which takes prepared transactions."""
+    with own_server({"max_notify_queue_pages": "64", "max_prepared_transactions": "4"}) as postgres:
         yield postgres.url
 
 

@@ -184,7 +184,7 @@ def test_many_at_the_moment_of_the_jump_all_get_ids_of_their_own_above_it(sessio
 
 def test_a_session_that_has_ids_in_reserve_does_not_give_old_ones(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
-    one.run("alter sequence pgbus.message_ids cache 100")
+    one.run("alter sequence pgbus.message_ids cache 2000")
     try:
         one.call("broadcast", stream, "x")
         last = other.call("broadcast", stream, "y")
@@ -192,6 +192,33 @@ def test_a_session_that_has_ids_in_reserve_does_not_give_old_ones(sessions: Sess
         assert one.data(stream) == ["x", "y", "z"]
     finally:
         one.run("alter sequence pgbus.message_ids cache 1")
+
+
+@pytest.mark.parametrize("append", APPENDS)
+def test_a_sequence_that_counts_downwards_is_a_clear_error(append: str, sql: Session, stream: str) -> None:
+    last = sql.call("broadcast", stream, "x")
+    sql.run("alter sequence pgbus.message_ids increment by -1")
+    try:
+        with raises("55000", match=f"gives no id above {last}"):
+            APPENDS[append](sql, stream)
+    finally:
+        sql.run("alter sequence pgbus.message_ids increment by 1")
+    APPENDS[append](sql, stream)
+    assert ids(sql, stream) == sorted(ids(sql, stream)) and ids(sql, stream)[0] == last
+
+
+@pytest.mark.parametrize(
+    "statement", ["restart", "restart with 1", "minvalue 1 restart with 5 cache 50", "cycle restart with 7"]
+)
+def test_a_sequence_that_was_altered_gives_no_id_again(statement: str, sessions: Sessions, stream: str) -> None:
+    one, other = sessions(), sessions()
+    seen = [one.call("broadcast", f"{stream} {n}", "x") for n in range(3)]
+    one.run(f"alter sequence pgbus.message_ids {statement}")
+    try:
+        new = [each.call("broadcast", f"{stream} new {n}", "x") for n, each in enumerate((one, other, one, other))]
+        assert min(new) > max(seen) and len(set(new)) == 4
+    finally:
+        one.run("alter sequence pgbus.message_ids no cycle cache 1")
 
 
 def test_the_numbers_of_ephemeral_messages_may_be_set_back(sql: Session, ear: Ear, stream: str) -> None:
@@ -264,6 +291,36 @@ def opened(opener: Sessions) -> Session | None:
         return opener()
     except psycopg2.OperationalError:
         return None
+
+
+@pytest.mark.parametrize("emptied", ["pgbus.messages, pgbus.horizons", "all"])
+def test_data_that_is_restored_into_the_same_tables_brings_no_id_back(emptied: str, server: EmbeddedPostgres) -> None:
+    """With it the sequences go back, and all that tells the epoch with them: but the table has got another file."""
+    name = f"restored_{len(emptied)}"
+    url = str(ext.make_dsn(server.url, dbname=name))
+    with opened_sessions(server.url) as opener:
+        opener().run(f"create database {name}")
+    migrate(url)
+    with opened_sessions(url) as shop:
+        sql = shop()
+        sql.call("broadcast", "orders", "kept")
+        tables = [
+            f"--table={name}"
+            for name in ("pgbus.messages", "pgbus.horizons", "pgbus.message_ids", "pgbus.floor", "pgbus.jumped")
+        ]
+        dump = [BIN / "pg_dump", "--data-only", "-d", url, *(tables if emptied != "all" else ["--schema=pgbus"])]
+        data = subprocess.run(dump, check=True, capture_output=True).stdout
+        seen = [sql.call("broadcast", "orders", "x") for _ in range(50)]
+        if emptied == "all":
+            emptied = sql.one(
+                "select string_agg(format('pgbus.%I', tablename), ', ') from pg_tables where schemaname = 'pgbus'"
+            )
+        sql.run(f"truncate {emptied}")
+        command = [BIN / "psql", "-qd", url, "-v", "ON_ERROR_STOP=1"]
+        subprocess.run(command, input=data, check=True, capture_output=True)
+        assert sql.data("orders") == ["kept"]
+        assert shop().call("broadcast", "customers", "y") > seen[-1]
+        assert sql.call("broadcast", "orders", "y") > seen[-1]
 
 
 @pytest.mark.parametrize("way", ["template", "dump"])

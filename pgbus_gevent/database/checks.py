@@ -36,7 +36,8 @@ select (select s.last_value from pgbus.message_ids s),
 """
 
 _SQUATTERS = """
-select s.class, s.number, s.pid, s.role, coalesce(s.application, ''), coalesce(s.state, '') from pgbus.squatters() s order by s.pid
+select s.class, s.number, s.holder, s.role, coalesce(s.application, ''), coalesce(s.state, ''), s.remedy
+from pgbus.squatters() s order by s.pid, s.holder
 """
 
 # Those of other roles have no start here unless this role may see them; they are counted as nothing then.
@@ -82,13 +83,14 @@ class Ids(NamedTuple):
 
 
 class Squatter(NamedTuple):
-    """A session that has a lock of ours, and does nothing that such a lock is for."""
+    """A session that has a lock of ours, and does nothing that such a lock is for; ``remedy`` is the statement that ends it."""
 
     lock: str
-    pid: int
+    holder: str
     role: str
     application: str
     state: str
+    remedy: str
 
 
 class Oldest(NamedTuple):

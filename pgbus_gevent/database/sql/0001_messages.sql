@@ -380,8 +380,8 @@ begin
   perform setval('pgbus.last_look', now_ms);
   select s.* into holder from pgbus.squatters() s where s.class = 1885823596 limit 1;
   if found then
-    raise warning 'the doorbell is held by process %, which does not publish (role %, application %): end it with select '
-                  'pg_terminate_backend(%)', holder.pid, holder.role, to_json(holder.application), holder.pid;
+    raise warning 'the doorbell is held by %, which does not publish (role %, application %): end it with %',
+                  holder.holder, holder.role, to_json(holder.application), holder.remedy;
     return true;
   end if;
   return false;
@@ -403,23 +403,32 @@ alter table pgbus.messages enable always trigger ring;
 -- locks -------------------------------------------------------------------------------------------------------
 
 -- Any role can take any advisory lock. These are the sessions that have one of ours, and no lock on a table of ours: they do not do
--- what such a lock is for.
+-- what such a lock is for. A prepared transaction has no process any more (pid is 0). `remedy` is the statement that ends it.
 create function pgbus.squatters()
-returns table (class integer, number integer, pid integer, role name, application text, state text, seconds float8)
+returns table (class integer, number integer, pid integer, role name, application text, state text, seconds float8, holder text,
+               remedy text)
 language plpgsql volatile rows 10 security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  ours oid[] := array(select c.oid from pg_class c where c.relnamespace = 'pgbus'::regnamespace and c.relname <> 'migrations');
 begin
   return query
-    select l.classid::bigint::integer, l.objid::bigint::integer, l.pid, a.usename, a.application_name, a.state,
-           extract(epoch from clock_timestamp() - a.xact_start)::float8
+    select l.classid::bigint::integer, l.objid::bigint::integer, coalesce(l.pid, 0), coalesce(a.usename, pg_get_userbyid(p.ownerid)),
+           a.application_name, coalesce(a.state, case when l.pid is null then 'prepared' end),
+           date_part('epoch', clock_timestamp() - coalesce(a.xact_start, p.prepared)),
+           case when l.pid is null then 'the prepared transaction ' || to_json(p.gid) else 'process ' || l.pid end,
+           case when l.pid is null then format('rollback prepared %L', p.gid) else format('select pg_terminate_backend(%s)', l.pid) end
     from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-    where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid <> pg_backend_pid()
+    left join pg_locks t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
+                            and t.locktype = 'transactionid'
+    left join pg_prepared_xact() p on p.transaction = t.transactionid
+    where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid is distinct from pg_backend_pid()
           and l.database = (select d.oid from pg_database d where d.datname = current_database())
           and l.classid in (1885823603, 1885823596, 1885823597, 1885823598, 1885823600)
           and not exists (
             select from pg_locks r
-            where r.pid = l.pid and r.locktype = 'relation' and r.granted and r.database = l.database
-                  and r.relation in (select c.oid from pg_class c
-                                     where c.relnamespace = 'pgbus'::regnamespace and c.relname <> 'migrations'));
+            where coalesce(r.pid::text, r.virtualtransaction) = coalesce(l.pid::text, l.virtualtransaction)
+                  and r.locktype = 'relation' and r.granted and r.database = l.database
+                  and r.relation = any (ours));
 end
 $$;
 
@@ -450,9 +459,9 @@ begin
       select s.* into holder from pgbus.squatters() s
       where s.class = wait_for.class and s.number = wait_for.number limit 1;
       if found then
-        raise exception '% is locked by process %, which does nothing with it (role %, application %)',
-                        what, holder.pid, holder.role, to_json(holder.application)
-          using errcode = 'lock_not_available', hint = format('End it with select pg_terminate_backend(%s).', holder.pid);
+        raise exception '% is locked by %, which does nothing with it (role %, application %)',
+                        what, holder.holder, holder.role, to_json(holder.application)
+          using errcode = 'lock_not_available', hint = format('End it with %s.', holder.remedy);
       elsif own > interval '0' and clock_timestamp() - began >= own then
         raise exception '% is locked by another transaction: canceled due to lock timeout', what
           using errcode = 'lock_not_available';
@@ -480,10 +489,10 @@ end
 $$;
 
 -- This run of the server on these files: one that was started since, with a copy of the files maybe, has another start, and what a dump
--- or a template made has the table in another file.
+-- or a template made has the table in another file. So has a table that was truncated, as before its rows are restored.
 create function pgbus.epoch_number() returns bigint
 language sql volatile
-return hashtextextended(pg_relation_filepath('pgbus.epoch') collate "C",
+return hashtextextended(pg_relation_filepath('pgbus.messages') collate "C",
                         hashfloat8(date_part('epoch', pg_postmaster_start_time())));
 
 -- Whether an id is from this epoch, and so above all ids of former ones.
@@ -513,7 +522,7 @@ declare
   highest bigint;
   id      bigint;
 begin
-  for tries in 1 .. 200 loop
+  for tries in 1 .. 20 loop
     begin
       -- One at a time; not to the commit, as the block ends with a rollback, which takes back nothing but this lock and the row.
       lock table pgbus.jumping in exclusive mode;
@@ -537,11 +546,18 @@ begin
     exception when sqlstate 'PGBUS' then
       null;
     end;
-    id := nextval('pgbus.message_ids');
-    -- Not so where this session has ids in reserve, of a sequence with a cache.
-    exit when id > head and pgbus.good_id(id);
+    -- More than one where this session has ids in reserve, of a sequence with a cache.
+    for draws in 1 .. 10000 loop
+      id := nextval('pgbus.message_ids');
+      if id > head and pgbus.good_id(id) then
+        return id;
+      end if;
+    end loop;
   end loop;
-  return id;
+  raise exception using
+    errcode = 'object_not_in_prerequisite_state',
+    message = format('the sequence pgbus.message_ids gives no id above %s, though it was moved there', head),
+    hint = 'Somebody has changed it: alter sequence pgbus.message_ids increment by 1 cache 1 no cycle.';
 end
 $$;
 
