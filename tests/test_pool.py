@@ -324,3 +324,48 @@ def test_under_stress_no_connection_is_ever_with_two(make_pool: MakePool, sql: S
     assert most == 4
     assert served > 100
     assert is_whole(pool)
+
+
+# signs of life
+
+
+def ask(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("select 1")
+
+
+def test_a_doubt_closes_what_is_idle(make_pool: MakePool) -> None:
+    pool = make_pool()
+    before = run(pool)
+    assert run(pool) == before
+    pool.doubt()
+    assert run(pool) != before
+
+
+def test_life_is_asked_for_by_a_connection_of_its_own_where_none_is_free(make_pool: MakePool) -> None:
+    pool = make_pool(size=1, timeout=0.2)
+    busy = gevent.spawn(sleep_in, pool, 30)
+    until(lambda: pool.in_use == 1, "it is in use")
+    pool.ask(ask)
+    assert pool.in_use == 1
+    busy.kill()
+
+
+def test_the_question_for_life_has_a_deadline_of_its_own_and_brings_the_others_into_doubt(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "LIFE", 0.2)
+    monkeypatch.setattr(pool_module, "DOUBT", 0.3)
+    pool = make_pool()
+    other = gevent.spawn(sleep_in, pool, 30)
+    until(lambda: pool.in_use == 1, "it is in use")
+
+    def hangs(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("select pg_sleep(30)")
+
+    began = monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        pool.ask(hangs)
+    other.join(5)
+    assert isinstance(other.exception, DatabaseUnavailable) and monotonic() - began < 5.0

@@ -248,6 +248,13 @@ def test_anything_else_is_refused_by_name(pgbus_database: str, pgbus_bus: Bus) -
             pgbus_bus.stream("orders").broadcast("x", using=given)
 
 
+def test_sqlalchemy_on_another_driver_is_refused_by_name(pgbus_database: str, pgbus_bus: Bus) -> None:
+    with engine(pgbus_database, "psycopg2").connect() as connection:
+        connection.dialect.driver = "pg8000"
+        with pytest.raises(InvalidArgument, match=r"not an object of sqlalchemy.*Connection on postgresql\+pg8000"):
+            pgbus_bus.stream("orders").broadcast("x", using=connection)
+
+
 def test_the_drivers_own_errors_come_through(pgbus_database: str, pgbus_bus: Bus) -> None:
     with of_psycopg2(pgbus_database) as (connection, _, rollback):
         with pytest.raises(psycopg2.ProgrammingError), connection.cursor() as cursor:

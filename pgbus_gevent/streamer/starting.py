@@ -27,22 +27,23 @@ class Shared(Generic[_T]):
     def __init__(self, act: Callable[[], _T]) -> None:
         self._act = act
         self._lock = RLock()
-        self._calls = 0
+        self._ended = 0
         self._failure: BaseException | None = None
 
     def __call__(self) -> _T:
         """Raises what ``act`` raises."""
-        before = self._calls
+        before = self._ended
         with self._lock:
-            if self._calls != before and self._failure is not None:
+            if self._ended != before and self._failure is not None:
                 raise self._failure
-            self._calls += 1
             self._failure = None
             try:
                 return self._act()
             except Exception as error:
                 self._failure = error
                 raise
+            finally:
+                self._ended += 1
 
 
 class Starter:
