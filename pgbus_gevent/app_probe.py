@@ -46,7 +46,7 @@ def with_own_database(settings: Settings, app_name: str) -> Settings:
         return settings  # what is wrong with it shows when it is served
     if found is None:
         return settings
-    logger.info("no database is stated: that of the application's own streams is taken")
+    logger.info("no database is set for serve: using that of the application's own streams")
     return replace(settings, **found)
 
 

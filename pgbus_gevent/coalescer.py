@@ -234,7 +234,7 @@ class Coalescer:
                 self._windows.done(published=len(chunk) - refused, dropped=refused)
                 outage, self._pause, self._retry_at = self._pause, 0.0, 0.0
             if outage:
-                logger.info("coalesced messages are published again")
+                logger.info("publishing coalesced messages again")
 
     def _send(self, writes: list[Write]) -> int:
         """Publish in one transaction; where the database refuses it, message by message. How many were refused."""

@@ -90,7 +90,7 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
         instance.shutdown(0.0)  # it was never started: nobody is there
         set_current(own[0] if len(own) == 1 else None)
     _refuse_contradictions(settings, stated, own)
-    logger.info("the application has streams of its own: they are what is served, and no others beside them")
+    logger.info("the application brings its own streams: serve adds none")
     return Served(own, application)
 
 
@@ -214,7 +214,7 @@ class _Mounted:
     def _give_way(self) -> None:
         self._ours = False
         logger.warning(
-            "the application makes streams of its own at a request: they are what is served, and not those of serve."
+            "the application makes its own streams during a request: these are served from now on, not those of serve."
             " Make them when the application is imported, so that contradictions are found at the start"
         )
         if with_streams() != [self._streams.instance]:

@@ -79,7 +79,7 @@ def test_at_the_limit_of_open_files_newcomers_are_told_and_health_checks_are_ans
         serving(tmp_path, "app:application", "--public", "*", limit=LIMIT, **own) as served,
         ExitStack() as stack,
     ):
-        assert f"{MOST} connections are taken at the most" in served.stderr
+        assert f"{MOST} connections are accepted at most" in served.stderr
 
         def come() -> socket.socket:
             sock = stack.enter_context(socket.create_connection((served.host, served.port)))

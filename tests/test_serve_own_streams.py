@@ -182,7 +182,7 @@ def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_d
         # The very first requests are for a stream.
         assert statuses(served, path()) == [403, 200]
         assert statuses(served, path()) == [403, 200]
-        assert "makes streams of its own at a request" in served.log
+        assert "makes its own streams during a request" in served.log
         served.page("/")
         assert served.stop() == 0, served.log
 
@@ -306,7 +306,7 @@ application = beside(streams)
     with program(*SERVE, *flags, database_url="", cwd=tmp_path, **own) as served:
         assert statuses(served, path()) == [403, 200]
         until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
-        assert "that of the application's own streams is taken" in served.log
+        assert "using that of the application's own streams" in served.log
         assert served.stop() == 0, served.log
     assert not (tmp_path / "data").exists(), "an embedded server was started"
 

@@ -118,7 +118,7 @@ def _apply(cursor: ext.cursor, missing: list[Migration]) -> None:
     if not has_record:
         cursor.execute(schema.RECORD)
     for migration in missing:
-        logger.info("migrating schema pgbus to %d (%s)", migration.version, migration.name)
+        logger.info("migrating schema pgbus to version %d (%s)", migration.version, migration.name)
         _run(cursor, migration)
         cursor.execute(
             "insert into pgbus.migrations (version, name, serves, checksum) values (%s, %s, %s, %s)",

@@ -228,7 +228,8 @@ class CatchUp:
             there = [id for id in ids if id > horizon]
             if (len(there), sum(there)) != (count, total) and log.epoch == epoch:
                 logger.info(
-                    "messages of %r were removed or added among those that are held: they are read anew", log.name
+                    "messages of %r that are held in memory were removed or added to in the table: reading them again",
+                    log.name,
                 )
                 log.forget()
 

@@ -108,7 +108,7 @@ class Clients:
         if soft == resource.RLIM_INFINITY or soft - reserve >= self.most:
             return
         logger.warning(
-            "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are taken at the most;"
+            "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are accepted at most;"
             " raise it (ulimit -n), or lower max_connections",
             *(soft, self.most, reserve, soft - reserve),
         )

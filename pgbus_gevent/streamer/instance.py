@@ -244,7 +244,7 @@ class Instance:
         for task in self.tasks:
             task.start()
         if self.settings.listen and not self._live.wait(self.settings.connect_timeout):
-            logger.warning("not listening yet after %g s; going on trying", self.settings.connect_timeout)
+            logger.warning("not listening yet after %g s; still trying", self.settings.connect_timeout)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Send every client away to come back, and stop; takes at most ``timeout`` seconds, by default the setting ``grace``.

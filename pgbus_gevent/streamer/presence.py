@@ -147,7 +147,11 @@ class PresenceKeeper:
         except InvalidArgument as error:
             # Here, and not by the database: there it would fail the statement of many.
             if not self._complained:
-                logger.warning("a member of %r is not tracked, nor will others like it be: %s", stream, error)
+                logger.warning(
+                    "a member of %r is not tracked, nor is any other that is refused so: %s",
+                    stream,
+                    error,
+                )
             self._complained = True
             return
         key = (stream, client_id)
@@ -215,8 +219,8 @@ class PresenceKeeper:
             elif error.sqlstate == "42501":  # insufficient privilege
                 hint = "grant this role what docs/sql.md names for one that serves"
             else:
-                hint = "clients stay connected, and what is missed is made up for when the database is back"
-            logger.warning("who is present cannot be written, trying again: %s; %s", error, hint)
+                hint = "clients stay connected, and presence is put right when the database is back"
+            logger.warning("cannot write who is present, trying again: %s; %s", error, hint)
         self.failing = True
 
     def _take(self, limit: int) -> list[_Change]:

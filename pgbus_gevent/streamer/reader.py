@@ -246,7 +246,8 @@ class Reader:
         if newest >= head or log.horizon >= head:
             return False
         logger.warning(
-            "the table ends %r at %d, though it was told to have a message %d: it has lost some, or a notification lied",
+            "the last message of %r in the table is %d, but a message %d was announced: the table has"
+            " lost some, or the notification was wrong",
             log.name,
             newest,
             head,

@@ -70,7 +70,7 @@ class RollCall:
                     pause = self._tell()
                 except Exception:
                     # Who watches must not bring down what is watched.
-                    logger.exception("this worker cannot tell what it counts")
+                    logger.exception("cannot collect this worker's counts")
                     pause = _GIVEN_UP
         finally:
             if self._on_the_roll:

@@ -35,7 +35,7 @@ def asked(question: Callable[[], T]) -> T | None:
         with gevent.Timeout(_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
             return question()
     except DatabaseError as error:
-        logger.info("who may come in is told by what this worker remembers: %s", error)
+        logger.info("the console's logins are checked against what this worker remembers: %s", error)
     return None
 
 
