@@ -9,7 +9,7 @@ from database_parts import opened_sessions, until
 
 from pgbus_gevent.database import green
 from pgbus_gevent.database.notifications import ListenSession
-from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, Deaf
 
 RING = "select pg_notify((select doorbell from pgbus.channels()), %s)"
 
@@ -101,3 +101,17 @@ def test_a_listen_session_that_cannot_listen_leaves_no_connection(
             ),
             "the session is gone",
         )
+
+
+def test_a_probe_is_heard_whatever_its_name(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getpid", lambda: -7)
+    with closing(listening(database)) as session:
+        assert session.hears(5.0)
+
+
+def test_a_session_that_does_not_listen_any_more_is_deaf_at_the_next_ping(database: str) -> None:
+    with closing(listening(database)) as session:
+        session.ping()
+        session._run("unlisten *")
+        with pytest.raises(Deaf, match="another session answers"):
+            session.ping()
