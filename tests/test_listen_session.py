@@ -115,3 +115,12 @@ def test_a_session_that_does_not_listen_any_more_is_deaf_at_the_next_ping(databa
         session._run("unlisten *")
         with pytest.raises(Deaf, match="another session answers"):
             session.ping()
+
+
+def test_behind_a_pooler_each_ping_is_a_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ListenSession, "backend_pid", -1)  # a pooler's own number
+    with closing(listening(database)) as session:
+        session.ping()
+        monkeypatch.setattr(session, "hears", lambda timeout: False)
+        with pytest.raises(Deaf, match="a pooler is in between"):
+            session.ping()
