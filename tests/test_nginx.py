@@ -101,11 +101,15 @@ def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable
         stop()
 
 
-def test_everything_else_goes_through_too(nginx: int, serve: Callable[[], object]) -> None:
-    """The application, the module for browsers and the console are behind the same proxy."""
+def test_the_application_goes_through_too_but_not_what_is_for_operators(
+    nginx: int, serve: Callable[[], object]
+) -> None:
+    """The module for browsers is beside the application. The metrics may be open, so that the proxy does not pass them."""
     serve()
     assert ask(nginx, "/pgbus/readyz").status == 200
     assert "javascript" in ask(nginx, "/pgbus/pgbus.js").headers["content-type"]
+    answers = [ask(nginx, f"/pgbus/{name}") for name in ("metrics", "console", "console/feed")]
+    assert [(answer.status, answer.headers["server"][:5]) for answer in answers] == [(404, "nginx")] * 3
 
 
 def test_a_stream_goes_through_at_once_and_whole(nginx: int, serve: Callable[[], object], pgbus_bus) -> None:
