@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg2.extensions as ext
 import pytest
@@ -211,6 +212,25 @@ def test_default_privileges_of_others_give_nobody_the_channels(pgbus_databases: 
         with raises(FORBIDDEN):
             opener(role=STRANGER).run("select * from pgbus.channel_names")
         opener().run(f"drop owned by {STRANGER}; alter default privileges revoke all on tables from public")
+    pgbus_databases.drop(url)
+
+
+def test_an_owner_from_whom_the_host_keeps_what_identifies_the_server_serves_too(
+    database: str, pgbus_databases: TestDatabases, pgbus_settings: Settings
+) -> None:
+    """PUBLIC may call that function in PostgreSQL itself, but some hosts take it away."""
+    url = pgbus_databases.make_empty()
+    with opened_sessions(url) as opener:
+        superuser = opener()
+        superuser.run("revoke execute on function pg_control_system() from public")
+        superuser.run(f"create schema pgbus authorization {OWNER}")
+        url_of_owner = as_role(url, OWNER)
+        migrate(url_of_owner)
+        with serving(replace(pgbus_settings, database_url=url_of_owner)) as server:
+            client = server.live("orders")
+            opener(role=OWNER).call("broadcast_ephemeral", "orders", "x")
+            assert client.next().data == "x"
+        assert opener(role=OWNER).run("select * from pgbus.squatters()") == []
     pgbus_databases.drop(url)
 
 
