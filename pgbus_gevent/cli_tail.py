@@ -37,8 +37,8 @@ begins with a space goes on with the data of the message above it; - stands for 
 event.
 
 It begins with what comes next, unless --since or --replay says otherwise, and goes on until it is interrupted or nobody
-reads its output any more. While the database is away it waits, and goes on where it was: no message is lost or
-repeated. Whom a message is meant for (--visible-to) makes no difference here: it shows everything."""
+reads its output any more. It needs the database to begin; if that goes away later, it waits and goes on where it was:
+no message is lost or repeated. Whom a message is meant for (--visible-to) makes no difference here: it shows everything."""
 
 _EXAMPLES = """\
 examples:
