@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import lzma
@@ -564,6 +565,20 @@ class TestReplayer:
         with gevent.Timeout(10):
             while "the departures board stands still" not in caplog.text:
                 gevent.sleep(0.05)
+        wait_for(pgbus_bus)
+        replayer.stop()
+
+    def test_it_survives_a_lack_of_descriptors(self, pgbus_bus: Bus, flights: Flights) -> None:
+        outcomes: list[Any] = [OSError(errno.EMFILE, "Too many open files"), flights]
+
+        def load() -> Flights:
+            found = outcomes.pop(0)
+            if isinstance(found, OSError):
+                raise found
+            return found
+
+        replayer = Replayer(pgbus_bus, flights=load)
+        replayer.start()
         wait_for(pgbus_bus)
         replayer.stop()
 

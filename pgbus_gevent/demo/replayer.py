@@ -87,7 +87,7 @@ class Replayer:
             try:
                 pause = self.step()
                 failures = 0
-            except PgbusError as error:
+            except (PgbusError, OSError) as error:  # the flights are in a file, which takes a descriptor
                 failures += 1
                 self._prepared = False  # it may be another database by the time it is back
                 pause = random.uniform(1.0, min(MAX_BACK_OFF, 2.0**failures))
