@@ -60,6 +60,7 @@ def fork():
         if not pid:
             broadcast()
             os._exit(threading.active_count())
+        assert threading.active_count() == 1, "it was ended for the fork"
         assert os.waitpid(pid, 0)[1] == 2 << 8
     time.sleep(3 * overdue._TICK)
     assert threading.active_count() == 1, "no thread is left"
@@ -179,6 +180,7 @@ def test_in_a_patched_process_one_that_takes_long_is_waited_for(
     pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(green, "ASK_AFTER", 0.2)
+    monkeypatch.setattr(green, "_REPOLL", 0.1)
     with session(pgbus_database) as blocker:
         run(blocker, "begin")
         run(blocker, "select pgbus.broadcast('orders', 'before')")
@@ -190,6 +192,8 @@ def test_in_a_patched_process_one_that_takes_long_is_waited_for(
 
 def test_who_cannot_ask_waits_on(proxy: Proxy, pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(green, "ASK_AFTER", 0.2)
+    monkeypatch.setattr(green, "_REPOLL", 0.1)
+    monkeypatch.setattr(green, "LAST_CHANCE", 0.2)
     with Bus(proxy.url, secret="x" * 16, connect_timeout=2.0) as bus, session(pgbus_database) as blocker:
         bus.stream("orders").broadcast("x")
         run(blocker, "begin")
