@@ -83,6 +83,14 @@ def test_one_that_does_not_read_misses_the_oldest_which_is_counted_and_told_once
         until(lambda: not len(server.instance.dispatcher._hints._hints), "nothing is kept any more")
 
 
+def test_what_one_misses_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    nothing: Any = None
+    passes = hint_passes.HintPasses(nothing, nothing, nothing, send=nothing)
+    passes._tell("orders", 5)
+    passes._tell("orders", 3)
+    assert passes.missed == 8 and caplog.text.count("faster than a client reads") == 1
+
+
 @pytest.fixture
 def finely_grained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hint_passes, "HINT_BYTES", 30)
