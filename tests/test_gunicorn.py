@@ -173,6 +173,7 @@ def test_without_a_database_the_workers_live_say_so_and_begin_when_it_is_there(
     with session(pgbus_database) as connection:
         name = run(connection, "select current_database()")[0][0]
         run(connection, "create role not_yet login")
+        run(connection, "select pgbus.grant_server('not_yet')")
         run(connection, f'revoke connect on database "{name}" from public')
     url = f"{pgbus_database} user=not_yet"
     served = Host(tmp_path, url, gunicorn(), PGBUS_MIGRATE="false", PGBUS_LISTEN="false")
@@ -186,6 +187,7 @@ def test_without_a_database_the_workers_live_say_so_and_begin_when_it_is_there(
     finally:
         served.close()
         with session(pgbus_database) as connection:
+            run(connection, "select pgbus.revoke_rights('not_yet')")
             run(connection, "drop role not_yet")
 
 
