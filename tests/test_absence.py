@@ -81,6 +81,14 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
         assert client.next(timeout=3).data == "found by a sweep"
 
 
+def test_without_listen_it_is_looked_for_messages_ten_times_as_often(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    with plain_serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
+        client = server.live("orders")
+        for n in range(2):  # the first may come by the look that a newcomer's start is
+            pgbus_bus.stream("orders").broadcast(str(n))
+            assert client.next(timeout=20).data == str(n)
+
+
 def test_who_comes_while_the_database_is_away_for_a_moment_waits_and_is_served(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from time import monotonic
 
 import pytest
-from database_parts import opened_sessions, until
+from database_parts import Proxy, opened_sessions, until
 
-from pgbus_gevent.database import green
+from pgbus_gevent.database import green, notifications
 from pgbus_gevent.database.notifications import ListenSession
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, Deaf
 
@@ -124,3 +125,18 @@ def test_behind_a_pooler_each_ping_is_a_probe(database: str, monkeypatch: pytest
         monkeypatch.setattr(session, "hears", lambda timeout: False)
         with pytest.raises(Deaf, match="a pooler is in between"):
             session.ping()
+
+
+def test_a_ping_has_a_deadline_of_its_own(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifications, "LIFE", 0.5)
+    proxy = Proxy(database)
+    try:
+        with closing(ListenSession(proxy.url, connect_timeout=5.0, statement_timeout=60.0)) as session:
+            session.ping()
+            proxy.dead = True
+            began = monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                session.ping()
+            assert monotonic() - began < 15.0
+    finally:
+        proxy.stop()
