@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry).replace("\x7f", "\\u007f")
+        return json.dumps(entry)
 
 
 class _Held(logging.Handler):
