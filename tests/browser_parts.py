@@ -233,6 +233,23 @@ class Front:
     def until_live(self, count: int) -> None:
         until(lambda: self.live == count, f"{count} streams are open, not {self.live}")
 
+    @contextmanager
+    def standing_still(self, page: Page) -> Iterator[None]:
+        """The tab's thread waits for an answer, as behind an alert: nothing that comes for it is looked at meanwhile."""
+        self.gates["/held"] = gate = Event()
+        ask = "const ask = new XMLHttpRequest(); ask.open('GET', '/held', false); ask.send();"
+        page.eval(f"void setTimeout(() => {{ {ask} }})")
+        try:
+            until(lambda: self.waiting, "it stands still")
+            yield
+        finally:
+            gate.set()
+
+    @property
+    def followed(self) -> set[str]:
+        """The streams that somebody is connected to."""
+        return {each.log.name for client in self.site.instance.registry.clients() for each in client.subscriptions}
+
     def drop(self) -> None:
         """End all connections, without a word."""
         for client in self.site.instance.registry.clients():

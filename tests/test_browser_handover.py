@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 from browser_parts import Front, Page, Profile, element, missing, publish, says
 from gevent.event import Event
@@ -22,20 +19,6 @@ def open_tabs(tabs: Profile, front: Front, stream: str, number: int) -> list[Pag
     return pages
 
 
-@contextmanager
-def held(front: Front, page: Page) -> Iterator[None]:
-    """The tab's thread waits for an answer, as behind an alert: nothing that comes for it is looked at meanwhile."""
-    front.gates["/held"] = gate = Event()
-    page.eval(
-        "void setTimeout(() => { const ask = new XMLHttpRequest(); ask.open('GET', '/held', false); ask.send(); })"
-    )
-    try:
-        until(lambda: front.waiting, "it waits")
-        yield
-    finally:
-        gate.set()
-
-
 def hint(front: Front, stream: str, data: str) -> None:
     front.site.bus.stream(stream).broadcast(data, ephemeral=True)
 
@@ -50,7 +33,7 @@ def test_a_leader_that_wakes_up_tells_nothing_to_those_that_have_another_one(
     hint(front, stream, "before")
     for page in (first, second, third):
         page.until_data(["before"])
-    with held(front, first):
+    with front.standing_still(first):
         hint(front, stream, "for the first alone")
         second.eval(LOOK)
         until(lambda: len(front.asked) == 2, "the second has taken over")

@@ -230,6 +230,27 @@ def test_a_tab_that_crashes_hands_over_too(tabs: Profile, front: Front, stream: 
     front.until_live(1)
 
 
+def test_the_stream_of_a_tab_that_crashes_is_followed_no_more(tabs: Profile, front: Front, stream: str) -> None:
+    first, second = (tabs.open(front.page(element(f"{stream}{letter}"), path=f"/{letter}")) for letter in "ab")
+    for page in (first, second):
+        page.until_open()
+    until(lambda: front.followed == {f"{stream}a", f"{stream}b"}, "both are followed")
+    second.do("await page.goto('chrome://crash').catch(() => {})")
+    until(lambda: front.followed == {f"{stream}a"}, "the first is")
+
+
+def test_the_connection_keeps_its_id_when_it_changes_hands(tabs: Profile, front: Front, stream: str) -> None:
+    """So who leaves itself out of its own broadcasts goes on doing so."""
+    first, second = open_tabs(tabs, front, element(stream), 2)
+    (opened,) = first.seen("pgbus:open")
+    first.close()
+    until(lambda: len(front.asked) == 2, "the second asks")
+    assert f"connection={opened['connectionId']}" in front.asked[1]
+    front.site.bus.stream(stream).broadcast("its own", exclude=opened["connectionId"])
+    publish(front.site, stream, "a")
+    second.until_data(["a"])
+
+
 def test_twelve_tabs_are_all_live_and_can_still_load_other_things(tabs: Profile, front: Front, stream: str) -> None:
     pages = open_tabs(tabs, front, element(stream), 12)
     publish(front.site, stream, "a")
@@ -239,18 +260,15 @@ def test_twelve_tabs_are_all_live_and_can_still_load_other_things(tabs: Profile,
     assert front.live == 1
 
 
-def test_a_frozen_tab_is_relieved_of_the_connection_and_follows_when_it_thaws(
+def test_a_tab_that_stands_still_is_relieved_of_the_connection_and_follows_when_it_goes_on(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     first, second = open_tabs(tabs, front, element(stream), 2)
-    first.do("kept.cdp = await kept.context.newCDPSession(page)")
-    first.do("await kept.cdp.send('Page.setWebLifecycleState', { state: 'frozen' })")
-    publish(front.site, stream, "a")
-    gevent.sleep(0.2)
-    second.eval("document.dispatchEvent(new Event('visibilitychange'))")
-    publish(front.site, stream, "b")
-    second.until_data(["a", "b"])
-    first.do("await kept.cdp.send('Page.setWebLifecycleState', { state: 'active' })")
+    with front.standing_still(first):
+        publish(front.site, stream, "a")
+        second.eval("document.dispatchEvent(new Event('visibilitychange'))")
+        publish(front.site, stream, "b")
+        second.until_data(["a", "b"])
     first.until_data(["a", "b"])
     publish(front.site, stream, "c")
     for page in (first, second):
