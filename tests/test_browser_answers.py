@@ -137,6 +137,29 @@ def test_a_control_frame_in_no_known_form_keeps_no_message_away(tabs: Profile, f
     over.set()
 
 
+def test_messages_that_are_gone_are_told_of_to_those_who_lack_them(tabs: Profile, front: Front, stream: str) -> None:
+    gap = b'event: pgbus:gap-detected\ndata: {"stream":"x","requestedId":5,"oldestId":90,"lastId":120,"reason":"expired"}\n\n'
+    over = Event()
+    front.intercept = says(HELLO, gap, b"data: a\nid: 120\n\n", silence=20, over=over)
+    behind, near = (element(stream, f'shared="page" since="{since}"') for since in (5, 95))
+    page = tabs.open(front.page(behind + near.replace('id="source"', 'id="other"')))
+    page.until_data(["a", "a"])
+    over.set()
+    assert page.eval("seen.filter(([name]) => name === 'pgbus:gap').map(([, , id]) => id)") == ["source"]
+
+
+def test_one_that_is_cut_off_before_its_replay_asks_for_all_of_it_again(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    """What it asks for then begins where its replay did, though there are newer messages by now."""
+    front.intercept = says(HELLO[:-1] + b"id: 5\n\n")
+    src = f"/pgbus/streams/{stream}?replay=2"
+    page = tabs.open(front.page(f'<pgbus-stream-source src="{src}" shared="page"></pgbus-stream-source>'))
+    page.until_seen(1, "pgbus:close")
+    page.until_open()
+    assert "since=5" in front.asked[1]
+
+
 CUTTING = """
   window.cut = [];
   window.fetch = async (url, { signal } = {}) => {
