@@ -41,3 +41,21 @@ def test_a_page_that_may_not_connect_says_so_and_goes_on_trying(tabs: Profile, f
     page.until("seen.some(([name]) => name === 'pgbus:close')")
     close = page.seen("pgbus:close")[0]
     assert (close["reason"], close["willRetry"], len(front.asked)) == ("network", True, 0)
+
+
+MUTE = """
+  const { fetch: real, setTimeout: later } = window;
+  window.setTimeout = (act, ms) => later(act, ms === 15000 ? 50 : ms);
+  window.fetch = (url, options) => options?.method !== "HEAD" ? real(url, options) : new Promise((_, fail) =>
+    options.signal.addEventListener("abort", () => fail(options.signal.reason)));
+"""
+"""A network on which nothing answers a HEAD, and a page that waits for it a twentieth of a second instead of fifteen."""
+
+
+def test_a_server_that_does_not_tell_as_whom_it_would_be_followed_is_followed_all_the_same(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    page = tabs.open(front.page(element(stream)), init=MUTE)
+    page.until_open()
+    publish(front.site, stream, "a")
+    page.until_data(["a"])

@@ -342,6 +342,16 @@ def test_the_watchdog_goes_by_the_heartbeat_that_the_server_tells(tabs: Profile,
     page.until_open()
 
 
+def test_a_tab_that_was_frozen_keeps_a_connection_that_lives(tabs: Profile, front: Front, stream: str) -> None:
+    """What came meanwhile is about to be read: it is not known yet when something was heard last."""
+    page = tabs.open(front.page(element(stream)), init=SKEW)
+    page.until_open()
+    page.eval("{ skew = 20_000; document.dispatchEvent(new Event('visibilitychange')); }")
+    publish(front.site, stream, "a")
+    page.until_data(["a"])
+    assert (page.seen("pgbus:close"), len(front.asked)) == ([], 1)
+
+
 def test_the_clock_of_the_wall_ends_no_connection(tabs: Profile, front: Front, stream: str) -> None:
     """Put back by an hour, as by a time server; forward it counts as a sleep of the machine, as below."""
     page = tabs.open(

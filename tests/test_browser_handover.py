@@ -54,6 +54,25 @@ def test_a_leader_that_wakes_up_tells_nothing_to_those_that_have_another_one(
     assert len({*got}) == len(got)
 
 
+def test_only_the_leader_is_heard(tabs: Profile, front: Front, stream: str) -> None:
+    """However a former one comes to say something, and whenever."""
+    first, second = open_tabs(tabs, front, stream, 2)
+    publish(front.site, stream, "a")
+    second.until_data(["a"])
+    first.eval(
+        """
+        async (key) => {
+          const names = (await navigator.locks.query()).held.map(({ name }) => name).sort((a, b) => a.length - b.length);
+          const stale = { t: "frame", from: "a former one", keys: [key], detail: { event: "", data: "stale" } };
+          new BroadcastChannel(names[0]).postMessage(stale);
+        }
+        """,
+        stream,
+    )
+    publish(front.site, stream, "b")
+    second.until_data(["a", "b"])
+
+
 def test_a_leader_that_ends_in_the_middle_of_a_message_loses_and_doubles_nothing(
     tabs: Profile, front: Front, stream: str
 ) -> None:

@@ -135,6 +135,20 @@ def test_another_element_with_an_older_cursor_gets_what_it_lacks_and_the_first_o
     assert front.live == 1
 
 
+def test_an_element_stays_open_when_another_one_needs_a_new_connection(
+    tabs: Profile, front: Front, stream: str
+) -> None:
+    page = tabs.open(front.page(element(stream)))
+    page.until_open()
+    watch = "new MutationObserver(() => states.push(source.state)).observe(source, { attributeFilter: ['state'] })"
+    page.eval(f"(window.states = [], {watch})")
+    other = element(f"{stream}b").replace('id="source"', 'id="other"')
+    page.eval("(html) => document.body.insertAdjacentHTML('beforeend', html)", other)
+    page.until("other.state === 'open'")
+    assert len(front.asked) == 2
+    assert page.eval("states") == []
+
+
 def test_more_streams_than_fit_on_a_connection_are_spread_over_several(
     tabs: Profile, front: Front, stream: str
 ) -> None:
