@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,6 +198,24 @@ def test_the_last_frame_goes_behind_what_waits(written: Written) -> None:
     wait_until(lambda: written.gone)
     assert (written.gone, written.drained) == (["finished"], 0)
     assert written.freed
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["in one piece", "in several"])
+def test_a_last_frame_copies_nothing_of_what_waits(whole: bool) -> None:
+    shared = random.randbytes(MORE_THAN_FITS)
+    slow = [Written() for _ in range(10)]
+    for each in slow:
+        each.writer.write(shared, each.now) if whole else each.writer.write_all((b"head", shared, b"end"), each.now)
+    tracemalloc.start()
+    try:
+        for each in slow:
+            each.writer.finish(b"bye", each.now)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < MORE_THAN_FITS / 10
+    for each in slow:
+        each.close()
 
 
 def test_an_abort_does_not_wait_for_anything(over_tcp: Written) -> None:
