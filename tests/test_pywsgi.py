@@ -138,6 +138,14 @@ def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes
         server.stop(0.5)
 
 
+def test_requests_that_are_there_already_are_not_all_served_before_anybody_else(port: int, app: Recorder) -> None:
+    many = 3000
+    with connected(port, get("/busy") * many) as busy, connected(port, get("/alive")) as other:
+        read_until(other, b"ok:")
+        assert app.seen.index("GET /alive") < many / 2
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 # names of fields -------------------------------------------------------------------------------------------------
 
 
