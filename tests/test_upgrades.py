@@ -16,7 +16,7 @@ import psycopg2.extensions as ext
 import pytest
 from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
-from host_parts import Host, gunicorn, host
+from host_parts import APP, Host, gunicorn, host
 
 from pgbus_gevent.config import Settings
 from pgbus_gevent.database import Database, schema
@@ -286,6 +286,8 @@ NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values 
 def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
     database: str, sql: Session, tmp_path: Path
 ) -> None:
+    # The one that stays would notice after two seconds, and send newcomers away, too.
+    (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.INTERVAL = 3600.0\n{APP}")
     with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
         stays, restarts = served.serving(2)
         sql.run(NEWER, NEWEST + 1)
@@ -297,6 +299,20 @@ def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_th
         assert {served.ask("/pgbus/readyz").status for _ in range(10)} == {200}
         sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
         served.wait_until_it_serves(2)
+
+
+def test_a_worker_beside_a_schema_that_stops_serving_it_is_not_ready_until_that_is_undone(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    with host(tmp_path, database, *gunicorn("-w", "1")) as served:
+        here = served.live()
+        sql.run(NEWER, NEWEST + 1)
+        until(lambda: served.ask("/pgbus/readyz").status == 503, "it notices")
+        assert b"upgrade pgbus-gevent here too" in served.ask("/pgbus/readyz").body
+        assert served.ask("/pgbus/healthz").status == 200
+        assert not here.closed
+        sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
+        served.wait_until_it_serves(1)
 
 
 def test_a_worker_restarts_beside_a_newer_schema_that_serves_it(database: str, sql: Session, tmp_path: Path) -> None:
