@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 from .config import Settings
 from .errors import PgbusError
@@ -29,6 +30,7 @@ APP_LOAD_ERROR = 4
 _LOOK = 0.05  # seconds between two questions whether it serves already
 _MARGIN = 2.0  # seconds that the master has beyond its workers
 _ANSWER_TIMEOUT = 5.0
+_BETWEEN_RELOADS = 1.0  # seconds
 
 
 class Workers:
@@ -46,7 +48,9 @@ class Workers:
         self._settings = settings
         self._on_hurry = on_hurry
         self._address = sock.getsockname()
-        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload)
+        self._started = False  # signals may come before the child is there
+        self._reload = Event()
+        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload.set)
         self._stopper.watch_signals()
         arguments = [str(sock.fileno()), str(os.getpid()), ",".join(stated), *([] if app_name is None else [app_name])]
         self._child = subprocess.Popen(
@@ -57,12 +61,14 @@ class Workers:
             # A reload that is asked for while it loads would end it; gunicorn takes the signal from the start on, ignored or not.
             preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_IGN),
         )
+        self._started = True
         # Held by the child alone, so that it is gone when the child has closed it.
         sock.close()
 
     def run(self, announce: Callable[[], None]) -> int:
         """Until a signal comes or the master ends; ``announce`` is called when it serves. The exit status."""
-        watchers: list[Any] = [gevent.spawn(self._watch), gevent.spawn(self._announce, announce)]
+        watchers: list[Any] = [gevent.spawn(each) for each in (self._watch, self._reloads)]
+        watchers.append(gevent.spawn(self._announce, announce))
         try:
             self._stopper.wait()
             return self._stop()
@@ -70,10 +76,14 @@ class Workers:
             gevent.killall(watchers)
             self._stopper.release()
 
-    def _reload(self) -> None:
-        if not self._stopper.asked:
+    def _reloads(self) -> None:
+        """One reload for all signals of a moment: the master handles each by itself, and an order to end waits behind them."""
+        while True:
+            self._reload.wait()
+            self._reload.clear()
             logger.info("SIGHUP: replacing the workers")
             self._child.send_signal(signal.SIGHUP)
+            gevent.sleep(_BETWEEN_RELOADS)
 
     def _watch(self) -> None:
         status = self._child.wait()
@@ -111,6 +121,8 @@ class Workers:
         self._on_hurry()
 
     def _kill(self) -> None:
+        if not self._started:
+            return
         try:
             os.killpg(self._child.pid, signal.SIGKILL)
         except ProcessLookupError:
