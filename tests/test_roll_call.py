@@ -78,7 +78,7 @@ def test_what_cannot_be_counted_ends_nothing(caplog: pytest.LogCaptureFixture) -
 
     roll = Roll()
     greenlet = gevent.spawn(RollCall(roll, facts).run)
-    until(lambda: "cannot tell" in caplog.text, "it says so")
+    until(lambda: "cannot collect" in caplog.text, "it says so")
     broken = False
     until(lambda: roll.told, "it goes on")
     greenlet.kill()
