@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,6 +116,7 @@ class HAProxy(Program):
     def __init__(self, url: str, other: str) -> None:
         super().__init__(url)
         self._primary = url
+        self._asked: Counter[str] = Counter()
         self._agents = {each: pywsgi.WSGIServer(("127.0.0.1", 0), self._agent(each), log=None) for each in (url, other)}
         for agent in self._agents.values():
             agent.start()
@@ -128,9 +130,12 @@ class HAProxy(Program):
             f"listen database\n  bind 127.0.0.1:{self.port}\n  option httpchk GET /primary\n{servers}"
         )
         self.start(found("haproxy"), "-f", "haproxy.cfg")
+        # At first it takes both for up; asked once more, it has heard that the standby is no primary, and ended what led there.
+        until(lambda: min(self._asked[each] for each in (url, other)) >= 2, "it knows the primary")
 
     def _agent(self, url: str) -> Any:
         def answer(environ: Any, start_response: Any) -> list[bytes]:
+            self._asked[url] += 1
             start_response("200 OK" if url == self._primary else "503 Service Unavailable", [])
             return [b""]
 
