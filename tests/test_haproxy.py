@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from host_parts import Browser
 from raw_http import ask
-from support import free_port, until
+from support import PATIENCE, free_port, until
 from ways import found
 
 from pgbus_gevent.bus import Bus
@@ -100,7 +100,7 @@ def test_a_stream_goes_through_at_once_and_whole(
             id = orders.broadcast("ok")
             assert (client.next().data, client.last_id) == ("ok", str(id))
         orders.broadcast("x" * 1_000_000)
-        assert len(client.next().data) == 1_000_000
+        assert len(client.next(timeout=PATIENCE).data) == 1_000_000
     names = [pgbus_bus.sign(secrets.token_urlsafe(185), expires_in=3600) for _ in range(32)]
     many = "/pgbus/streams?" + "&".join(f"stream={name}&since=1764000000000000" for name in names)
     assert len(many) > 12_000
