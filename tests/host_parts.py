@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ import psutil
 from raw_http import Answer, ask
 from support import PATIENCE, free_port, run, session, until
 
+from pgbus_gevent.config import Settings
+from pgbus_gevent.hosts.pywsgi import Server, listen
+from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.plugin import SECRET
+from pgbus_gevent.web.stream_app import StreamApp
 
 ROOT = Path(__file__).parent.parent
 MOST_PROBES = 100
@@ -289,3 +293,24 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
         publish(database_url, "x" * 900_000)
     until(lambda: served.about()[2] == 1, "the slow one was closed")
     until(lambda: len(client.messages) == 23, "the other has all")
+
+
+@contextmanager
+def servers_at(port: int, settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
+    """What starts a server at ``port``, for a proxy in front of it, and returns what stops that one; all are stopped at the end."""
+    with ExitStack() as stack:
+
+        def start() -> Callable[[], None]:
+            instance = Instance(settings).start()
+            server = Server(listen("127.0.0.1", port), StreamApp(instance))
+            server.start()
+
+            def stop() -> None:
+                server.close()
+                instance.shutdown()
+                server.stop(1.0)
+
+            stack.callback(stop)
+            return stop
+
+        yield start

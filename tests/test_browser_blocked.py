@@ -9,6 +9,8 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 REJECTED = "LockManager.prototype.request = () => Promise.reject(new DOMException('no', '{name}'));"
 BLOCKED = {
+    "there are no locks": "delete Navigator.prototype.locks",
+    "there are no channels": "delete window.BroadcastChannel",
     "locks are insecure": REJECTED.replace("{name}", "SecurityError"),
     "locks are not supported": REJECTED.replace("{name}", "NotSupportedError"),
     "locks have no state": REJECTED.replace("{name}", "InvalidStateError"),

@@ -335,18 +335,6 @@ def test_a_refusal_closes_the_element_in_every_tab(tabs: Profile, front: Front, 
     holds(lambda: front.live == 0, "nobody connects", 0.5)
 
 
-@pytest.mark.parametrize("lacking", ["delete Navigator.prototype.locks", "delete window.BroadcastChannel"])
-def test_where_tabs_cannot_agree_each_has_a_connection(tabs: Profile, front: Front, stream: str, lacking: str) -> None:
-    path = front.page(element(stream))
-    pages = [tabs.open(path, init=lacking) for _ in range(2)]
-    for page in pages:
-        page.until_open()
-    assert front.live == 2
-    publish(front.site, stream, "a")
-    for page in pages:
-        page.until_data(["a"])
-
-
 def test_profiles_share_nothing(tabs: Profile, browser: Browser, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream)))
     page.until_open()

@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_parts import Browser
+from host_parts import Browser, servers_at
 from raw_http import ask
 from support import PATIENCE, free_port, until
 from ways import found
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
-from pgbus_gevent.hosts.pywsgi import Server, listen
-from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
-from pgbus_gevent.web.stream_app import StreamApp
 
 ROOT = Path(__file__).parent.parent
 EVENTS = {"Accept": "text/event-stream"}
@@ -67,26 +64,15 @@ def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
     """Starts the server behind it, and returns what stops that."""
-    running: list[Callable[[], None]] = []
+    with servers_at(ports[1], pgbus_settings) as start:
 
-    def start() -> Callable[[], None]:
-        instance = Instance(pgbus_settings).start()
-        server = Server(listen("127.0.0.1", ports[1]), StreamApp(instance))
-        server.start()
-        # The proxy looks from time to time.
-        until(lambda: ask(ports[0], "/pgbus/readyz").status == 200, "HAProxy knows that it is ready")
+        def ready() -> Callable[[], None]:
+            stop = start()
+            # The proxy looks from time to time.
+            until(lambda: ask(ports[0], "/pgbus/readyz").status == 200, "HAProxy knows that it is ready")
+            return stop
 
-        def stop() -> None:
-            server.close()
-            instance.shutdown()
-            server.stop(1.0)
-
-        running.append(stop)
-        return stop
-
-    yield start
-    for stop in running:
-        stop()
+        yield ready
 
 
 def test_a_stream_goes_through_at_once_and_whole(

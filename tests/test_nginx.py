@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_parts import Browser
+from host_parts import Browser, servers_at
 from raw_http import ask
 from support import until
 
 from pgbus_gevent.config import Settings
-from pgbus_gevent.hosts.pywsgi import Server, listen
-from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
-from pgbus_gevent.web.stream_app import StreamApp
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 ROOT = Path(__file__).parent.parent
@@ -81,24 +78,8 @@ def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path
 @pytest.fixture
 def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
     """Starts the server behind it, and returns what stops that."""
-    running: list[Callable[[], None]] = []
-
-    def start() -> Callable[[], None]:
-        instance = Instance(pgbus_settings).start()
-        server = Server(listen("127.0.0.1", ports[1]), StreamApp(instance))
-        server.start()
-
-        def stop() -> None:
-            server.close()
-            instance.shutdown()
-            server.stop(1.0)
-
-        running.append(stop)
-        return stop
-
-    yield start
-    for stop in running:
-        stop()
+    with servers_at(ports[1], pgbus_settings) as start:
+        yield start
 
 
 def test_the_application_goes_through_too_but_not_what_is_for_operators(
