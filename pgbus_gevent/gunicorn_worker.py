@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import signal
 import sys
 from time import monotonic
@@ -23,6 +22,7 @@ from gunicorn.workers.ggevent import VERSION, GeventWorker, PyWSGIHandler
 
 from . import streamer
 from .core.names import hide_signed
+from .core.retries import Backoff
 from .core.shown import visible
 from .errors import PgbusError
 from .hosts.load_board import BalancedServer, LoadBoard
@@ -71,7 +71,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called in the master before it forks. Raises SystemExit where an Instance runs there."""
-        if any(task.running for instance in streamer.instances() for task in instance.tasks):
+        if any(task.running for instance in streamer.instances() for task in instance.tasks.values()):
             # Each worker would have a copy of its greenlets, on the same connections to the database.
             log.critical(
                 "pgbus: with --preload the application must not start an Instance, as streamer.current() does, when it is"
@@ -145,18 +145,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _able(self) -> bool:
         """Whether this worker takes clients. Instances that the application starts with its first request do not count before."""
-        if any(not instance.tasks[0].running for instance in self._unstarted):
+        if any(not instance.tasks["dispatcher"].running for instance in self._unstarted):
             return False
-        started = [instance for instance in streamer.instances() if instance.tasks[0].running]
+        started = [instance for instance in streamer.instances() if instance.tasks["dispatcher"].running]
         return not any(instance.unready for instance in started)
 
     def _keep_starting(self, instance: Instance) -> None:
-        pause, longest = _RETRY
+        backoff = Backoff(*_RETRY)
         while True:
-            gevent.sleep(pause * random.uniform(0.5, 1.0))
+            gevent.sleep(backoff.next())
             if self._start(instance):
                 return
-            pause = min(2 * pause, longest)
 
     def _watch(self, instance: Instance) -> None:
         if instance.on_failure is None:

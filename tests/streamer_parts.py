@@ -7,17 +7,19 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gevent
+from gevent.event import Event
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
+from pgbus_gevent.core.board import Board, RingLimits
 from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
-from pgbus_gevent.core.events import Events, Gap, Passed, Read
+from pgbus_gevent.core.events import Events
 from pgbus_gevent.core.filters import Filters
-from pgbus_gevent.core.registry import Registry
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.core.wakes import Ring
+from pgbus_gevent.core.stream_log import StreamLog
+from pgbus_gevent.core.wakes import Ephemeral, Ring
 from pgbus_gevent.database.rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
@@ -152,10 +154,32 @@ class FakeClient(Client):
         return [event.data for event in self.events if event.event == f"pgbus:{name}"]
 
 
-def added(registry: Registry, client: FakeClient) -> Subscription:
-    """The place of a client in its one stream, once a registry has taken it in."""
-    registry.add(client, client.request.places)
+def added(board: Board, client: FakeClient) -> Subscription:
+    """The place of a client in its one stream, once it has joined a board."""
+    board.join(client, client.request.places)
     return client.subscriptions[0]
+
+
+def seat(connection: str, stream: str, member: str | None = None, metadata: Any = None) -> Any:
+    """As much of a subscription as presence looks at."""
+    subscriber = SimpleNamespace(member=member, context={"presence": metadata})
+    return SimpleNamespace(
+        log=SimpleNamespace(name=stream), lease=connection, place=SimpleNamespace(subscriber=subscriber), lives=0
+    )
+
+
+class Noted:
+    """Notes what becomes of its connections."""
+
+    def __init__(self) -> None:
+        self.drains: list[Client] = []
+        self.leavings: list[tuple[Client, str]] = []
+
+    def drained(self, client: Client) -> None:
+        self.drains.append(client)
+
+    def gone(self, client: Client, reason: str) -> None:
+        self.leavings.append((client, reason))
 
 
 class Table:
@@ -303,8 +327,37 @@ def _fitting(rows: list[Row], limit: int, size: int) -> list[Row]:
     return fitting
 
 
+class FakeClients:
+    """Stands in for the keeper of the clients: closes those whose delivery raised, and writes them down."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def give(self, client: Client, data: bytes, now: float) -> None:
+        try:
+            client.send(data, now)
+        except Exception:
+            self.broken(client)
+
+    def broken(self, client: Client) -> None:
+        self._parts.errors.append(client)
+        self._parts.leave(client, "error")
+
+
+def make_board(
+    *,
+    ring_messages: int = 10,
+    ring_bytes: int = 10_000,
+    ring_budget: int = 1_000_000,
+    tick: float = 0.25,
+    events: Events | None = None,
+) -> Board:
+    """An empty board, with gevent's events as its flags."""
+    return Board(Event, RingLimits(ring_messages, ring_bytes, ring_budget), tick=tick, events=events)
+
+
 class Parts:
-    """Registry, dispatcher and readers over a table, wired as an Instance does it, without a socket or a clock of their own."""
+    """A board, a dispatcher and readers over a table, as an Instance has them, without a socket or a clock of their own."""
 
     def __init__(
         self,
@@ -319,32 +372,19 @@ class Parts:
         self.table = table or Table()
         self.events = Events()
         self.filters = Filters()
-        self.budget = RingBudget(ring_budget)
-        self.registry = Registry(
-            lambda name: StreamLog(name, self.budget, max_frames=ring_messages, max_bytes=ring_bytes)
+        self.board = make_board(
+            ring_messages=ring_messages, ring_bytes=ring_bytes, ring_budget=ring_budget, events=self.events
         )
-        self.moved: list[tuple[str, int]] = []
+        self.registry = self.board.registry
+        self.budget = self.board.budget
         self.errors: list[Client] = []
         self.broken: list[Client] = []
         """Whose deliveries are meant to fail."""
-        self.reader = Reader(
-            self.table,
-            serve=lambda log, history, who: self.dispatcher.serve(log, history, who),
-            on_moved=self._moved,
-            on_ready=lambda subscription: self.dispatcher.bring(subscription),
-            on_rewound=lambda log: self.dispatcher.rewound(log),
-            page_size=page_size,
-            ring_messages=ring_messages,
-            read=self.events.signal(Read),
-        )
+        self.reader = Reader(self.table, self.board, page_size=page_size, ring_messages=ring_messages)
         self.dispatcher = StreamEventDispatcher(
-            self.registry,
-            self.filters,
-            on_behind=self.reader.behind,
-            on_error=self._failed,
-            retry=lambda: 2.0,
-            passed=self.events.signal(Passed),
-            gaps=self.events.signal(Gap),
+            self.board,
+            FakeClients(self),  # type: ignore[arg-type]
+            filters=self.filters,
         )
         self.readers = readers
         self.greenlets: list[gevent.Greenlet[..., None]] = []
@@ -369,7 +409,23 @@ class Parts:
         self.greenlets[which].kill()
         self.greenlets[which] = gevent.spawn(self.reader.run if which else self.dispatcher.run)
 
+    @property
+    def reading(self) -> bool:
+        """Whether something is left for the readers to do."""
+        return bool(self.board.looks or self.board.behind)
+
+    @property
+    def delivering(self) -> bool:
+        """Whether something is left for the dispatcher to do."""
+        board = self.board
+        return bool(board.moved or board.ready or board.pages or board.hinted)
+
     # clients
+
+    def waits(self, client: FakeClient) -> bool:
+        """Whether a client waits for a reader."""
+        place = client.subscription
+        return place is not None and place in self.board.waiting(place.log)
 
     def client(self, stream: str = "orders", **request: Any) -> FakeClient:
         """One that is not connected yet."""
@@ -384,23 +440,16 @@ class Parts:
         return client
 
     def join(self, client: FakeClient) -> Subscription:
-        self.registry.add(client, client.request.places)
-        self.dispatcher.bring(client.subscriptions[0])
+        self.board.join(client, client.request.places)
         return client.subscriptions[0]
 
     def leave(self, client: Client, reason: str = "client left") -> None:
-        for subscription in self.registry.remove(client):
+        if self.board.leave(client):
             client.reason = reason
-            self.reader.forget(subscription)
-            self.dispatcher.forget(subscription)
 
     def _drained(self, client: FakeClient) -> None:
         for subscription in client.subscriptions:
-            self.dispatcher.bring(subscription)
-
-    def _failed(self, client: Client) -> None:
-        self.errors.append(client)
-        self.leave(client, "error")
+            self.board.ready.add(subscription)
 
     # publishers
 
@@ -412,25 +461,20 @@ class Parts:
         return wake.id
 
     def ring(self, wake: Ring) -> None:
-        log = self.registry.log(wake.stream)
-        if log is None:
-            return
-        if log.follows(wake.prev_id):
-            log.extend([wake])
-            self._moved(log, 1)
-        elif wake.id > log.head:
-            self.reader.look(log)
+        log = self.board.log(wake.stream)
+        if log is not None and (not log.is_open or wake.id > log.head):
+            self.board.take_next(log, wake)
 
     def look(self, stream: str = "orders") -> None:
-        log = self.registry.log(stream)
+        log = self.board.log(stream)
         if log is not None:
-            self.reader.look(log)
+            self.board.looks.add(log)
+
+    def hint(self, data: str, stream: str = "orders", **values: Any) -> None:
+        """Pass an ephemeral message on."""
+        self.board.pass_on(Ephemeral(stream, 0, "hint", data, values.get("visible_to"), values.get("exclude")))
 
     def log(self, stream: str = "orders") -> StreamLog:
-        log = self.registry.log(stream)
+        log = self.board.log(stream)
         assert log is not None
         return log
-
-    def _moved(self, log: StreamLog, new: int) -> None:
-        self.moved.append((log.name, new))
-        self.dispatcher.moved(log)

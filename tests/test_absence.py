@@ -70,7 +70,7 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
         def refused() -> None:
             raise DatabaseUnavailable("no LISTEN today")
 
-        monkeypatch.setattr(server.instance.listener, "_connect", refused)
+        monkeypatch.setattr(server.instance.database, "listen", refused)
         assert run(connection, KILL_LISTENERS) == [(True,)]
         until(lambda: not server.instance.listener.live, "the loss is noticed")
         began = monotonic()

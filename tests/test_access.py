@@ -139,7 +139,7 @@ def test_one_that_came_while_the_listener_was_away_is_found_when_it_is_back(
 ) -> None:
     with guarded(pgbus_database, catch_up_interval=60) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
-        listener = next(task for task in site.instance.tasks if task.name == "listener")
+        listener = site.instance.tasks["listener"]
         listener.stop(1.0)
         pgbus_bus.disconnect("ada")
         listener.start()

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import gevent
 import pytest
 from gevent.event import Event
-from streamer_parts import wait_until
+from streamer_parts import Noted, wait_until
 
-from pgbus_gevent.core.client import Client, Place, StreamRequest
+from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.streamer.body_connection import BodyConnection
 from pgbus_gevent.streamer.turns import breathe
 
@@ -19,13 +19,12 @@ class Server:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.drained: list[Client] = []
-        self.gone: list[tuple[Client, str]] = []
+        self.noted = Noted()
+        self.drained, self.gone = self.noted.drains, self.noted.leavings
         self.body = BodyConnection(
             "c0ffee",
             StreamRequest((Place("orders"),)),
-            on_drained=self.drained.append,
-            on_gone=lambda client, reason: self.gone.append((client, reason)),
+            clients=self.noted,
             clock=lambda: self.now,
         )
         self.takes = Event()

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from streamer_parts import plain, tcp_pair, wait_until
+from streamer_parts import Noted, plain, tcp_pair, wait_until
 
 from pgbus_gevent.core import chunked
-from pgbus_gevent.core.client import Client, Place, StreamRequest
+from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.streamer.connection import Connection
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -28,15 +28,14 @@ class Connected:
         if client_left:
             self.peer.close()
         self.sock = plain(ours)
-        self.drained: list[Client] = []
-        self.gone: list[tuple[Client, str]] = []
+        self.noted = Noted()
+        self.drained, self.gone = self.noted.drains, self.noted.leavings
         self.connection = Connection(
             "c0ffee",
             StreamRequest((Place("orders"),)),
             self.sock,
             HEAD,
-            on_drained=self.drained.append,
-            on_gone=lambda client, reason: self.gone.append((client, reason)),
+            clients=self.noted,
             clock=lambda: 100.0,
             **options,
         )
@@ -199,16 +198,15 @@ def test_a_client_that_never_reads_costs_the_kernel_no_more_than_its_buffer() ->
 
 def test_a_unix_socket_will_do_as_well() -> None:
     ours, peer = socket.socketpair()
-    gone: list[str] = []
+    noted = Noted()
     connection = Connection(
         "c0ffee",
         StreamRequest((Place("orders"),)),
         ours,
         HEAD,
-        on_drained=lambda client: None,
-        on_gone=lambda client, reason: gone.append(reason),
+        clients=noted,
     )
     connection.send(b"x", 101.0)
     assert peer.recv(1000) == HEAD + b"x"
     peer.close()
-    wait_until(lambda: gone)
+    wait_until(lambda: noted.leavings)

@@ -20,12 +20,11 @@ import pytest
 from program_parts import program
 from raw_http import Answer, ask, exchange, get, parse
 from site_parts import Site, running_site
-from streamer_parts import FakeClient, added
+from streamer_parts import FakeClient, added, make_board
 from support import run, session, until
 
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_counter import StreamCounter
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
@@ -611,20 +610,21 @@ def test_what_makes_no_sense_is_refused(site: Site, table: str, query: str) -> N
 def crowd(streams: int, readers: int = 1) -> tuple[Tables, Registry, StreamCounter, list[float]]:
     """Tables of many streams: the n-th has been told of n messages."""
     now = [0.0]
-    registry = Registry(lambda name: StreamLog(name, RingBudget(10**9), max_frames=10, max_bytes=10**6))
-    counter = StreamCounter()
+    board = make_board(ring_bytes=10**6, ring_budget=10**9)
+    registry, counter = board.registry, board.counter
     for n in range(streams * readers):
         stream = f"orders:{n % streams}"
-        added(registry, FakeClient(f"c{n:07}", stream, owner=f"user-{n}")).cursor = 0
+        added(board, FakeClient(f"c{n:07}", stream, owner=f"user-{n}")).cursor = 0
         counter.connected([stream])
     for n in range(streams):
         counter.broadcast(f"orders:{n}", n)
         log = registry.log(f"orders:{n}")
         assert log is not None
         log.open(head=n, horizon=0, oldest=0, floor=n, rows=[])
-    return Tables(registry, counter, lambda: now[0]), registry, counter, now
+    return Tables(board, lambda: now[0]), registry, counter, now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort", ["name", "readers", "behind", "rate", "messages", "head", "ring"])
 def test_ten_thousand_streams_are_sorted_filtered_and_paged_quickly(sort: str) -> None:
     tables, *_ = crowd(10_000)
@@ -639,6 +639,7 @@ def test_ten_thousand_streams_are_sorted_filtered_and_paged_quickly(sort: str) -
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.slow
 def test_ten_thousand_connections_are_paged_quickly() -> None:
     tables, *_ = crowd(10_000)
     began = monotonic()
@@ -649,6 +650,7 @@ def test_ten_thousand_connections_are_paged_quickly() -> None:
     assert page["matched"] == 1 + 10 + 100 and page["rows"][0]["owner"] == "user-99"
 
 
+@pytest.mark.slow
 def test_others_have_their_turn_while_a_table_is_made() -> None:
     tables, *_ = crowd(10_000)
     turns = []

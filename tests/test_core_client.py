@@ -9,7 +9,8 @@ import pytest
 from httpx_sse._decoders import SSEDecoder
 from streamer_parts import FakeClient
 
-from pgbus_gevent.core.client import Admission, Place, StreamRequest, Subscriber, Subscription, admit, missed
+from pgbus_gevent.core.client import Place, StreamRequest, Subscriber, Subscription
+from pgbus_gevent.core.replay import Admission, admit, missed
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.database.rows import Row
 

@@ -92,7 +92,7 @@ def test_labels_without_end_do_not_fill_the_memory_or_the_log(caplog: pytest.Log
     for n in range(3000):
         assert not filters.permits(f"label-{n}", None, "orders")
     assert len(warnings(caplog)) <= 1000
-    assert len(filters._complained) <= 1000
+    assert len(filters._complaints) <= 1000
 
 
 @pytest.mark.parametrize(("label", "predicate"), [("", bool), ("admins", None), ("admins", "is_admin")])

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
-from streamer_parts import FakeClient, added
+from streamer_parts import FakeClient
 
+from pgbus_gevent.core.client import Subscription
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.database.rows import Row
@@ -23,6 +24,11 @@ def make_registry(budget: RingBudget | None = None) -> Registry:
     return Registry(lambda name: StreamLog(name, budget, max_frames=10, max_bytes=1000))
 
 
+def subscribed(registry: Registry, client: FakeClient) -> Subscription:
+    registry.add(client, client.request.places)
+    return client.subscriptions[0]
+
+
 @given(steps=STEPS)
 def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tuple[str, int]]) -> None:
     registry = make_registry()
@@ -31,7 +37,7 @@ def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tu
     for n, (step, pick) in enumerate(steps):
         if step == "add":
             client = FakeClient(f"{n}", STREAMS[pick % len(STREAMS)])
-            subscription = added(registry, client)
+            subscription = subscribed(registry, client)
             assert subscription is client.subscription
             here.append(client)
         elif step == "remove" and here:
@@ -57,20 +63,20 @@ def test_it_agrees_with_a_list_of_clients_and_is_empty_in_the_end(steps: list[tu
 def test_the_log_goes_with_the_last_client_of_its_stream() -> None:
     registry = make_registry()
     first, second = FakeClient("a"), FakeClient("b")
-    log = added(registry, first).log
-    assert added(registry, second).log is log
+    log = subscribed(registry, first).log
+    assert subscribed(registry, second).log is log
     registry.remove(first)
     assert registry.log("orders") is log
     registry.remove(second)
     assert registry.log("orders") is None
-    assert added(registry, FakeClient("c")).log is not log
+    assert subscribed(registry, FakeClient("c")).log is not log
 
 
 def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
     budget = RingBudget(10_000)
     registry = make_registry(budget)
     client = FakeClient("a")
-    log = added(registry, client).log
+    log = subscribed(registry, client).log
     log.open(head=10, horizon=0, oldest=10, floor=0, rows=[Row(10, None, "x", None, None)])
     assert budget.used > 0
     registry.remove(client)
@@ -80,7 +86,7 @@ def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
 def test_nothing_keeps_a_client_that_left_alive() -> None:
     registry = make_registry()
     client = FakeClient("a")
-    references: list[Callable[[], object]] = [weakref.ref(added(registry, client).log), weakref.ref(client)]
+    references: list[Callable[[], object]] = [weakref.ref(subscribed(registry, client).log), weakref.ref(client)]
     registry.remove(client)
     gc.disable()
     try:
@@ -92,7 +98,7 @@ def test_nothing_keeps_a_client_that_left_alive() -> None:
 
 def test_another_client_with_the_same_id_is_not_the_one_that_is_here() -> None:
     registry = make_registry()
-    added(registry, FakeClient("a"))
+    subscribed(registry, FakeClient("a"))
     assert FakeClient("a") not in registry
     assert not registry.remove(FakeClient("a"))
     assert "a" not in registry
@@ -101,7 +107,7 @@ def test_another_client_with_the_same_id_is_not_the_one_that_is_here() -> None:
 def test_the_listing_of_a_stream_does_not_change_while_it_is_walked() -> None:
     registry = make_registry()
     for name in "abc":
-        added(registry, FakeClient(name))
+        subscribed(registry, FakeClient(name))
     for subscription in registry.subscriptions("orders"):
         registry.remove(subscription.client)
     assert len(registry) == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pgbus_gevent.core import sse
-from pgbus_gevent.core.history import History
+from pgbus_gevent.core.replay import History
 from pgbus_gevent.core.stream_log import Frame, RingBudget, StreamLog, encode, make_chunk
 from pgbus_gevent.database.rows import Row
 

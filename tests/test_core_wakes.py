@@ -73,11 +73,13 @@ def test_any_text_is_at_least_a_hint(payload: str) -> None:
     check(parse(payload))
 
 
+@pytest.mark.slow
 @given(value=JSON | ALMOST)
 def test_any_json_is_at_least_a_hint(value: Any) -> None:
     check(parse(json.dumps(value)))
 
 
+@pytest.mark.slow
 @given(template=st.sampled_from([MESSAGE, EPHEMERAL]), place=st.integers(1, 8), value=JSON)
 def test_one_part_that_does_not_fit_does_no_harm(template: list[Any], place: int, value: Any) -> None:
     changed = list(template)

@@ -50,6 +50,7 @@ def timeline(flights: Flights) -> Timeline:
     return Timeline(flights)
 
 
+@pytest.mark.slow
 class TestData:
     def test_the_first_flight_of_the_year(self, flights: Flights) -> None:
         first = next(iter(flights))
@@ -213,6 +214,7 @@ class TestEventsOfAFlight:
         assert all(flight.departed is not None and expected <= flight.departed for expected in promised)
 
 
+@pytest.mark.slow
 class TestTimeline:
     @settings(max_examples=30, deadline=None)
     @given(start=moments, minutes=st.lists(st.integers(0, 90), min_size=1, max_size=4))

@@ -14,6 +14,7 @@ from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import hints, sse
 from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
+from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.streamer import dispatcher, hint_passes, reader, turns
 
 
@@ -26,7 +27,7 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hint_passes, "SLICE", 2)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
-    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
+    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
     yield
 
 
@@ -44,7 +45,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
         return subscription.cursor is not None and subscription.cursor >= parts.table.head(client.stream)
 
     wait_until(lambda: all(map(at_the_head, clients or parts.clients)), "not everybody came to the head")
-    wait_until(lambda: parts.reader.idle, "the readers did not come to rest")
+    wait_until(lambda: not parts.reading, "the readers did not come to rest")
 
 
 # Exactly once and in order, whatever comes in between
@@ -92,7 +93,7 @@ class Run:
         for _ in range(count):
             hint = str(len(self.hints[stream]))
             self.hints[stream].append(hint)
-            self.parts.dispatcher.pass_on(stream, frame(hint))
+            self.parts.hint(hint, stream)
 
     def do_connect(self, stream: str, start: str, jammed: bool) -> None:
         ids = self.parts.table.ids(stream)
@@ -134,7 +135,7 @@ class Run:
         for stream in ("orders", "stock"):
             self.parts.look(stream)
         settled(self.parts, *self.open)
-        wait_until(lambda: not self.parts.dispatcher._turns)
+        wait_until(lambda: not self.parts.delivering)
 
 
 def check(client: FakeClient, table: Table, *, complete: bool) -> None:
@@ -176,6 +177,7 @@ def breathe(times: int) -> None:
         turns.breathe()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     before=st.integers(0, 9),
@@ -417,10 +419,14 @@ def test_what_comes_from_the_database_is_filtered_too() -> None:
 # Ephemeral messages
 
 
-def passed_on(parts: Parts, *frames: Frame) -> None:
-    for each in frames:
-        parts.dispatcher.pass_on("orders", each)
-    wait_until(lambda: not parts.dispatcher._turns)
+def hint(data: str, **values: Any) -> Ephemeral:
+    return Ephemeral("orders", 0, "hint", data, values.get("visible_to"), values.get("exclude"))
+
+
+def passed_on(parts: Parts, *hints: Ephemeral) -> None:
+    for each in hints:
+        parts.board.pass_on(each)
+    wait_until(lambda: not parts.delivering)
 
 
 def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
@@ -428,7 +434,7 @@ def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
         parts.publish()
         client = parts.connect(since=0)
         settled(parts)
-        passed_on(parts, frame("a"))
+        passed_on(parts, hint("a"))
         assert bytes(client.received).endswith(b"data: 10\nid: 10\n\nevent: hint\ndata: a\n\n")
         assert client.subscription is not None
         assert client.subscription.cursor == 10
@@ -438,7 +444,7 @@ def test_ephemeral_messages_reach_who_is_connected_now_in_their_order() -> None:
     with Parts() as parts:
         clients = [parts.connect() for _ in range(7)]
         settled(parts)
-        passed_on(parts, frame("a"), frame("b"), frame("c"))
+        passed_on(parts, hint("a"), hint("b"), hint("c"))
         late = parts.connect(since=0)
         settled(parts)
         assert [[message.data for message in client.messages] for client in clients] == [["a", "b", "c"]] * 7
@@ -449,7 +455,7 @@ def test_an_ephemeral_message_respects_its_audience() -> None:
     with Parts() as parts:
         sender, other = parts.connect(), parts.connect()
         settled(parts)
-        passed_on(parts, frame("a", exclude=sender.id), frame("b", visible_to="unknown"), frame("c"))
+        passed_on(parts, hint("a", exclude=sender.id), hint("b", visible_to="unknown"), hint("c"))
         assert [message.data for message in sender.messages] == ["c"]
         assert [message.data for message in other.messages] == ["a", "c"]
 
@@ -460,7 +466,7 @@ def test_nobody_is_given_an_ephemeral_message_before_the_greeting() -> None:
         settled(parts)
         parts.table.failures = 10**6
         early = parts.connect(since=5000)
-        passed_on(parts, frame("a"))
+        passed_on(parts, hint("a"))
         assert bytes(early.received) == b""
         assert [message.data for message in settled_one.messages] == ["a"]
 
@@ -470,7 +476,7 @@ def test_who_leaves_during_an_ephemeral_pass_is_given_nothing_more() -> None:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
         clients[2].on_send = lambda: list(map(parts.leave, clients[5:]))
-        passed_on(parts, frame("a"))
+        passed_on(parts, hint("a"))
         assert [len(client.messages) for client in clients] == [1] * 5 + [0] * 4
 
 
@@ -483,12 +489,12 @@ def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
     log = parts.log()
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
     for n in range(5):
-        parts.dispatcher.pass_on("orders", frame(str(n)))
+        parts.hint(str(n))
     assert "dropping" in caplog.text
     with parts:
-        wait_until(lambda: not parts.dispatcher._turns)
+        wait_until(lambda: not parts.delivering)
         assert [message.data for message in client.messages] == ["0", "1", "2"]
-        passed_on(parts, frame("after"))
+        passed_on(parts, hint("after"))
         assert client.messages[-1].data == "after"
 
 
@@ -515,7 +521,7 @@ def test_a_client_whose_send_raises_is_closed_and_the_others_get_theirs() -> Non
 def test_a_client_whose_ephemeral_send_raises_is_closed_and_the_others_get_theirs() -> None:
     with Parts() as parts:
         _, others = break_at_once(parts)
-        passed_on(parts, frame("a"))
+        passed_on(parts, hint("a"))
         assert [[message.data for message in client.messages] for client in others] == [["a"]] * 8
 
 
@@ -555,7 +561,7 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
         # A pass that was begun before the message would bring it to the rest of them first.
-        wait_until(lambda: not len(parts.dispatcher._turns), "the dispatcher did not come to rest")
+        wait_until(lambda: not parts.delivering, "the dispatcher did not come to rest")
 
         def die() -> None:
             clients[4].on_send = lambda: None

@@ -281,7 +281,7 @@ def test_a_context_that_raises_ends_nothing(error: BaseException, site: Site, mo
         site.bus.stream("demo:hostile").broadcast("seen")
         assert client.next("message").data == "seen"
     assert site.get("/streams/demo:hostile?since=x").status == 400
-    assert not any(task.deaths for task in site.instance.tasks)
+    assert not any(task.deaths for task in site.instance.tasks.values())
 
 
 def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) -> None:
@@ -295,7 +295,7 @@ def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) ->
         stream.broadcast("hidden", visible_to="waits")
         stream.broadcast("seen")
         assert client.next("message").data == "seen"
-    assert not any(task.deaths for task in site.instance.tasks)
+    assert not any(task.deaths for task in site.instance.tasks.values())
 
 
 @pytest.mark.parametrize(

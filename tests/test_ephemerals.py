@@ -8,39 +8,43 @@ from contextlib import contextmanager
 import gevent
 import pytest
 from gevent.event import Event
-from streamer_parts import Table, wait_until
+from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
-from pgbus_gevent.core import sse
+from pgbus_gevent.core import board, sse
+from pgbus_gevent.core.hints import HintLog, Hints
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.database.rows import EphemeralRow
-from pgbus_gevent.streamer import ephemerals
 from pgbus_gevent.streamer.ephemerals import Ephemerals
 
 
 class Passing:
-    """The part over a table in memory; ``data`` is what was passed on."""
+    """The part over a table in memory; ``passed`` is what was passed on, by the stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.table = Table()
         self.passed: list[tuple[str, Frame]] = []
-        self.watched = {"orders", "stock"}
-        self.part = Ephemerals(self.table, wanted=self.watched.__contains__, pass_on=self._pass_on)
+        self.board = make_board()
+        for stream in ("orders", "stock"):
+            added(self.board, FakeClient(stream, stream))
+        monkeypatch.setattr(self.board.hints, "add", self._pass_on)
+        self.part = Ephemerals(self.table, self.board)
 
-    def _pass_on(self, stream: str, frame: Frame) -> None:
+    def _pass_on(self, stream: str, frame: Frame) -> HintLog:
         self.passed.append((stream, frame))
+        return HintLog(Hints(), stream, 0)
 
     @property
     def data(self) -> list[str]:
         return [frame.data.decode().removeprefix("data: ").removesuffix("\n\n")[:6] for _, frame in self.passed]
 
     def small(self, data: str, stream: str = "orders") -> None:
-        self.part.take(Ephemeral(stream, 0, None, data, None, None))
+        self.board.take_ephemeral(Ephemeral(stream, 0, None, data, None, None))
 
     def large(self, number: int, stream: str = "orders", *, stored: bool = True) -> None:
         if stored:
             self.table.large[number] = EphemeralRow(stream, None, f"large{number}", None, None)
-        self.part.take(Ephemeral(stream, number, None, None, None, None))
+        self.board.take_ephemeral(Ephemeral(stream, number, None, None, None, None))
 
     @contextmanager
     def running(self) -> Iterator[gevent.Greenlet[..., None]]:
@@ -52,19 +56,19 @@ class Passing:
 
 
 @pytest.fixture
-def passing() -> Passing:
-    return Passing()
+def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
+    return Passing(monkeypatch)
 
 
 def test_a_small_one_is_passed_on_at_once(passing: Passing) -> None:
-    passing.part.take(Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee"))
+    passing.board.take_ephemeral(Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee"))
     assert passing.passed == [("orders", Frame(0, sse.message("x", event="hint"), "admins", "c0ffee"))]
 
 
 def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) -> None:
     passing.table.large[5] = EphemeralRow("orders", "hint", "x" * 100_000, "admins", "c0ffee")
     with passing.running():
-        passing.part.take(Ephemeral("orders", 5, None, None, None, None))
+        passing.board.take_ephemeral(Ephemeral("orders", 5, None, None, None, None))
         wait_until(lambda: passing.passed)
     assert passing.passed == [("orders", Frame(0, sse.message("x" * 100_000, event="hint"), "admins", "c0ffee"))]
 
@@ -135,7 +139,7 @@ def test_a_database_that_is_away_costs_the_large_ones_alone(passing: Passing, ca
 def test_those_that_wait_are_bounded_and_a_flood_is_one_warning(
     passing: Passing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ephemerals, "MAX_WAITING", 3)
+    monkeypatch.setattr(board, "MAX_LARGE", 3)
     for number in range(100):
         passing.large(number)
     assert caplog.text.count("dropping") == 1
@@ -146,7 +150,7 @@ def test_those_that_wait_are_bounded_and_a_flood_is_one_warning(
     assert passing.data == ["large0", "large1", "large2", "a"]
 
 
-def test_a_run_that_died_does_not_keep_the_next_ones_waiting(passing: Passing) -> None:
+def test_what_a_run_that_died_had_in_hand_is_passed_on_by_the_next_in_its_order(passing: Passing) -> None:
     go = Event()
     passing.table.on_read = go.wait
     with passing.running() as greenlet:
@@ -154,4 +158,7 @@ def test_a_run_that_died_does_not_keep_the_next_ones_waiting(passing: Passing) -
         wait_until(lambda: passing.table.reads)
         greenlet.kill()
     passing.small("a")
-    assert passing.data == ["a"]
+    go.set()
+    with passing.running():
+        wait_until(lambda: len(passing.passed) == 2)
+    assert passing.data == ["large1", "a"]

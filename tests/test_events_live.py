@@ -55,9 +55,9 @@ def test_the_life_of_a_connection(
 def test_a_gap_and_a_refusal(pgbus_instance: Any, pgbus_client: Callable[..., Any], heard: list[Any]) -> None:
     pgbus_client("orders", headers={"Last-Event-ID": "nonsense"}).next("pgbus:gap-detected")
     assert of(heard, Gap) == [Gap("orders", "invalid-cursor")]
-    pgbus_instance.draining = True
+    pgbus_instance.health.draining = True
     try:
         pgbus_client("orders").next("pgbus:shutdown")
     finally:
-        pgbus_instance.draining = False
+        pgbus_instance.health.draining = False
     assert of(heard, Refused) == [Refused("restart")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
-from streamer_parts import Parts, wait_until
+from streamer_parts import Parts, make_board, wait_until
 
-from pgbus_gevent.core.events import Gap, ListenerDown, ListenerUp, Passed, Read, Signal
+from pgbus_gevent.core.events import Gap, ListenerDown, ListenerUp, Passed, Read
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import dispatcher, listener
 from pgbus_gevent.streamer.listener import Listener
@@ -35,7 +36,7 @@ class Session:
 
 def test_the_listener_tells_once_when_it_is_up_and_once_when_it_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when it only lost a notification, nor when it cannot open a session again."""
-    monkeypatch.setattr(listener, "_MAX_PAUSE", 0.01)
+    monkeypatch.setattr(listener, "_PAUSES", (0.01, 0.01))
     sessions: list[Session | None] = [Session(), None, None, Session()]
 
     def connect() -> Session:
@@ -45,13 +46,10 @@ def test_the_listener_tells_once_when_it_is_up_and_once_when_it_is_down(monkeypa
         return session
 
     heard: list[Any] = []
-    up: Signal[ListenerUp] = Signal()
-    down: Signal[ListenerDown] = Signal()
-    up.subscribe(heard.append)
-    down.subscribe(heard.append)
-    part = Listener(
-        connect, on_payloads=lambda payloads: None, on_up=lambda: None, on_down=lambda: None, up=up, down=down
-    )
+    board = make_board()
+    for kind in (ListenerUp, ListenerDown):
+        board.events.subscribe(kind, heard.append)
+    part = Listener(SimpleNamespace(listen=connect, discard_idle=lambda: None), board)
     greenlet = gevent.spawn(part.run)
     wait_until(lambda: len(heard) >= 4, "up, down, up, down")
     greenlet.kill()

@@ -17,7 +17,7 @@ from pgbus_gevent.testing import FakeBus
 Case = Callable[[Bus], Any]
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.database)])
 def bus(request: pytest.FixtureRequest) -> Bus:
     found: Bus = FakeBus() if request.param == "fake" else request.getfixturevalue("pgbus_bus")
     return found

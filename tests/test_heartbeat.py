@@ -9,12 +9,13 @@ from typing import Any
 
 import gevent
 import pytest
-from streamer_parts import FakeClient, wait_until
+from streamer_parts import FakeClient, make_board, wait_until
 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.client import Client, Subscription
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.streamer.heartbeat import Heartbeat
+from pgbus_gevent.streamer.clients import Clients, Limits
+from pgbus_gevent.streamer.heartbeat import Heartbeat, tick_of
 
 START = 1000.0
 WALL = 1_764_000_000.0
@@ -32,16 +33,18 @@ class Beating:
         self.now = START
         self.ended: list[tuple[Client, str]] = []
         self.on_end: Callable[[Client, str], None] = lambda client, reason: None
+        self.board = make_board(tick=tick_of(INTERVAL, WRITE_DEADLINE, ADMIT_DEADLINE))
         self.heartbeat = Heartbeat(
+            self.board,
+            self,  # type: ignore[arg-type]  # it ends clients, which is all that is needed
             interval=INTERVAL,
             write_deadline=WRITE_DEADLINE,
             admit_deadline=ADMIT_DEADLINE,
-            on_end=self._end,
             clock=lambda: self.now,
             wall_clock=lambda: WALL + self.now - START,
         )
 
-    def _end(self, client: Client, reason: str) -> None:
+    def end(self, client: Client, reason: str) -> None:
         """What an Instance does: it takes the client from its stream, and cuts off who takes nothing."""
         self.ended.append((client, reason))
         client.reason = client.reason or reason
@@ -58,7 +61,7 @@ class Beating:
         subscription.cursor = 0 if admitted else None
         client.subscriptions = (subscription,)
         client.ends_at = ends_at
-        self.heartbeat.watch(client)
+        self.board.schedule.add(client)
         return client
 
     def run_for(self, seconds: float, at_each: Callable[[], object] = lambda: None) -> None:
@@ -144,6 +147,7 @@ def test_a_connection_that_was_not_greeted_yet_gets_none() -> None:
     assert client.received == b""
 
 
+@pytest.mark.slow
 def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) -> None:
     clients = [beating.client() for _ in range(10_000)]
     beating.run_for(7)
@@ -157,10 +161,12 @@ def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) ->
     assert max(sweeps.values()) < 2_500
 
 
+@pytest.mark.slow
 def test_those_who_come_at_the_same_moment_are_not_looked_at_at_the_same_moment(beating: Beating) -> None:
     for _ in range(10_000):
         beating.client()
-    assert max(map(len, beating.heartbeat._slots.values())) < 3_000
+    beating.heartbeat.sweep()
+    assert max(map(len, beating.board.schedule._slots.values())) < 3_000
 
 
 # Ends
@@ -211,7 +217,7 @@ def test_a_connection_that_was_ended_is_looked_at_no_more(beating: Beating) -> N
     beating.client(expires_at=WALL + 5)
     beating.run_for(100)
     assert len(beating.ended) == 1
-    assert beating.heartbeat._slots == {}
+    assert len(beating.board.schedule) == 0
 
 
 def test_one_that_was_told_its_end_has_the_whole_deadline_to_take_what_waits(beating: Beating) -> None:
@@ -225,7 +231,7 @@ def test_one_that_was_told_its_end_has_the_whole_deadline_to_take_what_waits(bea
     beating.run_for(60)
     assert [reason for _, reason in ends] == ["expired", "slow-consumer"]
     assert ends[1][0] >= WRITE_DEADLINE
-    assert beating.heartbeat._slots == {}
+    assert len(beating.board.schedule) == 0
 
 
 # What is left behind
@@ -236,8 +242,8 @@ def test_ten_thousand_that_came_and_left_leave_nothing_behind(beating: Beating) 
         clients = [beating.client() for _ in range(100)]
         beating.run_for(1)
         for client in clients:
-            beating.heartbeat.forget(client)
-    assert beating.heartbeat._slots == {}
+            beating.board.schedule.remove(client)
+    assert len(beating.board.schedule) == 0
     beating.run_for(60)
     assert beating.heartbeat.sent == 0
 
@@ -245,18 +251,18 @@ def test_ten_thousand_that_came_and_left_leave_nothing_behind(beating: Beating) 
 def test_forgetting_one_twice_or_one_that_was_never_there_does_nothing(beating: Beating) -> None:
     client, other = beating.client(), beating.client()
     for _ in range(2):
-        beating.heartbeat.forget(client)
-    beating.heartbeat.forget(FakeClient())
+        beating.board.schedule.remove(client)
+    beating.board.schedule.remove(FakeClient())
     beating.run_for(INTERVAL)
     assert other.received
 
 
 def test_one_that_is_forgotten_while_it_is_being_ended_stays_forgotten(beating: Beating) -> None:
     beating.client(expires_at=WALL + 5)
-    beating.on_end = lambda client, reason: beating.heartbeat.forget(client)
+    beating.on_end = lambda client, reason: beating.board.schedule.remove(client)
     beating.run_for(60)
     assert len(beating.ended) == 1
-    assert beating.heartbeat._slots == {}
+    assert len(beating.board.schedule) == 0
 
 
 def test_one_that_was_told_to_go_and_takes_a_byte_now_and_then_is_cut_off_all_the_same(beating: Beating) -> None:
@@ -290,6 +296,7 @@ def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beati
 
 def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> None:
     clients = [beating.client() for _ in range(100)]
+    beating.heartbeat.sweep()
     beating.now += 3600
     beating.heartbeat.sweep()
     assert all(client.received.count(b"heartbeat") == 1 for client in clients)
@@ -298,14 +305,16 @@ def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> No
 
 
 def test_the_greenlet_sweeps_by_itself() -> None:
-    heartbeat = Heartbeat(interval=0.02, write_deadline=1.0, admit_deadline=1.0, on_end=lambda client, reason: None)
+    deadlines = {"interval": 0.02, "write_deadline": 1.0, "admit_deadline": 1.0}
+    board = make_board(tick=tick_of(**deadlines))
+    heartbeat = Heartbeat(board, Clients(board, limits=Limits(1)), **deadlines)
     client = FakeClient()
     log = StreamLog("orders", RingBudget(0), max_frames=1, max_bytes=1)
     client.subscriptions = (Subscription(client, log, client.request.places[0]),)
     client.subscriptions[0].cursor = 0
     greenlet = gevent.spawn(heartbeat.run)
     try:
-        heartbeat.watch(client)
+        board.schedule.add(client)
         wait_until(lambda: heartbeat.sent >= 3)
     finally:
         greenlet.kill()

@@ -12,16 +12,11 @@ from support import get, serve_process, serving, session, until
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core import hints, sse
-from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.streamer import hint_passes
 from pgbus_gevent.testing.client import StreamClient
 
 BURST = 440
 """Messages of 7 kB: 3 MB, far more than a socket takes."""
-
-
-def frame(data: str, **values: Any) -> Frame:
-    return Frame(0, sse.message(data), values.get("visible_to"), values.get("exclude"))
 
 
 def burst(url: str, stream: str = "orders", count: int = BURST) -> None:
@@ -80,15 +75,7 @@ def test_one_that_does_not_read_misses_the_oldest_which_is_counted_and_told_once
         told = [record.getMessage() for record in caplog.records if "faster than a client reads" in record.getMessage()]
         assert len(told) == 1 and "'orders'" in told[0]
         # What was kept is let go.
-        until(lambda: not len(server.instance.dispatcher._hints._hints), "nothing is kept any more")
-
-
-def test_what_one_misses_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    nothing: Any = None
-    passes = hint_passes.HintPasses(nothing, nothing, nothing, send=nothing)
-    passes._tell("orders", 5)
-    passes._tell("orders", 3)
-    assert passes.missed == 8 and caplog.text.count("faster than a client reads") == 1
+        until(lambda: not len(server.instance.board.hints), "nothing is kept any more")
 
 
 @pytest.fixture
@@ -108,11 +95,11 @@ def connected(parts: Parts, count: int) -> list[FakeClient]:
 
 
 def quiet(parts: Parts) -> None:
-    wait_until(lambda: not parts.dispatcher._turns)
+    wait_until(lambda: not parts.delivering)
 
 
 def kept(parts: Parts) -> tuple[int, int, int]:
-    found = parts.dispatcher._hints._hints
+    found = parts.board.hints
     return len(found), found.waiting, found.bytes
 
 
@@ -122,12 +109,12 @@ def test_who_is_blocked_gets_them_in_order_when_it_reads_again(finely_grained: N
         for client in clients[1:3]:
             client.jammed = True
         for n in range(20):
-            parts.dispatcher.pass_on("orders", frame(str(n)))
+            parts.hint(str(n))
         quiet(parts)
         clients[1].drain()
         quiet(parts)
         for n in range(20, 30):
-            parts.dispatcher.pass_on("orders", frame(str(n)))
+            parts.hint(str(n))
         quiet(parts)
         clients[2].drain()
         quiet(parts)
@@ -142,7 +129,7 @@ def test_nothing_is_kept_for_who_has_left(leave: str, finely_grained: None) -> N
         staying, leaving = connected(parts, 2)
         leaving.jammed = True
         for n in range(20):
-            parts.dispatcher.pass_on("orders", frame(str(n)))
+            parts.hint(str(n))
         quiet(parts)
         assert kept(parts)[2] > 0
         if leave == "while it catches up":
@@ -160,11 +147,11 @@ def test_stored_and_ephemeral_messages_take_turns_on_a_slow_socket(finely_graine
         client.on_send = lambda: setattr(client, "jammed", True)
         for n in range(20):
             parts.publish(data="stored " + "x" * 70_000)
-            parts.dispatcher.pass_on("orders", frame(f"hint {n}" + "x" * 20))
+            parts.hint(f"hint {n}" + "x" * 20)
 
         def drained(count: int) -> list[str]:
             for _ in range(count):
-                wait_until(lambda: not parts.dispatcher._turns)
+                wait_until(lambda: not parts.delivering)
                 client.drain()
             return [text.partition(" ")[0] for text in data(client)]
 
@@ -176,15 +163,18 @@ def test_stored_and_ephemeral_messages_take_turns_on_a_slow_socket(finely_graine
 
 @pytest.mark.parametrize("size", ["MAX_WAITING", "MAX_BYTES"])
 def test_what_waits_is_bounded(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: dict[str, Callable[[], int]] = {"MAX_WAITING": lambda: 3, "MAX_BYTES": lambda: 3 * len(frame("0").data)}
+    limits: dict[str, Callable[[], int]] = {
+        "MAX_WAITING": lambda: 3,
+        "MAX_BYTES": lambda: 3 * len(sse.message("0", event="hint")),
+    }
     monkeypatch.setattr(hints, size, limits[size]())
     with Parts() as parts:
         [client] = connected(parts, 1)
         for n in range(10):
-            parts.dispatcher.pass_on("orders", frame(str(n)))
+            parts.hint(str(n))
         quiet(parts)
         assert data(client) == ["0", "1", "2"]
-        assert parts.dispatcher.dropped == 7
-        parts.dispatcher.pass_on("orders", frame("x" * 1000))
+        assert parts.board.dropped == 7
+        parts.hint("x" * 1000)
         quiet(parts)
         assert len(data(client)) == 4, "one is taken whatever its size"

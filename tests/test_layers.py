@@ -43,8 +43,9 @@ FLOORS = {
 PROGRAMS = 7
 
 PURE = {
-    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools",
-    "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "re", "types", "typing", "unicodedata",
+    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "fnmatch",
+    "functools", "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "random", "re", "types", "typing",
+    "unicodedata",
 }  # fmt: skip
 """What core/ may import from elsewhere: nothing that reads a clock, a file or a socket, or waits."""
 
@@ -220,6 +221,12 @@ def test_only_the_database_folder_knows_the_driver() -> None:
     assert wrong == []
 
 
+SHARED = {
+    f"streamer.{name}" for name in ("body_connection", "clients", "connection", "hint_passes", "pulse", "task", "turns")
+}
+"""What the other parts of the streamer are given, or made of."""
+
+
 def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
     wrong = [
         found
@@ -228,7 +235,7 @@ def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
         for found in imports(path)
         for name in found.ours
         if not (name.startswith("core.") or name in {"database.queries", "database.rows", "errors", "messages"})
-        and name not in {"streamer.hint_passes", "streamer.io_writer", "streamer.task", "streamer.turns"}
+        and name not in SHARED
     ]
     assert wrong == []
 

@@ -58,7 +58,7 @@ class State:
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.greenlets = len(greenlets())
         self.watchers = gevent.get_hub().loop.activecnt
-        self.budget = instance.budget.used
+        self.budget = instance.board.budget.used
         self.rss = psutil.Process().memory_info().rss
 
     def grown(self, before: State) -> dict[str, Any]:
@@ -117,12 +117,13 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
         pool.map(lambda number: come_and_go(server, number), range(1, 200))
         until(lambda: len(instance.registry) == 0, "the first ones are gone")
         states = [State(instance)]
-        assert states[0].containers.keys() > {"registry._logs", "reader._looks", "heartbeat._slots", "counter._streams"}
+        names = {"registry._logs", "looks._waiting", "schedule._slots", "counter._streams"}
+        assert states[0].containers.keys() > {f"board.{name}" for name in names}
         for number in range(ROUNDS):
             first, last = (STREAMS * part // ROUNDS for part in (number, number + 1))
             for _ in pool.imap_unordered(lambda number: come_and_go(server, number), range(first + 1, last + 1)):
                 pass
-            until(lambda: len(instance.registry) == 0 and instance.reader.idle, "all are gone")
+            until(lambda: len(instance.registry) == 0 and not instance.board.looks, "all are gone")
             until_shrunk(instance, states[0])
             states.append(State(instance))
         assert instance.counter.total.total_connections == STREAMS + 199
@@ -135,6 +136,7 @@ def test_ten_thousand_connections_over_ten_thousand_streams_leave_nothing_behind
 def test_a_stream_that_is_still_watched_keeps_its_state_as_others_leave(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings) as server:
         staying = server.live("orders")
+        until(lambda: not server.instance.board.schedule.new, "it has its place")
         fill_pool(server.instance)
         before = State(server.instance)
         for _ in range(5):

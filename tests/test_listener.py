@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import gevent
 import pytest
+from gevent.event import Event
 from streamer_parts import wait_until
 
+from pgbus_gevent.core.board import Board, RingLimits
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
@@ -56,6 +58,18 @@ class Session:
         self.closed += 1
 
 
+class NotedBoard(Board):
+    """Writes down in order what the listener puts on it."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__(Event, RingLimits(10, 1000, 10**6))
+        self.told = log
+
+    def resync(self) -> None:
+        self.told.append(f"up, live={self.listening.is_set()}")
+        super().resync()
+
+
 class Listening:
     """The part over such sessions; ``log`` has in order what it told. Its pauses are written down and take no time."""
 
@@ -69,13 +83,8 @@ class Listening:
         self.refusals: list[str] = []
         self.deaf = 0
         self.on_payloads: Callable[[list[str]], object] = lambda payloads: None
-        self.part = Listener(
-            self._connect,
-            on_payloads=self._payloads,
-            on_up=lambda: self.log.append(f"up, live={self.part.live}"),
-            on_down=lambda: self.log.append("down"),
-            clock=lambda: self.now,
-        )
+        self.part = Listener(self, NotedBoard(self.log), clock=lambda: self.now)
+        monkeypatch.setattr(self.part, "hear", self._payloads)
         self.greenlet = gevent.spawn(self.part.run)
 
     def _sleep(self, seconds: float) -> None:
@@ -83,7 +92,10 @@ class Listening:
         assert not self.part.live
         breathe()
 
-    def _connect(self) -> Session:
+    def discard_idle(self) -> None:
+        self.log.append("down")
+
+    def listen(self) -> Session:
         if self.refusals:
             raise DatabaseUnavailable(self.refusals.pop())
         session = Session(self)

@@ -23,7 +23,7 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
-    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.0)
+    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
     yield
 
 
@@ -39,7 +39,7 @@ def settled(parts: Parts) -> None:
             return True
         return place.cursor is not None and place.lost is None and place.cursor >= parts.table.head(client.stream)
 
-    wait_until(lambda: all(map(at_rest, parts.clients)) and parts.reader.idle and not parts.dispatcher._turns)
+    wait_until(lambda: all(map(at_rest, parts.clients)) and not parts.reading and not parts.delivering)
 
 
 def gaps(client: FakeClient) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ def test_what_was_pruned_is_not_lost_not_even_when_its_horizon_is_forgotten() ->
         assert parts.log().pruned
         del parts.table.horizons["orders"]
         parts.look()
-        wait_until(lambda: parts.reader.idle)
+        wait_until(lambda: not parts.reading)
         parts.publish()
         settled(parts)
         assert (reasons(client), client.ids) == ([], [10, 20, 30, 40])
@@ -506,7 +506,7 @@ def test_who_has_to_be_told_of_a_loss_is_told_though_the_dispatcher_was_started_
         parts.table.lose("orders", 3)
         parts.greenlets[0].kill()
         parts.look()
-        wait_until(lambda: parts.log().epoch and parts.reader.idle)
+        wait_until(lambda: parts.log().epoch and not parts.reading)
         parts.restart(0)
         wait_until(lambda: reasons(client) == ["ahead"])
 
@@ -623,6 +623,7 @@ class Run:
                 assert self.prev[item] <= before, f"{item} follows {before}, though {self.prev[item]} was between them"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     before=st.integers(0, 9),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from program_parts import program
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from raw_http import Answer, ask
 from site_parts import Site, running_site
@@ -21,11 +22,12 @@ from support import PATIENCE, until
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core.events import Events, Passed
-from pgbus_gevent.core.exposition import CONTENT_TYPE, Family, Histogram, Sample, merged, render
+from pgbus_gevent.core.histogram import Histogram
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of
+from pgbus_gevent.web.families import counters, gauge, histograms, merged, of_worker, packed, unpacked, written
 from pgbus_gevent.web.stream_app import StreamApp
 
 PATH = "/pgbus/metrics"
@@ -48,7 +50,8 @@ class Scrape:
     """One scrape: values by sample name and labels, the worker's left out."""
 
     def __init__(self, answer: Answer) -> None:
-        assert (answer.status, answer.headers["content-type"]) == (200, CONTENT_TYPE)
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4; charset=utf-8")
         self.families = read(answer.body.decode())
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
@@ -150,7 +153,8 @@ def test_every_sample_names_its_worker(site: Site) -> None:
 
 def test_a_head_answers_without_the_body(site: Site) -> None:
     head = ask(site.port, PATH, "HEAD")
-    assert (head.status, head.body, head.headers["content-type"]) == (200, b"", CONTENT_TYPE)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_the_coalescer_is_told_of_where_it_is_used(site: Site) -> None:
@@ -160,7 +164,7 @@ def test_the_coalescer_is_told_of_where_it_is_used(site: Site) -> None:
 
 def test_two_applications_of_one_instance_count_once(site: Site) -> None:
     StreamApp(site.instance)
-    assert [task.name for task in site.instance.tasks].count("roll-call") == 1
+    assert list(site.instance.tasks).count("roll-call") == 1
 
 
 # who may read it ------------------------------------------------------------------------------------------------------
@@ -219,13 +223,12 @@ def test_a_worker_that_may_not_write_there_serves_all_the_same(pgbus_database: s
 # the format -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.text(), st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), st.floats())
-def test_what_is_written_is_read_again(help: str, label: str, value: float) -> None:
-    help = help.encode("utf-8", "replace").decode()
-    family = Family("pgbus_x", "gauge", help.replace("\r", "").strip() or "x", [Sample("", (("name", label),), value)])
-    if any(c in help + label for c in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"):
+@given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), st.floats())
+def test_what_is_written_is_read_again(label: str, value: float) -> None:
+    if any(c in label for c in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"):
         return  # the parser takes them for line ends, which the format does not
-    (found,) = text_string_to_metric_families(render([family]).decode())
+    text, _ = written([counters("pgbus_x", "x", "name", {label: value})], "")
+    (found,) = text_string_to_metric_families(text.decode())
     (sample,) = found.samples
     assert sample.labels == {"name": label}
     assert sample.value == value or value != value
@@ -236,8 +239,8 @@ def test_a_histogram_counts_every_value_in_the_right_buckets(values: list[float]
     histogram = Histogram((0.1, 1, 5))
     for value in values:
         histogram.observe(value)
-    text = render([Family("pgbus_x_seconds", "histogram", "x", histogram.samples())]).decode()
-    (family,) = text_string_to_metric_families(text)
+    text, _ = written([histograms("pgbus_x_seconds", "x", {(): histogram})], "")
+    (family,) = text_string_to_metric_families(text.decode())
     buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
     for bound in ("0.1", "1", "5", "+Inf"):
         (found,) = (count for le, count in buckets.items() if float(le) == float(bound))
@@ -245,8 +248,22 @@ def test_a_histogram_counts_every_value_in_the_right_buckets(values: list[float]
 
 
 def test_the_families_of_several_workers_come_once_each() -> None:
-    one, two = (Family("pgbus_x", "gauge", "x", [Sample("", (("worker", w),), 1)]) for w in "12")
-    assert [len(family.samples) for family in merged([[one], [two]])] == [2]
+    one, two = (of_worker([gauge("pgbus_x", "x", 1)], worker) for worker in (1, 2))
+    assert [len(family.samples) for family in merged([one, two])] == [2]
+
+
+def test_what_one_worker_packs_another_unpacks_and_what_it_does_not_know_is_left_out() -> None:
+    mine = [gauge("pgbus_x", "x", 1), counters("pgbus_y", "y", "kind", {"a": 2})]
+    theirs = [*mine, gauge("pgbus_newer", "z", 3)]
+    assert [each.samples for each in unpacked(packed(theirs), mine)] == [each.samples for each in mine]
+    assert unpacked(None, mine) == []
+
+
+def test_who_asks_for_open_metrics_gets_it(site: Site) -> None:
+    answer = site.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    names = {family.name for family in open_metrics(answer.body.decode())}
+    assert {"pgbus", "pgbus_connections", "pgbus_messages", "process_cpu_seconds"} <= names
 
 
 # what it costs --------------------------------------------------------------------------------------------------------

@@ -265,6 +265,7 @@ def sharers() -> Iterator[Sharers]:
     found.close()
 
 
+@pytest.mark.slow
 def test_it_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
     sharers.able[0] = False
     gevent.sleep(0.2)  # until both have shown it
@@ -292,6 +293,7 @@ def test_it_keeps_no_connection_for_a_next_request_while_another_one_can_serve(s
         assert sock.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_one_that_cannot_serve_takes_over_when_the_other_one_hangs(sharers: Sharers) -> None:
     sharers.able[0] = False
     gevent.sleep(0.2)

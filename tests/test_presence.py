@@ -13,9 +13,10 @@ import gevent
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streamer_parts import wait_until
+from streamer_parts import seat, wait_until
 
 from pgbus_gevent import Bus
+from pgbus_gevent.core.names import PublicNames
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from pgbus_gevent.presence import Presence
 from pgbus_gevent.streamer import presence as part
@@ -25,7 +26,7 @@ from pgbus_gevent.testing import FakeBus
 # a Bus
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.database)])
 def bus(request: pytest.FixtureRequest) -> Bus:
     found: Bus = FakeBus() if request.param == "fake" else request.getfixturevalue("pgbus_bus")
     return found
@@ -198,7 +199,7 @@ class Kept:
         self.memory = memory or Memory()
         self.keeper = PresenceKeeper(
             self.memory,
-            tracks=lambda stream: stream.startswith("room"),
+            tracked=PublicNames(("room*",)),
             ttl=ttl,
             grace=grace,
             clock=lambda: self.memory.now,
@@ -232,22 +233,22 @@ def running() -> Iterator[Callable[[Kept], gevent.Greenlet[..., None]]]:
 
 
 def test_who_is_not_tracked_is_passed_over(kept: Kept) -> None:
-    kept.keeper.joined("c1", "room", None)
-    kept.keeper.joined("c1", "orders", "ada")
-    kept.keeper.left("c1", "room")
-    kept.keeper.left("c2", "nowhere")
+    kept.keeper.joined(seat("c1", "room", None))
+    kept.keeper.joined(seat("c1", "orders", "ada"))
+    kept.keeper.left(seat("c1", "room"))
+    kept.keeper.left(seat("c2", "nowhere"))
     assert len(kept.keeper) == 0 and kept.keeper.settled
 
 
 def test_tabs_of_a_member_are_one_member(kept: Kept) -> None:
     for tab in ("c1", "c2", "c3"):
-        kept.keeper.joined(tab, "room", "ada", {"name": "Ada"})
+        kept.keeper.joined(seat(tab, "room", "ada", {"name": "Ada"}))
     kept.round()
-    kept.keeper.left("c1", "room")
-    kept.keeper.left("c2", "room")
+    kept.keeper.left(seat("c1", "room"))
+    kept.keeper.left(seat("c2", "room"))
     kept.at(20)
     assert kept.memory.members("room") == {"ada"}
-    kept.keeper.left("c3", "room")
+    kept.keeper.left(seat("c3", "room"))
     kept.at(40)
     assert kept.memory.announced == [("join", "room", "ada"), ("leave", "room", "ada")]
     assert kept.memory.rows == {} and len(kept.keeper) == 0
@@ -255,28 +256,28 @@ def test_tabs_of_a_member_are_one_member(kept: Kept) -> None:
 
 def test_a_connection_at_several_streams_is_at_each(kept: Kept) -> None:
     for stream in ("room 1", "room 2"):
-        kept.keeper.joined("c1", stream, "ada")
+        kept.keeper.joined(seat("c1", stream, "ada"))
     kept.round()
-    kept.keeper.left("c1", "room 1")
+    kept.keeper.left(seat("c1", "room 1"))
     kept.at(10)
     assert (kept.memory.members("room 1"), kept.memory.members("room 2")) == (set(), {"ada"})
 
 
 @pytest.mark.parametrize("away", [0.0, 1.0, 3.0])
 def test_a_reload_announces_nothing(kept: Kept, away: float) -> None:
-    kept.keeper.joined("before", "room", "ada")
+    kept.keeper.joined(seat("before", "room", "ada"))
     kept.round()
-    kept.keeper.left("before", "room")
+    kept.keeper.left(seat("before", "room"))
     kept.at(away)
-    kept.keeper.joined("after", "room", "ada")
+    kept.keeper.joined(seat("after", "room", "ada"))
     kept.at(60)
     assert kept.memory.announced == [("join", "room", "ada")] and kept.memory.members("room") == {"ada"}
 
 
 def test_a_leave_is_announced_when_the_grace_is_over_and_not_when_the_next_sweep_is_due(kept: Kept) -> None:
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     kept.round()
-    kept.keeper.left("c1", "room")
+    kept.keeper.left(seat("c1", "room"))
     kept.round()
     kept.at(3.5)
     assert kept.memory.announced == [("join", "room", "ada")]
@@ -285,8 +286,8 @@ def test_a_leave_is_announced_when_the_grace_is_over_and_not_when_the_next_sweep
 
 
 def test_who_leaves_before_it_was_written_was_never_there(kept: Kept) -> None:
-    kept.keeper.joined("c1", "room", "ada")
-    kept.keeper.left("c1", "room")
+    kept.keeper.joined(seat("c1", "room", "ada"))
+    kept.keeper.left(seat("c1", "room"))
     assert kept.keeper.settled
     kept.round()
     assert "record" not in kept.memory.statements
@@ -294,7 +295,7 @@ def test_who_leaves_before_it_was_written_was_never_there(kept: Kept) -> None:
 
 def test_all_are_kept_alive_by_one_statement(kept: Kept) -> None:
     for n in range(1200):
-        kept.keeper.joined(f"c{n}", f"room {n % 7}", f"m{n}")
+        kept.keeper.joined(seat(f"c{n}", f"room {n % 7}", f"m{n}"))
     while not kept.keeper.settled:
         kept.round()
     assert kept.memory.sizes == [500, 500, 200]
@@ -306,7 +307,7 @@ def test_all_are_kept_alive_by_one_statement(kept: Kept) -> None:
 
 
 def test_who_was_forgotten_by_the_database_joins_again(kept: Kept) -> None:
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     kept.round()
     kept.memory.rows.clear()
     kept.at(12)
@@ -316,10 +317,10 @@ def test_who_was_forgotten_by_the_database_joins_again(kept: Kept) -> None:
 def test_ghosts_of_a_killed_worker_are_announced_by_another_once() -> None:
     memory = Memory()
     killed, others = Kept(memory), [Kept(memory) for _ in range(3)]
-    killed.keeper.joined("c1", "room", "ada")
-    killed.keeper.joined("c2", "room", "max")
+    killed.keeper.joined(seat("c1", "room", "ada"))
+    killed.keeper.joined(seat("c2", "room", "max"))
     killed.round()
-    others[0].keeper.joined("c3", "room", "max")
+    others[0].keeper.joined(seat("c3", "room", "max"))
     for step in range(1, 90):
         memory.now = step / 2
         for other in others:
@@ -351,15 +352,15 @@ def test_without_the_database_connections_come_and_go_and_it_is_said_once(
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
     caplog.set_level(logging.INFO, "pgbus_gevent.presence")
     memory, keeper = kept.memory, kept.keeper
-    keeper.joined("c0", "room", "zoe")
+    keeper.joined(seat("c0", "room", "zoe"))
     running(kept)
     wait_until(lambda: keeper.settled)
     memory.failure = DatabaseUnavailable("PostgreSQL is not available: pulled out")
-    keeper.joined("c1", "room", "ada")
-    keeper.joined("c2", "room", "max")
-    keeper.left("c0", "room")
+    keeper.joined(seat("c1", "room", "ada"))
+    keeper.joined(seat("c2", "room", "max"))
+    keeper.left(seat("c0", "room"))
     wait_until(lambda: keeper.failing and memory.statements.count("record") > 4)
-    keeper.left("c2", "room")
+    keeper.left(seat("c2", "room"))
     memory.failure = None
     wait_until(lambda: keeper.settled)
     assert memory.members("room") == {"zoe", "ada"}  # zoe for as long as the grace is
@@ -372,7 +373,7 @@ def test_a_schema_without_presence_says_what_to_do(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     kept.memory.failure = DatabaseError("function pgbus.presence_record does not exist", "42883")
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     running(kept)
     wait_until(lambda: kept.keeper.failing)
     assert "run `python -m pgbus_gevent migrate`" in caplog.text
@@ -383,10 +384,10 @@ def test_an_outage_holds_no_more_departures_than_it_may(
 ) -> None:
     monkeypatch.setattr(part, "MAX_DEPARTURES", 10)
     for n in range(25):
-        kept.keeper.joined(f"c{n}", "room", f"m{n}")
+        kept.keeper.joined(seat(f"c{n}", "room", f"m{n}"))
     kept.round()
     for n in range(25):
-        kept.keeper.left(f"c{n}", "room")
+        kept.keeper.left(seat(f"c{n}", "room"))
     assert len(kept.keeper._departures) == 10 and len(caplog.records) == 1
     kept.at(60)
     assert kept.memory.rows == {} and len(kept.memory.announced) == 50
@@ -397,16 +398,16 @@ def test_a_member_that_makes_no_sense_harms_nobody_else(
     kept: Kept, caplog: pytest.LogCaptureFixture, member: Any
 ) -> None:
     for n in range(3):
-        kept.keeper.joined(f"c{n}", "room", member)
-    kept.keeper.joined("c9", "room", "ada", {"not": object()})
-    kept.keeper.joined("c10", "room", "max")
+        kept.keeper.joined(seat(f"c{n}", "room", member))
+    kept.keeper.joined(seat("c9", "room", "ada", {"not": object()}))
+    kept.keeper.joined(seat("c10", "room", "max"))
     kept.round()
     assert kept.memory.members("room") == {"max"} and len(caplog.records) == 1
 
 
 def test_a_member_that_postgresql_does_not_take_harms_nobody_else(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
     for n in range(7):
-        kept.keeper.joined(f"c{n}", "room", "poison" if n == 3 else f"m{n}")
+        kept.keeper.joined(seat(f"c{n}", "room", "poison" if n == 3 else f"m{n}"))
     kept.round()
     assert kept.memory.members("room") == {f"m{n}" for n in range(7) if n != 3}
     assert kept.keeper.settled and "does not take the member 'poison'" in caplog.text
@@ -416,8 +417,8 @@ def test_a_stream_that_somebody_is_at_is_tried_again_and_holds_up_no_other(
     kept: Kept, running: Callable[[Kept], Any]
 ) -> None:
     kept.memory.busy = {"room 1"}
-    kept.keeper.joined("c1", "room 1", "ada")
-    kept.keeper.joined("c2", "room 2", "max")
+    kept.keeper.joined(seat("c1", "room 1", "ada"))
+    kept.keeper.joined(seat("c2", "room 2", "max"))
     running(kept)
     wait_until(lambda: kept.memory.members("room 2") == {"max"})
     assert kept.memory.members("room 1") == set()
@@ -426,7 +427,7 @@ def test_a_stream_that_somebody_is_at_is_tried_again_and_holds_up_no_other(
 
 
 def test_a_greenlet_that_is_killed_in_a_statement_forgets_nothing(kept: Kept, running: Callable[[Kept], Any]) -> None:
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     kept.memory.on_statement = lambda: gevent.sleep(60)
     job = running(kept)
     wait_until(lambda: kept.memory.statements)
@@ -441,7 +442,7 @@ def test_at_the_end_all_leave_in_one_statement_with_time_to_come_back() -> None:
     memory = Memory()
     old, new = Kept(memory), Kept(memory)
     for n in range(700):
-        old.keeper.joined(f"c{n}", "room", f"m{n}")
+        old.keeper.joined(seat(f"c{n}", "room", f"m{n}"))
     while not old.keeper.settled:
         old.round()
     memory.statements.clear()
@@ -449,14 +450,14 @@ def test_at_the_end_all_leave_in_one_statement_with_time_to_come_back() -> None:
     old.keeper.finish(1.0)
     assert memory.statements == ["record"]
     for n in range(1, 700):
-        new.keeper.joined(f"d{n}", "room", f"m{n}")
+        new.keeper.joined(seat(f"d{n}", "room", f"m{n}"))
     new.at(60)
     assert [news for news in memory.announced if news[0] == "leave"] == [("leave", "room", "m0")]
 
 
 @pytest.mark.parametrize("trouble", ["slow", "away", "held"])
 def test_the_end_takes_no_longer_than_it_may(kept: Kept, caplog: pytest.LogCaptureFixture, trouble: str) -> None:
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     kept.round()
     if trouble == "slow":
         kept.memory.on_statement = lambda: gevent.sleep(60)
@@ -470,7 +471,7 @@ def test_the_end_takes_no_longer_than_it_may(kept: Kept, caplog: pytest.LogCaptu
 
 
 def test_another_deadline_than_its_own_goes_through(kept: Kept) -> None:
-    kept.keeper.joined("c1", "room", "ada")
+    kept.keeper.joined(seat("c1", "room", "ada"))
     kept.round()
     kept.memory.on_statement = lambda: gevent.sleep(60)
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
@@ -497,6 +498,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(steps=_STEPS)
 def test_however_tabs_come_and_go_followers_end_up_with_who_is_there(steps: list[tuple[str, int, int]]) -> None:
@@ -509,9 +511,9 @@ def test_however_tabs_come_and_go_followers_end_up_with_who_is_there(steps: list
         if step == "joined" and place not in open_tabs:
             serial += 1
             open_tabs[place] = f"c{serial}"
-            worker.keeper.joined(open_tabs[place], "room", f"m{tab // 2}")
+            worker.keeper.joined(seat(open_tabs[place], "room", f"m{tab // 2}"))
         elif step == "left" and place in open_tabs:
-            worker.keeper.left(open_tabs.pop(place), "room")
+            worker.keeper.left(seat(open_tabs.pop(place), "room"))
         elif step == "wait":
             memory.now += 2.5
         elif step in ("round", "fail", "busy", "crash"):

@@ -15,11 +15,13 @@ import gevent
 import pytest
 from program_parts import ROOT, Program, program
 from raw_http import ask
+from streamer_parts import seat
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
 from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.names import PublicNames
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.streamer.presence import PresenceKeeper
 from pgbus_gevent.testing.client import StreamClient
@@ -183,9 +185,9 @@ def test_members_stay_longer_than_a_lease(serve: Serve, pgbus_bus: Bus) -> None:
 def test_thousands_of_members_come_in_a_few_statements(pgbus_bus: Bus) -> None:
     """The part alone on a real database; then one statement keeps them, and one sends them off."""
     source = pgbus_bus.database.presence
-    keeper = PresenceKeeper(source, tracks=lambda stream: True, ttl=30.0, grace=0.0)
+    keeper = PresenceKeeper(source, tracked=PublicNames(("*",)), ttl=30.0, grace=0.0)
     for n in range(2000):
-        keeper.joined(f"c{n}", f"room {n % 100}", f"m{n}")
+        keeper.joined(seat(f"c{n}", f"room {n % 100}", f"m{n}"))
     job = gevent.spawn(keeper.run)
     try:
         until(lambda: keeper.settled, "all are written")

@@ -215,10 +215,10 @@ def test_an_instance_prunes_by_its_settings(
 
 def test_with_an_interval_of_0_it_leaves_it_to_others(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings, prune_interval=0) as server:
-        assert "pruner" not in [task.name for task in server.instance.tasks]
+        assert "pruner" not in server.instance.tasks
         assert server.instance.alive
     with serving(pgbus_settings) as server:
-        assert "pruner" in [task.name for task in server.instance.tasks]
+        assert "pruner" in server.instance.tasks
 
 
 def test_two_instances_share_the_work(pgbus_settings: Settings, pgbus_database: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.validate import validator
 
@@ -24,6 +25,7 @@ from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, 
 from support import free_port
 
 from pgbus_gevent.core.chunked import LAST, chunk
+from pgbus_gevent.core.client import StreamRequest
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.web.take_over import TAKE_OVER
@@ -602,6 +604,7 @@ def test_who_uploads_more_than_is_taken_gets_the_answer_all_the_same(port: int, 
     assert ask(port, "/", "POST", b"x" * 5_000_000).status == 403
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_on_uploading_is_cut_off(port: int, app: Recorder) -> None:
     app.handle = ignore_body
     began = monotonic()
@@ -627,6 +630,7 @@ def serving(app: Recorder, **options: Any) -> Any:
     return running
 
 
+@pytest.mark.slow
 def test_a_body_at_a_fair_pace_may_take_longer_than_the_deadline(app: Recorder) -> None:
     server = serving(app, request_timeout=1.5)
     with connected(server.server_port, b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 40000\r\n\r\n") as sock:
@@ -675,6 +679,7 @@ def test_bodies_that_trickle_in_hold_no_place(
         sock.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trickle", [False, True], ids=["not at all", "now and then"])
 @pytest.mark.parametrize("parts", [1, 1000], ids=["in one piece", "in many"])
 def test_answers_that_nobody_reads_hold_no_place(
@@ -713,6 +718,7 @@ def test_answers_that_nobody_reads_hold_no_place(
     assert still_serves_after(port, app)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_written_slowly_and_read_at_once_has_all_the_time(port: int, app: Recorder) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -841,10 +847,10 @@ class Adopter:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [("content-type", "text/event-stream"), ("content-length", "7")])
-        environ[TAKE_OVER](self.adopt)
+        environ[TAKE_OVER].give_socket(self, StreamRequest(()))
         return []
 
-    def adopt(self, sock: socket.socket, head: bytes, chunked: bool) -> None:
+    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> None:
         self.adopted.append(sock)
         body = b"data: 1\n\n"
         sock.send(head + (chunk(body) + LAST if chunked else body))
@@ -936,7 +942,7 @@ def test_a_socket_that_nobody_takes_in_the_end_is_closed(
 ) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
-        environ[TAKE_OVER](lambda sock, head, chunked: 1 / 0)
+        environ[TAKE_OVER].give_socket(SimpleNamespace(take_over=lambda *given: 1 / 0), StreamRequest(()))
         return []
 
     app.handle = handle

@@ -69,7 +69,7 @@ def test_an_instance_that_only_reads_has_no_part_that_writes(pgbus_settings: Set
     def writing(**options: bool) -> set[str]:
         instance = Instance(pgbus_settings, **options)
         instance.shutdown(0.0)
-        return {task.name for task in instance.tasks} & {"presence", "pruner"}
+        return set(instance.tasks) & {"presence", "pruner"}
 
     assert writing() == {"presence", "pruner"} and not writing(read_only=True)
 

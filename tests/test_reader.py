@@ -38,7 +38,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
         return subscription is None or (subscription.cursor is not None and subscription.cursor >= head)
 
     wait_until(
-        lambda: all(map(at_the_head, clients or parts.clients)) and parts.reader.idle, "reads are left over", 20.0
+        lambda: all(map(at_the_head, clients or parts.clients)) and not parts.reading, "reads are left over", 20.0
     )
 
 
@@ -62,7 +62,7 @@ def test_five_thousand_clients_behind_at_their_own_cursors_cost_a_handful_of_rea
 
     def settles(client: Light) -> bool:
         place = client.subscription
-        return place is not None and (place.waiting or (place.cursor or 0) >= 500)
+        return place is not None and (parts.waits(client) or (place.cursor or 0) >= 500)
 
     # No read is answered before the dispatcher has brought everybody to where they wait, however slow the machine is.
     table.on_read = lambda: wait_until(lambda: all(settles(client) for client in clients))
@@ -75,6 +75,7 @@ def test_five_thousand_clients_behind_at_their_own_cursors_cost_a_handful_of_rea
         assert len(table.reads) <= 6
 
 
+@pytest.mark.slow
 def test_clients_of_many_new_streams_share_their_reads() -> None:
     table = Table()
     with Parts(table, readers=1) as parts, held_reads(table) as go:
@@ -123,7 +124,7 @@ def test_a_page_is_read_once_for_all_who_stand_within_it_while_the_stream_moves(
         table.append("orders")
     with Parts(table, ring_messages=1, page_size=100) as parts, held_reads(table) as go:
         clients = [parts.connect(since=n % 90) for n in range(1000)]
-        wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients))
+        wait_until(lambda: all(parts.waits(client) for client in clients))
         served: list[int] = []
 
         def on_send() -> None:
@@ -152,7 +153,7 @@ def test_a_stream_is_read_by_one_reader_at_a_time(kind: str) -> None:
             before = len(table.reads)
             for n in range(10):
                 client = parts.connect(since=n)
-                wait_until(lambda client=client: client.subscription.waiting)  # type: ignore[misc]
+                wait_until(lambda client=client: parts.waits(client))  # type: ignore[misc]
                 breathe()
             assert table.reads[before:] == [kind]
             go.set()
@@ -169,7 +170,7 @@ def test_replays_of_different_lengths_are_answered_together() -> None:
         table.append("orders")
     with Parts(table, ring_messages=20) as parts, held_reads(table) as go:
         clients = [parts.connect(replay=n) for n in range(1, 10)]
-        wait_until(lambda: all(client.subscription and client.subscription.waiting for client in clients))
+        wait_until(lambda: all(parts.waits(client) for client in clients))
         go.set()
         settled(parts)
         assert [len(client.ids) for client in clients] == list(range(1, 10))
@@ -179,6 +180,7 @@ def test_replays_of_different_lengths_are_answered_together() -> None:
 # Fairness
 
 
+@pytest.mark.slow
 def test_clients_far_behind_do_not_make_the_others_wait() -> None:
     table = Table(step=1)
     for _ in range(5000):
@@ -242,12 +244,12 @@ def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_drains() ->
         settled(parts)
         with held_reads(table) as go:
             client = parts.connect(since=0)
-            wait_until(lambda: client.subscription and client.subscription.waiting and client.received)
+            wait_until(lambda: parts.waits(client) and client.received)
             client.jammed = True
             client.send(b"event: hint\ndata: x\n\n", 0.0)  # as of another of its streams
             assert client.waiting
             go.set()
-            wait_until(lambda: parts.reader.idle)
+            wait_until(lambda: not parts.reading)
         client.drain()
         settled(parts)
         assert [message.data for message in client.messages] == ["x", "10", "20", "30", "40", "50"]
@@ -267,7 +269,7 @@ def test_a_head_that_is_found_old_is_no_proof_that_a_cursor_is_ahead() -> None:
             parts.publish(ring=False)
         with held_reads(parts.table) as go:
             replaying, knowing = parts.connect(replay=7), parts.connect(since=70)
-            wait_until(lambda: all(client.subscription and client.subscription.waiting for client in parts.clients[1:]))
+            wait_until(lambda: all(parts.waits(client) for client in parts.clients[1:]))
             go.set()
             settled(parts)
         assert knowing.controls("gap-detected") == []
@@ -322,7 +324,7 @@ def test_a_look_for_those_who_watch_is_not_lost_when_another_leaves() -> None:
             parts.publish(ring=False)
             parts.look()
             leaving = parts.connect(since=1000)
-            wait_until(lambda: leaving.subscription and leaving.subscription.waiting)
+            wait_until(lambda: parts.waits(leaving))
             parts.leave(leaving)
             go.set()
             settled(parts)
@@ -338,7 +340,7 @@ def test_a_read_that_ends_after_the_last_client_left_keeps_nothing() -> None:
         wait_for_read(table, 1)
         parts.leave(client)
         go.set()
-        wait_until(lambda: parts.reader.idle and parts.moved)
+        wait_until(lambda: not parts.reading)
         assert parts.budget.used == 0
         assert client.received == b""
 
@@ -354,7 +356,7 @@ def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: 
         parts.table.horizons["orders"] = 0
         parts.log().forget()
         client = parts.connect(since=since)
-        wait_until(lambda: client.controls("gap-detected") and parts.reader.idle)
+        wait_until(lambda: client.controls("gap-detected") and not parts.reading)
         reads = len(parts.table.reads)
         for _ in range(20):
             breathe()
@@ -373,7 +375,7 @@ def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: 
 def test_a_database_that_comes_back_costs_nobody_a_message(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.002)
+    monkeypatch.setattr(reader, "_PAUSES", (0.002, 0.002))
     table = Table()
     for _ in range(20):
         table.append("orders")
@@ -411,7 +413,7 @@ def test_tries_are_spaced_out_while_the_database_is_away(monkeypatch: pytest.Mon
     table.failures = 12
     with Parts(table, readers=1) as parts:
         client = parts.connect()
-        wait_until(lambda: parts.reader.idle and client.received)
+        wait_until(lambda: not parts.reading and client.received)
     assert len(pauses) == 12
     assert 0.02 < pauses[0] <= 0.05
     assert all(0.9 < pause <= 2.0 for pause in pauses[-3:])
@@ -432,7 +434,7 @@ def test_a_reader_that_is_killed_in_the_middle_of_a_read_loses_nothing() -> None
 
 
 def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MAX_PAUSE", 0.002)
+    monkeypatch.setattr(reader, "_PAUSES", (0.002, 0.002))
     table = Table()
     for _ in range(20):
         table.append("orders")
@@ -447,8 +449,8 @@ def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypa
         parts.leave(behind)
         parts.leave(client)
         table.failures = 0
-        wait_until(lambda: parts.reader.idle)
-        assert (parts.reader._lowest_next, parts.reader._paging) == ({}, set())
+        wait_until(lambda: not parts.reading)
+        assert not parts.delivering and not parts.board._waiting
 
 
 # pages that are kept

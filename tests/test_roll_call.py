@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
 import pytest
+from streamer_parts import make_board
 from support import until
 
+from pgbus_gevent.core.board import Board
 from pgbus_gevent.database.fleet import Answer
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import roll_call
+from pgbus_gevent.streamer.clients import Clients, Limits
 from pgbus_gevent.streamer.roll_call import RollCall
 
 
@@ -42,21 +46,47 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(roll_call, name, 0.01)
 
 
+class Told:
+    """A teller with facts of the test's own, and whether it is listening."""
+
+    def __init__(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        self.facts = facts
+        self.heard: list[str] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        self.heard.append("begins")
+        try:
+            yield
+        finally:
+            self.heard.append("ends")
+
+
+def calling(roll: Roll, board: Board | None = None, **options: Any) -> RollCall:
+    board = board or make_board()
+    return RollCall(roll, board, Clients(board, limits=Limits(1)), **options)
+
+
 def test_a_worker_tells_again_and_again_and_leaves_at_the_end() -> None:
     roll = Roll()
-    call = RollCall(roll, lambda: {"connections": 7})
+    call = calling(roll, port=8080)
+    teller = Told(lambda: {"more": 7})
+    call.join(teller)
     greenlet = gevent.spawn(call.run)
     until(lambda: len(roll.told) >= 3, "it tells")
     greenlet.kill()
     assert {id for id, _ in roll.told} == {call.id} == set(roll.left)
-    assert roll.told[0][1] == {"connections": 7}
+    told = roll.told[0][1]
+    assert (told["connections"], told["unready"], told["more"]) == (0, None, 7)
+    assert told["service"].endswith(" 8080")
+    assert teller.heard == ["begins", "ends"]
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("away"), DatabaseError("denied", "42501")])
 def test_where_it_cannot_tell_it_tries_again_and_says_no_goodbye(error: DatabaseError) -> None:
     roll = Roll()
     roll.error = error
-    call = RollCall(roll, dict)
+    call = calling(roll)
     greenlet = gevent.spawn(call.run)
     gevent.sleep(0.05)
     assert not greenlet.dead
@@ -77,7 +107,9 @@ def test_what_cannot_be_counted_ends_nothing(caplog: pytest.LogCaptureFixture) -
         return {}
 
     roll = Roll()
-    greenlet = gevent.spawn(RollCall(roll, facts).run)
+    call = calling(roll)
+    call.join(Told(facts))
+    greenlet = gevent.spawn(call.run)
     until(lambda: "cannot collect" in caplog.text, "it says so")
     broken = False
     until(lambda: roll.told, "it goes on")
@@ -88,7 +120,7 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
     roll = Roll()
     now = [1000.0]
     roll.clock, roll.ahead = (lambda: now[0]), 3.0
-    call = RollCall(roll, dict, wall_clock=lambda: now[0])
+    call = calling(roll, wall_clock=lambda: now[0])
     call._tell()
     assert call.clock_offset == pytest.approx(3.0)
 
@@ -104,6 +136,6 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
 def test_it_hands_on_the_pace_of_the_doorbell() -> None:
     roll = Roll()
     roll.pace = 0.025
-    paces: list[float] = []
-    RollCall(roll, dict, on_pace=paces.append)._tell()
-    assert paces == [0.025]
+    board = make_board()
+    calling(roll, board)._tell()
+    assert board.pace == 0.025

@@ -311,6 +311,7 @@ application = beside(streams)
     assert not (tmp_path / "data").exists(), "an embedded server was started"
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "code, database, migrate",
     [

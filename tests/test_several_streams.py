@@ -251,8 +251,7 @@ def test_whatever_happens_each_stream_comes_whole_and_in_order(steps: list[tuple
             request = StreamRequest(tuple(Place(name, since=id) for name, id in zip(NAMES, ids, strict=True)))
             client = FakeClient(f"{random.getrandbits(96):024x}", on_drained=parts._drained)
             parts.clients.append(client)
-            parts.registry.add(client, request.places)
-            parts.dispatcher.bring(client.subscriptions[0])
+            parts.board.join(client, request.places)
             return client
 
         client = connect()
@@ -299,8 +298,7 @@ def test_a_message_is_encoded_once_however_many_connections_have_it_among_their_
         clients = [FakeClient(f"{n:024x}", on_drained=parts._drained) for n in range(10)]
         for n, client in enumerate(clients):
             # In another order for each, so that no two have the same ids.
-            parts.registry.add(client, [Place(name, since=0) for name in (*NAMES[n % 3 :], *NAMES[: n % 3])])
-            parts.dispatcher.bring(client.subscriptions[0])
+            parts.board.join(client, [Place(name, since=0) for name in (*NAMES[n % 3 :], *NAMES[: n % 3])])
         wait_until(lambda: all(client.admitted for client in clients))
         for name in NAMES:
             parts.publish(name)

@@ -27,9 +27,8 @@ from support import (
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.config import Settings
-from pgbus_gevent.core import sse
 from pgbus_gevent.core.hints import MAX_WAITING
-from pgbus_gevent.core.stream_log import Frame
+from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.testing.client import StreamClient
 
 PROMPT = 0.25
@@ -183,7 +182,7 @@ def test_a_client_that_leaves_while_it_is_admitted_leaves_nothing_behind(pgbus_s
             if n % 2:
                 gevent.sleep(0.001)
             reset(sock)
-        until(lambda: not server.instance.registry.clients() and server.instance.reader.idle, "all are gone")
+        until(lambda: not server.instance.registry.clients() and not server.instance.board.looks, "all are gone")
         assert server.instance.registry.logs() == []
         assert server.instance.counter.streams == {}
         assert server.live("orders")
@@ -195,7 +194,7 @@ def test_a_flood_of_ephemerals_is_dropped_beyond_a_bound_with_one_warning_and_du
     with serving(pgbus_settings) as server:
         client = server.live("orders")
         for number in range(3 * MAX_WAITING):
-            server.instance.dispatcher.pass_on("orders", Frame(0, sse.message(str(number)), None, None))
+            server.instance.board.pass_on(Ephemeral("orders", 0, None, str(number), None, None))
         last = pgbus_bus.stream("orders").broadcast("durable")
         until(lambda: client.last_id == str(last), "the durable one arrives")
         until(lambda: len(client.messages) == MAX_WAITING + 1, "and the others that were taken")

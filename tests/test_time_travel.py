@@ -251,8 +251,8 @@ def test_a_stream_that_was_pruned_is_not_ahead_not_even_when_it_is_forgotten(
     run(connection, "update pgbus.horizons set pruned_at = now() - interval '100 days'")
     run(connection, "select pgbus.forget(null, interval '1 day')")
     assert run(connection, "select * from pgbus.horizons") == []
-    sweeps = server.instance.catch_up.sweeps
-    until(lambda: server.instance.catch_up.sweeps > sweeps + 2, "it has looked again", PATIENCE)
+    sweeps = server.instance.sweeper.sweeps
+    until(lambda: server.instance.sweeper.sweeps > sweeps + 2, "it has looked again", PATIENCE)
     publish(pgbus_bus, "d")
     until(lambda: last(client) == "d", "it goes on")
     assert (reasons(client), len(client.messages)) == ([], 4)

@@ -73,7 +73,7 @@ def counters(instance: Instance) -> dict[str, Any]:
     return {
         "connections": len(instance.registry),
         "queries": instance.reader.reads,
-        "sweeps": instance.catch_up.sweeps,
+        "sweeps": instance.sweeper.sweeps,
         "passes": instance.dispatcher.passes,
         "sends": instance.dispatcher.sends,
         "heartbeats": instance.heartbeat.sent,

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from . import sse
 from .members import check_member
 from .names import check_owner, check_time
 from .stream_log import StreamLog
@@ -159,13 +158,13 @@ class Subscription:
     """One client's place in one stream: a cursor, nothing more.
 
     ``cursor`` is None until it is known where the client starts, in all of its streams. ``start`` is what is known of that before:
-    the cursor that it came with, or what the database made of its ``replay``. ``waiting`` tells that the reader has it, so
-    that passes step over it. ``verified`` tells that the head is as new as the client's arrival, so that a cursor beyond it is
-    ahead. ``lost`` is the cursor that it had when the table turned out to have lost what it was sent, until it has been told.
-    ``hinted`` tells that ephemeral messages had the first turn when it was last brought forward.
+    the cursor that it came with, or what the database made of its ``replay``. ``verified`` tells that the head is as new as the
+    client's arrival, so that a cursor beyond it is ahead. ``lost`` is the cursor that it had when the table turned out to have
+    lost what it was sent, until it has been told. ``hinted`` tells that ephemeral messages had the first turn when it was last
+    brought forward.
     """
 
-    __slots__ = ("client", "cursor", "hinted", "lives", "log", "lost", "place", "start", "verified", "waiting")
+    __slots__ = ("client", "cursor", "hinted", "lives", "log", "lost", "place", "start", "verified")
 
     def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
@@ -176,7 +175,6 @@ class Subscription:
         self.start: int | None = place.since
         self.lost: int | None = None
         self.hinted = False
-        self.waiting = False
         self.verified = False
 
     @property
@@ -188,53 +186,3 @@ class Subscription:
     def lease(self) -> str:
         """Names this place and member alone: a client keeps its id when it comes back, be it to another worker."""
         return f"{self.client.id}.{id(self):x}" + (f".{self.lives}" if self.lives else "")
-
-
-class Admission(NamedTuple):
-    """Where a client starts, and the frame that tells it what it has missed, if anything."""
-
-    cursor: int
-    gap: bytes
-
-
-def admit(subscription: Subscription) -> Admission | None:
-    """Decide where a client starts; None where the database has to be asked first.
-
-    A cursor beyond the head is not ahead before the database says so: the page may know of a commit that this worker has not
-    yet heard of. That messages above the cursor were pruned is found by the read of the first page.
-    """
-    log, place, start = subscription.log, subscription.place, subscription.start
-    if not log.is_open or log.in_doubt:
-        return None
-    if place.invalid_cursor:
-        return Admission(log.head, _gap(log, None, "invalid-cursor"))
-    if start is None and place.replay is not None:
-        start = log.back(place.replay)
-        return None if start is None else Admission(start, b"")
-    if start is None:
-        return Admission(log.head, b"")
-    if start <= log.head:
-        return Admission(0, _gap(log, start, "ahead")) if log.was_lost(start) else Admission(start, b"")
-    return Admission(0, _gap(log, start, "ahead")) if subscription.verified else None
-
-
-def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, newest: int = 0) -> tuple[str, bytes]:
-    """Why a client at ``cursor`` has to be told of a gap before what follows, and the frame; both empty where there is none.
-
-    ``horizon`` is the newest message that is known to be gone, ``oldest`` the oldest that is there after it, ``newest`` the newest,
-    as far as is known.
-    """
-    log, lost = subscription.log, subscription.lost
-    if lost is not None:
-        reason, requested = "ahead", lost
-    elif 0 < cursor < horizon:  # zero asks for all that is retained, so it misses nothing
-        reason, requested = "expired", cursor
-    else:
-        return "", b""
-    # What follows may have been read by a newer look than the log's.
-    last = max(log.head, oldest, newest)
-    return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=last, reason=reason)
-
-
-def _gap(log: StreamLog, requested: int | None, reason: str) -> bytes:
-    return sse.gap_detected(log.name, requested=requested, oldest=log.oldest, last=log.head, reason=reason)

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import InvalidArgument
+from .retries import Seldom
 
 logger = logging.getLogger("pgbus_gevent.events")
-
-QUIET_SECONDS = 60.0
-"""How long a handler that raised is not spoken of again: it may be called thousands of times a second."""
 
 
 class Connected(NamedTuple):
@@ -125,12 +123,11 @@ Clock = Callable[[], float]
 
 
 class _Subscription:
-    __slots__ = ("failures", "handler", "quiet_until")
+    __slots__ = ("failures", "handler")
 
     def __init__(self, handler: Callable[[Any], object]) -> None:
         self.handler = handler
         self.failures = 0
-        self.quiet_until: float | None = None
 
 
 class Signal(Generic[E]):
@@ -140,12 +137,12 @@ class Signal(Generic[E]):
     alone has one that nobody hears.
     """
 
-    __slots__ = ("_catch", "_clock", "handlers")
+    __slots__ = ("_catch", "_reports", "handlers")
 
     def __init__(self, *, clock: Clock | None = None, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
         self.handlers: tuple[_Subscription, ...] = ()
         """Who listens; empty where nobody does."""
-        self._clock = clock
+        self._reports = Seldom(clock)
         self._catch = catch
 
     def subscribe(self, handler: Callable[[E], object]) -> Callable[[], None]:
@@ -156,6 +153,7 @@ class Signal(Generic[E]):
 
         def unsubscribe() -> None:
             self.handlers = tuple(other for other in self.handlers if other is not one)
+            self._reports.forget(one)
 
         return unsubscribe
 
@@ -170,16 +168,13 @@ class Signal(Generic[E]):
 
     def _report(self, one: _Subscription, event: E) -> None:
         one.failures += 1
-        now = 0.0 if self._clock is None else self._clock()
-        if one.quiet_until is not None and now < one.quiet_until:
-            return
-        one.quiet_until = now + QUIET_SECONDS
-        logger.exception(
-            "the handler %r raised at a %s event, %d times so far; a line of this comes once a minute",
-            one.handler,
-            type(event).__name__,
-            one.failures,
-        )
+        if self._reports.turn(one) is not None:
+            logger.exception(
+                "the handler %r raised at a %s event, %d times so far; a line of this comes once a minute",
+                one.handler,
+                type(event).__name__,
+                one.failures,
+            )
 
 
 class Events:

@@ -7,14 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InvalidArgument
+from .retries import Seldom
 
 logger = logging.getLogger("pgbus_gevent.filters")
-
-QUIET_SECONDS = 60.0
-"""How long a label that was complained of is not spoken of again."""
-
-MAX_LABELS = 1000
-"""Labels that are complained of; there may be as many as messages."""
 
 NOBODY = "\0"
 """The label of what nobody may see; no label in a table has this character."""
@@ -34,15 +29,14 @@ class Filters:
     ) -> None:
         self._catch = catch
         self._predicates: dict[str, Predicate] = {}
-        self._complained: dict[str, float] = {}
-        self._clock = clock
+        self._complaints = Seldom(clock)
 
     def register(self, label: str, predicate: Predicate) -> None:
         """Let messages with ``visible_to=label`` reach connections for whose context ``predicate`` says True."""
         if not label or not callable(predicate):
             raise InvalidArgument("a filter needs a label and a callable that takes (context, stream)")
         self._predicates[label] = predicate
-        self._complained.pop(label, None)
+        self._complaints.forget(label)
 
     def share(self, other: Filters) -> None:
         """Have the predicates of ``other`` from now on, those that it gets later included; and it those of this one."""
@@ -65,10 +59,5 @@ class Filters:
             return False
 
     def _complain(self, label: str, what: str) -> None:
-        now = self._clock() if self._clock is not None else 0.0
-        last = self._complained.get(label)
-        if last is None and len(self._complained) >= MAX_LABELS:
-            return
-        if last is None or now - last >= QUIET_SECONDS:
-            self._complained[label] = now
+        if self._complaints.turn(label) is not None:
             logger.warning("%s not delivered", what)

@@ -25,25 +25,30 @@ MAX_KEPT = 8 * 1024 * 1024
 class HintLog:
     """Those of one stream, numbered: from ``first`` up to ``passed`` they are kept for who is behind, the others wait.
 
-    ``behind`` has the number that comes next for each who is. ``passing`` tells that a pass is giving them to everybody.
+    ``behind`` has the number that comes next for each who is.
     """
 
-    __slots__ = ("_caught_up", "_current", "_frames", "_hints", "behind", "bytes", "first", "passed", "passing")
+    __slots__ = ("_caught_up", "_current", "_frames", "_hints", "behind", "bytes", "first", "passed", "stream")
 
-    def __init__(self, hints: Hints, first: int) -> None:
+    def __init__(self, hints: Hints, stream: str, first: int) -> None:
         self._hints = hints
+        self.stream = stream
         self._frames: deque[Frame] = deque()
         self.first = self.passed = first
         self._current = first  # where the pass has begun with what it has taken
         self.behind: dict[Subscription, int] = {}
         self._caught_up: set[Subscription] = set()  # who was behind and has got that already
-        self.passing = False
         self.bytes = 0
 
     @property
     def end(self) -> int:
         """The number after the last one's."""
         return self.first + len(self._frames)
+
+    @property
+    def passing(self) -> bool:
+        """Whether some wait for a pass, or for the end of one."""
+        return self._current < self.end
 
     def append(self, frame: Frame) -> None:
         """One more waits for a pass."""
@@ -132,7 +137,7 @@ class Hints:
         if self.waiting >= MAX_WAITING or (self.bytes and self.bytes + len(frame.data) > MAX_BYTES):
             return None
         if stream not in self._logs:
-            self._logs[stream] = HintLog(self, self._next)
+            self._logs[stream] = HintLog(self, stream, self._next)
         self._logs[stream].append(frame)
         return self._logs[stream]
 

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .client import ANYBODY, Subscriber
+from .retries import Seldom
 
 logger = logging.getLogger("pgbus_gevent.identity")
 
@@ -49,7 +50,7 @@ class Identities:
         self._catch = catch
         newest = [*secrets][-1:]
         self._key = newest[0].encode() if newest else None
-        self._complained: set[str] = set()
+        self._complaints = Seldom(most=100)
         self._name = self._digest("key", "", 6)
         self._anybody: tuple[str, str] | None = None
         self._anybody = self._parts(ANYBODY)
@@ -83,8 +84,7 @@ class Identities:
 
     def _complain(self, kind: str, error: BaseException) -> None:
         """Once for each kind: it is said of every connection."""
-        if kind not in self._complained and len(self._complained) < 100:
-            self._complained.add(kind)
+        if self._complaints.turn(kind) is not None:
             why = "" if isinstance(error, Unknown) else f" ({error!r})"
             logger.warning(
                 "a %s as context cannot be compared%s: its tabs share no connection. Give it a method %s",

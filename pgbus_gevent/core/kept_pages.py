@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from .history import History
+from .replay import History
 from .stream_log import StreamLog
 
 
@@ -14,6 +14,7 @@ class _Kept(NamedTuple):
     history: History
     last: int
     read_at: float
+    epoch: int
 
 
 class KeptPages:
@@ -30,7 +31,7 @@ class KeptPages:
 
     def keep(self, log: StreamLog, history: History, last: int, read_at: float) -> None:
         """A page was read, which ends with the id ``last``."""
-        self._pages.append(_Kept(log, history, last, read_at))
+        self._pages.append(_Kept(log, history, last, read_at, log.epoch))
 
     def find(self, log: StreamLog, cursor: int, since: float) -> tuple[History, int] | None:
         """One that was read at ``since`` or later and has what comes after ``cursor``, and its last id.
@@ -38,14 +39,11 @@ class KeptPages:
         Nothing new can lie within one, as ids follow commits; that something of it was pruned a moment ago harms nobody.
         """
         for kept in self._pages:
-            if kept.log is log and kept.history.start <= cursor < kept.last and kept.read_at >= since:
+            if kept.log is not log or kept.epoch != log.epoch:
+                continue
+            if kept.history.start <= cursor < kept.last and kept.read_at >= since:
                 return kept.history, kept.last
         return None
-
-    def drop(self, log: StreamLog) -> None:
-        """Forget those of one stream."""
-        for kept in [kept for kept in self._pages if kept.log is log]:
-            self._pages.remove(kept)
 
     def clear(self) -> None:
         """Forget all of them."""

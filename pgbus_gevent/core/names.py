@@ -190,8 +190,8 @@ class PublicNames:
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(patterns)
 
-    def __contains__(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
 class Signer:

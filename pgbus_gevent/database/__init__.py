@@ -74,6 +74,10 @@ class Database:
             route=None if self.settings.listen_url else self._route,
         )
 
+    def discard_idle(self) -> None:
+        """Close the pool's idle sessions: the server may have gone, and another may have its name."""
+        self.pool.discard_idle()
+
     def migrate(self) -> list[int]:
         """Bring the schema up to date; the versions that were applied."""
         return migrate(self.url, connect_timeout=self.settings.connect_timeout)

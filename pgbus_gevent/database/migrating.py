@@ -7,13 +7,13 @@ what it has, and tries again a little later.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from time import monotonic
 
 import psycopg2
 import psycopg2.extensions as ext
 
+from ..core.retries import Backoff
 from ..errors import DatabaseError, DatabaseUnavailable
 from . import schema
 from .connect import connect, first_line, translated
@@ -69,7 +69,7 @@ _HANDLED = (*_IN_THE_WAY, psycopg2.errors.InsufficientPrivilege, psycopg2.errors
 
 
 def _migrate(connection: ext.connection, deadline: float) -> list[int]:
-    pause, longest = _PAUSES
+    backoff = Backoff(*_PAUSES)
     while True:
         try:
             return _attempt(connection)
@@ -79,8 +79,7 @@ def _migrate(connection: ext.connection, deadline: float) -> list[int]:
             raise DatabaseError(_without_right(connection, error), error.pgcode) from error
         except psycopg2.errors.ReadOnlySqlTransaction as error:
             raise DatabaseError(_read_only(connection), error.pgcode) from error
-        _wait(connection, deadline, pause)
-        pause = min(2 * pause, longest)
+        _wait(connection, deadline, backoff.next())
 
 
 def _attempt(connection: ext.connection) -> list[int]:
@@ -164,7 +163,7 @@ def _wait(connection: ext.connection, deadline: float, pause: float) -> None:
             " pg_terminate_backend"
         )
     logger.info("the schema's upgrade waits for session %s", others)
-    time.sleep(random.uniform(0.5, 1.0) * pause)
+    time.sleep(pause)
 
 
 def _without_right(connection: ext.connection, error: psycopg2.Error) -> str:

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic
@@ -17,7 +17,8 @@ import gevent
 from gevent import pywsgi
 from gevent.pool import Pool
 
-from ..web.take_over import TAKE_OVER, framing, takes_chunks
+from ..core.client import StreamRequest
+from ..web.take_over import TAKE_OVER, Taker, framing, takes_chunks
 from .closing_server import LAST_CALL, ClosingServer
 from .listening import listen as listen
 from .request_body import Body, Patience, SlowClient
@@ -37,7 +38,6 @@ TURN = 0.001
 EMPTY_LINES = 4
 """How many are passed over before a request line; it has to be one at least."""
 
-Adopt = Callable[[socket.socket, bytes, bool], object]
 
 # The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
 _pywsgi: Any = pywsgi
@@ -70,7 +70,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     result: Any
     _fields: Fields
     _patience: Patience
-    _adopt: Adopt | None = None
+    _taker: tuple[Taker, StreamRequest] | None = None
     _turn = 0.0  # when it began
     _served = False  # whether this connection had a request before
 
@@ -184,11 +184,12 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             environ["wsgi.input"] = self.wsgi_input
         # A subclass of it does TLS, which whoever got the descriptor would know nothing of.
         if self.command == "GET" and type(self.socket) is gevent.socket.socket:
-            environ[TAKE_OVER] = self._take_over
+            environ[TAKE_OVER] = self
         return environ
 
-    def _take_over(self, adopt: Adopt) -> None:
-        self._adopt = adopt
+    def give_socket(self, taker: Taker, request: StreamRequest) -> None:
+        """Have ``taker`` serve ``request`` on the socket, once the application has returned and the headers are final."""
+        self._taker = taker, request
 
     # the response
 
@@ -229,16 +230,16 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         for data in self.result:
             if data:
                 self.write(data)
-        adopt, self._adopt = self._adopt, None
-        if adopt is not None and not self.headers_sent and self.code == HTTPStatus.OK:
-            self._give_away(adopt)
+        given, self._taker = self._taker, None
+        if given is not None and not self.headers_sent and self.code == HTTPStatus.OK:
+            self._give_away(*given)
             return
         if self.status and not self.headers_sent:
             self.write(b"")
         if self.response_use_chunked:
             self._sendall(b"0\r\n\r\n")
 
-    def _give_away(self, adopt: Adopt) -> None:
+    def _give_away(self, taker: Taker, request: StreamRequest) -> None:
         """The handler ends here: with no socket left it has nothing to close, and its greenlet is free."""
         chunked = takes_chunks(self.request_version)
         head = self._stream_head(chunked)
@@ -246,7 +247,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         plain: Any = _socket.socket(fileno=self.socket.detach())  # a socket that gevent has no part in
         self.socket = None
         try:
-            adopt(plain, head, chunked)
+            taker.take_over(request, plain, head, chunked)
         except BaseException:
             plain.close()
             raise

@@ -12,11 +12,10 @@ from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..errors import DatabaseUnavailable
 from .body_connection import BodyConnection
-from .connection import Connection
+from .connection import Connection, IoWriter
 from .dispatcher import StreamEventDispatcher
 from .heartbeat import Heartbeat
 from .instance import Instance, instances
-from .io_writer import IoWriter
 from .listener import Listener
 from .starting import PAUSE
 

@@ -14,6 +14,7 @@ import gevent
 from gevent.event import Event
 
 from ..core.client import Client, StreamRequest
+from .connection import Keeper
 
 _LARGE = 64 * 1024  # bytes of what is handed on as it is
 
@@ -28,21 +29,19 @@ class BodyConnection(Client):
     keeps_time = True
     """For a server that bounds how slowly an answer may be read: the heartbeat ends the slow ones, and says why."""
 
-    __slots__ = ("_clock", "_consumer", "_on_drained", "_on_gone", "_parts", "_ready", "_waiting_since")
+    __slots__ = ("_clients", "_clock", "_consumer", "_parts", "_ready", "_waiting_since")
 
     def __init__(
         self,
         id: str,
         request: StreamRequest,
         *,
-        on_drained: Callable[[BodyConnection], None],
-        on_gone: Callable[[BodyConnection, str], None],
+        clients: Keeper,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(id, request, now=clock())
         self._clock = clock
-        self._on_drained = on_drained
-        self._on_gone = on_gone
+        self._clients = clients
         self._parts: list[bytes] = []
         self._ready = Event()
         self._waiting_since: float | None = None
@@ -81,7 +80,7 @@ class BodyConnection(Client):
         elif self._waiting_since is not None:
             self._waiting_since = None
             if not self.closed:
-                self._on_drained(self)
+                self._clients.drained(self)
         while not self._parts:
             if self.closed:
                 raise StopIteration
@@ -96,4 +95,4 @@ class BodyConnection(Client):
     def close(self) -> None:
         """The server is done with the body: the client has left, or the end was reached."""
         self._consumer = None
-        self._on_gone(self, "client left")
+        self._clients.gone(self, "client left")

@@ -8,18 +8,20 @@ import resource
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..core import sse
+from ..core.board import Board
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
-from ..core.events import Connected, Disconnected, Events, Refused, SlowConsumer
-from ..core.greeting import Identify, identified, whole
-from ..core.registry import Registry
-from ..core.stream_counter import StreamCounter
+from ..core.events import Connected, Disconnected, Refused, SlowConsumer
+from ..core.greeting import identified, whole
+from ..core.identity import Identities
+from .body_connection import BodyConnection
+from .connection import Connection
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 
@@ -45,54 +47,56 @@ class Limits(NamedTuple):
         return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
 
 
+class Presence(Protocol):
+    """Who wants to know which members are connected; :class:`pgbus_gevent.streamer.presence.PresenceKeeper` does."""
+
+    def joined(self, subscription: Subscription) -> None: ...
+    def left(self, subscription: Subscription) -> None: ...
+    def renamed(self, subscription: Subscription, before: Subscriber) -> None: ...
+
+
+class Gate(Protocol):
+    """Whether the worker takes clients in at all; :class:`pgbus_gevent.streamer.health.Health` is one."""
+
+    @property
+    def refusing(self) -> str | None: ...
+    @property
+    def trouble(self) -> str: ...
+
+
 class Clients:
     """The way of a connection from its accept to its end. Nothing here yields.
 
-    ``unready`` tells why nobody can be served now, or None. ``make_connection`` and ``make_body`` make a client of either kind;
-    ``watch`` and ``unwatch`` are the heartbeat's, ``bring`` the dispatcher's; ``joined`` and ``left``
-    are told of each subscription, ``renamed`` takes one over for another subscriber.
-    ``identify`` makes the identity of a connection with these subscribers.
+    ``presence`` is told of every member that comes, goes or changes. A socket's send buffer has ``send_buffer`` bytes, and the
+    kernel gives up on a peer that acknowledges nothing for ``dead_after`` seconds.
     """
 
     def __init__(
         self,
-        registry: Registry,
-        counter: StreamCounter,
+        board: Board,
         *,
         limits: Limits,
-        unready: Callable[[], str | None],
-        make_connection: Callable[..., Client],
-        make_body: Callable[..., Client],
-        bring: Callable[[Subscription], None],
-        joined: Callable[[Subscription], None],
-        left: Callable[[Subscription], None],
-        renamed: Callable[[Subscription, Subscriber], None],
-        watch: Callable[[Client], None],
-        unwatch: Callable[[Client], None],
-        identify: Identify = lambda *subscribers: None,
-        events: Events | None = None,
+        health: Gate | None = None,
+        presence: Presence | None = None,
+        identities: Identities | None = None,
+        send_buffer: int = 65536,
+        dead_after: float = 30.0,
     ) -> None:
-        self._events = events or Events()
+        self._board = board
+        self._registry = board.registry
+        self._counter = board.counter
+        self._events = board.events
         self._connected = self._events.signal(Connected)
         self._disconnected = self._events.signal(Disconnected)
         self._limits = limits
-        self._registry = registry
-        self._counter = counter
-        self._unready = unready
-        self._make_connection = make_connection
-        self._make_body = make_body
-        self._bring = bring
-        self._joined = joined
-        self._left = left
-        self._renamed = renamed
-        self._watch = watch
-        self._unwatch = unwatch
-        self._identify = identify
+        self._health = health
+        self._presence = presence
+        self._identities = identities
+        self._send_buffer = send_buffer
+        self._dead_after = dead_after
         self._lingering: set[Client] = set()
         self._owners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
-        # Bound once: two bound methods for each of ten thousand connections would be more than a megabyte.
-        self._callbacks: dict[str, Any] = {"on_drained": self._drained, "on_gone": self._gone}
 
     # coming
 
@@ -116,10 +120,10 @@ class Clients:
 
     def refusal(self, owner: str | None = None, address: str = "") -> str | None:
         """Why a new connection is to be refused now, or None: ``restart``, ``unavailable``, ``overloaded`` or
-        ``too-many-connections`` of this owner or address."""
-        unready = self._unready()
-        if unready is not None:
-            return unready
+        ``too-many-connections`` of this owner or address.
+        """
+        if self._health is not None and self._health.refusing is not None:
+            return self._health.refusing
         limits = self._limits
         if len(self._registry) >= limits.connections:
             return "overloaded"
@@ -129,23 +133,32 @@ class Clients:
             return "too-many-connections"
         return None
 
+    @property
+    def unready(self) -> str | None:
+        """Why new clients cannot be served now, or None; what readyz tells."""
+        return self.refusal() or ("unavailable" if self._health is not None and self._health.trouble else None)
+
     def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> Client:
-        """Serve a client on a socket that is ours from now on; ``head`` is the response's, to go before the first frame, and
-        announces chunks where ``chunked`` says so."""
-        connection = self._make_connection(
+        """Serve a client on a socket that is ours from now on.
+
+        ``head`` is the response's, which goes out before the first frame and announces chunks if ``chunked`` says so.
+        """
+        connection = Connection(
             self._new_id(request),
             request,
             sock,
             head,
+            clients=self,
             chunked=chunked,
-            **self._callbacks,
+            send_buffer=self._send_buffer,
+            dead_after=self._dead_after,
         )
         self._register(connection, request)
         return connection
 
-    def body(self, request: StreamRequest) -> Client:
+    def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body that its server iterates over."""
-        connection = self._make_body(self._new_id(request), request, **self._callbacks)
+        connection = BodyConnection(self._new_id(request), request, clients=self)
         self._register(connection, request)
         return connection
 
@@ -163,24 +176,21 @@ class Clients:
         return request.connection
 
     def _register(self, client: Client, request: StreamRequest) -> None:
+        # Others may have come in since the request was looked at.
         refusal = self.refusal(client.owner, client.address)
         if refusal is not None:
-            # Between the first look and here others may have come in.
             client.reason = refusal
             self._events.emit(Refused(refusal))
             client.finish(sse.shutdown(refusal, refusal_retry()), monotonic())
             return
         if self._limits.age:
             client.ends_at = client.opened_at + self._limits.age * random.uniform(0.8, 1.2)
-        self._registry.add(client, request.places)
+        self._board.join(client, request.places)
         self._count(client, 1)
         self._counter.connected(place.stream for place in request.places)
-        self._watch(client)
-        # Before anything that could end it.
-        for subscription in client.subscriptions:
-            self._joined(subscription)
-        # It stands for all of them until the client is admitted.
-        self._bring(client.subscriptions[0])
+        if self._presence is not None:
+            for subscription in client.subscriptions:
+                self._presence.joined(subscription)
         logger.debug("connection %s opened, streams %r", client.id, [place.stream for place in request.places])
         if self._connected.handlers:
             streams = tuple(place.stream for place in request.places)
@@ -192,21 +202,25 @@ class Clients:
             return
         self._count(client, -1)
         client.owner = owner_of(subscribers)
-        known = whole(client, self._identify)
+        known = whole(client, self._identities)
         before, client.expires_at = client.expires_at, end_of(subscribers)
         self._count(client, 1)
         for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
-            self._renamed(subscription, subscriber)
+            self._rename(subscription, subscriber)
         if client.expires_at is not None and (before is None or client.expires_at < before):
-            # Sooner than the heartbeat meant to look.
-            self._unwatch(client)
-            self._watch(client)
-        changed = client.admitted and whole(client, self._identify) != known
+            self._board.schedule.add(client)  # its end is sooner than the heartbeat meant to look
+        changed = client.admitted and whole(client, self._identities) != known
         if changed and client.blocked_since is None:
-            client.send(identified(client, self._identify), monotonic())
+            client.send(identified(client, self._identities), monotonic())
         elif changed:
             # Whoever cannot be told now is told when they come back.
             self.end(client, "revoked")
+
+    def _rename(self, subscription: Subscription, subscriber: Subscriber) -> None:
+        before = subscription.place.subscriber
+        subscription.place = subscription.place._replace(subscriber=subscriber)
+        if self._presence is not None:
+            self._presence.renamed(subscription, before)
 
     def _count(self, client: Client, one: int) -> None:
         for counts, key in ((self._owners, client.owner), (self._addresses, network_of(client.address))):
@@ -237,7 +251,7 @@ class Clients:
         client.finish(sse.shutdown(reason, retry), monotonic())
         if client in self._lingering:
             client.ends_at = None
-            self._watch(client)
+            self._board.schedule.add(client)
 
     def end_owner(self, owner: str) -> int:
         """Close all connections of one owner, as its right was taken back; how many."""
@@ -265,20 +279,44 @@ class Clients:
             client.abort()
         self._lingering.clear()
 
-    def _gone(self, client: Client, reason: str) -> None:
+    def give(self, client: Client, data: bytes, now: float) -> None:
+        """Send whole frames to a client for which nothing waits."""
+        try:
+            client.send(data, now)
+        except Exception:
+            self.broken(client)
+
+    def broken(self, client: Client) -> None:
+        """A delivery raised. One client's trouble must not keep the others from their messages."""
+        logger.exception("delivery to connection %s failed; closing it", client.id)
+        self.end(client, "error")
+
+    # what connections tell; in the hub, where nothing may wait
+
+    def drained(self, client: Client) -> None:
+        """The client can take more again."""
+        subscriptions = client.subscriptions
+        if len(subscriptions) > 1:
+            # By turns, so that a busy stream, which fills the socket each time, leaves room for the quiet ones.
+            client.turn = (client.turn + 1) % len(subscriptions)
+            subscriptions = subscriptions[client.turn :] + subscriptions[: client.turn]
+        for subscription in subscriptions:
+            self._board.ready.add(subscription)
+
+    def gone(self, client: Client, reason: str) -> None:
         """The client has left, or what waited for it after its end has gone out."""
         self._lingering.discard(client)
-        self._unwatch(client)
+        self._board.schedule.remove(client)
         self._forget(client, reason)
 
     def _forget(self, client: Client, reason: str) -> bool:
-        subscriptions = self._registry.remove(client)
+        subscriptions = self._board.leave(client)
         if not subscriptions:
             return False
         client.reason = reason
-        for subscription in subscriptions:
-            self._left(subscription)
-        self._unwatch(client)
+        if self._presence is not None:
+            for subscription in subscriptions:
+                self._presence.left(subscription)
         self._count(client, -1)
         self._counter.disconnected(subscription.log.name for subscription in subscriptions)
         logger.debug("connection %s closed: %s", client.id, reason)
@@ -287,15 +325,6 @@ class Clients:
             seconds = monotonic() - client.opened_at
             self._disconnected.emit(Disconnected(client.id, streams, client.owner, reason, seconds))
         return True
-
-    def _drained(self, client: Client) -> None:
-        subscriptions = client.subscriptions
-        if len(subscriptions) > 1:
-            # By turns, so that a busy stream, which fills the socket each time, leaves room for the quiet ones.
-            client.turn = (client.turn + 1) % len(subscriptions)
-            subscriptions = subscriptions[client.turn :] + subscriptions[: client.turn]
-        for subscription in subscriptions:
-            self._bring(subscription)
 
 
 @lru_cache(maxsize=4096)

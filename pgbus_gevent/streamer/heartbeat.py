@@ -6,7 +6,6 @@ next, so that neither all are due at once nor anybody is looked at in vain.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from time import monotonic, time
@@ -14,7 +13,9 @@ from time import monotonic, time
 import gevent
 
 from ..core import sse
+from ..core.board import Board
 from ..core.client import Client
+from .clients import Clients
 
 _MAX_TICK = 0.25  # seconds
 
@@ -25,59 +26,47 @@ Less, and not more: whoever sets the interval has somebody on the way in mind wh
 """
 
 
-class Heartbeat:
-    """The greenlet that sweeps; :meth:`run` is its loop. :meth:`watch` and :meth:`forget` never yield.
+def tick_of(interval: float, write_deadline: float, admit_deadline: float) -> float:
+    """How often connections are looked at, in seconds, so that each of the deadlines is kept."""
+    return min(_MAX_TICK, min(interval, write_deadline) / 8, admit_deadline / 4)
 
-    ``interval`` is the longest silence before a heartbeat; a client that takes no byte for ``write_deadline`` is a slow
-    consumer; one that nobody could tell where it starts within ``admit_deadline`` is refused; all in seconds. ``on_end`` is given a
-    client and the reason why it is to be closed.
+
+class Heartbeat:
+    """The greenlet that looks; :meth:`run` is its loop.
+
+    It takes the clients that are due from the board's schedule. ``interval`` is the longest silence before a heartbeat. A client
+    that takes no byte for ``write_deadline`` is a slow consumer, and one that nobody could tell where it starts within
+    ``admit_deadline`` is refused. All are in seconds.
     """
 
     def __init__(
         self,
+        board: Board,
+        clients: Clients,
         *,
         interval: float,
         write_deadline: float,
         admit_deadline: float,
-        on_end: Callable[[Client, str], None],
         clock: Callable[[], float] = monotonic,
         wall_clock: Callable[[], float] = time,
     ) -> None:
+        self._schedule = board.schedule
+        self._clients = clients
         self._write_deadline = write_deadline
         self._admit_deadline = admit_deadline
         # Seldom enough that nearly each look is a heartbeat. One that stops reading just after it was looked at is found at the
         # next, before its deadline is over, and is looked at again when that is.
         self._look = min(interval, write_deadline)
-        self._tick = min(_MAX_TICK, self._look / 8, admit_deadline / 4)
+        self._tick = board.schedule.tick
         # A slot is up to one tick late, and so is the sweep.
         self._most = interval - 2 * self._tick
         self._least = self._most - interval * _SPREAD
-        self._on_end = on_end
         self._clock = clock
         self._wall_clock = wall_clock
-        self._slots: dict[int, dict[Client, None]] = {}
-        self._done = math.floor(clock() / self._tick)
         self.sent = 0
 
-    def watch(self, client: Client) -> None:
-        """A connection was opened."""
-        now = self._clock()
-        self._place(
-            client, now, self._until(client, client.opened_at + self._admit_deadline, now) * random.uniform(0.5, 1.0)
-        )
-
-    def forget(self, client: Client) -> None:
-        """A connection has ended."""
-        slot = self._slots.get(client.due)
-        if slot is not None and slot.pop(client, self) is None and not slot:
-            del self._slots[client.due]
-
-    def _place(self, client: Client, now: float, delay: float) -> None:
-        client.due = max(self._done + 1, math.ceil((now + delay) / self._tick))
-        self._slots.setdefault(client.due, {})[client] = None
-
     def run(self) -> None:
-        """Sweep, for ever."""
+        """Look at all connections in turn, for ever."""
         while True:
             gevent.sleep(self._tick)
             self.sweep()
@@ -85,18 +74,18 @@ class Heartbeat:
     def sweep(self) -> None:
         """Look at all that are due."""
         now = self._clock()
-        self._done = math.floor(now / self._tick)
+        schedule = self._schedule
+        while schedule.new:
+            client = next(iter(schedule.new))
+            # At a random moment, as many may have come at the same one.
+            delay = self._until(client, client.opened_at + self._admit_deadline, now) * random.uniform(0.5, 1.0)
+            schedule.place(client, now + delay)
         frame = sse.heartbeat(self._wall_clock())
-        for slot in sorted(slot for slot in self._slots if slot <= self._done):
-            clients = self._slots[slot]
-            while clients:
-                # One by one, so that the others are still there should this one raise.
-                client, _ = clients.popitem()
-                delay = self._look_at(client, frame, now)
-                # One that is closing stays as long as something waits for it.
-                if client.reason is None or client.blocked_since is not None:
-                    self._place(client, now, delay)
-            self._slots.pop(slot, None)
+        for client in schedule.due(now):
+            delay = self._look_at(client, frame, now)
+            # One that is closing stays as long as something waits for it.
+            if client.reason is None or client.blocked_since is not None:
+                schedule.place(client, now + delay)
 
     def _look_at(self, client: Client, frame: bytes, now: float) -> float:
         """Do what is due for one client; after how many seconds to look again."""
@@ -128,7 +117,7 @@ class Heartbeat:
         return self._until(client, due, now)
 
     def _end(self, client: Client, reason: str) -> float:
-        self._on_end(client, reason)
+        self._clients.end(client, reason)
         return self._tick
 
     def _until(self, client: Client, due: float, now: float) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
-from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 from weakref import WeakSet
 
 import gevent
@@ -15,39 +13,33 @@ from gevent import monkey
 from gevent.event import Event
 
 from ..config import Settings
-from ..core.client import Client, StreamRequest, Subscription
-from ..core.events import Broadcast, Events, Gap, ListenerDown, ListenerUp, Passed, Read
+from ..core.board import Board, RingLimits
+from ..core.events import Events
 from ..core.filters import Filters
 from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
-from ..core.stream_log import Frame, RingBudget, StreamLog
 from ..database import Database, green
 from ..errors import NotPatched
-from .body_connection import BodyConnection
-from .catch_up import CatchUp
 from .clients import Clients, Limits
-from .connection import Connection
 from .dispatcher import StreamEventDispatcher
 from .ephemerals import Ephemerals
-from .heartbeat import Heartbeat
+from .health import Health
+from .heartbeat import Heartbeat, tick_of
 from .listener import Listener
-from .presence import Attendance, PresenceKeeper
+from .presence import PresenceKeeper
 from .pruner import Pruner
 from .pulse import Pulse
 from .reader import Reader
-from .rechecks import Rechecks
-from .revocations import Revocations
-from .routing import WakeRouter
+from .revocations import Rechecks, Revocations
+from .roll_call import RollCall
 from .starting import Shared
+from .sweeper import Sweeper
 from .task import Task
 from .turns import breathe
 
 logger = logging.getLogger("pgbus_gevent.streamer")
-
-POLL_SHARE = 0.1
-"""Without LISTEN the sweeps come so many times the catch-up interval."""
 
 _instances: WeakSet[Instance] = WeakSet()
 # All of this process: a host that forks has to start them after the fork, and stop them before it ends.
@@ -73,152 +65,99 @@ class Instance:
         filters: Filters | None = None,
         counter: StreamCounter | None = None,
         events: Events | None = None,
-        listener: Callable[..., Listener] = Listener,
-        dispatcher: Callable[..., StreamEventDispatcher] = StreamEventDispatcher,
-        reader: Callable[..., Reader] = Reader,
-        catch_up: Callable[..., CatchUp] = CatchUp,
-        heartbeat: Callable[..., Heartbeat] = Heartbeat,
-        registry: Callable[..., Registry] = Registry,
-        clients: Callable[..., Clients] = Clients,
-        router: Callable[..., WakeRouter] = WakeRouter,
-        ephemerals: Callable[..., Ephemerals] = Ephemerals,
-        connection: Callable[..., Connection] = Connection,
-        body_connection: Callable[..., BodyConnection] = BodyConnection,
         on_failure: Callable[[str], None] | None = None,
         read_only: bool = False,
         **options: Any,
     ) -> None:
-        self.settings = settings or Settings.load(**options)
-        self.database = database or Database(self.settings, read_only=read_only)
+        self.settings = settings = settings or Settings.load(**options)
+        self.database = database or Database(settings, read_only=read_only)
         self.filters = filters or Filters(monotonic, catch=(Exception, gevent.Timeout))
-        self.counter = counter or StreamCounter()
-        # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
-        self.events = events or Events(clock=monotonic, catch=(Exception, gevent.Timeout))
-        self._broadcasts = self.events.signal(Broadcast)
-        self.draining = False
         self.stream_apps: WeakSet[Any] = WeakSet()  # those that serve its streams
         self.backstage: object = None  # what an application keeps beside it, for its operators
         self.on_failure = on_failure
-        self._live = Event()
         self._starting = Shared(self._start)  # greenlets that race share one attempt
         _instances.add(self)
-        self.budget = RingBudget(self.settings.ring_budget)
-        self.registry = registry(self._make_log)
-        queries = self.database.queries
-        self.reader = reader(
-            queries,
-            serve=lambda *page: self.dispatcher.serve(*page),
-            on_moved=self._moved,
-            on_ready=lambda subscription: self.dispatcher.bring(subscription),
-            on_rewound=lambda log: self.dispatcher.rewound(log),
-            page_size=self.settings.page_size,
-            ring_messages=self.settings.ring_messages,
-            read=self.events.signal(Read),
+        self.board = Board(
+            Event,
+            RingLimits(settings.ring_messages, settings.ring_bytes, settings.ring_budget),
+            tick=tick_of(settings.heartbeat, settings.write_deadline, settings.away_after),
+            counter=counter,
+            # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
+            events=events or Events(clock=monotonic, catch=(Exception, gevent.Timeout)),
         )
-        identify = Identities(self.settings.secret, catch=(Exception, gevent.Timeout)).of
-        self.dispatcher: StreamEventDispatcher = dispatcher(
-            self.registry,
-            self.filters,
-            on_behind=self.reader.behind,
-            on_error=lambda client: self.clients.end(client, "error"),
-            retry=lambda: self.settings.retry,
-            heartbeat=self.settings.heartbeat,
-            identify=identify,
-            passed=self.events.signal(Passed),
-            gaps=self.events.signal(Gap),
-        )
-        self.catch_up = catch_up(
-            queries,
-            self.registry,
-            on_moved=self.reader.look,
-            on_new=self._moved,
-            interval=self._catch_up_interval,
-        )
-        self.ephemerals = ephemerals(
-            queries, wanted=lambda stream: self.registry.log(stream) is not None, pass_on=self._pass_on
-        )
-        self.router = router(
-            self.registry,
-            on_ring=self.catch_up.ring,
-            on_moved=self._moved,
-            look=self.reader.look,
-            take=self.ephemerals.take,
-            on_control=lambda: self.revocations.ring(),
-        )
-        self.listener = listener(
-            self.database.listen,
-            on_payloads=self.router.hear,
-            on_up=self._listening,
-            on_down=self.database.pool.discard_idle,
-            up=self.events.signal(ListenerUp),
-            down=self.events.signal(ListenerDown),
-        )
-        self.events.subscribe(ListenerDown, lambda lost: self.catch_up.doubt())
-        self.heartbeat = heartbeat(
-            interval=self.settings.heartbeat,
-            write_deadline=self.settings.write_deadline,
-            admit_deadline=self.settings.away_after,
-            on_end=lambda client, reason: self.clients.end(client, reason),
-        )
+        self._build()
+        self._add_tasks(read_only)
+
+    def _build(self) -> None:
+        """Each part is given the board and, where it needs one, the database."""
+        settings, database, board = self.settings, self.database, self.board
+        identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
         self.presence = PresenceKeeper(
-            self.database.presence,
-            tracks=PublicNames(self.settings.presence).__contains__,
-            ttl=self.settings.presence_ttl,
-            grace=self.settings.presence_grace,
+            database.presence,
+            tracked=PublicNames(settings.presence),
+            ttl=settings.presence_ttl,
+            grace=settings.presence_grace,
         )
-        self.attendance = Attendance(self.presence)
-        self.clients: Clients = clients(
-            self.registry,
-            self.counter,
-            events=self.events,
-            limits=Limits.of(self.settings),
-            unready=self._refusing,
-            make_connection=partial(
-                connection,
-                send_buffer=self.settings.send_buffer,
-                # Later than our own deadline, which can say why.
-                dead_after=self.settings.write_deadline + 5.0,
-            ),
-            make_body=body_connection,
-            bring=self.dispatcher.bring,
-            joined=self.attendance.joined,
-            left=self._left,
-            renamed=self.attendance.renamed,
-            watch=self.heartbeat.watch,
-            unwatch=self.heartbeat.forget,
-            identify=identify,
+        self.pulse = Pulse(database, patience=settings.away_after)
+        self.health = Health(self.pulse)
+        self.clients = Clients(
+            board,
+            limits=Limits.of(settings),
+            health=self.health,
+            presence=self.presence,
+            identities=identities,
+            send_buffer=settings.send_buffer,
+            dead_after=settings.write_deadline + 5.0,  # later than our own deadline, which can say why
         )
-        self.revocations: Revocations = Revocations(
-            queries, end_owner=self.clients.end_owner, interval=self._catch_up_interval
+        self.dispatcher = StreamEventDispatcher(
+            board,
+            self.clients,
+            filters=self.filters,
+            identities=identities,
+            retry=settings.retry,
+            heartbeat=settings.heartbeat,
         )
-        self.pulse = Pulse(self.database, patience=self.settings.away_after)
-        self.pruner = Pruner(
-            self.database.pruning, interval=self.settings.prune_interval, forget_after=self.settings.forget_after
+        self.heartbeat = Heartbeat(
+            board,
+            self.clients,
+            interval=settings.heartbeat,
+            write_deadline=settings.write_deadline,
+            admit_deadline=settings.away_after,
         )
-        self.tasks = [  # the first two are stopped last, each in its turn
-            self._task("dispatcher", self.dispatcher.run),
-            self._task("heartbeat", self.heartbeat.run),
-            self._task("ephemerals", self.ephemerals.run),
-            *(self._task(f"reader-{n}", self.reader.run) for n in range(self.settings.readers)),
-            self._task("catch-up", self.catch_up.run),
-            self._task("revocations", self.revocations.run),
-            self._task("pulse", self.pulse.run),
-        ]
+        self.reader = Reader(
+            database.queries, board, page_size=settings.page_size, ring_messages=settings.ring_messages
+        )
+        self.sweeper = Sweeper(database.queries, board, interval=settings.catch_up_interval)
+        self.ephemerals = Ephemerals(database.queries, board)
+        self.listener = Listener(database, board)
+        self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
+        self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
+        self.roll_call = RollCall(database.fleet, board, self.clients, port=settings.port)
+        self.pruner = Pruner(database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after)
+
+    def _add_tasks(self, read_only: bool) -> None:
+        settings = self.settings
+        self.tasks = self.health.tasks
+        self._add_task("dispatcher", self.dispatcher.run)
+        self._add_task("heartbeat", self.heartbeat.run)
+        self._add_task("ephemerals", self.ephemerals.run)
+        for n in range(settings.readers):
+            self._add_task(f"reader-{n}", self.reader.run)
+        self._add_task("sweeper", self.sweeper.run)
+        self._add_task("revocations", self.revocations.run)
+        self._add_task("pulse", self.pulse.run)
         if not read_only:
-            self.tasks.append(self._task("presence", self.presence.run))
-        if self.settings.recheck:
-            self.rechecks = Rechecks(self.registry, self.clients.end, self.clients.adopt, self.settings.recheck)
-            self.tasks.append(self._task("rechecks", self.rechecks.run))
-        if self.settings.listen:
-            self.tasks.append(self._task("listener", self.listener.run))
-        if self.settings.prune_interval and not read_only:
-            self.tasks.append(self._task("pruner", self.pruner.run))
+            self._add_task("presence", self.presence.run)
+            self._add_task("roll-call", self.roll_call.run)
+        if settings.recheck:
+            self._add_task("rechecks", self.rechecks.run)
+        if settings.listen:
+            self._add_task("listener", self.listener.run)
+        if settings.prune_interval and not read_only:
+            self._add_task("pruner", self.pruner.run)
 
-    def _task(self, name: str, target: Callable[[], None]) -> Task:
-        return Task(name, target, on_failure=self._failed)
-
-    def _make_log(self, name: str) -> StreamLog:
-        return StreamLog(name, self.budget, max_frames=self.settings.ring_messages, max_bytes=self.settings.ring_bytes)
+    def _add_task(self, name: str, target: Callable[[], None]) -> None:
+        self.tasks[name] = Task(name, target, on_failure=self._failed)
 
     # life
 
@@ -231,7 +170,7 @@ class Instance:
         return self
 
     def _start(self) -> None:
-        if self.draining or self.tasks[0].running:
+        if self.draining or self.tasks["dispatcher"].running:
             return
         if not monkey.is_module_patched("socket"):
             raise NotPatched(
@@ -241,9 +180,9 @@ class Instance:
         green.install()
         self.pulse.begin(self.database.prepare())
         self.clients.fit()
-        for task in self.tasks:
+        for task in self.tasks.values():
             task.start()
-        if self.settings.listen and not self._live.wait(self.settings.connect_timeout):
+        if self.settings.listen and not self.board.listening.wait(self.settings.connect_timeout):
             logger.warning("not listening yet after %g s; still trying", self.settings.connect_timeout)
 
     def shutdown(self, timeout: float | None = None) -> None:
@@ -255,24 +194,24 @@ class Instance:
             return
         deadline = monotonic() + (self.settings.grace if timeout is None else timeout)
         # 1. Nobody comes in any more: whoever tries is told to come back.
-        self.draining = True
+        self.health.draining = True
         _instances.discard(self)
-        # 2. No more work for the dispatcher; what it would still have sent, the cursors will ask for.
-        for task in reversed(self.tasks[2:]):
-            task.stop(_left(deadline))
-        # 3. The dispatcher, before the farewells, so that none of its sends can come after one.
-        self.tasks[0].stop(_left(deadline))
-        # 4. Farewells, in slices, each with its own time to come back.
+        # 2. No more work for the dispatcher, and then the dispatcher itself, before the farewells, so that none of its sends can
+        # come after one. What it would still have sent, the cursors will ask for.
+        for name, task in reversed(self.tasks.items()):
+            if name != "heartbeat":
+                task.stop(_left(deadline))
+        # 3. Farewells, in slices, each with its own time to come back.
         for n, _ in enumerate(self.clients.end_all(), 1):
             if n % _FAREWELL_SLICE == 0:
                 breathe()
         self.presence.finish(_left(deadline))
-        # 5. Those that were behind get what waits for them, as long as there is time.
+        # 4. Those that were behind get what waits for them, as long as there is time.
         while self.clients.lingering and monotonic() < deadline:
             gevent.sleep(min(0.05, _left(deadline)))
         self.clients.cut_off()
-        # 6. The heartbeat, which watched over those, and the database.
-        self.tasks[1].stop(_left(deadline))
+        # 5. The heartbeat, which watched over those, and the database.
+        self.tasks["heartbeat"].stop(_left(deadline))
         self.database.close()
 
     def _failed(self, name: str) -> None:
@@ -282,62 +221,34 @@ class Instance:
     # state
 
     @property
+    def draining(self) -> bool:
+        """Whether it is ending, or has ended."""
+        return self.health.draining
+
+    @property
     def alive(self) -> bool:
         """Whether every part runs; what healthz tells."""
-        return all(task.running for task in self.tasks)
+        return self.health.alive
 
     @property
     def unready(self) -> str | None:
         """Why new clients cannot be served now, or None; what readyz tells."""
-        return self.clients.refusal() or ("unavailable" if self.pulse.trouble else None)
+        return self.clients.unready
 
-    def _refusing(self) -> str | None:
-        """Why whoever comes is refused. A short absence of the database is no reason: who comes waits for it."""
-        if self.draining:
-            return "restart"
-        return "unavailable" if not self.alive or self.pulse.away else None
+    @property
+    def registry(self) -> Registry:
+        """Who is connected, and to which streams."""
+        return self.board.registry
 
-    # clients
+    @property
+    def counter(self) -> StreamCounter:
+        """The numbers of the streams."""
+        return self.board.counter
 
-    def refusal(self, request: StreamRequest) -> str | None:
-        """Why a new stream is to be refused now, or None: see :meth:`Clients.refusal`."""
-        return self.clients.refusal(request.owner, request.address)
-
-    def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> Client:
-        """Serve a client on a socket that is ours from now on: see :meth:`Clients.take_over`."""
-        return self.clients.take_over(request, sock, head, chunked)
-
-    def body(self, request: StreamRequest) -> BodyConnection:
-        """Serve a client through a response body that its server iterates over."""
-        return cast("BodyConnection", self.clients.body(request))
-
-    # what the parts have to tell one another
-
-    def _left(self, subscription: Subscription) -> None:
-        self.reader.forget(subscription)
-        self.dispatcher.forget(subscription)
-        self.attendance.left(subscription)
-
-    def _moved(self, log: StreamLog, new: int) -> None:
-        self.counter.broadcast(log.name, new)
-        if new and self._broadcasts.handlers:
-            self._broadcasts.emit(Broadcast(log.name, new))
-        self.dispatcher.moved(log)
-
-    def _pass_on(self, stream: str, frame: Frame) -> None:
-        if self.registry.log(stream) is not None:
-            self.counter.broadcast(stream)
-            if self._broadcasts.handlers:
-                self._broadcasts.emit(Broadcast(stream, 1))
-            self.dispatcher.pass_on(stream, frame)
-
-    def _listening(self) -> None:
-        self._live.set()
-        self.catch_up.resync()
-        self.revocations.ring()
-
-    def _catch_up_interval(self) -> float:
-        return self.settings.catch_up_interval * (1.0 if self.listener.live else POLL_SHARE)
+    @property
+    def events(self) -> Events:
+        """What happens here, to subscribe to."""
+        return self.board.events
 
 
 def instances() -> list[Instance]:

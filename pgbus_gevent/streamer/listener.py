@@ -1,16 +1,19 @@
-"""Holds the LISTEN session: reads what publishers ring, notices when it goes deaf, opens it again."""
+"""Holds the LISTEN session: puts what publishers ring on the board, notices when it goes deaf, opens it again."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Protocol
 
 import gevent
 
-from ..core.events import ListenerDown, ListenerUp, Signal
+from ..core import wakes
+from ..core.board import Board
+from ..core.events import ListenerDown, ListenerUp
+from ..core.retries import Backoff
 from ..core.wakes import CONTROL
 from ..errors import DatabaseError, Deaf
 
@@ -28,8 +31,11 @@ However much is heard meanwhile: it may be on a channel that was given up as its
 PING_SOON = 0.5
 """The same after a control notification."""
 
+MAX_DISTANCE = 86_400.0
+"""Seconds by which an id, or the time of an append, may be off this host's clock. Ids lag the database's clock in microseconds."""
+
 _WAIT = 1.0
-_MAX_PAUSE = 5.0
+_PAUSES = 0.1, 5.0  # the first and the longest between two sessions, in seconds
 _DEAF_PAUSE = 20.0  # seconds; a pooler seldom goes away by itself
 
 
@@ -44,70 +50,77 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+class WakeSource(Protocol):
+    """Where sessions come from; :class:`pgbus_gevent.database.Database` is one."""
+
+    def listen(self) -> Session: ...
+    def discard_idle(self) -> None: ...
+
+
 class Listener:
     """The greenlet that owns the session; :meth:`run` is its loop, and nobody else ever touches the session.
 
-    ``connect`` opens one that has LISTENed. ``on_payloads`` is given what came and must not yield: a listener that does not read
-    keeps the whole database from being vacuumed. ``on_up`` is called after each LISTEN, when what was missed is to be
-    looked for, ``on_down`` when the session is lost.
+    Between two reads of the session it never yields: a listener that does not read keeps the whole database from being vacuumed.
+    ``wall_clock`` gives Unix seconds.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Session],
+        source: WakeSource,
+        board: Board,
         *,
-        on_payloads: Callable[[list[str]], None],
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
         clock: Callable[[], float] = monotonic,
-        up: Signal[ListenerUp] | None = None,
-        down: Signal[ListenerDown] | None = None,
+        wall_clock: Callable[[], float] = time,
     ) -> None:
-        self._connect = connect
-        self._on_payloads = on_payloads
-        self._on_up = on_up
-        self._on_down = on_down
+        self._source = source
+        self._board = board
         self._clock = clock
-        self._up = up or Signal()
-        self._down = down or Signal()
-        self.live = False
+        self._wall_clock = wall_clock
+        self._up = board.events.signal(ListenerUp)
+        self._down = board.events.signal(ListenerDown)
         self.deaf = ""
         """Why nothing is heard though the server answers, or empty."""
         self.reconnects = 0
 
+    @property
+    def live(self) -> bool:
+        """Whether notifications are heard."""
+        return self._board.listening.is_set()
+
     def run(self) -> None:
         """Listen, and open the session again whenever it is lost, for ever."""
-        pause = 0.0
+        backoff, first = Backoff(*_PAUSES, least_share=0.3), True
         while True:
             session = None
             try:
                 session = self._open()
-                pause = 0.0
+                backoff.reset()
+                first = True
                 self._listen(session)
             except Deaf as error:
                 self._lost(error, first=not self.deaf)
                 self.deaf = str(error)
             except DatabaseError as error:
-                self._lost(error, first=not pause)
+                self._lost(error, first=first)
             finally:
-                self.live = False
+                self._board.listening.clear()
                 if session is not None:
                     session.close()
-            pause = _DEAF_PAUSE if self.deaf else min(_MAX_PAUSE, max(0.1, pause * 2))
-            # Many workers lose their sessions at the same moment, so they must not all come back at one.
-            gevent.sleep(pause * random.uniform(0.3, 1.0))
+            first = False
+            gevent.sleep(_DEAF_PAUSE * random.uniform(0.3, 1.0) if self.deaf else backoff.next())
 
     def _open(self) -> Session:
-        session = self._connect()
+        session = self._source.listen()
         try:
             if not session.hears(PROBE_TIMEOUT):
                 raise Deaf(session.cause)
         except BaseException:
             session.close()
             raise
-        self.live, self.deaf = True, ""
+        self.deaf = ""
+        self._board.listening.set()
         logger.info("listening")
-        self._on_up()
+        self._board.resync()
         self._up.emit(ListenerUp())
         return session
 
@@ -116,13 +129,13 @@ class Listener:
         while True:
             payloads, lost = session.receive(_WAIT)
             if payloads:
-                self._on_payloads(payloads)
+                self.hear(payloads)
                 if CONTROL in payloads:
                     # It may be that the names were changed, which is told under the former one.
                     asked = min(asked, self._clock() - PING_INTERVAL + PING_SOON)
             if lost:
                 logger.warning("more notifications came than there was room for; looking for what was missed")
-                self._on_up()
+                self._board.resync()
             if self._clock() - asked >= PING_INTERVAL:
                 session.ping()
                 asked = self._clock()
@@ -130,7 +143,39 @@ class Listener:
     def _lost(self, error: DatabaseError, *, first: bool) -> None:
         if self.live:
             self.reconnects += 1
-            self._on_down()
+            self._source.discard_idle()
+            self._board.doubt()
             self._down.emit(ListenerDown(str(error)))
         if self.live or first:
             logger.warning("the LISTEN session is lost, opening a new one: %s", error)
+
+    def hear(self, payloads: list[str]) -> None:
+        """Payloads came, in this order."""
+        self._board.doorbell.set()
+        for payload in payloads:
+            wake = wakes.parse(payload)
+            if isinstance(wake, wakes.Ring):
+                self._ring(wake)
+            elif isinstance(wake, wakes.Ephemeral):
+                self._board.take_ephemeral(wake)
+            elif isinstance(wake, wakes.Control):
+                self._board.control.set()
+            else:
+                for name in wake.streams or ():
+                    log = self._board.log(name)
+                    if log is not None:
+                        self._board.looks.add(log)
+
+    def _ring(self, ring: wakes.Ring) -> None:
+        log = self._board.log(ring.stream)
+        if log is None or (log.is_open and ring.id <= log.head):
+            return  # what was heard already; a head that lies too far ahead is found by the next probe
+        now = self._wall_clock()
+        # Whoever knows a channel's name can ring with what was never stored, and with an id that would silence the stream. So what
+        # is not plainly the next message is looked up.
+        if log.follows(ring.prev_id) and ring.id < (now + MAX_DISTANCE) * 1e6:
+            if log.appended_at is None and ring.created_at is not None and abs(now - ring.created_at) < MAX_DISTANCE:
+                log.appended_at = ring.created_at
+            self._board.extend(log, [ring])
+        else:
+            self._board.looks.add(log)

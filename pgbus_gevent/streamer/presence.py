@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from gevent.event import Event
 
 from ..core.client import Subscriber, Subscription
 from ..core.members import check_member, metadata_text
+from ..core.retries import Backoff, Trouble
 from ..errors import DatabaseError, InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.presence")
@@ -59,55 +60,26 @@ def metadata_of(context: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-class Attendance:
-    """Tells ``keeper`` who is there by which subscription.
-
-    The methods are called when a subscription begins and ends, and when it is known as somebody else's. Nothing here yields.
-    """
-
-    def __init__(self, keeper: PresenceKeeper) -> None:
-        self._keeper = keeper
-
-    def joined(self, subscription: Subscription) -> None:
-        """A connection follows a stream, or goes on following it."""
-        stream, subscriber = subscription.log.name, subscription.place.subscriber
-        self._keeper.joined(subscription.lease, stream, subscriber.member, metadata_of(subscriber.context))
-
-    def left(self, subscription: Subscription) -> None:
-        """A connection follows a stream no more."""
-        self._keeper.left(subscription.lease, subscription.log.name)
-
-    def renamed(self, subscription: Subscription, subscriber: Subscriber) -> None:
-        """From now on the subscription is that of ``subscriber``."""
-        before = subscription.place.subscriber
-        if before.member != subscriber.member:
-            self.left(subscription)
-            # Else the one who comes would take the one who goes back.
-            subscription.lives += 1
-        subscription.place = subscription.place._replace(subscriber=subscriber)
-        if (before.member, metadata_of(before.context)) != (subscriber.member, metadata_of(subscriber.context)):
-            self.joined(subscription)
-
-
 class PresenceKeeper:
-    """The greenlet that writes: :meth:`run` is its loop, :meth:`finish` its end. :meth:`joined` and :meth:`left` never yield.
+    """The greenlet that writes: :meth:`run` is its loop, :meth:`finish` its end. :meth:`joined`, :meth:`left` and
+    :meth:`renamed` never yield.
 
-    ``tracks`` tells of a stream whether its members are tracked. ``ttl`` is how long the database keeps a connection of which it
-    hears nothing, ``grace`` how long it keeps one that left, lest a reload be announced; in seconds.
+    ``tracked`` are the names and patterns of the streams whose members are tracked. ``ttl`` is how long the database keeps a
+    connection of which it hears nothing, ``grace`` how long it keeps one that left, lest a reload be announced; in seconds.
     """
 
     def __init__(
         self,
         source: Source,
         *,
-        tracks: Callable[[str], bool],
+        tracked: Container[str],
         ttl: float,
         grace: float,
         sweep_interval: float = SWEEP_INTERVAL,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
-        self._tracks = tracks
+        self._tracked = tracked
         self._ttl = ttl
         self._grace = grace
         self._sweep_interval = sweep_interval
@@ -121,8 +93,10 @@ class PresenceKeeper:
         self._work = Event()
         self._touch_at = clock() + self._touch_interval()
         self._sweep_at = clock() + random.uniform(0.0, sweep_interval)
-        self._complained = False
-        self._overflowed = False
+        self._refused = Trouble(logger, "a member of %r is not tracked, nor is any other that is refused so: %s")
+        self._overflow = Trouble(
+            logger, "more than %d members left while the database did not take it: the oldest are left to expire"
+        )
         self.failing = False
 
     def __len__(self) -> int:
@@ -134,34 +108,42 @@ class PresenceKeeper:
         """Whether the database knows of everybody who came and went."""
         return not (self._arrivals or self._departures or self._writing)
 
-    # what the Instance tells
+    # what the clients' keeper tells
 
-    def joined(
-        self, client_id: str, stream: str, member: str | None, metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """A connection follows a stream. One without a member, or at a stream that is not tracked, is passed over."""
-        if member is None or not self._tracks(stream):
+    def joined(self, subscription: Subscription) -> None:
+        """A connection follows a stream, or goes on following it. One without a member, or at a stream that is not tracked, is
+        passed over.
+        """
+        stream, subscriber = subscription.log.name, subscription.place.subscriber
+        if subscriber.member is None or stream not in self._tracked:
             return
         try:
-            change = (stream, check_member(member), client_id, metadata_text(metadata))
+            metadata = metadata_text(metadata_of(subscriber.context))
+            change = (stream, check_member(subscriber.member), subscription.lease, metadata)
         except InvalidArgument as error:
             # Here, and not by the database: there it would fail the statement of many.
-            if not self._complained:
-                logger.warning(
-                    "a member of %r is not tracked, nor is any other that is refused so: %s",
-                    stream,
-                    error,
-                )
-            self._complained = True
+            self._refused.begins(stream, error)
             return
-        key = (stream, client_id)
+        key = (stream, subscription.lease)
         self._here[key] = change
         self._arrivals[key] = self._departures.pop(key, None) is not None
         self._work.set()
 
-    def left(self, client_id: str, stream: str) -> None:
+    def left(self, subscription: Subscription) -> None:
         """A connection follows a stream no more; one that was never told of is passed over."""
-        key = (stream, client_id)
+        self._leave((subscription.log.name, subscription.lease))
+
+    def renamed(self, subscription: Subscription, before: Subscriber) -> None:
+        """A subscription that was that of ``before`` is now that of its place's subscriber."""
+        subscriber = subscription.place.subscriber
+        if before.member != subscriber.member:
+            self.left(subscription)
+            # Else the one who comes would take the one who goes back.
+            subscription.lives += 1
+        if (before.member, metadata_of(before.context)) != (subscriber.member, metadata_of(subscriber.context)):
+            self.joined(subscription)
+
+    def _leave(self, key: _Key) -> None:
         change = self._here.pop(key, None)
         # One that was not written yet, nor tried, has never been there.
         if change is not None and self._arrivals.pop(key, True):
@@ -172,18 +154,13 @@ class PresenceKeeper:
         self._departures[key] = (*change[:3], None)
         if len(self._departures) > MAX_DEPARTURES:
             del self._departures[next(iter(self._departures))]
-            if not self._overflowed:
-                logger.warning(
-                    "more than %d members left while the database did not take it: the oldest are left to expire",
-                    MAX_DEPARTURES,
-                )
-            self._overflowed = True
+            self._overflow.begins(MAX_DEPARTURES)
 
     # its greenlet
 
     def run(self) -> None:
         """Write, touch and sweep, for ever."""
-        backoff = _BACKOFF[0]
+        backoff = Backoff(*_BACKOFF, least_share=0.75)
         while True:
             self._work.wait(self._pause())
             self._work.clear()
@@ -191,13 +168,13 @@ class PresenceKeeper:
                 self._round()
             except DatabaseError as error:
                 self._failed(error)
-                gevent.sleep(backoff * random.uniform(0.75, 1.0))
-                backoff = min(backoff * 2, _BACKOFF[1])
+                gevent.sleep(backoff.next())
                 self._work.set()
             else:
                 if self.failing:
                     logger.info("presence works again")
-                self.failing, backoff = False, _BACKOFF[0]
+                self.failing = False
+                backoff.reset()
 
     def _pause(self) -> float:
         due = self._sweep_at if not self._here else min(self._sweep_at, self._touch_at)
@@ -251,7 +228,7 @@ class PresenceKeeper:
                 gevent.sleep(pause * random.uniform(0.5, 1.0))
             self._work.set()
         else:
-            self._overflowed = False
+            self._overflow.ends()
 
     def _record(self, changes: list[_Change], grace: float) -> list[_Change]:
         """Those that are to be tried again."""
@@ -310,8 +287,8 @@ class PresenceKeeper:
 
         They get the time to come back that clients are given at a shutdown. What cannot be written expires.
         """
-        for stream, client_id in list(self._here):
-            self.left(client_id, stream)
+        for key in list(self._here):
+            self._leave(key)
         leaving = self._take(len(self._departures))
         if not leaving:
             return

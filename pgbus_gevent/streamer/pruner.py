@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import gevent
 
+from ..core.retries import Trouble
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.pruner")
@@ -79,7 +80,7 @@ class Pruner:
 
     def run(self) -> None:
         """Prune, for ever."""
-        failing = False
+        trouble = Trouble(logger, "cannot remove old messages, trying again: %s")
         try:
             # At once, for with a long interval others would know of it only after they have removed what we keep.
             self._tell()
@@ -90,11 +91,9 @@ class Pruner:
             self._sleep(self._interval * random.uniform(0.5, 1.0))
             try:
                 self.take_part()
-                failing = False
+                trouble.ends()
             except DatabaseError as error:
-                if not failing:
-                    logger.warning("cannot remove old messages, trying again: %s", error)
-                failing = True
+                trouble.begins(error)
 
     def take_part(self) -> int:
         """Prune as long as it is our turn; how many messages were removed. Raises :class:`DatabaseError`."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import gevent
 
+from ..core.retries import Trouble
 from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout, SchemaMismatch, SchemaTooNew, SchemaTooOld
 
 logger = logging.getLogger("pgbus_gevent.pulse")
@@ -40,7 +41,7 @@ class Pulse:
         self._clock = clock
         self._began: float | None = None
         self._reached = False
-        self._failing = False
+        self._silence = Trouble(logger, "the database does not answer: %s", over="the database answers again")
         self.fault = ""
         """What is wrong with the schema, where the database answers."""
 
@@ -58,22 +59,22 @@ class Pulse:
         try:
             self._source.check_life()
         except (DatabaseUnavailable, PoolTimeout) as error:
-            if not self._failing:
-                logger.warning("the database does not answer: %s", error)
-            self._failing = True
+            self._silence.begins(error)
         except DatabaseError as error:
             # Anybody may read it, so what PostgreSQL says is for the log alone.
             known = isinstance(error, (SchemaMismatch, SchemaTooNew, SchemaTooOld))
             fault = str(error) if known else "the schema cannot be used; the log says why"
             if self.fault != fault:
                 logger.error("the streams cannot be served: %s", error)
-            self._failing, self.fault = False, fault
-            self._reached = True
+            self.fault = fault
+            self._answered()
         else:
-            self._reached = True
-            if self._failing:
-                logger.info("the database answers again")
-            self._failing, self.fault = False, ""
+            self.fault = ""
+            self._answered()
+
+    def _answered(self) -> None:
+        self._reached = True
+        self._silence.ends()
 
     @property
     def silence(self) -> float:

@@ -8,12 +8,15 @@ import random
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from time import time
 from typing import Any, Protocol
 
 import gevent
 
+from ..core.board import Board
 from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+from .clients import Clients
 
 logger = logging.getLogger("pgbus_gevent.roll_call")
 
@@ -33,24 +36,37 @@ class Source(Protocol):
     def leave(self, id: str) -> None: ...
 
 
+class Teller(Protocol):
+    """Who has more to tell of a worker than its numbers."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What to tell, as JSON has it."""
+
+    def listening(self) -> AbstractContextManager[object]:
+        """Is entered when the worker starts to tell, and left at its end."""
+
+
 class RollCall:
     """The greenlet that tells; :meth:`run` is its loop.
 
-    ``facts`` gives what to tell, as JSON has it; ``on_pace`` is told how far apart the rings of the doorbell are, in seconds.
+    ``port`` is the one that the worker serves at: workers of one program on one host share it, and so are one service.
     """
 
     def __init__(
         self,
         source: Source,
-        facts: Callable[[], Mapping[str, Any]],
+        board: Board,
+        clients: Clients,
         *,
-        on_pace: Callable[[float], None] = lambda pace: None,
+        port: int = 0,
         wall_clock: Callable[[], float] = time,
     ) -> None:
         self._source = source
-        self._facts = facts
-        self._on_pace = on_pace
+        self._board = board
+        self._clients = clients
+        self._port = port
         self._wall_clock = wall_clock
+        self._tellers: list[Teller] = []
         self._on_the_roll = False
         self.id = ""
         self.started_at = wall_clock()
@@ -58,23 +74,47 @@ class RollCall:
         """Seconds that the database's clock is ahead of ours, as of the quickest of the answers; None before the first."""
         self._quickest = float("inf")
 
+    def join(self, teller: Teller) -> None:
+        """Tell what ``teller`` has to tell, too."""
+        self._tellers.append(teller)
+
+    @property
+    def service(self) -> str:
+        """The same for the workers of one program on one host."""
+        return f"{socket.gethostname()} {os.getppid()} {self._port}"
+
     def run(self) -> None:
         """Tell, for ever; take the worker off the roll at the end."""
         self.id = secrets.token_hex(8)  # here, as a fork may lie before
         self.started_at = self._wall_clock()
         pause = _FIRST
-        try:
+        listening = 0
+        with ExitStack() as stack:
+            stack.callback(self._leave)
             while True:
+                for teller in self._tellers[listening:]:
+                    stack.enter_context(teller.listening())
+                    listening += 1
                 gevent.sleep(pause * random.uniform(0.75, 1.0))
                 try:
                     pause = self._tell()
                 except Exception:
-                    # Who watches must not bring down what is watched.
+                    # What watches must not bring down what is watched.
                     logger.exception("cannot collect this worker's counts")
                     pause = _GIVEN_UP
-        finally:
-            if self._on_the_roll:
-                self._leave()
+
+    def _facts(self) -> dict[str, Any]:
+        total = self._board.counter.total
+        facts = {
+            "connections": total.active_connections,
+            "streams": len(self._board.counter.streams),
+            "messages": total.broadcasts,
+            "unready": self._clients.unready,
+            "service": self.service,
+        }
+        for teller in self._tellers:
+            facts.update(teller.facts())
+        return facts
 
     def _tell(self) -> float:
         """After how many seconds to tell again."""
@@ -90,7 +130,7 @@ class RollCall:
             logger.info("cannot write this worker's row to pgbus.workers, so only its own console shows it: %s", error)
             return _GIVEN_UP
         self._on_the_roll = True
-        self._on_pace(pace)
+        self._board.pace = pace
         took = self._wall_clock() - began
         if took >= 0:
             self._quickest *= 1.05  # clocks drift, so that no measurement is the best for ever
@@ -100,6 +140,8 @@ class RollCall:
         return INTERVAL
 
     def _leave(self) -> None:
+        if not self._on_the_roll:
+            return
         try:
             self._source.leave(self.id)
         except (DatabaseError, PoolTimeout):

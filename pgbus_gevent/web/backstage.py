@@ -1,23 +1,22 @@
-"""What an Instance has for its operators and publishers: metrics, the console, tokens, and the place on the roll of the workers."""
+"""What an Instance has for its operators and publishers: metrics, the console, and the tokens that let them in."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import gevent
+from prometheus_client.core import Metric
 
-from ..core.exposition import CONTENT_TYPE, Family, merged, render
 from ..database.fleet import Worker
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
-from ..streamer.roll_call import RollCall
-from ..streamer.task import Task
 from .console import Console
+from .families import merged, of_worker, packed, unpacked, written
 from .guesses import Door
-from .metrics import Metrics, of_worker, packed, unpacked
+from .metrics import Metrics
 from .operators import Operators
 from .recent_warnings import RecentWarnings
 from .responses import Answer, Environ, Flow
@@ -31,58 +30,40 @@ _READ = ("GET", "HEAD")
 
 
 class Backstage:
-    """Adds a task to the instance, which starts and ends with the others; get one from :func:`backstage_of`."""
+    """Metrics, console and tokens of an instance; get one from :func:`backstage_of`."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
+        self._roll_call = instance.roll_call
         self.warnings = RecentWarnings()
-        self.roll_call = RollCall(instance.database.fleet, self._facts, on_pace=instance.catch_up.keep_pace)
-        self.metrics = Metrics(instance, self.roll_call)
+        self.metrics = Metrics(instance)
         self.operators = Operators(instance.settings, instance.database.operators)
         self.publishers = _publishers(instance)
-        self.console = Console(instance, self.metrics, self.roll_call, self.operators, self.warnings)
+        self.console = Console(instance, self.metrics, self.operators, self.warnings)
         self.routes: Routes = {"/metrics": (_READ, self._metrics), **self.console.routes}
-        task = Task("roll-call", self._run, on_failure=self._failed)
-        running = instance.tasks[0].running
-        instance.tasks.append(task)
-        if running:
-            task.start()
-
-    def _run(self) -> None:
-        with self.warnings.listening():
-            self.roll_call.run()
-
-    def _failed(self, name: str) -> None:
-        if self._instance.on_failure is not None:
-            self._instance.on_failure(name)
+        self._roll_call.join(self)
 
     # what others are told of this worker
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """The samples of the metrics, for a scrape that gets to another worker."""
         self.console.note()
-        total = self._instance.counter.total
-        return {
-            "connections": total.active_connections,
-            "streams": len(self._instance.counter.streams),
-            "messages": total.broadcasts,
-            "unready": self._instance.unready,
-            "service": self._service,
-            "samples": packed(self.metrics.families()),
-        }
+        return {"samples": packed(self.metrics.collect())}
 
-    @property
-    def _service(self) -> str:
-        """The same for the workers of one program on one host, which share a port."""
-        return f"{socket.gethostname()} {os.getppid()} {self._instance.settings.port}"
+    def listening(self) -> AbstractContextManager[None]:
+        """Warnings are kept while the worker runs."""
+        return self.warnings.listening()
 
     def _metrics(self, environ: Environ) -> Answer | Flow:
         self.operators.check_metrics(environ)
-        groups = [of_worker(families := self.metrics.families())]
+        groups = [of_worker(families := self.metrics.collect(), os.getpid())]
         if environ.get("wsgi.multiprocess"):
             groups += self._of_the_others(families)
-        return Answer(200, render(merged(groups)), [("content-type", CONTENT_TYPE), ("cache-control", "no-store")])
+        text, content_type = written(merged(groups), environ.get("HTTP_ACCEPT", ""))
+        headers = [("content-type", content_type), ("cache-control", "no-store"), ("vary", "accept")]
+        return Answer(200, text, headers)
 
-    def _of_the_others(self, known: list[Family]) -> list[list[Family]]:
+    def _of_the_others(self, known: list[Metric]) -> list[list[Metric]]:
         """What the workers beside this one last told: whoever scrapes gets one of them by chance."""
         workers: list[Worker] = []
         try:
@@ -93,7 +74,7 @@ class Backstage:
         return [
             of_worker(unpacked(worker.facts.get("samples"), known), worker.pid)
             for worker in workers
-            if worker.id != self.roll_call.id and worker.facts.get("service") == self._service
+            if worker.id != self._roll_call.id and worker.facts.get("service") == self._roll_call.service
         ]
 
 

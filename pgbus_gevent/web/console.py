@@ -20,7 +20,6 @@ from ..core import sse
 from ..core.names import check_name
 from ..errors import DatabaseError, InvalidArgument
 from ..streamer.instance import Instance
-from ..streamer.roll_call import RollCall
 from . import process, requests
 from .metrics import Metrics
 from .operators import COOKIE, Operators
@@ -70,18 +69,17 @@ class Console:
         self,
         instance: Instance,
         metrics: Metrics,
-        roll_call: RollCall,
         operators: Operators,
         warnings: RecentWarnings,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._instance = instance
         self._metrics = metrics
-        self._roll_call = roll_call
+        self._roll_call = instance.roll_call
         self._operators = operators
         self._warnings = warnings
         self._clock = clock
-        self._tables = Tables(instance.registry, instance.counter, clock)
+        self._tables = Tables(instance.board, clock)
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self._watchers = 0
         self.routes: dict[str, tuple[tuple[str, ...], View]] = {
@@ -184,7 +182,7 @@ class Console:
             "listening": instance.listener.live,
             "losses": instance.listener.reconnects,
             "pool": [instance.database.pool.in_use, instance.database.pool.size],
-            "ring": [instance.budget.used, instance.budget.limit],
+            "ring": [instance.board.budget.used, instance.board.budget.limit],
         }
 
     def _slow(self) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from time import monotonic, time
 import gevent
 
 from ..core.client import Place, StreamRequest, Subscriber, check_subscriber
+from ..core.retries import Seldom
 from ..errors import InvalidArgument
 from .responses import Environ, Refused, text
 
 logger = logging.getLogger("pgbus_gevent.web")
 
 Authorize = Callable[[Environ, str], "bool | Subscriber"]
-
-QUIET_SECONDS = 60.0
-"""How long the log is silent about a kind of fault of the hook: whoever can cause one could fill the disk."""
 
 Recheck = Callable[[], "tuple[Subscriber, ...] | None"]
 
@@ -32,8 +30,7 @@ class Hook:
     def __init__(self, authorize: Authorize, timeout: float = 10.0, clock: Callable[[], float] = monotonic) -> None:
         self._authorize = authorize
         self._timeout = timeout
-        self._clock = clock
-        self._complained: dict[str, tuple[float, int]] = {}  # by the kind of fault: when, and how often since
+        self._complaints = Seldom(clock, most=100)
 
     def authorized(self, environ: Environ, request: StreamRequest, *, recheck: bool) -> StreamRequest:
         """The request as the hook lets it in, asked about each of its streams. Raises Refused: 403.
@@ -103,14 +100,9 @@ class Hook:
 
     def _complain(self, what: str, error: BaseException | None = None) -> None:
         kind = type(error).__name__ if error is not None else "answer"
-        now = self._clock()
-        last, silent = self._complained.get(kind, (None, 0))
-        if last is not None and now - last < QUIET_SECONDS:
-            self._complained[kind] = (last, silent + 1)
+        silent = self._complaints.turn(kind)
+        if silent is None:
             return
-        if len(self._complained) > 100:
-            self._complained.clear()
-        self._complained[kind] = (now, 0)
         more = f" ({silent} more since the last line of this kind)" if silent else ""
         raised = error is not None and not isinstance(error, InvalidArgument)
         logger.error(

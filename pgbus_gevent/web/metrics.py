@@ -5,19 +5,18 @@ No label has a value for each stream or owner: their number is anybody's, and ea
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from time import time
-from typing import Any
+
+from prometheus_client.core import InfoMetricFamily, Metric
 
 from ..coalescer import total_counts
 from ..core import events
-from ..core.exposition import Family, Histogram, Labels, Sample, by_label, labelled, one
+from ..core.histogram import Histogram
 from ..streamer.instance import Instance
-from ..streamer.roll_call import RollCall
 from . import process
+from .families import counter, counters, gauge, histograms
 
 _PASS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -33,11 +32,11 @@ _GAPS = ("ahead", "expired", "invalid-cursor")
 
 
 class Metrics:
-    """Listens to the events of ``instance`` from now on; nothing here yields. ``roll_call`` knows the database's clock."""
+    """Listens to the events of ``instance`` from now on; nothing here yields."""
 
-    def __init__(self, instance: Instance, roll_call: RollCall) -> None:
+    def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._roll_call = roll_call
+        self._roll_call = instance.roll_call  # which knows the database's clock
         self.passes = Histogram(_PASS)
         self.latency = Histogram(_LATENCY)
         # With all that there can be, so that what has not happened yet is told as 0, and what happens first is an increase.
@@ -81,145 +80,90 @@ class Metrics:
 
     # families
 
-    def families(self) -> list[Family]:
+    def collect(self) -> list[Metric]:
         """What this worker counts, as it is now."""
         return [*self._clients(), *self._delivery(), *self._database(), *self._extras(), *process.families()]
 
-    def _clients(self) -> Iterable[Family]:
+    def _clients(self) -> Iterable[Metric]:
         instance, total = self._instance, self._instance.counter.total
-        yield Family(
-            "pgbus_info",
-            "gauge",
-            "The release that runs; always 1",
-            [Sample("", (("version", process.release()),), 1.0)],
+        yield InfoMetricFamily("pgbus", "The release that runs; always 1", {"version": process.release()})
+        yield gauge("pgbus_ready", "1 while new clients can be served, else 0", instance.unready is None)
+        yield gauge("pgbus_connections", "Open stream connections", total.active_connections)
+        yield gauge(
+            "pgbus_connections_max", "The most stream connections that this worker takes", instance.clients.most
         )
-        yield one("pgbus_ready", "gauge", "1 while new clients can be served, else 0", float(instance.unready is None))
-        yield one("pgbus_connections", "gauge", "Open stream connections", total.active_connections)
-        yield one(
-            "pgbus_connections_max",
-            "gauge",
-            "The most stream connections that this worker takes",
-            instance.clients.most,
-        )
-        yield one("pgbus_connections_opened_total", "counter", "Stream connections opened", total.total_connections)
-        yield by_label("pgbus_disconnects_total", "Stream connections that ended, by the reason", "reason", self._ends)
-        yield by_label(
-            "pgbus_refusals_total", "Clients sent away to come back, by the reason", "reason", self._refusals
-        )
-        yield one(
-            "pgbus_slow_consumers_total", "counter", "Connections closed as they took nothing for too long", self._slow
-        )
-        yield by_label("pgbus_gaps_total", "Clients told of a gap, by the reason", "reason", self._gaps)
-        yield one("pgbus_streams", "gauge", "Streams that somebody is connected to", len(instance.counter.streams))
+        yield counter("pgbus_connections_opened", "Stream connections opened", total.total_connections)
+        yield counters("pgbus_disconnects", "Stream connections that ended, by the reason", "reason", self._ends)
+        yield counters("pgbus_refusals", "Clients sent away to come back, by the reason", "reason", self._refusals)
+        yield counter("pgbus_slow_consumers", "Connections closed because they took nothing for too long", self._slow)
+        yield counters("pgbus_gaps", "Clients told of a gap, by the reason", "reason", self._gaps)
+        yield gauge("pgbus_streams", "Streams that somebody is connected to", len(instance.counter.streams))
 
-    def _delivery(self) -> Iterable[Family]:
-        instance = self._instance
-        yield one(
-            "pgbus_messages_total",
-            "counter",
+    def _delivery(self) -> Iterable[Metric]:
+        instance, board = self._instance, self._instance.board
+        yield counter(
+            "pgbus_messages",
             "Messages taken in of streams that somebody is connected to, each once",
             instance.counter.total.broadcasts,
         )
-        yield one(
-            "pgbus_sends_total",
-            "counter",
-            "Sends to connections; one carries all that the connection lacked",
-            instance.dispatcher.sends,
+        yield counter(
+            "pgbus_sends", "Sends to connections; one carries all that the connection lacked", instance.dispatcher.sends
         )
-        yield one("pgbus_heartbeats_total", "counter", "Heartbeats sent to quiet connections", instance.heartbeat.sent)
-        yield Family(
+        yield counter("pgbus_heartbeats", "Heartbeats sent to quiet connections", instance.heartbeat.sent)
+        yield histograms(
             "pgbus_pass_duration_seconds",
-            "histogram",
             "How long passes over the connections of a stream took, others' turns included",
-            self.passes.samples(),
+            {(): self.passes},
         )
-        yield Family(
+        yield histograms(
             "pgbus_append_to_send_seconds",
-            "histogram",
-            "From the append of a message, of those that a notification carried, until all connections were served",
-            self.latency.samples(),
+            "From the append of a message that a notification carried until all connections were served",
+            {(): self.latency},
         )
-        yield one(
-            "pgbus_ephemerals_dropped_total",
-            "counter",
-            "Ephemeral messages dropped in a flood",
-            instance.ephemerals.dropped + instance.dispatcher.dropped,
-        )
-        yield one(
-            "pgbus_ephemerals_missed_total",
-            "counter",
-            "Ephemeral messages that clients missed as they read too slowly, counted for each client",
+        yield counter("pgbus_ephemerals_dropped", "Ephemeral messages dropped in a flood", board.dropped)
+        yield counter(
+            "pgbus_ephemerals_missed",
+            "Ephemeral messages that clients missed because they read too slowly, counted for each client",
             instance.dispatcher.missed,
         )
-        yield one("pgbus_ring_bytes", "gauge", "Memory that recent messages take, in bytes", instance.budget.used)
-        yield one("pgbus_ring_max_bytes", "gauge", "The most memory for recent messages", instance.budget.limit)
+        yield gauge("pgbus_ring_bytes", "Memory that recent messages take, in bytes", board.budget.used)
+        yield gauge("pgbus_ring_max_bytes", "The most memory for recent messages, in bytes", board.budget.limit)
 
-    def _database(self) -> Iterable[Family]:
+    def _database(self) -> Iterable[Metric]:
         instance, pool = self._instance, self._instance.database.pool
         if instance.settings.listen:
-            yield one(
-                "pgbus_listener_up", "gauge", "1 while the LISTEN session is there", float(instance.listener.live)
-            )
-            yield one(
-                "pgbus_listener_losses_total", "counter", "LISTEN sessions that were lost", instance.listener.reconnects
-            )
-        yield one("pgbus_catch_up_sweeps_total", "counter", "Looks for unheard messages", instance.catch_up.sweeps)
-        yield Family(
+            yield gauge("pgbus_listener_up", "1 while the LISTEN session is there", instance.listener.live)
+            yield counter("pgbus_listener_losses", "LISTEN sessions that were lost", instance.listener.reconnects)
+        yield counter("pgbus_catch_up_sweeps", "Sweeps for messages that did not ring", instance.sweeper.sweeps)
+        yield histograms(
             "pgbus_read_duration_seconds",
-            "histogram",
             "How long reads for clients behind the ring took, by the kind",
-            [sample for kind, reads in self._reads.items() for sample in reads.samples((("kind", kind),))],
+            {(kind,): reads for kind, reads in self._reads.items()},
+            label="kind",
         )
-        yield by_label("pgbus_read_rows_total", "Messages read for clients behind the ring", "kind", self._rows)
-        yield one("pgbus_pool_connections_in_use", "gauge", "Pooled database connections in use", pool.in_use)
-        yield one("pgbus_pool_connections_max", "gauge", "The most pooled database connections", pool.size)
-        yield one(
+        yield counters("pgbus_read_rows", "Messages read for clients behind the ring", "kind", self._rows)
+        yield gauge("pgbus_pool_connections_in_use", "Pooled database connections in use", pool.in_use)
+        yield gauge("pgbus_pool_connections_max", "The most pooled database connections", pool.size)
+        yield gauge(
             "pgbus_database_clock_offset_seconds",
-            "gauge",
             "How far the database's clock is ahead of this host's",
             self._roll_call.clock_offset,
         )
 
-    def _extras(self) -> Iterable[Family]:
+    def _extras(self) -> Iterable[Metric]:
         counts = total_counts()
         if counts.written:
-            yield one("pgbus_coalesced_writes_total", "counter", "Writes that were held back", counts.written)
-            yield one("pgbus_coalesced_replaced_total", "counter", "Of them, replaced by a later one", counts.replaced)
-            yield one("pgbus_coalesced_published_total", "counter", "Of them, published", counts.published)
-            yield one("pgbus_coalesced_lost_total", "counter", "Of them, refused or given up", counts.dropped)
-            yield one("pgbus_coalesced_waiting", "gauge", "Writes that wait for their window to end", counts.waiting)
+            yield counter("pgbus_coalesced_writes", "Writes that were held back", counts.written)
+            yield counter("pgbus_coalesced_replaced", "Of them, replaced by a later one", counts.replaced)
+            yield counter("pgbus_coalesced_published", "Of them, published", counts.published)
+            yield counter("pgbus_coalesced_lost", "Of them, refused or given up", counts.dropped)
+            yield gauge("pgbus_coalesced_waiting", "Writes that wait for their window to end", counts.waiting)
         if self._instance.settings.presence:
             presence = self._instance.presence
-            yield one("pgbus_presence_connections", "gauge", "Connections with a member", len(presence))
-            yield one("pgbus_presence_failing", "gauge", "1 while presence cannot be written", float(presence.failing))
+            yield gauge("pgbus_presence_connections", "Connections with a member", len(presence))
+            yield gauge("pgbus_presence_failing", "1 while presence cannot be written", presence.failing)
 
 
 def _label(reason: str) -> str:
     """For the reason of an end. What else there is are the names of what the system says: resets, timeouts, broken pipes."""
     return reason.replace(" ", "-") if reason in _ENDS else "connection-lost"
-
-
-def of_worker(families: Iterable[Family], pid: int | None = None) -> list[Family]:
-    """With the label that tells which worker it was."""
-    return [labelled(family, ("worker", str(pid or os.getpid()))) for family in families]
-
-
-def packed(families: Iterable[Family]) -> str:
-    """The samples as a text that another worker can :func:`unpack`."""
-    return json.dumps({family.name: family.samples for family in families}, separators=(",", ":"))
-
-
-def unpacked(text: Any, known: Iterable[Family]) -> list[Family]:
-    """Families of another worker, those of them that are ``known`` here: it may be of another release."""
-    given: Mapping[str, Any] = json.loads(text) if isinstance(text, str) else {}
-    return [
-        family._replace(
-            samples=[Sample(str(suffix), _labels(labels), float(value)) for suffix, labels, value in samples]
-        )
-        for family in known
-        if (samples := given.get(family.name))
-    ]
-
-
-def _labels(labels: Iterable[Any]) -> Labels:
-    return tuple((str(name), str(value)) for name, value in labels)

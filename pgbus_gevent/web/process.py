@@ -7,22 +7,24 @@ import resource
 import sys
 from functools import cache
 
-from ..core.exposition import Family, one
+from prometheus_client.core import Metric
+
+from .families import counter, gauge
 
 _DESCRIPTORS = "/proc/self/fd"
 
 
-def families() -> list[Family]:
+def families() -> list[Metric]:
     """CPU, memory and descriptors; what this system does not tell is left out."""
     cpu = os.times()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = float("inf") if soft == resource.RLIM_INFINITY else float(soft)
     return [
-        one("process_cpu_seconds_total", "counter", "CPU time, user and system, in seconds", cpu.user + cpu.system),
-        one("process_resident_memory_bytes", "gauge", "Resident memory in bytes", resident_bytes()),
-        one("process_open_fds", "gauge", "Open file descriptors", open_descriptors()),
-        one("process_max_fds", "gauge", "The most file descriptors that may be open", limit),
-        one("process_start_time_seconds", "gauge", "When the process began, in Unix seconds", _started_at(os.getpid())),
+        counter("process_cpu_seconds", "CPU time, user and system, in seconds", cpu.user + cpu.system),
+        gauge("process_resident_memory_bytes", "Resident memory in bytes", resident_bytes()),
+        gauge("process_open_fds", "Open file descriptors", open_descriptors()),
+        gauge("process_max_fds", "The most file descriptors that may be open", limit),
+        gauge("process_start_time_seconds", "When the process began, in Unix seconds", _started_at(os.getpid())),
     ]
 
 

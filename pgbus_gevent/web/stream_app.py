@@ -37,7 +37,7 @@ from .responses import (
     text,
 )
 from .returners import Returners
-from .take_over import take_over
+from .take_over import TAKE_OVER, Offer, take_socket
 
 __all__ = ["Authorize", "StreamApp"]
 
@@ -109,7 +109,7 @@ class StreamApp:
             self._starter.wait(self._settings.away_after if path.startswith("/streams") else _GLANCE)
 
     def _is_started(self) -> bool:
-        return self.instance.draining or any(task.running or task.failed for task in self.instance.tasks)
+        return self.instance.draining or any(task.running or task.failed for task in self.instance.tasks.values())
 
     def serves(self, path: str) -> bool:
         """Whether a PATH_INFO lies under the prefix."""
@@ -144,7 +144,7 @@ class StreamApp:
         return (*_READ, "POST"), partial(self._stream_view, path.removeprefix("/streams/"))
 
     def _health(self, environ: Environ) -> Answer:
-        parts = {task.name: "running" if task.running else "stopped" for task in self.instance.tasks}
+        parts = {task.name: "running" if task.running else "stopped" for task in self.instance.tasks.values()}
         status = "ok" if self.instance.alive else "failed" if self._is_started() else "starting"
         return json_answer(503 if status == "failed" else 200, {"status": status, "parts": parts})
 
@@ -202,14 +202,17 @@ class StreamApp:
         request = requests.stream_request(environ, wanted, self._names)
         if self._hook is not None:
             request = self._hook.authorized(environ, request, recheck=bool(self._settings.recheck))
-        refusal = self.instance.refusal(request)
+        refusal = self._refusal(request)
         if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
-            self._returners.hold(requests.who(environ), lambda: self.instance.refusal(request) in (None, "restart"))
-            refusal = self.instance.refusal(request)
+            self._returners.hold(requests.who(environ), lambda: self._refusal(request) in (None, "restart"))
+            refusal = self._refusal(request)
         if refusal is None:
             return request
         self.instance.events.emit(events.Refused(refusal))
         return _refuse(environ, refusal, self._identity(environ, request))
+
+    def _refusal(self, request: StreamRequest) -> str | None:
+        return self.instance.clients.refusal(request.owner, request.address)
 
     def _identity(self, environ: Environ, request: StreamRequest) -> Headers:
         """As whom the client was let in, where a HEAD with ``?identity`` asks for what ``pgbus:connected`` would tell."""
@@ -227,11 +230,18 @@ class StreamApp:
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(status_line(200), headers)
             return []
-        answer = take_over(environ, start_response, headers, partial(self.instance.take_over, request))
-        if answer is not None:
-            return answer
+        clients = self.instance.clients
+        offer: Offer | None = environ.get(TAKE_OVER)
+        if offer is not None:
+            start_response(status_line(200), headers)
+            offer.give_socket(clients, request)
+            return []
+        taken = take_socket(environ, start_response, headers)
+        if taken is not None:
+            clients.take_over(request, *taken)
+            return []
         start_response(status_line(200), headers)
-        return self.instance.body(request)
+        return clients.body(request)
 
     def _cors(self, environ: Environ) -> Headers:
         """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""

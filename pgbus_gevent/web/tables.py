@@ -8,9 +8,9 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
+from ..core.board import Board
 from ..core.client import Client
-from ..core.registry import Registry
-from ..core.stream_counter import Counts, StreamCounter
+from ..core.stream_counter import Counts
 from ..streamer.turns import breathe
 
 ROWS = 15
@@ -39,9 +39,10 @@ CONNECTION_COLUMNS = ("id", "streams", "owner", "address", "age", "bytes", "lag"
 class Tables:
     """Of one worker. The methods give way where there are many rows."""
 
-    def __init__(self, registry: Registry, counter: StreamCounter, clock: Callable[[], float] = monotonic) -> None:
-        self._registry = registry
-        self._counter = counter
+    def __init__(self, board: Board, clock: Callable[[], float] = monotonic) -> None:
+        self._board = board
+        self._registry = board.registry
+        self._counter = board.counter
         self._clock = clock
         # What each stream had counted when somebody last looked.
         self._counted: deque[tuple[float, dict[str, Counts]]] = deque()
@@ -110,7 +111,7 @@ class Tables:
         state = (
             "blocked" if blocked is not None
             else "starting" if not client.admitted
-            else "replay" if any(each.waiting for each in places)
+            else "replay" if any(each in self._board.waiting(each.log) for each in places)
             else "behind" if lag
             else "live"
         )  # fmt: skip

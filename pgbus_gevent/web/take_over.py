@@ -10,37 +10,45 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+from ..core.client import StreamRequest
 from .responses import Environ, Headers, StartResponse, status_line
 
 TAKE_OVER = "pgbus_gevent.take_over"
-"""The environ key under which our server offers its socket: a function, given what to call with socket and head."""
-
-Adopt = Callable[[Any, bytes, bool], object]
+"""The environ key under which a server of ours offers its socket, as an :class:`Offer`."""
 
 
-def take_over(
-    environ: Environ, start_response: StartResponse, headers: Headers, adopt: Adopt
-) -> Iterable[bytes] | None:
-    """Give the request's socket to ``adopt``, with the head of the answer and whether that announces chunks, and return what the
-    application is to return.
+class Taker(Protocol):
+    """Who serves a request on its socket; :class:`pgbus_gevent.streamer.clients.Clients` does."""
 
-    None where no socket is to be had; then nothing was done.
-    """
-    ours = environ.get(TAKE_OVER)
-    if ours is not None:
-        start_response(status_line(200), headers)
-        ours(adopt)
-        return []
+    def take_over(self, request: StreamRequest, sock: Any, head: bytes, chunked: bool = False) -> object:
+        """Serve ``request`` on ``sock``. ``head`` is the head of the answer, which announces chunks if ``chunked`` says so."""
+
+
+class Offer(Protocol):
+    """A request whose server can let go of the socket, once the application has returned."""
+
+    def give_socket(self, taker: Taker, request: StreamRequest) -> None:
+        """Have ``taker`` serve ``request`` on the socket."""
+
+
+class Taken(NamedTuple):
+    """A socket, the head of the answer that is to be written to it first, and whether that announces chunks."""
+
+    sock: Any
+    head: bytes
+    chunked: bool
+
+
+def take_socket(environ: Environ, start_response: StartResponse, headers: Headers) -> Taken | None:
+    """The socket of a request whose server is not ours; None where none is to be had, and then nothing was done."""
     for offer in (_from_gunicorn, _from_uwsgi):
         descriptor = offer(environ, start_response, headers)
         if descriptor is not None:
             chunked = takes_chunks(environ["SERVER_PROTOCOL"])
-            adopt(_plain(descriptor), _head(headers, chunked), chunked)
-            return []
+            return Taken(_plain(descriptor), _head(headers, chunked), chunked)
     return None
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import plain, tcp_pair, wait_until
 
-from pgbus_gevent.streamer.io_writer import IoWriter
+from pgbus_gevent.streamer.connection import IoWriter
 from pgbus_gevent.streamer.turns import breathe
 
 MORE_THAN_FITS = 4 * 1024 * 1024
@@ -30,22 +30,20 @@ class Written:
         ours, self.peer = tcp_pair() if tcp else socket.socketpair()
         self.peer.settimeout(5.0)
         self.now = 100.0
-        self.drained = 0
-        self.gone: list[str] = []
+        self.drains = 0
+        self.reasons: list[str] = []
         self.callers: set[Any] = set()
         self.sock = plain(ours)
         self.fd = self.sock.fileno()
-        self.writer = IoWriter(
-            self.sock, self, on_drained=Written._drained, on_gone=Written._gone, clock=lambda: self.now
-        )
+        self.writer = IoWriter(self.sock, self, clock=lambda: self.now)
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
         self.callers.add(gevent.getcurrent())
-        self.drained += 1
+        self.drains += 1
 
-    def _gone(self, reason: str) -> None:
+    def gone(self, reason: str) -> None:
         self.callers.add(gevent.getcurrent())
-        self.gone.append(reason)
+        self.reasons.append(reason)
 
     def fill(self, size: int = MORE_THAN_FITS) -> bytes:
         """Write more than the socket takes."""
@@ -104,15 +102,15 @@ def test_what_fits_goes_out_at_once(written: Written) -> None:
     assert written.writer.blocked_since is None
     assert written.receive(3) == b"abc"
     settle()
-    assert written.drained == 0
+    assert written.drains == 0
 
 
 def test_what_does_not_fit_goes_out_as_the_peer_reads_and_not_a_byte_differs(written: Written) -> None:
     data = written.fill()
     assert written.receive(len(data)) == data
-    wait_until(lambda: written.drained)
+    wait_until(lambda: written.drains)
     assert written.writer.blocked_since is None
-    assert (written.drained, written.gone) == (1, [])
+    assert (written.drains, written.reasons) == (1, [])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -172,9 +170,9 @@ def test_it_is_blocked_since_the_peer_last_took_something(written: Written) -> N
 def test_its_callbacks_run_in_the_hub(written: Written) -> None:
     data = written.fill()
     written.receive(len(data))
-    wait_until(lambda: written.drained)
+    wait_until(lambda: written.drains)
     written.peer.close()
-    wait_until(lambda: written.gone)
+    wait_until(lambda: written.reasons)
     assert written.callers == {gevent.get_hub()}
 
 
@@ -185,18 +183,18 @@ def test_the_last_frame_is_followed_by_the_end(written: Written) -> None:
     written.writer.finish(b"bye", written.now)
     assert written.receive(3) == b"bye"
     assert written.at_the_end()
-    assert written.gone == ["finished"]
+    assert written.reasons == ["finished"]
     assert written.freed
 
 
 def test_the_last_frame_goes_behind_what_waits(written: Written) -> None:
     data = written.fill()
     written.writer.finish(b"bye", written.now)
-    assert written.gone == []
+    assert written.reasons == []
     assert written.receive(len(data) + 3) == data + b"bye"
     assert written.at_the_end()
-    wait_until(lambda: written.gone)
-    assert (written.gone, written.drained) == (["finished"], 0)
+    wait_until(lambda: written.reasons)
+    assert (written.reasons, written.drains) == (["finished"], 0)
     assert written.freed
 
 
@@ -227,7 +225,7 @@ def test_an_abort_does_not_wait_for_anything(over_tcp: Written) -> None:
         while over_tcp.peer.recv(65536):
             pass
     settle()
-    assert (over_tcp.gone, over_tcp.drained) == ([], 0)
+    assert (over_tcp.reasons, over_tcp.drains) == ([], 0)
 
 
 def test_closing_it_again_does_nothing(written: Written) -> None:
@@ -235,14 +233,14 @@ def test_closing_it_again_does_nothing(written: Written) -> None:
         written.writer.close()
         written.writer.abort()
     assert written.freed
-    assert written.gone == []
+    assert written.reasons == []
 
 
 def test_after_the_end_nothing_is_written_and_nothing_is_reported(written: Written) -> None:
     written.writer.close()
     written.writer.write(b"x", written.now)
     written.writer.finish(b"bye", written.now)
-    assert written.gone == []
+    assert written.reasons == []
     assert written.peer.recv(10) == b""
 
 
@@ -251,25 +249,25 @@ def test_after_the_end_nothing_is_written_and_nothing_is_reported(written: Writt
 
 def test_a_client_that_closes_is_reported_once_and_its_descriptor_freed(written: Written) -> None:
     written.peer.close()
-    wait_until(lambda: written.gone)
+    wait_until(lambda: written.reasons)
     settle()
-    assert written.gone == ["client left"]
+    assert written.reasons == ["client left"]
     assert written.freed
 
 
 def test_a_half_closed_client_has_left(written: Written) -> None:
     written.peer.shutdown(socket.SHUT_WR)
-    wait_until(lambda: written.gone)
-    assert written.gone == ["client left"]
+    wait_until(lambda: written.reasons)
+    assert written.reasons == ["client left"]
     assert written.at_the_end()
 
 
 def test_a_reset_is_reported_once(over_tcp: Written) -> None:
     over_tcp.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     over_tcp.peer.close()
-    wait_until(lambda: over_tcp.gone)
+    wait_until(lambda: over_tcp.reasons)
     settle()
-    assert over_tcp.gone == ["ConnectionResetError"]
+    assert over_tcp.reasons == ["ConnectionResetError"]
     assert over_tcp.freed
 
 
@@ -279,21 +277,21 @@ def test_a_client_that_leaves_while_something_waits_is_reported_once(over_tcp: W
     if how == "reset":
         over_tcp.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     over_tcp.peer.shutdown(socket.SHUT_WR) if how == "half" else over_tcp.peer.close()
-    wait_until(lambda: over_tcp.gone)
+    wait_until(lambda: over_tcp.reasons)
     settle()
-    assert len(over_tcp.gone) == 1
+    assert len(over_tcp.reasons) == 1
     assert over_tcp.freed
-    assert (over_tcp.drained, over_tcp.writer.blocked_since) == (0, None)
+    assert (over_tcp.drains, over_tcp.writer.blocked_since) == (0, None)
 
 
 @pytest.mark.parametrize("what", ["write", "finish"])
 def test_a_client_that_turns_out_to_have_left_is_reported_once(written: Written, what: str) -> None:
     written.peer.close()
     getattr(written.writer, what)(b"x", written.now)
-    assert written.gone == ["BrokenPipeError"]
+    assert written.reasons == ["BrokenPipeError"]
     written.writer.finish(b"bye", written.now)
     settle()
-    assert written.gone == ["BrokenPipeError"]
+    assert written.reasons == ["BrokenPipeError"]
     assert written.freed
 
 
@@ -301,7 +299,7 @@ def test_a_client_may_say_a_little(written: Written) -> None:
     for _ in range(4):
         written.peer.sendall(b"x" * 1024)
         settle()
-    assert written.gone == []
+    assert written.reasons == []
     written.writer.write(b"abc", written.now)
     assert written.receive(3) == b"abc"
 
@@ -311,7 +309,7 @@ def test_a_client_that_goes_on_talking_is_cut_off(written: Written) -> None:
         for _ in range(1000):
             written.peer.sendall(b"x" * 512)
             breathe()
-    assert written.gone == ["sent data on an event stream"]
+    assert written.reasons == ["sent data on an event stream"]
     assert written.freed
 
 
@@ -350,9 +348,9 @@ def test_the_next_connection_with_the_same_descriptor_is_not_taken_for_it() -> N
         assert {second.fd, second.peer.fileno()} & {first.fd}
         data = second.fill()
         assert second.receive(len(data)) == data
-        wait_until(lambda: second.drained)
+        wait_until(lambda: second.drains)
         second.peer.close()
-        wait_until(lambda: second.gone)
-        assert (first.drained, first.gone) == (0, [])
+        wait_until(lambda: second.reasons)
+        assert (first.drains, first.reasons) == (0, [])
     finally:
         second.close()

@@ -18,15 +18,15 @@ from time import monotonic
 from typing import Protocol
 
 import gevent
-from gevent.event import Event
 
-from ..core.registry import Registry
+from ..core.board import Board
+from ..core.retries import Trouble
 from ..core.stream_log import StreamLog
 from ..core.tail import Tail
 from ..database.rows import Row, TailRow
 from ..errors import DatabaseError
 
-logger = logging.getLogger("pgbus_gevent.catch_up")
+logger = logging.getLogger("pgbus_gevent.sweeper")
 
 AFTER_RING = (0.004, 0.012, 0.05, 0.25)
 """Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe. Where rings keep a
@@ -61,67 +61,37 @@ class Source(Protocol):
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]: ...
 
 
-class CatchUp:
+class Sweeper:
     """The greenlet that sweeps; :meth:`run` is its loop.
 
-    ``on_moved`` is given each log whose head is not the table's, ``on_new`` each log with how many frames were added to it.
-    ``interval`` gives the longest time until the next sweep, in seconds, which is jittered by a quarter: the longest time that a
-    message whose notification never came can be late.
+    ``interval`` is the longest time in seconds until the next sweep, shortened at random by up to a quarter: so late can a message
+    be whose notification never came. While no notifications are heard, it is ten times shorter.
     """
 
     def __init__(
-        self,
-        source: Source,
-        registry: Registry,
-        *,
-        on_moved: Callable[[StreamLog], None],
-        on_new: Callable[[StreamLog, int], None],
-        interval: Callable[[], float],
-        clock: Callable[[], float] = monotonic,
+        self, source: Source, board: Board, *, interval: float, clock: Callable[[], float] = monotonic
     ) -> None:
         self._source = source
-        self._registry = registry
-        self._on_moved = on_moved
-        self._on_new = on_new
+        self._board = board
         self._interval = interval
         self._clock = clock
-        self._pace = 0.0
         self._stage = len(AFTER_RING)
-        self._rung = Event()
         self._tail = Tail()
         self._probed = -PROBE_AFTER
         self._next_probe = 0.0
         self._flooded = False
-        self._unsure = False
         self._next_check: float | None = None
         self._unchecked: list[StreamLog] = []
         self.sweeps = 0
 
-    def ring(self) -> None:
-        """Somebody rang; never yields."""
-        self._stage = 0
-        self._rung.set()
-
-    def resync(self) -> None:
-        """There is a new session, perhaps with another server or one that was restored: the next sweep is a probe, at once."""
-        self.doubt()
-        self._probed = -PROBE_AFTER
-        self._next_probe = 0.0
-        self._unsure = True
-        self.ring()
-
-    def doubt(self) -> None:
-        """The session was lost: whoever comes now waits until the table has been asked."""
-        for log in self._registry.logs():
-            log.doubts += 1
-
-    def keep_pace(self, pace: float) -> None:
-        """Rings are so many seconds apart from now on."""
-        self._pace = pace
+    @property
+    def interval(self) -> float:
+        """The longest time until the next sweep, in seconds."""
+        return self._board.until_next(self._interval)
 
     def run(self) -> None:
         """Sweep, for ever."""
-        failing = False
+        trouble = Trouble(logger, "cannot look for new messages, trying again: %s")
         while True:
             self._pause()
             began = self._clock()
@@ -129,14 +99,12 @@ class CatchUp:
             try:
                 if self._sweep(began, probing):
                     self._stage = 0
-                failing = False
+                trouble.ends()
             except DatabaseError as error:
-                if not failing:
-                    logger.warning("cannot look for new messages, trying again: %s", error)
-                failing = True
-                self._unsure |= probing
+                trouble.begins(error)
+                self._board.unsure |= probing
             # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
-            rest = min((self._clock() - began) * _REST, self._interval())
+            rest = min((self._clock() - began) * _REST, self.interval)
             if probing:
                 # A probe of ten thousand streams keeps the next probe waiting, not the tails.
                 self._next_probe = self._clock() + rest
@@ -145,32 +113,36 @@ class CatchUp:
 
     def _pause(self) -> None:
         """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""
-        if self._stage == len(AFTER_RING):
-            self._rung.clear()
-            if not self._rung.wait(self._interval() * random.uniform(0.75, 1.0)):
-                return
+        doorbell = self._board.doorbell
+        if self._stage == len(AFTER_RING) and not doorbell.wait(self.interval * random.uniform(0.75, 1.0)):
+            return
+        if doorbell.is_set():
+            doorbell.clear()
+            self._stage = 0
         stage = self._stage
-        gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else -self._pace))
-        if self._stage == stage:  # else a ring came meanwhile and starts over
-            self._stage = stage + 1
+        gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else -self._board.pace))
+        if doorbell.is_set() and stage:
+            return  # a ring came meanwhile, which starts over
+        doorbell.clear()
+        self._stage = stage + 1
         if self._stage == len(AFTER_RING):
             gevent.sleep(max(0.0, self._next_probe - self._clock()))
 
     def _probe_is_due(self, now: float) -> bool:
-        if self._tail.top is None or self._unsure:
+        if self._tail.top is None or self._board.unsure:
             return True
         due = self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER
         return due and now >= self._next_probe
 
     def _sweep(self, now: float, probing: bool) -> bool:
         """Whether anything had moved that a publisher did not tell of."""
-        logs = [log for log in self._registry.logs() if log.is_open]
+        logs = [log for log in self._board.registry.logs() if log.is_open]
         if not logs:
             return False
         self.sweeps += 1
         if probing:
             self._probed = now
-            self._unsure = False
+            self._board.unsure = False
             moved = self._probe(logs)
             self._check_rings(now)
             return moved
@@ -201,18 +173,18 @@ class CatchUp:
             # One that is beyond the table is looked at though it has moved meanwhile: it may go on behind what is not there.
             now, head = found.get(log.name), heads[log.name]
             if now is not None and not log.retired and (now < head or log.head == head):
-                self._on_moved(log)
+                self._board.looks.add(log)
                 moved = True
         return moved
 
     def _check_rings(self, now: float) -> None:
         """Drop rings that hold what was deleted from the middle of their streams, or not what came there later."""
         if self._next_check is None or now < self._next_check:
-            self._next_check = self._next_check or now + self._interval()
+            self._next_check = self._next_check or now + self.interval
             return
-        self._next_check = now + self._interval()
+        self._next_check = now + self.interval
         if not self._unchecked:
-            self._unchecked = self._registry.logs()
+            self._unchecked = self._board.registry.logs()
         held: list[tuple[StreamLog, int, list[int]]] = []
         size = 0
         while self._unchecked and size < CHECKED_MESSAGES:
@@ -235,12 +207,11 @@ class CatchUp:
 
     def _take(self, row: TailRow) -> bool:
         """Whether the message was new here."""
-        log = self._registry.log(row.stream)
+        log = self._board.registry.log(row.stream)
         if log is None or not log.is_open or row.id <= log.head:
             return False
-        if row.data is not None and log.follows(row.prev_id):
-            message = Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id)
-            self._on_new(log, log.extend([message]))
+        if row.data is not None:
+            self._board.take_next(log, Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id))
         else:
-            self._on_moved(log)
+            self._board.looks.add(log)
         return True

@@ -8,17 +8,32 @@ from types import SimpleNamespace
 
 import gevent
 import pytest
-from streamer_parts import FakeClient, Table, added, wait_until
+from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
-from pgbus_gevent.core.registry import Registry
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.board import Board
+from pgbus_gevent.core.events import Broadcast
+from pgbus_gevent.core.stream_log import StreamLog
+from pgbus_gevent.core.work import Work
 from pgbus_gevent.database.rows import TailRow
-from pgbus_gevent.streamer import catch_up
-from pgbus_gevent.streamer.catch_up import AFTER_RING, MAX_SHARE, TAIL_REST, CatchUp
+from pgbus_gevent.streamer import sweeper
+from pgbus_gevent.streamer.sweeper import AFTER_RING, MAX_SHARE, TAIL_REST, Sweeper
 from pgbus_gevent.streamer.turns import breathe
 
 STAGES = [0.004, 0.008, 0.038, 0.2]
 """The pauses before the sweeps after a ring."""
+
+
+class Looks(Work[StreamLog]):
+    """Does what a reader would: brings the log up to the table, and writes down that it was asked for."""
+
+    def __init__(self, table: Table, board: Board) -> None:
+        super().__init__(board.reading)
+        self._table = table
+        self.asked: list[str] = []
+
+    def add(self, log: StreamLog) -> None:
+        self.asked.append(log.name)
+        log.extend(self._table.rows[log.name])
 
 
 class Sweeping:
@@ -28,22 +43,26 @@ class Sweeping:
         self.now = 0.0
         self.slept: list[float] = []
         self.on_sleep: Callable[[], object] = lambda: None
-        monkeypatch.setattr(catch_up, "gevent", SimpleNamespace(sleep=self._sleep))
+        monkeypatch.setattr(sweeper, "gevent", SimpleNamespace(sleep=self._sleep))
         self.table = Table()
-        self.budget = RingBudget(10**6)
-        self.registry = Registry(lambda name: StreamLog(name, self.budget, max_frames=10, max_bytes=1000))
-        self.moved: list[str] = []
+        self.board = make_board()
+        self.board.listening.set()
+        self.board.unsure = False
+        self.registry = self.board.registry
+        self.board.looks = looks = Looks(self.table, self.board)
+        self.moved = looks.asked
         self.added: list[tuple[str, int]] = []
-        self.interval = 1000.0
-        self.part = CatchUp(
-            self.table,
-            self.registry,
-            on_moved=self._found,
-            on_new=lambda log, new: self.added.append((log.name, new)),
-            interval=lambda: self.interval,
-            clock=lambda: self.now,
-        )
+        self.board.events.subscribe(Broadcast, self.added.append)  # type: ignore[arg-type]  # a pair, too
+        self.part = Sweeper(self.table, self.board, interval=1000.0, clock=lambda: self.now)
         self.greenlet: gevent.Greenlet[..., None] | None = None
+
+    @property
+    def interval(self) -> float:
+        return self.part.interval
+
+    @interval.setter
+    def interval(self, seconds: float) -> None:
+        self.part._interval = seconds
 
     def _sleep(self, seconds: float) -> None:
         if seconds:
@@ -52,13 +71,9 @@ class Sweeping:
         self.on_sleep()
         breathe()
 
-    def _found(self, log: StreamLog) -> None:
-        self.moved.append(log.name)
-        log.extend(self.table.rows[log.name])
-
     def watch(self, stream: str, *, opened: bool = True) -> FakeClient:
         client = FakeClient(stream, stream)
-        log = added(self.registry, client).log
+        log = added(self.board, client).log
         if opened:
             log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
         return client
@@ -68,11 +83,11 @@ class Sweeping:
         breathe()
 
     def at_rest(self) -> bool:
-        return self.part._stage == len(AFTER_RING) and not self.part._rung.is_set()
+        return self.part._stage == len(AFTER_RING) and not self.board.doorbell.is_set()
 
     def ring(self) -> None:
         """Ring, and wait until all that follows is over."""
-        self.part.ring()
+        self.board.doorbell.set()
         wait_until(self.at_rest)
         breathe()
 
@@ -89,7 +104,7 @@ def test_where_rings_keep_a_distance_it_sweeps_after_that(sweeping: Sweeping) ->
     sweeping.watch("orders")
     sweeping.start()
     sweeping.slept.clear()
-    sweeping.part.keep_pace(0.025)
+    sweeping.board.pace = 0.025
     sweeping.ring()
     assert sweeping.slept == [0.029, *STAGES[1:]]
 
@@ -180,7 +195,7 @@ def test_large_data_has_its_stream_read(sweeping: Sweeping) -> None:
 
 def test_where_rings_never_end_a_probe_comes_every_second(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
-    sweeping.table.on_read = lambda: sweeping.part.ring() if sweeping.now < 5 else None
+    sweeping.table.on_read = lambda: sweeping.board.doorbell.set() if sweeping.now < 5 else None
     sweeping.start()
     sweeping.ring()
     assert sweeping.table.reads.count("moved") in (6, 7)  # one more at the end of it all
@@ -188,7 +203,7 @@ def test_where_rings_never_end_a_probe_comes_every_second(sweeping: Sweeping) ->
 
 
 def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catch_up, "TAIL_ROWS", 3)
+    monkeypatch.setattr(sweeper, "TAIL_ROWS", 3)
     sweeping.watch("orders")
     sweeping.start()
     sweeping.ring()
@@ -203,7 +218,7 @@ def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: p
 def test_streams_are_named_to_the_tail_only_where_they_are_few(
     sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catch_up, "FEW_STREAMS", 2)
+    monkeypatch.setattr(sweeper, "FEW_STREAMS", 2)
     named = []
     tail = sweeping.table.tail
 
@@ -245,7 +260,7 @@ def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweep
 def test_a_stream_whose_last_client_left_meanwhile_is_passed_over(sweeping: Sweeping) -> None:
     client = sweeping.watch("orders")
     sweeping.table.append("orders")
-    sweeping.table.on_read = lambda: sweeping.registry.remove(client)
+    sweeping.table.on_read = lambda: sweeping.board.leave(client)
     sweeping.start()
     sweeping.ring()
     assert sweeping.moved == []
@@ -273,7 +288,7 @@ def test_a_ring_cuts_the_interval_short(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.start()
     assert sweeping.part.sweeps == 0
-    sweeping.part.ring()
+    sweeping.board.doorbell.set()
     wait_until(lambda: sweeping.part.sweeps)
 
 
@@ -284,7 +299,7 @@ def test_a_ring_between_the_sweeps_starts_over(sweeping: Sweeping, sleep: int) -
     def ring_once() -> None:
         if len(sweeping.slept) == sleep and sweeping.part._stage:
             sweeping.on_sleep = lambda: None
-            sweeping.part.ring()
+            sweeping.board.doorbell.set()
 
     sweeping.on_sleep = ring_once
     sweeping.start()
@@ -295,7 +310,7 @@ def test_a_ring_between_the_sweeps_starts_over(sweeping: Sweeping, sleep: int) -
 @pytest.mark.parametrize("sweep", [1, 2, 3])
 def test_a_ring_during_a_sweep_starts_over(sweeping: Sweeping, sweep: int) -> None:
     sweeping.watch("orders")
-    sweeping.table.on_read = lambda: sweeping.part.ring() if len(sweeping.table.reads) == sweep else None
+    sweeping.table.on_read = lambda: sweeping.board.doorbell.set() if len(sweeping.table.reads) == sweep else None
     sweeping.start()
     sweeping.ring()
     assert sweeping.slept == STAGES[:sweep] + STAGES
@@ -321,7 +336,7 @@ def test_probes_take_no_more_than_their_share_of_the_time(sweeping: Sweeping) ->
             began.append(sweeping.now)
             sweeping.now += 2.0
         if sweeping.now < 100:
-            sweeping.part.ring()
+            sweeping.board.doorbell.set()
 
     sweeping.table.on_read = slow
     sweeping.start()
@@ -386,7 +401,7 @@ def test_a_head_that_the_table_does_not_have_has_its_stream_read(sweeping: Sweep
     sweeping.moved.clear()
     sweeping.table.lose("orders", 2)
     sweeping.part._probed = -10.0
-    sweeping.part.ring()
+    sweeping.board.doorbell.set()
     wait_until(lambda: sweeping.moved)
     assert set(sweeping.moved) == {"orders"}
 
@@ -417,10 +432,10 @@ def test_with_a_new_session_the_first_sweep_is_a_probe_and_settles_the_doubts(sw
     sweeping.ring()
     log = sweeping.registry.log("orders")
     assert log is not None
-    sweeping.part.doubt()
+    sweeping.board.doubt()
     sweeping.table.reads.clear()
     sweeping.table.failures = 1
-    sweeping.part.resync()
+    sweeping.board.resync()
     assert log.in_doubt
     wait_until(lambda: not log.in_doubt)
     assert sweeping.table.reads[:2] == ["moved", "moved"]
@@ -473,7 +488,7 @@ def test_a_ring_that_does_not_is_dropped(change: str, sweeping: Sweeping, holdin
 def test_where_rings_hold_more_than_is_checked_at_once_they_take_turns(
     sweeping: Sweeping, holding: StreamLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catch_up, "CHECKED_MESSAGES", 1)
+    monkeypatch.setattr(sweeper, "CHECKED_MESSAGES", 1)
     sweeping.watch("stock")
     sweeping.table.append("stock")
     sweeping.table.append("stock")

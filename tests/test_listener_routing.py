@@ -5,43 +5,34 @@ from __future__ import annotations
 import json
 
 import pytest
-from streamer_parts import FakeClient, added
+from streamer_parts import FakeClient, added, make_board
 
-from pgbus_gevent.core.registry import Registry
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.events import Broadcast
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.messages import MAX_ID
-from pgbus_gevent.streamer.routing import WakeRouter
+from pgbus_gevent.streamer.listener import Listener
 
 NOW = 1764000000.0
 
 
 class Routing:
-    """The part, over a registry in which ``orders`` has 10 as its head and ``stock`` is not open yet."""
+    """A listener over a board on which ``orders`` has 10 as its head and ``stock`` is not open yet."""
 
     def __init__(self) -> None:
-        budget = RingBudget(10**6)
-        self.registry = Registry(lambda name: StreamLog(name, budget, max_frames=10, max_bytes=1000))
+        self.board = make_board()
         self.moved: list[tuple[str, int]] = []
-        self.looks: list[str] = []
-        self.rings: list[int] = []
-        self.ephemerals: list[Ephemeral] = []
-        self.controls: list[int] = []
-        self.router = WakeRouter(
-            self.registry,
-            on_ring=lambda: self.rings.append(1),
-            on_moved=lambda log, new: self.moved.append((log.name, new)),
-            look=lambda log: self.looks.append(log.name),
-            take=self.ephemerals.append,
-            on_control=lambda: self.controls.append(1),
-            clock=lambda: NOW,
-        )
-        self.log = added(self.registry, FakeClient("a", "orders")).log
+        self.board.events.subscribe(Broadcast, self.moved.append)  # type: ignore[arg-type]  # a pair, too
+        self.listener = Listener(None, self.board, wall_clock=lambda: NOW)  # type: ignore[arg-type]  # nothing is opened
+        self.log = added(self.board, FakeClient("a", "orders")).log
         self.log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
-        added(self.registry, FakeClient("b", "stock"))
+        added(self.board, FakeClient("b", "stock"))
+
+    @property
+    def looks(self) -> list[str]:
+        return [log.name for log in self.board.looks]
 
     def ring(self, stream: str, id: int, prev_id: int | None) -> None:
-        self.router.hear([json.dumps(["message", stream, id, prev_id, 0, None, "x", None, None])])
+        self.listener.hear([json.dumps(["message", stream, id, prev_id, 0, None, "x", None, None])])
 
 
 @pytest.fixture
@@ -73,14 +64,14 @@ def test_a_message_of_a_stream_that_is_not_open_yet_is_looked_for(routing: Routi
 
 
 def test_streams_that_moved_are_looked_for_where_somebody_watches(routing: Routing) -> None:
-    routing.router.hear(['["moved", "orders", "news", "stock"]', '["moved"]', "nonsense"])
+    routing.listener.hear(['["moved", "orders", "news", "stock"]', '["moved"]', "nonsense"])
     assert routing.looks == ["orders", "stock"]
 
 
 @pytest.mark.parametrize("payloads", [["nonsense"], ['["moved"]', '["large", "news", 7]']])
 def test_whatever_came_is_reason_enough_for_a_sweep(routing: Routing, payloads: list[str]) -> None:
-    routing.router.hear(payloads)
-    assert routing.rings == [1]
+    routing.listener.hear(payloads)
+    assert routing.board.doorbell.is_set()
 
 
 def test_what_nobody_watches_is_passed_over(routing: Routing) -> None:
@@ -89,8 +80,8 @@ def test_what_nobody_watches_is_passed_over(routing: Routing) -> None:
 
 
 def test_an_ephemeral_message_is_handed_on(routing: Routing) -> None:
-    routing.router.hear(['["large", "orders", 7]'])
-    assert routing.ephemerals == [Ephemeral("orders", 7, None, None, None, None)]
+    routing.listener.hear(['["large", "orders", 7]'])
+    assert [*routing.board.large] == [Ephemeral("orders", 7, None, None, None, None)]
 
 
 def test_a_message_that_claims_to_follow_but_is_older_moves_nothing(routing: Routing) -> None:
@@ -107,16 +98,16 @@ def test_an_id_far_beyond_the_clock_is_looked_up_before_it_counts(routing: Routi
 
 @pytest.mark.parametrize("time", [0.0, -1e300, 1e300, "NaN", "Infinity", NOW - 100_000, NOW + 100_000])
 def test_a_time_that_cannot_be_tells_nothing_of_how_late_a_message_is(routing: Routing, time: float | str) -> None:
-    routing.router.hear([f'["message", "orders", 20, 10, {time}, null, "x", null, null]'])
+    routing.listener.hear([f'["message", "orders", 20, 10, {time}, null, "x", null, null]'])
     assert (routing.log.head, routing.log.appended_at) == (20, None)
 
 
 def test_the_time_of_the_first_message_that_waits_counts(routing: Routing) -> None:
     for n, time in enumerate([NOW - 1, NOW - 0.5], 2):
-        routing.router.hear([f'["message", "orders", {n}0, {n - 1}0, {time}, null, "x", null, null]'])
+        routing.listener.hear([f'["message", "orders", {n}0, {n - 1}0, {time}, null, "x", null, null]'])
     assert (routing.log.head, routing.log.appended_at) == (30, NOW - 1)
 
 
 def test_a_control_notification_is_passed_on(routing: Routing) -> None:
-    routing.router.hear(['["control"]'])
-    assert (routing.controls, routing.looks) == ([1], [])
+    routing.listener.hear(['["control"]'])
+    assert (routing.board.control.is_set(), routing.looks) == (True, [])

@@ -1,0 +1,35 @@
+"""Counts observations in buckets, without a lock: one greenlet at a time observes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+
+class Histogram:
+    """Counts observations by ``bounds``, which rise; the last bucket is without a bound. :meth:`observe` never yields."""
+
+    __slots__ = ("_counts", "bounds", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self._counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def counts(self) -> list[int]:
+        """How many observations lie in each bucket, each for itself."""
+        return list(self._counts)
+
+    @property
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Each bound, and how many observations lie at or below it."""
+        found, below = [], 0
+        for bound, count in zip((*map(float, self.bounds), float("inf")), self._counts, strict=True):
+            below += count
+            found.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
+        return found

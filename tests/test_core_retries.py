@@ -1,0 +1,64 @@
+"""Pauses that grow, and a log that is told of a failure once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pgbus_gevent.core.retries import Backoff, Seldom, Trouble
+
+logger = logging.getLogger("pgbus_gevent.tests")
+
+
+def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_success() -> None:
+    backoff = Backoff(1.0, 5.0, least_share=1.0)
+    assert [backoff.next() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    backoff.reset()
+    assert backoff.next() == 1.0
+
+
+def test_pauses_differ_so_that_workers_do_not_come_back_together() -> None:
+    pauses = {Backoff(8.0, 8.0).next() for _ in range(100)}
+    assert len(pauses) > 90
+    assert all(4.0 <= pause <= 8.0 for pause in pauses)
+
+
+def test_trouble_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trouble = Trouble(logger, "it fails: %s", over="it works again")
+    trouble.ends()
+    for error in ("a", "b"):
+        trouble.begins(error)
+        assert trouble.lasts
+    trouble.ends()
+    trouble.ends()
+    trouble.begins("c")
+    assert caplog.messages == ["it fails: a", "it works again", "it fails: c"]
+
+
+def test_each_kind_has_its_turn_once_a_minute_and_what_went_untold_is_counted() -> None:
+    now = [0.0]
+    seldom = Seldom(lambda: now[0])
+    assert (seldom.turn("a"), seldom.turn("b")) == (0, 0)
+    assert [seldom.turn("a") for _ in range(3)] == [None] * 3
+    now[0] = 60.0
+    assert (seldom.turn("a"), seldom.turn("b")) == (3, 0)
+    assert seldom.turn("a") is None
+    seldom.forget("a")
+    assert seldom.turn("a") == 0
+
+
+def test_without_a_clock_each_kind_has_one_turn() -> None:
+    seldom = Seldom()
+    assert [seldom.turn("a") for _ in range(3)] == [0, None, None]
+
+
+def test_kinds_are_bounded_and_make_room_once_their_time_is_over() -> None:
+    now = [0.0]
+    seldom = Seldom(lambda: now[0], most=10)
+    assert sum(seldom.turn(n) is not None for n in range(100)) == 10
+    assert len(seldom) == 10
+    now[0] = 61.0
+    assert seldom.turn("new") == 0
+    assert len(seldom) == 1
