@@ -2,10 +2,13 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import kinds
 import pytest
 
 # Where the package is installed, pytest has found its plugin already.
@@ -19,6 +22,47 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same of a hang-up, under nohup: the tests that need a program to ignore it say so themselves.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what each test needs."""
+    kinds.mark(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """A fast test starts no process, nor do its fixtures."""
+    with _refusing_processes(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A fast test starts no process."""
+    with _refusing_processes(item):
+        return (yield)
+
+
+_refusing = False
+
+
+@contextmanager
+def _refusing_processes(item: pytest.Item) -> Iterator[None]:
+    global _refusing
+    _refusing = item.get_closest_marker("fast") is not None
+    try:
+        yield
+    finally:
+        _refusing = False
+
+
+def _refuse_processes(event: str, _: object) -> None:
+    if _refusing and event in {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}:
+        pytest.fail("this test starts a process, so it is not a fast one: mark it with @pytest.mark.program")
+
+
+sys.addaudithook(_refuse_processes)
 
 
 @pytest.fixture(scope="session", autouse=True)
