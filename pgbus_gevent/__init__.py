@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bus import Bus, Stream
-    from .config import Settings
+    from .settings.table import Settings
     from .core.client import Subscriber
     from .errors import PgbusError
     from .messages import Member, Message

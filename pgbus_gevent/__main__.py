@@ -14,7 +14,7 @@ from gevent import monkey
 # Before everything else is imported: what was imported unpatched stays so.
 monkey.patch_all()
 
-from .cli import main  # noqa: E402
+from .commands.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import gevent
 
-from .coalescer import Coalescer, check_window
-from .config import Settings
+from .publishing.coalescer import Coalescer, check_window
+from .settings.table import Settings
 from .core.client import Subscriber
 from .core.filters import Filters
 from .core.identity import Identities
@@ -34,9 +34,9 @@ from .database import using as statements
 from .database.batch import Outgoing
 from .database.queries import Publication
 from .errors import InvalidArgument
-from .markup import Html
+from .core.markup import Html
 from .messages import Message
-from .presence import Presence
+from .publishing.presence import Presence
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 

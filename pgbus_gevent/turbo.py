@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 
 from .errors import InvalidArgument
-from .markup import Html
+from .core.markup import Html
 
 __all__ = ["after", "append", "before", "morph", "prepend", "refresh", "remove", "replace", "update"]
 

@@ -22,7 +22,7 @@ import gevent
 import psycopg2.extensions as ext
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer.instance import Instance

@@ -19,7 +19,7 @@ import psutil
 from raw_http import Answer, ask
 from support import PATIENCE, free_port, run, session, until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from raw_http import Answer, ask
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer.instance import Instance

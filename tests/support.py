@@ -28,7 +28,7 @@ import psycopg2
 from gevent.greenlet import Greenlet
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient, stream_path
 from pgbus_gevent.testing.servers import SECRET, RunningServer

@@ -19,7 +19,7 @@ from support import serving as plain_serving
 
 from pgbus_gevent import streamer
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import green, patience, pool
 from pgbus_gevent.database.connect import connect as connect_to
 from pgbus_gevent.database.queries import Queries

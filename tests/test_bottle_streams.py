@@ -19,7 +19,7 @@ from support import get, session
 from pgbus_gevent import Subscriber
 from pgbus_gevent.bottle_plugin import PgbusPlugin
 from pgbus_gevent.bus import Bus, Html
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.testing.client import StreamClient
 

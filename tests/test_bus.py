@@ -19,7 +19,7 @@ from database_parts import Ear, Session, Sessions, opened_sessions, raises, toge
 
 from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.identity import Identities
 from pgbus_gevent.core.wakes import parse

@@ -20,7 +20,7 @@ from cli_parts import PATIENCE, PROGRAM, Cli, environment
 
 from pgbus_gevent import __version__
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.cli_common import read_or_make_secret
+from pgbus_gevent.commands.common import read_or_make_secret
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.errors import InvalidArgument, TokenExpired
 from pgbus_gevent.testing.databases import TestDatabases
@@ -282,7 +282,7 @@ def test_records_are_logged_as_json_even_those_from_before_the_format_was_known(
     record = json.loads(line)
     assert abs(time() - _seconds(record.pop("time"))) < 60
     assert "PGBUS_RETENTION" in record.pop("message")
-    assert record == {"level": "warning", "logger": "pgbus_gevent.config"}
+    assert record == {"level": "warning", "logger": "pgbus_gevent.settings.table"}
 
 
 def test_a_log_level_holds_for_every_record(cli: Cli) -> None:

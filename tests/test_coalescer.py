@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgbus_gevent import bus as bus_module
-from pgbus_gevent import coalescer as coalescer_module
+from pgbus_gevent.publishing import coalescer as coalescer_module
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.coalescer import Coalescer
+from pgbus_gevent.publishing.coalescer import Coalescer
 from pgbus_gevent.core.windows import Windows
 from pgbus_gevent.database.batch import Outgoing
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
@@ -243,7 +243,7 @@ def test_an_idle_one_is_collected() -> None:
 
 
 def test_while_the_database_is_away_the_last_values_are_kept(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pgbus_gevent.coalescer")
+    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.coalescer")
     world = World()
     world.error = AWAY
     world.write("old", "t")

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgbus_gevent.casting import format_duration, format_size, parse_duration, parse_size, redact_url
-from pgbus_gevent.config import Settings, default_data_dir
+from pgbus_gevent.settings.casting import format_duration, format_size, parse_duration, parse_size, redact_url
+from pgbus_gevent.settings.table import Settings, default_data_dir
 from pgbus_gevent.errors import InvalidArgument, InvalidSetting
-from pgbus_gevent.flags import add_flags, flags_given, settings_table
+from pgbus_gevent.settings.flags import add_flags, flags_given, settings_table
 
 SECRET = "a-secret-of-the-tests"
 PASSWORD = "hunter2"
@@ -211,7 +211,7 @@ def test_the_value_of_an_unknown_name_is_not_shown() -> None:
 
 
 def test_an_unknown_variable_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "pgbus_gevent.config"):
+    with caplog.at_level(logging.WARNING, "pgbus_gevent.settings.table"):
         assert load({"PGBUS_HARTBEAT": SECRET}) == Settings()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "PGBUS_HARTBEAT" in caplog.text and "did you mean PGBUS_HEARTBEAT?" in caplog.text
@@ -621,7 +621,7 @@ def test_the_table_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documented_table_is_that_of_the_fields() -> None:
-    """Made by: python -c 'from pgbus_gevent.flags import settings_table; print(settings_table())'"""
+    """Made by: python -c 'from pgbus_gevent.settings.flags import settings_table; print(settings_table())'"""
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     table = page.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
     assert table == settings_table()

@@ -10,7 +10,7 @@ from support import Serving, greenlets, raw_client, serving, until
 
 from pgbus_gevent import streamer
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.streamer.instance import Instance
 

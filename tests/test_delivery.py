@@ -11,7 +11,7 @@ import pytest
 from support import received, run, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.web.stream_app import StreamApp

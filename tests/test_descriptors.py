@@ -12,7 +12,7 @@ import pytest
 from support import holds, run, session, until
 from test_serve import SECRET, serving
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database, schema
 
 LIMIT = 120

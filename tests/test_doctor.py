@@ -15,10 +15,10 @@ import pytest
 from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
 
-from pgbus_gevent import cli_doctor
+from pgbus_gevent.commands import doctor as cli_doctor
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.cli_doctor import FAIL, OK, WARN, Finding, findings
-from pgbus_gevent.config import Settings
+from pgbus_gevent.commands.doctor import FAIL, OK, WARN, Finding, findings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.checks import Checks, Oldest, Rows
 from pgbus_gevent.database.notifications import ListenSession

@@ -17,7 +17,7 @@ from program_parts import ROOT, Program, program, tag_in
 from raw_http import ask
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 FORM = "application/x-www-form-urlencoded"

@@ -19,7 +19,7 @@ from test_time_travel import gaps, last, reasons, since_the_gap
 from ways import Address, HAProxy, PgBouncer, SessionPgBouncer, Way
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database.embedded import SYSTEM_USER
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.testing.client import StreamClient

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgbus_gevent import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.errors import BadToken, InvalidArgument, InvalidEvent, InvalidName, TokenExpired
 from pgbus_gevent.testing import FakeBus

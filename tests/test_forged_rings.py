@@ -13,7 +13,7 @@ import pytest
 from support import Serving, get, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.messages import MAX_ID
 from pgbus_gevent.streamer import listener
 from pgbus_gevent.testing.client import StreamClient

@@ -19,7 +19,7 @@ from gevent.server import StreamServer
 from support import connect, holds, received, run, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import green
 from pgbus_gevent.streamer import listener as listener_module
 

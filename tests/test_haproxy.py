@@ -18,7 +18,7 @@ from support import PATIENCE, free_port, until
 from ways import found
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import pytest
 from support import Serving, get, greenlets, received, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import Heartbeat, Listener, StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
 from pgbus_gevent.streamer.sweeper import Sweeper

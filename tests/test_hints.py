@@ -10,7 +10,7 @@ from streamer_parts import FakeClient, Parts, wait_until
 from support import get, serve_process, serving, session, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core import hints, sse
 from pgbus_gevent.streamer import hint_passes
 from pgbus_gevent.testing.client import StreamClient

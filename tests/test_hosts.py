@@ -17,7 +17,7 @@ from support import get, run, serving, session, until
 from test_failover import kill_server, standby
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import green
 from pgbus_gevent.database.addresses import Route
 from pgbus_gevent.database.connect import connect

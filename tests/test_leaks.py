@@ -14,7 +14,7 @@ import pytest
 from gevent.pool import Pool as Greenlets
 from support import Serving, greenlets, raw_client, run, serving, session, until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database.pool import Pool
 from pgbus_gevent.streamer.instance import Instance
 

@@ -20,7 +20,7 @@ from site_parts import Site, running_site
 from support import PATIENCE, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.events import Events, Passed
 from pgbus_gevent.core.histogram import Histogram
 from pgbus_gevent.database.migrating import migrate

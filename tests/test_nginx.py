@@ -15,7 +15,7 @@ from host_parts import Browser, servers_at
 from raw_http import ask
 from support import until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")

@@ -10,7 +10,7 @@ import pytest
 from database_parts import Session, opened_sessions, own_server, until
 from support import received, serving
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.database.migrating import migrate
 

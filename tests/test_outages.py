@@ -15,7 +15,7 @@ import pytest
 from support import connect, get, received, run, serve_process, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.errors import DatabaseError

@@ -13,7 +13,7 @@ from gevent import pywsgi
 from support import connect, get, greenlets, holds, received, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.body_connection import BodyConnection
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient

@@ -23,7 +23,7 @@ from pgbus_gevent.database.presence import PresenceQueries
 from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.database.queries import OpenQuestion, Publication, Queries
 from pgbus_gevent.database.session_settings import _ALWAYS
-from pgbus_gevent.retention import Retention
+from pgbus_gevent.settings.retention import Retention
 from pgbus_gevent.testing.databases import TestDatabases
 
 MESSAGES = 40_000

@@ -18,7 +18,7 @@ from streamer_parts import seat, wait_until
 from pgbus_gevent import Bus
 from pgbus_gevent.core.names import PublicNames
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
-from pgbus_gevent.presence import Presence
+from pgbus_gevent.publishing.presence import Presence
 from pgbus_gevent.streamer import presence as part
 from pgbus_gevent.streamer.presence import PresenceKeeper, metadata_of
 from pgbus_gevent.testing import FakeBus
@@ -332,7 +332,7 @@ def test_where_nobody_is_here_an_outage_is_said_once_too(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
-    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
+    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.presence")
     memory, keeper = kept.memory, kept.keeper
     memory.failure = DatabaseError("permission denied for table presence", "42501")
     running(kept)
@@ -350,7 +350,7 @@ def test_without_the_database_connections_come_and_go_and_it_is_said_once(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
-    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
+    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.presence")
     memory, keeper = kept.memory, kept.keeper
     keeper.joined(seat("c0", "room", "zoe"))
     running(kept)

@@ -19,7 +19,7 @@ from streamer_parts import seat
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.names import PublicNames
 from pgbus_gevent.streamer.instance import Instance

@@ -14,7 +14,7 @@ from database_parts import Session, until
 from support import serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.streamer import pruner as module
 from pgbus_gevent.streamer.pruner import MAX_SHARE, MESSAGES, STREAMS, Pruner

@@ -15,7 +15,7 @@ import pytest
 from cli_parts import Cli, Tail
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 
 

@@ -13,7 +13,7 @@ import pytest
 from program_parts import ROOT, SECRET, program, tag_in
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 PUBLISH, RENDER, BOTTLE = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)

@@ -12,7 +12,7 @@ import pytest
 from support import Serving, connect, percentile, received, run, serve_process, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 Connect = Callable[..., StreamClient]

@@ -17,11 +17,11 @@ from database_parts import Session, Sessions, is_waiting, raises, until
 from support import connect, received, serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.queries import _OPENINGS, _PAGES
 from pgbus_gevent.errors import DatabaseError, InvalidSetting
-from pgbus_gevent.retention import Retention, Rule
+from pgbus_gevent.settings.retention import Retention, Rule
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 

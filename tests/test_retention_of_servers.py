@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support import serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
-from pgbus_gevent.retention import Retention, Rule, keep_longest
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.settings.retention import Retention, Rule, keep_longest
 
 QUICK = 0.05
 SHORT, LONG = "retention=1m", "retention=1d"

@@ -14,7 +14,7 @@ import psycopg2.extensions as ext
 import pytest
 from database_parts import Session, is_waiting, opened_sessions, together, until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database, schema
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.database.schema import Migration, migrations

@@ -10,8 +10,8 @@ import pytest
 from database_parts import until
 from program_parts import PATIENCE, SECRET, Program, program
 
-from pgbus_gevent.app_probe import with_own_database
-from pgbus_gevent.config import Settings
+from pgbus_gevent.hosts.app_probe import with_own_database
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.names import Signer
 
 BASE = """

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_parts import program
 
-from pgbus_gevent.config import Settings, entries, variable
+from pgbus_gevent.settings.table import Settings, entries, variable
 from pgbus_gevent.errors import InvalidSetting
-from pgbus_gevent.retention import Rule
-from pgbus_gevent.settings_passing import environment, variables
+from pgbus_gevent.settings.retention import Rule
+from pgbus_gevent.settings.passing import environment, variables
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 NASTY = ["a,b", '["a"]', "[ab]*,c", "{x}", 'quote"d', "it's", "x\ny", "é,日本", "$HOME", "~", "a=1/2", "--x"]

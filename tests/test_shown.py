@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from raw_http import exchange, get
 from support import PATIENCE, serve_process, until
 
-from pgbus_gevent import logs
+from pgbus_gevent.hosts import logs
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.cli_output import table
+from pgbus_gevent.commands.output import table
 from pgbus_gevent.core.shown import json_line, visible, visible_lines
 from pgbus_gevent.database import Database
 

@@ -16,7 +16,7 @@ import pytest
 from support import PATIENCE, Serving, connect, get, raw_client, serve_process, serving, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 GRACE = 1.0

@@ -26,7 +26,7 @@ from support import (
 )
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.hints import MAX_WAITING
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.testing.client import StreamClient

@@ -16,7 +16,7 @@ import psycopg2.extensions as ext
 import pytest
 from database_parts import Ear, Session, Sessions, opened_sessions, own_server, raises, together, until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.wakes import Ephemeral, parse
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.embedded import EmbeddedPostgres

@@ -13,7 +13,7 @@ from database_parts import Session, Sessions, opened_sessions, raises, until
 from support import serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.errors import DatabaseError

@@ -202,7 +202,7 @@ def test_others_are_left_alone(project: Project) -> None:
         import socket, sys, threading, time, signal
 
         def test_nothing(request):
-            assert not {"gevent", "psycopg2", "pgbus_gevent.bus", "pgbus_gevent.config"} & set(sys.modules)
+            assert not {"gevent", "psycopg2", "pgbus_gevent.bus", "pgbus_gevent.settings.table"} & set(sys.modules)
             assert request.config.pluginmanager.hasplugin("pgbus_gevent")
             assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
             sys.left = open(__file__), socket.socket()

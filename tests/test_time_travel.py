@@ -13,7 +13,7 @@ from support import Serving, received, run, serving, session, stored, until
 from test_plain_wsgi import plain
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 

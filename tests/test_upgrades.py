@@ -18,7 +18,7 @@ from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
 from host_parts import APP, Host, gunicorn, host
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.database import Database, schema
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.database.migrating import migrate

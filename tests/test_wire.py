@@ -11,7 +11,7 @@ import pytest
 from support import get, judged, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.errors import InvalidEvent
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.servers import RunningServer

@@ -19,7 +19,7 @@ import pytest
 from host_parts import APP, ROOT, Browser, Host, host, shutdown_retry
 from support import PATIENCE, run, session, until
 
-from pgbus_gevent.config import Settings
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.hosts.load_board import LoadBoard
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.streamer.instance import Instance

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..cli_common import Command, say
-from ..config import Settings
+from ..commands.common import Command, say
+from ..settings.table import Settings
 from ..errors import InvalidArgument
 from . import machine
 from .deliveries import MANY, MIXED, REPLAY, SLOW

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg2
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..streamer.reader import KEEP_SECONDS
 from . import machine, stamps
 from .lab import FRAME, Run, Server

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..database import Database
 from ..database.embedded import EmbeddedPostgres
 from . import machine

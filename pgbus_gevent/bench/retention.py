@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..database import Database
 from .lab import Run, Server
 from .scenarios import Metrics, Rows, Scenario

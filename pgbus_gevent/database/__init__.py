@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidSetting
-from ..retention import Retention
+from ..settings.retention import Retention
 from .addresses import Route
 from .checks import Checks
 from .connect import connect

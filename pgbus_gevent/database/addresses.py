@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent import monkey
 
-from ..casting import HIDDEN
+from ..settings.casting import HIDDEN
 
 PRIMARY = "primary"
 

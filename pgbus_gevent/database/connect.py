@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..casting import redact_url
+from ..settings.casting import redact_url
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from . import green
 from .addresses import PRIMARY, Route, Target, Unresolved, shown, targets

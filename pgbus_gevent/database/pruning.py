@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import DatabaseError
-from ..retention import Retention, keep_longest
+from ..settings.retention import Retention, keep_longest
 from .patience import CHANGE, Patience
 from .pool import Pool
 

@@ -13,7 +13,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from .. import coalescer
+from ..publishing import coalescer
 from ..early_signals import NO_ORDER, ignored_to_the_end, untaken
 from ..streamer.instance import Instance, instances
 from ..streamer.instance import instances as all_instances

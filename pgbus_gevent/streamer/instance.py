@@ -12,7 +12,7 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..core.board import Board, RingLimits
 from ..core.events import Events
 from ..core.filters import Filters

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ..bus import Bus
-from ..config import Settings
+from ..settings.table import Settings
 from ..database.batch import Outgoing
 from ..database.queries import Publication
 from ..errors import InvalidArgument

@@ -21,7 +21,7 @@ from .deadline import Deadline
 
 if TYPE_CHECKING:
     from ..bus import Bus
-    from ..config import Settings
+    from ..settings.table import Settings
     from ..messages import Message
     from ..streamer.instance import Instance
     from .client import StreamClient
@@ -199,7 +199,7 @@ def pgbus_database(request: pytest.FixtureRequest, pgbus_databases: TestDatabase
 @pytest.fixture
 def pgbus_settings(pgbus_database: str) -> Settings:
     """The settings of the fixtures; override it to change them."""
-    from ..config import Settings
+    from ..settings.table import Settings
     from .servers import SECRET
 
     return Settings(database_url=pgbus_database, secret=(SECRET,), public=("*",), grace=3.0, host="127.0.0.1")

@@ -11,7 +11,7 @@ from time import time
 
 from prometheus_client.core import InfoMetricFamily, Metric
 
-from ..coalescer import total_counts
+from ..publishing.coalescer import total_counts
 from ..core import events
 from ..core.histogram import Histogram
 from ..streamer.instance import Instance

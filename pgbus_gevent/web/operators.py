@@ -14,7 +14,7 @@ from time import monotonic
 
 import gevent
 
-from ..config import Settings
+from ..settings.table import Settings
 from ..database.operators import OperatorQueries
 from . import requests
 from .guesses import Door

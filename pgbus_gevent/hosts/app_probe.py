@@ -1,7 +1,7 @@
 """Finds out, before an embedded server is started for an application, whether its streams have a database of their own.
 
 Only the imported application can tell, and it needs the URL when it is imported. So where ``serve`` was given none, it is imported
-once more, in a process of its own: ``python -m pgbus_gevent.app_probe APP``.
+once more, in a process of its own: ``python -m pgbus_gevent.hosts.app_probe APP``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from .config import Settings
+from ..settings.table import Settings
 from .serving import load_app, with_streams
-from .settings_passing import environment
-from .streamer.instance import instances
+from ..settings.passing import environment
+from ..streamer.instance import instances
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
@@ -35,7 +35,7 @@ def with_own_database(settings: Settings, app_name: str) -> Settings:
     """``settings`` with the database of the application's own streams, where it has any; else as they are."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pgbus_gevent.app_probe", app_name],
+            [sys.executable, "-m", "pgbus_gevent.hosts.app_probe", app_name],
             env=environment(replace(settings, database_url=_NOWHERE)),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gevent
 from gevent.lock import RLock
 
-from .bus import Bus
-from .config import Settings, shown
-from .core.filters import Filters
-from .errors import InvalidArgument, InvalidSetting
-from .settings_passing import environment
-from .streamer import set_current
-from .streamer.instance import Instance, instances
-from .web.stream_app import Authorize, StreamApp
+from ..bus import Bus
+from ..settings.table import Settings, shown
+from ..core.filters import Filters
+from ..errors import InvalidArgument, InvalidSetting
+from ..settings.passing import environment
+from ..streamer import set_current
+from ..streamer.instance import Instance, instances
+from ..web.stream_app import Authorize, StreamApp
 
 if TYPE_CHECKING:
-    from .demo.site import Demo
+    from ..demo.site import Demo
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
@@ -138,7 +138,7 @@ def _filters(name: str) -> Filters:
 
 def _demo(instance: Instance, stack: ExitStack) -> Demo:
     # Here, as who serves an application of one's own needs none of it.
-    from .demo.site import Demo
+    from ..demo.site import Demo
 
     settings = instance.settings
     bus = Bus(settings=replace(settings, migrate=False))

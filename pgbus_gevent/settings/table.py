@@ -16,12 +16,12 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pgbus_gevent.casting as kinds
-from pgbus_gevent.casting import HIDDEN, Kind, format_size, redact_url
-from pgbus_gevent.casting import about as _about
-from pgbus_gevent.casting import setting as _setting
+import pgbus_gevent.settings.casting as kinds
+from pgbus_gevent.settings.casting import HIDDEN, Kind, format_size, redact_url
+from pgbus_gevent.settings.casting import about as _about
+from pgbus_gevent.settings.casting import setting as _setting
 from pgbus_gevent.errors import InvalidSetting
-from pgbus_gevent.retention import Rule, rules
+from pgbus_gevent.settings.retention import Rule, rules
 
 if sys.version_info >= (3, 11):
     import tomllib

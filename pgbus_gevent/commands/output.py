@@ -13,8 +13,8 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from .core.shown import json_line, visible
-from .core.sse_parser import ParsedFrame
+from ..core.shown import json_line, visible
+from ..core.sse_parser import ParsedFrame
 
 ROOM = 256 * 1024
 """Bytes that may wait to be written before the followers have to wait too."""

@@ -18,10 +18,10 @@ import gevent
 from gevent import monkey
 from gevent.lock import BoundedSemaphore
 
-from .core.retries import Backoff
-from .core.windows import Counts, Windows, Write
-from .database.batch import Outgoing
-from .errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from ..core.retries import Backoff
+from ..core.windows import Counts, Windows, Write
+from ..database.batch import Outgoing
+from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.coalescer")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from .core.members import check_connection, check_member, metadata_text
-from .messages import Member
+from ..core.members import check_connection, check_member, metadata_text
+from ..messages import Member
 
 __all__ = ["Member", "Presence"]
 

@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import datetime, timezone
 
-from .core.shown import visible, visible_lines
+from ..core.shown import visible, visible_lines
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

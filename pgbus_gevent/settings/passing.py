@@ -6,7 +6,7 @@ import json
 import os
 from decimal import Decimal
 
-from .config import Settings, entries, variable
+from .table import Settings, entries, variable
 
 
 def variables(settings: Settings) -> dict[str, str]:

@@ -16,11 +16,11 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from .config import Settings
-from .errors import PgbusError
-from .hosts.running import Stopper
+from ..settings.table import Settings
+from ..errors import PgbusError
+from .running import Stopper
 from .serving import SPARE
-from .settings_passing import environment
+from ..settings.passing import environment
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
@@ -54,7 +54,7 @@ class Workers:
         self._stopper.watch_signals()
         arguments = [str(sock.fileno()), str(os.getpid()), ",".join(stated), *([] if app_name is None else [app_name])]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pgbus_gevent.worker_program", *arguments],
+            [sys.executable, "-m", "pgbus_gevent.hosts.worker_program", *arguments],
             env=environment(settings),
             pass_fds=[sock.fileno()],
             start_new_session=True,

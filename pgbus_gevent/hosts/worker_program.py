@@ -1,6 +1,6 @@
 """gunicorn as ``serve --workers`` runs it: a program of its own, told by PGBUS_* variables what to serve.
 
-``python -m pgbus_gevent.worker_program DESCRIPTOR PARENT STATED [APP]``: the listening socket, the process without which it
+``python -m pgbus_gevent.hosts.worker_program DESCRIPTOR PARENT STATED [APP]``: the listening socket, the process without which it
 ends, and the names of the settings that somebody stated.
 It is not patched for gevent, which a process that forks must not be; its workers are.
 """
@@ -20,9 +20,9 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError, HaltServer
 
-from .cli_common import PROGRAM
-from .config import Settings
-from .errors import InvalidArgument
+from ..commands.common import PROGRAM
+from ..settings.table import Settings
+from ..errors import InvalidArgument
 from .logs import configure
 from .serving import SPARE, WSGIApp, build
 

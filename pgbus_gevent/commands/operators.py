@@ -6,13 +6,13 @@ import argparse
 from contextlib import closing
 from typing import Any
 
-from .bus import Bus
-from .cli_common import Command, database_settings, schema_expected
-from .cli_output import table
-from .config import Settings
-from .core.shown import json_line
-from .database import Database
-from .database.fleet import Worker
+from ..bus import Bus
+from .common import Command, database_settings, schema_expected
+from .output import table
+from ..settings.table import Settings
+from ..core.shown import json_line
+from ..database import Database
+from ..database.fleet import Worker
 
 _DISCONNECT = """\
 End every connection of an owner, on every worker of every host, within a second.

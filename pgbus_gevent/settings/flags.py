@@ -6,7 +6,7 @@ import argparse
 from dataclasses import Field
 from typing import Any
 
-from .config import entries, variable
+from .table import entries, variable
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:

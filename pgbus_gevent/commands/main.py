@@ -6,15 +6,15 @@ import difflib
 import sys
 from io import TextIOWrapper
 
-from . import __version__
-from .bench.command import BENCH
-from .cli_commands import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
-from .cli_common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
-from .cli_doctor import DOCTOR
-from .cli_operators import CONNECTIONS, DISCONNECT
-from .cli_tail import TAIL
-from .database import green
-from .errors import InvalidArgument
+from .. import __version__
+from ..bench.command import BENCH
+from .simple import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
+from .common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
+from .doctor import DOCTOR
+from .operators import CONNECTIONS, DISCONNECT
+from .tail import TAIL
+from ..database import green
+from ..errors import InvalidArgument
 
 COMMANDS = {
     command.name: command
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["serve"]:
         # It loads a server and an application, which no other command needs.
-        from .serve import main as serve
+        from ..serve import main as serve
 
         return serve(arguments[1:])
     with program_errors(PROGRAM) as outcome:

@@ -1,0 +1,1 @@
+"""What publishing has beside the bus."""

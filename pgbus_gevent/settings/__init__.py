@@ -1,0 +1,1 @@
+"""The settings: their table, what their values mean, how they travel."""
