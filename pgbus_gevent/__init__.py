@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bus import Bus, Stream
-    from .settings.table import Settings
     from .core.client import Subscriber
     from .errors import PgbusError
     from .messages import Member, Message
+    from .settings.table import Settings
     from .web.stream_app import StreamApp
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ _HOMES = {
     "Member": "messages",
     "Message": "messages",
     "PgbusError": "errors",
-    "Settings": "config",
+    "Settings": "settings.table",
     "Stream": "bus",
     "StreamApp": "web.stream_app",
     "Subscriber": "core.client",

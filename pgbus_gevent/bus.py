@@ -12,11 +12,10 @@ from urllib.parse import quote
 
 import gevent
 
-from .publishing.coalescer import Coalescer, check_window
-from .settings.table import Settings
 from .core.client import Subscriber
 from .core.filters import Filters
 from .core.identity import Identities
+from .core.markup import Html
 from .core.names import (
     PublicNames,
     Signer,
@@ -34,9 +33,10 @@ from .database import using as statements
 from .database.batch import Outgoing
 from .database.queries import Publication
 from .errors import InvalidArgument
-from .core.markup import Html
 from .messages import Message
+from .publishing.coalescer import Coalescer, check_window
 from .publishing.presence import Presence
+from .settings.table import Settings
 
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 

@@ -23,20 +23,20 @@ from typing import Any
 
 import gevent
 
-from .hosts import workers
-from .hosts.app_probe import with_own_database
-from .settings.casting import redact_url
 from .commands.common import PROGRAM, Parser, program_errors, read_or_make_secret
-from .settings.table import Settings, stated
 from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
 from .errors import EmbeddedError, InvalidSetting, PgbusError
-from .settings.flags import add_flags, flags_given
+from .hosts import workers
+from .hosts.app_probe import with_own_database
+from .hosts.logs import configure
 from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
-from .hosts.logs import configure
 from .hosts.serving import build, load_app, raise_descriptor_limit
+from .settings.casting import redact_url
+from .settings.flags import add_flags, flags_given
+from .settings.table import Settings, stated
 from .web.operators import MADE_TOKEN, make_token
 
 __all__ = ["load_app", "main"]

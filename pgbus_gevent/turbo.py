@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from html import escape
 
-from .errors import InvalidArgument
 from .core.markup import Html
+from .errors import InvalidArgument
 
 __all__ = ["after", "append", "before", "morph", "prepend", "refresh", "remove", "replace", "update"]
 

@@ -19,7 +19,6 @@ from database_parts import Ear, Session, Sessions, opened_sessions, raises, toge
 
 from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.identity import Identities
 from pgbus_gevent.core.wakes import parse
@@ -33,6 +32,7 @@ from pgbus_gevent.errors import (
     PgbusError,
 )
 from pgbus_gevent.messages import Message
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
 ROOT = Path(bus_module.__file__).parents[1]

@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..commands.common import Command, say
-from ..settings.table import Settings
 from ..errors import InvalidArgument
+from ..settings.table import Settings
 from . import machine
 from .deliveries import MANY, MIXED, REPLAY, SLOW
 from .goals import Outcome, judge

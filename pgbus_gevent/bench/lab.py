@@ -12,9 +12,9 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from ..settings.table import Settings
 from ..database import Database
 from ..database.embedded import EmbeddedPostgres
+from ..settings.table import Settings
 from . import machine
 from .program import ROOT, STARTING, BenchFailed, Program
 

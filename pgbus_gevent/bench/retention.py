@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from ..settings.table import Settings
 from ..database import Database
+from ..settings.table import Settings
 from .lab import Run, Server
 from .scenarios import Metrics, Rows, Scenario
 

@@ -23,8 +23,8 @@ import gevent
 from gevent.fileobject import FileObjectPosix
 
 from pgbus_gevent.bench.program import answer, commands
-from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.hosts.pywsgi import Server, listen
+from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.web.stream_app import StreamApp
 

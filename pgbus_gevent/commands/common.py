@@ -14,12 +14,12 @@ from typing import NamedTuple, NoReturn
 
 import gevent
 
-from ..hosts import logs
-from ..settings.table import Settings
 from ..core.shown import visible
 from ..database.embedded import EmbeddedPostgres
 from ..errors import DatabaseError, InvalidArgument, PgbusError
+from ..hosts import logs
 from ..settings.flags import add_flags, flags_given
+from ..settings.table import Settings
 
 PROGRAM = "pgbus-gevent"
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from time import monotonic, sleep
 from typing import NamedTuple
 
-from .common import FAILED, Command, database_settings
-from ..settings.table import Settings
 from ..core.shown import json_line, visible
 from ..database import Database
 from ..database.checks import ABSURD, Checks
 from ..database.schema import migrations
 from ..errors import DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..settings.table import Settings
+from .common import FAILED, Command, database_settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

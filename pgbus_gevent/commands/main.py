@@ -8,13 +8,13 @@ from io import TextIOWrapper
 
 from .. import __version__
 from ..bench.command import BENCH
-from .simple import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
+from ..database import green
+from ..errors import InvalidArgument
 from .common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
 from .doctor import DOCTOR
 from .operators import CONNECTIONS, DISCONNECT
+from .simple import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
 from .tail import TAIL
-from ..database import green
-from ..errors import InvalidArgument
 
 COMMANDS = {
     command.name: command

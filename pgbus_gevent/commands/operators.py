@@ -7,12 +7,12 @@ from contextlib import closing
 from typing import Any
 
 from ..bus import Bus
-from .common import Command, database_settings, schema_expected
-from .output import table
-from ..settings.table import Settings
 from ..core.shown import json_line
 from ..database import Database
 from ..database.fleet import Worker
+from ..settings.table import Settings
+from .common import Command, database_settings, schema_expected
+from .output import table
 
 _DISCONNECT = """\
 End every connection of an owner, on every worker of every host, within a second.

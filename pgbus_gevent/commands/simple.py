@@ -8,11 +8,7 @@ from contextlib import closing
 from datetime import datetime, timezone
 from time import time
 
-from ..settings import casting
 from ..bus import Bus
-from .common import Command, database_settings, read_or_make_secret, say, schema_expected
-from .output import table
-from ..settings.table import Settings
 from ..core.names import Signer, check_name
 from ..core.shown import json_line
 from ..database import Database
@@ -20,6 +16,10 @@ from ..database.checks import Checks
 from ..database.pruning import Pruning
 from ..database.schema import migrations
 from ..errors import InvalidArgument
+from ..settings import casting
+from ..settings.table import Settings
+from .common import Command, database_settings, read_or_make_secret, say, schema_expected
+from .output import table
 
 _BROADCAST = """\
 Publish one message to a stream, and print the id that it got (nothing for an ephemeral one).

@@ -18,9 +18,6 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from .common import INTERRUPTED, Command, database_settings, say, schema_expected
-from .output import Output, as_json, as_text
-from ..settings.table import Settings
 from ..core.client import Place, StreamRequest
 from ..core.cursor import parse_cursor
 from ..core.filters import Filters
@@ -29,7 +26,10 @@ from ..core.sse_parser import ParsedFrame, Parser
 from ..database import Database
 from ..database.checks import Checks
 from ..errors import DatabaseError, PgbusError
+from ..settings.table import Settings
 from ..streamer.instance import Instance
+from .common import INTERRUPTED, Command, database_settings, say, schema_expected
+from .output import Output, as_json, as_text
 
 _ABOUT = """\
 Print the messages of streams as they are published, one a line: id, stream (of several), event and data. A line that

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from ..settings.table import Settings
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidSetting
 from ..settings.retention import Retention
+from ..settings.table import Settings
 from .addresses import Route
 from .checks import Checks
 from .connect import connect

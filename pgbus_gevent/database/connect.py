@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..settings.casting import redact_url
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from ..settings.casting import redact_url
 from . import green
 from .addresses import PRIMARY, Route, Target, Unresolved, shown, targets
 from .green import Connection

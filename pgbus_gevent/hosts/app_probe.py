@@ -18,10 +18,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from ..settings.table import Settings
-from .serving import load_app, with_streams
 from ..settings.passing import environment
+from ..settings.table import Settings
 from ..streamer.instance import instances
+from .serving import load_app, with_streams
 
 logger = logging.getLogger("pgbus_gevent.serve")
 

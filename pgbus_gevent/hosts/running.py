@@ -13,8 +13,8 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from ..publishing import coalescer
 from ..early_signals import NO_ORDER, ignored_to_the_end, untaken
+from ..publishing import coalescer
 from ..streamer.instance import Instance, instances
 from ..streamer.instance import instances as all_instances
 from .pywsgi import Server

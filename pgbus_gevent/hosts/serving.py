@@ -20,10 +20,10 @@ import gevent
 from gevent.lock import RLock
 
 from ..bus import Bus
-from ..settings.table import Settings, shown
 from ..core.filters import Filters
 from ..errors import InvalidArgument, InvalidSetting
 from ..settings.passing import environment
+from ..settings.table import Settings, shown
 from ..streamer import set_current
 from ..streamer.instance import Instance, instances
 from ..web.stream_app import Authorize, StreamApp

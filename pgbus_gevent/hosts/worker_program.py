@@ -21,8 +21,8 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError, HaltServer
 
 from ..commands.common import PROGRAM
-from ..settings.table import Settings
 from ..errors import InvalidArgument
+from ..settings.table import Settings
 from .logs import configure
 from .serving import SPARE, WSGIApp, build
 

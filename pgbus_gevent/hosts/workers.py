@@ -16,11 +16,11 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from ..settings.table import Settings
 from ..errors import PgbusError
+from ..settings.passing import environment
+from ..settings.table import Settings
 from .running import Stopper
 from .serving import SPARE
-from ..settings.passing import environment
 
 logger = logging.getLogger("pgbus_gevent.serve")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pgbus_gevent.settings.casting as kinds
+from pgbus_gevent.errors import InvalidSetting
 from pgbus_gevent.settings.casting import HIDDEN, Kind, format_size, redact_url
 from pgbus_gevent.settings.casting import about as _about
 from pgbus_gevent.settings.casting import setting as _setting
-from pgbus_gevent.errors import InvalidSetting
 from pgbus_gevent.settings.retention import Rule, rules
 
 if sys.version_info >= (3, 11):

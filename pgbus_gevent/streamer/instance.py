@@ -12,7 +12,6 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from ..settings.table import Settings
 from ..core.board import Board, RingLimits
 from ..core.events import Events
 from ..core.filters import Filters
@@ -22,6 +21,7 @@ from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..database import Database, green
 from ..errors import NotPatched
+from ..settings.table import Settings
 from .clients import Clients, Limits
 from .dispatcher import StreamEventDispatcher
 from .ephemerals import Ephemerals

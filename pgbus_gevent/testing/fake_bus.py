@@ -14,11 +14,11 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ..bus import Bus
-from ..settings.table import Settings
 from ..database.batch import Outgoing
 from ..database.queries import Publication
 from ..errors import InvalidArgument
 from ..messages import Member, Message
+from ..settings.table import Settings
 
 _FIRST_ID = 1_700_000_000_000_000  # as large as real ones are
 _MAX_KEY = 1000

@@ -21,8 +21,8 @@ from .deadline import Deadline
 
 if TYPE_CHECKING:
     from ..bus import Bus
-    from ..settings.table import Settings
     from ..messages import Message
+    from ..settings.table import Settings
     from ..streamer.instance import Instance
     from .client import StreamClient
     from .databases import TestDatabases

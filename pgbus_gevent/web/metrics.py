@@ -11,9 +11,9 @@ from time import time
 
 from prometheus_client.core import InfoMetricFamily, Metric
 
-from ..publishing.coalescer import total_counts
 from ..core import events
 from ..core.histogram import Histogram
+from ..publishing.coalescer import total_counts
 from ..streamer.instance import Instance
 from . import process
 from .families import counter, counters, gauge, histograms

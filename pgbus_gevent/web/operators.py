@@ -14,8 +14,8 @@ from time import monotonic
 
 import gevent
 
-from ..settings.table import Settings
 from ..database.operators import OperatorQueries
+from ..settings.table import Settings
 from . import requests
 from .guesses import Door
 from .responses import Answer, Environ, Refused, text

@@ -1,0 +1,215 @@
+"""A URL with several hosts, or a name with several addresses, leads to the primary, whatever is listed first."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import gevent
+import psycopg2.extensions as ext
+import pytest
+from gevent.server import StreamServer
+from support import get, run, serving, session, until
+from ways import kill_server, standby
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.database import green
+from pgbus_gevent.database.addresses import Route
+from pgbus_gevent.database.connect import connect
+from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.databases import TestDatabases
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[str, str]]:
+    """The URLs of a primary and of its standby."""
+    databases = TestDatabases()
+    green.install()
+    try:
+        url = databases.make()
+        with standby(url) as other:
+            yield url, other
+    finally:
+        databases.close()
+
+
+@pytest.fixture
+def mute() -> Iterator[tuple[str, str]]:
+    """A host and port that take connections and never say a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "127.0.0.1", str(server.getsockname()[1])
+
+
+@pytest.fixture
+def refusing() -> tuple[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return "127.0.0.1", str(server.getsockname()[1])
+
+
+def place(url: str) -> tuple[str, str]:
+    own = ext.parse_dsn(url)
+    return own["host"], own["port"]
+
+
+def at(url: str, *places: tuple[str, str], **more: Any) -> str:
+    return str(ext.make_dsn(url, host=",".join(h for h, _ in places), port=",".join(p for _, p in places), **more))
+
+
+def opened(url: str, **more: Any) -> Any:
+    return closing(connect(url, application_name="x", connect_timeout=0.5, statement_timeout=10.0, **more))
+
+
+def is_standby(connection: Any) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_is_in_recovery()")
+        return bool(cursor.fetchone()[0])
+
+
+@pytest.mark.parametrize("order", ["psd", "spd", "dsp", "sdmp", "mdsp"])
+def test_the_primary_is_reached_whatever_is_listed_first(
+    order: str, pair: tuple[str, str], mute: tuple[str, str], refusing: tuple[str, str]
+) -> None:
+    url, other = pair
+    known = {"p": place(url), "s": place(other), "d": refusing, "m": mute}
+    with opened(at(url, *(known[letter] for letter in order))) as connection:
+        assert not is_standby(connection)
+
+
+def test_what_the_url_asks_for_counts(pair: tuple[str, str], refusing: tuple[str, str]) -> None:
+    url, other = pair
+    both = place(url), place(other)
+    for attrs, expected in {"any": False, "standby": True, "prefer-standby": True, "primary": False}.items():
+        with opened(at(url, *both, target_session_attrs=attrs)) as connection:
+            assert is_standby(connection) is expected, attrs
+    with opened(at(url, place(url), refusing, target_session_attrs="prefer-standby")) as connection:
+        assert not is_standby(connection), "the second best"
+    found = set()
+    for _ in range(40):
+        with opened(at(url, *both, target_session_attrs="any", load_balance_hosts="random")) as connection:
+            found.add(is_standby(connection))
+    assert found == {True, False}
+
+
+def test_a_standby_alone_is_no_primary_among_several_and_is_taken_where_it_is_the_only_one(
+    pair: tuple[str, str], refusing: tuple[str, str]
+) -> None:
+    url, other = pair
+    with pytest.raises(DatabaseUnavailable), opened(at(url, place(other), refusing)):
+        pass
+    with opened(other) as connection:
+        assert is_standby(connection)
+
+
+def test_a_name_with_several_addresses_leads_to_the_primary(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, other = pair
+    ways = []
+    for target, address in ((other, "127.0.0.2"), (url, "127.0.0.3")):
+        host, port = place(target)
+        way = StreamServer(
+            (address, ways[0].server_port if ways else 0),
+            lambda sock, _, path=f"{host}/.s.PGSQL.{port}": forward(sock, path),
+        )
+        way.start()
+        ways.append(way)
+    original = socket.getaddrinfo
+
+    def resolve(name: Any, *arguments: Any, **more: Any) -> Any:
+        if name != "database.invalid":
+            return original(name, *arguments, **more)
+        return [entry for address in ("127.0.0.2", "127.0.0.3") for entry in original(address, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    try:
+        with opened(at(url, ("database.invalid", str(ways[0].server_port)))) as connection:
+            assert not is_standby(connection)
+    finally:
+        for way in ways:
+            way.stop(1)
+
+
+def forward(sock: Any, path: str) -> None:
+    server = gevent.socket.socket(gevent.socket.AF_UNIX)
+    server.connect(path)
+
+    def pump(source: Any, target: Any) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+        except OSError:
+            pass
+
+    pumps = [gevent.spawn(pump, sock, server), gevent.spawn(pump, server, sock)]
+    gevent.joinall(pumps, count=1)
+    gevent.killall(pumps)
+    server.close()
+
+
+def test_a_name_that_no_name_server_answers_is_given_up(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _ = pair
+    original = socket.getaddrinfo
+
+    def resolve(name: Any, *arguments: Any, **more: Any) -> Any:
+        if name == "slow.invalid":
+            gevent.sleep(20)
+        return original(name, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    began = monotonic()
+    with opened(at(url, ("slow.invalid", "5432"), place(url))) as connection:
+        assert not is_standby(connection)
+    assert monotonic() - began < 5.0
+    with (
+        pytest.raises(DatabaseUnavailable, match=r"slow\.invalid does not resolve: no name server answers in time"),
+        opened(at(url, ("slow.invalid", "5432"))),
+    ):
+        pass
+
+
+def test_who_connects_again_goes_straight_to_the_address_that_was_the_primary(
+    pair: tuple[str, str], mute: tuple[str, str]
+) -> None:
+    url, other = pair
+    route = Route()
+    with opened(at(url, mute, place(other), place(url)), route=route) as connection:
+        assert not is_standby(connection)
+    began = monotonic()
+    with opened(at(url, mute, place(other), place(url)), route=route) as connection:
+        assert not is_standby(connection)
+    assert monotonic() - began < 0.4, "the mute one takes half a second"
+
+
+def test_a_worker_follows_a_failover_to_the_host_that_was_listed_first(pgbus_settings: Settings) -> None:
+    databases = TestDatabases()
+    try:
+        url = databases.make()
+        with standby(url) as other:
+            settings = replace(pgbus_settings, database_url=at(url, place(other), place(url)))
+            with serving(settings, catch_up_interval=1.0) as server, Bus(settings=settings) as bus:
+                client = server.live("orders")
+                bus.stream("orders").broadcast("before")
+                assert client.next().data == "before"
+                with session(other) as on_standby:
+                    until(lambda: run(on_standby, "select 1 from pgbus.messages"), "the standby has it")
+                kill_server(url)
+                with session(other) as on_standby:
+                    run(on_standby, "select pg_promote()")
+                until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready", 10)
+
+                def published() -> bool:
+                    try:
+                        bus.stream("orders").broadcast("after", key="once")
+                    except Exception:
+                        return False
+                    return True
+
+                until(published, "the new primary takes it", 15)
+                assert client.next(timeout=10).data == "after" and not client.closed
+    finally:
+        databases.close()

@@ -1,0 +1,193 @@
+"""A notification is a hint: who rings without the right, or with what is not in the table, delivers nothing that lasts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from time import time
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions as ext
+import pytest
+from support import Serving, get, run, serving, session, stored, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.messages import MAX_ID
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer import listener
+from pgbus_gevent.testing.client import StreamClient
+
+CATCH_UP = 0.5
+
+
+@pytest.fixture
+def server(pgbus_settings: Settings) -> Iterator[Serving]:
+    with serving(pgbus_settings, catch_up_interval=CATCH_UP) as found:
+        yield found
+
+
+@pytest.fixture
+def connection(pgbus_database: str) -> Iterator[Any]:
+    with session(pgbus_database) as found:
+        yield found
+
+
+@pytest.fixture
+def stranger(pgbus_database: str, connection: Any) -> Iterator[Any]:
+    """A session of a role without a single grant."""
+    role = f"stranger_{connection.info.backend_pid}"
+    run(connection, f"create role {role}")
+    with session(str(ext.make_dsn(pgbus_database, options=f"-c role={role}"))) as found:
+        yield found
+    run(connection, f"drop role {role}")
+
+
+def doorbell(connection: Any) -> str:
+    """The channel's name, as somebody may have learnt it."""
+    return str(run(connection, "select doorbell from pgbus.channels()")[0][0])
+
+
+def notify(connection: Any, channel: str, *payload: Any) -> None:
+    run(connection, "select pg_notify(%s, %s)", channel, json.dumps(payload))
+
+
+def message(id: int, prev_id: int | None, data: str = "forged", created_at: float | None = None) -> list[Any]:
+    return ["message", "orders", id, prev_id, time() if created_at is None else created_at, None, data, None, None]
+
+
+def told(client: StreamClient) -> list[str]:
+    return [json.loads(frame.data)["reason"] for frame in client.frames if frame.event == "pgbus:gap-detected"]
+
+
+def data(client: StreamClient) -> list[str]:
+    return [frame.data for frame in client.messages]
+
+
+def until_last(client: StreamClient, expected: str) -> None:
+    until(lambda: data(client)[-1:] == [expected], f"{expected!r} is the last that it gets")
+
+
+@pytest.mark.parametrize("channel", ["pgbus", "pgbus_control"])
+def test_a_role_without_a_grant_hears_nothing_and_changes_nothing(
+    channel: str, server: Serving, pgbus_bus: Bus, stranger: Any, connection: Any
+) -> None:
+    client = server.live("orders")
+    head = pgbus_bus.stream("orders").broadcast("a")
+    until_last(client, "a")
+    run(stranger, f"listen {channel}")
+    for payload in (message(head + 1, head), ["ephemeral", "orders", 1, None, "forged", None, None], ["control"]):
+        notify(stranger, channel, *payload)
+    run(stranger, f"unlisten {channel}; listen {channel}")
+    stranger.notifies.clear()
+    for number in range(5):
+        pgbus_bus.stream("orders").broadcast(str(number))
+        pgbus_bus.stream("orders").broadcast(f"hint {number}", ephemeral=True)
+    until(lambda: len(data(client)) == 11, "it gets them all")
+    run(stranger, "select 1")
+    assert [notify.payload for notify in stranger.notifies] == []
+    assert "forged" not in data(client)
+    assert told(client) == []
+    for statement in ("select * from pgbus.channels()", "table pgbus.messages", "select pgbus.change_channels()"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(stranger, statement)
+
+
+def test_where_the_name_got_about_a_forged_message_does_not_last(
+    server: Serving, pgbus_bus: Bus, connection: Any
+) -> None:
+    client = server.live("orders")
+    head = pgbus_bus.stream("orders").broadcast("a")
+    until_last(client, "a")
+    notify(connection, doorbell(connection), *message(head + 1_000_000, head))
+    until(lambda: told(client) == ["ahead"], "it is told that there is none")
+    pgbus_bus.stream("orders").broadcast("b")
+    until_last(client, "b")
+    newcomer = server.live("orders", since=0)
+    until_last(newcomer, "b")
+    assert data(newcomer) == ["a", "b"]
+    assert told(newcomer) == []
+
+
+@pytest.mark.parametrize("prev", [0, None, "head", MAX_ID - 1])
+def test_an_id_that_nobody_can_have_drawn_silences_no_stream(
+    prev: int | str | None, server: Serving, pgbus_bus: Bus, connection: Any
+) -> None:
+    client = server.live("orders")
+    head = pgbus_bus.stream("orders").broadcast("a")
+    until_last(client, "a")
+    prev_id = head if prev == "head" else prev
+    notify(connection, doorbell(connection), *message(MAX_ID, prev_id))  # type: ignore[arg-type]
+    pgbus_bus.stream("orders").broadcast("b")
+    until_last(client, "b")
+    assert [int(frame.id or 0) for frame in client.messages] == [id for id, _ in stored(connection, "orders")]
+    assert told(client) == []
+
+
+def test_payloads_that_nobody_can_read_delay_nothing(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
+    client = server.live("orders")
+    channel = doorbell(connection)
+    payloads = [
+        "[" * 7000, '["message", ' + "9" * 7000 + "]", '["moved", ' + "[" * 3000 + "]" * 3001, '["message"]', "{}",
+        '["message", "orders", NaN, Infinity, -Infinity, 5, 5, 5, 5]', '["large", "orders", 99999]', "\x7f", '"',
+        '["moved", ' + ", ".join(f'"s{n}"' for n in range(1000)) + "]", '["control"]',
+    ]  # fmt: skip
+    for number in range(20):
+        for payload in payloads:
+            run(connection, "select pg_notify(%s, %s)", channel, payload)
+        pgbus_bus.stream("orders").broadcast(str(number))
+        pgbus_bus.stream("orders").broadcast(f"hint {number}", ephemeral=True)
+    until(lambda: len(data(client)) == 40, "it gets them all")
+    assert server.instance.alive
+    assert server.instance.listener.reconnects == 0
+
+
+@pytest.mark.parametrize("at", ["Infinity", "-Infinity", "NaN", "1e300", "-1e300", "0"])
+def test_no_time_in_a_payload_spoils_the_metrics(at: str, server: Serving, pgbus_bus: Bus, connection: Any) -> None:
+    client = server.live("orders")
+    head = pgbus_bus.stream("orders").broadcast("a")
+    until_last(client, "a")
+    payload = f'["message", "orders", {head + 5}, {head}, {at}, null, "forged", null, null]'
+    run(connection, "select pg_notify(%s, %s)", doorbell(connection), payload)
+    until(lambda: told(client), "it was taken, and found out")
+    [total] = [
+        float(line.split()[1])
+        for line in get(server.url, "/pgbus/metrics").body.decode().splitlines()
+        if line.startswith("pgbus_append_to_send_seconds_sum")
+    ]
+    assert 0 <= total < 60
+
+
+def test_a_large_ephemeral_message_reaches_only_the_stream_that_it_was_published_to(
+    server: Serving, pgbus_bus: Bus, connection: Any
+) -> None:
+    private, public = server.live("private"), server.live("public")
+    pgbus_bus.stream("private").broadcast("secret" * 3000, ephemeral=True)
+    until(lambda: data(private), "its own stream gets it")
+    [(number,)] = run(connection, "select id from pgbus.ephemerals")
+    notify(connection, doorbell(connection), "large", "public", number)
+    pgbus_bus.stream("public").broadcast("after", ephemeral=True)
+    until_last(public, "after")
+    assert data(public) == ["after"]
+
+
+def test_names_that_got_about_can_be_changed_while_all_runs(
+    server: Serving, pgbus_bus: Bus, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "PING_SOON", 0.1)
+    client = server.live("orders")
+    former = doorbell(connection)
+    run(connection, "select pgbus.change_channels()")
+    assert doorbell(connection) != former
+
+    def heard() -> bool:
+        pgbus_bus.stream("orders").broadcast("probe", ephemeral=True)
+        return bool(data(client))
+
+    until(heard, "it listens on the new one", pause=0.05)
+    notify(connection, former, "ephemeral", "orders", 1, None, "forged", None, None)
+    head = pgbus_bus.stream("orders").broadcast("a")
+    notify(connection, former, *message(head + 1, head))
+    pgbus_bus.stream("orders").broadcast("b")
+    until_last(client, "b")
+    assert "forged" not in data(client)

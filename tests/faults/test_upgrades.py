@@ -1,0 +1,362 @@
+"""Two releases and one database: who runs on whose schema, and what an upgrade does to those who are at work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+import gevent
+import psycopg2.extensions as ext
+import pytest
+from cli_parts import Cli
+from database_parts import Session, opened_sessions, until
+from host_parts import APP, Host, gunicorn, host
+
+from pgbus_gevent.database import Database, schema
+from pgbus_gevent.database.embedded import EmbeddedPostgres
+from pgbus_gevent.database.migrating import migrate
+from pgbus_gevent.database.schema import Migration, migrations
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.databases import TestDatabases
+
+KNOWN = migrations()
+NEWEST = KNOWN[-1].version
+LATER = Migration(NEWEST + 1, "later", f"-- serves: {NEWEST}\nalter table pgbus.messages add column later integer")
+BREAKING = Migration(NEWEST + 1, "breaking", "alter table pgbus.messages add column later integer")
+
+
+@pytest.fixture
+def sql(database: str) -> Iterator[Session]:
+    with opened_sessions(database) as opener:
+        yield opener()
+
+
+@pytest.fixture
+def database(pgbus_databases: TestDatabases) -> Iterator[str]:
+    """The URL of a database at this release's version."""
+    url = pgbus_databases.make_empty()
+    migrate(url)
+    yield url
+    pgbus_databases.drop(url)
+
+
+def release(monkeypatch: pytest.MonkeyPatch, *known: Migration) -> None:
+    """Be a release that knows these."""
+    monkeypatch.setattr(schema, "migrations", lambda: list(known))
+
+
+def check(url: str) -> None:
+    database = Database(Settings(database_url=url))
+    try:
+        database.check_schema()
+    finally:
+        database.close()
+
+
+# two releases
+
+
+def test_an_older_release_runs_on_a_newer_schema_that_serves_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    assert migrate(database) == [LATER.version]
+    release(monkeypatch, *KNOWN)
+    assert migrate(database) == []
+    check(database)
+
+
+def test_an_older_release_is_refused_by_a_schema_that_does_not_serve_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = Migration(NEWEST + 2, "after", f"-- serves: {NEWEST + 1}\nselect 1")
+    release(monkeypatch, *KNOWN, BREAKING, after)
+    migrate(database)
+    release(monkeypatch, *KNOWN)
+    for refused_by in (migrate, check):
+        with pytest.raises(
+            SchemaTooNew, match=f"version {NEWEST + 2}, which serves .* {NEWEST + 1} or later, .*; upgrade"
+        ) as e:
+            refused_by(database)
+        assert (e.value.found, e.value.serves, e.value.known) == (NEWEST + 2, NEWEST + 1, NEWEST)
+    release(monkeypatch, *KNOWN, BREAKING)
+    check(database)
+
+
+def test_a_newer_release_that_does_not_migrate_is_refused_by_an_older_schema(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(
+        SchemaTooOld, match=f"version {NEWEST}, and this release needs .* {NEWEST + 1}; run .* migrate`"
+    ):
+        check(database)
+    migrate(database)
+    check(database)
+
+
+def test_who_does_not_migrate_is_told_that_there_is_no_schema(database: str, sql: Session) -> None:
+    sql.run("drop schema pgbus cascade")
+    with pytest.raises(SchemaTooOld, match="is not in this database; run `python -m pgbus_gevent migrate`") as refused:
+        check(database)
+    assert refused.value.sqlstate == "3F000"
+
+
+# records that no release makes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("delete from pgbus.migrations where version = 2", r"migration 2 \(watch_table\) is missing below the newest"),
+        ("update pgbus.migrations set name = 'other' where version = 2", r"calls migration 2 \(watch_table\) 'other'"),
+        ("update pgbus.migrations set checksum = 'x' where version = 2", r"2 \(watch_table\) was applied with other"),
+        (
+            "insert into pgbus.migrations values (0, 'zero', 0, 'x')",
+            r"a migration 0 \(zero\), which this release has not",
+        ),
+        ("alter table pgbus.migrations drop column checksum", "from before the first release"),
+    ],
+    ids=["missing", "renamed", "edited", "unknown", "unreleased"],
+)
+def test_a_schema_that_no_release_makes_is_refused_by_name(change: str, said: str, database: str, sql: Session) -> None:
+    sql.run(change)
+    for refused_by in (migrate, check):
+        with pytest.raises(SchemaMismatch, match=said):
+            refused_by(database)
+
+
+def test_a_lost_row_can_be_put_back_as_the_refusal_says(database: str, sql: Session) -> None:
+    sql.run("delete from pgbus.migrations where version = 2")
+    with pytest.raises(SchemaMismatch) as refused:
+        migrate(database)
+    sql.run(str(refused.value).partition("was lost: ")[2].partition(";")[0])
+    assert migrate(database) == []
+
+
+def test_comments_and_spaces_do_not_count(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = KNOWN[0]._replace(sql=f"-- A word more.\n\n{KNOWN[0].sql}\n")
+    release(monkeypatch, edited, *KNOWN[1:])
+    assert migrate(database) == []
+
+
+# those who are at work
+
+
+def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with opened_sessions(database) as opener:
+        reader, publisher = opener(), opener()
+        with reader.transaction():
+            reader.run("select * from pgbus.messages")
+            migration = gevent.spawn(migrate, database)
+            waits = []
+            end = monotonic() + 1.5
+            while monotonic() < end:
+                began = monotonic()
+                publisher.call("broadcast", "orders", "x")
+                waits.append(monotonic() - began)
+            assert not migration.ready()
+        # 0.2 s behind the migration, and what a busy machine adds.
+        assert max(waits) < 1.0, f"a publisher waited for {max(waits):.2f} s"
+        assert max(waits) > 0.05, "none of them met the migration"
+        assert migration.get(timeout=20) == [LATER.version]
+
+
+def test_who_is_in_the_way_for_too_long_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(monkeypatch, *KNOWN, LATER)
+    with opened_sessions(database) as opener:
+        reader = opener()
+        with reader.transaction():
+            reader.run("select * from pgbus.messages")
+            with pytest.raises(DatabaseUnavailable, match=f"others have locks on it: session {reader.pid} "):
+                migrate(database, timeout=0.5)
+
+
+def test_of_several_that_upgrade_at_once_one_does(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = LATER._replace(sql=f"{LATER.sql}; select pg_sleep(0.3)")
+    release(monkeypatch, *KNOWN, slow)
+    jobs = [gevent.spawn(migrate, database) for _ in range(6)]
+    assert sorted(job.get(timeout=20) for job in jobs) == [[], [], [], [], [], [slow.version]]
+
+
+def test_a_migrator_that_dies_half_way_leaves_nothing_and_the_next_one_begins_again(
+    database: str, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(monkeypatch, *KNOWN, LATER, Migration(NEWEST + 2, "slow", "select pg_sleep(30)"))
+    job = gevent.spawn(migrate, database)
+    pid = until(
+        lambda: sql.run(
+            "select pid from pg_stat_activity where query like '%%pg_sleep(30)' and state = 'active'"
+            " and datname = current_database() and pid <> pg_backend_pid()"
+        ),
+        "it is at it",
+    )[0][0]
+    sql.run("select pg_terminate_backend(%s)", pid)
+    with pytest.raises(DatabaseUnavailable):
+        job.get(timeout=20)
+    release(monkeypatch, *KNOWN, LATER)
+    assert migrate(database) == [LATER.version]
+
+
+# roles and servers that cannot
+
+
+@pytest.fixture
+def role(sql: Session, database: str) -> Iterator[str]:
+    name = f"pgbus_{ext.parse_dsn(database)['dbname']}"
+    sql.run(
+        f"create role {name} login; grant usage on schema pgbus to {name}; grant select on pgbus.migrations to {name}"
+    )
+    yield name
+    sql.run(f"drop owned by {name}; drop role {name}")
+
+
+def as_role(database: str, role: str) -> str:
+    return str(ext.make_dsn(database, options=f"-c role={role}"))
+
+
+def test_a_role_that_may_not_upgrade_is_told_who_may(database: str, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert migrate(as_role(database, role)) == []
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(
+        DatabaseError, match=f"role {role} may not .*postgres's: run .* as postgres.*--no-migrate"
+    ) as refused:
+        migrate(as_role(database, role))
+    assert refused.value.sqlstate == "42501"
+
+
+def test_a_role_that_may_make_no_schema_is_told_what_an_administrator_has_to_do(
+    database: str, sql: Session, role: str
+) -> None:
+    sql.run("drop schema pgbus cascade")
+    with pytest.raises(DatabaseError, match=f"an administrator run: create schema pgbus authorization {role}"):
+        migrate(as_role(database, role))
+    sql.run(f"create schema pgbus authorization {role}")
+    assert migrate(as_role(database, role)) == [migration.version for migration in KNOWN]
+
+
+def test_a_role_that_may_not_read_the_record_may_still_serve(database: str, sql: Session, role: str) -> None:
+    sql.run(f"revoke select on pgbus.migrations from {role}")
+    check(as_role(database, role))
+
+
+def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(ext.make_dsn(database, options="-c default_transaction_read_only=on"))
+    assert migrate(url) == []
+    release(monkeypatch, *KNOWN, LATER)
+    with pytest.raises(DatabaseError, match="transactions are read-only here"):
+        migrate(url)
+
+
+def test_on_a_standby_it_says_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-") as folder:
+        os.chmod(folder, 0o755)  # the server's user has to get there
+        with EmbeddedPostgres.open(folder) as server:
+            migrate(server.url)
+        (Path(folder) / "postgres-18" / "standby.signal").touch()
+        with EmbeddedPostgres.open(folder) as server:
+            assert migrate(server.url) == []
+            check(server.url)
+            release(monkeypatch, *KNOWN, LATER)
+            with pytest.raises(DatabaseError, match=r"this is a standby.*: give the primary's URL"):
+                migrate(server.url)
+
+
+def test_a_short_statement_timeout_of_the_role_is_not_ours(
+    database: str, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql.run(f"alter database {ext.parse_dsn(database)['dbname']} set statement_timeout = '50ms'")
+    release(monkeypatch, *KNOWN, Migration(NEWEST + 1, "slow", "select pg_sleep(0.2)"))
+    assert migrate(database) == [NEWEST + 1]
+
+
+# from outside: a release that is older than the schema, or newer
+
+NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values ({NEWEST + 1}, 'newer', %s, '')"
+
+
+def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    # The one that stays would notice after two seconds, and send newcomers away, too.
+    (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.INTERVAL = 3600.0\n{APP}")
+    with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
+        stays, restarts = served.serving(2)
+        sql.run(NEWER, NEWEST + 1)
+        os.kill(restarts, signal.SIGKILL)
+        until(lambda: "upgrade pgbus-gevent here too" in served.errors, "the next one is refused, and says so")
+        for _ in range(40):
+            stack.enter_context(served.live())
+        assert {served.about()[0] for _ in range(10)} == {stays}
+        assert {served.ask("/pgbus/readyz").status for _ in range(10)} == {200}
+        sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
+        served.wait_until_it_serves(2)
+
+
+def test_a_worker_beside_a_schema_that_stops_serving_it_is_not_ready_until_that_is_undone(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    with host(tmp_path, database, *gunicorn("-w", "1")) as served:
+        here = served.live()
+        sql.run(NEWER, NEWEST + 1)
+        until(lambda: served.ask("/pgbus/readyz").status == 503, "it notices")
+        assert b"upgrade pgbus-gevent here too" in served.ask("/pgbus/readyz").body
+        assert served.ask("/pgbus/healthz").status == 200
+        assert not here.closed
+        sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
+        served.wait_until_it_serves(1)
+
+
+def test_a_worker_restarts_beside_a_newer_schema_that_serves_it(database: str, sql: Session, tmp_path: Path) -> None:
+    with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served:
+        sql.run(NEWER, NEWEST)
+        restarts = served.serving(2).pop()
+        os.kill(restarts, signal.SIGKILL)
+        until(lambda: restarts not in served.children(), "it has gone")
+        served.wait_until_it_serves(2)
+
+
+def test_migrate_of_an_older_release_says_that_the_schema_is_a_newer_one(
+    database: str, sql: Session, tmp_path: Path
+) -> None:
+    sql.run(NEWER, NEWEST)
+    said = Cli(tmp_path, database).ok("migrate")
+    assert (
+        said == f"schema pgbus is at version {NEWEST + 1}, a newer release's, which still serves this one ({NEWEST})\n"
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        (NEWER.replace("%s", str(NEWEST + 1)), [], "upgrade pgbus-gevent here too"),
+        (
+            f"delete from pgbus.migrations where version = {NEWEST}",
+            ["--no-migrate"],
+            "run `python -m pgbus_gevent migrate`",
+        ),
+        ("drop schema pgbus cascade", ["--no-migrate"], "schema pgbus is not in this database"),
+    ],
+    ids=["newer schema", "older schema", "no schema"],
+)
+def test_serve_refuses_a_schema_that_it_cannot_work_on_in_one_line(
+    workers: str, change: str, flags: list[str], said: str, database: str, sql: Session, tmp_path: Path
+) -> None:
+    sql.run(change)
+    command = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "PORT", "--workers", workers, *flags, "app:app"]
+    served = Host(tmp_path, database, command)
+    try:
+        assert served.wait() == 1
+        last = served.errors.splitlines()[-1]
+        assert last.startswith("pgbus-gevent: ") and said in last and "Traceback" not in served.errors
+    finally:
+        served.close()

@@ -1,0 +1,151 @@
+"""HAProxy in front, with the configuration that docs/serving.md gives: streams go through whole, over HTTP/1.1 and HTTP/2, and
+no EventSource ends because the server behind it is away."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from host_parts import Browser, servers_at
+from raw_http import ask
+from support import PATIENCE, free_port, until
+from ways import found
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+ROOT = Path(__file__).parents[2]
+EVENTS = {"Accept": "text/event-stream"}
+AWAY = re.compile(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"unavailable"\}\n\n')
+
+
+@pytest.fixture
+def ports() -> tuple[int, int]:
+    return free_port(), free_port()
+
+
+@pytest.fixture
+def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
+    """Its port."""
+    (recipe,) = re.findall(r"^```haproxy\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
+    for written, ours in (
+        ("bind :443 ssl crt /etc/haproxy/site.pem alpn h2,http/1.1", f"bind 127.0.0.1:{ports[0]}"),
+        ("127.0.0.1:8080", f"127.0.0.1:{ports[1]}"),
+        (" check", " check inter 100ms"),
+    ):
+        assert written in recipe
+        recipe = recipe.replace(written, ours)
+    (tmp_path / "haproxy.cfg").write_text(recipe)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([found("haproxy"), "-f", str(tmp_path / "haproxy.cfg")], stdout=log, stderr=log)
+
+    def answers() -> bool:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        try:
+            return bool(ask(ports[0], "/").status)
+        except OSError:
+            return False
+
+    try:
+        until(answers, "HAProxy accepts")
+        yield ports[0]
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture
+def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Starts the server behind it, and returns what stops that."""
+    with servers_at(ports[1], pgbus_settings) as start:
+
+        def ready() -> Callable[[], None]:
+            stop = start()
+            # The proxy looks from time to time.
+            until(lambda: ask(ports[0], "/pgbus/readyz").status == 200, "HAProxy knows that it is ready")
+            return stop
+
+        yield ready
+
+
+def test_a_stream_goes_through_at_once_and_whole(
+    haproxy: int, serve: Callable[[], object], pgbus_bus: Bus, pgbus_settings: Settings
+) -> None:
+    serve()
+    orders = pgbus_bus.stream("orders")
+    with StreamClient(f"http://127.0.0.1:{haproxy}", "/pgbus/streams/orders") as client:
+        client.next("pgbus:connected")
+        for _ in range(3):
+            id = orders.broadcast("ok")
+            assert (client.next().data, client.last_id) == ("ok", str(id))
+        orders.broadcast("x" * 1_000_000)
+        assert len(client.next(timeout=PATIENCE).data) == 1_000_000
+    names = [pgbus_bus.sign(secrets.token_urlsafe(185), expires_in=3600) for _ in range(32)]
+    many = "/pgbus/streams?" + "&".join(f"stream={name}&since=1764000000000000" for name in names)
+    assert len(many) > 12_000
+    with StreamClient(f"http://127.0.0.1:{haproxy}", many) as client:
+        assert len(json.loads(client.next("pgbus:connected").data)["streams"]) == 32
+
+
+def test_over_http_2_too(haproxy: int, serve: Callable[[], object], pgbus_bus: Bus) -> None:
+    curl = shutil.which("curl")
+    if curl is None or b"HTTP2" not in subprocess.run([curl, "-V"], stdout=subprocess.PIPE).stdout:
+        pytest.skip("there is no curl with HTTP/2")
+    serve()
+    ids = [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(3)]
+    url = f"http://127.0.0.1:{haproxy}/pgbus/streams/orders?since=0"
+    with subprocess.Popen(
+        [curl, "-sN", "--http2-prior-knowledge", "-i", url], stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        seen: list[str] = []
+        while not seen or seen[-1] != f"id: {ids[-1]}":
+            seen.append(reader.stdout.readline().rstrip("\r\n"))
+        reader.kill()
+    assert seen[0] == "HTTP/2 200 " and not [line for line in seen if line.startswith("transfer-encoding")]
+    assert [line for line in seen if line in [f"id: {id}" for id in ids]] == [f"id: {id}" for id in ids]
+
+
+def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(haproxy: int) -> None:
+    told = set()
+    for _ in range(20):
+        answer = ask(haproxy, "/pgbus/streams/orders", **EVENTS)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert "no-transform" in answer.headers["cache-control"]
+        one = AWAY.fullmatch(answer.body)
+        assert one is not None and 3000 <= int(one[1]) <= 8000
+        told.add(one[1])
+    assert len(told) > 1
+    # A publisher, or a program that polls, must not take it for done.
+    assert ask(haproxy, "/pgbus/streams/orders", "POST", b"data").status == 503
+    assert ask(haproxy, "/pgbus/streams/orders", "POST", b"data", **EVENTS).status == 503
+    assert ask(haproxy, "/pgbus/streams/orders?poll=1").status == 503
+    assert ask(haproxy, "/elsewhere", **EVENTS).status == 503
+
+
+def test_an_event_source_outlives_a_restart_of_the_server_behind_it(
+    haproxy: int, serve: Callable[[], Callable[[], None]], pgbus_bus: Bus
+) -> None:
+    stop = serve()
+    browser = Browser(haproxy, "orders", haste=20.0)
+    try:
+        until(lambda: browser.connections == 1, "it is connected")
+        orders = pgbus_bus.stream("orders")
+        ids = [orders.broadcast("before")]
+        until(lambda: browser.ids == ids, "it has the first")
+        stop()
+        ids.append(orders.broadcast("while nobody serves"))
+        until(lambda: len(browser.told) >= 3, "HAProxy has told it to come back")
+        serve()
+        ids.append(orders.broadcast("after"))
+        until(lambda: browser.ids == ids, "it has all of them")
+        assert browser.stopped is None
+    finally:
+        browser.close()

@@ -1,0 +1,159 @@
+"""nginx in front, with the configuration that docs/serving.md gives: streams go through, and no
+EventSource ends because the server behind it is away."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from host_parts import Browser, servers_at
+from raw_http import ask
+from support import until
+
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+ROOT = Path(__file__).parents[2]
+EVENTS = {"Accept": "text/event-stream"}
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def recipe(port: int, upstream: int) -> str:
+    """The page's, without TLS and HTTP/2, on our ports."""
+    (found,) = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
+    for written, ours in (
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port};"),
+        ("http2 on;", ""),
+        ("127.0.0.1:8080", f"127.0.0.1:{upstream}"),
+    ):
+        assert written in found
+        found = found.replace(written, ours)
+    return found
+
+
+@pytest.fixture
+def ports() -> tuple[int, int]:
+    return free_port(), free_port()
+
+
+@pytest.fixture
+def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
+    """Its port. A test may have it wait less long for the server."""
+    configured = recipe(*ports).replace(
+        "proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}"
+    )
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in kinds)
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
+        f"events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{paths}{configured}\n}}\n"
+    )
+    process = subprocess.Popen([str(NGINX), "-p", str(tmp_path), "-e", "stderr", "-c", "nginx.conf"])
+
+    def answers() -> bool:
+        assert process.poll() is None, "nginx has ended"
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", ports[0])) == 0
+
+    try:
+        until(answers, "nginx accepts")
+        yield ports[0]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Starts the server behind it, and returns what stops that."""
+    with servers_at(ports[1], pgbus_settings) as start:
+        yield start
+
+
+def test_the_application_goes_through_too_but_not_what_is_for_operators(
+    nginx: int, serve: Callable[[], object]
+) -> None:
+    """The module for browsers is beside the application. The metrics may be open, so that the proxy does not pass them."""
+    serve()
+    assert ask(nginx, "/pgbus/readyz").status == 200
+    assert "javascript" in ask(nginx, "/pgbus/pgbus.js").headers["content-type"]
+    answers = [ask(nginx, f"/pgbus/{name}") for name in ("metrics", "console", "console/feed")]
+    assert [(answer.status, answer.headers["server"][:5]) for answer in answers] == [(404, "nginx")] * 3
+
+
+def test_a_stream_goes_through_at_once_and_whole(nginx: int, serve: Callable[[], object], pgbus_bus) -> None:
+    serve()
+    orders = pgbus_bus.stream("orders")
+    with StreamClient(f"http://127.0.0.1:{nginx}", "/pgbus/streams/orders") as client:
+        client.next("pgbus:connected")
+        for _ in range(3):
+            id = orders.broadcast("ok")
+            assert (client.next().data, client.last_id) == ("ok", str(id))
+        orders.broadcast("x" * 1_000_000)
+        assert len(client.next().data) == 1_000_000
+
+
+def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx: int) -> None:
+    told = set()
+    for _ in range(20):
+        answer = ask(nginx, "/pgbus/streams/orders", **EVENTS)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert "no-transform" in answer.headers["cache-control"]
+        found = re.fullmatch(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"unavailable"\}\n\n', answer.body)
+        assert found is not None and 3000 <= int(found[1]) <= 8000
+        told.add(found[1])
+    assert len(told) > 1
+    # A publisher, or a program that polls, must not take it for done.
+    for headers in ({}, EVENTS):
+        assert ask(nginx, "/pgbus/streams/orders", "POST", b"data", **headers).status == 503
+    assert ask(nginx, "/pgbus/streams/orders?poll=1").status == 503
+
+
+def test_an_event_source_outlives_a_restart_of_the_server_behind_nginx(
+    nginx: int, serve: Callable[[], Callable[[], None]], pgbus_bus
+) -> None:
+    stop = serve()
+    browser = Browser(nginx, "orders", haste=20.0)
+    try:
+        until(lambda: browser.connections == 1, "it is connected")
+        orders = pgbus_bus.stream("orders")
+        ids = [orders.broadcast("before")]
+        until(lambda: browser.ids == ids, "it has the first")
+        stop()
+        ids.append(orders.broadcast("while nobody serves"))
+        until(lambda: len(browser.told) >= 3, "nginx has told it to come back")
+        serve()
+        ids.append(orders.broadcast("after"))
+        until(lambda: browser.ids == ids, "it has all of them")
+        assert browser.stopped is None
+    finally:
+        browser.close()
+
+
+@pytest.mark.parametrize("nginx", ["1s"], indirect=True)
+def test_a_server_that_does_not_answer_is_one_that_is_away(nginx: int, ports: tuple[int, int]) -> None:
+    with socket.create_server(("127.0.0.1", ports[1])) as mute:
+        answer = ask(nginx, "/pgbus/streams/orders", Host="live.example", **EVENTS)
+        with mute.accept()[0] as asked:
+            head = asked.recv(65536).lower()
+    assert (answer.status, b"unavailable" in answer.body) == (200, True)
+    # So that the end of an answer is told, and what the request asked for is known.
+    assert head.startswith(b"get /pgbus/streams/orders http/1.1\r\n")
+    assert b"\r\nhost: live.example\r\n" in head and b"connection:" not in head
+
+
+def test_the_proxy_waits_longer_than_a_stream_is_quiet() -> None:
+    (seconds,) = re.findall(r"proxy_read_timeout (\d+)s;", recipe(1, 2))
+    assert int(seconds) >= 3 * Settings(database_url="postgresql:///x", secret="x" * 32).heartbeat

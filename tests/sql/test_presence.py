@@ -1,0 +1,390 @@
+"""Presence from SQL: who is there, who is announced and how often, and what expires by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from database_parts import Ear, Session, Sessions, is_waiting, raises, together, until
+
+from pgbus_gevent.core.wakes import Ephemeral, parse
+
+INVALID = "22023"
+LOCK = 1885823600
+PAST = timedelta(milliseconds=1)
+
+
+@pytest.fixture(autouse=True)
+def empty(sql: Session) -> Iterator[None]:
+    sql.run("truncate pgbus.presence")
+    yield
+
+
+def members(sql: Session, stream: str) -> list[str]:
+    return [member for (member,) in sql.run("select member from pgbus.presence_members(%s)", stream)]
+
+
+def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
+    """What was announced since the last time: op, member and count."""
+    found = []
+    for payload in ear.heard_until(sql):
+        wake = parse(payload)
+        assert isinstance(wake, Ephemeral) and wake.event == "presence"
+        news = json.loads(wake.data or "")
+        assert set(news) == {"op", "member", "metadata", "count"}
+        found.append((news["op"], news["member"], news["count"]))
+    return found
+
+
+def expire(sql: Session, stream: str, member: str | None = None) -> None:
+    sql.run(
+        "update pgbus.presence set expires_at = clock_timestamp() - interval '1 second'"
+        " where stream = %s and member = coalesce(%s, member)",
+        *(stream, member),
+    )
+
+
+def record(sql: Session, changes: list[tuple[str, str, str, str | None]], grace: str = "0") -> list[int]:
+    streams, names, connections, metadata = (list(column) for column in zip(*changes, strict=True))
+    statement = "select pgbus.presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], '1 minute', %s)"
+    return [place for (place,) in sql.run(statement, streams, names, connections, metadata, grace)]
+
+
+# coming and going
+
+
+def test_who_joins_is_there_and_announced_and_who_leaves_is_not(sql: Session, ear: Ear, stream: str) -> None:
+    assert sql.call("presence_join", stream, "ada", '{"name": "Ada"}') is True
+    [(member, metadata, joined_at, connections)] = sql.run("select * from pgbus.presence_members(%s)", stream)
+    assert (member, metadata, connections) == ("ada", {"name": "Ada"}, 1)
+    assert joined_at == sql.one("select joined_at from pgbus.presence where stream = %s", stream)
+    assert heard(ear, sql) == [("join", "ada", 1)]
+
+    assert sql.call("presence_leave", stream, "ada") is True
+    assert members(sql, stream) == []
+    assert heard(ear, sql) == [("leave", "ada", 0)]
+
+
+def test_several_connections_of_a_member_are_one_member(sql: Session, ear: Ear, stream: str) -> None:
+    assert [sql.call("presence_join", stream, "ada", "{}", tab) for tab in ("1", "2", "3")] == [True, False, False]
+    assert sql.call("presence_count", stream) == 1
+    assert sql.one("select connections from pgbus.presence_members(%s)", stream) == 3
+    assert [sql.call("presence_leave", stream, "ada", tab) for tab in ("2", "1", "3")] == [False, False, True]
+    assert heard(ear, sql) == [("join", "ada", 1), ("leave", "ada", 0)]
+
+
+def test_joining_again_changes_the_metadata_and_announces_nothing(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("presence_join", stream, "ada", '{"n": 1}')
+    sql.call("presence_join", stream, "ada", '{"n": 2}')
+    assert sql.one("select metadata from pgbus.presence_members(%s)", stream) == {"n": 2}
+    assert heard(ear, sql) == [("join", "ada", 1)]
+
+
+def test_the_time_of_joining_is_that_of_the_first_connection_even_when_that_is_gone(sql: Session, stream: str) -> None:
+    sql.call("presence_join", stream, "ada", "{}", "1")
+    first = sql.one("select joined_at from pgbus.presence_members(%s)", stream)
+    sql.call("presence_join", stream, "ada", "{}", "2")
+    sql.call("presence_leave", stream, "ada", "1")
+    assert sql.one("select joined_at from pgbus.presence_members(%s)", stream) == first
+
+
+def test_members_come_in_the_order_in_which_they_joined(sql: Session, stream: str) -> None:
+    for name in ("zoe", "ada", "max"):
+        sql.call("presence_join", stream, name)
+    assert members(sql, stream) == ["zoe", "ada", "max"]
+
+
+def test_streams_and_members_are_apart_by_their_bytes(sql: Session, stream: str) -> None:
+    for name in ("a:b", "A:b", "é", "e\u0301"):
+        sql.call("presence_join", stream, name)
+        sql.call("presence_join", name, "ada")
+    assert set(members(sql, stream)) == {"a:b", "A:b", "é", "e\u0301"}
+    assert all(members(sql, name) == ["ada"] for name in ("a:b", "A:b", "é", "e\u0301"))
+
+
+def test_leaving_what_one_is_not_at_does_nothing(sql: Session, ear: Ear, stream: str) -> None:
+    assert sql.call("presence_leave", stream, "nobody") is False
+    assert heard(ear, sql) == []
+
+
+def test_what_is_rolled_back_did_not_happen(sql: Session, ear: Ear, stream: str) -> None:
+    with pytest.raises(ZeroDivisionError), sql.transaction():
+        sql.call("presence_join", stream, "ada")
+        raise ZeroDivisionError
+    assert members(sql, stream) == [] and heard(ear, sql) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", "ada"), "bad stream name"),
+        (("s\n", "ada"), "bad stream name"),
+        ((None, "ada"), "bad stream name"),
+        (("s", ""), "bad member"),
+        (("s", "a\tb"), "bad member"),
+        (("s", "x" * 256), "bad member"),
+        (("s", None), "bad member"),
+        (("s", "ada", "[1]"), "bad metadata"),
+        (("s", "ada", json.dumps({"x": "x" * 4096})), "bad metadata"),
+        (("s", "ada", "{}", "x" * 256), "bad connection"),
+        (("s", "ada", "{}", None), "bad connection"),
+        (("s", "ada", "{}", "", timedelta(0)), "bad ttl"),
+        (("s", "ada", "{}", "", None), "bad ttl"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sql: Session, arguments: tuple[Any, ...], message: str) -> None:
+    with raises(INVALID, message):
+        sql.call("presence_join", *arguments)
+
+
+def test_a_negative_grace_is_refused(sql: Session) -> None:
+    with raises(INVALID, "bad grace"):
+        sql.call("presence_leave", "s", "ada", "", timedelta(seconds=-1))
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_transaction_that_could_not_see_who_came_meanwhile_is_refused(
+    sql: Session, stream: str, isolation: str
+) -> None:
+    sql.call("presence_join", stream, "ada")
+    for function in ("presence_join", "presence_leave"):
+        with raises("0A000", f"in {isolation.upper()}: use one in READ COMMITTED"), sql.transaction(isolation):
+            sql.call(function, stream, "ada")
+    with sql.transaction(isolation):
+        assert members(sql, stream) == ["ada"]
+
+
+@pytest.mark.parametrize("collation", ['"C"', '"und-x-icu"'])
+def test_the_callers_collation_does_not_matter(sql: Session, stream: str, collation: str) -> None:
+    try:
+        sql.run(f"select 'x' collate {collation}")
+    except psycopg2.Error:
+        pytest.skip("this server was built without ICU")
+    statement = f"select pgbus.presence_join(%s collate {collation}, 'ada' collate {collation})"
+    assert sql.one(statement, stream) is True
+    assert sql.one(f"select count(*) from pgbus.presence_members(%s collate {collation})", stream) == 1
+
+
+# grace
+
+
+def test_who_is_back_within_the_grace_was_never_away(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("presence_join", stream, "ada", "{}", "old")
+    sql.call("presence_leave", stream, "ada", "old", timedelta(minutes=1))
+    assert sql.run("select member, connections from pgbus.presence_members(%s)", stream) == [("ada", 0)]
+    sql.call("presence_join", stream, "ada", "{}", "new")
+    expire(sql, stream)
+    sql.call("presence_join", stream, "ada", "{}", "new")  # alive, and only the old one is left to expire
+    heard(ear, sql)
+    sql.call("presence_sweep")
+    assert members(sql, stream) == ["ada"] and heard(ear, sql) == []
+
+
+def test_who_is_not_back_within_the_grace_leaves_when_it_is_swept(sql: Session, ear: Ear, stream: str) -> None:
+    sql.call("presence_join", stream, "ada")
+    sql.call("presence_leave", stream, "ada", "", timedelta(milliseconds=50))
+    assert heard(ear, sql) == [("join", "ada", 1)]
+    until(lambda: not members(sql, stream), "the grace is over")
+    sql.call("presence_sweep")
+    assert heard(ear, sql) == [("leave", "ada", 0)]
+
+
+# expiry
+
+
+def test_who_has_expired_is_shown_nowhere_before_it_is_swept_and_announced_once(
+    sql: Session, ear: Ear, stream: str
+) -> None:
+    for name in ("ada", "max"):
+        sql.call("presence_join", stream, name)
+    heard(ear, sql)
+    expire(sql, stream, "ada")
+    assert members(sql, stream) == ["max"] and sql.call("presence_count", stream) == 1
+    for _ in range(3):
+        sql.call("presence_sweep")
+    assert heard(ear, sql) == [("leave", "ada", 1)]
+
+
+def test_a_transaction_that_stays_open_sees_members_expire(sql: Session, stream: str) -> None:
+    with sql.transaction():
+        sql.call("presence_join", stream, "ada", "{}", "", timedelta(milliseconds=30))
+        until(lambda: not members(sql, stream), "the member expires")
+
+
+def test_who_joins_after_expiry_and_before_the_sweep_is_announced_and_does_not_leave(
+    sql: Session, ear: Ear, stream: str
+) -> None:
+    """A page made in between did not show the member."""
+    sql.call("presence_join", stream, "ada", "{}", "1")
+    expire(sql, stream)
+    assert sql.call("presence_join", stream, "ada", "{}", "2") is True
+    sql.call("presence_sweep")
+    assert heard(ear, sql) == [("join", "ada", 1), ("join", "ada", 1)]
+    assert sql.one("select count(*) from pgbus.presence") == 1
+
+
+def test_the_sweep_tells_when_something_is_going_to_expire(sql: Session, stream: str) -> None:
+    assert sql.call("presence_sweep") is None
+    sql.call("presence_join", stream, "ada", "{}", "", timedelta(seconds=100))
+    assert 90 < sql.call("presence_sweep") <= 100
+
+
+def test_of_many_sweeps_at_once_one_announces(sql: Session, sessions: Sessions, ear: Ear, stream: str) -> None:
+    record(sql, [(stream, f"m{n}", str(n), "{}") for n in range(100)])
+    heard(ear, sql)
+    expire(sql, stream)
+    sweepers = [sessions() for _ in range(6)]
+    together(*[lambda one=one: one.call("presence_sweep") for one in sweepers])
+    sql.call("presence_sweep")
+    news = heard(ear, sql)
+    assert sorted(member for _, member, _ in news) == sorted(f"m{n}" for n in range(100))
+    assert {(op, count) for op, _, count in news} == {("leave", 0)}
+
+
+# touching
+
+
+def test_a_touch_keeps_alive_and_tells_who_is_not_there(sql: Session, ear: Ear, stream: str) -> None:
+    second = timedelta(seconds=1)
+    sql.call("presence_join", stream, "here", "{}", "1", second)
+    sql.call("presence_join", stream, "expired", "{}", "1", second)
+    sql.call("presence_join", stream, "leaving", "{}", "1", second)
+    sql.call("presence_leave", stream, "leaving", "1", timedelta(minutes=1))
+    expire(sql, stream, "expired")
+    names = ["nobody", "here", "expired", "leaving"]
+    rows = sql.run(
+        "select pgbus.presence_touch_many(array_fill(%s::text, array[4]), %s::text[], array_fill('1'::text, array[4]))",
+        *(stream, names),
+    )
+    assert [place for (place,) in rows] == [1, 3, 4]
+    left = "select extract(epoch from expires_at - clock_timestamp()) from pgbus.presence where member = %s"
+    assert 30 < sql.one(left, "here") <= 45
+    assert sql.one(left, "leaving") <= 1
+    assert [news[0] for news in heard(ear, sql)] == ["join"] * 3
+
+
+def test_a_touch_of_one(sql: Session, stream: str) -> None:
+    assert sql.call("presence_touch", stream, "ada") is False
+    sql.call("presence_join", stream, "ada")
+    assert sql.call("presence_touch", stream, "ada") is True
+    assert sql.call("presence_touch", stream, "ada", "another") is False
+
+
+def test_touches_do_not_touch_the_index(sql: Session, stream: str) -> None:
+    """Else ten thousand members would cost ten thousand index entries with each touch."""
+    places = [(stream, f"m{n}", str(n), "{}") for n in range(200)]
+    record(sql, places)
+    statement = "select count(*) from pgbus.presence_touch_many(%s::text[], %s::text[], %s::text[])"
+    for _ in range(5):
+        assert sql.one(statement, *(list(column) for column in list(zip(*places, strict=True))[:3])) == 0
+    sql.run("select pg_stat_force_next_flush()") if sql.connection.server_version >= 150000 else None
+    updates = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = 'pgbus.presence'::regclass"
+    until(lambda: sql.run(updates)[0][0] >= 1000, "the statistics are in")
+    [(all_of_them, hot)] = sql.run(updates)
+    # With an index on what a touch changes there would be none. A page that was not pruned yet has no room for one, and what
+    # can be pruned depends on everybody's snapshots.
+    assert hot > all_of_them * 0.3
+
+
+# workers
+
+
+def test_a_batch_of_comings_and_goings_at_many_streams(sql: Session, ear: Ear, stream: str) -> None:
+    a, b = f"{stream} a", f"{stream} b"
+    assert record(sql, [(a, "ada", "1", '{"x": 1}'), (b, "ada", "2", "{}"), (a, "max", "3", "{}")]) == []
+    assert sorted(heard(ear, sql)) == [("join", "ada", 1), ("join", "ada", 2), ("join", "max", 2)]
+    assert (
+        record(sql, [(a, "ada", "1", None), (a, "ada", "4", "{}"), (b, "ada", "2", None), (b, "no", "9", None)]) == []
+    )
+    assert heard(ear, sql) == [("leave", "ada", 0)]
+    assert set(members(sql, a)) == {"ada", "max"} and members(sql, b) == []
+
+
+def test_a_connection_twice_in_a_batch_has_the_last_metadata(sql: Session, stream: str) -> None:
+    record(sql, [(stream, "ada", "1", '{"n": 1}'), (stream, "ada", "1", '{"n": 2}')])
+    assert sql.one("select metadata from pgbus.presence_members(%s)", stream) == {"n": 2}
+
+
+def test_workers_go_round_a_stream_that_a_transaction_holds(
+    sql: Session, sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    held, free = f"{stream} held", f"{stream} free"
+    slow, watcher = sessions(), sessions()
+    with slow.transaction():
+        slow.call("presence_join", held, "slow")
+        changes: list[tuple[str, str, str, str | None]] = [(held, "ada", "1", "{}"), (free, "ada", "2", "{}")]
+        assert record(sql, changes) == [1]
+        assert members(sql, free) == ["ada"] and members(sql, held) == []
+        waiting = sql.spawn("select pgbus.presence_join(%s, 'max')", held)
+        until(lambda: is_waiting(watcher, sql), "a join by hand waits for its turn")
+    waiting.get(timeout=10)
+    assert record(sql, changes[:1]) == []
+    assert members(sql, held) == ["slow", "max", "ada"]
+    assert heard(ear, sql)[-3:] == [("join", "slow", 1), ("join", "max", 2), ("join", "ada", 3)]
+
+
+def test_nobody_waits_for_a_transaction_that_touches(sql: Session, sessions: Sessions, stream: str) -> None:
+    toucher = sessions()
+    for name in ("ada", "max"):
+        sql.call("presence_join", stream, name)
+    with toucher.transaction():
+        assert toucher.call("presence_touch", stream, "ada") is True
+        sql.run("set lock_timeout = '2s'")
+        expire(sql, stream, "max")
+        sql.call("presence_sweep")
+        assert sql.call("presence_touch", stream, "ada") is True
+        assert members(sql, stream) == ["ada"]
+    sql.run("reset lock_timeout")
+
+
+def test_comings_and_goings_at_once_end_with_what_was_announced(
+    sessions: Sessions, sql: Session, ear: Ear, stream: str
+) -> None:
+    """However they race: who follows the announcements ends up with the members that there are."""
+
+    def worker(session: Session, n: int) -> None:
+        for turn in range(25):
+            change = None if turn % 2 else "{}"
+            places = record(session, [(stream, f"m{turn % 3}", f"{n}", change)])
+            while places:
+                places = record(session, [(stream, f"m{turn % 3}", f"{n}", change)])
+            if turn % 5 == 0:
+                session.call("presence_sweep")
+
+    workers = [sessions() for _ in range(5)]
+    together(*[lambda one=one, n=n: worker(one, n) for n, one in enumerate(workers)])
+    there: set[str] = set()
+    for op, member, count in heard(ear, sql):
+        (there.add if op == "join" else there.remove)(member)
+        assert count == len(there)
+    assert there == set(members(sql, stream))
+
+
+def test_a_role_with_the_documented_grants_can_use_presence(sql: Session, sessions: Sessions, stream: str) -> None:
+    role = f"pgbus_test_member_{os.getpid()}"
+    text = (Path(__file__).parents[2] / "docs" / "presence.md").read_text(encoding="utf-8")
+    assert "`pgbus.grant_publisher`" in text and "`pgbus.grant_reader`" in text
+    sql.run(f"create role {role}")
+    try:
+        sql.call("grant_publisher", role)
+        sql.call("grant_reader", role)
+        theirs = sessions(role=role)
+        assert theirs.call("presence_join", stream, "ada") is True
+        assert theirs.call("presence_touch", stream, "ada") is True
+        assert members(theirs, stream) == ["ada"]
+        assert theirs.call("presence_leave", stream, "ada") is True
+        with raises("42501"):
+            theirs.call("presence_sweep")
+        with raises("42501"):
+            theirs.run("delete from pgbus.presence")
+        sql.call("grant_server", role)
+        assert theirs.call("presence_sweep") is None
+        assert record(theirs, [(stream, "ada", "1", "{}")]) == []
+    finally:
+        sql.run(f"drop owned by {role}; drop role {role}")

@@ -1,0 +1,595 @@
+"""What is removed, what is kept and what is remembered of it: the SQL functions, and clients that come back."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.event
+import psycopg2.extensions as ext
+import pytest
+from database_parts import Session, Sessions, is_waiting, raises, until
+from support import connect, received, serving
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.database import Database
+from pgbus_gevent.database.queries import _OPENINGS, _PAGES
+from pgbus_gevent.errors import DatabaseError, InvalidSetting
+from pgbus_gevent.settings.retention import Retention, Rule
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.testing.databases import TestDatabases
+
+EVER = "1000 days"
+REMOVING = 1885823598
+"""The class of the advisory lock that whoever removes holds."""
+
+
+@pytest.fixture(autouse=True)
+def none_left(sql: Session) -> None:
+    """The other tests' streams are not to be in the way of those that walk over all."""
+    sql.run("truncate pgbus.messages, pgbus.horizons, pgbus.ephemerals")
+    sql.run("update pgbus.prune_round set below = null, due = now()")
+
+
+def publish(sql: Session, stream: str, count: int, *, age: str = "0 s") -> list[int]:
+    """The ids of so many messages that are ``age`` old."""
+    ids = [int(sql.call("broadcast", stream, str(n))) for n in range(count)]
+    sql.run("update pgbus.messages set created_at = now() - %s::interval where msg_id = any(%s)", age, ids)
+    return ids
+
+
+def prune(sql: Session, *streams: str, age: str = EVER, count: int | None = None, limit: int = 1000) -> list[Any]:
+    size = len(streams)
+    found = sql.run(
+        "select * from pgbus.prune(%s::text[], %s::interval[], %s::bigint[], %s)",
+        *(list(streams), [age] * size, [count] * size, limit),
+    )
+    return sorted(found)
+
+
+def ids_of(sql: Session, stream: str) -> list[int]:
+    return [id for id, _ in sql.read(stream)]
+
+
+def horizon(sql: Session, stream: str) -> int:
+    return int(sql.call("horizon", stream))
+
+
+# age and count
+
+
+def test_what_is_older_than_its_age_is_removed(sql: Session, stream: str) -> None:
+    old, new = publish(sql, stream, 3, age="2 hours"), publish(sql, stream, 2)
+    assert prune(sql, stream, age="1 hour") == [(stream, 3, old[-1])]
+    assert ids_of(sql, stream) == new
+    assert horizon(sql, stream) == old[-1]
+    assert prune(sql, stream, age="1 hour") == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6])
+def test_what_is_beyond_the_count_is_removed(count: int, sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 5)
+    prune(sql, stream, count=count)
+    assert ids_of(sql, stream) == ids[-count:]
+
+
+def test_either_limit_is_enough(sql: Session, stream: str) -> None:
+    old, new = publish(sql, stream, 3, age="2 hours"), publish(sql, stream, 4)
+    prune(sql, stream, age="1 hour", count=5)
+    assert ids_of(sql, stream) == new
+    prune(sql, stream, age="1 hour", count=2)
+    assert ids_of(sql, stream) == new[-2:]
+    assert horizon(sql, stream) == new[1] > old[-1]
+
+
+def test_each_stream_has_its_own_limits_and_no_other_is_touched(sql: Session, stream: str) -> None:
+    names = [f"{stream}:{n}" for n in range(4)]
+    ids = {name: publish(sql, name, 3, age="2 hours") for name in names}
+    found = sql.run(
+        "select * from pgbus.prune(%s, array['1 hour', '1 day', '1 day']::interval[], array[null, null, 1])", names[:3]
+    )
+    assert sorted(found) == [(names[0], 3, ids[names[0]][2]), (names[2], 2, ids[names[2]][1])]
+    assert [len(ids_of(sql, name)) for name in names] == [0, 3, 1, 3]
+
+
+def test_one_call_removes_no_more_than_its_limit_oldest_first(sql: Session, stream: str) -> None:
+    names = [f"{stream}:{n}" for n in range(3)]
+    ids = {name: publish(sql, name, 5, age="2 hours") for name in names}
+    assert prune(sql, *names, age="1 hour", limit=7) == [
+        (names[0], 5, ids[names[0]][4]),
+        (names[1], 2, ids[names[1]][1]),
+    ]
+    assert [ids_of(sql, name) for name in names] == [[], ids[names[1]][2:], ids[names[2]]]
+    assert prune(sql, *names, age="1 hour", limit=7) == [
+        (names[1], 3, ids[names[1]][4]),
+        (names[2], 4, ids[names[2]][3]),
+    ]
+    assert prune(sql, *names, age="1 hour", limit=7) == [(names[2], 1, ids[names[2]][4])]
+
+
+def test_by_count_too_it_removes_no_more_than_its_limit(sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 10)
+    assert prune(sql, stream, count=2, limit=3) == [(stream, 3, ids[2])]
+    assert ids_of(sql, stream) == ids[3:]
+
+
+def test_a_message_that_seems_old_waits_for_the_one_before_it(sql: Session, stream: str) -> None:
+    new = publish(sql, stream, 1)
+    publish(sql, stream, 2, age="2 hours")  # the clock was set back
+    assert prune(sql, stream, age="1 hour") == []
+    sql.run("update pgbus.messages set created_at = now() - interval '2 hours' where msg_id = %s", new[0])
+    assert [removed for _, removed, _ in prune(sql, stream, age="1 hour")] == [3]
+
+
+def test_a_stream_that_is_named_twice_or_not_there_is_no_trouble(sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 3, age="2 hours")
+    assert prune(sql, stream, stream, "nowhere", age="1 hour") == [(stream, 3, ids[-1])]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "array['a'], array['0 s'::interval]", "array['a'], array['-1 s'::interval]", "array['a'], array[null::interval]",
+        "array['a', 'b'], array['1 s'::interval]", "array['a'], array['1 s'::interval], array[1, 2]",
+        "array['a'], array['1 s'::interval], array[0]", "array['a'], array['1 s'::interval], array[1], 0",
+        "array['a'], array['1 s'::interval], array[1], null", "null, array['1 s'::interval]",
+    ],
+)  # fmt: skip
+def test_senseless_arguments_are_refused(arguments: str, sql: Session) -> None:
+    with raises("22023"):
+        sql.run(f"select * from pgbus.prune({arguments})")
+
+
+# what is remembered
+
+
+def test_ids_go_on_rising_on_a_stream_that_was_pruned_empty(sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 3, age="2 hours")
+    prune(sql, stream, age="1 hour")
+    assert sql.call("last_id", stream) == ids[-1]
+    [new] = publish(sql, stream, 1)
+    assert new > ids[-1]
+    assert sql.column(stream, "prev_id") == [ids[-1]]
+
+
+def test_a_horizon_never_moves_back(sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 3, age="2 hours")
+    sql.run("insert into pgbus.horizons values (%s, %s)", stream, ids[-1] + 5)
+    sql.run("update pgbus.messages set msg_id = msg_id + 10 where stream = %s", stream)
+    prune(sql, stream, count=2)
+    assert horizon(sql, stream) == ids[0] + 10 > ids[-1] + 5
+
+
+def test_pruning_that_is_rolled_back_leaves_no_trace(sql: Session, stream: str) -> None:
+    ids = publish(sql, stream, 3, age="2 hours")
+    sql.run("begin")
+    prune(sql, stream, age="1 hour")
+    sql.run("rollback")
+    assert (ids_of(sql, stream), horizon(sql, stream)) == (ids, 0)
+
+
+def test_a_key_holds_within_the_retention_and_no_longer(sql: Session, stream: str) -> None:
+    first = sql.call("broadcast", stream, "a", key="k")
+    prune(sql, stream)
+    assert sql.call("broadcast", stream, "b", key="k") == first
+    sql.run("update pgbus.messages set created_at = now() - interval '2 hours' where stream = %s", stream)
+    prune(sql, stream, age="1 hour")
+    again = sql.call("broadcast", stream, "c", key="k")
+    assert again > first
+    assert sql.read(stream) == [(again, "c")]
+
+
+def test_streams_are_forgotten_once_they_are_empty_for_long_enough(sql: Session, stream: str) -> None:
+    empty, recent, living = (f"{stream}:{kind}" for kind in ("empty", "recent", "living"))
+    for name in (empty, recent, living):
+        publish(sql, name, 3, age="2 hours")
+        prune(sql, name, age="1 hour")
+    last = publish(sql, living, 1)
+    sql.run("update pgbus.horizons set pruned_at = now() - interval '31 days' where stream <> %s", recent)
+    assert sql.one("select pgbus.forget(null, '30 days')") is None
+    assert sorted(row[0] for row in sql.run("select stream from pgbus.horizons")) == sorted([living, recent])
+    assert sql.call("last_id", empty) == 0
+    assert publish(sql, empty, 1)[0] > last[0], "ids are not used again all the same"
+
+
+def test_horizons_are_looked_through_a_page_at_a_time(sql: Session, stream: str) -> None:
+    names = [f"{stream}:{n}" for n in range(5)]
+    for name in names:
+        sql.run("insert into pgbus.horizons values (%s, 1, now() - interval '31 days')", name)
+    assert sql.one("select pgbus.forget(null, '30 days', 2)") == names[3]
+    assert sql.one("select pgbus.forget(%s, '30 days', 2)", names[3]) == names[1]
+    assert sql.one("select count(*) from pgbus.horizons") == 1
+    assert sql.one("select pgbus.forget(%s, '30 days', 2)", names[1]) is None
+    assert sql.one("select count(*) from pgbus.horizons") == 0
+
+
+def test_old_large_ephemeral_messages_are_removed(sql: Session) -> None:
+    for n, age in enumerate(("2 minutes", "2 minutes", "1 second")):
+        sql.run(
+            "insert into pgbus.ephemerals (id, created_at, stream, data) values (%s, now() - %s::interval, 's', 'x')",
+            n + 1,
+            age,
+        )
+    assert [sql.one("select pgbus.prune_ephemerals(1)") for _ in range(3)] == [1, 1, 0]
+    assert sql.run("select id from pgbus.ephemerals") == [(3,)]
+
+
+# at the same time
+
+
+def test_an_append_under_way_neither_waits_nor_is_disturbed(sql: Session, sessions: Sessions, stream: str) -> None:
+    ids = publish(sql, stream, 3, age="2 hours")
+    publisher, pruner = sessions(), sessions()
+    with publisher.transaction():
+        new = publisher.call("broadcast", stream, "under way")
+        assert prune(pruner, stream, age="1 hour") == [(stream, 3, ids[-1])]
+    assert sql.read(stream) == [(new, "under way")]
+    assert sql.column(stream, "prev_id") == [ids[-1]]
+    assert horizon(sql, stream) == ids[-1]
+
+
+def test_pruning_under_way_holds_up_no_append_and_no_key(sql: Session, sessions: Sessions, stream: str) -> None:
+    ids = publish(sql, stream, 2, age="2 hours")
+    first = sql.call("broadcast", stream, "a", key="k")
+    sql.run("update pgbus.messages set created_at = now() - interval '2 hours'")
+    pruner = sessions()
+    with pruner.transaction():
+        prune(pruner, stream, age="1 hour")
+        sql.run("set statement_timeout = '5s'")
+        assert sql.call("broadcast", stream, "b", key="k") == first
+        new = sql.call("broadcast", stream, "c")
+    assert sql.read(stream) == [(new, "c")]
+    assert sql.column(stream, "prev_id") == [first] and first > ids[-1]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_transaction_with_an_old_snapshot_publishes_all_the_same(
+    isolation: str, sql: Session, sessions: Sessions, stream: str
+) -> None:
+    publish(sql, stream, 3, age="2 hours")
+    old = sessions()
+    with old.transaction(isolation):
+        seen = old.call("last_id", stream)
+        prune(sql, stream, age="1 hour")
+        assert old.call("last_id", stream) == seen
+        new = old.call("broadcast", stream, "x")
+    assert sql.read(stream) == [(new, "x")]
+    assert horizon(sql, stream) == seen < new
+
+
+def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions, stream: str) -> None:
+    ids = publish(sql, stream, 4, age="2 hours")
+    one, other = sessions(), sessions()
+    with one.transaction():
+        prune(one, stream, age="1 hour", limit=2)
+        assert sql.one("select pgbus.prune_turn('0 s')") is None
+        job = other.spawn("select * from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
+        until(lambda: is_waiting(sql, other), "the other one waits")
+    assert job.get(timeout=10) == [(stream, 2, ids[3])], "and then goes by what there is"
+
+
+def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower(
+    sql: Session, sessions: Sessions, stream: str
+) -> None:
+    """A transaction of long ago still sees all that was removed since: nine thousand rows on a thousand blocks."""
+
+    def blocks(statement: str, *arguments: Any) -> int:
+        plan = sql.one(f"explain (analyze, buffers, format json) {statement}", *arguments)[0]["Plan"]
+        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+    old = sessions()
+    with old.transaction("repeatable read"):
+        old.run("select 1")
+        for _ in range(3):
+            sql.call("broadcast_many", stream, ["x" * 1000] * 3000)
+            prune(sql, stream, count=10, limit=10_000)
+        page = {"streams": [stream], "after": [0], "limit": 500, "bytes": 10**6}
+        opening = {"streams": [stream], "cursors": [0], "replays": [20], "limit": 500, "bytes": 10**6}
+        with sql.connection.cursor() as cursor:
+            reads = [cursor.mogrify(*asked).decode() for asked in ((_PAGES, page), (_OPENINGS, opening))]
+        assert [blocks(read) < 200 for read in reads] == [True, True]
+        assert blocks("select * from pgbus.prune(array[%s], array['1 day'::interval], array[10])", stream) < 200
+        assert blocks("select pgbus.streams_below(null, 10)") < 200
+
+
+# the round
+
+
+def test_streams_are_walked_down_from_the_highest(sql: Session, sessions: Sessions) -> None:
+    names = ["\U0010ffff" * 63, "é", "b", "a:2", "a:1", "A"]
+    for name in names:
+        publish(sql, name, 3)
+    walk = "select * from pgbus.streams_below(%s, %s)"
+    assert [row[0] for row in sql.run(walk, None, 10)] == names
+    assert [row[0] for row in sql.run(walk, None, 2)] == names[:2]
+    assert [row[0] for row in sql.run(walk, "b", 2)] == names[3:5]
+    assert sql.run(walk, "A", 2) == []
+
+
+def test_workers_share_one_round_and_the_next_has_its_time(sql: Session, sessions: Sessions, stream: str) -> None:
+    names = [f"{stream}:{n}" for n in range(5)]
+    for name in names:
+        publish(sql, name, 1)
+    workers = [sessions(), sessions()]
+    turns = [workers[n % 2].one("select pgbus.prune_turn('1 hour', 2)") for n in range(4)]
+    assert turns == [names[:2:-1], names[2:0:-1], names[:1], None]
+    assert sql.one("select pgbus.prune_turn('1 ms', 2)") == names[:2:-1], (
+        "what was due by another setting does not count"
+    )
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"audit:*": "7d", "cursor:*": {"age": "1m", "count": 100}},
+        "audit:*=7d, cursor:*=1m/100",
+        {"audit:*": 7 * 86400, "cursor:*": "60 / 100"},
+        (Rule("audit:*", 7 * 86400), Rule("cursor:*", 60, 100)),
+    ],
+)
+def test_rules_are_given_as_a_table_as_text_or_as_they_are(given: object) -> None:
+    settings = Settings(retention_patterns=given)  # type: ignore[arg-type]
+    assert settings.retention_patterns == (Rule("audit:*", 604800.0), Rule("cursor:*", 60.0, 100))
+    text = settings.__dataclass_fields__["retention_patterns"].metadata["kind"].text(settings.retention_patterns)
+    assert Settings.load(environ={"PGBUS_RETENTION_PATTERNS": text}) == Settings.load(
+        environ={}, retention_patterns=given
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"a": 0}, {"a": "x"}, {"a": None}, {"a": True}, {"": "1m"}, {"a\n": "1m"}, {"a": {"count": 3}}, {"a": "1m/0"},
+        {"a": {"age": "1m", "count": 0}}, {"a": {"age": "1m", "size": 3}}, {"a": {"age": "1m", "count": None}},
+        {"a": "1m/1000001"}, "a", "a=1m,", "a=1m,a=2m", "=1m", 5, [{"a": "1m"}], ("a=1m",),
+    ],
+)  # fmt: skip
+def test_senseless_rules_are_refused_by_name(given: object) -> None:
+    with pytest.raises(InvalidSetting, match=r"retention_patterns=.*as 7d, 1m/100 or"):
+        Settings(retention_patterns=given)  # type: ignore[arg-type]
+
+
+def test_a_refused_table_is_shown_and_a_url_in_its_place_is_not() -> None:
+    with pytest.raises(InvalidSetting, match=r"'audit:\*': '9'") as refused:
+        Settings(retention_patterns={"audit:*": "9", "b": "0"})  # type: ignore[arg-type]
+    with pytest.raises(InvalidSetting) as refused:
+        Settings(retention_patterns="postgresql://ada:hunter2@db/app")  # type: ignore[arg-type]
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"prune_interval": -1}, {"prune_interval": "2h"}, {"forget_after": "1m"}, {"retention": 0}]
+)
+def test_senseless_times_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting, match=next(iter(given))):
+        Settings(**given)
+
+
+def test_the_first_rule_that_matches_counts() -> None:
+    retention = Retention(3600, [Rule("a:x", 5, 2), Rule("a:*", 7), Rule("[ab]:?", 9)])
+    assert [retention.keep(name) for name in ("a:x", "a:y", "b:x", "b:xy", "A:x")] == [
+        (5, 2), (7, None), (9, None), (3600, None), (3600, None),
+    ]  # fmt: skip
+
+
+def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
+    config = tmp_path / "pgbus.toml"
+    config.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    settings = Settings.load(environ={}, config=config)
+    retention = Retention(settings.retention, settings.retention_patterns)
+    assert retention.keep("audit:7") == (30 * 86400, None)
+    assert retention.keep("cursor:7") == (60, 100)
+    assert retention.keep("orders") == (6 * 3600, None)
+
+
+# who may
+
+
+def test_who_may_not_remove_is_told_what_to_do_and_the_documented_grants_are_enough(
+    sql: Session, sessions: Sessions, database: str, stream: str, pgbus_databases: TestDatabases
+) -> None:
+    role = f"pgbus_test_pruner_{sql.pid}"
+    sql.run(f"create role {role}")
+    try:
+        publish(sql, stream, 2, age="2 hours")
+        base = Database(Settings(database_url=str(ext.make_dsn(database, options=f"-c role={role}"))))
+        sql.run(f"grant usage on schema pgbus to {role}")  # without it there is no schema at all
+        with pytest.raises(DatabaseError, match=r"docs/retention\.md says, or .* prune_interval=0"):
+            base.pruning.turn(1.0, 10)
+        page = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
+        assert "select pgbus.grant_pruner('pruner');" in page
+        sql.call("grant_pruner", role)
+        assert base.pruning.turn(1.0, 10) == [stream]
+        assert [pruned.removed for pruned in base.pruning.prune([stream], 10)] == [2]
+        assert base.pruning.forget(None, 1.0, 10) is None
+        assert base.pruning.prune_ephemerals(10) == 0
+        base.close()
+    finally:
+        sql.run(f"drop owned by {role}")
+        sql.run(f"drop role {role}")
+
+
+# clients
+
+
+def gaps(client: StreamClient) -> list[dict[str, Any]]:
+    return [json.loads(frame.data) for frame in client.frames if frame.event == "pgbus:gap-detected"]
+
+
+Take = Callable[[str, int], None]
+
+
+@pytest.fixture
+def keep_newest(pgbus_database: str) -> Take:
+    """Prune a stream to its newest messages, or with 0 to none."""
+
+    def take(stream: str, count: int) -> None:
+        one = Session(pgbus_database)
+        if count:
+            prune(one, stream, count=count)
+        else:
+            gevent.sleep(0.002)
+            prune(one, stream, age="1 ms")
+        one.close()
+
+    return take
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_client_that_returns_into_what_was_pruned_is_told_and_gets_what_is_left(
+    watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
+) -> None:
+    ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
+    with serving(pgbus_settings, ring_messages=4, page_size=3) as server:
+        if watched:
+            server.live("orders")
+        keep_newest("orders", 9)
+        client = server.client("orders", since=ids[2])
+        until(lambda: client.messages and client.messages[-1].id == str(ids[-1]), "it gets the rest")
+        assert [id for id, _ in received(client)] == ids[11:]
+        assert gaps(client) == [
+            {"stream": "orders", "requestedId": ids[2], "oldestId": ids[11], "lastId": ids[-1], "reason": "expired"}
+        ]
+        at_horizon = server.client("orders", since=ids[10])
+        until(lambda: len(at_horizon.messages) == 9, "it gets the rest")
+        assert gaps(at_horizon) == []
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_so_is_one_that_returns_to_a_stream_that_was_pruned_empty(
+    watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
+) -> None:
+    ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
+    with serving(pgbus_settings, ring_messages=4, page_size=3) as server:
+        if watched:
+            server.live("orders")
+        keep_newest("orders", 0)
+        old, current = server.live("orders", since=ids[2]), server.live("orders", since=ids[-1])
+        until(lambda: gaps(old), "it is told")
+        assert [(gap["requestedId"], gap["lastId"], gap["reason"]) for gap in gaps(old)] == [
+            (ids[2], ids[-1], "expired")
+        ]
+        new = pgbus_bus.stream("orders").broadcast("new") or 0
+        for client in (old, current):
+            until(lambda client=client: client.messages, "the new one comes")  # type: ignore[misc]
+            assert received(client) == [(new, "new")]
+        assert gaps(current) == []
+
+
+def test_a_client_of_a_forgotten_stream_is_told_as_long_as_nothing_new_has_come(
+    keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings, pgbus_database: str
+) -> None:
+    id = pgbus_bus.stream("orders").broadcast("x") or 0
+    keep_newest("orders", 0)
+    one = Session(pgbus_database)
+    one.run("select pgbus.forget(null, '0 s')")
+    assert one.one("select count(*) from pgbus.horizons") == 0
+    one.close()
+    with serving(pgbus_settings) as server:
+        client = server.live("orders", since=id - 1)
+        until(lambda: gaps(client), "it is told")
+        assert [(gap["reason"], gap["lastId"]) for gap in gaps(client)] == [("ahead", 0)]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_live_client_is_told_of_what_was_pruned_before_its_worker_had_it(
+    left: int, pgbus_bus: Bus, pgbus_settings: Settings, pgbus_database: str
+) -> None:
+    first = pgbus_bus.stream("orders").broadcast("first") or 0
+    one = Session(pgbus_database)
+    with serving(pgbus_settings) as server:
+        client = server.live("orders", since=first - 1)
+        until(lambda: client.messages, "the first one comes")
+        with one.transaction():  # so that no worker sees what lies between
+            gone = [int(one.call("broadcast", "orders", text)) for text in ("gone", "gone too")]
+            if left:
+                gone[1:] = []
+            prune(one, "orders", **({"count": 1} if left else {"age": "1 microsecond"}))
+        new = pgbus_bus.stream("orders").broadcast("new") or 0
+        until(lambda: client.last_id == str(new), "the new one comes")
+        got = [id for id, _ in received(client)]
+        assert set(got).isdisjoint(gone) and got[0] == first
+        assert [gap["requestedId"] for gap in gaps(client)] == [first]
+    one.close()
+
+
+STREAMS = ["busy:0", "busy:1", "busy:2"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
+    seed: int, pgbus_settings: Settings, pgbus_database: str
+) -> None:
+    """Clients come and go beside publishers and a pruner; whatever a client lacks was told of as a gap, and is gone."""
+    choose = random.Random(seed)
+    sent: dict[str, list[int]] = {stream: [] for stream in STREAMS}
+    stopping = gevent.event.Event()
+
+    def publishes(number: int) -> None:
+        one, own = Session(pgbus_database), random.Random(seed * 10 + number)
+        for n in range(150):
+            stream = own.choice(STREAMS)
+            sent[stream].append(int(one.call("broadcast", stream, f"{number}.{n}")))
+            gevent.sleep(own.random() * 0.01)
+        one.close()
+
+    def prunes() -> None:
+        one = Session(pgbus_database)
+        while not stopping.wait(choose.random() * 0.02):
+            stream = choose.choice(STREAMS)
+            if choose.random() < 0.2:
+                prune(one, stream, age="1 ms", limit=choose.choice([3, 1000]))
+            else:
+                prune(one, stream, count=choose.randint(1, 30), limit=choose.choice([1, 5, 1000]))
+            known = one.one("select pgbus.horizon(%s)", stream)
+            least = one.one("select min(msg_id) from pgbus.messages where stream = %s", stream)
+            assert least is None or known < least
+        one.close()
+
+    def drops(client: StreamClient, number: int) -> None:
+        own = random.Random(seed * 100 + number)
+        while not stopping.wait(own.random() * 0.2):
+            client.drop()
+            gevent.sleep(own.random() * 0.1)
+            client.resume()
+
+    with serving(pgbus_settings, ring_messages=5, page_size=4) as server:
+        clients = [connect(server.url, STREAMS[n % 3], since=0) for n in range(6)]
+        server.clients += clients
+        jobs = [gevent.spawn(publishes, n) for n in range(4)]
+        others: list[Any] = [
+            gevent.spawn(prunes),
+            *(gevent.spawn(drops, client, n) for n, client in enumerate(clients[:3])),
+        ]
+        gevent.joinall(jobs, timeout=30, raise_error=True)
+        stopping.set()
+        gevent.joinall(others, timeout=10, raise_error=True)
+        marks = {}
+        one = Session(pgbus_database)
+        for stream in STREAMS:
+            marks[stream] = int(one.call("broadcast", stream, "the end"))
+            sent[stream].append(marks[stream])
+        retained = {stream: ids_of(one, stream) for stream in STREAMS}
+        one.close()
+        for n, client in enumerate(clients):
+            stream = STREAMS[n % 3]
+            until(lambda c=client, s=stream: c.last_id == str(marks[s]), "the last one comes")  # type: ignore[misc]
+            got = [id for id, _ in received(client)]
+            assert all(earlier < later for earlier, later in pairwise(got)), "once, and in order"
+            told = [(gap["requestedId"], gap["oldestId"]) for gap in gaps(client)]
+            missing = sorted(set(sent[stream]) - set(got))
+            assert not set(missing) & set(retained[stream])
+            first = got[0]
+            # Before the first one, who asked for all that is retained misses nothing.
+            untold = [id for id in missing if id > first and not any(low < id <= high for low, high in told)]
+            assert untold == []

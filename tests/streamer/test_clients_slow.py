@@ -1,0 +1,201 @@
+"""Clients that do not read, leave without a word, or never say anything: none of them costs the others, or memory."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+import psutil
+import pytest
+from support import (
+    ServeProcess,
+    connect,
+    percentile,
+    raw_client,
+    received,
+    serve_process,
+    serving,
+    session,
+    stored,
+    until,
+    until_messages,
+)
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.hints import MAX_WAITING
+from pgbus_gevent.core.wakes import Ephemeral
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.testing.client import StreamClient
+
+PROMPT = 0.25
+"""Seconds within which 99 of 100 messages are to be there, on a machine of its own."""
+
+
+def lags(clients: list[StreamClient], sent: dict[str, float]) -> list[float]:
+    """Seconds from commit to arrival of each of these messages at each client."""
+    found = []
+    for client in clients:
+        arrived = {frame.id: at for frame, at in zip(client.frames, client.times, strict=True)}
+        found += [arrived[id] - at for id, at in sent.items()]
+    return found
+
+
+def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_go_on_and_gets_all_by_its_cursor(
+    pgbus_database: str, pgbus_bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = pgbus_bus.stream("orders")
+
+    def publish(rounds: int) -> dict[str, float]:
+        sent = {}
+        for _ in range(rounds):
+            sent[str(stream.broadcast("x" * 3000))] = monotonic()
+            gevent.sleep(0.01)
+        return sent
+
+    env = {"PGBUS_WRITE_DEADLINE": "1", "PGBUS_SEND_BUFFER": "16384"}
+    with serve_process(pgbus_database, **env) as server, session(pgbus_database) as connection:
+        others = [connect(server.url, "orders") for _ in range(99)]
+        stalled = connect(server.url, "orders")
+        for client in (*others, stalled):
+            client.next("pgbus:connected", timeout=20)
+
+        before = publish(100)
+        until(lambda: all(len(client.messages) == 100 for client in others), "the others have the first 100")
+        stalled.pause()
+        sent = publish(150)
+        until(lambda: len(connections(server)) == 99, "the stalled one is closed")
+        sent |= publish(20)
+        total = 100 + len(sent)
+        until(lambda: all(len(client.messages) == total for client in others), "the others have all")
+
+        stalled.go_on()
+        stalled.wait_closed()
+        assert len(stalled.messages) < total
+        stalled.resume()
+        until_messages(stalled, total)
+        expected = stored(connection, "orders")
+        assert received(stalled) == expected
+        for client in others:
+            assert received(client) == expected
+            assert not client.closed
+        p99_before, p99 = percentile(lags(others, before), 0.99), percentile(lags(others, sent), 0.99)
+        for client in (*others, stalled):
+            client.close()
+    with capsys.disabled():
+        print(f"\np99 of 99 clients: {p99_before * 1000:.0f} ms before, {p99 * 1000:.0f} ms beside a stalled one")
+    assert p99 < max(PROMPT, 4 * p99_before)
+
+
+def connections(server: ServeProcess) -> list[Any]:
+    """The server's established connections."""
+    port = int(server.url.rpartition(":")[2])
+    found = psutil.Process(server.pid).net_connections("tcp")
+    return [each for each in found if each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED]
+
+
+def test_a_stalled_client_costs_a_bounded_amount_of_memory_and_gets_fifty_megabytes_when_it_reads_again(
+    pgbus_database: str, pgbus_bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = pgbus_bus.stream("orders")
+    with serve_process(pgbus_database, PGBUS_WRITE_DEADLINE="60") as server, session(pgbus_database) as connection:
+        reading, stalled = connect(server.url, "orders"), connect(server.url, "orders")
+        for client in (reading, stalled):
+            client.next("pgbus:connected", timeout=20)
+        stream.broadcast("x" * 64_000)
+        reading.next()
+        stalled.pause()
+        rss = [server.rss]
+        for n in range(100):
+            stream.broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
+            rss.append(server.rss)
+        until(lambda: len(reading.messages) == 801, "the reading one has all")
+        rss.append(server.rss)
+        assert not stalled.closed and len(stalled.messages) < 100
+
+        stalled.go_on()
+        until(lambda: len(stalled.messages) == 801, "the stalled one has all")
+        rss.append(server.rss)
+        expected = stored(connection, "orders")
+        assert received(stalled) == expected
+        assert received(reading) == expected
+        for client in (reading, stalled):
+            client.close()
+    with capsys.disabled():
+        print(f"\n50 MB beside a stalled client: {rss[0] >> 20} MB before, at most {max(rss) >> 20} MB")
+    assert max(rss) - rss[0] < 40 << 20
+
+
+# leaving
+
+
+def half_close(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def talk(sock: socket.socket) -> None:
+    sock.sendall(b"x" * 5000)
+
+
+@pytest.mark.parametrize("leave", [half_close, reset, socket.socket.close, talk])
+@pytest.mark.parametrize("stalled", [False, True])
+def test_clients_that_leave_in_any_way_are_gone_within_five_seconds_with_their_descriptors(
+    leave: Callable[[socket.socket], None], stalled: bool, pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with serving(pgbus_settings, write_deadline=60.0, send_buffer=4096) as server:
+        instance = server.instance
+        witness = server.live("orders")
+        before = len(psutil.Process().net_connections("tcp"))
+        socks = [raw_client(server.url, "orders") for _ in range(50)]
+        until(lambda: len(instance.registry) == 51, "all are connected")
+        if stalled:
+            for _ in range(20):
+                pgbus_bus.stream("orders").broadcast("x" * 50_000)
+            until(
+                lambda: sum(client.blocked_since is not None for client in instance.registry.clients()) == 50, "blocked"
+            )
+        began = monotonic()
+        for sock in socks:
+            leave(sock)
+        until(lambda: len(instance.registry) == 1, "they are gone", timeout=5.0)
+        assert monotonic() - began < 5.0
+        for sock in socks:
+            sock.close()
+        until(lambda: len(psutil.Process().net_connections("tcp")) <= before, "their descriptors are free")
+        pgbus_bus.stream("orders").broadcast("last")
+        until(lambda: witness.messages and witness.messages[-1].data == "last", "the witness goes on")
+        assert instance.counter["orders"].active_connections == 1
+
+
+def test_a_client_that_leaves_while_it_is_admitted_leaves_nothing_behind(pgbus_settings: Settings) -> None:
+    with serving(pgbus_settings) as server:
+        for n in range(200):
+            sock = raw_client(server.url, f"s:{n}")
+            if n % 2:
+                gevent.sleep(0.001)
+            reset(sock)
+        until(lambda: not server.instance.registry.clients() and not server.instance.board.looks, "all are gone")
+        assert server.instance.registry.logs() == []
+        assert server.instance.counter.streams == {}
+        assert server.live("orders")
+
+
+def test_a_flood_of_ephemerals_is_dropped_beyond_a_bound_with_one_warning_and_durable_messages_go_on(
+    pgbus_settings: Settings, pgbus_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(pgbus_settings) as server:
+        client = server.live("orders")
+        for number in range(3 * MAX_WAITING):
+            server.instance.board.pass_on(Ephemeral("orders", 0, None, str(number), None, None))
+        last = pgbus_bus.stream("orders").broadcast("durable")
+        until(lambda: client.last_id == str(last), "the durable one arrives")
+        until(lambda: len(client.messages) == MAX_WAITING + 1, "and the others that were taken")
+        assert len([record for record in caplog.records if "dropping" in record.getMessage()]) == 1

@@ -1,0 +1,247 @@
+"""Presence from end to end: browsers that come, reload and go, and workers that stop, restart, or are killed."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from program_parts import ROOT, Program, program
+from raw_http import ask
+from streamer_parts import seat
+from support import Serving, run, serving, session, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.names import PublicNames
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.streamer.presence import PresenceKeeper
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.web.stream_app import StreamApp
+
+GRACE = 1.0
+ROOM = "room:1"
+
+Serve = Callable[..., Serving]
+
+
+def app(instance: Instance) -> StreamApp:
+    """Takes clients at their word."""
+
+    def authorize(environ: dict[str, Any], stream: str) -> Subscriber:
+        member = environ.get("HTTP_X_MEMBER")
+        return Subscriber(member=member, context={"presence": {"name": f"name of {member}"}})
+
+    return StreamApp(instance, authorize=authorize)
+
+
+@pytest.fixture
+def serve(pgbus_settings: Settings) -> Iterator[Serve]:
+    """Starts a worker; all of them share a database."""
+    with ExitStack() as stack:
+
+        def one(**changes: Any) -> Serving:
+            changes = {"presence": ("room:*",), "presence_grace": GRACE, "presence_ttl": 30.0, **changes}
+            return stack.enter_context(serving(pgbus_settings, app=app, **changes))
+
+        yield one
+
+
+def come(worker: Serving, member: str, stream: str = ROOM) -> StreamClient:
+    return worker.live(stream, headers={"X-Member": member})
+
+
+def news(client: StreamClient) -> list[tuple[str, str, int]]:
+    """Op, member and count of what a client was told."""
+    told = [json.loads(frame.data) for frame in client.messages if frame.event == "presence"]
+    return [(one["op"], one["member"], one["count"]) for one in told]
+
+
+def names(bus: Bus, stream: str = ROOM) -> list[str]:
+    return [member.member for member in bus.stream(stream).presence.members()]
+
+
+def test_browsers_see_one_another_come_and_go(serve: Serve, pgbus_bus: Bus) -> None:
+    worker = serve()
+    ada = come(worker, "ada")
+    # Whether it is told of its own coming is a matter of which is first, so clients ask who is there once they are connected.
+    until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
+    tabs = [come(worker, "max") for _ in range(2)]
+    until(lambda: ("join", "max", 2) in news(ada), "ada sees max come")
+    until(lambda: pgbus_bus.stream(ROOM).presence.members()[1].connections == 2, "both tabs are there")
+    frame = ada.messages[-1]
+    assert frame.id is None
+    assert json.loads(frame.data)["metadata"] == {"name": "name of max"}
+    tabs[0].close()
+    gevent.sleep(2 * GRACE)
+    assert names(pgbus_bus) == ["ada", "max"]
+    tabs[1].close()
+    until(lambda: ("leave", "max", 1) in news(ada), "ada sees max go")
+    assert names(pgbus_bus) == ["ada"]
+    assert [one for one in news(ada) if one[1] == "max"] == [("join", "max", 2), ("leave", "max", 1)]
+
+
+def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bus: Bus) -> None:
+    workers = [serve(), serve()]
+    follower = workers[0].live(ROOM)
+    come(workers[0], "ada")
+    tab = come(workers[0], "max")
+    until(lambda: len(news(follower)) == 2, "both have come")
+    for n in range(1, 5):
+        tab.close()
+        tab = come(workers[n % 2], "max")
+    gevent.sleep(2.5 * GRACE)
+    assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
+
+
+def test_who_connects_to_another_stream_or_without_a_name_is_no_member(serve: Serve, pgbus_bus: Bus) -> None:
+    worker = serve()
+    come(worker, "ada", "orders")
+    worker.live(ROOM)
+    come(worker, "max")
+    until(lambda: names(pgbus_bus) == ["max"], "max is there")
+    assert names(pgbus_bus, "orders") == []
+
+
+def test_a_member_that_an_application_joins_is_announced_to_browsers(serve: Serve, pgbus_bus: Bus) -> None:
+    worker = serve(presence=())
+    client = worker.live("orders")
+    orders = pgbus_bus.stream("orders").presence
+    orders.ttl = 0.3
+    orders.join("bot")
+    until(lambda: news(client) == [("join", "bot", 1), ("leave", "bot", 0)], "it comes, and expires", timeout=15)
+
+
+def test_a_worker_that_restarts_makes_nobody_flicker(serve: Serve, pgbus_bus: Bus) -> None:
+    stays, stops = serve(), serve()
+    follower = stays.live(ROOM)
+    come(stays, "ada")
+    max_ = come(stops, "max")
+    until(lambda: len(news(follower)) == 2, "both have come")
+    stops.instance.shutdown()
+    until(lambda: max_.closed, "max is sent away")
+    gevent.sleep(2 * GRACE)  # longer than a reload may take
+    come(stays, "max")
+    gevent.sleep(GRACE)
+    assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
+
+
+def test_ghosts_of_a_worker_that_was_killed_leave_once(serve: Serve, pgbus_bus: Bus, pgbus_database: str) -> None:
+    workers = [serve(), serve()]
+    clients = [come(worker, f"ada{n}") for n, worker in enumerate(workers)]
+    until(lambda: len(names(pgbus_bus)) == 2, "both have come")
+    with session(pgbus_database) as connection:  # stands for a worker: it joins, and is not heard of again
+        run(connection, "select pgbus.presence_join(%s, 'ghost', '{}', 'c1', interval '0.3 seconds')", ROOM)
+    until(lambda: all(("leave", "ghost", 2) in news(client) for client in clients), "the ghost leaves", timeout=15)
+    gevent.sleep(0.5)
+    assert [sum(one[:2] == ("leave", "ghost") for one in news(client)) for client in clients] == [1, 1]
+
+
+def test_streams_go_on_while_presence_cannot_be_written(
+    serve: Serve, pgbus_bus: Bus, pgbus_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = serve()
+    with session(pgbus_database) as connection:
+        run(connection, "alter table pgbus.presence rename to elsewhere")
+        ada = come(worker, "ada")
+        come(worker, "max").close()
+        until(lambda: worker.instance.presence.failing, "presence fails")
+        pgbus_bus.stream(ROOM).broadcast("all the same")
+        assert ada.next().data == "all the same" and worker.instance.alive
+        run(connection, "alter table pgbus.elsewhere rename to presence")
+    until(lambda: names(pgbus_bus) == ["ada"], "it is made up for", timeout=15)
+    assert sum("cannot write who is present" in record.message for record in caplog.records) == 1
+
+
+def test_a_crash_of_the_database_which_empties_the_table_is_made_up_for(
+    serve: Serve, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    worker = serve(presence_ttl=1.5)
+    come(worker, "ada")
+    until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
+    with session(pgbus_database) as connection:
+        run(connection, "truncate pgbus.presence")
+    assert names(pgbus_bus) == []
+    until(lambda: names(pgbus_bus) == ["ada"], "ada is there again")
+
+
+def test_members_stay_longer_than_a_lease(serve: Serve, pgbus_bus: Bus) -> None:
+    worker = serve(presence_ttl=1.5)
+    follower = worker.live(ROOM)
+    come(worker, "ada")
+    until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
+    gevent.sleep(3.5)
+    assert names(pgbus_bus) == ["ada"] and news(follower) == [("join", "ada", 1)]
+
+
+def test_thousands_of_members_come_in_a_few_statements(pgbus_bus: Bus) -> None:
+    """The part alone on a real database; then one statement keeps them, and one sends them off."""
+    source = pgbus_bus.database.presence
+    keeper = PresenceKeeper(source, tracked=PublicNames(("*",)), ttl=30.0, grace=0.0)
+    for n in range(2000):
+        keeper.joined(seat(f"c{n}", f"room {n % 100}", f"m{n}"))
+    job = gevent.spawn(keeper.run)
+    try:
+        until(lambda: keeper.settled, "all are written")
+    finally:
+        job.kill()
+    assert pgbus_bus.stream("room 7").presence.count() == 20
+    keeper._touch()
+    assert keeper.settled
+    keeper.finish(5.0)
+    assert [member.connections for member in pgbus_bus.stream("room 7").presence.members()] == [0] * 20
+
+
+# the application of docs/presence.md, as it stands there
+
+
+def log_in(one: Program, member: str) -> dict[str, str]:
+    return {"Cookie": one.post(f"/login/{member}").headers["set-cookie"].partition(";")[0]}
+
+
+def follow(one: Program, cookie: dict[str, str]) -> StreamClient:
+    found = re.search(r'EventSource\("([^"]+)"', one.page())
+    assert found is not None
+    client = StreamClient(one.url, html.unescape(found[1]), headers=cookie)
+    client.next("pgbus:connected", timeout=20)
+    return client
+
+
+def listed(one: Program, cookie: dict[str, str]) -> Any:
+    return json.loads(ask(one.port, "/members", **cookie).body)
+
+
+def test_the_application_in_the_documentation_and_a_worker_of_it_that_is_killed(
+    tmp_path: Path, pgbus_database: str, pgbus_bus: Bus
+) -> None:
+    [code] = re.findall(
+        r"^```python\n(from gevent import monkey.*?)^```$", (ROOT / "docs/presence.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "rooms.py").write_text(code)
+    how: dict[str, Any] = {"database_url": pgbus_database, "cwd": tmp_path, "PGBUS_PRESENCE_TTL": "3s"}
+    with program("rooms.py", **how) as stays, program("rooms.py", **how) as dies, ExitStack() as clients:
+        assert ask(stays.port, "/members").status == 403
+        cookies = {name: log_in(stays, name) for name in ("ada", "max", "zoe")}
+        ada = clients.enter_context(follow(stays, cookies["ada"]))
+        until(lambda: listed(stays, cookies["ada"]) == {"ada": {"name": "Ada"}}, "ada is there")
+        clients.enter_context(follow(dies, cookies["max"]))
+        zoe = clients.enter_context(follow(dies, cookies["zoe"]))
+        until(lambda: {("join", "max"), ("join", "zoe")} <= {one[:2] for one in news(ada)}, "all have come")
+        assert set(listed(dies, cookies["max"])) == {"ada", "max", "zoe"}
+
+        dies.process.send_signal(signal.SIGKILL)
+        until(lambda: zoe.closed, "the connection is cut")
+        clients.enter_context(follow(stays, cookies["zoe"]))
+        until(lambda: ("leave", "max", 2) in news(ada), "the ghost leaves")
+        assert set(listed(stays, cookies["ada"])) == {"ada", "zoe"}
+        assert not any(op == "leave" and member == "zoe" for op, member, _ in news(ada))
+        assert stays.stop() == 0
+    assert {one.connections for one in pgbus_bus.stream(ROOM).presence.members()} <= {0}

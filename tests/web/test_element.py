@@ -1,0 +1,105 @@
+"""The browser's element as a file: how it is served, and how large it is. What it does is in browser/test_element.py."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from raw_http import Answer, ask, exchange
+from site_parts import Site, running_site
+
+from pgbus_gevent.testing.databases import TestDatabases
+
+PATH = "/pgbus/pgbus.js"
+ORIGIN = "https://shop.example"
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_site(pgbus_databases.make(), cors_origins=(ORIGIN,)) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def sent(site: Site) -> Answer:
+    return ask(site.port, PATH)
+
+
+def test_it_is_a_cacheable_javascript_module(sent: Answer) -> None:
+    assert sent.status == 200
+    assert sent.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert sent.headers["cache-control"] == "public, max-age=300"
+    assert sent.headers["x-content-type-options"] == "nosniff"
+    assert sent.headers["etag"].startswith('"')
+    assert "export const connect" in sent.body.decode()
+
+
+def test_a_head_answers_like_a_get_without_the_body(site: Site, sent: Answer) -> None:
+    head = ask(site.port, PATH, "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert {name: head.headers[name] for name in ("etag", "content-length", "content-type")} == {
+        "etag": sent.headers["etag"],
+        "content-length": str(len(sent.body)),
+        "content-type": sent.headers["content-type"],
+    }
+
+
+@pytest.mark.parametrize("tags", ["{}", "W/{}", '"other", {}', "*"])
+def test_who_has_it_already_is_not_sent_it_again(site: Site, sent: Answer, tags: str) -> None:
+    etag = sent.headers["etag"]
+    again = ask(site.port, PATH, If_None_Match=tags.format(etag))
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
+    assert "content-length" not in again.headers
+
+
+def test_who_has_another_version_gets_this_one(site: Site, sent: Answer) -> None:
+    assert ask(site.port, PATH, If_None_Match='"other"').body == sent.body
+
+
+def test_it_is_for_reading(site: Site) -> None:
+    answer = ask(site.port, PATH, "POST", b"")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_pages_of_configured_origins_may_import_it(site: Site) -> None:
+    assert ask(site.port, PATH, Origin=ORIGIN).headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_it_is_under_8_kb_on_the_wire(site: Site, sent: Answer) -> None:
+    """As a browser asks for it; the two codings have two ETags, and caches are told that they are two."""
+    zipped = ask(site.port, PATH, Accept_Encoding="gzip, deflate, br")
+    assert zipped.headers["content-encoding"] == "gzip" and len(zipped.body) < 8000
+    assert gzip.decompress(zipped.body) == sent.body and "content-encoding" not in sent.headers
+    assert zipped.headers["etag"] != sent.headers["etag"]
+    head = exchange(site.port, f"HEAD {PATH} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    assert b"\r\nvary: accept-encoding\r\n" in head
+    again = ask(site.port, PATH, Accept_Encoding="gzip", If_None_Match=zipped.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("br;q=1, GZIP ;q=0.5", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip; q=0.000, br", None),
+        ("xgzip", None),
+        ("identity", None),
+    ],
+)
+def test_it_is_compressed_for_who_takes_that(site: Site, accepted: str, coding: str | None) -> None:
+    assert ask(site.port, PATH, Accept_Encoding=accepted).headers.get("content-encoding") == coding
+
+
+def test_no_comment_is_sent(sent: Answer) -> None:
+    lines = sent.body.decode().splitlines()
+    assert not [line for line in lines if not line or line[0] == " " or "/*" in line or line.startswith(("//", "*"))]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_what_is_sent_is_a_module_that_parses(sent: Answer) -> None:
+    done = subprocess.run(["node", "--check", "--input-type=module"], input=sent.body, capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr.decode()

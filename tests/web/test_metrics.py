@@ -1,0 +1,286 @@
+"""The metrics as Prometheus's own parser reads them, and that they tell what has happened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from timeit import repeat
+from typing import Any
+
+import gevent
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from program_parts import program
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+from raw_http import Answer, ask
+from site_parts import Site, running_site
+from support import PATIENCE, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.events import Events, Passed
+from pgbus_gevent.core.histogram import Histogram
+from pgbus_gevent.database.migrating import migrate
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.backstage import backstage_of
+from pgbus_gevent.web.families import counters, gauge, histograms, merged, of_worker, packed, unpacked, written
+from pgbus_gevent.web.stream_app import StreamApp
+
+PATH = "/pgbus/metrics"
+ROOT = Path(__file__).parents[2]
+TOKEN = "operator-token-of-the-site"
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def read(text: str) -> dict[str, Any]:
+    """The families, by another's parser; AssertionError where a name comes twice, which the format forbids."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert family.name not in found
+        found[family.name] = family
+    return found
+
+
+class Scrape:
+    """One scrape: values by sample name and labels, the worker's left out."""
+
+    def __init__(self, answer: Answer) -> None:
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4; charset=utf-8")
+        self.families = read(answer.body.decode())
+        self.samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def value(self, name: str, **labels: str) -> float:
+        found = [s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(found)
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_site(pgbus_databases.make(), presence=["demo:room:*"]) as site:
+        yield site
+
+
+def scrape(site: Site) -> Scrape:
+    return Scrape(site.get("/metrics"))
+
+
+# what is told ---------------------------------------------------------------------------------------------------------
+
+
+def test_messages_deliveries_and_connections_are_counted(site: Site) -> None:
+    before = scrape(site)
+    with site.watch("demo:count") as one, site.watch("demo:count") as two:
+        for client in (one, two):
+            client.next("pgbus:connected")
+        site.bus.stream("demo:count").broadcast("x")
+        for client in (one, two):
+            client.next("message")
+        now = until(lambda: (s := scrape(site)).value("pgbus_pass_duration_seconds_count") and s, "a pass is counted")
+
+        def more(name: str) -> float:
+            return float(now.value(name) - before.value(name))
+
+        assert more("pgbus_connections") == more("pgbus_connections_opened_total") == 2
+        assert (more("pgbus_messages_total"), more("pgbus_sends_total"), more("pgbus_streams")) == (1, 2, 1)
+        assert more("pgbus_append_to_send_seconds_count") == 1
+        assert 0 < more("pgbus_append_to_send_seconds_sum") < 2
+        assert more("pgbus_ring_bytes") > 0
+        assert more("process_open_fds") >= 2
+    until(lambda: scrape(site).value("pgbus_connections") == before.value("pgbus_connections"), "they have left")
+    left = "pgbus_disconnects_total"
+    assert scrape(site).value(left) - before.value(left) == 2
+
+
+def test_ends_refusals_and_gaps_are_counted_by_their_reason(pgbus_databases: TestDatabases) -> None:
+    with running_site(pgbus_databases.make(), max_connections=1) as site:
+        with site.watch("demo:one", Last_Event_ID="nonsense") as client:
+            client.next("pgbus:gap-detected")
+            with site.watch("demo:one") as refused:
+                refused.next("pgbus:shutdown")
+            (connection,) = site.instance.registry.clients()
+            site.instance.clients.end(connection, "max-age")
+            client.next("pgbus:shutdown")
+        now = scrape(site)
+        assert now.value("pgbus_refusals_total", reason="overloaded") == 1
+        assert now.value("pgbus_gaps_total", reason="invalid-cursor") == 1
+        assert now.value("pgbus_disconnects_total", reason="max-age") == 1
+
+
+def test_the_state_of_the_listener_and_the_pool_is_told(site: Site) -> None:
+    now = scrape(site)
+    assert now.value("pgbus_listener_up") == now.value("pgbus_ready") == 1
+    assert now.value("pgbus_pool_connections_max") == site.instance.database.pool.size
+    with site.instance.database.pool.connection():
+        assert scrape(site).value("pgbus_pool_connections_in_use") >= 1
+
+
+def test_reads_are_told_by_their_kind(site: Site) -> None:
+    with site.watch("demo:reads", "since=0") as client:
+        client.next("pgbus:connected")
+        assert scrape(site).value("pgbus_read_duration_seconds_count", kind="open") >= 1
+
+
+def test_a_stream_or_an_owner_is_never_a_label(site: Site) -> None:
+    with site.watch("demo:secret-name") as client:
+        client.next("pgbus:connected")
+        site.bus.stream("demo:secret-name").broadcast("x")
+        client.next("message")
+        now = scrape(site)
+    labels = {label for sample in now.samples for label in sample.labels}
+    assert labels <= {"worker", "reason", "kind", "le", "version"}
+    assert "secret-name" not in site.get("/metrics").body.decode()
+    assert len(now.samples) < 150
+
+
+def test_names_have_units_and_counters_end_in_total(site: Site) -> None:
+    for line in site.get("/metrics").body.decode().splitlines():
+        if line.startswith("# TYPE"):
+            _, _, name, type = line.split()
+            assert name.endswith("_total") == (type == "counter"), name
+            assert name.startswith(("pgbus_", "process_"))
+            assert "milli" not in name and (type != "histogram" or name.endswith("_seconds"))
+
+
+def test_every_sample_names_its_worker(site: Site) -> None:
+    assert {sample.labels["worker"] for sample in scrape(site).samples} == {str(os.getpid())}
+
+
+def test_a_head_answers_without_the_body(site: Site) -> None:
+    head = ask(site.port, PATH, "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_the_coalescer_is_told_of_where_it_is_used(site: Site) -> None:
+    site.bus.stream("demo:coalesced").broadcast("x", coalesce=0.01)
+    until(lambda: scrape(site).value("pgbus_coalesced_published_total") >= 1, "it was published")
+
+
+def test_two_applications_of_one_instance_count_once(site: Site) -> None:
+    StreamApp(site.instance)
+    assert list(site.instance.tasks).count("roll-call") == 1
+
+
+# who may read it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "status"),
+    [
+        ({}, {}, 200),
+        ({"host": "0.0.0.0"}, {}, 200),
+        ({"operator_token": TOKEN}, {}, 401),
+        ({"operator_token": TOKEN}, {"Host": "localhost"}, 401),
+        ({"operator_token": TOKEN}, {"X_Forwarded_For": "203.0.113.7"}, 401),
+        ({"operator_token": TOKEN}, {"Host": "shop.example"}, 401),
+        ({"operator_token": TOKEN, "host": "0.0.0.0"}, {}, 401),
+        ({"operator_token": TOKEN, "host": "0.0.0.0"}, {"Authorization": "Bearer wrong"}, 401),
+        ({"operator_token": TOKEN, "host": "0.0.0.0"}, {"Authorization": f"Bearer {TOKEN}"}, 200),
+    ],
+)
+def test_where_there_is_a_token_everybody_needs_it(
+    pgbus_database: str, settings: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    with running_site(pgbus_database, **settings) as site:
+        assert site.get("/metrics", **headers).status == status
+
+
+# several workers ------------------------------------------------------------------------------------------------------
+
+
+def test_any_worker_answers_for_all_that_share_its_port(pgbus_databases: TestDatabases, tmp_path: Path) -> None:
+    url = pgbus_databases.make_empty()
+    migrate(url)
+    arguments = ["-m", "pgbus_gevent.serve", "--workers", "2"]
+    with program(*arguments, database_url=url, cwd=tmp_path) as serving, Bus(url) as bus:
+
+        def workers() -> set[str]:
+            return {sample.labels["worker"] for sample in Scrape(serving.get(PATH)).samples}
+
+        until(lambda: len(bus.database.fleet.workers()) == 2, "both are on the roll", pause=0.1)
+        both = {str(worker.pid) for worker in bus.database.fleet.workers()}
+        assert [workers() for _ in range(5)] == [both] * 5
+        serving.stop()
+    with Bus(url) as bus:
+        assert bus.database.fleet.workers() == []
+
+
+def test_a_worker_that_may_not_write_there_serves_all_the_same(pgbus_database: str) -> None:
+    with Bus(pgbus_database) as bus, bus.transaction() as cursor:
+        cursor.execute("drop table pgbus.workers")
+    with running_site(pgbus_database) as site:
+        gevent.sleep(0.7)
+        assert scrape(site).value("pgbus_ready") == 1
+        assert site.get("/healthz").status == 200
+
+
+# the format -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), st.floats())
+def test_what_is_written_is_read_again(label: str, value: float) -> None:
+    if any(c in label for c in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"):
+        return  # the parser takes them for line ends, which the format does not
+    text, _ = written([counters("pgbus_x", "x", "name", {label: value})], "")
+    (found,) = text_string_to_metric_families(text.decode())
+    (sample,) = found.samples
+    assert sample.labels == {"name": label}
+    assert sample.value == value or value != value
+
+
+@given(st.lists(st.floats(0, 10)))
+def test_a_histogram_counts_every_value_in_the_right_buckets(values: list[float]) -> None:
+    histogram = Histogram((0.1, 1, 5))
+    for value in values:
+        histogram.observe(value)
+    text, _ = written([histograms("pgbus_x_seconds", "x", {(): histogram})], "")
+    (family,) = text_string_to_metric_families(text.decode())
+    buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    for bound in ("0.1", "1", "5", "+Inf"):
+        (found,) = (count for le, count in buckets.items() if float(le) == float(bound))
+        assert found == sum(value <= float(bound) for value in values)
+
+
+def test_the_families_of_several_workers_come_once_each() -> None:
+    one, two = (of_worker([gauge("pgbus_x", "x", 1)], worker) for worker in (1, 2))
+    assert [len(family.samples) for family in merged([one, two])] == [2]
+
+
+def test_what_one_worker_packs_another_unpacks_and_what_it_does_not_know_is_left_out() -> None:
+    mine = [gauge("pgbus_x", "x", 1), counters("pgbus_y", "y", "kind", {"a": 2})]
+    theirs = [*mine, gauge("pgbus_newer", "z", 3)]
+    assert [each.samples for each in unpacked(packed(theirs), mine)] == [each.samples for each in mine]
+    assert unpacked(None, mine) == []
+
+
+def test_who_asks_for_open_metrics_gets_it(site: Site) -> None:
+    answer = site.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    names = {family.name for family in open_metrics(answer.body.decode())}
+    assert {"pgbus", "pgbus_connections", "pgbus_messages", "process_cpu_seconds"} <= names
+
+
+# what it costs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_is_counted_costs_a_few_microseconds() -> None:
+    """A pass itself takes at least ten times as long."""
+    events = Events()
+    instance = Instance(Settings(database_url="postgresql://nowhere/x"), events=events)
+    backstage_of(instance)
+    signal = events.signal(Passed)
+    cost = min(repeat(lambda: signal.emit(Passed("orders", 10, 0.001, 1.0)), number=5000, repeat=5)) / 5000
+    print(f"counting a pass: {cost * 1e6:.2f} µs")
+    assert cost < 20e-6
+
+
+def test_a_scrape_is_quick(site: Site) -> None:
+    took = min(repeat(lambda: site.get("/metrics"), number=1, repeat=5))
+    print(f"a scrape: {took * 1e3:.1f} ms")
+    assert took < PATIENCE / 40
