@@ -624,6 +624,32 @@ def test_a_stream_with_many_readers_does_not_hold_up_another() -> None:
         assert all(client.ids == [10] for client in clients)
 
 
+def test_many_readers_of_one_page_do_not_hold_up_quiet_streams() -> None:
+    """A page is one job among others: eight streams get their message while the page is still on its way to its readers."""
+    with Parts() as parts:
+        quiet = [parts.connect(f"quiet:{n}") for n in range(8)]
+        settled(parts)
+        for _ in range(12):  # three pages: the ring has four messages, and a page three
+            parts.publish()
+        readers = [parts.client(since=1) for _ in range(300)]
+        order = record(readers, *quiet)
+        ids: list[int] = []
+
+        def publish_once() -> None:
+            order.append(readers[0])
+            if readers[0].controls("connected") and not ids:  # the first page is being sent
+                ids.extend(parts.publish(f"quiet:{n}") for n in range(8))
+                order.clear()
+
+        readers[0].on_send = publish_once
+        for reader in readers:
+            parts.join(reader)
+        settled(parts)
+        assert [client.ids for client in quiet] == [[id] for id in ids]
+        assert all(reader.ids == parts.table.ids("orders") for reader in readers)
+        assert max(order.index(client) for client in quiet) < 100
+
+
 def test_who_is_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
     with Parts(ring_messages=1000, ring_bytes=10**6) as parts:
         first = parts.connect()
