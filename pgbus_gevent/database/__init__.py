@@ -29,10 +29,10 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 
 
 class Database:
-    """One database as the settings describe it: its pool, its queries, its LISTEN sessions, its migrations.
+    """One database, as the settings describe it: its pool, queries, LISTEN sessions and migrations.
 
-    Nothing is opened before it is needed. With ``read_only`` its sessions refuse to write.
-    Raises :class:`InvalidSetting` when there is no ``database_url``.
+    Connections are opened when they are needed. With ``read_only``, sessions refuse to write.
+    Raises :class:`InvalidSetting` if the settings have no ``database_url``.
     """
 
     def __init__(self, settings: Settings, *, read_only: bool = False) -> None:
@@ -64,7 +64,7 @@ class Database:
         )
 
     def listen(self) -> ListenSession:
-        """A new LISTEN session; outside the pool, as it is held for good."""
+        """Open a new LISTEN session. It does not come from the pool, because it is held until it ends."""
         return ListenSession(
             self.settings.listen_url or self.url,
             connect_timeout=self.settings.connect_timeout,
@@ -75,28 +75,31 @@ class Database:
         )
 
     def discard_idle(self) -> None:
-        """Close the pool's idle sessions: the server may have gone, and another may have its name."""
+        """Close the pool's idle sessions. After a failover, the same host name may lead to another server."""
         self.pool.discard_idle()
 
     def migrate(self) -> list[int]:
-        """Bring the schema up to date; the versions that were applied."""
+        """Bring the schema up to date. Returns the versions that were applied."""
         return migrate(self.url, connect_timeout=self.settings.connect_timeout)
 
     def prepare(self) -> bool:
-        """For a server's start: migrate, or, where that is off, check the schema; whether the database could be reached."""
+        """Migrate the schema at the start of a server, or only check it if the setting ``migrate`` is off.
+
+        Returns False if the schema could not be checked because the database is away. Raises :class:`DatabaseError`.
+        """
         if self.settings.migrate:
             self.migrate()
         else:
             try:
                 self.check_schema()
             except DatabaseUnavailable:
-                return False  # it may come later
+                return False  # the server starts all the same: the database may come later
         if told := self.check_ids():
             logger.warning("%s", told)
         return True
 
     def check_ids(self) -> str | None:
-        """What is wrong with the sequence of ids; None where nothing is, or where it cannot be looked at."""
+        """Describe the fault of the sequence of ids. Returns None if it has none, or cannot be read."""
         try:
             ids = Checks(self.pool).ids()
         except DatabaseError:
@@ -104,19 +107,19 @@ class Database:
         return ids.told if ids else None
 
     def check_schema(self) -> None:
-        """Raise :class:`DatabaseError` where this release cannot work on the schema as it is, which stays so."""
+        """Raise :class:`DatabaseError` if this release cannot work on the schema. Changes nothing."""
         with self.pool.connection() as connection:
             check(connection)
 
     @property
     def answered(self) -> float:
-        """When the database last answered a statement of the pool, on the monotonic clock."""
+        """The time, on the monotonic clock, at which the database last answered a statement of the pool."""
         return self.pool.answered
 
     def check_life(self) -> None:
-        """Return when the database answers and has a schema to work on; takes seconds at most. Raises :class:`DatabaseError`."""
+        """Raise :class:`DatabaseError`, within seconds, unless the database answers and has a schema that can be used."""
         self.pool.ask(check_serving)
 
     def close(self) -> None:
-        """Close the pool. May be called again."""
+        """Close the pool. Idempotent."""
         self.pool.close()

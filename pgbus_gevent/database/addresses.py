@@ -1,4 +1,4 @@
-"""Where a URL may lead: its hosts, all addresses of each, and in which order they are tried."""
+"""The hosts of a database URL, the addresses of each host, and the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ PRIMARY = "primary"
 
 
 class Target(NamedTuple):
-    """One address to try: parameters of libpq, and the ``target_session_attrs`` that the server has to have, if any."""
+    """One address to try: libpq's parameters, and the ``target_session_attrs`` that the server must have, if any."""
 
     address: dict[str, str]
     attrs: str | None
 
 
 class Route:
-    """What was learnt on the way to one database, for who connects again and again; empty at first."""
+    """Knowledge from earlier connects to one database. A caller that connects repeatedly keeps one; it starts empty."""
 
     def __init__(self) -> None:
         self.last: Target | None = None
-        """The address that was a primary, of several; it is tried first."""
+        """The address of the primary, if there are several; it is tried first."""
         self.takes_options = True
-        """False behind a pooler that refuses settings in the start-up packet."""
+        """False behind a pooler that refuses settings in the startup packet."""
 
 
 class Unresolved(NamedTuple):
-    """A host without an address, and why."""
+    """A host whose name did not resolve, with the reason."""
 
     reason: str
 
 
 def targets(parameters: dict[str, Any], route: Route, timeout: float) -> Iterator[Target | Unresolved]:
-    """Every address of every host, which are taken out of ``parameters``; names are resolved when it is their turn, each within
-    ``timeout`` seconds.
+    """Yield every address of every host, in the order in which to try them. Removes the hosts from ``parameters``.
 
-    Where there are several, the primary is wanted, unless ``target_session_attrs`` says otherwise.
+    A name is resolved when its turn comes, within ``timeout`` seconds. With several hosts or addresses, only a primary will do,
+    unless ``target_session_attrs`` asks for something else.
     """
     hosts = _hosts(parameters)
     shuffles = parameters.pop("load_balance_hosts", "disable") == "random"
@@ -54,7 +54,7 @@ def targets(parameters: dict[str, Any], route: Route, timeout: float) -> Iterato
     first = None if shuffles else route.last
     if first is not None:
         yield first
-    # One host at a time, libpq cannot know which is the next best.
+    # libpq is given one host at a time, so it cannot do the two rounds of prefer-standby itself.
     for attrs in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
         for host in hosts:
             try:
@@ -72,17 +72,17 @@ def targets(parameters: dict[str, Any], route: Route, timeout: float) -> Iterato
 
 
 def _hosts(parameters: dict[str, Any]) -> list[dict[str, str]]:
-    """The host, hostaddr and port of each host that the URL names, taken out of ``parameters``."""
+    """Remove the hosts from ``parameters``, and return the host, hostaddr and port of each."""
     names, fixed, ports = (parameters.pop(key, "").split(",") for key in ("host", "hostaddr", "port"))
     count = max(len(names), len(fixed))
     if len(ports) == 1:
-        ports *= count  # libpq: one port is for all hosts
+        ports *= count  # as in libpq, a single port is for all hosts
     columns = (("host", names), ("hostaddr", fixed), ("port", ports))
     return [{key: values[n] for key, values in columns if n < len(values) and values[n]} for n in range(count)]
 
 
 def _addresses(host: dict[str, str], timeout: float) -> list[dict[str, str]]:
-    """One entry for each address of a host. Raises OSError when its name does not resolve."""
+    """Return one entry for each address of a host. Raises OSError if its name does not resolve."""
     name = host.get("host", "")
     if "hostaddr" in host or not name or name.startswith(("/", "@")):
         return [host]
@@ -93,18 +93,18 @@ def _addresses(host: dict[str, str], timeout: float) -> list[dict[str, str]]:
 def _resolved(name: str, timeout: float) -> list[Any]:
     if not monkey.is_module_patched("socket"):
         return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    late = OSError("no name server answers in time")
+    late = OSError("no name server answered in time")
     with gevent.Timeout(timeout, late):
         return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
 
 
 def _are_several(addresses: list[dict[str, str]]) -> bool:
-    """Whether they are of several servers: one that has IPv4 and IPv6 has an address of each."""
+    """Whether these addresses belong to several servers. A single server may have one IPv4 and one IPv6 address."""
     families = Counter(":" in address.get("hostaddr", "") for address in addresses)
     return max(families.values(), default=0) > 1
 
 
 def shown(name: str) -> str:
-    """A host's name as an error may show it."""
-    # Of a URL with an unescaped @ in its password, the end of the password is taken for the host.
+    """Return a host's name as an error message may show it."""
+    # If the password in a URL has an unescaped @, libpq takes the end of the password for the host.
     return name if re.fullmatch(r"[\w.:-]+", name) else HIDDEN

@@ -1,4 +1,4 @@
-"""Messages of any streams that are published together, in one statement and so in one transaction."""
+"""Publishes messages of several streams in one statement, and so in one transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Outgoing(NamedTuple):
-    """One of them; the arguments of a broadcast, checked already."""
+    """One message to publish: the arguments of a broadcast, already checked."""
 
     stream: str
     data: str
@@ -17,7 +17,7 @@ class Outgoing(NamedTuple):
     ephemeral: bool = False
 
 
-# At the commit the streams are locked in the order of their locks, and the messages of each appended as a set.
+# broadcast_on_commit() queues the messages. The commit then locks the streams in one order, so that two batches cannot deadlock.
 STATEMENT = """
 select case when m.ephemeral then pgbus.broadcast_ephemeral(m.stream, m.data, m.event, m.visible_to, m.exclude)
             else pgbus.broadcast_on_commit(m.stream, m.data, m.event, m.visible_to, m.exclude) end
@@ -28,5 +28,5 @@ order by m.n
 
 
 def parameters(messages: Sequence[Outgoing]) -> tuple[list[Any], ...]:
-    """Those of the statement."""
+    """Return the statement's parameters for these messages."""
     return tuple(list(column) for column in zip(*messages, strict=True))

@@ -1,4 +1,4 @@
-"""What can be asked of a database to find out whether streams will do well on it; each question is one statement."""
+"""The questions that ``doctor`` asks a database to find out whether streams will work well on it. Each is one statement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .green import Connection
 from .pool import Pool
 
 ABSURD = 315_360_000_000_000
-"""Ten years in microseconds: no id of ours is so far above the clock; as in sql/0001_messages.sql."""
+"""Ten years in microseconds. Ids follow the clock, so pgbus did not make an id that is further ahead. Same limit as in SQL."""
 
 LOCKS = {
     1885823603: "a stream's lock", 1885823596: "the doorbell", 1885823597: "the lock of migrations",
@@ -27,7 +27,7 @@ where p.pronamespace = 'pgbus'::regnamespace and not has_function_privilege(p.oi
         'broadcast', 'broadcast_on_commit', 'read_after', 'channels', 'beat', 'presence_record', 'prune', 'disconnect')
 """
 
-# By the owner's rights alone, but for those that a server has.
+# Needs no rights beyond those of a server.
 _IDS = """
 select (select s.last_value from pgbus.message_ids s),
        greatest((select m.msg_id from pgbus.messages m order by m.msg_id + 0 desc limit 1),
@@ -40,7 +40,7 @@ select s.class, s.number, s.holder, s.role, coalesce(s.application, ''), coalesc
 from pgbus.squatters() s order by s.pid, s.holder
 """
 
-# Those of other roles have no start here unless this role may see them; they are counted as nothing then.
+# A role that may not see the sessions of other roles gets no start time for them, so their transactions are left out.
 _OLDEST = """
 select a.pid, coalesce(a.application_name, ''), a.state, extract(epoch from clock_timestamp() - a.xact_start)
 from pg_stat_activity a
@@ -60,7 +60,7 @@ where c.oid = 'pgbus.messages'::regclass
 
 
 class Ids(NamedTuple):
-    """The last id that the sequence gave, the highest in the tables (0: none), and the server's clock, in microseconds."""
+    """The last id that the sequence gave, the highest id in the tables (0: none), and the server's clock in microseconds."""
 
     given: int
     highest: int
@@ -68,22 +68,25 @@ class Ids(NamedTuple):
 
     @property
     def told(self) -> str | None:
-        """What is wrong, and what comes of it; None where nothing is."""
+        """The fault and its consequence, as a message; None if the ids are sound."""
         if self.highest > max(self.clock, self.given) + ABSURD:
             return (
-                f"the highest id in pgbus.messages or pgbus.horizons is {self.highest}, far above the clock: somebody wrote it,"
+                f"the highest id in pgbus.messages or pgbus.horizons is {self.highest}, far above the clock: pgbus did not make it,"
                 " and nothing can be appended to its stream until that row is deleted"
             )
         if self.given < self.highest:
             return (
-                f"the sequence of ids is at {self.given}, behind the highest in the tables, {self.highest}, as after a restore of"
-                " the rows without it: the next message of such a stream moves it to the clock"
+                f"the sequence of ids is at {self.given}, behind the highest id in the tables, {self.highest}, as after a restore"
+                " of the rows without the sequence: the next message of such a stream moves it to the clock"
             )
         return None
 
 
 class Squatter(NamedTuple):
-    """A session that has a lock of ours, and does nothing that such a lock is for; ``remedy`` is the statement that ends it."""
+    """A session that holds one of pgbus's locks and does none of the work that the lock protects.
+
+    ``remedy`` is the statement that ends the session.
+    """
 
     lock: str
     holder: str
@@ -94,7 +97,7 @@ class Squatter(NamedTuple):
 
 
 class Oldest(NamedTuple):
-    """The transaction that has been open longest; ``seconds`` since it began."""
+    """The transaction that has been open longest. ``seconds`` is its age."""
 
     pid: int
     application: str
@@ -103,7 +106,7 @@ class Oldest(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the statistics say of the table of messages; ``vacuumed`` is seconds ago, None: never."""
+    """The statistics of the table of messages. ``vacuumed`` is the seconds since the last vacuum, None if there was none."""
 
     live: int
     dead: int
@@ -112,14 +115,14 @@ class Rows(NamedTuple):
 
 
 class Pooler(NamedTuple):
-    """Whether a pooler is in between, and whether it takes our settings at the start of a session."""
+    """Whether a pooler stands before the server, and whether it accepts our settings in the startup packet."""
 
     is_between: bool
     takes_settings: bool
 
 
 class Checks:
-    """On connections of a pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
+    """Asks the questions on connections of a pool. Raises only the exceptions of :mod:`pgbus_gevent.errors`."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -133,14 +136,14 @@ class Checks:
         return self._all(statement)[0][0]
 
     def server(self) -> tuple[int, str]:
-        """The server's version, as a number like 150004 and as a text."""
+        """Return the server's version, as a number such as 150004 and as text."""
         ((number, name),) = self._all(
             "select current_setting('server_version_num')::int, current_setting('server_version')"
         )
         return int(number), str(name)
 
     def pooler(self) -> Pooler:
-        """What is between this process and the server: the number of the server's process is another than we were told."""
+        """Find out whether a pooler is in between: then the server's process id differs from the one that the startup gave."""
         with self._pool.connection() as connection, connection.cursor() as cursor:
             cursor.execute("select pg_backend_pid()")
             ((pid,),) = cursor.fetchall()
@@ -148,18 +151,18 @@ class Checks:
             return Pooler(pid != connection.info.backend_pid, has_settings)
 
     def encoding(self) -> str:
-        """The database's encoding."""
+        """Return the database's encoding."""
         return str(self._one("select current_setting('server_encoding')"))
 
     def schema_version(self) -> int | None:
-        """The version of the schema; None where there is none."""
+        """Return the version of the schema, or None if there is no schema."""
         if not self._one("select to_regclass('pgbus.migrations') is not null"):
             return None
         found = self._one("select max(version) from pgbus.migrations")
         return None if found is None else int(found)
 
     def owner_who_denies(self) -> str | None:
-        """The owner of the schema, where this role may not even look into it; None where it may, or where there is none."""
+        """Return the schema's owner if this role lacks USAGE on the schema; None if it has it, or there is no schema."""
         found = self._all(
             "select pg_get_userbyid(n.nspowner) from pg_namespace n"
             " where n.nspname = 'pgbus' and not has_schema_privilege(n.oid, 'usage')"
@@ -167,25 +170,25 @@ class Checks:
         return str(found[0][0]) if found else None
 
     def missing_rights(self) -> list[str]:
-        """What this role may not do of what a server that prunes does, such as ``select on pgbus.messages``."""
+        """Return the rights that a server with pruning needs and this role lacks, such as ``select on pgbus.messages``."""
         return [str(row[0]) for row in self._all(_RIGHTS)]
 
     def ids(self) -> Ids | None:
-        """How the sequence of ids stands to the tables; None where there is no schema."""
+        """Compare the sequence of ids with the tables. Returns None if there is no schema."""
         if not self._one("select to_regclass('pgbus.horizons') is not null"):
             return None
         return Ids(*map(int, self._all(_IDS)[0]))
 
     def squatters(self) -> list[Squatter]:
-        """Sessions that keep a lock of ours for nothing; a moment's look may find one that is about to publish."""
+        """Return the sessions that hold a lock without need. A single look may also find a session that is about to publish."""
         return [Squatter(LOCKS[int(row[0])], *row[2:]) for row in self._all(_SQUATTERS)]
 
     def in_recovery(self) -> bool:
-        """Whether it is a standby, where nothing can be published and LISTEN is refused."""
+        """Whether the server is a standby, on which nothing can be published and LISTEN is refused."""
         return bool(self._one("select pg_is_in_recovery()"))
 
     def connections(self) -> tuple[int, int]:
-        """How many sessions there are, and how many there may be of ordinary roles."""
+        """Return how many client sessions there are, and how many ordinary roles may have."""
         ((used, most),) = self._all(
             "select (select count(*) from pg_stat_activity where backend_type = 'client backend'),"
             " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
@@ -193,22 +196,22 @@ class Checks:
         return int(used), int(most)
 
     def clock_offset(self) -> float:
-        """Seconds that the server's clock is ahead of this machine's; right to half the time of an answer."""
+        """Return by how many seconds the server's clock is ahead of this machine's, exact to half the round-trip time."""
         began = time()
         there = float(self._one("select extract(epoch from clock_timestamp())"))
         return there - (began + time()) / 2
 
     def oldest_transaction(self) -> Oldest | None:
-        """The one that holds vacuum up longest."""
+        """Return the transaction that has held back vacuum longest, or None."""
         rows = self._all(_OLDEST)
         return Oldest(int(rows[0][0]), str(rows[0][1]), str(rows[0][2]), float(rows[0][3])) if rows else None
 
     def queue_usage(self) -> float:
-        """How full the server's queue of notifications is, from 0 to 1; when it is, commits that notify fail."""
+        """Return how full the server's notification queue is, from 0 to 1. Once it is full, commits that notify fail."""
         return float(self._one("select pg_notification_queue_usage()"))
 
     def rows(self) -> Rows | None:
-        """The state of the table of messages; None where there is none."""
+        """Return the statistics of the table of messages, or None if there is no such table."""
         if not self._one("select to_regclass('pgbus.messages') is not null"):
             return None
         ((live, dead, vacuumed, on),) = self._all(_TABLE)

@@ -1,8 +1,7 @@
-"""Opening one connection: every host and address of the URL in turn, each with a deadline, none blocking the hub.
+"""Opens one connection: tries every host and address of the URL in turn, each with a deadline, without blocking the hub.
 
-libpq would resolve names with a blocking call and, when it connects asynchronously, neither keep ``connect_timeout``
-nor step over a host that hangs. So the loop over hosts and addresses is here, and names are resolved by the patched
-socket module.
+libpq resolves names with a blocking call. When it connects asynchronously, it ignores ``connect_timeout`` and does not
+skip a host that hangs. So the loop over hosts and addresses is here, and the patched socket module resolves the names.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .session_settings import MARK, SessionSettings
 
 _DEFAULTS = {
     "gssencmode": "disable",  # libpq would look for a Kerberos ticket with blocking calls
-    # Together they end a session within ten seconds of which the path is dead, whatever it waits for.
+    # Together these end a session within ten seconds after its network path died.
     "keepalives_idle": 3,
     "keepalives_interval": 2,
     "keepalives_count": 3,
@@ -45,11 +44,11 @@ def connect(
     settings: Mapping[str, str] | None = None,
     route: Route | None = None,
 ) -> Connection:
-    """Open a connection in autocommit mode; both timeouts are in seconds, ``settings`` are of PostgreSQL, by name.
+    """Open a connection in autocommit mode. Timeouts are in seconds; ``settings`` are PostgreSQL's, by name.
 
-    Of several hosts, or addresses of one, the first primary is taken, or what ``target_session_attrs`` in the URL says. ``route``
-    is for who connects to the same database again. Raises :class:`DatabaseUnavailable` when none takes the connection, with the
-    last one's reason.
+    Of several hosts or addresses, the first primary is taken, unless ``target_session_attrs`` in the URL asks for something
+    else. Give the same ``route`` each time you connect to one database. Raises :class:`DatabaseUnavailable`, with the reason
+    of the last address, if no address accepts the connection.
     """
     green.ensure()
     route = route or Route()
@@ -60,7 +59,7 @@ def connect(
         partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout),
         route,
     )
-    # For a process without a wait callback; libpq takes whole seconds, and 1 for 2.
+    # For a process without a wait callback. libpq takes whole seconds, and waits 2 s if it is given 1.
     attempt.parameters["connect_timeout"] = ceil(connect_timeout)
     last = "the URL names no host"
     for target in targets(attempt.parameters, route, connect_timeout):
@@ -70,7 +69,7 @@ def connect(
         try:
             connection = attempt.open(target)
         except psycopg2.Error as error:
-            # Its text alone, as the traceback would keep the connection's socket open.
+            # Only its text: the traceback would keep the connection's socket open.
             last = _reason(error, target.address)
         else:
             connection.own_search_path = _own_search_path(parameters.get("options", ""))
@@ -80,7 +79,7 @@ def connect(
 
 
 class _Attempt(NamedTuple):
-    """All that is the same at each address."""
+    """Everything that is the same for all addresses."""
 
     parameters: dict[str, Any]
     settings: SessionSettings
@@ -88,12 +87,12 @@ class _Attempt(NamedTuple):
     route: Route
 
     def open(self, target: Target) -> Connection:
-        """Connect there. Raises psycopg2.Error."""
+        """Connect to one address. Raises psycopg2.Error."""
         if self.route.takes_options:
             try:
                 return self._open(target, self.settings.options(self.parameters.get("options", "")))
             except psycopg2.OperationalError as error:
-                # PgBouncer's words, unless it is told to ignore them, which the check at the end finds.
+                # This is PgBouncer's message. If PgBouncer is configured to ignore the options, the check in _open() finds out.
                 if "options" in self.parameters or not re.search("startup parameter.*options", str(error)):
                     raise
                 self.route.takes_options = False
@@ -128,14 +127,14 @@ def _parse(url: str) -> dict[str, Any]:
 
 
 def _own_search_path(options: str) -> str | None:
-    """What the URL's ``options`` set search_path to; None where they do not."""
+    """Return the search_path that the URL's ``options`` set, or None."""
     found = re.findall(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)", options)
     return re.sub(r"\\(.)", r"\1", found[-1]) if found else None
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn psycopg2's exceptions into the package's own; the one place that does."""
+    """Turn psycopg2's exceptions into the package's own. No other code does this."""
     try:
         yield
     except psycopg2.Error as error:
@@ -143,7 +142,7 @@ def translated() -> Iterator[None]:
 
 
 def translate(error: psycopg2.Error) -> Exception:
-    """The package's exception for one of psycopg2's."""
+    """Return the package's exception for one of psycopg2's."""
     code = error.pgcode
     message = first_line(error)
     if code == _INVALID_PARAMETER:
@@ -155,7 +154,7 @@ def translate(error: psycopg2.Error) -> Exception:
 
 
 def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
-    """Why there is no connection, and where: libpq tells the place of a Unix socket itself, but not of a TCP connection."""
+    """Return the reason of a failed connect, with the address, which libpq leaves out of some messages about TCP connections."""
     reason = first_line(error)
     if "hostaddr" not in address or reason.startswith("connection to "):
         return reason
@@ -163,5 +162,5 @@ def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without its context."""
+    """Return the first line of an error's text, without its context."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,8 +1,8 @@
-"""Cursors on which values look the same whatever an application has told psycopg2 about them.
+"""Database cursors whose values do not depend on the adapters that an application has registered with psycopg2.
 
-What turns values into SQL and back is kept in tables for the whole process. ``register_adapter(list, Json)`` in an application
-would make our arrays JSON, and a caster of its own our ids texts. So a parameter is wrapped in a class of ours, which has no
-entry there and says itself how it is written, and a cursor has a table of casters of its own.
+psycopg2 keeps adapters and casters for the whole process. After ``register_adapter(list, Json)`` in an application, our arrays
+would become JSON; a caster could turn our ids into text. So each parameter is wrapped in a class of ours that has no
+registered adapter and adapts itself, and each database cursor has its own table of casters.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .overdue import watched
 
 
 class Cursor(ext.cursor):
-    """For the package's own statements; those of an application run on psycopg2's."""
+    """The database cursor for the package's own statements. An application's statements run on :class:`PlainCursor`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.string_types: Any = _CASTERS
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """As psycopg2's; parameters are texts, bytes, numbers, truth values, lengths of time, None, and sequences of these."""
+        """As psycopg2's. Parameters are str, bytes, int, float, bool, timedelta, None, and sequences of these."""
         connection: Any = self.connection
         if connection.prefix is not None and connection.info.transaction_status == ext.TRANSACTION_STATUS_IDLE:
             query = connection.prefix(not connection.autocommit) + query
@@ -35,7 +35,7 @@ class Cursor(ext.cursor):
 
 
 class PlainCursor(ext.cursor):
-    """In the place of psycopg2's own, for the statements of an application on a connection of ours."""
+    """Stands in for psycopg2's own, for an application's statements on one of our connections."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """As psycopg2's."""
@@ -44,7 +44,7 @@ class PlainCursor(ext.cursor):
 
 
 class Literal:
-    """One value, written by psycopg2's own adapter for its class."""
+    """One value, adapted by psycopg2's own adapter for its class."""
 
     __slots__ = ("_value",)
 
@@ -56,7 +56,7 @@ class Literal:
 
 
 def wrapped(parameters: Any) -> Any:
-    """Parameters for ``execute``, by position or by name."""
+    """Wrap the parameters of ``execute``, given by position or by name."""
     if isinstance(parameters, Mapping):
         return {name: _wrap(value) for name, value in parameters.items()}
     return None if parameters is None else tuple(map(_wrap, parameters))
@@ -67,7 +67,7 @@ def _wrap(value: Any) -> Any:
 
 
 def _adapted(value: Any) -> Any:
-    # bool before int, of which it is one.
+    # bool first, because a bool is an int too.
     if isinstance(value, bool):
         return ext.Boolean(value)
     if isinstance(value, str):
@@ -82,7 +82,7 @@ def _adapted(value: Any) -> Any:
         return ext.IntervalFromPy(value)
     if isinstance(value, Sequence):
         return List([_wrap(item) for item in value])
-    raise TypeError(f"a parameter of type {type(value).__name__} is not one that the package's statements have")
+    raise TypeError(f"the package's statements have no parameters of type {type(value).__name__}")
 
 
 def _json(value: str | bytes | None, cursor: ext.cursor) -> Any:

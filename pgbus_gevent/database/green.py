@@ -1,13 +1,12 @@
 """How psycopg2 waits in a process that is patched for gevent.
 
-psycopg2 has one wait callback for the whole process. :func:`install` sets ours: for our own connections it keeps a
-deadline, which libpq's ``connect_timeout`` and the server's ``statement_timeout`` cannot (the first is ignored when
-connecting asynchronously, the second needs a server that still answers); any other connection of the process waits as
-the callback lets it that was there before, or as psycogreen does. Where an application sets another one later, ours takes its
-place again with our next statement.
+psycopg2 has one wait callback for the whole process. :func:`install` sets ours. For our own connections it keeps a
+deadline, because libpq's ``connect_timeout`` is ignored when connecting asynchronously, and the server's
+``statement_timeout`` needs a server that still answers. All other connections of the process wait by the callback that was
+set before, or by psycogreen's. If an application sets another callback later, our next statement installs ours again.
 
-An exception that leaves the callback makes psycopg2 close the connection, so a wait that was cut short (a deadline, a
-killed greenlet) never leaves a connection in an unknown state behind.
+If the callback raises, psycopg2 closes the connection. So a wait that is cut short, by its deadline or because its greenlet
+is killed, never leaves a connection in an unknown state.
 """
 
 from __future__ import annotations
@@ -26,32 +25,31 @@ from .cursors import Cursor, PlainCursor
 from .overdue import ASK_AFTER, LAST_CHANCE, watched
 
 STATEMENT_GRACE = 5.0
-"""Seconds that a statement gets beyond the server's own statement_timeout before we give the connection up."""
+"""Seconds beyond the server's statement_timeout after which we end the connection."""
 
 _ESTABLISHED = (ext.STATUS_READY, ext.STATUS_BEGIN, ext.STATUS_PREPARED)
 _REPOLL = 1.0
-# Seconds. TLS may hold bytes that no longer make the descriptor readable, and the session may have come into doubt: looking again
-# finds them.
+# Seconds. TLS may hold bytes without making the descriptor readable, and doubted_until may have been set: only polling again
+# notices either.
 
 
 class Connection(ext.connection):
-    """A connection whose every wait ends. ``connect_timeout`` and ``statement_timeout`` are in seconds.
+    """A connection whose every wait has a deadline. ``connect_timeout`` and ``statement_timeout`` are in seconds.
 
-    ``patience``, where it is set, is how long the next statements are waited for at the most. :attr:`expired` tells whether a wait
-    has ended the connection. What waits now ends at :attr:`doubted_until` at the latest, which any greenlet may set.
+    ``patience``, if set, is the most seconds that the next statements may take. :attr:`expired` is True once a deadline has
+    ended the connection. Any greenlet may set :attr:`doubted_until`, a monotonic time at which the present wait ends at the
+    latest.
 
-    Only the greenlet that runs a statement may touch it: psycopg2 holds a mutex meanwhile, and a second greenlet that
-    closes or commits would stop the whole process for good.
+    While a statement runs, only its own greenlet may use the connection in any other way. psycopg2 holds a mutex meanwhile:
+    a second greenlet that closes or commits would block the whole process for good.
     """
 
     def __init__(self, dsn: str, async_: int = 0, *, connect_timeout: float, statement_timeout: float) -> None:
-        # Before the base class, which connects and so waits in the callback below.
+        # Set before the base class connects, because connecting waits in the callback below.
         self.connect_timeout = connect_timeout
         self.statement_timeout = statement_timeout
-        self.own_search_path: str | None = None  # as the URL wants it, for who runs statements of an application
-        self.prefix: Callable[[bool], str] | None = (
-            None  # what each statement needs in front of it, see session_settings.py
-        )
+        self.own_search_path: str | None = None  # the URL's, for transactions that run an application's statements
+        self.prefix: Callable[[bool], str] | None = None  # SessionSettings.prefix, behind a pooler
         self.patience: float | None = None
         self.doubted_until: float | None = None
         self.ask: Callable[[Connection], bool] | None = None  # see still_served
@@ -60,23 +58,24 @@ class Connection(ext.connection):
             super().__init__(dsn, async_)  # type: ignore[call-arg]  # the stubs do not know it
             self.cursor_factory = Cursor
         except BaseException:
-            # One that was cut off while connecting is closed when it is collected, and a log record may hold its traceback.
+            # An interrupted connect is closed when the object is collected. A log record may hold the traceback, which would
+            # keep it alive.
             del self
             raise
 
     def allowance(self, connecting: bool) -> float:
-        """Seconds that a wait may take."""
+        """Return the seconds that a wait may take."""
         if connecting:
             return self.connect_timeout
         most = self.statement_timeout + STATEMENT_GRACE
         return most if self.patience is None else min(self.patience, most)
 
     def still_served(self) -> bool:
-        """Whether the server still works on what this connection waits for, or cannot tell; asks by another connection."""
+        """Whether the server still works on this connection's statement. Asks over another connection; True if that cannot tell."""
         return self.ask is None or self.ask(self)
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """As psycopg2's. Every statement begins here, which nothing must make wait in another way."""
+        """As psycopg2's. Every statement begins here, so this is the place to put our wait callback back."""
         ensure()
         if options.get("cursor_factory") is ext.cursor:
             options["cursor_factory"] = PlainCursor
@@ -89,11 +88,11 @@ class Connection(ext.connection):
 
 
 _others: Callable[[Any], object] = gevent_wait_callback
-# How connections wait that are not ours.
+# The wait callback of connections that are not ours.
 
 
 def install() -> None:
-    """Make psycopg2 cooperative in this process. Calling it again changes nothing."""
+    """Make psycopg2 cooperative in this process. Idempotent."""
     global _others
     present = ext.get_wait_callback()
     if present is not wait_callback:
@@ -102,20 +101,20 @@ def install() -> None:
 
 
 def installed() -> bool:
-    """Whether psycopg2 gives way to other greenlets while it waits, by our callback or another."""
+    """Whether psycopg2 lets other greenlets run while it waits, by our callback or another."""
     return ext.get_wait_callback() is not None
 
 
 def ensure() -> None:
-    """In a process that is patched for gevent, see to it that psycopg2 gives way too, and that our waits have their deadlines."""
+    """Install our callback if the process is patched for gevent."""
     if monkey.is_module_patched("socket"):
         install()
 
 
 def wait_callback(connection: Any) -> None:
-    """Wait until libpq is done with what it does on ``connection``; the process's psycopg2 wait callback.
+    """Wait until libpq has finished its operation on ``connection``. This is the process's psycopg2 wait callback.
 
-    Raises psycopg2.OperationalError at the deadline, upon which psycopg2 closes the connection.
+    Raises psycopg2.OperationalError at the deadline; psycopg2 then closes the connection.
     """
     if not isinstance(connection, Connection):
         _others(connection)
@@ -149,7 +148,7 @@ def wait_callback(connection: Any) -> None:
             try:
                 wait(connection.fileno(), timeout=left if connecting else min(left, _REPOLL))
             except TimeoutError:
-                pass  # while connecting libpq must not be polled before its socket is ready, but then `left` is over too
+                pass  # libpq must not be polled early while it connects; there the wait took all of `left`, so the deadline is over
     except BaseException:
-        del connection  # as above
+        del connection  # for the same reason as in Connection.__init__
         raise

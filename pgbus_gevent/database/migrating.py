@@ -1,7 +1,7 @@
-"""Bringing a schema up to date: all that is missing in one transaction, by one process at a time, in nobody's way.
+"""Brings a schema up to date: all missing migrations in one transaction, by one process at a time, without blocking others.
 
-A migration that waits for a lock has everybody queue behind it who comes later. So it waits for an instant only, gives up
-what it has, and tries again a little later.
+While a migration waits for a lock, every later statement on that table queues behind it. So it waits only for a moment, then
+rolls back, which releases its locks, and tries again a little later.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .schema import Migration
 
 logger = logging.getLogger("pgbus_gevent.schema")
 
-_LOCK_CLASS = 1885823597  # 'pgbm'; beside the classes that sql/0001_messages.sql names
-_LOCK_TIMEOUT = 0.2  # seconds for which publishers may have to queue behind a migration that waits for a table
-_PAUSES = 0.2, 2.0  # seconds between two tries: at first, and at the most
+_LOCK_CLASS = 1885823597  # 'pgbm', an advisory lock class beside those that the SQL names
+_LOCK_TIMEOUT = 0.2  # seconds; the longest that publishers queue behind a migration that waits for a table
+_PAUSES = 0.2, 2.0  # seconds between two tries: the first, and the longest
 
 _COMMAND = "python -m pgbus_gevent migrate"
 
@@ -35,25 +35,25 @@ where l.granted and a.pid <> pg_backend_pid() and a.datname = current_database()
     or l.relation in (select oid from pg_catalog.pg_class where relnamespace = to_regnamespace('pgbus')))
 order by 5 desc limit 3
 """
-_WHOSE = """
+_OWNERSHIP = """
 select current_user, (select pg_get_userbyid(nspowner) from pg_catalog.pg_namespace where nspname = 'pgbus'),
   pg_is_in_recovery()
 """
 
 
 def migrate(url: str, *, connect_timeout: float = 5.0, timeout: float = 60.0) -> list[int]:
-    """Bring the schema up to date and return the versions that were applied; safe when many processes start at once.
+    """Bring the schema up to date, and return the versions that were applied. Many processes may call this at the same time.
 
-    ``timeout`` bounds, in seconds, the wait for other sessions, and each statement. Raises :class:`SchemaTooNew` and
-    :class:`SchemaMismatch` for a schema that this release cannot work on, :class:`DatabaseUnavailable` when others did not
-    give way in time, and :class:`DatabaseError` when a migration fails. Each leaves nothing of itself behind.
+    ``timeout``, in seconds, bounds the wait for other sessions, and each statement. Raises :class:`SchemaTooNew` and
+    :class:`SchemaMismatch` if this release cannot work on the schema, :class:`DatabaseUnavailable` if other sessions kept their
+    locks until the timeout, and :class:`DatabaseError` if a migration fails. After an error, nothing has been changed.
     """
     connection = connect(
         url, application_name="pgbus-migrate", connect_timeout=connect_timeout, statement_timeout=timeout
     )
     try:
         with translated():
-            # One snapshot for all of it would be from before the wait for another process's migration.
+            # With a higher level, the one snapshot would date from before the wait, and not show another process's migration.
             connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
             return _migrate(connection, monotonic() + timeout)
     finally:
@@ -61,7 +61,7 @@ def migrate(url: str, *, connect_timeout: float = 5.0, timeout: float = 60.0) ->
 
 
 class _Busy(Exception):
-    """Another process migrates."""
+    """Another process is migrating."""
 
 
 _IN_THE_WAY = (_Busy, psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected)
@@ -85,7 +85,7 @@ def _migrate(connection: ext.connection, deadline: float) -> list[int]:
 def _attempt(connection: ext.connection) -> list[int]:
     known = schema.migrations()
     with connection.cursor() as cursor:
-        # Most often there is nothing to do, and then nobody is waited for.
+        # Usually there is nothing to do. This check needs no lock.
         missing = schema.pending(known, schema.read_applied(cursor))
         if missing:
             _prepare(cursor)
@@ -96,11 +96,11 @@ def _attempt(connection: ext.connection) -> list[int]:
 
 
 def _prepare(cursor: ext.cursor) -> None:
-    """See that we may begin. Raises :class:`_Busy`."""
+    """Check the encoding, and take the lock of migrations. Raises :class:`_Busy` if another process has it."""
     cursor.execute("show server_encoding")
     encoding = str(_single(cursor))
     if encoding != "UTF8":
-        raise DatabaseError(f"the database's encoding is {encoding}; pgbus needs one made with encoding UTF8")
+        raise DatabaseError(f"the database's encoding is {encoding}; pgbus needs a database with encoding UTF8")
     cursor.execute(f"set local lock_timeout = '{round(_LOCK_TIMEOUT * 1000)}ms'")
     cursor.execute("set local search_path = pg_catalog, pg_temp")
     cursor.execute("select pg_try_advisory_xact_lock(%s, 0)", (_LOCK_CLASS,))
@@ -109,7 +109,7 @@ def _prepare(cursor: ext.cursor) -> None:
 
 
 def _apply(cursor: ext.cursor, missing: list[Migration]) -> None:
-    # Asked first: `create schema if not exists` wants the right to create schemas even where there is nothing to do.
+    # Asks first, because `create schema if not exists` requires the right to create schemas even if the schema exists.
     cursor.execute("select to_regnamespace('pgbus') is not null, to_regclass('pgbus.migrations') is not null")
     has_schema, has_record = cursor.fetchone() or (False, False)
     if not has_schema:
@@ -144,11 +144,11 @@ def _single(cursor: ext.cursor) -> object:
     return row[0] if row else None
 
 
-# what is told where it does not work
+# messages for migrations that cannot go on
 
 
 def _wait(connection: ext.connection, deadline: float, pause: float) -> None:
-    """Give others time, and say who is in the way. Raises :class:`DatabaseUnavailable` at the deadline."""
+    """Log which sessions hold locks, and pause. Raises :class:`DatabaseUnavailable` once the deadline has passed."""
     with connection.cursor() as cursor:
         cursor.execute(_HOLDERS, (_LOCK_CLASS,))
         found = [
@@ -156,41 +156,42 @@ def _wait(connection: ext.connection, deadline: float, pause: float) -> None:
             for pid, role, application, state, age in cursor.fetchall()
         ]
     connection.rollback()
-    others = ", ".join(found) or "one that has ended"
+    others = ", ".join(found) or "unknown, it has ended"
     if monotonic() > deadline:
         raise DatabaseUnavailable(
-            f"the schema cannot be upgraded while others have locks on it: session {others}; wait for them, or end them with"
-            " pg_terminate_backend"
+            f"the schema cannot be upgraded while other sessions hold locks on it: session {others}; wait for them, or end them"
+            " with pg_terminate_backend"
         )
-    logger.info("the schema's upgrade waits for session %s", others)
+    logger.info("the upgrade of the schema is waiting for session %s", others)
     time.sleep(pause)
 
 
 def _without_right(connection: ext.connection, error: psycopg2.Error) -> str:
-    role, owner, _ = _whose(connection)
+    role, owner, _ = _ownership(connection)
     if owner is None:
         remedy = f"have an administrator run: create schema pgbus authorization {role}"
     elif owner == role:
-        remedy = f"it needs rights beyond those on schema pgbus, which is its own: run `{_COMMAND}` as an administrator"
+        remedy = f"the role owns schema pgbus, and this needs further rights: run `{_COMMAND}` as an administrator"
     else:
-        remedy = f"the schema is {owner}'s: run `{_COMMAND}` as {owner}, and start the others with --no-migrate"
-    return f"role {role} may not make or upgrade schema pgbus ({first_line(error)}); {remedy}"
+        remedy = f"the schema belongs to {owner}: run `{_COMMAND}` as {owner}, and start the servers with --no-migrate"
+    return f"role {role} may not create or upgrade schema pgbus ({first_line(error)}); {remedy}"
 
 
 def _read_only(connection: ext.connection) -> str:
-    _, _, is_standby = _whose(connection)
+    _, _, is_standby = _ownership(connection)
     if is_standby:
-        return f"this is a standby, where no schema can be made or upgraded: give the primary's URL to `{_COMMAND}`"
+        return f"no schema can be created or upgraded on a standby, which this server is: give the primary's URL to `{_COMMAND}`"
     return (
-        "the schema cannot be made or upgraded, as transactions are read-only here (default_transaction_read_only):"
-        f" run `{_COMMAND}` where it is off"
+        "the schema cannot be created or upgraded, because transactions are read-only here (default_transaction_read_only):"
+        f" run `{_COMMAND}` in a session that may write"
     )
 
 
-def _whose(connection: ext.connection) -> tuple[str, str | None, bool]:
+def _ownership(connection: ext.connection) -> tuple[str, str | None, bool]:
+    """Return our role, the schema's owner (None if there is no schema), and whether the server is a standby."""
     connection.rollback()
     with connection.cursor() as cursor:
-        cursor.execute(_WHOSE)
+        cursor.execute(_OWNERSHIP)
         role, owner, is_standby = cursor.fetchone() or ("", None, False)
     connection.rollback()
     return str(role), owner, bool(is_standby)

@@ -1,4 +1,4 @@
-"""One session that LISTENs. Whoever opened it is the only one who may use it, from one greenlet."""
+"""The session that LISTENs. It is used from one greenlet, by the part that opened it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .patience import LIFE, Patience
 from .pool import Pool
 
 BACKLOG = 10_000
-"""Notifications held at the most; beyond that the oldest go, which :meth:`ListenSession.receive` tells."""
+"""The most notifications that are held. When more come, the oldest are dropped, and :meth:`ListenSession.receive` says so."""
 
-_POLL = 1.0  # seconds: bounds a wake-up that was lost, and bytes that TLS holds back from the descriptor
+_POLL = 1.0  # seconds; bounds the delay of a lost wakeup, and of bytes that TLS holds without making the descriptor readable
 
 
 PROBE_TIMEOUT = 2.0
-"""Seconds for a notification to come back, before the session is taken for deaf."""
+"""Seconds in which a probe notification must come back. After that the session counts as deaf."""
 
 _PING = """
 select pg_backend_pid(), exists (select from pg_listening_channels() l where l = %s), c.doorbell, c.control
@@ -34,10 +34,11 @@ from pgbus.channels() c
 
 
 class ListenSession:
-    """A connection that has LISTENed, and its notifications in the order in which they came.
+    """A connection that has run LISTEN, and its notifications in the order of their arrival.
 
-    Sessions of ``pool``, where there is one, are those from which a probe is sent. A notification that is sent and heard by the
-    same session proves little: a pooler hands it back at once, and keeps those of others to itself.
+    Timeouts are in seconds. Probe notifications are sent from a session of ``pool``, if it is given. A notification that a
+    session sends to itself proves little, because a pooler returns it at once but does not pass on those of other sessions.
+    Raises :class:`DatabaseUnavailable` if it cannot connect, and :class:`Deaf` as :meth:`ping` does.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ListenSession:
         self._notifies: deque[ext.Notify] = deque(maxlen=BACKLOG)
         self._connection.notifies = self._notifies  # type: ignore[assignment]  # psycopg2 only appends to it
         self._connection.patience = LIFE
-        # Behind a pooler two processes may have the same number.
+        # Random as well, because processes on different machines may have the same process id.
         self._probe = f"pgbus_probe_{os.getpid()}_{secrets.token_hex(4)}"
         self._is_direct = True
         self._channels: tuple[str, ...] = ()
@@ -75,13 +76,13 @@ class ListenSession:
 
     @property
     def backend_pid(self) -> int:
-        """The process id of the server's side, as in pg_stat_activity."""
+        """The process id of the session's backend, as in pg_stat_activity."""
         return int(self._connection.info.backend_pid)
 
     def receive(self, timeout: float) -> tuple[list[str], bool]:
-        """Wait up to ``timeout`` seconds; the payloads that came, and whether any were lost for want of room.
+        """Wait up to ``timeout`` seconds. Returns the payloads that came, and whether a full backlog dropped any.
 
-        Raises :class:`DatabaseUnavailable` when the session has ended.
+        Raises :class:`DatabaseUnavailable` if the session has ended.
         """
         with translated():
             if not self._notifies:
@@ -90,14 +91,14 @@ class ListenSession:
                 except TimeoutError:
                     pass
                 self._connection.poll()
-        # A full backlog may have pushed some out.
+        # If the backlog is full, it may have dropped some.
         lost = len(self._notifies) == BACKLOG
         payloads = [notify.payload for notify in self._notifies if notify.channel in self._channels]
         self._notifies.clear()
         return payloads, lost
 
     def hears(self, timeout: float) -> bool:
-        """Whether a notification comes back within ``timeout`` seconds; behind a transaction pooler none does."""
+        """Whether a probe notification comes back within ``timeout`` seconds. Behind a pooler in transaction mode, none does."""
         self._send_probe()
         end = monotonic() + timeout
         with translated():
@@ -119,25 +120,27 @@ class ListenSession:
                     cursor.execute(statement)
                 return
             except (DatabaseUnavailable, PoolTimeout):
-                pass  # of that others speak
+                pass  # the parts that use the pool report this
         self._run(statement)
 
     @property
     def cause(self) -> str:
-        """Why nothing would be heard."""
+        """The likely reason if no probe notification comes back."""
         if self._is_direct:
-            return "none of another session comes through: a pooler is in between, or the two URLs lead to different databases"
-        return "a pooler is in between that passes no notifications on, as in transaction mode"
+            return "notifications of other sessions do not arrive: a pooler is in between, or the two URLs lead to different databases"
+        return "a pooler is in between that does not pass on notifications, as in transaction mode"
 
     def ping(self) -> None:
-        """Return when the server answers; notifications that come with the answer are kept for :meth:`receive`.
+        """Return when the server answers. Notifications that come with the answer are kept for :meth:`receive`.
 
-        The channels' names are secrets of the database, which may have been changed: so each time they are asked for. Raises
-        :class:`Deaf` when it is not the session that LISTENed that answers, or one that hears nothing any more.
+        Also asks for the names of the channels, which are secrets of the database and may have changed. Raises :class:`Deaf` if
+        the session that answers is not the one that ran LISTEN, or no longer gets notifications.
         """
         ((pid, listens, *found),) = self._run(_PING, self._probe)
         if not listens:
-            raise Deaf("another session answers than the one that listens: a pooler in transaction mode is in between")
+            raise Deaf(
+                "the session that answers is not the one that listens: a pooler in transaction mode is in between"
+            )
         was_direct, self._is_direct = self._is_direct, pid == self.backend_pid
         if not (self._is_direct or was_direct or self.hears(PROBE_TIMEOUT)):
             raise Deaf(self.cause)
@@ -160,7 +163,7 @@ class ListenSession:
         return rows
 
     def close(self) -> None:
-        """End the session. May be called again."""
+        """End the session. Idempotent."""
         self._connection.close()
 
 

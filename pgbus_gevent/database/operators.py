@@ -1,4 +1,4 @@
-"""Who is logged in at the console, and who tried to guess a token: see sql/0006_workers.sql."""
+"""Logins at the console, and wrong tokens, in ``pgbus.operator_sessions`` and ``pgbus.token_guesses``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from .pool import Pool
 
 MOST_GUESSES = 10_000
-"""Rows of guesses; beyond, each worker counts for itself alone."""
+"""The most rows of guesses. When the table is full, guesses are counted only within each worker."""
 
 _OPEN = """
 with old as (delete from pgbus.operator_sessions where created_at < clock_timestamp() - make_interval(secs => %(lifetime)s))
@@ -21,7 +21,7 @@ select exists (
     and created_at > clock_timestamp() - make_interval(secs => %(lifetime)s))
 """
 
-# What one statement inserts it does not see itself.
+# The final select does not see the row that the same statement inserts, so it adds 1.
 _NOTE = """
 with old as (
   delete from pgbus.token_guesses where at < clock_timestamp() - make_interval(secs => %(window)s)),
@@ -37,7 +37,7 @@ where door = %(door)s and address = %(address)s and at > clock_timestamp() - mak
 
 
 class Told(NamedTuple):
-    """Wrong tokens of one address, the newest included; the oldest came so many seconds ago."""
+    """The wrong tokens of one address, including the newest. ``oldest`` is the age of the oldest in seconds."""
 
     all: int
     different: int
@@ -45,7 +45,7 @@ class Told(NamedTuple):
 
 
 class OperatorQueries:
-    """On connections of a pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone. Durations are seconds."""
+    """Uses connections of a pool. Raises only the exceptions of :mod:`pgbus_gevent.errors`. Durations are in seconds."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -56,18 +56,18 @@ class OperatorQueries:
             return cursor.fetchone() if cursor.description else None
 
     def open_session(self, id: bytes, token: bytes, lifetime: float) -> None:
-        """Keep a session, which the hash of its cookie names, and the hash of its token; forget those of before ``lifetime``."""
+        """Store a session: ``id`` is the hash of its cookie, ``token`` that of its token. Deletes those older than ``lifetime``."""
         self._run(_OPEN, id=id.hex(), token=token.hex(), lifetime=lifetime)
 
     def session_is_open(self, id: bytes, token: bytes, lifetime: float) -> bool:
-        """Whether a session was opened with that token, within ``lifetime``, and not ended."""
+        """Whether the session was opened with that token less than ``lifetime`` ago and has not been ended."""
         return bool(self._run(_IS_OPEN, id=id.hex(), token=token.hex(), lifetime=lifetime)[0])
 
     def end_session(self, id: bytes) -> None:
-        """Forget a session."""
+        """End a session."""
         self._run("delete from pgbus.operator_sessions where id = decode(%(id)s, 'hex')", id=id.hex())
 
     def note_guess(self, door: str, address: str, guess: int, window: float) -> Told:
-        """A wrong token came to ``door`` from there; what came within ``window``. Those of before are forgotten."""
+        """Store a wrong token that ``address`` tried at ``door``. Returns its count within ``window``; deletes older guesses."""
         found = self._run(_NOTE, door=door, address=address, guess=guess, window=window, most=MOST_GUESSES)
         return Told(int(found[0]), int(found[1]), float(found[2]))

@@ -1,9 +1,8 @@
-"""Statements whose answer does not come: another session is asked whether the server still works on them.
+"""Asks another session whether the server still works on a statement whose answer does not come.
 
-A connection over a path that swallows everything, such as a proxy which takes bytes and passes none on, looks like one on which a
-statement takes long. :func:`wait_callback` in green.py asks while it waits. A process that is not patched for gevent
-waits inside libpq, so there a thread watches: it lives for as long as statements are under way and a moment longer, and never
-across a fork.
+A dead connection, for example through a proxy that accepts bytes and passes none on, looks like one with a slow statement.
+:func:`wait_callback` in green.py asks while it waits. A process that is not patched for gevent waits inside libpq, so there a
+thread watches. The thread lives while statements are running and a moment longer, and is stopped before a fork.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any, Protocol
 from gevent import monkey
 
 ASK_AFTER = 4.0
-"""Seconds after which the server is asked, and then after so many again."""
+"""Seconds after which the server is asked, and the interval between further questions."""
 
 LAST_CHANCE = 1.0
-"""Seconds for an answer that was on its way while the server was asked."""
+"""Seconds that a statement gets after a negative answer, because its result may have been on its way."""
 
 _TICK = 0.5
 
 
 class Watched(Protocol):
-    """A connection; ``still_served`` tells whether the server works on its statement, or cannot tell."""
+    """A connection. ``still_served`` is False if the server certainly does not work on its statement."""
 
     def fileno(self) -> int: ...
     def allowance(self, connecting: bool) -> float: ...
@@ -37,7 +36,7 @@ class Watched(Protocol):
 
 @contextmanager
 def watched(connection: Any) -> Iterator[None]:
-    """End the connection if this block, one statement, is overdue: in a process where no wait callback does."""
+    """End the connection if the statement in this block is overdue. In a patched process, the wait callback does that instead."""
     if monkey.is_module_patched("socket"):
         yield
         return
@@ -57,10 +56,11 @@ class _Statement:
 
 
 class _Watch:
-    """The statements under way in this process, and the thread that looks after them."""
+    """The running statements of this process, and the thread that watches them."""
 
     def __init__(self) -> None:
-        # It is held for moments, and while a descriptor is used: whoever waits for it could close that.
+        # Held only briefly. _end() holds it while it uses a descriptor: remove() waits for it, so the statement's thread cannot
+        # go on and close that descriptor.
         self._lock = threading.Lock()
         self._under_way: set[_Statement] = set()
         self._thread: threading.Thread | None = None
@@ -91,7 +91,7 @@ class _Watch:
                     self._end(statement)
                 elif now >= statement.ask_at:
                     statement.ask_at = now + ASK_AFTER
-                    # Its own statement may be overdue in its turn.
+                    # In another thread, because the question may hang as well.
                     threading.Thread(target=self._ask, args=(statement,), name="pgbus-ask", daemon=True).start()
 
     def _ask(self, statement: _Statement) -> None:
@@ -107,7 +107,7 @@ class _Watch:
                 self._under_way.discard(statement)
 
     def stop(self) -> None:
-        """End the thread, unless another one has statements under way; the next statement starts it again."""
+        """End the thread, unless statements are running. The next statement starts it again."""
         with self._lock:
             thread = self._thread
             if thread is None or self._under_way:

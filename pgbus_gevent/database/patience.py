@@ -1,24 +1,24 @@
-"""How long an answer is waited for that tells, beside what was asked, that the database lives."""
+"""How long to wait for statements that also serve as a sign that the database lives."""
 
 from __future__ import annotations
 
 LIFE = 3.0
-"""Seconds for a statement that costs next to nothing: that it is late says something of the session, not of the statement."""
+"""Seconds for a statement that costs almost nothing. If it is late, the session is at fault, not the statement."""
 
 READ = 5.0
-"""Seconds for statements that are short unless there is much to read, or a lock to wait for."""
+"""Seconds for a statement that is short unless it reads many rows or waits for a lock."""
 
 CHANGE = 8.0
-"""Seconds for those that change many rows."""
+"""Seconds for a statement that changes many rows."""
 
 _MOST = 3600.0
 
 
 class Patience:
-    """Starts with ``first`` seconds, and doubles where the statement needed more and the database answered others meanwhile.
+    """A timeout that starts at ``first`` seconds and doubles each time it was too short although the database answered others.
 
-    So a session that has died is noticed soon, and a statement that takes long is not cut off again and again: in the end it gets
-    all of the statement timeout.
+    So a dead session is noticed soon, and a slow statement is not cut off forever: in the end it gets the whole statement
+    timeout.
     """
 
     def __init__(self, first: float) -> None:
@@ -26,9 +26,9 @@ class Patience:
         self.seconds = first
 
     def answered(self) -> None:
-        """The statement was answered."""
+        """Go back to the first timeout, because the statement was answered."""
         self.seconds = self.first
 
     def expired(self) -> None:
-        """It was not, though the database lives."""
+        """Double the timeout, because the statement was not answered although the database lives."""
         self.seconds = min(2 * self.seconds, _MOST)

@@ -1,9 +1,9 @@
-"""A small pool of connections, for greenlets and threads alike.
+"""A small pool of connections for greenlets and threads.
 
-It waits with gevent's semaphore, which serves threads too, and which stays right when a waiter is killed twice; the
-standard library's, in a patched process, does not. A connection is in exactly one place: idle in the pool, or with the
-one ``with`` block that took it. Whatever comes back in doubt (closed, in a transaction that cannot be rolled back, from
-before a fork) is never used again.
+It waits with gevent's semaphore, which also serves threads and stays correct if a waiter is killed twice; the standard
+library's semaphore does not, in a patched process. A connection is in exactly one place: idle in the pool, or in the ``with``
+block that took it. A connection that comes back in doubt is never used again: if it is closed, in a transaction that cannot
+be rolled back, or from before a fork.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .green import Connection
 from .patience import LIFE, Patience
 
 IDLE_CHECK = 5.0
-"""Seconds after which an idle connection is asked whether it lives before it is handed out."""
+"""Seconds after which an idle connection is tested before it is handed out."""
 
-# Seconds. A semaphore wakes one waiter for one release; where that one is killed at the same moment, nobody is woken.
+# Seconds. A semaphore wakes one waiter per release. If that waiter is killed at the same moment, no other one is woken.
 _LOOK_AGAIN = 0.25
 
 DOUBT = 2.0
-"""Seconds that the statements under way still get once a session has died: the others lead to the same server."""
+"""Seconds that running statements still get after a session was found dead, because all sessions lead to the same server."""
 
 _STATE = "select pg_backend_pid(), (select coalesce(state, '') from pg_stat_activity where pid = %s)"
 
-_AT_ONCE = 1.0  # seconds: who is refused so soon has been answered
+_AT_ONCE = 1.0  # seconds; a refusal within this time is an answer, so the server lives
 
 _Idle = tuple[ext.connection, float]
 
 
 class Pool:
-    """At most ``size`` connections, made by ``connect`` as they are needed.
+    """At most ``size`` connections, opened by ``connect`` when they are needed.
 
-    Any greenlet may call :meth:`connection` and :meth:`close`; ``timeout`` is how long to wait for a free one, in
-    seconds.
+    ``timeout`` is how many seconds to wait for a free connection. Any greenlet or thread may call :meth:`connection` and
+    :meth:`close`.
     """
 
     def __init__(self, connect: Callable[[], ext.connection], *, size: int, timeout: float) -> None:
@@ -61,17 +61,17 @@ class Pool:
         self._idle: deque[_Idle] = deque()
         self._used: set[ext.connection] = set()
         self.answered = monotonic()
-        """When the database last answered; at first, when the pool was made."""
+        """Monotonic time of the database's last answer. At first, the time at which the pool was made."""
 
     @contextmanager
     def connection(self, patience: Patience | None = None) -> Iterator[ext.connection]:
-        """A connection in autocommit mode, for this block alone; its statements get the ``patience``, or the statement timeout.
+        """Lend a connection in autocommit mode to this block. Its statements get ``patience``, or else the statement timeout.
 
-        Raises :class:`PoolTimeout` when none becomes free, :class:`DatabaseUnavailable` when none can be opened, and
-        whatever the block raises, psycopg2's exceptions translated.
+        Raises :class:`PoolTimeout` if no connection becomes free, and :class:`DatabaseUnavailable` if none can be opened.
+        Translates the exceptions of psycopg2 that leave the block, and passes all others on.
         """
         if self._pid != os.getpid():
-            # After a fork the sockets are the parent's: even closing one would end the parent's session.
+            # After a fork, the sockets belong to the parent: even closing one would end the parent's session.
             _abandoned.append(self._idle)
             self._reset()
         free = self._free
@@ -94,7 +94,10 @@ class Pool:
             free.release()
 
     def ask(self, question: Callable[[ext.connection], None]) -> None:
-        """Ask what costs next to nothing, to see whether the database answers; by a connection of its own where none is free."""
+        """Ask a ``question`` that costs almost nothing, to see whether the database answers. Opens a connection if none is free.
+
+        Raises :class:`DatabaseError`.
+        """
         self._check_open()
         if self._pid == os.getpid() and self._free.locked():
             connection = self._connect()
@@ -114,7 +117,7 @@ class Pool:
                     self.doubt()
 
     def _works_on(self, asking: Connection) -> bool:
-        """Whether the server works on what ``asking`` waits for; True where it cannot tell."""
+        """Whether the server works on the statement of ``asking``. True if that cannot be found out."""
         began = monotonic()
         try:
             connection = self._connect()
@@ -128,18 +131,18 @@ class Pool:
         except psycopg2.Error:
             return not _expired(connection)
         else:
-            # Behind a pooler the numbers of sessions are not those of the server.
+            # Behind a pooler, the process ids that we know are not the server's, so the state says nothing.
             return own != connection.info.backend_pid or state not in (None, "idle", "idle in transaction")
         finally:
             connection.close()
 
     def doubt(self) -> None:
-        """A session was found dead: close what is idle, and give what is under way :data:`DOUBT` seconds at the most."""
+        """Close the idle connections, and give running statements :data:`DOUBT` seconds, because a session was found dead."""
         self.discard_idle()
         end = monotonic() + DOUBT
         for connection in list(self._used):
             if isinstance(connection, Connection):
-                # Closing it here would stop the process for good; see there.
+                # Closing it here would block the process for good, as the docstring of Connection says.
                 connection.doubted_until = end
 
     def _judge(self, connection: ext.connection, patience: Patience | None, began: float) -> None:
@@ -172,7 +175,7 @@ class Pool:
         while True:
             try:
                 connection, since = self._idle.pop()
-            except IndexError:  # asked for by trying, as another thread may be at it too
+            except IndexError:  # tried without a check, because another thread may take the last one in between
                 return self._connect()
             if _lives(connection, monotonic() - since):
                 return connection
@@ -185,7 +188,7 @@ class Pool:
             _abandoned.append(connection)
         elif self._closed or not _reusable(connection):
             if connection.closed:
-                # The idle ones lead to the same server: each would cost a statement's timeout where the path is dead.
+                # The idle ones lead to the same server. If the path is dead, each would cost a timeout.
                 self.discard_idle()
             connection.close()
         else:
@@ -193,11 +196,11 @@ class Pool:
 
     @property
     def in_use(self) -> int:
-        """How many connections are taken out, or being opened."""
+        """The number of connections that are lent out or being opened."""
         return 0 if self._pid != os.getpid() else self.size - int(self._free.counter)
 
     def discard_idle(self) -> None:
-        """Close what is idle: after the server went away, all of it is dead."""
+        """Close the idle connections. After the server went away, all of them are dead."""
         try:
             while True:
                 self._idle.pop()[0].close()
@@ -205,18 +208,18 @@ class Pool:
             pass
 
     def close(self) -> None:
-        """Close what is idle now, and what is in use when it comes back. May be called again."""
+        """Close the idle connections now, and the others when they come back. Idempotent."""
         self._closed = True
         if self._pid == os.getpid():
             self.discard_idle()
 
 
 _abandoned: list[object] = []
-# Kept for ever, on purpose: collecting a connection closes it.
+# Never emptied, on purpose: collecting a connection would close it.
 
 
 def _lives(connection: ext.connection, idle: float) -> bool:
-    """Whether one that was idle for so many seconds can be used: asks the server only where there is a doubt."""
+    """Whether a connection that was idle for ``idle`` seconds can be used. Asks the server only if there is a doubt."""
     if idle < IDLE_CHECK and not _has_something_to_say(connection):
         return True
     _allow(connection, Patience(LIFE))
@@ -238,14 +241,15 @@ def _expired(connection: ext.connection) -> bool:
 
 
 def _has_something_to_say(connection: ext.connection) -> bool:
-    # The server speaks unasked to say goodbye, and seldom else. The original, as the cooperative one gives way.
+    # A server rarely sends anything unasked except the end of the session. Uses the original poll, because gevent's would let
+    # other greenlets run here.
     poll = get_original("select", "poll")()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _reusable(connection: ext.connection) -> bool:
-    """Whether the connection is open and outside any transaction; rolls one back where it can."""
+    """Whether the connection is open and outside any transaction. Tries to roll back an open transaction first."""
     if connection.closed:
         return False
     status = connection.info.transaction_status

@@ -1,4 +1,4 @@
-"""The statements of presence: an application's, about one member, and the streamer's, about all of a worker's at once."""
+"""The statements of presence: an application's, about one member, and the streamer's, about all members of a worker."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .patience import READ, Patience
 from .pool import Pool
 
 Change = tuple[str, str, str, str | None]
-"""Stream, member and connection of one that came, with the member's metadata as JSON, or that left, with None."""
+"""Stream, member, connection, and the member's metadata as JSON if it joined, or None if it left."""
 
 
 class PresenceQueries:
-    """On connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone; times are seconds."""
+    """Uses connections of one pool. Raises only the exceptions of :mod:`pgbus_gevent.errors`. Durations are in seconds."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -30,33 +30,33 @@ class PresenceQueries:
     # an application's
 
     def join(self, stream: str, member: str, metadata: str, connection: str, ttl: float) -> bool:
-        """Whether the member is new there; ``metadata`` is JSON."""
+        """Add a connection of a member. Returns whether the member is new to the stream. ``metadata`` is JSON."""
         arguments = (stream, member, metadata, connection, timedelta(seconds=ttl))
         return bool(self._all("select pgbus.presence_join(%s, %s, %s::jsonb, %s, %s)", *arguments)[0][0])
 
     def leave(self, stream: str, member: str, connection: str) -> bool:
-        """Whether the member is gone by it."""
+        """Remove a connection of a member. Returns whether that was its last one."""
         return bool(self._all("select pgbus.presence_leave(%s, %s, %s)", stream, member, connection)[0][0])
 
     def touch(self, stream: str, member: str, connection: str, ttl: float) -> bool:
-        """Whether the connection is still there, and is for as long again."""
+        """Renew the lease of a connection. Returns False if it has no lease any more."""
         arguments = (stream, member, connection, timedelta(seconds=ttl))
         return bool(self._all("select pgbus.presence_touch(%s, %s, %s, %s)", *arguments)[0][0])
 
     def members(self, stream: str) -> list[Member]:
-        """Who is there, first come first."""
-        # As text: an application may have psycopg2 turn jsonb into something of its own.
+        """Return the members of a stream, in the order in which they joined."""
+        # Reads the metadata as text, so that no caster of an application applies to it.
         statement = "select member, metadata::text, joined_at, connections from pgbus.presence_members(%s)"
         return [Member(name, json.loads(text), at, count) for name, text, at, count in self._all(statement, stream)]
 
     def count(self, stream: str) -> int:
-        """How many members are there."""
+        """Return the number of members of a stream."""
         return int(self._all("select pgbus.presence_count(%s)", stream)[0][0])
 
     # the streamer's
 
     def record(self, changes: Sequence[Change], *, ttl: float, grace: float) -> list[int]:
-        """Write what happened, and announce what has come of it; the places of those that are to be tried again."""
+        """Write joins and leaves, and announce the result. Returns the indexes of the changes that must be tried again."""
         streams, members, connections, metadata = (list(column) for column in zip(*changes, strict=True))
         rows = self._all(
             "select pgbus.presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
@@ -66,7 +66,7 @@ class PresenceQueries:
         return [int(place) - 1 for (place,) in rows]
 
     def touch_many(self, places: Sequence[tuple[str, str, str]], *, ttl: float) -> list[int]:
-        """Keep each (stream, member, connection) alive; the places of those that are not there any more."""
+        """Renew the lease of each (stream, member, connection). Returns the indexes of those that have no lease any more."""
         streams, members, connections = (list(column) for column in zip(*places, strict=True))
         arguments = (streams, members, connections, timedelta(seconds=ttl))
         statement = "select pgbus.presence_touch_many(%s::text[], %s::text[], %s::text[], %s)"
@@ -74,6 +74,6 @@ class PresenceQueries:
         return [int(place) - 1 for (place,) in rows]
 
     def sweep(self) -> float | None:
-        """Remove what has expired, and announce who left by it; in how many seconds something is going to, None for never."""
+        """Remove expired leases, and announce the members that left. Returns the seconds until the next expiry, None for none."""
         seconds = self._all("select pgbus.presence_sweep()", patience=self._keeping)[0][0]
         return None if seconds is None else float(seconds)

@@ -1,4 +1,4 @@
-"""The statements of retention: whose turn it is, what is removed, what is forgotten."""
+"""The statements of retention: sharing the round among workers, pruning messages, forgetting streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_ONLY = "25006"  # read_only_sql_transaction
 
 
 class Pruned(NamedTuple):
-    """What one statement removed from a stream: so many messages, up to the id ``horizon``."""
+    """The result for one stream: how many messages were removed, and the highest id among them, its new ``horizon``."""
 
     stream: str
     removed: int
@@ -25,7 +25,7 @@ class Pruned(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """What a server told that it keeps; ``teller`` is one of those who told the same, by host and process id."""
+    """A retention that servers have stated. ``teller`` names one of these servers, by host and process id."""
 
     retention: Retention
     teller: str
@@ -39,16 +39,16 @@ def _read(statement: str, teller: str) -> Retention:
         return Retention.read(statement)
     except ValueError:
         raise DatabaseError(
-            f"what {teller} keeps is told in a way that this release does not understand: {statement!r}; end that server, or"
-            " delete the row from pgbus.retentions"
+            f"this release does not understand the retention that {teller} has stated: {statement!r}; stop that server, or delete"
+            " the row from pgbus.retentions"
         ) from None
 
 
 class Pruning:
-    """On connections of a pool, one transaction for each statement. Raises the exceptions of :mod:`pgbus_gevent.errors`.
+    """Uses connections of a pool, with one transaction for each statement. Raises the exceptions of :mod:`pgbus_gevent.errors`.
 
-    ``retention`` is what this process keeps. Of what the servers of the database told that they keep, the longest counts, as far
-    as :meth:`tell` or :meth:`ask` have come to know of it.
+    ``retention`` is this process's. All servers of a database state theirs, and the longest applies. :meth:`tell` and
+    :meth:`ask` read the others'; the latest reading is used.
     """
 
     def __init__(self, pool: Pool, retention: Retention) -> None:
@@ -68,21 +68,21 @@ class Pruning:
         except DatabaseError as error:
             if error.sqlstate == _READ_ONLY:
                 raise DatabaseError(
-                    f"the server is a standby, or takes no changes ({error}): after a failover this ends with the promotion;"
-                    " where it stays so, give the primary's URL",
+                    f"the server is a standby, or read-only ({error}): after a failover this ends with the promotion; if it does"
+                    " not end, give the primary's URL",
                     error.sqlstate,
                 ) from error
             if error.sqlstate == _NO_RIGHT:
                 raise DatabaseError(
-                    f"this role may not remove messages ({error}): grant it what docs/retention.md says, or leave it to"
-                    " others and set prune_interval=0",
+                    f"this role may not remove messages ({error}): grant it the rights in docs/retention.md, or set"
+                    " prune_interval=0 to leave pruning to other servers",
                     error.sqlstate,
                 ) from error
             raise
 
     def tell(self, holds: float) -> list[Stated]:
-        """Tell the others what this server keeps, which counts for ``holds`` seconds from now; what :meth:`ask` answers."""
-        # The table is written only where that makes a difference, as every worker comes by every few seconds.
+        """State this server's retention for the next ``holds`` seconds. Returns the others', as :meth:`ask` does."""
+        # Every worker calls this every few seconds, so the table is written only if the statement would soon lapse.
         if self._ask() < holds - _LATELY:
             teller = f"{socket.gethostname()} pid {os.getpid()}"
             self._one(
@@ -94,17 +94,17 @@ class Pruning:
         return self._others
 
     def ask(self) -> list[Stated]:
-        """What servers keep that is not what we keep; it counts from now on. Who removes has to know it."""
+        """Read the retentions of other servers that differ from ours, and apply them from now on. Call this before pruning."""
         self._ask()
         return self._others
 
     def told(self) -> list[Stated]:
-        """What servers keep, one entry for all that keep the same."""
+        """Return the retentions that servers have stated, with one entry for all servers that state the same."""
         rows = self._all("select r.kept, r.teller from pgbus.told_retentions() r")
         return [Stated(_read(kept, teller), teller) for kept, teller in rows]
 
     def _ask(self) -> float:
-        """For how long what we keep counts already."""
+        """Read the stated retentions. Returns for how many more seconds ours is stated."""
         ours = self.retention.statement
         rows = self._all("select r.kept, r.teller, r.holds from pgbus.told_retentions() r")
         self._others = [Stated(_read(kept, teller), teller) for kept, teller, _ in rows if kept != ours]
@@ -114,21 +114,21 @@ class Pruning:
         return keep_longest([self.retention, *(other.retention for other in self._others)], stream)
 
     def turn(self, every: float, limit: int) -> list[str] | None:
-        """The next ``limit`` streams of the round that all workers share; None where it is not the time, or not our turn.
+        """Take the next ``limit`` streams of the round that all workers share. Returns None if it is not time, or not our turn.
 
-        Fewer than ``limit`` are the last of a round; the next one begins ``every`` seconds later.
+        Fewer than ``limit`` streams end the round. The next round begins ``every`` seconds later.
         """
         found = self._one("select pgbus.prune_turn(make_interval(secs => %s), %s)", every, limit)
         return None if found is None else list(found)
 
     def below(self, name: str | None, limit: int) -> list[str]:
-        """The next ``limit`` streams that have messages, down from ``name``, or from the highest."""
+        """Return the next ``limit`` streams with messages in descending order below ``name``, or from the highest."""
         return [row[0] for row in self._all("select * from pgbus.streams_below(%s, %s)", name, limit)]
 
     def prune(self, streams: Sequence[str], limit: int) -> list[Pruned]:
-        """Remove from these streams what need not be kept, at most ``limit`` messages in all, oldest first.
+        """Remove messages past the retention from these streams, oldest first, at most ``limit`` in all.
 
-        Waits for another transaction that removes. Where ``limit`` messages were removed, there may be more.
+        Waits for other transactions that prune. If ``limit`` messages were removed, more may remain.
         """
         kept = [self._keep(stream) for stream in streams]
         rows = self._all(
@@ -139,11 +139,14 @@ class Pruning:
         return [Pruned(*row) for row in rows]
 
     def forget(self, below: str | None, unused: float, limit: int) -> str | None:
-        """Forget streams without messages for ``unused`` seconds, among ``limit`` down from ``below``; where to go on."""
+        """Forget streams that had no messages for ``unused`` seconds, among the ``limit`` streams below ``below``.
+
+        Returns the name below which to go on, None at the end.
+        """
         unused = max([unused, *(other.retention.forget_after for other in self._others)])
         found = self._one("select pgbus.forget(%s, make_interval(secs => %s), %s)", below, unused, limit)
         return None if found is None else str(found)
 
     def prune_ephemerals(self, limit: int) -> int:
-        """Remove ephemeral messages that are older than a minute, at most ``limit``; how many."""
+        """Remove at most ``limit`` ephemeral messages that are older than a minute. Returns how many were removed."""
         return int(self._one("select pgbus.prune_ephemerals(%s)", limit))

@@ -1,4 +1,4 @@
-"""Every statement that the package sends, each with the shape of its answer."""
+"""The statements that publish, and those of the streamer's reads, each with the shape of its answer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from . import batch
 from .patience import READ, Patience
 from .pool import Pool
 from .rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
+from .session_settings import OWN_SEARCH_PATH
 
 
 class Publication(NamedTuple):
-    """The arguments of a broadcast beside its stream and data."""
+    """The arguments of a broadcast except its stream and data."""
 
     event: str | None = None
     visible_to: str | None = None
@@ -27,10 +28,10 @@ class Publication(NamedTuple):
 
 _ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, m.place, m.bytes_to >= %(bytes)s"
 
-# octet_length of a toasted text does not fetch it, so a page of large messages costs no more than it delivers. The one
-# row more than `limit` only tells whether there is more. The limit is a subselect to hide it from the planner, which
-# else, where it expects the average stream to have fewer rows, reads all that a stream has and sorts it. Below the horizon
-# is nothing but what was removed, through which the index would lead row by row until a vacuum has come.
+# octet_length() does not fetch a toasted text, so a page of large messages costs no more than it delivers. One row more than
+# `limit` is read, to see whether there are more. The limit is a subselect to hide it from the planner: if the planner saw that
+# the average stream has fewer rows, it would read and sort the whole stream. Nothing below the horizon is searched: until the
+# next vacuum, the index has an entry for every message that was removed there.
 _PAGES = f"""
 select s.n, h.msg_id, a.anchor, f.forgotten, {_ROW}
 from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
@@ -55,7 +56,7 @@ left join lateral (
 order by s.n, m.msg_id
 """
 
-# `offset 0` keeps the planner from asking for the state again for every row.
+# `offset 0` keeps the planner from computing the state again for every row.
 _OPENINGS = f"""
 select s.n, state.head, state.horizon, state.oldest, state.start, {_ROW}
 from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
@@ -86,8 +87,8 @@ LAST_IDS = """
 select pgbus.last_id(s.stream) as last_id from unnest(%s::text[]) with ordinality as s(stream, n) order by s.n
 """
 
-# The first row is of all streams together. Not `exists`, which the planner may turn into a join that reads the whole table;
-# `offset 0` keeps it from looking for the newest twice.
+# The first row is about all streams together. Avoids `exists`, which the planner may turn into a join that reads the whole table.
+# `offset 0` keeps the planner from searching for the newest message twice.
 _MOVED = """
 select null, coalesce((select m.msg_id from pgbus.messages m order by m.msg_id + 0 desc limit 1), 0)
 union all
@@ -103,7 +104,7 @@ cross join lateral (
 where t.newest > s.head or t.newest < s.head and not s.pruned
 """
 
-# What of a stream lies between two ids: how many, and their sum, which tells two sets of as many apart.
+# The messages of a stream between two ids: how many there are, and the sum of their ids, which detects a replaced message.
 _INVENTORY = """
 select coalesce(h.msg_id, 0), i.messages, i.total
 from unnest(%(streams)s::text[], %(floors)s::bigint[], %(heads)s::bigint[]) with ordinality as s(stream, floor, head, n)
@@ -117,7 +118,7 @@ cross join lateral (
 order by s.n
 """
 
-# The data of streams that nobody asks for stays where it is, and so does what is large: its stream is read by pages then.
+# Leaves out the data of streams that were not asked for, and large data. The reader fetches these by pages.
 _TAIL = """
 select m.msg_id, m.stream, m.prev_id, m.event,
        case when octet_length(m.data) < 8000 and coalesce(m.stream = any(%(streams)s), true) then m.data end,
@@ -129,26 +130,16 @@ _TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
 _TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
 
 
-# Our sessions have a search_path for our statements; an application's own get theirs: what the URL says, else what the role and the
-# database have (the more special first), else PostgreSQL's.
-_OWN_SEARCH_PATH = """
-select pg_catalog.set_config('search_path', coalesce(%s, (
-  select split_part(c.item, '=', 2)
-  from pg_catalog.pg_db_role_setting s cross join unnest(s.setconfig) as c(item)
-  where c.item like 'search_path=%%'
-        and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
-        and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
-  order by s.setrole = 0, s.setdatabase = 0 limit 1), '"$user", public'), true)
-"""
-
-
 def _ping(connection: ext.connection) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("select 1")
+    with connection.cursor() as database_cursor:
+        database_cursor.execute("select 1")
 
 
 class Queries:
-    """The statements, on connections of one pool. Raises the exceptions of :mod:`pgbus_gevent.errors` alone."""
+    """Sends these statements on connections of one pool. Raises only the exceptions of :mod:`pgbus_gevent.errors`.
+
+    A *cursor* here is a client's place in a stream; psycopg2's is called a database cursor.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -158,74 +149,77 @@ class Queries:
 
     @contextmanager
     def transaction(self, isolation: str | None = None) -> Iterator[ext.cursor]:
-        """A cursor in a transaction of its own: committed at the end of the block, rolled back when it raises.
+        """Lend a database cursor in a new transaction. Commits at the end of the block, and rolls back if the block raises.
 
-        READ COMMITTED, unless ``isolation`` says otherwise.
+        ``isolation`` is the isolation level, as psycopg2 takes it; the default is READ COMMITTED.
         """
         with self.pool.connection() as connection:
             connection.autocommit = False
             if isolation is not None:
                 connection.set_session(isolation_level=isolation)
             try:
-                # psycopg2's own, for it is the application's statements that run on it.
-                with connection.cursor(cursor_factory=ext.cursor) as cursor:
-                    cursor.execute(_OWN_SEARCH_PATH, (getattr(connection, "own_search_path", None),))
-                    yield cursor
+                # psycopg2's own class, because an application's statements run on it.
+                with connection.cursor(cursor_factory=ext.cursor) as database_cursor:
+                    database_cursor.execute(OWN_SEARCH_PATH, (getattr(connection, "own_search_path", None),))
+                    yield database_cursor
                 connection.commit()
             finally:
-                # Not on a closed one: the InterfaceError would hide what closed it.
+                # Skips a closed connection: its InterfaceError would hide the error that closed it.
                 if not connection.closed:
                     connection.rollback()
                     connection.set_session(isolation_level="DEFAULT", autocommit=True)
 
     def _all(self, statement: str, parameters: Any = None, read: str | None = None) -> list[tuple[Any, ...]]:
-        """``read`` names one of the streamer's reads, which is a sign of life too."""
+        """Return all rows of a statement. ``read`` names a read of the streamer, which has its own patience."""
         patience = None if read is None else self._reading[read]
-        with self.pool.connection(patience) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, parameters)
-            return cursor.fetchall()
+        with self.pool.connection(patience) as connection, connection.cursor() as database_cursor:
+            database_cursor.execute(statement, parameters)
+            return database_cursor.fetchall()
 
     # publishing
 
     def broadcast(self, stream: str, data: str, publication: Publication) -> int:
-        """Append one message in a transaction of its own; its id."""
+        """Append one message in its own transaction. Returns its id."""
         rows = self._all("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
         return int(rows[0][0])
 
     def broadcast_many(
         self, stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None = None
     ) -> int | None:
-        """Append several in one transaction, those with a key that is known left out; the last one's id, or None for no data."""
+        """Append several messages in one transaction. Returns the id of the last, or None if ``data`` is empty.
+
+        ``keys`` are the messages' idempotency keys. A message whose key the stream has already is not appended again.
+        """
         arguments = (stream, list(data), *publication[:3], None if keys is None else list(keys))
         rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])", arguments)
         return None if rows[0][0] is None else int(rows[0][0])
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:
-        """Reach who is connected now."""
+        """Send a message to the clients that are connected now."""
         self._all("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
 
     def broadcast_batch(self, messages: Sequence[batch.Outgoing]) -> None:
-        """Publish messages of any streams in one transaction, those of a stream in this order; ephemeral ones come last."""
+        """Publish messages of several streams in one transaction. Each stream keeps this order; ephemeral ones are sent last."""
         if messages:
             self._all(batch.STATEMENT, batch.parameters(messages))
 
     # asking
 
     def last_ids(self, streams: Sequence[str]) -> list[int]:
-        """The id of each stream's newest message, or 0, in one statement and one snapshot."""
+        """Return the id of each stream's newest message, or 0, from one snapshot."""
         return [int(row[0]) for row in self._all(LAST_IDS, (list(streams),))]
 
     def last_id(self, stream: str) -> int:
-        """The id of the stream's newest message, or 0."""
+        """Return the id of the stream's newest message, or 0."""
         return int(self._all("select pgbus.last_id(%s)", (stream,))[0][0])
 
     def read_after(self, stream: str, after: int, limit: int) -> list[Message]:
-        """The stream's messages above ``after``, oldest first."""
+        """Return at most ``limit`` of the stream's messages above the id ``after``, oldest first."""
         rows = self._all("select * from pgbus.read_after(%s, %s, %s)", (stream, after, limit))
         return [Message(stream, *row) for row in rows]
 
     def streams(self) -> list[tuple[str, int, int, datetime]]:
-        """Of each stream that has messages: name, number of messages, newest id, and when that was appended."""
+        """Return, for each stream with messages: name, number of messages, newest id, and when the newest was appended."""
         rows = self._all(
             "select stream, count(*), max(msg_id), max(created_at) from pgbus.messages group by stream order by stream"
         )
@@ -236,13 +230,13 @@ class Queries:
         self.pool.ask(_ping)
 
     def disconnect(self, owner: str) -> None:
-        """End every connection of an owner, on every worker."""
+        """End all connections of an owner, on all workers."""
         self._all("select pgbus.disconnect(%s)", (owner,))
 
     # the streamer's reads
 
     def revocations(self) -> list[tuple[int, str]]:
-        """Whose connections were to be ended in the last ten minutes: number and owner, oldest first."""
+        """Return the revocations of the last ten minutes, as (number, owner), oldest first."""
         rows = self._all(
             "select id, owner from pgbus.revocations where revoked_at > clock_timestamp() - interval '10 minutes'"
             " order by revoked_at",
@@ -251,9 +245,9 @@ class Queries:
         return [(int(id), str(owner)) for id, owner in rows]
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
-        """The newest id of all streams, or 0, and the newest of those that have another one than the head given for each.
+        """Return the newest id of all streams, or 0, and the newest ids of the streams whose newest id differs from the given head.
 
-        A lower one of a stream among ``pruned`` is nothing: it is known to have lost all of its messages to pruning.
+        A lower id does not count for the streams in ``pruned``, which are known to have lost all their messages to pruning.
         """
         all_of_them, *found = self._all(
             _MOVED,
@@ -263,16 +257,16 @@ class Queries:
         return int(all_of_them[1]), {str(name): int(newest) for name, newest in found}
 
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
-        """Of each (stream, floor, head): the horizon, how many messages lie above it and the floor and not above the head, and
-        the sum of their ids."""
+        """Return, for each (stream, floor, head): the horizon, the number of messages up to the head that lie above the floor and
+        the horizon, and the sum of their ids."""
         streams, floors, heads = map(list, zip(*ranges, strict=True))
         rows = self._all(_INVENTORY, {"streams": streams, "floors": floors, "heads": heads})
         return [(int(horizon), int(count), int(total)) for horizon, count, total in rows]
 
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]:
-        """What is there of the ids ``holes``, and the first ``limit`` messages above ``above``, of all streams, in order.
+        """Return the messages with the ids ``holes``, if they exist, and the first ``limit`` messages above the id ``above``.
 
-        With ``streams``, only their messages come with data.
+        Messages of all streams come, by rising id. With ``streams``, only the messages of these streams come with data.
         """
         rows = self._all(
             _TAIL_HOLES if holes else _TAIL_ABOVE,
@@ -282,9 +276,9 @@ class Queries:
         return [TailRow(*row) for row in rows]
 
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
-        """A page for each (stream, cursor), in one statement: at most ``limit`` messages and about ``size`` bytes each.
+        """Return a page for each (stream, cursor): at most ``limit`` messages and about ``size`` bytes each.
 
-        A page takes messages as long as it has less than ``size`` bytes, so that there is one even where that is larger.
+        A page takes messages while it has less than ``size`` bytes, so it gets one message even if that is larger.
         """
         rows = self._all(
             _PAGES,
@@ -306,7 +300,7 @@ class Queries:
         return found
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
-        """The state of each stream, in one statement, and its newest messages, as many as :meth:`pages` would give."""
+        """Return the state of each stream, and its newest messages, bounded as in :meth:`pages`."""
         rows = self._all(
             _OPENINGS,
             {
@@ -328,14 +322,14 @@ class Queries:
             if place is not None and place <= limit:
                 opening.rows.append(Row(*message))
             if full or (place or 0) > limit:
-                # What lies below was left out: what we have is complete above the id before the lowest that we have.
+                # Older messages were left out, so the rows are complete only above the id before the lowest one.
                 lowest = message[0] if place > limit else message[0] - 1
                 opening = opening._replace(floor=max(opening.floor, lowest))
             found[n] = opening
         return [found[n] for n in range(1, len(questions) + 1)]
 
     def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
-        """The large ephemeral messages that are still there, by number."""
+        """Return the large ephemeral messages that still exist, by number."""
         rows = self._all(
             "select id, stream, event, data, visible_to, exclude from pgbus.ephemerals where id = any(%s)",
             (list(ids),),

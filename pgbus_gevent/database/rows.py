@@ -1,4 +1,4 @@
-"""What the streamer's reads give, and what they are asked for."""
+"""The questions and answers of the streamer's reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..core.stream_log import StreamLog
 
 
 class Row(NamedTuple):
-    """A stored message as the streamer reads it: what a frame and an audience check need, and no more.
+    """A stored message, with the columns that a frame and an audience check need.
 
-    ``prev_id`` is the stream's message before it, None where its publisher could not know.
+    ``prev_id`` is the id of the stream's previous message, None if the publisher could not know it.
     """
 
     id: int
@@ -24,12 +24,12 @@ class Row(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What a stream holds above a cursor, oldest first: complete from the cursor to the last row.
+    """A stream's messages above a cursor, oldest first, complete from the cursor to the last row.
 
-    ``horizon`` is the highest id that pruning removed (0: none). Without ``more``, nothing is above the last row; with
-    it something may be: a page that is full to the byte does not look further. ``anchor`` is the newest id above the horizon
-    and not above the cursor, 0 where there is none: the cursor itself, as long as its message is there. ``forgotten`` is the
-    highest horizon of any stream that was forgotten.
+    ``horizon`` is the highest id that pruning removed (0: none). If ``more`` is False, there are no messages above the last
+    row. If it is True there may be, because a page that is full does not look further. ``anchor`` is the newest id that is
+    above the horizon and not above the cursor (0: none); it equals the cursor while the cursor's message exists.
+    ``forgotten`` is the highest horizon of all streams that were forgotten.
     """
 
     rows: list[Row]
@@ -40,10 +40,7 @@ class Page(NamedTuple):
 
 
 class TailRow(NamedTuple):
-    """A new message of any stream, and the id of the one before it in its stream, None where its publisher could not know.
-
-    ``data`` is None where it was not fetched.
-    """
+    """A new message of any stream. ``prev_id`` is as in :class:`Row`; ``data`` is None if it was not fetched."""
 
     id: int
     stream: str
@@ -57,8 +54,8 @@ class TailRow(NamedTuple):
 class Opening(NamedTuple):
     """The state of a stream in one snapshot, and its newest messages.
 
-    ``rows`` are the newest ones, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0:
-    none). ``start`` is the cursor that ``replay`` messages back amounts to (0: from the oldest).
+    ``rows`` are those messages, oldest first, complete above ``floor``. ``oldest`` is the oldest retained id (0: none).
+    ``start`` is the cursor from which ``replay`` messages follow (0: all that are retained).
     """
 
     head: int
@@ -98,7 +95,7 @@ def question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
 
 
 class EphemeralRow(NamedTuple):
-    """A large ephemeral message; its stream is here, and not what a notification says of it."""
+    """A large ephemeral message. Its stream comes from this row, because the notification may be forged."""
 
     stream: str
     event: str | None

@@ -1,13 +1,13 @@
-"""Which version a schema has, and whether this release and that schema can work together.
+"""The version of a schema, and whether this release can work on it.
 
-The schema is made by numbered migrations: plain SQL files of this package, each recorded in ``pgbus.migrations`` with the oldest
-release that it still serves. A release is known by the newest migration that it brings: "code of version 9". So
+Numbered migrations make the schema. They are plain SQL files of this package, each recorded in ``pgbus.migrations`` with the
+oldest release that it still serves. A release is identified by its newest migration, as in "code of version 9".
 
-- code runs on a schema that is newer than itself as long as that serves it: workers of two releases work beside one another;
-- code never runs on a schema that is older than itself.
+- Code runs on a newer schema if that schema serves it, so workers of two releases can run side by side.
+- Code never runs on a schema that is older than itself.
 
-A file says what it serves in a line ``-- serves: 9``. Without one it serves no release before its own. A released file is never
-edited, which the checksum in the record is there to notice.
+A file says which version it serves in a line ``-- serves: 9``. Without that line, it serves only its own release and later
+ones. A released file is never edited; the recorded checksum shows if one was.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Migration(NamedTuple):
 
     @property
     def serves(self) -> int:
-        """The oldest code, by its newest migration, that works with the schema once this was applied."""
+        """The version of the oldest code that works with the schema after this migration."""
         found = _SERVES.search(self.sql)
         return int(found[1]) if found else self.version
 
     @property
     def checksum(self) -> str:
-        """Of the statements, whatever the comments on lines of their own and the spaces."""
+        """A checksum of the statements. White space, and comments on lines of their own, do not count."""
         return _checksum(self.sql)
 
 
@@ -74,13 +74,13 @@ class Applied(NamedTuple):
 
 
 def migrations() -> list[Migration]:
-    """All that this release knows, lowest number first."""
+    """Return all migrations of this release, lowest number first."""
     return list(_read_files())
 
 
 @cache
 def _read_files() -> tuple[Migration, ...]:
-    # Once, as a newer release may take the files' place while this one runs, and a process may have no descriptor to spare.
+    # Read once: an upgrade may replace the files while the process runs, and later the process may have no free descriptor.
     found = []
     for entry in files(__package__).joinpath("sql").iterdir():
         match = _FILE_NAME.fullmatch(entry.name)
@@ -96,7 +96,7 @@ def _checksum(sql: str) -> str:
 
 
 def read_applied(cursor: ext.cursor) -> dict[int, Applied]:
-    """What the database has a record of, by version; nothing where there is no schema. Raises :class:`SchemaMismatch`."""
+    """Return the recorded migrations by version; none if there is no schema. Raises :class:`SchemaMismatch`."""
     cursor.execute(_HAS_RECORD)
     has_record, is_whole = cursor.fetchone() or (False, False)
     if not has_record:
@@ -108,10 +108,10 @@ def read_applied(cursor: ext.cursor) -> dict[int, Applied]:
 
 
 def pending(known: Sequence[Migration], applied: Mapping[int, Applied]) -> list[Migration]:
-    """The migrations that this release has beyond the schema's version.
+    """Return the migrations of this release that are newer than the schema.
 
-    Raises :class:`SchemaTooNew` for a schema that does not serve this release, :class:`SchemaMismatch` for one that no
-    release makes.
+    Raises :class:`SchemaTooNew` if the schema does not serve this release, and :class:`SchemaMismatch` if no release makes such a
+    schema.
     """
     newest, found = known[-1].version, max(applied, default=0)
     _compare(known, applied, min(newest, found))
@@ -122,12 +122,12 @@ def pending(known: Sequence[Migration], applied: Mapping[int, Applied]) -> list[
 
 
 def _compare(known: Sequence[Migration], applied: Mapping[int, Applied], upto: int) -> None:
-    """What this release and the schema both should have."""
+    """Compare the migrations up to ``upto``, which both this release and the schema must have."""
     names = {migration.version for migration in known}
     for version in sorted(applied):
         if version <= upto and version not in names:
             raise SchemaMismatch(
-                f"its record has a migration {version} ({applied[version].name}), which this release has not"
+                f"its record has a migration {version} ({applied[version].name}), which this release does not have"
             )
     for migration in known:
         if migration.version > upto:
@@ -139,21 +139,21 @@ def _compare_one(migration: Migration, row: Applied | None) -> None:
     title = f"migration {migration.version} ({migration.name})"
     if row is None:
         raise SchemaMismatch(
-            f"{title} is missing below the newest; if only its row was lost: insert into pgbus.migrations"
+            f"{title} is missing, and a later one is there; if only its row was lost: insert into pgbus.migrations"
             f" (version, name, serves, checksum) values ({migration.version}, '{migration.name}', {migration.serves},"
             f" '{migration.checksum}')"
         )
     if row.name != migration.name:
         raise SchemaMismatch(f"its record calls {title} {row.name!r}")
     if row.checksum != migration.checksum:
-        raise SchemaMismatch(f"{title} was applied with other statements than this release has")
+        raise SchemaMismatch(f"{title} was applied with statements that differ from this release's")
 
 
 def check(connection: ext.connection) -> None:
-    """Raise where this release cannot work on the schema as it is; for who does not migrate.
+    """Raise if this release cannot work on the schema, for callers that do not migrate.
 
-    Raises :class:`SchemaTooOld`, with version 0 where there is no schema, :class:`SchemaTooNew` and :class:`SchemaMismatch`. A
-    role that may not read the record is let through: whether it may do what it has to shows soon.
+    Raises :class:`SchemaTooOld` (with version 0 if there is no schema), :class:`SchemaTooNew` and :class:`SchemaMismatch`.
+    Returns if the role may not read the record: its next statements show whether its rights are enough.
     """
     known = migrations()
     try:
@@ -166,10 +166,10 @@ def check(connection: ext.connection) -> None:
 
 
 def check_serving(connection: ext.connection) -> None:
-    """As :func:`check`, and raise :class:`DatabaseError` where the role may not read messages, or may not any more."""
+    """Do as :func:`check`, and also raise :class:`DatabaseError` if the role may not read messages, or not any more."""
     check(connection)
     with connection.cursor() as cursor:
         cursor.execute("select has_table_privilege('pgbus.messages', 'select'), current_user")
         may, role = cursor.fetchone() or (False, "")
     if not may:
-        raise DatabaseError(f"role {role} may not read pgbus.messages: grant it what docs/sql.md says", _NO_RIGHT)
+        raise DatabaseError(f"role {role} may not read pgbus.messages: grant it the rights in docs/sql.md", _NO_RIGHT)

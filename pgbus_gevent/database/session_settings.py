@@ -1,7 +1,8 @@
-"""What is set for every session of ours: in the start-up packet, or, behind a pooler that takes none there, with each statement.
+"""The settings of all our sessions: sent in the startup packet, or with each statement behind a pooler that refuses them there.
 
-A pooler in transaction mode gives each statement to any of its sessions, which others have next. What is set with ``SET`` would be
-theirs, and not ours for long. ``SET LOCAL`` in front of a statement, sent along with it, is for that transaction alone.
+A pooler in transaction mode runs each transaction in any of its sessions, and lends that session to other clients next. A
+``SET`` would reach those clients, and not our next statement. ``SET LOCAL``, sent in front of a statement, lasts only for its
+transaction.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from collections.abc import Mapping
 _ALWAYS = {
     "client_connection_check_interval": "2s",
     "idle_session_timeout": "0",
-    # Our statements wait for a lock and then look again, whatever the database's default is.
+    # Our statements wait for a lock and then read again, which needs a new snapshot. The database may have another default.
     "default_transaction_isolation": "read committed",
-    # What a name in a statement means is not for others to say, who may create things in the schema `public`.
+    # Other roles may create objects in the schema `public`; those must not capture names in our statements.
     "search_path": "pg_catalog,pg_temp",
-    # All of them go by an index and bring a few rows. The planner, whose statistics may be of a table that was empty a
-    # minute ago, would now and then read it whole instead, or spend more on compiling a statement than it takes.
+    # All our statements use an index and return few rows. The planner's statistics may date from when the table was empty, so it
+    # would sometimes read the whole table, or spend more time on compiling a statement than on running it.
     "enable_seqscan": "off",
     "jit": "off",
-    # psycopg2 writes a list of nothing but NULL as a text.
+    # psycopg2 writes a list with only None as the text '{NULL}', which needs this setting.
     "array_nulls": "on",
 }
 _OF_A_SESSION = {"client_connection_check_interval", "idle_session_timeout"}
@@ -29,22 +30,34 @@ _OF_TRANSACTIONS = {
 }
 
 MARK = "select pg_catalog.current_setting('enable_seqscan')", "off"
-"""A question, and its answer in a session that has our settings."""
+"""A statement, and its answer in a session that has our settings."""
+
+# Our sessions set search_path for our own statements. An application's statements get the search_path of the URL, else that of
+# the role or the database (the more specific first), else PostgreSQL's default.
+OWN_SEARCH_PATH = """
+select pg_catalog.set_config('search_path', coalesce(%s, (
+  select split_part(c.item, '=', 2)
+  from pg_catalog.pg_db_role_setting s cross join unnest(s.setconfig) as c(item)
+  where c.item like 'search_path=%%'
+        and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
+        and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
+  order by s.setrole = 0, s.setdatabase = 0 limit 1), '"$user", public'), true)
+"""
 
 
 class SessionSettings:
-    """Those of one session: ours, and ``more``."""
+    """The settings of one session: ours, and ``more``. ``statement_timeout`` is in seconds."""
 
     def __init__(self, statement_timeout: float, more: Mapping[str, str]) -> None:
         self._values = {"statement_timeout": str(round(statement_timeout * 1000)), **_ALWAYS, **more}
 
     def options(self, others: str) -> str:
-        """As the ``options`` of libpq, after those of the URL."""
+        """Return them as libpq's ``options``, after the URL's own (``others``)."""
         ours = (f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in self._values.items())
         return " ".join([others, *ours]).strip()
 
     def prefix(self, in_transaction: bool) -> str:
-        """Statements to send in front of one; ``in_transaction`` where a transaction has begun, which then is for its own ones."""
+        """Return the statements to send in front of a statement. ``in_transaction`` says that it begins a longer transaction."""
         parts = []
         for name, value in self._values.items():
             if name in _OF_TRANSACTIONS:

@@ -1,8 +1,8 @@
-"""The statements that run in an application's own transaction; the errors of its driver stay that driver's.
+"""Statements that run in an application's own transaction. Errors of the application's driver are not translated.
 
-What an application gives as ``using=`` is recognised by its class, without importing a driver that it does not have. A cursor
-only leads to its connection: the statement gets a cursor of its own there, so that neither row factories nor results that are
-still to be fetched matter.
+The object that an application gives as ``using=`` is recognised by its class, without importing drivers that are not
+installed. A database cursor only leads to its connection: the statement gets a new database cursor there, so that row
+factories and results that have not been fetched do not matter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .queries import Publication
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _DRIVERS = ("psycopg2", "psycopg")
-"""SQLAlchemy's names of the drivers that we know: both write parameters as ``%s``."""
+"""SQLAlchemy's names of the drivers that are accepted. Both write parameters as ``%s``."""
 
-_MOST_WRAPPERS = 8  # one around another: beyond that it is taken for one around itself
+_MOST_WRAPPERS = 8  # nested wrappers; with more, the wrapper probably wraps itself
 
 _ACCEPTED = (
     "using= takes a cursor or connection of psycopg2 or psycopg 3, a Session or Connection of SQLAlchemy on one of these, or"
@@ -31,18 +31,18 @@ _ACCEPTED = (
 
 
 def broadcast_on_commit(using: object, stream: str, data: str, publication: Publication) -> None:
-    """Queue one message in the transaction of ``using``."""
+    """Queue one message in the transaction of ``using``. It is appended at the commit."""
     _runner(using)("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
 
 
 def broadcast_ephemeral(using: object, stream: str, data: str, publication: Publication) -> None:
-    """Reach who is connected once the transaction of ``using`` commits."""
+    """Send an ephemeral message when the transaction of ``using`` commits."""
     _runner(using)("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
 
 
 def last_ids(using: object, streams: Sequence[str]) -> list[int]:
-    """The newest id of each stream in the snapshot of the transaction of ``using``."""
-    # Texts alone, and no array: an application may have drivers write its lists in a way of its own.
+    """Return the newest id of each stream in the snapshot of the transaction of ``using``."""
+    # Passes texts and not a list, because the application may have changed how its driver adapts lists.
     names = ", ".join(["%s"] * len(streams))
     rows = _runner(using)(
         f"select pgbus.last_id(s.stream) from unnest(array[{names}]::text[]) with ordinality as s(stream, n) order by s.n",
@@ -52,14 +52,15 @@ def last_ids(using: object, streams: Sequence[str]) -> list[int]:
 
 
 def disconnect(using: object, owner: str) -> None:
-    """End every connection of an owner once the transaction of ``using`` commits."""
+    """End all connections of an owner when the transaction of ``using`` commits."""
     _runner(using)("select pgbus.disconnect(%s)", (owner,))
 
 
 def _runner(given: Any, wrappers: int = 0) -> Run:
-    """What runs a statement in the transaction of ``given``. Raises :class:`InvalidArgument` where nothing can."""
-    if not isinstance(given, type) and hasattr(type(given), "pgbus_run"):  # of its class: a mock would have anything
-        return given.pgbus_run  # type: ignore[no-any-return]  # the testing kit's
+    """Return a function that runs a statement in the transaction of ``given``. Raises :class:`InvalidArgument` if none can."""
+    # The testing kit's. Looked up in the class, because a mock object has every attribute.
+    if not isinstance(given, type) and hasattr(type(given), "pgbus_run"):
+        return given.pgbus_run  # type: ignore[no-any-return]
     if isinstance(given, type) or _is_async(given):
         raise _refused(given)
     for known in (_psycopg2, _psycopg, _sqlalchemy, _django):
@@ -73,21 +74,21 @@ def _runner(given: Any, wrappers: int = 0) -> Run:
 
 
 def _inner(given: Any) -> Any:
-    """What a wrapper is around: of SQLAlchemy's pool, of Werkzeug, or of wrapt, as tracers use it."""
+    """Return the object inside a wrapper of SQLAlchemy's pool, of Werkzeug, or of wrapt, which tracers use."""
     if hasattr(type(given), "_get_current_object"):
         return given._get_current_object()
     return getattr(given, "driver_connection", None) or getattr(given, "__wrapped__", None)
 
 
 def _encodable(run: Run) -> Run:
-    """``run``, with a text that the connection cannot say as an :class:`InvalidArgument`; nothing was sent then."""
+    """Wrap ``run`` so that it raises :class:`InvalidArgument` for text that the client encoding lacks. Nothing is sent then."""
 
     def checked(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         try:
             return run(statement, parameters)
         except UnicodeEncodeError as error:
             raise InvalidArgument(
-                f"the client encoding of the connection in using= is {error.encoding}, which cannot say"
+                f"the client encoding of the connection in using= is {error.encoding}, which has no"
                 f" {error.object[error.start : error.start + 1]!a}: set its client_encoding to UTF8"
             ) from error
 
@@ -119,7 +120,7 @@ def _psycopg(given: Any) -> Run | None:
     connection = given if isinstance(given, Connection) else given.connection
 
     def run(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        # Not the connection's cursor_factory, as a raw cursor writes its parameters in another way.
+        # Not the connection's cursor_factory: a RawCursor, for example, has another syntax for parameters.
         with Cursor(connection, row_factory=tuple_row) as cursor:
             cursor.execute(statement, parameters)  # type: ignore[arg-type, unused-ignore]
             return cursor.fetchall()
@@ -155,13 +156,13 @@ def _django(given: Any) -> Run | None:
 
 
 def _of(given: Any, package: str, *names: str) -> bool:
-    """Whether ``given`` is of a class of one of these names from the package, or of a class made from one."""
+    """Whether ``given`` is an instance of one of these classes of the package, or of a subclass."""
     classes = [kind for kind in type(given).__mro__ if kind.__name__ in names]
     return any(kind.__module__ == package or kind.__module__.startswith(f"{package}.") for kind in classes)
 
 
 def _is_async(given: Any) -> bool:
-    """Whether its calls only begin with ``await``: here they would publish nothing."""
+    """Whether its calls return coroutines. Without ``await``, they would publish nothing."""
     calls = [getattr(type(given), name, None) for name in ("execute", "cursor", "connection", "__aenter__")]
     return any(iscoroutinefunction(call) for call in calls) or (
         calls[-1] is not None and not hasattr(given, "__enter__")

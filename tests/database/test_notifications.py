@@ -114,7 +114,7 @@ def test_a_session_that_does_not_listen_any_more_is_deaf_at_the_next_ping(databa
     with closing(listening(database)) as session:
         session.ping()
         session._run("unlisten *")
-        with pytest.raises(Deaf, match="another session answers"):
+        with pytest.raises(Deaf, match="the session that answers is not the one that listens"):
             session.ping()
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_understood_removes_nothing(
 ) -> None:
     sql.run("insert into pgbus.retentions values ('{\"newer\": 1}', 'host pid 1', now() + interval '1 hour')")
     with serving(pgbus_settings, prune_interval=QUICK, retention="1m"):
-        until(lambda: "host pid 1 keeps is told in a way" in caplog.text, "it says so")
+        until(lambda: "does not understand the retention that host pid 1 has stated" in caplog.text, "it says so")
         assert sql.data("orders") == ["one", "two", "three"]
 
 

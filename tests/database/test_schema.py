@@ -105,7 +105,9 @@ def test_who_has_to_wait_for_another_one_too_long_is_told(empty: str, sql: Sessi
     with sql.transaction():
         sql.run("select pg_advisory_xact_lock(%s, 0)", LOCK)
         began = monotonic()
-        with pytest.raises(DatabaseUnavailable, match=rf"others have locks on it: session {sql.pid} \(role postgres, "):
+        with pytest.raises(
+            DatabaseUnavailable, match=rf"other sessions hold locks on it: session {sql.pid} \(role postgres, "
+        ):
             migrate(empty, timeout=0.3)
         assert monotonic() - began < 5
     assert migrate(empty) == KNOWN
@@ -162,7 +164,7 @@ def test_a_database_in_another_encoding_is_refused(pgbus_databases: TestDatabase
         provider = " locale_provider libc" if sql.connection.server_version >= 150000 else ""
         sql.run(f"create database {name} template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'{provider}")
         try:
-            with pytest.raises(DatabaseError, match="encoding is LATIN1; pgbus needs one made with encoding UTF8"):
+            with pytest.raises(DatabaseError, match="encoding is LATIN1; pgbus needs a database with encoding UTF8"):
                 migrate(pgbus_databases.url_of(name))
             with opened_sessions(pgbus_databases.url_of(name)) as there:
                 assert not has_schema(there())

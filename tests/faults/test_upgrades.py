@@ -113,12 +113,15 @@ def test_who_does_not_migrate_is_told_that_there_is_no_schema(database: str, sql
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("delete from pgbus.migrations where version = 2", r"migration 2 \(watch_table\) is missing below the newest"),
+        (
+            "delete from pgbus.migrations where version = 2",
+            r"migration 2 \(watch_table\) is missing, and a later one is there",
+        ),
         ("update pgbus.migrations set name = 'other' where version = 2", r"calls migration 2 \(watch_table\) 'other'"),
         ("update pgbus.migrations set checksum = 'x' where version = 2", r"2 \(watch_table\) was applied with other"),
         (
             "insert into pgbus.migrations values (0, 'zero', 0, 'x')",
-            r"a migration 0 \(zero\), which this release has not",
+            r"a migration 0 \(zero\), which this release does not have",
         ),
         ("alter table pgbus.migrations drop column checksum", "from before the first release"),
     ],
@@ -176,7 +179,7 @@ def test_who_is_in_the_way_for_too_long_is_named(database: str, monkeypatch: pyt
         reader = opener()
         with reader.transaction():
             reader.run("select * from pgbus.messages")
-            with pytest.raises(DatabaseUnavailable, match=f"others have locks on it: session {reader.pid} "):
+            with pytest.raises(DatabaseUnavailable, match=f"other sessions hold locks on it: session {reader.pid} "):
                 migrate(database, timeout=0.5)
 
 
