@@ -127,7 +127,7 @@ class ListenSession:
     def cause(self) -> str:
         """The likely reason if no probe notification comes back."""
         if self._is_direct:
-            return "notifications of other sessions do not arrive: a pooler is in between, or the two URLs lead to different databases"
+            return "notifications of other sessions do not arrive: a pooler is in between, or the two URLs name different databases"
         return "a pooler is in between that does not pass on notifications, as in transaction mode"
 
     def ping(self) -> None:

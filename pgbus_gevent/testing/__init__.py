@@ -1,7 +1,7 @@
-"""For testing applications: pytest fixtures on a real PostgreSQL, a real server, a real client; and a Bus in memory.
+"""The testing kit for applications: pytest fixtures with a real PostgreSQL, server and client, and a Bus in memory.
 
-The fixtures come with the package, as a pytest plugin. Importing this imports nothing else: the names are fetched when they are
-first used, so that a test process can be patched for gevent before.
+The fixtures come with the package, as a pytest plugin. Importing this module imports nothing else: its names are imported when
+they are first used, so that a test process can be patched for gevent first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counting what is broadcast, at the database: by whomever, in SQL, in Python or over HTTP."""
+"""Counts broadcasts at the database, so those in SQL, in Python and over HTTP all count."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ..messages import Message
 
 @contextmanager
 def assert_broadcasts(bus: Bus, stream: str, n: int) -> Iterator[list[Message]]:
-    """Fail unless exactly ``n`` messages of ``stream`` were committed within the block, ephemeral ones included.
+    """Fail unless exactly ``n`` messages, durable or ephemeral, were committed to ``stream`` within the block.
 
-    The list that it gives has them after the block: first the stored ones, in their order, then the ephemeral ones. Of one that is
-    too large for a notification ``data`` is read back, which is possible for a minute.
+    Yields a list that is empty at first. After the block, it has the messages: first the stored ones, in their order, then
+    the ephemeral ones. The data of a large ephemeral message is read from the database, which keeps it for a minute.
+
+    Raises :class:`AssertionError`, which lists the messages, and :class:`~pgbus_gevent.errors.DatabaseError`.
     """
     settings = bus.settings
     found: list[Message] = []
@@ -45,10 +47,10 @@ def _stored(bus: Bus, stream: str, watermark: int) -> Iterator[Message]:
 
 
 def _ephemeral(bus: Bus, stream: str, ear: ListenSession) -> Iterator[Message]:
-    # Notifications come in the order of their commits, and a session gets what is due before the answer to its statement.
+    # Notifications come in the order of their commits. A session gets all that are due before the answer to its statement.
     ear.ping()
     payloads, lost = ear.receive(0)
-    assert not lost, "too many notifications came within the block to tell how many were broadcast"
+    assert not lost, "too many notifications came within the block to count the messages"
     for wake in map(parse, payloads):
         if isinstance(wake, Ephemeral) and wake.stream == stream:
             event, data, visible_to, exclude = wake[2:]

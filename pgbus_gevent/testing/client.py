@@ -1,4 +1,4 @@
-"""A client of an event stream, as tests want one: it keeps every frame, and waits with a deadline."""
+"""A client of an event stream for tests: it keeps every frame, and its waits have deadlines."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from ..core.sse_parser import ParsedFrame, Parser
 
 
 class Response(NamedTuple):
-    """The status and headers that came before the stream; header names in lower case."""
+    """The status and headers that came before the stream. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
 
 
 class StreamClient:
-    """Connected to ``url`` + ``path`` from the start. A greenlet reads; :meth:`close` ends it.
+    """A client that connects to ``url`` + ``path`` when it is made. A greenlet reads until :meth:`close`.
 
-    :attr:`frames` has all frames so far, comments and control frames included, and :attr:`times` when each came, by the
-    monotonic clock; :meth:`next` hands out messages one by one. :attr:`last_id` is the cursor, as a browser keeps it.
+    ``since`` is the cursor that is sent in the query, and ``headers`` are more request headers. All timeouts are in seconds.
+    Raises OSError if it cannot connect.
+
+    :attr:`frames` holds all frames so far, including comments and control frames. :attr:`times` holds the monotonic time at
+    which each frame came. :attr:`last_id`, a ``str`` or None, is the cursor, as a browser keeps it. :meth:`next` returns
+    messages one by one.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class StreamClient:
     # connecting
 
     def resume(self) -> None:
-        """Connect again, with the cursor, as a browser would: to :attr:`url`, which may have been changed."""
+        """Connect again, to the present :attr:`url`, and send the cursor as ``Last-Event-ID`` as a browser does. Raises OSError."""
         self.drop()
         address = urlsplit(self.url)
         self._socket = socket.create_connection((address.hostname or "127.0.0.1", address.port or 80), 10)
@@ -70,7 +74,7 @@ class StreamClient:
         self._reader = gevent.spawn(self._read, self._socket)
 
     def drop(self) -> None:
-        """Cut the connection."""
+        """Close the connection. Idempotent; the frames stay."""
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.kill()
@@ -82,7 +86,7 @@ class StreamClient:
     close = drop
 
     def pause(self) -> None:
-        """Read no more, but for what is being waited for just now; the kernel still takes some hundred kilobytes."""
+        """Stop reading after the receive call that is waiting now. The kernel's buffers still take some hundred kilobytes."""
         self._reading.clear()
 
     def go_on(self) -> None:
@@ -135,7 +139,10 @@ class StreamClient:
     # looking
 
     def next(self, event: str | None = None, timeout: float = 5.0) -> ParsedFrame:
-        """The next message, or, given an ``event``, frame of that name, control frames included; AssertionError when none comes."""
+        """Return the next message, or the next frame named ``event``, which may be a control frame.
+
+        Raises AssertionError if none comes within ``timeout`` seconds.
+        """
         deadline = monotonic() + timeout
         while True:
             while self._taken < len(self.frames):
@@ -150,7 +157,7 @@ class StreamClient:
             self._wait(deadline)
 
     def wait_for_response(self, timeout: float = 5.0) -> Response:
-        """The status and headers."""
+        """Wait for the status and headers. Raises AssertionError if they do not come within ``timeout`` seconds."""
         deadline = monotonic() + timeout
         while self.response is None:
             assert not self.closed, "the server closed before it answered"
@@ -159,14 +166,14 @@ class StreamClient:
         return self.response
 
     def wait_closed(self, timeout: float = 5.0) -> None:
-        """Return when the server has closed."""
+        """Wait until the server closes the connection. Raises AssertionError if it does not within ``timeout`` seconds."""
         deadline = monotonic() + timeout
         while not self.closed:
             assert monotonic() < deadline, f"still open after {timeout:g} s"
             self._wait(deadline)
 
     def quiet(self, seconds: float) -> bool:
-        """Whether no message came within ``seconds``."""
+        """Return True if no message comes within ``seconds``. A message that comes is not returned by :meth:`next` any more."""
         try:
             self.next(timeout=seconds)
         except AssertionError:
@@ -179,17 +186,17 @@ class StreamClient:
 
     @property
     def raw(self) -> bytes:
-        """The body of the current connection so far, as it came."""
+        """The body of the present connection so far, without HTTP's chunked coding."""
         return bytes(self._raw)
 
     @property
     def messages(self) -> list[ParsedFrame]:
-        """All messages so far, control frames and comments left out."""
+        """All messages so far, without control frames and comments."""
         return [frame for frame in self.frames if frame.dispatches and not frame.event.startswith("pgbus:")]
 
 
 def stream_path(prefix: str, stream: str | Sequence[str]) -> str:
-    """The path of a stream by its name, signed or public; of several on one connection, with their query."""
+    """Return the path of a stream, or of several streams on one connection. Names are signed or public."""
     if not isinstance(stream, str):
         return f"{prefix}/streams?" + "&".join(f"stream={quote(name, safe='')}" for name in stream)
     return f"{prefix}/streams/{quote(stream, safe='')}"
@@ -202,7 +209,7 @@ def _response(head: bytes) -> Response:
 
 
 class _Dechunker:
-    """Takes chunked transfer coding off (RFC 9112, section 7.1)."""
+    """Decodes the chunked transfer coding (RFC 9112, section 7.1)."""
 
     def __init__(self) -> None:
         self._buffer = b""

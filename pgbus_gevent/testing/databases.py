@@ -1,4 +1,4 @@
-"""Fresh databases for tests, each a copy of one template that has the schema in it."""
+"""Fresh databases for tests, each a copy of a template that contains the schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..database.migrating import migrate
 from .leaks import database_peers, peer_of, settled
 
 OPTIONS = {"fsync": "off", "max_connections": "300", "full_page_writes": "off"}
-"""Of an embedded server for tests: its data need not outlive a crash of the machine."""
+"""PostgreSQL's settings for an embedded server in tests, whose data need not survive a crash of the machine."""
 
 _SESSIONS = """
 select application_name, state, query from pg_stat_activity
@@ -25,12 +25,13 @@ where datname = %s and backend_type = 'client backend' order by backend_start
 
 
 class TestDatabases:
-    """Makes databases on the server at ``url``, or on an embedded one that goes with :meth:`close`.
+    """Makes databases on the server at ``url``, or on an embedded server until :meth:`close`.
 
-    Whoever gives the same ``directory``, which exists, shares one embedded server; it goes with the last of them.
+    Processes that give the same existing ``directory`` share one embedded server, which the last one stops. Methods raise
+    psycopg2.Error, or :class:`~pgbus_gevent.errors.PgbusError` if the server cannot be started or the schema cannot be made.
     """
 
-    __test__ = False  # not a class of tests, whatever its name
+    __test__ = False  # pytest takes a class with this prefix for a class of tests
 
     def __init__(self, url: str | None = None, *, directory: str | None = None) -> None:
         self.embedded: EmbeddedPostgres | None = None
@@ -39,7 +40,7 @@ class TestDatabases:
             if directory is None:
                 self._directory = tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True)
                 directory = self._directory.name
-            os.chmod(directory, 0o755)  # the server may run as another user, who has to be let in
+            os.chmod(directory, 0o755)  # the server may run as another user, which must be able to enter
             self.embedded = EmbeddedPostgres.open(directory, options=OPTIONS)
             url = self.embedded.url
         self.url = url
@@ -49,18 +50,18 @@ class TestDatabases:
         self._made: list[str] = []
 
     def make(self) -> str:
-        """The URL of a new database with the schema in it."""
+        """Make a database with the schema. Returns its URL."""
         if self._template is None:
             self._template = self._create(f"{self._prefix}_template")
             migrate(self.url_of(self._template))
         return self.url_of(self._create(f"{self._prefix}_{next(self._numbers)}", self._template))
 
     def make_empty(self) -> str:
-        """The URL of a new database with nothing in it."""
+        """Make an empty database. Returns its URL."""
         return self.url_of(self._create(f"{self._prefix}_{next(self._numbers)}"))
 
     def url_of(self, name: str) -> str:
-        """The server's URL with another database."""
+        """Return the server's URL with the database ``name``."""
         return str(ext.make_dsn(self.url, dbname=name))
 
     def _create(self, name: str, template: str = "template0") -> str:
@@ -69,13 +70,13 @@ class TestDatabases:
         return name
 
     def drop(self, url: str) -> None:
-        """Drop a database that :meth:`make` made, whoever is still connected to it."""
+        """Drop a database that :meth:`make` made, and end the sessions that still use it."""
         name = str(ext.parse_dsn(url)["dbname"])
         self._run(f'drop database if exists "{name}" with (force)')
         self._made.remove(name)
 
     def left(self, url: str) -> list[str]:
-        """The sessions on a database, one line for each, that do not end by themselves within some time."""
+        """Describe, one per line, the sessions on a database that have not ended by themselves within a few seconds."""
         name = str(ext.parse_dsn(url)["dbname"])
         rows = settled(lambda: self._run(_SESSIONS, name))
         return [f"database session {role!r}, {state}, its last statement: {query}" for role, state, query in rows]
@@ -92,7 +93,7 @@ class TestDatabases:
             connection.close()
 
     def close(self) -> None:
-        """Drop what is left; an embedded server ends with it."""
+        """Drop the remaining databases, or end the embedded server."""
         if self._directory is None:
             for name in list(self._made):
                 self.drop(self.url_of(name))

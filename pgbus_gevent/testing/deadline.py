@@ -1,10 +1,10 @@
-"""The deadline of a test: ends it with every greenlet's stack, whatever it does.
+"""The deadline of a test. A test that exceeds it fails, and the stacks of all greenlets are reported.
 
-Two clocks run. The kernel's timer sends SIGALRM, whose handler ends a test that waits or computes for ever, in Python. A test
-that holds the process in C (two greenlets in one psycopg2 connection are enough) lets no handler run: some seconds later
-faulthandler's own thread writes what every thread does and ends the process.
+Two timers run. The kernel's timer sends SIGALRM, whose handler ends a test that waits or computes forever in Python. If the
+test blocks the process in C, as two greenlets in one psycopg2 connection do, no handler can run. Then, some seconds later,
+faulthandler's own thread writes the stacks of all threads and ends the process.
 
-Nothing here imports gevent: it is there or it is not.
+This module does not import gevent. It uses gevent only if the process has imported it already.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import pytest
 from . import leaks
 
 GRACE = 10.0
-"""Seconds that the handler gets beyond the deadline before the process is ended."""
+"""Seconds after the deadline at which the process is ended if the handler could not run."""
 
 
 class Deadline:
-    """The clocks of one process; :meth:`arm` and :meth:`disarm` them for each phase of a test."""
+    """The timers of one process. :meth:`arm` and :meth:`disarm` are called for each phase of a test."""
 
     def __init__(self) -> None:
-        # pytest captures the descriptor 2 later on, and what is captured would be lost with the process.
+        # pytest captures descriptor 2 later, and captured output is lost if the process ends.
         self._stderr: IO[bytes] | None = None
-        with suppress(OSError):  # there may be none
+        with suppress(OSError):  # the process may have no stderr
             self._stderr = os.fdopen(os.dup(2), "wb")
         self._item: pytest.Item | None = None
         self._phase = ""
@@ -44,7 +44,7 @@ class Deadline:
         self._before: tuple[Any, float, float] | None = None
 
     def arm(self, item: pytest.Item, phase: str, seconds: float) -> None:
-        """Give a phase so many seconds. Another's timer that would end before is left alone."""
+        """Start the timers for a phase of ``seconds``. Leaves another program's SIGALRM timer alone if it would fire earlier."""
         self._item, self._phase, self._seconds = item, phase, seconds
         if self._stderr is not None:
             faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=self._stderr)
@@ -54,12 +54,12 @@ class Deadline:
             return
         self._main = _current_greenlet()
         handler = signal.signal(signal.SIGALRM, self._expired)
-        # Again and again, as what a test catches does not end it.
+        # Repeats, because a test may catch the exception.
         left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
         self._before = handler, left, monotonic()
 
     def disarm(self) -> None:
-        """Stop the clocks, and let go on the timer that was running before. May be called again."""
+        """Stop the timers, and restart the timer that was running before. Idempotent."""
         if self._item is None:
             return
         self._item = self._main = None
@@ -67,14 +67,13 @@ class Deadline:
         if self._before is not None:
             (handler, left, since), self._before = self._before, None
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(
-                signal.SIGALRM, signal.SIG_DFL if handler is None else handler
-            )  # None: one that C code has set
+            # None: C code had set the handler, and Python cannot restore it.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
             if left:
                 signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (monotonic() - since)))
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Stop the timers and close the descriptor."""
         self.disarm()
         stderr, self._stderr = self._stderr, None
         if stderr is not None:
@@ -86,9 +85,9 @@ class Deadline:
         if self._stderr is not None:
             faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=self._stderr)
         self._item.add_report_section(self._phase, "stacks", stacks())
-        what = {"setup": "setting up", "call": "the test", "teardown": "tearing down"}[self._phase]
+        phase = {"setup": "the setup", "call": "the test", "teardown": "the teardown"}[self._phase]
         failure = pytest.fail.Exception(
-            f"{what} did not end within {self._seconds:g} s (pgbus_timeout); the stacks of all greenlets are below",
+            f"{phase} did not end within {self._seconds:g} s (pgbus_timeout); the stacks of all greenlets are below",
             pytrace=True,
         )
         current = _current_greenlet()
@@ -101,15 +100,15 @@ class Deadline:
             if frame is not None and frame.f_code is not Hub.run.__code__:
                 raise failure  # a callback that never ends
             return
-        # Another greenlet never gives way: it stays where it is, for good.
+        # Another greenlet does not let others run. Switching away from it here leaves it suspended for good.
         self._main.throw(failure)
 
 
 def stacks() -> str:
-    """What every native thread and every greenlet does, as text.
+    """Return the stacks of all native threads and greenlets as text.
 
-    Not by gevent's ``format_run_info``: that shows the greenlets' locals too, which may hold secrets, and whose ``repr`` may
-    raise, as that of Bottle's ``request`` does outside a request. Nothing here calls code of what it finds.
+    gevent's ``format_run_info`` also shows the greenlets' locals, which may hold secrets, and whose ``repr`` may raise, as that
+    of Bottle's ``request`` does outside a request. This function calls no code of the objects that it finds.
     """
     frames = sys._current_frames().items()
     parts = [f"thread {number:#x}:\n{_stack(frame)}" for number, frame in frames]
@@ -125,9 +124,9 @@ def _waiting_greenlets() -> list[Any]:
         return []
     from greenlet import greenlet
 
-    # By type(): a proxy, as Werkzeug has them, runs code when it is asked for its __class__.
+    # Uses type(), because a proxy such as Werkzeug's runs code when its __class__ is read.
     found = [one for one in gc.get_objects() if issubclass(type(one), greenlet)]
-    return [one for one in found if one.gr_frame is not None]  # None: dead, or not begun, or a thread's stack above
+    return [one for one in found if one.gr_frame is not None]  # None: dead, not started, or shown with its thread
 
 
 def _show_greenlet(one: Any) -> str:

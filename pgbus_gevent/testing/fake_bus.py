@@ -1,7 +1,7 @@
 """A Bus without a database, for unit tests of an application.
 
-It is the real :class:`~pgbus_gevent.bus.Bus` on queries that keep everything in memory; what it checks, returns and raises is the
-same, which one test module holds for both. It delivers to nobody: for that there are the fixtures with a real server.
+It is the real :class:`~pgbus_gevent.bus.Bus` with queries that keep everything in memory. It checks, returns and raises the
+same, and one test module runs against both. It does not deliver messages; use the fixtures with a real server for that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from ..errors import InvalidArgument
 from ..messages import Member, Message
 from ..settings.table import Settings
 
-_FIRST_ID = 1_700_000_000_000_000  # as large as real ones are
+_FIRST_ID = 1_700_000_000_000_000  # as large as a real id
 _MAX_KEY = 1000
 
 
 class FakeBus(Bus):
-    """Like ``Bus``, with :attr:`sent`: every message that was published, ephemeral ones included, in the order of their commits."""
+    """A ``Bus`` in memory. :attr:`sent` holds every published message, including ephemeral ones, in the order of their commits.
+
+    Takes ``settings``, or settings as keywords like ``Bus``; none is needed. Raises
+    :class:`~pgbus_gevent.errors.InvalidSetting` for a value that is not allowed.
+    """
 
     def __init__(self, *, settings: Settings | None = None, **options: Any) -> None:
         if settings is None:
@@ -37,26 +41,27 @@ class FakeBus(Bus):
 
     @property
     def sent(self) -> list[Message]:
-        """What was published so far."""
+        """The messages that have been published so far."""
         return list(self._fake.queries.sent)
 
     @property
     def answers(self) -> list[list[tuple[Any, ...]]]:
-        """The rows that an application's own statements are going to return, a list for each; none when it is empty."""
+        """The rows for the application's own statements: one list for each statement to come. Append to it; if it is empty,
+        statements return no rows."""
         return self._fake.queries.answers
 
     @property
     def statements(self) -> list[tuple[str, Any]]:
-        """The application's own statements with their parameters, so far."""
+        """The application's own statements so far, as (statement, parameters)."""
         return list(self._fake.queries.statements)
 
     def close(self) -> None:
-        """Publish what is held back; what was published stays to be looked at."""
+        """Publish the messages that coalescing holds back. :attr:`sent` can still be read."""
         self.coalescer.close()
 
 
 class FakeDatabase:
-    """Has the queries."""
+    """The parts of a Database that a Bus uses."""
 
     def __init__(self) -> None:
         self.queries = FakeQueries()
@@ -64,7 +69,7 @@ class FakeDatabase:
 
 
 class FakeQueries:
-    """The queries that a Bus makes, in memory."""
+    """The queries that a Bus uses, in memory."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -134,11 +139,11 @@ class _Lease(NamedTuple):
 
 
 class FakePresence:
-    """Presence in memory. Announces as the real one does; who expires is gone, and announced by nobody, as without a worker."""
+    """Presence in memory. Joins and leaves are announced as in the real one; expiry is not, because that is a worker's task."""
 
     def __init__(self, queries: FakeQueries) -> None:
         self._queries = queries
-        self._leases: dict[tuple[str, str, str], _Lease] = {}  # in the order in which they came
+        self._leases: dict[tuple[str, str, str], _Lease] = {}  # in the order of the joins
 
     def join(self, stream: str, member: str, metadata: str, connection: str, ttl: float) -> bool:
         now, known = _now(), {found.member: found for found in self.members(stream)}
@@ -179,9 +184,9 @@ class FakePresence:
 
 
 class FakeCursor:
-    """Takes an application's statements, for ``using=``, and answers them from :attr:`FakeBus.answers`.
+    """A database cursor for ``using=`` that runs nothing: it answers an application's statements from :attr:`FakeBus.answers`.
 
-    Messages are published when the transaction's block ends, or by :meth:`commit`, and not at all when it raises.
+    Messages are published at the end of the transaction's block, or by :meth:`commit`. If the block raises, they are dropped.
     """
 
     def __init__(self, queries: FakeQueries, *, one_snapshot: bool = False) -> None:
@@ -192,7 +197,7 @@ class FakeCursor:
         self._rows: list[tuple[Any, ...]] = []
 
     def execute(self, statement: str, parameters: Any = None) -> None:
-        """Queue a broadcast, find a watermark, note anything else."""
+        """Queue a broadcast, look up a watermark, or record any other statement."""
         self._rows = []
         if self._snapshot is None or not self._one_snapshot:
             self._snapshot = list(self._queries.sent)
@@ -206,16 +211,16 @@ class FakeCursor:
             self._rows = self._queries.answers.pop(0) if self._queries.answers else []
 
     def pgbus_run(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Take a statement of a Bus that is given this as ``using=``."""
+        """Run a statement of a Bus that was given this object as ``using=``."""
         self.execute(statement, parameters)
         return self.fetchall()
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        """The next row."""
+        """Return the next row, or None."""
         return self._rows.pop(0) if self._rows else None
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """All rows that are left."""
+        """Return all remaining rows."""
         rows, self._rows = self._rows, []
         return rows
 
@@ -223,7 +228,7 @@ class FakeCursor:
         return iter(self.fetchall())
 
     def commit(self) -> None:
-        """Publish what was queued; the ephemeral ones, which notifications carry, come last."""
+        """Publish the queued messages. Ephemeral ones come last, because notifications are sent after the commit."""
         queued, self._queued, self._snapshot = self._queued, [], None
         for statement, (stream, data, *publication) in sorted(queued, key=lambda one: "ephemeral" in one[0]):
             if "ephemeral" in statement:
@@ -232,7 +237,7 @@ class FakeCursor:
                 self._queries.broadcast(stream, data, Publication(*publication))
 
     def rollback(self) -> None:
-        """Forget what was queued."""
+        """Drop the queued messages."""
         self._queued, self._snapshot = [], None
 
 

@@ -1,4 +1,4 @@
-"""What a test leaves behind in its process: greenlets, native threads, descriptors. Sessions are looked at by :mod:`.databases`."""
+"""Finds what a test leaves behind in its process: greenlets, native threads, descriptors. :mod:`.databases` finds sessions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from weakref import WeakSet
 T = TypeVar("T")
 
 SETTLE = 2.0
-"""Seconds within which what is about to end has to."""
+"""Seconds that things get to end by themselves."""
 
 _DESCRIPTORS = "/proc/self/fd"
-# Loops have them, made when first needed; a thread or a greenlet that has a loop is noticed as such.
+# Event loops open these when they first need them. A leaked loop is found by its thread or greenlet.
 _HARMLESS = ("anon_inode:", "/dev/null", "/dev/urandom", "/dev/pts", "/dev/tty")
 
 database_peers: set[str] = set()
-"""Servers to which connections are not looked at here: sessions are, on the database of the test. Others may be those of a pool
-that outlives the test, which opens them when it needs them."""
+"""The addresses of database servers. Sockets to them are not reported, because :mod:`.databases` checks the sessions on the test's
+own database, and a pool that outlives the test may open others at any time."""
 
 
 class Before:
-    """What is there before a test; :meth:`left` names what came since and has not gone."""
+    """A record of what exists before a test. :meth:`left` names what has been added and has not ended."""
 
     def __init__(self) -> None:
         self._descriptors = descriptors()
@@ -39,7 +39,7 @@ class Before:
 
     @contextmanager
     def allowing(self) -> Iterator[None]:
-        """What comes within this block is not the test's own: a fixture of a wider scope that is set up late."""
+        """Ignore what is added in this block, which sets up a fixture of a wider scope in the middle of a test."""
         had_descriptors, had_threads, had_greenlets = descriptors(), set(threads()), set(self._greenlets)
         yield
         self._descriptors |= dict(descriptors().items() - had_descriptors.items())
@@ -48,7 +48,7 @@ class Before:
             self._greenlets.discard(greenlet)
 
     def left(self) -> list[str]:
-        """One line for each; empty when all is gone within :data:`SETTLE` seconds."""
+        """Return one line for each. Waits up to :data:`SETTLE` seconds until there is nothing left."""
         try:
             return settled(self._left)
         finally:
@@ -66,13 +66,13 @@ class Before:
 
 
 def settled(look: Callable[[], list[T]]) -> list[T]:
-    """What ``look`` finds once that is nothing, or when it is time; garbage that waits to be collected does not count."""
+    """Call ``look`` until it finds nothing, for at most :data:`SETTLE` seconds, and return its last result. Collects garbage."""
     end = monotonic() + SETTLE
     pause = 0.001
     while found := look():
         if monotonic() > end:
             break
-        sleep(pause)  # the cooperative one in a patched process
+        sleep(pause)  # in a patched process, this lets other greenlets run
         if pause > 0.01:
             gc.collect()
         pause = min(pause * 2, 0.25)
@@ -80,7 +80,7 @@ def settled(look: Callable[[], list[T]]) -> list[T]:
 
 
 def descriptors() -> dict[int, str]:
-    """What each descriptor of this process is of; nothing where the system does not tell."""
+    """Return the target of each descriptor of this process. Empty if the system has no ``/proc``."""
     found = {}
     try:
         numbers = os.listdir(_DESCRIPTORS)
@@ -90,12 +90,12 @@ def descriptors() -> dict[int, str]:
         try:
             found[int(number)] = os.readlink(f"{_DESCRIPTORS}/{number}")
         except OSError:
-            pass  # the one that listed them
+            pass  # the descriptor with which listdir() read the directory
     return found
 
 
 def threads() -> dict[int, FrameType]:
-    """The native threads that run Python, by number, with the frame of each; those of gevent's pools are left out."""
+    """Return the frames of the native threads that run Python, by thread id, without those of gevent's thread pools."""
     pooled = os.path.join("gevent", "threadpool.py")
     found = sys._current_frames().items()
     return {number: frame for number, frame in found if not _outermost(frame).f_code.co_filename.endswith(pooled)}
@@ -108,7 +108,7 @@ def _outermost(frame: FrameType) -> FrameType:
 
 
 def _watch_greenlets(spawned: Callable[[Any], Any]) -> Callable[[], None]:
-    """Call ``spawned`` with each greenlet that is started from now on, until what is returned is called."""
+    """Call ``spawned`` with each greenlet that is started from now on. Returns a function that ends this."""
     if "gevent" not in sys.modules:
         return lambda: None
     from gevent.greenlet import Greenlet
@@ -130,7 +130,7 @@ def _name_greenlet(greenlet: Any) -> str:
 
 
 def place(frame: Any) -> str:
-    """The innermost place that is not gevent's own, or nothing."""
+    """Return ``file:line`` of the innermost frame outside gevent, or an empty string."""
     while frame is not None:
         filename = frame.f_code.co_filename
         if f"{os.sep}gevent{os.sep}" not in filename and not filename.startswith("src/gevent"):
@@ -146,7 +146,7 @@ def _name_thread(number: int, frame: FrameType) -> str:
 
 
 def peer_of(number: int) -> str:
-    """What a socket is connected to, "nowhere" for none."""
+    """Return the address to which a socket is connected, or "nowhere"."""
     with socket.socket(fileno=os.dup(number)) as found:
         return _address(found.getpeername)
 

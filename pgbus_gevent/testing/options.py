@@ -1,11 +1,11 @@
-"""What the kit can be told: the deadline of tests and the extent of the leak check. Settings in the ini file and flags."""
+"""The kit's options, as flags and in the ini file: the deadline of tests, and which tests are checked for leaks."""
 
 from __future__ import annotations
 
 import pytest
 
 DEFAULT_TIMEOUT = 30.0
-"""Seconds that a test has which uses the kit, where nothing else is said."""
+"""The default deadline in seconds of tests that use the kit's fixtures."""
 
 _LEAKS = ("all", "fixtures", "off")
 
@@ -14,10 +14,10 @@ def add(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("pgbus_gevent", "live updates by pgbus_gevent")
     timeout = (
-        "seconds after which a test is ended with every greenlet's stack; 0: never."
-        " Not set: 30 for tests that use fixtures of pgbus_gevent"
+        "seconds after which a test fails and the stacks of all greenlets are shown; 0: never."
+        " Default: 30 for tests that use fixtures of pgbus_gevent"
     )
-    leaks = "which tests must leave nothing behind: all, those that use fixtures of pgbus_gevent (the default), or none: off"
+    leaks = "which tests are checked for leaks: all, fixtures (tests that use fixtures of pgbus_gevent, the default), or off"
     group.addoption("--pgbus-timeout", metavar="SECONDS", help=timeout)
     group.addoption("--pgbus-leaks", choices=_LEAKS, help=leaks)
     parser.addini("pgbus_timeout", timeout, default="")
@@ -25,21 +25,21 @@ def add(parser: pytest.Parser) -> None:
 
 
 def check(config: pytest.Config) -> None:
-    """Raise UsageError for what makes no sense; make the markers known."""
+    """Register the markers. Raises UsageError for an option that is not allowed."""
     _timeout(config)
     _leaks(config)
-    config.addinivalue_line("markers", "pgbus_timeout(seconds): the deadline of this test; 0 is none")
+    config.addinivalue_line("markers", "pgbus_timeout(seconds): the deadline of this test; 0 for none")
     config.addinivalue_line(
-        "markers", "pgbus_leaks(which): 'off' lets this test leave something behind, 'all' does not"
+        "markers", "pgbus_leaks(which): 'off' exempts this test from the check for leaks, 'all' checks it"
     )
 
 
 def timeout_of(item: pytest.Item) -> float:
-    """Seconds that a test has; 0 for no end."""
+    """Return the deadline of a test in seconds, or 0 for none."""
     marker = item.get_closest_marker("pgbus_timeout")
     if marker is not None:
         if len(marker.args) != 1 or marker.kwargs:
-            pytest.fail("pgbus_timeout takes the seconds, as in @pytest.mark.pgbus_timeout(5)", pytrace=False)
+            pytest.fail("pgbus_timeout takes one number of seconds, as in @pytest.mark.pgbus_timeout(5)", pytrace=False)
         return _seconds(marker.args[0])
     configured = _timeout(item.config)
     if configured is not None:
@@ -48,7 +48,7 @@ def timeout_of(item: pytest.Item) -> float:
 
 
 def checks_leaks(item: pytest.Item) -> bool:
-    """Whether a test must leave nothing behind."""
+    """Whether a test is checked for leaks."""
     marker = item.get_closest_marker("pgbus_leaks")
     which = marker.args[0] if marker is not None and marker.args else _leaks(item.config)
     return which == "all" or (which == "fixtures" and _uses_kit(item))

@@ -1,7 +1,7 @@
-"""The fixtures, the deadline and the leak check, as a pytest plugin; the entry point by which pytest finds it.
+"""The pytest plugin, found by its entry point: the fixtures, the deadline and the leak check.
 
-Every test process of whoever has the package installed imports this module: it imports nothing but pytest, and its hooks leave
-alone what does not ask for them. The rest is imported by the fixtures.
+If the package is installed, every pytest process imports this module. So it imports only pytest, and its hooks do nothing for
+tests that do not use the kit. The fixtures import the rest.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _FAILED = pytest.StashKey[bool]()
 _SHARED = pytest.StashKey[str]()
 
 _UNPATCHED = (
-    "this fixture needs a test process that is patched for gevent, before all else is imported: put"
+    "this fixture needs a test process that was patched for gevent before other imports: put"
     ' addopts = "-p pgbus_gevent.testing.patch" into the settings of pytest, or run `python -m gevent.monkey --module pytest`'
 )
 
 
 def __getattr__(name: str) -> Any:
-    """Names that live elsewhere."""
+    """Import names that other modules define, when they are first used."""
     if name in ("SECRET", "RunningServer"):
         from . import servers
 
@@ -53,18 +53,18 @@ def __getattr__(name: str) -> Any:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--pgbus-timeout``, ``--pgbus-leaks`` and the ini settings of the same names."""
+    """Add ``--pgbus-timeout``, ``--pgbus-leaks`` and the ini settings of the same names."""
     options.add(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the options, once and for all tests."""
+    """Check the options, once for all tests."""
     options.check(config)
     config.stash[_DEADLINE] = Deadline()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give back what was taken."""
+    """Release the timers and the shared directory."""
     if _DEADLINE in config.stash:
         config.stash[_DEADLINE].close()
     if _SHARED in config.stash:
@@ -73,7 +73,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Before each worker of pytest-xdist: all of them share the embedded server of one directory."""
+    """Give all workers of pytest-xdist one directory, so that they share one embedded server."""
     stash = node.config.stash
     if _SHARED not in stash:
         stash[_SHARED] = tempfile.mkdtemp(prefix="pgbus-test-")
@@ -85,19 +85,19 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """With the deadline, or half a minute where that is less: a first fixture starts servers."""
+    """Apply the deadline, but at least 30 s, because the first fixture starts servers."""
     return (yield from _limited(item, "setup"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """With the deadline."""
+    """Apply the deadline."""
     return (yield from _limited(item, "call"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """As for the setup."""
+    """Apply the deadline as for the setup."""
     return (yield from _limited(item, "teardown"))
 
 
@@ -114,7 +114,7 @@ def _limited(item: pytest.Item, phase: str) -> Generator[None, object, object]:
 
 
 def pytest_enter_pdb(config: pytest.Config) -> None:
-    """Whoever looks at a test may take their time."""
+    """Stop the timers while a debugger is open."""
     config.stash[_DEADLINE].disarm()
 
 
@@ -123,7 +123,7 @@ def pytest_enter_pdb(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Note which tests fail."""
+    """Record the tests that fail."""
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
@@ -132,7 +132,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.fixture(autouse=True)
 def _pgbus_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves something of its own behind. Of a test's own fixtures this one comes first and goes last."""
+    """Fail a test that leaves something behind. This is the first fixture of a test to be set up, and the last to be torn down."""
     if not options.checks_leaks(request.node):
         yield
         return
@@ -149,7 +149,7 @@ def _pgbus_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """A fixture that outlives the test, and is set up in the middle of it, leaves behind what it wants."""
+    """Ignore what a fixture with a wider scope adds if it is set up in the middle of a test."""
     before = request.config.stash.get(_BEFORE, None)
     if before is None or fixturedef.scope == "function":
         return (yield)
@@ -158,10 +158,12 @@ def pytest_fixture_setup(
 
 
 def _fail_for(request: pytest.FixtureRequest, left: list[str]) -> None:
-    # The exception of a test that failed holds on to all that it used.
+    # Skips a failed test: its exception keeps everything alive that the test used.
     if left and _FAILED not in request.node.stash:
         lines = "\n  ".join(left)
-        pytest.fail(f"the test left behind:\n  {lines}\n(pgbus_leaks says what is looked at)", pytrace=False)
+        pytest.fail(
+            f"the test left behind:\n  {lines}\n(the option pgbus_leaks sets which tests are checked)", pytrace=False
+        )
 
 
 # fixtures
@@ -174,7 +176,10 @@ def _patched() -> bool:
 
 @pytest.fixture(scope="session")
 def pgbus_databases(request: pytest.FixtureRequest) -> Iterator[TestDatabases]:
-    """The server that test databases are made on: ``PGBUS_TEST_DATABASE_URL``, else an embedded one."""
+    """The server for test databases, a ``TestDatabases``: the one at ``PGBUS_TEST_DATABASE_URL``, or an embedded one.
+
+    Raises :class:`~pgbus_gevent.errors.EmbeddedError` if the embedded server does not start.
+    """
     from ..database import green
     from .databases import TestDatabases
 
@@ -188,7 +193,7 @@ def pgbus_databases(request: pytest.FixtureRequest) -> Iterator[TestDatabases]:
 
 @pytest.fixture
 def pgbus_database(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> Iterator[str]:
-    """The URL of a fresh database with the schema in it."""
+    """The URL, a ``str``, of a fresh database with the schema. It is dropped after the test, which fails if sessions are left."""
     url = pgbus_databases.make()
     yield url
     left = pgbus_databases.left(url) if options.checks_leaks(request.node) else []
@@ -198,7 +203,7 @@ def pgbus_database(request: pytest.FixtureRequest, pgbus_databases: TestDatabase
 
 @pytest.fixture
 def pgbus_settings(pgbus_database: str) -> Settings:
-    """The settings of the fixtures; override it to change them."""
+    """The ``Settings`` of the other fixtures. Override this fixture to change them."""
     from ..settings.table import Settings
     from .servers import SECRET
 
@@ -207,7 +212,7 @@ def pgbus_settings(pgbus_database: str) -> Settings:
 
 @pytest.fixture
 def pgbus_bus(pgbus_settings: Settings) -> Iterator[Bus]:
-    """A Bus on the fresh database."""
+    """A ``Bus`` on the fresh database, closed after the test."""
     from ..bus import Bus
 
     with Bus(settings=pgbus_settings) as bus:
@@ -216,7 +221,7 @@ def pgbus_bus(pgbus_settings: Settings) -> Iterator[Bus]:
 
 @pytest.fixture
 def pgbus_instance(pgbus_settings: Settings) -> Iterator[Instance]:
-    """A started Instance on the fresh database, stopped after the test."""
+    """A started ``Instance`` on the fresh database, stopped after the test. Fails if the process is not patched for gevent."""
     from ..streamer.instance import Instance
 
     if not _patched():
@@ -230,7 +235,7 @@ def pgbus_instance(pgbus_settings: Settings) -> Iterator[Instance]:
 
 @pytest.fixture
 def pgbus_server(pgbus_instance: Instance) -> Iterator[RunningServer]:
-    """A real server of the Instance: ``.url``, ``.app`` to replace."""
+    """A real HTTP server for the Instance, a ``RunningServer``: its ``url``, and its WSGI ``app``, which can be replaced."""
     from ..web.stream_app import StreamApp
     from .servers import RunningServer
 
@@ -241,7 +246,10 @@ def pgbus_server(pgbus_instance: Instance) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamClient]]:
-    """Connects clients to the server: ``pgbus_client("orders", since=None, headers=None)``."""
+    """A function that connects a ``StreamClient`` to the server: ``pgbus_client("orders", since=None, headers=None, query="")``.
+
+    It takes one stream name or several, signed or public. Clients are closed after the test. Raises OSError.
+    """
     from .client import StreamClient, stream_path
 
     clients: list[StreamClient] = []
@@ -266,7 +274,10 @@ def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamCl
 
 @pytest.fixture
 def assert_broadcasts(pgbus_bus: Bus) -> Callable[[str, int], AbstractContextManager[list[Message]]]:
-    """``with assert_broadcasts("orders", 2) as messages:`` fails unless exactly so many were broadcast inside."""
+    """``with assert_broadcasts("orders", 2) as messages:`` fails unless exactly 2 messages are broadcast in the block.
+
+    After the block, ``messages`` lists them as :class:`~pgbus_gevent.messages.Message`. Raises AssertionError.
+    """
     from .broadcasts import assert_broadcasts
 
     return lambda stream, n: assert_broadcasts(pgbus_bus, stream, n)

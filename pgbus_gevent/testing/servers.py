@@ -7,11 +7,11 @@ from typing import Any
 from ..hosts.pywsgi import Server, listen
 
 SECRET = "a secret for tests alone"
-"""Signs the stream names of the fixtures' server."""
+"""The secret that signs stream names for the fixtures' server."""
 
 
 class RunningServer:
-    """A real server on a free port. ``app`` can be replaced while it runs."""
+    """A real server on a free port of 127.0.0.1. ``app``, a WSGI application, can be replaced while it runs."""
 
     def __init__(self, app: Any, prefix: str) -> None:
         self.app = app
@@ -22,5 +22,5 @@ class RunningServer:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Stop it; streams that were taken over are their Instance's."""
+        """Stop the server. Connections that were taken over belong to their Instance and stay open."""
         self._server.stop(1.0)

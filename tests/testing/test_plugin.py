@@ -193,7 +193,7 @@ def test_patched_too_late(project: Project) -> None:
     """A conftest.py that patches after ssl was imported is refused."""
     project.write(conftest='import ssl\npytest_plugins = ["pgbus_gevent.testing.patch"]\n', test_shop=FIXTURES)
     found = project.pytest()
-    assert found.status == 4 and "comes too late, as ssl is imported already: name it in addopts" in found, found
+    assert found.status == 4 and "comes too late, because ssl is imported already: name it in addopts" in found, found
 
 
 def test_others_are_left_alone(project: Project) -> None:
@@ -400,7 +400,7 @@ def test_teardowns_end_too(project: Project) -> None:
     assert (
         found.status == 1
         and "1 passed, 6 deselected, 1 error" in found
-        and "tearing down did not end within 0.5 s" in found
+        and "the teardown did not end within 0.5 s" in found
     ), found
 
 
