@@ -1,4 +1,4 @@
-"""The command ``bench``: runs scenarios, each with every server that can, and shows what came out."""
+"""The command ``bench``: runs each scenario with every server that supports it, and prints the results."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SCENARIOS = {
 }
 
 _ABOUT = """\
-Measure how fast and how lean the delivery is, and compare it with a bare loop and with other servers.
+Measure the speed and the cost of the delivery, and compare it with a bare loop and with other servers.
 
-Server, clients and publishers are processes of their own, on this machine and on the loopback interface alone; the database is a
-fresh one that is removed at the end, made below --data-dir (whose disk then counts) or where temporary files are.
-Clients and server share the cores, so compare the rows of one run with one another, and CPU seconds rather than rates:
-CPU s/M are seconds of CPU of the server for a million deliveries.
+Server, clients and publishers are separate processes on this machine and use only the loopback interface. The database is new
+and is removed at the end. It is made below --data-dir, so its disk counts, or else in the directory for temporary files.
+Clients and server share the cores, so compare only rows of one run, and compare CPU seconds rather than rates:
+CPU s/M are the CPU seconds of the server for a million deliveries.
 
 scenarios:
 {scenarios}"""
@@ -47,24 +47,30 @@ examples:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which ones; default: all but retention")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and no tables")
-    parser.add_argument("--clients", type=_positive, metavar="N", help="the clients of each scenario")
-    parser.add_argument("--messages", type=_positive, metavar="N", help="the messages of a burst")
-    parser.add_argument("--seconds", type=float, metavar="S", help="how long what goes on at a rate goes on")
     parser.add_argument(
-        "--repeat", type=_positive, default=3, metavar="N", help="runs of each; medians are shown; default: 3"
+        "scenarios", nargs="*", metavar="SCENARIO", help="the scenarios to run; default: all but retention"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--clients", type=_positive, metavar="N", help="the number of clients in each scenario")
+    parser.add_argument("--messages", type=_positive, metavar="N", help="the number of messages in a burst")
+    parser.add_argument("--seconds", type=float, metavar="S", help="the duration of scenarios that publish at a rate")
+    parser.add_argument(
+        "--repeat", type=_positive, default=3, metavar="N", help="runs of each scenario; medians are shown; default: 3"
     )
     parser.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="which other servers to run as well; default: all that are installed"
+        "--peers", nargs="*", metavar="NAME", help="the other servers to run too; default: all that are installed"
     )
     parser.add_argument(
-        "--peers-dir", type=Path, default=PEERS, metavar="DIR", help="where their adapters are; default: %(default)s"
+        "--peers-dir",
+        type=Path,
+        default=PEERS,
+        metavar="DIR",
+        help="the directory of their adapters; default: %(default)s",
     )
     parser.add_argument(
         "--database-url",
         metavar="URL",
-        help="measure with this database, whose streams bench:* and schema pgbus_bench are used; default: a fresh one",
+        help="use this database, with the streams bench:* and the schema pgbus_bench; default: a new database",
     )
 
 
@@ -75,7 +81,7 @@ def _positive(text: str) -> int:
     return value
 
 
-_positive.__name__ = "number"  # argparse names it where the value is none
+_positive.__name__ = "number"  # argparse uses this name in its error message
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -88,12 +94,12 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _scenario(name: str) -> Scenario:
     if name not in SCENARIOS:
-        raise InvalidArgument(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+        raise InvalidArgument(f"there is no scenario {name!r}; the scenarios are {', '.join(SCENARIOS)}")
     return SCENARIOS[name]
 
 
 class _Bench:
-    """The scenarios of one call, with their results."""
+    """One call of the command: runs the scenarios and collects the results."""
 
     def __init__(self, arguments: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
         self._scenarios = scenarios
@@ -108,12 +114,12 @@ class _Bench:
         for name in wanted or ():
             if name not in there:
                 raise InvalidArgument(
-                    f"there is no adapter {name}.py in {self._peers_dir}; there are {', '.join(there)}"
+                    f"there is no adapter {name}.py in {self._peers_dir}; it has {', '.join(there) or 'none'}"
                 )
         return there if wanted is None else wanted
 
     def run(self, url: str, postmaster: int | None) -> None:
-        """Run all, and print what came out, a table as soon as it is complete."""
+        """Run all scenarios. Prints each table as soon as it is complete, or one JSON object at the end."""
         began = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = {"date": began, **machine.describe()}
         if not self._json:
@@ -127,20 +133,20 @@ class _Bench:
                 for outcome in self._outcomes(results):
                     print(outcome.as_text(), flush=True)
         if self._json:
-            told = {
+            found = {
                 "results": [row.as_json() for row in rows],
                 "goals": [outcome.as_json() for outcome in self._outcomes(rows)],
             }
-            print(json.dumps({**facts, **told}, indent=1))
+            print(json.dumps({**facts, **found}, indent=1))
 
     def _outcomes(self, results: Sequence[Result]) -> list[Outcome]:
-        """They are about the usual sizes, and mean nothing at others."""
+        """Judge the goals, which apply only to scenarios at their default size."""
         return list(judge(results)) if self._scale == Scale() else []
 
     def _results(self, scenario: Scenario, url: str, postmaster: int | None) -> list[Result]:
         found: dict[tuple[str, str], Result] = {}
         servers = [OURS, *(self._peers if scenario.peers else ())]
-        # By turns, so that what else the machine does meanwhile meets all of them.
+        # The servers take turns, so that other load on the machine affects all of them.
         for n in range(self._repeat):
             for name in list(servers):
                 if sys.stderr.isatty():
@@ -165,7 +171,7 @@ def _listed() -> Iterator[str]:
 
 BENCH = Command(
     "bench",
-    "measure the delivery, beside other servers",
+    "measure the delivery, and compare it with other servers",
     _ABOUT.format(scenarios="\n".join(_listed())),
     _EXAMPLES,
     ("data_dir",),

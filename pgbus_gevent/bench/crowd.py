@@ -1,6 +1,6 @@
 """A crowd of publishers: a process with many database sessions, each of which publishes as fast as it can.
 
-One loop over asynchronous connections, as threads would spend the time on one another.
+It runs one loop over asynchronous connections, because threads would spend the time on switching.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pgbus_gevent.bench.load import percentiles
 from pgbus_gevent.bench.program import serve
 
 _WARM_UP = 0.3
-# What is done already is found so with the next look, which a socket that can be written to gives at once.
+# A connection that is ready (POLL_OK) waits for writability, which the socket reports at once, so the loop comes back to it.
 _EVENTS = {ext.POLL_READ: select.EPOLLIN, ext.POLL_WRITE: select.EPOLLOUT, ext.POLL_OK: select.EPOLLOUT}
 
 
 class Session:
-    """One publisher, on a stream of its own."""
+    """One publisher with its own stream."""
 
     def __init__(self, url: str, statement: str, stream: str, size: int, batch: int) -> None:
         self.connection = psycopg2.connect(url, async_=True)
@@ -40,7 +40,7 @@ class Session:
         self.awaited = 0
 
     def publish(self) -> int:
-        """Begin; what to wait for."""
+        """Start a call. Returns the state to wait for, one of psycopg2's POLL_* constants."""
         self.began = stamps.now()
         data = stamps.data(self._size, self.began)
         self._cursor.execute(
@@ -49,12 +49,12 @@ class Session:
         return self.poll()
 
     def poll(self) -> int:
-        """Go on; what to wait for, or POLL_OK when it is done."""
+        """Continue the call. Returns the state to wait for, or POLL_OK when it is done."""
         return int(self.connection.poll())
 
 
 def _wait(connection: Any) -> None:
-    """Wait until an asynchronous connection has done what it is at."""
+    """Wait until an asynchronous connection has finished its operation."""
     while (state := connection.poll()) != ext.POLL_OK:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == ext.POLL_READ else select.POLLOUT)
@@ -71,9 +71,9 @@ def crowd(
     batch: int = 0,
     listeners: int = 0,
 ) -> dict[str, Any]:
-    """Publish for so long, ``batch`` messages with each call (0: one, as a text), while others LISTEN.
+    """Publish for ``seconds`` while ``listeners`` sessions LISTEN. Each call publishes ``batch`` messages (0: one, as text).
 
-    The calls and messages of that time, and how long calls took.
+    Returns the rates of calls and messages, and the percentiles of the duration of a call.
     """
     with ExitStack() as stack:
         listening = Listening(url, listeners)
@@ -125,9 +125,9 @@ def _publish(sessions: list[Session], seconds: float, per_call: int) -> dict[str
 
 
 class Listening:
-    """Sessions that LISTEN, as workers on other hosts would: what comes is read, a few times a second, and thrown away.
+    """Sessions that LISTEN like workers on other machines. Their notifications are read a few times a second and thrown away.
 
-    They are on the roll of the workers, by which the doorbell finds its pace.
+    They are on the roll of the workers, which sets the pace of the doorbell.
     """
 
     def __init__(self, url: str, count: int) -> None:
@@ -170,7 +170,7 @@ class Listening:
                     pass
 
     def close(self) -> None:
-        """End them."""
+        """Close the sessions and take them off the roll."""
         self._over.set()
         self._thread.join(10.0)
         for connection in self._connections:

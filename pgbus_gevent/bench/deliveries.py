@@ -1,4 +1,4 @@
-"""The scenarios about many streams and clients in trouble, for our own server: many, mixed, replay, slow."""
+"""Scenarios for our own server, with many streams, or clients that are late or slow: many, mixed, replay, slow."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .scenarios import LATENCIES, STREAM, Metrics, Rows, Scenario
 _PUBLISHERS = 8
 _LARGE = 64 * 1024
 PAGE = 500
-"""The most messages that one query for replay takes, the setting's default."""
-_CURSORS = 10  # different places that those who come back are at
+"""The most messages that one query for a replay reads, the default of the setting."""
+_CURSORS = 10  # different cursors of the clients that come back
 
 
 def many(run: Run) -> Rows:
@@ -50,7 +50,7 @@ def many(run: Run) -> Rows:
 
 
 def _spread(server: Server, streams: list[str], rate: float, seconds: float) -> list[dict[str, Any]]:
-    """Publishers that share streams and rate, and do not keep step with one another."""
+    """Divide the streams and the rate among publishers that start at different times."""
     parts = [part for n in range(_PUBLISHERS) if (part := streams[n::_PUBLISHERS])]
     share = rate / len(parts)
     messages = max(1, round(share * seconds))
@@ -63,7 +63,7 @@ def mixed(run: Run) -> Rows:
     streams = [f"bench:{n}" for n in range(small)]
     rows: Rows = {}
     server = run.serve()
-    # Processes of their own, as a small stream's client must not wait for the five thousand to be read.
+    # Two processes: a client of a small stream must not wait until the bytes of the five thousand have been read.
     run.connect(server, "small", small, server.requests(streams), by="small")
     run.connect(server, "large", large, server.requests([STREAM]), by="large")
     run.warm_up(server, "small", streams, small, rounds=2, by="small")
@@ -113,7 +113,7 @@ def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
     run.receive({stream: others * behind}, 30.0, by="live")
     run.received(30.0, by="live")
     goals = [behind - at * behind // _CURSORS for at in range(_CURSORS)]
-    # The others were behind too, just now, and the pages that were read for them are still at hand.
+    # The live clients were behind a moment ago. Wait until the pages that were kept for them are dropped.
     sleep(KEEP_SECONDS + 1.0)
     before = server.counters()
     start = run.cpu(server)
@@ -150,17 +150,17 @@ def _replay(run: Run, *, behind: int, ring: int, stream: str) -> Metrics:
 
 
 def _publish_batch(run: Run, stream: str, count: int) -> list[int]:
-    """Publish messages in one go; the cursors from which so many, and nine tenths of them, and so on, are still to come."""
-    with closing(psycopg2.connect(run.database_url)) as connection, connection.cursor() as cursor:
+    """Publish ``count`` messages in one call. Returns cursors after which all of them, nine tenths, eight tenths, ... follow."""
+    with closing(psycopg2.connect(run.database_url)) as connection, connection.cursor() as database_cursor:
         connection.autocommit = True
-        cursor.execute("select pgbus.last_id(%s)", (stream,))
-        first = cursor.fetchone()
+        database_cursor.execute("select pgbus.last_id(%s)", (stream,))
+        first = database_cursor.fetchone()
         data = [stamps.data(FRAME, 0)] * count
-        cursor.execute("select pgbus.broadcast_many(%s, %s)", (stream, data))
-        cursor.execute(
+        database_cursor.execute("select pgbus.broadcast_many(%s, %s)", (stream, data))
+        database_cursor.execute(
             "select msg_id from pgbus.messages where stream = %s and msg_id > %s order by 1", (stream, first)
         )
-        ids = [first[0] if first else 0, *(row[0] for row in cursor.fetchall())]
+        ids = [first[0] if first else 0, *(row[0] for row in database_cursor.fetchall())]
     return [ids[at * count // _CURSORS] for at in range(_CURSORS)]
 
 

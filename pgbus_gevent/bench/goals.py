@@ -1,6 +1,6 @@
-"""What the delivery is to reach, as ratios between rows of one run or as bounds; told under each scenario's table.
+"""The goals of the delivery, as ratios between rows of one run or as bounds. They are printed below each scenario's table.
 
-They are about the scenarios at their usual size.
+They apply to scenarios at their default size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ME: Row = (OURS, "")
 
 
 class Goal(NamedTuple):
-    """``metric`` of ``row`` is ``at_most`` or ``at_least`` so much, or so many times that of ``other``."""
+    """A bound for ``metric`` of ``row``: ``at_most`` or ``at_least``, absolute, or as a multiple of the metric of ``other``."""
 
     scenario: str
     metric: str
@@ -74,7 +74,7 @@ GOALS = (
 
 
 class Outcome(NamedTuple):
-    """A goal, and what came of it: the median, over the runs, of the value or of the ratio of two rows of one run."""
+    """A goal and its result: the median, over the runs, of the value, or of the ratio of two rows of one run."""
 
     goal: Goal
     value: float
@@ -88,22 +88,22 @@ class Outcome(NamedTuple):
 
     def as_text(self) -> str:
         goal = self.goal
-        whose = f" of {' '.join(filter(None, goal.row))}" if goal.row != ME else ""
+        row = f" of {' '.join(filter(None, goal.row))}" if goal.row != ME else ""
         than = ""
         if goal.other is not None:
             named = goal.other_metric or ("" if goal.other != goal.row else goal.metric)
             than = f" × that of {' '.join(filter(None, goal.other))}" if not named else f" × {named}"
         bound = f"at most {number(goal.at_most)}" if goal.at_most is not None else f"at least {number(goal.at_least)}"
         verdict = "holds " if self.holds else "MISSES"
-        return f"  {verdict} {goal.metric}{whose}: {number(self.value)}{than} ({bound})"
+        return f"  {verdict} {goal.metric}{row}: {number(self.value)}{than} ({bound})"
 
     def as_json(self) -> dict[str, Any]:
-        told = {name: value for name, value in self.goal._asdict().items() if value is not None}
-        return {**told, "value": float(f"{self.value:.4g}"), "holds": self.holds}
+        found = {name: value for name, value in self.goal._asdict().items() if value is not None}
+        return {**found, "value": float(f"{self.value:.4g}"), "holds": self.holds}
 
 
 def judge(results: Sequence[Result], goals: Iterable[Goal] = GOALS) -> Iterator[Outcome]:
-    """What came of the goals for which there are results."""
+    """Yield the outcomes of the goals for which there are results."""
     rows = {(result.scenario, result.server, result.variant): result for result in results}
     for goal in goals:
         ours = rows.get((goal.scenario, *goal.row))

@@ -1,4 +1,4 @@
-"""Where scenarios run: a database, servers under test, clients and publishers, each started for one run and stopped after it."""
+"""The environment of a scenario: a database, and a server, clients and publishers that are started for each run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from . import machine
 from .program import ROOT, STARTING, BenchFailed, Program
 
 OURS = "pgbus"
-"""The name of our own server among those under test."""
+"""The name of our own server among the servers under test."""
 
 PEERS = ROOT / "benchmarks" / "peers"
-"""Where the adapters are, in a checkout. Each ``.py`` file is a program that serves as :mod:`.server` does."""
+"""The directory of the adapters in a checkout. Each ``.py`` file is a program that behaves like :mod:`.server`."""
 
 FRAME = 215
 """Bytes of a message on the wire, unless a scenario says otherwise."""
@@ -32,12 +32,12 @@ _GET = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{
 
 
 class Missing(Exception):
-    """A peer that is not installed; the message says how to install it."""
+    """A peer is not installed. The message says how to install it."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: None is what each scenario takes by itself."""
+    """The size of the scenarios. None is the default of each scenario."""
 
     clients: int | None = None
     messages: int | None = None
@@ -46,7 +46,7 @@ class Scale:
 
 @dataclass
 class Server:
-    """A server under test. ``database`` tells whether PostgreSQL works for it."""
+    """A server under test. ``database`` says whether it uses PostgreSQL, whose CPU time then counts."""
 
     program: Program
     pids: list[int]
@@ -58,7 +58,7 @@ class Server:
     database: bool = False
 
     def requests(self, streams: Sequence[str], *, since: Sequence[int] = ()) -> list[str]:
-        """What clients of these streams send; with cursors, one request for each of them."""
+        """Return the requests of clients of these streams. With the cursors ``since``, one request for each cursor."""
         if since:
             more = [f"Last-Event-ID: {cursor}\r\n" for cursor in since]
             return [_GET.format(path=self.path.format(stream=streams[0]), more=line) for line in more]
@@ -67,7 +67,7 @@ class Server:
     def job(
         self, streams: Sequence[str], messages: int, *, rate: float = 0.0, size: int = FRAME, commit: bool = False
     ) -> dict[str, Any]:
-        """A publisher's work, in the way of this server; with ``commit``, times count from the COMMIT where there is one."""
+        """Describe a publisher's work for this server. With ``commit``, times count from the COMMIT if the server has one."""
         return {
             "way": self.way,
             "options": {**self.options, "commit": True} if commit and self.way == "sql" else self.options,
@@ -78,17 +78,17 @@ class Server:
         }
 
     def counters(self) -> dict[str, float]:
-        """What our own server has counted."""
+        """Return the counters of our own server."""
         return self.program.call(30.0, do="counters")
 
     def memory(self) -> int:
-        """Bytes of its processes."""
+        """Return the memory of its processes in bytes."""
         return machine.memory(self.pids)
 
 
 @dataclass
 class Run:
-    """One run of a scenario with one server: what it needs, at the scale that was asked for."""
+    """One run of a scenario with one server: its size and its processes."""
 
     database_url: str
     postmaster: int | None
@@ -101,25 +101,25 @@ class Run:
     # scale
 
     def clients(self, usual: int) -> int:
-        """The number of clients that the scenario is about."""
+        """Return the number of clients, by default ``usual``."""
         return self.scale.clients or usual
 
     def beside(self, usual: int, of: int) -> int:
-        """A number that goes with it, ``usual`` beside ``of`` clients."""
+        """Return a number in proportion to the clients: ``usual`` if there are ``of`` clients."""
         return max(1, round(usual * self.clients(of) / of))
 
     def messages(self, usual: int) -> int:
-        """The number of messages."""
+        """Return the number of messages, by default ``usual``."""
         return self.scale.messages or usual
 
     def seconds(self, usual: float) -> float:
-        """How long what goes on at a rate is to go on."""
+        """Return the duration in seconds, by default ``usual``."""
         return self.scale.seconds or usual
 
     # parts
 
     def program(self, module: str, which: str = "") -> Program:
-        """One of our programs, which is started when it is first asked for; ``which`` tells several of one kind apart."""
+        """Return a running program of ours, and start it on the first call. ``which`` distinguishes several of one kind."""
         name = f"{module} {which}"
         if name not in self._programs:
             self._programs[name] = self._started(Program.module(module))
@@ -130,12 +130,12 @@ class Run:
         return program
 
     def serve(self, **settings: Any) -> Server:
-        """Start the server under test, ours with these settings. Raises :class:`Missing`."""
-        where = ["--database-url", self.database_url]
+        """Start the server under test. ``settings`` are for our own server. Raises :class:`Missing`."""
+        url = ["--database-url", self.database_url]
         if self.server_name == OURS:
-            program = Program.module("server", *where, "--settings", json.dumps(settings))
+            program = Program.module("server", *url, "--settings", json.dumps(settings))
         else:
-            program = Program(self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *where])
+            program = Program(self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *url])
         self._started(program)
         found = program.receive(STARTING)
         if "missing" in found:
@@ -154,7 +154,7 @@ class Run:
         by: str = "",
         reads: bool = True,
     ) -> float:
-        """Open connections, in the client process ``by``; the seconds until all were told that they are connected."""
+        """Open connections in the client process ``by``. Returns the seconds until the server had greeted all of them."""
         opening = {"group": group, "port": server.port, "count": count, "requests": requests, "reads": reads}
         self.receive({}, 60.0, by=by, open=[opening], marker=server.marker)
         opened = self.received(60.0, by=by)["groups"][group]
@@ -163,29 +163,29 @@ class Run:
         return float(opened["opened_in"])
 
     def receive(self, until: Mapping[str, int] | None, seconds: float, *, by: str = "", **more: Any) -> None:
-        """Have clients receive until they have it all (:meth:`.load.Load.run`); :meth:`received` tells what came."""
+        """Let the clients start to receive (:meth:`.load.Load.run`). :meth:`received` returns the result."""
         program = self.program("load", by)
         program.send(do="run", until=until, seconds=seconds, **more)
         program.receive(STARTING)
 
     def received(self, seconds: float, *, by: str = "") -> dict[str, Any]:
-        """What came, when it all has or the time is over."""
+        """Wait until the clients have everything or their time is over. Returns their report."""
         return self.program("load", by).receive(seconds + 30.0)
 
     def publish(self, *jobs: dict[str, Any], timeout: float = 120.0, **more: Any) -> dict[str, Any]:
-        """Have it published (:func:`.publisher.publish`)."""
+        """Run the jobs in a publisher process (:func:`.publisher.publish`)."""
         return self.program("publisher").call(timeout, do="publish", jobs=jobs, **more)
 
     def warm_up(
         self, server: Server, group: str, streams: Sequence[str], count: int, *, rounds: int = 5, by: str = ""
     ) -> None:
-        """A few messages that do not count, until each of ``count`` clients has had its share."""
+        """Publish a few messages that are not counted, and wait until all ``count`` clients have received them."""
         self.receive({group: rounds * count}, 20.0, by=by)
         self.publish(server.job(streams, rounds * len(streams)))
         self.received(20.0, by=by)
 
     def cpu(self, server: Server) -> Cpu:
-        """The CPU seconds until now, after what is still going on has settled."""
+        """Return the CPU seconds so far, after a pause in which work in progress can end."""
         sleep(_SETTLE)
         database = machine.cpu_of_family(self.postmaster) if self.postmaster and server.database else 0.0
         return Cpu(machine.cpu(server.pids), database)
@@ -202,7 +202,7 @@ class Cpu:
         return Cpu(self.server - other.server, self.database - other.database)
 
     def per_million(self, deliveries: int) -> dict[str, float]:
-        """Of the server, and with the database, for a million deliveries; the metrics of a row."""
+        """Return the metrics of a row: CPU seconds per million deliveries, of the server, and of server and database."""
         million = max(1, deliveries) / 1e6
         return {
             "cpu_per_million": self.server / million,
@@ -212,10 +212,10 @@ class Cpu:
 
 @contextmanager
 def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str, int | None]]:
-    """The database of the benchmark, with the schema in it, and the pid of its server.
+    """Yield the URL of a database with the schema, and the process id of its server.
 
-    Unless ``url`` has it, that is a fresh one, in a directory that is removed at the end: one below ``data_dir``, or where
-    the system has temporary files.
+    With ``url``, that is the given database, and the process id is None. Otherwise it is a new database in a directory that is
+    removed at the end, made below ``data_dir`` or in the system's directory for temporary files.
     """
     with ExitStack() as stack:
         pid = None
@@ -223,7 +223,7 @@ def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str
             directory = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="pgbus-bench-", dir=data_dir, ignore_cleanup_errors=True)
             )
-            Path(directory).chmod(0o711)  # where root runs this, the server is another user
+            Path(directory).chmod(0o711)  # if root runs this, the server runs as another user
             embedded = stack.enter_context(EmbeddedPostgres.open(directory, options={"max_connections": "300"}))
             url = embedded.url
             pid = int(next(Path(directory).glob("postgres-*/postmaster.pid")).read_text().split()[0])
@@ -237,5 +237,5 @@ def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str
 
 
 def adapters(directory: Path = PEERS) -> list[str]:
-    """The names of the peers that there are adapters for."""
+    """Return the names of the peers that have an adapter."""
     return sorted(path.stem for path in directory.glob("*.py"))

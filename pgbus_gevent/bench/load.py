@@ -1,6 +1,6 @@
-"""The clients: a process with thousands of connections, cheap enough not to be what is measured.
+"""The clients: a process with thousands of connections, cheap enough not to affect the measurement.
 
-One epoll loop, one buffer for all that is received; messages are counted and timed by the marks that they carry.
+It has one epoll loop and one receive buffer. Messages are counted and timed by the marks that they carry.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pgbus_gevent.bench import stamps
 from pgbus_gevent.bench.program import answer, serve
 
 WINDOW = 400
-"""Connections that are being opened at a time: below the backlog of every server, so that none waits for a SYN to be repeated."""
+"""The most connections that are being opened at a time. It is below every server's backlog, so that no SYN has to be repeated."""
 
 _BUFFER = 256 * 1024
-_RESET = struct.pack("ii", 1, 0)  # no TIME_WAIT: ten thousand of them would take the ports that the next run needs
+_RESET = struct.pack(
+    "ii", 1, 0
+)  # avoids TIME_WAIT, in which ten thousand sockets would hold the ports for the next run
 _HEAD_LIMIT = 8192
 
 
@@ -34,7 +36,7 @@ class Group:
         self.reset()
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Set all counts to zero."""
         self.opened = 0
         self.opened_at = 0.0
         self.caught = 0
@@ -42,13 +44,13 @@ class Group:
         self.frames = 0
         self.bytes = 0
         self.last = 0
-        self.ages: dict[int, list[int]] = {}  # by the message's stamp, in the order of the receipts
+        self.ages: dict[int, list[int]] = {}  # by the message's time stamp, in the order of receipt
         self.at_start = [connection.frames for connection in self.connections]
 
     def report(self, began: float, ages: bool) -> dict[str, Any]:
-        """What came since the last reset; times in milliseconds, but for ``…_in`` (seconds) and ``last`` (a stamp).
+        """Report what came since the last reset. Times are in milliseconds, except ``…_in`` (seconds) and ``last`` (a time stamp).
 
-        With ``ages`` also, by the stamp of each message, how many microseconds old it was at each receipt.
+        With ``ages``, also report the age of each message in microseconds at each receipt, by the message's time stamp.
         """
         each = [c.frames - (self.at_start[n] if n < len(self.at_start) else 0) for n, c in enumerate(self.connections)]
         return {
@@ -68,7 +70,7 @@ class Group:
 
 
 class Connection:
-    """One client. ``head`` is what came before it was open, None from then on; with ``goal`` messages it has caught up."""
+    """One client. ``head`` is the response so far, None once the client is open. With ``goal`` messages it has caught up."""
 
     __slots__ = ("frames", "goal", "group", "head", "reads", "sock")
 
@@ -104,17 +106,17 @@ class Load:
         timed: bool = True,
         ages: bool = False,
     ) -> dict[str, Any]:
-        """Open connections and receive, until each group of ``until`` has so many frames, and of each of ``caught_up`` so many
-        clients have caught up, and all are open; or until nothing has come for ``quiet`` seconds after something has.
+        """Open connections and receive, for at most ``seconds``. Answers twice: when it begins, and with the report.
 
-        Without any for all the ``seconds``, else for as many at the most. ``marker`` is what a response has in it
-        once its client is connected. Answers twice: as it begins, and with what came.
+        It ends earlier once all connections are open and each group has the number of frames in ``until`` and the number of
+        clients in ``caught_up`` that have caught up, or once nothing has come for ``quiet`` seconds after something has.
+        ``marker`` is the text in a response that shows that its client is connected.
         """
         self._marker = marker.encode()
         for group in self._groups.values():
             group.reset()
-        for wish in open:
-            self._plan(**wish)
+        for opening in open:
+            self._plan(**opening)
         self._pending.reverse()
         answer(running=True)
         began, cpu = monotonic(), process_time()
@@ -202,7 +204,7 @@ class Load:
         connection.head += more
         if self._marker in connection.head:
             if not connection.head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"refused: {connection.head[:200]!r}")
+                raise RuntimeError(f"the server refused a client: {connection.head[:200]!r}")
             connection.head = None
             self._opening -= 1
             connection.group.opened += 1
@@ -210,7 +212,7 @@ class Load:
             if not connection.reads:
                 self._epoll.unregister(connection.sock.fileno())
         elif len(connection.head) > _HEAD_LIMIT:
-            raise RuntimeError(f"not the answer that was expected: {connection.head[:200]!r}")
+            raise RuntimeError(f"the server's response does not contain the marker: {connection.head[:200]!r}")
 
     def _lose(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor)
@@ -221,7 +223,7 @@ class Load:
         connection.sock.close()
 
     def close(self, *, group: str) -> dict[str, Any]:
-        """Leave, all of a group."""
+        """Close all connections of a group."""
         for connection in self._groups.pop(group).connections:
             if self._connections.pop(connection.sock.fileno(), None) is not None:
                 connection.sock.close()
@@ -229,7 +231,7 @@ class Load:
 
 
 def _time(group: Group, buffer: bytearray, size: int, now: int) -> None:
-    """Note how old each message in the buffer is; one that is split over two reads is left out."""
+    """Record the age of each message in the buffer. A time stamp that is split over two reads is skipped."""
     at = buffer.find(stamps.MARK, 0, size)
     while 0 <= at < size - stamps.DIGITS:
         stamp = int(buffer[at + 1 : at + 1 + stamps.DIGITS])
@@ -238,7 +240,7 @@ def _time(group: Group, buffer: bytearray, size: int, now: int) -> None:
 
 
 def percentiles(values: list[int]) -> dict[str, float]:
-    """p50, p90, p99 and max of microseconds, in milliseconds."""
+    """Return p50, p90, p99 and max in milliseconds, of values in microseconds."""
     if not values:
         return {}
     ordered = sorted(values)
@@ -248,7 +250,7 @@ def percentiles(values: list[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Do what comes on stdin."""
+    """Run the commands that come on stdin."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     load = Load()

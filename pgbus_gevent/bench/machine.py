@@ -1,4 +1,4 @@
-"""What the machine tells of processes: CPU, memory, sockets. From /proc, so for Linux alone."""
+"""Figures about processes: CPU, memory, sockets. They come from /proc, so this works only on Linux."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(pids: Iterable[int]) -> float:
-    """CPU seconds that the processes have taken so far."""
+    """Return the CPU seconds that the processes have used so far."""
     return sum(sum(_times(pid)[:2]) for pid in pids) / _TICK
 
 
 def cpu_of_family(parent: int) -> float:
-    """CPU seconds of a process and its children so far, those that have ended included."""
+    """Return the CPU seconds of a process and its children so far, including children that have ended."""
     children = sum(sum(_times(pid)[:2]) for pid in _children(parent))
     return (sum(_times(parent)) + children) / _TICK
 
 
 def _times(pid: int) -> list[int]:
-    """utime, stime, cutime, cstime; nothing for a process that is gone."""
+    """Return utime, stime, cutime and cstime; empty for a process that has ended."""
     return [int(value) for value in _stat(pid)[11:15]]
 
 
 def _stat(pid: int | str) -> list[str]:
     try:
-        # The second field is the program's name, in brackets and with whatever it likes in it.
+        # The second field is the program's name in brackets. The name may contain spaces and brackets.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
@@ -43,7 +43,7 @@ def _children(parent: int) -> list[int]:
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Bytes of memory of the processes, what they share with others in proportion (PSS)."""
+    """Return the memory of the processes in bytes, with a proportional share of shared pages (PSS)."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -53,19 +53,19 @@ def memory(pids: Iterable[int]) -> int:
 
 
 def socket_memory(port: int) -> int | None:
-    """Bytes that the kernel holds in the sockets of a server's port; None where ``ss`` is not to be had."""
+    """Return the bytes that the kernel holds in the sockets of a server's port, or None if ``ss`` is not available."""
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             ["ss", "-tmnH", "state", "established", f"sport = :{port}"], capture_output=True, text=True, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # What waits to be read and to be acknowledged, as the kernel accounts for it: skmem:(r…,rb…,t…,tb…,f…,w…,…).
-    return sum(int(size) for size in re.findall(r"\(r(\d+),", told) + re.findall(r",w(\d+),", told))
+    # The bytes that wait to be read (r) and to be acknowledged (w), as the kernel counts them: skmem:(r…,rb…,t…,tb…,f…,w…,…).
+    return sum(int(size) for size in re.findall(r"\(r(\d+),", output) + re.findall(r",w(\d+),", output))
 
 
 def describe() -> dict[str, Any]:
-    """What to say of the machine beside results."""
+    """Return the facts about the machine that are shown with the results."""
     model = next(
         (
             line.partition(":")[2].strip()

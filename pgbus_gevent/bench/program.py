@@ -1,7 +1,7 @@
 """Processes that take commands as lines of JSON on stdin and answer with lines of JSON on stdout.
 
-:class:`Program` is the side of who starts one, :func:`commands` and :func:`answer` are the program's. It ends when its stdin
-does, so nothing stays behind when the one who started it is gone, however it went.
+The parent uses :class:`Program`; the process itself uses :func:`commands` and :func:`answer`. The process ends when its stdin
+ends, so nothing is left running if the parent is killed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import gevent
 from ..errors import PgbusError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-"""Where the package is, for processes that have to find it too."""
+"""The directory that contains the package; it is put on the PYTHONPATH of the programs."""
 
 STARTING = 60.0
-"""Seconds that a program may take until its first answer."""
+"""The most seconds until a program's first answer."""
 
 _ENDING = 10.0
 
 
 class BenchFailed(PgbusError):
-    """A process of the benchmark did not do what it was to do."""
+    """A process of the benchmark failed, or did not answer."""
 
 
 class Program:
-    """A running program; ``name`` is for messages. The calls give way, and raise :class:`BenchFailed` after ``timeout`` seconds."""
+    """A running program. ``name`` is for messages. Calls let other greenlets run, and raise :class:`BenchFailed` after ``timeout``
+    seconds."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
@@ -44,50 +45,52 @@ class Program:
             text=True,
             bufsize=1,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # so that Ctrl-C is for the benchmark alone, which then ends them in order
+            start_new_session=True,  # Ctrl-C must reach only the benchmark, which then ends the programs in order
         )
         self.pid = self._process.pid
 
     @classmethod
     def module(cls, name: str, *arguments: str) -> Program:
-        """The module of this package, in a Python of its own."""
+        """Run a module of this folder in another Python process."""
         return cls(name, [sys.executable, "-m", f"{__package__}.{name}", *arguments])
 
     def call(self, timeout: float, **command: Any) -> dict[str, Any]:
-        """Give a command and wait for its answer."""
+        """Send a command and wait for its answer."""
         self.send(**command)
         return self.receive(timeout)
 
     def send(self, **command: Any) -> None:
-        """Give a command."""
+        """Send a command."""
         try:
             _stdin(self._process).write(json.dumps(command) + "\n")
         except OSError:
-            pass  # it has ended, which the missing answer tells
+            pass  # the program has ended; receive() reports that
 
     def receive(self, timeout: float) -> dict[str, Any]:
-        """The next answer."""
+        """Wait for the next answer."""
         line = None
         with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # False: end the block without an exception
             line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             why = f"gave no answer within {timeout:g} s" if line is None else "has ended"
-            raise BenchFailed(f"the benchmark's process {self.name!r} {why}; what it said on stderr tells more")
+            raise BenchFailed(f"the benchmark's process {self.name!r} {why}; see its messages on stderr")
         try:
             found: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise BenchFailed(f"the benchmark's process {self.name!r} said {line[:200]!r}") from None
+            raise BenchFailed(
+                f"the benchmark's process {self.name!r} answered {line[:200]!r}, which is not JSON"
+            ) from None
         if "error" in found:
             raise BenchFailed(f"the benchmark's process {self.name!r} failed: {found['error']}")
         return found
 
     def close(self) -> None:
-        """End it: by the end of its stdin, or else by force. May be called again."""
+        """End the program: close its stdin, and kill it if that is not enough. Idempotent."""
         if self._process.stdin and not self._process.stdin.closed:
             try:
                 self._process.stdin.close()
             except OSError:
-                pass  # what was still to be written to it is of no use any more
+                pass  # the program has ended, and the buffered commands with it
         for end in (self._process.terminate, self._process.kill):
             try:
                 self._process.wait(_ENDING)
@@ -104,22 +107,22 @@ def _stdin(process: subprocess.Popen[str]) -> Any:
     return process.stdin
 
 
-# the program's side
+# in the program
 
 
 def commands(source: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The commands, until there are no more."""
+    """Yield the commands until the end of the input, by default stdin."""
     for line in sys.stdin if source is None else source:
         yield json.loads(line)
 
 
 def answer(**found: Any) -> None:
-    """Answer one."""
+    """Answer a command."""
     print(json.dumps(found), flush=True)
 
 
 def serve(doings: dict[str, Callable[..., dict[str, Any]]]) -> None:
-    """Do what is asked for, ``do`` being its name, until there is nothing more to do."""
+    """Run the function that each command names in ``do``, and answer with its result, until stdin ends."""
     for command in commands():
         try:
             answer(**doings[command.pop("do")](**command))

@@ -1,7 +1,7 @@
-"""The publishers: a process that publishes at a rate, or as fast as it can, in the way that the server under test has it.
+"""The publishers: a process that publishes at a rate or as fast as it can, in the way of the server under test.
 
-``sql`` calls a statement with a stream's name and data, each in a transaction of its own; ``http`` POSTs the data; ``raw``
-writes frames to a socket.
+``sql`` runs a statement with a stream's name and data in one transaction each. ``http`` POSTs the data. ``raw`` writes frames to
+a socket.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pgbus_gevent.bench.load import percentiles
 from pgbus_gevent.bench.program import serve
 
 Publish = Callable[[str, str], int]
-"""Publishes data to a stream; when that began to count (a stamp)."""
+"""Publishes data to a stream. Returns the time stamp from which the latency counts."""
 
 
 def by_sql(url: str, statement: str, commit: bool = False) -> Publish:
-    """With ``commit`` it counts from the COMMIT, which is then a call of its own."""
+    """Publish by SQL. With ``commit``, the latency counts from the COMMIT, which is then a separate call."""
     connection = psycopg2.connect(url)
     connection.autocommit = not commit
     cursor = connection.cursor()
@@ -44,7 +44,7 @@ def by_sql(url: str, statement: str, commit: bool = False) -> Publish:
 def by_http(port: int, path: str) -> Publish:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client sends head and body apart
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client sends head and body separately
 
     def publish(stream: str, data: str) -> int:
         began = stamps.now()
@@ -76,7 +76,7 @@ WAYS: dict[str, Callable[..., Publish]] = {"sql": by_sql, "http": by_http, "raw"
 
 
 class Job:
-    """One publisher: ``messages`` to the streams in turn, at ``rate`` a second (0: as fast as it can), after ``delay`` seconds."""
+    """One publisher: ``messages`` to the streams in turn, ``rate`` per second (0: as fast as it can), after ``delay`` seconds."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Job:
         self.error: Exception | None = None
 
     def run(self, barrier: threading.Barrier) -> None:
-        """Publish; what goes wrong is kept in ``error``."""
+        """Publish. An exception is kept in ``error``."""
         barrier.wait()
         began = monotonic() + self._delay
         try:
@@ -107,17 +107,17 @@ class Job:
                 if self._rate:
                     sleep(max(0.0, began + n / self._rate - monotonic()))
                 stamp = stamps.now()
-                counts = self._publish(self._streams[n % len(self._streams)], stamps.data(self._size, stamp))
+                began_to_count = self._publish(self._streams[n % len(self._streams)], stamps.data(self._size, stamp))
                 self.calls.append(stamps.now() - stamp)
-                self.offsets[stamp] = counts - stamp
+                self.offsets[stamp] = began_to_count - stamp
         except Exception as error:
             self.error = error
 
 
 def publish(*, jobs: Sequence[dict[str, Any]], offsets: bool = False) -> dict[str, Any]:
-    """Run the jobs, each in a thread of its own; when it began (a stamp), how long it took, how long one call takes.
+    """Run the jobs, each in its own thread. Returns the time stamp of the start, the duration, and the percentiles of a call.
 
-    With ``offsets`` also, by the stamp of each message, how many microseconds after it the message began to count.
+    With ``offsets``, also returns, by the time stamp of each message, how many microseconds later its latency began to count.
     """
     made = [Job(**job) for job in jobs]
     barrier = threading.Barrier(len(made) + 1)

@@ -1,4 +1,4 @@
-"""The scenario about publishers: how many appends a second the database takes, by the way in which they are made."""
+"""The scenario about publishers: how many appends per second the database takes, for different ways to publish."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _publish(run: Run, statement: str, publishers: int, **more: Any) -> dict[str
 
 
 def _delivered(run: Run, publishers: int) -> Metrics:
-    """The same with a client on each stream: whether the delivery keeps up."""
+    """Run the crowd with a client on each stream, to see whether the delivery keeps up."""
     streams = [f"bench:{n}" for n in range(publishers)]
     server = run.serve()
     run.connect(server, "all", publishers, server.requests(streams))
@@ -110,7 +110,7 @@ def _delivered(run: Run, publishers: int) -> Metrics:
 
 PUBLISH = Scenario(
     "publish",
-    "N publishers on N streams, or one, each as fast as it can; the appends a second that come of it",
+    "appends per second of N publishers on N streams, or of one, each as fast as it can",
     publish,
     ("publishers", "listeners", "appends_per_second", "call_p50", "call_p99", "lost", "p50", "p99", "all_after_ms"),
 )

@@ -1,4 +1,4 @@
-"""Results for people: tables with aligned columns. The numbers of a row are the medians of its runs."""
+"""The results as tables with aligned columns. The numbers in a row are the medians of its runs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TITLES = {
     "p99": "p99 ms",
     "max": "max ms",
 }
-"""The columns' titles, by metric; one that is not here is its own, with spaces."""
+"""The titles of the columns, by metric. A metric that is not listed is its own title, with spaces."""
 
 
 @dataclass
 class Result:
-    """A row: what runs of a scenario gave, with one server and in one variant of it."""
+    """A row: the runs of a scenario with one server, in one variant."""
 
     scenario: str
     server: str
@@ -48,7 +48,7 @@ class Result:
 
     @property
     def metrics(self) -> Metrics:
-        """The medians; a metric that some run did not have is left out."""
+        """The medians. A metric that is missing in any run is left out."""
         names = [name for name in self.runs[0] if all(run.get(name) is not None for run in self.runs)]
         return {name: median(run[name] for run in self.runs) for name in names}
 
@@ -60,7 +60,7 @@ class Result:
 
 
 def table(results: Iterable[Result], columns: Sequence[str]) -> str:
-    """One scenario's rows, under a line of titles."""
+    """Return the rows of one scenario below a line of titles."""
     lines = [["", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]]
     for result in results:
         metrics = result.metrics
@@ -73,7 +73,7 @@ def table(results: Iterable[Result], columns: Sequence[str]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count, and thousands apart."""
+    """Format a value with three significant digits and separated thousands."""
     if value is None:
         return "-"
     if isinstance(value, int) or value == 0 or abs(value) >= 100:

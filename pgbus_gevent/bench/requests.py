@@ -1,4 +1,4 @@
-"""The scenario of requests that are no streams: one after the other on a kept connection, as a proxy or a publisher sends them."""
+"""The scenario of short requests, one after another on a persistent connection, as a proxy or a publisher sends them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _exchange(sock: socket.socket, request: bytes) -> None:
     while True:
         data = sock.recv(65536)
         if not data:
-            raise BenchFailed("the server closed a connection that was to be kept")
+            raise BenchFailed("the server closed a persistent connection")
         answer += data
         head, found, body = answer.partition(b"\r\n\r\n")
         if found and len(body) >= _length(head):
@@ -64,7 +64,7 @@ def _length(head: bytes) -> int:
 
 REQUESTS = Scenario(
     "requests",
-    "health checks, and broadcasts over HTTP, one after the other on one kept connection: from the request to its answer",
+    "health checks, and broadcasts over HTTP, one after another on a persistent connection: from request to answer",
     requests,
     ("answers", "answers_per_second", *LATENCIES),
 )

@@ -1,4 +1,4 @@
-"""The scenario about time: a steady flow of messages that are kept for a minute, and whether anything grows."""
+"""The scenario about long runs: messages come steadily and are kept for a minute. Does anything grow?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scenarios import Metrics, Rows, Scenario
 RATE = 1000.0
 _PUBLISHERS = 8
 _RETENTION, _STEP, _WARM_UP = 60.0, 10.0, 300.0
-_ASKED = 20  # times that each read is made for one sample
+_ASKED = 20  # reads of each kind for one sample
 _PAGE = 500
 
 _SIZES = """
@@ -30,7 +30,7 @@ select pg_table_size('pgbus.messages') / 1e6, pg_indexes_size('pgbus.messages') 
 
 
 class Sample(NamedTuple):
-    """What was found at one time; ``…_batches`` and ``…_seconds`` are from the beginning."""
+    """The figures at one time. ``…_batches`` and ``…_seconds`` count from the start of the server."""
 
     published_per_second: float
     table_mb: float
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
 def retention(run: Run) -> Rows:
     seconds = run.seconds(1800.0)
-    # What is tried in less than half an hour has less of everything.
+    # A shorter run has a shorter retention and shorter steps.
     kept, step = max(1.0, min(_RETENTION, seconds / 5)), min(_STEP, seconds / 6)
     streams = [f"bench:{n}" for n in range(run.clients(200))]
     server = run.serve(retention=kept, prune_interval=kept / 6)
@@ -67,7 +67,7 @@ def retention(run: Run) -> Rows:
 
 
 def _step(run: Run, server: Server, database: Database, streams: Sequence[str], step: float) -> Sample:
-    """Publish for so long, and look at everything in the midst of it."""
+    """Publish for ``step`` seconds, and take a sample in the middle."""
     messages = max(1, round(RATE * step / _PUBLISHERS))
     jobs = [
         {**server.job(streams[n::_PUBLISHERS] or streams, messages, rate=RATE / _PUBLISHERS), "delay": n / RATE}
@@ -92,7 +92,7 @@ def _step(run: Run, server: Server, database: Database, streams: Sequence[str], 
 
 
 def _time(ask: Callable[[str], Any], streams: Sequence[str]) -> float:
-    """The median of the milliseconds that asking about one of the streams takes."""
+    """Return the median duration, in milliseconds, of ``ask`` for one stream."""
     found = []
     for stream in streams:
         began = monotonic()
@@ -120,7 +120,7 @@ def _empty(run: Run) -> None:
 
 RETENTION = Scenario(
     "retention",
-    "1,000 messages a second, each kept for a minute, for half an hour: does anything grow? (only where it is named)",
+    "1,000 messages a second, each kept for a minute, for half an hour: does anything grow? (runs only if it is named)",
     retention,
     (
         *("published_per_second", "rows", "dead_rows", "table_mb", "index_mb", "horizons_kb"),

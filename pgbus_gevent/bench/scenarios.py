@@ -1,4 +1,4 @@
-"""The scenarios that every server can run: idle, fanout, paced; and the list of all."""
+"""The type of a scenario, and the scenarios that every server can run: idle, fanout, paced."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .load import percentiles
 
 Metrics = dict[str, float]
 Rows = dict[str, Metrics]
-"""The metrics of one run, by what distinguishes its rows; "" where there is one."""
+"""The metrics of one run, by the variant of each row; "" if there is only one row."""
 
 STREAM = "bench:one"
 
 
 class Scenario(NamedTuple):
-    """``peers`` tells whether other servers can run it too; ``columns`` are the metrics of a row, in order.
+    """``peers`` says whether other servers can run it too. ``columns`` are the metrics of a row, in order.
 
-    Without ``usual`` it runs only where it is asked for by name.
+    If ``usual`` is False, it runs only if it is named.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Scenario(NamedTuple):
 def idle(run: Run) -> Rows:
     count, seconds = run.clients(10_000), run.seconds(20.0)
     server = run.serve()
-    run.connect(server, "first", 10, server.requests([STREAM]))  # what is made once is not to be counted
+    run.connect(server, "first", 10, server.requests([STREAM]))  # so that one-time allocations are not counted
     sleep(0.5)
     before, start = server.memory(), run.cpu(server)
     opened_in = run.connect(server, "all", count, server.requests([STREAM]))
@@ -113,7 +113,7 @@ LATENCIES = ("p50", "p90", "p99", "max")
 
 IDLE = Scenario(
     "idle",
-    "N connections without messages: memory of the server for each, time to open them, CPU with heartbeats",
+    "N connections without messages: the server's memory for each, the time to open them, CPU with heartbeats",
     idle,
     ("clients", "open_s", "open_cpu_s", "kb_per_client", "cpu_percent", "load_cpu_percent"),
     peers=True,
@@ -127,7 +127,7 @@ FANOUT = Scenario(
 )
 PACED = Scenario(
     "paced",
-    "20 messages a second on one stream with N clients: from the COMMIT, or else the call of the publisher, to the receipt",
+    "20 messages a second on one stream with N clients: from the COMMIT, or the publisher's call without one, to the receipt",
     paced,
     (
         *("clients", "deliveries", "lost", "publish_p50", "first_p50", *LATENCIES),

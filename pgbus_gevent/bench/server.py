@@ -1,6 +1,6 @@
-"""The server under test: the smallest real program on an Instance, its application and its server.
+"""The server under test: a minimal program with an Instance, its application and its server.
 
-Tells where it is on stdout, and answers ``counters`` with what its parts counted; see :mod:`.program`.
+It prints its address on stdout, and answers each command with the counters of its parts; see :mod:`.program`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from gevent import monkey
 
 if __name__ == "__main__":
-    # Before everything else is imported: what was imported unpatched stays so.
+    # Before other imports, because modules that were imported unpatched keep unpatched functions.
     monkey.patch_all()
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
         database_url=arguments.database_url,
         secret=("the secret of the benchmark",),
         public=("bench:*",),
-        # As many as this machine allows, without a word that it allows no more.
+        # As many as the machine allows, so that the Instance does not warn about the limit.
         **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
     )
     instance = Instance(settings).start()
@@ -60,7 +60,7 @@ def main() -> None:
         options={"url": arguments.database_url, "statement": STATEMENT},
         database=True,
     )
-    # A patched process reads its stdin in a thread; this way it is the event loop that waits for it.
+    # In a patched process, sys.stdin is read in a thread. With this file, the event loop waits for input.
     for _ in commands(FileObjectPosix(sys.stdin.fileno(), "r", close=False)):
         answer(**counters(instance))
     server.close()
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def counters(instance: Instance) -> dict[str, Any]:
-    """What the parts have counted since they started."""
+    """Return the counters of the parts since their start."""
     return {
         "connections": len(instance.registry),
         "queries": instance.reader.reads,
