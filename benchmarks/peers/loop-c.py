@@ -19,7 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pgbus-bench-loop-") as directory:
         program = Path(directory, "loop")
         subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("loop.c")], check=True)
-        # Its stdin is a pipe of ours that says nothing: it ends with us.
+        # Its stdin is a pipe to which we write nothing. The pipe ends with this process, and so does the program.
         with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stdin is not None
             port = int(process.stdout.readline())

@@ -18,7 +18,7 @@
 static const char HEAD[] = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
 
 static int subscribers[MOST], count;
-static int place[MOST]; /* of a descriptor among the subscribers, or -1 */
+static int place[MOST]; /* index of a descriptor in subscribers, or -1 */
 static int publisher = -1;
 static char waiting[ROOM];
 static size_t held;
@@ -106,7 +106,7 @@ int main(void) {
         for (int n = 0; n < ready; n++) {
             int descriptor = events[n].data.fd;
             if (descriptor == 0)
-                return 0; /* stdin has ended, and so do we */
+                return 0; /* stdin has ended */
             if (descriptor != listener) {
                 readable(descriptor);
             } else if ((descriptor = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {

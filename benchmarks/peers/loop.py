@@ -1,6 +1,6 @@
-"""The yardstick: a bare Python loop of non-blocking ``send`` on all sockets, no HTTP, no database, no care for slow clients.
+"""The yardstick: a bare Python loop of non-blocking ``send`` on all sockets, without HTTP, database or care for slow clients.
 
-Takes subscribers (``GET``) and one kind of publisher (``PUB``, then frames, each after its length in four bytes) on one port.
+Subscribers (``GET``) and publishers (``PUB``, then frames, each preceded by its length in four bytes) connect to one port.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""nginx with nchan, one worker: started on a configuration of its own in a temporary directory, stopped when stdin ends."""
+"""Runs nginx with nchan and one worker, with a configuration in a temporary directory, until stdin ends."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def main() -> None:
         answer(missing="apt-get install nginx-light libnginx-mod-nchan")
         return
     with tempfile.TemporaryDirectory(prefix="pgbus-bench-nchan-") as directory:
-        Path(directory).chmod(0o755)  # the worker is another user where root starts it
+        Path(directory).chmod(0o755)  # if root starts nginx, the worker runs as another user
         port = free_port()
         configuration = Path(directory, "nginx.conf")
         configuration.write_text(CONFIGURATION.format(module=module, directory=directory, port=port))
@@ -86,7 +86,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return when it accepts connections."""
+    """Wait until the server accepts connections. Raises OSError."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -99,7 +99,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def children(parent: int) -> list[int]:
-    """The processes that it started, its workers."""
+    """Return the child processes of nginx, which are its workers."""
     found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(pid) for pid in found]
 

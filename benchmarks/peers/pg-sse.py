@@ -1,4 +1,4 @@
-"""pg-sse, its documented set-up: a table with its trigger, a Starlette route under uvicorn, reads on a pool of connections."""
+"""Runs pg-sse in its documented setup: a table with its trigger, a Starlette route under uvicorn, reads on a connection pool."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def serve(server: Any, sock: socket.socket, port: int, url: str) -> None:
 
 def stop_at_the_end(server: Any) -> None:
     sys.stdin.read()
-    # Its streams never end by themselves, and nobody is there any more to be told goodbye.
+    # Exits at once: pg-sse's streams never end by themselves, and no clients are left.
     os._exit(0)
 
 
