@@ -1,7 +1,7 @@
-"""What ``serve`` shows without an application: a departures board of real flights, and a lab to try the product in.
+"""The demo, which ``serve`` shows without an application: a departures board of real flights, and a lab.
 
-``flights`` holds the data, ``schedule`` turns it into a timeline, ``board`` keeps the board in PostgreSQL, ``replayer`` moves it
-on and publishes each change, ``departures`` is its page. ``lab`` is the second page, with ``answers``, which are written word by
-word, and ``visitors``, who is here and who may see what. ``pages`` has what both pages need, ``site`` puts it all together.
-Nothing here is imported by the rest of the package but ``serve``.
+For the board, ``flights`` holds the data, ``schedule`` turns it into a timeline, ``board`` keeps the board in PostgreSQL,
+``replayer`` updates it and publishes each change, and ``departures`` is the page. For the lab, ``lab`` is the page, ``answers``
+writes answers word by word, and ``visitors`` holds the users, their rights and their presence. Both pages use ``pages``, and
+``site`` puts everything together. In the package, only ``serve`` imports this folder.
 """

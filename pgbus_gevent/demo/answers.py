@@ -1,7 +1,7 @@
-"""An answer that is written word by word, in PostgreSQL: by one process at a time, and to its end whichever process goes.
+"""An answer that is written word by word. One process writes at a time; if it ends, another process continues.
 
-A step publishes the next word and moves ``written`` on in one transaction that has the answer's row locked. So each word
-is published once, whoever does it, and a page that follows the stream from the answer's first message has them all.
+Each step locks the answer's row, publishes the next word and increases ``written``, in one transaction. So each word is
+published once, by any process, and a page that follows the stream from the answer's first message gets all words.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 STREAM = "demo:answer"
 
 PACE = 0.14
-"""Seconds from word to word."""
+"""Seconds between two words."""
 LEASE = 3
-"""Seconds for which who wrote the last word keeps the others off the answer."""
+"""Seconds after a word in which only the same process may write the next one."""
 FRESH = "30 minutes"
-"""For how long an answer is shown; its messages have to be retained for as long."""
+"""How long an answer is shown. Its messages must be retained as long."""
 
 
 class Topic(NamedTuple):
-    """A question that can be asked, and what is answered: out of books that are in the public domain."""
+    """A question that visitors can ask, and its answer, from a book in the public domain."""
 
     question: str
     source: str
@@ -38,7 +38,7 @@ class Topic(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """What is published, one by one."""
+        """The words that are published one by one."""
         return self.text.split()
 
 
@@ -69,7 +69,7 @@ TOPICS = {
 }
 
 _TABLES = """
-select pg_advisory_xact_lock(hashtext('pgbus_gevent.demo'));  -- "if not exists" alone fails when two make it at once
+select pg_advisory_xact_lock(hashtext('pgbus_gevent.demo'));  -- without it, two concurrent "create ... if not exists" can fail
 create table if not exists demo_answers (
     id bigint generated always as identity primary key,
     topic text not null,
@@ -112,7 +112,7 @@ log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """The answer that is shown, finished or not. ``before`` is the cursor of who wants all of its messages."""
+    """The answer that is shown, finished or not. ``before`` is the cursor after which all of its messages follow."""
 
     id: int
     topic: str
@@ -125,36 +125,36 @@ class Answer(NamedTuple):
         return self.written >= self.words
 
 
-def prepare(cursor: Any) -> None:
-    """Make the table, where it is missing."""
-    cursor.execute(_TABLES)
+def prepare(database_cursor: Any) -> None:
+    """Make the table if it is missing."""
+    database_cursor.execute(_TABLES)
 
 
-def latest(cursor: Any) -> Answer | None:
-    """The newest answer, if it is not too old to be shown."""
-    cursor.execute(_LATEST, {"fresh": FRESH, "stream": STREAM})
-    row = cursor.fetchone()
+def latest(database_cursor: Any) -> Answer | None:
+    """Return the newest answer, or None if there is none or it is older than :data:`FRESH`."""
+    database_cursor.execute(_LATEST, {"fresh": FRESH, "stream": STREAM})
+    row = database_cursor.fetchone()
     return row and Answer(*row)
 
 
-def start(cursor: Any, topic: str) -> bool:
-    """Begin an answer in the caller's transaction; False while another one is being written."""
+def start(database_cursor: Any, topic: str) -> bool:
+    """Start an answer in the caller's transaction. Returns False if another one is being written."""
     words = len(TOPICS[topic].words)
-    cursor.execute("delete from demo_answers where started_at < now() - interval '1 day'")
-    cursor.execute(_START, {"topic": topic, "words": words})
-    row = cursor.fetchone()
+    database_cursor.execute("delete from demo_answers where started_at < now() - interval '1 day'")
+    database_cursor.execute(_START, {"topic": topic, "words": words})
+    row = database_cursor.fetchone()
     if row is None:
         return False
     data = json.dumps({"answer": row[0], "topic": topic, "words": words})
-    cursor.execute(_FIRST, {"stream": STREAM, "data": data, "id": row[0]})
+    database_cursor.execute(_FIRST, {"stream": STREAM, "data": data, "id": row[0]})
     return True
 
 
 class Writer:
-    """Writes what has been asked, in a greenlet of its own while there is something to write.
+    """Writes the answer, in a greenlet that runs while there are words to write.
 
-    :meth:`wake` may be called at any time, in any number of processes: one writes, and when that one is gone, the next that
-    is woken goes on.
+    :meth:`wake` may be called at any time, in any number of processes. One process writes. If it ends, the next process that is
+    woken continues.
     """
 
     def __init__(self, bus: Bus, *, pace: float = PACE) -> None:
@@ -165,12 +165,12 @@ class Writer:
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def wake(self) -> None:
-        """See to it that the answer is being written."""
+        """Start to write if there is an answer to write."""
         if not self._stopping.is_set() and (self._greenlet is None or self._greenlet.ready()):
             self._greenlet = gevent.spawn(self._run)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Write no more; another process can go on at once."""
+        """Stop writing, within ``timeout`` seconds. Another process can continue at once."""
         self._stopping.set()
         if self._greenlet is not None:
             self._greenlet.join(timeout)
@@ -183,30 +183,30 @@ class Writer:
                     self._release()
                     return
         except PgbusError as error:
-            log.warning("the answer is left to whoever is woken next: %s", error)
+            log.warning("stopped writing the answer; the next process that is woken continues: %s", error)
 
     def step(self) -> bool:
-        """Publish the next word; False where there is none, or another process is at it."""
-        with self._bus.transaction() as cursor:
-            cursor.execute(_TAKE, {"owner": self._owner})
-            row = cursor.fetchone()
+        """Publish the next word. Returns False if there is no further word, or another process writes the answer."""
+        with self._bus.transaction() as database_cursor:
+            database_cursor.execute(_TAKE, {"owner": self._owner})
+            row = database_cursor.fetchone()
             if row is None:
                 return False
             id, topic, words, written = row
-            # Another release of this package may have begun it, with another text.
+            # Another release of this package may have started the answer, with another text.
             text = [*TOPICS[topic].words[written : written + 1]] if topic in TOPICS else []
             after = written + len(text) if text else words
             stream = self._bus.stream(STREAM)
             if text:
                 word = {"answer": id, "at": written, "text": text[0]}
-                stream.broadcast(json.dumps(word), event="answer.word", using=cursor)
+                stream.broadcast(json.dumps(word), event="answer.word", using=database_cursor)
             if after >= words:
-                stream.broadcast(json.dumps({"answer": id}), event="answer.end", using=cursor)
-            cursor.execute(_WRITTEN, {"id": id, "written": after, "owner": self._owner, "lease": LEASE})
+                stream.broadcast(json.dumps({"answer": id}), event="answer.end", using=database_cursor)
+            database_cursor.execute(_WRITTEN, {"id": id, "written": after, "owner": self._owner, "lease": LEASE})
         return bool(after < words)
 
     def _release(self) -> None:
-        with self._bus.transaction() as cursor:
-            cursor.execute(
+        with self._bus.transaction() as database_cursor:
+            database_cursor.execute(
                 "update demo_answers set leased_until = null where owner = %(owner)s", {"owner": self._owner}
             )

@@ -1,16 +1,16 @@
-// The departures board: rendered by the server, kept up to date by its stream from there on.
+// The departures board. The server renders it, and its stream keeps it up to date.
 
 import { Wire, calm, find, page } from "./site.js";
 
 const table = find("rows");
 const blank = find("line").content.querySelector("tr");
 
-const MANY = 2000; // messages that wait to be shown, as of a tab that nobody saw for long: then it is quicker to load the board
-const RUNS_FOR = 30_000; // ms that the clock runs on without hearing of the time
+const MANY = 2000; // messages that wait to be shown, as in a tab that was hidden for long: beyond it, loading the board is quicker
+const RUNS_FOR = 30_000; // ms that the clock runs on without a message
 const ANNOUNCE_EVERY = 30_000;
 const GREETINGS = 8;
 
-// Times of the board have no zone. Read as UTC they can be counted with, whatever zone the visitor is in.
+// Times of the board have no zone. They are parsed as UTC, so that the visitor's time zone does not matter.
 const parse = (local) => Date.parse(`${local}Z`);
 const days = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
 
@@ -42,7 +42,7 @@ function showClock() {
 
 const any = (characters) => characters[Math.floor(Math.random() * characters.length)];
 
-/** Change the text of a flap; its characters run through others first, the way such a board does. */
+/** Change the text of a flap. Its characters run through others first, as on a split-flap board. */
 function flip(flap, text, frames = 7) {
   if (flap.dataset.text === text || (flap.dataset.text === undefined && flap.textContent === text)) return;
   const before = flap.textContent;
@@ -54,7 +54,7 @@ function flip(flap, text, frames = 7) {
   const length = Math.max(before.length, text.length);
   let frame = 0;
   const turn = () => {
-    if (flap.dataset.text !== text) return; // it has been told something newer
+    if (flap.dataset.text !== text) return; // a newer text was set meanwhile
     frame += 1;
     const settled = Math.floor((frame / frames) * length);
     if (frame >= frames) flap.textContent = text;
@@ -74,7 +74,7 @@ function flip(flap, text, frames = 7) {
 
 const order = (row) => row.dataset.expected + row.dataset.id.padStart(7, "0");
 
-/** Set one line to what the message says; it is made where it is missing. */
+/** Update the line of a flight from a message, or add the line. */
 function change(message) {
   const id = String(message.id);
   let row = rows.get(id);
@@ -118,7 +118,7 @@ function remove(gone) {
   }
 }
 
-/** Do `work` on the rows, then show as many as are wanted, each gliding from where it was. */
+/** Do `work` on the rows, then show the wanted number of rows. Each row glides from its former place. */
 function rearrange(work) {
   const before = calm.matches ? new Map() : tops();
   work();
@@ -163,7 +163,7 @@ find("more").addEventListener("click", () => {
   rearrange(() => {});
 });
 
-// Messages: counted as they come, shown once a frame
+// Messages: counted when they come, shown once in each animation frame
 
 let waiting = [];
 let received = 0;
@@ -201,7 +201,7 @@ function showRate() {
   find("rate").textContent = (arrivals.length / Math.min(10, Math.max(1, (now - opened) / 1000))).toFixed(1);
 }
 
-/** Tell a screen reader what happened, in one sentence, and not more often than it can be listened to. */
+/** Announce the changes to screen readers in one sentence, at a pace that a person can follow. */
 function announce() {
   const words = ["boarding", "delayed", "departed", "cancelled"].filter((status) => changes.has(status));
   if (words.length) find("announcer").textContent = words.map((status) => `${changes.get(status)} ${status}`).join(", ");
@@ -212,7 +212,7 @@ function announce() {
 
 const wire = new Wire({ [page.stream]: Number(page.since), [page.hello]: Number(page.helloSince) });
 
-/** Take the board as it is now from the server, and follow from there. */
+/** Load the present board from the server, and follow the stream from there. */
 async function reload() {
   try {
     const answer = await fetch("demo/board.json");
@@ -234,7 +234,7 @@ async function reload() {
 
 let reloading = 0;
 
-/** Some time within `delay` ms: a reset reaches all pages at once, they must not all ask at once. */
+/** Reload at a random time within `delay` ms. A reset reaches all pages at the same time, and they must not reload together. */
 function reloadSoon(delay = 2000) {
   clearTimeout(reloading);
   reloading = setTimeout(reload, Math.random() * delay);

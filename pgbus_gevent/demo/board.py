@@ -1,8 +1,8 @@
-"""The board in PostgreSQL: one row per flight on it, and the simulated clock. All SQL of the demo is here.
+"""The board in PostgreSQL: one row for each flight on it, and the simulated clock.
 
-The clock is also what keeps several processes from replaying twice. A replayer moves the clock on and publishes what
-came between in one transaction that has the clock's row locked, so whatever was published is exactly what the clock
-says, whoever did it. The lease beside it only saves the others from trying each time.
+The clock also prevents several processes from replaying the same events. A replayer locks the clock's row, advances the
+clock and publishes the events in between, in one transaction. So the published events always match the clock, whichever
+process published them. The lease in the same row only saves the other processes useless attempts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 from .schedule import NOTABLE_DELAY, Event, Status
 
 LEASE = 5
-"""Seconds for which the replayer that moved the clock last keeps the others off it."""
+"""Seconds after a step in which only the same replayer may advance the clock."""
 
 _TABLES = """
-select pg_advisory_xact_lock(hashtext('pgbus_gevent.demo'));  -- "if not exists" alone fails when two make it at once
+select pg_advisory_xact_lock(hashtext('pgbus_gevent.demo'));  -- without it, two concurrent "create ... if not exists" can fail
 create table if not exists demo_board (
     id integer primary key,
     flight text not null,
@@ -64,20 +64,20 @@ from demo_board order by expected, id
 
 
 class Cursor(Protocol):
-    """What is used of a psycopg2 cursor."""
+    """The methods of a psycopg2 cursor, a database cursor, that are used here."""
 
     def execute(self, query: str, parameters: Mapping[str, Any] | None = None, /) -> object:
         """Run a statement."""
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        """The next row of the result."""
+        """Return the next row of the result."""
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """All rows of the result."""
+        """Return all rows of the result."""
 
 
 class Row(NamedTuple):
-    """A line of the board; the fields are the columns of ``demo_board``, and the fields of a message."""
+    """A line of the board. Its fields are the columns of ``demo_board``, and the fields of a message."""
 
     id: int
     flight: str
@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, event: Event) -> Row:
-        """What an event makes of its flight's line."""
+        """Return the flight's line after an event."""
         flight = event.flight
         return cls(
             id=flight.id,
@@ -109,12 +109,12 @@ class Row(NamedTuple):
 
     @property
     def remark(self) -> str:
-        """The status in words, as ``Delayed 1 h 25``."""
+        """The status in words, such as ``Delayed 1 h 25``."""
         if self.status != "delayed":
             return _REMARKS[self.status]
         hours, minutes = divmod(self._late, 60)
         if hours >= 10:
-            return f"Delayed {hours} h"  # there are fourteen flaps
+            return f"Delayed {hours} h"  # the column has fourteen flaps
         return f"Delayed {hours} h {minutes:02}" if hours else f"Delayed {minutes} min"
 
     @property
@@ -123,10 +123,10 @@ class Row(NamedTuple):
 
     @property
     def fields(self) -> dict[str, object]:
-        """The line as JSON has it, and what a page shows of it.
+        """The fields for JSON, and the texts that a page shows.
 
-        Times are local ones without a zone, as ``2013-07-15T08:05:00``. ``was`` is the time of a flight that is late,
-        before it was; empty for the others.
+        Times are local and have no zone, such as ``2013-07-15T08:05:00``. ``was`` is the scheduled time of a late flight, and
+        empty for other flights.
         """
         times = {"scheduled": self.scheduled, "expected": self.expected, "until": self.until}
         shown = {
@@ -141,37 +141,37 @@ _REMARKS = {"scheduled": "On time", "boarding": "Boarding", "departed": "Departe
 
 
 class Snapshot(NamedTuple):
-    """The board as one transaction sees it."""
+    """The board in the snapshot of one transaction."""
 
     clock: datetime | None
-    """None: nobody has started the replay."""
+    """None if the replay has not started."""
     rows: list[Row]
 
 
 def prepare(cursor: Cursor) -> None:
-    """Make the two tables, where they are missing."""
+    """Make the two tables if they are missing."""
     cursor.execute(_TABLES)
 
 
 def take_clock(cursor: Cursor, owner: str) -> tuple[datetime | None, float] | None:
-    """Lock the clock: the simulated time, and the seconds since it was moved; None while another one moves it."""
+    """Lock the clock. Returns the simulated time and the seconds since the last step, or None if another replayer has it."""
     cursor.execute(_TAKE_CLOCK, {"owner": owner})
     row = cursor.fetchone()
     return row and (row[0], row[1])
 
 
 def move_clock(cursor: Cursor, owner: str, simulated: datetime) -> None:
-    """Set the clock that this transaction has taken, and keep it for the length of the lease."""
+    """Set the clock that this transaction has locked, and renew the lease."""
     cursor.execute(_MOVE_CLOCK, {"simulated": simulated, "owner": owner, "lease": LEASE})
 
 
 def release_clock(cursor: Cursor, owner: str) -> None:
-    """Let another one move the clock at once."""
+    """End the lease, so that another replayer can continue at once."""
     cursor.execute("update demo_clock set leased_until = null where owner = %(owner)s", {"owner": owner})
 
 
 def write_rows(cursor: Cursor, rows: Iterable[Row], clock: datetime) -> None:
-    """Bring the table up to date: `rows` in order, the later one of a flight wins; what is past its time goes."""
+    """Write ``rows`` to the table; of several rows of one flight, the last one counts. Removes rows whose time is over."""
     latest = {row.id: row.fields for row in rows}
     if latest:
         cursor.execute(_UPSERT, {"rows": json.dumps(list(latest.values()))})
@@ -179,13 +179,13 @@ def write_rows(cursor: Cursor, rows: Iterable[Row], clock: datetime) -> None:
 
 
 def replace_rows(cursor: Cursor, rows: Sequence[Row], clock: datetime) -> None:
-    """Start over with these rows."""
+    """Replace the whole board with these rows."""
     cursor.execute("delete from demo_board")
     write_rows(cursor, rows, clock)
 
 
 def read(cursor: Cursor) -> Snapshot:
-    """The board in the snapshot of the caller's transaction, ordered as it is shown."""
+    """Return the board in the snapshot of the caller's transaction, in the order in which it is shown."""
     cursor.execute("select simulated from demo_clock")
     found = cursor.fetchone()
     clock: datetime | None = found[0] if found else None

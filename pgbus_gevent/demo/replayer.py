@@ -1,4 +1,4 @@
-"""Replay the flights of 2013 at the speed asked for: one greenlet that moves the board and publishes each change."""
+"""Replays the flights of 2013 at a given speed: a greenlet updates the board and publishes each change."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ STREAM = "demo:departures"
 MAX_SPEED = 100_000.0
 
 MIN_PAUSE, MAX_PAUSE = 0.25, 1.0
-"""Seconds between two steps: the board shows nothing finer, and a step renews the lease."""
+"""Seconds between two steps. The board shows nothing faster, and each step renews the lease."""
 MAX_EVENTS = 50
-"""In one step, so 200 a second at the most. At a higher speed than that allows, the simulation falls behind."""
+"""The most events in one step, so at most 200 per second. At a speed that needs more, the simulation falls behind."""
 MAX_CATCH_UP = 2.0
-"""Seconds; what a longer pause has missed is not caught up with, the board goes on from where it stood."""
+"""Seconds. After a longer pause, the board continues from its last state and does not catch up."""
 STALE = 3600.0
-"""Seconds after which a board that nobody moved is not worth going on with."""
+"""Seconds without a step after which the board starts anew."""
 QUIET = timedelta(minutes=5)
-"""Simulated; a longer wait for the next event is skipped, so that the night takes no time."""
+"""Simulated time. A longer wait for the next event is skipped, so the night takes no time."""
 MAX_BACK_OFF = 30.0
 
 log = logging.getLogger(__name__)
 
 
 class Replayer:
-    """Plays the board of `bus` at `speed` simulated seconds per second, beside any number of others that do the same.
+    """Plays the board in the database of ``bus`` at ``speed`` simulated seconds per second.
 
-    :meth:`start` and :meth:`stop` may be called from any greenlet, and again. Of several replayers on one database one
-    plays, and another takes over within some seconds when it is gone.
+    :meth:`start` and :meth:`stop` may be called from any greenlet and are idempotent. Of several replayers on one database, one
+    plays. If it ends, another takes over within seconds. Raises :class:`InvalidSetting` for a speed that is not allowed.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Replayer:
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
-        """Play from now on, in a greenlet of its own."""
+        """Start to play, in a new greenlet."""
         if self._greenlet is None:
             self._stopping.clear()
             self._greenlet = gevent.spawn(self._run)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Play no more; a step that takes longer than `timeout` seconds is given up, and rolled back."""
+        """Stop playing. A step that takes longer than ``timeout`` seconds is killed and rolled back."""
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             self._stopping.set()
@@ -87,11 +87,11 @@ class Replayer:
             try:
                 pause = self.step()
                 failures = 0
-            except (PgbusError, OSError) as error:  # the flights are in a file, which takes a descriptor
+            except (PgbusError, OSError) as error:  # OSError: the file of the flights cannot be opened
                 failures += 1
-                self._prepared = False  # it may be another database by the time it is back
+                self._prepared = False  # the database that comes back may be another one
                 pause = random.uniform(1.0, min(MAX_BACK_OFF, 2.0**failures))
-                log.warning("the departures board stands still, next try in %.1f s: %s", pause, error)
+                log.warning("the departures board is stopped, next try in %.1f s: %s", pause, error)
             self._stopping.wait(pause)
         self._release()
 
@@ -100,12 +100,12 @@ class Replayer:
             with self._bus.transaction() as cursor:
                 board.release_clock(cursor, self._owner)
         except PgbusError as error:
-            log.info("the next replayer has to wait for the lease to end: %s", error)
+            log.info("the next replayer must wait until the lease ends: %s", error)
 
     def step(self) -> float:
-        """Move the clock to now and publish what came between; returns the seconds until the next step is due.
+        """Advance the clock to now and publish the events in between. Returns the seconds until the next step.
 
-        Raises PgbusError when the database does; nothing has changed then, and nothing was published.
+        Raises PgbusError if the database fails. Then nothing was changed or published.
         """
         if not self._prepared:
             with self._bus.transaction() as cursor:
@@ -125,7 +125,7 @@ class Replayer:
         return self._pause(clock)
 
     def _begin(self, cursor: board.Cursor, clock: datetime) -> None:
-        """Fill the board as it was at `clock`; pages that are open load it anew."""
+        """Fill the board as of ``clock``, and tell open pages to load it again."""
         rows = [board.Row.of(event) for event in self._flights_of_year().board_at(clock).values()]
         board.replace_rows(cursor, rows, clock)
         self._stream.broadcast(json.dumps({"clock": clock.isoformat()}), event="reset", using=cursor)
@@ -155,7 +155,7 @@ class Replayer:
         return min(max(wait, MIN_PAUSE), MAX_PAUSE)
 
     def _flights_of_year(self) -> Timeline:
-        # Only who plays loads them: the others of a large installation never need to.
+        # Loaded only in the process that plays.
         if self._timeline is None:
             self._timeline = Timeline(self._load())
         return self._timeline

@@ -1,14 +1,14 @@
-"""What a board shows of a flight, and when: from a year of flights to a timeline of events.
+"""Turns a year of flights into a timeline of events on a departures board.
 
-Pure functions over simulated time, no clock of their own. The data says when a flight was to leave and when it left;
-what the passengers were told in between is made up here, and is the same each time::
+These are pure functions over simulated time and read no clock. The data has the scheduled and the real departure of each flight.
+The announcements in between are made up here, and are the same each time::
 
     scheduled ─┬─> boarding ─────────────────> departed ─> off the board
                ├─> delayed ─> delayed again ─> boarding …
                └─> cancelled ────────────────────────────> off the board
 
-What holds, and what the page relies on: an event is the whole row, so the last one of each flight is the board; and the
-board at one time, changed by the events up to a later one, is the board at that later time.
+The page relies on two facts. An event is a whole row, so the last event of each flight makes up the board. And the board at one
+time, changed by the events up to a later time, is the board at that later time.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ YEAR_START = datetime(YEAR, 1, 1)
 YEAR_END = datetime(YEAR + 1, 1, 1)
 
 LISTED_BEFORE = timedelta(minutes=60)
-"""How long before its time a flight comes on the board."""
+"""How long before its scheduled time a flight appears on the board."""
 BOARDS_BEFORE = timedelta(minutes=8)
-"""How long before it leaves it is boarding: late for a real one, so that a screenful has more than boarding flights."""
+"""How long before departure a flight is boarding: less than in reality, or most flights on a screen would be boarding."""
 DEPARTED_STAYS = timedelta(minutes=3)
 CANCELLED_STAYS = timedelta(minutes=3)
-"""How long past its time the flight is still shown, once it has left, or will not."""
+"""How long a flight is still shown after it has left, or after the scheduled time of a cancelled one."""
 NOTABLE_DELAY = 10
-"""Minutes; less is not announced, it only leaves late."""
+"""Minutes. A smaller delay is not announced."""
 
 FIRST_HOUR, LAST_HOUR = 6, 21
-"""Outside of these New York's airports sleep, and the board would be empty."""
+"""At other hours, there are no flights and the board would be empty."""
 MORNING_HOUR = 7
 
 Status = Literal["scheduled", "delayed", "boarding", "departed", "cancelled"]
 
 
 class Event(NamedTuple):
-    """What the board says about `flight` from `at` on."""
+    """The state of ``flight`` on the board from the time ``at`` on."""
 
     at: datetime
     flight: Flight
     status: Status
     expected: datetime
-    """When it leaves, as far as is known; once it has left, when it did."""
+    """The announced time of departure, or the real one once the flight has left."""
     until: datetime | None = None
-    """When it goes off the board; None: not before another event."""
+    """When the flight disappears from the board; None if another event follows."""
 
 
 def events_of(flight: Flight) -> list[Event]:
-    """All events of one flight, in the order of their time."""
+    """Return all events of one flight, by time."""
     departed = flight.departed
     first = min(flight.scheduled, departed or flight.scheduled) - LISTED_BEFORE
     events = [Event(first, flight, "scheduled", flight.scheduled)]
@@ -69,13 +69,13 @@ def events_of(flight: Flight) -> list[Event]:
             events.append(Event(at, flight, "delayed", expected))
         events.append(Event(departed - BOARDS_BEFORE, flight, "boarding", expected))
         events.append(Event(departed, flight, "departed", departed, departed + DEPARTED_STAYS))
-    # The data knows minutes. Each flight has a second of its own, else all that a minute brings would come at once.
+    # The data has whole minutes. Each flight gets a second, because otherwise all events of a minute would come together.
     second = timedelta(seconds=flight.id * 37 % 60)
     return [event._replace(at=event.at + second, until=event.until and event.until + second) for event in events]
 
 
 def _announcements(seed: int, scheduled: datetime, delay: int) -> Iterator[tuple[datetime, datetime]]:
-    """When each new estimate is told, and the estimate: a long delay is owned up to bit by bit, as travellers know."""
+    """Yield (time, new estimate) for each announcement. A long delay is announced in several steps, as travellers know."""
     if delay < NOTABLE_DELAY:
         return
     at = scheduled - timedelta(minutes=20 + seed % 20)
@@ -88,20 +88,20 @@ def _announcements(seed: int, scheduled: datetime, delay: int) -> Iterator[tuple
 
 
 class Timeline:
-    """All events of the year in order, made day by day as they are asked for."""
+    """All events of the year in order. The events of a day are made when they are needed."""
 
     def __init__(self, flights: Flights) -> None:
         self._flights = flights
-        # A question is about the events of a few days: see _days.
+        # A call needs the events of a few days, see _days().
         self._events_of_day = lru_cache(maxsize=8)(self._make_day)
 
     def _make_day(self, day: date) -> list[Event]:
-        """Of the flights that were to leave that day; the last of them may leave on the next one."""
+        """Make the events of the flights that were scheduled on a day. Some of these leave on the next day."""
         events = [event for flight in self._flights.on(day) for event in events_of(flight)]
         return sorted(events, key=attrgetter("at", "flight.id"))
 
     def between(self, after: datetime, upto: datetime) -> list[Event]:
-        """The events later than `after`, up to and with `upto`, in order."""
+        """Return the events later than ``after`` and not later than ``upto``, in order."""
         found: list[Event] = []
         for day in _days(after, upto):
             events = self._events_of_day(day)
@@ -110,7 +110,7 @@ class Timeline:
         return sorted(found, key=attrgetter("at", "flight.id"))
 
     def board_at(self, moment: datetime) -> dict[int, Event]:
-        """The last event of every flight that is on the board, by flight id."""
+        """Return the last event of every flight on the board, by flight id."""
         board: dict[int, Event] = {}
         for day in _days(moment, moment):
             events = self._events_of_day(day)
@@ -119,7 +119,7 @@ class Timeline:
         return {key: event for key, event in board.items() if event.until is None or event.until > moment}
 
     def next_after(self, moment: datetime) -> datetime:
-        """When the next event is; the end of the year when none is left."""
+        """Return the time of the next event, or the end of the year."""
         end = moment
         while end < YEAR_END:
             end += timedelta(hours=6)
@@ -129,16 +129,16 @@ class Timeline:
 
 
 def _days(first: datetime, last: datetime) -> list[date]:
-    """The days whose flights can have events in this span: the longest delay of the year is under 22 hours."""
+    """Return the days whose flights can have events in this span. The longest delay of the year is less than 22 hours."""
     day = first.date() - timedelta(days=2)
     count = (last.date() - day).days + 2
     return [day + timedelta(days=offset) for offset in range(count)]
 
 
 def starting_point(now: datetime) -> datetime:
-    """Where in 2013 the board starts when it is `now` (with a zone): the same date and time of the day in New York.
+    """Return the time in 2013 at which the board starts: the present date and time of day in New York.
 
-    At night it is seven in the morning instead, so that there is something to see.
+    ``now`` has a zone. At night, the board starts at seven in the morning instead, because it would be empty.
     """
     local = now.astimezone(_new_york())
     day = 28 if (local.month, local.day) == (2, 29) else local.day
@@ -149,5 +149,5 @@ def starting_point(now: datetime) -> datetime:
 def _new_york() -> ZoneInfo | timezone:
     try:
         return ZoneInfo("America/New_York")
-    except ZoneInfoNotFoundError:  # no time zone data on this system; near enough for a demo
+    except ZoneInfoNotFoundError:  # this system has no time zone data; standard time is good enough for a demo
         return timezone(timedelta(hours=-5))

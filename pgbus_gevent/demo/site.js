@@ -1,23 +1,23 @@
-// What the demo's pages have in common: one connection for all tabs of a browser, its state, and who else is here.
+// The common part of the demo's pages: one connection for all tabs of a browser, its state, and the other visitors.
 
 export const page = document.body.dataset;
 export const find = (id) => document.getElementById(id);
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-// Where it is depends on the prefix that the server is configured with.
+// Its URL depends on the server's prefix.
 const { connect } = await import(page.element);
 export { connect };
 
 const HERE = "demo:here";
 
-// Who this is: a browser, whose tabs share one connection and with it the id. Where tabs cannot share, as over plain HTTP from another
-// machine, it is the tab. A reload keeps that id; a copy of the tab gets another one: what it copies has none while this page is shown.
+// The id of this browser, whose tabs share one connection. If tabs cannot share, as over plain HTTP from another machine, each tab
+// has an id. A reload keeps it. A duplicated tab gets another one, because the id is not stored while the page is shown.
 const together = "locks" in navigator && "BroadcastChannel" in globalThis;
 const store = (change) => {
   try {
     return change(together ? localStorage : sessionStorage);
   } catch {
-    return null; // a browser that keeps nothing
+    return null; // the browser does not allow storage
   }
 };
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -40,10 +40,10 @@ const STATES = {
 };
 
 /**
- * The connection, for all that this tab follows. Its events are named for the streams, with the message as `detail`; and `state` and
- * `gap`.
+ * The connection for all streams of this tab. It dispatches an event for each message, with the stream's name and the message as
+ * `detail`, and the events `state` and `gap`.
  *
- * Its id stays, from connection to connection: who is excluded stays so, also in what is replayed.
+ * All its connections have the same id, so messages that exclude it are not replayed to it either.
  */
 export class Wire extends EventTarget {
   #live = null;
@@ -55,7 +55,7 @@ export class Wire extends EventTarget {
     this.cursors = { ...cursors, [HERE]: undefined };
   }
 
-  /** Follow, from where it was left; or from the cursors in `changes`. */
+  /** Connect with the present cursors, or with those in `changes`. */
   open(changes = {}) {
     this.close("connecting");
     Object.assign(this.cursors, changes);
@@ -79,7 +79,7 @@ export class Wire extends EventTarget {
     this.#live = live;
   }
 
-  /** Stop; `open` goes on from the same place. */
+  /** Close the connection. `open` continues with the same cursors. */
   close(state = "cut") {
     const live = this.#live;
     this.#live = null;
@@ -92,9 +92,9 @@ export class Wire extends EventTarget {
 
   #show(state, reason = "") {
     this.state = state;
-    const said = state === "waiting" && reason && reason !== "network" ? ` (${reason})` : "";
+    const cause = state === "waiting" && reason && reason !== "network" ? ` (${reason})` : "";
     find("connection").dataset.state = state;
-    find("connection").lastElementChild.textContent = STATES[state] + said;
+    find("connection").lastElementChild.textContent = STATES[state] + cause;
     this.#tell("state", state);
   }
 
@@ -103,11 +103,11 @@ export class Wire extends EventTarget {
   }
 }
 
-// Who is here: a list, asked for with each connection, as what is told is not kept for who is away.
+// The visitors. The list is fetched after each connect, because changes are ephemeral: a page that is away misses them.
 
 let others = new Map();
 let you = "";
-let early = null; // what is told while the list is on its way
+let early = null; // changes that arrive while the list is being fetched
 
 async function meet() {
   const mine = (early = []);
@@ -115,14 +115,14 @@ async function meet() {
     const answer = await fetch(`demo/here.json?tab=${tab}`);
     if (!answer.ok || mine !== early) return;
     const found = await answer.json();
-    if (mine !== early) return; // connected once more meanwhile
+    if (mine !== early) return; // a newer connection fetches the list again
     you = found.you;
     others = new Map(found.members.map(({ member, metadata }) => [member, metadata]));
     mine.forEach(apply);
     early = null;
     showHere();
   } catch {
-    // It is asked for again with the next connection.
+    // The next connection fetches it again.
   }
 }
 

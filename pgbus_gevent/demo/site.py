@@ -1,13 +1,13 @@
-"""The demo as a whole: the departures board at ``/``, the lab at ``/lab``, and what works behind them.
+"""The demo as a whole: the departures board at ``/``, the lab at ``/lab``, and their background greenlets.
 
 ::
 
     demo = Demo(bus)
     instance.filters.share(bus.filters)
     streams = StreamApp(instance, demo.authorize)
-    demo.start()  # once the schema is there
+    demo.start()  # after the schema was made
 
-The streams ``demo:*`` have to be public, and the setting ``presence`` has to name :data:`PRESENCE`.
+The streams ``demo:*`` must be public, and the setting ``presence`` must name :data:`PRESENCE`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PRESENCE = visitors.STREAM
 
 
 class Demo:
-    """An application, what it publishes, and who may see it. Any number of processes may have one, on one database.
+    """The application, its publishers and its authorize hook. Any number of processes may run it on one database.
 
-    ``speed`` is that of the flights, in simulated seconds per second; ``pace`` that of an answer, in seconds per word.
+    ``speed`` is the speed of the flights in simulated seconds per second, ``pace`` the seconds per word of an answer.
     """
 
     authorize = staticmethod(visitors.authorize)
@@ -47,16 +47,16 @@ class Demo:
         _add_here(self.app, bus)
 
     def app_at(self, host: str) -> WSGIApp:
-        """The application as it may be served at ``host``: where that is this machine alone, for this machine alone."""
+        """Return the application for a server at ``host``. At a loopback address, it only answers requests for a loopback name."""
         app: WSGIApp = self.app
         return for_this_machine(app) if is_loopback(host) else app
 
     def start(self) -> None:
-        """Replay the flights from now on."""
+        """Start to replay the flights."""
         self.replayer.start()
 
     def stop(self) -> None:
-        """Publish no more; another process goes on."""
+        """Stop publishing. Another process continues."""
         self.replayer.stop()
         self.writer.stop()
 

@@ -1,7 +1,7 @@
-"""Who visits the demo: two users that anybody may be, and the browsers, each present under a name of its own.
+"""The visitors of the demo: two users that anybody may choose, and the browsers, each present as a member with a name.
 
-A browser makes up an id for its tabs, which nobody else is told: it is the owner of their connections, and the id by which they
-exclude themselves. (Where tabs cannot share a connection, each has an id.) What others see is the member, a hash of it.
+A browser makes up a secret id for its tabs. It is the owner of their connections, and the connection id that they exclude. If the
+tabs cannot share a connection, each tab has its own id. Other visitors see only the member, which is a hash of the id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgbus_gevent import Bus
 
 STREAM = "demo:here"
-"""Who is here. The setting ``presence`` has to name it."""
+"""The stream with the presence of the visitors. The setting ``presence`` must name it."""
 ADMINS = "admins"
 USERS = {"ada": True, "bob": False}
 """The users, and whether each is an admin."""
@@ -35,9 +35,9 @@ _BIRDS = (
 
 
 def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
-    """The demo's authorize hook: everybody may watch, as the user in ``?as=`` and the tabs in ``?tab=``.
+    """The demo's authorize hook: everybody may watch, as the user in ``?as=``, with the id of the tabs in ``?tab=``.
 
-    A real one would ask a session; here whoever looks is to try both.
+    A real hook would check a session. Here visitors choose the user, so that they can try both.
     """
     query = parse_qs(str(environ.get("QUERY_STRING", "")))
     user, tab = query.get("as", [""])[-1], query.get("tab", [""])[-1]
@@ -50,28 +50,28 @@ def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
 
 
 def is_admin(context: Any, stream: str) -> bool:
-    """The demo's filter: may the connection with this context see what is visible to admins?"""
+    """The demo's filter: whether a connection with this context may see messages for admins."""
     return isinstance(context, Mapping) and context.get("admin") is True
 
 
 def is_tab(text: object) -> bool:
-    """Whether it may be an id that tabs have."""
+    """Whether it has the form of an id of tabs."""
     return isinstance(text, str) and _TAB.fullmatch(text) is not None
 
 
 def member_of(tab: str) -> str:
-    """What those tabs are called in the list of members."""
+    """Return the member for an id of tabs."""
     return sha256(tab.encode()).hexdigest()[:16]
 
 
 def name_of(tab: str) -> str:
-    """What they are called on the page."""
+    """Return the name that the pages show for an id of tabs."""
     number = int(member_of(tab), 16)
     return f"{_COLOURS[number % 16]} {_BIRDS[number // 16 % 16]}"
 
 
 def here(bus: Bus, tab: str) -> dict[str, Any]:
-    """Who is here, first come first, and which of them is who asks."""
+    """Return the members in the order in which they joined, and the member of the browser that asks."""
     members = bus.stream(STREAM).presence.members()
     return {
         "you": member_of(tab) if is_tab(tab) else None,

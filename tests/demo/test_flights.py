@@ -565,7 +565,7 @@ class TestReplayer:
         with pgbus_bus.transaction() as cursor:
             cursor.execute("drop table demo_board, demo_clock")
         with gevent.Timeout(10):
-            while "the departures board stands still" not in caplog.text:
+            while "the departures board is stopped" not in caplog.text:
                 gevent.sleep(0.05)
         wait_for(pgbus_bus)
         replayer.stop()
