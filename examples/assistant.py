@@ -1,19 +1,19 @@
-"""An assistant that writes its answers word by word, and does not lose one when the page is reloaded in the middle.
+"""An assistant that writes its answers word by word. No word is lost if the page is reloaded in the middle.
 
-Run it and open http://127.0.0.1:8080/. Ask, reload while it writes, cut the line, open the same address in a second browser.
+Run it and open http://127.0.0.1:8080/. Ask, reload while it writes, cut the connection, open the same address in a second browser.
 
-The answer is written by a task of the server, not by the request of the page. Each word is a message of the conversation's stream,
-and the stream is the conversation: a page reads it from the start (`since=0`), and is live once it is through. Where words come
-by the hundred a second, let some wait for a moment and send the text so far: see "An answer that grows" in docs/coalescing.md.
+A greenlet of the server writes the answer, not the page's request. Each word is a message in the conversation's stream, and the
+stream is the conversation: a page reads it from the start (`since=0`) and then goes on live. If hundreds of words come per second,
+coalesce them and send the text so far: see "An answer that grows" in docs/coalescing.md.
 
-Answers are quotations of books that are in the public domain. It needs a database in PGBUS_DATABASE_URL and a secret in
-PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
+The answers are quotations from books in the public domain. Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or
+neither; then the embedded PostgreSQL is started.
 """
 # ruff: noqa: E402
 
 from gevent import monkey
 
-monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+monkey.patch_all()  # before all other imports: modules that are imported unpatched would block every client
 
 import json
 import os
@@ -30,7 +30,7 @@ from pgbus_gevent.bottle_plugin import PgbusPlugin, Server
 from pgbus_gevent.bus import Stream
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
-PAUSE = float(os.environ.get("PAUSE", "0.07"))  # seconds between two words, on the average
+PAUSE = float(os.environ.get("PAUSE", "0.07"))  # seconds between two words, on average
 BOOKS = {
     "What did Alice think of books?": """Alice was beginning to get very tired of sitting by her sister on the bank, and of
         having nothing to do: once or twice she had peeped into the book her sister was reading, but it had no pictures or
@@ -57,7 +57,7 @@ BOOKS = {
 }
 
 url = os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url
-# A conversation is there for a day after its last word.
+# Messages of a conversation are kept for a day.
 bus = Bus(
     url, secret=os.environ.get("PGBUS_SECRET", "only for this example"), retention_patterns={"conversation:*": "1d"}
 )
@@ -87,17 +87,17 @@ def ask(pgbus, conversation):
 
 
 def answer(stream: Stream, number: int, text: str) -> None:
-    """Write the answer to a question, as a language model would: a word, and after a while the next."""
+    """Write the answer to a question word by word, as a language model would."""
     paragraphs = (re.sub(r"\s+", " ", paragraph.strip()) for paragraph in text.split("\n\n"))
     place = 0
     try:
         for word in re.findall(r"\S+\s*", "\n\n".join(paragraphs)):
             gevent.sleep(random.uniform(0, 2 * PAUSE))
-            # `at` is not needed to put the answer together; the page checks with it what it was promised.
+            # `at` is not needed to put the answer together. With it, the page checks that no word is missing or repeated.
             stream.broadcast(json.dumps({"answer": number, "at": place, "text": word}), event="word")
             place += len(word)
     finally:
-        stream.broadcast(str(number), event="done")  # where the server is stopped, too
+        stream.broadcast(str(number), event="done")  # also if the server is stopped
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -114,14 +114,14 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     background: var(--card); color: inherit; cursor: pointer } form button { border-color: var(--ink) }
   footer { color: var(--quiet); font-size: .85rem } footer button { font-size: .85rem } #told { flex: 1; min-width: 15rem }
 </style>
-<h1>Ask, and reload the page while it writes</h1>
+<h1>Ask, and reload the page during the answer</h1>
 <div id="log"></div>
 <form method="post">
 % for question in questions:
   <button name="question" value="{{question}}">{{question}}</button>
 % end
 </form>
-<footer><span id="told"></span><button id="reload">Reload</button><button id="cut">Cut the line for 3 s</button></footer>
+<footer><span id="told"></span><button id="reload">Reload</button><button id="cut">Cut the connection for 3 s</button></footer>
 <pgbus-stream-source src="{{path}}" since="0"></pgbus-stream-source>
 <script>
   const source = document.querySelector("pgbus-stream-source");
@@ -140,7 +140,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   });
   on("done", ({ data }) => document.getElementById(`answer-${data}`).classList.add("done"));
   reload.onclick = () => location.reload();
-  cut.onclick = () => { // an element that was away goes on where it was
+  cut.onclick = () => { // an element that is inserted again resumes from its cursor
     source.remove(); cut.disabled = true;
     setTimeout(() => { document.body.append(source); cut.disabled = false; }, 3000);
   };

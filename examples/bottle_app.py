@@ -1,13 +1,13 @@
-"""A wall on which everybody writes and everybody reads at once: a whole Bottle application, small enough to be copied by hand.
+"""A wall that everybody reads and writes live: a complete Bottle application that is short enough to copy by hand.
 
-Run it and open http://127.0.0.1:8080/ in two windows. It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or
-neither: then it starts the embedded PostgreSQL.
+Run it and open http://127.0.0.1:8080/ in two windows. Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or
+neither; then the embedded PostgreSQL is started.
 """
 # ruff: noqa: E402
 
 from gevent import monkey
 
-monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+monkey.patch_all()  # before all other imports: modules that are imported unpatched would block every client
 
 import os
 
@@ -51,7 +51,7 @@ def wall(pgbus):
 @app.post("/")
 def say(pgbus):
     pgbus.stream("wall").broadcast(bottle.request.forms.text)
-    bottle.response.status = 204  # the browser stays on the page, which has the message from the stream already
+    bottle.response.status = 204  # the browser stays on the page, which gets the message from the stream
 
 
 bottle.run(app, server=Server, port=int(os.environ.get("PORT", "8080")))

@@ -1,8 +1,8 @@
-"""The orders of a small shop, live: a Bottle application of which every open page shows each change at once.
+"""The orders of a small shop, live: a Bottle application whose open pages show each change at once.
 
-Run it (with a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or else on the embedded PostgreSQL) and open
-http://127.0.0.1:8080/ in two windows. http://127.0.0.1:8080/?slow=5 in a third one is five seconds old when it arrives; order
-something meanwhile, and it is there all the same.
+Run it and open http://127.0.0.1:8080/ in two windows. In a third window, http://127.0.0.1:8080/?slow=5 is five seconds old when it
+arrives; order something meanwhile, and it is there all the same. Give a database in PGBUS_DATABASE_URL and a secret in
+PGBUS_SECRET, or neither; then the embedded PostgreSQL is started.
 """
 
 from gevent import monkey
@@ -36,7 +36,7 @@ PAGE = """<!doctype html>
 <ol></ol> {{!tag}}
 <template><li><small></small> <span></span> <b></b> <form method="post"><button>Pay</button></form></li></template>
 <script type="module">
-  function show(order, how) { // as text, so that no order can bring markup of its own
+  function show(order, how) { // as text, so that no order can inject markup
     let row = document.getElementById(`order-${order.id}`);
     if (!row) {
       row = document.querySelector("template").content.firstElementChild.cloneNode(true);
@@ -48,8 +48,8 @@ PAGE = """<!doctype html>
     [`No. ${order.id}`, order.item, order.state].forEach((text, n) => { row.children[n].textContent = text; });
   }
   for (const order of {{!orders}}) show(order, "");
-  // A page is born stale: it has the orders of one moment. That moment's watermark is the tag's since-id, so what was committed
-  // while the page was on its way comes first, and then what is new: nothing is missed, and nothing comes twice.
+  // A page is stale when it arrives: it has the orders of one snapshot. The tag's since-id is the watermark of that snapshot, so the
+  // stream begins with changes that were committed while the page was loading. No change is missed, and none comes twice.
   const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
 </script>
@@ -87,7 +87,7 @@ def pay(pgbus, id):
 
 
 def change(bus, statement, value):
-    """Change one order and tell everybody, in one transaction: both happen, or neither does."""
+    """Change one order and broadcast it in one transaction: both happen, or neither does."""
     with bus.transaction() as cursor:
         cursor.execute(statement, (value,))
         (order,) = cursor.fetchone() or bottle.abort(404, "There is no such order.")

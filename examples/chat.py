@@ -1,12 +1,12 @@
-"""A chat with rooms: who is here, who is typing, what was said before. Run it and open http://127.0.0.1:8080/ in two browsers.
+"""A chat with rooms, presence, typing indicators and earlier messages. Run it and open http://127.0.0.1:8080/ in two browsers.
 
-It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
+Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither; then the embedded PostgreSQL is started.
 """
 # ruff: noqa: E402
 
 from gevent import monkey
 
-monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+monkey.patch_all()  # before all other imports: modules that are imported unpatched would block every client
 
 import json
 import os
@@ -22,18 +22,18 @@ SECRET = os.environ.get("PGBUS_SECRET", "only for this example")
 ROOMS = ["lobby", "garden", "kitchen"]
 
 
-def who() -> str | None:
-    """The visitor's name, from a signed cookie; None for a stranger."""
+def visitor() -> str | None:
+    """The visitor's name from a signed cookie, or None without a cookie."""
     return bottle.request.get_cookie("name", secret=SECRET)
 
 
 def authorize(environ: dict, stream: str) -> Subscriber | bool:
-    """Who has a name may follow a room, and is present in it for as long as a tab of theirs is connected."""
-    return who() is not None and Subscriber(owner=who(), member=who())
+    """Visitors with a name may follow a room, and are present in it while one of their tabs is connected."""
+    return visitor() is not None and Subscriber(owner=visitor(), member=visitor())
 
 
 url = os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url
-# What is said can be read for a day, then it is removed.
+# Messages are kept for a day.
 bus = Bus(url, secret=SECRET, presence=["chat:*"], presence_grace=2, retention_patterns={"chat:*": "1d"})
 app = bottle.Bottle()
 app.install(PgbusPlugin(bus, authorize=authorize))
@@ -42,7 +42,7 @@ app.install(PgbusPlugin(bus, authorize=authorize))
 @app.get("/")
 @app.get("/<room:re:[a-z]{1,20}>")
 def page(pgbus, room="lobby"):
-    name = who() or f"Guest {random.randrange(1000)}"
+    name = visitor() or f"Guest {random.randrange(1000)}"
     bottle.response.set_cookie("name", name, secret=SECRET, path="/", samesite="lax")
     return bottle.template(PAGE, room=room, rooms=ROOMS, name=name, path=pgbus.stream_path(f"chat:{room}"))
 
@@ -61,13 +61,13 @@ def here(pgbus, room):
 
 @app.post("/<room:re:[a-z]{1,20}>/<what:re:say|typing>")
 def say(pgbus, room, what):
-    name, form = who() or bottle.abort(403, "Open the page first."), bottle.request.forms
+    name, form = visitor() or bottle.abort(403, "Open the page first."), bottle.request.forms
     stream = pgbus.stream(f"chat:{room}")
-    # The tab that it comes from has it on the screen already, so its connection is passed over.
+    # The sender's tab shows the message already, so its connection is excluded.
     echo = form.connection or None
     if what == "say":
         stream.broadcast(json.dumps({"key": form.key, "name": name, "text": form.text}), event="said", exclude=echo)
-    # The page tells of each key; others hear of it twice a second at the most, the newest state alone, and nothing is stored.
+    # The page posts each keystroke. Others get only the newest state, at most twice a second, and nothing is stored.
     state = json.dumps({"name": name, "typing": what == "typing"})
     stream.broadcast(state, event="typing", exclude=echo, ephemeral=True, coalesce=0.5, target=name)
     bottle.response.status = 204
@@ -101,22 +101,22 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 </nav>
 <div id="log"></div> <aside><h2>Here now</h2><ul id="names"></ul></aside> <div id="typing"></div>
 <form id="form"><input id="text" placeholder="Say something" autocomplete="off" autofocus required><button>Say it</button></form>
-<!-- A connection of its own, as the tab leaves itself out of what it sends (shared); the last 50 messages come first (replay). -->
+<!-- The tab has its own connection (shared="page"), so that it can exclude itself. The last 50 messages come first (replay). -->
 <pgbus-stream-source id="source" src="{{path}}?replay=50" shared="page" data-name="{{name}}"></pgbus-stream-source>
 <script type="module">
   const me = source.dataset.name, here = new Set(), typing = new Map();
   let connection = "", changes = [];
   const post = (what, more) => fetch(`/{{room}}/${what}`, { method: "POST", body: new URLSearchParams({ connection, ...more }) });
-  const element = (tag, text, name) => { // as text, so that nobody can bring markup of their own
+  const element = (tag, text, name) => { // as text, so that nobody can inject markup
     const made = Object.assign(document.createElement(tag), { textContent: text });
     made.style.setProperty("--hue", [...name].reduce((hue, letter) => hue * 31 + letter.codePointAt(), 7) % 360);
     return made;
   };
   function show({ key, name, text }) {
-    if (document.getElementById(key)) return; // our own: a tab that reconnects has another connection, which is not left out
+    if (document.getElementById(key)) return; // our own: after a reconnect, the tab has another connection, which is not excluded
     const line = Object.assign(element("p", text, name), { id: key, className: name === me ? "mine" : "" });
     line.prepend(element("b", name, name));
-    document.getElementById("log").prepend(line); // which grows upwards, so that it stays at its end
+    document.getElementById("log").prepend(line); // the list grows upwards, so it stays scrolled to the newest message
   }
   function draw() {
     names.replaceChildren(...[...here].sort().map((name) => element("li", name === me ? `${name} (you)` : name, name)));
@@ -131,9 +131,9 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   });
   const apply = ({ op, member }) => op === "join" ? here.add(member) : here.delete(member);
   source.addEventListener("presence", ({ data }) => { changes.push(JSON.parse(data)); apply(changes.at(-1)); draw(); });
-  source.addEventListener("pgbus:open", async ({ detail }) => { // each time: who came and went is not kept for those who are away
+  source.addEventListener("pgbus:open", async ({ detail }) => { // at each connect, because changes of presence are not replayed
     connection = detail.connectionId;
-    changes = []; // what is told while the list is on its way may be newer than the list
+    changes = []; // changes that arrive while the list is loading may be newer than the list
     const { names } = await (await fetch("/{{room}}/here")).json();
     here.clear(); names.concat(me).forEach((name) => here.add(name)); changes.forEach(apply); draw();
   });

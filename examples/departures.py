@@ -1,8 +1,8 @@
-"""The departures board and the lab, put together by hand: ``python -m pgbus_gevent.serve`` does the same without an application.
+"""The departures board and the lab, built by hand. ``python -m pgbus_gevent.serve`` without an application does the same.
 
-Run it and open http://127.0.0.1:8080/ in two windows. An application of your own takes the place of the demo's two lines.
+Run it and open http://127.0.0.1:8080/ in two windows. To serve your own application, put it in the place of the demo.
 
-It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
+Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither; then the embedded PostgreSQL is started.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from gevent import monkey
 
 if __name__ == "__main__":
-    # The program patches, before it imports anything else: what is imported unpatched would block every client.
+    # Before all other imports: modules that are imported unpatched would block every client.
     monkey.patch_all()
 
 import logging
@@ -32,8 +32,8 @@ def main() -> None:
     """Serve the demo until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
-    # What is not given here comes from PGBUS_*. Streams named demo:* may be read by anybody; without a public pattern a
-    # page needs a signed name, from bus.sign("…"). Who follows demo:here is told who else does.
+    # Other settings come from PGBUS_*. Anybody may read the streams demo:*; for other streams, a page needs a signed name from
+    # bus.sign("…"). The stream demo:here has presence.
     settings = Settings.load(
         database_url=os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url,
         secret=os.environ.get("PGBUS_SECRET", "only for this example"),
@@ -42,18 +42,18 @@ def main() -> None:
         presence=(PRESENCE,),
     )
 
-    # Who publishes holds a Bus. It needs no server: a cron job or a worker of a queue can have one of its own.
+    # A publisher needs only a Bus, and no server: a cron job or a queue worker can have one too.
     bus = Bus(settings=settings)
     demo = Demo(bus, speed=SPEED, prefix=settings.prefix)
 
-    # Who serves holds an Instance: it listens to PostgreSQL and writes to every connected browser.
+    # A server needs an Instance, which listens to PostgreSQL and writes to all connected browsers.
     instance = Instance(settings).start()
-    # What the bus knows of audiences it has to know too; and the hook tells whose connection it is.
+    # The instance must know the filters of the bus. The authorize hook gives each connection its owner and context.
     instance.filters.share(bus.filters)
     streams = StreamApp(instance, demo.authorize)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """The streams below /pgbus, the demo everywhere else, on one port: so the browser needs no CORS."""
+        """Serve the streams below /pgbus and the demo everywhere else. They have one origin, so the browser needs no CORS."""
         if streams.serves(environ["PATH_INFO"]):
             return streams(environ, start_response)
         answer: Iterable[bytes] = demo.app(environ, start_response)
@@ -63,7 +63,7 @@ def main() -> None:
     server.start()
     demo.start()
     print(f"http://{settings.host}:{settings.port}/", flush=True)
-    # At SIGTERM or Ctrl-C each browser gets a pgbus:shutdown, so that it comes back at a moment of its own.
+    # At SIGTERM or Ctrl-C, each browser gets pgbus:shutdown with a random delay, so that they do not all reconnect together.
     run_until_stopped(server, [instance])
     demo.stop()
     bus.close()

@@ -1,17 +1,17 @@
-"""The orders of a bakery as Turbo streams: rows are rendered on the server, by the same function for the page and for the stream.
+"""The orders of a bakery as Turbo streams. The server renders rows with the same function for the page and for the stream.
 
-Run it and open http://127.0.0.1:8080/ in two windows. "Open a slow page" gets one that is five seconds old when it arrives: order
+Run it and open http://127.0.0.1:8080/ in two windows. "Open a slow page" opens one that is five seconds old when it arrives: order
 something meanwhile, and it is there all the same.
 
-It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
-Turbo is one file of npm's package @hotwired/turbo; it is looked for in node_modules below the working directory and in
-tests/browser, or where `--turbo PATH` says. Without it a few lines on the page do those three actions that are used here.
+Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither; then the embedded PostgreSQL is started.
+Turbo is one file of the npm package @hotwired/turbo. It is searched in node_modules below the working directory and below
+tests/browser, unless `--turbo PATH` is given. Without it, a few lines on the page perform the three actions that are used here.
 """
 # ruff: noqa: E402
 
 from gevent import monkey
 
-monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+monkey.patch_all()  # before all other imports: modules that are imported unpatched would block every client
 
 import argparse
 import os
@@ -42,7 +42,7 @@ with bus.transaction() as cursor:
 
 
 def row(id: int, item: str, state: str, how: str = "") -> str:
-    """One order as HTML."""
+    """Return one order as HTML."""
     action = NEXT.get(state)
     button = (
         f'<form method="post" action="/orders/{id}/{action[1]}"><button>{action[0]}</button></form>' if action else ""
@@ -51,7 +51,7 @@ def row(id: int, item: str, state: str, how: str = "") -> str:
 
 
 def count(cursor: Cursor) -> str:
-    """How many orders are open, as HTML."""
+    """Return the number of open orders as HTML."""
     cursor.execute("select count(*) from bakery where state <> 'done'")
     return f"{cursor.fetchone()[0]} open"
 
@@ -63,7 +63,7 @@ def page(pgbus):
         rows = "".join(row(*order) for order in cursor.fetchall())
         parts = {"rows": rows, "count": count(cursor), "tag": pgbus.stream_tag("bakery", using=cursor)}
     slow = min(float(bottle.request.query.slow or 0), 30)
-    # From here on the page is stale. Its tag has the watermark, so what is committed meanwhile comes first when it is connected.
+    # From here on the page is stale. Its tag has the watermark, so the stream begins with the changes that are committed meanwhile.
     time.sleep(slow)
     return bottle.template(PAGE, slow=slow, turbo=library.is_file(), **parts)
 
@@ -86,16 +86,16 @@ def step(pgbus, id, state):
 
 
 def change(bus: Bus, action: Callable, statement: str, *values: str | int) -> None:
-    """Change one order and tell everybody, in one transaction: both happen, or neither does."""
+    """Change one order and broadcast it in one transaction: both happen, or neither does."""
     with bus.transaction() as cursor:
-        # One after the other, so that each message has the number that is true once its own order is in.
+        # One change at a time, so that the number in each message includes exactly the orders up to its own.
         cursor.execute("lock table bakery in share row exclusive mode")
         cursor.execute(statement, values)
         order = cursor.fetchone() or bottle.abort(404, "There is no such order.")
         target = "orders" if action is turbo.prepend else f"order-{order[0]}"
         message = action(target, row(*order, "live")) + turbo.update("count", count(cursor))
         bus.stream("bakery").broadcast(message, using=cursor)
-    bottle.response.status = 204  # the page stays, and has the change from the stream, as all others have
+    bottle.response.status = 204  # the browser stays on the page, which gets the change from the stream
 
 
 @app.get("/turbo.js")
@@ -137,7 +137,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 % end
 <script type="module" src="/pgbus/pgbus.js"></script>
 <h1>The bakery <small id="count">{{count}}</small></h1>
-<p>{{"This page was %g s old when it came. What was ordered meanwhile is marked." % slow if slow else ""}}
+<p>{{"This page was %g s old when it arrived. Orders that came meanwhile are marked." % slow if slow else ""}}
   <a href="/?slow=5" target="_blank">Open a slow page</a>, and order something while it loads.</p>
 <form method="post" action="/orders" onsubmit="setTimeout(() => this.reset())">
   <input name="item" placeholder="What would you like?" autocomplete="off" required> <button>Order</button>
@@ -147,7 +147,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A bakery whose orders are Turbo streams.")
-    parser.add_argument("--turbo", type=Path, help="Turbo's file, turbo.es2017-esm.js of npm's @hotwired/turbo")
+    parser.add_argument("--turbo", type=Path, help="the file turbo.es2017-esm.js of the npm package @hotwired/turbo")
     places = [Path(TURBO), Path(__file__).parent.parent / "tests/browser" / TURBO]
     library = parser.parse_args().turbo or next(filter(Path.is_file, places), places[0])
     bottle.run(app, server=Server, port=int(os.environ.get("PORT", "8080")))

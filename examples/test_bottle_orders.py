@@ -1,8 +1,8 @@
-"""How to test an application that broadcasts: the shop of bottle_orders.py, with the fixtures that pgbus_gevent brings.
+"""Tests of an application that broadcasts, the shop of bottle_orders.py, with the fixtures of pgbus_gevent.
 
     python -m pytest -p pgbus_gevent.testing.patch examples/test_bottle_orders.py
 
-The option patches the process for gevent before all else; in a project of your own it stands in addopts.
+The option patches the process for gevent before other imports. In your own project, put it into addopts.
 """
 
 import html
@@ -25,7 +25,7 @@ SECRET = "a secret for the tests of the shop"
 
 @pytest.fixture
 def shop(pgbus_database, monkeypatch):
-    """The application, imported anew for each test, on the test's own database."""
+    """The application on the test's database, imported anew for each test."""
     monkeypatch.setenv("PGBUS_DATABASE_URL", pgbus_database)
     monkeypatch.setenv("PGBUS_SECRET", SECRET)
     monkeypatch.syspath_prepend(Path(__file__).parent)
@@ -43,13 +43,13 @@ def site(shop, pgbus_server):
 
 
 def order(site, item):
-    """Order something, as the form does."""
+    """Order something, as the form on the page does."""
     with urlopen(f"{site.url}/orders", urlencode({"item": item}).encode()) as answer:
         assert answer.url == f"{site.url}/"
 
 
 def open_page(site):
-    """What a browser needs of the page: the signed name of its stream, and its watermark."""
+    """Open the page. Returns its HTML, the signed name of its stream, and its watermark."""
     with urlopen(site.url) as answer:
         page = html.unescape(answer.read().decode())
     name, since = re.search(r'src="/pgbus/streams/([^"]+)" since-id="(\d+)"', page).groups()
@@ -57,12 +57,12 @@ def open_page(site):
 
 
 def test_the_page_is_born_stale(site, pgbus_client):
-    """What changes between the page and its connection is neither missed nor seen twice."""
+    """A change between the page and its connection is neither missed nor seen twice."""
     order(site, "a bicycle")
     page, stream, since = open_page(site)
     assert "a bicycle" in page
 
-    order(site, "a bell")  # while the page is on its way
+    order(site, "a bell")  # while the page is loading
     tab = pgbus_client(stream, since=since)
 
     assert json.loads(tab.next(event="order").data)["item"] == "a bell"
@@ -83,7 +83,7 @@ def test_a_laptop_that_was_closed(site, pgbus_client):
 
 
 def test_one_change_one_message(site, assert_broadcasts):
-    """Each request tells everybody once, and one that is refused tells nobody."""
+    """Each request broadcasts one message, and a refused request broadcasts none."""
     with assert_broadcasts("orders", 2) as messages:
         order(site, "a bicycle")
         urlopen(f"{site.url}/orders/1/pay", b"").close()
@@ -94,9 +94,9 @@ def test_one_change_one_message(site, assert_broadcasts):
 
 
 def test_a_change_by_itself(shop):
-    """A unit test: no server, no stream; the fake bus notes what was published."""
+    """A unit test without server or stream: the fake bus records the messages."""
     bus = FakeBus()
-    bus.answers.append([('{"id": 7, "state": "paid"}',)])  # what the database would say
+    bus.answers.append([('{"id": 7, "state": "paid"}',)])  # the rows that the database would return
     with pytest.raises(bottle.HTTPResponse):  # the redirect
         shop.change(bus, "update …", 7)
     assert [(message.stream, message.event, message.data) for message in bus.sent] == [
