@@ -48,7 +48,7 @@ PAGE = """<!doctype html>
     [`No. ${order.id}`, order.item, order.state].forEach((text, n) => { row.children[n].textContent = text; });
   }
   for (const order of {{!orders}}) show(order, "");
-  // A page is stale when it arrives: it has the orders of one snapshot. The tag's since-id is the watermark of that snapshot, so the
+  // A page is stale when it arrives: it has the orders of one snapshot. The tag's since-id is the snapshot's watermark, so the
   // stream begins with changes that were committed while the page was loading. No change is missed, and none comes twice.
   const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
