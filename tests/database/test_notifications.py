@@ -1,4 +1,4 @@
-"""The LISTEN session: hears in order, loses nothing unsaid, and says when it has ended."""
+"""The LISTEN session: it hears in order, reports dropped notifications, and reports its end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_listen_session_follows_a_change_of_the_channels_at_its_next_ping(data
         sql = opener()
         former = sql.one("select doorbell from pgbus.channels()")
         sql.call("change_channels")
-        # It is told on the former control channel.
+        # The change is announced on the former control channel.
         assert session.receive(5.0) == (['["control"]'], False)
         session.ping()
         sql.run("select pg_notify(%s, 'of one who knows the former name')", former)
@@ -119,7 +119,7 @@ def test_a_session_that_does_not_listen_any_more_is_deaf_at_the_next_ping(databa
 
 
 def test_behind_a_pooler_each_ping_is_a_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ListenSession, "backend_pid", -1)  # a pooler's own number
+    monkeypatch.setattr(ListenSession, "backend_pid", -1)  # the process id that a pooler gives
     with closing(listening(database)) as session:
         session.ping()
         monkeypatch.setattr(session, "hears", lambda timeout: False)

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode between a worker and its database."""
+"""A real PgBouncer in transaction mode stands between a worker and its database."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Pooler = Callable[..., str]
 
 @pytest.fixture
 def pooler(pgbus_database: str) -> Iterator[Pooler]:
-    """Starts a PgBouncer in front of the test's database, with its default configuration but for what is given; its URL."""
+    """Starts a PgBouncer before the test's database, with its defaults except the given settings. Returns its URL."""
     own = ext.parse_dsn(pgbus_database)
     if not own.get("host", "").startswith("/"):
         pytest.skip("the database is not on a unix socket")
@@ -48,7 +48,7 @@ def pooler(pgbus_database: str) -> Iterator[Pooler]:
         path.write_text(
             f"[databases]\n{database}\n[pgbouncer]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items())
         )
-        # It does not run as root.
+        # PgBouncer refuses to run as root.
         user: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = os.stat(own["host"])
@@ -108,7 +108,7 @@ def test_our_settings_hold_for_each_statement_and_for_nobody_elses(options: dict
         before = run(other, SETTINGS)
         for _ in range(3):
             assert rows(connection, SETTINGS) == [("7500ms", "pg_catalog, pg_temp", "off", "read committed", "on")]
-            # It has the same session of the server, one at a time.
+            # The pooler gives both the same session of the server, one at a time.
             assert run(other, SETTINGS) == before
         connection.autocommit = False
         assert rows(connection, "select 1") == [(1,)]

@@ -1,4 +1,4 @@
-"""Statements of a Bus whose answer does not come: they end within ten seconds, and those that only take long do not."""
+"""A Bus ends a statement within ten seconds if its answer cannot come, and does not end one that is only slow."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ except PgbusError as error:
 
 
 class Process:
-    """A program that is not patched for gevent, which waits for a line where it says so."""
+    """A program that is not patched for gevent. It waits for a line of input at marked places."""
 
     def __init__(self, url: str, what: str, ask_after: float = 0.3, statement_timeout: float = 30.0) -> None:
         arguments = [sys.executable, "-W", "error", "-c", PLAIN, url, str(ask_after), str(statement_timeout), what]

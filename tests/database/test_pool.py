@@ -1,4 +1,4 @@
-"""The pool: bounded, never one connection for two, and none that is in doubt comes back."""
+"""The pool is bounded, never lends a connection to two users, and never reuses one that is in doubt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sessions_of_pools(sql: Session) -> int:
 
 
 def running(sql: Session) -> set[int]:
-    """The server's processes that are in a pool's statement that sleeps; those of killed ones linger."""
+    """The backends that run a sleeping statement of a pool. After a kill, a backend lingers."""
     return set(
         sql.one(
             "select coalesce(array_agg(pid), '{}') from pg_stat_activity"
@@ -67,13 +67,13 @@ def running(sql: Session) -> set[int]:
 
 
 def is_whole(pool: Pool) -> bool:
-    """Whether as many connections can be had at once as the pool is large; raises where not."""
+    """Whether the pool can lend as many connections at once as its size. Raises if it cannot."""
     holding = [gevent.spawn(sleep_in, pool, 0.05) for _ in range(pool.size)]
     gevent.joinall(holding, timeout=PATIENCE, raise_error=True)
     return all(job.ready() for job in holding)
 
 
-# how many
+# bounds
 
 
 def test_a_connection_is_used_again(make_pool: MakePool) -> None:
@@ -117,7 +117,7 @@ def refusing_url() -> str:
     return "postgresql://u@127.0.0.1:1/d"
 
 
-# what comes back
+# connections that come back
 
 
 def test_an_error_is_translated_and_costs_no_connection(make_pool: MakePool) -> None:
@@ -181,7 +181,7 @@ def test_whoever_is_killed_as_a_slot_becomes_free_keeps_nobody_waiting(make_pool
         with pool.connection():
             jobs.extend([gevent.spawn(run, pool), gevent.spawn(run, pool)])
             gevent.idle()  # both wait when this returns
-            # It will be dead before it learns that the slot is its own.
+            # It will be dead before it learns that it has got the slot.
             jobs[0].kill(block=False)
 
     gevent.spawn(hold).get(timeout=5)
@@ -278,7 +278,7 @@ def test_discarding_what_is_idle_leaves_what_is_in_use(make_pool: MakePool) -> N
     assert is_whole(pool)
 
 
-# all at once
+# all at the same time
 
 
 def test_under_stress_no_connection_is_ever_with_two(make_pool: MakePool, sql: Session) -> None:
@@ -318,7 +318,7 @@ def test_under_stress_no_connection_is_ever_with_two(make_pool: MakePool, sql: S
         victim = chance.randrange(len(workers))
         workers[victim].kill(block=False)
         workers.append(gevent.spawn(work))
-        assert sessions_of_pools(sql) <= 20  # those that were killed linger until the server notices
+        assert sessions_of_pools(sql) <= 20  # backends of killed statements linger until the server notices
     gevent.joinall(workers, timeout=PATIENCE, raise_error=True)
     assert all(worker.ready() for worker in workers)
     assert most == 4

@@ -1,4 +1,4 @@
-"""The pool in processes of other kinds: forked, with threads, patched for gevent or not."""
+"""The pool in other kinds of processes: forked, with threads, patched for gevent or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers of one database that disagree about retention: what one of them keeps, none removes, and each says who has what."""
+"""Servers of one database with different retentions: none removes messages that another keeps, and each logs the differences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sql(pgbus_database: str, pgbus_bus: Bus) -> Any:
 
 
 def rounds(sql: Session) -> Any:
-    """Changes with every round of the pruners."""
+    """A value that changes with each round of the pruners."""
     return sql.one("select due from pgbus.prune_round")
 
 
@@ -73,7 +73,7 @@ def test_by_pattern_each_side_may_be_the_longer_one(sql: Session, pgbus_settings
         until(lambda: sql.one("select count(*) from pgbus.retentions") == 1, "it tells")
         with serving(pgbus_settings, prune_interval=QUICK, retention="1m", retention_patterns=counted):
             let_them_prune(sql)
-        # No number for the second one, which has a shorter age: both the longer age and the larger number.
+        # The server with the shorter age has no limit on the number, so the longer age applies without a limit.
         assert sql.data("orders") == ["one", "two", "three"] and sql.data("audit:1") == ["one", "two", "three"]
 
 

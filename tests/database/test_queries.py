@@ -1,4 +1,4 @@
-"""The statements of the package: what pages and openings hold, and that all of them use the indexes."""
+"""The statements of the package: the contents of pages and openings, and that all statements use the indexes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_page_tells_how_far_the_stream_was_pruned(asking: Queries, sql: Sessio
     ids = publish(sql, stream, *"abc")
     prune(sql, stream, ids[1])
     assert asking.pages([(stream, 0)], limit=10, size=LOTS)[0].horizon == ids[1]
-    # Of a page with nothing in it too.
+    # Also for an empty page.
     assert asking.pages([(stream, ids[2])], limit=10, size=LOTS) == [([], ids[1], False, ids[2], 0)]
 
 
@@ -108,7 +108,7 @@ def test_nothing_asked_is_nothing_answered(asking: Queries) -> None:
 
 
 def taken(sizes: Sequence[int], limit: int, size: int) -> int:
-    """How many messages of these sizes a page has: those before which there was room."""
+    """How many messages of these sizes fit a page: it takes messages while it has room."""
     count = total = 0
     while count < min(limit, len(sizes)) and total < size:
         total += sizes[count]
@@ -118,7 +118,7 @@ def taken(sizes: Sequence[int], limit: int, size: int) -> int:
 
 @pytest.fixture(scope="module")
 def mixed(database: str) -> tuple[str, list[int], list[int]]:
-    """A stream of messages of many sizes, and of each its id and its size."""
+    """A stream of messages of many sizes, with the id and the size of each."""
     with opened_sessions(database) as opener:
         sizes = [0, 1, 10, 0, 300, 5, 5, 2000, 0, 7, 100, 100, 1, 3000, 0, 2]
         return "mixed", publish(opener(), "mixed", *["x" * size for size in sizes]), sizes
@@ -134,7 +134,7 @@ def test_a_page_takes_what_there_is_room_for(
     [page] = asking.pages([(stream, ids[start - 1] if start else 0)], limit=limit, size=size)
     assert [row.id for row in page.rows] == ids[start : start + count]
     left_out = start + count < len(ids)
-    # A page that is full to the byte may promise more than there is, but never less.
+    # A page that is full to the byte may say that there is more although there is not, but never the reverse.
     assert page.more == left_out or (page.more and sum(sizes[start : start + count]) >= size)
 
 
@@ -198,7 +198,7 @@ def test_openings_of_many_streams_come_in_the_order_of_the_question(asking: Quer
     assert all(len(opening.rows) == 2 for opening in found)
 
 
-# what has moved
+# streams that moved
 
 
 def test_a_page_tells_whether_the_message_of_its_cursor_is_there(asking: Queries, sql: Session, stream: str) -> None:
@@ -257,7 +257,7 @@ def test_the_tail_leaves_data_that_nobody_asked_for_and_large_data(asking: Queri
     assert found == {first: "a", last: None, theirs: None}
 
 
-# publishing and asking
+# publishing and reading
 
 
 def test_streams_are_listed_with_their_number_of_messages_and_head(asking: Queries, sql: Session, stream: str) -> None:

@@ -1,4 +1,4 @@
-"""No statement of the package reads more of a large table than it needs, whatever the planner knows of it."""
+"""No statement of the package reads more of a large table than it needs, with or without statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOTS = 1_000_000
 
 
 class OneConnection:
-    """As much of a pool as Queries needs: always the same connection, so that its counters can be read."""
+    """The part of a pool that Queries needs. It always lends the same connection, so that its counters can be read."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class OneConnection:
 
 @pytest.fixture(scope="module", params=["known", "unknown"])
 def large(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> Iterator[str]:
-    """200,000 messages, half of them of one stream, which the planner's statistics do or do not know of."""
+    """200,000 messages, half of them in one stream, with or without the planner's statistics."""
     url = pgbus_databases.make()
     rows = "insert into pgbus.messages (stream, msg_id, prev_id, data) select {}, n, n - 1, repeat('x', 100) from {}"
     with opened_sessions(url) as opener:

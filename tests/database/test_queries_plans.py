@@ -1,6 +1,6 @@
-"""No statement costs more as the table grows: every one of the package, and in our functions, is explained as it runs.
+"""No statement costs more as the table grows. Every statement of the package, and in our functions, is explained as it runs.
 
-auto_explain tells the plan of each, with the pages that it touched. What touches more than a page of messages would is a walk.
+auto_explain gives the plan of each, with the pages that it touched. A statement that touches many pages walks through the table.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 MESSAGES = 40_000
 MOST = 400
-"""Pages that one statement may touch. The table has many times as many, each index more than half of them."""
+"""The most pages that one statement may touch. The table has many times this number, each index more than half of it."""
 
 OURS = {name: _ALWAYS[name] for name in ("enable_seqscan", "jit")}
-"""What our sessions say of plans; who publishes by SQL has PostgreSQL's own settings."""
+"""The settings of our sessions for the planner. Publishers in SQL have PostgreSQL's defaults."""
 
 Ask = Callable[[Any], object]
 
 
 class OneConnection:
-    """In place of a pool."""
+    """A replacement for a pool."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -52,20 +52,20 @@ class OneConnection:
 
 BUSY, QUIET, NONE, PRUNED, GROWN = "s 1", "quiet", "none", "pruned", "grown"
 EACH = [BUSY, QUIET, NONE, PRUNED, GROWN]
-# The first append to a stream that was pruned empty steps over those of its rows that no vacuum has taken away yet, so that all the
-# others need not look at the horizon; from then on it finds its own.
+# The first append to a stream that was pruned empty steps over its removed rows until a vacuum, so that later statements need
+# not look at the horizon. Later appends find the first one.
 APPENDED = [BUSY, QUIET, NONE]
 PUBLIC = Publication()
 
 FROM_STREAM_TO_STREAM = {"turn", "below"}
-"""These take a few pages for each stream, once in a round for the whole fleet, and step over what is pruned and not vacuumed."""
+"""These read a few pages for each stream, once in a round of the fleet, and step over removed rows until a vacuum."""
 EACH_STREAM = 5
 
-# Whatever a class of statements has, by its name. What is None reads everything on purpose, or is no statement.
+# All methods of each class of statements. None: it reads everything on purpose, or is not a statement.
 STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     Queries: {
         "transaction": None,
-        "streams": None,  # the command that lists them all
+        "streams": None,  # the command that lists all streams
         "broadcast": lambda q: [q.broadcast(s, "x", PUBLIC) for s in APPENDED] + [q.broadcast(BUSY, "x", Publication(key="k"))],
         "broadcast_many": lambda q: [q.broadcast_many(s, ["x", "y"], PUBLIC, keys) for s in EACH for keys in (None, ["a", None])],
         "broadcast_ephemeral": lambda q: [q.broadcast_ephemeral(BUSY, size * "x", PUBLIC) for size in (1, 9000)],
@@ -104,7 +104,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "record": lambda p: p.record([(BUSY, "bob", "c2", "{}"), ("here 7", "cyd", "c3", None)], ttl=30.0, grace=1.0),
         "touch_many": lambda p: p.touch_many([(BUSY, "ada", "c1"), ("here 7", "m7", "c")], ttl=30.0),
         "leave": lambda p: p.leave(BUSY, "ada", "c1"),
-        "sweep": lambda p: p.sweep(),  # reads all who are present, and no more
+        "sweep": lambda p: p.sweep(),  # reads all members that are present, and nothing else
     },
     Fleet: {
         "beat": lambda f: f.beat("w1", "host", 1, 1.0, {}),
@@ -114,7 +114,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     },
     Checks: {
         **dict.fromkeys(("server", "pooler", "encoding", "in_recovery", "connections", "clock_offset", "oldest_transaction",
-                         "queue_usage", "rows"), None),  # no table of ours
+                         "queue_usage", "rows"), None),  # reads none of our tables
         "schema_version": lambda c: c.schema_version(),
         "owner_who_denies": lambda c: c.owner_who_denies(),
         "missing_rights": lambda c: c.missing_rights(),
@@ -144,12 +144,12 @@ def test_no_statement_is_forgotten() -> None:
     for kind, known in STATEMENTS.items():
         public = {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
         assert set(known) == public, kind
-    assert using  # its statements call functions of ours alone, but for that of last_ids
+    assert using  # except last_ids, its statements only call our functions
 
 
 @pytest.fixture(scope="module", params=[1, 20, 1000], ids=lambda count: f"{count} streams")
 def filled(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> Iterator[tuple[str, int]]:
-    """Most messages are of so many streams; a few are quiet, and one was pruned empty."""
+    """Most messages are in a given number of streams; a few streams are quiet, and one was pruned empty."""
     url = pgbus_databases.make()
     with opened_sessions(url) as opener:
         sql = opener()
@@ -175,7 +175,7 @@ def filled(request: pytest.FixtureRequest, pgbus_databases: TestDatabases) -> It
 
 
 def grow(url: str) -> None:
-    """A stream of which the statistics do not know yet that it has many messages."""
+    """A stream with many messages that are not in the statistics yet."""
     with opened_sessions(url) as opener:
         opener().run(
             "insert into pgbus.messages (stream, msg_id, data)"
@@ -185,7 +185,7 @@ def grow(url: str) -> None:
 
 
 def prune_empty(url: str) -> None:
-    """A stream whose many messages are gone, but not vacuumed."""
+    """A stream whose many messages were removed but not vacuumed."""
     with opened_sessions(url) as opener:
         sql = opener()
         sql.run("delete from pgbus.messages where stream = %s", PRUNED)
@@ -200,11 +200,11 @@ def prune_empty(url: str) -> None:
 
 
 class Explained(Session):
-    """A session that keeps the plans of all that runs in it."""
+    """A session that records the plans of its statements."""
 
     def __init__(self, url: str, options: dict[str, str]) -> None:
         super().__init__(url)
-        self.notices: deque[str] = deque()  # of a list psycopg2 keeps the last fifty
+        self.notices: deque[str] = deque()  # psycopg2 keeps only fifty notices in a list
         self.connection.notices = self.notices
         for name, value in options.items():
             self.run(f"set {name} = {value}")
@@ -216,7 +216,7 @@ class Explained(Session):
             self.run(f"set auto_explain.{name} = '{value}'")
 
     def costly(self, most: int = MOST) -> list[tuple[int, str]]:
-        """The statements that touched more pages than they may, since the last time."""
+        """Return the statements since the last call that touched more pages than allowed."""
         found = []
         for notice in self.notices:
             _, brace, text = notice.partition("{")
@@ -231,7 +231,7 @@ class Explained(Session):
 
 
 def nested(text: str) -> bool:
-    """Whether what a statement touches is what those in it touch, which are explained one by one."""
+    """Whether a statement only touches the pages of its nested statements, which are explained separately."""
     return (text.startswith("select pgbus.") and "from" not in text) or " from pgbus.squatters() " in " ".join(
         text.split()
     )
@@ -251,7 +251,7 @@ def test_no_statement_walks(state: str, filled: tuple[str, int]) -> None:
         elif state == "beside an old snapshot":
             keeper.run("begin isolation level repeatable read; select count(*) from pgbus.horizons")
             prune_empty(url)
-        # Left to itself, PostgreSQL takes one of these two, the first from the sixth call on.
+        # By default, PostgreSQL chooses one of these two, the generic plan from the sixth call on.
         for mode in ("force_generic_plan", "force_custom_plan"):
             walks += [(mode, *walk) for walk in looked(url, mode, streams, vacuumed=state != "beside an old snapshot")]
     told = {f"{mode}: {pages} pages, {' '.join(text.split())[:200]}" for mode, pages, text in walks}
@@ -259,7 +259,7 @@ def test_no_statement_walks(state: str, filled: tuple[str, int]) -> None:
 
 
 def looked(url: str, mode: str, streams: int, vacuumed: bool) -> list[tuple[int, str]]:
-    """All of it, in a transaction for each, which is taken back."""
+    """Run everything, each in a transaction that is rolled back."""
     found = []
     ours, theirs = Explained(url, OURS), Explained(url, {})
     try:

@@ -1,4 +1,4 @@
-"""Migrations: applied once by whoever is first, recorded, all or nothing, and never downwards."""
+"""Migrations are applied once, by the first process, all or none, are recorded, and never go backwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCK = 1885823597
 
 @pytest.fixture
 def empty(pgbus_databases: TestDatabases) -> Iterator[str]:
-    """The URL of a database with nothing in it."""
+    """The URL of an empty database."""
     url = pgbus_databases.make_empty()
     yield url
     pgbus_databases.drop(url)
@@ -113,7 +113,7 @@ def test_who_has_to_wait_for_another_one_too_long_is_told(empty: str, sql: Sessi
     assert migrate(empty) == KNOWN
     with sql.transaction():
         sql.run("select pg_advisory_xact_lock(%s, 0)", LOCK)
-        assert migrate(empty, timeout=0.3) == []  # with nothing to do, nobody is waited for
+        assert migrate(empty, timeout=0.3) == []  # if there is nothing to do, it waits for no lock
 
 
 def test_publishers_go_on_while_there_is_nothing_to_migrate(empty: str) -> None:

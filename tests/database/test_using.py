@@ -1,4 +1,4 @@
-"""``using=``: what an application has in its hand publishes in its transaction, or is refused by name."""
+"""``using=`` publishes in the transaction of the application's object, or refuses the object by name."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class AroundItself:
 
 
 class Tracer:
-    """As wrapt's ObjectProxy, which tracers put around cursors."""
+    """Like wrapt's ObjectProxy, which tracers put around database cursors."""
 
     def __init__(self, inner: Any) -> None:
         self.__wrapped__ = inner
@@ -287,7 +287,7 @@ def test_a_text_that_the_connection_cannot_say_is_refused_by_name(
             pgbus_bus.stream("\u20ac").last_id(using=given)
         with pytest.raises(InvalidArgument, match="client encoding"):
             pgbus_bus.disconnect("\u20ac", using=given)
-        # Nothing was sent, so the transaction goes on.
+        # Nothing was sent, so the transaction can continue.
         stream.broadcast("5 \u00a3", using=given)
         commit()
     assert [message.data for message in stream] == ["5 \u00a3"]

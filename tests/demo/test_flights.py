@@ -1,4 +1,4 @@
-"""The departures board: the flights, what is shown of them and when, the replay, and the page."""
+"""The departures board: the flights, the events on the board, the replay, and the page."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TestData:
         assert (latest.designator, latest.destination.city, latest.delay) == ("HA 51", "Honolulu", 1301)
 
     def test_names_are_complete(self, flights: Flights) -> None:
-        assert len(flights.airports) == 107  # 105 destinations, one of them LaGuardia, and the other two origins
+        assert len(flights.airports) == 107  # 105 destinations, which include LaGuardia, and the other two origins
         assert all(airport.city and airport.name for airport in flights.airports.values())
         assert flights.airlines["B6"] == "JetBlue Airways"
 
@@ -315,13 +315,13 @@ class TestRow:
         assert a_row(expected=datetime(2013, 1, 1, 5, 25)).fields["was"] == "05:15"
 
     def test_no_text_is_longer_than_its_flaps(self, flights: Flights) -> None:
-        day = flights.on(date(2013, 1, 9))  # has the longest delay of the year
+        day = flights.on(date(2013, 1, 9))  # the longest delay of the year
         assert max(len(board.Row.of(event).remark) for flight in day for event in events_of(flight)) == 14
         assert max(len(airport.city) for airport in flights.airports.values()) == 19
 
 
 class Tags(HTMLParser):
-    """Every tag and attribute of a page, and its text."""
+    """All tags and attributes of a page, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -417,7 +417,7 @@ def get(app: bottle.Bottle, path: str, **environ: str) -> tuple[int, dict[str, s
 class TestApplicationWithoutADatabase:
     @pytest.fixture
     def app(self) -> bottle.Bottle:
-        # Nobody listens on port 1.
+        # There is no server on port 1.
         url = "postgresql://127.0.0.1:1/nothing?connect_timeout=1"
         return make_app(Bus(url, secret="a secret for tests alone", migrate=False))
 
@@ -511,7 +511,7 @@ class TestReplayer:
         with pgbus_bus.transaction() as cursor:
             cursor.execute("update demo_clock set leased_until = now() - interval '1 s'")
         make_replayer().step()
-        # It goes on from there: what was missed is not made up for at once.
+        # The board continues from there and does not catch up.
         assert start < clock(pgbus_bus) <= start + timedelta(minutes=2)
         assert table(pgbus_bus) == on_board(timeline.board_at(clock(pgbus_bus)).values())
 
@@ -636,13 +636,13 @@ def set_clock(bus: Bus, simulated: datetime) -> None:
 
 
 def age_clock(bus: Bus, *, seconds: float) -> None:
-    """Let the clock have been moved that long ago."""
+    """Set the time of the clock's last step that long ago."""
     with bus.transaction() as cursor:
         cursor.execute("update demo_clock set moved_at = now() - %s * interval '1 s'", (seconds,))
 
 
 def wait_for(bus: Bus) -> None:
-    """Until the board has flights, at most ten seconds."""
+    """Wait until the board has flights, for at most ten seconds."""
     with gevent.Timeout(10):
         while not get(make_app(bus), "/demo/board.json")[2].count('"id"'):
             gevent.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The lab over HTTP: what may be posted, what is published of it, and an answer that is written once, whoever writes it."""
+"""The lab over HTTP: which posts are allowed, what they publish, and an answer that any process writes, once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def post(site: Site) -> Callable[..., Answer]:
 
 
 def attributes(site: Site, path: str = "/lab") -> dict[str, str]:
-    """What the page tells its script."""
+    """The data that the page gives to its script."""
     page = ask(site.port, path).body.decode()
     (body,) = re.findall(r"<body ([^>]*)>", page)
     return dict(re.findall(r'data-([a-z-]+)="([^"]*)"', body))
@@ -77,7 +77,7 @@ def test_while_the_database_is_away_the_lab_says_so() -> None:
     assert seen[0].startswith("503")
 
 
-# who may post --------------------------------------------------------------------------------------------------------
+# allowed posts -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_was_missed_is_what_the_tab_would_have_been_given(site: Site, post:
     assert ask(site.port, "/lab/missed?after=x").status == 400
 
 
-# who sees what -------------------------------------------------------------------------------------------------------
+# audiences -----------------------------------------------------------------------------------------------------------
 
 
 def test_admins_see_what_is_for_admins_and_nobody_else_does(site: Site, post: Callable[..., Answer]) -> None:
@@ -212,7 +212,7 @@ def test_who_is_here_is_told(site: Site) -> None:
 
 
 def words(bus: Bus) -> list[tuple[int, str]]:
-    """What was published of the newest answer, place and word."""
+    """The published words of the newest answer, with their places."""
     found: list[tuple[int, str]] = []
     for message in bus.stream(answers.STREAM):
         if message.event == "answer.start":
@@ -266,7 +266,7 @@ def test_of_two_writers_one_writes_and_the_other_goes_on_when_it_is_gone(pgbus_b
     until(lambda: len(words(pgbus_bus)) > 10, "it is written")
     other.stop()
     other.stop()
-    one.wake()  # at once: who stops leaves the lease
+    one.wake()  # at once, because a writer that stops ends its lease
     whole = list(enumerate(TOPICS["sea"].words))
     until(lambda: words(pgbus_bus) == whole, "it is whole")
     one.stop()
@@ -289,12 +289,12 @@ def test_a_word_that_could_not_be_counted_is_not_published(pgbus_bus: Bus) -> No
     assert found == list(enumerate(TOPICS["sea"].words))[: len(found)]
 
 
-# whose machine it is
+# requests from other names
 
 
 @pytest.fixture(scope="module")
 def local_port(pgbus_databases: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """That of ``serve`` at loopback, without an application."""
+    """The application of ``serve`` at loopback, without a user's application."""
     url = pgbus_databases.make_empty()
     with program("-m", "pgbus_gevent.serve", database_url=url, cwd=tmp_path_factory.mktemp("demo")) as serving:
         until(lambda: serving.get("/lab").status == 200, "the lab is there")
@@ -325,7 +325,7 @@ def test_the_machine_has_several_names(host: str, local_port: int) -> None:
     ("path", "method"), [("/", "GET"), ("/lab", "GET"), ("/lab/missed?after=0", "GET"), ("/lab/publish", "POST")]
 )
 def test_a_demo_at_loopback_is_for_no_other_name(host: str, path: str, method: str, local_port: int) -> None:
-    # As a page whose own name has come to lead here would ask: to the browser it is of one origin.
+    # As after DNS rebinding: to the browser, the page and this server have one origin.
     headers = {
         "Host": host,
         "Origin": f"http://{host}",

@@ -1,6 +1,6 @@
-"""A program of faults/test_black_hole.py, in a network namespace of its own: the path to the database, in another one, goes silent.
+"""A program of test_black_hole.py that runs in its own network namespace, and whose path to the database goes silent.
 
-``unshare --net python black_hole.py URL``: serves with the real constants, and prints as JSON after how many seconds who noticed.
+``unshare --net python black_hole.py URL`` serves with the real constants and prints, as JSON, the seconds until each part noticed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ except PgbusError:
 
 
 class Noticed(logging.Handler):
-    """When each thing was logged first since :attr:`began`."""
+    """The time at which each message was first logged after :attr:`began`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ def main(url: str) -> None:
     with ExitStack() as stack:
         path = f"{own['host']}/.s.PGSQL.{own.get('port', '5432')}"
         forwarder = stack.enter_context(child("unshare", "--net", sys.executable, "-c", FORWARDER, path))
-        gevent.sleep(0.5)  # unshare has to have done its work
+        gevent.sleep(0.5)  # wait until unshare has made the namespace
         connected(forwarder.pid)
         told(forwarder)
         through = str(ext.make_dsn(url, host=THERE, port=PORT))

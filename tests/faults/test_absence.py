@@ -1,4 +1,4 @@
-"""A database that is away for a moment turns nobody away; one that stays away, or only seems to be there, is noticed."""
+"""While the database is away for a moment, no client is refused. A longer absence, or a mute server, is noticed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def proxy(pgbus_database: str) -> Iterator[Proxy]:
 
 @contextmanager
 def refusing(url: str) -> Iterator[None]:
-    """The database ends all its sessions and takes no new one, for this block."""
+    """For this block, the database ends all its sessions and accepts no new ones."""
     name = ext.parse_dsn(url)["dbname"]
 
     def allow(allowed: bool) -> None:
@@ -84,7 +84,7 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
 def test_without_listen_it_is_looked_for_messages_ten_times_as_often(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
     with plain_serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
         client = server.live("orders")
-        for n in range(2):  # the first may come by the look that a newcomer's start is
+        for n in range(2):  # the first message may come with the look at a newcomer's start
             pgbus_bus.stream("orders").broadcast(str(n))
             assert client.next(timeout=20).data == str(n)
 
@@ -149,7 +149,7 @@ def test_a_server_that_starts_while_the_database_is_away_serves_once_it_is_there
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines that are a fifth of the real ones."""
+    """Sets deadlines to a fifth of the real ones."""
     monkeypatch.setattr(patience, "LIFE", 0.6)
     monkeypatch.setattr(pool, "LIFE", 0.6)
     monkeypatch.setattr("pgbus_gevent.database.notifications.LIFE", 0.6)
@@ -172,7 +172,7 @@ def test_a_database_that_stops_answering_is_noticed_and_one_that_answers_new_ses
         until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed", 2.0)
         assert get(server.url, "/pgbus/healthz").status == 200
         run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
-        proxy.dead = False  # the old sessions have lost bytes, and stay mute
+        proxy.dead = False  # the old sessions have lost bytes and stay mute
         assert client.next(timeout=4.0).data == "meanwhile"
         until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 4.0)
         assert monotonic() - began < 10.0
@@ -182,7 +182,7 @@ def test_a_database_that_stops_answering_is_noticed_and_one_that_answers_new_ses
 def test_statements_of_the_statement_timeout_end_with_the_session_that_was_found_dead(
     pgbus_settings: Settings, pgbus_database: str, proxy: Proxy
 ) -> None:
-    # All connections of the pool are in use, by statements that may take half a minute.
+    # All connections of the pool run statements that may take half a minute.
     settings = replace(pgbus_settings, database_url=proxy.url, pool_size=2, connect_timeout=1.0)
     with plain_serving(settings) as server:
         server.live("orders")
@@ -269,7 +269,7 @@ def test_a_server_is_not_ready_while_its_role_may_not_read(
 
 @pytest.fixture
 def role(pgbus_database: str) -> Iterator[str]:
-    """One that may serve."""
+    """An Instance that may serve."""
     name = f"pgbus_test_server_{os.getpid()}"
     with session(pgbus_database) as connection:
         run(connection, f"create role {name} login")
@@ -285,7 +285,7 @@ def role(pgbus_database: str) -> Iterator[str]:
 
 @pytest.fixture
 def mute() -> Iterator[str]:
-    """The URL of a server that takes connections and never says a word."""
+    """The URL of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d"
 

@@ -1,4 +1,4 @@
-"""The path to the database goes silent, without a word to either side: who notices when, with the real constants."""
+"""The network path to the database goes silent for both sides. Measures, with the real constants, when each part notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exactly once and in order, whatever many publishers and clients do at the same time, on two servers; seeded."""
+"""Delivery is exactly once and in order while many publishers and clients act at random, on two servers; seeded."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pgbus_gevent.testing.client import StreamClient
 STREAMS = [f"chaos:{n}" for n in range(6)]
 PUBLISHERS, MESSAGES, CLIENTS = 50, 100, 10
 BOUND = 7.0
-"""Seconds after which no other seed is begun."""
+"""Seconds after which no further seed is started."""
 
 
 @pytest.fixture
 def servers(pgbus_database: str) -> Iterator[list[ServeProcess]]:
-    # The second one has little memory, so that it has to ask the database all the time.
+    # The second server has small rings, so that it must often read from the database.
     small = {"PGBUS_RING_MESSAGES": "5", "PGBUS_PAGE_SIZE": "7", "PGBUS_READERS": "2", "PGBUS_SEND_BUFFER": "4096"}
     with serve_process(pgbus_database) as first, serve_process(pgbus_database, **small) as second:
         yield [first, second]
 
 
 class Publisher:
-    """Publishes ``MESSAGES`` messages, in transactions that may be rolled back; :attr:`committed` has what was not."""
+    """Publishes ``MESSAGES`` messages in transactions that may be rolled back. :attr:`committed` has the committed ones."""
 
     def __init__(self, url: str, isolation: str, number: int, seed: int) -> None:
         self.random = random.Random(seed * 1000 + number)
@@ -52,10 +52,10 @@ class Publisher:
                     sent += count
 
     def _transaction(self, connection: psycopg2.extensions.connection, batch: list[tuple[str, str]]) -> bool:
-        """Whether these messages have been dealt with, be it by a rollback; False where they are to be tried again."""
+        """Return whether these messages are done, by a commit or a rollback; False if they must be tried again."""
         function = "broadcast_on_commit"
         if self.random.random() < 0.25:
-            # Appended at once; to one stream, as two such transactions could deadlock over two.
+            # Appends without waiting for the commit, to one stream only: two such transactions could deadlock over two streams.
             function, batch = "broadcast", [(batch[0][0], data) for _, data in batch]
         try:
             for stream, data in batch:
@@ -75,7 +75,7 @@ class Publisher:
 
 
 def drop_and_resume(client: StreamClient, servers: list[ServeProcess], seed: int) -> None:
-    """For ever: read a while, be gone a while, come back, here or there."""
+    """Forever: read for a while, leave for a while, come back to any server."""
     choose = random.Random(seed)
     while True:
         gevent.sleep(choose.random() * 0.3)
@@ -86,7 +86,7 @@ def drop_and_resume(client: StreamClient, servers: list[ServeProcess], seed: int
 
 
 def end_sessions(url: str, seed: int) -> None:
-    """For ever: end a session of the servers now and then, be it the one that listens."""
+    """Forever: now and then end a session of the servers, which may be a LISTEN session."""
     choose = random.Random(seed)
     with session(url) as connection:
         while True:
@@ -99,7 +99,7 @@ def end_sessions(url: str, seed: int) -> None:
 
 
 def until_it_has(client: StreamClient, want: list[tuple[int, str]]) -> None:
-    """Wait for the last message; a client that is sent away for a passing reason comes back, as a browser would."""
+    """Wait for the last message. A client that is refused for a passing reason comes back, as a browser does."""
 
     def has_it() -> bool:
         if client.closed:

@@ -1,4 +1,4 @@
-"""A crash that takes commits along, and a standby that takes over without the last ones, under a worker and its clients."""
+"""A worker and its clients during a crash that loses commits, and during a failover to a standby that lacks the last ones."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def primary() -> Iterator[TestDatabases]:
-    """A PostgreSQL for one test alone, which may be killed."""
+    """A PostgreSQL for one test, which may kill it."""
     databases = TestDatabases()
     yield databases
     databases.close()
 
 
 def publish(bus: Bus, data: str) -> int:
-    """Publish once the database takes it again."""
+    """Publish as soon as the database accepts it again."""
     found: list[int] = []
 
     def tried() -> bool:
@@ -59,7 +59,7 @@ def publish(bus: Bus, data: str) -> int:
 
 
 def check(server: Serving, bus: Bus, url: str, clients: list[StreamClient], sent: list[tuple[int, str]]) -> None:
-    """Whoever was sent what is gone has been told, and everybody has what there is."""
+    """Clients that were sent a lost message have been told so, and all clients have all messages that exist."""
     assert publish(bus, "new") > sent[-1][0], "an id that somebody has seen is not given again"
     newcomers = [server.client("orders", since=0), server.client("orders", since=sent[-1][0])]
     with session(url) as connection:
@@ -130,7 +130,7 @@ def test_a_standby_that_takes_over_without_the_last_commits_is_noticed(
         kill_server(url)
         run(on_standby, "select pg_promote()")
         if kind is PgBouncer:
-            # No session of the worker's has ended: it takes a sweep to see.
+            # No session of the worker has ended, so only a sweep can notice.
             until(lambda: all(map(reasons, clients)), "it is noticed", PATIENCE)
         check(server, bus, other, clients, sent)
         until(lambda: server.instance.unready is None, "it is ready", PATIENCE)
@@ -139,7 +139,7 @@ def test_a_standby_that_takes_over_without_the_last_commits_is_noticed(
 
 
 def cut_off(standby: Any) -> None:
-    """It gets no more of what the primary commits."""
+    """Stop the standby's replication."""
     for setting in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
         run(standby, f"alter system set {setting}")
     run(standby, "select pg_reload_conf()")

@@ -1,4 +1,4 @@
-"""A notification is a hint: who rings without the right, or with what is not in the table, delivers nothing that lasts."""
+"""A notification is only a hint: a forged one, or one about messages that are not in the table, delivers nothing that lasts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def connection(pgbus_database: str) -> Iterator[Any]:
 
 @pytest.fixture
 def stranger(pgbus_database: str, connection: Any) -> Iterator[Any]:
-    """A session of a role without a single grant."""
+    """A session of a role without any grant."""
     role = f"stranger_{connection.info.backend_pid}"
     run(connection, f"create role {role}")
     with session(str(ext.make_dsn(pgbus_database, options=f"-c role={role}"))) as found:
@@ -44,7 +44,7 @@ def stranger(pgbus_database: str, connection: Any) -> Iterator[Any]:
 
 
 def doorbell(connection: Any) -> str:
-    """The channel's name, as somebody may have learnt it."""
+    """The channel's name, which an attacker may have learnt."""
     return str(run(connection, "select doorbell from pgbus.channels()")[0][0])
 
 

@@ -1,4 +1,4 @@
-"""A database that hangs, a path to it that is cut or swallows all, a server that was stopped: nothing is lost."""
+"""If the database hangs, its path is cut or swallows all bytes, or the server is stopped, no message is lost."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CATCH_UP = 0.5
 
 
 def sessions_of(connection: Any, name: str) -> list[int]:
-    """The process ids of sessions of this database, by application name."""
+    """Return the process ids of this database's sessions with an application name."""
     statement = "select pid from pg_stat_activity where datname = current_database() and application_name like %s"
     return [pid for (pid,) in run(connection, statement, name)]
 
 
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
-    """These processes are stopped, not ended, for this block."""
+    """Suspend these processes (SIGSTOP) for this block."""
     assert pids
     try:
         for pid in pids:
@@ -118,12 +118,12 @@ def test_a_server_that_was_stopped_for_a_while_delivers_what_came_meanwhile(
 def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
-    # Without LISTEN a tenth of the interval passes between two.
+    # Without LISTEN, a sweep comes after a tenth of the interval.
     with serving(pgbus_settings, listen=False, catch_up_interval=3.0) as server, session(pgbus_database) as connection:
         client = server.live("orders")
         connection.autocommit = False
         run(connection, "lock table pgbus.messages in access exclusive mode")
-        # pg_stat_activity knows, for the rest of a transaction, only the sessions there were at its first use in it.
+        # Within a transaction, pg_stat_activity keeps showing the sessions of its first use.
         waiting = "select 1 from pg_locks where not granted and relation = 'pgbus.messages'::regclass"
         until(lambda: run(connection, waiting), "it hangs")
         holds(lambda: not client.closed, "it is connected", 1.5)
@@ -141,7 +141,7 @@ def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
 
 
 class Proxy:
-    """Passes TCP connections on to the database's unix socket, until told otherwise."""
+    """Forwards TCP connections to the database's Unix socket, and can stop doing so."""
 
     def __init__(self, url: str) -> None:
         parameters = ext.parse_dsn(url)
@@ -177,7 +177,7 @@ class Proxy:
             sock.close()
 
     def cut(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         for pair in list(self.open):
             self.open.remove(pair)
             for sock in pair:
@@ -185,7 +185,7 @@ class Proxy:
                 sock.close()
 
     def swallow(self) -> None:
-        """Pass on nothing more of the connections that there are; new ones work."""
+        """Forward nothing more on present connections. New ones work."""
         self.swallowed += self.open
 
     def close(self) -> None:

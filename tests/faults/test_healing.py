@@ -1,4 +1,4 @@
-"""A part of an Instance that dies is started again and goes on where it was; one that keeps dying ends the process."""
+"""A part of an Instance that dies is started again and continues; a part that keeps dying ends the process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PARTS = [
 
 
 def kill(name: str, error: type[BaseException] = gevent.GreenletExit) -> None:
-    """Kill the greenlet of a part, wherever it is; it may be on its way back from the last time."""
+    """Kill the greenlet of a part, at any point. It may still be starting after the last kill."""
     found = until(lambda: greenlets(f"pgbus-{name}"), f"{name} runs")
     assert len(found) == 1, found
     gevent.kill(found[0], error)
 
 
 def check_that_all_goes_on(server: Serving, bus: Bus, url: str) -> None:
-    """A live message, ephemerals small and large, a replay from the database, a heartbeat, a newcomer."""
+    """Check a live message, a small and a large ephemeral one, a replay from the database, a heartbeat, and a new client."""
     instance = server.instance
     until(lambda: instance.unready is None and instance.listener.live, "it is ready, for ephemerals too")
     orders = bus.stream("orders")

@@ -1,4 +1,4 @@
-"""What connections leave behind: nothing, however many come and go, over however many streams."""
+"""Connections leave nothing behind, even if many come and go over many streams."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ROUNDS = 2
 
 
 def sizes(thing: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The size of every container that can be reached from ``thing`` through objects of the package.
+    """Yield the size of every container that can be reached from ``thing`` through objects of the package.
 
-    Those inside one container have one path: what stays may move in it, as a connection does in the heartbeat's slots.
+    All containers inside one container have the same path, because items may move in it, like connections in the heartbeat's slots.
     """
-    # How many of the pool's connections lie idle changes by the moment, and has a bound.
+    # The number of idle connections in the pool changes all the time, and is bounded.
     if id(thing) in seen or isinstance(thing, (Settings, Pool)):
         return
     seen.add(id(thing))
     if isinstance(thing, deque) and thing.maxlen is not None:
-        yield path, thing.maxlen  # what has an end may fill up
+        yield path, thing.maxlen  # bounded containers may fill up
     elif isinstance(thing, (dict, set, list, deque)):
         yield path, len(thing)
         for value in list(thing.values() if isinstance(thing, Mapping) else thing):
@@ -46,7 +46,7 @@ def sizes(thing: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]
 
 
 class State:
-    """All that an Instance and its process hold."""
+    """Return the sizes of everything that an Instance and its process hold."""
 
     def __init__(self, instance: Instance) -> None:
         gc.collect()
@@ -62,7 +62,7 @@ class State:
         self.rss = psutil.Process().memory_info().rss
 
     def grown(self, before: State) -> dict[str, Any]:
-        """What is more than before, memory apart."""
+        """Return everything that has grown, except memory."""
         mine, others = ({**vars(state), **state.containers} for state in (self, before))
         return {
             name: (others.get(name, 0), value)
@@ -72,12 +72,12 @@ class State:
 
 
 def fill_pool(instance: Instance) -> None:
-    """Open all connections that the pool may have, so that it cannot grow later."""
+    """Open all connections of the pool, so that it cannot grow later."""
     gevent.joinall([gevent.spawn(instance.database.queries.ping) for _ in range(20)], raise_error=True)
 
 
 def until_shrunk(instance: Instance, before: State) -> None:
-    """Wait until nothing is more than before; name what stays more."""
+    """Wait until nothing is larger than before, or fail with what stays larger."""
     grown: dict[str, Any] = {}
 
     def shrunk() -> bool:
@@ -92,7 +92,7 @@ def until_shrunk(instance: Instance, before: State) -> None:
 
 
 def come_and_go(server: Serving, number: int) -> None:
-    """Connect to a stream of one's own, get its one message, leave."""
+    """Connect to a new stream, get its only message, and leave."""
     sock = raw_client(server.url, f"leak:{number}?since=0")
     try:
         found = b""

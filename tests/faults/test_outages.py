@@ -1,4 +1,4 @@
-"""What the database may do to a worker, or not do for it: lost sessions, missing notifications, restarts."""
+"""Failures of the database that a worker survives: lost sessions, missing notifications, restarts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_published_while_the_listen_session_is_killed_arrives_within_the
             if n in (100, 290):
                 until(lambda: server.instance.listener.live, "it listens, so that it can be killed")
                 assert run(connection, KILL_LISTENERS) == [(True,)]
-        # Silence from here on: no later notification tells of what was missed.
+        # Silent from here on, so no later notification leads to the missed message.
         published = monotonic()
         for n, client in enumerate(clients):
             until_all(client, stored(connection, f"s:{n}"), timeout=CATCH_UP + SLACK)
@@ -63,7 +63,7 @@ def test_messages_whose_notification_never_comes_arrive_within_the_catch_up_inte
 ) -> None:
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server, session(pgbus_database) as connection:
         client = server.live("orders")
-        # The bells are held: whoever commits meanwhile leaves it at that.
+        # The doorbells' locks are held, so transactions that commit meanwhile do not ring.
         with session(pgbus_database) as holder:
             holder.autocommit = False
             run(holder, "select pg_advisory_xact_lock(1885823596, bell) from generate_series(0, 1) bell")
@@ -160,14 +160,14 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
 
 @pytest.fixture(scope="module")
 def own_databases() -> Iterator[TestDatabases]:
-    """A PostgreSQL for this module alone, which may be restarted."""
+    """A PostgreSQL for this module, which its tests may restart."""
     databases = TestDatabases()
     yield databases
     databases.close()
 
 
 class Retrying:
-    """A publisher that tries again until it is done, with a key, so that what was done already is not done twice."""
+    """A publisher that tries again until it succeeds, with a key, so that no message is published twice."""
 
     def __init__(self, bus: Bus, stream: str) -> None:
         self.sent = 0
@@ -264,7 +264,7 @@ def test_attempts_to_connect_that_fail_leave_no_socket_open_until_some_collectio
 
 
 class refusing_connections:
-    """A database that ends all its sessions and takes no new one, for this block."""
+    """For this block, the database ends all its sessions and accepts no new ones."""
 
     def __init__(self, url: str) -> None:
         parsed = psycopg2.extensions.parse_dsn(url)

@@ -1,4 +1,4 @@
-"""A database that goes back in time under a worker: nobody keeps, or is given, what it does not have, without being told."""
+"""The database goes back in time under a worker. No client keeps or gets a message that it lacks without being told."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 
 CATCH_UP = 0.5
-PATIENCE = 15.0  # seconds; on a quiet machine it is a catch-up interval
+PATIENCE = 15.0  # seconds; on a quiet machine, it takes one catch_up_interval
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def publish(bus: Bus, *data: str, stream: str = "orders") -> list[int]:
 
 
 def lose(connection: Any, count: int, stream: str = "orders") -> None:
-    """The newest are gone, as after a failover to a standby that had not got them."""
+    """Delete the newest messages, as after a failover to a standby that lacks them."""
     run(
         connection,
         "delete from pgbus.messages where stream = %s and msg_id in"
@@ -76,7 +76,7 @@ def test_within_the_catch_up_interval_those_who_were_sent_them_are_told(
 def test_a_message_that_comes_after_the_loss_reaches_all_who_are_connected(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
-    """Its id is above the head that the worker has, and it names one that lies below as the one before it."""
+    """The message's id is above the worker's head, and its prev_id is below it."""
     client = server.live("orders")
     publish(pgbus_bus, *"abcde")
     until(lambda: last(client) == "e", "it gets all")
@@ -87,7 +87,7 @@ def test_a_message_that_comes_after_the_loss_reaches_all_who_are_connected(
 
 
 def test_a_client_behind_another_server_is_told_too(pgbus_settings: Settings, pgbus_bus: Bus, connection: Any) -> None:
-    """Through a response body, where the server keeps its sockets to itself."""
+    """Deliver through a response body, as on a host that does not hand over its sockets."""
     with plain(pgbus_settings, catch_up_interval=CATCH_UP) as server:
         live, away = server.live("orders"), server.live("orders")
         publish(pgbus_bus, *"abcde")
@@ -143,7 +143,7 @@ def test_who_comes_back_with_a_cursor_that_is_lost_gets_all_that_is_retained(
 def test_who_comes_back_to_a_worker_that_did_not_see_the_loss_is_told_too(
     left: int, pgbus_settings: Settings, pgbus_bus: Bus, connection: Any
 ) -> None:
-    """There are newer messages by then, none of which names the lost one as the one before it."""
+    """Newer messages exist by then, and none has the lost one as its prev_id."""
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server:
         client, kept = server.live("orders"), server.live("orders", since=0)
         ids = publish(pgbus_bus, *"abcde")
@@ -207,7 +207,7 @@ def test_of_several_streams_only_the_one_that_lost_something_begins_anew(
     lose(connection, 2)
     until(lambda: len(client.messages) == 13, "it gets again what there is", PATIENCE)
     assert [gap["stream"] for gap in gaps(client)] == ["orders"]
-    # An id never tells more than what was sent: the stock as it was, and of the orders what came again.
+    # An id never goes beyond what was sent: the old id of the stock, and the new one of the orders.
     kept = stored(connection, "orders"), stored(connection, "stock")
     assert [frame.id for frame in client.messages[10:]] == [f"0~{id}.{kept[1][-1][0]}" for id, _ in kept[0]]
     client.drop()
@@ -242,7 +242,7 @@ def test_a_stream_that_was_pruned_is_not_ahead_not_even_when_it_is_forgotten(
 
 
 def swap(admin: str, old: str, new: str) -> None:
-    """Put one database in the place of another one, whoever is connected."""
+    """Replace a database by another one, and end the sessions of both."""
     with session(admin) as connection:
         for name in (old, new):
             run(connection, f'alter database "{name}" allow_connections false')
@@ -263,7 +263,7 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
     admin, url = pgbus_databases.url, pgbus_databases.make()
     name = str(ext.parse_dsn(url)["dbname"])
     settings = replace(pgbus_settings, database_url=url)
-    # No periodic look within the test: what is noticed, is noticed by the new session.
+    # No periodic sweep runs within the test, so only the new session can notice.
     with serving(settings, catch_up_interval=60.0) as server, Bus(settings=settings) as bus:
         publish(bus, *"abc")
         with session(admin) as connection:
@@ -273,7 +273,7 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
                 try:
                     run(connection, f'create database "{backup}" template "{name}"')
                     break
-                except Exception:  # somebody is connected again already
+                except Exception:  # a client has reconnected already
                     run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", name)
         until(lambda: server.instance.listener.live, "it listens")
         clients = [server.live("orders", since=0), server.live("orders")]
@@ -294,7 +294,7 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
             assert received(newcomer) == since_the_gap(clients[0]) == stored(connection, "orders")
 
 
-# Holes, and rows of other hands
+# Holes, and rows that others wrote
 
 
 @pytest.mark.parametrize(("ring", "query"), [(1, ""), (100, ""), (1, "replay=6"), (100, "replay=6")])
@@ -364,7 +364,7 @@ def test_rows_that_replication_or_copy_brings_arrive_within_the_catch_up_interva
 def test_a_row_that_is_replicated_late_below_the_head_reaches_nobody_who_is_beyond_it(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
-    """As docs/sql.md says: within a stream, rows have to come in the order of their ids."""
+    """As docs/sql.md says, rows of a stream must be committed in the order of their ids."""
     client = server.live("orders")
     first, second = publish(pgbus_bus, "a"), publish(pgbus_bus, "b")
     until(lambda: last(client) == "b", "it gets both")

@@ -1,4 +1,4 @@
-"""Two releases and one database: who runs on whose schema, and what an upgrade does to those who are at work."""
+"""Two releases on one database: which release runs on which schema, and what an upgrade does to running workers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def database(pgbus_databases: TestDatabases) -> Iterator[str]:
 
 
 def release(monkeypatch: pytest.MonkeyPatch, *known: Migration) -> None:
-    """Be a release that knows these."""
+    """Act as a release with these migrations."""
     monkeypatch.setattr(schema, "migrations", lambda: list(known))
 
 
@@ -148,7 +148,7 @@ def test_comments_and_spaces_do_not_count(database: str, monkeypatch: pytest.Mon
     assert migrate(database) == []
 
 
-# those who are at work
+# running workers
 
 
 def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
@@ -167,7 +167,7 @@ def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
                 publisher.call("broadcast", "orders", "x")
                 waits.append(monotonic() - began)
             assert not migration.ready()
-        # 0.2 s behind the migration, and what a busy machine adds.
+        # 0.2 s behind the migration, plus the delay of a busy machine.
         assert max(waits) < 1.0, f"a publisher waited for {max(waits):.2f} s"
         assert max(waits) > 0.05, "none of them met the migration"
         assert migration.get(timeout=20) == [LATER.version]
@@ -209,7 +209,7 @@ def test_a_migrator_that_dies_half_way_leaves_nothing_and_the_next_one_begins_ag
     assert migrate(database) == [LATER.version]
 
 
-# roles and servers that cannot
+# roles and servers that cannot migrate
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch:
 
 def test_on_a_standby_it_says_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="pgbus-test-") as folder:
-        os.chmod(folder, 0o755)  # the server's user has to get there
+        os.chmod(folder, 0o755)  # the server's user must be able to enter
         with EmbeddedPostgres.open(folder) as server:
             migrate(server.url)
         (Path(folder) / "postgres-18" / "standby.signal").touch()
@@ -281,7 +281,7 @@ def test_a_short_statement_timeout_of_the_role_is_not_ours(
     assert migrate(database) == [NEWEST + 1]
 
 
-# from outside: a release that is older than the schema, or newer
+# as processes: a release that is older than the schema, or newer
 
 NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values ({NEWEST + 1}, 'newer', %s, '')"
 
@@ -289,7 +289,7 @@ NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values 
 def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
     database: str, sql: Session, tmp_path: Path
 ) -> None:
-    # The one that stays would notice after two seconds, and send newcomers away, too.
+    # A worker that ran on would notice within two seconds, and also refuse new clients.
     (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.INTERVAL = 3600.0\n{APP}")
     with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
         stays, restarts = served.serving(2)

@@ -1,4 +1,4 @@
-"""What the fake Bus and the real one have in common, and what the fake one has besides: the same cases for both."""
+"""The common behaviour of the fake Bus and the real one, with the same cases for both, and the extras of the fake one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bus(request: pytest.FixtureRequest) -> Bus:
 
 
 def seen(bus: Bus, stream: str = "s") -> list[tuple[str | None, str, str | None, str | None]]:
-    """What is stored, without ids and times."""
+    """The stored messages without ids and times."""
     return [(one.event, one.data, one.visible_to, one.exclude) for one in bus.stream(stream)]
 
 
@@ -116,7 +116,7 @@ def test_keys_of_any_text(bus: Bus, key: str) -> None:
 
 
 def test_what_is_coalesced(bus: Bus) -> None:
-    """The last one to each target, audience and event, in the order of the last writes."""
+    """The last message to each target, audience and event is published, in the order of the last writes."""
     s = bus.stream("s")
     for data, target in (("a1", "a"), ("b1", "b"), ("a2", "a")):
         assert s.broadcast(data, coalesce=30, target=target, event="e", visible_to="v", exclude="x") is None
@@ -178,7 +178,7 @@ def test_using_rolls_back(bus: Bus) -> None:
 
 
 def test_the_watermark_of_a_snapshot(bus: Bus) -> None:
-    """In a transaction with one snapshot the watermark stays; in another it is that of the moment."""
+    """In a transaction with one snapshot, the watermark stays; in others, it is the present one."""
     s = bus.stream("s")
     first = s.broadcast("one")
     with bus.transaction("repeatable read") as fixed, bus.transaction() as moving:
@@ -189,7 +189,7 @@ def test_the_watermark_of_a_snapshot(bus: Bus) -> None:
 
 
 def test_rows_of_a_watermark(bus: Bus) -> None:
-    """An answer is taken once."""
+    """Each answer is returned once."""
     with bus.transaction() as cursor:
         cursor.execute("select pgbus.last_id(%s)", ("s",))
         assert cursor.fetchall() == [(0,)]
@@ -234,7 +234,7 @@ def test_closing_twice(bus: Bus) -> None:
         assert entered is bus
 
 
-# what is refused
+# errors
 
 REFUSED: list[tuple[str, Case, type[Exception]]] = [
     ("no name", lambda bus: bus.stream(""), InvalidName),
@@ -287,7 +287,7 @@ def test_what_makes_no_sense_is_refused(bus: Bus, what: str, case: Case, error: 
 
 
 def test_a_bad_key_in_a_transaction(bus: Bus) -> None:
-    """What psycopg2 raises at a real one, a ValueError at the fake one: it is the statement that fails, and all of it is undone."""
+    """Both undo the whole call: the real one raises psycopg2's error for the statement, the fake one a ValueError."""
     s = bus.stream("s")
     with pytest.raises(Exception, match="bad key of 1001 bytes"), bus.transaction() as cursor:
         s.broadcast("fine", using=cursor)
@@ -306,7 +306,7 @@ def test_messages_of_bad_arguments_are_the_same(pgbus_bus: Bus) -> None:
 
 
 def test_settings_or_single_ones() -> None:
-    """The fake one takes settings as the real one does; it needs none."""
+    """The fake one takes settings like the real one, but needs none."""
     assert FakeBus(prefix="/live").stream_path("s").startswith("/live/streams/")
     settings = Settings(database_url="postgresql:///x", public=("demo:*",))
     assert FakeBus(settings=settings).stream_path("demo:a") == "/pgbus/streams/demo%3Aa"
@@ -314,11 +314,11 @@ def test_settings_or_single_ones() -> None:
         FakeBus(settings=settings, prefix="/live")
 
 
-# what the fake one has besides
+# extras of the fake one
 
 
 def test_what_was_sent() -> None:
-    """Everything in the order of its commit, ephemeral ones too."""
+    """``sent`` has all messages in the order of the commits, also ephemeral ones."""
     bus = FakeBus()
     s = bus.stream("s")
     with bus.transaction() as cursor:
@@ -336,7 +336,7 @@ def test_what_was_sent() -> None:
 
 
 def test_an_application_s_own_statements() -> None:
-    """They are noted, and get the answers that a test has laid out."""
+    """An application's statements are recorded, and get the rows that a test has prepared."""
     bus = FakeBus()
     bus.answers.extend([[(1, "a"), (2, "b")], []])
     with bus.transaction() as cursor:

@@ -1,4 +1,4 @@
-"""The testing kit as its users meet it: tests of somebody else's, run by pytest in a process of their own."""
+"""The testing kit as users see it: pytest runs a user's tests in another process."""
 
 from __future__ import annotations
 
@@ -113,16 +113,16 @@ def test_many_waits_at_once(pgbus_bus, n):
 
 
 def test_plain_pytest(project: Project) -> None:
-    """The installed package and one line of settings give the fixtures."""
+    """The installed package and one line of settings are enough for the fixtures."""
     found = project.write(pytest_ini=PATCHED, test_shop=FIXTURES).pytest("-W", "error")
     assert found.status == 0 and "9 passed" in found, found
 
 
 def test_its_own_embedded_server(project: Project) -> None:
-    """Without a URL there is an embedded PostgreSQL, and nothing is left of it."""
+    """Without a URL, an embedded PostgreSQL is used, and nothing of it is left."""
     del project.environ["PGBUS_TEST_DATABASE_URL"]
     with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)  # the server runs as another user where root tests
+        os.chmod(directory, 0o755)  # if root runs the tests, the server runs as another user
         project.environ["TMPDIR"] = directory
         found = project.write(pytest_ini=PATCHED, test_shop=FIXTURES).pytest("-k", "replaced")
         assert found.status == 0 and "1 passed" in found, found
@@ -130,7 +130,7 @@ def test_its_own_embedded_server(project: Project) -> None:
 
 
 def test_xdist(project: Project) -> None:
-    """Workers share one embedded server, and all waits are cooperative in them."""
+    """Workers share one embedded server, and all waits in them are cooperative."""
     del project.environ["PGBUS_TEST_DATABASE_URL"]
     where = "\nimport os\ndef test_where(pgbus_databases): open(f'url-{os.getpid()}', 'w').write(pgbus_databases.url)\n"
     project.write(pytest_ini=PATCHED, test_shop=FIXTURES + where, test_two=FIXTURES + where)
@@ -143,7 +143,7 @@ def test_xdist(project: Project) -> None:
 
 
 def test_coverage(project: Project) -> None:
-    """Lines that run in greenlets, in threads and in the hub's pool are counted."""
+    """Coverage counts lines that run in greenlets, in threads and in the hub's pool."""
     shop = """
         import gevent, threading
 
@@ -175,14 +175,14 @@ def test_coverage(project: Project) -> None:
 
 
 def test_unpatched(project: Project) -> None:
-    """A fixture that needs a patched process says how to get one; those that do not need it work."""
+    """A fixture that needs a patched process says how to patch it; the other fixtures work."""
     found = project.write(test_shop=FIXTURES).pytest("-k", "instance or replaced or own or counted")
     assert found.status == 1 and "2 passed" in found and "2 errors" in found, found
     assert 'addopts = "-p pgbus_gevent.testing.patch"' in found and "Traceback" not in found, found
 
 
 def test_patched_by_gevent(project: Project) -> None:
-    """``python -m gevent.monkey`` will do as well."""
+    """``python -m gevent.monkey`` works as well."""
     found = project.write(test_shop=FIXTURES).pytest(
         "-k", "instance", program=("-m", "gevent.monkey", "--module", "pytest")
     )
@@ -197,7 +197,7 @@ def test_patched_too_late(project: Project) -> None:
 
 
 def test_others_are_left_alone(project: Project) -> None:
-    """Where the package is only installed, nothing is imported, patched, limited or looked for."""
+    """If tests do not use the kit, nothing is imported, patched, limited or checked."""
     tests = """
         import socket, sys, threading, time, signal
 
@@ -260,7 +260,7 @@ def test_failed(pgbus_database):
 
 
 def test_leaks_are_named(project: Project) -> None:
-    """What a test leaves behind fails it at teardown, with its name and where it comes from."""
+    """A test that leaves something behind fails at teardown, with its name and origin."""
     found = project.write(pytest_ini=PATCHED, conftest=IMPATIENT, test_leaks=LEAKS).pytest("-rA")
     assert found.status == 1 and "1 failed, 7 passed, 5 errors" in found, found
     for line in (
@@ -281,7 +281,7 @@ def test_leaks_are_named(project: Project) -> None:
 
 
 def test_leaks_of_all_tests(project: Project) -> None:
-    """With ``all``, tests that do not use the kit are looked at too; with ``off``, none is."""
+    """With ``all``, tests that do not use the kit are checked too; with ``off``, none is."""
     project.write(pytest_ini=PATCHED, conftest=IMPATIENT, test_leaks=LEAKS)
     found = project.pytest("--pgbus-leaks", "all", "-k", "not_the_kit")
     assert found.status == 1 and "descriptor" in found and "1 passed, 7 deselected, 1 error" in found, found
@@ -340,7 +340,7 @@ def test_after_them():
 
 
 def test_hangs_end_at_the_deadline(project: Project) -> None:
-    """Whether a test waits or computes, in a greenlet or in the hub: it ends, with all stacks, and the next one runs."""
+    """A test that waits or computes forever, in a greenlet or in the hub, fails with all stacks, and the next test runs."""
     found = project.write(pytest_ini=PATCHED, test_hangs=HANGS).pytest()
     assert found.status == 1 and "5 failed, 1 passed" in found, found
     assert found.output.count("the test did not end within 0.5 s (pgbus_timeout)") >= 5
@@ -348,7 +348,7 @@ def test_hangs_end_at_the_deadline(project: Project) -> None:
 
 
 def test_a_hang_is_told_whatever_objects_say_of_themselves(project: Project) -> None:
-    """The stacks need no repr of anybody: Bottle's request, which every application has, raises outside a request."""
+    """The stacks do not call ``repr``: that of Bottle's request, which every application has, raises outside a request."""
     hang = """
         import bottle
         import gevent
@@ -386,14 +386,14 @@ def test_a_hang_is_told_whatever_objects_say_of_themselves(project: Project) -> 
 
 
 def test_hangs_without_gevent(project: Project) -> None:
-    """The deadline needs no gevent, once it is asked for."""
+    """The deadline works without gevent if an option sets it."""
     test = "import time\ndef test_sleeps():\n    time.sleep(30)\n"
     found = project.write(pytest_ini="[pytest]\npgbus_timeout = 0.5\n", test_sleeps=test).pytest(timeout=20)
     assert found.status == 1 and "1 failed" in found and "did not end within 0.5 s" in found, found
 
 
 def test_teardowns_end_too(project: Project) -> None:
-    """Setup and teardown have half a minute at the least; here it is made shorter."""
+    """Setup and teardown get at least half a minute, which this test shortens."""
     patch = "from pgbus_gevent.testing import options\noptions.DEFAULT_TIMEOUT = 0.5\n"
     test = HANGS + "\n@pytest.mark.pgbus_timeout(0.5)\ndef test_ends(stubborn):\n    pass\n"
     found = project.write(pytest_ini=PATCHED, conftest=patch, test_hangs=test).pytest("-k", "test_ends")
@@ -405,7 +405,7 @@ def test_teardowns_end_too(project: Project) -> None:
 
 
 def test_a_process_that_is_held_in_c_ends(project: Project) -> None:
-    """Where no Python runs any more, every thread's stack goes to stderr and the process ends."""
+    """If no Python code can run, the stacks of all threads go to stderr and the process ends."""
     hold = """
         import ctypes
         import pytest
@@ -425,7 +425,7 @@ def test_a_process_that_is_held_in_c_ends(project: Project) -> None:
 
 
 def test_a_shorter_timer_goes_first(project: Project) -> None:
-    """pytest-timeout's timer is left alone where it would end before, and goes on where ours was stopped."""
+    """pytest-timeout's timer is left alone if it would fire earlier, and else continues when ours stops."""
     test = "import gevent\ndef test_sleeps():\n    gevent.sleep(20)\n"
     project.write(pytest_ini=PATCHED, test_sleeps=test)
     found = project.pytest("--timeout", "0.5", "--pgbus-timeout", "5")
@@ -443,13 +443,13 @@ def test_a_shorter_timer_goes_first(project: Project) -> None:
     ],
 )
 def test_options_that_make_no_sense(project: Project, arguments: tuple[str, ...], complaint: str) -> None:
-    """They are refused at the start, with what is allowed."""
+    """Bad options are refused at the start, with the allowed values."""
     found = project.write(pytest_ini=PATCHED, test_nothing="def test_nothing(): pass\n").pytest(*arguments)
     assert found.status == 4 and complaint in found and "Traceback" not in found, found
 
 
 def test_the_example_of_the_shop(project: Project) -> None:
-    """examples/test_bottle_orders.py passes, run as its user would."""
+    """examples/test_bottle_orders.py passes if it is run as by a user."""
     project.environ["PYTHONPATH"] += f":{ROOT / 'examples'}"
     arguments = (
         "-p",
@@ -471,7 +471,7 @@ def test_the_entry_point() -> None:
 
 
 def test_the_names_of_the_package() -> None:
-    """What is exported is there, and nothing else is."""
+    """All exported names exist, and no others."""
     for name in pgbus_gevent.testing.__all__:
         assert getattr(pgbus_gevent.testing, name).__name__ == name
     assert dir(pgbus_gevent.testing) == pgbus_gevent.testing.__all__
