@@ -40,8 +40,8 @@ class Connection(ext.connection):
     ended the connection. Any greenlet may set :attr:`doubted_until`, a monotonic time at which the present wait ends at the
     latest.
 
-    While a statement runs, only its own greenlet may use the connection in any other way. psycopg2 holds a mutex meanwhile:
-    a second greenlet that closes or commits would block the whole process for good.
+    While a statement runs, only the greenlet that runs it may use the connection. psycopg2 holds a mutex meanwhile: a second
+    greenlet that closes or commits would block the whole process for good.
     """
 
     def __init__(self, dsn: str, async_: int = 0, *, connect_timeout: float, statement_timeout: float) -> None:
