@@ -1,4 +1,4 @@
-"""What README.md shows under "Use it", and docs/serving.md under "In one's own process", run as it stands there."""
+"""What README.md shows under "Use it", and docs/serving.md under "In your own process", run as it stands there."""
 
 from __future__ import annotations
 
