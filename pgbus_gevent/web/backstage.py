@@ -1,11 +1,12 @@
-"""What an Instance has for its operators and publishers: metrics, the console, and the tokens that let them in."""
+"""What an Instance has for operators and publishers: the metrics, the console, and the tokens that they need."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from prometheus_client.core import Metric
@@ -13,24 +14,27 @@ from prometheus_client.core import Metric
 from ..database.fleet import Worker
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
-from .console import Console
 from .families import merged, of_worker, packed, unpacked, written
+from .feed import Feed
 from .guesses import Door
 from .metrics import Metrics
 from .operators import Operators
 from .recent_warnings import RecentWarnings
-from .responses import Answer, Environ, Flow
+from .responses import Answer, Environ
+
+if TYPE_CHECKING:
+    from .console import Console
 
 Routes = dict[str, tuple[tuple[str, ...], Callable[[Environ], Any]]]
 
 ROLL_TIMEOUT = 1.0
-"""Seconds that the roll may take to be read; without it a worker tells of itself alone."""
+"""Seconds for reading the roll. If it takes longer, a worker answers with its own metrics only."""
 
 _READ = ("GET", "HEAD")
 
 
 class Backstage:
-    """Metrics, console and tokens of an instance; get one from :func:`backstage_of`."""
+    """Metrics, console and tokens of an instance; get it from :func:`backstage_of`."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
@@ -39,22 +43,33 @@ class Backstage:
         self.metrics = Metrics(instance)
         self.operators = Operators(instance.settings, instance.database.operators)
         self.publishers = _publishers(instance)
-        self.console = Console(instance, self.metrics, self.operators, self.warnings)
-        self.routes: Routes = {"/metrics": (_READ, self._metrics), **self.console.routes}
+        self.feed = Feed(instance, self.metrics, self.operators, self.warnings)
+        self.routes: Routes = {"/metrics": (_READ, self._metrics)}
         self._roll_call.join(self)
 
-    # what others are told of this worker
+    @cached_property
+    def console(self) -> Console:
+        """The console, made with the first request for it, because it imports Bottle.
+
+        By then gevent has patched the process. If Bottle were imported before that, its request would be shared by all greenlets,
+        also in the application of a user who imports this package first and patches then.
+        """
+        from .console import Console
+
+        return Console(self._instance, self.operators, self.feed)
+
+    # for the roll call
 
     def facts(self) -> dict[str, Any]:
-        """The samples of the metrics, for a scrape that gets to another worker."""
-        self.console.note()
+        """The samples of the metrics, for a scrape that reaches another worker."""
+        self.feed.note()
         return {"samples": packed(self.metrics.collect())}
 
     def listening(self) -> AbstractContextManager[None]:
-        """Warnings are kept while the worker runs."""
+        """Keep warnings while the worker runs."""
         return self.warnings.listening()
 
-    def _metrics(self, environ: Environ) -> Answer | Flow:
+    def _metrics(self, environ: Environ) -> Answer:
         self.operators.check_metrics(environ)
         groups = [of_worker(families := self.metrics.collect(), os.getpid())]
         if environ.get("wsgi.multiprocess"):
@@ -64,7 +79,7 @@ class Backstage:
         return Answer(200, text, headers)
 
     def _of_the_others(self, known: list[Metric]) -> list[list[Metric]]:
-        """What the workers beside this one last told: whoever scrapes gets one of them by chance."""
+        """The last metrics that the other workers of this server wrote, because a scrape reaches one worker by chance."""
         workers: list[Worker] = []
         try:
             with gevent.Timeout(ROLL_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
@@ -79,13 +94,13 @@ class Backstage:
 
 
 def _publishers(instance: Instance) -> Door | None:
-    """What lets in who broadcasts over HTTP; None where nobody does."""
+    """The check of the publish token; None if broadcasting over HTTP is off."""
     token = instance.settings.publish_token
     return None if token is None else Door("publish", token, instance.settings.secret, instance.database.operators)
 
 
 def backstage_of(instance: Instance) -> Backstage:
-    """The one of an instance, which all applications that serve it share."""
+    """The backstage of an instance. All applications that serve the instance share it."""
     found = instance.backstage
     if not isinstance(found, Backstage):
         found = instance.backstage = Backstage(instance)

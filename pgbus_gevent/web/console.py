@@ -1,44 +1,32 @@
-"""The operators' page: what this worker does, as it does it. Costs nothing while nobody looks."""
+"""The operators' console, as a Bottle application: its page, its files, its forms and its tables.
+
+StreamApp calls it for ``/console`` and the paths below. Which parts are Bottle's and which are ours, and why, is in
+docs/decisions/0025-console-on-bottle.md.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from time import monotonic, time
 from typing import Any
 
-import gevent
+import bottle
 
 from ..core import sse
 from ..core.names import check_name
 from ..errors import DatabaseError, InvalidArgument
 from ..streamer.instance import Instance
-from . import process, requests
-from .metrics import Metrics
-from .operators import COOKIE, Operators
-from .recent_warnings import RecentWarnings
-from .responses import Answer, Environ, Flow, Headers, Refused, json_answer, stream_headers, text
+from . import requests
+from .feed import Feed, frame
+from .operators import COOKIE, SESSION, Operators, is_behind_tls
+from .responses import Answer, Environ, Headers, Refused, StartResponse, json_answer, send, stream_headers, text
 from .tables import CONNECTION_COLUMNS, STREAM_COLUMNS, Tables, Wanted
 
 logger = logging.getLogger("pgbus_gevent.console")
 
-WATCHERS = 16
-"""How many may look at the same time; each costs a greenlet."""
-
-HISTORY = 60
-"""Points of the past that the page begins with, one each time that the worker tells of itself: five minutes."""
-
-_EVERY = 1.0  # seconds between two snapshots
-_SLOWLY = 5  # snapshots between two looks at what changes slowly, or costs something
-_LOOK = 0.25  # seconds: how late the feed sees that the worker drains
-_FLEET_TIMEOUT = 1.0
 _MAX_FORM = 4096
 _STATIC = Path(__file__).with_name("static")
 
@@ -59,186 +47,118 @@ _FILES = {
 }
 _READ = ("GET", "HEAD")
 
-View = Callable[[Environ], "Answer | Flow"]
+View = Callable[[Environ], bottle.HTTPResponse]
 
 
 class Console:
-    """The page, its feed, its tables, and what an operator can do, of one worker."""
+    """The console of one worker; a WSGI application, to which PATH_INFO is the path below the prefix of the streams."""
 
-    def __init__(
-        self,
-        instance: Instance,
-        metrics: Metrics,
-        operators: Operators,
-        warnings: RecentWarnings,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
+    def __init__(self, instance: Instance, operators: Operators, feed: Feed) -> None:
         self._instance = instance
-        self._metrics = metrics
-        self._roll_call = instance.roll_call
         self._operators = operators
-        self._warnings = warnings
-        self._clock = clock
-        self._tables = Tables(instance.board, clock)
-        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
-        self._watchers = 0
-        self.routes: dict[str, tuple[tuple[str, ...], View]] = {
-            "/console": (_READ, self._page),
-            "/console/": (_READ, lambda environ: Answer(308, b"", [("location", "../console")])),
-            **{f"/console/{name}": (_READ, partial(_file, name, kind)) for name, kind in _FILES.items()},
-            "/console/feed": (_READ, self._feed),
-            "/console/streams": (_READ, self._streams),
-            "/console/connections": (_READ, self._connections),
-            "/console/retained": (_READ, self._retained),
-            "/console/kick": (("POST",), self._kick),
-            "/console/login": (("POST",), self._login),
-            "/console/logout": (("POST",), lambda environ: self._operators.logout(environ)),
-        }
+        self._feed = feed
+        self._tables = Tables(instance.board)
+        app = self.app = bottle.Bottle()
+        # The server logs an exception, as it does for the rest of StreamApp; Bottle would answer with a page of its own.
+        app.config["catchall"] = False
+        app.install(_hand_environ)
+        app.error(404, _not_found)
+        app.error(405, _method_not_allowed)
+        app.route("/console", _READ, self._show_page)
+        app.route("/console/", _READ, _leave_out_slash)
+        for name, kind in _FILES.items():
+            app.route(f"/console/{name}", _READ, partial(_show_file, name, kind))
+        app.route("/console/feed", _READ, self._show_feed)
+        app.route("/console/streams", _READ, self._show_streams)
+        app.route("/console/connections", _READ, self._show_connections)
+        app.route("/console/retained", _READ, self._show_retained)
+        app.post("/console/kick", callback=self._kick)
+        app.post("/console/login", callback=self._log_in)
+        app.post("/console/logout", callback=self._log_out)
 
-    # the page
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        if not environ["PATH_INFO"].isascii():
+            # Bottle drops the bytes of a path that are not UTF-8, and would show the page at /console/%FF.
+            return send(text(404, "not found"), environ, start_response, [])
+        # The application around this one may be in Bottle too. When this call returns, it still needs ``bottle.request``: its
+        # mount moves the path back, and its hooks look at the request.
+        around = _current_request()
+        try:
+            return self.app(environ, start_response)  # type: ignore[no-any-return]  # bottle has no types
+        finally:
+            bottle.request.bind(around)
 
-    def _page(self, environ: Environ) -> Answer:
+    # the page and its forms
+
+    def _show_page(self, environ: Environ) -> bottle.HTTPResponse:
         token = requests.single(requests.parse_query(environ), "token")
         try:
             if token is not None:
-                return self._operators.follow_link(environ, token)
+                return _welcome(environ, "console", self._operators.follow_link(environ, token))
             self._operators.check(environ)
         except Refused as refused:
             if refused.answer.status != 401 or "text/html" not in str(environ.get("HTTP_ACCEPT", "")):
                 raise
-            return _html("console-login.html", 401)
-        return _html("console.html", 200)
+            return _page("console-login.html", 401)
+        return _page("console.html", 200)
 
-    def _login(self, environ: Environ) -> Answer:
-        return self._operators.login(environ, _form(environ, self._instance))
+    def _log_in(self, environ: Environ) -> bottle.HTTPResponse:
+        session = self._operators.log_in(environ, self._form(environ).get("token", ""))
+        return _redirect("../console?wrong") if session is None else _welcome(environ, "../console", session)
 
-    # the feed
+    def _log_out(self, environ: Environ) -> bottle.HTTPResponse:
+        self._operators.log_out(environ)
+        return _with_cookie(_redirect("../console"), environ, "", 0)
 
-    def _feed(self, environ: Environ) -> Answer | Flow:
+    def _kick(self, environ: Environ) -> bottle.HTTPResponse:
+        self._operators.check_post(environ)
+        form = self._form(environ)
+        self._expect(form.get("worker", ""), environ)
+        client = self._instance.registry.client(form.get("connection", ""))
+        if client is None:
+            raise Refused(text(404, "this worker has no such connection: it has ended, or belongs to another worker"))
+        self._instance.clients.end(client, "revoked")
+        logger.info("an operator has ended connection %s", client.id)
+        return _response(json_answer(200, {"ended": client.id}))
+
+    def _form(self, environ: Environ) -> dict[str, str]:
+        # ``bottle.request.forms`` would wait for a slow body without a deadline.
+        timeout = self._instance.settings.request_timeout
+        return requests.parse_form(requests.read_body(environ, limit=_MAX_FORM, timeout=timeout))
+
+    # what the page asks for
+
+    def _show_feed(self, environ: Environ) -> bottle.HTTPResponse:
         self._operators.check(environ)
         asked = requests.single(requests.parse_query(environ), "worker")
-        if self._instance.draining or self._watchers >= WATCHERS:
-            return Flow(stream_headers(environ), lambda: [sse.retry(5.0) + b"\n"])
-        if asked and asked != self._roll_call.id:
-            # All workers are behind one port: the page comes back until it gets to the one that it wants.
-            return Flow(stream_headers(environ), lambda: [_frame("elsewhere", {"worker": self._roll_call.id})])
-        bearer = requests.bearer(environ)
-        cookie = requests.cookie(environ, COOKIE) if bearer is None else None
-        return Flow(stream_headers(environ), partial(self._frames, cookie))
+        frames: Iterable[bytes]
+        if self._instance.draining or self._feed.is_full:
+            frames = [sse.retry(5.0) + b"\n"]
+        elif asked and asked != self._instance.roll_call.id:
+            # All workers share a port, so the page asks again until it reaches the worker that it wants.
+            frames = [frame("elsewhere", {"worker": self._instance.roll_call.id})]
+        else:
+            # Bottle takes the first frame before it sends the headers. That does not yield, so ``is_full`` still holds.
+            cookie = requests.cookie(environ, COOKIE) if requests.bearer(environ) is None else None
+            frames = self._feed.frames(cookie)
+        return bottle.HTTPResponse(frames, 200, stream_headers(environ))
 
-    def _frames(self, cookie: str | None) -> Iterator[bytes]:
-        self._watchers += 1
-        number = -1
-        try:
-            yield sse.retry(2.0) + _frame("hello", self._hello())
-            for n in range(2**62):
-                if n % _SLOWLY == 0:
-                    if n and cookie is not None and not self._operators.holds(cookie):
-                        return  # it was logged out, perhaps at another worker
-                    yield _frame("slow", self._slow())
-                if self._warnings.number != number:
-                    number = self._warnings.number
-                    yield _frame("warnings", [warned._asdict() for warned in self._warnings.newest()])
-                yield _frame("now", self._now())
-                ending = self._clock() + _EVERY
-                while (left := ending - self._clock()) > 0:
-                    gevent.sleep(min(left, _LOOK))
-                    if self._instance.draining:
-                        return
-        finally:
-            self._watchers -= 1
-
-    def note(self) -> None:
-        """Keep a point of the past; called every few seconds, whether anybody looks or not."""
-        self._history.append(self._now())
-
-    def _hello(self) -> dict[str, Any]:
-        settings = self._instance.settings
-        return {
-            "worker": self._roll_call.id,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "version": process.release(),
-            "started": self._roll_call.started_at,
-            "max": self._instance.clients.most,
-            "listen": settings.listen,
-            "guarded": self._operators.has_token,
-            "bounds": {"passes": self._metrics.passes.bounds, "latency": self._metrics.latency.bounds},
-            "history": list(self._history),
-        }
-
-    def _now(self) -> dict[str, Any]:
-        instance, total = self._instance, self._instance.counter.total
-        return {
-            "at": time(),
-            "messages": total.broadcasts,
-            "sends": instance.dispatcher.sends,
-            "opened": total.total_connections,
-            "connections": total.active_connections,
-            "streams": len(instance.counter.streams),
-            "passes": self._metrics.passes.counts,
-            "latency": self._metrics.latency.counts,
-            "unready": instance.unready,
-            "listening": instance.listener.live,
-            "losses": instance.listener.reconnects,
-            "pool": [instance.database.pool.in_use, instance.database.pool.size],
-            "ring": [instance.board.budget.used, instance.board.budget.limit],
-        }
-
-    def _slow(self) -> dict[str, Any]:
-        """The other workers, and what the kernel tells of this one."""
-        cpu = os.times()
-        found: dict[str, Any] = {
-            "cpu": cpu.user + cpu.system,
-            "memory": process.resident_bytes(),
-            "descriptors": process.open_descriptors(),
-            "offset": self._roll_call.clock_offset,
-            "fleet": None,
-            "answered": None,
-            "trouble": "no answer",
-        }
-        began = self._clock()
-        workers = None
-        try:
-            with gevent.Timeout(_FLEET_TIMEOUT, False):  # type: ignore[arg-type]  # False: without an exception
-                workers = self._instance.database.fleet.workers()
-        except DatabaseError as error:
-            found["trouble"] = str(error)
-        if workers is not None:
-            found["trouble"] = None
-            found["answered"] = self._clock() - began
-            found["fleet"] = [
-                {
-                    "id": worker.id,
-                    "host": worker.host,
-                    "pid": worker.pid,
-                    "age": worker.age,
-                    "silent": worker.silent,
-                    **{name: worker.facts.get(name) for name in ("connections", "streams", "messages", "unready")},
-                }
-                for worker in workers
-            ]
-        return found
-
-    # the tables
-
-    def _streams(self, environ: Environ) -> Answer:
-        query = self._asked(environ)
+    def _show_streams(self, environ: Environ) -> bottle.HTTPResponse:
+        query = self._query(environ)
         return self._table(self._tables.streams(_wanted(query, STREAM_COLUMNS)))
 
-    def _connections(self, environ: Environ) -> Answer:
-        query = self._asked(environ)
+    def _show_connections(self, environ: Environ) -> bottle.HTTPResponse:
+        query = self._query(environ)
         return self._table(self._tables.connections(_wanted(query, CONNECTION_COLUMNS)))
 
-    def _table(self, found: dict[str, Any]) -> Answer:
-        return json_answer(200, {"worker": self._roll_call.id, **found}, *_POLICY)
+    def _table(self, found: dict[str, Any]) -> bottle.HTTPResponse:
+        return _response(json_answer(200, {"worker": self._instance.roll_call.id, **found}, *_POLICY))
 
-    def _retained(self, environ: Environ) -> Answer:
-        """How many messages of a stream are kept; up to a limit, as each has to be counted."""
-        query = self._asked(environ)
-        stream = requests.single(query, "stream")
+    def _show_retained(self, environ: Environ) -> bottle.HTTPResponse:
+        """The number of stored messages of a stream, up to a limit, because each of them has to be counted."""
+        stream = requests.single(self._query(environ), "stream")
         if not stream:
-            raise Refused(text(400, "which stream?"))
+            raise Refused(text(400, "name a stream: ?stream=…"))
         try:
             count = self._instance.database.fleet.retained(check_name(stream))
         except InvalidArgument as error:
@@ -246,37 +166,99 @@ class Console:
         except DatabaseError as error:
             logger.info("the console cannot count messages: %s", error)
             raise Refused(text(503, "the database does not answer now")) from None
-        return json_answer(200, {"stream": stream, **count})
+        return _response(json_answer(200, {"stream": stream, **count}))
 
-    def _asked(self, environ: Environ) -> requests.Query:
-        """The query of an operator who means this worker."""
+    def _query(self, environ: Environ) -> requests.Query:
+        """The query of an operator's request to this worker."""
         self._operators.check(environ)
         query = requests.parse_query(environ)
         self._expect(requests.single(query, "worker"), environ)
         return query
 
     def _expect(self, worker: str | None, environ: Environ) -> None:
-        if worker and worker != self._roll_call.id:
+        if worker and worker != self._instance.roll_call.id:
             own = str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/")
-            # RFC 9110, section 15.5.20: the client may try again, on another connection.
-            raise Refused(text(421, "that is another worker", *([("connection", "close")] if own else [])))
-
-    # what an operator can do
-
-    def _kick(self, environ: Environ) -> Answer:
-        self._operators.check_post(environ)
-        form = requests.parse_form(_form(environ, self._instance))
-        self._expect(form.get("worker", ""), environ)
-        client = self._instance.registry.client(form.get("connection", ""))
-        if client is None:
-            return text(404, "there is no such connection here: it has ended, or is another worker's")
-        self._instance.clients.end(client, "revoked")
-        logger.info("an operator has ended connection %s", client.id)
-        return json_answer(200, {"ended": client.id})
+            # RFC 9110, section 15.5.20: the client may try again on another connection.
+            raise Refused(text(421, "this is another worker", *([("connection", "close")] if own else [])))
 
 
-def _form(environ: Environ, instance: Instance) -> str:
-    return requests.read_body(environ, limit=_MAX_FORM, timeout=instance.settings.request_timeout)
+def _hand_environ(view: View) -> Callable[[], bottle.HTTPResponse]:
+    """Give each view the environ of its request, and turn Refused into a response. A plugin of the application.
+
+    All greenlets share ``bottle.request`` and ``bottle.response`` if bottle was imported before gevent patched the process. While a
+    view waits for a body or the database, the greenlets of other requests run, and their requests replace both. So
+    ``bottle.request`` is read here, before anything has waited, and each view returns an HTTPResponse of its own. Bottle copies it
+    to ``bottle.response`` and passes it to ``start_response`` without a wait in between.
+    """
+
+    def call() -> bottle.HTTPResponse:
+        environ = bottle.request.environ
+        try:
+            return view(environ)
+        except Refused as refused:
+            return _response(refused.answer)
+
+    return call
+
+
+def _current_request() -> dict[str, Any]:
+    try:
+        return bottle.request.environ  # type: ignore[no-any-return]  # bottle has no types
+    except RuntimeError:
+        return {}  # this greenlet had no request of Bottle before
+
+
+def _not_found(error: bottle.HTTPError) -> bottle.HTTPResponse:
+    return _response(text(404, "not found"))
+
+
+def _method_not_allowed(error: bottle.HTTPError) -> bottle.HTTPResponse:
+    return _response(text(405, f"this address takes {error['Allow']}", ("allow", error["Allow"])))
+
+
+def _response(answer: Answer) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse(answer.body, answer.status, answer.headers)
+
+
+def _redirect(location: str) -> bottle.HTTPResponse:
+    """A redirect with a relative location, as a browser sees another path, and perhaps another host, than this process."""
+    headers = [("location", location), ("cache-control", "no-store"), ("referrer-policy", "no-referrer")]
+    return bottle.HTTPResponse(b"", 303, headers)
+
+
+def _leave_out_slash(environ: Environ) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse(b"", 308, [("location", "../console")])
+
+
+def _welcome(environ: Environ, location: str, session: str) -> bottle.HTTPResponse:
+    return _with_cookie(_redirect(location), environ, session, SESSION)
+
+
+def _with_cookie(response: bottle.HTTPResponse, environ: Environ, value: str, age: int) -> bottle.HTTPResponse:
+    # Without a path the cookie gets that of the console, wherever this is mounted.
+    response.set_cookie(COOKIE, value, max_age=age, httponly=True, samesite="strict", secure=is_behind_tls(environ))
+    return response
+
+
+def _page(name: str, status: int) -> bottle.HTTPResponse:
+    body, _ = _read(name)
+    headers = [("content-type", "text/html; charset=utf-8"), ("cache-control", "no-store"), *_POLICY]
+    return bottle.HTTPResponse(body, status, headers)
+
+
+def _show_file(name: str, kind: str, environ: Environ) -> bottle.HTTPResponse:
+    body, etag = _read(name)
+    headers = [("content-type", kind), ("etag", etag), ("cache-control", "no-cache"), *_POLICY]
+    if environ.get("HTTP_IF_NONE_MATCH") == etag:
+        return bottle.HTTPResponse(b"", 304, headers)
+    return bottle.HTTPResponse(body, 200, headers)
+
+
+@cache
+def _read(name: str) -> tuple[bytes, str]:
+    # The ETag of bottle.static_file has the inode and the time of the file in it, which differ from host to host.
+    body = _STATIC.joinpath(name).read_bytes()
+    return body, f'"{sha256(body).hexdigest()[:32]}"'
 
 
 def _wanted(query: requests.Query, columns: tuple[str, ...]) -> Wanted:
@@ -288,26 +270,3 @@ def _wanted(query: requests.Query, columns: tuple[str, ...]) -> Wanted:
         raise Refused(text(400, "page is a number from 0"))
     down = requests.single(query, "order") == "down"
     return Wanted(sort, down, requests.single(query, "text") or "", int(page))
-
-
-def _frame(event: str, value: Any) -> bytes:
-    return sse.message(json.dumps(value, separators=(",", ":")), event=event)
-
-
-def _html(name: str, status: int) -> Answer:
-    body, _ = _read(name)
-    return Answer(status, body, [("content-type", "text/html; charset=utf-8"), ("cache-control", "no-store"), *_POLICY])
-
-
-def _file(name: str, kind: str, environ: Environ) -> Answer:
-    body, etag = _read(name)
-    headers = [("etag", etag), ("cache-control", "no-cache"), *_POLICY]
-    if environ.get("HTTP_IF_NONE_MATCH") == etag:
-        return Answer(304, b"", headers)
-    return Answer(200, body, [("content-type", kind), *headers])
-
-
-@cache
-def _read(name: str) -> tuple[bytes, str]:
-    body = _STATIC.joinpath(name).read_bytes()
-    return body, f'"{sha256(body).hexdigest()[:32]}"'

@@ -1,7 +1,7 @@
-"""Who may see the console: whoever has the operator token, and nobody else, wherever a request seems to come from.
+"""Decides who may see the console: everybody who has the operator token, no matter where a request seems to come from.
 
-A browser gives the token once, and has a session from then on; anything else sends it as a Bearer. Where no token is configured,
-``serve`` makes one, and logs a URL with it.
+A browser gives the token once and has a session from then on. Other clients send it as a Bearer token. If no token is configured,
+``serve`` makes one and logs a URL with it.
 """
 
 from __future__ import annotations
@@ -18,64 +18,68 @@ from ..database.operators import OperatorQueries
 from ..settings.table import Settings
 from . import requests
 from .guesses import Door
-from .responses import Answer, Environ, Refused, text
+from .responses import Environ, Refused, text
 from .sessions import Sessions
 
-__all__ = ["COOKIE", "MADE_TOKEN", "SESSION", "Operators", "make_token"]
+__all__ = ["COOKIE", "MADE_TOKEN", "SESSION", "Operators", "is_behind_tls", "make_token"]
 
 COOKIE = "pgbus_console"
 
 SESSION = 12 * 3600
-"""Seconds for which a login is good."""
+"""Seconds for which a login is valid."""
 
 MADE_TOKEN = "_PGBUS_CONSOLE_TOKEN"
-"""The variable by which ``serve`` tells its workers of the token that it made: all of them are behind one port."""
+"""The variable in which ``serve`` gives its workers the token that it made. They need the same one, because they share a port."""
 
 _WRONG_TOKEN_PAUSE = 0.3  # seconds
 
 
 def make_token() -> str:
-    """Make a token for this process and those that it starts; it goes with them."""
+    """Make a token for this process and the processes that it starts."""
     token = os.environ[MADE_TOKEN] = secrets.token_urlsafe(32)
     return token
 
 
 class Operators:
-    """Decides by the setting ``operator_token``, or by the token that was made; another token, or secret, ends all sessions."""
+    """Checks requests against the setting ``operator_token``, or against the token that ``serve`` made.
+
+    Another token, or another secret, ends all sessions. The methods raise Refused: 401 if the token is missing or wrong, 403 if
+    there is none, 429 after too many wrong ones.
+    """
 
     def __init__(self, settings: Settings, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
         self._configured = settings.operator_token is not None
         token = settings.operator_token or os.environ.get(MADE_TOKEN) or None
         key = (settings.secret[-1] if settings.secret else "").encode()
         fingerprint = hmac.digest(key or b"-", (token or "").encode(), "sha256")
-        # The lifetime is looked up each time, for tests of what comes after it.
+        # The lifetime is looked up each time, so that tests can change it.
         self._sessions = Sessions(queries, fingerprint, lambda: SESSION)
         self._door = None if token is None else Door("operator", token, settings.secret, queries, clock)
 
     @property
     def has_token(self) -> bool:
-        """Whether there is any that lets in."""
+        """Whether there is a token, configured or made."""
         return self._door is not None
 
     def check(self, environ: Environ) -> None:
-        """Let an operator pass. Raises Refused: 401 without the token, 403 where there is none, 429 after too many wrong ones."""
+        """Let an operator pass, by Bearer token or by session."""
         given = requests.bearer(environ)
         if given is not None or not self.holds(requests.cookie(environ, COOKIE)):
             self._expected().check(environ, given)
 
     def check_post(self, environ: Environ) -> None:
-        """Let what an operator does pass, and nothing that another site's page has their browser do. Raises Refused."""
+        """Let an operator change something, unless a page of another site makes the browser do it (403)."""
         if requests.bearer(environ) is None:
             _check_origin(environ)
         self.check(environ)
 
     def check_metrics(self, environ: Environ) -> None:
-        """Metrics tell numbers alone: they are for everybody, unless a token was configured."""
+        """Metrics are only numbers, so everybody may read them, unless a token is configured."""
         if self._configured:
             self.check(environ)
 
     def holds(self, cookie: str | None) -> bool:
-        """Whether a cookie is that of a session. Raises Refused where there is no token."""
+        """Whether a cookie belongs to an open session."""
         self._expected()
         return cookie is not None and self._sessions.is_open(cookie)
 
@@ -86,60 +90,43 @@ class Operators:
 
     # logging in
 
-    def login(self, environ: Environ, body: str) -> Answer:
-        """The answer to the form: back to the console, with a session or without."""
+    def log_in(self, environ: Environ, token: str) -> str | None:
+        """The cookie of a new session for the token that the form gave; None if the token is wrong."""
         _check_origin(environ)
         try:
-            self._expected().check(environ, requests.parse_form(body).get("token", ""))
+            self._expected().check(environ, token)
         except Refused as refused:
             if refused.answer.status != 401:
                 raise
             gevent.sleep(_WRONG_TOKEN_PAUSE)
-            return _to("../console?wrong")
-        return self._welcome(environ, "../console")
+            return None
+        return self._sessions.open()
 
-    def follow_link(self, environ: Environ, token: str) -> Answer:
-        """The answer to the URL that ``serve`` logs: the console without the token in its address, with a session.
+    def follow_link(self, environ: Environ, token: str) -> str:
+        """The cookie of a new session for the token in the URL that ``serve`` logs.
 
-        A configured token is not taken so: it is for longer than the history of a browser should know it.
+        A configured token is not accepted there, because it is valid for longer than it may stay in the history of a browser.
         """
         self._expected().check(environ, None if self._configured else token)
-        return self._welcome(environ, "console")
+        return self._sessions.open()
 
-    def _welcome(self, environ: Environ, location: str) -> Answer:
-        return _to(location, _cookie(environ, self._sessions.open(), SESSION))
-
-    def logout(self, environ: Environ) -> Answer:
-        """End the session, on every worker, and forget the cookie."""
+    def log_out(self, environ: Environ) -> None:
+        """End the session on every worker. Raises Refused: 503 if the database does not answer."""
         _check_origin(environ)
         given = requests.cookie(environ, COOKIE)
         if given is not None and not self._sessions.end(given):
             raise Refused(text(503, "the database does not answer: the session has ended at this worker alone"))
-        return _to("../console", _cookie(environ, "", 0))
 
 
-def _to(location: str, *headers: tuple[str, str]) -> Answer:
-    return Answer(
-        303, b"", [("location", location), ("cache-control", "no-store"), ("referrer-policy", "no-referrer"), *headers]
-    )
-
-
-def _cookie(environ: Environ, value: str, age: int) -> tuple[str, str]:
-    # Without a Path: it is then that of the console, wherever this is mounted.
-    secure = "; Secure" if _is_behind_tls(environ) else ""
-    return "set-cookie", f"{COOKIE}={value}; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
-
-
-def _is_behind_tls(environ: Environ) -> bool:
-    """Whether the browser came by https. Its own Origin says so, whatever a proxy tells or does not; what a proxy tells can only
-    add to that."""
+def is_behind_tls(environ: Environ) -> bool:
+    """Whether the browser uses https. Its own Origin says so even if no proxy does; the headers of a proxy can only add to that."""
     told = (environ.get("wsgi.url_scheme"), environ.get("HTTP_ORIGIN"), environ.get("HTTP_X_FORWARDED_PROTO"))
     by_proxy = str(environ.get("HTTP_FORWARDED", "")).lower().replace('"', "")  # RFC 7239
     return "proto=https" in by_proxy or any(str(scheme).lower().startswith("https") for scheme in told)
 
 
 def _check_origin(environ: Environ) -> None:
-    """Refuse what a page of another origin has the browser send. What is no browser says neither, and is let through."""
+    """Refuse a request that a page of another origin makes the browser send. Clients that are not browsers send neither header."""
     site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
     if site is not None:
         foreign = site not in ("same-origin", "none")

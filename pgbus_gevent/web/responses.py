@@ -1,4 +1,4 @@
-"""Answers as values, and the headers that they share."""
+"""Answers as values, and their common headers."""
 
 from __future__ import annotations
 
@@ -15,29 +15,22 @@ StartResponse = Callable[..., Any]
 STREAM_HEADERS: Headers = [
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache, no-transform"),
-    # nginx would keep everything to itself until its buffer is full.
+    # Without this, nginx buffers the stream until its buffer is full.
     ("x-accel-buffering", "no"),
     ("x-content-type-options", "nosniff"),
 ]
 
 
 class Answer(NamedTuple):
-    """A whole answer."""
+    """An answer with its whole body."""
 
     status: int
     body: bytes
     headers: Headers
 
 
-class Flow(NamedTuple):
-    """An answer whose body comes bit by bit; ``chunks`` begins it."""
-
-    headers: Headers
-    chunks: Callable[[], Iterable[bytes]]
-
-
 class Refused(Exception):
-    """Ends a request with :attr:`answer`."""
+    """Raised to end a request with :attr:`answer`."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -45,7 +38,7 @@ class Refused(Exception):
 
 
 def text(status: int, line: str, *headers: tuple[str, str]) -> Answer:
-    """One line of text/plain."""
+    """An answer with one line of text/plain."""
     return Answer(
         status,
         f"{line}\n".encode(),
@@ -54,7 +47,7 @@ def text(status: int, line: str, *headers: tuple[str, str]) -> Answer:
 
 
 def json_answer(status: int, value: Mapping[str, Any], *headers: tuple[str, str]) -> Answer:
-    """A JSON object."""
+    """An answer with a JSON object."""
     return Answer(
         status,
         json.dumps(value).encode() + b"\n",
@@ -66,12 +59,12 @@ def stream_headers(environ: Environ) -> Headers:
     """The headers of an event stream."""
     if str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/"):
         return [*STREAM_HEADERS, ("connection", "close")]
-    # Other servers end the connection in their own way; PEP 3333 lets them refuse an application's.
+    # Other servers end the connection themselves. PEP 3333 lets them reject a hop-by-hop header of an application.
     return list(STREAM_HEADERS)
 
 
 def accepts_stream(environ: Environ) -> bool:
-    """Whether the client asks for an event stream by name, as an EventSource does."""
+    """Whether the Accept header names event streams, as that of an EventSource does."""
     return "text/event-stream" in str(environ.get("HTTP_ACCEPT", "")).lower()
 
 
@@ -79,7 +72,7 @@ _FIELD_NAMES = re.compile(r"[A-Za-z0-9-]{1,64}(?:[ \t]*,[ \t]*[A-Za-z0-9-]{1,64}
 
 
 def preflight_headers(environ: Environ) -> Headers:
-    """What a page of a configured origin may ask; it is trusted, so it may send whatever headers it names."""
+    """What a page of a configured origin may request. It is trusted, so it may send all headers that it names."""
     headers = [("access-control-allow-methods", "GET, HEAD, POST"), ("access-control-max-age", "600")]
     wanted = str(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")).strip()
     if _FIELD_NAMES.fullmatch(wanted):
@@ -88,14 +81,14 @@ def preflight_headers(environ: Environ) -> Headers:
 
 
 def send(answer: Answer, environ: Environ, start_response: StartResponse, extra: Headers) -> Iterable[bytes]:
-    """Give the server an answer; without the body for a HEAD."""
+    """Return an answer to the server, without the body if the request is a HEAD."""
     headers = [*answer.headers, *extra]
-    if answer.status not in (204, 304):  # there it would be the length of what is not sent
+    if answer.status not in (204, 304):  # these have no body
         headers.append(("content-length", str(len(answer.body))))
     start_response(status_line(answer.status), headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
 
 def status_line(status: int) -> str:
-    """As WSGI wants it, for example ``404 Not Found``."""
+    """The status line for WSGI, for example ``404 Not Found``."""
     return f"{status} {HTTPStatus(status).phrase}"

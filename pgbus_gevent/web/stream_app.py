@@ -1,4 +1,4 @@
-"""The product's HTTP side: a plain WSGI application."""
+"""The WSGI application that serves streams, broadcasts, health, metrics and the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from .hooks import Authorize, Hook
 from .responses import (
     Answer,
     Environ,
-    Flow,
     Headers,
     Refused,
     StartResponse,
@@ -43,22 +42,22 @@ __all__ = ["Authorize", "StreamApp"]
 
 logger = logging.getLogger("pgbus_gevent.web")
 
-Found = Answer | Flow | StreamRequest
+Found = Answer | StreamRequest
 View = Callable[[Environ], Found]
 
 IDENTITY = "pgbus-identity"
-"""The header that tells as whom a stream would be followed."""
+"""The response header with the identity that a client would follow the stream as."""
 
 _READ = ("GET", "HEAD")
-_GLANCE = 1.0  # seconds for which a request that is no stream waits for the first start
+_GLANCE = 1.0  # seconds that a request waits for the first start of the instance, if it is not for a stream
 
 
 class StreamApp:
-    """Serves the streams of ``instance`` under its prefix, and 404 beside it; at the root, or mounted at the prefix.
+    """Serves the streams of ``instance`` under its prefix, and answers 404 elsewhere. Mount it at the root or at the prefix.
 
-    ``authorize(environ, stream)`` is asked once a name was verified: False refuses, True or a :class:`Subscriber` lets
-    in. A hook that raises, answers anything else, or nothing within ``request_timeout``, refuses too, with a log line. An
-    instance that has not been started is started with the first request.
+    ``authorize(environ, stream)`` is called when the name of the stream is verified. True or a :class:`Subscriber` lets the client
+    in, False refuses it. If the hook raises, returns anything else, or takes longer than ``request_timeout``, the client is refused
+    too, with a log line. The first request starts the instance if nothing has started it before.
     """
 
     def __init__(self, instance: Instance, authorize: Authorize | None = None) -> None:
@@ -72,34 +71,36 @@ class StreamApp:
         self._identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
-        backstage = backstage_of(instance)
-        self._publishers = backstage.publishers
+        self._backstage = backstage_of(instance)
+        self._publishers = self._backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
             "/healthz": (_READ, self._health),
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
             "/pgbus.js": (_READ, element),
-            **backstage.routes,
+            **self._backstage.routes,
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._start(environ)
         extra = self._cors(environ)
+        path = requests.path_below(environ, self.prefix)
+        if path is None:
+            return send(text(404, "not found"), environ, start_response, extra)
+        if f"{path}/".startswith("/console/"):
+            return self._backstage.console({**environ, "PATH_INFO": path}, start_response)
         try:
-            found = self._route(environ)
+            found = self._route(path, environ)
         except Refused as refused:
             found = refused.answer
         if isinstance(found, StreamRequest):
             return self._stream(found, environ, start_response, extra)
-        if isinstance(found, Flow):
-            start_response(status_line(200), [*found.headers, *extra])
-            return [] if environ["REQUEST_METHOD"] == "HEAD" else found.chunks()
         return send(found, environ, start_response, extra)
 
     def _start(self, environ: Environ) -> None:
-        """Start the instance with the first request: in a worker that was forked, that is after the fork.
+        """Start the instance with the first request. In a forked worker, that is after the fork.
 
-        A stream waits for it as for any short absence of the database, a probe of life not at all.
+        A request for a stream waits for the start as long as for a database that is away. The health check does not wait.
         """
         if self._is_started():
             return
@@ -116,7 +117,7 @@ class StreamApp:
         return path == self.prefix or path.startswith(f"{self.prefix}/")
 
     def subscriber(self, environ: Environ, stream: str) -> Subscriber | None:
-        """Who asks, for a page of the application's own that follows a stream; None where the hook would not let them."""
+        """The subscriber that a page of the application would follow ``stream`` as; None if the hook refuses."""
         if self._hook is None:
             return ANYBODY
         try:
@@ -126,10 +127,7 @@ class StreamApp:
 
     # routes
 
-    def _route(self, environ: Environ) -> Found:
-        path = requests.path_below(environ, self.prefix)
-        if path is None:
-            return text(404, "not found")
+    def _route(self, path: str, environ: Environ) -> Found:
         methods, view = self._routes.get(path) or self._named_stream(path)
         if environ["REQUEST_METHOD"] == "OPTIONS" and self._is_from_configured_origin(environ):
             return Answer(204, b"", [("allow", ", ".join([*methods, "OPTIONS"])), ("cache-control", "no-store")])
@@ -215,7 +213,7 @@ class StreamApp:
         return self.instance.clients.refusal(request.owner, request.address)
 
     def _identity(self, environ: Environ, request: StreamRequest) -> Headers:
-        """As whom the client was let in, where a HEAD with ``?identity`` asks for what ``pgbus:connected`` would tell."""
+        """The identity that ``pgbus:connected`` would have, if a HEAD with ``?identity`` asks for it."""
         if environ["REQUEST_METHOD"] != "HEAD" or not any(
             key == "identity" for key, _ in requests.parse_query(environ)
         ):
@@ -244,7 +242,7 @@ class StreamApp:
         return clients.body(request)
 
     def _cors(self, environ: Environ) -> Headers:
-        """For configured origins only, exact, and on errors too: else the page cannot tell what is wrong."""
+        """The CORS headers for a configured origin. Errors have them too, because the page could not read the error otherwise."""
         if not self._settings.cors_origins or self._is_for_operators(environ):
             return []
         headers = [("vary", "origin")]
@@ -261,13 +259,13 @@ class StreamApp:
         return environ.get("HTTP_ORIGIN") in self._settings.cors_origins
 
     def _is_for_operators(self, environ: Environ) -> bool:
-        """Whether no page of another origin has any part in it, though it may read streams."""
+        """Whether the path is for operators. Pages of other origins get no access there, even if they may read streams."""
         path = requests.path_below(environ, self.prefix) or ""
         return path.startswith(("/console", "/metrics"))
 
 
 def _refuse(environ: Environ, reason: str, identity: Headers) -> Answer:
-    """Refuse for a passing reason. An EventSource comes back by itself, but after no status other than 200."""
+    """Refuse for a passing reason. The status is 200 for an EventSource, because it reconnects after no other status."""
     retry = refusal_retry()
     if accepts_stream(environ):
         return Answer(200, sse.shutdown(reason, retry), [*stream_headers(environ), *identity])

@@ -52,8 +52,8 @@ def opened(browser: Browser, site: Site, link: str = f"?token={TOKEN}") -> Itera
         assert page.eval("broken") == []
     finally:
         profile.close()
-        console: Any = backstage_of(site.instance).console
-        until(lambda: console._watchers == 0, "nobody looks any more")
+        feed: Any = backstage_of(site.instance).feed
+        until(lambda: feed._watchers == 0, "nobody looks any more")
 
 
 @pytest.fixture
@@ -167,11 +167,11 @@ def test_a_question_that_nobody_answers_goes_away(page: Page, site: Site) -> Non
 
 
 def test_a_pause_stops_all_of_it(page: Page, site: Site) -> None:
-    console: Any = backstage_of(site.instance).console
-    until(lambda: console._watchers == 1, "the feed is open")
+    feed: Any = backstage_of(site.instance).feed
+    until(lambda: feed._watchers == 1, "the feed is open")
     click(page, "#pause")
     assert text(page, "#status") == "paused" and text(page, "#pause") == "Resume"
-    until(lambda: console._watchers == 0, "the feed is closed")
+    until(lambda: feed._watchers == 0, "the feed is closed")
     before = text(page, "#chart-connections .value")
     with StreamClient(site.url, "/pgbus/streams/demo:paused") as client:
         client.next("pgbus:connected")

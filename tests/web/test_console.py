@@ -30,7 +30,7 @@ from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import operators
 from pgbus_gevent.web.backstage import backstage_of
-from pgbus_gevent.web.console import WATCHERS
+from pgbus_gevent.web.feed import WATCHERS
 from pgbus_gevent.web.guesses import Guesses
 from pgbus_gevent.web.recent_warnings import KEPT, RecentWarnings
 from pgbus_gevent.web.stream_app import StreamApp
@@ -79,8 +79,8 @@ def feed(site: Site, query: str = "", **headers: str) -> Iterator[StreamClient]:
     with StreamClient(site.url, f"/pgbus/console/feed{query}", headers=names) as client:
         yield client
     # The server notices at the second write.
-    console: Any = backstage_of(site.instance).console
-    until(lambda: console._watchers == 0, "the feed has ended")
+    watched: Any = backstage_of(site.instance).feed
+    until(lambda: watched._watchers == 0, "the feed has ended")
 
 
 # who may see it -------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_a_login_is_a_cookie_that_scripts_and_other_sites_have_no_part_in(public
     answer = post(public_site, "login", {"token": TOKEN})
     assert (answer.status, answer.headers["location"]) == (303, "../console")
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
-    assert {"HttpOnly", "SameSite=Strict", f"Max-Age={operators.SESSION}"} == set(attributes)
+    assert {"HttpOnly", "SameSite=strict", f"Max-Age={operators.SESSION}"} == set(attributes)
     assert TOKEN not in cookie
     for view in ("/console", "/console/streams", "/console/connections"):
         assert public_site.get(view, Cookie=cookie).status == 200
@@ -202,7 +202,7 @@ def test_a_session_is_good_at_every_worker_and_a_logout_ends_it_at_all(fellows: 
 
 
 def test_a_logout_ends_the_feed_at_every_worker(fellows: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgbus_gevent.web.console._SLOWLY", 1)
+    monkeypatch.setattr("pgbus_gevent.web.feed._SLOWLY", 1)
     one, two = fellows
     cookie = signed_in(one)
     with feed(two, **cookie) as client:
@@ -317,8 +317,8 @@ def test_a_login_by_tls_in_this_process_has_a_cookie_for_tls_alone(public_site: 
     body = f"token={TOKEN}".encode()
     environ |= {"wsgi.url_scheme": "https", "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
     found: dict[str, str] = {}
-    app(environ, lambda status, headers: found.update(headers))
-    assert found["set-cookie"].endswith("; Secure")
+    app(environ, lambda status, headers, exc_info=None: found.update(headers))
+    assert found["Set-Cookie"].endswith("; Secure")
 
 
 def test_a_wrong_login_takes_a_moment_and_nothing_about_logins_is_kept(public_site: Site) -> None:
@@ -514,11 +514,11 @@ def test_the_feed_tells_what_happens_every_second(site: Site) -> None:
 def test_the_past_is_there_when_somebody_comes(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.headers = BEARER
-        backstage = backstage_of(site.instance)
-        until(lambda: backstage.roll_call.clock_offset is not None, "it has told once")
+        roll_call = site.instance.roll_call
+        until(lambda: roll_call.clock_offset is not None, "it has told once")
         with feed(site) as client:
             assert len(json.loads(client.next("hello").data)["history"]) >= 1
-        assert abs(backstage.roll_call.clock_offset or 9) < 0.5
+        assert abs(roll_call.clock_offset or 9) < 0.5
 
 
 def test_the_workers_of_the_fleet_are_told(pgbus_database: str) -> None:
@@ -548,15 +548,15 @@ def test_the_feed_of_another_worker_is_elsewhere(site: Site) -> None:
 
 
 def test_nobody_looks_and_nothing_runs(site: Site) -> None:
-    console: Any = backstage_of(site.instance).console
+    watched: Any = backstage_of(site.instance).feed
     with feed(site) as client:
         client.next("now")
-        assert console._watchers == 1
-    assert console._watchers == 0
+        assert watched._watchers == 1
+    assert watched._watchers == 0
 
 
 def test_there_are_not_any_number_of_feeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backstage_of(site.instance).console, "_watchers", WATCHERS)
+    monkeypatch.setattr(backstage_of(site.instance).feed, "_watchers", WATCHERS)
     with StreamClient(site.url, "/pgbus/console/feed", headers=site.headers) as client:
         until(lambda: client.closed, "the feed ends")
         assert [frame.event for frame in client.frames if frame.event != "message"] == []

@@ -93,7 +93,8 @@ def test_no_large_request_takes_long(seed: int, site: Site, monkeypatch: pytest.
     monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
     rng = random.Random(seed)
     routes = ["/streams", "/streams/demo:x", "/streams/", "/healthz", "/readyz", "/pgbus.js", "/nothing", ""]
-    routes += backstage_of(site.instance).routes
+    backstage = backstage_of(site.instance)
+    routes += [*backstage.routes, *dict.fromkeys(route.rule for route in backstage.console.app.routes)]
     for _ in range(300):
         request = large_request(rng, routes)
         taken = cost(site, request)

@@ -820,7 +820,7 @@ def test_no_value_that_a_lax_parser_lets_pass_is_an_error(
                 environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": f"/pgbus{path}", "SCRIPT_NAME": ""}
                 setup_testing_defaults(environ)
                 environ[key] = value
-                body = app(environ, lambda status, headers: started.append(status))
+                body = app(environ, lambda status, headers, exc_info=None: started.append(status))
                 # A stream is begun by whoever iterates.
                 getattr(body, "close", lambda: None)()
     known = ["200", "204", "303", "304", "308", "400", "401", "403", "404", "405", "408", "413", "421", "429"]
