@@ -1,1 +1,1 @@
-"""The HTTP side: requests, answers, and the WSGI application."""
+"""HTTP: the WSGI application, its requests and its answers."""

@@ -1,4 +1,4 @@
-"""The browser's element, as the server sends it: ``static/pgbus.js`` without its comments and its indentation, and compressed."""
+"""Serves ``static/pgbus.js``, the element for browsers, without comments and indentation, and compressed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from .responses import Answer, Environ, Headers
 
 _SOURCE = Path(__file__).with_name("static") / "pgbus.js"
-# Comments that have their lines to themselves, and the space before lines; the file has no text that goes over several lines.
+# Comments that have their lines to themselves, and the space before lines. No string in the file spans several lines.
 _NOT_SENT = re.compile(r"^\s*/\*\*.*?\*/\s*|^\s*//[^\n]*\n|^\s+", re.MULTILINE | re.DOTALL)
 
-# Short, as the address stays the same from version to version; after that, a 304.
+# A short time, because the URL does not change with the version. After it, the browser asks again and gets a 304.
 _CACHED: Headers = [
     ("cache-control", "public, max-age=300"),
     ("vary", "accept-encoding"),
@@ -23,7 +23,7 @@ _CACHED: Headers = [
 
 
 def element(environ: Environ) -> Answer:
-    """The module; 304 for who has it already."""
+    """The module, or a 304 if the client has it already."""
     zipped = _takes_gzip(str(environ.get("HTTP_ACCEPT_ENCODING", "")))
     body, etag = _module(zipped)
     headers = [("etag", etag), *_CACHED]
@@ -36,7 +36,7 @@ def element(environ: Environ) -> Answer:
 
 @cache
 def _module(zipped: bool) -> tuple[bytes, str]:
-    """What is sent, and its strong ETag."""
+    """The body, and its strong ETag."""
     body = _NOT_SENT.sub("", _SOURCE.read_text(encoding="utf-8")).encode()
     if zipped:
         body = gzip.compress(body, 9, mtime=0)
@@ -44,7 +44,7 @@ def _module(zipped: bool) -> tuple[bytes, str]:
 
 
 def _takes_gzip(accept_encoding: str) -> bool:
-    """Where the client names gzip, and not with the weight 0, as RFC 9110, section 12.5.3, has it."""
+    """Whether the client accepts gzip: it names it, with a weight above 0 (RFC 9110, section 12.5.3)."""
     for coding in accept_encoding.lower().split(","):
         name, _, weight = coding.partition(";")
         if name.strip() == "gzip":
@@ -53,6 +53,6 @@ def _takes_gzip(accept_encoding: str) -> bool:
 
 
 def _has(if_none_match: str, etag: str) -> bool:
-    """By the weak comparison that RFC 9110, section 13.1.2, asks for: proxies that compress make an ETag weak."""
+    """Whether the client has it. The comparison is weak (RFC 9110, section 13.1.2), as proxies that compress make an ETag weak."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in tags or "*" in tags

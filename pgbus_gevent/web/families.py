@@ -1,4 +1,4 @@
-"""Families of metrics as prometheus_client has them: made from numbers, sent to other workers, put together, and written out."""
+"""Metric families of prometheus_client: makes them from numbers, sends them to other workers, merges them, and writes them out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..core.histogram import Histogram
 
 
 def gauge(name: str, help: str, value: float | None) -> Metric:
-    """A gauge, without a sample if its value is not known."""
+    """A gauge. It has no sample if the value is not known."""
     return GaugeMetricFamily(name, help, None if value is None else float(value))
 
 
 def counter(name: str, help: str, value: float) -> Metric:
-    """A counter; ``_total`` is put behind its name."""
+    """A counter. ``_total`` is appended to its name."""
     return CounterMetricFamily(name, help, float(value))
 
 
@@ -32,7 +32,7 @@ def counters(name: str, help: str, label: str, values: Mapping[str, float]) -> M
 
 
 def histograms(name: str, help: str, values: Mapping[tuple[str, ...], Histogram], label: str | None = None) -> Metric:
-    """Histograms by the values of a label, or one without."""
+    """A histogram for each value of a label, or one without a label."""
     family = HistogramMetricFamily(name, help, labels=[] if label is None else [label])
     for labels, histogram in values.items():
         family.add_metric(labels, histogram.cumulative, histogram.sum)
@@ -40,13 +40,13 @@ def histograms(name: str, help: str, values: Mapping[tuple[str, ...], Histogram]
 
 
 def written(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
-    """The text and its content type, in the format that an ``Accept`` header asks for. A family without samples is left out."""
+    """The text and its content type, in the format that the ``Accept`` header asks for. Families without samples are left out."""
     encode, content_type = choose_encoder(accept)
     return encode(_Collected([family for family in families if family.samples])), content_type
 
 
 class _Collected:
-    """What prometheus_client takes for a registry."""
+    """A registry, as far as prometheus_client needs one to write metrics."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -56,14 +56,14 @@ class _Collected:
 
 
 def of_worker(families: Iterable[Metric], worker: int) -> list[Metric]:
-    """The same with a label that tells which worker it was."""
+    """The same families with a label for the worker."""
     return [
         _with(each, [s._replace(labels={"worker": str(worker), **s.labels}) for s in each.samples]) for each in families
     ]
 
 
 def merged(groups: Iterable[Iterable[Metric]]) -> list[Metric]:
-    """The families of several workers as one of each name, as the formats want it."""
+    """The families of several workers, with one family for each name, as the formats require."""
     found: dict[str, Metric] = {}
     for family in (family for group in groups for family in group):
         known = found.get(family.name)
@@ -72,13 +72,13 @@ def merged(groups: Iterable[Iterable[Metric]]) -> list[Metric]:
 
 
 def packed(families: Iterable[Metric]) -> str:
-    """The samples as a text that another worker can read with :func:`unpacked`."""
+    """The samples as text that another worker reads with :func:`unpacked`."""
     samples = {each.name: [[s.name, s.labels, s.value] for s in each.samples] for each in families}
     return json.dumps(samples, separators=(",", ":"))
 
 
 def unpacked(text: Any, known: Iterable[Metric]) -> list[Metric]:
-    """The families of another worker that are ``known`` here: it may be of another release."""
+    """The families of another worker, as far as they are ``known`` here, because that worker may run another release."""
     given: Mapping[str, Any] = json.loads(text) if isinstance(text, str) else {}
     return [
         _with(family, [Sample(str(name), dict(labels), float(value)) for name, labels, value in samples])

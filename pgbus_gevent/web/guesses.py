@@ -1,12 +1,12 @@
-"""Asks for a token that is configured, and bounds how many can be tried.
+"""Checks tokens, and limits how many wrong tokens can be tried.
 
-After :data:`TRIES` wrong ones within a minute from one address, at whatever workers, further wrong ones there are answered 429. The
-right one is let in all the same: else anybody behind the same proxy could keep the operators, their Prometheus and every publisher
-out with ten requests a minute, and so could one program that still sends an old token. But where the right one is always let in,
-it can be looked for at any speed. So after :data:`DIFFERENT` different ones nothing is looked at for the rest of the minute, the
-right one included. The same wrong one again tells a guesser nothing, and does not count there, as in Microsoft's smart lockout.
+After :data:`TRIES` wrong tokens within a minute from one address, on all workers together, further wrong tokens from there get 429.
+The right token is still accepted. Otherwise ten requests a minute, or one program with an old token, would keep out every operator,
+publisher and Prometheus behind the same proxy. But if the right token is always accepted, an attacker can look for it at any speed.
+So after :data:`DIFFERENT` different wrong tokens, no token is looked at for the rest of the minute, not even the right one. A wrong
+token that is repeated tells an attacker nothing, so it does not count as different, as in Microsoft's smart lockout.
 
-A hundred a minute are 2^26 in a year. The least token has 16 characters: at random, they are of 2^100.
+A hundred tokens a minute are 2^26 in a year. The shortest token allowed has 16 characters, which are 2^100 possible tokens.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from .responses import Environ, Refused, text
 from .sessions import asked
 
 TRIES = 10
-"""Wrong tokens of one address that are answered as wrong within a minute."""
+"""Wrong tokens from one address within a minute that get 401, and not yet 429."""
 
 DIFFERENT = 100
-"""Different wrong tokens of one address after which none is looked at."""
+"""Different wrong tokens from one address after which no token is looked at."""
 
 WINDOW = 60.0
 """Seconds for which a wrong token counts."""
 
 REMEMBERED = 1000
-"""Addresses that a worker remembers itself."""
+"""The most addresses that a worker remembers itself."""
 
 
 class Door:
-    """What ``token`` opens; ``name`` is what the database calls it. ``secrets`` hide which wrong tokens were tried."""
+    """Lets requests pass that have ``token``.
+
+    ``name`` names the token in messages and in the database. ``secrets`` key the hash of wrong tokens, so that the database does
+    not reveal them.
+    """
 
     def __init__(
         self,
@@ -52,12 +56,12 @@ class Door:
         self._guesses = Guesses(name, queries, clock)
 
     def check(self, environ: Environ, given: str | None) -> None:
-        """Raises Refused unless ``given`` is the token: 401 for a wrong one or none, 429 after too many wrong ones."""
+        """Raises Refused unless ``given`` is the token: 401 if it is wrong or missing, 429 after too many wrong ones."""
         if given is None:
             raise self._unauthorized()
         address = ascii(network_of(str(environ.get("REMOTE_ADDR") or "")))[:100]
         right = requests.same(given.strip(), self._token)
-        # Before it is told whether it is right: else the right one would be told from all others.
+        # This comes before the answer depends on the token. Otherwise a closed door would give away the right one.
         if self._guesses.is_shut(address) or not (right or self._guesses.note(address, self._print_of(given))):
             raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))
         if not right:
@@ -67,25 +71,28 @@ class Door:
         return Refused(text(401, f"the {self._name} token is missing or wrong", ("www-authenticate", "Bearer")))
 
     def _print_of(self, given: str) -> int:
-        """Tells two tokens apart, and nothing else: a wrong one may be the right one with a slip, or another site's."""
+        """A hash that reveals nothing of a wrong token, which may be the right one mistyped, or that of another site."""
         digest = hmac.digest(self._key, given.strip().encode("utf-8", "replace"), "sha256")
         return int.from_bytes(digest[:4], "big", signed=True)
 
 
 class _Source:
-    """What has come from one address."""
+    """The wrong tokens from one address."""
 
     def __init__(self) -> None:
-        self.newest: deque[float] = deque(maxlen=TRIES)  # when wrong ones came
-        self.seen: OrderedDict[int, float] = OrderedDict()  # different ones, and when each came first
-        self.limited_until = self.shut_until = 0.0  # what the database has told
+        self.newest: deque[float] = deque(maxlen=TRIES)  # when the last wrong tokens came
+        self.seen: OrderedDict[int, float] = OrderedDict()  # the different ones, and when each came first
+        self.limited_until = self.shut_until = 0.0  # as the database said
 
 
 class Guesses:
-    """Wrong tokens by the address that they came from: nobody's guesses keep anybody at another address out.
+    """Counts wrong tokens by address, so that guesses from one address do not affect another.
 
-    The database counts for all workers. A worker asks it with a wrong token that tells something new, and with no right one, which
-    are many. So it may look at one more from an address that others have shut.
+    The database counts for all workers. A worker asks it about a wrong token that is new, and never about a right one, because
+    right ones are frequent. So a worker may look at one more token from an address for which other workers have closed the door.
+
+    :meth:`note` yields while it asks the database. The greenlets of other requests from the same address run meanwhile. Each of
+    them adds its token to the counts of this worker before it yields, so all are counted.
     """
 
     def __init__(self, door: str, queries: OperatorQueries, clock: Callable[[], float] = monotonic) -> None:
@@ -95,7 +102,7 @@ class Guesses:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
 
     def is_shut(self, address: str) -> bool:
-        """Whether nothing more is to be looked at from there for a while."""
+        """Whether no token from this address is looked at for now."""
         source = self._sources.get(address)
         if source is None:
             return False
@@ -104,7 +111,7 @@ class Guesses:
         return len(source.seen) >= DIFFERENT or now < source.shut_until
 
     def note(self, address: str, guess: int) -> bool:
-        """A wrong token has come from there; whether it is to be answered as one, and not as one too many."""
+        """Count a wrong token from this address. True if it is answered 401, False if it is one too many."""
         source, now = self._source(address), self._clock()
         _forget(source, now)
         limited = now < source.limited_until or (len(source.newest) == TRIES and now - source.newest[0] < WINDOW)

@@ -1,4 +1,4 @@
-"""Asks an application's ``authorize`` hook who may watch, and lets in for good answers alone."""
+"""Calls the ``authorize`` hook of an application, and lets a client in only for a valid answer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Recheck = Callable[[], "tuple[Subscriber, ...] | None"]
 
 
 class Hook:
-    """``authorize(environ, stream)`` answers False, True, or a :class:`Subscriber`.
+    """Calls ``authorize(environ, stream)``, which returns False, True, or a :class:`Subscriber`.
 
-    One that raises, answers anything else, or nothing within ``timeout`` seconds, refuses: 403 for the client, a line in the log,
-    and after it silence for a minute.
+    If the hook raises, returns anything else, or takes longer than ``timeout`` seconds, the client gets 403. Such a fault is logged
+    once a minute for each kind.
     """
 
     def __init__(self, authorize: Authorize, timeout: float = 10.0, clock: Callable[[], float] = monotonic) -> None:
@@ -33,9 +33,9 @@ class Hook:
         self._complaints = Seldom(clock, most=100)
 
     def authorized(self, environ: Environ, request: StreamRequest, *, recheck: bool) -> StreamRequest:
-        """The request as the hook lets it in, asked about each of its streams. Raises Refused: 403.
+        """The request with the subscriber of each stream, as the hook returned it. Raises Refused: 403.
 
-        With ``recheck`` the hook can be asked again later.
+        With ``recheck`` the hook can be called again later.
         """
         places = tuple(place._replace(subscriber=self.subscriber(environ, place)) for place in request.places)
         for place in places:
@@ -45,7 +45,7 @@ class Hook:
         return request._replace(places=places, recheck=self._rechecker(environ, request.places) if recheck else None)
 
     def subscriber(self, environ: Environ, place: Place) -> Subscriber:
-        """Who asks for one stream. Raises Refused: 403."""
+        """The subscriber for one stream. Raises Refused: 403."""
         try:
             answer = self._answer(environ, place.stream)
         except (Exception, gevent.Timeout) as error:
@@ -57,12 +57,13 @@ class Hook:
         return found
 
     def _answer(self, environ: Environ, stream: str) -> object:
-        # Whoever waits for it has a greenlet and a socket, and of those who are asked about again all others wait too.
+        # The greenlet of a request waits here, and holds a socket. In a recheck the task ``rechecks`` waits, and with it all
+        # clients that it has not checked yet. So the time is bounded.
         with gevent.Timeout(self._timeout):
             return self._authorize(environ, stream)
 
     def _rechecker(self, environ: Environ, places: tuple[Place, ...]) -> Recheck:
-        # Texts alone: the rest is of a request that is over by then, its socket among it.
+        # Only strings. Everything else belongs to a request that is over by then, such as its socket.
         kept = {key: value for key, value in environ.items() if isinstance(value, str)}
 
         def ask() -> tuple[Subscriber, ...] | None:
@@ -77,7 +78,7 @@ class Hook:
         return ask
 
     def _judged(self, answer: object, place: Place) -> Subscriber | None:
-        """Who it is that the answer lets in, for no longer than the signed name is good; None where it lets nobody in."""
+        """The subscriber that an answer lets in, for no longer than the signed name is valid; None if it refuses or is invalid."""
         signed = place.subscriber
         if answer is True:
             return signed
@@ -85,9 +86,7 @@ class Hook:
             try:
                 check_subscriber(answer)
             except InvalidArgument as error:
-                self._complain(
-                    f"the authorize hook answered a Subscriber that is none for stream {place.stream!r}", error
-                )
+                self._complain(f"the authorize hook answered with an invalid Subscriber for stream {place.stream!r}", error)
                 return None
             times = [at for at in (signed.expires_at, answer.expires_at) if at is not None]
             return Subscriber(answer.owner, answer.context, answer.member, min(times, default=None))

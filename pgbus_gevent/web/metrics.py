@@ -1,6 +1,6 @@
-"""What a worker counts, for Prometheus: from the named events, and from its parts when it is asked.
+"""The metrics of a worker. Some are counted from instrumentation events; the others are read from the parts at each scrape.
 
-No label has a value for each stream or owner: their number is anybody's, and each would be a time series for ever.
+No label has a value for each stream or owner. Their number is not bounded, and each value would be a time series forever.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _GAPS = ("ahead", "expired", "invalid-cursor")
 
 
 class Metrics:
-    """Listens to the events of ``instance`` from now on; nothing here yields."""
+    """Counts the events of ``instance`` from now on. Nothing here yields, because the event loop may call the handlers."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._roll_call = instance.roll_call  # which knows the database's clock
+        self._roll_call = instance.roll_call  # it knows the clock of the database
         self.passes = Histogram(_PASS)
         self.latency = Histogram(_LATENCY)
-        # With all that there can be, so that what has not happened yet is told as 0, and what happens first is an increase.
+        # All labels are there from the start with 0, so that the first event is an increase.
         self._reads = {kind: Histogram(_READ) for kind in _KINDS}
         self._rows = Counter(dict.fromkeys(_KINDS, 0))
         self._ends = Counter(dict.fromkeys([_label(reason) for reason in [*_ENDS, ""]], 0))
@@ -81,7 +81,7 @@ class Metrics:
     # families
 
     def collect(self) -> list[Metric]:
-        """What this worker counts, as it is now."""
+        """The metrics of this worker, as of now."""
         return [*self._clients(), *self._delivery(), *self._database(), *self._extras(), *process.families()]
 
     def _clients(self) -> Iterable[Metric]:
@@ -94,30 +94,34 @@ class Metrics:
         )
         yield counter("pgbus_connections_opened", "Stream connections opened", total.total_connections)
         yield counters("pgbus_disconnects", "Stream connections that ended, by the reason", "reason", self._ends)
-        yield counters("pgbus_refusals", "Clients sent away to come back, by the reason", "reason", self._refusals)
-        yield counter("pgbus_slow_consumers", "Connections closed because they took nothing for too long", self._slow)
+        yield counters(
+            "pgbus_refusals", "Clients refused for a passing reason, by the reason", "reason", self._refusals
+        )
+        yield counter("pgbus_slow_consumers", "Connections closed because they took no bytes for too long", self._slow)
         yield counters("pgbus_gaps", "Clients told of a gap, by the reason", "reason", self._gaps)
-        yield gauge("pgbus_streams", "Streams that somebody is connected to", len(instance.counter.streams))
+        yield gauge("pgbus_streams", "Streams with at least one connection", len(instance.counter.streams))
 
     def _delivery(self) -> Iterable[Metric]:
         instance, board = self._instance, self._instance.board
         yield counter(
             "pgbus_messages",
-            "Messages taken in of streams that somebody is connected to, each once",
+            "Messages received for streams with connections, each counted once",
             instance.counter.total.broadcasts,
         )
         yield counter(
-            "pgbus_sends", "Sends to connections; one carries all that the connection lacked", instance.dispatcher.sends
+            "pgbus_sends",
+            "Sends to connections; one send carries all messages that the connection lacked",
+            instance.dispatcher.sends,
         )
         yield counter("pgbus_heartbeats", "Heartbeats sent to quiet connections", instance.heartbeat.sent)
         yield histograms(
             "pgbus_pass_duration_seconds",
-            "How long passes over the connections of a stream took, others' turns included",
+            "Duration of passes over the connections of a stream, including the turns of other streams",
             {(): self.passes},
         )
         yield histograms(
             "pgbus_append_to_send_seconds",
-            "From the append of a message that a notification carried until all connections were served",
+            "Time from the append of a message that a notification carried until all connections were served",
             {(): self.latency},
         )
         yield counter("pgbus_ephemerals_dropped", "Ephemeral messages dropped in a flood", board.dropped)
@@ -126,18 +130,18 @@ class Metrics:
             "Ephemeral messages that clients missed because they read too slowly, counted for each client",
             instance.dispatcher.missed,
         )
-        yield gauge("pgbus_ring_bytes", "Memory that recent messages take, in bytes", board.budget.used)
+        yield gauge("pgbus_ring_bytes", "Memory used by recent messages, in bytes", board.budget.used)
         yield gauge("pgbus_ring_max_bytes", "The most memory for recent messages, in bytes", board.budget.limit)
 
     def _database(self) -> Iterable[Metric]:
         instance, pool = self._instance, self._instance.database.pool
         if instance.settings.listen:
-            yield gauge("pgbus_listener_up", "1 while the LISTEN session is there", instance.listener.live)
+            yield gauge("pgbus_listener_up", "1 while the LISTEN session is live, else 0", instance.listener.live)
             yield counter("pgbus_listener_losses", "LISTEN sessions that were lost", instance.listener.reconnects)
-        yield counter("pgbus_catch_up_sweeps", "Sweeps for messages that did not ring", instance.sweeper.sweeps)
+        yield counter("pgbus_catch_up_sweeps", "Sweeps for messages without a notification", instance.sweeper.sweeps)
         yield histograms(
             "pgbus_read_duration_seconds",
-            "How long reads for clients behind the ring took, by the kind",
+            "Duration of reads for clients behind the ring, by the kind",
             {(kind,): reads for kind, reads in self._reads.items()},
             label="kind",
         )
@@ -146,7 +150,7 @@ class Metrics:
         yield gauge("pgbus_pool_connections_max", "The most pooled database connections", pool.size)
         yield gauge(
             "pgbus_database_clock_offset_seconds",
-            "How far the database's clock is ahead of this host's",
+            "How far the clock of the database is ahead of the clock of this host",
             self._roll_call.clock_offset,
         )
 
@@ -154,10 +158,10 @@ class Metrics:
         counts = total_counts()
         if counts.written:
             yield counter("pgbus_coalesced_writes", "Writes that were held back", counts.written)
-            yield counter("pgbus_coalesced_replaced", "Of them, replaced by a later one", counts.replaced)
-            yield counter("pgbus_coalesced_published", "Of them, published", counts.published)
-            yield counter("pgbus_coalesced_lost", "Of them, refused or given up", counts.dropped)
-            yield gauge("pgbus_coalesced_waiting", "Writes that wait for their window to end", counts.waiting)
+            yield counter("pgbus_coalesced_replaced", "Held-back writes that a later one replaced", counts.replaced)
+            yield counter("pgbus_coalesced_published", "Held-back writes that were published", counts.published)
+            yield counter("pgbus_coalesced_lost", "Held-back writes that were refused or given up", counts.dropped)
+            yield gauge("pgbus_coalesced_waiting", "Writes that wait for the end of their window", counts.waiting)
         if self._instance.settings.presence:
             presence = self._instance.presence
             yield gauge("pgbus_presence_connections", "Connections with a member", len(presence))
@@ -165,5 +169,5 @@ class Metrics:
 
 
 def _label(reason: str) -> str:
-    """For the reason of an end. What else there is are the names of what the system says: resets, timeouts, broken pipes."""
+    """The label for the reason of an end. All reasons that the system reports, such as resets and timeouts, share one label."""
     return reason.replace(" ", "-") if reason in _ENDS else "connection-lost"

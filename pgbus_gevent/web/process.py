@@ -1,4 +1,4 @@
-"""What is to be told of this process: the release, and what the kernel knows, as Prometheus's own libraries name it."""
+"""Facts about this process: the release, and CPU, memory and descriptors under the names that Prometheus's libraries use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DESCRIPTORS = "/proc/self/fd"
 
 
 def families() -> list[Metric]:
-    """CPU, memory and descriptors; what this system does not tell is left out."""
+    """CPU, memory and descriptors, as far as this system reports them."""
     cpu = os.times()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = float("inf") if soft == resource.RLIM_INFINITY else float(soft)
@@ -29,12 +29,12 @@ def families() -> list[Metric]:
 
 
 def release() -> str:
-    """The version of the package; it is the package's own module that tells, which stands above all floors."""
+    """The version of the package, read from its module, which no lower layer may import."""
     return str(sys.modules[__name__.partition(".")[0]].__version__)
 
 
 def resident_bytes() -> float | None:
-    """The resident memory in bytes; None where the system does not tell."""
+    """The resident memory in bytes; None if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return float(file.read().split()[1]) * resource.getpagesize()
@@ -43,12 +43,12 @@ def resident_bytes() -> float | None:
 
 
 def open_descriptors() -> float | None:
-    """How many file descriptors are open; None where the system does not tell."""
+    """How many file descriptors are open; None if the system does not report it."""
     try:
-        # Linux 6.2 and later tell the number as the folder's size, which costs nothing; reading ten thousand names, every
-        # few seconds, is a sixth of the CPU of ten thousand idle connections.
+        # Linux 6.2 and later report the number as the size of the folder, which costs nothing. Reading ten thousand names every
+        # few seconds takes a sixth of the CPU that ten thousand idle connections take.
         told = os.stat(_DESCRIPTORS).st_size
-        return float(told or len(os.listdir(_DESCRIPTORS)) - 1)  # less the one that reads the folder
+        return float(told or len(os.listdir(_DESCRIPTORS)) - 1)  # without the one that reads the folder
     except OSError:
         return None
 

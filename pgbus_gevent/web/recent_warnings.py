@@ -1,4 +1,4 @@
-"""The last warnings of this process, for the console."""
+"""The last warnings that this process logged, for the console."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 KEPT = 100
-_LONGEST = 500  # characters of a message
+"""How many are kept."""
+
+_LONGEST = 500  # characters that are kept of a message
 
 
 class Warned(NamedTuple):
-    """A record of a warning or worse; ``number`` rises, ``at`` is Unix seconds."""
+    """A log record of level warning or higher. ``number`` rises by one; ``at`` is in Unix seconds."""
 
     number: int
     at: float
@@ -23,7 +25,7 @@ class Warned(NamedTuple):
 
 
 class RecentWarnings(logging.Handler):
-    """Keeps the last of what the package logs, from warnings upwards, while it is :meth:`listening`."""
+    """A log handler that keeps the last records of the package, from level warning upwards, while it is :meth:`listening`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -32,7 +34,7 @@ class RecentWarnings(logging.Handler):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear for this block."""
+        """Keep records during this block."""
         package = logging.getLogger("pgbus_gevent")
         package.addHandler(self)
         try:
@@ -52,9 +54,9 @@ class RecentWarnings(logging.Handler):
         name = record.name.removeprefix("pgbus_gevent.")
         self._kept.append(Warned(self.number, record.created, record.levelname.lower(), name, message[:_LONGEST]))
         if logging.lastResort is not None and not logging.getLogger().handlers:
-            # A program that has set up no logging would have had it on stderr, were it not for us.
+            # Without this handler, a program that has not configured logging would see the record on stderr.
             logging.lastResort.handle(record)
 
     def newest(self) -> list[Warned]:
-        """Those that are kept, newest first."""
+        """The records that are kept, newest first."""
         return list(reversed(self._kept))

@@ -1,4 +1,4 @@
-"""What a request asks for, checked: streams, cursors, bodies. Whatever makes no sense raises :class:`Refused`."""
+"""Parses and checks requests: streams, cursors, tokens, bodies. An invalid request raises :class:`Refused`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .responses import Environ, Refused, text
 
 MAX_STREAMS = 32
 MAX_FIELDS = 256
-"""Fields of a query: with 32 streams each may have several."""
+"""The most fields of a query. Each of 32 streams may have several."""
 
 _CONNECTION = re.compile(r"[0-9a-f]{16,64}", re.ASCII)
 
@@ -29,14 +29,14 @@ Query = list[tuple[str, str]]
 
 
 def path_below(environ: Environ, prefix: str) -> str | None:
-    """The path under ``prefix``, in Latin-1 as WSGI has it; None for one that is not under it.
+    """The path below ``prefix``, in Latin-1 as in WSGI; None if the path is not below it.
 
-    A framework that mounts an application at the prefix moves it from PATH_INFO to SCRIPT_NAME.
+    A framework that mounts an application at the prefix moves the prefix from PATH_INFO to SCRIPT_NAME.
     """
-    # Bottle puts text into PATH_INFO, without the bytes that are no UTF-8, and keeps the original beside it.
+    # Bottle decodes PATH_INFO, which drops bytes that are not UTF-8, and keeps the original beside it.
     path = str(environ.get("bottle.raw_path") or environ.get("PATH_INFO", ""))
     script = str(environ.get("SCRIPT_NAME", ""))
-    # The prefix may or may not count what the whole site lies under.
+    # The prefix may or may not include the path that the whole site is mounted at.
     for written in (path, script + path):
         if written == prefix or written.startswith(f"{prefix}/"):
             return written[len(prefix) :]
@@ -44,7 +44,7 @@ def path_below(environ: Environ, prefix: str) -> str | None:
 
 
 def text_of(part: str, what: str) -> str:
-    """A part of the request as the text that it is: WSGI hands the bytes over as Latin-1."""
+    """A part of the request, decoded from UTF-8. WSGI passes its bytes as Latin-1."""
     try:
         return part.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -52,7 +52,7 @@ def text_of(part: str, what: str) -> str:
 
 
 def parse_query(environ: Environ) -> Query:
-    """The query's fields, in order."""
+    """The fields of the query, in order."""
     query = text_of(str(environ.get("QUERY_STRING", "")), "query")
     try:
         return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
@@ -63,7 +63,7 @@ def parse_query(environ: Environ) -> Query:
 
 
 def parse_form(body: str) -> dict[str, str]:
-    """The fields of a posted form; of one that is there several times, the first counts."""
+    """The fields of a posted form. If a field is there several times, the first one counts."""
     try:
         fields = parse_qsl(body, keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
@@ -72,9 +72,9 @@ def parse_form(body: str) -> dict[str, str]:
 
 
 def cookie(environ: Environ, name: str) -> str | None:
-    """The value of the first cookie of that name, as it is (RFC 6265, section 5.4).
+    """The value of the first cookie of that name, unchanged (RFC 6265, section 5.4).
 
-    The standard library's parser takes seconds for what some clients send.
+    The parser of the standard library, which Bottle uses too, takes time that grows with the square of the header's length.
     """
     for pair in str(environ.get("HTTP_COOKIE", "")).split(";"):
         key, found, value = pair.partition("=")
@@ -84,7 +84,7 @@ def cookie(environ: Environ, name: str) -> str | None:
 
 
 class StreamNames:
-    """Tells which stream a client may mean by what it wrote: a signed name, or a public one as it is."""
+    """Finds the stream that a client names, by a signed name or by the bare name of a public stream."""
 
     def __init__(self, signer: Signer, public: PublicNames, wall_clock: Callable[[], float] = time) -> None:
         self._signer = signer
@@ -92,7 +92,7 @@ class StreamNames:
         self._wall_clock = wall_clock
 
     def resolve(self, written: str) -> tuple[str, float | None]:
-        """The stream's name, and when the right to it expires."""
+        """The name of the stream, and the time at which the signed name expires. Raises Refused."""
         if looks_signed(written):
             try:
                 return self._signer.verify(written, self._wall_clock())
@@ -100,8 +100,8 @@ class StreamNames:
                 raise Refused(text(403, str(error))) from None
             except BadToken:
                 pass
-        # A signed name of somebody else's is no name, whatever is public: its bearer would wait at a stream that nobody
-        # publishes to. And who tries names learns neither which exist nor which are well signed.
+        # A signed name that does not verify is not taken for a bare name, even if all names are public. Otherwise its bearer would
+        # follow a stream that nobody publishes to. All failures get the same answer, so that guessing names reveals nothing.
         elif _checked(written) in self._public:
             return written, None
         raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
@@ -115,14 +115,14 @@ def _checked(written: str) -> str:
 
 
 class Wish(NamedTuple):
-    """One stream of a request as the client wrote it, with the fields that belong to it."""
+    """One stream of a request, not checked yet: its name as written, and the query fields that belong to it."""
 
     written: str
     fields: Query
 
 
 def who(environ: Environ) -> int:
-    """Who asks again and again in the same words: not a person, but as near as can be told without a cookie."""
+    """A number for the client that repeats a request: the best that can be done without a cookie."""
     return hash(
         tuple(
             environ.get(key) for key in ("REMOTE_ADDR", "HTTP_USER_AGENT", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
@@ -131,7 +131,7 @@ def who(environ: Environ) -> int:
 
 
 def wishes(query: Query) -> list[Wish]:
-    """The streams that a query names, each with the fields behind it, up to the next stream."""
+    """The streams that a query names, each with the fields between it and the next stream."""
     found: list[Wish] = []
     before: Query = []
     for key, value in query:
@@ -148,8 +148,8 @@ def wishes(query: Query) -> list[Wish]:
 
 
 def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> StreamRequest:
-    """The request for one stream or several; not authorised yet."""
-    # The query is read in any case, to tell what is wrong with it.
+    """The request for one or several streams. It is not authorised yet."""
+    # The query is checked even if Last-Event-ID wins over it, so that the client learns of a mistake in it.
     all_since = _since_of_all(wanted)
     cursors, invalid = _last_event_ids(environ, wanted)
     if cursors is None and not invalid:
@@ -170,7 +170,7 @@ def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> 
         places[stream] = place
     return StreamRequest(
         tuple(places.values()),
-        # Behind a proxy it is the same text for all.
+        # Interned, because behind a proxy all clients have the same address.
         address=intern(str(environ.get("REMOTE_ADDR") or "")),
         connection=_connection([field for wish in wanted for field in wish.fields]),
     )
@@ -180,10 +180,10 @@ Cursors = Sequence[int | None]
 
 
 def _last_event_ids(environ: Environ, wanted: list[Wish]) -> tuple[Cursors | None, bool]:
-    """The cursors that the client was sent last, where it tells them, and whether they cannot be read.
+    """The cursors that the client received last, if it sends them, and whether they are malformed.
 
-    They are newer than the URL, which an EventSource keeps using as it was. The header is the browser's; polyfills, which may
-    send none to another origin, put ``lastEventId`` into the query.
+    They are newer than the URL, because an EventSource always uses its first URL. Browsers send the header. Polyfills may not send
+    it to another origin, so they put ``lastEventId`` into the query.
     """
     header = str(environ.get("HTTP_LAST_EVENT_ID", ""))
     try:
@@ -196,7 +196,7 @@ def _last_event_ids(environ: Environ, wanted: list[Wish]) -> tuple[Cursors | Non
 
 
 def _from_query(wanted: list[Wish]) -> Cursors | None:
-    """As ``lastEventId`` tells them: all in one as a frame's id does, or each behind its stream. The last one counts."""
+    """The cursors in ``lastEventId``: one for all streams, as in the id of a frame, or one for each. The last one counts."""
     given = [[value for key, value in wish.fields if key == "lastEventId" and value] for wish in wanted]
     newest = next((values[-1] for values in reversed(given) if values), None)
     if newest is None:
@@ -207,7 +207,7 @@ def _from_query(wanted: list[Wish]) -> Cursors | None:
 
 
 def _since_of_all(wanted: list[Wish]) -> list[int] | None:
-    """The cursors of all streams, where one ``since`` tells them all as a frame's id does."""
+    """The cursors of all streams, if one ``since`` holds them all, as the id of a frame does."""
     given = [value for wish in wanted for key, value in wish.fields if key == "since"]
     if len(wanted) == 1 or not any(is_composite(value) for value in given):
         return None
@@ -224,7 +224,7 @@ def _cursors(value: str, streams: int, name: str) -> list[int]:
 
 
 def _start(fields: Query, *, named_elsewhere: bool) -> tuple[int | None, int | None]:
-    """The cursor, or else how many messages to replay, in the fields of one stream."""
+    """The cursor in the fields of one stream, or else the number of messages to replay."""
     since = None if named_elsewhere else single(fields, "since")
     replay = single(fields, "replay")
     try:
@@ -242,7 +242,7 @@ def _connection(fields: Query) -> str | None:
 
 
 def single(query: Query, name: str) -> str | None:
-    """A field that may be there once."""
+    """The value of a field that may be given once."""
     values = [value for key, value in query if key == name]
     if len(values) > 1:
         raise Refused(text(400, f"{name} is given {len(values)} times"))
@@ -250,19 +250,19 @@ def single(query: Query, name: str) -> str | None:
 
 
 def bearer(environ: Environ) -> str | None:
-    """What ``Authorization: Bearer …`` gives, if the request has it."""
+    """The token in ``Authorization: Bearer …``, if the request has one."""
     scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None
 
 
 def same(given: str | None, token: str) -> bool:
-    """Whether ``given`` is ``token``; how long that takes tells nothing about the token."""
+    """Whether ``given`` is ``token``, compared in constant time."""
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
 def publication(query: Query) -> tuple[Publication, bool]:
     """The fields of a broadcast, and whether it is ephemeral."""
-    # A slip in ``visible_to`` would let everybody see the message.
+    # Unknown fields are refused, because a typing error in ``visible_to`` would show the message to everybody.
     for name, _ in query:
         if name not in _PUBLICATION:
             raise Refused(text(400, f"a broadcast has no field {name[:40]!a}: it has {', '.join(_PUBLICATION)}"))
@@ -295,7 +295,7 @@ def read_body(environ: Environ, *, limit: int, timeout: float) -> str:
         with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # False: end the block without an exception
             body = environ["wsgi.input"].read(size) if size else b""
     except TimeoutError:
-        pass  # the server's own deadline
+        pass  # the deadline of the server
     except (OSError, ValueError):
         raise Refused(text(400, "the body ended early, or is malformed")) from None
     if body is None:
@@ -309,10 +309,10 @@ def read_body(environ: Environ, *, limit: int, timeout: float) -> str:
 
 
 def _body_size(environ: Environ, limit: int) -> int:
-    """How many bytes to read: one more than is taken where the client does not say how many come."""
+    """How many bytes to read: one more than allowed if the client does not say how many it sends."""
     length = str(environ.get("CONTENT_LENGTH") or "")
     if not length:
-        # Without either, a server may wait for bytes of the next request.
+        # If the server does not end the input either, reading might wait for bytes of the next request.
         return limit + 1 if environ.get("wsgi.input_terminated") else 0
     if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise Refused(text(400, "the Content-Length is malformed"))

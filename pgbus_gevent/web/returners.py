@@ -1,8 +1,8 @@
-"""Slows down those who are refused and come back at once, whatever they were told.
+"""Slows down clients that are refused and reconnect at once, although the refusal asked them to wait.
 
-Some clients take the end of an answer with status 200 as a reason to connect again without a pause: one made six thousand
-connections in forty seconds. A status that stops it would stop an EventSource for good too, so its refusals are held back. Only
-refusals wait: whoever can be served is served at once, also in the middle of such a wait.
+Some clients reconnect without a pause when an answer with status 200 ends; one made six thousand connections in forty seconds. A
+status that stops such a client would stop an EventSource for good too, so its refusals are delayed. Only refusals are delayed. If
+a client can be served in the meantime, it is served at once.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from time import monotonic
 import gevent
 
 LEAST = 5.0
-"""Seconds: the least that is told to anybody who is refused, and the longest that a refusal is held."""
+"""Seconds. No refusal asks a client to wait for less, and no refusal is delayed for longer."""
 
 BURST = 30
-"""Refusals that are answered at once, for many may be behind one address, and ask in the same words."""
+"""Refusals that are answered at once, because many clients may share an address and send the same request."""
 
 MAX_KNOWN = 4096
-"""Clients that are remembered; of more, the one that was refused first is forgotten."""
+"""The most clients that are remembered. Beyond that, the client that was refused first is forgotten."""
 
 MAX_HELD = 100
-"""Refusals that are held at once: each has a greenlet and a socket. One more is answered at once."""
+"""The most refusals that are delayed at the same time, because each takes a greenlet and a socket. Others are answered at once."""
 
 HELD_SHARE = 8
-"""Held refusals take one part of so many of the limit of open files at the most."""
+"""Delayed refusals take at most an eighth of the limit of open files."""
 
 _LOOK = 0.25
 
 
 class Returners:
-    """When each client could have come for all its refusals, had it kept to what it was told.
+    """Remembers for each client when its refusals would be due if it had waited as they asked.
 
-    A client is a number made of its address and its request, so several may count as one: then some are refused a little later.
+    A client is a number made from its address and its request, so several clients may count as one. Then some are refused a little
+    later.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -43,12 +44,16 @@ class Returners:
         self.held = 0
 
     def hold(self, client: int, over: Callable[[], bool]) -> None:
-        """Wait, at most :data:`LEAST` seconds, where the client came too soon too often; ``over`` ends that early."""
+        """Wait at most :data:`LEAST` seconds if the client came back too soon too often, and no longer once ``over()`` is true.
+
+        The greenlet of the request waits here. The greenlets of other requests run meanwhile. Each changes the entry of its client
+        before it waits, and ``held`` before and after, so no change is lost.
+        """
         now = self._clock()
         due = max(self._due.pop(client, now), now)
         if len(self._due) >= MAX_KNOWN:
             del self._due[next(iter(self._due))]
-        # No further ahead than that, so that a client which learns better is not held for long.
+        # Bounded, so that a client is not delayed for long once it begins to wait as asked.
         self._due[client] = min(due, now + BURST * LEAST) + LEAST
         until = min(due - (BURST - 1) * LEAST, now + LEAST)
         if until <= now or self.held >= _most_held():

@@ -1,6 +1,6 @@
-"""Logins at the console, kept in the database, so that they count on every worker.
+"""Logins at the console. They are stored in the database, so that they are valid on every worker.
 
-The database may be what an operator comes to look at because it is away. Then a worker goes by what it remembers itself.
+An operator may open the console because the database is away. Then a worker goes by the sessions that it remembers itself.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..errors import DatabaseError
 logger = logging.getLogger("pgbus_gevent.console")
 
 REMEMBERED = 1000
-"""Sessions that a worker remembers itself."""
+"""The most sessions that a worker remembers itself."""
 
-_TIMEOUT = 1.0  # seconds that the database has for an answer
+_TIMEOUT = 1.0  # seconds until an answer of the database is given up
 
 T = TypeVar("T")
 
 
 def asked(question: Callable[[], T]) -> T | None:
-    """The database's answer about who may come in; None where it has none in time."""
+    """The answer of the database to a question about logins or tokens; None if it does not answer in time."""
     try:
         with gevent.Timeout(_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
             return question()
@@ -40,7 +40,7 @@ def asked(question: Callable[[], T]) -> T | None:
 
 
 def _told(statement: Callable[[], None]) -> bool:
-    """Whether the database has done it in time."""
+    """Whether the database has run a statement in time."""
 
     def done() -> bool:
         statement()
@@ -50,17 +50,17 @@ def _told(statement: Callable[[], None]) -> bool:
 
 
 class Sessions:
-    """Sessions that were opened with the token whose hash is ``token``."""
+    """Sessions that were opened with the token whose hash is ``token``. Methods yield while they ask the database."""
 
     def __init__(self, queries: OperatorQueries, token: bytes, lifetime: Callable[[], float]) -> None:
         self._queries = queries
         self._token = token
         self._lifetime = lifetime
-        self._remembered: OrderedDict[bytes, float] = OrderedDict()  # until when
-        self._kept_here: set[bytes] = set()  # those that the database did not take
+        self._remembered: OrderedDict[bytes, float] = OrderedDict()  # the times at which sessions expire
+        self._kept_here: set[bytes] = set()  # sessions that the database did not take
 
     def open(self) -> str:
-        """A new session; what its cookie says."""
+        """Open a session, and return the value of its cookie."""
         number = secrets.token_urlsafe(32)
         cookie = f"{number}.{self._mark(number)}"
         id = _hash(cookie)
@@ -70,10 +70,10 @@ class Sessions:
         return cookie
 
     def is_open(self, cookie: str) -> bool:
-        """Whether a cookie is that of a session which has not ended."""
+        """Whether a cookie belongs to a session that has not ended."""
         number, _, mark = cookie.partition(".")
         if not hmac.compare_digest(mark.encode("utf-8", "replace"), self._mark(number).encode()):
-            return False  # made up: anybody can send those, and the database is not to be asked about each
+            return False  # made up. Anybody can send such a cookie, so the database is not asked about it.
         id = _hash(cookie)
         found = None
         if id not in self._kept_here:
@@ -87,7 +87,7 @@ class Sessions:
         return found
 
     def end(self, cookie: str) -> bool:
-        """End a session, on every worker; False where the database did not hear of it."""
+        """End a session on every worker. False if the database did not answer, so that it has ended on this worker alone."""
         id = _hash(cookie)
         here = id in self._kept_here
         self._forget(id)

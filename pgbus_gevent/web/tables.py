@@ -1,4 +1,4 @@
-"""The console's two tables: rows of streams and connections, filtered, sorted and paged here, so that ten thousand stay quick."""
+"""The console's tables of streams and connections. They are filtered, sorted and paged here, so ten thousand rows stay quick."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..core.stream_counter import Counts
 from ..streamer.turns import breathe
 
 ROWS = 15
-"""Rows of a page."""
+"""Rows on one page of a table."""
 
-_SLICE = 500  # rows that are made before everything else of the process has a turn
+_SLICE = 500  # rows that are made before other greenlets run
 _SHORTEST, _LONGEST = 1.5, 10.0  # seconds over which rates are measured
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class Wanted(NamedTuple):
-    """Which part of a table: the column that it is sorted by, which way, what rows must have in them, and the page from 0."""
+    """The part of a table to show: the column to sort by, descending or not, a text that rows contain, and the page from 0."""
 
     sort: str
     down: bool
@@ -37,22 +37,26 @@ CONNECTION_COLUMNS = ("id", "streams", "owner", "address", "age", "bytes", "lag"
 
 
 class Tables:
-    """Of one worker. The methods give way where there are many rows."""
+    """The tables of one worker. The methods yield after every 500 rows.
+
+    Meanwhile all greenlets of the worker run, so the stream or client of a row may be gone when its turn comes. A stream without a
+    log is left out. A client that left is shown as it was.
+    """
 
     def __init__(self, board: Board, clock: Callable[[], float] = monotonic) -> None:
         self._board = board
         self._registry = board.registry
         self._counter = board.counter
         self._clock = clock
-        # What each stream had counted when somebody last looked.
+        # The counts of each stream at the last times that the table was asked for.
         self._counted: deque[tuple[float, dict[str, Counts]]] = deque()
 
     def streams(self, wanted: Wanted) -> dict[str, Any]:
-        """A page of the streams that somebody is connected to."""
+        """A page of the streams that have connections."""
         counts, rate = self._counter.streams, self._rates()
         text = wanted.text.casefold()
         names = [name for name in counts if text in name.casefold()]
-        # Who is behind takes a look at each reader, so it is left for the rows that are shown, if it can be.
+        # Counting the readers that are behind looks at each reader, so it is done only for the rows that are shown, if possible.
         by_all = wanted.sort == "behind"
         rows = [self._stream(name, counts[name], rate, by_all) for name in _in_slices(names)]
         page = _page([row for row in rows if row is not None], len(counts), wanted)
@@ -63,7 +67,7 @@ class Tables:
     def _stream(self, name: str, counts: Counts, rate: Callable[[str], float], behind: bool) -> Row | None:
         log = self._registry.log(name)
         if log is None:
-            return None  # the last one left while others were looked at
+            return None  # the last reader left while this table was made
         return {
             "name": name,
             "readers": counts.active_connections,
@@ -78,7 +82,7 @@ class Tables:
         return sum(each.cursor is None or each.cursor < each.log.head for each in self._registry.subscriptions(name))
 
     def _rates(self) -> Callable[[str], float]:
-        """Messages a second of a stream, as of the last seconds in which somebody looked."""
+        """A function for the messages per second of a stream, over the last seconds in which the table was asked for."""
         now, counts = self._clock(), self._counter.streams
         while len(self._counted) > 1 and now - self._counted[0][0] > _LONGEST:
             self._counted.popleft()
@@ -90,7 +94,7 @@ class Tables:
         def rate(name: str) -> float:
             if seconds <= 0 or name not in before:
                 return 0.0
-            # One that nobody watched for a moment has begun to count anew.
+            # If a stream had no connections for a moment, its count has started again from 0.
             return max(0, counts[name].broadcasts - before[name].broadcasts) / seconds if name in counts else 0.0
 
         return rate

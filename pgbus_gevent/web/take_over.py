@@ -1,8 +1,8 @@
-"""How a request's socket is had from the server that it came in by.
+"""Takes the socket of a request over from the server.
 
-Under a server of ours the handler offers it. gunicorn's gevent worker and uWSGI let a request have their socket too; there we
-take a duplicate, and the server closes its own. From any other server, where TLS ends in the process, and where something between
-the server and us makes the answer its own, no socket is to be had, and the response body has to do.
+Our own server offers the socket. From the gevent worker of gunicorn and from uWSGI we take a duplicate, and the server closes its
+own. Other servers do not give a socket away. It cannot be taken either if TLS ends in this process, or if a middleware changes the
+answer. Then the stream is sent as a response body.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ..core.client import StreamRequest
 from .responses import Environ, Headers, StartResponse, status_line
 
 TAKE_OVER = "pgbus_gevent.take_over"
-"""The environ key under which a server of ours offers its socket, as an :class:`Offer`."""
+"""The environ key under which our server offers its socket, as an :class:`Offer`."""
 
 
 class Taker(Protocol):
-    """Who serves a request on its socket; :class:`pgbus_gevent.streamer.clients.Clients` does."""
+    """Serves requests on their sockets, as :class:`pgbus_gevent.streamer.clients.Clients` does."""
 
     def take_over(self, request: StreamRequest, sock: Any, head: bytes, chunked: bool = False) -> object:
-        """Serve ``request`` on ``sock``. ``head`` is the head of the answer, which announces chunks if ``chunked`` says so."""
+        """Serve ``request`` on ``sock``. ``head`` is the head of the answer, which announces chunks if ``chunked`` is true."""
 
 
 class Offer(Protocol):
-    """A request whose server can let go of the socket, once the application has returned."""
+    """A request whose server gives the socket away when the application has returned."""
 
     def give_socket(self, taker: Taker, request: StreamRequest) -> None:
-        """Have ``taker`` serve ``request`` on the socket."""
+        """Let ``taker`` serve ``request`` on the socket."""
 
 
 class Taken(NamedTuple):
-    """A socket, the head of the answer that is to be written to it first, and whether that announces chunks."""
+    """A socket, the head of the answer, which has to be written first, and whether the head announces the chunked coding."""
 
     sock: Any
     head: bytes
@@ -43,7 +43,7 @@ class Taken(NamedTuple):
 
 
 def take_socket(environ: Environ, start_response: StartResponse, headers: Headers) -> Taken | None:
-    """The socket of a request whose server is not ours; None where none is to be had, and then nothing was done."""
+    """The socket of a request from a server that is not ours. None if it cannot be taken; then nothing has been changed."""
     for offer in (_from_gunicorn, _from_uwsgi):
         descriptor = offer(environ, start_response, headers)
         if descriptor is not None:
@@ -53,31 +53,31 @@ def take_socket(environ: Environ, start_response: StartResponse, headers: Header
 
 
 def takes_chunks(protocol: str | None) -> bool:
-    """Whether a client of this version of HTTP knows the chunked transfer coding; HTTP/1.0 has the end of the connection alone."""
+    """Whether a client of this HTTP version knows the chunked coding. In HTTP/1.0 only the end of the connection ends a body."""
     return protocol == "HTTP/1.1"
 
 
 def framing(chunked: bool) -> Headers:
-    """The headers that tell where the body ends."""
+    """The headers that say where the body ends."""
     return [("transfer-encoding", "chunked"), ("connection", "close")] if chunked else [("connection", "close")]
 
 
 def _from_gunicorn(environ: Environ, start_response: StartResponse, headers: Headers) -> int | None:
     sock = environ.get("gunicorn.socket")
-    # Its sync and thread workers have no event loop for us; HTTP/2 has many requests on one socket.
+    # The sync and thread workers of gunicorn have no event loop. HTTP/2 carries many requests on one socket.
     if (
         sock is None
         or "gunicorn.workers.ggevent" not in sys.modules
         or not environ["SERVER_PROTOCOL"].startswith("HTTP/1")
     ):
         return None
-    # A middleware with a start_response of its own would have gunicorn write its answer where ours has begun.
+    # If a middleware has its own start_response, gunicorn would write its answer to a socket on which ours has begun.
     response: Any = getattr(start_response, "__self__", None)
     if not _is_plain(sock) or not hasattr(response, "headers_sent") or not hasattr(response, "force_close"):
         return None
     descriptor = os.dup(sock.fileno())
     start_response(status_line(200), headers)
-    # So that it writes its line to the access log and closes its copy, and sends nothing.
+    # With these gunicorn writes its line to the access log and closes its socket, but sends nothing.
     response.headers_sent = True
     response.chunked = False
     response.force_close()
@@ -85,25 +85,25 @@ def _from_gunicorn(environ: Environ, start_response: StartResponse, headers: Hea
 
 
 def _from_uwsgi(environ: Environ, start_response: StartResponse, headers: Headers) -> int | None:
-    # Its own start_response is built in; one of a middleware's means that what we return is not what uWSGI gets.
+    # The start_response of uWSGI is a builtin. If a middleware has replaced it, uWSGI does not get what we return.
     if "uwsgi.version" not in environ or not isinstance(start_response, BuiltinFunctionType):
         return None
     if environ.get("wsgi.url_scheme") == "https":
         return None
     try:
-        import uwsgi  # only there inside uWSGI
+        import uwsgi  # exists only inside uWSGI
     except ImportError:
         return None
     return os.dup(uwsgi.connection_fd())
 
 
 def _is_plain(sock: Any) -> bool:
-    """Whether bytes go over it as they are: not so with TLS."""
+    """Whether the socket sends bytes unchanged, which one with TLS does not."""
     return isinstance(sock, socket.socket) and not hasattr(sock, "cipher")
 
 
 def _plain(descriptor: int) -> Any:
-    import _socket  # the class below gevent's and Python's own, which have no part in it from here
+    import _socket  # the base class of gevent's and Python's sockets; those would try to manage the descriptor too
 
     return _socket.socket(fileno=descriptor)
 

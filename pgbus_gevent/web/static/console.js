@@ -1,20 +1,20 @@
-// The console: one feed of what the worker counts, two tables that are asked for page by page. All that is shown is text.
+// The console: one feed with the counts of a worker, and two tables that are fetched page by page. Values are inserted as text only.
 
-const WINDOW = 300; // seconds that the charts show, or
-const LEAST_WINDOW = 60; // as long as the worker lives, but for so many
+const WINDOW = 300; // seconds that the charts show at most
+const LEAST_WINDOW = 60; // seconds that they show at least, even if the worker is younger
 const SMOOTH = 5; // seconds over which percentiles are taken
-const REFRESH = 2000; // milliseconds between two looks at a table
-const TRIES = 80; // connections until a worker that was asked for is given up
-const SURE = 4000; // milliseconds for which a question stays
+const REFRESH = 2000; // milliseconds between two requests for a table
+const TRIES = 80; // requests until a chosen worker is given up
+const SURE = 4000; // milliseconds for which "Sure?" stays
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
-let hello = null; // what the worker said first
+let hello = null; // the first frame of the worker
 let points = []; // its snapshots, oldest first
-let slow = null; // the last of what it tells seldom
-let before = null; // and the one before that
-let wanted = ""; // the worker that was asked for
+let slow = null; // the last "slow" frame
+let before = null; // the "slow" frame before that
+let wanted = ""; // the id of the chosen worker
 let tries = 0;
 let paused = false;
 let source = null;
@@ -78,20 +78,20 @@ function draw(tag, className) {
   return made;
 }
 
-/** A scale from 0 up to the most, as a share of the height. */
+/** A scale from 0 to the highest value, as a share of the height. */
 const linear = (values) => {
   const most = Math.max(...values) * 1.15 || 1;
   return (value) => value / most;
 };
 
-/** One on which ten times as much is a step, so that a median shows below an outlier. */
+/** A logarithmic scale, so that a median is visible below an outlier. */
 const logarithmic = (values) => {
   const low = Math.log(Math.min(...values) / 3);
   const high = Math.log(Math.max(...values) * 1.6);
   return (value) => Math.max(0, (Math.log(value) - low) / (high - low));
 };
 
-/** One chart: `series` make a line each of all points, `label` is what is said of the values at one point. */
+/** One chart. Each of `series` makes a line from all points. `label` gives the text for the values at one point. */
 class Chart {
   constructor(id, series, scale, label) {
     this.series = series;
@@ -157,7 +157,7 @@ class Chart {
   }
 }
 
-/** A line through what is known: what is alone is a dot. */
+/** A line through the known values. A value without neighbours is a dot. */
 function path(values, x, y) {
   let line = "";
   let open = false;
@@ -182,7 +182,7 @@ const rate = (name) => (all) =>
     return seconds > 0 ? Math.max(0, point[name] - all[n - 1][name]) / seconds : null;
   });
 
-/** A percentile of a histogram, of what came in the last seconds before each point. */
+/** A percentile of a histogram, over the last seconds before each point. */
 const share = (name, part) => (all) => {
   let from = 0;
   return all.map((point, n) => {
@@ -227,9 +227,9 @@ function timing(id, name) {
 }
 
 const charts = [
-  counting("chart-messages", rate("messages"), (point) => `a second · ${amount(point.messages)} so far`),
-  counting("chart-sends", rate("sends"), (point) => `a second · ${amount(point.sends)} so far`),
-  counting("chart-connections", (all) => all.map((point) => point.connections), (point) => `of ${amount(hello.max)} · at ${amount(point.streams)} stream${point.streams === 1 ? "" : "s"}`),
+  counting("chart-messages", rate("messages"), (point) => `per second · ${amount(point.messages)} so far`),
+  counting("chart-sends", rate("sends"), (point) => `per second · ${amount(point.sends)} so far`),
+  counting("chart-connections", (all) => all.map((point) => point.connections), (point) => `of ${amount(hello.max)} · ${amount(point.streams)} stream${point.streams === 1 ? "" : "s"}`),
   timing("chart-passes", "passes"),
   timing("chart-latency", "latency"),
 ];
@@ -275,7 +275,7 @@ function greeted(said) {
   if (!same) before = slow = null;
   hello = said;
   wanted = said.worker;
-  // What happened while nobody looked, as the worker kept it: coarser, and where we have nothing.
+  // The worker keeps a coarser history. It fills the times for which this page has no points.
   const kept = same ? points : [];
   const missing = said.history.filter((old) => !kept.some((point) => Math.abs(point.at - old.at) < 4));
   points = [...kept, ...missing].sort((a, b) => a.at - b.at);
@@ -298,7 +298,7 @@ async function missed() {
   close();
   tries += 1;
   if (tries > TRIES) {
-    notice("That worker is not to be reached from here, or has ended. This is another one.");
+    notice("That worker cannot be reached from here, or has ended. This is another one.");
     tries = 0;
     wanted = "";
   }
@@ -308,16 +308,16 @@ async function missed() {
 
 async function lost() {
   status("warn", "connecting");
-  if (source?.readyState !== EventSource.CLOSED) return; // it comes back by itself
+  if (source?.readyState !== EventSource.CLOSED) return; // it reconnects by itself
   close();
   await sleep(2000);
   try {
     const answer = await fetch("console/feed", { method: "HEAD" });
     if (answer.status === 401 || answer.status === 403) return location.reload();
   } catch {
-    // The server is away.
+    // The server does not answer.
   }
-  wanted = ""; // it may have ended
+  wanted = ""; // the worker may have ended
   open();
 }
 
@@ -339,7 +339,7 @@ function facts() {
   else say($("fact-database"), `answers in ${lasting(slow.answered)}`);
   $("fact-database").title = slow.trouble ?? "";
   const off = slow.offset;
-  say($("fact-clock"), off == null ? "–" : Math.abs(off) < 0.001 ? "as the database's" : `${lasting(Math.abs(off))} ${off > 0 ? "behind" : "ahead"}`, Math.abs(off) > 1 ? "warn" : "");
+  say($("fact-clock"), off == null ? "–" : Math.abs(off) < 0.001 ? "same as the database" : `${lasting(Math.abs(off))} ${off > 0 ? "behind" : "ahead"}`, Math.abs(off) > 1 ? "warn" : "");
   say($("fact-memory"), size(slow.memory));
   say($("fact-descriptors"), amount(slow.descriptors));
   say($("fact-cpu"), before ? `${Math.round((100 * (slow.cpu - before.cpu)) / (slow.at - before.at))} %` : "–");
@@ -350,7 +350,7 @@ function fleet() {
   const workers = slow.fleet ?? [];
   const empty = section.querySelector(".empty");
   empty.hidden = workers.length > 0;
-  empty.textContent = slow.trouble ? "The database does not answer." : "No worker has told of itself yet.";
+  empty.textContent = slow.trouble ? "The database does not answer." : "No worker has reported yet.";
   const hosts = new Set(workers.map((worker) => worker.host)).size;
   section.querySelector(".count").textContent = hosts > 1 ? `${workers.length} on ${hosts} hosts` : workers.length || "";
   const rows = workers.map((worker) => {
@@ -400,14 +400,14 @@ function warnings(found) {
 
 // tables ----------------------------------------------------------------------------------------------------------------
 
-/** Ask this worker, and not another one behind the same port. */
+/** Ask this worker, and not another one that shares the port. */
 async function ask(path, fields, options = {}) {
   for (let n = 0; n < TRIES; n += 1) {
     const answer = await fetch(`console/${path}?${new URLSearchParams({ ...fields, worker: hello.worker })}`, options);
     if (answer.status !== 421) return answer;
     await sleep(15);
   }
-  throw new Error("the worker is not to be reached");
+  throw new Error("the worker cannot be reached");
 }
 
 class Table {
@@ -423,7 +423,7 @@ class Table {
     this.page = 0;
     this.rows = new Map();
     this.asked = 0;
-    this.held = false; // while a question is open, no row may move under the pointer
+    this.held = false; // while "Sure?" is shown, no row may move under the pointer
     let timer;
     this.input.addEventListener("input", () => {
       clearTimeout(timer);
@@ -466,7 +466,7 @@ class Table {
       if (!answer.ok || number !== this.asked || this.held) return;
       this.show(await answer.json());
     } catch {
-      // The feed tells.
+      // The feed shows that the server does not answer.
     }
   }
 
@@ -490,7 +490,7 @@ class Table {
     }
     this.rows = rows;
     const list = [...rows.values()];
-    // Moving a row would take the focus from a button in it, so only when something has moved.
+    // Replacing a row takes the focus from a button in it, so rows are replaced only if they have changed or moved.
     if (list.length !== this.body.children.length || list.some((row, n) => this.body.children[n] !== row)) this.body.replaceChildren(...list);
   }
 
@@ -530,7 +530,7 @@ const streams = new Table("streams", "streams", "readers", "down", [
 function counter(cell, data) {
   const button = make("button", "count", "link");
   button.type = "button";
-  button.setAttribute("aria-label", `Count the messages of ${data.name} that are kept`);
+  button.setAttribute("aria-label", `Count the stored messages of ${data.name}`);
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
@@ -557,7 +557,7 @@ const connections = new Table("connections", "connections", "age", "down", [
   { className: "number", build: kicker },
 ]);
 
-/** Ends a connection, once it was asked a second time. */
+/** A button that ends a connection at the second click. */
 function kicker(cell, data, table) {
   const button = make("button", "End");
   button.type = "button";

@@ -1,4 +1,4 @@
-// The form of the console: says when the token was wrong.
+// The login form of the console: shows that the token was wrong.
 if (location.search === "?wrong") {
   document.getElementById("wrong").hidden = false;
   history.replaceState(null, "", location.pathname);

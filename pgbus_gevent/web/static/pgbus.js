@@ -2,10 +2,10 @@
 /**
  * Live streams in the browser: `<pgbus-stream-source>`, and `connect()` for pages without elements.
  *
- * A Subscription is a cursor per stream and a target for its events. A Hub serves all subscriptions of one server, in one tab or
- * in all tabs of the origin, over as few Lines as there can be; a Line is one HTTP connection, made again whenever it ends.
+ * A Subscription is a cursor per stream and a target for its events. A Hub serves all subscriptions to one server, of one tab or
+ * of all tabs of the origin, over as few Lines as possible. A Line is one HTTP connection, reopened whenever it ends.
  *
- * Sent without its comments: each has its lines to itself.
+ * The server removes the comments, so each needs lines of its own.
  *
  * @typedef {{id?: number, event: string, data: string, stream?: string}} Message
  * @typedef {{reason: string, status: number, willRetry: boolean, streams: string[]}} Close
@@ -15,39 +15,39 @@
  *   credentials?: RequestCredentials, shared?: "tabs" | "page" | "none", identity?: string}} Options
  */
 
-/** In the names of locks and channels: tabs that still run another version of this file share nothing with these. */
+/** Part of the names of locks and channels, so that tabs with another version of this file do not share with these. */
 const PROTOCOL = 2;
 
 /** The longest time between two attempts, in ms, unless the server asks for more. */
 const MAX_WAIT = 30_000;
-/** In how many ms the tab that has the connection has to answer. */
+/** The time in ms within which the leading tab has to answer. */
 const ANSWER = 3000;
-/** The shortest time between two attempts, in ms, whatever the server says. */
+/** The shortest time between two attempts, in ms, even if the server says less. */
 const MIN_WAIT = 100;
-/** In how many ms an element that is moved is back. */
+/** The time in ms within which a moved element is back. */
 const SETTLE = 15;
-/** How long, in ms, a lost connection is nothing to tell of: an engine may end it before it tells the page that it is left. */
+/** The time in ms before a lost connection is reported: a browser may cut it before it tells the page that it is left. */
 const GRACE = 250;
-/** The interval of heartbeats in ms, until the server has told its own. */
+/** The interval of heartbeats in ms, until the server has sent its own. */
 const BEAT = 15_000;
-/** After so many attempts the waits become longer. */
+/** The number of attempts before the waits grow. */
 const PROMPT = 4;
 const STREAMS = "TextDecoder" in globalThis && "body" in Response.prototype;
 
-/** Refusals that no other try will change. @param {number} status */
+/** Whether another attempt would change nothing. @param {number} status */
 const final = (status) => status === 204 || (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
 
-/** Event names that somebody listens for: an EventSource, where it has to do, hears no others. */
+/** Event names that have listeners. If an EventSource is the fallback, it hears only these. */
 const names = new Set(["message", "pgbus:connected", "pgbus:identity", "pgbus:gap-detected", "pgbus:shutdown"]);
 /** @type {Map<string, Hub>} */
 const hubs = new Map();
 
-/** Call code that is not ours: what it throws is reported, and keeps nobody from their messages. @param {() => void} act */
+/** Call code of the page. An exception in it is reported, and does not stop other messages. @param {() => void} act */
 const safely = (act) => {
   try {
     act();
   } catch (error) {
-    // reportError may be missing, or be somebody's own that throws.
+    // reportError may be missing, or replaced by one that throws.
     queueMicrotask(() => {
       if (!globalThis.reportError) throw error;
       reportError(error);
@@ -55,10 +55,10 @@ const safely = (act) => {
   }
 };
 
-/** Whether it says what may be seen, so that those who have the same may share. @param {string} [identity] */
+/** Whether it covers what may be seen, so that equal identities may share. @param {string} [identity] */
 const complete = (identity) => /[^.]$/.test(identity ?? "");
 
-/** Do something next. No timer: those of a tab that nobody sees may be a second late. @param {() => void} act */
+/** Do something next. Not with a timer, which may be a second late in a hidden tab. @param {() => void} act */
 const soon = (act) => {
   const { port1, port2 } = new MessageChannel();
   port1.onmessage = () => {
@@ -69,8 +69,8 @@ const soon = (act) => {
 };
 
 /**
- * Whether an identity, once told, is followed by somebody else's. It has three parts: the key that made it, whose it is, and all that
- * decides what may be seen. Those of two keys cannot be compared; where only the last part changed it is still the same login.
+ * Whether a known identity was followed by that of another login. It has three parts: the key that made it, the login, and all that
+ * decides what may be seen. Two keys cannot be compared. If only the last part has changed, it is still the same login.
  * @param {string} [before] @param {string} [now]
  */
 const replaced = (before, now) => {
@@ -85,7 +85,7 @@ const replaced = (before, now) => {
  * @returns {(bytes: Uint8Array) => void}
  */
 export function parser(take, retry) {
-  // It drops a BOM, and keeps the parts of a character.
+  // It drops a BOM, and keeps part of a character.
   const decoder = new TextDecoder();
   let rest = "", cr = false;
   /** @type {any} */
@@ -101,13 +101,13 @@ export function parser(take, retry) {
     else if (field === "event") frame.event = value;
     else if (field === "id" && !value.includes("\0")) frame.id = value;
     else if (field === "retry" && /^\d+$/.test(value)) retry(+value);
-    // A comment: the stream of a frame without an id, on a connection that has several.
+    // A comment: the stream of a frame without an id, on a connection with several.
     else if (!field && /^stream \d+$/.test(value)) frame.k = +value.slice(7);
   };
   return (bytes) => {
     let text = decoder.decode(bytes, { stream: true });
     if (!text) return;
-    // The second half of a line break whose first half ended the chunk before.
+    // The second half of a line break whose first half ended the last chunk.
     if (cr && text[0] === "\n") text = text.slice(1);
     cr = text ? text.endsWith("\r") : false;
     const lines = (rest + text).split(/\r\n|\r|\n/);
@@ -116,7 +116,7 @@ export function parser(take, retry) {
   };
 }
 
-/** One connection, for the streams in `keys`; `at` has the id up to which each has come. */
+/** One connection for the streams in `keys`; `at` has the cursor of each. */
 class Line {
   keys = [];
   at = new Map();
@@ -124,7 +124,7 @@ class Line {
   fails = 0;
   retry = 2000;
   beat = BEAT;
-  /** "" for one that is to be opened */
+  /** "" if it has to be opened */
   state = "";
 
   /** @param {Hub} hub */
@@ -166,7 +166,7 @@ class Line {
     this.ended(abort, end);
   }
 
-  /** Something has come. */
+  /** Bytes have come. */
   heard() {
     this.last = performance.now();
     this.doubted = false;
@@ -180,7 +180,7 @@ class Line {
       body?.cancel().catch(() => {});
       /** @type {any} */
       const told = headers.get("retry-after"), sent = Date.parse(headers.get("date"));
-      // A date is one of the server's clock; ours may be hours away from it.
+      // A date goes by the clock of the server, which may differ from ours by hours.
       return { reason: status === 200 ? "content-type" : "status", status, after: told * 1000 || Date.parse(told) - (sent || Date.now()) };
     }
     const reader = body.getReader();
@@ -196,14 +196,14 @@ class Line {
     }
   }
 
-  /** Where fetch does not stream: no status, no comments, hence no watchdog. @param {AbortSignal} signal */
+  /** If fetch cannot stream: no status, no comments, hence no watchdog. @param {AbortSignal} signal */
   async listen(signal) {
     const source = new EventSource(this.url(this.keys), { withCredentials: this.hub.credentials === "include" });
     signal.onabort = () => source.close();
     let before = "";
     this.hear = (name) =>
       source.addEventListener(name, ({ data, lastEventId: id }) => {
-        // An EventSource goes on telling the last id with frames that have none.
+        // An EventSource repeats the last id for frames that have none.
         if (!signal.aborted) this.take({ id: id === before ? undefined : id, event: name === "message" ? "" : name, data });
         before = id;
       });
@@ -218,8 +218,8 @@ class Line {
     const { hub, keys } = this;
     if (["expired", "content-type"].includes(reason) || final(status)) {
       let gone = keys;
-      // Of several streams only some may be at fault; and a right that has expired may have been given anew. Where none is at fault
-      // by itself, the server will not have them together.
+      // Perhaps only some of several streams are refused, and an expired right may have been renewed. If none is refused by itself,
+      // the server refuses them together.
       if (reason === "expired" || (reason === "status" && keys[1])) {
         const asked = await Promise.all(keys.map((key) => this.ask([key], { method: "HEAD" }).catch(() => ({ status: 0 }))));
         if (this.abort !== abort) return;
@@ -230,8 +230,8 @@ class Line {
       if (gone[0]) return hub.refuse(this, gone, { reason, status, willRetry: false, streams: gone });
     }
     this.stop();
-    // Anywhere within half the server's time more, so that clients that were lost together do not come together; when that has failed
-    // several times, within twice the time with each failure. A server that said goodbye has told each another time already.
+    // Up to half the server's time more, at random, so that clients lost together do not return together. After several failures the
+    // range doubles with each. A server that said goodbye has already given each client another time.
     const more = this.fails < PROMPT ? this.retry / 2 : Math.min(MAX_WAIT, this.retry * 2 ** (this.fails - PROMPT + 2)) - this.retry;
     const wait = this.retry + (this.bye && !this.fails ? 0 : Math.random() * Math.max(0, more));
     this.fails++;
@@ -255,7 +255,7 @@ class Line {
     if (number) at.set(key, number);
   }
 
-  /** What the server says of the connection itself. @param {number[]} [ids] where each stream starts */
+  /** A control frame of the server. @param {number[]} [ids] where each stream starts */
   control(event, value, ids) {
     const { hub, keys, at } = this;
     if (event === "pgbus:shutdown") this.bye = value.reason;
@@ -266,7 +266,7 @@ class Line {
     } else if (event === "pgbus:identity") hub.meet(this, value);
     else if (event === "pgbus:connected" && hub.meet(this, value)) {
       this.names = value.streams.map(({ name }) => name);
-      // From here on: what comes while the connection is away is missed no more.
+      // From here on, messages during an absence are not missed.
       const start = (i) => ids?.[i] ?? (hub.query.includes("replay=") ? undefined : value.streams[i].lastId);
       keys.forEach((key, i) => at.set(key, at.get(key) ?? start(i)));
       if (value.heartbeat) this.beat = value.heartbeat * 1000;
@@ -278,15 +278,15 @@ class Line {
   }
 }
 
-/** All subscriptions of one server, and where this tab has the connection, those of the other tabs. */
+/** All subscriptions to one server; in the leading tab also those of the other tabs. */
 class Hub {
   /** @type {Set<Subscription>} */
   subs = new Set();
   /** @type {Line[]} */
   lines = [];
-  /** What other tabs want: of each, the cursor of each stream. @type {Map<string, Map<string, Cursor>>} */
+  /** The cursors that each other tab wants to start from. @type {Map<string, Map<string, Cursor>>} */
   others = new Map();
-  /** As whom the server lets each stream be followed. @type {Map<string, string>} */
+  /** The identity for each stream, from the server. @type {Map<string, string>} */
   known = new Map();
   id = `${Math.random()}`;
   /** @type {string} */
@@ -297,11 +297,11 @@ class Hub {
   query;
   /** @type {RequestCredentials} */
   credentials;
-  /** As whom all is followed: undefined until it is known, empty where the server cannot tell. @type {string | undefined} */
+  /** The identity for all: undefined until it is known, empty if the server has none. @type {string | undefined} */
   identity;
-  /** How often in a row that was another one. */
+  /** How often in a row it was another one. */
   moves = 0;
-  /** How many streams the server takes on one connection. */
+  /** The most streams that the server takes on one connection. */
   most = 32;
 
   constructor(key, base, query, credentials, tabs, identity) {
@@ -309,7 +309,7 @@ class Hub {
     this.tabs = tabs && "locks" in navigator && "BroadcastChannel" in globalThis;
   }
 
-  /** Look again at what is wanted; `later` where something that is gone may be back in a moment. */
+  /** Look again at what is wanted; `later` if something removed may soon be back. */
   change(later) {
     if (this.subs.size && !this.joined) this.join();
     if (later) {
@@ -334,10 +334,10 @@ class Hub {
     this.wall = Date.now();
     if (this.tabs && this.identity === undefined) this.identity = await this.learn(joined);
     if (this.joined !== joined) return;
-    // Who may be somebody else shares with nobody.
+    // A tab that may have another login does not share.
     if (!this.tabs || !complete(this.identity)) return this.lead();
     this.name = `pgbus/${PROTOCOL} ${this.credentials} ${this.base}?${this.query} ${this.identity}`;
-    // A lock of this tab's own tells the leader when it is gone.
+    // The leader gets this lock when this tab is gone.
     this.hold(this.name + this.id, () => {
       this.channel = new BroadcastChannel(this.name);
       this.channel.onmessage = ({ data }) => this.hear(data);
@@ -346,7 +346,7 @@ class Hub {
     });
   }
 
-  /** Ask as whom these streams would be followed. What cannot be had now comes with the connection. */
+  /** Ask for the identity for these streams. If that fails, it comes with the connection. */
   async learn({ signal }) {
     await new Promise((done) => soon(() => done()));
     const abort = new AbortController();
@@ -361,8 +361,8 @@ class Hub {
   }
 
   /**
-   * The server has told as whom the streams of a line are followed. Where that is not who they were followed as before, they end; where
-   * that is the same login in another role, the tab goes on, with those that have that role too.
+   * The server has sent the identities for the streams of a line. Streams of another login than before end. If it is the same login in
+   * another role, the tab goes on, together with the tabs that have that role too.
    * @param {Line} line
    * @returns {boolean} whether the line may go on
    */
@@ -379,18 +379,18 @@ class Hub {
     }
     line.keys.forEach((key, i) => this.known.set(key, told[i]));
     if (identity === this.identity) this.moves = 0;
-    // To the tabs that have it; without one, alone it is.
+    // Join the tabs that have it; without an identity, stay alone.
     const moves = identity !== this.identity && this.tabs && (complete(identity) || this.channel);
     this.identity = identity;
     if (!moves) return true;
-    // Another one each time is none that could be shared.
+    // One that changes each time cannot be shared.
     if (this.moves++) this.tabs = false;
     this.part();
     this.join();
     return false;
   }
 
-  /** Hold a lock, once it is given, for as long as this tab takes part. */
+  /** Get a lock, and hold it while this tab takes part. */
   async hold(name, then, steal) {
     const { signal } = this.joined;
     const held = () =>
@@ -403,7 +403,7 @@ class Hub {
       await navigator.locks.request(name, steal ? { steal } : { signal }, held);
     } catch (error) {
       if (error?.name === "AbortError" || signal.aborted) return;
-      // A page that may not have locks, or channels, is alone.
+      // A page without access to locks or channels is alone.
       this.tabs = false;
       this.lead();
     }
@@ -412,7 +412,7 @@ class Hub {
   async elect(steal) {
     const { joined } = this;
     await this.hold(this.name, () => this.lead(), steal);
-    // Unless it is left, the lock was taken away, while this tab was frozen.
+    // If it has not left, the lock was stolen while this tab was frozen.
     if (this.joined !== joined || !this.leads || !this.tabs) return;
     this.follow();
     this.elect();
@@ -422,7 +422,7 @@ class Hub {
   lead() {
     clearTimeout(this.answer);
     this.leads = true;
-    // Whoever has a lower cursor than we have says so now; should it be late, the connection goes back.
+    // Tabs with a lower cursor say so now. If one is late, the connection goes back.
     this.channel?.postMessage({ t: "who", from: this.id });
     this.change();
   }
@@ -439,7 +439,7 @@ class Hub {
     this.part();
   }
 
-  /** Take part no more, until the next time. */
+  /** Stop taking part, until the next join. */
   part() {
     clearTimeout(this.answer);
     clearInterval(this.check);
@@ -458,7 +458,7 @@ class Hub {
     else this.ask();
   }
 
-  /** What the subscriptions together want, from the lowest of their cursors, or those of other tabs. */
+  /** The lowest cursor for each stream, of subscriptions or of tabs. */
   merged(wants) {
     /** @type {Map<string, Cursor>} */
     const all = new Map();
@@ -473,7 +473,7 @@ class Hub {
     return this.merged([...this.subs].map((sub) => sub.wants));
   }
 
-  /** Tell the leader what is wanted here; one that does not answer, though somebody looks, is replaced. @param {boolean} [woken] */
+  /** Tell the leader what this tab wants. If it does not answer a visible tab, it is replaced. @param {boolean} [woken] */
   ask(woken) {
     const { joined } = this;
     clearTimeout(this.answer);
@@ -503,12 +503,12 @@ class Hub {
       move(line);
     }
     this.lines = this.lines.filter((line) => line.keys[0] || line.stop());
-    // Told by now: from here on they are as far as the connection is.
+    // The connection has these cursors now, and the tabs go on with it.
     this.others.forEach((wants) => wants.forEach((_, key) => wants.set(key, undefined)));
     this.lines.forEach((line) => (line.state ? this.state(line) : line.open()));
   }
 
-  /** The id of the tabs' connection, from the tab that had it before: who excludes it goes on doing so. */
+  /** The connection id of the leader before, so that `exclude` still works. */
   inherited() {
     return this.lines.some(({ id }) => id) ? undefined : this.connection;
   }
@@ -535,14 +535,14 @@ class Hub {
     this.arrange();
   }
 
-  /** To all subscriptions, here and in the other tabs. */
+  /** Tell all subscriptions, here and in the other tabs. */
   tell(message) {
     if (this.others.size) this.channel?.postMessage({ ...message, from: this.id });
     this.give(message);
   }
 
   give(message) {
-    // A copy: what is made by a handler is not asked about what came before it.
+    // A copy, so that a subscription made by a handler does not get this message.
     [...this.subs].forEach((sub) => sub.take(message));
   }
 
@@ -552,7 +552,7 @@ class Hub {
       if (!this.leads) this.ask();
       this.leader = from;
     } else if (t !== "want") {
-      // One that was replaced while it stood still goes on, for a moment, with what it was sent before.
+      // A leader that was replaced while it was frozen may still send for a moment.
       this.leader ??= from;
       if (this.leads || from !== this.leader) return;
       clearTimeout(this.answer);
@@ -562,7 +562,7 @@ class Hub {
       this.give(message);
     } else if (this.leads) {
       const gone = () => void (this.others.delete(from) && this.change());
-      // Given once that tab is gone.
+      // Granted when that tab is gone.
       if (!this.others.has(from)) navigator.locks.request(this.name + from, { signal: this.joined.signal }, gone).catch(() => {});
       if (wants.size) this.others.set(from, wants);
       else this.others.delete(from);
@@ -571,11 +571,11 @@ class Hub {
     }
   }
 
-  /** Whether all that should be heard is heard; at once where somebody looks again, or the network is back. */
+  /** Check that bytes come; at once if the tab is visible again or the network is back. */
   look(woken) {
     if (!this.joined) return this.change();
     const now = performance.now(), wall = Date.now();
-    // More time on the clock than has passed here: the machine was asleep. And where this comes late, the tab was frozen.
+    // If the clock went further than this timer, the machine slept. If this call is late, the tab was frozen.
     const passed = now - this.looked, slept = wall - this.wall - passed;
     this.looked = now;
     this.wall = wall;
@@ -584,7 +584,7 @@ class Hub {
     for (const line of this.lines) {
       const waits = line.state === "waiting";
       if ((slept > ANSWER || passed > 3 * ANSWER) && !line.doubted) {
-        // A connection that has outlived it is heard within half the time.
+        // A connection that survived sends something within half the time.
         line.last = now - (slept > 3 * line.beat ? 3 : 1.5) * line.beat;
         line.doubted = true;
       }
@@ -623,13 +623,13 @@ class Subscription {
       else if (name === "since") this.cursors.set(key, +value);
       else others.append(name, value);
     });
-    // Numbers, which are compared as such; of what is none, the server says so.
+    // Numbers, because they are compared. The server refuses anything else.
     [...this.cursors].forEach(([key, cursor], i) => {
       const given = [since].flat()[i] ?? cursor ?? "";
       this.cursors.set(key, given === "" ? undefined : Number(given));
     });
     base = url.origin + url.pathname.replace(/\/$/, "");
-    // Without sharing, a hub for this one alone.
+    // Without sharing, it has a hub of its own.
     const id = `${shared === "none" ? Math.random() : shared} ${credentials} ${base}?${others} ${identity}`;
     this.hub = hubs.get(id) ?? new Hub(id, base, `${others}`, credentials, !shared || shared === "tabs", identity);
     hubs.set(id, this.hub);
@@ -649,7 +649,7 @@ class Subscription {
     this.settle();
   }
 
-  /** The page goes away, and may come back. */
+  /** The page is left, and may come back. */
   restart() {
     this.states.forEach((state, key) => state === "closed" || this.states.delete(key));
     this.settle();
@@ -662,7 +662,7 @@ class Subscription {
     const mine = this.cursors.get(key);
     if (t === "state") {
       for (const key of keys) {
-        // A connection that is made anew because somebody else wants another stream is nothing to tell of.
+        // A connection that is reopened for another subscription is not reported.
         if (state !== "connecting" || this.states.get(key) !== "open") this.states.set(key, state);
         if (this.cursors.get(key) === undefined) this.move(key, at?.get(key));
       }
@@ -676,12 +676,12 @@ class Subscription {
     } else {
       const { id } = detail;
       if (id <= mine) return;
-      // Something between the two went past us, as when a connection changes hands: the leader has to go back.
+      // A message between the two is missing, as after a change of leader. The leader has to go back.
       if (id && before > mine) return this.hub.change();
       this.message(detail);
       if (!id) return;
       this.move(key, id);
-      // A handler has moved the element to another place, where it began again from before this message.
+      // A handler has moved the element, so that it began again before this message.
       const { _sub: next } = this.target;
       if (next !== this && next?.cursors.get(key) < id) next.move(key, id);
     }
@@ -703,7 +703,7 @@ class Subscription {
     });
   }
 
-  /** The state of several streams is that of the one that is worst off, but closed only where all are. */
+  /** The state of several streams is the worst of theirs, but closed only if all are. */
   settle(connectionId) {
     const streams = [...this.cursors.keys()];
     const states = streams.map((key) => this.states.get(key) ?? "connecting");
@@ -726,7 +726,7 @@ function listenFor(name) {
   hubs.forEach(({ lines }) => lines.forEach((line) => line.hear?.(name)));
 }
 
-/** What the element and the object that `connect` returns have in common. @param {any} Base @returns {any} */
+/** The common part of the element and of what `connect` returns. @param {any} Base @returns {any} */
 const follows = (Base) =>
   class extends Base {
     /** connecting, open, waiting or closed */
@@ -760,7 +760,7 @@ class PgbusStream extends follows(EventTarget) {
 /** Follow streams without an element. @param {Options} options */
 export const connect = (options) => new PgbusStream(options);
 
-/** The names of the events whose messages htmx puts into an element. @param {Element} part @returns {string[]} */
+/** The names of the events that htmx puts into an element. @param {Element} part @returns {string[]} */
 const swaps = (part) => (part.getAttribute("sse-swap") ?? "").split(/[\s,]+/);
 
 class PgbusStreamSource extends follows(HTMLElement) {
@@ -805,9 +805,9 @@ class PgbusStreamSource extends follows(HTMLElement) {
     this.setAttribute("state", state);
   }
 
-  /** Keep the cursor in the document: what copies or caches the page's contents has the cursor that belongs to them. */
+  /** Keep the cursor in the document, so that a copy of the page has the cursor of its contents. */
   _moved(cursors) {
-    // A handler has just given it another place to start from.
+    // A handler has just given it another start.
     if (this.#again) return;
     this.#own = true;
     const name = this.hasAttribute("since-id") && !this.hasAttribute("since") ? "since-id" : "since";
@@ -834,7 +834,7 @@ class PgbusStreamSource extends follows(HTMLElement) {
     if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
   }
 
-  /** Turbo puts whatever it is given into the page: it gets its own elements, and nothing else. @param {boolean} on */
+  /** Turbo puts all that it gets into the page, so it gets only its own elements. @param {boolean} on */
   #feed(on) {
     /** @type {any} */
     const { Turbo } = globalThis;
@@ -845,12 +845,12 @@ class PgbusStreamSource extends follows(HTMLElement) {
 }
 
 if (!customElements.get("pgbus-stream-source"))
-  // @ts-ignore  what it extends is not known to be an HTMLElement
+  // @ts-ignore  it is not known to extend HTMLElement
   customElements.define("pgbus-stream-source", PgbusStreamSource);
 
 const wake = () => hubs.forEach((hub) => hub.look(true));
 addEventListener("online", wake);
-// Into the back/forward cache and out of it: no page is kept there that has a connection or a lock.
+// For the back/forward cache, which keeps no page that has a connection or a lock.
 addEventListener("pagehide", () => hubs.forEach((hub) => hub.leave()));
 addEventListener("pageshow", (event) => event.persisted && wake());
 document.addEventListener("visibilitychange", () => document.hidden || wake());
