@@ -150,10 +150,10 @@ def _ids(database: Database, checks: Checks) -> Finding | None:
     ids = checks.ids()
     if ids is None:
         return None
-    if ids.told is None:
+    if ids.fault is None:
         return Finding("ids", OK, f"the sequence is at {ids.given}, not behind the tables")
     absurd = ids.highest > max(ids.given, ids.clock) + ABSURD
-    return Finding("ids", FAIL if absurd else WARN, ids.told, "see docs/sql.md, When the database goes back in time")
+    return Finding("ids", FAIL if absurd else WARN, ids.fault, "see docs/sql.md, When the database goes back in time")
 
 
 def _locks(database: Database, checks: Checks) -> Finding | None:

@@ -94,8 +94,8 @@ class Database:
                 self.check_schema()
             except DatabaseUnavailable:
                 return False  # the server starts all the same: the database may come later
-        if told := self.check_ids():
-            logger.warning("%s", told)
+        if fault := self.check_ids():
+            logger.warning("%s", fault)
         return True
 
     def check_ids(self) -> str | None:
@@ -104,7 +104,7 @@ class Database:
             ids = Checks(self.pool).ids()
         except DatabaseError:
             return None
-        return ids.told if ids else None
+        return ids.fault if ids else None
 
     def check_schema(self) -> None:
         """Raise :class:`DatabaseError` if this release cannot work on the schema. Changes nothing."""

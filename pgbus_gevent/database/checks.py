@@ -67,7 +67,7 @@ class Ids(NamedTuple):
     clock: int
 
     @property
-    def told(self) -> str | None:
+    def fault(self) -> str | None:
         """The fault and its consequence, as a message; None if the ids are sound."""
         if self.highest > max(self.clock, self.given) + ABSURD:
             return (

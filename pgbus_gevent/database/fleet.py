@@ -62,8 +62,8 @@ class Fleet:
 
     def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
         """Report that a worker lives. ``started_at`` is in Unix seconds; ``facts`` become JSON."""
-        told = {"id": id, "host": host, "pid": pid, "started_at": started_at, "facts": json.dumps(facts)}
-        now, pause = self._all(_BEAT, told)[0]
+        report = {"id": id, "host": host, "pid": pid, "started_at": started_at, "facts": json.dumps(facts)}
+        now, pause = self._all(_BEAT, report)[0]
         return Answer(float(now), pause / 1000)
 
     def leave(self, id: str) -> None:
