@@ -106,19 +106,19 @@ def test_percentiles_are_in_milliseconds() -> None:
 
 
 @pytest.mark.program
-def test_a_program_that_fails_is_told_of() -> None:
+def test_a_program_that_fails_is_reported() -> None:
     with closing(Program.module("publisher")) as program, pytest.raises(BenchFailed, match="failed: KeyError"):
         program.call(20.0, do="nothing")
 
 
 @pytest.mark.program
-def test_a_program_that_ends_is_told_of() -> None:
+def test_a_program_that_ends_is_reported() -> None:
     with closing(Program("gone", [sys.executable, "-c", ""])) as program, pytest.raises(BenchFailed, match="has ended"):
         program.call(20.0, do="nothing")
 
 
 @pytest.mark.program
-def test_a_program_that_does_not_answer_is_told_of() -> None:
+def test_a_program_that_does_not_answer_is_reported() -> None:
     mute = Program("mute", [sys.executable, "-c", "import sys; sys.stdin.read()"])
     with closing(mute), pytest.raises(BenchFailed, match=r"no answer within 0\.2 s"):
         mute.call(0.2, do="nothing")

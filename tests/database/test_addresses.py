@@ -80,7 +80,7 @@ def test_the_primary_is_reached_whatever_is_listed_first(
         assert not is_standby(connection)
 
 
-def test_what_the_url_asks_for_counts(pair: tuple[str, str], refusing: tuple[str, str]) -> None:
+def test_target_session_attrs_of_the_url_count(pair: tuple[str, str], refusing: tuple[str, str]) -> None:
     url, other = pair
     both = place(url), place(other)
     for attrs, expected in {"any": False, "standby": True, "prefer-standby": True, "primary": False}.items():
@@ -95,9 +95,7 @@ def test_what_the_url_asks_for_counts(pair: tuple[str, str], refusing: tuple[str
     assert found == {True, False}
 
 
-def test_a_standby_alone_is_no_primary_among_several_and_is_taken_where_it_is_the_only_one(
-    pair: tuple[str, str], refusing: tuple[str, str]
-) -> None:
+def test_a_standby_is_taken_only_if_it_is_the_only_host(pair: tuple[str, str], refusing: tuple[str, str]) -> None:
     url, other = pair
     with pytest.raises(DatabaseUnavailable), opened(at(url, place(other), refusing)):
         pass
@@ -172,7 +170,7 @@ def test_a_name_that_no_name_server_answers_is_given_up(pair: tuple[str, str], m
         pass
 
 
-def test_who_connects_again_goes_straight_to_the_address_that_was_the_primary(
+def test_a_second_connect_goes_straight_to_the_address_that_was_the_primary(
     pair: tuple[str, str], mute: tuple[str, str]
 ) -> None:
     url, other = pair

@@ -159,7 +159,7 @@ def test_every_address_of_a_name_is_tried(proxy: Proxy, monkeypatch: pytest.Monk
         assert connection.info.host == "db.example"  # TLS and .pgpass need the name
 
 
-def test_a_host_that_is_not_what_the_url_asks_for_is_stepped_over(database: str) -> None:
+def test_a_host_without_the_wanted_target_session_attrs_is_skipped(database: str) -> None:
     with (
         pytest.raises(DatabaseUnavailable, match="hot standby"),
         opened(str(ext.make_dsn(database, target_session_attrs="standby"))),
@@ -338,7 +338,7 @@ def test_errors_become_the_packages_own(
     assert "\n" not in str(found)
 
 
-def test_one_that_was_cut_off_while_connecting_is_closed_whoever_holds_the_traceback() -> None:
+def test_an_interrupted_connect_is_closed_even_if_its_traceback_is_kept() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"postgresql://127.0.0.1:{server.getsockname()[1]}/x"
         connecting = gevent.spawn(connect, url, application_name="x", connect_timeout=10.0, statement_timeout=10.0)

@@ -194,7 +194,7 @@ def test_options_count_for_the_one_that_starts_the_server(data_dir: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restart_keeps_the_url_and_what_was_committed(data_dir: Path, mode: Any) -> None:
+def test_restart_keeps_the_url_and_the_committed_data(data_dir: Path, mode: Any) -> None:
     with EmbeddedPostgres.open(data_dir, options={"work_mem": "5MB"}) as server:
         before = identity(server.url)
         ask(server.url, f"CREATE TABLE kept_{mode} (n int)")
@@ -211,7 +211,7 @@ def test_restart_starts_a_server_that_has_crashed(data_dir: Path) -> None:
         assert accepts(server.url)
 
 
-def test_one_that_has_crashed_is_revived_one_that_runs_or_whose_data_are_gone_is_not(new_dir: Path) -> None:
+def test_a_crashed_server_is_revived_but_not_one_that_runs_or_lacks_its_data(new_dir: Path) -> None:
     with EmbeddedPostgres.open(new_dir) as server:
         assert not server.revive()
         before = identity(server.url)
@@ -301,7 +301,7 @@ def test_a_process_killed_while_it_starts_the_server_does_not_hinder_the_next(
     assert not accepts(server.url)
 
 
-def test_what_a_crash_leaves_is_not_believed_even_if_its_process_number_is_in_use_again(data_dir: Path) -> None:
+def test_the_pid_file_of_a_crashed_server_is_not_trusted_even_if_its_process_id_is_in_use(data_dir: Path) -> None:
     with EmbeddedPostgres.open(data_dir) as server:
         crash(data_dir, server.url)
         crashed, alive = str(postmaster(data_dir)), str(os.getpid())
@@ -412,7 +412,7 @@ def test_data_removed_under_a_running_server_is_made_anew_and_the_old_server_har
         assert accepts(server.url)
 
 
-def test_a_server_whose_log_was_removed_is_shared_all_the_same(data_dir: Path) -> None:
+def test_a_server_whose_log_was_removed_can_still_be_shared(data_dir: Path) -> None:
     if not Path("/proc/self/cwd").exists():
         pytest.skip("it is known by /proc")
     with EmbeddedPostgres.open(data_dir) as server:
@@ -508,7 +508,7 @@ def modes(*folders: Path) -> dict[Path, int]:
     return {path: path.stat().st_mode for folder in folders for path in (folder, *folder.parents)}
 
 
-def test_data_that_its_user_could_not_reach_are_put_where_it_can(place: Path, shut: Path) -> None:
+def test_data_goes_to_a_place_that_the_servers_user_can_reach(place: Path, shut: Path) -> None:
     before = modes(shut)
     with EmbeddedPostgres.open(shut / "data") as server:
         ask(server.url, "create table kept (n integer)")
@@ -521,7 +521,7 @@ def test_data_that_its_user_could_not_reach_are_put_where_it_can(place: Path, sh
     assert modes(shut) == before
 
 
-def test_data_of_an_earlier_run_are_moved_where_their_user_can_reach_them(
+def test_data_of_an_earlier_run_moves_to_a_place_that_its_user_can_reach(
     place: Path, shut: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with EmbeddedPostgres.open(data_dir) as server:

@@ -24,7 +24,7 @@ def listening(url: str) -> ListenSession:
     return ListenSession(url, connect_timeout=5.0, statement_timeout=10.0)
 
 
-def test_a_listen_session_hears_what_is_rung_in_order(database: str) -> None:
+def test_a_listen_session_hears_notifications_in_order(database: str) -> None:
     with closing(listening(database)) as session, opened_sessions(database) as opener:
         assert session.hears(5.0)
         sql = opener()
@@ -49,7 +49,7 @@ def test_a_listen_session_follows_a_change_of_the_channels_at_its_next_ping(data
         assert session.receive(5.0) == (["x"], False)
 
 
-def test_what_comes_with_the_answer_to_a_ping_is_not_lost(database: str) -> None:
+def test_notifications_that_come_with_the_answer_to_a_ping_are_not_lost(database: str) -> None:
     with closing(listening(database)) as session, opened_sessions(database) as opener:
         opener().run(RING, "x")
         session.ping()
@@ -72,7 +72,7 @@ def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
             session.ping()
 
 
-def test_more_notifications_than_there_is_room_for_are_told_of(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_backlog_of_notifications_is_reported(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
     with closing(listening(database)) as session, opened_sessions(database) as opener:
         opener().run(

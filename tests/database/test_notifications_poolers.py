@@ -100,7 +100,9 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("options", [{}, {"ignore_startup_parameters": "options"}], ids=["refuses", "ignores"])
-def test_our_settings_hold_for_each_statement_and_for_nobody_elses(options: dict[str, str], pooler: Pooler) -> None:
+def test_our_settings_hold_for_each_of_our_statements_and_for_no_others(
+    options: dict[str, str], pooler: Pooler
+) -> None:
     url = pooler(default_pool_size="1", **options)
     name = ext.parse_dsn(url)["dbname"]
     with session(url) as other, opened(url, settings={"default_transaction_read_only": "on"}) as connection:

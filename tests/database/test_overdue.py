@@ -190,7 +190,9 @@ def test_in_a_patched_process_one_that_takes_long_is_waited_for(
         assert waiting.get(timeout=10) > 0
 
 
-def test_who_cannot_ask_waits_on(proxy: Proxy, pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_statement_is_waited_for_if_the_server_cannot_be_asked(
+    proxy: Proxy, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(green, "ASK_AFTER", 0.2)
     monkeypatch.setattr(green, "_REPOLL", 0.1)
     monkeypatch.setattr(green, "LAST_CHANCE", 0.2)

@@ -93,7 +93,7 @@ def test_never_more_connections_than_its_size(make_pool: MakePool, sql: Session)
     assert sessions_of_pools(sql) == 3
 
 
-def test_who_waits_too_long_is_told(make_pool: MakePool) -> None:
+def test_a_wait_that_takes_too_long_raises_pool_timeout(make_pool: MakePool) -> None:
     pool = make_pool(1, timeout=0.3)
     with pool.connection():
         began = monotonic()
@@ -172,7 +172,7 @@ def test_a_query_under_a_timeout_of_gevent_frees_its_slot(make_pool: MakePool) -
     assert run(pool) != pid
 
 
-def test_whoever_is_killed_as_a_slot_becomes_free_keeps_nobody_waiting(make_pool: MakePool) -> None:
+def test_a_waiter_that_is_killed_as_a_slot_becomes_free_blocks_no_other_waiter(make_pool: MakePool) -> None:
     pool = make_pool(1)
     run(pool)
     jobs: list[Any] = []
@@ -188,7 +188,7 @@ def test_whoever_is_killed_as_a_slot_becomes_free_keeps_nobody_waiting(make_pool
     assert jobs[1].get(timeout=5)
 
 
-def test_who_is_killed_while_waiting_costs_no_slot(make_pool: MakePool) -> None:
+def test_a_killed_waiter_costs_no_slot(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pool.connection():
         waiting = [gevent.spawn(run, pool) for _ in range(5)]
@@ -197,7 +197,7 @@ def test_who_is_killed_while_waiting_costs_no_slot(make_pool: MakePool) -> None:
     assert is_whole(pool)
 
 
-def test_a_connection_that_breaks_in_use_is_told_of_and_replaced(make_pool: MakePool) -> None:
+def test_a_connection_that_breaks_in_use_raises_and_is_replaced(make_pool: MakePool) -> None:
     pool = make_pool(1)
     pid = run(pool)
     with pytest.raises(DatabaseUnavailable):
@@ -259,7 +259,7 @@ def test_closing_lets_a_query_finish_and_then_closes_its_connection(make_pool: M
     until(lambda: sessions_of_pools(sql) == 0, "the connection is closed")
 
 
-def test_closing_tells_those_who_wait(make_pool: MakePool) -> None:
+def test_closing_ends_all_waits(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pool.connection():
         job = gevent.spawn(run, pool)
@@ -269,7 +269,7 @@ def test_closing_tells_those_who_wait(make_pool: MakePool) -> None:
             job.get(timeout=3)
 
 
-def test_discarding_what_is_idle_leaves_what_is_in_use(make_pool: MakePool) -> None:
+def test_discarding_idle_connections_leaves_those_in_use(make_pool: MakePool) -> None:
     pool = make_pool(2)
     assert is_whole(pool)
     with pool.connection() as connection:
@@ -334,7 +334,7 @@ def ask(connection: Any) -> None:
         cursor.execute("select 1")
 
 
-def test_a_doubt_closes_what_is_idle(make_pool: MakePool) -> None:
+def test_a_doubt_closes_idle_connections(make_pool: MakePool) -> None:
     pool = make_pool()
     before = run(pool)
     assert run(pool) == before
@@ -342,7 +342,7 @@ def test_a_doubt_closes_what_is_idle(make_pool: MakePool) -> None:
     assert run(pool) != before
 
 
-def test_life_is_asked_for_by_a_connection_of_its_own_where_none_is_free(make_pool: MakePool) -> None:
+def test_life_is_checked_over_a_new_connection_if_none_is_free(make_pool: MakePool) -> None:
     pool = make_pool(size=1, timeout=0.2)
     busy = gevent.spawn(sleep_in, pool, 30)
     until(lambda: pool.in_use == 1, "it is in use")

@@ -77,7 +77,9 @@ def test_by_pattern_each_side_may_be_the_longer_one(sql: Session, pgbus_settings
         assert sql.data("orders") == ["one", "two", "three"] and sql.data("audit:1") == ["one", "two", "three"]
 
 
-def test_what_a_server_keeps_holds_while_it_is_replaced_and_ends_later(sql: Session, pgbus_settings: Settings) -> None:
+def test_the_retention_of_a_server_holds_while_it_is_replaced_and_lapses_later(
+    sql: Session, pgbus_settings: Settings
+) -> None:
     with serving(pgbus_settings, prune_interval=3600, retention="1d"):
         until(
             lambda: sql.one("select count(*) from pgbus.retentions") == 1, "it tells at once, however rarely it prunes"
@@ -110,7 +112,7 @@ def test_the_command_removes_nothing_that_a_server_keeps(
     assert json.loads(cli.ok("prune", "--retention", "1m", "--json").splitlines()[0])["removed"] == 3
 
 
-def test_what_cannot_be_understood_removes_nothing(
+def test_with_a_retention_that_cannot_be_read_nothing_is_removed(
     sql: Session, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     sql.run("insert into pgbus.retentions values ('{\"newer\": 1}', 'host pid 1', now() + interval '1 hour')")
@@ -134,13 +136,13 @@ RETENTIONS = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(RETENTIONS)
-def test_what_is_told_is_what_the_others_read(retention: Retention) -> None:
+def test_a_stated_retention_is_read_back_unchanged(retention: Retention) -> None:
     assert Retention.read(retention.statement).statement == retention.statement
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(RETENTIONS, min_size=1, max_size=4), st.text("abc", max_size=3))
-def test_together_they_keep_what_each_of_them_keeps(retentions: list[Retention], stream: str) -> None:
+def test_together_servers_keep_everything_that_one_of_them_keeps(retentions: list[Retention], stream: str) -> None:
     age, count = keep_longest(retentions, stream)
     for own_age, own_count in (retention.keep(stream) for retention in retentions):
         assert age >= own_age
@@ -151,6 +153,6 @@ def test_together_they_keep_what_each_of_them_keeps(retentions: list[Retention],
     "text",
     ["", "[]", "{}", '{"retention": 1}', "null", '{"retention": "x", "retention_patterns": [], "forget_after": "1s"}'],
 )
-def test_what_is_no_statement_is_refused(text: str) -> None:
+def test_text_that_states_no_retention_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Retention.read(text)

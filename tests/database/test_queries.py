@@ -47,7 +47,7 @@ def prune(sql: Session, stream: str, up_to: int) -> None:
 # pages
 
 
-def test_a_page_is_what_is_above_the_cursor_oldest_first(asking: Queries, sql: Session, stream: str) -> None:
+def test_a_page_has_the_messages_above_the_cursor_oldest_first(asking: Queries, sql: Session, stream: str) -> None:
     sql.call("broadcast", stream, "x", "e", "admins", "c7")
     first, second, third = [sql.call("last_id", stream), *publish(sql, stream, "y", "z")]
 
@@ -126,7 +126,7 @@ def mixed(database: str) -> tuple[str, list[int], list[int]]:
 
 @many_examples
 @given(start=st.integers(0, 16), limit=st.integers(1, 20), size=st.sampled_from([1, 5, 10, 11, 300, 2000, 5521, 9999]))
-def test_a_page_takes_what_there_is_room_for(
+def test_a_page_takes_messages_while_it_has_room(
     asking: Queries, mixed: tuple[str, list[int], list[int]], start: int, limit: int, size: int
 ) -> None:
     stream, ids, sizes = mixed
@@ -214,7 +214,7 @@ def test_a_page_tells_whether_the_message_of_its_cursor_is_there(asking: Queries
     assert anchors() == [0, 0, ids[1], ids[1], ids[1]]
 
 
-def test_moved_are_the_streams_whose_head_is_another_one(asking: Queries, sql: Session, stream: str) -> None:
+def test_moved_returns_the_streams_whose_head_differs(asking: Queries, sql: Session, stream: str) -> None:
     lower, gone, pruned, same = (f"{stream} {n}" for n in range(4))
     ids = {name: publish(sql, name, "a")[0] for name in (lower, same)}
     heads = {lower: ids[lower] + 1, gone: 7, pruned: 7, same: ids[same]}
@@ -231,7 +231,7 @@ def test_moved_are_the_streams_with_something_above_their_head(asking: Queries, 
 # the tail
 
 
-def test_the_tail_has_what_is_new_of_all_streams_in_order(asking: Queries, sql: Session, stream: str) -> None:
+def test_the_tail_has_the_new_messages_of_all_streams_in_order(asking: Queries, sql: Session, stream: str) -> None:
     [first] = publish(sql, stream, "a")
     ids = [publish(sql, f"{stream} {n % 2}", str(n))[0] for n in range(5)]
     rows = asking.tail(first, [], None, limit=100)
@@ -249,7 +249,7 @@ def test_the_tail_looks_into_holes(asking: Queries, sql: Session, stream: str) -
     assert [row.id for row in found] == [ids[0], ids[3]]
 
 
-def test_the_tail_leaves_data_that_nobody_asked_for_and_large_data(asking: Queries, sql: Session, stream: str) -> None:
+def test_the_tail_leaves_out_large_data_and_data_of_other_streams(asking: Queries, sql: Session, stream: str) -> None:
     other = f"{stream} 1"
     [first, last] = publish(sql, stream, "a", "b" * 8000)
     [theirs] = publish(sql, other, "c")
@@ -267,7 +267,7 @@ def test_streams_are_listed_with_their_number_of_messages_and_head(asking: Queri
     assert at.tzinfo is not None
 
 
-def test_what_is_published_can_be_read(asking: Queries, stream: str) -> None:
+def test_published_messages_can_be_read(asking: Queries, stream: str) -> None:
     id = asking.broadcast(stream, "a", Publication("e", "admins", "c7", "k"))
     assert asking.broadcast(stream, "a", Publication(key="k")) == id
     last = asking.broadcast_many(stream, ["b", "c"], Publication("f"))
@@ -280,7 +280,7 @@ def test_what_is_published_can_be_read(asking: Queries, stream: str) -> None:
     assert asking.read_after(stream, id, 1) == found[1:2]
 
 
-def test_what_makes_no_sense_is_an_invalid_argument(asking: Queries) -> None:
+def test_bad_arguments_raise_invalid_argument(asking: Queries) -> None:
     for ask in (
         lambda: asking.broadcast("", "x", Publication()),
         lambda: asking.broadcast("s", "x", Publication("pgbus:x")),

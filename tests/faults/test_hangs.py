@@ -99,9 +99,7 @@ def test_a_server_ends_within_its_grace_although_the_database_hangs(pgbus_databa
             assert client.frames[-1].event == "pgbus:shutdown"
 
 
-def test_a_server_that_was_stopped_for_a_while_delivers_what_came_meanwhile(
-    pgbus_database: str, pgbus_bus: Bus
-) -> None:
+def test_a_server_that_was_suspended_delivers_the_messages_of_that_time(pgbus_database: str, pgbus_bus: Bus) -> None:
     with serve_process(pgbus_database) as server, session(pgbus_database) as connection:
         client = connect(server.url, "orders")
         client.next("pgbus:connected", timeout=20)

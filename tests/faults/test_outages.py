@@ -40,7 +40,7 @@ def until_all(client: StreamClient, expected: list[tuple[int, str]], timeout: fl
 # without notifications
 
 
-def test_what_is_published_while_the_listen_session_is_killed_arrives_within_the_catch_up_interval(
+def test_messages_published_while_the_listen_session_is_killed_arrive_within_the_catch_up_interval(
     pgbus_settings: Settings, pgbus_database: str, pgbus_bus: Bus
 ) -> None:
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server, session(pgbus_database) as connection:
@@ -223,7 +223,7 @@ def test_a_restart_of_postgresql_loses_nothing_and_drops_nobody(
         assert server.instance.alive
 
 
-def test_while_the_database_is_away_readyz_says_so_and_new_clients_are_told_to_come_back(
+def test_while_the_database_is_away_readyz_says_so_and_new_clients_are_sent_away(
     own_databases: TestDatabases, pgbus_settings: Settings
 ) -> None:
     embedded = own_databases.embedded

@@ -51,7 +51,7 @@ def lose(connection: Any, count: int, stream: str = "orders") -> None:
 # Messages that were delivered are gone
 
 
-def test_within_the_catch_up_interval_those_who_were_sent_them_are_told(
+def test_within_the_catch_up_interval_clients_that_got_lost_messages_are_told(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     clients = [server.live("orders") for _ in range(3)]
@@ -73,7 +73,7 @@ def test_within_the_catch_up_interval_those_who_were_sent_them_are_told(
     assert [reasons(client) for client in clients] == [["ahead"]] * 3
 
 
-def test_a_message_that_comes_after_the_loss_reaches_all_who_are_connected(
+def test_a_message_after_the_loss_reaches_all_connected_clients(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     """The message's id is above the worker's head, and its prev_id is below it."""
@@ -119,7 +119,7 @@ def test_an_emptied_table_is_noticed(statement: str, server: Serving, pgbus_bus:
     assert [data for _, data in received(newcomer)] == ["d"]
 
 
-def test_who_comes_back_with_a_cursor_that_is_lost_gets_all_that_is_retained(
+def test_a_client_with_a_lost_cursor_gets_all_retained_messages(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     live, away = server.live("orders"), server.live("orders")
@@ -140,7 +140,7 @@ def test_who_comes_back_with_a_cursor_that_is_lost_gets_all_that_is_retained(
 
 
 @pytest.mark.parametrize("left", [0, 3])
-def test_who_comes_back_to_a_worker_that_did_not_see_the_loss_is_told_too(
+def test_a_client_of_a_worker_that_did_not_see_the_loss_is_told_too(
     left: int, pgbus_settings: Settings, pgbus_bus: Bus, connection: Any
 ) -> None:
     """Newer messages exist by then, and none has the lost one as its prev_id."""
@@ -298,7 +298,7 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
 
 
 @pytest.mark.parametrize(("ring", "query"), [(1, ""), (100, ""), (1, "replay=6"), (100, "replay=6")])
-def test_rows_that_were_deleted_in_the_middle_are_told_of(
+def test_rows_that_were_deleted_in_the_middle_are_reported(
     ring: int, query: str, pgbus_settings: Settings, pgbus_bus: Bus, connection: Any
 ) -> None:
     ids = publish(pgbus_bus, *"abcdefgh")
@@ -312,7 +312,7 @@ def test_rows_that_were_deleted_in_the_middle_are_told_of(
         assert received(client) == stored(connection, "orders")[0 if query else 2 :]
 
 
-def test_what_is_deleted_in_the_middle_is_no_longer_sent_from_memory(
+def test_messages_deleted_in_the_middle_are_no_longer_sent_from_memory(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     live = server.live("orders")
@@ -361,7 +361,7 @@ def test_rows_that_replication_or_copy_brings_arrive_within_the_catch_up_interva
     assert reasons(client) == []
 
 
-def test_a_row_that_is_replicated_late_below_the_head_reaches_nobody_who_is_beyond_it(
+def test_a_row_replicated_late_below_the_head_reaches_no_client_beyond_it(
     server: Serving, pgbus_bus: Bus, connection: Any
 ) -> None:
     """As docs/sql.md says, rows of a stream must be committed in the order of their ids."""

@@ -100,7 +100,7 @@ def test_a_newer_release_that_does_not_migrate_is_refused_by_an_older_schema(
     check(database)
 
 
-def test_who_does_not_migrate_is_told_that_there_is_no_schema(database: str, sql: Session) -> None:
+def test_without_migrating_a_missing_schema_is_reported(database: str, sql: Session) -> None:
     sql.run("drop schema pgbus cascade")
     with pytest.raises(SchemaTooOld, match="is not in this database; run `python -m pgbus_gevent migrate`") as refused:
         check(database)
@@ -173,7 +173,9 @@ def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
         assert migration.get(timeout=20) == [LATER.version]
 
 
-def test_who_is_in_the_way_for_too_long_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_blocks_a_migration_for_too_long_is_named(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release(monkeypatch, *KNOWN, LATER)
     with opened_sessions(database) as opener:
         reader = opener()
@@ -226,7 +228,9 @@ def as_role(database: str, role: str) -> str:
     return str(ext.make_dsn(database, options=f"-c role={role}"))
 
 
-def test_a_role_that_may_not_upgrade_is_told_who_may(database: str, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_that_may_not_upgrade_is_told_the_owner(
+    database: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert migrate(as_role(database, role)) == []
     release(monkeypatch, *KNOWN, LATER)
     with pytest.raises(
@@ -236,7 +240,7 @@ def test_a_role_that_may_not_upgrade_is_told_who_may(database: str, role: str, m
     assert refused.value.sqlstate == "42501"
 
 
-def test_a_role_that_may_make_no_schema_is_told_what_an_administrator_has_to_do(
+def test_a_role_that_may_not_create_the_schema_gets_the_statement_for_an_administrator(
     database: str, sql: Session, role: str
 ) -> None:
     sql.run("drop schema pgbus cascade")
@@ -251,7 +255,7 @@ def test_a_role_that_may_not_read_the_record_may_still_serve(database: str, sql:
     check(as_role(database, role))
 
 
-def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_transactions_are_named_as_the_reason(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(ext.make_dsn(database, options="-c default_transaction_read_only=on"))
     assert migrate(url) == []
     release(monkeypatch, *KNOWN, LATER)
@@ -259,7 +263,7 @@ def test_where_transactions_are_read_only_it_says_so(database: str, monkeypatch:
         migrate(url)
 
 
-def test_on_a_standby_it_says_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_standby_the_message_asks_for_the_primary(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="pgbus-test-") as folder:
         os.chmod(folder, 0o755)  # the server's user must be able to enter
         with EmbeddedPostgres.open(folder) as server:

@@ -115,7 +115,7 @@ def test_keys_of_any_text(bus: Bus, key: str) -> None:
 # held back
 
 
-def test_what_is_coalesced(bus: Bus) -> None:
+def test_coalescing(bus: Bus) -> None:
     """The last message to each target, audience and event is published, in the order of the last writes."""
     s = bus.stream("s")
     for data, target in (("a1", "a"), ("b1", "b"), ("a2", "a")):
@@ -135,7 +135,7 @@ def test_what_is_coalesced(bus: Bus) -> None:
     ]
 
 
-def test_closing_publishes_what_is_held_back(bus: Bus) -> None:
+def test_closing_publishes_the_messages_that_were_held_back(bus: Bus) -> None:
     bus.stream("s").broadcast("one", coalesce=30, target="t")
     bus.close()
     assert seen(bus) == [(None, "one", None, None)]
@@ -279,7 +279,7 @@ REFUSED: list[tuple[str, Case, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("what", "case", "error"), REFUSED, ids=[what for what, _, _ in REFUSED])
-def test_what_makes_no_sense_is_refused(bus: Bus, what: str, case: Case, error: type[Exception]) -> None:
+def test_bad_arguments_are_refused(bus: Bus, what: str, case: Case, error: type[Exception]) -> None:
     with pytest.raises(error) as failure:
         case(bus)
     assert type(failure.value) is error and str(failure.value)
@@ -317,7 +317,7 @@ def test_settings_or_single_ones() -> None:
 # extras of the fake one
 
 
-def test_what_was_sent() -> None:
+def test_sent() -> None:
     """``sent`` has all messages in the order of the commits, also ephemeral ones."""
     bus = FakeBus()
     s = bus.stream("s")

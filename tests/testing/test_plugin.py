@@ -70,7 +70,7 @@ def test_the_instance_runs(pgbus_instance):
     assert pgbus_instance.alive
 
 
-def test_what_is_broadcast_is_counted(pgbus_bus, assert_broadcasts):
+def test_broadcasts_are_counted(pgbus_bus, assert_broadcasts):
     orders = pgbus_bus.stream("orders")
     with assert_broadcasts("orders", 3) as found:
         orders.broadcast_many(["one", "two"], event="order")
@@ -347,7 +347,7 @@ def test_hangs_end_at_the_deadline(project: Project) -> None:
     assert "Captured stacks call" in found and found.output.count("in waits_for_ever") >= 2, found
 
 
-def test_a_hang_is_told_whatever_objects_say_of_themselves(project: Project) -> None:
+def test_a_hang_is_reported_even_if_the_repr_of_objects_raises(project: Project) -> None:
     """The stacks do not call ``repr``: that of Bottle's request, which every application has, raises outside a request."""
     hang = """
         import bottle
