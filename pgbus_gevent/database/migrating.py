@@ -180,7 +180,7 @@ def _without_right(connection: ext.connection, error: psycopg2.Error) -> str:
 def _read_only(connection: ext.connection) -> str:
     _, _, is_standby = _ownership(connection)
     if is_standby:
-        return f"no schema can be created or upgraded on a standby, which this server is: give the primary's URL to `{_COMMAND}`"
+        return f"this server is a standby, on which no schema can be created or upgraded: give the primary's URL to `{_COMMAND}`"
     return (
         "the schema cannot be created or upgraded, because transactions are read-only here (default_transaction_read_only):"
         f" run `{_COMMAND}` in a session that may write"
