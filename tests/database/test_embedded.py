@@ -632,6 +632,7 @@ def test_a_close_that_fails_is_logged(
     assert not accepts(server.url)
 
 
+@pytest.mark.program
 def test_programs_that_are_links_into_a_cache_are_copied_as_files_and_again_if_some_are_gone(
     place: Path, shut: Path
 ) -> None:
