@@ -55,14 +55,14 @@ assert (member.member, dict(member.metadata)) == ("7", {{"name": "Ada"}}), membe
 instance = Instance(settings)
 StreamApp(instance)
 instance.start()
-body = instance.body(StreamRequest((Place("room:1", since=0),)))
+body = instance.clients.body(StreamRequest((Place("room:1", since=0),)))
 got = b""
 with gevent.Timeout(20):
     for chunk in body:
         got += chunk
         if got.count(b"data: coalesced"):
             break
-    newcomer = instance.body(StreamRequest((Place("room:2"),)))
+    newcomer = instance.clients.body(StreamRequest((Place("room:2"),)))
     assert b"pgbus:connected" in next(iter(newcomer))
     newcomer.close()
     bus.stream("old:1").broadcast_many([str(n) for n in range(5)])
