@@ -126,10 +126,10 @@ class FakeQueries:
         return found[:limit]
 
     @contextmanager
-    def transaction(self, isolation: str | None = None) -> Iterator[FakeCursor]:
-        cursor = FakeCursor(self, one_snapshot=isolation in ("repeatable read", "serializable"))
-        yield cursor
-        cursor.commit()
+    def transaction(self, isolation: str | None = None) -> Iterator[FakeDatabaseCursor]:
+        database_cursor = FakeDatabaseCursor(self, one_snapshot=isolation in ("repeatable read", "serializable"))
+        yield database_cursor
+        database_cursor.commit()
 
 
 class _Lease(NamedTuple):
@@ -183,7 +183,7 @@ class FakePresence:
         return True
 
 
-class FakeCursor:
+class FakeDatabaseCursor:
     """A database cursor for ``using=`` that runs nothing: it answers an application's statements from :attr:`FakeBus.answers`.
 
     Messages are published at the end of the transaction's block, or by :meth:`commit`. If the block raises, they are dropped.

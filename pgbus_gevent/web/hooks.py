@@ -86,7 +86,9 @@ class Hook:
             try:
                 check_subscriber(answer)
             except InvalidArgument as error:
-                self._complain(f"the authorize hook answered with an invalid Subscriber for stream {place.stream!r}", error)
+                self._complain(
+                    f"the authorize hook answered with an invalid Subscriber for stream {place.stream!r}", error
+                )
                 return None
             times = [at for at in (signed.expires_at, answer.expires_at) if at is not None]
             return Subscriber(answer.owner, answer.context, answer.member, min(times, default=None))
