@@ -218,7 +218,7 @@ MIXED = Scenario(
 )
 REPLAY = Scenario(
     "replay",
-    "N clients that come back at once, with cursors behind, while others are live",
+    "N clients that come back at the same time, with old cursors, while others are live",
     replay,
     (
         *("clients", "behind", "back_s", "caught_up", "caught_up_s", "queries", "pages"),
@@ -227,7 +227,7 @@ REPLAY = Scenario(
 )
 SLOW = Scenario(
     "slow",
-    "messages of 64 kB, five a second, and clients of which one in twenty never reads",
+    "messages of 64 kB, five a second; one client in twenty never reads",
     slow,
     ("healthy", "slow", "lost", *LATENCIES, "server_mb", "kernel_mb", "kb_per_slow"),
 )
