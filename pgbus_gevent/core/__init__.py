@@ -1,1 +1,1 @@
-"""Plain values and functions: no I/O, no clock, no gevent, no psycopg2."""
+"""Plain values and functions. Nothing here does I/O, reads a clock, or imports gevent or psycopg2."""

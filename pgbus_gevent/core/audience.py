@@ -1,4 +1,4 @@
-"""What one connection is sent of a stream's frames: those that it may see, with ids that fit the connection."""
+"""Selects the frames that one connection may see, and gives them the ids that this connection needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .stream_log import Chunk, Frame
 
 
 class Audience:
-    """Judges frames that are not for everybody, by ``filters`` and by the connection that they exclude."""
+    """Decides by ``filters``, and by the connection that a message excludes, which frames a client gets."""
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
 
     def frames_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """The frames of a chunk for one connection, joined; empty where it may see none."""
+        """Return the frames of a chunk that one connection may see, joined; empty bytes if it may see none."""
         if len(subscription.client.subscriptions) > 1:
             return self._of_several(subscription, chunk)
         if chunk.data is not None:
@@ -24,7 +24,10 @@ class Audience:
         return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
 
     def ephemerals_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """Frames without ids for one connection; on one with several streams each tells which it is of."""
+        """Return ephemeral frames, which have no ids, for one connection.
+
+        If the connection has several streams, each frame names its stream in a comment.
+        """
         subscriptions = subscription.client.subscriptions
         if len(subscriptions) == 1:
             return self.frames_for(subscription, chunk)
@@ -34,7 +37,7 @@ class Audience:
         )
 
     def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """Each id tells where the client stands in all of its streams."""
+        """Return the frames for a connection with several streams: each id carries the client's cursor in every stream."""
         subscriptions = subscription.client.subscriptions
         index = subscriptions.index(subscription)
         cursors = [each.cursor or 0 for each in subscriptions]

@@ -1,10 +1,11 @@
-"""The delivery board: the streams that somebody watches, and what remains to be done about them.
+"""The delivery board: the logs of the streams that have clients, and the work that remains to be done on them.
 
-Delivery is level-triggered. A log has moved or it has not, and a client is behind or it is not; the board holds these facts, and
-the greenlets of the streamer take work from it and put work on it. None of them calls another. Work stays here until it is done,
-so a greenlet that died and was started again finds on the board what it left.
+Delivery is level-triggered. The board holds state, not events: a log has moved or it has not, and a client is behind or it is
+not. The greenlets of the streamer put work on the board and take work from it; they do not call one another. Work stays on the
+board until it is done. A greenlet that dies and is started again therefore finds its unfinished work here.
 
-The board does no I/O, reads no clock and never waits, so each of its methods is atomic: no other greenlet can run within one.
+The board does no I/O, reads no clock and never waits. Each of its methods is atomic, because gevent switches greenlets only
+where code waits.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import NamedTuple
 
 from . import sse
 from .client import Client, Place, Subscription
+from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from .events import Broadcast, Events
-from .hints import HintLog, Hints
 from .registry import Registry
-from .replay import History
+from .replay import PageFrames
 from .retries import Trouble
 from .schedule import Schedule
 from .stream_counter import StreamCounter
@@ -31,20 +32,20 @@ from .work import Flag, Work
 logger = logging.getLogger("pgbus_gevent.board")
 
 MAX_LARGE = 10_000
-"""Ephemeral messages that wait behind a large one. Beyond that, new ones are dropped."""
+"""The most ephemeral messages that wait while a large one is fetched. Beyond that, new ones are dropped."""
 
 POLL_SHARE = 0.1
-"""How much sooner the next look at the database comes while no notifications are heard."""
+"""The factor by which intervals between questions to the database are shortened while no notifications are heard."""
 
 
 class Page:
-    """Older messages of one stream, for the clients that wait with a cursor from the page's start to below ``end``."""
+    """Older messages of one stream. The page is for the waiting clients whose cursor lies from its start to below ``end``."""
 
-    __slots__ = ("end", "epoch", "history", "log")
+    __slots__ = ("content", "end", "epoch", "log")
 
-    def __init__(self, log: StreamLog, history: History, end: int) -> None:
+    def __init__(self, log: StreamLog, content: PageFrames, end: int) -> None:
         self.log = log
-        self.history = history
+        self.content = content
         self.end = end
         self.epoch = log.epoch
 
@@ -54,12 +55,12 @@ class Page:
         return self.epoch == self.log.epoch
 
     def serves(self, cursor: int | None) -> bool:
-        """Whether the page has what follows ``cursor``."""
-        return cursor is not None and self.history.start <= cursor < self.end
+        """Whether the page has the messages that follow ``cursor``."""
+        return cursor is not None and self.content.start <= cursor < self.end
 
 
 class RingLimits(NamedTuple):
-    """The most that the rings may hold: messages and bytes of one stream, bytes of all streams together."""
+    """How much the rings may hold: messages and bytes of one stream, and bytes of all streams together."""
 
     messages: int
     bytes: int
@@ -69,14 +70,18 @@ class RingLimits(NamedTuple):
 class Board:
     """The state that the parts of a streamer share.
 
-    For the dispatcher: ``moved`` (logs with new frames), ``ready`` (subscriptions that may be behind), ``pages`` (read from the
-    database, to be sent) and ``hinted`` (streams with ephemeral messages to send). The flag ``delivery`` is set for all four.
+    The dispatcher takes ``moved`` (logs with new frames), ``ready`` (subscriptions that may be sent something), ``pages`` (pages
+    that a reader has read) and ``ephemeral`` (streams with ephemeral messages to send). Adding to any of them sets the flag
+    ``delivery``.
 
-    For the readers: ``looks`` (logs to compare with the table) and ``behind`` (logs with clients that need a page), with the
-    flag ``reading``. The clients that wait for a reader are in :meth:`waiting`.
+    The readers take ``looks`` (logs to compare with the table) and ``behind`` (logs with clients that need a page). Adding to
+    either sets the flag ``reading``. :meth:`waiting` returns the clients that wait for a reader.
 
-    For the others: ``doorbell`` (a publisher rang), ``large`` (ephemeral messages to fetch, with the flag ``fetching``) and
-    ``control`` (connections may have been revoked). ``listening`` is set while notifications are heard.
+    The other parts wait for flags: ``doorbell`` (a notification came), ``fetching`` (``large`` has ephemeral messages that must
+    be fetched) and ``control`` (connections may have been revoked). ``listening`` is set while notifications are heard.
+
+    ``flag`` makes a flag; the streamer gives :class:`gevent.event.Event`. ``tick`` is the length of a slot of the schedule, in
+    seconds.
     """
 
     def __init__(
@@ -97,22 +102,22 @@ class Board:
         self.moved: Work[StreamLog] = Work(self.delivery)
         self.ready: Work[Subscription] = Work(self.delivery)
         self.pages: Work[Page] = Work(self.delivery)
-        self.hinted: Work[HintLog] = Work(self.delivery)
+        self.ephemeral: Work[EphemeralBuffer] = Work(self.delivery)
         self.looks: Work[StreamLog] = Work(self.reading)
         self.behind: Work[StreamLog] = Work(self.reading)
         self.schedule = Schedule(tick)
-        self.hints = Hints()
+        self.ephemeral_buffers = EphemeralBuffers()
         self.large: deque[Ephemeral] = deque()
         self.dropped = 0
-        """How many ephemeral messages went to nobody, as too many came."""
+        """How many ephemeral messages were dropped because too many were waiting."""
         self._flood = Trouble(
             logger,
             "%d ephemeral messages (%d bytes) wait to be sent, and %d to be fetched: dropping new ones, first of %r",
         )
         self.unsure = True
-        """Whether the next sweep has to compare all heads: the table may have gone back in time."""
+        """Whether the next sweep must be a probe, because the table may have gone back in time."""
         self.pace = 0.0
-        """Seconds between two rings of the doorbell."""
+        """The least time between two notifications of the doorbell, in seconds."""
         self._rings = rings
         self._broadcasts = self.events.signal(Broadcast)
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
@@ -123,14 +128,14 @@ class Board:
     # clients
 
     def join(self, client: Client, places: Iterable[Place]) -> None:
-        """A client has come."""
+        """Register a client with a subscription for each place, and have it admitted."""
         self.registry.add(client, places)
         self.schedule.add(client)
-        # It stands for all of the client's subscriptions until the client is admitted.
+        # One subscription stands for all of them, because a client is admitted to all of its streams at once.
         self.ready.add(client.subscriptions[0])
 
     def leave(self, client: Client) -> tuple[Subscription, ...]:
-        """A client has gone; its subscriptions, or nothing if it had gone before."""
+        """Take a client off the board. Return its subscriptions, or an empty tuple if it had left before."""
         subscriptions = self.registry.remove(client)
         if subscriptions:
             self.schedule.remove(client)
@@ -141,25 +146,28 @@ class Board:
             if log.retired:
                 for work in (self.moved, self.looks, self.behind):
                     work.discard(log)
-            self.hints.forget(subscription)
+            self.ephemeral_buffers.remove(subscription)
         return subscriptions
 
     def log(self, name: str) -> StreamLog | None:
-        """The log of a stream that somebody watches."""
+        """Return the log of a stream, or None if the stream has no client here."""
         return self.registry.log(name)
 
     def waiting(self, log: StreamLog) -> dict[Subscription, None]:
-        """The subscriptions that wait for a reader: with a cursor for a page, without one for a look. Not to be changed."""
+        """Return the subscriptions that wait for a reader. Do not change the dict.
+
+        A subscription with a cursor waits for a page, one without a cursor for a look.
+        """
         return self._waiting.get(log, _NOBODY)
 
     def wait(self, subscription: Subscription) -> None:
-        """A client needs the database: for its start, or for what lies below the ring."""
+        """Have a reader ask the database where a client starts, or for the messages below the ring."""
         log = subscription.log
         self._waiting.setdefault(log, {})[subscription] = None
         (self.looks if subscription.cursor is None else self.behind).add(log)
 
     def stop_waiting(self, subscription: Subscription) -> bool:
-        """A client needs the database no more; whether it had waited."""
+        """Stop waiting for a reader. Return whether the subscription was waiting."""
         waiting = self._waiting.get(subscription.log, _NOBODY)
         if subscription not in waiting:
             return False
@@ -168,10 +176,10 @@ class Board:
             del self._waiting[subscription.log]
         return True
 
-    # what is new
+    # new messages
 
     def extend(self, log: StreamLog, rows: Iterable[Stored]) -> int:
-        """Messages that follow the head of a log, without a hole, have come; how many of them were new."""
+        """Add messages that follow the head of a log without a gap. Return how many of them were new."""
         head = log.head
         new = log.extend(rows)
         if new:
@@ -183,22 +191,23 @@ class Board:
         return new
 
     def take_next(self, log: StreamLog, row: Stored) -> None:
-        """A message has come that may be the next one. If it is not known to be, the table is asked."""
+        """Add a message if it is known to be the next one of the log; otherwise have a reader look at the table."""
         if log.follows(row.prev_id):
             self.extend(log, [row])
         else:
             self.looks.add(log)
 
     def note(self, log: StreamLog, horizon: int) -> None:
-        """A stream is known to be pruned up to ``horizon``."""
+        """Remember that the stream has been pruned up to ``horizon``."""
         head = log.head
         log.note(horizon=horizon)
         if log.head > head:
             self.moved.add(log)
 
     def rewind(self, log: StreamLog, to: int, *, horizon: int) -> None:
-        """The table has lost what it had above ``to``. Every client that was sent more is told, and starts again from what is
-        retained.
+        """Take a log back to ``to``, because the table has lost the messages above it.
+
+        Every client that was sent a lost message is told of a gap, and then gets everything that is retained.
         """
         log.rewind(to, horizon=horizon)
         for subscription in self.registry.subscriptions(log.name):
@@ -208,16 +217,19 @@ class Board:
                 self.ready.add(subscription)
 
     def until_next(self, interval: float) -> float:
-        """The time until the next look at the database: ``interval``, or less while no notifications are heard."""
+        """Return the seconds until the next question to the database: ``interval``, or less while no notifications are heard."""
         return interval if self.listening.is_set() else interval * POLL_SHARE
 
     def doubt(self) -> None:
-        """A session with the database was lost: clients that come now wait until the table has been asked."""
+        """Put all logs in doubt, because a session with the database was lost.
+
+        Clients that come now wait until the table has been asked.
+        """
         for log in self.registry.logs():
             log.doubts += 1
 
     def resync(self) -> None:
-        """There is a new session, perhaps with a server that was promoted or restored: every head has to be compared."""
+        """Have every head compared with the table, because a new session may be with a promoted or restored server."""
         self.doubt()
         self.unsure = True
         self.doorbell.set()
@@ -226,57 +238,57 @@ class Board:
     # ephemeral messages
 
     def take_ephemeral(self, message: Ephemeral) -> None:
-        """A notification has brought an ephemeral message. It waits while a large one that came before it is being fetched."""
+        """Take an ephemeral message from a notification. It waits behind a large one that came before it and is being fetched."""
         if self.registry.log(message.stream) is None:
             return
         if message.data is not None and not self.large:
-            self.pass_on(message)
+            self.buffer_ephemeral(message)
         elif len(self.large) < MAX_LARGE:
             self.large.append(message)
             self.fetching.set()
         else:
             self._drop(message.stream)
 
-    def pass_on(self, message: Ephemeral) -> None:
-        """Have an ephemeral message sent to the clients that are connected now."""
+    def buffer_ephemeral(self, message: Ephemeral) -> None:
+        """Have an ephemeral message sent to the clients that are connected now. If too many wait, drop it."""
         stream = message.stream
         if self.registry.log(stream) is None:
             return
         self.counter.broadcast(stream)
         if self._broadcasts.handlers:
             self._broadcasts.emit(Broadcast(stream, 1))
-        # Without an id: it is not stored, and a cursor that named it would be nowhere.
+        # The frame has no id: the message is not stored, so no cursor could point at it.
         data = sse.message(message.data or "", event=message.event)
-        hints = self.hints.add(stream, Frame(0, data, message.visible_to, message.exclude))
-        if hints is None:
+        buffer = self.ephemeral_buffers.add(stream, Frame(0, data, message.visible_to, message.exclude))
+        if buffer is None:
             self._drop(stream)
         else:
-            self.hinted.add(hints)
+            self.ephemeral.add(buffer)
 
     def _drop(self, stream: str) -> None:
         self.dropped += 1
-        self._flood.begins(self.hints.waiting, self.hints.bytes, len(self.large), stream)
+        self._flood.begins(self.ephemeral_buffers.waiting, self.ephemeral_buffers.bytes, len(self.large), stream)
 
-    def hints_sent(self, hints: HintLog) -> None:
-        """The ephemeral messages of a stream that waited have been sent."""
-        self.hinted.done(hints)
-        self.hints.tidy(hints.stream)
-        if not self.hints.waiting and not self.large:
+    def ephemerals_sent(self, buffer: EphemeralBuffer) -> None:
+        """Note that the dispatcher has sent the ephemeral messages that waited in ``buffer``."""
+        self.ephemeral.done(buffer)
+        self.ephemeral_buffers.tidy(buffer.stream)
+        if not self.ephemeral_buffers.waiting and not self.large:
             self._flood.ends()
 
     # the dispatcher
 
     @contextmanager
     def delivering(self) -> Iterator[None]:
-        """The dispatcher runs. Whatever ends it, what it took and did not finish is there for the next run."""
+        """Within this block the dispatcher runs. At its end, even after an exception, the work that it took is given back."""
         try:
             yield
         finally:
-            for work in (self.moved, self.ready, self.pages, self.hinted):
+            for work in (self.moved, self.ready, self.pages, self.ephemeral):
                 work.give_back()
 
     def served(self, page: Page) -> None:
-        """A page has been sent to all of the clients that it was for."""
+        """Note that a page has been sent to all clients that stood within it."""
         self.pages.done(page)
         if any(subscription.cursor is not None for subscription in self.waiting(page.log)):
             self.behind.add(page.log)

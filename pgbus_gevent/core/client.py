@@ -1,4 +1,4 @@
-"""A client as everything but its socket sees it: what it asked for, where it stands, when it last heard from us."""
+"""A client, without its socket: what it asked for, its cursors, and when it was last sent something."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class _Subscriber(NamedTuple):
 
 
 class Subscriber(_Subscriber):
-    """What an ``authorize`` hook knows of who connects.
+    """The person or program behind a connection, as an ``authorize`` hook answers.
 
-    ``owner`` names whose connection it is, ``context`` is what audience filters are given, ``member`` is the name for presence,
-    ``expires_at`` is when the connection is to end, in Unix seconds. Raises :class:`InvalidArgument` for an owner or member that
-    is no text, and for a time that is none.
+    ``owner`` is the text by which the application names the owner of the connection; caps and ``pgbus.disconnect`` go by it.
+    ``context`` is any value; audience filters get it. ``member`` is the text under which presence counts the connection.
+    ``expires_at`` is the time at which the connection ends, in Unix seconds. None, the default of each, means that there is none.
+
+    Raises :class:`InvalidArgument` if the owner or the member is not a valid text, or if the time is not a valid time.
     """
 
     __slots__ = ()
@@ -39,7 +41,7 @@ class Subscriber(_Subscriber):
 
 
 def check_subscriber(subscriber: Subscriber) -> Subscriber:
-    """Return ``subscriber``, or raise :class:`InvalidArgument`; one that ``_replace`` made is checked by nobody else."""
+    """Return ``subscriber``, or raise :class:`InvalidArgument`. A subscriber that ``_replace`` made is checked only here."""
     if subscriber.owner is not None:
         check_owner(subscriber.owner)
     if subscriber.member is not None:
@@ -53,10 +55,11 @@ ANYBODY = Subscriber()
 
 
 class Place(NamedTuple):
-    """What a client asks of one stream, and as whom; checked and authorised already.
+    """A client's request for one stream, and the subscriber behind it. The request has been checked and authorised.
 
-    ``since`` is a cursor, ``replay`` a number of messages; neither: from now on. ``invalid_cursor`` tells of a Last-Event-ID
-    that could not be read, ``foreign`` of a cursor that may be another stream's.
+    ``since`` is a cursor, and ``replay`` a number of messages; without either, the client gets only new messages.
+    ``invalid_cursor`` is True if the client sent a Last-Event-ID that could not be read. ``foreign`` is True if the cursor may
+    belong to another stream.
     """
 
     stream: str
@@ -68,10 +71,10 @@ class Place(NamedTuple):
 
 
 class StreamRequest(NamedTuple):
-    """What a client asks for: one place or several, in the order in which it named the streams.
+    """A client's request: one place or several, in the order in which it named the streams.
 
-    ``connection`` is the id that it had before, if it sent one back; ``recheck`` asks again who it is at each of the places,
-    as configured, and answers None where it may no longer watch one of them.
+    ``connection`` is the id of the client's earlier connection, if it sent one. ``recheck`` asks the authorize hook again. It
+    returns one subscriber for each place, or None if the client may no longer watch one of the streams.
     """
 
     places: tuple[Place, ...]
@@ -81,7 +84,7 @@ class StreamRequest(NamedTuple):
 
     @property
     def owner(self) -> str | None:
-        """Whose connection it is."""
+        """The owner of the connection, or None."""
         return owner_of(place.subscriber for place in self.places)
 
     @property
@@ -91,24 +94,35 @@ class StreamRequest(NamedTuple):
 
 
 def owner_of(subscribers: Iterable[Subscriber]) -> str | None:
-    """Whose connection it is, as far as any of the streams' answers tells."""
+    """Return the first owner that one of ``subscribers`` has, or None."""
     return next((each.owner for each in subscribers if each.owner is not None), None)
 
 
 def end_of(subscribers: Iterable[Subscriber]) -> float | None:
-    """When the first of the rights expires, in Unix seconds."""
+    """Return when the first of the rights expires, in Unix seconds, or None."""
     return min((each.expires_at for each in subscribers if each.expires_at is not None), default=None)
 
 
 class Client(ABC):
-    """One connection. ``id`` is a random hex text; times are of the monotonic clock, in seconds.
+    """One connection. ``id`` is a random hexadecimal text; times are in seconds of the monotonic clock.
 
-    The way its bytes take is the subclass's: a socket, or a WSGI response body.
+    A subclass sends the bytes: over a socket, or through a WSGI response body.
     """
 
     __slots__ = (
-        "address", "bytes_sent", "due", "ends_at", "expires_at", "id", "last_sent", "opened_at", "owner", "reason", "recheck",
-        "subscriptions", "turn",
+        "address",
+        "bytes_sent",
+        "due",
+        "ends_at",
+        "expires_at",
+        "first",
+        "id",
+        "last_sent",
+        "opened_at",
+        "owner",
+        "reason",
+        "recheck",
+        "subscriptions",
     )  # fmt: skip
 
     def __init__(self, id: str, request: StreamRequest, *, now: float) -> None:
@@ -119,70 +133,73 @@ class Client(ABC):
         self.recheck = request.recheck
         self.opened_at = now
         self.last_sent = now
-        self.bytes_sent = 0  # what still waits for it included
+        self.bytes_sent = 0  # including bytes that still wait to be sent
         self.subscriptions: tuple[Subscription, ...] = ()
-        self.turn = 0  # which of them is the first to be served when it can take more
+        self.first = 0  # the index of the subscription that is served first when the client takes bytes again
         self.reason: str | None = None
-        self.due = 0  # the heartbeat's own note of when it looks here next
+        self.due = 0  # the number of the client's slot in the schedule
         self.ends_at: float | None = None
 
     @property
     def admitted(self) -> bool:
-        """Whether it has been told where it starts, in all of its streams, and gets messages from now on."""
+        """Whether the client has been greeted, with a cursor in each of its streams, and gets messages."""
         return bool(self.subscriptions) and self.subscriptions[0].cursor is not None
 
     @property
     def closed(self) -> bool:
-        """Whether the end has begun; nothing more is delivered then."""
+        """Whether the connection is ending; then nothing more is delivered to it."""
         return self.reason is not None
 
     @property
     @abstractmethod
     def blocked_since(self) -> float | None:
-        """Since when the client has taken no byte of what waits for it; None while nothing waits."""
+        """When the client last took a byte of the data that waits for it; None if nothing waits."""
 
     @abstractmethod
     def send(self, data: bytes, now: float) -> None:
-        """Give the client whole frames. Only while nothing waits for it. Never blocks."""
+        """Send whole frames. Call it only while :attr:`blocked_since` is None. It never blocks."""
 
     @abstractmethod
     def finish(self, farewell: bytes, now: float) -> None:
-        """Send the last frame and close; behind what waits for the client, should there be something."""
+        """Send the last frame, after the data that still waits for the client, and then close."""
 
     @abstractmethod
     def abort(self) -> None:
-        """Close now, whatever waits."""
+        """Close now, and discard the data that waits."""
 
 
 class Subscription:
-    """One client's place in one stream: a cursor, nothing more.
+    """One client in one stream: its place, and the cursor that moves.
 
-    ``cursor`` is None until it is known where the client starts, in all of its streams. ``start`` is what is known of that before:
-    the cursor that it came with, or what the database made of its ``replay``. ``verified`` tells that the head is as new as the
-    client's arrival, so that a cursor beyond it is ahead. ``lost`` is the cursor that it had when the table turned out to have
-    lost what it was sent, until it has been told. ``hinted`` tells that ephemeral messages had the first turn when it was last
-    brought forward.
+    ``cursor`` is None until the client is admitted. ``start`` is the cursor that the client came with, or the cursor that the
+    database found for its ``replay``. ``verified`` is True if the head is at least as new as the client's arrival; then a cursor
+    above the head is ahead. ``lost`` is the client's cursor at the moment when the table turned out to have lost messages that
+    the client was sent; it is None again once the client has been told. ``ephemerals_first`` alternates, so that messages and
+    ephemeral messages are sent first by turns. ``earlier_members`` counts the members that this subscription was before.
     """
 
-    __slots__ = ("client", "cursor", "hinted", "lives", "log", "lost", "place", "start", "verified")
+    __slots__ = ("client", "cursor", "earlier_members", "ephemerals_first", "log", "lost", "place", "start", "verified")
 
     def __init__(self, client: Client, log: StreamLog, place: Place) -> None:
         self.client = client
         self.log = log
         self.place = place
-        self.lives = 0  # how many members it was before this one
+        self.earlier_members = 0
         self.cursor: int | None = None
         self.start: int | None = place.since
         self.lost: int | None = None
-        self.hinted = False
+        self.ephemerals_first = False
         self.verified = False
 
     @property
     def unproven(self) -> bool:
-        """Whether it stands where it said that it does: only it says that there was a message with this id."""
+        """Whether the cursor is still the one that the client came with: only the client claims that this message existed."""
         return self.cursor == self.place.since and not self.place.foreign
 
     @property
     def lease(self) -> str:
-        """Names this place and member alone: a client keeps its id when it comes back, be it to another worker."""
-        return f"{self.client.id}.{id(self):x}" + (f".{self.lives}" if self.lives else "")
+        """The name of this subscription's lease. It is unique to the subscription and its member.
+
+        The client's id alone would not do, because a client keeps its id when it comes back, even to another worker.
+        """
+        return f"{self.client.id}.{id(self):x}" + (f".{self.earlier_members}" if self.earlier_members else "")

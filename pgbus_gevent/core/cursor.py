@@ -1,4 +1,4 @@
-"""Cursors as clients write them: digits, nothing else."""
+"""Cursors as clients write them: decimal digits and nothing else."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _DIGITS = re.compile(r"[0-9]{1,16}", re.ASCII)
 
 
 def parse_cursor(text: str, name: str = "since") -> int:
-    """The cursor that ``text`` says; ``name`` is what to call it in the error, an :class:`InvalidCursor`.
+    """Return the cursor in ``text``, or raise :class:`InvalidCursor`, which calls the value ``name``.
 
-    Clients bring back what they like: Last-Event-ID crosses origins without a preflight. So it is judged by one strict
-    pattern, and an error shows it escaped and cut.
+    The text is untrusted: browsers send Last-Event-ID to other origins without a preflight. It therefore has to match one
+    strict pattern, and the error shows it escaped and cut to 40 characters.
     """
     value = int(text) if _DIGITS.fullmatch(text) else None
     if value is None or value > MAX_ID:
@@ -24,25 +24,25 @@ def parse_cursor(text: str, name: str = "since") -> int:
 
 
 def parse_replay(text: str) -> int:
-    """How many messages back ``replay`` asks for. Raises :class:`InvalidCursor`."""
+    """Return the number of messages that ``replay`` asks for. Raises :class:`InvalidCursor`."""
     return parse_cursor(text, "replay")
 
 
 def composite_id(index: int, cursors: Sequence[int]) -> str:
-    """The id of a frame on a connection with several streams: which stream it is of, and where the client stands in all.
+    """Return the id of a frame on a connection with several streams: the index of its stream, and the cursors in all streams.
 
-    Sent back by the client, it resumes every stream (:func:`parse_composite`).
+    If the client sends it back, every stream resumes from it (:func:`parse_composite`).
     """
     return f"{index}~{'.'.join(map(str, cursors))}"
 
 
 def start_id(cursors: Sequence[int]) -> str:
-    """The id that tells where a client starts, in the order of its streams."""
+    """Return the id of a client's first frame, which holds the cursors from which it starts, in the order of its streams."""
     return str(cursors[0]) if len(cursors) == 1 else composite_id(0, cursors)
 
 
 def parse_composite(text: str, streams: int, name: str = "since") -> list[int]:
-    """The cursors of so many streams, in their order. Raises :class:`InvalidCursor`."""
+    """Return the cursors of ``streams`` streams, in their order. Raises :class:`InvalidCursor`."""
     index, _, rest = text.partition("~")
     cursors = rest.split(".")
     if len(cursors) != streams or not _DIGITS.fullmatch(index) or int(index) >= streams:
@@ -51,5 +51,5 @@ def parse_composite(text: str, streams: int, name: str = "since") -> list[int]:
 
 
 def is_composite(text: str) -> bool:
-    """Whether it has the form of an id of a connection with several streams."""
+    """Whether ``text`` has the form of an id of a connection with several streams."""
     return "~" in text

@@ -1,8 +1,8 @@
-"""What happens in a streamer, as named events; metrics, logs and users' hooks all take from here.
+"""Instrumentation events: what happens in a streamer, for metrics, logs and the handlers of an application.
 
-The parts emit, whoever is interested subscribes. Where nobody has, an event costs the part one look at an attribute: it asks for
-:attr:`Signal.handlers` before it makes one. A handler is called where the thing happens, in the greenlet that delivers or reads, so
-it must return at once and must not wait (no query, no request, no sleep): count, append to a queue, log.
+The parts emit events, and handlers subscribe to them. A part makes an event only if its :attr:`Signal.handlers` is not empty, so
+an event without handlers costs one attribute access. A handler runs in the greenlet that delivers or reads, or in the event loop.
+It must therefore return at once and must not wait: no query, no request, no sleep. It may count, append to a queue, or log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger("pgbus_gevent.events")
 
 
 class Connected(NamedTuple):
-    """A connection was opened. ``connection`` is its id."""
+    """A connection was opened. ``connection`` is its id, and ``streams`` are the names of its streams."""
 
     connection: str
     streams: tuple[str, ...]
@@ -26,9 +26,10 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """A connection has ended, however it did, after so many ``seconds``; comes once for each :class:`Connected`.
+    """A connection has ended. This event comes exactly once for each :class:`Connected`.
 
-    ``reason`` is that of the ``pgbus:shutdown`` frame, or says what the client did.
+    ``reason`` is the reason in the ``pgbus:shutdown`` frame, or a text about what the client did. ``seconds`` is how long the
+    connection lasted.
     """
 
     connection: str
@@ -39,25 +40,25 @@ class Disconnected(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A client was sent away for a passing reason, to come back: ``overloaded``, ``too-many-connections``, ``restart`` or
+    """A client was told to come back later. ``reason`` is ``overloaded``, ``too-many-connections``, ``restart`` or
     ``unavailable``."""
 
     reason: str
 
 
 class Broadcast(NamedTuple):
-    """So many new ``messages`` of a stream that somebody is connected to came in, ephemeral ones included."""
+    """New messages of a stream that has connections came in. ``messages`` is their number; ephemeral messages count."""
 
     stream: str
     messages: int
 
 
 class Passed(NamedTuple):
-    """A pass over a stream's connections has ended; one event for all of them.
+    """A pass over a stream's connections has ended. There is one event for the whole pass.
 
-    It sent to so many ``connections``, and took so many ``seconds`` from its begin until the last one had been served; the turns of
-    other streams in between are among them. ``appended_at`` is when the oldest of its messages was appended, in Unix seconds of
-    the database's clock; None where no notification told.
+    ``connections`` is the number of connections that were sent something. ``seconds`` is the time from the start of the pass
+    until the last connection was served, including the turns of other streams in between. ``appended_at`` is when the oldest of
+    its messages was appended, in Unix seconds of the database's clock, or None if no notification carried the time.
     """
 
     stream: str
@@ -67,10 +68,11 @@ class Passed(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A read for clients and streams that the ring could not serve.
+    """A reader has read from the database what the rings do not have.
 
-    ``kind`` is ``open`` (the state of streams that are new here), ``follow`` (from their heads on) or ``page`` (for clients far
-    behind). One statement for so many ``streams`` brought so many ``rows`` in so many ``seconds``.
+    ``kind`` is ``open`` (the state of streams that are new here), ``follow`` (the messages above the heads of open logs) or
+    ``page`` (older messages for clients that are behind). The read is one statement: ``streams`` is how many streams it asked
+    about, ``rows`` how many messages it returned, and ``seconds`` how long it took.
     """
 
     kind: str
@@ -80,14 +82,14 @@ class Read(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A client was told that its cursor cannot be served without a gap: ``expired``, ``ahead`` or ``invalid-cursor``."""
+    """A client was told of a gap. ``reason`` is ``expired``, ``ahead`` or ``invalid-cursor``."""
 
     stream: str
     reason: str
 
 
 class SlowConsumer(NamedTuple):
-    """A connection is closed, as it has taken no byte for ``seconds``. Its :class:`Disconnected` follows."""
+    """A connection is closed because its client has taken no byte for ``seconds``. Its :class:`Disconnected` follows."""
 
     connection: str
     streams: tuple[str, ...]
@@ -95,11 +97,14 @@ class SlowConsumer(NamedTuple):
 
 
 class ListenerUp(NamedTuple):
-    """The LISTEN session is there, for the first time or again."""
+    """The LISTEN session was opened, for the first time or again."""
 
 
 class ListenerDown(NamedTuple):
-    """The LISTEN session was lost; ``error`` says how. Until the next :class:`ListenerUp` new clients are refused."""
+    """The LISTEN session was lost, and messages are found by sweeps until the next :class:`ListenerUp`.
+
+    ``error`` is the message of the error.
+    """
 
     error: str
 
@@ -116,13 +121,13 @@ KINDS: tuple[type[Any], ...] = (
     ListenerUp,
     ListenerDown,
 )
-"""All of them, for who wants to hear of everything."""
+"""The classes of all events, for a handler that subscribes to every one."""
 
 E = TypeVar("E")
 Clock = Callable[[], float]
 
 
-class _Subscription:
+class _Handler:
     __slots__ = ("failures", "handler")
 
     def __init__(self, handler: Callable[[Any], object]) -> None:
@@ -131,24 +136,24 @@ class _Subscription:
 
 
 class Signal(Generic[E]):
-    """One kind of event: what a part is given, to say ``if signal.handlers: signal.emit(Kind(…))``.
+    """The handlers of one kind of event. A part uses it so: ``if signal.handlers: signal.emit(Kind(…))``.
 
-    ``catch`` are the exceptions of a handler that stay here; without a ``clock`` only its first one is logged. A part that is built
-    alone has one that nobody hears.
+    ``catch`` names the exceptions that a handler may raise without harm. With a ``clock``, which returns monotonic seconds, they
+    are logged once a minute for each handler; without one, only the first exception of each handler is logged.
     """
 
     __slots__ = ("_catch", "_reports", "handlers")
 
     def __init__(self, *, clock: Clock | None = None, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
-        self.handlers: tuple[_Subscription, ...] = ()
-        """Who listens; empty where nobody does."""
+        self.handlers: tuple[_Handler, ...] = ()
+        """The handlers in the order in which they subscribed; empty if there are none."""
         self._reports = Seldom(clock)
         self._catch = catch
 
     def subscribe(self, handler: Callable[[E], object]) -> Callable[[], None]:
-        """Call ``handler`` with each event from now on; returns what ends that, which may be called again."""
-        one = _Subscription(handler)
-        # Always another tuple: one that is being gone through stays as it is.
+        """Call ``handler`` with each event from now on. Return a function that ends this; it may be called again."""
+        one = _Handler(handler)
+        # A new tuple each time, because a handler may subscribe or unsubscribe while emit() iterates over the old one.
         self.handlers = (*self.handlers, one)
 
         def unsubscribe() -> None:
@@ -158,19 +163,19 @@ class Signal(Generic[E]):
         return unsubscribe
 
     def emit(self, event: E) -> None:
-        """Call all handlers, in the order in which they came. Raises nothing that ``catch`` names."""
+        """Call all handlers, in the order in which they subscribed. Exceptions that ``catch`` names are logged, not raised."""
         for one in self.handlers:
             try:
                 one.handler(event)
             except self._catch:
-                # Somebody's hook must not keep anybody from their messages.
+                # An application's handler must not stop the delivery of messages.
                 self._report(one, event)
 
-    def _report(self, one: _Subscription, event: E) -> None:
+    def _report(self, one: _Handler, event: E) -> None:
         one.failures += 1
-        if self._reports.turn(one) is not None:
+        if self._reports.due(one) is not None:
             logger.exception(
-                "the handler %r raised at a %s event, %d times so far; a line of this comes once a minute",
+                "the handler %r raised at a %s event, %d times so far; this is logged once a minute",
                 one.handler,
                 type(event).__name__,
                 one.failures,
@@ -178,13 +183,13 @@ class Signal(Generic[E]):
 
 
 class Events:
-    """All kinds of one Instance, each with its :class:`Signal`; arguments as there."""
+    """The events of one Instance: a :class:`Signal` for each kind, made with the same ``clock`` and ``catch``."""
 
     def __init__(self, *, clock: Clock | None = None, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
         self._signals: dict[type[Any], Signal[Any]] = {kind: Signal(clock=clock, catch=catch) for kind in KINDS}
 
     def signal(self, kind: type[E]) -> Signal[E]:
-        """That of a kind. Raises :class:`InvalidArgument` where it is none of :data:`KINDS`."""
+        """Return the signal of a kind. Raises :class:`InvalidArgument` if it is not one of :data:`KINDS`."""
         try:
             return self._signals[kind]
         except (KeyError, TypeError):
@@ -192,15 +197,16 @@ class Events:
             raise InvalidArgument(f"{kind!r} is no kind of event; there are {names}") from None
 
     def subscribe(self, kind: type[E], handler: Callable[[E], object]) -> Callable[[], None]:
-        """Call ``handler`` with each event of ``kind``, one of the classes here; returns what ends that.
+        """Call ``handler`` with each event of ``kind``, one of the classes in :data:`KINDS`.
 
-        It must return at once. What it raises is logged, once a minute, and harms nobody. Raises :class:`InvalidArgument` for an
-        unknown kind, and for a handler that cannot be called.
+        Return a function that ends the subscription. The handler must return at once. If it raises, the exception is logged, at
+        most once a minute, and the streamer goes on. Raises :class:`InvalidArgument` if the kind is unknown, or if the handler
+        cannot be called.
         """
         if not callable(handler):
             raise InvalidArgument(f"a handler is a function of the event, not {handler!r}")
         return self.signal(kind).subscribe(handler)
 
     def emit(self, event: Any) -> None:
-        """Tell who has subscribed to this kind; for what happens seldom, as the event has to be made first."""
+        """Call the handlers of the event's kind. This is for rare events, because the caller has to make the event first."""
         self.signal(type(event)).emit(event)

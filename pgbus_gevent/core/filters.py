@@ -1,4 +1,4 @@
-"""Who may see a message that is not for everybody."""
+"""The filters: predicates that decide which connections get a message that has a label."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .retries import Seldom
 logger = logging.getLogger("pgbus_gevent.filters")
 
 NOBODY = "\0"
-"""The label of what nobody may see; no label in a table has this character."""
+"""The label of a message that no client may see. No label in the table contains this character."""
 
 Predicate = Callable[[Any, str], bool]
-"""Given a connection's context and the stream: may it see messages with this label?"""
+"""A function of a connection's context and a stream's name: True if the connection may see messages with the label."""
 
 
 class Filters:
-    """The predicates that ``visible_to`` names. What is unknown or raises lets nobody see: it fails closed.
+    """The predicates that ``visible_to`` names. If a filter is not registered, or raises, nobody gets the message.
 
-    The log says so, for each label once a minute by ``clock``, once for good without one. ``catch`` is what a predicate may raise.
+    A message that nobody gets for this reason is logged as a warning: once a minute for each label if ``clock`` is given, which
+    returns monotonic seconds, and otherwise once. ``catch`` names the exceptions that a predicate may raise.
     """
 
     def __init__(
@@ -32,21 +33,25 @@ class Filters:
         self._complaints = Seldom(clock)
 
     def register(self, label: str, predicate: Predicate) -> None:
-        """Let messages with ``visible_to=label`` reach connections for whose context ``predicate`` says True."""
+        """Deliver messages with ``visible_to=label`` to the connections for which ``predicate(context, stream)`` is true.
+
+        A second call replaces the predicate. The predicate runs in the greenlet that delivers, so it must not wait. Raises
+        :class:`InvalidArgument` if the label is empty, or if the predicate cannot be called.
+        """
         if not label or not callable(predicate):
             raise InvalidArgument("a filter needs a label and a callable that takes (context, stream)")
         self._predicates[label] = predicate
         self._complaints.forget(label)
 
     def share(self, other: Filters) -> None:
-        """Have the predicates of ``other`` from now on, those that it gets later included; and it those of this one."""
+        """Share predicates with ``other``: from now on both have the predicates of both, also those registered later."""
         other._predicates.update(self._predicates)
         self._predicates = other._predicates
 
     def permits(self, label: str, context: Any, stream: str) -> bool:
         """Whether a connection with ``context`` may see a message of ``stream`` that is visible to ``label``."""
         if label == NOBODY:
-            self._complain(label, f"a message of stream {stream!r} has an event name that no broadcast takes: it is")
+            self._complain(label, f"a message of stream {stream!r} has an event name that broadcast() refuses: it is")
             return False
         predicate = self._predicates.get(label)
         if predicate is None:
@@ -59,5 +64,5 @@ class Filters:
             return False
 
     def _complain(self, label: str, what: str) -> None:
-        if self._complaints.turn(label) is not None:
+        if self._complaints.due(label) is not None:
             logger.warning("%s not delivered", what)

@@ -1,4 +1,4 @@
-"""What a connection is told of itself: when it begins, and when it goes on as somebody else's."""
+"""The frames about a connection itself: at its start, and when its subscribers are replaced."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from .identity import Identities
 
 
 def greeting(client: Client, identities: Identities | None, *, retry_after: float, heartbeat: float) -> bytes:
-    """The first frame of a client that is admitted; times in seconds. Without ``identities``, nobody shares its connection."""
+    """Return the first frame of a client that is admitted.
+
+    ``retry_after`` and ``heartbeat`` are in seconds. Without ``identities``, tabs of a browser do not share the connection.
+    """
     streams = [
-        sse.Opened(each.log.name, each.cursor or 0, each.log.head, _identity(identities, each.place.subscriber))
+        sse.StreamStart(each.log.name, each.cursor or 0, each.log.head, _identity(identities, each.place.subscriber))
         for each in client.subscriptions
     ]
     return sse.connected(
-        client.id, streams, retry_after=retry_after, heartbeat=heartbeat, identity=whole(client, identities)
+        client.id, streams, retry_after=retry_after, heartbeat=heartbeat, identity=identity_of(client, identities)
     )
 
 
 def identified(client: Client, identities: Identities | None) -> bytes:
-    """The frame for a client whose subscribers have been replaced."""
+    """Return the frame for a client whose subscribers have been replaced."""
     streams = [(each.log.name, _identity(identities, each.place.subscriber)) for each in client.subscriptions]
-    return sse.identified(whole(client, identities), streams)
+    return sse.identified(identity_of(client, identities), streams)
 
 
-def whole(client: Client, identities: Identities | None) -> str | None:
-    """The identity of a connection, by the subscribers that it has now."""
+def identity_of(client: Client, identities: Identities | None) -> str | None:
+    """Return the identity of a connection, made of the subscribers that it has now."""
     return _identity(identities, *(each.place.subscriber for each in client.subscriptions))
 
 

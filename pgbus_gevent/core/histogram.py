@@ -1,4 +1,4 @@
-"""Counts observations in buckets, without a lock: one greenlet at a time observes."""
+"""A histogram without a lock: :meth:`Histogram.observe` never yields, so only one greenlet at a time is in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class Histogram:
-    """Counts observations by ``bounds``, which rise; the last bucket is without a bound. :meth:`observe` never yields."""
+    """Counts observations in buckets. ``bounds`` are the upper bounds, in rising order; the last bucket has no bound."""
 
     __slots__ = ("_counts", "bounds", "sum")
 
@@ -22,12 +22,12 @@ class Histogram:
 
     @property
     def counts(self) -> list[int]:
-        """How many observations lie in each bucket, each for itself."""
+        """The number of observations in each bucket, not cumulated."""
         return list(self._counts)
 
     @property
     def cumulative(self) -> list[tuple[str, float]]:
-        """Each bound, and how many observations lie at or below it."""
+        """Each upper bound as text, with the number of observations at or below it."""
         found, below = [], 0
         for bound, count in zip((*map(float, self.bounds), float("inf")), self._counts, strict=True):
             below += count

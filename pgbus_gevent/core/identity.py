@@ -1,13 +1,13 @@
-"""Who somebody is to the streams, as an opaque text: equal where two connections may see the same messages.
+"""The identity of a connection: an opaque text that is equal for two connections which are sent the same messages.
 
-Browsers share one connection between their tabs. A tab may have what another tab's connection was sent only if the server would
-have sent it the same, so ``pgbus:connected`` and the page's element tell an identity each, and they are compared.
+The tabs of a browser share one connection. A tab may use the messages of another tab's connection only if the server would have
+sent it the same ones. Both ``pgbus:connected`` and the page's element therefore carry an identity, and the browser compares them.
 
-It is ``<key>.<who>.<what>``: which secret made it, whose it is (owner and member; empty where there is neither), and all that
-decides what may be seen (owner, context, member; empty where the context has no form that could be compared, which then shares with
-nothing). Each part is keyed, so it reveals nothing and means nothing on another site.
-When a right expires is no part of it: that decides how long a connection lasts, not what it is sent, and a hook that answers "in an
-hour" would never make the same text twice.
+An identity has three parts, ``<key>.<who>.<what>``. The first names the secret that made it. The second is a digest of owner and
+member; it is empty if there is neither. The third is a digest of owner, context and member, on which all filters depend; it is
+empty if the context cannot be compared, and then the connection is not shared. The digests are keyed, so they reveal nothing, and
+they mean nothing on another site. The expiry of a right is not part of an identity: it decides how long a connection lasts, not
+what it is sent, and a hook that answers "in an hour" would give a new identity each time.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from .retries import Seldom
 logger = logging.getLogger("pgbus_gevent.identity")
 
 METHOD = "__pgbus_identity__"
-"""The method by which a context tells what of it decides what may be seen: values as below."""
+"""The method with which a context returns the values that decide which messages it may see. :func:`canonical` takes them."""
 
 _AS_TEXT = {"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid", "zoneinfo"}
-"""Modules of values that are what their ``repr`` says."""
+"""Modules whose values are equal exactly if their ``repr`` is equal."""
 _SIZE = 16  # hexadecimal digits of each part
 
 
 class Unknown(TypeError):
-    """A value that has no form by which another process could tell that it has an equal one."""
+    """The value has no text by which another process could recognise an equal value."""
 
 
 class Identities:
-    """Makes identities with the newest of ``secrets``. Without a secret only anybody's has one: there is nothing to hide in it.
+    """Makes identities with the newest of ``secrets``, which are in order, the oldest first.
 
-    ``catch`` is what a context may raise when it is asked for its own.
+    Without a secret, only the anonymous subscriber has an identity, because it has nothing to hide. ``catch`` names the
+    exceptions that a context's own method may raise.
     """
 
     def __init__(self, secrets: Iterable[str], *, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
@@ -56,7 +57,10 @@ class Identities:
         self._anybody = self._parts(ANYBODY)
 
     def of(self, *subscribers: Subscriber) -> str | None:
-        """That of a connection with these subscribers, one for each stream; None where there is no secret to hide them with."""
+        """Return the identity of a connection with these subscribers, one for each stream.
+
+        Return None if there is no secret and a subscriber is not anonymous.
+        """
         found = [self._parts(each) for each in subscribers]
         known = [each for each in found if each is not None]
         if len(known) < len(found) or not known:
@@ -78,16 +82,18 @@ class Identities:
         who = "" if owner is None and member is None else self._digest("who", canonical([owner, member]))
         try:
             return who, self._digest("what", canonical([owner, context, member]))
-        except self._catch as error:  # beside Unknown, what a context's own code raises, or one that holds itself
+        except (
+            self._catch
+        ) as error:  # Unknown, an exception of the context's own code, or a context that contains itself
             self._complain(type(context).__name__, error)
             return who, ""
 
     def _complain(self, kind: str, error: BaseException) -> None:
-        """Once for each kind: it is said of every connection."""
-        if self._complaints.turn(kind) is not None:
+        """Warn once for each type of context, because this happens with every connection."""
+        if self._complaints.due(kind) is not None:
             why = "" if isinstance(error, Unknown) else f" ({error!r})"
             logger.warning(
-                "a %s as context cannot be compared%s: its tabs share no connection. Give it a method %s",
+                "a context of type %s cannot be compared%s, so tabs with one do not share a connection. Give it a method %s",
                 kind,
                 why,
                 METHOD,
@@ -99,10 +105,10 @@ class Identities:
 
 
 def canonical(value: Any) -> str:
-    """A text that is the same for equal values in every process. Raises :class:`Unknown`.
+    """Return a text that is the same for equal values in every process. Raises :class:`Unknown` for any other value.
 
-    Known are None, bool, numbers, texts, bytes, dates and times, UUIDs, enums, lists, tuples, sets, mappings, dataclasses (fields
-    with ``compare=False`` left out), SimpleNamespace, and objects with ``__pgbus_identity__()``.
+    It takes None, bool, numbers, texts, bytes, dates and times, UUIDs, enums, lists, tuples, sets, mappings, dataclasses (without
+    the fields that have ``compare=False``), SimpleNamespace, and objects with a method ``__pgbus_identity__``.
     """
     return json.dumps(_form(value), separators=(",", ":"))
 
@@ -115,7 +121,7 @@ def _form(value: Any) -> Any:
     if isinstance(value, Enum):
         return [_name(kind), value.name]
     if value is None or isinstance(value, bool | int | float):
-        # Numbers as texts, so that True, 1, 1.0 and "1" are four, and a number can have any size.
+        # With the type and as texts, so that True, 1, 1.0 and "1" are four different values, and a number can have any size.
         return [kind.__name__, repr(value)]
     if isinstance(value, str):
         return str.__str__(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Html(str):
-    """Text that is HTML already: templates that know ``__html__`` (Jinja2) take it as it is."""
+    """Text that is HTML already. Templates that know ``__html__``, such as Jinja2's, do not escape it."""
 
     __slots__ = ()
 

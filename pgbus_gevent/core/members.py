@@ -1,4 +1,4 @@
-"""Members of streams, checked as PostgreSQL is going to check them, so that one bad one cannot fail the statement of many."""
+"""Checks of members and metadata, by PostgreSQL's own rules, so that a bad one does not fail a statement about many."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def metadata_text(metadata: Mapping[str, Any] | None) -> str:
     if size > MAX_METADATA_BYTES:
         raise InvalidArgument(f"metadata has at most {MAX_METADATA_BYTES} bytes as JSON, this has {size}")
     if "\\u0000" in text:
-        # Also said of a backslash before u0000, which PostgreSQL would take; nobody is going to miss it.
+        # An escaped backslash before u0000, which PostgreSQL would take, is refused too; no real metadata has that.
         raise InvalidArgument("metadata has a NUL character in it, which PostgreSQL cannot store")
     return text
 
@@ -59,4 +59,4 @@ def _size(text: str, what: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument(f"{what} has a lone surrogate in it, which UTF-8 cannot say: {text[:80]!r}") from None
+        raise InvalidArgument(f"{what} has a lone surrogate in it, which UTF-8 cannot encode: {text[:80]!r}") from None

@@ -1,7 +1,7 @@
 """Names of streams and events, and signed stream names.
 
-A name is never normalised: its bytes are the stream. A signed name carries the name and, if wanted, when it expires; it is
-made by the application and presented by a browser (https://itsdangerous.palletsprojects.com has the format).
+A name is never normalised: two names are the same stream only if their bytes are equal. A signed name holds the name and, if
+wanted, its expiry. The application makes it, and a browser presents it; https://itsdangerous.palletsprojects.com has the format.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ..errors import BadToken, InvalidArgument, InvalidEvent, InvalidName, Token
 MAX_NAME_BYTES = 255
 MAX_KEY_BYTES = 1000
 CONTROL_PREFIX = "pgbus:"
-"""What the event of a control frame starts with; an application's event may not."""
+"""The prefix of the events of control frames. An application's event may not start with it."""
 
 LAST_TIME = 10**12
-"""Unix seconds; a time beyond is in another unit."""
+"""The latest time that is accepted, in Unix seconds. A larger number is probably in another unit."""
 
 LONGEST_LIFETIME = 100 * 366 * 86400
-"""Seconds."""
+"""The longest lifetime that is accepted, in seconds."""
 
 _SALT = "pgbus.stream"
 
-# The JSON that is signed begins with '["', or with what zlib begins with; behind the dot comes the signature.
+# A signed name is base64 of JSON that starts with '["', or of compressed JSON after a dot; then a dot and the signature follow.
 _SIGNED = re.compile(r"(?:Wy[I-L]|\.eJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{27,}")
-# For a search: what is long enough to be one of them, taken whole, so that no character is looked at twice.
+# For a search: whole runs of characters that are long enough to hold a signed name, so that each character is read once.
 _DOTTED = re.compile(r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_.-]{32,}")
 _BEGINNING = re.compile(r"Wy[I-L][A-Za-z0-9_-]")
 _LEAST_SIGNATURE = 27
-# Letters, digits and - . _ ~ %, percent-encoded; of other characters there may be thousands, each of which would cost a call.
+# Percent-encoded letters, digits and - . _ ~ %. Other characters stay encoded: there may be thousands, and each costs a call.
 _ESCAPED = re.compile(r"%(2[5DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])")
 
 
@@ -75,9 +75,9 @@ def check_data(data: str) -> str:
 
 
 def check_label(label: str | None, what: str) -> str | None:
-    """Return ``label``, which is a ``what`` such as an exclude, or raise :class:`InvalidArgument`: text for PostgreSQL, or None.
+    """Return ``label``, which errors call ``what``, or raise :class:`InvalidArgument`: a text for PostgreSQL, or None.
 
-    An empty one is refused: it comes of a name that was not found, and would let everybody see a message, or nobody.
+    An empty text is refused. It usually comes from a name that was not found, and would show a message to everybody or to nobody.
     """
     if label is None:
         return None
@@ -123,14 +123,14 @@ def check_lifetime(seconds: float, what: str) -> float:
 
 
 def _told(value: object) -> str:
-    """A wrong value in an error; of other types than these the text may be anything."""
+    """Return a wrong value as text for an error. For other types only the type is shown, because their text may be anything."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
-        return "a larger number"  # Python refuses to write those of thousands of digits
+        return "a larger number"  # Python refuses to print integers of thousands of digits
     return f"{value!r:.80}" if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
 
 
 def check_keys(keys: Sequence[str | None] | None, count: int) -> list[str | None] | None:
-    """Return ``keys``, one for each of so many messages, or raise :class:`InvalidArgument`."""
+    """Return ``keys``, one for each of ``count`` messages, or raise :class:`InvalidArgument`."""
     if keys is None:
         return None
     if isinstance(keys, str) or len(keys) != count:
@@ -142,20 +142,21 @@ def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise error(f"{what} has a lone surrogate in it, which UTF-8 cannot say: {text[:80]!r}") from None
+        raise error(f"{what} has a lone surrogate in it, which UTF-8 cannot encode: {text[:80]!r}") from None
 
 
 def looks_signed(text: str) -> bool:
-    """Whether ``text`` has the form of a signed name, whoever signed it."""
+    """Whether ``text`` has the form of a signed name. The signature is not checked."""
     return _SIGNED.fullmatch(text) is not None
 
 
 def hide_signed(text: str) -> str:
-    """``text`` for a log: with signed names, which let in whoever has them, left out, also percent-encoded ones.
+    """Return ``text`` for a log, without its signed names, because a signed name grants access to its stream.
 
-    What needs no percent-encoding is shown without. It takes as long as ``text`` is long.
+    Percent-encoded signed names are found too, so characters that need no percent-encoding are shown decoded. The time is linear
+    in the length of ``text``.
     """
-    for _ in range(3):  # whoever reads the log may decode it as often as they like
+    for _ in range(3):  # a signed name may be percent-encoded more than once
         text, found = _ESCAPED.subn(lambda match: chr(int(match[1], 16)), text)
         if not found:
             break
@@ -163,7 +164,7 @@ def hide_signed(text: str) -> str:
 
 
 def _hide(dotted: str) -> str:
-    """Of letters, digits and dots: without the signed names."""
+    """Return a run of letters, digits and dots without its signed names."""
     parts = dotted.split(".")
     shown: list[str] = []
     n = 0
@@ -175,7 +176,7 @@ def _hide(dotted: str) -> str:
             shown.append(f"{part[: start.start()]}<signed>")
             n += 2
         elif signed and n and len(part) > 2 and part.startswith("eJ"):
-            # The dot before it is part of the name.
+            # The dot before this part belongs to the signed name.
             shown[-1] += "<signed>"
             n += 2
         else:
@@ -185,7 +186,7 @@ def _hide(dotted: str) -> str:
 
 
 class PublicNames:
-    """The names that may be watched without a signature: shell patterns such as ``demo:*``, case-sensitive."""
+    """The streams that clients may name without a signature, as case-sensitive shell patterns such as ``demo:*``."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(patterns)
@@ -195,16 +196,16 @@ class PublicNames:
 
 
 class Signer:
-    """Makes and verifies signed stream names. ``secrets`` are oldest first: the newest signs, all of them verify."""
+    """Makes and verifies signed names. ``secrets`` are in order, the oldest first: the newest one signs, and each one verifies."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         keys = list(secrets)
         self._serializer = URLSafeSerializer(keys, salt=_SALT) if keys else None
 
     def sign(self, name: str, expires_at: float | None = None) -> str:
-        """The signed name, safe in a URL; ``expires_at`` in Unix seconds.
+        """Return the signed name, which is safe in a URL. ``expires_at`` is in Unix seconds; None means that it never expires.
 
-        Raises :class:`InvalidName`, and :class:`InvalidArgument` when there is no secret.
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` for a bad time or if there is no secret.
         """
         if self._serializer is None:
             raise InvalidArgument("signing needs a secret: set PGBUS_SECRET, or pass secret=")
@@ -215,9 +216,9 @@ class Signer:
         return token if isinstance(token, str) else token.decode("ascii")
 
     def verify(self, token: str, now: float) -> tuple[str, float | None]:
-        """The name and expiry in a signed name; ``now`` in Unix seconds.
+        """Return the name in a signed name, and its expiry or None. ``now`` and the expiry are in Unix seconds.
 
-        Raises :class:`BadToken`, or its :class:`TokenExpired`.
+        Raises :class:`BadToken` if it does not verify, and its subclass :class:`TokenExpired` if it has expired.
         """
         if self._serializer is None:
             raise BadToken("no secret is configured")

@@ -1,4 +1,4 @@
-"""Who is connected, and to which streams; the streams that a worker serves are those that somebody is connected to."""
+"""The clients of a worker, and the logs of the streams that it serves: those that have a client."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .stream_log import StreamLog
 
 
 class Registry:
-    """The clients of one worker. Nothing here yields, so that each method is atomic.
+    """The clients and logs of one worker. Nothing here yields, so each method is atomic.
 
-    A stream's log is made with its first client and goes with its last one: nothing stays behind of a stream that nobody
-    watches. ``make_log`` makes one for a name.
+    A stream's log is made with the stream's first client and removed with its last one, so no memory is kept for a stream
+    without clients. ``make_log`` makes a log for a stream's name.
     """
 
     def __init__(self, make_log: Callable[[str], StreamLog]) -> None:
@@ -28,7 +28,7 @@ class Registry:
         return isinstance(client, Client) and self._clients.get(client.id) is client
 
     def add(self, client: Client, places: Iterable[Place]) -> None:
-        """Take a client in, with a subscription for each place; the first one of a stream makes its log."""
+        """Add a client, with a subscription for each place. The first subscription of a stream makes its log."""
         self._clients[client.id] = client
         client.subscriptions = tuple(self._subscribe(client, place) for place in places)
 
@@ -43,36 +43,36 @@ class Registry:
         return subscription
 
     def remove(self, client: Client) -> tuple[Subscription, ...]:
-        """Let a client go; what it was subscribed to, or nothing when it has gone already."""
+        """Remove a client. Return its subscriptions, or an empty tuple if it was removed before."""
         if client not in self:
             return ()
         del self._clients[client.id]
-        subscriptions, client.subscriptions = client.subscriptions, ()  # they would keep each other alive
+        subscriptions, client.subscriptions = client.subscriptions, ()  # the reference cycle would delay freeing both
         for subscription in subscriptions:
             name = subscription.log.name
-            members = self._subscriptions[name]
-            del members[subscription]
-            if not members:
+            others = self._subscriptions[name]
+            del others[subscription]
+            if not others:
                 del self._subscriptions[name]
                 self._logs.pop(name).retire()
         return subscriptions
 
     def client(self, id: str) -> Client | None:
-        """The client of that id, if it is connected."""
+        """Return the client with this id, or None if it is not connected."""
         return self._clients.get(id)
 
     def log(self, name: str) -> StreamLog | None:
-        """The log of a stream that somebody is connected to."""
+        """Return the log of a stream, or None if the stream has no client."""
         return self._logs.get(name)
 
     def logs(self) -> list[StreamLog]:
-        """All of them, as they are now."""
+        """Return all logs, as a list that does not change."""
         return list(self._logs.values())
 
     def subscriptions(self, name: str) -> list[Subscription]:
-        """The places in one stream, as they are now."""
+        """Return the subscriptions of one stream, as a list that does not change."""
         return list(self._subscriptions.get(name, ()))
 
     def clients(self) -> list[Client]:
-        """All clients, as they are now."""
+        """Return all clients, as a list that does not change."""
         return list(self._clients.values())

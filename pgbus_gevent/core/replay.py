@@ -1,4 +1,4 @@
-"""Where a client starts, what it is sent of older messages, and what it is told that it has missed."""
+"""Decides where a client starts, which older messages it is sent, and whether it is told of a gap."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from ..messages import MAX_ID
 from . import sse
 from .client import Subscription
-from .stream_log import Chunk, Stored, StreamLog, encode, make_chunk, up_to_a_hole
+from .stream_log import Chunk, Stored, StreamLog, encode, make_chunk, up_to_a_gap
 
 EARLIEST_ID = 10**15
-"""Ids begin at the clock in microseconds, when the schema is made; no lower number was ever one of ours (this was in 2001)."""
+"""No message has a lower id, because ids start at the clock in microseconds when the schema is made. This number is in 2001."""
 
 
-class History:
-    """A page of older messages, complete above the cursor ``start``; ``horizon`` is the highest id that pruning removed.
+class PageFrames:
+    """The messages of a page as frames, complete above the cursor ``start``.
 
-    ``anchor`` is the newest id above the horizon and not above ``start``, ``forgotten`` the highest horizon of any stream that is
-    not known any more.
+    ``horizon`` is the highest id that pruning has removed from the stream. ``anchor`` is the newest id above the horizon and not
+    above ``start``, or 0. ``forgotten`` is the highest horizon of any stream whose horizon has been removed.
     """
 
     def __init__(
@@ -34,48 +34,51 @@ class History:
 
     @property
     def oldest(self) -> int:
-        """The oldest id that is retained, as far as this page tells."""
+        """The oldest id in the page, or the horizon if the page is empty."""
         return self._ids[0] if self._ids else self.horizon
 
     @property
     def newest(self) -> int:
-        """The newest id that is there, as far as this page tells."""
+        """The newest id in the page, or the horizon if the page is empty."""
         return self._ids[-1] if self._ids else self.horizon
 
     def refutes(self, cursor: int) -> bool:
-        """Whether ``cursor`` is proven to be no message's id: not of one that is there, was pruned, or was deleted by hand.
+        """Whether the page proves that the table never had, or has lost, a message with the id ``cursor``.
 
-        Where one with that id was committed and is gone, what came after it names it, or a later one. What names an older one came
-        after the loss. A stream whose messages were all pruned begins anew once its horizon is forgotten; so cursors up to the
-        highest of those prove nothing there, and neither does the one just below the first message, by which some ask for that.
+        Each row names the id of the message before it. If a message with the id ``cursor`` had been pruned or deleted by hand,
+        the first row above it would name it, or a later one. A row that names an older one was appended after the loss.
+
+        Two cursors of a stream whose first row names no other prove nothing. If all messages of a stream were pruned and its
+        horizon was forgotten, the stream starts again; so a cursor up to ``forgotten`` may be from before. And the id just below
+        the first message is a common way to ask for that message.
         """
-        place = bisect_right(self._ids, cursor)
-        known = self._ids[place - 1] if place else self._anchor
-        if place == len(self._ids) or known == cursor or cursor <= max(self.horizon, EARLIEST_ID):
+        index = bisect_right(self._ids, cursor)
+        known = self._ids[index - 1] if index else self._anchor
+        if index == len(self._ids) or known == cursor or cursor <= max(self.horizon, EARLIEST_ID):
             return False
-        first = self.frames[place]
+        first = self.frames[index]
         if first.prev_id == 0:
             return self._forgotten < cursor < first.id - 1
         return 0 < first.prev_id < cursor
 
     def after(self, cursor: int) -> Chunk | None:
-        """What of the page is above ``cursor``, up to the next hole; None if nothing is."""
+        """Return the page's frames above ``cursor``, up to the next gap, or None if there are none."""
         frames = self.frames[bisect_right(self._ids, cursor) :]
-        return make_chunk(up_to_a_hole(frames), cursor) if frames else None
+        return make_chunk(up_to_a_gap(frames), cursor) if frames else None
 
 
 class Admission(NamedTuple):
-    """Where a client starts, and the frame that tells it what it has missed, if anything."""
+    """The cursor from which a client starts, and the frame that tells it of a gap (empty if there is none)."""
 
     cursor: int
     gap: bytes
 
 
 def admit(subscription: Subscription) -> Admission | None:
-    """Decide where a client starts; None where the database has to be asked first.
+    """Decide where a client starts. Return None if the database has to be asked first.
 
-    A cursor beyond the head is not ahead before the database says so: the page may know of a commit that this worker has not
-    yet heard of. That messages above the cursor were pruned is found by the read of the first page.
+    A cursor above the head is not proof that the client is ahead, because its web page may know of a commit that this worker
+    has not heard of. The database decides. Whether messages above the cursor were pruned is found when the first page is read.
     """
     log, place, start = subscription.log, subscription.place, subscription.start
     if not log.is_open or log.in_doubt:
@@ -93,10 +96,10 @@ def admit(subscription: Subscription) -> Admission | None:
 
 
 def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, newest: int = 0) -> tuple[str, bytes]:
-    """Why a client at ``cursor`` has to be told of a gap before what follows, and the frame; both empty where there is none.
+    """Return why a client at ``cursor`` has to be told of a gap now, and the frame. Both are empty if there is no gap.
 
-    ``horizon`` is the newest message that is known to be gone, ``oldest`` the oldest that is there after it, ``newest`` the newest,
-    as far as is known.
+    ``horizon`` is the newest id that is known to be gone, ``oldest`` the oldest id after it, and ``newest`` the newest id that
+    the read found.
     """
     log, lost = subscription.log, subscription.lost
     if lost is not None:
@@ -105,7 +108,7 @@ def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, n
         reason, requested = "expired", cursor
     else:
         return "", b""
-    # What follows may have been read by a newer look than the log's.
+    # The messages may have been read after the log's last look, so they may be newer than its head.
     last = max(log.head, oldest, newest)
     return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=last, reason=reason)
 

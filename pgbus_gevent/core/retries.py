@@ -1,4 +1,4 @@
-"""What everything that tries again has in common: how long to pause, and how often to tell the log."""
+"""Pauses between tries, and limits on how often a fault is logged."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Hashable
 
 
 class Backoff:
-    """Pauses in seconds between tries: ``first``, then twice as long each time, up to ``most``.
+    """Pauses between tries, in seconds: ``first``, then twice as long each time, up to ``most``.
 
-    Each is shortened at random, to ``least_share`` at the least, because many workers fail at the same moment and must not all
-    come back at one.
+    Each pause is multiplied by a random factor from ``least_share`` to 1, because many workers fail at the same moment and must
+    not try again at the same moment.
     """
 
     def __init__(self, first: float, most: float, *, least_share: float = 0.5) -> None:
@@ -21,17 +21,17 @@ class Backoff:
         self._pause = 0.0
 
     def next(self) -> float:
-        """How long to pause before the next try."""
+        """Return the seconds to pause before the next try."""
         self._pause = min(self._most, max(self._first, 2 * self._pause))
         return self._pause * random.uniform(self._least_share, 1.0)
 
     def reset(self) -> None:
-        """A try has succeeded: the next pause is the first again."""
+        """Start again with the first pause, because a try has succeeded."""
         self._pause = 0.0
 
 
 class Trouble:
-    """Something that fails for a while. The log is told when that begins, and when it is over if ``over`` is given."""
+    """A fault that lasts for a while. It is logged once when it begins, and when it ends if the text ``over`` is given."""
 
     def __init__(self, logger: logging.Logger, message: str, *, over: str = "", level: int = logging.WARNING) -> None:
         self._logger = logger
@@ -39,54 +39,55 @@ class Trouble:
         self._over = over
         self._level = level
         self.lasts = False
-        """Whether it fails now."""
+        """Whether the fault lasts now."""
 
     def begins(self, *arguments: object) -> None:
-        """It has failed; ``arguments`` fill in the message. Nothing is said while it goes on failing."""
+        """Log the fault, with ``arguments`` for the message, unless it has been logged and has not ended since."""
         if not self.lasts:
             self._logger.log(self._level, self._message, *arguments)
         self.lasts = True
 
     def ends(self) -> None:
-        """It works."""
+        """Note that the fault is over."""
         if self.lasts and self._over:
             self._logger.info(self._over)
         self.lasts = False
 
 
 class Seldom:
-    """Decides whether to tell the log of a fault: of each kind once in ``seconds``, or once for good without a ``clock``.
+    """Decides whether to log a fault: each kind once in ``seconds``, or only once if there is no ``clock``.
 
-    At most ``most`` kinds are remembered; of others nothing is told, because there may be as many as messages.
+    ``clock`` returns monotonic seconds. At most ``most`` kinds are remembered. Other kinds are not logged, because there may be
+    as many kinds as messages.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None, *, seconds: float = 60.0, most: int = 1000) -> None:
         self._clock = clock
         self._seconds = seconds
         self._most = most
-        self._told: dict[Hashable, tuple[float, int]] = {}
+        self._logged: dict[Hashable, tuple[float, int]] = {}  # when each was logged, and how often it was not since
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._logged)
 
-    def turn(self, kind: Hashable) -> int | None:
-        """How often a fault of this kind went untold since the last time, if it is to be told now; else None."""
+    def due(self, kind: Hashable) -> int | None:
+        """Return None if a fault of this kind is not to be logged now, else how many were not logged since the last one."""
         now = 0.0 if self._clock is None else self._clock()
-        last, untold = self._told.get(kind, (None, 0))
-        if last is None and len(self._told) >= self._most:
+        last, unlogged = self._logged.get(kind, (None, 0))
+        if last is None and len(self._logged) >= self._most:
             self._forget(now)
-            if len(self._told) >= self._most:
+            if len(self._logged) >= self._most:
                 return None
         if last is not None and (self._clock is None or now - last < self._seconds):
-            self._told[kind] = (last, untold + 1)
+            self._logged[kind] = (last, unlogged + 1)
             return None
-        self._told[kind] = (now, 0)
-        return untold
+        self._logged[kind] = (now, 0)
+        return unlogged
 
     def forget(self, kind: Hashable) -> None:
-        """The next fault of this kind is told."""
-        self._told.pop(kind, None)
+        """Have the next fault of this kind logged."""
+        self._logged.pop(kind, None)
 
     def _forget(self, now: float) -> None:
         if self._clock is not None:
-            self._told = {kind: told for kind, told in self._told.items() if now - told[0] < self._seconds}
+            self._logged = {kind: entry for kind, entry in self._logged.items() if now - entry[0] < self._seconds}

@@ -1,9 +1,9 @@
 """Frames of an event stream, as bytes.
 
-The format is https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation: a line break of any kind
-ends a line, so data with line breaks becomes one ``data`` field for each of its lines, and no other field may have one
-in it. The functions return whole frames, each ended by a blank line, but for :func:`retry` and :func:`heartbeat`: a blank line
-behind those would be an empty event to clients that dispatch every one.
+The format is https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation. A line break of any kind
+ends a line. Data with line breaks therefore becomes one ``data`` field for each line, and no other field may contain a line
+break. The functions return whole frames, which end with a blank line. :func:`retry` and :func:`heartbeat` return a line without
+one, because some clients would dispatch an empty event at the blank line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from .cursor import start_id
 
 _LINE_BREAK = re.compile("\r\n|\r|\n")
-# str.splitlines would also split at U+2028 and others, which are no line breaks to an event stream.
+# Not str.splitlines, which also splits at U+2028 and other characters that do not end a line of an event stream.
 
 
 def message(data: str, *, event: str | None = None, id: int | str | None = None) -> bytes:
-    """A message; one without an id leaves the client's cursor where it is.
+    """Return the frame of a message. If it has no id, the client's cursor does not move.
 
-    The id is last: many clients take it when its line arrives, and would otherwise lose a message that is cut in the middle.
+    The id is the last field, because many clients store the id when its line arrives. If it came first, and the connection broke
+    within the frame, they would resume after a message that they do not have.
     """
     head = f"event: {event}\n" if event else ""
     tail = f"id: {id}\n\n" if id is not None else "\n"
@@ -32,33 +33,33 @@ def message(data: str, *, event: str | None = None, id: int | str | None = None)
 
 
 def readdressed(frame: bytes, id: str) -> bytes:
-    """A message's frame with another id: its last line is the id, and all else is as it was encoded once for everybody."""
+    """Return a message's frame with another id. Only the last line changes, so the rest need not be encoded again."""
     return b"%sid: %s\n\n" % (frame[: frame.rindex(b"\n", 0, -2) + 1], id.encode())
 
 
 def of_stream(frame: bytes, index: int) -> bytes:
-    """A frame without an id, with a comment in it that tells which of a connection's streams it is of, counted from 0."""
+    """Return a frame without an id, after a comment with the index of its stream in the connection, from 0."""
     return b": stream %d\n%s" % (index, frame)
 
 
 def retry(seconds: float) -> bytes:
-    """How long the client is to wait before it connects again; the line alone, to go before a frame."""
+    """Return the line that says how long a client waits before it connects again. It goes before a frame."""
     return b"retry: %d\n" % round(seconds * 1000)
 
 
 def heartbeat(now: float) -> bytes:
-    """The comment that keeps a quiet connection alive, a line alone; ``now`` in Unix seconds."""
+    """Return the comment line that keeps a quiet connection alive. ``now`` is in Unix seconds."""
     return b": heartbeat %d\n" % now
 
 
 def control(name: str, value: Mapping[str, Any], *, id: str | None = None) -> bytes:
-    """A control frame: ``pgbus:<name>`` with JSON."""
+    """Return a control frame: the event ``pgbus:<name>`` with ``value`` as JSON."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return message(text, event=f"pgbus:{name}", id=id)
 
 
-class Opened(NamedTuple):
-    """One stream of a connection: from which cursor it starts, the stream's last id, and as whom it is followed."""
+class StreamStart(NamedTuple):
+    """One stream in the first frame of a connection: the cursor from which it starts, the stream's head, and its identity."""
 
     name: str
     since: int
@@ -68,19 +69,19 @@ class Opened(NamedTuple):
 
 def connected(
     connection_id: str,
-    streams: Sequence[Opened],
+    streams: Sequence[StreamStart],
     *,
     retry_after: float,
     heartbeat: float,
     identity: str | None = None,
 ) -> bytes:
-    """The first frame: when to come back, what is open and from where, and the facts of the connection.
+    """Return the first frame of a connection: the retry time, the streams with their cursors, and the facts of the connection.
 
-    One frame, as some clients take each blank line for the end of an event. Its id is where the client starts: one that is cut off
-    before its first message comes back from there. ``retry_after`` and ``heartbeat``, the interval, are in seconds. ``identity``
-    is that of the whole connection; a stream tells its own where that is another.
+    Everything is one frame, because some clients take each blank line for the end of an event. The frame's id holds the starting
+    cursors, so a client that is cut off before its first message resumes from them. ``retry_after`` and ``heartbeat``, the
+    interval, are in seconds. ``identity`` is that of the whole connection; a stream carries its own if it differs.
     """
-    # For somebody with curl.
+    # Comments, for people who read the stream with curl.
     comments = "".join(f": pgbus open stream={stream.name} since={stream.since}\n" for stream in streams)
     facts = {
         "connectionId": connection_id,
@@ -93,7 +94,7 @@ def connected(
 
 
 def identified(identity: str | None, streams: Sequence[tuple[str, str | None]]) -> bytes:
-    """The connection goes on as somebody else's: its identity from here on, and that of each stream, by name."""
+    """Return the frame that tells a connection its new identity, and that of each stream, given by name."""
     listed = [{"name": name, **_own(own, identity)} for name, own in streams]
     return control("identity", {"identity": identity, "streams": listed})
 
@@ -103,7 +104,10 @@ def _own(identity: str | None, whole: str | None) -> dict[str, Any]:
 
 
 def gap_detected(stream: str, *, requested: int | None, oldest: int, last: int, reason: str) -> bytes:
-    """Messages between ``requested`` and ``oldest`` are gone; reasons: expired, ahead, invalid-cursor."""
+    """Return the frame that tells a client of a gap between the ids ``requested`` and ``oldest``.
+
+    ``last`` is the newest id of the stream. ``reason`` is ``expired``, ``ahead`` or ``invalid-cursor``.
+    """
     return control(
         "gap-detected",
         {"stream": stream, "requestedId": requested, "oldestId": oldest, "lastId": last, "reason": reason},
@@ -111,6 +115,6 @@ def gap_detected(stream: str, *, requested: int | None, oldest: int, last: int, 
 
 
 def shutdown(reason: str, retry_after: float | None = None) -> bytes:
-    """The last frame before a planned close; ``retry_after`` in seconds goes before it."""
+    """Return the last frame before a planned close, after a retry line if ``retry_after``, in seconds, is given."""
     frame = control("shutdown", {"reason": reason})
     return frame if retry_after is None else retry(retry_after) + frame

@@ -1,7 +1,7 @@
-"""Reads an event stream, as bytes come.
+"""An incremental parser of event streams.
 
-By https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation, and a little more than a
-browser shows: comments, ``retry`` and whether a frame has an id of its own, which a test or a command wants to see.
+It follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation, and returns more than a
+browser shows, for tests and commands: comments, ``retry``, and whether a frame has an id of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from codecs import getincrementaldecoder
 from typing import NamedTuple
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_RETRY = re.compile(r"[0-9]{1,15}")  # more digits are no time to wait, and int() may refuse them
+_RETRY = re.compile(r"[0-9]{1,15}")  # a number with more digits is not a sensible time, and int() may refuse it
 
 
 class ParsedFrame(NamedTuple):
-    """What stood between two blank lines.
+    """The fields between two blank lines.
 
-    ``id`` is the frame's own, None where it has none. ``event`` is ``message`` where the frame names none. ``retry`` is
-    in milliseconds. ``comment`` has the comment's lines. ``dispatches`` tells whether a browser would dispatch it.
+    ``id`` is the frame's own id, or None. ``event`` is ``message`` if the frame has no event field. ``retry`` is in milliseconds.
+    ``comment`` holds the comment's lines, joined with line feeds, or is None. ``dispatches`` is True if a browser would dispatch
+    the frame.
     """
 
     id: str | None = None
@@ -30,11 +31,11 @@ class ParsedFrame(NamedTuple):
 
 
 class Parser:
-    """Incremental: :meth:`feed` it what comes, it gives the frames that are complete."""
+    """Parses bytes as they arrive: :meth:`feed` returns the frames that have become complete."""
 
     def __init__(self) -> None:
         self._decoder = getincrementaldecoder("utf-8-sig")("replace")
-        self._line: list[str] = []  # the parts of the line that has not ended
+        self._line: list[str] = []  # the parts of the line whose end has not arrived
         self._after_cr = False
         self._clear()
 
@@ -46,7 +47,7 @@ class Parser:
         self._comment: list[str] = []
 
     def feed(self, data: bytes) -> list[ParsedFrame]:
-        """The frames that ``data`` completes."""
+        """Return the frames that ``data`` completes."""
         frames = []
         for line in self._lines(self._decoder.decode(data)):
             if line:
@@ -58,7 +59,7 @@ class Parser:
     def _lines(self, text: str) -> list[str]:
         if not text:
             return []
-        # A CR ends its line at once; an LF that comes after it in the next piece is still a part of that end.
+        # A CR ends its line at once. If the next piece starts with an LF, that LF belongs to the same line end.
         if self._after_cr and text[0] == "\n":
             text = text[1:]
         self._after_cr = text.endswith("\r")

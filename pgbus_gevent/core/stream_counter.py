@@ -1,4 +1,4 @@
-"""Numbers of a worker's streams."""
+"""Counts of a worker's streams: messages and connections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 
 class Counts(NamedTuple):
-    """``broadcasts``: messages that this worker took in while the stream had a connection here, each once however many
-    connections it went to. ``active_connections``: open now. ``total_connections``: opened so far.
+    """The counts of one stream, or of all streams.
+
+    ``broadcasts`` is the number of messages that came in while the stream had a connection here; a message counts once, however
+    many connections it was sent to. ``active_connections`` are open now. ``total_connections`` have been opened so far.
     """
 
     broadcasts: int = 0
@@ -17,11 +19,11 @@ class Counts(NamedTuple):
 
 
 class StreamCounter:
-    """Counts for each stream and in total.
+    """Counts messages and connections, for each stream and in total.
 
-    A stream's own counts last as long as it has a connection here, as a map that keeps every name ever seen would grow for
-    ever; the totals last as long as the worker. Every :meth:`connected` is answered by exactly one :meth:`disconnected`,
-    however the connection ends.
+    A stream's own counts are kept as long as the stream has a connection here, because a map of all names ever seen would grow
+    without bound. The totals are kept as long as the worker lives. After each :meth:`connected`, :meth:`disconnected` is called
+    exactly once, however the connection ends.
     """
 
     def __init__(self) -> None:
@@ -51,21 +53,22 @@ class StreamCounter:
         self._active_connections -= 1
 
     def broadcast(self, stream: str, messages: int = 1) -> None:
-        """So many messages of ``stream`` came in."""
+        """``messages`` messages of ``stream`` came in. They count only if the stream has a connection here."""
         counts = self._streams.get(stream)
         if counts is not None:
             self._streams[stream] = counts._replace(broadcasts=counts.broadcasts + messages)
             self._broadcasts += messages
 
     def __getitem__(self, stream: str) -> Counts:
+        """Return the counts of one stream; all are 0 if it has no connection here."""
         return self._streams.get(stream, Counts())
 
     @property
     def streams(self) -> dict[str, Counts]:
-        """The counts of each stream that has a connection here, as they are now."""
+        """The counts of each stream that has a connection here, as a copy."""
         return dict(self._streams)
 
     @property
     def total(self) -> Counts:
-        """The counts of all streams, those that nobody watches any more included; a connection to several counts once."""
+        """The counts of all streams together, also of streams without connections. A connection to several streams counts once."""
         return Counts(self._broadcasts, self._active_connections, self._total_connections)

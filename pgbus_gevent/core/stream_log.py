@@ -1,7 +1,7 @@
-"""What a worker knows of one stream that it serves: the head, and the newest frames.
+"""The log of a stream: its head, and the ring of its newest frames.
 
-A frame is encoded once, when it enters, and shared by every connection. The ring is bounded in messages and bytes by its own
-limits, and together with all others by a :class:`RingBudget`. Nothing here yields, so that each method is atomic.
+A frame is encoded once, when it enters the ring, and shared by every connection. Each ring has limits in messages and bytes, and
+a :class:`RingBudget` bounds the bytes of all rings together. Nothing here yields, so each method is atomic.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .filters import NOBODY
 from .names import check_event
 
 MAX_LOST = 8
-"""Ranges of lost ids that are remembered for clients that come back with one."""
+"""How many ranges of lost ids a log remembers, for clients that come back with a cursor in one of them."""
 
 
 class Stored(Protocol):
-    """A row as it comes from the database."""
+    """A stored message, as a row of the database or a notification brings it."""
 
     @property
     def id(self) -> int: ...
@@ -37,9 +37,10 @@ class Stored(Protocol):
 
 
 class Frame(NamedTuple):
-    """An encoded message and for whom it is. ``restricted`` ones need a look at each connection.
+    """An encoded message, with its audience.
 
-    ``prev_id`` is the id that its row names as the one before it, 0 for the first of its stream, -1 where it names none.
+    ``prev_id`` is the id that the row names as the message before it: 0 for the first message of a stream, -1 if the row names
+    none.
     """
 
     id: int
@@ -50,17 +51,18 @@ class Frame(NamedTuple):
 
     @property
     def restricted(self) -> bool:
+        """Whether some connections may not see the message, so that each has to be checked."""
         return self.visible_to is not None or self.exclude is not None
 
 
 def encode(row: Stored) -> Frame:
-    """The frame of a stored message; one whose event name no broadcast would take is for nobody.
+    """Return the frame of a stored message. If its event name is invalid, nobody may see the frame.
 
-    Somebody wrote that into the table by hand. With a line break in it, it could pass for other frames.
+    Such a row was written into the table by hand. An event name with a line break could forge other frames.
     """
     prev_id = -1 if row.prev_id is None else row.prev_id
     if not 0 <= prev_id < row.id:
-        prev_id = -1  # nonsense, which proves nothing
+        prev_id = -1  # not a possible predecessor, so it proves nothing
     try:
         check_event(row.event)
     except InvalidEvent:
@@ -69,35 +71,35 @@ def encode(row: Stored) -> Frame:
 
 
 class Chunk(NamedTuple):
-    """Consecutive frames of a stream, to be sent in one go, and the cursor of who has got them.
+    """Consecutive frames of a stream that are sent in one go, and the cursor of a client that has got them.
 
-    ``data`` is the whole where every frame is for everybody, else None and ``frames`` are to be looked at one by one.
-    ``hole`` tells that messages are gone between the cursor that was asked for and the first frame; ``data`` is None then.
-    ``strange`` tells that the first frame names a message below that cursor as the one before it: so the cursor may be of one that
-    was lost.
+    ``data`` is all frames joined, if every client may see every frame and there is no gap. Otherwise it is None, and the frames
+    have to be checked for each client. ``gap`` is True if messages between the given cursor and the first frame are gone.
+    ``suspect`` is True if the first frame names a message below the given cursor as its predecessor; then the cursor may be that
+    of a lost message.
     """
 
     frames: Sequence[Frame]
     cursor: int
     data: bytes | None
-    hole: bool = False
-    strange: bool = False
+    gap: bool = False
+    suspect: bool = False
 
 
 def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
-    """Join frames, once for all connections that stand at ``after`` and need just these.
+    """Join frames once for all connections whose cursor is ``after``.
 
-    A first frame that names a message above ``after`` as the one before it proves that this one is gone. Who stands at zero
-    asks for what there is, and misses nothing.
+    If the first frame names a message above ``after`` as its predecessor, that message is gone, which is a gap. A client with
+    the cursor 0 asks for everything that is retained, so it misses nothing.
     """
-    hole = 0 < after < frames[0].prev_id
-    whole = not hole and not any(frame.restricted for frame in frames)
-    strange = 0 <= frames[0].prev_id < after
-    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, hole, strange)
+    gap = 0 < after < frames[0].prev_id
+    whole = not gap and not any(frame.restricted for frame in frames)
+    suspect = 0 <= frames[0].prev_id < after
+    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, gap, suspect)
 
 
-def up_to_a_hole(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """Those before the first one that names a message which is not there."""
+def up_to_a_gap(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames before the first one whose predecessor is missing."""
     for n in range(1, len(frames)):
         if frames[n].prev_id > frames[n - 1].id:
             return frames[:n]
@@ -105,7 +107,10 @@ def up_to_a_hole(frames: Sequence[Frame]) -> Sequence[Frame]:
 
 
 class RingBudget:
-    """The bytes that all rings of a worker may hold together; over it, the stream that was quiet longest gives its up."""
+    """How many bytes all rings of a worker may hold together.
+
+    Above ``limit``, the rings of the streams that have been quiet longest are cleared.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -113,15 +118,15 @@ class RingBudget:
         self._logs: dict[StreamLog, None] = {}  # in the order of their last message
 
     def took(self, log: StreamLog, size: int) -> None:
-        """``log`` has grown by ``size`` bytes."""
+        """Count ``size`` bytes by which the ring of ``log`` has grown."""
         self.used += size
         self._logs.pop(log, None)
         self._logs[log] = None
         while self.used > self.limit and self._logs:
-            next(iter(self._logs)).forget()
+            next(iter(self._logs)).clear_ring()
 
     def gave(self, log: StreamLog, size: int, *, all_of_it: bool) -> None:
-        """``log`` has shrunk by ``size`` bytes."""
+        """Count ``size`` bytes by which the ring of ``log`` has shrunk; ``all_of_it`` says that it is empty now."""
         self.used -= size
         if all_of_it:
             self._logs.pop(log, None)
@@ -130,10 +135,12 @@ class RingBudget:
 class StreamLog:
     """The head of a stream and the ring of its newest frames.
 
-    ``head`` is the last id that this worker knows; ``floor`` is the cursor above which the ring is complete, so that who stands
-    at ``floor`` or higher needs no read. Before :meth:`open` neither is known. ``epoch`` counts how often the table turned out to
-    have lost what was here: what was read or joined in an earlier one is worth nothing. ``doubts`` counts how often that became
-    possible, as a session with the database was lost or is new; :attr:`in_doubt` tells that the table has not been asked since.
+    ``head`` is the newest id that this worker knows. ``floor`` is the cursor above which the ring is complete; a client whose
+    cursor is at the floor or higher needs no read. Neither is known before :meth:`open`.
+
+    ``epoch`` counts how often the log was rewound. Messages that were read, or joined, in an earlier epoch must not be used.
+    ``doubts`` counts how often the table may have lost messages, because a session with the database was lost or is new.
+    :attr:`in_doubt` says that the table has not been asked since.
     """
 
     __slots__ = (
@@ -145,10 +152,11 @@ class StreamLog:
         self.name = name
         self.head = 0
         self.floor = 0
-        self.oldest = 0  # the oldest retained id when the stream was last looked at
-        self.horizon = 0  # the highest id that pruning had removed then
+        self.oldest = 0  # the oldest retained id at the last look
+        self.horizon = 0  # the highest id that pruning had removed at the last look
         self.is_open = False
-        self.appended_at: float | None = None  # of the oldest message that waits for a pass, where its ring told
+        # When the oldest message that waits for a pass was appended, in Unix seconds, if its notification said so.
+        self.appended_at: float | None = None
         self.epoch = 0
         self.doubts = 0
         self._settled = 0
@@ -164,7 +172,7 @@ class StreamLog:
         return f"<StreamLog {self.name!r} head={self.head} frames={len(self._ids)}>"
 
     def open(self, *, head: int, horizon: int, oldest: int, floor: int, rows: Iterable[Stored]) -> None:
-        """Start from a snapshot: ``rows`` are the newest messages, complete above ``floor``."""
+        """Open the log with the state of the stream in one snapshot. ``rows`` are complete above ``floor``."""
         self.is_open = True
         self.head = self.floor = min(floor, head)
         self.horizon = horizon
@@ -173,31 +181,31 @@ class StreamLog:
         self.head = max(self.head, head)
 
     def note(self, *, horizon: int) -> None:
-        """Remember how far the stream has been pruned.
+        """Remember that the stream has been pruned up to ``horizon``.
 
-        Beyond the head, that were messages which never came here: the ring would go on behind a hole without a word. So it
-        begins anew at the horizon, and those below have to read a page, which tells them.
+        If the horizon is above the head, messages were pruned that never came here. The ring is then cleared and starts again at
+        the horizon. Clients below it need a page, which tells them of the gap; otherwise they would miss messages silently.
         """
         self.horizon = max(self.horizon, horizon)
         self.oldest = max(self.oldest, self.horizon)
         if self.is_open and self.horizon > self.head:
-            self.forget()
+            self.clear_ring()
             self.head = self.floor = self.horizon
 
     def follows(self, prev_id: int | None) -> bool:
-        """Whether a message that names ``prev_id`` as the one before it is the next one here."""
+        """Whether a message that names ``prev_id`` as its predecessor is the next one of this log."""
         return self.is_open and prev_id == self.head
 
     def extend(self, rows: Iterable[Stored]) -> int:
-        """Take messages that are complete from some id at or below the head; those that are here already are passed over.
+        """Add messages that are complete from an id at or below the head. Messages up to the head are ignored.
 
-        Returns how many were new.
+        Return how many were new.
         """
         frames = [encode(row) for row in rows if row.id > self.head]
         if not frames:
             return 0
         if self._lost:
-            # Cursors from the first one on are of messages that are there.
+            # Ids from the first new one on belong to messages that the table has, so they are no longer lost.
             self._lost = [(below, min(last, frames[0].id - 1)) for below, last in self._lost]
         self._ids.extend(frame.id for frame in frames)
         self._frames.extend(frames)
@@ -212,7 +220,7 @@ class StreamLog:
     def _trim(self) -> None:
         drop = max(0, len(self._ids) - self._max_frames)
         size = sum(len(frame.data) for frame in self._frames[:drop])
-        # The newest stays whatever its size: else every connection would read it from the database by itself.
+        # The newest frame stays, however large it is. Otherwise every connection would need a page to get it.
         while drop < len(self._ids) - 1 and self._bytes - size > self._max_bytes:
             size += len(self._frames[drop].data)
             drop += 1
@@ -225,18 +233,18 @@ class StreamLog:
         self._bytes -= size
         self._budget.gave(self, size, all_of_it=not self._ids)
 
-    def forget(self) -> None:
-        """Give the whole ring up; the head stays."""
+    def clear_ring(self) -> None:
+        """Drop all frames of the ring; the head stays."""
         if self._ids:
             self._drop(len(self._ids), self._bytes)
 
     def rewind(self, to: int, *, horizon: int) -> None:
-        """The table has no message from ``to`` up to the head: begin anew at ``to``, the newest that it has or had.
+        """Start again at ``to``, the newest id that the table has or has pruned, because it has no message above that.
 
-        ``horizon`` is how far it says that it was pruned.
+        ``horizon`` is the highest id that pruning has removed.
         """
         self._lost = [*self._lost[1 - MAX_LOST :], (to, self.head)]
-        self.forget()
+        self.clear_ring()
         self.head = self.floor = to
         self.horizon = horizon
         self.oldest = min(self.oldest, to)
@@ -245,31 +253,31 @@ class StreamLog:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the table may have lost what is here: nobody starts from it before the table was asked."""
+        """Whether the table may have lost messages of this log. No client starts from the log before the table was asked."""
         return self._settled < self.doubts
 
     def settle(self, doubts: int) -> None:
-        """The table was asked by a statement that began when there were so many doubts."""
+        """End the doubts that there were when a statement began; ``doubts`` is their number then."""
         self._settled = max(self._settled, doubts)
 
     def was_lost(self, cursor: int) -> bool:
-        """Whether ``cursor``, which is not above the head, is of a message that the table has lost, as far as is known here."""
+        """Whether this log knows that the table has lost the message ``cursor``. The cursor must not be above the head."""
         return any(below < cursor <= last for below, last in self._lost)
 
     @property
     def pruned(self) -> bool:
-        """Whether all that was here is known to have been pruned: then a head that the table does not have tells nothing."""
+        """Whether every message up to the head was pruned. Then a head that the table does not have is no sign of a loss."""
         return self.horizon >= self.head
 
     @property
     def ids(self) -> list[int]:
-        """Those of the ring, lowest first."""
+        """The ids in the ring, lowest first."""
         return list(self._ids)
 
     def retire(self) -> None:
-        """Keep no frames from now on: nobody watches any more. A read that is still under way may bring some."""
+        """Keep no frames from now on, because the last client has left. A read that is under way may still bring some."""
         self._max_frames = 0
-        self.forget()
+        self.clear_ring()
 
     @property
     def retired(self) -> bool:
@@ -277,10 +285,9 @@ class StreamLog:
         return self._max_frames == 0
 
     def after(self, cursor: int, max_bytes: int) -> Chunk | None:
-        """The frames above ``cursor`` up to the next hole, at least one and up to about ``max_bytes``; None where the ring does not
-        reach so far.
+        """Return the frames above ``cursor``, up to the next gap and up to about ``max_bytes``, but at least one.
 
-        Only for a cursor below the head.
+        Return None if the cursor is below the floor. Call it only with a cursor below the head.
         """
         if cursor < self.floor:
             return None
@@ -290,15 +297,15 @@ class StreamLog:
         while end < len(self._ids) and size < max_bytes:
             size += len(self._frames[end].data)
             end += 1
-        return make_chunk(up_to_a_hole(self._frames[start:end]), cursor)
+        return make_chunk(up_to_a_gap(self._frames[start:end]), cursor)
 
     def missing(self, cursor: int) -> int:
-        """How many frames who stands at ``cursor`` lacks, as far as the ring knows."""
+        """Return how many frames of the ring are above ``cursor``."""
         return len(self._ids) - bisect_right(self._ids, cursor)
 
     def back(self, count: int) -> int | None:
-        """The cursor that ``count`` messages back amounts to; None where the ring does not reach so far."""
+        """Return the cursor below the newest ``count`` messages, or None if the ring does not have enough messages."""
         if count == 0:
             return self.head
-        # Not the floor, which may be a cursor that somebody made up: this one will be brought back as a message's.
+        # Not the floor, which may be a cursor that a client invented. The client will send this one back as a message's id.
         return self._ids[-count - 1] if count < len(self._ids) else None

@@ -1,34 +1,37 @@
-"""How far a worker has read the messages of all streams, in the order of the one sequence that their ids come from."""
+"""The position of a worker's tails in the sequence from which the ids of all streams come."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 MAX_HOLES = 1000
-"""Ids that are watched for at once; one more, and the oldest are given up."""
+"""The most holes that are remembered. If there are more, the oldest are given up."""
 
-WIDEST_GAP = 100
-"""Ids between two neighbours that are watched for; more were drawn by something large, or by nobody."""
+MAX_HOLES_BETWEEN = 100
+"""If two neighbouring messages are further apart than this, the ids between them are not taken for holes.
+
+So many ids were drawn by one large transaction, or by none.
+"""
 
 HOLE_SECONDS = 2.0
-"""For how long. Nearly all are filled within milliseconds, by a transaction that was about to commit, or never."""
+"""How long a hole is remembered, in seconds. Nearly every hole is filled within milliseconds, at a commit, or never."""
 
 
 class Tail:
-    """A position in the sequence, and the holes below it.
+    """``top``, the highest id that a tail has seen, and the holes below it. ``top`` is None before the first probe.
 
-    Ids follow commits within a stream, but not from one stream to another: below the highest id that was seen, others may
-    be in transactions that are still open. These are the holes, and a read asks for them again. One that is given up is still
-    found by whoever asks each stream for what is above its head, so this decides how soon a message is found, never whether.
+    Ids follow commits within a stream, but not across streams. Ids below ``top`` may belong to transactions that are still open.
+    These are the holes, and each tail asks for them again. If a hole is given up, a probe still finds its message. The holes
+    therefore decide how soon a message is found, never whether it is found.
     """
 
     def __init__(self) -> None:
         self.top: int | None = None
-        self._holes: dict[int, float] = {}  # when each was first missed, oldest first
+        self._holes: dict[int, float] = {}  # the time at which each was found, oldest first
 
     def holes(self, now: float) -> list[int]:
-        """The ids below ``top`` to ask for; ``now`` is of a monotonic clock, in seconds."""
-        # Lists, for the dict changes; it is in the order of time, so the first that is young enough ends it.
+        """Give up old holes, and return the others. ``now`` is in seconds of a monotonic clock."""
+        # The dict is in the order of time, so the first hole that is young enough ends the loop.
         for hole, since in list(self._holes.items()):
             if now - since <= HOLE_SECONDS and len(self._holes) <= MAX_HOLES:
                 break
@@ -36,19 +39,19 @@ class Tail:
         return list(self._holes)
 
     def move(self, top: int) -> None:
-        """All that is committed up to here was looked at by other means."""
+        """Move up to ``top``, because a probe has covered every message that was committed up to there."""
         self.top = top if self.top is None else max(self.top, top)
 
     def back(self, top: int) -> None:
-        """Nothing above ``top`` is there any more, so that what comes next may lie below where we were."""
+        """Move back to ``top``, because the table has no message above it any more."""
         self.top = top
         self._holes = {hole: since for hole, since in self._holes.items() if hole <= top}
 
     def saw(self, ids: Iterable[int], now: float) -> None:
-        """These were read, in rising order."""
+        """Note the ids that a tail has read, in rising order."""
         for id in ids:
             if self.top is None or id > self.top:
-                if self.top is not None and id - self.top <= WIDEST_GAP:
+                if self.top is not None and id - self.top <= MAX_HOLES_BETWEEN:
                     self._holes.update(dict.fromkeys(range(self.top + 1, id), now))
                 self.top = id
             else:

@@ -1,4 +1,4 @@
-"""What a notification says. The shapes are those that sql/0001_messages.sql rings with."""
+"""Wakes: the payloads of notifications, parsed. The functions in database/sql make the payloads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CONTROL = '["control"]'
 """The payload of a :class:`Control`."""
 
 
-class Ring(NamedTuple):
-    """A stored message, whole; ``prev_id`` is the one before it, None where the publisher could not know.
+class NewMessage(NamedTuple):
+    """A stored message, complete. ``prev_id`` is the id of the message before it, None if the publisher could not know it.
 
-    ``created_at`` is the database's clock at the append, in Unix seconds, None where it is no time at all.
+    ``created_at`` is the database's clock at the append, in Unix seconds, or None if the payload has no finite number there.
     """
 
     stream: str
@@ -30,13 +30,13 @@ class Ring(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """These streams have new messages; None: some streams have, too many to name."""
+    """The names of streams that have new messages. None means that some streams have, too many to name."""
 
     streams: list[str] | None
 
 
 class Ephemeral(NamedTuple):
-    """An ephemeral message, whole, or (``data`` is None) only its number, as it was too large."""
+    """An ephemeral message. If it was too large for a notification, ``data`` is None and only stream and number are set."""
 
     stream: str
     number: int
@@ -47,21 +47,21 @@ class Ephemeral(NamedTuple):
 
 
 class Control(NamedTuple):
-    """Something other than a message: whom it concerns is in the tables."""
+    """Something other than a message has changed, such as a revocation. The tables hold the details."""
 
 
-Wake = Ring | Moved | Ephemeral | Control
+Wake = NewMessage | Moved | Ephemeral | Control
 
 
 def parse(payload: str) -> Wake:
-    """The wake in a payload. Whatever cannot be read is taken for a hint that something moved.
+    """Return the wake in a payload. A payload that cannot be read becomes ``Moved(None)``.
 
-    Anybody may NOTIFY, so every part is looked at: one that does not fit must not get as far as a frame or a query.
+    Any database role may NOTIFY, so every part is checked. An invalid part must not get into a frame or a query.
     """
     try:
         kind, *rest = json.loads(payload)
         if kind == "message":
-            return _ring(*rest)
+            return _message(*rest)
         if kind == "ephemeral":
             return _ephemeral(*rest)
         if kind == "large":
@@ -76,11 +76,13 @@ def parse(payload: str) -> Wake:
     return Moved(None)
 
 
-def _ring(
+def _message(
     stream: Any, id: Any, prev_id: Any, created_at: Any, event: Any, data: Any, visible_to: Any, exclude: Any
-) -> Ring:
+) -> NewMessage:
     known = None if prev_id is None else _id(prev_id)
-    return Ring(check_name(stream), _id(id), known, _time(created_at), *_content(event, data, visible_to, exclude))
+    return NewMessage(
+        check_name(stream), _id(id), known, _time(created_at), *_content(event, data, visible_to, exclude)
+    )
 
 
 def _ephemeral(stream: Any, number: Any, event: Any, data: Any, visible_to: Any, exclude: Any) -> Ephemeral:

@@ -1,7 +1,7 @@
-"""Windows in which a write takes the place of an earlier one: what waits, until when, and what became of it.
+"""Windows of coalescing, in which a later write replaces an earlier one with the same key.
 
-A window is open for one group of writes and one length. It opens with the first write and ends so many seconds after that, however
-many follow: a timer that each write starts anew would keep a target that never rests from being published at all.
+A window belongs to one group of writes and one length. It opens with the first write and ends after its length, however many
+writes follow. If each write prolonged it, a target that is written all the time would never be published.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 
 class Counts(NamedTuple):
-    """So far: ``written == replaced + published + dropped + waiting``.
+    """The counts of writes so far: ``written == replaced + published + dropped + waiting``.
 
-    ``replaced`` gave way to a later write. ``dropped`` were refused, or could not be published for too long. ``failed`` are tries
-    to publish that failed; what they held was kept, so it is not among the others.
+    ``replaced`` writes gave way to a later one. ``dropped`` writes were refused, or could not be published for too long.
+    ``failed`` counts tries to publish that failed. Their writes were kept, so this count is not part of the sum.
     """
 
     written: int = 0
@@ -27,7 +27,7 @@ class Counts(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Something that waits; ``number`` is its place in the order of all writes, ``at`` when it was written."""
+    """A write that waits. ``number`` gives the order of all writes, and ``at`` is when it was written, in monotonic seconds."""
 
     number: int
     at: float
@@ -45,61 +45,61 @@ class _Window:
 
 
 _KEPT = object()
-# The name of the window of what could not be published.
+# The name of the window for writes whose publication failed.
 
 
 class Windows:
-    """All windows of one publisher. What :meth:`take` hands out is answered with :meth:`done`, or :meth:`keep` where it failed.
+    """All windows of one publisher. After :meth:`take`, call :meth:`done`, or :meth:`keep` if publishing failed.
 
-    Nothing here yields; threads need a lock around it.
+    Nothing here yields. Threads need a lock around it.
     """
 
     def __init__(self) -> None:
         self._windows: dict[Hashable, _Window] = {}
         self._dues: list[tuple[float, int, _Window]] = []  # the number keeps windows from being compared
-        self._places: dict[Hashable, _Window] = {}
+        self._waiting: dict[Hashable, _Window] = {}
         self._written = self._replaced = self._published = self._dropped = self._failed = self._taken = 0
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self._waiting
 
     def __len__(self) -> int:
-        """How many wait or are being published."""
-        return len(self._places) + self._taken
+        """How many writes wait or are being published."""
+        return len(self._waiting) + self._taken
 
     @property
     def next_due(self) -> float | None:
-        """When the next window ends."""
+        """When the next window ends, in monotonic seconds, or None."""
         return self._dues[0][0] if self._dues else None
 
     @property
     def counts(self) -> Counts:
-        """The numbers as they are now."""
+        """The counts so far."""
         return Counts(self._written, self._replaced, self._published, self._dropped, self._failed, len(self))
 
     def write(self, key: Hashable, message: Any, group: Hashable, seconds: float, now: float) -> None:
-        """Take ``message`` in place of what waits for ``key``, into the window of its group and length."""
+        """Put ``message`` into the window of its group and its length in seconds, in place of a write that waits for ``key``."""
         self._written += 1
-        self._place(Write(self._written, now, key, message), (group, seconds), now + seconds)
+        self._put(Write(self._written, now, key, message), (group, seconds), now + seconds)
 
-    def _place(self, write: Write, name: Hashable, due: float) -> None:
+    def _put(self, write: Write, name: Hashable, due: float) -> None:
         window = self._windows.get(name)
-        earlier = self._places.get(write.key)
+        earlier = self._waiting.get(write.key)
         if earlier is not None:
             del earlier.writes[write.key]
             self._replaced += 1
-            # Who gives one key different lengths is served by the window that ends first: else the value before would wait for
-            # longer than was promised for it.
+            # If a key has windows of different lengths, the one that ends first is used. Otherwise the write could be delayed
+            # longer than the earlier call asked for.
             if earlier.due <= (due if window is None else window.due):
                 window = earlier
         if window is None:
             window = self._windows[name] = _Window(name, due)
             insort(self._dues, (due, write.number, window))
         window.writes[write.key] = write
-        self._places[write.key] = window
+        self._waiting[write.key] = window
 
     def take(self, now: float | None = None) -> list[Write]:
-        """What windows hold that have ended, or all of them without ``now``; in the order in which it was written."""
+        """Take the writes of the windows that have ended, or of all windows without ``now``, in the order of writing."""
         end = len(self._dues) if now is None else bisect_right(self._dues, now, key=lambda due: due[0])
         ended = [window for _, _, window in self._dues[:end]]
         del self._dues[:end]
@@ -107,27 +107,29 @@ class Windows:
             del self._windows[window.name]
         writes = sorted((write for window in ended for write in window.writes.values()), key=lambda write: write.number)
         for write in writes:
-            del self._places[write.key]
+            del self._waiting[write.key]
         self._taken += len(writes)
         return writes
 
     def done(self, *, published: int = 0, dropped: int = 0) -> None:
-        """So many of those that were taken were published, and so many given up."""
+        """Count how many of the writes that were taken have been published, and how many dropped."""
         self._taken -= published + dropped
         self._published += published
         self._dropped += dropped
 
     def keep(self, writes: list[Write], now: float, *, keep_seconds: float) -> int:
-        """Put back what could not be published, but for what has a later value or is too old; how many were so given up."""
+        """Put back writes that could not be published. Return how many were dropped because they are older than
+        ``keep_seconds``. A write is not put back if a later one for its key waits.
+        """
         self._failed += 1
         self._taken -= len(writes)
         lost = 0
         for write in writes:
-            if write.key in self._places:
+            if write.key in self._waiting:
                 self._replaced += 1
             elif now - write.at >= keep_seconds:
                 lost += 1
             else:
-                self._place(write, _KEPT, now)
+                self._put(write, _KEPT, now)
         self._dropped += lost
         return lost

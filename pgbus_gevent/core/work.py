@@ -1,4 +1,4 @@
-"""Pieces of work that stay where they are until somebody has done them."""
+"""Work for greenlets: items that stay until the work on them is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Flag(Protocol):
-    """What a worker waits for; :class:`gevent.event.Event` is one."""
+    """A flag that a greenlet waits for; :class:`gevent.event.Event` is one."""
 
     def is_set(self) -> bool: ...
     def set(self) -> None: ...
@@ -23,10 +23,10 @@ class Flag(Protocol):
 
 
 class Work(Generic[T]):
-    """Items to work on, in the order in which they were added, each by one worker at a time.
+    """Items to work on, in the order in which they were added. One greenlet at a time has an item.
 
-    An item that is added while a worker has it is handed out again afterwards: what was added may be newer than what that worker
-    saw. ``flag`` is set whenever there may be something to take.
+    An item that is added while a greenlet has it is handed out again afterwards, because that greenlet may have read its state
+    before the change. ``flag`` is set whenever there may be an item to take.
     """
 
     __slots__ = ("_flag", "_taken", "_waiting")
@@ -51,7 +51,7 @@ class Work(Generic[T]):
 
     @property
     def taken(self) -> int:
-        """How many items are being worked on."""
+        """How many items greenlets have taken and not finished."""
         return len(self._taken)
 
     def add(self, item: T) -> None:
@@ -61,7 +61,7 @@ class Work(Generic[T]):
             self._flag.set()
 
     def take(self, limit: int | None = None) -> list[T]:
-        """Up to ``limit`` items that no worker has; they are the caller's until :meth:`done` or :meth:`give_back`."""
+        """Take up to ``limit`` items that no greenlet has. The caller has them until :meth:`done` or :meth:`give_back`."""
         if limit is None and not self._taken:
             self._taken, self._waiting = self._waiting, self._taken
             return list(self._taken)
@@ -72,20 +72,20 @@ class Work(Generic[T]):
         return items
 
     def done(self, item: T) -> None:
-        """The work on ``item`` is finished."""
+        """Finish the work on ``item``. If it was added meanwhile, it can be taken again."""
         self._taken.pop(item, None)
         if self._waiting and (not self._taken or item in self._waiting):
             self._flag.set()
 
     def give_back(self, items: Iterable[T] | None = None) -> None:
-        """The work on ``items``, or on everything that was taken, was broken off."""
+        """Return ``items``, or all items that were taken, because the work on them was not finished."""
         for item in list(self._taken) if items is None else items:
             if item in self._taken:
                 del self._taken[item]
                 self.add(item)
 
     def discard(self, item: T) -> None:
-        """Nobody needs the work on ``item`` any more."""
+        """Remove ``item``, because the work on it is no longer needed."""
         self._waiting.pop(item, None)
         self._taken.pop(item, None)
 

@@ -13,7 +13,7 @@ from ..messages import Message
 from . import batch
 from .patience import READ, Patience
 from .pool import Pool
-from .rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
+from .rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
 from .session_settings import OWN_SEARCH_PATH
 
 
@@ -275,7 +275,7 @@ class Queries:
         )
         return [TailRow(*row) for row in rows]
 
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]:
         """Return a page for each (stream, cursor): at most ``limit`` messages and about ``size`` bytes each.
 
         A page takes messages while it has less than ``size`` bytes, so it gets one message even if that is larger.
@@ -290,7 +290,7 @@ class Queries:
             },
             read="pages",
         )
-        found = [Page([], 0, False) for _ in after]
+        found = [PageRows([], 0, False) for _ in after]
         for n, horizon, anchor, forgotten, *message, place, full in rows:
             page = found[n - 1]
             if place is not None and place <= limit:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
-
-from ..core.client import Subscription
-from ..core.stream_log import StreamLog
 
 
 class Row(NamedTuple):
@@ -23,7 +19,7 @@ class Row(NamedTuple):
     prev_id: int | None = None
 
 
-class Page(NamedTuple):
+class PageRows(NamedTuple):
     """A stream's messages above a cursor, oldest first, complete from the cursor to the last row.
 
     ``horizon`` is the highest id that pruning removed (0: none). If ``more`` is False, there are no messages above the last
@@ -72,26 +68,6 @@ class OpenQuestion(NamedTuple):
     stream: str
     cursor: int | None
     replay: int | None
-
-
-def replays(waiting: Iterable[Subscription]) -> list[int]:
-    """How far back those want to go whose start only the database can tell."""
-    return [
-        subscription.place.replay
-        for subscription in waiting
-        if subscription.start is None and subscription.place.replay is not None
-    ]
-
-
-def question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
-    """What to ask of a stream, so that the answer serves all who wait for it."""
-    counts = replays(waiting)
-    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
-    if log.is_open:
-        cursor = None  # its ring is there already, only the start is asked for
-    elif counts:
-        cursor = 0
-    return OpenQuestion(log.name, cursor, max(counts, default=None))
 
 
 class EphemeralRow(NamedTuple):

@@ -1,4 +1,4 @@
-"""The process's streamer: one :class:`Instance` for all, made when it is first asked for."""
+"""The process's streamer: one shared :class:`Instance`, which is made at the first call of :func:`current`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ __all__ = [
     "stream_counter",
 ]
 
-# gevent's own: a host may import this before it patches, and Python's would let any greenlet of the thread in then.
+# gevent's lock, not Python's: a host may import this module before it patches, and an unpatched lock of the thread would let in
+# every greenlet of that thread.
 _lock = RLock()
-_slot: tuple[int, Instance] | None = None  # with the process that it was made in: a fork has to make its own
+_slot: tuple[int, Instance] | None = None  # with the id of its process, because a forked child has to make its own
 
 
 class _Failure(NamedTuple):
-    """An attempt of :func:`current` that found the database away."""
+    """A call of :func:`current` that failed because the database was away."""
 
     pid: int
     options: dict[str, Any]
@@ -50,7 +51,7 @@ class _Failure(NamedTuple):
     error: DatabaseUnavailable
 
     def holds(self, options: dict[str, Any], asked: float) -> bool:
-        """Whether who ``asked`` then would find nothing else."""
+        """Whether a call with ``options`` that came at the time ``asked`` gets this error too."""
         return self.pid == os.getpid() and options == self.options and asked < self.at + PAUSE
 
 
@@ -58,18 +59,20 @@ _failure: _Failure | None = None
 
 
 def current(**options: Any) -> Instance:
-    """The process's Instance, built with ``options`` and started on the first call; greenlets that race get the same one.
+    """Return the process's Instance. The first call builds it with ``options`` and starts it.
 
-    Raises what :class:`Instance` and its ``start`` raise, and then a later call tries again: for those who waited meanwhile, and
-    for a moment where the database was away, the outcome is the same. Options of a later call are an error: they could have no
-    effect.
+    Greenlets that call it at the same time get the same Instance. The call yields until the Instance has started.
+
+    Raises the exceptions of :class:`Instance` and of :meth:`Instance.start`; a later call then tries again. If the database was
+    away, calls that waited meanwhile, or that come within a second, raise the same error. Raises :class:`RuntimeError` if
+    options are given when the Instance exists, because they could have no effect.
     """
     global _slot, _failure
     asked = monotonic()
     with _lock:
         if _slot is not None and _slot[0] == os.getpid():
             if options:
-                raise RuntimeError("the process's Instance is there already; reset() it before giving other options")
+                raise RuntimeError("the process's Instance exists already; call reset() before you give other options")
             return _slot[1]
         if _failure is not None and _failure.holds(options, asked):
             raise _failure.error
@@ -83,14 +86,14 @@ def current(**options: Any) -> Instance:
 
 
 def set_current(instance: Instance | None) -> None:
-    """Make ``instance`` the process's own; it is neither started nor is the one before it stopped."""
+    """Make ``instance`` the process's Instance. It is not started, and the Instance before it is not stopped."""
     global _slot
     with _lock:
         _slot = None if instance is None else (os.getpid(), instance)
 
 
 def reset() -> None:
-    """Shut the process's Instance down, if there is one, and forget it."""
+    """Shut down the process's Instance, if there is one. The next call of :func:`current` makes a new one."""
     global _slot, _failure
     with _lock:
         slot, _slot, _failure = _slot, None, None
@@ -99,5 +102,5 @@ def reset() -> None:
 
 
 def stream_counter() -> StreamCounter:
-    """The counter of the process's Instance; one without counts where there is none."""
+    """Return the counter of the process's Instance, or an empty counter if there is no Instance."""
     return _slot[1].counter if _slot is not None and _slot[0] == os.getpid() else StreamCounter()

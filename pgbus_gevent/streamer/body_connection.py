@@ -1,6 +1,6 @@
-"""A client behind a WSGI server that keeps its socket to itself: the response body is an iterator fed by the same cursor.
+"""A client whose WSGI server does not give its socket away. The response body is an iterator, which the dispatcher fills.
 
-It costs the server's greenlet for as long as it lasts.
+The connection occupies a greenlet of the server for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import gevent
 from gevent.event import Event
 
 from ..core.client import Client, StreamRequest
-from .connection import Keeper
+from .connection import ClientHandler
 
-_LARGE = 64 * 1024  # bytes of what is handed on as it is
+_LARGE = 64 * 1024  # bytes; larger parts are not joined with others
 
 
 class BodyConnection(Client):
-    """Iterate over it in the server's greenlet, and close it there; everything else is for the streamer.
+    """A client whose bytes go through a response body.
 
-    A chunk counts as sent when the server asks for the next one: until then something waits, and :attr:`blocked_since`
-    says since when.
+    The server's greenlet iterates over the body and closes it. The streamer calls the other methods: the dispatcher, the
+    heartbeat and ``Clients`` send and finish.
+
+    Bytes count as sent when the server asks for the next ones. Until then they wait, and :attr:`blocked_since` says since when.
     """
 
     keeps_time = True
-    """For a server that bounds how slowly an answer may be read: the heartbeat ends the slow ones, and says why."""
+    """Tells a server with a time limit for slow clients that it need not apply it: the heartbeat ends slow consumers."""
 
     __slots__ = ("_clients", "_clock", "_consumer", "_parts", "_ready", "_waiting_since")
 
@@ -36,7 +38,7 @@ class BodyConnection(Client):
         id: str,
         request: StreamRequest,
         *,
-        clients: Keeper,
+        clients: ClientHandler,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(id, request, now=clock())
@@ -63,7 +65,7 @@ class BodyConnection(Client):
         self.send(farewell, now)
 
     def abort(self) -> None:
-        """End the body; a server that is stuck in a write to the client is thrown out of it."""
+        """End the body. If the server's greenlet is blocked in a write to the client, raise BrokenPipeError in it."""
         self._parts.clear()
         self._ready.set()
         consumer, self._consumer = self._consumer, None
@@ -76,23 +78,23 @@ class BodyConnection(Client):
     def __next__(self) -> bytes:
         self._consumer = gevent.getcurrent()
         if self._parts:
-            self._waiting_since = self._clock()  # it does take bytes: the deadline is for who takes none
+            self._waiting_since = self._clock()  # the client takes bytes; only one that takes none is a slow consumer
         elif self._waiting_since is not None:
             self._waiting_since = None
             if not self.closed:
-                self._clients.drained(self)
+                self._clients.unblocked(self)
         while not self._parts:
             if self.closed:
                 raise StopIteration
             self._ready.wait()
             self._ready.clear()
         if len(self._parts[0]) > _LARGE:
-            return self._parts.pop(0)  # shared with others; a copy of it would be this client's alone
+            return self._parts.pop(0)  # other connections share these bytes, and joining would copy them
         data = b"".join(self._parts)
         self._parts.clear()
         return data
 
     def close(self) -> None:
-        """The server is done with the body: the client has left, or the end was reached."""
+        """Called by the server at the end of the response, or when the client has left."""
         self._consumer = None
         self._clients.gone(self, "client left")

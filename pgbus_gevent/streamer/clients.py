@@ -1,4 +1,4 @@
-"""Who is connected: takes connections in, within the limits, and lets them go, whichever way they end."""
+"""Takes connections in, within the limits, and ends them."""
 
 from __future__ import annotations
 
@@ -9,46 +9,24 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 from ..core import sse
 from ..core.board import Board
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
-from ..core.greeting import identified, whole
+from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
 from .connection import Connection
+from .limits import RESERVE, Limits, network_of, refusal_retry
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 
 
-RESERVE = 256
-"""Descriptors that are left for what is no stream: health checks, the database, files; or half of them where there are few."""
-
-
-_TRANSLATED = IPv6Network("64:ff9b::/96")
-
-
-class Limits(NamedTuple):
-    """How many connections there may be, of all, of one owner and of one address, and for how many seconds; 0 is no limit."""
-
-    connections: int
-    per_owner: int = 0
-    per_address: int = 0
-    age: float = 0.0
-
-    @classmethod
-    def of(cls, settings: Any) -> Limits:
-        """Those that the ``Settings`` set."""
-        return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
-
-
 class Presence(Protocol):
-    """Who wants to know which members are connected; :class:`pgbus_gevent.streamer.presence.PresenceKeeper` does."""
+    """What ``Clients`` calls when members come and go; :class:`pgbus_gevent.streamer.presence.PresenceKeeper` is one."""
 
     def joined(self, subscription: Subscription) -> None: ...
     def left(self, subscription: Subscription) -> None: ...
@@ -56,7 +34,7 @@ class Presence(Protocol):
 
 
 class Gate(Protocol):
-    """Whether the worker takes clients in at all; :class:`pgbus_gevent.streamer.health.Health` is one."""
+    """Says whether the worker takes clients in; :class:`pgbus_gevent.streamer.health.Health` is one."""
 
     @property
     def refusing(self) -> str | None: ...
@@ -65,10 +43,13 @@ class Gate(Protocol):
 
 
 class Clients:
-    """The way of a connection from its accept to its end. Nothing here yields.
+    """The life of a connection, from its accept to its end. Nothing here yields, except the generator :meth:`end_all`.
 
-    ``presence`` is told of every member that comes, goes or changes. A socket's send buffer has ``send_buffer`` bytes, and the
-    kernel gives up on a peer that acknowledges nothing for ``dead_after`` seconds.
+    Greenlets that accept, several tasks and the event loop call these methods. Because none of them yields, no other greenlet
+    sees a client that is half registered or half removed.
+
+    ``presence`` is called for every member that comes, goes or changes. ``send_buffer`` is the size of a socket's send buffer in
+    bytes. ``dead_after`` is how many seconds the kernel waits for a peer that acknowledges nothing.
     """
 
     def __init__(
@@ -102,25 +83,26 @@ class Clients:
 
     @property
     def most(self) -> int:
-        """How many connections are taken."""
+        """The most connections that this worker takes."""
         return self._limits.connections
 
     def fit(self) -> None:
-        """Take no more connections than the process may have descriptors, so that there are some for who asks after its health."""
+        """Lower the limit of connections to the limit of open files, so that descriptors are left for health checks."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserve = min(RESERVE, soft // 2)
         if soft == resource.RLIM_INFINITY or soft - reserve >= self.most:
             return
         logger.warning(
             "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are accepted at most;"
-            " raise it (ulimit -n), or lower max_connections",
+            " raise the limit (ulimit -n), or lower max_connections",
             *(soft, self.most, reserve, soft - reserve),
         )
         self._limits = self._limits._replace(connections=soft - reserve)
 
     def refusal(self, owner: str | None = None, address: str = "") -> str | None:
-        """Why a new connection is to be refused now, or None: ``restart``, ``unavailable``, ``overloaded`` or
-        ``too-many-connections`` of this owner or address.
+        """Return why a new connection of this owner and address is refused now, or None.
+
+        The reason is ``restart``, ``unavailable``, ``overloaded`` or ``too-many-connections``.
         """
         if self._health is not None and self._health.refusing is not None:
             return self._health.refusing
@@ -135,13 +117,14 @@ class Clients:
 
     @property
     def unready(self) -> str | None:
-        """Why new clients cannot be served now, or None; what readyz tells."""
+        """Why new clients cannot be served now, or None. ``readyz`` answers with it."""
         return self.refusal() or ("unavailable" if self._health is not None and self._health.trouble else None)
 
     def take_over(self, request: StreamRequest, sock: socket.socket, head: bytes, chunked: bool = False) -> Client:
-        """Serve a client on a socket that is ours from now on.
+        """Serve a client on a socket that the streamer owns from now on.
 
-        ``head`` is the response's, which goes out before the first frame and announces chunks if ``chunked`` says so.
+        ``head`` is the response's status line and headers, which are sent before the first frame. ``chunked`` says whether they
+        announce HTTP's chunked coding.
         """
         connection = Connection(
             self._new_id(request),
@@ -157,26 +140,26 @@ class Clients:
         return connection
 
     def body(self, request: StreamRequest) -> BodyConnection:
-        """Serve a client through a response body that its server iterates over."""
+        """Serve a client through a response body, over which the WSGI server iterates."""
         connection = BodyConnection(self._new_id(request), request, clients=self)
         self._register(connection, request)
         return connection
 
     def _new_id(self, request: StreamRequest) -> str:
-        """The one that the client had before stays, so that messages which exclude it go on to."""
+        """Return the id for a client. A client that comes back keeps its id, so that messages which exclude it still do."""
         if request.connection is None:
             return secrets.token_hex(12)
         old = self._registry.client(request.connection)
         if old is not None:
             if old.owner != request.owner:
-                return secrets.token_hex(12)  # somebody else's
-            # A client has one connection of that id: this one is what is left of a path that broke.
-            self._forget(old, "replaced")
+                return secrets.token_hex(12)  # the id belongs to another owner
+            # A client has one connection with this id, so the old one is left over from a network path that broke.
+            self._remove(old, "replaced")
             old.abort()
         return request.connection
 
     def _register(self, client: Client, request: StreamRequest) -> None:
-        # Others may have come in since the request was looked at.
+        # Checked again, because other greenlets may have registered clients since this request was checked.
         refusal = self.refusal(client.owner, client.address)
         if refusal is not None:
             client.reason = refusal
@@ -197,23 +180,26 @@ class Clients:
             self._connected.emit(Connected(client.id, streams, client.owner))
 
     def adopt(self, client: Client, subscribers: Sequence[Subscriber]) -> None:
-        """A client is now known as these, in the order of its streams: caps, kicks, filters and presence go by them from here."""
+        """Replace a client's subscribers, given in the order of its streams.
+
+        From now on caps, revocations, filters and presence go by the new ones.
+        """
         if client not in self._registry:
             return
         self._count(client, -1)
         client.owner = owner_of(subscribers)
-        known = whole(client, self._identities)
+        known = identity_of(client, self._identities)
         before, client.expires_at = client.expires_at, end_of(subscribers)
         self._count(client, 1)
         for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
             self._rename(subscription, subscriber)
         if client.expires_at is not None and (before is None or client.expires_at < before):
-            self._board.schedule.add(client)  # its end is sooner than the heartbeat meant to look
-        changed = client.admitted and whole(client, self._identities) != known
+            self._board.schedule.add(client)  # the connection may end before the slot in which the client stands
+        changed = client.admitted and identity_of(client, self._identities) != known
         if changed and client.blocked_since is None:
             client.send(identified(client, self._identities), monotonic())
         elif changed:
-            # Whoever cannot be told now is told when they come back.
+            # A blocked client cannot be sent the new identity. It gets it when it comes back.
             self.end(client, "revoked")
 
     def _rename(self, subscription: Subscription, subscriber: Subscriber) -> None:
@@ -232,18 +218,21 @@ class Clients:
     # going
 
     def end(self, client: Client, reason: str, retry: float | None = None) -> None:
-        """Close a connection from our side, with the reason as its last frame where it can still be told."""
+        """Close a connection, after a last frame with the reason unless the client is blocked or cannot be written to.
+
+        ``retry`` is the seconds after which the client is to come back.
+        """
         if reason == "slow-consumer" and client in self._registry and client.blocked_since is not None:
-            # One that was sent away already and still takes nothing has had its Disconnected.
+            # Not for a client that was sent away before and takes nothing: its Disconnected has been emitted.
             seconds = monotonic() - client.blocked_since
             self._events.emit(SlowConsumer(client.id, tuple(each.log.name for each in client.subscriptions), seconds))
         if client in self._lingering or reason in ("slow-consumer", "error"):
-            # Its socket is full, or cannot be written to: there is no room for a last frame.
-            self._forget(client, reason)
+            # The socket is full or broken, so there is no room for a last frame.
+            self._remove(client, reason)
             client.abort()
             self._lingering.discard(client)
             return
-        if not self._forget(client, reason):
+        if not self._remove(client, reason):
             return
         if reason == "unavailable":
             retry = refusal_retry()
@@ -254,7 +243,7 @@ class Clients:
             self._board.schedule.add(client)
 
     def end_owner(self, owner: str) -> int:
-        """Close all connections of one owner, as its right was taken back; how many."""
+        """Close all connections of one owner, because its right was taken back. Return how many."""
         if owner not in self._owners:
             return 0
         theirs = [client for client in self._registry.clients() if client.owner == owner]
@@ -263,53 +252,53 @@ class Clients:
         return len(theirs)
 
     def end_all(self) -> Iterator[None]:
-        """Send everybody away to come back, each with its own time for it; a step is one client."""
+        """Send every client away, each with its own random time for coming back. A step of the generator ends one client."""
         for client in self._registry.clients():
             self.end(client, "restart", retry=random.uniform(1.0, 5.0))
             yield
 
     @property
     def lingering(self) -> bool:
-        """Whether something still waits for a client that was sent away."""
+        """Whether bytes still wait for a client that was sent away."""
         return bool(self._lingering)
 
     def cut_off(self) -> None:
-        """Close those for whom something still waits."""
+        """Close the connections of clients that were sent away and for which bytes still wait."""
         for client in list(self._lingering):
             client.abort()
         self._lingering.clear()
 
     def give(self, client: Client, data: bytes, now: float) -> None:
-        """Send whole frames to a client for which nothing waits."""
+        """Send whole frames to a client that is not blocked. If sending raises, close the connection."""
         try:
             client.send(data, now)
         except Exception:
             self.broken(client)
 
     def broken(self, client: Client) -> None:
-        """A delivery raised. One client's trouble must not keep the others from their messages."""
+        """Close the connection of a client to which sending raised, so that the others go on getting their messages."""
         logger.exception("delivery to connection %s failed; closing it", client.id)
         self.end(client, "error")
 
-    # what connections tell; in the hub, where nothing may wait
+    # called by connections, in the event loop, where nothing may wait
 
-    def drained(self, client: Client) -> None:
-        """The client can take more again."""
+    def unblocked(self, client: Client) -> None:
+        """Make a client's subscriptions ready, because the client takes bytes again."""
         subscriptions = client.subscriptions
         if len(subscriptions) > 1:
-            # By turns, so that a busy stream, which fills the socket each time, leaves room for the quiet ones.
-            client.turn = (client.turn + 1) % len(subscriptions)
-            subscriptions = subscriptions[client.turn :] + subscriptions[: client.turn]
+            # Each time another stream comes first, because a busy stream may fill the socket before the others are served.
+            client.first = (client.first + 1) % len(subscriptions)
+            subscriptions = subscriptions[client.first :] + subscriptions[: client.first]
         for subscription in subscriptions:
             self._board.ready.add(subscription)
 
     def gone(self, client: Client, reason: str) -> None:
-        """The client has left, or what waited for it after its end has gone out."""
+        """Remove a client that has left, or whose last bytes have been sent."""
         self._lingering.discard(client)
         self._board.schedule.remove(client)
-        self._forget(client, reason)
+        self._remove(client, reason)
 
-    def _forget(self, client: Client, reason: str) -> bool:
+    def _remove(self, client: Client, reason: str) -> bool:
         subscriptions = self._board.leave(client)
         if not subscriptions:
             return False
@@ -325,26 +314,3 @@ class Clients:
             seconds = monotonic() - client.opened_at
             self._disconnected.emit(Disconnected(client.id, streams, client.owner, reason, seconds))
         return True
-
-
-@lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """What one client has for itself: an IPv4 address, also one that is written as IPv6, or an IPv6 network of 64 bits.
-
-    The other 64 are its own to choose (RFC 4291, section 2.5.1). IPv4 is written so where it is mapped, and by a translator in
-    front of a network that has IPv6 alone (RFC 6052).
-    """
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, IPv4Address):
-        return str(found)
-    if found in _TRANSLATED:
-        return str(IPv4Address(int(found) & 0xFFFFFFFF))
-    return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
-
-
-def refusal_retry() -> float:
-    """When somebody who was refused for a passing reason is to come back: 5 to 15 seconds, so that not all do at once."""
-    return random.uniform(5.0, 15.0)

@@ -1,6 +1,6 @@
-"""A client whose socket is ours, taken over from the server so that it costs no greenlet, and the writer of that socket.
+"""A client on a socket that was taken over from the server, so that it occupies no greenlet, and the writer of that socket.
 
-Only this module and the WSGI body know of OSError.
+In the streamer, only this module and ``body_connection`` handle OSError.
 """
 
 from __future__ import annotations
@@ -19,34 +19,44 @@ from ..core.client import Client, StreamRequest
 _Parts = list[memoryview | bytearray]
 
 _READ, _WRITE = 1, 2  # libev's events
-_MAX_INPUT = 4096  # a client of an event stream has nothing to say; one that goes on talking is cut off
+_MAX_INPUT = 4096  # bytes; a client of an event stream sends nothing, so one that sends more is cut off
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-class Owner(Protocol):
-    """Who is told what becomes of a socket. Both methods are called in the hub, where nothing may wait."""
+class SocketHandler(Protocol):
+    """The methods that a writer calls. The event loop runs both, so they must not wait."""
 
-    def drained(self) -> None:
-        """The last of what waited has gone out."""
+    def unblocked(self) -> None:
+        """The bytes that waited have all been sent."""
 
     def gone(self, reason: str) -> None:
-        """The client has left."""
+        """The socket was closed: the client has left, or the last frame has been sent."""
 
 
 class IoWriter:
-    """The one writer of one socket: sends without waiting, keeps what the socket did not take, sees the client leave.
+    """The only writer of one socket. It sends without waiting, keeps the bytes that the socket did not take, and notices
+    when the client leaves.
 
-    It owns ``sock`` (taken out of gevent's hands, so a plain non-blocking one) from here to its close. :meth:`write` may only be
-    called while nothing waits (:attr:`blocked_since`).
+    It owns ``sock``, a plain non-blocking socket and not one of gevent's, until it closes it. Call :meth:`write` and
+    :meth:`write_all` only while :attr:`blocked_since` is None. The methods never yield. The watchers ``_readable`` and
+    ``_writable`` run in the event loop, which runs only while every greenlet waits, so never between two lines here.
     """
 
     __slots__ = (
-        "_clock", "_closing", "_input", "_owner", "_reader", "_rest", "_sock", "_writer", "blocked_since",
+        "_clock",
+        "_closing",
+        "_handler",
+        "_input",
+        "_reader",
+        "_rest",
+        "_sock",
+        "_writer",
+        "blocked_since",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, owner: Owner, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, sock: socket.socket, handler: SocketHandler, *, clock: Callable[[], float] = monotonic) -> None:
         self._sock: socket.socket | None = sock
-        self._owner = owner
+        self._handler = handler
         self._clock = clock
         self._rest: _Parts | None = None
         self._closing = False
@@ -57,7 +67,7 @@ class IoWriter:
         self._reader.start(self._readable)
 
     def write(self, data: bytes, now: float) -> None:
-        """Send; what the socket does not take waits, and :attr:`blocked_since` says so."""
+        """Send ``data``. Bytes that the socket does not take wait, and set :attr:`blocked_since` to ``now``."""
         sock = self._sock
         if sock is None:
             return
@@ -72,7 +82,7 @@ class IoWriter:
             self._wait_for([memoryview(data)[sent:]], now)
 
     def write_all(self, parts: Sequence[bytes], now: float) -> None:
-        """The same for several pieces in a row, none of which is copied."""
+        """Send several pieces of bytes, one after the other, without copying them."""
         sock = self._sock
         if sock is None:
             return
@@ -89,7 +99,7 @@ class IoWriter:
             self._wait_for(rest, now)
 
     def finish(self, farewell: bytes, now: float) -> None:
-        """Send ``farewell`` behind what waits, then close."""
+        """Send ``farewell`` after the bytes that wait, and then close."""
         if self._rest is None:
             self.write(farewell, now)
         else:
@@ -99,7 +109,7 @@ class IoWriter:
             self._gone("finished")
 
     def _put_behind(self, rest: _Parts, data: bytes) -> None:
-        """In a piece of its own: what waits already is shared with other connections, and may be large."""
+        """Append ``data`` as a piece of its own: the pieces that wait are shared with other connections, and may be large."""
         last = rest[-1]
         if isinstance(last, bytearray):
             last += data
@@ -125,7 +135,7 @@ class IoWriter:
             return
         _drop(self._rest, sent)
         if self._rest:
-            self.blocked_since = self._clock()  # it does take bytes: the deadline is for who takes none
+            self.blocked_since = self._clock()  # the client takes bytes; only one that takes none is a slow consumer
             return
         self._rest = None
         self.blocked_since = None
@@ -134,7 +144,7 @@ class IoWriter:
         if self._closing:
             self._gone("finished")
         else:
-            self._owner.drained()
+            self._handler.unblocked()
 
     def _readable(self) -> None:
         if self._sock is None:
@@ -147,7 +157,7 @@ class IoWriter:
             self._gone(error)
             return
         self._input += len(data)
-        # End of input is a client that left: a half-closed one cannot be told from it, and would wait for nothing.
+        # At the end of input the client has left. A client that closed only its sending side looks the same, but none does.
         if not data:
             self._gone(None)
         elif self._input > _MAX_INPUT:
@@ -158,10 +168,10 @@ class IoWriter:
             return  # reported already
         self.close()
         reason = why if isinstance(why, str) else "client left" if why is None else type(why).__name__
-        self._owner.gone(reason)
+        self._handler.gone(reason)
 
     def abort(self) -> None:
-        """Close and let the kernel drop what it still holds for a client that does not read."""
+        """Close, and have the kernel discard the bytes that it still holds for the client."""
         if self._sock is not None:
             try:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
@@ -174,7 +184,8 @@ class IoWriter:
         sock, self._sock = self._sock, None
         if sock is None:
             return
-        # Before the descriptor: its number may be another connection's a moment later, and the watchers would be too.
+        # Stop the watchers before the descriptor is closed: the kernel may give its number to a new socket at once, and the
+        # watchers would then watch that socket.
         _end(self._reader)
         _end(self._writer)
         self._reader = self._writer = None
@@ -183,20 +194,22 @@ class IoWriter:
         sock.close()
 
 
-class Keeper(Protocol):
-    """Who is told what becomes of a connection, in the hub; :class:`pgbus_gevent.streamer.clients.Clients` is."""
+class ClientHandler(Protocol):
+    """The methods that a connection calls, in the event loop; :class:`pgbus_gevent.streamer.clients.Clients` has them."""
 
-    def drained(self, client: Client) -> None: ...
+    def unblocked(self, client: Client) -> None: ...
     def gone(self, client: Client, reason: str) -> None: ...
 
 
 class Connection(Client):
-    """``head`` is the response's status line and headers, which go out before the first frame; ``chunked`` whether they announce
-    chunks, one for each write.
+    """A client on a socket.
 
-    ``clients`` is told when it can take more again, and when the client has left. ``send_buffer`` is the kernel's for this
-    socket, in bytes: by itself it would take 4 MB for a client that never reads. ``dead_after`` bounds, in seconds, how long the
-    kernel goes on with a peer that acknowledges nothing.
+    ``head`` is the response's status line and headers, which are sent before the first frame. ``chunked`` says whether they
+    announce HTTP's chunked coding; then each send is one HTTP chunk. ``clients`` is called when the client takes bytes again, and
+    when it has left.
+
+    ``send_buffer`` is the size of the kernel's buffer for this socket, in bytes. Without it, the kernel would keep up to 4 MB for
+    a client that never reads. ``dead_after`` is how many seconds the kernel waits for a peer that acknowledges nothing.
     """
 
     __slots__ = ("_chunked", "_clients", "_head", "_writer")
@@ -208,7 +221,7 @@ class Connection(Client):
         sock: socket.socket,
         head: bytes,
         *,
-        clients: Keeper,
+        clients: ClientHandler,
         chunked: bool = False,
         send_buffer: int = 65536,
         dead_after: float = 30.0,
@@ -239,8 +252,8 @@ class Connection(Client):
         self._writer.write(data, now)
 
     def _send_large(self, size: int, data: bytes, now: float) -> None:
-        # As it is: all connections share it, the slow ones for long.
-        head, self._head = self._head + chunks.head(size), b""
+        # Not copied, because all connections share the bytes, and slow ones keep them for long.
+        head, self._head = self._head + chunks.size_line(size), b""
         self.bytes_sent += len(head) + size + len(chunks.END)
         self._writer.write_all((head, data, chunks.END), now)
 
@@ -253,8 +266,8 @@ class Connection(Client):
     def abort(self) -> None:
         self._writer.abort()
 
-    def drained(self) -> None:
-        self._clients.drained(self)
+    def unblocked(self) -> None:
+        self._clients.unblocked(self)
 
     def gone(self, reason: str) -> None:
         self._clients.gone(self, reason)
@@ -269,11 +282,11 @@ def _tune(sock: socket.socket, send_buffer: int, dead_after: float) -> None:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(dead_after * 1000))
     except OSError:
-        pass  # the client has left already, which the first read tells
+        pass  # the client has left already, as the first read will show
 
 
 def _drop(parts: _Parts, count: int) -> None:
-    """Take so many bytes off the front."""
+    """Remove the first ``count`` bytes of ``parts``."""
     while parts and count >= len(parts[0]):
         count -= len(parts.pop(0))
     if count:

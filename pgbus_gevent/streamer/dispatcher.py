@@ -1,7 +1,7 @@
 """Brings connections from their cursors to the heads of their streams.
 
-Nobody has a queue of messages. A pass over a stream sends each connection, in one go, all that lies between its cursor and the
-head. Messages that arrive during a pass go out with the next one, so the batches grow with the load.
+Connections have no queues of messages. A pass over a stream sends each connection, in one go, all messages between its cursor and
+the head. Messages that arrive during a pass are sent together, so the number of messages in one send grows with the load.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from ..core.identity import Identities
 from ..core.replay import admit, missed
 from ..core.stream_log import Chunk, StreamLog
 from .clients import Clients
-from .hint_passes import HintPasses
+from .ephemeral_passes import EphemeralPasses
 from .turns import Job, Turns
 
 logger = logging.getLogger("pgbus_gevent.dispatcher")
 
 CHUNK_BYTES = 64 * 1024
-"""About how much one send carries, and so how much is kept for a client that then stops reading."""
+"""About how many bytes one send carries. As many are kept for a client that then stops reading."""
 
 SLICE = 100
-"""Connections of one stream that are served before the next stream has its turn."""
+"""How many connections of one stream are served before another job runs."""
 
 BEHIND_SLICE = 5
-"""The same for connections that are behind: each is sent up to :data:`CHUNK_BYTES`, ten times what a live one costs."""
+"""The same for connections that are behind. Each is sent up to :data:`CHUNK_BYTES`, which costs ten times as much."""
 
 _CACHED_CURSORS = 32
 
 _Key = TypeVar("_Key")
-_Place = tuple[StreamLog, int, int, int]  # with its epoch, a cursor, and the head
+_Position = tuple[StreamLog, int, int, int]  # a log, its epoch, a cursor, and the head
 
 
 class StreamEventDispatcher:
     """The greenlet that writes to clients; :meth:`run` is its loop.
 
-    It takes from the board the streams that moved, the subscriptions that are ready to be served, and the pages that were read
-    for those that are behind. Each is a job, and all jobs take turns. No other greenlet runs between two ``yield`` of a job, so a
-    cursor and the bytes that it stands for move together.
+    It takes from the board the logs that moved, the subscriptions that are ready, the pages that were read, and the streams with
+    ephemeral messages. Each becomes a job, and jobs take turns. Other jobs, and other greenlets, run only at a ``yield`` of a
+    job. Between two of them, a cursor moves and its bytes are sent in one atomic step.
 
-    Clients are told to come back after ``retry`` seconds if their connection is lost, and to expect a heartbeat every ``heartbeat``
-    seconds.
+    The first frame tells a client to come back after ``retry`` seconds if its connection is lost, and to expect a heartbeat
+    every ``heartbeat`` seconds.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class StreamEventDispatcher:
         self._clock = clock
         self._passed = board.events.signal(Passed)
         self._gaps = board.events.signal(Gap)
-        self._hints = HintPasses(board, clients, self._audience, clock)
+        self._ephemerals = EphemeralPasses(board, clients, self._audience, clock)
         self.sends = 0
         self.passes = 0
 
     @property
     def missed(self) -> int:
-        """How many ephemeral messages clients missed that read too slowly, counted for each client."""
-        return self._hints.missed
+        """How many ephemeral messages slow clients have missed, counted once for each client."""
+        return self._ephemerals.missed
 
     # the loop
 
@@ -104,10 +104,10 @@ class StreamEventDispatcher:
         if board.ready and not board.ready.taken:
             jobs.append(self._bring(board.ready.take()))
         jobs += [self._serve(page) for page in board.pages.take()]
-        jobs += [self._hints.run(log) for log in board.hinted.take()]
+        jobs += [self._ephemerals.run(log) for log in board.ephemeral.take()]
         return jobs
 
-    # jobs: each `yield` is where others have their turn
+    # jobs: at each `yield`, other jobs and other greenlets may run
 
     def _pass(self, log: StreamLog) -> Job:
         """Bring all connections of a stream to its head."""
@@ -124,7 +124,8 @@ class StreamEventDispatcher:
                 yield
                 now, waiting = self._clock(), board.waiting(log)
                 if (log.head, log.epoch) != (head, epoch):
-                    # What came meanwhile goes out to the rest. Those that were served already get it from the next pass.
+                    # At the yield, the listener or a reader has extended or rewound the log. The rest of the connections get
+                    # the new messages now. The log is in `moved` again, so the others get them from the next pass.
                     head, epoch = log.head, log.epoch
                     chunks.clear()
             cursor, client = subscription.cursor, subscription.client
@@ -132,14 +133,14 @@ class StreamEventDispatcher:
                 continue
             if waiting and subscription in waiting:
                 continue
-            # Nearly all stand at the same cursor, so their frames are joined once.
+            # Nearly all connections have the same cursor, so their frames are joined once.
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
-            if chunk is None or (chunk.strange and subscription.unproven) or subscription.lost is not None:
+            if chunk is None or (chunk.suspect and subscription.unproven) or subscription.lost is not None:
                 board.wait(subscription)
                 waiting = board.waiting(log)
                 continue
             if chunk.data is not None and len(client.subscriptions) == 1:
-                # What _send does for nearly all, without its calls: they are a tenth of what a delivery costs.
+                # The common case of _send(), inlined: its calls are a tenth of the cost of a delivery.
                 subscription.cursor = chunk.cursor
                 try:
                     client.send(chunk.data, now)
@@ -153,32 +154,33 @@ class StreamEventDispatcher:
         self.sends += sent
         if self._passed.handlers:
             self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
-        # Only now: two passes over one stream would each look at all of its connections, and send to many of them twice.
+        # Only now, so that no second pass over this stream starts while this one is at a `yield`: it would go through the same
+        # connections again.
         board.moved.done(log)
 
     def _bring(self, subscriptions: list[Subscription]) -> Job:
-        """Admit or advance connections that are ready, one after the other. There is one such job at a time."""
+        """Admit or advance subscriptions that are ready, one after the other. There is one such job at a time."""
         ready = self._board.ready
-        # Clients that come back at once stand at a few cursors, so the frames that they lack are joined once for each.
-        chunks: dict[_Place, Chunk | None] = {}
+        # When many clients come back at once, they have only a few different cursors, so the frames are joined once for each.
+        chunks: dict[_Position, Chunk | None] = {}
         for n, subscription in enumerate(subscriptions, 1):
             if subscription.cursor is None:
                 self._admit(subscription)
             if self._advance(subscription, chunks):
-                ready.add(subscription)  # behind those that wait: one that is far behind takes turns with the others
+                ready.add(subscription)  # at the end, so that a client that is far behind takes turns with the others
             ready.done(subscription)
             if n % BEHIND_SLICE == 0:
                 yield
 
     def _serve(self, page: Page) -> Job:
-        """Send a page from the database to all clients that stand within it."""
+        """Send a page from the database to all waiting clients whose cursor lies within it."""
         board, log = self._board, page.log
         chunks: dict[int, Chunk | None] = {}
         served = 0
         for subscription in list(board.waiting(log)):
             cursor = subscription.cursor
             if not page.current:
-                break  # the log was rewound: those that still wait have other cursors now
+                break  # the sweeper or a reader rewound the log at a yield, so the clients that still wait have new cursors
             if cursor is None or not page.serves(cursor) or not board.stop_waiting(subscription):
                 continue
             if _takes_bytes(subscription.client):
@@ -190,14 +192,14 @@ class StreamEventDispatcher:
         board.served(page)
 
     def _send_page(self, subscription: Subscription, page: Page, cursor: int, chunks: dict[int, Chunk | None]) -> None:
-        history, now = page.history, self._clock()
-        if subscription.unproven and history.refutes(cursor):
-            # The next page tells the client so, and starts again with all that is retained.
+        content, now = page.content, self._clock()
+        if subscription.unproven and content.refutes(cursor):
+            # The cursor is proven wrong. The next page tells the client, and starts with everything that is retained.
             subscription.lost, subscription.cursor = cursor, 0
             return
-        gap = self._gap(subscription, cursor, history.horizon, history.oldest, history.newest)
-        cursor = subscription.cursor = max(cursor, history.horizon)
-        chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, history.after(cursor))
+        gap = self._gap(subscription, cursor, content.horizon, content.oldest, content.newest)
+        cursor = subscription.cursor = max(cursor, content.horizon)
+        chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, content.after(cursor))
         if chunk is not None:
             self._send(subscription, chunk, now, gap)
             self.sends += 1
@@ -207,7 +209,7 @@ class StreamEventDispatcher:
     # one connection
 
     def _admit(self, subscription: Subscription) -> None:
-        """Decide where a client starts, in all of its streams, and greet it; or have the database asked first."""
+        """Decide where a client starts in all of its streams, and greet it; or have a reader ask the database first."""
         client = subscription.client
         if client.closed:
             return
@@ -219,7 +221,7 @@ class StreamEventDispatcher:
             else:
                 admissions.append(admission)
         if len(admissions) < len(client.subscriptions):
-            return  # each answer makes the client ready again
+            return  # the reader makes the subscription ready again, and this is tried again
         for each, admission in zip(client.subscriptions, admissions, strict=True):
             each.cursor = admission.cursor
             if admission.gap:
@@ -230,31 +232,31 @@ class StreamEventDispatcher:
             if each is not subscription:
                 self._board.ready.add(each)
 
-    def _advance(self, subscription: Subscription, chunks: dict[_Place, Chunk | None]) -> bool:
-        """Send one connection the next of what it lacks, messages and ephemeral ones; whether it can take more."""
+    def _advance(self, subscription: Subscription, chunks: dict[_Position, Chunk | None]) -> bool:
+        """Send one connection the next messages and ephemeral messages that it lacks. Return whether it can take more."""
         if subscription.cursor is None or not self._may_send(subscription):
             return False
-        # By turns, as its socket may take no more than one of the two.
-        subscription.hinted = not subscription.hinted
-        if subscription.hinted:
-            more = self._hints.step(subscription)
+        # Each kind comes first in turn, because the socket may take only one of the two.
+        subscription.ephemerals_first = not subscription.ephemerals_first
+        if subscription.ephemerals_first:
+            more = self._ephemerals.step(subscription)
             return self._step(subscription, chunks) or more
         more = self._step(subscription, chunks)
-        return self._hints.step(subscription) or more
+        return self._ephemerals.step(subscription) or more
 
-    def _step(self, subscription: Subscription, chunks: dict[_Place, Chunk | None]) -> bool:
-        """Send one connection the next frames of the ring; whether it can take more."""
+    def _step(self, subscription: Subscription, chunks: dict[_Position, Chunk | None]) -> bool:
+        """Send one connection the next frames of the ring. Return whether it can take more."""
         log, cursor = subscription.log, subscription.cursor
         if cursor is None or not self._may_send(subscription):
-            return False  # what had the first turn may have filled its socket
+            return False  # the ephemeral messages that were sent first may have filled its socket
         if subscription.lost is not None:
-            self._board.wait(subscription)  # what it has to be told is what is retained, which only the table knows
+            self._board.wait(subscription)  # the frame about the gap names the oldest id, which only the table knows
             return False
         if cursor >= log.head:
             return False
         key = (log, log.epoch, cursor, log.head)
         chunk = chunks[key] if key in chunks else _cache(chunks, key, log.after(cursor, CHUNK_BYTES))
-        if chunk is None or (chunk.strange and subscription.unproven):
+        if chunk is None or (chunk.suspect and subscription.unproven):
             self._board.wait(subscription)
             return False
         self._send(subscription, chunk, self._clock())
@@ -262,10 +264,10 @@ class StreamEventDispatcher:
         return chunk.cursor < log.head
 
     def _send(self, subscription: Subscription, chunk: Chunk, now: float, before: bytes = b"") -> None:
-        if chunk.hole and not before:
+        if chunk.gap and not before:
             first = chunk.frames[0]
             before = self._gap(subscription, subscription.cursor or 0, first.prev_id, first.id, chunk.cursor)
-        # The cursor moves with the bytes, past what the client may not see too.
+        # The cursor also moves past messages that the client may not see.
         subscription.cursor = chunk.cursor
         data = self._audience.frames_for(subscription, chunk)
         if before:
@@ -289,7 +291,7 @@ def _takes_bytes(client: Client) -> bool:
 
 
 def _cache(chunks: dict[_Key, Chunk | None], key: _Key, chunk: Chunk | None) -> Chunk | None:
-    # Bounded: each holds its frames joined, and there may be as many cursors as clients.
+    # Bounded, because each entry holds joined frames, and there may be as many cursors as clients.
     if len(chunks) >= _CACHED_CURSORS:
         chunks.clear()
     chunks[key] = chunk

@@ -1,4 +1,4 @@
-"""Whether a worker runs, and whether it takes clients in."""
+"""Says whether a worker runs, and whether it takes clients in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .task import Task
 
 
 class Health:
-    """Derived from the worker's tasks, from the pulse of its database, and from whether it is ending (``draining``)."""
+    """The health of a worker, derived from its tasks, from the pulse of its database, and from ``draining``."""
 
     def __init__(self, pulse: Pulse) -> None:
         self.pulse = pulse
@@ -16,14 +16,14 @@ class Health:
 
     @property
     def alive(self) -> bool:
-        """Whether every part runs."""
+        """Whether every task runs."""
         return all(task.running for task in self.tasks.values())
 
     @property
     def refusing(self) -> str | None:
-        """Why every new client is refused, or None: ``restart`` or ``unavailable``.
+        """Why every new client is refused: ``restart``, ``unavailable``, or None.
 
-        A short absence of the database is no reason: clients that come wait for it.
+        A short absence of the database is not a reason. Clients that come then wait for it.
         """
         if self.draining:
             return "restart"
@@ -31,5 +31,5 @@ class Health:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the database or its schema; empty if nothing is."""
+        """A text about what is wrong with the database or its schema; empty if nothing is wrong."""
         return self.pulse.trouble

@@ -1,7 +1,7 @@
-"""Looks at every connection now and then: keeps the quiet ones alive, ends those whose time is over.
+"""The heartbeat: keeps quiet connections alive, and ends connections whose deadline is over.
 
-One sweep in slots over the interval, and not a timer for each connection: a connection stands in the slot in which it is due
-next, so that neither all are due at once nor anybody is looked at in vain.
+There is no timer for each connection. A schedule of slots holds each client in the slot in which it is due next, so clients are
+not all due at once, and a client is not checked before it is due.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from .clients import Clients
 _MAX_TICK = 0.25  # seconds
 
 _SPREAD = 0.25
-"""Up to so many intervals less pass before a heartbeat: after a broadcast to all, all are quiet from the same moment on.
+"""The share of the interval by which a heartbeat may be sent early, at random.
 
-Less, and not more: whoever sets the interval has somebody on the way in mind who cuts off what is quiet for longer.
+After a broadcast all connections fall silent together, and their heartbeats must not all be due at once. A heartbeat is never
+late, because the interval is usually chosen to stay below the idle timeout of a proxy.
 """
 
 
 def tick_of(interval: float, write_deadline: float, admit_deadline: float) -> float:
-    """How often connections are looked at, in seconds, so that each of the deadlines is kept."""
+    """Return the length of a slot in seconds, short enough for each of the deadlines, which are in seconds too."""
     return min(_MAX_TICK, min(interval, write_deadline) / 8, admit_deadline / 4)
 
 
 class Heartbeat:
-    """The greenlet that looks; :meth:`run` is its loop.
+    """The greenlet that checks connections; :meth:`run` is its loop.
 
     It takes the clients that are due from the board's schedule. ``interval`` is the longest silence before a heartbeat. A client
-    that takes no byte for ``write_deadline`` is a slow consumer, and one that nobody could tell where it starts within
-    ``admit_deadline`` is refused. All are in seconds.
+    that takes no byte for ``write_deadline`` is a slow consumer. A client that is not admitted within ``admit_deadline``, because
+    the database is away, is sent away with the reason ``unavailable``. All are in seconds. ``wall_clock`` returns Unix seconds.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Heartbeat:
         self._clients = clients
         self._write_deadline = write_deadline
         self._admit_deadline = admit_deadline
-        # Seldom enough that nearly each look is a heartbeat. One that stops reading just after it was looked at is found at the
-        # next, before its deadline is over, and is looked at again when that is.
-        self._look = min(interval, write_deadline)
+        # Rare enough that nearly every check sends a heartbeat. A client that stops reading just after a check is noticed at the
+        # next one, before its deadline is over, and is checked again at the deadline.
+        self._longest = min(interval, write_deadline)
         self._tick = board.schedule.tick
-        # A slot is up to one tick late, and so is the sweep.
+        # A client is checked up to one tick after its slot, and the slot ends up to one tick after the due time.
         self._most = interval - 2 * self._tick
         self._least = self._most - interval * _SPREAD
         self._clock = clock
@@ -66,36 +67,36 @@ class Heartbeat:
         self.sent = 0
 
     def run(self) -> None:
-        """Look at all connections in turn, for ever."""
+        """Check the connections that are due, for ever."""
         while True:
             gevent.sleep(self._tick)
-            self.sweep()
+            self.check_due()
 
-    def sweep(self) -> None:
-        """Look at all that are due."""
+    def check_due(self) -> None:
+        """Check all clients that are due, and put each into its next slot. It does not yield."""
         now = self._clock()
         schedule = self._schedule
         while schedule.new:
             client = next(iter(schedule.new))
-            # At a random moment, as many may have come at the same one.
+            # At a random time, because many clients may have come at the same moment.
             delay = self._until(client, client.opened_at + self._admit_deadline, now) * random.uniform(0.5, 1.0)
-            schedule.place(client, now + delay)
+            schedule.put(client, now + delay)
         frame = sse.heartbeat(self._wall_clock())
         for client in schedule.due(now):
-            delay = self._look_at(client, frame, now)
-            # One that is closing stays as long as something waits for it.
+            delay = self._check(client, frame, now)
+            # A client that is closing stays in the schedule as long as bytes wait for it.
             if client.reason is None or client.blocked_since is not None:
-                schedule.place(client, now + delay)
+                schedule.put(client, now + delay)
 
-    def _look_at(self, client: Client, frame: bytes, now: float) -> float:
-        """Do what is due for one client; after how many seconds to look again."""
+    def _check(self, client: Client, frame: bytes, now: float) -> float:
+        """Do what is due for one client. Return after how many seconds to check it again."""
         blocked_since = client.blocked_since
         if blocked_since is not None:
             due = blocked_since + self._write_deadline
             if due <= now:
                 return self._end(client, "slow-consumer")
         if client.reason is not None:
-            # It was told why, and still takes what waits for it; not a byte at a time for ever.
+            # Its last frame waits to be sent. The client has a deadline, so that it cannot take one byte at a time for ever.
             if client.ends_at is None:
                 client.ends_at = now + self._write_deadline
             return self._end(client, "slow-consumer") if client.ends_at <= now else self._tick
@@ -105,7 +106,7 @@ class Heartbeat:
             return self._end(client, "max-age")
         if blocked_since is None:
             if client.admitted:
-                # As good as all come this way, every quarter of a minute: what it costs is what an idle connection costs.
+                # Nearly every check ends here, so this is what an idle connection costs.
                 if now - client.last_sent >= self._least:
                     client.send(frame, now)
                     self.sent += 1
@@ -121,10 +122,10 @@ class Heartbeat:
         return self._tick
 
     def _until(self, client: Client, due: float, now: float) -> float:
-        """After how many seconds to look, where ``due`` is known: no later than its end, nor than may go unnoticed."""
+        """Return after how many seconds to check a client that is due at ``due``: no later than its end or its expiry."""
         if client.ends_at is not None and client.ends_at < due:
             due = client.ends_at
-        delay = max(self._tick, min(self._look, due - now))
+        delay = max(self._tick, min(self._longest, due - now))
         if client.expires_at is not None:
             delay = min(delay, max(0.0, client.expires_at - self._wall_clock()))
         return delay

@@ -1,4 +1,4 @@
-"""The streamer of one process: builds the parts, wires them, owns every connection. The parts do not know one another."""
+"""The streamer of one process: it builds the parts, starts and stops them, and owns every connection."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from ..core.stream_counter import StreamCounter
 from ..database import Database, green
 from ..errors import NotPatched
 from ..settings.table import Settings
-from .clients import Clients, Limits
+from .clients import Clients
 from .dispatcher import StreamEventDispatcher
-from .ephemerals import Ephemerals
 from .health import Health
 from .heartbeat import Heartbeat, tick_of
+from .large_ephemerals import LargeEphemerals
+from .limits import Limits
 from .listener import Listener
 from .presence import PresenceKeeper
 from .pruner import Pruner
@@ -42,19 +43,21 @@ from .turns import breathe
 logger = logging.getLogger("pgbus_gevent.streamer")
 
 _instances: WeakSet[Instance] = WeakSet()
-# All of this process: a host that forks has to start them after the fork, and stop them before it ends.
+# All Instances of this process, for hosts that fork: they start them after the fork and stop them before the process ends.
 
 _FAREWELL_SLICE = 200
 _STOP_TIMEOUT = 1.0
 
 
 class Instance:
-    """One streamer. ``settings`` or any of its fields by keyword; each part can be replaced by a class of the same make.
+    """One streamer. Call :meth:`start` to serve clients and :meth:`shutdown` to end; both may be called again.
 
-    With ``read_only`` it delivers and does nothing else: it removes no messages, keeps no presence, and its database sessions
-    refuse to write.
+    ``settings`` is a :class:`Settings`; without it, the settings come from ``options``, which are its fields by keyword, and
+    from the environment. ``database``, ``filters``, ``counter`` and ``events`` are made from the settings if they are not given.
+    ``on_failure`` is called with the name of a task that died too often and is given up. With ``read_only`` the Instance only
+    delivers: it removes no messages, keeps no presence, and its database sessions refuse to write.
 
-    :meth:`start` before, :meth:`shutdown` after; both may be called again. All else never yields, unless it says so.
+    Raises :class:`InvalidSetting` for a setting that makes no sense. A method or property yields only if its docstring says so.
     """
 
     def __init__(
@@ -72,24 +75,24 @@ class Instance:
         self.settings = settings = settings or Settings.load(**options)
         self.database = database or Database(settings, read_only=read_only)
         self.filters = filters or Filters(monotonic, catch=(Exception, gevent.Timeout))
-        self.stream_apps: WeakSet[Any] = WeakSet()  # those that serve its streams
-        self.backstage: object = None  # what an application keeps beside it, for its operators
+        self.stream_apps: WeakSet[Any] = WeakSet()  # the WSGI applications that serve this Instance's streams
+        self.backstage: object = None  # the Backstage of these applications: metrics, console, publishing over HTTP
         self.on_failure = on_failure
-        self._starting = Shared(self._start)  # greenlets that race share one attempt
+        self._starting = Shared(self._start)  # greenlets that call start() at the same time share one attempt
         _instances.add(self)
         self.board = Board(
             Event,
             RingLimits(settings.ring_messages, settings.ring_bytes, settings.ring_budget),
             tick=tick_of(settings.heartbeat, settings.write_deadline, settings.away_after),
             counter=counter,
-            # gevent's Timeout is no Exception, and a handler that waits all the same may have one.
+            # gevent.Timeout is not an Exception. A handler that waits, though it must not, may raise one.
             events=events or Events(clock=monotonic, catch=(Exception, gevent.Timeout)),
         )
         self._build()
         self._add_tasks(read_only)
 
     def _build(self) -> None:
-        """Each part is given the board and, where it needs one, the database."""
+        """Make the parts. Each is given the board and, if it needs it, the database."""
         settings, database, board = self.settings, self.database, self.board
         identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
         self.presence = PresenceKeeper(
@@ -107,7 +110,7 @@ class Instance:
             presence=self.presence,
             identities=identities,
             send_buffer=settings.send_buffer,
-            dead_after=settings.write_deadline + 5.0,  # later than our own deadline, which can say why
+            dead_after=settings.write_deadline + 5.0,  # after our own deadline, which closes with a reason
         )
         self.dispatcher = StreamEventDispatcher(
             board,
@@ -128,7 +131,7 @@ class Instance:
             database.queries, board, page_size=settings.page_size, ring_messages=settings.ring_messages
         )
         self.sweeper = Sweeper(database.queries, board, interval=settings.catch_up_interval)
-        self.ephemerals = Ephemerals(database.queries, board)
+        self.large_ephemerals = LargeEphemerals(database.queries, board)
         self.listener = Listener(database, board)
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
@@ -140,7 +143,7 @@ class Instance:
         self.tasks = self.health.tasks
         self._add_task("dispatcher", self.dispatcher.run)
         self._add_task("heartbeat", self.heartbeat.run)
-        self._add_task("ephemerals", self.ephemerals.run)
+        self._add_task("ephemerals", self.large_ephemerals.run)
         for n in range(settings.readers):
             self._add_task(f"reader-{n}", self.reader.run)
         self._add_task("sweeper", self.sweeper.run)
@@ -162,9 +165,13 @@ class Instance:
     # life
 
     def start(self) -> Instance:
-        """Migrate the schema, if so configured, and start the greenlets; gives way, until the listener is live or it took too long.
+        """Start the tasks, after migrating the schema if the setting ``migrate`` says so. Return the Instance itself.
 
-        Raises :class:`NotPatched`, and :class:`DatabaseError` where the schema is not, and cannot be brought, up to date.
+        It yields until the listener is live, but at most for the setting ``connect_timeout``. Greenlets that call it at the same
+        time share one attempt.
+
+        Raises :class:`NotPatched` if the process is not patched for gevent, and :class:`DatabaseError` if the schema is not up
+        to date and cannot be migrated. If it is to be migrated and the database is away, that is a :class:`DatabaseUnavailable`.
         """
         self._starting()
         return self
@@ -186,31 +193,31 @@ class Instance:
             logger.warning("not listening yet after %g s; still trying", self.settings.connect_timeout)
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Send every client away to come back, and stop; takes at most ``timeout`` seconds, by default the setting ``grace``.
+        """Send every client away and stop. It yields, for at most ``timeout`` seconds, by default the setting ``grace``.
 
-        Clients that read are told ``restart`` and when to come back; the others are cut off when the time is over.
+        Clients that take bytes get the reason ``restart`` and a time to come back. The others are cut off when the time is over.
         """
         if self.draining:
             return
         deadline = monotonic() + (self.settings.grace if timeout is None else timeout)
-        # 1. Nobody comes in any more: whoever tries is told to come back.
+        # 1. New clients are refused with the reason `restart`.
         self.health.draining = True
         _instances.discard(self)
-        # 2. No more work for the dispatcher, and then the dispatcher itself, before the farewells, so that none of its sends can
-        # come after one. What it would still have sent, the cursors will ask for.
+        # 2. Stop the tasks that make work for the dispatcher, and then the dispatcher. No task can then send a message after a
+        # farewell. Clients ask for the messages that were not sent when they come back, by their cursors.
         for name, task in reversed(self.tasks.items()):
             if name != "heartbeat":
                 task.stop(_left(deadline))
-        # 3. Farewells, in slices, each with its own time to come back.
+        # 3. Send the farewells, in slices, so that the event loop runs in between.
         for n, _ in enumerate(self.clients.end_all(), 1):
             if n % _FAREWELL_SLICE == 0:
                 breathe()
         self.presence.finish(_left(deadline))
-        # 4. Those that were behind get what waits for them, as long as there is time.
+        # 4. Blocked clients get the bytes that wait for them, as long as there is time.
         while self.clients.lingering and monotonic() < deadline:
             gevent.sleep(min(0.05, _left(deadline)))
         self.clients.cut_off()
-        # 5. The heartbeat, which watched over those, and the database.
+        # 5. Stop the heartbeat, which ended slow consumers meanwhile, and close the database.
         self.tasks["heartbeat"].stop(_left(deadline))
         self.database.close()
 
@@ -222,37 +229,37 @@ class Instance:
 
     @property
     def draining(self) -> bool:
-        """Whether it is ending, or has ended."""
+        """Whether the Instance is ending or has ended."""
         return self.health.draining
 
     @property
     def alive(self) -> bool:
-        """Whether every part runs; what healthz tells."""
+        """Whether every task runs. ``healthz`` answers with it."""
         return self.health.alive
 
     @property
     def unready(self) -> str | None:
-        """Why new clients cannot be served now, or None; what readyz tells."""
+        """Why new clients cannot be served now, or None. ``readyz`` answers with it."""
         return self.clients.unready
 
     @property
     def registry(self) -> Registry:
-        """Who is connected, and to which streams."""
+        """The clients, and the logs of their streams."""
         return self.board.registry
 
     @property
     def counter(self) -> StreamCounter:
-        """The numbers of the streams."""
+        """The counts of the streams."""
         return self.board.counter
 
     @property
     def events(self) -> Events:
-        """What happens here, to subscribe to."""
+        """The instrumentation events of this Instance, to subscribe to."""
         return self.board.events
 
 
 def instances() -> list[Instance]:
-    """Every Instance of this process that is in use; what a host starts after a fork and stops before it ends."""
+    """Return every Instance of this process that has not been shut down."""
     return list(_instances)
 
 

@@ -1,4 +1,4 @@
-"""Holds the LISTEN session: puts what publishers ring on the board, notices when it goes deaf, opens it again."""
+"""Owns the LISTEN session: puts wakes on the board, notices when the session is deaf, and opens it again."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from ..errors import DatabaseError, Deaf
 logger = logging.getLogger("pgbus_gevent.listener")
 
 PROBE_TIMEOUT = 2.0
-"""Seconds for a notification to come back, before the session is taken for deaf."""
+"""How long a probe notification may take, in seconds, before the session counts as deaf."""
 
 PING_INTERVAL = 2.0
-"""Seconds between two times that the server is asked whether it lives, and under which names publishers ring.
+"""Seconds between two pings. A ping asks the server whether it answers, and for the current names of the channels.
 
-However much is heard meanwhile: it may be on a channel that was given up as its name got about.
+It is sent even while notifications come, because they may come on a channel whose name has been replaced.
 """
 
 PING_SOON = 0.5
-"""The same after a control notification."""
+"""Seconds until the next ping after a control notification."""
 
 MAX_DISTANCE = 86_400.0
-"""Seconds by which an id, or the time of an append, may be off this host's clock. Ids lag the database's clock in microseconds."""
+"""How far, in seconds, an id or a time of an append may differ from this host's clock. An id is at most the database's clock in
+microseconds."""
 
 _WAIT = 1.0
 _PAUSES = 0.1, 5.0  # the first and the longest between two sessions, in seconds
-_DEAF_PAUSE = 20.0  # seconds; a pooler seldom goes away by itself
+_DEAF_PAUSE = 20.0  # seconds; a pooler in transaction mode rarely goes away by itself
 
 
 class Session(Protocol):
-    """A LISTEN session; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
+    """A session that hears notifications; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
 
     @property
     def cause(self) -> str: ...
@@ -51,17 +52,17 @@ class Session(Protocol):
 
 
 class WakeSource(Protocol):
-    """Where sessions come from; :class:`pgbus_gevent.database.Database` is one."""
+    """Opens sessions; :class:`pgbus_gevent.database.Database` is one."""
 
     def listen(self) -> Session: ...
     def discard_idle(self) -> None: ...
 
 
 class Listener:
-    """The greenlet that owns the session; :meth:`run` is its loop, and nobody else ever touches the session.
+    """The greenlet that owns the LISTEN session; :meth:`run` is its loop. No other greenlet uses the session.
 
-    Between two reads of the session it never yields: a listener that does not read keeps the whole database from being vacuumed.
-    ``wall_clock`` gives Unix seconds.
+    It yields only while it waits for the session. Between two reads it never yields, because a session that does not read its
+    notifications keeps them in the server's queue, which fills up for all sessions. ``wall_clock`` returns Unix seconds.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Listener:
         self._up = board.events.signal(ListenerUp)
         self._down = board.events.signal(ListenerDown)
         self.deaf = ""
-        """Why nothing is heard though the server answers, or empty."""
+        """Why the session is deaf, or an empty text."""
         self.reconnects = 0
 
     @property
@@ -88,7 +89,7 @@ class Listener:
         return self._board.listening.is_set()
 
     def run(self) -> None:
-        """Listen, and open the session again whenever it is lost, for ever."""
+        """Listen, and open the session again when it is lost, for ever."""
         backoff, first = Backoff(*_PAUSES, least_share=0.3), True
         while True:
             session = None
@@ -131,10 +132,10 @@ class Listener:
             if payloads:
                 self.hear(payloads)
                 if CONTROL in payloads:
-                    # It may be that the names were changed, which is told under the former one.
+                    # The names of the channels may have been replaced. This is announced on the old channel.
                     asked = min(asked, self._clock() - PING_INTERVAL + PING_SOON)
             if lost:
-                logger.warning("more notifications came than there was room for; looking for what was missed")
+                logger.warning("more notifications came than there was room for; looking for the missed messages")
                 self._board.resync()
             if self._clock() - asked >= PING_INTERVAL:
                 session.ping()
@@ -150,12 +151,12 @@ class Listener:
             logger.warning("the LISTEN session is lost, opening a new one: %s", error)
 
     def hear(self, payloads: list[str]) -> None:
-        """Payloads came, in this order."""
+        """Put the wakes in ``payloads`` on the board, in this order."""
         self._board.doorbell.set()
         for payload in payloads:
             wake = wakes.parse(payload)
-            if isinstance(wake, wakes.Ring):
-                self._ring(wake)
+            if isinstance(wake, wakes.NewMessage):
+                self._take(wake)
             elif isinstance(wake, wakes.Ephemeral):
                 self._board.take_ephemeral(wake)
             elif isinstance(wake, wakes.Control):
@@ -166,16 +167,17 @@ class Listener:
                     if log is not None:
                         self._board.looks.add(log)
 
-    def _ring(self, ring: wakes.Ring) -> None:
-        log = self._board.log(ring.stream)
-        if log is None or (log.is_open and ring.id <= log.head):
-            return  # what was heard already; a head that lies too far ahead is found by the next probe
+    def _take(self, message: wakes.NewMessage) -> None:
+        log = self._board.log(message.stream)
+        if log is None or (log.is_open and message.id <= log.head):
+            return  # known already; if the head is wrong and too high, the next probe finds it
         now = self._wall_clock()
-        # Whoever knows a channel's name can ring with what was never stored, and with an id that would silence the stream. So what
-        # is not plainly the next message is looked up.
-        if log.follows(ring.prev_id) and ring.id < (now + MAX_DISTANCE) * 1e6:
-            if log.appended_at is None and ring.created_at is not None and abs(now - ring.created_at) < MAX_DISTANCE:
-                log.appended_at = ring.created_at
-            self._board.extend(log, [ring])
+        # A role that knows the channel's name can forge a message, and an id so high that all later messages would be ignored.
+        # A message is therefore taken only if it is plainly the next one; otherwise a reader asks the table.
+        if log.follows(message.prev_id) and message.id < (now + MAX_DISTANCE) * 1e6:
+            at = message.created_at
+            if log.appended_at is None and at is not None and abs(now - at) < MAX_DISTANCE:
+                log.appended_at = at
+            self._board.extend(log, [message])
         else:
             self._board.looks.add(log)

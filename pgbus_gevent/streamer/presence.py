@@ -1,8 +1,8 @@
-"""Tells the database which members are connected to this worker, and keeps them there.
+"""Writes the leases of the members that are connected to this worker, and renews them.
 
-A connection never waits for it and knows nothing of it: who comes and goes is noted in memory, and written by one greenlet, many
-at a time. What the database has is a lease on each connection, so a worker that is killed, or cannot reach the database, needs no
-one to clean up after it: its members expire, and whichever worker sweeps them away announces that they have left.
+Connections do not wait for it. Arrivals and departures are noted in memory, and one greenlet writes many of them in one statement.
+A lease expires unless it is renewed. If a worker is killed, or cannot reach the database, its leases expire by themselves; another
+worker then removes them and announces that the members have left.
 """
 
 from __future__ import annotations
@@ -24,48 +24,51 @@ from ..errors import DatabaseError, InvalidArgument
 logger = logging.getLogger("pgbus_gevent.presence")
 
 BATCH = 500
-"""The most comings and goings of one statement: some tens of milliseconds, in which it has the streams' presence locks."""
+"""The most arrivals and departures in one statement. It takes tens of milliseconds, and holds the streams' presence locks."""
 
 MAX_DEPARTURES = 20_000
-"""Departures that wait for the database; of more, the oldest are left to expire, which needs nobody."""
+"""The most departures that wait for the database. If there are more, the oldest leases are left to expire."""
 
 RESTART_GRACE = 10.0
-"""The least grace of members whose worker stops: their clients are told to come back after up to 5 s, elsewhere."""
+"""The least grace, in seconds, of members whose worker stops. Their clients come back to another worker after up to 5 s."""
 
-SWEEP_INTERVAL = 5.0
-"""The longest time from when a member expires, whose worker was killed, until a worker looks."""
+EXPIRE_INTERVAL = 5.0
+"""The longest time, in seconds, from when a lease expires until a worker removes it."""
 
-_BUSY_PAUSE = 0.05  # before trying a stream again at which somebody else was
-_HELD_PAUSE = 0.25  # the same, where nothing else could be written either; and between two sweeps
+_BUSY_PAUSE = 0.05  # before a change of a stream is tried again whose presence lock was taken
+_HELD_PAUSE = 0.25  # the same if no change at all could be written; also the least pause between two removals
 _BACKOFF = 1.0, 10.0  # the first and the longest pause while the database is away
 
 _BAD_DATA = "22", "23", "54"  # classes of SQLSTATE: data exception, integrity constraint violation, limit exceeded
 
 _Key = tuple[str, str]  # stream and connection
-_Place = tuple[str, str, str]  # stream, member and connection
+_Lease = tuple[str, str, str]  # stream, member and connection
 _Change = tuple[str, str, str, str | None]  # and metadata; None for a departure
 
 
 class Source(Protocol):
-    """What it needs of the database."""
+    """The statements that it needs; the database's ``presence`` has them. ``sweep`` removes expired leases."""
 
     def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> list[int]: ...
-    def touch_many(self, places: Sequence[_Place], *, ttl: float) -> list[int]: ...
+    def touch_many(self, leases: Sequence[_Lease], *, ttl: float) -> list[int]: ...
     def sweep(self) -> float | None: ...
 
 
 def metadata_of(context: Any) -> Mapping[str, Any]:
-    """The metadata of an automatic member: what its Subscriber's context, where that is a mapping, has under ``presence``."""
+    """Return the metadata of a connected member: the mapping under ``presence`` in its context, or an empty one."""
     found = context.get("presence") if isinstance(context, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 
 class PresenceKeeper:
-    """The greenlet that writes: :meth:`run` is its loop, :meth:`finish` its end. :meth:`joined`, :meth:`left` and
-    :meth:`renamed` never yield.
+    """The greenlet that writes leases. :meth:`run` is its loop, and :meth:`finish` its end.
 
-    ``tracked`` are the names and patterns of the streams whose members are tracked. ``ttl`` is how long the database keeps a
-    connection of which it hears nothing, ``grace`` how long it keeps one that left, lest a reload be announced; in seconds.
+    ``Clients`` calls :meth:`joined`, :meth:`left` and :meth:`renamed`, in any greenlet or in the event loop; they never yield.
+    They may be called while :meth:`run` waits for a statement. A change is therefore taken out of the dicts before its statement
+    begins, and put back after a failure only if no newer change for the same lease has been noted.
+
+    ``tracked`` holds the names of the streams whose members are tracked. ``ttl`` is how many seconds a lease lasts if it is not
+    renewed. ``grace`` is how many seconds a member that left is still counted, so that a reload is not announced.
     """
 
     def __init__(
@@ -75,45 +78,43 @@ class PresenceKeeper:
         tracked: Container[str],
         ttl: float,
         grace: float,
-        sweep_interval: float = SWEEP_INTERVAL,
+        expire_interval: float = EXPIRE_INTERVAL,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
         self._tracked = tracked
         self._ttl = ttl
         self._grace = grace
-        self._sweep_interval = sweep_interval
+        self._expire_interval = expire_interval
         self._clock = clock
-        # Who is connected; its size is bounded by that of the registry.
+        # The members that are connected. There are at most as many as subscriptions.
         self._here: dict[_Key, _Change] = {}
-        # Those of them that are to be written, and whether that was tried before: then they may be in the database already.
+        # The arrivals that must be written. True if a statement about one was tried: then the database may have the lease already.
         self._arrivals: dict[_Key, bool] = {}
         self._departures: dict[_Key, _Change] = {}
         self._writing = False
         self._work = Event()
         self._touch_at = clock() + self._touch_interval()
-        self._sweep_at = clock() + random.uniform(0.0, sweep_interval)
-        self._refused = Trouble(logger, "a member of %r is not tracked, nor is any other that is refused so: %s")
+        self._expire_at = clock() + random.uniform(0.0, expire_interval)
+        self._refused = Trouble(logger, "a member of %r is not tracked, and further ones are not logged: %s")
         self._overflow = Trouble(
-            logger, "more than %d members left while the database did not take it: the oldest are left to expire"
+            logger, "more than %d departures of members wait for the database: the oldest members are left to expire"
         )
         self.failing = False
 
     def __len__(self) -> int:
-        """How many connections with a member there are."""
+        """How many subscriptions have a member that is tracked."""
         return len(self._here)
 
     @property
     def settled(self) -> bool:
-        """Whether the database knows of everybody who came and went."""
+        """Whether the database knows of every arrival and departure."""
         return not (self._arrivals or self._departures or self._writing)
 
-    # what the clients' keeper tells
+    # called by Clients
 
     def joined(self, subscription: Subscription) -> None:
-        """A connection follows a stream, or goes on following it. One without a member, or at a stream that is not tracked, is
-        passed over.
-        """
+        """Note the arrival of a subscription's member. Ignore a subscription without a member, and a stream that is not tracked."""
         stream, subscriber = subscription.log.name, subscription.place.subscriber
         if subscriber.member is None or stream not in self._tracked:
             return
@@ -121,7 +122,7 @@ class PresenceKeeper:
             metadata = metadata_text(metadata_of(subscriber.context))
             change = (stream, check_member(subscriber.member), subscription.lease, metadata)
         except InvalidArgument as error:
-            # Here, and not by the database: there it would fail the statement of many.
+            # Refused here, because in the database a bad member would fail the statement about many.
             self._refused.begins(stream, error)
             return
         key = (stream, subscription.lease)
@@ -130,22 +131,22 @@ class PresenceKeeper:
         self._work.set()
 
     def left(self, subscription: Subscription) -> None:
-        """A connection follows a stream no more; one that was never told of is passed over."""
+        """Note the departure of a subscription's member. Ignore one that was not noted before."""
         self._leave((subscription.log.name, subscription.lease))
 
     def renamed(self, subscription: Subscription, before: Subscriber) -> None:
-        """A subscription that was that of ``before`` is now that of its place's subscriber."""
+        """Note that a subscription has a new subscriber in its place; ``before`` is the old one."""
         subscriber = subscription.place.subscriber
         if before.member != subscriber.member:
             self.left(subscription)
-            # Else the one who comes would take the one who goes back.
-            subscription.lives += 1
+            # Gives the new member a lease of its own. With the same lease, the arrival would cancel the departure.
+            subscription.earlier_members += 1
         if (before.member, metadata_of(before.context)) != (subscriber.member, metadata_of(subscriber.context)):
             self.joined(subscription)
 
     def _leave(self, key: _Key) -> None:
         change = self._here.pop(key, None)
-        # One that was not written yet, nor tried, has never been there.
+        # If the arrival was neither written nor tried, the database has no lease to remove.
         if change is not None and self._arrivals.pop(key, True):
             self._depart(key, change)
             self._work.set()
@@ -159,13 +160,13 @@ class PresenceKeeper:
     # its greenlet
 
     def run(self) -> None:
-        """Write, touch and sweep, for ever."""
+        """Write changes, renew leases, and remove expired ones, for ever."""
         backoff = Backoff(*_BACKOFF, least_share=0.75)
         while True:
             self._work.wait(self._pause())
             self._work.clear()
             try:
-                self._round()
+                self._do_due_work()
             except DatabaseError as error:
                 self._failed(error)
                 gevent.sleep(backoff.next())
@@ -177,33 +178,33 @@ class PresenceKeeper:
                 backoff.reset()
 
     def _pause(self) -> float:
-        due = self._sweep_at if not self._here else min(self._sweep_at, self._touch_at)
+        due = self._expire_at if not self._here else min(self._expire_at, self._touch_at)
         return max(0.0, due - self._clock())
 
-    def _round(self) -> None:
-        # Before what is new, which may go on for long: the leases of those who are there must not run out meanwhile.
+    def _do_due_work(self) -> None:
+        # Renewals come first: writing changes may take long, and existing leases must not expire meanwhile.
         if self._here and self._clock() >= self._touch_at:
             self._touch()
         if not self.settled:
             self._write(self._take(BATCH), self._grace)
-        if self._clock() >= self._sweep_at:
-            self._sweep()
+        if self._clock() >= self._expire_at:
+            self._expire()
 
     def _failed(self, error: DatabaseError) -> None:
         if not self.failing:
             if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
-                hint = "run `python -m pgbus_gevent migrate`, as presence is not in the schema yet"
+                remedy = "run `python -m pgbus_gevent migrate`, because the schema has no presence yet"
             elif error.sqlstate == "42501":  # insufficient privilege
-                hint = "grant this role what docs/sql.md names for one that serves"
+                remedy = "grant this role the rights that docs/sql.md names for a server"
             else:
-                hint = "clients stay connected, and presence is put right when the database is back"
-            logger.warning("cannot write who is present, trying again: %s; %s", error, hint)
+                remedy = "clients stay connected, and presence is corrected when the database is back"
+            logger.warning("cannot write presence, trying again: %s; %s", error, remedy)
         self.failing = True
 
     def _take(self, limit: int) -> list[_Change]:
-        """Arrivals and departures to be written; those that are in the hands of a statement are not among them any more."""
+        """Take up to ``limit`` arrivals and departures out of the dicts, for a statement."""
         taken: list[_Change] = []
-        # Arrivals first: where one connection of a member replaces another, and there is no grace, nobody was away.
+        # Arrivals first: if a member's new connection replaces an old one, and there is no grace, the member was never away.
         for key in list(self._arrivals)[:limit]:
             del self._arrivals[key]
             taken.append(self._here[key])
@@ -217,11 +218,11 @@ class PresenceKeeper:
         try:
             again = self._record(changes, grace)
         finally:
-            # Also where the greenlet is killed in the middle: nobody knows whether the statement was done.
+            # Also if the greenlet is killed here: it is then unknown whether the statement was executed, so it is tried again.
             self._writing = False
             self._put_back(again)
         if any(metadata is None for *_, metadata in changes):
-            self._sweep_at = min(self._sweep_at, self._clock() + grace)
+            self._expire_at = min(self._expire_at, self._clock() + grace)
         if not self.settled:
             if again:
                 pause = _BUSY_PAUSE if len(again) < len(changes) else _HELD_PAUSE
@@ -231,16 +232,16 @@ class PresenceKeeper:
             self._overflow.ends()
 
     def _record(self, changes: list[_Change], grace: float) -> list[_Change]:
-        """Those that are to be tried again."""
+        """Write changes. Return those that must be tried again, because the presence lock of their stream was taken."""
         try:
             return [changes[place] for place in self._source.record(changes, ttl=self._ttl, grace=grace)]
         except (InvalidArgument, DatabaseError) as error:
-            # What the database does not take is checked for in joined(); should something slip through, it is not to
-            # keep the others out for ever.
+            # joined() refuses values that the database does not take. If it misses one, the bad value must not keep the others
+            # out for ever, so the batch is halved until the bad change is alone.
             if isinstance(error, DatabaseError) and (error.sqlstate or "")[:2] not in _BAD_DATA:
                 raise
             if len(changes) == 1:
-                logger.error("PostgreSQL does not take the member %r: %s", changes[0][1], error)
+                logger.error("PostgreSQL refuses the member %r: %s", changes[0][1], error)
                 return []
         middle = len(changes) // 2
         return self._record(changes[:middle], grace) + self._record(changes[middle:], grace)
@@ -255,27 +256,27 @@ class PresenceKeeper:
                 self._arrivals[key] = True
 
     def _touch(self) -> None:
-        places = [change[:3] for key, change in self._here.items() if key not in self._arrivals]
-        missing = self._source.touch_many(places, ttl=self._ttl) if places else []
-        # Only now: one that fails is tried again with everything else. A lease outlasts two that were not made.
+        leases = [change[:3] for key, change in self._here.items() if key not in self._arrivals]
+        missing = self._source.touch_many(leases, ttl=self._ttl) if leases else []
+        # Only after the statement, so that a renewal that fails is tried again. A lease outlasts two missed renewals.
         self._touch_at = self._clock() + self._touch_interval()
         for place in missing:
-            # Expired while this worker stood still or the database was away, or gone with the database's crash.
-            stream, _, connection = places[place]
+            # The lease expired while this worker or the database was stopped, or was lost in a crash of the database.
+            stream, _, connection = leases[place]
             if (stream, connection) in self._here:
                 self._arrivals[stream, connection] = True
 
-    def _sweep(self) -> None:
-        self._sweep_at = self._clock() + self._sweep_interval * random.uniform(0.75, 1.0)
+    def _expire(self) -> None:
+        self._expire_at = self._clock() + self._expire_interval * random.uniform(0.75, 1.0)
         try:
             due = self._source.sweep()
         except DatabaseError:
-            # Tried again with everything else. Else a round with nothing to do would pass for the end of the outage.
-            self._sweep_at = self._clock()
+            # Still due, so that it is tried again next. Otherwise a loop with nothing to do would count as the end of the outage.
+            self._expire_at = self._clock()
             raise
         if due is not None:
-            # Soon after, and not all workers at once.
-            self._sweep_at = min(self._sweep_at, self._clock() + max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05))
+            # Shortly after the next lease expires, and not in all workers at once.
+            self._expire_at = min(self._expire_at, self._clock() + max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05))
 
     def _touch_interval(self) -> float:
         return self._ttl / 3 * random.uniform(0.75, 1.0)
@@ -283,9 +284,9 @@ class PresenceKeeper:
     # the end
 
     def finish(self, timeout: float) -> None:
-        """Have all that are still here leave, in one statement, within ``timeout`` seconds; yields. :meth:`run` has ended.
+        """Write the departure of all members, within ``timeout`` seconds. It yields. Call it after :meth:`run` has ended.
 
-        They get the time to come back that clients are given at a shutdown. What cannot be written expires.
+        The members get a grace in which their clients can come back to another worker. Leases that cannot be written expire.
         """
         for key in list(self._here):
             self._leave(key)
@@ -301,6 +302,4 @@ class PresenceKeeper:
         except (DatabaseError, gevent.Timeout) as error:
             if isinstance(error, gevent.Timeout) and error is not deadline:
                 raise
-            logger.warning(
-                "%d connections of members are left to expire, within %g s: %s", len(leaving), self._ttl, error
-            )
+            logger.warning("%d leases of members are left to expire, within %g s: %s", len(leaving), self._ttl, error)

@@ -1,4 +1,4 @@
-"""Removes what need not be kept any more, a little at a time, together with the pruners of all other workers."""
+"""Removes messages that are past the retention, a little at a time, together with the pruners of all other workers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..errors import DatabaseError
 logger = logging.getLogger("pgbus_gevent.pruner")
 
 STREAMS = 200
-"""Streams that one statement looks at."""
+"""How many streams one statement prunes."""
 
 MESSAGES = 1000
-"""Messages that one statement removes: milliseconds, after which its locks are gone, whatever the backlog."""
+"""The most messages that one statement removes. It takes milliseconds, so its locks are short, however much there is to remove."""
 
 HORIZONS = 1000
-"""Forgotten streams are looked for among so many a round: that they are found hours later makes no difference."""
+"""How many horizons a round checks for streams to forget. It does not matter if one is found hours later."""
 
 MAX_SHARE = 0.2
-"""The most of the time that statements may take, so that a backlog does not take the database from who publishes."""
+"""The largest share of time that statements may take, so that pruning leaves the database to publishers."""
 
 HOLDS = 600.0
-"""Seconds that what a server keeps holds for all others after it was last heard of, or three intervals where that is longer: a
-server that is replaced must not find its messages gone."""
+"""How long, in seconds, the retention of a server applies after the server was last heard of, or three intervals if that is longer.
+A server that is replaced must not find its messages removed."""
 
 _LEAST_PAUSE = 0.005
 
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class Source(Protocol):
-    """What it needs of the database; :class:`pgbus_gevent.database.pruning.Pruning` is one."""
+    """The statements that it needs; :class:`pgbus_gevent.database.pruning.Pruning` has them."""
 
     @property
     def retention(self) -> object: ...
@@ -51,11 +51,12 @@ class Source(Protocol):
 class Pruner:
     """The greenlet that prunes; :meth:`run` is its loop.
 
-    Every worker of every host has one. In the database they share one round over all streams, each taking the next few
-    streams when it comes by, so that more workers make no more work, and one that dies is not missed.
+    Every worker has one. All pruners share one round over all streams, which the database keeps: each takes the next few streams.
+    More workers therefore make no more work, and if one dies, the others go on with the round.
 
-    ``interval`` is the longest time between two rounds, in seconds, of which each wait is half to all; ``forget_after``
-    is how long a stream may be without messages before nothing is known of it any more.
+    ``interval`` is the longest time between two rounds, in seconds; each wait is a random share of it, from half to all.
+    ``forget_after`` is how many seconds a stream may be without messages before its horizon is removed. ``sleep`` waits the
+    given seconds.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class Pruner:
         self._heard_of: set[tuple[str, str]] = set()
         self.removed = 0
         self.batches = 0
-        self.seconds = 0.0  # that statements took
+        self.seconds = 0.0  # the time that statements took
 
     def run(self) -> None:
         """Prune, for ever."""
         trouble = Trouble(logger, "cannot remove old messages, trying again: %s")
         try:
-            # At once, for with a long interval others would know of it only after they have removed what we keep.
+            # At once: with a long interval, other servers would learn of our retention only after they removed our messages.
             self._tell()
         except DatabaseError:
-            pass  # said below, if it stays so
+            pass  # logged below, if it lasts
         while True:
-            # First of all: workers that are started again and again must not each begin with a round.
+            # Wait first, so that workers that are started again and again do not each begin with a round.
             self._sleep(self._interval * random.uniform(0.5, 1.0))
             try:
                 self.take_part()
@@ -96,11 +97,10 @@ class Pruner:
                 trouble.begins(error)
 
     def take_part(self) -> int:
-        """Prune as long as it is our turn; how many messages were removed. Raises :class:`DatabaseError`."""
+        """Prune as long as the round has streams for us. Return how many messages were removed. Raises :class:`DatabaseError`."""
         before = self.removed
         while True:
-            # Half the interval, for the shortest wait of a worker that is alone.
-            streams = self._timed(self._turn)
+            streams = self._timed(self._next_streams)
             if streams is None:
                 break
             if streams:
@@ -110,17 +110,22 @@ class Pruner:
                 break
         return self.removed - before
 
-    def _turn(self) -> list[str] | None:
+    def _next_streams(self) -> list[str] | None:
+        """Return the next streams of the round, or None if no round is due or another pruner is at work.
+
+        Fewer than :data:`STREAMS` are the last ones of the round.
+        """
         self._tell()
+        # Half the interval, which is the shortest wait of a worker that is alone.
         return self._source.turn(self._interval / 2, STREAMS)
 
     def _tell(self) -> None:
-        """Tell what we keep, and say once of each server that keeps something else."""
+        """Write our retention to the database, and warn once of each server that has another one."""
         for theirs, teller in self._source.tell(max(HOLDS, 3 * self._interval)):
             if (told := (str(theirs), teller)) not in self._heard_of:
                 self._heard_of.add(told)
                 logger.warning(
-                    "servers of this database disagree about retention: this one has %s; %s has %s, or had until it ended a"
+                    "servers of this database disagree about retention: this one has %s; %s has %s, or had it until it ended a"
                     " while ago. For each stream the longer one applies; give all of them the same settings",
                     self._source.retention,
                     teller,
@@ -142,7 +147,7 @@ class Pruner:
         self._forgetting = self._timed(lambda: self._source.forget(self._forgetting, self._forget_after, HORIZONS))
 
     def _timed(self, ask: Callable[[], _T]) -> _T:
-        """Ask, and rest for as long as that took and more."""
+        """Call ``ask``, and then sleep several times as long as it took, so that statements keep to :data:`MAX_SHARE`."""
         began = self._clock()
         found = ask()
         took = self._clock() - began

@@ -1,4 +1,4 @@
-"""Knows whether the database answers, and whether the schema can be worked on: readyz and newcomers are judged by it."""
+"""Asks whether the database answers and its schema fits. ``readyz``, and the admission of new clients, go by it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ INTERVAL = 2.0
 """Seconds between two questions."""
 
 UNREADY_AFTER = 4.0
-"""Seconds of silence after which this worker is not ready: more than a question and its deadline take where all is well."""
+"""Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
 
 
 class Source(Protocol):
-    """What it needs of the database; :class:`pgbus_gevent.database.Database` is one."""
+    """The database, as the pulse needs it. ``answered`` is when it last answered, in monotonic seconds.
+
+    :class:`pgbus_gevent.database.Database` is one.
+    """
 
     @property
     def answered(self) -> float: ...
@@ -30,9 +33,9 @@ class Source(Protocol):
 
 
 class Pulse:
-    """The greenlet that asks; :meth:`run` is its loop, and all else never yields.
+    """The greenlet that asks; :meth:`run` is its loop. The other methods never yield.
 
-    ``patience`` is for how many seconds the database may be away before newcomers are refused.
+    ``patience`` is how many seconds the database may be away before new clients are refused.
     """
 
     def __init__(self, source: Source, *, patience: float, clock: Callable[[], float] = monotonic) -> None:
@@ -43,10 +46,10 @@ class Pulse:
         self._reached = False
         self._silence = Trouble(logger, "the database does not answer: %s", over="the database answers again")
         self.fault = ""
-        """What is wrong with the schema, where the database answers."""
+        """What is wrong with the schema, if the database answers; else empty."""
 
     def begin(self, reached: bool) -> None:
-        """The worker starts; ``reached`` tells whether the database has answered by now."""
+        """Note that the worker starts. ``reached`` says whether the database has answered already."""
         self._began, self._reached = self._clock(), reached
 
     def run(self) -> None:
@@ -61,7 +64,7 @@ class Pulse:
         except (DatabaseUnavailable, PoolTimeout) as error:
             self._silence.begins(error)
         except DatabaseError as error:
-            # Anybody may read it, so what PostgreSQL says is for the log alone.
+            # readyz shows the fault to everybody, so PostgreSQL's own message goes only to the log.
             known = isinstance(error, (SchemaMismatch, SchemaTooNew, SchemaTooOld))
             fault = str(error) if known else "the schema cannot be used; the log says why"
             if self.fault != fault:
@@ -78,19 +81,19 @@ class Pulse:
 
     @property
     def silence(self) -> float:
-        """Seconds since the database last answered anything that was asked of it."""
+        """Seconds since the database last answered any question of this worker."""
         if self._began is None:
             return 0.0
         return self._clock() - max(self._began, self._source.answered)
 
     @property
     def away(self) -> bool:
-        """Whether newcomers are to be refused: they could not be told where they start."""
+        """Whether new clients are refused, because the database could not say where they start."""
         return bool(self.fault) or self.silence > self._patience
 
     @property
     def trouble(self) -> str:
-        """Why this worker is not ready; empty where it is."""
+        """Why this worker is not ready; empty if it is."""
         if self._began is not None and not self._reached:
             return "the database has not answered yet"
         silence = self.silence

@@ -1,13 +1,13 @@
-"""Reads from the database for the clients that the rings cannot serve, a few statements at a time.
+"""Reads from the database for the clients that the rings cannot serve.
 
-Reads are merged: whatever is asked for while others are under way goes into the next statement, one for many streams, and a page
-is read once for all clients that need it. So ten thousand clients that come back at once cost a handful of statements.
+Reads are merged. Reads that are asked for while a statement runs go into the next one, which asks about many streams, and a page
+is read once for all clients that need it. Ten thousand clients that come back at once therefore cost a handful of statements.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -18,44 +18,50 @@ from ..core.board import Board, Page
 from ..core.client import Subscription
 from ..core.events import Read
 from ..core.kept_pages import KeptPages
-from ..core.replay import History
+from ..core.replay import PageFrames
 from ..core.retries import Backoff, Trouble
 from ..core.stream_log import StreamLog
-from ..database import rows
-from ..database.rows import Opening, OpenQuestion, question, replays
+from ..database.rows import Opening, OpenQuestion, PageRows
 from ..errors import DatabaseError
 from ..messages import MAX_ID
 
 logger = logging.getLogger("pgbus_gevent.reader")
 
 STREAMS_PER_READ = 64
+"""The most streams in one statement."""
+
 BYTES_PER_STREAM = 128 * 1024
-"""Together they bound what one statement brings into memory: 8 MB, and what is kept for a client that stops reading."""
+"""About how many bytes a statement reads for one stream. A statement thus brings at most 8 MB into memory."""
 
 PAGES_KEPT = 64
-"""Pages that are kept for clients that need them a moment later; with the bytes of each, together 8 MB."""
+"""How many pages are kept for clients that need them a moment later; together at most 8 MB."""
 
 KEEP_SECONDS = 5.0
-"""How long they are kept."""
+"""How long pages are kept, in seconds."""
 
-_PAUSES = 0.05, 2.0  # the first and the longest between tries while the database is away, in seconds
+_PAUSES = 0.05, 2.0  # the first and the longest pause between tries while the database is away, in seconds
 
 
 class Source(Protocol):
-    """What the reader needs of the database; :class:`pgbus_gevent.database.queries.Queries` is one."""
+    """The queries that the reader needs; :class:`pgbus_gevent.database.queries.Queries` has them."""
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[rows.Page]: ...
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
 
 
 _Looks = dict[StreamLog, list[Subscription]]
 
 
 class Reader:
-    """Two kinds of reads, by any number of greenlets that each run :meth:`run`.
+    """Looks and pages. Any number of greenlets may run :meth:`run`; one of them at a time has a log.
 
-    A *look* brings a log up to the table: for a stream that is new here, after a notification that did not carry its message, and
-    for a client whose start only the database knows. A *page* is for clients below the ring; the dispatcher sends it.
+    A *look* brings a log up to the table: for a stream that is new to the worker, after a wake that did not carry its message,
+    and for a client whose start only the database knows. A *page* holds older messages for clients below the ring; the
+    dispatcher sends it.
+
+    Readers yield only in statements and pauses. While a statement runs, the listener and the sweeper may extend the log, another
+    reader may read a page of it, a rewind may start a new epoch, and clients may come and go. So each answer is compared with
+    the log as it is after the statement: with its head, its epoch, and the subscriptions that still wait.
     """
 
     def __init__(
@@ -80,17 +86,17 @@ class Reader:
     # the loop
 
     def run(self) -> None:
-        """Read as long as there is something to read, for ever."""
+        """Read what the board asks for, for ever."""
         backoff = Backoff(_PAUSES[0], _PAUSES[1])
         trouble = Trouble(logger, "cannot read from the database, trying again: %s")
         kinds = [self._look_some, self._page_some]
         flag = self._board.reading
         while True:
-            # Before the look at the board: what is added during a read sets it again.
+            # Cleared before work is taken from the board. Work that is added during a read sets the flag again.
             flag.clear()
             try:
                 busy = kinds[0]() or kinds[1]()
-                # By turns, as where many streams move there is always one more to look at.
+                # Each kind comes first in turn. When many streams move, there is always one more to look at.
                 kinds.reverse()
             except DatabaseError as error:
                 trouble.begins(error)
@@ -101,7 +107,7 @@ class Reader:
             if not busy and not flag.wait(KEEP_SECONDS if self._kept else None):
                 self._kept.clear()
 
-    def _tell(self, kind: str, found: Sequence[Opening | rows.Page], began: float) -> None:
+    def _report(self, kind: str, found: Sequence[Opening | PageRows], began: float) -> None:
         self.reads += 1
         if self._read.handlers:
             count = sum(len(one.rows) for one in found)
@@ -112,26 +118,27 @@ class Reader:
     def _look_some(self) -> bool:
         board = self._board
         with board.looks.taking(STREAMS_PER_READ) as logs:
-            # Clients that come while the read is under way may know of newer messages than it sees: they wait for the next one.
+            # Only clients that wait before the statement begins. One that comes during it may know of a newer message than the
+            # statement sees, so it waits for the next look.
             looks = {log: [each for each in board.waiting(log) if each.cursor is None] for log in logs}
-            opening = {log: who for log, who in looks.items() if not log.is_open or replays(who)}
+            opening = {log: waiting for log, waiting in looks.items() if not log.is_open or _replays(waiting)}
             self._open(opening)
-            self._follow({log: who for log, who in looks.items() if log not in opening})
-        for subscription in (each for who in looks.values() for each in who):
+            self._follow({log: waiting for log, waiting in looks.items() if log not in opening})
+        for subscription in (each for waiting in looks.values() for each in waiting):
             if board.stop_waiting(subscription):
                 board.ready.add(subscription)
         return bool(logs)
 
     def _open(self, looks: _Looks) -> None:
-        """Ask for the state of streams that are new here, or of which a client wants more than the ring has."""
+        """Open the logs of streams that are new here, and find the start of clients that want more than the ring has."""
         if not looks:
             return
         began = self._clock()
         heads = {log: log.head for log in looks if log.is_open}
-        questions = [question(log, who) for log, who in looks.items()]
+        questions = [_question(log, waiting) for log, waiting in looks.items()]
         openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
-        self._tell("open", openings, began)
-        for (log, who), asked, opening in zip(looks.items(), questions, openings, strict=True):
+        self._report("open", openings, began)
+        for (log, waiting), asked, opening in zip(looks.items(), questions, openings, strict=True):
             if not log.is_open:
                 log.open(
                     head=opening.head,
@@ -143,18 +150,18 @@ class Reader:
                 self._board.moved.add(log)
             current = log.head >= opening.head
             if not current:
-                # It was open, and the answer is of newer messages than it has.
+                # The log was open before, and the table has newer messages.
                 self._board.looks.add(log)
-            for subscription in who:
+            for subscription in waiting:
                 subscription.verified = current
                 if subscription.place.replay == asked.replay is not None:
                     subscription.start = opening.start
             if opening.head < heads.get(log, 0):
-                # Before anybody starts from a ring that the table does not agree with.
+                # The table has lost messages. The log is rewound before a client starts from its ring.
                 self._follow({log: []})
 
     def _follow(self, looks: _Looks) -> None:
-        """Read on from the heads of streams that are open."""
+        """Read the messages above the heads of open logs."""
         if not looks:
             return
         began = self._clock()
@@ -162,7 +169,7 @@ class Reader:
         pages = self._source.pages(
             [(log.name, head) for log, head, _, _ in starts], limit=self._page_size, size=BYTES_PER_STREAM
         )
-        self._tell("follow", pages, began)
+        self._report("follow", pages, began)
         for (log, start, epoch, doubts), page in zip(starts, pages, strict=True):
             if log.epoch == epoch:
                 log.settle(doubts)
@@ -172,25 +179,25 @@ class Reader:
                 self._board.looks.add(log)
                 continue
             self._board.note(log, page.horizon)
-            # A notification may have brought some of it meanwhile.
+            # The listener may have added some of these rows during the statement; extend() ignores them.
             self._board.extend(log, page.rows)
             if page.more:
                 self._board.looks.add(log)
             for subscription in looks[log]:
                 subscription.verified = not page.more
 
-    def _is_lost(self, log: StreamLog, head: int, page: rows.Page) -> bool:
-        """Whether the table does not have the message that was the head before ``page`` was read; then the log was rewound.
+    def _is_lost(self, log: StreamLog, head: int, page: PageRows) -> bool:
+        """Whether the table has lost the message ``head``, which was the log's head before ``page`` was read.
 
-        What was pruned is not lost, though its horizon may be forgotten one day too. The head was known before the statement
-        began, and it had been committed by then, so the statement's snapshot cannot be too old to have it.
+        If so, rewind the log. A message that was pruned is not lost. The statement's snapshot cannot be too old to have the head,
+        because the head was committed before the statement began.
         """
         newest = max(page.anchor, page.horizon)
         if newest >= head or log.horizon >= head:
             return False
         logger.warning(
             "the last message of %r in the table is %d, but a message %d was announced: the table has"
-            " lost some, or the notification was wrong",
+            " lost messages, or the notification was wrong",
             log.name,
             newest,
             head,
@@ -202,7 +209,7 @@ class Reader:
 
     def _page_some(self) -> bool:
         board = self._board
-        room = STREAMS_PER_READ - len(board.pages)  # the dispatcher has to keep up with us
+        room = STREAMS_PER_READ - len(board.pages)  # bounds the pages that wait for the dispatcher
         logs = board.behind.take(max(0, room))
         try:
             starts: dict[StreamLog, int] = {}
@@ -218,7 +225,7 @@ class Reader:
             if starts:
                 self._read_pages(starts)
         finally:
-            # A log whose page is to be sent stays taken until that has been done.
+            # A log whose page waits on the board stays taken until Board.served().
             paged = {page.log for page in board.pages}
             board.behind.give_back([log for log in logs if log not in paged])
         return bool(logs)
@@ -228,26 +235,29 @@ class Reader:
         states = [(log.head, log.epoch) for log in starts]
         after = [(log.name, start) for log, start in starts.items()]
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
-        self._tell("page", pages, began)
+        self._report("page", pages, began)
         for (log, start), (head, epoch), page in zip(starts.items(), states, pages, strict=True):
             page = self._up_to_the_head(log, epoch, page)
             if not page.rows and start < head:
-                # All up to the head was there before the read. What is not there now was pruned, or the log is ahead.
+                # All messages up to the head were committed before the read. If they are missing, they were pruned or lost.
                 if max(page.horizon, log.horizon) < head:
                     self._follow({log: []})
                 page = page._replace(horizon=max(page.horizon, head))
             if log.epoch != epoch:
-                continue  # the clients that wait have other cursors now, and are read for again
-            history = History(
+                continue  # rewound during the statement: the waiting clients have new cursors, and another page is read
+            content = PageFrames(
                 page.rows, start=start, horizon=page.horizon, anchor=page.anchor, forgotten=page.forgotten
             )
             if page.rows:
-                self._kept.keep(log, history, page.rows[-1].id, began)
-            # When it is served again there may be more, so then it ends with its last message.
-            self._board.pages.add(Page(log, history, page.rows[-1].id if page.rows and page.more else MAX_ID))
+                self._kept.keep(log, content, page.rows[-1].id, began)
+            # A kept page ends with its last message, because the stream may have more when the page is used again.
+            self._board.pages.add(Page(log, content, page.rows[-1].id if page.rows and page.more else MAX_ID))
 
-    def _up_to_the_head(self, log: StreamLog, epoch: int, page: rows.Page) -> rows.Page:
-        """Without what the log does not know of: if the table lost that, the clients that were sent it would not be told."""
+    def _up_to_the_head(self, log: StreamLog, epoch: int, page: PageRows) -> PageRows:
+        """Return the page without the messages above the log's head.
+
+        A client that was sent such a message could not be told if the table loses it, because a rewind starts at the head.
+        """
         if log.epoch == epoch:
             self._board.note(log, page.horizon)
         if not page.rows or page.rows[-1].id <= log.head:
@@ -256,10 +266,10 @@ class Reader:
         return page._replace(rows=[row for row in page.rows if row.id <= log.head], more=True)
 
     def _page_start(self, log: StreamLog) -> int | None:
-        """Whose turn it is: by turns the client with the lowest cursor and the one that has waited longest; None if none waits.
+        """Return the cursor for the next page: the lowest of the waiting clients, and next time that of the longest waiting one.
 
-        The first makes sure that one page serves every client that stands within it; the second that one client far behind
-        does not make the others wait until it has come up to them.
+        Return None if no client waits. With the lowest cursor, one page serves all clients within it. With that of the longest
+        waiting client, clients do not wait until a client far behind has caught up with them.
         """
         cursors = [each.cursor for each in self._board.waiting(log) if each.cursor is not None]
         if not cursors:
@@ -267,3 +277,23 @@ class Reader:
         lowest = self._lowest_next.get(log, True)
         self._lowest_next[log] = not lowest
         return min(cursors) if lowest else cursors[0]
+
+
+def _replays(waiting: Iterable[Subscription]) -> list[int]:
+    """Return the numbers of messages to replay of the clients whose start only the database can find."""
+    return [
+        subscription.place.replay
+        for subscription in waiting
+        if subscription.start is None and subscription.place.replay is not None
+    ]
+
+
+def _question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
+    """Return the question about a stream whose answer serves all clients that wait for it."""
+    counts = _replays(waiting)
+    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
+    if log.is_open:
+        cursor = None  # the log has its ring already, so only the start is asked for
+    elif counts:
+        cursor = 0
+    return OpenQuestion(log.name, cursor, max(counts, default=None))

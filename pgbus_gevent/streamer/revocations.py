@@ -1,4 +1,4 @@
-"""Ends the connections of clients whose right to be connected was taken back, by the application or by its authorize hook."""
+"""Ends the connections of clients whose right was taken back: by ``pgbus.disconnect``, or by the authorize hook."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .clients import Clients
 
 logger = logging.getLogger("pgbus_gevent.revocations")
 
-_LEAST_PAUSE = 0.02  # seconds between two looks: many revocations at once are one look
+_LEAST_PAUSE = 0.02  # seconds between two questions, so that many revocations at once are found by one
 
 
 class Source(Protocol):
-    """What it needs of the database."""
+    """The query that it needs: the recent revocations, each with an id and an owner."""
 
     def revocations(self) -> list[tuple[int, str]]: ...
 
 
 class Revocations:
-    """The greenlet that looks for revocations in the database; :meth:`run` is its loop.
+    """The greenlet that reads revocations from the database; :meth:`run` is its loop.
 
-    It looks when a control notification came, when the listener is back, and otherwise after ``interval`` seconds: notifications
-    are hints here too.
+    It reads after a control notification, when the listener has a new session, and otherwise after ``interval`` seconds, because
+    a notification may be lost.
     """
 
     def __init__(self, source: Source, board: Board, clients: Clients, *, interval: float) -> None:
@@ -36,23 +36,23 @@ class Revocations:
         self._board = board
         self._clients = clients
         self._interval = interval
-        # Those of before this worker's first look: whoever is connected came after them.
+        # None before the first read. The revocations of that read are older than every connection of this worker.
         self._seen: set[int] | None = None
 
     def run(self) -> None:
-        """Look, for ever."""
+        """Read revocations and end connections, for ever."""
         trouble = Trouble(logger, "cannot look for revoked connections, trying again: %s")
         while True:
             try:
-                self._look()
+                self._check()
                 trouble.ends()
             except DatabaseError as error:
                 trouble.begins(error)
             gevent.sleep(_LEAST_PAUSE)
             self._board.control.wait(self._board.until_next(self._interval) * random.uniform(0.75, 1.0))
 
-    def _look(self) -> None:
-        # Before the look: what rings during it is seen by the next one.
+    def _check(self) -> None:
+        # Cleared before the statement. A control notification that comes while it runs sets the flag, for the next check.
         self._board.control.clear()
         found = self._source.revocations()
         for id, owner in found:
@@ -63,15 +63,15 @@ class Revocations:
         self._seen = {id for id, _ in found}
 
 
-_PAUSE = 1.0  # seconds: how soon a first connection is noticed
+_PAUSE = 1.0  # seconds until a worker without connections looks for some again
 
 
 class Rechecks:
-    """The greenlet that asks the authorize hook again about the clients that are connected; :meth:`run` is its loop.
+    """The greenlet that asks the authorize hook again about connected clients; :meth:`run` is its loop.
 
-    Each connection is asked about every ``interval`` seconds, one after the other, so that a slow hook delays the next question
-    and nobody's messages. A hook that raises changes nothing: an outage of what it asks must not throw everybody out. It is
-    asked again in time.
+    Each connection is checked every ``interval`` seconds, one after the other. A slow hook thus delays the next check, but no
+    messages. If the hook raises, nothing changes until the next check, because an outage of a service that the hook asks must
+    not end all connections.
     """
 
     def __init__(self, board: Board, clients: Clients, *, interval: float) -> None:
@@ -80,7 +80,7 @@ class Rechecks:
         self._interval = interval
 
     def run(self) -> None:
-        """Ask, for ever."""
+        """Ask the hook, for ever."""
         while True:
             clients = [client for client in self._board.registry.clients() if client.recheck is not None]
             failed = False
@@ -96,7 +96,7 @@ class Rechecks:
                     failed = True
                     continue
                 if client.closed:
-                    continue  # while the hook was asked
+                    continue  # the client left while this greenlet waited for the hook
                 if answer is None:
                     self._clients.end(client, "revoked")
                 else:

@@ -1,4 +1,4 @@
-"""Tells the database every few seconds that this worker lives, and what it counts: for the consoles and metrics of others."""
+"""Writes to the database every few seconds that this worker lives, and its counts, for the consoles and metrics of all workers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ INTERVAL = 5.0
 """Seconds between two statements."""
 
 _FIRST = 0.5
-_GIVEN_UP = 300.0  # seconds until the next try of who may not write there, or has an older schema
+_GIVEN_UP = 300.0  # seconds until the next try if the role has no right to write, or the schema is older
 
 
 class Source(Protocol):
-    """What it needs of the database."""
+    """The statements that it needs; :class:`pgbus_gevent.database.fleet.Fleet` has them.
+
+    ``beat`` returns the database's clock, in Unix seconds, and the pace of the doorbell, in seconds.
+    """
 
     def beat(
         self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
@@ -36,20 +39,21 @@ class Source(Protocol):
     def leave(self, id: str) -> None: ...
 
 
-class Teller(Protocol):
-    """Who has more to tell of a worker than its numbers."""
+class FactSource(Protocol):
+    """A part of the application that adds facts to a worker's row."""
 
     def facts(self) -> Mapping[str, Any]:
-        """What to tell, as JSON has it."""
+        """Return the facts, as values that JSON can hold."""
 
     def listening(self) -> AbstractContextManager[object]:
-        """Is entered when the worker starts to tell, and left at its end."""
+        """Return a context manager that is entered before the first facts are asked for, and left at the worker's end."""
 
 
 class RollCall:
-    """The greenlet that tells; :meth:`run` is its loop.
+    """The greenlet that keeps the worker's row; :meth:`run` is its loop.
 
-    ``port`` is the one that the worker serves at: workers of one program on one host share it, and so are one service.
+    ``port`` is the port on which the worker serves. Workers of one program on one machine share it, and so count as one service.
+    ``wall_clock`` returns Unix seconds.
     """
 
     def __init__(
@@ -66,40 +70,40 @@ class RollCall:
         self._clients = clients
         self._port = port
         self._wall_clock = wall_clock
-        self._tellers: list[Teller] = []
+        self._sources: list[FactSource] = []
         self._on_the_roll = False
         self.id = ""
         self.started_at = wall_clock()
         self.clock_offset: float | None = None
-        """Seconds that the database's clock is ahead of ours, as of the quickest of the answers; None before the first."""
+        """By how many seconds the database's clock is ahead of ours, measured at the quickest answer; None before the first."""
         self._quickest = float("inf")
 
-    def join(self, teller: Teller) -> None:
-        """Tell what ``teller`` has to tell, too."""
-        self._tellers.append(teller)
+    def join(self, source: FactSource) -> None:
+        """Add the facts of ``source`` to the worker's row from now on."""
+        self._sources.append(source)
 
     @property
     def service(self) -> str:
-        """The same for the workers of one program on one host."""
+        """A text that is the same for all workers of one program on one machine."""
         return f"{socket.gethostname()} {os.getppid()} {self._port}"
 
     def run(self) -> None:
-        """Tell, for ever; take the worker off the roll at the end."""
-        self.id = secrets.token_hex(8)  # here, as a fork may lie before
+        """Write the row, for ever. At the end, take the worker off the roll."""
+        self.id = secrets.token_hex(8)  # made here, because the process may fork between __init__ and run
         self.started_at = self._wall_clock()
         pause = _FIRST
         listening = 0
         with ExitStack() as stack:
             stack.callback(self._leave)
             while True:
-                for teller in self._tellers[listening:]:
-                    stack.enter_context(teller.listening())
+                for source in self._sources[listening:]:
+                    stack.enter_context(source.listening())
                     listening += 1
                 gevent.sleep(pause * random.uniform(0.75, 1.0))
                 try:
-                    pause = self._tell()
+                    pause = self._report()
                 except Exception:
-                    # What watches must not bring down what is watched.
+                    # An error in the observation of the worker must not stop the worker.
                     logger.exception("cannot collect this worker's counts")
                     pause = _GIVEN_UP
 
@@ -112,17 +116,17 @@ class RollCall:
             "unready": self._clients.unready,
             "service": self.service,
         }
-        for teller in self._tellers:
-            facts.update(teller.facts())
+        for source in self._sources:
+            facts.update(source.facts())
         return facts
 
-    def _tell(self) -> float:
-        """After how many seconds to tell again."""
+    def _report(self) -> float:
+        """Write the row once. Return after how many seconds to write it again."""
         began = self._wall_clock()
         try:
             there, pace = self._source.beat(self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts())
         except (DatabaseUnavailable, PoolTimeout):
-            # Others speak of that; a statement at the end would only make the end late.
+            # The pulse logs the outage. Not on the roll: a statement at the worker's end would only delay the end.
             self._on_the_roll = False
             return INTERVAL
         except DatabaseError as error:
@@ -133,7 +137,7 @@ class RollCall:
         self._board.pace = pace
         took = self._wall_clock() - began
         if took >= 0:
-            self._quickest *= 1.05  # clocks drift, so that no measurement is the best for ever
+            self._quickest *= 1.05  # clocks drift, so an old measurement must give way in time
             if took <= self._quickest:
                 self._quickest = took
                 self.clock_offset = there - (began + took / 2)
@@ -145,4 +149,4 @@ class RollCall:
         try:
             self._source.leave(self.id)
         except (DatabaseError, PoolTimeout):
-            pass  # it expires
+            pass  # the row expires

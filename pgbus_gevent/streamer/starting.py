@@ -1,4 +1,4 @@
-"""One attempt at a time to start something, whose outcome all get who waited for it."""
+"""One attempt at a time to start something. All greenlets that wait for it get its outcome."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from ..errors import PgbusError
 logger = logging.getLogger("pgbus_gevent.streamer")
 
 PAUSE = 1.0
-"""Seconds after an attempt that failed before requests have it tried again: none of them finds another outcome sooner."""
+"""Seconds after a failed attempt in which requests do not cause another one, because it would fail too."""
 
 _T = TypeVar("_T")
 
 
 class Shared(Generic[_T]):
-    """Calls ``act``; greenlets that come meanwhile wait for that call, and get its outcome if it failed."""
+    """Calls ``act`` in one greenlet at a time.
+
+    A greenlet that comes while another is in ``act`` waits. If that call fails, it gets the same exception; if it succeeds, it
+    calls ``act`` itself, which must then do nothing.
+    """
 
     def __init__(self, act: Callable[[], _T]) -> None:
         self._act = act
@@ -31,7 +35,7 @@ class Shared(Generic[_T]):
         self._failure: BaseException | None = None
 
     def __call__(self) -> _T:
-        """Raises what ``act`` raises."""
+        """Call ``act``, or wait for the call that is under way. Raises the exceptions of ``act``."""
         before = self._ended
         with self._lock:
             if self._ended != before and self._failure is not None:
@@ -47,10 +51,10 @@ class Shared(Generic[_T]):
 
 
 class Starter:
-    """Starts something in the background for requests, which may wait for it, each as long as it likes.
+    """Starts something in the background, for requests that wait for it, each with its own timeout.
 
-    ``start`` raises :class:`PgbusError` where it fails. ``patience`` is for how many seconds it may go on failing before nobody
-    waits any more.
+    ``start`` raises :class:`PgbusError` if it fails. Once it has been failing for ``patience`` seconds, :meth:`wait` returns at
+    once.
     """
 
     def __init__(self, start: Callable[[], object], *, patience: float) -> None:
@@ -62,7 +66,7 @@ class Starter:
         self._done = Event()
 
     def begin(self) -> None:
-        """See that an attempt is under way, but for a moment after one that failed; never yields."""
+        """Begin an attempt, unless one is under way or failed less than :data:`PAUSE` seconds ago. It never yields."""
         if not self._running and monotonic() - self._failed_at >= PAUSE:
             self._running = True
             gevent.spawn(self._try)
@@ -77,13 +81,13 @@ class Starter:
             if self._failing_since is None:
                 self._failing_since = began
             self._failed_at = monotonic()
-            # Streams are refused as for any outage, and readyz tells.
+            # Meanwhile streams are refused as in any outage, and readyz answers 503.
             logger.error("the streamer cannot start: %s", error)
         finally:
             self._running = False
 
     def wait(self, timeout: float) -> None:
-        """Return once it has started, or after ``timeout`` seconds, or when it has been failing for too long."""
+        """Yield until it has started, for at most ``timeout`` seconds, or until it has been failing for too long."""
         end = monotonic() + timeout
         while not self._done.is_set():
             now = monotonic()

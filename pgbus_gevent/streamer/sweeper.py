@@ -1,12 +1,12 @@
-"""Finds what no notification told of.
+"""Sweeps: questions to the database that find messages without a notification.
 
-Most publishers do not ring: only one at a time does, and a notification may be lost, late, or not be had at all. So after every
-ring, and every few seconds come what may, the database is asked.
+Most transactions do not ring the doorbell, because only one at a time may, and a notification may be lost or late. The sweeper
+therefore asks the database after every notification, and in any case every few seconds.
 
-There are two ways to ask. A *tail* reads what is new of all streams together, by id, and brings the messages themselves; it is
-short however many streams are served, so it is what comes milliseconds after a ring. A *probe* compares the head of each stream
-that is served with the table, in both directions; it misses nothing, whatever became of ids and clocks, so it is what the
-promise rests on. A head that the table does not have was lost with a failover or a restore, or was never there.
+A sweep is a *tail* or a *probe*. A tail reads the new messages of all streams together, by id. It is short however many streams
+are served, so tails follow a notification within milliseconds. A probe compares the head of each stream with the table, in both
+directions. It misses nothing, even if ids or clocks were changed, so the promise of delivery rests on it. If the table does not
+have a head, the message was lost in a failover or a restore, or a forged notification announced it.
 """
 
 from __future__ import annotations
@@ -28,33 +28,36 @@ from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.sweeper")
 
-AFTER_RING = (0.004, 0.012, 0.05, 0.25)
-"""Seconds from a ring to the sweeps that follow it; found something, and they begin anew. The last is a probe. Where rings keep a
-distance, all are later by it: nobody rings until then."""
+AFTER_DOORBELL = (0.004, 0.012, 0.05, 0.25)
+"""Seconds from a notification to each of the sweeps that follow it. The last sweep is a probe.
+
+If a sweep finds a message, the series starts again. The pace of the doorbell delays the whole series, because until the pace is
+over, transactions commit without a notification.
+"""
 
 PROBE_AFTER = 1.0
-"""Seconds without a probe after which the next sweep is one, where rings never let it come to the last."""
+"""Seconds after which a probe is due even if notifications keep restarting the series, so that it never reaches its probe."""
 
 MAX_SHARE = 0.2
-"""The most of the time that sweeps may take, however many streams there are, unless one alone takes seconds."""
+"""The largest share of time that sweeps take, however many streams there are, unless a single sweep takes seconds."""
 
 TAIL_ROWS = 1000
-"""Messages that one tail reads. Where more are new it gives way to a probe, which goes by streams, not by messages."""
+"""The most messages that one tail reads. If more are new, a probe is next, whose cost depends on streams and not on messages."""
 
 TAIL_REST = 0.02
-"""The longest rest after a tail, in seconds: it takes long only where the database is busy, and brings the more the later it is."""
+"""The longest rest after a tail, in seconds. A tail takes long only if the database is busy; then a later one brings more."""
 
 CHECKED_MESSAGES = 5000
-"""Messages in rings that are compared with the table at each interval; where there are more, the streams take turns."""
+"""How many messages in rings are compared with the table in each interval. If there are more, the streams take turns."""
 
 FEW_STREAMS = 200
-"""Of so many streams or fewer, a tail names those that it wants; with more that would cost more than it saves."""
+"""Up to this many streams, a tail names the streams that it wants. With more, naming them costs more than it saves."""
 
 _REST = 1 / MAX_SHARE - 1
 
 
 class Source(Protocol):
-    """What it needs of the database."""
+    """The queries that it needs; :class:`pgbus_gevent.database.queries.Queries` has them."""
 
     def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
@@ -64,8 +67,12 @@ class Source(Protocol):
 class Sweeper:
     """The greenlet that sweeps; :meth:`run` is its loop.
 
-    ``interval`` is the longest time in seconds until the next sweep, shortened at random by up to a quarter: so late can a message
-    be whose notification never came. While no notifications are heard, it is ten times shorter.
+    ``interval`` is the longest time until the next sweep, in seconds; each is shortened at random by up to a quarter. A message
+    without a notification can be late by so much. While no notifications are heard, the interval is ten times shorter.
+
+    It yields in statements and pauses. While a statement runs, the listener and the readers may extend or rewind logs, and logs
+    may come and go. An answer is therefore compared with the heads, epochs and doubts from before the statement, and the result
+    is at most a look, which asks the table again.
     """
 
     def __init__(
@@ -75,7 +82,7 @@ class Sweeper:
         self._board = board
         self._interval = interval
         self._clock = clock
-        self._stage = len(AFTER_RING)
+        self._stage = len(AFTER_DOORBELL)
         self._tail = Tail()
         self._probed = -PROBE_AFTER
         self._next_probe = 0.0
@@ -103,39 +110,39 @@ class Sweeper:
             except DatabaseError as error:
                 trouble.begins(error)
                 self._board.unsure |= probing
-            # One that was slow, or hung up to its timeout, must not make the next one later than was promised.
+            # At most the interval, so that a slow sweep, or one that hung until its timeout, does not delay the next one beyond it.
             rest = min((self._clock() - began) * _REST, self.interval)
             if probing:
-                # A probe of ten thousand streams keeps the next probe waiting, not the tails.
+                # A probe of ten thousand streams delays the next probe, but not the tails.
                 self._next_probe = self._clock() + rest
             else:
                 gevent.sleep(min(rest, TAIL_REST))
 
     def _pause(self) -> None:
-        """Wait for the next sweep: a stage after the ring, or the interval, which a ring cuts short."""
+        """Wait for the next sweep: the next stage of the series, or the end of the interval. The doorbell ends the interval."""
         doorbell = self._board.doorbell
-        if self._stage == len(AFTER_RING) and not doorbell.wait(self.interval * random.uniform(0.75, 1.0)):
+        if self._stage == len(AFTER_DOORBELL) and not doorbell.wait(self.interval * random.uniform(0.75, 1.0)):
             return
         if doorbell.is_set():
             doorbell.clear()
             self._stage = 0
         stage = self._stage
-        gevent.sleep(AFTER_RING[stage] - (AFTER_RING[stage - 1] if stage else -self._board.pace))
+        gevent.sleep(AFTER_DOORBELL[stage] - (AFTER_DOORBELL[stage - 1] if stage else -self._board.pace))
         if doorbell.is_set() and stage:
-            return  # a ring came meanwhile, which starts over
+            return  # a notification came during the pause, so the series starts again
         doorbell.clear()
         self._stage = stage + 1
-        if self._stage == len(AFTER_RING):
+        if self._stage == len(AFTER_DOORBELL):
             gevent.sleep(max(0.0, self._next_probe - self._clock()))
 
     def _probe_is_due(self, now: float) -> bool:
         if self._tail.top is None or self._board.unsure:
             return True
-        due = self._stage == len(AFTER_RING) or now - self._probed >= PROBE_AFTER
+        due = self._stage == len(AFTER_DOORBELL) or now - self._probed >= PROBE_AFTER
         return due and now >= self._next_probe
 
     def _sweep(self, now: float, probing: bool) -> bool:
-        """Whether anything had moved that a publisher did not tell of."""
+        """Sweep once. Return whether it found a message that no notification had brought."""
         logs = [log for log in self._board.registry.logs() if log.is_open]
         if not logs:
             return False
@@ -163,14 +170,15 @@ class Sweeper:
         if top is not None and newest < top:
             self._tail.back(newest)
         if self._tail.top is None or self._flooded:
-            # Not else: below the newest there may be ids that are about to commit, which only a tail remembers.
+            # Only then: ids below the newest may belong to transactions that are still open, and tails remember them as holes.
             self._tail.move(newest)
             self._flooded = False
         moved = False
         for log, doubted in zip(logs, doubts, strict=True):
             if log.name not in found:
                 log.settle(doubted)
-            # One that is beyond the table is looked at though it has moved meanwhile: it may go on behind what is not there.
+            # A head above the table's needs a look even if the log has moved during the statement, because it may have moved on
+            # from a message that does not exist. Otherwise a log that has moved since has got the news from the listener.
             now, head = found.get(log.name), heads[log.name]
             if now is not None and not log.retired and (now < head or log.head == head):
                 self._board.looks.add(log)
@@ -178,7 +186,7 @@ class Sweeper:
         return moved
 
     def _check_rings(self, now: float) -> None:
-        """Drop rings that hold what was deleted from the middle of their streams, or not what came there later."""
+        """Clear rings that do not agree with the table, because messages were deleted from, or added to, the middle of a stream."""
         if self._next_check is None or now < self._next_check:
             self._next_check = self._next_check or now + self.interval
             return
@@ -200,13 +208,13 @@ class Sweeper:
             there = [id for id in ids if id > horizon]
             if (len(there), sum(there)) != (count, total) and log.epoch == epoch:
                 logger.info(
-                    "messages of %r that are held in memory were removed or added to in the table: reading them again",
+                    "the ring of %r does not agree with the table, in which messages were removed or added: clearing it",
                     log.name,
                 )
-                log.forget()
+                log.clear_ring()
 
     def _take(self, row: TailRow) -> bool:
-        """Whether the message was new here."""
+        """Put a message from a tail into its log, or have a reader look. Return whether the message was new."""
         log = self._board.registry.log(row.stream)
         if log is None or not log.is_open or row.id <= log.head:
             return False

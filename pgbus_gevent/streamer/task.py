@@ -1,4 +1,4 @@
-"""A greenlet with an owner that notices its death."""
+"""A greenlet that is started again when it ends."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from gevent.greenlet import Greenlet
 logger = logging.getLogger("pgbus_gevent.task")
 
 MAX_DEATHS = 5
-DEATH_WINDOW = 60.0
-"""More than MAX_DEATHS in so many seconds, and the task is given up: something is broken that a restart does not mend."""
+"""If a task dies more often than this within :data:`DEATH_WINDOW`, it is given up, because a restart does not help."""
 
-_PAUSE = 0.1  # seconds before a restart, so that a task that dies at once does not spin
+DEATH_WINDOW = 60.0
+"""Seconds."""
+
+_PAUSE = 0.1  # seconds before a restart, so that a task that dies at once does not use all of the CPU
 
 
 class Task:
-    """Runs ``target``, which is not to return, in a greenlet named ``name``; starts it again when it ends all the same.
+    """Runs ``target`` in a greenlet named after ``name``, and starts it again if it returns, raises or is killed.
 
-    ``on_failure`` is called with the name when it died too often. One lifecycle: :meth:`start`, :meth:`stop`, each of which may be
-    called again.
+    ``on_failure`` is called with the name when the task has died too often and is given up. :meth:`start` and :meth:`stop` may
+    each be called again.
     """
 
     def __init__(self, name: str, target: Callable[[], None], *, on_failure: Callable[[str], None]) -> None:
@@ -37,11 +39,11 @@ class Task:
 
     @property
     def running(self) -> bool:
-        """Whether it runs, or is about to again."""
+        """Whether the task runs, or is about to be started again."""
         return self._greenlet is not None and not self._stopping and not self.failed
 
     def start(self) -> None:
-        """Start it; nothing happens while it runs."""
+        """Start the task, unless it runs already."""
         if self._greenlet is None:
             self._stopping = self.failed = False
             self.deaths.clear()
@@ -69,7 +71,10 @@ class Task:
         self._spawn(_PAUSE)
 
     def stop(self, timeout: float) -> bool:
-        """End it; whether it ended within ``timeout`` seconds. Must not be called by the task itself."""
+        """End the task. It yields, for at most ``timeout`` seconds. Return whether the task has ended.
+
+        The task must not call this itself.
+        """
         self._stopping = True
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is None:

@@ -1,4 +1,4 @@
-"""Shares one greenlet's time among jobs that take turns, and the process's time between them and everything else."""
+"""Shares one greenlet's time among jobs, and the process's time between these jobs and everything else."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import gevent
 
 TURN_SECONDS = 0.001
-"""How long jobs go on before everything else of the process (accepts, the listener, heartbeats) has a turn.
+"""How many seconds the jobs run before the rest of the process runs: accepts, the listener, heartbeats.
 
-While thousands of clients connect, that takes longer. The next turn of the jobs may then take twice as long as everything else
-did: two thirds of the time are theirs, so that a storm of connects does not delay the messages of those who are connected.
+While thousands of clients connect, the rest takes longer. The next turn of the jobs may then take twice as long as the rest took.
+Two thirds of the time are thus for the jobs, so that a storm of new connections does not delay messages to the others.
 """
 
 MAX_TURN_SECONDS = 0.05
-"""The longest turn, however long everything else takes."""
+"""The longest turn in seconds, however long the rest of the process takes."""
 
 Job = Iterator[None]
-"""A generator. At each of its ``yield``, other jobs and then other greenlets have their turn."""
+"""A generator. At each ``yield``, other jobs and other greenlets may run."""
 
 
 class Turns:
-    """Jobs that take turns, one step each.
+    """Jobs that run in rotation, one step each.
 
     A new job may overtake older ones. Put work that must stay ordered into a single job.
     """
@@ -41,10 +41,11 @@ class Turns:
         return bool(self._jobs)
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Have ``jobs`` done, in this order; never yields.
+        """Add ``jobs``, in this order. It never yields.
 
-        Jobs that come right after a break go ahead of the older ones, so that a small stream does not wait for a large one once
-        more. They do so every other time at most, so that many small streams do not starve a large one.
+        Jobs that come right after the rest of the process has run go ahead of the older ones, so that a small stream does not wait
+        for another step of each large one. They do so at most every other time, so that many small streams do not starve a large
+        one.
         """
         self._overtook = self._breathed and not self._overtook
         self._breathed = False
@@ -54,13 +55,13 @@ class Turns:
             self._jobs.extend(jobs)
 
     def start(self) -> None:
-        """Begin a turn after a time in which there was nothing to do."""
+        """Begin a turn, after a time without jobs."""
         self._turn = TURN_SECONDS
         self._began = self._clock()
         self._breathed = False
 
     def step(self) -> None:
-        """Let the first job do one step. When the turn is over, let the rest of the process run. What a job raises ends it."""
+        """Run one step of the first job. When the turn is over, let the rest of the process run. Raises a job's exceptions."""
         if self._breathed:
             self._breathed = self._overtook = False
         job = self._jobs.popleft()
@@ -75,7 +76,10 @@ class Turns:
 
 
 def breathe() -> None:
-    """Let the event loop look at its sockets once. gevent.sleep(0) would not: it runs other greenlets alone for up to 5 ms."""
+    """Let the event loop look at its sockets once.
+
+    gevent.sleep(0) would not do that: it lets only other greenlets run, for up to 5 ms, before the loop looks at its sockets.
+    """
     loop: Any = gevent.get_hub().loop
-    # With the lowest priority: libev runs the timers of a round before the sockets, so a notification would wait one turn more.
+    # With the lowest priority, because libev runs timers before sockets. A notification would otherwise wait one more turn.
     gevent.get_hub().wait(loop.timer(0, priority=loop.MINPRI))

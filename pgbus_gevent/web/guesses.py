@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from ..database.operators import OperatorQueries
-from ..streamer.clients import network_of
+from ..streamer.limits import network_of
 from . import requests
 from .responses import Environ, Refused, text
 from .sessions import asked

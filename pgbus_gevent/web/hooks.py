@@ -101,7 +101,7 @@ class Hook:
 
     def _complain(self, what: str, error: BaseException | None = None) -> None:
         kind = type(error).__name__ if error is not None else "answer"
-        silent = self._complaints.turn(kind)
+        silent = self._complaints.due(kind)
         if silent is None:
             return
         more = f" ({silent} more since the last line of this kind)" if silent else ""

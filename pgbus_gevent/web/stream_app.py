@@ -14,8 +14,8 @@ from ..core.identity import Identities
 from ..core.names import PublicNames, Signer, check_data
 from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
-from ..streamer.clients import refusal_retry
 from ..streamer.instance import Instance
+from ..streamer.limits import refusal_retry
 from ..streamer.starting import Starter
 from . import requests
 from .backstage import backstage_of

@@ -16,7 +16,7 @@ from pgbus_gevent.database.rows import Row
 
 
 def make_log(*, opened: bool = True) -> StreamLog:
-    """One whose ring has 60, 70 and 80; 30, 40 and 50 are in the database alone, and what was below is pruned."""
+    """Return a log whose ring has 60, 70 and 80. Only the database has 30, 40 and 50, and lower ids were pruned."""
     log = StreamLog("orders", RingBudget(10**6), max_frames=10, max_bytes=10**6)
     if opened:
         rows = [Row(id, None, "x", None, None) for id in (60, 70, 80)]
@@ -57,7 +57,7 @@ def gap(frame: bytes) -> dict[str, Any]:
         ({"since": 60, "replay": 3}, 60),
     ],
 )
-def test_a_client_starts_where_it_asks_to_without_a_read(asked: dict[str, Any], cursor: int) -> None:
+def test_a_client_starts_at_the_cursor_that_it_asks_for_without_a_read(asked: dict[str, Any], cursor: int) -> None:
     assert start(**asked) == Admission(cursor, b"")
 
 
@@ -76,7 +76,7 @@ def test_the_database_is_asked_first(circumstances: dict[str, Any], why: str) ->
     assert start(**circumstances) is None, why
 
 
-def test_a_replay_starts_where_the_database_said() -> None:
+def test_a_replay_starts_at_the_cursor_that_the_database_found() -> None:
     assert start(replay=5, at=25) == Admission(25, b"")
 
 
@@ -113,7 +113,7 @@ def test_a_cursor_on_an_empty_stream_is_ahead_only_once_that_is_sure() -> None:
     assert gap(admission.gap)["reason"] == "ahead"
 
 
-def test_the_frame_of_pruned_messages_tells_what_is_left() -> None:
+def test_the_frame_about_pruned_messages_names_the_oldest_that_is_left() -> None:
     subscription = Subscription(FakeClient(), make_log(), Place("orders"))
     reason, frame = missed(subscription, 5, 20, 30)
     assert reason == "expired"
@@ -123,7 +123,7 @@ def test_the_frame_of_pruned_messages_tells_what_is_left() -> None:
     assert missed(subscription, 20, 20, 30) == missed(subscription, 0, 20, 30) == ("", b"")
 
 
-def test_who_was_sent_what_is_lost_is_told_that_and_nothing_else() -> None:
+def test_a_client_that_was_sent_lost_messages_is_told_of_them_and_of_nothing_else() -> None:
     subscription = Subscription(FakeClient(), make_log(), Place("orders"))
     subscription.lost = 90
     reason, frame = missed(subscription, 0, 20, 30)
@@ -137,7 +137,7 @@ def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
     assert client.closed
 
 
-def test_a_request_asks_for_what_is_new_of_one_stream_unless_it_says_more() -> None:
+def test_a_request_asks_for_new_messages_of_one_stream_unless_it_says_more() -> None:
     assert Place("orders") == ("orders", None, None, False, Subscriber(), False)
     assert Subscriber() == (None, None, None, None)
     assert StreamRequest(()) == ((), "", None, None)

@@ -1,4 +1,4 @@
-"""Cursors as clients bring them."""
+"""Cursors as clients write them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_else_is_refused(text: str) -> None:
 
 
 @given(text=st.text())
-def test_whatever_comes_is_a_cursor_or_refused(text: str) -> None:
+def test_any_text_is_a_cursor_or_refused(text: str) -> None:
     try:
         value = parse_cursor(text)
     except InvalidCursor:

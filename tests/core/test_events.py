@@ -1,4 +1,4 @@
-"""Events reach who has subscribed, cost nothing else, and a handler that raises harms nobody."""
+"""Events reach their handlers, cost nearly nothing without handlers, and a handler that raises does no harm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-def test_an_event_reaches_those_who_subscribed_to_its_kind_in_their_order() -> None:
+def test_an_event_reaches_the_handlers_of_its_kind_in_the_order_of_subscription() -> None:
     events = Events()
     heard: list[Any] = []
     events.subscribe(Gap, lambda event: heard.append(("first", event)))
@@ -38,7 +38,7 @@ def test_an_event_reaches_those_who_subscribed_to_its_kind_in_their_order() -> N
 
 
 def test_a_signal_without_handlers_says_so() -> None:
-    """What a part asks before it makes an event."""
+    """A part asks for the handlers before it makes an event."""
     events = Events()
     assert not events.signal(Gap).handlers
     end = events.subscribe(Gap, print)
@@ -52,8 +52,8 @@ STEPS = st.lists(st.tuples(st.sampled_from(["subscribe", "unsubscribe", "emit"])
 
 
 @given(steps=STEPS)
-def test_in_any_order_each_subscription_hears_what_came_during_it(steps: list[tuple[str, int]]) -> None:
-    """The same function may subscribe several times, and ends each by itself."""
+def test_in_any_order_each_handler_gets_the_events_emitted_while_it_is_subscribed(steps: list[tuple[str, int]]) -> None:
+    """The same function may subscribe several times, and each subscription ends by itself."""
     events = Events()
     heard: list[int] = []
     handlers = [lambda event, n=n: heard.append(n) for n in range(2)]
@@ -116,8 +116,8 @@ def test_each_handler_has_its_own_minute(caplog: pytest.LogCaptureFixture) -> No
     assert len(caplog.records) == 3
 
 
-def test_what_is_not_to_be_caught_goes_through(caplog: pytest.LogCaptureFixture) -> None:
-    """A greenlet that is killed in a handler has to end; a host may name what else is harmless."""
+def test_an_exception_that_is_not_to_be_caught_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    """A greenlet that is killed in a handler has to end. A host may name more exceptions that are harmless."""
 
     class Timeout(BaseException):
         pass
@@ -172,7 +172,7 @@ def test_every_event_is_one_of_the_kinds_and_explains_itself() -> None:
 
 
 def test_a_stream_counter_can_be_a_subscriber() -> None:
-    """What the Instance counts itself, anybody can count elsewhere."""
+    """A handler can count everything that the Instance counts itself."""
     events, counter = Events(), StreamCounter()
     events.subscribe(events_module.Connected, lambda event: counter.connected(event.streams))
     events.subscribe(events_module.Disconnected, lambda event: counter.disconnected(event.streams))
@@ -185,7 +185,7 @@ def test_a_stream_counter_can_be_a_subscriber() -> None:
 
 
 def test_without_a_subscriber_an_event_costs_next_to_nothing() -> None:
-    """Against a call of an empty function, so that a slow machine does not matter; the margin is wide."""
+    """Compared with a call of an empty function, by a wide margin, so that a slow machine does not matter."""
     signal: Signal[SlowConsumer] = Signal()
 
     def asking() -> None:

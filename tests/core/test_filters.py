@@ -1,4 +1,4 @@
-"""Audience filters: what is not surely allowed is not seen."""
+"""Filters: a message is delivered only if its filter surely permits it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_a_predicate_is_given_the_context_and_the_stream() -> None:
 
 
 @pytest.mark.parametrize(("answer", "seen"), [(True, True), (1, True), (False, False), (None, False), ("", False)])
-def test_what_a_predicate_says_is_taken_for_true_or_false(answer: Any, seen: bool) -> None:
+def test_the_answer_of_a_predicate_counts_as_true_or_false(answer: Any, seen: bool) -> None:
     filters = Filters()
     filters.register("admins", lambda context, stream: answer)
     assert filters.permits("admins", None, "orders") is seen
 
 
-def test_an_unknown_label_lets_nobody_see_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_gets_a_message_with_an_unknown_label_and_that_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     filters = Filters()
     assert not filters.permits("admins", None, "orders")
     assert not filters.permits("admins", None, "orders")
@@ -52,7 +52,7 @@ def test_it_says_so_again_after_a_minute(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text.count("'others' is not registered") == 3
 
 
-def test_a_predicate_that_raises_lets_nobody_see_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_gets_a_message_whose_predicate_raises_and_that_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     filters = Filters()
     filters.register("admins", lambda context, stream: context.is_admin)
     assert not filters.permits("admins", None, "orders")
@@ -61,7 +61,7 @@ def test_a_predicate_that_raises_lets_nobody_see_and_says_so_once(caplog: pytest
     assert "AttributeError" in warning
 
 
-def test_an_answer_whose_truth_raises_lets_nobody_see() -> None:
+def test_nobody_gets_a_message_if_the_truth_of_the_answer_raises() -> None:
     class Undecided:
         def __bool__(self) -> bool:
             raise RuntimeError("neither")

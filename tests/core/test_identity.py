@@ -1,4 +1,4 @@
-"""Who somebody is to the streams: equal where the same may be seen, on every worker and after every restart."""
+"""Identities: equal for connections that are sent the same, on every worker and after every restart."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DISTINCT = [
 ]  # fmt: skip
 
 
-def test_what_differs_has_another_identity() -> None:
+def test_different_subscribers_have_different_identities() -> None:
     found = [of(value) for value in DISTINCT]
     assert None not in found
     assert len({*found}) == len(DISTINCT)
@@ -79,7 +79,7 @@ def test_what_differs_has_another_identity() -> None:
         (MappingProxyType({"a": 1}), MappingProxyType({"a": 1})),
     ],
 )
-def test_what_is_equal_has_the_same(one: Any, other: Any) -> None:
+def test_equal_subscribers_have_equal_identities(one: Any, other: Any) -> None:
     assert of(one) == of(other) is not None
 
 
@@ -97,7 +97,7 @@ def test_owner_context_and_member_make_it_and_the_expiry_does_not() -> None:
         assert IDENTITIES.of(each._replace(expires_at=1e9)) == IDENTITIES.of(each)
 
 
-def test_whose_it_is_is_a_part_of_its_own_and_empty_for_who_is_nobody() -> None:
+def test_owner_and_member_are_a_part_of_their_own_which_is_empty_for_anonymous_clients() -> None:
     def who(subscriber: Subscriber) -> str:
         return (IDENTITIES.of(subscriber) or "").split(".")[1]
 
@@ -120,14 +120,14 @@ def endless() -> list[Any]:
 @pytest.mark.parametrize(
     "context", [Plain(1), object(), {"user": Plain(1)}, {Plain}, Broken(), endless(), User, range(3)]
 )
-def test_what_no_other_process_could_make_again_tells_whose_it_is_and_no_more(context: Any) -> None:
+def test_a_context_that_another_process_could_not_recognise_leaves_the_last_part_empty(context: Any) -> None:
     assert (of(context) or "").endswith("..")
     ada = IDENTITIES.of(Subscriber("ada", context)) or ""
     assert ada == ".".join([*(IDENTITIES.of(Subscriber("ada")) or "").split(".")[:2], ""])
     assert (IDENTITIES.of(ANYBODY, Subscriber(context=context)) or "").endswith("..")
 
 
-def test_what_cannot_be_compared_is_complained_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_that_cannot_be_compared_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     identities = Identities([SECRET])
     for number in range(3):
         identities.of(Subscriber(context=Plain(number)))
@@ -148,7 +148,7 @@ def test_another_secret_makes_another_one_and_the_newest_counts() -> None:
     assert Identities(["another secret of a site", SECRET]).of(ANYBODY) == IDENTITIES.of(ANYBODY)
 
 
-def test_it_tells_nothing() -> None:
+def test_an_identity_reveals_nothing() -> None:
     identity = of({"user": "ada"}, owner="ada") or ""
     assert "ada" not in identity
     assert len(identity) == 6 + 1 + 16 + 1 + 16
@@ -160,7 +160,7 @@ def test_without_a_secret_anybody_alone_has_one() -> None:
     assert without.of(Subscriber(owner="ada")) is None
 
 
-def test_another_process_makes_the_same() -> None:
+def test_another_process_makes_the_same_identity() -> None:
     code = (
         "from pgbus_gevent.core.identity import Identities; from pgbus_gevent import Subscriber;"
         f"print(Identities([{SECRET!r}]).of(Subscriber('ada', {{'roles': {{'a', 'b', 'c', 'd'}}, 'n': 1.5}}, 'm')))"

@@ -131,7 +131,7 @@ def test_without_patterns_nothing_is_public() -> None:
 
 
 @given(name=NAMES, expires_at=st.none() | st.floats(1, 1e12) | st.integers(1, 10**12))
-def test_a_signed_name_tells_its_name_and_expiry(name: str, expires_at: float | None) -> None:
+def test_a_signed_name_holds_the_name_and_the_expiry(name: str, expires_at: float | None) -> None:
     signer = Signer([OLD, NEW])
     assert signer.verify(signer.sign(name, expires_at), 0.0) == (name, expires_at)
 

@@ -1,4 +1,4 @@
-"""Who is connected, in whatever order they come and leave."""
+"""The registry, in any order in which clients come and leave."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_log_goes_with_the_last_client_of_its_stream() -> None:
     assert subscribed(registry, FakeClient("c")).log is not log
 
 
-def test_the_log_of_a_stream_that_nobody_watches_keeps_no_frames() -> None:
+def test_the_log_of_a_stream_without_clients_keeps_no_frames() -> None:
     budget = RingBudget(10_000)
     registry = make_registry(budget)
     client = FakeClient("a")
@@ -96,7 +96,7 @@ def test_nothing_keeps_a_client_that_left_alive() -> None:
         gc.enable()
 
 
-def test_another_client_with_the_same_id_is_not_the_one_that_is_here() -> None:
+def test_a_client_with_the_id_of_a_registered_one_is_not_registered() -> None:
     registry = make_registry()
     subscribed(registry, FakeClient("a"))
     assert FakeClient("a") not in registry

@@ -1,4 +1,4 @@
-"""Pauses that grow, and a log that is told of a failure once."""
+"""Pauses that grow, and faults that are logged once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_pauses_differ_so_that_workers_do_not_come_back_together() -> None:
     assert all(4.0 <= pause <= 8.0 for pause in pauses)
 
 
-def test_trouble_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+def test_trouble_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     trouble = Trouble(logger, "it fails: %s", over="it works again")
     trouble.ends()
@@ -37,28 +37,28 @@ def test_trouble_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptu
     assert caplog.messages == ["it fails: a", "it works again", "it fails: c"]
 
 
-def test_each_kind_has_its_turn_once_a_minute_and_what_went_untold_is_counted() -> None:
+def test_each_kind_is_logged_once_a_minute_and_the_others_are_counted() -> None:
     now = [0.0]
     seldom = Seldom(lambda: now[0])
-    assert (seldom.turn("a"), seldom.turn("b")) == (0, 0)
-    assert [seldom.turn("a") for _ in range(3)] == [None] * 3
+    assert (seldom.due("a"), seldom.due("b")) == (0, 0)
+    assert [seldom.due("a") for _ in range(3)] == [None] * 3
     now[0] = 60.0
-    assert (seldom.turn("a"), seldom.turn("b")) == (3, 0)
-    assert seldom.turn("a") is None
+    assert (seldom.due("a"), seldom.due("b")) == (3, 0)
+    assert seldom.due("a") is None
     seldom.forget("a")
-    assert seldom.turn("a") == 0
+    assert seldom.due("a") == 0
 
 
 def test_without_a_clock_each_kind_has_one_turn() -> None:
     seldom = Seldom()
-    assert [seldom.turn("a") for _ in range(3)] == [0, None, None]
+    assert [seldom.due("a") for _ in range(3)] == [0, None, None]
 
 
 def test_kinds_are_bounded_and_make_room_once_their_time_is_over() -> None:
     now = [0.0]
     seldom = Seldom(lambda: now[0], most=10)
-    assert sum(seldom.turn(n) is not None for n in range(100)) == 10
+    assert sum(seldom.due(n) is not None for n in range(100)) == 10
     assert len(seldom) == 10
     now[0] = 61.0
-    assert seldom.turn("new") == 0
+    assert seldom.due("new") == 0
     assert len(seldom) == 1

@@ -1,4 +1,4 @@
-"""What others have written reaches no terminal as it is: neither by the log nor by a command."""
+"""Untrusted text cannot control a terminal, neither through the log nor through a command."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_nor_does_tail(form: tuple[str, ...], pgbus_database: str, pgbus_bus: Bu
         assert harmless(tail.stderr.read())
 
 
-def test_a_request_writes_nothing_into_the_terminal_of_who_serves(pgbus_database: str, tmp_path: Path) -> None:
+def test_a_request_cannot_control_the_terminal_of_the_server(pgbus_database: str, tmp_path: Path) -> None:
     with serve_process(pgbus_database) as server:
         port = int(server.url.rpartition(":")[2])
         for target in ("/\x9b31m", "/%1b[31m", "/%E2%80%AE", "/\xe2\x80\xae"):

@@ -1,4 +1,4 @@
-"""Frames, judged by a parser of somebody else's."""
+"""Frames, read by the parser of httpx-sse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVENTS = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=[
 
 
 def decode(stream: bytes, sizes: list[int] | None = None) -> list[ServerSentEvent]:
-    """The events of a stream that comes in pieces of these sizes."""
+    """Return the events of a stream that arrives in pieces of these sizes."""
     text = stream.decode()
     pieces = []
     for size in sizes or []:
@@ -48,13 +48,13 @@ def test_a_message_comes_back_from_a_parser_as_it_was(data: str, event: str, id:
 
 
 @given(first=TEXT, second=TEXT)
-def test_a_frame_ends_where_the_next_begins(first: str, second: str) -> None:
+def test_a_frame_ends_before_the_next_begins(first: str, second: str) -> None:
     received = decode(sse.message(first, id=1) + sse.message(second, id=2))
     assert [event.id for event in received] == ["1", "2"]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
-def test_what_only_python_takes_for_a_line_break_stays_inside_the_line(separator: str) -> None:
+def test_a_separator_that_only_python_takes_for_a_line_break_stays_in_the_line(separator: str) -> None:
     assert sse.message(f"a{separator}b") == f"data: a{separator}b\n\n".encode()
 
 
@@ -98,15 +98,15 @@ def test_a_control_frame_is_one_json_line_without_an_id(value: dict[str, object]
 
 
 def test_the_frame_of_a_connection_names_it_and_its_streams() -> None:
-    opened = [sse.Opened("orders", 3, 5, "a..1"), sse.Opened("é", 0, 0, "a..2")]
+    opened = [sse.StreamStart("orders", 3, 5, "a..1"), sse.StreamStart("é", 0, 0, "a..2")]
     frame = one(sse.connected("ab12", opened, retry_after=2.0, heartbeat=0.5, identity="a..1"))
     assert (frame.event, frame.retry, frame.id) == ("pgbus:connected", 2000, "0~3.0")
     streams = [{"name": "orders", "lastId": 5}, {"name": "é", "lastId": 0, "identity": "a..2"}]
     assert json.loads(frame.data) == {"connectionId": "ab12", "heartbeat": 0.5, "identity": "a..1", "streams": streams}
 
 
-def test_the_first_frame_is_one_block_and_its_id_is_where_the_client_starts() -> None:
-    assert sse.connected("ab12", [sse.Opened("orders", 3, 5)], retry_after=2.0, heartbeat=15.0) == (
+def test_the_first_frame_is_one_block_and_its_id_is_the_starting_cursor() -> None:
+    assert sse.connected("ab12", [sse.StreamStart("orders", 3, 5)], retry_after=2.0, heartbeat=15.0) == (
         b"retry: 2000\n"
         b": pgbus open stream=orders since=3\n"
         b"event: pgbus:connected\n"
@@ -121,7 +121,7 @@ def test_a_message_readdressed_is_the_same_with_another_id(data: str, event: str
     assert sse.readdressed(frame, "1~5.7") == sse.message(data, event=event, id="1~5.7")
 
 
-def test_the_frame_of_a_gap_tells_what_is_gone() -> None:
+def test_the_frame_of_a_gap_names_the_ids_between_which_messages_are_gone() -> None:
     frame = one(sse.gap_detected("orders", requested=5, oldest=90, last=120, reason="expired"))
     assert frame.event == "pgbus:gap-detected"
     told = {"stream": "orders", "requestedId": 5, "oldestId": 90, "lastId": 120, "reason": "expired"}

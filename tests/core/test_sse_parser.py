@@ -1,4 +1,4 @@
-"""The event-stream parser, against httpx_sse's and against what the WHATWG text says of the corners."""
+"""The event-stream parser, compared with httpx_sse's, and in corner cases with the text of the WHATWG."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def dispatched(frames: list[ParsedFrame]) -> list[tuple[str, str, str]]:
-    """Event, data and last event id of what a browser would dispatch."""
+    """Return event, data and last event id of the frames that a browser would dispatch."""
     found, last_id = [], ""
     for frame in frames:
         last_id = last_id if frame.id is None else frame.id
@@ -47,7 +47,7 @@ def dispatched(frames: list[ParsedFrame]) -> list[tuple[str, str, str]]:
 
 
 def judged(text: str) -> list[tuple[str, str, str]]:
-    """The same by httpx_sse, which does not keep from its user what a browser would not dispatch: frames without data."""
+    """Return the same from httpx_sse, without its frames that have no data, which a browser would not dispatch."""
     decoder, found, has_data = SSEDecoder(), [], False
     for line in SSELineDecoder().decode(text + "\n\n"):
         has_data = has_data or line.partition(":")[0] == "data"
@@ -138,7 +138,7 @@ def test_empty_data_dispatches_and_no_data_does_not() -> None:
     assert (none.event, none.dispatches) == ("b", False)
 
 
-def test_what_the_end_cuts_short_is_no_frame() -> None:
+def test_an_unfinished_frame_at_the_end_is_dropped() -> None:
     assert parse(b"data: a\n\ndata: b\n") == [ParsedFrame(data="a", dispatches=True)]
 
 

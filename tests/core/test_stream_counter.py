@@ -1,4 +1,4 @@
-"""Numbers of streams, in whatever order connections come and leave."""
+"""The counts of streams, in any order in which connections come and leave."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_message_is_counted_once_however_many_it_goes_to() -> None:
     assert counter["orders"] == Counts(1, 5, 5)
 
 
-def test_a_stream_starts_anew_when_somebody_comes_back() -> None:
+def test_the_counts_of_a_stream_start_again_with_a_new_connection() -> None:
     counter = StreamCounter()
     for _ in range(2):
         counter.connected(["orders"])
@@ -56,7 +56,7 @@ def test_a_stream_starts_anew_when_somebody_comes_back() -> None:
     assert counter.total == Counts(6, 1, 3)
 
 
-def test_a_stream_that_nobody_watches_has_no_counts() -> None:
+def test_a_stream_without_connections_has_no_counts() -> None:
     counter = StreamCounter()
     counter.broadcast("orders")
     assert (counter["orders"], counter.streams) == (Counts(), {})

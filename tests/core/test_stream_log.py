@@ -1,4 +1,4 @@
-"""The head and ring of a stream, against a plain list of what was published."""
+"""The head and ring of a stream, compared with a plain list of the published messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pgbus_gevent.core import sse
-from pgbus_gevent.core.replay import History
+from pgbus_gevent.core.replay import PageFrames
 from pgbus_gevent.core.stream_log import Frame, RingBudget, StreamLog, encode, make_chunk
 from pgbus_gevent.database.rows import Row
 
@@ -35,7 +35,7 @@ def open_log(*ids: int, head: int | None = None, floor: int = 0, **limits: Any) 
 
 
 class Logs(RuleBasedStateMachine):
-    """Three logs that share a budget; ``published`` is the truth of each, of which its log knows what lies up to the head."""
+    """Three logs that share a budget. ``published`` has all messages of each, and its log knows those up to the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Logs(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 2), overlap=st.integers(0, 4), count=st.integers(0, 8))
     def extend(self, n: int, overlap: int, count: int) -> None:
-        """As a page or a notification brings them: from some message that may be known already."""
+        """Extend a log as a page or a notification does: from a message that may be known already."""
         log = self.logs[n]
         if log.is_open:
             start = max(0, len(self.known(n)) - overlap)
@@ -75,9 +75,9 @@ class Logs(RuleBasedStateMachine):
             assert log.head == (new[-1].id if new else before)
 
     @rule(n=st.integers(0, 2))
-    def forget(self, n: int) -> None:
+    def clear_ring(self, n: int) -> None:
         head = self.logs[n].head
-        self.logs[n].forget()
+        self.logs[n].clear_ring()
         assert self.logs[n].head == head
 
     @rule(n=st.integers(0, 2), back=st.integers(1, 12), max_bytes=st.sampled_from([1, 100, 10_000]))
@@ -150,7 +150,7 @@ def test_the_head_of_a_snapshot_without_rows_is_known() -> None:
 
 
 def test_a_floor_above_the_head_is_brought_down_to_it() -> None:
-    """As it comes from a client whose cursor is ahead."""
+    """A client whose cursor is ahead brings such a cursor."""
     log = open_log(head=70, floor=90)
     log.extend([row(80)])
     chunk = log.after(70, 1000)
@@ -199,7 +199,7 @@ def test_a_frame_larger_than_the_budget_is_not_kept() -> None:
     assert (log.head, log.after(0, 1), budget.used) == (10, None, 0)
 
 
-def test_over_the_budget_the_stream_that_was_quiet_longest_gives_its_ring_up() -> None:
+def test_over_the_budget_the_ring_of_the_stream_that_was_quiet_longest_is_cleared() -> None:
     budget = RingBudget(250)
     logs = [make_log(budget) for _ in range(3)]
     for log in logs:
@@ -209,7 +209,7 @@ def test_over_the_budget_the_stream_that_was_quiet_longest_gives_its_ring_up() -
     assert [log.floor for log in logs] == [0, 20, 0]
 
 
-def test_a_retired_log_keeps_nothing_that_a_late_read_brings() -> None:
+def test_a_retired_log_keeps_no_messages_of_a_late_read() -> None:
     budget = RingBudget(10_000)
     log = make_log(budget)
     log.open(head=10, horizon=0, oldest=10, floor=0, rows=[row(10)])
@@ -235,7 +235,7 @@ def test_a_frame_has_the_id_the_event_and_the_data() -> None:
 
 
 @pytest.mark.parametrize(("values", "restricted"), [({}, False), ({"visible_to": "a"}, True), ({"exclude": "a"}, True)])
-def test_a_chunk_is_joined_only_where_every_frame_is_for_everybody(values: dict[str, str], restricted: bool) -> None:
+def test_a_chunk_is_joined_only_if_everybody_may_see_every_frame(values: dict[str, str], restricted: bool) -> None:
     frames = [encode(row(10)), encode(row(20, **values))]
     assert make_chunk(frames) == (frames, 20, None if restricted else frames[0].data + frames[1].data, False, False)
 
@@ -244,18 +244,18 @@ def test_a_chunk_is_joined_only_where_every_frame_is_for_everybody(values: dict[
 
 
 @given(ids=st.lists(st.integers(1, 100), unique=True).map(sorted), cursor=st.integers(0, 101))
-def test_a_page_gives_what_is_above_a_cursor(ids: list[int], cursor: int) -> None:
-    chunk = History(list(map(row, ids)), start=0, horizon=0).after(cursor)
+def test_a_page_has_the_messages_above_a_cursor(ids: list[int], cursor: int) -> None:
+    chunk = PageFrames(list(map(row, ids)), start=0, horizon=0).after(cursor)
     above = [id for id in ids if id > cursor]
     assert [frame.id for frame in chunk.frames] == above if chunk is not None else not above
 
 
-def test_the_oldest_id_of_an_empty_page_is_what_pruning_left() -> None:
-    assert History([row(30)], start=5, horizon=20).oldest == 30
-    assert History([], start=5, horizon=20).oldest == 20
+def test_the_oldest_id_of_an_empty_page_is_the_horizon() -> None:
+    assert PageFrames([row(30)], start=5, horizon=20).oldest == 30
+    assert PageFrames([], start=5, horizon=20).oldest == 20
 
 
-def test_what_was_pruned_before_it_came_here_leaves_no_hole_in_the_ring() -> None:
+def test_messages_that_were_pruned_before_they_came_leave_no_gap_in_the_ring() -> None:
     log = open_log(3, 5)
     log.note(horizon=4)
     assert (log.head, log.floor, log.horizon) == (5, 0, 4)

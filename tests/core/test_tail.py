@@ -1,11 +1,11 @@
-"""How far all streams were read: the highest id, and the holes below it."""
+"""The position of the tails: the highest id that was seen, and the holes below it."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgbus_gevent.core.tail import HOLE_SECONDS, MAX_HOLES, WIDEST_GAP, Tail
+from pgbus_gevent.core.tail import HOLE_SECONDS, MAX_HOLES, MAX_HOLES_BETWEEN, Tail
 
 
 def tail(*ids: int, at: float = 0.0) -> Tail:
@@ -19,12 +19,12 @@ def test_it_knows_nothing_at_first() -> None:
     assert Tail().top is None
 
 
-def test_what_was_passed_over_is_a_hole() -> None:
+def test_ids_that_were_passed_over_are_holes() -> None:
     made = tail(11, 13, 16)
     assert (made.top, made.holes(0.0)) == (16, [12, 14, 15])
 
 
-def test_a_hole_that_was_filled_is_none() -> None:
+def test_an_id_that_was_seen_later_is_no_hole() -> None:
     made = tail(11, 13, 16)
     made.saw([12, 15], 0.1)
     assert (made.top, made.holes(0.1)) == (16, [14])
@@ -38,11 +38,11 @@ def test_a_hole_is_given_up_in_time() -> None:
 
 
 def test_a_wide_gap_is_not_watched() -> None:
-    assert tail(10 + WIDEST_GAP).holes(0.0) == list(range(11, 10 + WIDEST_GAP))
-    assert tail(11 + WIDEST_GAP).holes(0.0) == []
+    assert tail(10 + MAX_HOLES_BETWEEN).holes(0.0) == list(range(11, 10 + MAX_HOLES_BETWEEN))
+    assert tail(11 + MAX_HOLES_BETWEEN).holes(0.0) == []
 
 
-def test_there_are_never_more_than_so_many() -> None:
+def test_the_number_of_holes_is_bounded() -> None:
     made = tail(*range(12, 12 + 4 * MAX_HOLES, 2))
     holes = made.holes(0.0)
     assert len(holes) == MAX_HOLES
@@ -58,13 +58,13 @@ def test_a_probe_moves_it_on_but_never_back() -> None:
 
 
 def test_a_jump_of_the_ids_is_no_range_of_holes() -> None:
-    """After a failover they go on from the clock."""
+    """After a failover, ids go on from the clock."""
     made = tail(12, 1_800_000_000_000_000, 1_800_000_000_000_002)
     assert made.holes(0.0) == [11, 1_800_000_000_000_001]
     assert made.top == 1_800_000_000_000_002
 
 
-def test_it_goes_back_where_the_newest_are_gone() -> None:
+def test_it_moves_back_when_the_newest_messages_are_gone() -> None:
     made = tail(11, 13, 16)
     made.back(14)
     assert (made.top, made.holes(0.0)) == (14, [12, 14])
@@ -73,7 +73,7 @@ def test_it_goes_back_where_the_newest_are_gone() -> None:
 
 
 @given(st.lists(st.integers(11, 60), unique=True))
-def test_whatever_the_order_of_commits_every_id_is_asked_for_until_it_was_seen(ids: list[int]) -> None:
+def test_in_any_order_of_commits_every_id_is_asked_for_until_it_was_seen(ids: list[int]) -> None:
     made = Tail()
     made.move(10)
     committed: set[int] = set()

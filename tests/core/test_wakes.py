@@ -1,4 +1,4 @@
-"""What notifications say, whoever sent them."""
+"""Payloads of notifications, also forged ones, become wakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.stream_log import encode
-from pgbus_gevent.core.wakes import Ephemeral, Moved, Ring, Wake, parse
+from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, Wake, parse
 from pgbus_gevent.messages import MAX_ID
 
 MESSAGE = ["message", "orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee"]
@@ -22,14 +22,14 @@ JSON = st.recursive(
     lambda values: st.lists(values) | st.dictionaries(st.text(), values),
     max_leaves=12,
 )
-# What almost fits finds more than what does not fit at all.
+# Payloads that are almost valid find more bugs than random ones.
 KINDS = st.sampled_from(["message", "ephemeral", "large", "moved"])
 ALMOST = st.builds(lambda kind, rest: [kind, *rest], KINDS, st.lists(JSON, max_size=9))
 
 
 def check(wake: Wake) -> None:
-    """Everything that is done with a wake works."""
-    if isinstance(wake, Ring):
+    """Do with a wake everything that the listener does."""
+    if isinstance(wake, NewMessage):
         assert hash(wake.stream) is not None
         assert 0 <= wake.id <= MAX_ID
         assert wake.prev_id is None or wake.prev_id < MAX_ID + 1
@@ -42,19 +42,21 @@ def check(wake: Wake) -> None:
         assert wake.streams is None or all(isinstance(name, str) for name in wake.streams)
 
 
-def test_a_ring_has_the_whole_message() -> None:
-    assert parse(json.dumps(MESSAGE)) == Ring("orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee")
+def test_a_notification_can_carry_the_whole_message() -> None:
+    assert parse(json.dumps(MESSAGE)) == NewMessage(
+        "orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee"
+    )
 
 
 def test_a_message_may_have_nothing_but_its_data() -> None:
     wake = parse(json.dumps(["message", "orders", 20, None, 0, None, "", None, None]))
-    assert wake == Ring("orders", 20, None, 0.0, None, "", None, None)
+    assert wake == NewMessage("orders", 20, None, 0.0, None, "", None, None)
 
 
 @pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
 def test_a_time_that_is_none_does_not_count(time: float) -> None:
     wake = parse(changed(MESSAGE, 4, time))
-    assert isinstance(wake, Ring)
+    assert isinstance(wake, NewMessage)
     assert wake.created_at is None
 
 
@@ -63,19 +65,19 @@ def test_an_ephemeral_message_comes_whole_or_as_a_number() -> None:
     assert parse('["large", "orders", 5]') == Ephemeral("orders", 5, None, None, None, None)
 
 
-def test_streams_that_moved_are_named_where_they_are_few() -> None:
+def test_streams_that_moved_are_named_if_they_are_few() -> None:
     assert parse('["moved", "orders", "é"]') == Moved(["orders", "é"])
     assert parse('["moved"]') == Moved(None)
 
 
 @given(payload=st.text())
-def test_any_text_is_at_least_a_hint(payload: str) -> None:
+def test_any_text_is_a_wake(payload: str) -> None:
     check(parse(payload))
 
 
 @pytest.mark.slow
 @given(value=JSON | ALMOST)
-def test_any_json_is_at_least_a_hint(value: Any) -> None:
+def test_any_json_is_a_wake(value: Any) -> None:
     check(parse(json.dumps(value)))
 
 
@@ -137,5 +139,5 @@ def changed(template: list[Any], place: int, value: Any) -> str:
     ],
     ids=lambda payload: ascii(payload[:60]),
 )
-def test_what_cannot_be_read_is_a_hint_that_something_moved(payload: str) -> None:
+def test_a_payload_that_cannot_be_read_means_that_some_streams_moved(payload: str) -> None:
     assert parse(payload) == Moved(None)

@@ -1,4 +1,4 @@
-"""What tests of the streamer's parts share: a client without a socket, a database in memory, and the parts wired together."""
+"""For tests of the streamer's parts: a client without a socket, a database in memory, and the parts on one board."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, S
 from pgbus_gevent.core.events import Events
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.core.stream_log import StreamLog
-from pgbus_gevent.core.wakes import Ephemeral, Ring
-from pgbus_gevent.database.rows import EphemeralRow, Opening, OpenQuestion, Page, Row, TailRow
+from pgbus_gevent.core.wakes import Ephemeral, NewMessage
+from pgbus_gevent.database.rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
 
 
 def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = 5.0) -> None:
-    """Give way until ``condition`` holds; fails when it does not in time."""
+    """Yield until ``condition`` is true. Fail if that takes longer than ``timeout`` seconds."""
     deadline = monotonic() + timeout
     while not condition():
-        assert monotonic() < deadline, what or "the condition did not come true in time"
+        assert monotonic() < deadline, what or "the condition did not become true in time"
         gevent.sleep(0.0005)
 
 
 def plain(sock: socket.socket) -> Any:
-    """A socket that is out of gevent's hands and does not block, as a server gives it."""
+    """Return a plain non-blocking socket, not one of gevent's, as a server hands it over."""
     found = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
     found.setblocking(False)
     return found
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends of a connection over TCP: ours, and the client's."""
+    """Return the two ends of a TCP connection: ours, and the client's."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         accepted, _ = server.accept()
@@ -50,7 +50,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Received(NamedTuple):
-    """An event as somebody else's parser understands it."""
+    """An event, as httpx-sse's parser understands it."""
 
     id: str
     event: str
@@ -58,7 +58,7 @@ class Received(NamedTuple):
 
 
 def parse(stream: bytes | bytearray) -> list[Received]:
-    """The events of a stream, by a parser that is not ours; ``id`` is the last one seen, as the WHATWG says."""
+    """Return the events of a stream, parsed by httpx-sse. ``id`` is the last id seen, as the WHATWG demands."""
     decoder = SSEDecoder()
     lines = SSELineDecoder().decode(bytes(stream).decode()) if stream else []
     events = [event for event in map(decoder.decode, lines) if event is not None]
@@ -68,13 +68,13 @@ def parse(stream: bytes | bytearray) -> list[Received]:
 def one_stream(
     stream: str, *, owner: str | None = None, context: Any = None, expires_at: float | None = None, **place: Any
 ) -> StreamRequest:
-    """A request for one stream."""
+    """Return a request for one stream."""
     subscriber = Subscriber(owner=owner, context=context, expires_at=expires_at)
     return StreamRequest((Place(stream, subscriber=subscriber, **place),))
 
 
 class FakeClient(Client):
-    """A client that keeps what it is given. While ``jammed`` it takes nothing: what it is given waits until :meth:`drain`."""
+    """A client that keeps the bytes it is sent. While ``jammed``, it takes none, and they wait until :meth:`unblock`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class FakeClient(Client):
         stream: str = "orders",
         *,
         now: float = 0.0,
-        on_drained: Callable[[FakeClient], None] = lambda client: None,
+        on_unblocked: Callable[[FakeClient], None] = lambda client: None,
         **request: Any,
     ) -> None:
         self.stream = stream
@@ -95,7 +95,7 @@ class FakeClient(Client):
         self.on_send: Callable[[], object] = lambda: None
         self.aborted = False
         self._blocked_since: float | None = None
-        self._on_drained = on_drained
+        self._on_unblocked = on_unblocked
 
     @property
     def blocked_since(self) -> float | None:
@@ -106,7 +106,7 @@ class FakeClient(Client):
         self._blocked_since = value
 
     def send(self, data: bytes, now: float) -> None:
-        assert self._blocked_since is None, "sent to a client for which something waits"
+        assert self._blocked_since is None, "sent to a client that is blocked"
         assert not self.closed, "sent to a client that is closed"
         if self.raises:
             raise ValueError("a client that breaks")
@@ -124,18 +124,18 @@ class FakeClient(Client):
     def abort(self) -> None:
         self.aborted = True
 
-    def drain(self) -> None:
-        """Take what waits, and more from now on."""
+    def unblock(self) -> None:
+        """Take the bytes that wait, and all bytes from now on."""
         self.jammed = False
         if self._blocked_since is not None:
             self.received += self.waiting
             self.waiting.clear()
             self._blocked_since = None
-            self._on_drained(self)
+            self._on_unblocked(self)
 
     @property
     def subscription(self) -> Subscription | None:
-        """Its place in its one stream, while it is connected."""
+        """The subscription to its one stream, while it is connected."""
         return self.subscriptions[0] if self.subscriptions else None
 
     @property
@@ -155,37 +155,40 @@ class FakeClient(Client):
 
 
 def added(board: Board, client: FakeClient) -> Subscription:
-    """The place of a client in its one stream, once it has joined a board."""
+    """Put a client on a board, and return its one subscription."""
     board.join(client, client.request.places)
     return client.subscriptions[0]
 
 
 def seat(connection: str, stream: str, member: str | None = None, metadata: Any = None) -> Any:
-    """As much of a subscription as presence looks at."""
+    """Return the attributes of a subscription that presence reads."""
     subscriber = SimpleNamespace(member=member, context={"presence": metadata})
     return SimpleNamespace(
-        log=SimpleNamespace(name=stream), lease=connection, place=SimpleNamespace(subscriber=subscriber), lives=0
+        log=SimpleNamespace(name=stream),
+        lease=connection,
+        place=SimpleNamespace(subscriber=subscriber),
+        earlier_members=0,
     )
 
 
 class Noted:
-    """Notes what becomes of its connections."""
+    """A client handler that records the calls of its connections."""
 
     def __init__(self) -> None:
-        self.drains: list[Client] = []
+        self.unblocks: list[Client] = []
         self.leavings: list[tuple[Client, str]] = []
 
-    def drained(self, client: Client) -> None:
-        self.drains.append(client)
+    def unblocked(self, client: Client) -> None:
+        self.unblocks.append(client)
 
     def gone(self, client: Client, reason: str) -> None:
         self.leavings.append((client, reason))
 
 
 class Table:
-    """The table of messages, in memory: answers as :class:`pgbus_gevent.database.queries.Queries` does.
+    """The table of messages, in memory. It answers as :class:`pgbus_gevent.database.queries.Queries` does.
 
-    ``failures`` is how many reads are to fail from now on, ``on_read`` is called in each before it looks.
+    ``failures`` is how many of the next reads fail. ``on_read`` is called at the start of each read.
     """
 
     def __init__(self, *, first_id: int = 10, step: int = 10) -> None:
@@ -200,8 +203,8 @@ class Table:
         self._next_id = first_id
         self._step = step
 
-    def append(self, stream: str, data: str | None = None, **values: Any) -> Ring:
-        """Store a message, by default with its id as data; the wake that its publisher would ring."""
+    def append(self, stream: str, data: str | None = None, **values: Any) -> NewMessage:
+        """Store a message, by default with its id as data. Return the wake of its notification."""
         rows = self.rows[stream]
         id, prev_id = self._next_id, self.head(stream)
         self._next_id += self._step
@@ -211,26 +214,26 @@ class Table:
             data=data or str(id),
         )
         rows.append(row)
-        return Ring(stream, id, row.prev_id, 0.0, row.event, row.data, row.visible_to, row.exclude)
+        return NewMessage(stream, id, row.prev_id, 0.0, row.event, row.data, row.visible_to, row.exclude)
 
     def prune(self, stream: str, count: int) -> None:
-        """Remove the oldest messages, as retention does."""
+        """Remove the oldest messages, as pruning does."""
         removed = self.rows[stream][:count]
         if removed:
             del self.rows[stream][:count]
             self.horizons[stream] = removed[-1].id
 
     def lose(self, stream: str, count: int) -> None:
-        """Go back in time: the newest messages were never there. Their ids are not given again."""
+        """Go back in time: remove the newest messages without a trace. Their ids are not used again."""
         if count:
             del self.rows[stream][-count:]
 
     def skip(self, ids: int) -> None:
-        """Ids jump, as they do after a loss."""
+        """Let the ids jump, as they do after a loss."""
         self._next_id += ids
 
     def delete(self, stream: str, id: int) -> None:
-        """Remove a message by hand, as if it had never been there."""
+        """Remove one message by hand, without a horizon."""
         self.rows[stream] = [row for row in self.rows[stream] if row.id != id]
 
     def head(self, stream: str) -> int:
@@ -240,14 +243,14 @@ class Table:
     def ids(self, stream: str, above: int = 0) -> list[int]:
         return [row.id for row in self.rows[stream] if row.id > above]
 
-    # what the parts ask
+    # the queries of the parts
 
     def _read(self, kind: str) -> None:
         self.reads.append(kind)
         self.on_read()
         if self.failures:
             self.failures -= 1
-            raise DatabaseUnavailable("PostgreSQL is not available: the tests say so")
+            raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
         self._read("moved")
@@ -282,18 +285,18 @@ class Table:
         self._read("ephemerals")
         return {id: self.large[id] for id in ids if id in self.large}
 
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[Page]:
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]:
         self._read("pages")
         return [self._page(stream, cursor, limit, size) for stream, cursor in after]
 
-    def _page(self, stream: str, cursor: int, limit: int, size: int) -> Page:
+    def _page(self, stream: str, cursor: int, limit: int, size: int) -> PageRows:
         found = [row for row in self.rows[stream] if row.id > cursor]
         rows = _fitting(found, limit, size)
-        # As cautious as the statement, which does not look behind a message that makes the page full.
+        # Like the statement, which does not look further once a message makes the page full.
         full = sum(len(row.data.encode()) for row in rows) >= size
         horizon = self.horizons.get(stream, 0)
         anchor = max((row.id for row in self.rows[stream] if horizon < row.id <= cursor), default=0)
-        return Page(rows, horizon, full or len(rows) < len(found), anchor, self.forgotten)
+        return PageRows(rows, horizon, full or len(rows) < len(found), anchor, self.forgotten)
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         self._read("openings")
@@ -316,7 +319,7 @@ class Table:
 
 
 def _fitting(rows: list[Row], limit: int, size: int) -> list[Row]:
-    """The first of them: so many, and none that begins beyond so many bytes."""
+    """Return the first rows: at most ``limit``, and none that begins after ``size`` bytes."""
     taken = 0
     fitting = []
     for row in rows[:limit]:
@@ -328,7 +331,7 @@ def _fitting(rows: list[Row], limit: int, size: int) -> list[Row]:
 
 
 class FakeClients:
-    """Stands in for the keeper of the clients: closes those whose delivery raised, and writes them down."""
+    """Stands in for ``Clients``: closes clients to which sending raised, and records them."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -352,12 +355,12 @@ def make_board(
     tick: float = 0.25,
     events: Events | None = None,
 ) -> Board:
-    """An empty board, with gevent's events as its flags."""
+    """Return an empty board, with gevent's events as its flags."""
     return Board(Event, RingLimits(ring_messages, ring_bytes, ring_budget), tick=tick, events=events)
 
 
 class Parts:
-    """A board, a dispatcher and readers over a table, as an Instance has them, without a socket or a clock of their own."""
+    """A board, a dispatcher and readers over a table, as in an Instance, but without sockets and without the other parts."""
 
     def __init__(
         self,
@@ -379,7 +382,7 @@ class Parts:
         self.budget = self.board.budget
         self.errors: list[Client] = []
         self.broken: list[Client] = []
-        """Whose deliveries are meant to fail."""
+        """The clients to which sending is meant to fail."""
         self.reader = Reader(self.table, self.board, page_size=page_size, ring_messages=ring_messages)
         self.dispatcher = StreamEventDispatcher(
             self.board,
@@ -404,32 +407,32 @@ class Parts:
         self.greenlets += [gevent.spawn(self.reader.run) for _ in range(self.readers)]
 
     def restart(self, which: int) -> None:
-        """Kill one of the greenlets wherever it stands, and start it again."""
+        """Kill one of the greenlets, wherever it waits, and start it again."""
         which %= len(self.greenlets)
         self.greenlets[which].kill()
         self.greenlets[which] = gevent.spawn(self.reader.run if which else self.dispatcher.run)
 
     @property
     def reading(self) -> bool:
-        """Whether something is left for the readers to do."""
+        """Whether the board has work for the readers."""
         return bool(self.board.looks or self.board.behind)
 
     @property
     def delivering(self) -> bool:
-        """Whether something is left for the dispatcher to do."""
+        """Whether the board has work for the dispatcher."""
         board = self.board
-        return bool(board.moved or board.ready or board.pages or board.hinted)
+        return bool(board.moved or board.ready or board.pages or board.ephemeral)
 
     # clients
 
     def waits(self, client: FakeClient) -> bool:
         """Whether a client waits for a reader."""
-        place = client.subscription
-        return place is not None and place in self.board.waiting(place.log)
+        subscription = client.subscription
+        return subscription is not None and subscription in self.board.waiting(subscription.log)
 
     def client(self, stream: str = "orders", **request: Any) -> FakeClient:
-        """One that is not connected yet."""
-        client = FakeClient(f"{len(self.clients):024x}", stream, on_drained=self._drained, **request)
+        """Make a client that is not connected yet."""
+        client = FakeClient(f"{len(self.clients):024x}", stream, on_unblocked=self._unblocked, **request)
         self.clients.append(client)
         return client
 
@@ -447,20 +450,20 @@ class Parts:
         if self.board.leave(client):
             client.reason = reason
 
-    def _drained(self, client: FakeClient) -> None:
+    def _unblocked(self, client: FakeClient) -> None:
         for subscription in client.subscriptions:
             self.board.ready.add(subscription)
 
     # publishers
 
     def publish(self, stream: str = "orders", data: str | None = None, *, ring: bool = True, **values: Any) -> int:
-        """Append a message, and unless told otherwise bring its wake."""
+        """Append a message, and unless ``ring`` is False, bring its wake."""
         wake = self.table.append(stream, data, **values)
         if ring:
             self.ring(wake)
         return wake.id
 
-    def ring(self, wake: Ring) -> None:
+    def ring(self, wake: NewMessage) -> None:
         log = self.board.log(wake.stream)
         if log is not None and (not log.is_open or wake.id > log.head):
             self.board.take_next(log, wake)
@@ -470,9 +473,9 @@ class Parts:
         if log is not None:
             self.board.looks.add(log)
 
-    def hint(self, data: str, stream: str = "orders", **values: Any) -> None:
-        """Pass an ephemeral message on."""
-        self.board.pass_on(Ephemeral(stream, 0, "hint", data, values.get("visible_to"), values.get("exclude")))
+    def ephemeral(self, data: str, stream: str = "orders", **values: Any) -> None:
+        """Have an ephemeral message sent."""
+        self.board.buffer_ephemeral(Ephemeral(stream, 0, "hint", data, values.get("visible_to"), values.get("exclude")))
 
     def log(self, stream: str = "orders") -> StreamLog:
         log = self.board.log(stream)

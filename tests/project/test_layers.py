@@ -235,7 +235,8 @@ def test_only_the_database_folder_knows_the_driver() -> None:
 
 
 SHARED = {
-    f"streamer.{name}" for name in ("body_connection", "clients", "connection", "hint_passes", "pulse", "task", "turns")
+    f"streamer.{name}"
+    for name in ("body_connection", "clients", "connection", "ephemeral_passes", "limits", "pulse", "task", "turns")
 }
 """What the other parts of the streamer are given, or made of."""
 
@@ -251,6 +252,105 @@ def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
         and name not in SHARED
     ]
     assert wrong == []
+
+
+LONGEST_BODY = 60
+"""The most lines of a function's body, without its docstring."""
+
+MOST_CALLABLES = 25
+"""The most callables that are passed through constructors in streamer/. docs/architecture.md states how many there are."""
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines from a function's first statement to its last one, without the docstring."""
+    statements = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (function.end_lineno or 0) - statements[0].lineno + 1 if statements else 0
+
+
+@pytest.mark.parametrize("path", sources(), ids=relative)
+def test_no_function_is_longer_than_a_page(path: Path) -> None:
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [(node.name, body_lines(node)) for node in functions if body_lines(node) > LONGEST_BODY] == []
+
+
+def is_callable(annotation: ast.expr | None, single_calls: set[str]) -> bool:
+    """Whether an annotation says ``Callable``, or names a class of ``single_calls``."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
+    return bool(names & {"Callable", *single_calls})
+
+
+def callables_of_constructors(folder: str) -> set[tuple[str, str]]:
+    """The callables that are passed through constructors in a folder, each as a class and its parameter.
+
+    Counted are
+
+    - each parameter of an ``__init__``, and each annotated field of a class with a decorator (a dataclass), whose annotation
+      says ``Callable``, names an alias for one, or names a Protocol with ``__call__`` as its only method;
+    - in instance.py, each argument of a call of a class, in this folder or in another one, that is a lambda, an imported
+      function or class, or a method of a class in this folder.
+
+    A parameter that is counted by both rules counts once. So do clocks, wherever they come from.
+    """
+    trees = [tree(path) for path in sources() if path.parent == ROOT / folder]
+    classes = [node for each in trees for node in ast.walk(each) if isinstance(node, ast.ClassDef)]
+    methods = {
+        (node, one)
+        for node in classes
+        for one in node.body
+        if isinstance(one, ast.FunctionDef) and not one.decorator_list
+    }
+    names = {one.name for _, one in methods}
+    calls = {node.name for node in classes if [one.name for of, one in methods if of is node] == ["__call__"]}
+    aliases = {
+        target.id
+        for each in trees
+        for node in each.body
+        if isinstance(node, ast.Assign) and is_callable(node.value, calls)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = set()
+    parameters: dict[str, list[str]] = {}
+    for node in classes:
+        for one in node.body:
+            if isinstance(one, ast.FunctionDef) and one.name == "__init__":
+                arguments = [*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs]
+                parameters[node.name] = [argument.arg for argument in arguments[1:]]
+                found |= {(node.name, each.arg) for each in arguments if is_callable(each.annotation, calls | aliases)}
+            elif (
+                isinstance(one, ast.AnnAssign) and node.decorator_list and is_callable(one.annotation, calls | aliases)
+            ):
+                found.add((node.name, ast.unparse(one.target)))
+    instance = ROOT / folder / "instance.py"
+    imported = {
+        alias.name
+        for node in ast.walk(tree(instance))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module != "__future__"
+    }
+    for node in ast.walk(tree(instance)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id[0].isupper():
+            given = [(str(n), value) for n, value in enumerate(node.args)]
+            given = [(dict(enumerate(parameters.get(node.func.id, []))).get(int(n), n), value) for n, value in given]
+            given += [(keyword.arg or "", keyword.value) for keyword in node.keywords]
+            found |= {
+                (node.func.id, name)
+                for name, value in given
+                if isinstance(value, ast.Lambda)
+                or (isinstance(value, ast.Name) and value.id in imported)
+                or (isinstance(value, ast.Attribute) and value.attr in names)
+            }
+    return found
+
+
+def test_few_callables_are_passed_through_constructors_in_the_streamer() -> None:
+    found = callables_of_constructors("streamer")
+    assert len(found) <= MOST_CALLABLES, sorted(found)
+    architecture = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"{len(found)} callables are passed through constructors" in " ".join(architecture.split()), sorted(found)
 
 
 @pytest.mark.parametrize("name", streamer.__all__)

@@ -14,7 +14,7 @@ from database_parts import BELL, Ear, Session, Sessions, is_waiting, opened_sess
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.commands.doctor import FAIL, findings
-from pgbus_gevent.core.wakes import Moved, Ring, parse
+from pgbus_gevent.core.wakes import Moved, NewMessage, parse
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
@@ -276,7 +276,7 @@ def test_settings_of_ours_that_somebody_has_set_lose_nothing(
     assert sql.data(stream) == list("012345")
     assert sql.queued() == 0
     for wake in map(parse, ear.heard_until(sql)):
-        assert isinstance(wake, (Ring, Moved))
+        assert isinstance(wake, (NewMessage, Moved))
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
@@ -320,7 +320,7 @@ def test_with_a_full_queue_everything_goes_on_and_rings_resume_by_themselves(sma
                 sql.run("insert into watched values (1)")
         ear = Ear(sql)
         other.call("broadcast", "s", "after")
-        assert any(isinstance(wake, Ring) and wake.data == "after" for wake in map(parse, ear.heard_until(other)))
+        assert any(isinstance(wake, NewMessage) and wake.data == "after" for wake in map(parse, ear.heard_until(other)))
         assert len(other.data("watched")) == 20
 
 

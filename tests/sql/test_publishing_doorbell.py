@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.core.wakes import Ephemeral, Moved, Ring, parse
+from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, parse
 
 LIMIT = 7999
 """The largest payload that PostgreSQL takes, in bytes."""
@@ -27,7 +27,9 @@ awkward_names = st.one_of(names, st.text('",\\ab*[]', min_size=1, max_size=6))
 def named(payload: str) -> set[str]:
     """The streams that a ring names."""
     wake = parse(payload)
-    return {wake.stream} if isinstance(wake, Ring) else set(wake.streams or []) if isinstance(wake, Moved) else set()
+    return (
+        {wake.stream} if isinstance(wake, NewMessage) else set(wake.streams or []) if isinstance(wake, Moved) else set()
+    )
 
 
 # one ring
@@ -39,8 +41,8 @@ def test_a_ring_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -
     at = sql.one("select extract(epoch from created_at) from pgbus.messages where msg_id = %s", id)
 
     assert [parse(payload) for payload in ear.heard_until(sql)] == [
-        Ring(stream, first, 0, pytest.approx(float(at), abs=60), None, "first", None, None),
-        Ring(stream, id, first, float(at), "order.paid", "<p>paid</p>", "admins", "c7"),
+        NewMessage(stream, first, 0, pytest.approx(float(at), abs=60), None, "first", None, None),
+        NewMessage(stream, id, first, float(at), "order.paid", "<p>paid</p>", "admins", "c7"),
     ]
 
 
@@ -50,13 +52,13 @@ def test_a_single_message_rings_whole_by_either_function(function: str, sql: Ses
         sql.call(function, stream, "x", "e", key="k")
     [payload] = ear.heard_until(sql)
     ring = parse(payload)
-    assert isinstance(ring, Ring)
+    assert isinstance(ring, NewMessage)
     assert (ring.stream, ring.id, ring.data, ring.event) == (stream, sql.call("last_id", stream), "x", "e")
 
 
 def test_a_batch_of_one_rings_whole(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_many", stream, ["x"])
-    assert [type(parse(payload)) for payload in ear.heard_until(sql)] == [Ring]
+    assert [type(parse(payload)) for payload in ear.heard_until(sql)] == [NewMessage]
 
 
 def test_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream: str) -> None:
@@ -91,7 +93,7 @@ def test_a_ring_never_exceeds_what_postgresql_takes(character: str, sql: Session
     assert max(len(payload.encode()) for payload in payloads) <= LIMIT
     wakes = [parse(payload) for payload in payloads]
     # Small ones are whole, large ones are not.
-    assert isinstance(wakes[0], Ring) and wakes[1][3] == character * sizes[0]
+    assert isinstance(wakes[0], NewMessage) and wakes[1][3] == character * sizes[0]
     assert wakes[-2] == Moved([stream])
     assert isinstance(wakes[-1], Ephemeral) and wakes[-1].data is None
 
@@ -199,7 +201,7 @@ def test_a_savepoint_takes_back_the_names_of_what_was_appended_since(sql: Sessio
         sql.call("broadcast", f"{stream} gone", "gone")
         sql.run("rollback to s")
     [payload] = ear.heard_until(sql)
-    assert isinstance(parse(payload), Ring)
+    assert isinstance(parse(payload), NewMessage)
 
 
 def test_what_is_appended_after_constraints_were_immediate_rings(sql: Session, ear: Ear, stream: str) -> None:
@@ -308,7 +310,7 @@ def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: E
     together(*[lambda n=n: publish(n) for n in range(8)])
     payloads = ear.heard_until(publishers[0])
     assert 1 <= len(payloads) <= 160
-    assert all(isinstance(parse(payload), Ring) for payload in payloads)
+    assert all(isinstance(parse(payload), NewMessage) for payload in payloads)
     assert [len(publishers[0].read(f"{stream} {n}")) for n in range(8)] == [20] * 8
 
 

@@ -1,4 +1,4 @@
-"""A client behind a server that iterates over its body; the server is a greenlet of the tests."""
+"""A client behind a server that iterates over its response body. The server is a greenlet of the tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pgbus_gevent.streamer.turns import breathe
 
 
 class Server:
-    """Writes each chunk to the client, which takes it while ``takes`` is set; closes the body in the end, as WSGI says."""
+    """Writes each part of the body to a client, which takes it while ``takes`` is set, and closes the body at the end."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.noted = Noted()
-        self.drained, self.gone = self.noted.drains, self.noted.leavings
+        self.unblocked, self.gone = self.noted.unblocks, self.noted.leavings
         self.body = BodyConnection(
             "c0ffee",
             StreamRequest((Place("orders"),)),
@@ -44,7 +44,7 @@ class Server:
             self.body.close()
 
     def get_stuck(self) -> None:
-        """The client stops reading, and a chunk is on its way to it."""
+        """Let the client stop reading while a part is being written to it."""
         self.takes.clear()
         self.body.send(b"stuck", self.now)
         wait_until(lambda: not self.body._parts)
@@ -58,14 +58,14 @@ def server() -> Iterator[Server]:
     made.greenlet.kill()
 
 
-def test_what_is_sent_is_written_as_it_comes(server: Server) -> None:
+def test_each_send_is_written_at_once(server: Server) -> None:
     for n in range(3):
         server.body.send(b"%d" % n, server.now)
         wait_until(lambda n=n: len(server.written) == n + 1)  # type: ignore[misc]
     assert server.written == [b"0", b"1", b"2"]
 
 
-def test_what_is_sent_before_the_server_begins_waits_for_it() -> None:
+def test_bytes_that_are_sent_before_the_server_begins_wait_for_it() -> None:
     server = Server()
     server.body.send(b"a", 101.0)
     assert server.body.blocked_since == 101.0
@@ -76,14 +76,14 @@ def test_what_is_sent_before_the_server_begins_waits_for_it() -> None:
 def test_something_waits_until_the_server_asks_for_the_next_chunk(server: Server) -> None:
     server.get_stuck()
     breathe()
-    assert (server.drained, server.body.blocked_since) == ([], 100.0)
+    assert (server.unblocked, server.body.blocked_since) == ([], 100.0)
     server.takes.set()
-    wait_until(lambda: server.drained)
-    assert server.drained == [server.body]
+    wait_until(lambda: server.unblocked)
+    assert server.unblocked == [server.body]
     assert server.body.blocked_since is None
 
 
-def test_a_client_that_takes_nothing_is_blocked_since_then_whatever_else_comes(server: Server) -> None:
+def test_a_client_that_takes_nothing_stays_blocked_since_its_last_byte(server: Server) -> None:
     server.get_stuck()
     for _ in range(10):
         server.now += 5.0
@@ -101,14 +101,14 @@ def test_a_client_that_takes_a_chunk_has_the_deadline_anew(server: Server) -> No
     wait_until(lambda: server.body.blocked_since == 150.0)
 
 
-def test_the_last_frame_goes_behind_what_waits(server: Server) -> None:
+def test_the_last_frame_goes_behind_the_bytes_that_wait(server: Server) -> None:
     server.get_stuck()
     server.body.reason = "restart"
     server.body.finish(b"bye", server.now)
     server.takes.set()
     wait_until(lambda: server.greenlet.dead)
     assert server.written == [b"stuck", b"bye"]
-    assert server.drained == []
+    assert server.unblocked == []
 
 
 def test_a_server_that_is_stuck_in_a_write_is_thrown_out_of_it(server: Server) -> None:
@@ -138,13 +138,13 @@ def test_a_body_that_is_aborted_before_the_server_begins_is_empty() -> None:
     assert (server.written, server.error) == ([], None)
 
 
-def test_a_client_that_leaves_is_told_of_when_the_server_closes_the_body(server: Server) -> None:
+def test_a_client_that_leaves_is_reported_when_the_server_closes_the_body(server: Server) -> None:
     breathe()
     server.greenlet.kill()
     assert server.gone == [(server.body, "client left")]
 
 
-def test_an_abort_after_the_server_closed_the_body_kills_nobody() -> None:
+def test_an_abort_after_the_server_closed_the_body_kills_no_greenlet() -> None:
     server = Server()
     server.body.send(b"a", server.now)
     body = server.body

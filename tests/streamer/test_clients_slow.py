@@ -1,4 +1,4 @@
-"""Clients that do not read, leave without a word, or never say anything: none of them costs the others, or memory."""
+"""Clients that do not read, vanish, or never send a request: they do not delay the others, and cost no memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from support import (
 )
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.core.hints import MAX_WAITING
+from pgbus_gevent.core.ephemeral_buffers import MAX_WAITING
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 PROMPT = 0.25
-"""Seconds within which 99 of 100 messages are to be there, on a machine of its own."""
+"""Seconds within which 99 of 100 messages must arrive on a quiet machine."""
 
 
 def lags(clients: list[StreamClient], sent: dict[str, float]) -> list[float]:
-    """Seconds from commit to arrival of each of these messages at each client."""
+    """Return the seconds from commit to arrival of each message at each client."""
     found = []
     for client in clients:
         arrived = {frame.id: at for frame, at in zip(client.frames, client.times, strict=True)}
@@ -91,7 +91,7 @@ def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_
 
 
 def connections(server: ServeProcess) -> list[Any]:
-    """The server's established connections."""
+    """Return the server's established connections."""
     port = int(server.url.rpartition(":")[2])
     found = psutil.Process(server.pid).net_connections("tcp")
     return [each for each in found if each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED]
@@ -194,7 +194,7 @@ def test_a_flood_of_ephemerals_is_dropped_beyond_a_bound_with_one_warning_and_du
     with serving(pgbus_settings) as server:
         client = server.live("orders")
         for number in range(3 * MAX_WAITING):
-            server.instance.board.pass_on(Ephemeral("orders", 0, None, str(number), None, None))
+            server.instance.board.buffer_ephemeral(Ephemeral("orders", 0, None, str(number), None, None))
         last = pgbus_bus.stream("orders").broadcast("durable")
         until(lambda: client.last_id == str(last), "the durable one arrives")
         until(lambda: len(client.messages) == MAX_WAITING + 1, "and the others that were taken")

@@ -1,4 +1,4 @@
-"""A client on a socket of ours."""
+"""A client on a socket that the streamer owns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MORE_THAN_FITS = b"x" * 4 * 1024 * 1024
 
 
 class Connected:
-    """A connection over TCP, and the client's end of it."""
+    """A connection over TCP, with the client's end."""
 
     def __init__(self, *, client_left: bool = False, **options: Any) -> None:
         ours, self.peer = tcp_pair()
@@ -29,7 +29,7 @@ class Connected:
             self.peer.close()
         self.sock = plain(ours)
         self.noted = Noted()
-        self.drained, self.gone = self.noted.drains, self.noted.leavings
+        self.unblocked, self.gone = self.noted.unblocks, self.noted.leavings
         self.connection = Connection(
             "c0ffee",
             StreamRequest((Place("orders"),)),
@@ -111,7 +111,7 @@ def test_one_that_is_cut_off_gets_no_last_chunk() -> None:
     connected.close()
 
 
-def test_slow_clients_share_what_they_have_yet_to_take_and_copy_nothing_at_the_end() -> None:
+def test_slow_clients_share_the_bytes_that_wait_and_the_last_frame_copies_none() -> None:
     message = b"x" * 1_000_000
     slow = [Connected(chunked=True) for _ in range(20)]
     try:
@@ -139,17 +139,17 @@ def test_it_knows_when_it_was_opened_and_last_sent_to(connected: Connected) -> N
     assert connection.last_sent == 108.0
 
 
-def test_it_is_blocked_while_something_waits_and_tells_when_it_can_take_more(connected: Connected) -> None:
+def test_it_is_blocked_while_bytes_wait_and_reports_when_they_are_sent(connected: Connected) -> None:
     assert connected.connection.blocked_since is None
     connected.connection.send(MORE_THAN_FITS, 101.0)
     assert connected.connection.blocked_since == 101.0
     assert connected.receive(len(HEAD) + len(MORE_THAN_FITS)) == HEAD + MORE_THAN_FITS
-    wait_until(lambda: connected.drained)
-    assert connected.drained == [connected.connection]
+    wait_until(lambda: connected.unblocked)
+    assert connected.unblocked == [connected.connection]
     assert connected.connection.blocked_since is None
 
 
-def test_a_client_that_leaves_is_told_of_with_the_connection(connected: Connected) -> None:
+def test_a_client_that_leaves_is_reported_with_the_connection(connected: Connected) -> None:
     connected.peer.close()
     wait_until(lambda: connected.gone)
     assert connected.gone == [(connected.connection, "client left")]

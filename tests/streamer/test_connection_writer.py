@@ -1,4 +1,4 @@
-"""The writer, on real sockets that really fill up, break and are closed at the other end."""
+"""The writer, on real sockets that fill up, break, and are closed by the peer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Written:
-    """A writer and the peer that it writes to."""
+    """A writer and its peer."""
 
     def __init__(self, *, tcp: bool = False) -> None:
         ours, self.peer = tcp_pair() if tcp else socket.socketpair()
         self.peer.settimeout(5.0)
         self.now = 100.0
-        self.drains = 0
+        self.unblocked_count = 0
         self.reasons: list[str] = []
         self.callers: set[Any] = set()
         self.sock = plain(ours)
         self.fd = self.sock.fileno()
         self.writer = IoWriter(self.sock, self, clock=lambda: self.now)
 
-    def drained(self) -> None:
+    def unblocked(self) -> None:
         self.callers.add(gevent.getcurrent())
-        self.drains += 1
+        self.unblocked_count += 1
 
     def gone(self, reason: str) -> None:
         self.callers.add(gevent.getcurrent())
@@ -53,7 +53,7 @@ class Written:
         return data
 
     def receive(self, size: int, piece: int = 65536) -> bytes:
-        """Exactly so many bytes, from the other end."""
+        """Read exactly this many bytes at the peer."""
         found = bytearray()
         while len(found) < size:
             data = self.peer.recv(min(piece, size - len(found)))
@@ -62,7 +62,7 @@ class Written:
         return bytes(found)
 
     def at_the_end(self) -> bool:
-        """Whether the other end reads the end."""
+        """Whether the peer reads the end of the stream."""
         return self.peer.recv(1) == b""
 
     @property
@@ -89,7 +89,7 @@ def over_tcp() -> Iterator[Written]:
 
 
 def settle() -> None:
-    """Let everything happen that is about to."""
+    """Let the event loop do everything that is due."""
     for _ in range(5):
         breathe()
 
@@ -97,20 +97,20 @@ def settle() -> None:
 # Writing
 
 
-def test_what_fits_goes_out_at_once(written: Written) -> None:
+def test_bytes_that_fit_are_sent_at_once(written: Written) -> None:
     written.writer.write(b"abc", written.now)
     assert written.writer.blocked_since is None
     assert written.receive(3) == b"abc"
     settle()
-    assert written.drains == 0
+    assert written.unblocked_count == 0
 
 
-def test_what_does_not_fit_goes_out_as_the_peer_reads_and_not_a_byte_differs(written: Written) -> None:
+def test_bytes_that_do_not_fit_are_sent_as_the_peer_reads_and_none_differs(written: Written) -> None:
     data = written.fill()
     assert written.receive(len(data)) == data
-    wait_until(lambda: written.drains)
+    wait_until(lambda: written.unblocked_count)
     assert written.writer.blocked_since is None
-    assert (written.drains, written.reasons) == (1, [])
+    assert (written.unblocked_count, written.reasons) == (1, [])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -118,7 +118,7 @@ def test_what_does_not_fit_goes_out_as_the_peer_reads_and_not_a_byte_differs(wri
     sizes=st.lists(st.integers(1, 700_000), min_size=1, max_size=5),
     pieces=st.lists(st.integers(1, 300_000), min_size=1, max_size=5),
 )
-def test_whatever_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[int], pieces: list[int]) -> None:
+def test_however_much_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[int], pieces: list[int]) -> None:
     written = Written()
     expected, received = bytearray(), bytearray()
     try:
@@ -140,7 +140,7 @@ def test_whatever_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: list[in
     sizes=st.lists(st.lists(st.integers(0, 300_000), min_size=1, max_size=4), min_size=1, max_size=4),
     piece=st.integers(1, 200_000),
 )
-def test_several_pieces_and_what_waits_behind_them_come_in_their_order(sizes: list[list[int]], piece: int) -> None:
+def test_several_pieces_and_a_last_frame_behind_them_come_in_order(sizes: list[list[int]], piece: int) -> None:
     written = Written()
     expected, received = bytearray(), bytearray()
     try:
@@ -170,7 +170,7 @@ def test_it_is_blocked_since_the_peer_last_took_something(written: Written) -> N
 def test_its_callbacks_run_in_the_hub(written: Written) -> None:
     data = written.fill()
     written.receive(len(data))
-    wait_until(lambda: written.drains)
+    wait_until(lambda: written.unblocked_count)
     written.peer.close()
     wait_until(lambda: written.reasons)
     assert written.callers == {gevent.get_hub()}
@@ -187,19 +187,19 @@ def test_the_last_frame_is_followed_by_the_end(written: Written) -> None:
     assert written.freed
 
 
-def test_the_last_frame_goes_behind_what_waits(written: Written) -> None:
+def test_the_last_frame_goes_behind_the_bytes_that_wait(written: Written) -> None:
     data = written.fill()
     written.writer.finish(b"bye", written.now)
     assert written.reasons == []
     assert written.receive(len(data) + 3) == data + b"bye"
     assert written.at_the_end()
     wait_until(lambda: written.reasons)
-    assert (written.reasons, written.drains) == (["finished"], 0)
+    assert (written.reasons, written.unblocked_count) == (["finished"], 0)
     assert written.freed
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["in one piece", "in several"])
-def test_a_last_frame_copies_nothing_of_what_waits(whole: bool) -> None:
+def test_a_last_frame_copies_none_of_the_bytes_that_wait(whole: bool) -> None:
     shared = random.randbytes(MORE_THAN_FITS)
     slow = [Written() for _ in range(10)]
     for each in slow:
@@ -225,7 +225,7 @@ def test_an_abort_does_not_wait_for_anything(over_tcp: Written) -> None:
         while over_tcp.peer.recv(65536):
             pass
     settle()
-    assert (over_tcp.reasons, over_tcp.drains) == ([], 0)
+    assert (over_tcp.reasons, over_tcp.unblocked_count) == ([], 0)
 
 
 def test_closing_it_again_does_nothing(written: Written) -> None:
@@ -281,7 +281,7 @@ def test_a_client_that_leaves_while_something_waits_is_reported_once(over_tcp: W
     settle()
     assert len(over_tcp.reasons) == 1
     assert over_tcp.freed
-    assert (over_tcp.drains, over_tcp.writer.blocked_since) == (0, None)
+    assert (over_tcp.unblocked_count, over_tcp.writer.blocked_since) == (0, None)
 
 
 @pytest.mark.parametrize("what", ["write", "finish"])
@@ -348,9 +348,9 @@ def test_the_next_connection_with_the_same_descriptor_is_not_taken_for_it() -> N
         assert {second.fd, second.peer.fileno()} & {first.fd}
         data = second.fill()
         assert second.receive(len(data)) == data
-        wait_until(lambda: second.drains)
+        wait_until(lambda: second.unblocked_count)
         second.peer.close()
         wait_until(lambda: second.reasons)
-        assert (first.drains, first.reasons) == (0, [])
+        assert (first.unblocked_count, first.reasons) == (0, [])
     finally:
         second.close()

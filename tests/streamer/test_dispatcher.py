@@ -1,4 +1,4 @@
-"""The dispatcher and the readers behind it: every client gets what is above its cursor, in order, once."""
+"""The dispatcher and its readers: every client gets the messages above its cursor, in order and once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
-from pgbus_gevent.core import hints, sse
+from pgbus_gevent.core import ephemeral_buffers, sse
 from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
 from pgbus_gevent.core.wakes import Ephemeral
-from pgbus_gevent.streamer import dispatcher, hint_passes, reader, turns
+from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
 
 
 @pytest.fixture(autouse=True)
 def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
+    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
     monkeypatch.setattr(dispatcher, "SLICE", 2)
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
-    monkeypatch.setattr(hint_passes, "HINT_BYTES", 50)
-    monkeypatch.setattr(hint_passes, "SLICE", 2)
+    monkeypatch.setattr(ephemeral_passes, "EPHEMERAL_BYTES", 50)
+    monkeypatch.setattr(ephemeral_passes, "SLICE", 2)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
     monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
@@ -36,7 +36,7 @@ def frame(data: str, **values: Any) -> Frame:
 
 
 def settled(parts: Parts, *clients: FakeClient) -> None:
-    """Wait until these clients, or all, have been brought to the heads of their streams."""
+    """Wait until these clients, or all clients, have reached the heads of their streams."""
 
     def at_the_head(client: FakeClient) -> bool:
         subscription = client.subscription
@@ -48,7 +48,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
     wait_until(lambda: not parts.reading, "the readers did not come to rest")
 
 
-# Exactly once and in order, whatever comes in between
+# Exactly once and in order, in every interleaving
 
 STREAMS = st.sampled_from(["orders", "orders", "orders", "stock"])
 CONNECT = st.tuples(
@@ -62,8 +62,8 @@ STEPS = st.one_of(
     st.tuples(st.just("hint"), STREAMS, st.integers(1, 6)),
     CONNECT,
     st.tuples(st.just("jam"), CLIENT),
-    st.tuples(st.just("drain"), CLIENT),
-    st.tuples(st.just("drain"), st.integers(0, 3)),
+    st.tuples(st.just("unblock"), CLIENT),
+    st.tuples(st.just("unblock"), st.integers(0, 3)),
     st.tuples(st.just("leave"), CLIENT),
     st.tuples(st.just("look"), STREAMS),
     st.tuples(st.just("forget the ring"), STREAMS),
@@ -93,7 +93,7 @@ class Run:
         for _ in range(count):
             hint = str(len(self.hints[stream]))
             self.hints[stream].append(hint)
-            self.parts.hint(hint, stream)
+            self.parts.ephemeral(hint, stream)
 
     def do_connect(self, stream: str, start: str, jammed: bool) -> None:
         ids = self.parts.table.ids(stream)
@@ -105,9 +105,9 @@ class Run:
         if self.open:
             self.open[pick % len(self.open)].jammed = True
 
-    def do_drain(self, pick: int) -> None:
+    def do_unblock(self, pick: int) -> None:
         if self.open:
-            self.open[pick % len(self.open)].drain()
+            self.open[pick % len(self.open)].unblock()
 
     def do_leave(self, pick: int) -> None:
         if self.open:
@@ -119,7 +119,7 @@ class Run:
     def do_forget_the_ring(self, stream: str) -> None:
         log = self.parts.registry.log(stream)
         if log is not None:
-            log.forget()
+            log.clear_ring()
 
     def do_database_away(self, reads: int) -> None:
         self.parts.table.failures = reads
@@ -131,7 +131,7 @@ class Run:
     def finish(self) -> None:
         self.parts.table.failures = 0
         for client in self.open:
-            client.drain()
+            client.unblock()
         for stream in ("orders", "stock"):
             self.parts.look(stream)
         settled(self.parts, *self.open)
@@ -153,7 +153,7 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
     if request.since is not None:
         first = table.ids(stream, request.since)
     elif request.replay is not None:
-        # Where that is was decided while others published: from some message on, and no fewer than asked for.
+        # The start was decided while others published, so there may be more messages than were asked for, but not fewer.
         first = first[first.index(ids[0]) :] if ids else []
         assert not complete or len(first) >= min(request.replay, len(table.ids(stream, 0)))
     else:
@@ -163,7 +163,7 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
 
 
 def check_hints(client: FakeClient, run: Run) -> None:
-    """In order, and all of them from the greeting on; a dispatcher that is killed takes what it had in hand with it."""
+    """They come in order, and all of them from the greeting on; a dispatcher that is killed loses those that it had taken."""
     hints = [message.data for message in client.messages if message.event == "hint"]
     sent = run.hints[client.stream]
     ranks = [sent.index(hint) for hint in hints]
@@ -214,11 +214,11 @@ def test_a_client_is_greeted_before_its_first_message() -> None:
         parts.publish(data="a")
         client = parts.connect(since=0)
         settled(parts)
-        greeting = sse.connected(client.id, [sse.Opened("orders", 0, 10)], retry_after=2.0, heartbeat=15.0)
+        greeting = sse.connected(client.id, [sse.StreamStart("orders", 0, 10)], retry_after=2.0, heartbeat=15.0)
         assert bytes(client.received) == greeting + sse.message("a", id=10)
 
 
-def test_a_cursor_ahead_of_the_stream_is_told_and_gets_all_that_is_retained() -> None:
+def test_a_client_ahead_of_the_stream_is_told_and_gets_everything_that_is_retained() -> None:
     with Parts() as parts:
         for _ in range(10):
             parts.publish()
@@ -245,7 +245,7 @@ def test_a_cursor_that_only_this_worker_has_not_heard_of_is_not_ahead() -> None:
         assert early.ids == [20, 30]
 
 
-def test_a_cursor_that_the_ring_does_not_reach_and_pruning_has_passed_is_told_what_is_gone() -> None:
+def test_a_client_whose_cursor_is_below_ring_and_horizon_is_told_of_the_gap() -> None:
     with Parts() as parts:
         for _ in range(10):
             parts.publish()
@@ -259,7 +259,7 @@ def test_a_cursor_that_the_ring_does_not_reach_and_pruning_has_passed_is_told_wh
         assert client.ids == [40, 50, 60, 70, 80, 90, 100]
 
 
-def test_who_asks_for_all_that_is_retained_has_missed_nothing() -> None:
+def test_a_client_that_asks_for_everything_retained_has_no_gap() -> None:
     with Parts() as parts:
         for _ in range(10):
             parts.publish()
@@ -270,7 +270,7 @@ def test_who_asks_for_all_that_is_retained_has_missed_nothing() -> None:
         assert client.ids == [40, 50, 60, 70, 80, 90, 100]
 
 
-def test_the_gap_is_told_even_when_nothing_is_left() -> None:
+def test_a_client_is_told_of_a_gap_even_if_no_message_is_left() -> None:
     with Parts() as parts:
         for _ in range(3):
             parts.publish()
@@ -308,7 +308,7 @@ def test_an_unreadable_cursor_gets_the_live_stream_after_the_gap() -> None:
 
 
 @pytest.mark.parametrize(("replay", "expected"), [(0, []), (1, [50]), (3, [30, 40, 50]), (500, [10, 20, 30, 40, 50])])
-def test_a_replay_is_of_the_last_so_many(replay: int, expected: list[int]) -> None:
+def test_a_replay_has_the_last_messages_that_were_asked_for(replay: int, expected: list[int]) -> None:
     with Parts(ring_messages=2, page_size=2) as parts:
         for _ in range(5):
             parts.publish()
@@ -330,7 +330,7 @@ def test_a_replay_is_of_the_last_so_many(replay: int, expected: list[int]) -> No
         ({"invalid_cursor": True}, "100"),
     ],
 )
-def test_the_first_frame_tells_the_cursor_from_which_the_client_starts(start: dict[str, Any], told: str) -> None:
+def test_the_first_frame_carries_the_cursor_from_which_the_client_starts(start: dict[str, Any], told: str) -> None:
     with Parts() as parts:
         for _ in range(10):
             parts.publish()
@@ -352,7 +352,7 @@ def test_no_other_control_frame_has_an_id() -> None:
                 assert b"event: pgbus:" not in frame or b"pgbus:connected" in frame or b"\nid:" not in frame
 
 
-# For whom a message is
+# Audiences
 
 
 def test_a_message_is_passed_over_for_the_connection_that_it_excludes() -> None:
@@ -377,7 +377,7 @@ def test_a_message_for_an_audience_reaches_only_those_whose_context_fits() -> No
 
 
 @pytest.mark.parametrize("label", ["unknown", "broken"])
-def test_an_unknown_or_broken_filter_lets_nobody_see(label: str) -> None:
+def test_nobody_gets_a_message_with_an_unknown_or_broken_filter(label: str) -> None:
     with Parts() as parts:
         parts.filters.register("broken", lambda context, stream: 1 / 0 > 0)
         client = parts.connect()
@@ -389,7 +389,7 @@ def test_an_unknown_or_broken_filter_lets_nobody_see(label: str) -> None:
 
 
 @pytest.mark.parametrize("ring_messages", [1, 100])
-def test_the_cursor_moves_past_what_a_client_may_not_see(ring_messages: int) -> None:
+def test_the_cursor_moves_past_messages_that_a_client_may_not_see(ring_messages: int) -> None:
     with Parts(ring_messages=ring_messages) as parts:
         for _ in range(20):
             parts.publish(visible_to="admins")
@@ -405,7 +405,7 @@ def test_the_cursor_moves_past_what_a_client_may_not_see(ring_messages: int) -> 
         assert len(parts.table.reads) == reads
 
 
-def test_what_comes_from_the_database_is_filtered_too() -> None:
+def test_messages_from_the_database_are_filtered_too() -> None:
     with Parts(ring_messages=1, page_size=3) as parts:
         parts.filters.register("admins", lambda context, stream: context == "admin")
         for n in range(12):
@@ -425,7 +425,7 @@ def hint(data: str, **values: Any) -> Ephemeral:
 
 def passed_on(parts: Parts, *hints: Ephemeral) -> None:
     for each in hints:
-        parts.board.pass_on(each)
+        parts.board.buffer_ephemeral(each)
     wait_until(lambda: not parts.delivering)
 
 
@@ -440,7 +440,7 @@ def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
         assert client.subscription.cursor == 10
 
 
-def test_ephemeral_messages_reach_who_is_connected_now_in_their_order() -> None:
+def test_ephemeral_messages_reach_the_connected_clients_in_order() -> None:
     with Parts() as parts:
         clients = [parts.connect() for _ in range(7)]
         settled(parts)
@@ -460,7 +460,7 @@ def test_an_ephemeral_message_respects_its_audience() -> None:
         assert [message.data for message in other.messages] == ["a", "c"]
 
 
-def test_nobody_is_given_an_ephemeral_message_before_the_greeting() -> None:
+def test_no_client_gets_an_ephemeral_message_before_the_greeting() -> None:
     with Parts() as parts:
         settled_one = parts.connect()
         settled(parts)
@@ -471,7 +471,7 @@ def test_nobody_is_given_an_ephemeral_message_before_the_greeting() -> None:
         assert [message.data for message in settled_one.messages] == ["a"]
 
 
-def test_who_leaves_during_an_ephemeral_pass_is_given_nothing_more() -> None:
+def test_a_client_that_leaves_during_an_ephemeral_pass_gets_nothing_more() -> None:
     with Parts() as parts:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
@@ -480,16 +480,16 @@ def test_who_leaves_during_an_ephemeral_pass_is_given_nothing_more() -> None:
         assert [len(client.messages) for client in clients] == [1] * 5 + [0] * 4
 
 
-def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
+def test_ephemeral_messages_that_cannot_be_sent_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hints, "MAX_WAITING", 3)
+    monkeypatch.setattr(ephemeral_buffers, "MAX_WAITING", 3)
     parts = Parts()
     client = parts.connect()
     log = parts.log()
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
     for n in range(5):
-        parts.hint(str(n))
+        parts.ephemeral(str(n))
     assert "dropping" in caplog.text
     with parts:
         wait_until(lambda: not parts.delivering)
@@ -502,7 +502,7 @@ def test_ephemeral_messages_that_nobody_can_pass_on_do_not_pile_up(
 
 
 def break_at_once(parts: Parts) -> tuple[FakeClient, list[FakeClient]]:
-    """One of nine clients, whose next delivery raises, and the others."""
+    """Return one of nine clients, for which the next send raises, and the others."""
     clients = [parts.connect() for _ in range(9)]
     settled(parts)
     clients[4].raises = True
@@ -548,7 +548,7 @@ def test_a_client_whose_page_or_gap_raises_is_closed_and_the_others_get_theirs(l
         clients[4].raises = True
         parts.broken = [clients[4]]
         for client in clients:
-            client.drain()
+            client.unblock()
         settled(parts)
         assert [client.ids for client in clients] == [parts.table.ids("orders")] * 4 + [[]] + [
             parts.table.ids("orders")
@@ -560,7 +560,7 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
     with Parts(ring_messages=100) as parts:
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
-        # A pass that was begun before the message would bring it to the rest of them first.
+        # Otherwise a pass that began before the message could bring it to the rest of the clients first.
         wait_until(lambda: not parts.delivering, "the dispatcher did not come to rest")
 
         def die() -> None:
@@ -583,7 +583,7 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
 # Fairness
 
 
-def test_what_comes_during_a_pass_goes_out_together_with_the_next() -> None:
+def test_messages_that_come_during_a_pass_are_sent_together() -> None:
     with Parts(ring_messages=100) as parts:
         client = parts.connect()
         settled(parts)
@@ -595,7 +595,7 @@ def test_what_comes_during_a_pass_goes_out_together_with_the_next() -> None:
         assert parts.dispatcher.sends - sends <= 2
 
 
-def test_a_client_that_blocks_is_stepped_over_and_comes_up_when_it_drains() -> None:
+def test_a_blocked_client_is_passed_over_and_catches_up_when_it_takes_bytes() -> None:
     with Parts(ring_messages=3) as parts:
         slow, quick = parts.connect(), parts.connect()
         settled(parts)
@@ -606,7 +606,7 @@ def test_a_client_that_blocks_is_stepped_over_and_comes_up_when_it_drains() -> N
         assert quick.ids == parts.table.ids("orders")
         assert slow.ids == []
         assert slow.waiting.count(b"\n\n") == 1, "more was kept for it than its last send"
-        slow.drain()
+        slow.unblock()
         settled(parts)
         assert slow.ids == parts.table.ids("orders")
 
@@ -625,7 +625,7 @@ def test_a_stream_with_many_readers_does_not_hold_up_another() -> None:
 
 
 def test_many_readers_of_one_page_do_not_hold_up_quiet_streams() -> None:
-    """A page is one job among others: eight streams get their message while the page is still on its way to its readers."""
+    """A page is one job among others: eight streams get their message while the page is still being sent to its clients."""
     with Parts() as parts:
         quiet = [parts.connect(f"quiet:{n}") for n in range(8)]
         for _ in range(12):  # three pages, as a page has three messages and the ring four
@@ -651,7 +651,7 @@ def test_many_readers_of_one_page_do_not_hold_up_quiet_streams() -> None:
         assert max(order.index(client) for client in quiet) < 100
 
 
-def test_who_is_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
+def test_a_client_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
     with Parts(ring_messages=1000, ring_bytes=10**6) as parts:
         first = parts.connect()
         settled(parts)
@@ -669,14 +669,14 @@ def test_who_is_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
 
 
 def record(clients: list[FakeClient], *more: FakeClient) -> list[FakeClient]:
-    """The clients in the order in which they are sent something from now on."""
+    """Return a list of clients, which grows in the order in which they are sent something."""
     order: list[FakeClient] = []
     for client in [*clients, *more]:
         client.on_send = lambda client=client: order.append(client)  # type: ignore[misc]
     return order
 
 
-def test_frames_are_joined_once_for_all_who_stand_at_one_cursor() -> None:
+def test_frames_are_joined_once_for_all_clients_with_the_same_cursor() -> None:
     with Parts(ring_messages=100) as parts:
         clients = [parts.connect() for _ in range(50)]
         settled(parts)
@@ -689,7 +689,7 @@ def test_frames_are_joined_once_for_all_who_stand_at_one_cursor() -> None:
 
 
 def test_a_page_is_joined_for_few_cursors_at_a_time() -> None:
-    """Each client may make a cursor of its own up, and none of them may cost a copy of the page that stays."""
+    """Clients may invent cursors. A copy of the page for each of them must not be kept."""
     chunks: dict[int, Chunk | None] = {}
     for cursor in range(1000):
         chunk = make_chunk([frame(str(cursor))])

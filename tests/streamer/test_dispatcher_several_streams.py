@@ -1,4 +1,4 @@
-"""Several streams over one connection: ids that resume all of them, whatever happened in between, and fairness among them."""
+"""Several streams over one connection: an id resumes all of them, and a busy stream leaves room for the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @pytest.fixture
 def names(request: pytest.FixtureRequest) -> list[str]:
-    """Streams that no other test has."""
+    """Return names of streams that no other test uses."""
     return [f"{request.node.name[:200]}:{n}" for n in range(3)]
 
 
@@ -46,7 +46,7 @@ def watch(site: Site, query: str, **headers: str) -> StreamClient:
 
 
 def seen(client: StreamClient, names: list[str]) -> dict[str, list[str]]:
-    """What came of each stream, by the ids of the frames."""
+    """Return the data that came of each stream, judged by the ids of the frames."""
     found: dict[str, list[str]] = {name: [] for name in names}
     for frame in client.messages:
         found[stream_of(frame, names)].append(frame.data)
@@ -62,7 +62,7 @@ def stream_of(frame: ParsedFrame, names: list[str]) -> str:
 
 
 @given(st.lists(st.integers(0, 2**53 - 1), min_size=2, max_size=32), st.data())
-def test_an_id_tells_the_cursors_of_all_streams(cursors: list[int], data: st.DataObject) -> None:
+def test_an_id_holds_the_cursors_of_all_streams(cursors: list[int], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(cursors) - 1))
     assert parse_composite(composite_id(index, cursors), len(cursors)) == cursors
 
@@ -70,7 +70,7 @@ def test_an_id_tells_the_cursors_of_all_streams(cursors: list[int], data: st.Dat
 @pytest.mark.parametrize(
     "text", ["", "~", "5", "0~5", "0~1.2.3", "2~1.2", "x~1.2", "0~1.x", "0~1.-2", "0~1.2~", "0~1,2", " 0~1.2", "0~1.²"]
 )
-def test_what_is_no_id_of_two_streams_is_refused(text: str) -> None:
+def test_a_text_that_is_not_an_id_of_two_streams_is_refused(text: str) -> None:
     with pytest.raises(InvalidCursor, match="since="):
         parse_composite(text, 2)
 
@@ -78,7 +78,7 @@ def test_what_is_no_id_of_two_streams_is_refused(text: str) -> None:
 # over HTTP
 
 
-def test_each_stream_is_told_of_and_each_message_comes_once_with_the_cursors_of_all(
+def test_the_greeting_names_each_stream_and_each_message_comes_once_with_all_cursors(
     site: Site, names: list[str]
 ) -> None:
     before = [site.bus.stream(name).broadcast("before") for name in names]
@@ -146,7 +146,7 @@ def test_an_id_that_cannot_be_read_gets_the_live_streams_after_a_gap_of_each(sit
         ("stream=a&connection=xyz", "connection is not an id"),
     ],
 )
-def test_what_makes_no_sense_is_400(site: Site, query: str, reason: str) -> None:
+def test_a_bad_query_is_400(site: Site, query: str, reason: str) -> None:
     answer = site.get(f"/streams?{query}")
     assert answer.status == 400 and reason in answer.line
 
@@ -190,7 +190,7 @@ def test_a_busy_stream_leaves_room_for_a_quiet_one_at_a_slow_client_and_nothing_
         until(lambda: len(client.messages) == 303, "all came")
         assert seen(client, names) == {**wrote, names[2]: []}
         order = [stream_of(frame, names) for frame in client.messages]
-        # Not behind the busy one's two hundred, but with its next turns.
+        # It comes with the next turns, and not after the two hundred messages of the busy stream.
         assert order.index(quiet) < 150
 
 
@@ -238,18 +238,18 @@ def test_an_id_resumes_all_streams_at_another_worker(
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["publish", "quietly", "look", "jam", "drain", "again"]), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["publish", "quietly", "look", "jam", "unblock", "again"]), st.integers(0, 2)),
         max_size=40,
     )
 )
-def test_whatever_happens_each_stream_comes_whole_and_in_order(steps: list[tuple[str, int]]) -> None:
+def test_in_every_interleaving_each_stream_comes_whole_and_in_order(steps: list[tuple[str, int]]) -> None:
     with Parts(ring_messages=3, page_size=2) as parts:
         received = bytearray()
         ids = [0, 0, 0]
 
         def connect() -> FakeClient:
             request = StreamRequest(tuple(Place(name, since=id) for name, id in zip(NAMES, ids, strict=True)))
-            client = FakeClient(f"{random.getrandbits(96):024x}", on_drained=parts._drained)
+            client = FakeClient(f"{random.getrandbits(96):024x}", on_unblocked=parts._unblocked)
             parts.clients.append(client)
             parts.board.join(client, request.places)
             return client
@@ -262,8 +262,8 @@ def test_whatever_happens_each_stream_comes_whole_and_in_order(steps: list[tuple
                 parts.look(NAMES[n])
             elif step == "jam":
                 client.jammed = True
-            elif step == "drain":
-                client.drain()
+            elif step == "unblock":
+                client.unblock()
             else:
                 parts.leave(client)
                 received += client.received
@@ -272,7 +272,7 @@ def test_whatever_happens_each_stream_comes_whole_and_in_order(steps: list[tuple
                     ids = parse_composite(last[-1], 3)
                 client = connect()
             gevent.sleep(0)
-        client.drain()
+        client.unblock()
         for name in NAMES:
             parts.look(name)
         ours = [*client.subscriptions]
@@ -295,9 +295,9 @@ def test_a_message_is_encoded_once_however_many_connections_have_it_among_their_
     encode = stream_log.encode
     monkeypatch.setattr(stream_log, "encode", lambda row: encoded.append(row.id) or encode(row))
     with Parts(ring_messages=100) as parts:
-        clients = [FakeClient(f"{n:024x}", on_drained=parts._drained) for n in range(10)]
+        clients = [FakeClient(f"{n:024x}", on_unblocked=parts._unblocked) for n in range(10)]
         for n, client in enumerate(clients):
-            # In another order for each, so that no two have the same ids.
+            # The order differs for each client, so that no two have the same ids.
             parts.board.join(client, [Place(name, since=0) for name in (*NAMES[n % 3 :], *NAMES[: n % 3])])
         wait_until(lambda: all(client.admitted for client in clients))
         for name in NAMES:
@@ -306,13 +306,13 @@ def test_a_message_is_encoded_once_however_many_connections_have_it_among_their_
         assert sorted(encoded) == sorted(id for name in NAMES for id in parts.table.ids(name))
 
 
-# who comes back
+# clients that come back
 
 
 def test_an_id_that_a_connection_had_stays_its_own(site: Site, names: list[str]) -> None:
     with watch(site, f"stream={names[0]}") as client:
         mine = json.loads(client.next("pgbus:connected").data)["connectionId"]
-        # The path broke, which the server does not know yet.
+        # The network path broke, but the server does not know that yet.
         with watch(site, f"stream={names[0]}&since=0&connection={mine}") as again:
             assert json.loads(again.next("pgbus:connected").data)["connectionId"] == mine
             client.wait_closed()
@@ -324,7 +324,7 @@ def test_an_id_that_a_connection_had_stays_its_own(site: Site, names: list[str])
             assert replayed.quiet(0.1)
 
 
-def test_an_id_of_somebody_else_is_not_to_be_had(site: Site, names: list[str]) -> None:
+def test_a_client_cannot_take_the_id_of_another_owner(site: Site, names: list[str]) -> None:
     from pgbus_gevent.core.client import Subscriber
     from pgbus_gevent.web.stream_app import StreamApp
 

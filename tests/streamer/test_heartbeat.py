@@ -1,4 +1,4 @@
-"""Heartbeats for the quiet, and an end for those whose time is over; by a clock that the tests hold."""
+"""Heartbeats for quiet connections, and the end of connections whose deadline is over, with a clock that the tests move."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from streamer_parts import FakeClient, make_board, wait_until
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.client import Client, Subscription
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.streamer.clients import Clients, Limits
+from pgbus_gevent.streamer.clients import Clients
 from pgbus_gevent.streamer.heartbeat import Heartbeat, tick_of
+from pgbus_gevent.streamer.limits import Limits
 
 START = 1000.0
 WALL = 1_764_000_000.0
-"""What the wall clock says at START."""
+"""The time of the wall clock at START."""
 
 INTERVAL, WRITE_DEADLINE, ADMIT_DEADLINE = 15.0, 20.0, 10.0
 LATE = WRITE_DEADLINE / 4 + 0.25
-"""By how much a connection that changed just after it was looked at is found late."""
+"""How late a connection is found that changed just after it was checked."""
 
 
 class Beating:
@@ -45,7 +46,7 @@ class Beating:
         )
 
     def end(self, client: Client, reason: str) -> None:
-        """What an Instance does: it takes the client from its stream, and cuts off who takes nothing."""
+        """Do what ``Clients`` does: remove the client, and cut it off if it takes nothing."""
         self.ended.append((client, reason))
         client.reason = client.reason or reason
         client.ends_at = None
@@ -65,15 +66,15 @@ class Beating:
         return client
 
     def run_for(self, seconds: float, at_each: Callable[[], object] = lambda: None) -> None:
-        """Sweep as the greenlet does."""
+        """Check the clients that are due, as the greenlet does, until this time."""
         end = self.now + seconds
         while self.now < end:
             self.now += self.heartbeat._tick
-            self.heartbeat.sweep()
+            self.heartbeat.check_due()
             at_each()
 
     def when_ended(self, seconds: float) -> float:
-        """After how many seconds the only client is ended."""
+        """Return after how many seconds the only client is ended."""
         start = self.now
         times: list[float] = []
         self.on_end = lambda client, reason: times.append(self.now - start)
@@ -91,9 +92,7 @@ def beating() -> Beating:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_connection_is_never_quiet_for_longer_than_the_interval_nor_told_so_long_before(
-    beating: Beating, busy: bool
-) -> None:
+def test_heartbeats_come_within_the_interval_and_not_long_before_its_end(beating: Beating, busy: bool) -> None:
     clients = [beating.client() for _ in range(50)]
     silences: list[float] = []
     for client in clients:
@@ -110,7 +109,7 @@ def test_a_connection_is_never_quiet_for_longer_than_the_interval_nor_told_so_lo
     assert min(silences) >= INTERVAL * 0.75 - 0.5
 
 
-def test_it_says_what_time_it_is(beating: Beating) -> None:
+def test_a_heartbeat_carries_the_time(beating: Beating) -> None:
     client = beating.client()
     said: list[int] = []
     client.on_send = lambda: said.append(int(WALL + beating.now - START))
@@ -162,10 +161,10 @@ def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) ->
 
 
 @pytest.mark.slow
-def test_those_who_come_at_the_same_moment_are_not_looked_at_at_the_same_moment(beating: Beating) -> None:
+def test_clients_that_come_at_the_same_moment_are_not_checked_at_the_same_moment(beating: Beating) -> None:
     for _ in range(10_000):
         beating.client()
-    beating.heartbeat.sweep()
+    beating.heartbeat.check_due()
     assert max(map(len, beating.board.schedule._slots.values())) < 3_000
 
 
@@ -207,7 +206,7 @@ def test_a_connection_ends_at_its_greatest_age(beating: Beating, after: float) -
     assert beating.ended == [(client, "max-age")]
 
 
-def test_a_client_that_nobody_could_tell_where_it_starts_is_sent_away(beating: Beating) -> None:
+def test_a_client_that_is_not_admitted_in_time_is_sent_away(beating: Beating) -> None:
     client = beating.client(admitted=False)
     assert ADMIT_DEADLINE <= beating.when_ended(60) <= ADMIT_DEADLINE + LATE
     assert beating.ended == [(client, "unavailable")]
@@ -220,7 +219,7 @@ def test_a_connection_that_was_ended_is_looked_at_no_more(beating: Beating) -> N
     assert len(beating.board.schedule) == 0
 
 
-def test_one_that_was_told_its_end_has_the_whole_deadline_to_take_what_waits(beating: Beating) -> None:
+def test_a_client_that_was_sent_away_has_the_whole_deadline_to_take_its_bytes(beating: Beating) -> None:
     client = beating.client(expires_at=WALL + 5, ends_at=START + 5)
     client.jammed = True
     beating.run_for(4)
@@ -265,7 +264,7 @@ def test_one_that_is_forgotten_while_it_is_being_ended_stays_forgotten(beating: 
     assert len(beating.board.schedule) == 0
 
 
-def test_one_that_was_told_to_go_and_takes_a_byte_now_and_then_is_cut_off_all_the_same(beating: Beating) -> None:
+def test_a_client_that_was_sent_away_and_takes_a_byte_now_and_then_is_cut_off(beating: Beating) -> None:
     client = beating.client()
     client.jammed = True
     client.send(b"x" * 100, beating.now)
@@ -296,9 +295,9 @@ def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beati
 
 def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> None:
     clients = [beating.client() for _ in range(100)]
-    beating.heartbeat.sweep()
+    beating.heartbeat.check_due()
     beating.now += 3600
-    beating.heartbeat.sweep()
+    beating.heartbeat.check_due()
     assert all(client.received.count(b"heartbeat") == 1 for client in clients)
     beating.run_for(INTERVAL / 2)
     assert beating.heartbeat.sent == 100

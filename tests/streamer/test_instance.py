@@ -1,4 +1,4 @@
-"""Instances beside one another."""
+"""Several Instances in one process."""
 
 from __future__ import annotations
 

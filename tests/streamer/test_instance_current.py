@@ -1,4 +1,4 @@
-"""The process's one Instance, and its counter."""
+"""The Instance of the process, and its counter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgbus_gevent.streamer.instance import Instance
 
 @pytest.fixture(autouse=True)
 def no_instance(pgbus_database: str) -> Iterator[None]:
-    """There is none before, and none after that would still be connected to the test's database."""
+    """Have no Instance before the test, and leave none that is connected to the test's database."""
     streamer.reset()
     yield
     streamer.reset()

@@ -112,10 +112,10 @@ def test_of_two_that_were_queued_for_commit_the_one_that_commits_first_is_first(
     assert [int(frame.id or 0) for frame in client.messages] == sorted(int(frame.id or 0) for frame in client.messages)
 
 
-def test_a_transaction_that_broadcast_on_commit_and_stays_open_holds_up_nobody(
+def test_an_open_transaction_with_broadcast_on_commit_holds_up_no_publisher(
     pgbus_bus: Bus, pgbus_database: str, pgbus_settings: Settings
 ) -> None:
-    # No sweep comes to the help of a wake that is held up.
+    # No sweep comes in time, so a wake that is held up would show.
     with serving(pgbus_settings, catch_up_interval=60.0) as server, session(pgbus_database) as connection:
         client = server.live("orders")
         connection.autocommit = False
@@ -148,7 +148,9 @@ def test_a_transaction_that_broadcast_and_stays_open_holds_up_its_own_stream_alo
         assert behind.get(timeout=10)
 
 
-def test_what_is_rolled_back_is_never_seen(pgbus_database: str, pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_messages_that_are_rolled_back_are_never_seen(
+    pgbus_database: str, pgbus_bus: Bus, pgbus_client: Connect
+) -> None:
     client = pgbus_client("orders")
     client.next("pgbus:connected")
     with session(pgbus_database) as connection:

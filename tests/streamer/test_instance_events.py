@@ -1,4 +1,4 @@
-"""What a whole Instance tells: with a server, clients, a database."""
+"""The instrumentation events of a whole Instance, with a server, clients and a database."""
 
 from __future__ import annotations
 

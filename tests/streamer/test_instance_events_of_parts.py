@@ -1,4 +1,4 @@
-"""What the parts of the streamer tell of themselves."""
+"""The instrumentation events of the streamer's parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgbus_gevent.streamer.listener import Listener
 
 
 class Session:
-    """Breaks at the second look."""
+    """Breaks at the second read."""
 
     looks = 0
 
@@ -34,8 +34,8 @@ class Session:
     def close(self) -> None: ...
 
 
-def test_the_listener_tells_once_when_it_is_up_and_once_when_it_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not when it only lost a notification, nor when it cannot open a session again."""
+def test_the_listener_emits_one_event_when_it_is_up_and_one_when_it_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no event if only notifications were lost, nor if a session cannot be opened again."""
     monkeypatch.setattr(listener, "_PAUSES", (0.01, 0.01))
     sessions: list[Session | None] = [Session(), None, None, Session()]
 
@@ -56,7 +56,7 @@ def test_the_listener_tells_once_when_it_is_up_and_once_when_it_is_down(monkeypa
     assert heard == [ListenerUp(), ListenerDown("terminated by an administrator")] * 2
 
 
-def test_each_statement_of_the_readers_is_told_with_what_it_brought() -> None:
+def test_each_statement_of_the_readers_emits_an_event_with_its_rows() -> None:
     parts = Parts(page_size=3)
     reads: list[Read] = []
     parts.events.subscribe(Read, reads.append)
@@ -76,8 +76,8 @@ def test_each_statement_of_the_readers_is_told_with_what_it_brought() -> None:
     assert all(read.streams == 1 and read.seconds >= 0 for read in reads)
 
 
-def test_a_pass_is_told_once_with_the_number_of_those_it_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many slices it takes, and whatever other streams send in between."""
+def test_a_pass_emits_one_event_with_the_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one event, however many slices the pass takes, and even if other streams send in between."""
     monkeypatch.setattr(dispatcher, "SLICE", 3)
     parts = Parts()
     passes: list[Passed] = []
@@ -96,7 +96,7 @@ def test_a_pass_is_told_once_with_the_number_of_those_it_sent_to(monkeypatch: py
     assert new[0].connections == 20 and all(one.seconds >= 0 for one in passes)
 
 
-def test_a_handler_that_raises_costs_nobody_a_message() -> None:
+def test_a_handler_that_raises_loses_no_message() -> None:
     parts = Parts()
     for kind in (Passed, Gap, Read):
         parts.events.subscribe(kind, lambda event: {}[event])
@@ -114,7 +114,7 @@ def test_a_handler_that_raises_costs_nobody_a_message() -> None:
     [({"since": 20}, "expired"), ({"since": 10_000}, "ahead"), ({"invalid_cursor": True}, "invalid-cursor")],
     ids=["expired", "ahead", "invalid"],
 )
-def test_a_gap_is_told_as_the_client_is_told_of_it(request_: dict[str, Any], reason: str) -> None:
+def test_a_gap_emits_an_event_when_the_client_is_told(request_: dict[str, Any], reason: str) -> None:
     parts = Parts()
     gaps: list[Gap] = []
     parts.events.subscribe(Gap, gaps.append)

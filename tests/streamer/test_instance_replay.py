@@ -1,4 +1,4 @@
-"""Coming back: where a client starts, what it is told of messages that are gone, and that one far behind gets all."""
+"""Resuming: where a client starts, which gaps it is told of, and that a client far behind gets every message."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Connect = Callable[..., StreamClient]
 
 @pytest.fixture
 def small_ring(pgbus_settings: Settings) -> Any:
-    """A server that keeps four messages of a stream in memory and reads three at a time."""
+    """Return a server whose rings have four messages and whose pages have three."""
     with serving(pgbus_settings, ring_messages=4, page_size=3) as server:
         yield server
 
 
 def publish(bus: Bus, count: int, stream: str = "orders") -> list[int]:
-    """The ids of so many messages, each with its number as data."""
+    """Publish ``count`` messages, each with its number as data, and return their ids."""
     return [bus.stream(stream).broadcast(str(n)) or 0 for n in range(count)]
 
 
@@ -35,7 +35,7 @@ def ids(client: StreamClient) -> list[int]:
 
 
 def until_has(client: StreamClient, last: int) -> list[int]:
-    """The ids that it has once it has ``last``."""
+    """Return the ids that a client has once it has ``last``."""
     until(lambda: client.messages and client.messages[-1].id == str(last), f"message {last} arrives")
     return ids(client)
 
@@ -62,7 +62,7 @@ def test_a_client_that_drops_and_resumes_gets_what_it_missed_once(pgbus_bus: Bus
 
 
 @pytest.mark.parametrize("query", ["replay=5", "replay=0", ""])
-def test_last_event_id_wins_over_what_the_url_says(query: str, pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_last_event_id_wins_over_the_url(query: str, pgbus_bus: Bus, pgbus_client: Connect) -> None:
     known = publish(pgbus_bus, 5)
     client = pgbus_client("orders", headers={"Last-Event-ID": str(known[3])}, query=query)
     assert until_has(client, known[-1]) == known[4:]
@@ -70,7 +70,7 @@ def test_last_event_id_wins_over_what_the_url_says(query: str, pgbus_bus: Bus, p
     assert until_has(with_since, known[-1]) == known[4:]
 
 
-def test_an_invalid_last_event_id_wins_too_and_gets_only_what_is_new(pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_an_invalid_last_event_id_wins_too_and_gets_only_new_messages(pgbus_bus: Bus, pgbus_client: Connect) -> None:
     known = publish(pgbus_bus, 3)
     client = pgbus_client("orders", since=0, headers={"Last-Event-ID": "nonsense"})
     assert json.loads(client.next("pgbus:gap-detected").data) == {
@@ -122,7 +122,7 @@ def test_the_connected_frame_names_the_stream_and_its_last_id(pgbus_bus: Bus, pg
 
 
 def prune(url: str, stream: str, below: int) -> None:
-    """Remove what is at or below an id, and note it, as retention does."""
+    """Remove the messages up to an id and note the horizon, as pruning does."""
     with session(url) as connection:
         connection.autocommit = False
         run(connection, "delete from pgbus.messages where stream = %s and msg_id <= %s", stream, below)
@@ -136,7 +136,7 @@ def prune(url: str, stream: str, below: int) -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_cursor_older_than_what_is_retained_is_told_so_and_gets_the_rest(
+def test_a_client_with_a_cursor_below_the_horizon_is_told_and_gets_the_rest(
     watched: bool, small_ring: Serving, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     known = publish(pgbus_bus, 20)
@@ -163,7 +163,7 @@ def test_a_cursor_just_at_the_horizon_has_missed_nothing(
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_stream_that_was_pruned_to_nothing_still_tells_of_the_gap(
+def test_a_client_of_a_stream_that_was_pruned_to_nothing_is_still_told_of_the_gap(
     watched: bool, small_ring: Serving, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     known = publish(pgbus_bus, 20)
@@ -189,7 +189,7 @@ def test_since_zero_on_a_pruned_stream_is_no_gap(small_ring: Serving, pgbus_bus:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_cursor_beyond_the_last_id_is_told_so_and_gets_all(
+def test_a_client_with_a_cursor_above_the_last_id_is_told_and_gets_everything(
     watched: bool, small_ring: Serving, pgbus_bus: Bus
 ) -> None:
     known = publish(pgbus_bus, 20)
@@ -213,9 +213,7 @@ def test_a_cursor_on_a_stream_that_never_was_is_ahead(small_ring: Serving, pgbus
     assert told == {"stream": "never", "requestedId": 42, "oldestId": 0, "lastId": 0, "reason": "ahead"}
 
 
-def test_a_cursor_ahead_of_what_the_worker_knows_but_committed_is_not_ahead(
-    pgbus_bus: Bus, pgbus_settings: Settings
-) -> None:
+def test_a_committed_cursor_above_the_head_of_the_worker_is_not_ahead(pgbus_bus: Bus, pgbus_settings: Settings) -> None:
     # Without LISTEN the worker looks every six seconds only, so the page is well ahead of it.
     with serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
         live = server.live("orders")
@@ -337,7 +335,7 @@ STARTS: dict[str, tuple[dict[str, Any], Callable[[list[int]], str]]] = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_one_that_is_cut_off_after_the_first_frame_comes_back_to_where_it_started(
+def test_a_client_that_is_cut_off_after_the_first_frame_resumes_from_its_start(
     start: str, small_ring: Serving, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     asked, told = STARTS[start]

@@ -1,4 +1,4 @@
-"""How a server ends, and that nobody keeps it from ending; who is refused meanwhile, and when it is full."""
+"""How a server ends, even if clients do not read, and which clients are refused meanwhile and when it is full."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pgbus_gevent.testing.client import StreamClient
 
 GRACE = 1.0
 SLACK = 3.0
-"""Seconds that the end of a process may take beyond what was asked of it, on a busy machine."""
+"""Seconds by which the end of a process may exceed its limit on a busy machine."""
 
 REFUSED = re.compile(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"([a-z-]+)"\}\n\n')
 
 
 def farewell(client: StreamClient) -> tuple[str, int]:
-    """The reason and the time to come back that a client was given last of all."""
+    """Return the reason and the retry time in a client's last frame."""
     assert client.frames[-1].event == "pgbus:shutdown"
     return json.loads(client.frames[-1].data)["reason"], client.frames[-1].retry or 0
 
 
 def stalled_clients(url: str, bus: Bus, count: int = 10) -> list[socket.socket]:
-    """Clients that have stopped reading, with something waiting for each."""
+    """Return clients that have stopped reading, each with bytes that wait for it."""
     socks = [raw_client(url, "big") for _ in range(count)]
     witness = connect(url, "big")
     witness.next("pgbus:connected", timeout=20)
@@ -100,7 +100,7 @@ def test_a_signal_ends_a_server_with_a_hundred_clients_in_good_order(
             sock.close()
 
 
-def test_without_anybody_who_does_not_read_it_ends_at_once(pgbus_database: str) -> None:
+def test_if_all_clients_read_it_ends_at_once(pgbus_database: str) -> None:
     with serve_process(pgbus_database, "--grace", "30") as server:
         clients = [connect(server.url, "orders") for _ in range(10)]
         for client in clients:
@@ -172,7 +172,7 @@ def test_a_request_that_was_on_its_way_is_refused_as_the_server_drains(pgbus_dat
 
 
 def to_end(sock: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Return everything that comes until the server closes the connection."""
     found = b""
     while data := sock.recv(65536):
         found += data
@@ -183,7 +183,7 @@ def to_end(sock: socket.socket) -> bytes:
 
 
 def draining(server: Serving, bus: Bus) -> tuple[Any, list[socket.socket]]:
-    """Make the Instance drain, and not come to an end before its clients, who do not read, are closed."""
+    """Make the Instance drain. It does not end before its clients, which do not read, are closed."""
     stalled = stalled_clients(server.url, bus, 2)
     until(lambda: any(client.blocked_since is not None for client in server.instance.registry.clients()), "they stall")
     running = gevent.spawn(server.instance.shutdown, 10.0)
@@ -206,7 +206,7 @@ def test_new_clients_are_refused_while_an_instance_drains(pgbus_settings: Settin
         running.get(timeout=10)
 
 
-def test_a_slow_client_that_reads_on_as_the_instance_drains_gets_what_waits_and_the_last_frame(
+def test_a_slow_client_that_reads_on_during_the_drain_gets_its_bytes_and_the_last_frame(
     pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
     with serving(pgbus_settings, send_buffer=4096) as server:

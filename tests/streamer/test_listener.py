@@ -1,4 +1,4 @@
-"""The owner of the LISTEN session: what it hands on, how it notices the end, how it comes back."""
+"""The listener: it hands on payloads in order, notices the end of its session, and opens another one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pgbus_gevent.streamer.turns import breathe
 
 
 class Session:
-    """A session that gives what the test puts into ``inbox``: payloads, ``lost``, or an error."""
+    """A session that receives the items that the test puts into ``inbox``: payloads, ``lost``, or an error."""
 
     def __init__(self, listening: Listening) -> None:
         self.listening = listening
@@ -59,7 +59,7 @@ class Session:
 
 
 class NotedBoard(Board):
-    """Writes down in order what the listener puts on it."""
+    """A board that records, in order, the calls of the listener."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__(Event, RingLimits(10, 1000, 10**6))
@@ -71,7 +71,7 @@ class NotedBoard(Board):
 
 
 class Listening:
-    """The part over such sessions; ``log`` has in order what it told. Its pauses are written down and take no time."""
+    """The listener over such sessions. ``log`` has its calls in order. Its pauses are recorded and take no time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -108,7 +108,7 @@ class Listening:
         self.on_payloads(payloads)
 
     def live(self) -> Session:
-        """The session, once it listens."""
+        """Return the session, once it listens."""
         wait_until(lambda: self.part.live)
         return self.sessions[-1]
 
@@ -128,12 +128,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_it_hands_on_what_comes_in_order(listening: Listening) -> None:
+def test_it_hands_on_payloads_in_order(listening: Listening) -> None:
     listening.live().inbox += [["a", "b"], ["c"]]
     listening.told("up, live=True", "a", "b", "c")
 
 
-def test_what_was_missed_is_looked_for_only_once_it_listens(listening: Listening) -> None:
+def test_missed_messages_are_looked_for_only_once_it_listens(listening: Listening) -> None:
     assert listening.log == []
     listening.told("up, live=True")
 
@@ -190,7 +190,7 @@ def test_after_it_was_live_the_next_pause_is_short_again(listening: Listening) -
     assert listening.slept[-1] <= 0.1
 
 
-def test_a_database_that_is_away_from_the_start_is_told_of_once(
+def test_a_database_that_is_away_from_the_start_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     listening = Listening(monkeypatch)
@@ -265,7 +265,9 @@ def test_stopping_it_closes_the_session(listening: Listening) -> None:
     assert not listening.part.live
 
 
-def test_a_bug_in_what_it_calls_closes_the_session_too(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_function_that_it_calls_closes_the_session_too(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *args: None)
     session = listening.live()
     listening.on_payloads = lambda payloads: 1 / 0

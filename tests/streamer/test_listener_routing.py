@@ -1,4 +1,4 @@
-"""What notifications say reaches the part that it is for."""
+"""Each wake reaches its place on the board."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = 1764000000.0
 
 
 class Routing:
-    """A listener over a board on which ``orders`` has 10 as its head and ``stock`` is not open yet."""
+    """A listener and a board with two streams: the head of ``orders`` is 10, and ``stock`` is not open yet."""
 
     def __init__(self) -> None:
         self.board = make_board()
@@ -63,18 +63,18 @@ def test_a_message_of_a_stream_that_is_not_open_yet_is_looked_for(routing: Routi
     assert (routing.moved, routing.looks) == ([], ["stock"])
 
 
-def test_streams_that_moved_are_looked_for_where_somebody_watches(routing: Routing) -> None:
+def test_streams_that_moved_get_a_look_if_they_have_clients(routing: Routing) -> None:
     routing.listener.hear(['["moved", "orders", "news", "stock"]', '["moved"]', "nonsense"])
     assert routing.looks == ["orders", "stock"]
 
 
 @pytest.mark.parametrize("payloads", [["nonsense"], ['["moved"]', '["large", "news", 7]']])
-def test_whatever_came_is_reason_enough_for_a_sweep(routing: Routing, payloads: list[str]) -> None:
+def test_any_payload_sets_the_doorbell(routing: Routing, payloads: list[str]) -> None:
     routing.listener.hear(payloads)
     assert routing.board.doorbell.is_set()
 
 
-def test_what_nobody_watches_is_passed_over(routing: Routing) -> None:
+def test_streams_without_clients_are_ignored(routing: Routing) -> None:
     routing.ring("news", 20, 0)
     assert (routing.moved, routing.looks) == ([], [])
 
@@ -85,7 +85,7 @@ def test_an_ephemeral_message_is_handed_on(routing: Routing) -> None:
 
 
 def test_a_message_that_claims_to_follow_but_is_older_moves_nothing(routing: Routing) -> None:
-    """Anybody may NOTIFY."""
+    """Any role of the database may NOTIFY."""
     routing.ring("orders", 7, 10)
     assert (routing.log.head, routing.moved, routing.looks) == (10, [], [])
 
@@ -97,7 +97,7 @@ def test_an_id_far_beyond_the_clock_is_looked_up_before_it_counts(routing: Routi
 
 
 @pytest.mark.parametrize("time", [0.0, -1e300, 1e300, "NaN", "Infinity", NOW - 100_000, NOW + 100_000])
-def test_a_time_that_cannot_be_tells_nothing_of_how_late_a_message_is(routing: Routing, time: float | str) -> None:
+def test_an_impossible_time_is_not_used_for_the_delay_of_a_message(routing: Routing, time: float | str) -> None:
     routing.listener.hear([f'["message", "orders", 20, 10, {time}, null, "x", null, null]'])
     assert (routing.log.head, routing.log.appended_at) == (20, None)
 

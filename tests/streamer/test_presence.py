@@ -1,4 +1,4 @@
-"""Presence from Python: what a Bus says of members, and the part of the streamer that keeps those who are connected."""
+"""Presence from Python: the members of a stream on a Bus, and the part of the streamer that keeps connected members."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_connections_of_a_member_of_a_bus_are_one_member(room: Presence) -> None
     assert room.leave("7", connection="1") is True
 
 
-def test_a_touch_tells_whether_the_member_is_still_there(room: Presence) -> None:
+def test_a_touch_returns_whether_the_member_is_still_there(room: Presence) -> None:
     assert room.touch("7") is False
     room.join("7")
     assert room.touch("7") is True and room.touch("7", connection="x") is False
 
 
-def test_a_member_whom_nobody_touches_expires(room: Presence) -> None:
+def test_a_member_that_is_not_renewed_expires(room: Presence) -> None:
     room.ttl = 0.03
     room.join("7")
     wait_until(lambda: room.count() == 0)
@@ -193,7 +193,7 @@ class Memory:
 
 
 class Kept:
-    """A keeper over a memory, whose rounds a test makes itself, at times of its own."""
+    """A keeper over a table in memory. The test runs its steps itself, with its own clock."""
 
     def __init__(self, memory: Memory | None = None, *, ttl: float = 30.0, grace: float = 4.0) -> None:
         self.memory = memory or Memory()
@@ -205,14 +205,14 @@ class Kept:
             clock=lambda: self.memory.now,
         )
 
-    def round(self) -> None:
-        self.keeper._round()
+    def step(self) -> None:
+        self.keeper._do_due_work()
 
     def at(self, now: float) -> None:
-        """Go on to a time, as the greenlet would: a round for all that comes due."""
+        """Move the clock, and do everything that comes due until then, as the greenlet would."""
         while self.memory.now < now:
             self.memory.now = min(now, self.memory.now + 0.5)
-            self.round()
+            self.step()
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def running() -> Iterator[Callable[[Kept], gevent.Greenlet[..., None]]]:
     gevent.killall(jobs)
 
 
-def test_who_is_not_tracked_is_passed_over(kept: Kept) -> None:
+def test_members_that_are_not_tracked_are_ignored(kept: Kept) -> None:
     kept.keeper.joined(seat("c1", "room", None))
     kept.keeper.joined(seat("c1", "orders", "ada"))
     kept.keeper.left(seat("c1", "room"))
@@ -243,7 +243,7 @@ def test_who_is_not_tracked_is_passed_over(kept: Kept) -> None:
 def test_tabs_of_a_member_are_one_member(kept: Kept) -> None:
     for tab in ("c1", "c2", "c3"):
         kept.keeper.joined(seat(tab, "room", "ada", {"name": "Ada"}))
-    kept.round()
+    kept.step()
     kept.keeper.left(seat("c1", "room"))
     kept.keeper.left(seat("c2", "room"))
     kept.at(20)
@@ -257,7 +257,7 @@ def test_tabs_of_a_member_are_one_member(kept: Kept) -> None:
 def test_a_connection_at_several_streams_is_at_each(kept: Kept) -> None:
     for stream in ("room 1", "room 2"):
         kept.keeper.joined(seat("c1", stream, "ada"))
-    kept.round()
+    kept.step()
     kept.keeper.left(seat("c1", "room 1"))
     kept.at(10)
     assert (kept.memory.members("room 1"), kept.memory.members("room 2")) == (set(), {"ada"})
@@ -266,7 +266,7 @@ def test_a_connection_at_several_streams_is_at_each(kept: Kept) -> None:
 @pytest.mark.parametrize("away", [0.0, 1.0, 3.0])
 def test_a_reload_announces_nothing(kept: Kept, away: float) -> None:
     kept.keeper.joined(seat("before", "room", "ada"))
-    kept.round()
+    kept.step()
     kept.keeper.left(seat("before", "room"))
     kept.at(away)
     kept.keeper.joined(seat("after", "room", "ada"))
@@ -274,22 +274,22 @@ def test_a_reload_announces_nothing(kept: Kept, away: float) -> None:
     assert kept.memory.announced == [("join", "room", "ada")] and kept.memory.members("room") == {"ada"}
 
 
-def test_a_leave_is_announced_when_the_grace_is_over_and_not_when_the_next_sweep_is_due(kept: Kept) -> None:
+def test_a_leave_is_announced_when_the_grace_is_over_and_not_when_the_next_removal_is_due(kept: Kept) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
-    kept.round()
+    kept.step()
     kept.keeper.left(seat("c1", "room"))
-    kept.round()
+    kept.step()
     kept.at(3.5)
     assert kept.memory.announced == [("join", "room", "ada")]
     kept.at(4.5)
     assert kept.memory.announced[1:] == [("leave", "room", "ada")]
 
 
-def test_who_leaves_before_it_was_written_was_never_there(kept: Kept) -> None:
+def test_a_member_that_leaves_before_it_was_written_is_not_written(kept: Kept) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
     kept.keeper.left(seat("c1", "room"))
     assert kept.keeper.settled
-    kept.round()
+    kept.step()
     assert "record" not in kept.memory.statements
 
 
@@ -297,7 +297,7 @@ def test_all_are_kept_alive_by_one_statement(kept: Kept) -> None:
     for n in range(1200):
         kept.keeper.joined(seat(f"c{n}", f"room {n % 7}", f"m{n}"))
     while not kept.keeper.settled:
-        kept.round()
+        kept.step()
     assert kept.memory.sizes == [500, 500, 200]
     kept.memory.statements.clear()
     kept.at(11)
@@ -306,9 +306,9 @@ def test_all_are_kept_alive_by_one_statement(kept: Kept) -> None:
     assert len(kept.memory.announced) == 1200
 
 
-def test_who_was_forgotten_by_the_database_joins_again(kept: Kept) -> None:
+def test_a_member_whose_lease_the_database_lost_joins_again(kept: Kept) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
-    kept.round()
+    kept.step()
     kept.memory.rows.clear()
     kept.at(12)
     assert kept.memory.members("room") == {"ada"}
@@ -319,20 +319,20 @@ def test_ghosts_of_a_killed_worker_are_announced_by_another_once() -> None:
     killed, others = Kept(memory), [Kept(memory) for _ in range(3)]
     killed.keeper.joined(seat("c1", "room", "ada"))
     killed.keeper.joined(seat("c2", "room", "max"))
-    killed.round()
+    killed.step()
     others[0].keeper.joined(seat("c3", "room", "max"))
     for step in range(1, 90):
         memory.now = step / 2
         for other in others:
-            other.round()
+            other.step()
     assert memory.announced == [("join", "room", "ada"), ("join", "room", "max"), ("leave", "room", "ada")]
 
 
-def test_where_nobody_is_here_an_outage_is_said_once_too(
+def test_without_members_an_outage_is_logged_once_too(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
-    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.presence")
+    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
     memory, keeper = kept.memory, kept.keeper
     memory.failure = DatabaseError("permission denied for table presence", "42501")
     running(kept)
@@ -340,7 +340,7 @@ def test_where_nobody_is_here_an_outage_is_said_once_too(
     keeper._work.set()
     wait_until(lambda: memory.statements.count("sweep") > 4)
     (warning,) = caplog.records
-    assert "permission denied for table presence; grant this role what docs/sql.md names" in warning.message
+    assert "permission denied for table presence; grant this role the rights that docs/sql.md names" in warning.message
     memory.failure = None
     wait_until(lambda: not keeper.failing)
     assert caplog.records[-1].message == "presence works again"
@@ -350,7 +350,7 @@ def test_without_the_database_connections_come_and_go_and_it_is_said_once(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
-    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.presence")
+    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
     memory, keeper = kept.memory, kept.keeper
     keeper.joined(seat("c0", "room", "zoe"))
     running(kept)
@@ -385,7 +385,7 @@ def test_an_outage_holds_no_more_departures_than_it_may(
     monkeypatch.setattr(part, "MAX_DEPARTURES", 10)
     for n in range(25):
         kept.keeper.joined(seat(f"c{n}", "room", f"m{n}"))
-    kept.round()
+    kept.step()
     for n in range(25):
         kept.keeper.left(seat(f"c{n}", "room"))
     assert len(kept.keeper._departures) == 10 and len(caplog.records) == 1
@@ -394,26 +394,26 @@ def test_an_outage_holds_no_more_departures_than_it_may(
 
 
 @pytest.mark.parametrize("member", ["", "a\nb", "x" * 256, "\ud800", 7])
-def test_a_member_that_makes_no_sense_harms_nobody_else(
-    kept: Kept, caplog: pytest.LogCaptureFixture, member: Any
-) -> None:
+def test_a_bad_member_does_not_affect_the_others(kept: Kept, caplog: pytest.LogCaptureFixture, member: Any) -> None:
     for n in range(3):
         kept.keeper.joined(seat(f"c{n}", "room", member))
     kept.keeper.joined(seat("c9", "room", "ada", {"not": object()}))
     kept.keeper.joined(seat("c10", "room", "max"))
-    kept.round()
+    kept.step()
     assert kept.memory.members("room") == {"max"} and len(caplog.records) == 1
 
 
-def test_a_member_that_postgresql_does_not_take_harms_nobody_else(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_member_that_postgresql_refuses_does_not_affect_the_others(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
     for n in range(7):
         kept.keeper.joined(seat(f"c{n}", "room", "poison" if n == 3 else f"m{n}"))
-    kept.round()
+    kept.step()
     assert kept.memory.members("room") == {f"m{n}" for n in range(7) if n != 3}
-    assert kept.keeper.settled and "does not take the member 'poison'" in caplog.text
+    assert kept.keeper.settled and "refuses the member 'poison'" in caplog.text
 
 
-def test_a_stream_that_somebody_is_at_is_tried_again_and_holds_up_no_other(
+def test_a_stream_whose_lock_is_taken_is_tried_again_and_holds_up_no_other(
     kept: Kept, running: Callable[[Kept], Any]
 ) -> None:
     kept.memory.busy = {"room 1"}
@@ -444,7 +444,7 @@ def test_at_the_end_all_leave_in_one_statement_with_time_to_come_back() -> None:
     for n in range(700):
         old.keeper.joined(seat(f"c{n}", "room", f"m{n}"))
     while not old.keeper.settled:
-        old.round()
+        old.step()
     memory.statements.clear()
     old.keeper.finish(1.0)
     old.keeper.finish(1.0)
@@ -458,7 +458,7 @@ def test_at_the_end_all_leave_in_one_statement_with_time_to_come_back() -> None:
 @pytest.mark.parametrize("trouble", ["slow", "away", "held"])
 def test_the_end_takes_no_longer_than_it_may(kept: Kept, caplog: pytest.LogCaptureFixture, trouble: str) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
-    kept.round()
+    kept.step()
     if trouble == "slow":
         kept.memory.on_statement = lambda: gevent.sleep(60)
     elif trouble == "away":
@@ -467,12 +467,12 @@ def test_the_end_takes_no_longer_than_it_may(kept: Kept, caplog: pytest.LogCaptu
         kept.memory.busy = {"room"}
     with gevent.Timeout(2):
         kept.keeper.finish(0.05)
-    assert "1 connections of members are left to expire, within 30 s" in caplog.text
+    assert "1 leases of members are left to expire, within 30 s" in caplog.text
 
 
 def test_another_deadline_than_its_own_goes_through(kept: Kept) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
-    kept.round()
+    kept.step()
     kept.memory.on_statement = lambda: gevent.sleep(60)
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
         kept.keeper.finish(60)
@@ -482,7 +482,7 @@ def test_another_deadline_than_its_own_goes_through(kept: Kept) -> None:
     ("context", "expected"),
     [(None, {}), (object(), {}), ({}, {}), ({"presence": {"name": "Ada"}}, {"name": "Ada"}), ({"presence": "x"}, {})],
 )
-def test_the_metadata_of_who_connects_is_what_the_context_has_for_it(context: Any, expected: dict[str, Any]) -> None:
+def test_the_metadata_of_a_member_come_from_its_context(context: Any, expected: dict[str, Any]) -> None:
     assert metadata_of(context) == expected
 
 
@@ -501,7 +501,9 @@ _STEPS = st.lists(
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(steps=_STEPS)
-def test_however_tabs_come_and_go_followers_end_up_with_who_is_there(steps: list[tuple[str, int, int]]) -> None:
+def test_however_tabs_come_and_go_followers_end_up_with_the_members_that_are_there(
+    steps: list[tuple[str, int, int]],
+) -> None:
     memory = Memory()
     workers = [Kept(memory), Kept(memory)]
     open_tabs: dict[tuple[int, int], str] = {}
@@ -520,7 +522,7 @@ def test_however_tabs_come_and_go_followers_end_up_with_who_is_there(steps: list
             memory.failure = DatabaseUnavailable("away") if step == "fail" else None
             memory.busy = {"room"} if step == "busy" else set()
             try:
-                worker.round()
+                worker.step()
             except DatabaseUnavailable:
                 pass
             if step == "crash":
@@ -530,7 +532,7 @@ def test_however_tabs_come_and_go_followers_end_up_with_who_is_there(steps: list
     for _ in range(160):
         memory.now += 0.5
         for worker in workers:
-            worker.round()
+            worker.step()
     there = {f"m{tab // 2}" for _, tab in open_tabs}
     assert memory.members("room") == there
     followed: dict[str, set[str]] = defaultdict(set)

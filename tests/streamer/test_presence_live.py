@@ -1,4 +1,4 @@
-"""Presence from end to end: browsers that come, reload and go, and workers that stop, restart, or are killed."""
+"""Presence from end to end: browsers come, reload and go, and workers stop, restart, or are killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Serve = Callable[..., Serving]
 
 
 def app(instance: Instance) -> StreamApp:
-    """Takes clients at their word."""
+    """Return an application whose authorize hook believes the headers of a request."""
 
     def authorize(environ: dict[str, Any], stream: str) -> Subscriber:
         member = environ.get("HTTP_X_MEMBER")
@@ -45,7 +45,7 @@ def app(instance: Instance) -> StreamApp:
 
 @pytest.fixture
 def serve(pgbus_settings: Settings) -> Iterator[Serve]:
-    """Starts a worker; all of them share a database."""
+    """Starts workers, which share a database."""
     with ExitStack() as stack:
 
         def one(**changes: Any) -> Serving:
@@ -60,7 +60,7 @@ def come(worker: Serving, member: str, stream: str = ROOM) -> StreamClient:
 
 
 def news(client: StreamClient) -> list[tuple[str, str, int]]:
-    """Op, member and count of what a client was told."""
+    """Return op, member and count of each announcement that a client got."""
     told = [json.loads(frame.data) for frame in client.messages if frame.event == "presence"]
     return [(one["op"], one["member"], one["count"]) for one in told]
 
@@ -72,7 +72,7 @@ def names(bus: Bus, stream: str = ROOM) -> list[str]:
 def test_browsers_see_one_another_come_and_go(serve: Serve, pgbus_bus: Bus) -> None:
     worker = serve()
     ada = come(worker, "ada")
-    # Whether it is told of its own coming is a matter of which is first, so clients ask who is there once they are connected.
+    # A client may or may not get its own arrival, depending on which is first, so clients ask for the members once connected.
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
     tabs = [come(worker, "max") for _ in range(2)]
     until(lambda: ("join", "max", 2) in news(ada), "ada sees max come")
@@ -102,7 +102,7 @@ def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bu
     assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
 
 
-def test_who_connects_to_another_stream_or_without_a_name_is_no_member(serve: Serve, pgbus_bus: Bus) -> None:
+def test_a_connection_to_another_stream_or_without_a_name_is_no_member(serve: Serve, pgbus_bus: Bus) -> None:
     worker = serve()
     come(worker, "ada", "orders")
     worker.live(ROOM)
@@ -120,7 +120,7 @@ def test_a_member_that_an_application_joins_is_announced_to_browsers(serve: Serv
     until(lambda: news(client) == [("join", "bot", 1), ("leave", "bot", 0)], "it comes, and expires", timeout=15)
 
 
-def test_a_worker_that_restarts_makes_nobody_flicker(serve: Serve, pgbus_bus: Bus) -> None:
+def test_a_worker_that_restarts_does_not_make_members_flicker(serve: Serve, pgbus_bus: Bus) -> None:
     stays, stops = serve(), serve()
     follower = stays.live(ROOM)
     come(stays, "ada")
@@ -158,7 +158,7 @@ def test_streams_go_on_while_presence_cannot_be_written(
         assert ada.next().data == "all the same" and worker.instance.alive
         run(connection, "alter table pgbus.elsewhere rename to presence")
     until(lambda: names(pgbus_bus) == ["ada"], "it is made up for", timeout=15)
-    assert sum("cannot write who is present" in record.message for record in caplog.records) == 1
+    assert sum("cannot write presence" in record.message for record in caplog.records) == 1
 
 
 def test_a_crash_of_the_database_which_empties_the_table_is_made_up_for(
@@ -183,7 +183,7 @@ def test_members_stay_longer_than_a_lease(serve: Serve, pgbus_bus: Bus) -> None:
 
 
 def test_thousands_of_members_come_in_a_few_statements(pgbus_bus: Bus) -> None:
-    """The part alone on a real database; then one statement keeps them, and one sends them off."""
+    """With the part alone on a real database, one statement renews all leases, and one removes them."""
     source = pgbus_bus.database.presence
     keeper = PresenceKeeper(source, tracked=PublicNames(("*",)), ttl=30.0, grace=0.0)
     for n in range(2000):

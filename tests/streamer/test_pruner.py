@@ -1,4 +1,4 @@
-"""The greenlet that prunes: when it takes part, what it asks for, how much of the time it takes; and the command."""
+"""The pruner: when it takes part, its statements, and its share of time; and the command ``prune``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pgbus_gevent.streamer.pruner import MAX_SHARE, MESSAGES, STREAMS, Pruner
 
 
 class Done(Exception):
-    """Ends a loop that else would not."""
+    """Ends a loop that would otherwise go on for ever."""
 
 
 class Rounds:
-    """A source that tells what it was asked, and a clock that only it and pauses move."""
+    """A source that records its calls, and a clock that only these calls and pauses move."""
 
     def __init__(self, *turns: list[str] | None) -> None:
         self.now = 0.0
@@ -89,7 +89,7 @@ class Rounds:
 MANY = [f"s{n}" for n in range(STREAMS)]
 
 
-def test_where_it_is_not_its_turn_it_asks_nothing_else() -> None:
+def test_if_it_is_not_its_turn_it_asks_nothing_else() -> None:
     rounds = Rounds(None)
     assert rounds.pruner.take_part() == 0
     assert rounds.asked == [("turn", 5.0, STREAMS)]
@@ -144,7 +144,7 @@ def test_it_takes_no_more_than_its_share_of_the_time() -> None:
     assert rounds.pruner.seconds / rounds.now == pytest.approx(MAX_SHARE)
 
 
-def test_it_pauses_even_where_statements_take_no_time() -> None:
+def test_it_pauses_even_if_statements_take_no_time() -> None:
     rounds = Rounds(["a"])
     rounds.pruner.take_part()
     assert len(rounds.slept) == len(rounds.asked) and min(rounds.slept) > 0
@@ -156,7 +156,7 @@ def test_it_pauses_even_where_statements_take_no_time() -> None:
 @pytest.fixture
 def looping() -> Iterator[Callable[[Rounds, int], None]]:
     def run(rounds: Rounds, count: int) -> None:
-        """Run its loop until it has waited for so many rounds."""
+        """Run the loop until it has waited for this many rounds."""
 
         def stop_after() -> None:
             if sum(seconds >= 5.0 for seconds in rounds.slept) >= count:
@@ -177,7 +177,7 @@ def test_it_waits_half_the_interval_to_all_of_it_first_of_all(looping: Callable[
     assert 5.0 <= min(waits) < 6.0 and 9.0 < max(waits) <= 10.0
 
 
-def test_an_outage_is_told_of_once_and_it_goes_on(
+def test_an_outage_is_logged_once_and_it_goes_on(
     looping: Callable[[Rounds, int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds = Rounds(["a"])
@@ -243,7 +243,7 @@ def cli(tmp_path: Path, pgbus_database: str) -> Cli:
     return Cli(tmp_path, pgbus_database)
 
 
-def test_the_command_prunes_all_streams_and_tells_of_each(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
+def test_the_command_prunes_all_streams_and_reports_each(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
     sql = Session(pgbus_database)
     last = {name: pgbus_bus.stream(name).broadcast_many(["x"] * 1500) for name in ("a", "b")}
     sql.run("update pgbus.messages set created_at = now() - interval '2 hours'")

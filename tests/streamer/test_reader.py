@@ -1,4 +1,4 @@
-"""Reads are few, merged and fair, and survive the database."""
+"""Reads are few, merged and fair, and survive an outage of the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgbus_gevent.streamer.turns import breathe
 
 @contextmanager
 def held_reads(table: Table) -> Iterator[Event]:
-    """Every read waits until the event is set; so that more may be asked for meanwhile."""
+    """Make every read wait until the event is set, so that more reads can be asked for meanwhile."""
     go = Event()
     table.on_read = go.wait
     try:
@@ -43,7 +43,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
 
 
 class Light(FakeClient):
-    """One that only counts what it is given."""
+    """A client that only counts its bytes."""
 
     frames = 0
 
@@ -64,7 +64,7 @@ def test_five_thousand_clients_behind_at_their_own_cursors_cost_a_handful_of_rea
         place = client.subscription
         return place is not None and (parts.waits(client) or (place.cursor or 0) >= 500)
 
-    # No read is answered before the dispatcher has brought everybody to where they wait, however slow the machine is.
+    # No read is answered before every client waits, however slow the machine is.
     table.on_read = lambda: wait_until(lambda: all(settles(client) for client in clients))
     with Parts(table, ring_messages=1, page_size=500, readers=1) as parts:
         for client in reversed(clients):
@@ -112,13 +112,13 @@ def test_looks_that_are_asked_for_again_and_again_are_one_read() -> None:
                 parts.look()
             go.set()
             settled(parts)
-        # The first one, one for all that came meanwhile, and as many more as its pages.
+        # The first read, one for all clients that came meanwhile, and one more for each of its pages.
         assert len(parts.table.reads) - reads <= 2 + 101 // 3
         assert client.ids == parts.table.ids("orders")
 
 
-def test_a_page_is_read_once_for_all_who_stand_within_it_while_the_stream_moves() -> None:
-    """The passes that go on meanwhile must not ask for the same page again for those who are still to be served."""
+def test_a_page_is_read_once_for_all_clients_within_it_while_the_stream_moves() -> None:
+    """Passes during the read must not ask for the same page again for the clients that still wait for it."""
     table = Table()
     for _ in range(10):
         table.append("orders")
@@ -230,12 +230,12 @@ def test_the_database_is_read_only_as_fast_as_the_client_takes_it() -> None:
             breathe()
         assert len(table.reads) <= 2
         client.on_send = lambda: None
-        client.drain()
+        client.unblock()
         settled(parts)
         assert client.ids == table.ids("orders")
 
 
-def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_drains() -> None:
+def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_takes_bytes() -> None:
     table = Table()
     for _ in range(5):
         table.append("orders")
@@ -250,12 +250,12 @@ def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_drains() ->
             assert client.waiting
             go.set()
             wait_until(lambda: not parts.reading)
-        client.drain()
+        client.unblock()
         settled(parts)
         assert [message.data for message in client.messages] == ["x", "10", "20", "30", "40", "50"]
 
 
-# What a look finds
+# Looks
 
 
 def test_a_head_that_is_found_old_is_no_proof_that_a_cursor_is_ahead() -> None:
@@ -290,7 +290,7 @@ def test_a_cursor_is_not_ahead_while_there_is_more_to_read() -> None:
         assert parts.table.reads.count("pages") == 5
 
 
-def test_a_replay_brings_what_nobody_rang_for_to_the_others_too() -> None:
+def test_a_replay_brings_messages_without_a_notification_to_the_others_too() -> None:
     with Parts(ring_messages=1) as parts:
         for _ in range(5):
             parts.publish()
@@ -314,7 +314,7 @@ def test_a_ring_that_is_there_is_not_read_again_for_a_replay() -> None:
         assert parts.table.questions == [("orders", None, None), ("orders", None, 3)]
 
 
-def test_a_look_for_those_who_watch_is_not_lost_when_another_leaves() -> None:
+def test_a_look_for_the_remaining_clients_is_not_lost_when_one_leaves() -> None:
     with Parts(readers=1) as parts:
         staying = parts.connect()
         settled(parts)
@@ -354,7 +354,7 @@ def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: 
         settled(parts)
         parts.table.rows["orders"].clear()
         parts.table.horizons["orders"] = 0
-        parts.log().forget()
+        parts.log().clear_ring()
         client = parts.connect(since=since)
         wait_until(lambda: client.controls("gap-detected") and not parts.reading)
         reads = len(parts.table.reads)
@@ -369,10 +369,10 @@ def test_messages_that_were_deleted_by_hand_do_not_make_it_read_for_ever(since: 
         wait_until(lambda: client.ids == [60])
 
 
-# When the database is away
+# An outage of the database
 
 
-def test_a_database_that_comes_back_costs_nobody_a_message(
+def test_an_outage_of_the_database_loses_no_message(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(reader, "_PAUSES", (0.002, 0.002))
@@ -456,7 +456,7 @@ def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypa
 # pages that are kept
 
 
-def test_a_page_serves_those_who_come_a_moment_later_too() -> None:
+def test_a_page_also_serves_clients_that_come_a_moment_later() -> None:
     table = Table()
     for _ in range(20):
         table.append("orders")
@@ -470,7 +470,7 @@ def test_a_page_serves_those_who_come_a_moment_later_too() -> None:
         assert table.reads == reads
 
 
-def test_pages_are_forgotten_when_nobody_has_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_dropped_when_no_client_has_needed_one_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.streamer.reader.KEEP_SECONDS", 0.01)
     table = Table()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""When the table has lost messages that were delivered, or some of its middle: clients are told, and end with what it has."""
+"""If the table has lost messages that were delivered, clients are told, and end with the messages that the table has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgbus_gevent.streamer import dispatcher, reader, turns
 
 @pytest.fixture(autouse=True)
 def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Turns, chunks and pauses are as small as can be, so that everything may come in between everything."""
+    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
     monkeypatch.setattr(dispatcher, "SLICE", 2)
     monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
@@ -55,10 +55,10 @@ def published(parts: Parts, count: int) -> None:
         parts.publish()
 
 
-# What was delivered is gone
+# Delivered messages are gone
 
 
-def test_who_was_sent_what_the_table_has_lost_is_told_and_gets_what_it_has() -> None:
+def test_a_client_that_was_sent_lost_messages_is_told_and_gets_those_that_the_table_has() -> None:
     with Parts(ring_messages=20) as parts:
         client = parts.connect()
         settled(parts)
@@ -92,7 +92,7 @@ def test_a_newcomer_gets_nothing_that_is_lost_once_that_is_known() -> None:
 
 
 def test_a_message_that_follows_an_older_one_than_the_head_has_the_head_checked() -> None:
-    """Ids jump after a failover, so the table's newest may well be above a head that it does not have."""
+    """Ids jump after a failover, so the newest id of the table may be above a head that the table does not have."""
     with Parts(ring_messages=20) as parts:
         client = parts.connect()
         settled(parts)
@@ -137,7 +137,7 @@ def test_one_that_reads_slowly_is_told_when_it_takes_bytes_again() -> None:
         settled(parts)
         parts.publish()
         settled(parts)
-        client.drain()
+        client.unblock()
         settled(parts)
         sent = client.ids
         assert sent[-1] == 110 and reasons(client) == ["ahead"]
@@ -146,7 +146,7 @@ def test_one_that_reads_slowly_is_told_when_it_takes_bytes_again() -> None:
         assert before.ids[-1] == 110 and reasons(before) == ["ahead"]
 
 
-def test_one_that_had_nothing_of_what_is_lost_is_told_nothing() -> None:
+def test_a_client_that_was_not_sent_lost_messages_is_not_told() -> None:
     with Parts(ring_messages=20) as parts:
         client = parts.connect()
         settled(parts)
@@ -159,7 +159,7 @@ def test_one_that_had_nothing_of_what_is_lost_is_told_nothing() -> None:
         parts.table.lose("orders", 3)
         parts.look()
         settled(parts)
-        client.drain()
+        client.unblock()
         settled(parts)
         assert (reasons(client), client.ids) == ([], [10, 20, 30, 40, 50, 60, 70])
 
@@ -179,7 +179,7 @@ def test_all_of_a_stream_can_be_lost() -> None:
         assert client.ids == [10, 20, 30, 40]
 
 
-def test_what_was_pruned_is_not_lost_not_even_when_its_horizon_is_forgotten() -> None:
+def test_pruned_messages_are_not_lost_even_if_the_horizon_is_forgotten() -> None:
     with Parts(ring_messages=20) as parts:
         client = parts.connect()
         settled(parts)
@@ -198,7 +198,7 @@ def test_what_was_pruned_is_not_lost_not_even_when_its_horizon_is_forgotten() ->
 
 
 def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
-    """A slow reader has rows in its hands that another one learns are gone."""
+    """A slow reader has read rows, and meanwhile another reader finds that they are gone."""
     with Parts(ring_messages=1, page_size=10) as parts:
         live = parts.connect()
         settled(parts)
@@ -222,8 +222,8 @@ def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
         assert live.ids[10:] == client.ids
 
 
-def test_who_was_sent_a_page_that_was_ahead_of_the_ring_is_told_as_well() -> None:
-    """Nothing rang for the newest messages: a page brought them, and then the table lost them."""
+def test_a_client_that_was_sent_a_page_ahead_of_the_ring_is_told_as_well() -> None:
+    """The newest messages came without a notification. A page brought them, and then the table lost them."""
     with Parts(ring_messages=1, page_size=10) as parts:
         published(parts, 3)
         live = parts.connect()
@@ -241,7 +241,7 @@ def test_who_was_sent_a_page_that_was_ahead_of_the_ring_is_told_as_well() -> Non
         assert reasons(live) == ["ahead"]
 
 
-def test_whoever_comes_after_a_session_was_lost_waits_until_the_table_was_asked() -> None:
+def test_a_client_that_comes_after_a_session_was_lost_waits_until_the_table_was_asked() -> None:
     with Parts(ring_messages=20) as parts:
         live = parts.connect()
         settled(parts)
@@ -269,13 +269,13 @@ def test_an_answer_from_before_a_doubt_does_not_settle_it() -> None:
     assert not log.in_doubt
 
 
-# Holes
+# Gaps
 
 
 @pytest.mark.parametrize("ring", [1, 20])
 @pytest.mark.parametrize(("since", "told"), [(0, [40]), (10, [40]), (20, [20]), (30, []), (40, []), (50, [])])
-def test_who_resumes_across_a_hole_is_told(ring: int, since: int, told: list[int]) -> None:
-    """The message after it names one that is not there. Where the hole is in the middle of what follows, so is the news."""
+def test_a_client_that_resumes_across_a_gap_is_told(ring: int, since: int, told: list[int]) -> None:
+    """The message after the gap names one that is gone. The client is told of a gap at its place among the messages."""
     table = Table()
     for _ in range(8):
         table.append("orders")
@@ -294,7 +294,7 @@ def test_who_resumes_across_a_hole_is_told(ring: int, since: int, told: list[int
 
 
 @pytest.mark.parametrize(("replay", "told"), [(3, 0), (4, 1), (5, 1), (100, 1)])
-def test_a_replay_tells_of_the_holes_in_it(replay: int, told: int) -> None:
+def test_a_replay_reports_the_gaps_in_it(replay: int, told: int) -> None:
     table = Table()
     for _ in range(6):
         table.append("orders")
@@ -306,7 +306,7 @@ def test_a_replay_tells_of_the_holes_in_it(replay: int, told: int) -> None:
         assert reasons(client) == ["expired"] * told
 
 
-def test_those_who_are_live_are_told_of_what_was_deleted_before_anybody_saw_it() -> None:
+def test_live_clients_are_told_of_messages_that_were_deleted_before_they_were_seen() -> None:
     with Parts() as parts:
         client = parts.connect()
         settled(parts)
@@ -337,11 +337,11 @@ def test_a_message_that_names_none_or_an_older_one_proves_nothing(prev_id: int |
 # Cursors of messages that were lost before this worker served the stream
 
 BASE = 10**15
-"""Ids below were never ours, and are left alone."""
+"""No message ever had a lower id, so lower cursors are not judged."""
 
 
 def with_losses() -> tuple[Table, list[int], list[int]]:
-    """A table that has lost three messages and got others since; the ids that it has, and those of the lost ones."""
+    """Return a table that has lost three messages and has new ones since, the ids that it has, and the lost ids."""
     table = Table(first_id=BASE + 10)
     for _ in range(6):
         table.append("orders")
@@ -388,7 +388,7 @@ def test_a_cursor_that_no_message_names_as_the_one_before_it_is_ahead(ring: int,
         ("none that we ever gave", 0),
     ],
 )
-def test_what_proves_that_a_cursor_is_lost_and_what_does_not(case: str, told: int) -> None:
+def test_which_rows_prove_that_a_cursor_is_lost(case: str, told: int) -> None:
     table = Table(first_id=BASE + 10)
     kept, since, next_id = (table.append("orders").id for _ in range(3))
     prev: int | None = kept
@@ -420,7 +420,7 @@ def test_what_proves_that_a_cursor_is_lost_and_what_does_not(case: str, told: in
 
 
 def test_a_replay_starts_at_a_cursor_that_can_be_brought_back() -> None:
-    """Where the ring was opened for somebody with another cursor, or without a message that was too large, its floor is no id."""
+    """The floor is not a message's id if the ring was opened for a client with an invented cursor, or without a large message."""
     table = Table(first_id=BASE + 10)
     for _ in range(6):
         table.append("orders", data="x" * 100_000)
@@ -438,7 +438,7 @@ def test_a_replay_starts_at_a_cursor_that_can_be_brought_back() -> None:
 
 
 def with_one_more_for_pages(parts: Parts, *, lose: bool = False) -> None:
-    """The next page that is read for a client has a message of which the log does not know; it is lost at once or not."""
+    """Have the next page contain a message that the log does not know. The message may be lost at once."""
     read_pages, read = parts.reader._read_pages, parts.table.pages
 
     def read_with_one_more(after: list[tuple[str, int]], **limits: int) -> Any:
@@ -457,8 +457,8 @@ def with_one_more_for_pages(parts: Parts, *, lose: bool = False) -> None:
     parts.reader._read_pages = once  # type: ignore[method-assign]
 
 
-def test_a_gap_never_tells_of_an_oldest_message_beyond_the_last() -> None:
-    """All was deleted by hand, and something is new that the worker has not heard of when it reads what there is."""
+def test_a_gap_never_names_an_oldest_message_above_the_last() -> None:
+    """All messages were deleted by hand, and there is a new one that the worker does not know when it reads the page."""
     with Parts(ring_messages=1) as parts:
         client = parts.connect()
         settled(parts)
@@ -473,8 +473,8 @@ def test_a_gap_never_tells_of_an_oldest_message_beyond_the_last() -> None:
         assert gap["oldestId"] <= gap["lastId"]
 
 
-def test_nobody_is_sent_what_the_log_does_not_know_of() -> None:
-    """Else nobody would be told when it is lost before the log hears of it."""
+def test_no_client_is_sent_a_message_that_the_log_does_not_know() -> None:
+    """Otherwise no client would be told if the message is lost before the log knows it."""
     with Parts(ring_messages=1) as parts:
         client = parts.connect()
         settled(parts)
@@ -497,7 +497,7 @@ def test_nobody_is_sent_what_the_log_does_not_know_of() -> None:
         assert segments[-1] == [new]
 
 
-def test_who_has_to_be_told_of_a_loss_is_told_though_the_dispatcher_was_started_again() -> None:
+def test_a_client_is_told_of_a_loss_even_if_the_dispatcher_was_started_again() -> None:
     with Parts() as parts:
         client = parts.connect()
         settled(parts)
@@ -511,7 +511,7 @@ def test_who_has_to_be_told_of_a_loss_is_told_though_the_dispatcher_was_started_
         wait_until(lambda: reasons(client) == ["ahead"])
 
 
-# Whatever comes in between
+# Every interleaving
 
 CLIENT = st.integers(0, 20)
 STEPS = st.one_of(
@@ -522,7 +522,7 @@ STEPS = st.one_of(
     st.tuples(st.just("prune"), st.integers(1, 3)),
     st.tuples(st.just("connect"), st.sampled_from(["now", "oldest", "middle", "newest", "replay", "other"]), CLIENT),
     st.tuples(st.just("jam"), CLIENT),
-    st.tuples(st.just("drain"), CLIENT),
+    st.tuples(st.just("unblock"), CLIENT),
     st.tuples(st.just("look")),
     st.tuples(st.just("doubt")),
     st.tuples(st.just("kill"), st.integers(0, 2)),
@@ -531,7 +531,7 @@ BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
 
 
 class Run:
-    """One interleaving of messages that come and go with clients that do."""
+    """One interleaving of messages and clients that come and go."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -574,9 +574,9 @@ class Run:
         if self.parts.clients:
             self.parts.clients[pick % len(self.parts.clients)].jammed = True
 
-    def do_drain(self, pick: int) -> None:
+    def do_unblock(self, pick: int) -> None:
         if self.parts.clients:
-            self.parts.clients[pick % len(self.parts.clients)].drain()
+            self.parts.clients[pick % len(self.parts.clients)].unblock()
 
     def do_look(self) -> None:
         self.parts.look()
@@ -590,12 +590,12 @@ class Run:
 
     def finish(self) -> None:
         for client in self.parts.clients:
-            client.drain()
+            client.unblock()
         self.parts.look()
         settled(self.parts)
 
     def check(self, client: FakeClient) -> None:
-        """What it has in the end, and of each gap on the way that it was told, and for a reason."""
+        """Check that the client ends with the right messages, and was told of each gap, and of no other."""
         segments: list[list[int | str]] = [[]]
         for event in client.events:
             if event.event == "pgbus:gap-detected" and json.loads(event.data)["reason"] == "ahead":
@@ -607,7 +607,7 @@ class Run:
         assert all(gap["oldestId"] <= gap["lastId"] for gap in gaps(client))
         ids = [item for item in segments[-1] if isinstance(item, int)]
         assert ids == sorted(set(ids))
-        # Below a horizon nobody can tell any more what was lost from what was pruned.
+        # Below a horizon, lost messages cannot be told from pruned ones.
         lost = {id for id in self.lost if id > self.table.horizons.get("orders", 0)}
         assert not set(ids) & lost, "what it was sent last is not there, and it was not told"
         if len(segments) > 1 or client.request.places[0].since == 0:
@@ -631,7 +631,7 @@ class Run:
     slowness=st.integers(0, 4),
     ring=st.sampled_from([1, 4, 50]),
 )
-def test_every_interleaving_ends_with_what_the_table_has(
+def test_every_interleaving_ends_with_the_messages_of_the_table(
     before: int, steps: list[tuple[Any, int]], slowness: int, ring: int
 ) -> None:
     with Parts(Table(), ring_messages=ring, page_size=2) as parts:

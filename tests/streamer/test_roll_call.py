@@ -1,4 +1,4 @@
-"""A worker's place on the roll: told, kept up, taken off at the end, and never a reason not to serve."""
+"""A worker's row on the roll: it is written, renewed and removed, and a failure never stops the worker."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pgbus_gevent.core.board import Board
 from pgbus_gevent.database.fleet import Answer
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import roll_call
-from pgbus_gevent.streamer.clients import Clients, Limits
+from pgbus_gevent.streamer.clients import Clients
+from pgbus_gevent.streamer.limits import Limits
 from pgbus_gevent.streamer.roll_call import RollCall
 
 
 class Roll:
-    """The table, in memory; ``error`` is raised instead of an answer, ``ahead`` is how far its clock is."""
+    """The table, in memory. ``error`` is raised instead of an answer, and its clock is ``ahead`` seconds ahead."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Mapping[str, Any]]] = []
@@ -47,7 +48,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Told:
-    """A teller with facts of the test's own, and whether it is listening."""
+    """A source of facts, which records whether it is listening."""
 
     def __init__(self, facts: Callable[[], Mapping[str, Any]]) -> None:
         self.facts = facts
@@ -67,7 +68,7 @@ def calling(roll: Roll, board: Board | None = None, **options: Any) -> RollCall:
     return RollCall(roll, board, Clients(board, limits=Limits(1)), **options)
 
 
-def test_a_worker_tells_again_and_again_and_leaves_at_the_end() -> None:
+def test_a_worker_writes_its_row_again_and_again_and_leaves_at_the_end() -> None:
     roll = Roll()
     call = calling(roll, port=8080)
     teller = Told(lambda: {"more": 7})
@@ -83,7 +84,7 @@ def test_a_worker_tells_again_and_again_and_leaves_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("away"), DatabaseError("denied", "42501")])
-def test_where_it_cannot_tell_it_tries_again_and_says_no_goodbye(error: DatabaseError) -> None:
+def test_if_it_cannot_write_it_tries_again_and_does_not_leave(error: DatabaseError) -> None:
     roll = Roll()
     roll.error = error
     call = calling(roll)
@@ -98,7 +99,7 @@ def test_where_it_cannot_tell_it_tries_again_and_says_no_goodbye(error: Database
     greenlet.kill()
 
 
-def test_what_cannot_be_counted_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_the_counts_does_not_end_the_task(caplog: pytest.LogCaptureFixture) -> None:
     broken = True
 
     def facts() -> Mapping[str, Any]:
@@ -121,7 +122,7 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
     now = [1000.0]
     roll.clock, roll.ahead = (lambda: now[0]), 3.0
     call = calling(roll, wall_clock=lambda: now[0])
-    call._tell()
+    call._report()
     assert call.clock_offset == pytest.approx(3.0)
 
     def slow(*arguments: Any) -> Answer:
@@ -129,7 +130,7 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
         return Answer(now[0] + 3.0, 0.0)
 
     roll.beat = slow  # type: ignore[method-assign]
-    call._tell()
+    call._report()
     assert call.clock_offset == pytest.approx(3.0)
 
 
@@ -137,5 +138,5 @@ def test_it_hands_on_the_pace_of_the_doorbell() -> None:
     roll = Roll()
     roll.pace = 0.025
     board = make_board()
-    calling(roll, board)._tell()
+    calling(roll, board)._report()
     assert board.pace == 0.025

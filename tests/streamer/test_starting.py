@@ -1,4 +1,4 @@
-"""One attempt at a time to start something: who comes meanwhile shares it, and after a failure there is a pause."""
+"""One attempt at a time to start something: greenlets that come meanwhile share it, and a pause follows a failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgbus_gevent.streamer.starting import Shared, Starter
 
 
 class Act:
-    """Takes a moment, and fails so many times."""
+    """Takes a moment, and fails a given number of times."""
 
     def __init__(self, failures: int) -> None:
         self.calls = 0
@@ -33,7 +33,7 @@ class Act:
         return call
 
 
-def test_who_waited_for_an_attempt_that_failed_gets_its_failure_and_who_comes_later_tries_again() -> None:
+def test_greenlets_that_waited_get_the_failure_and_a_later_one_tries_again() -> None:
     act = Act(failures=1)
     shared = Shared(act)
     waiting = [gevent.spawn(shared) for _ in range(5)]
@@ -65,7 +65,7 @@ def test_requests_begin_one_attempt_and_the_next_after_a_pause(monkeypatch: pyte
     assert monotonic() - began >= 0.3, "the pause"
 
 
-def test_nobody_waits_for_longer_than_it_may_go_on_failing() -> None:
+def test_no_request_waits_longer_than_it_may_go_on_failing() -> None:
     act = Act(failures=1000)
     starter = Starter(act, patience=0.2)
     began = monotonic()

@@ -1,4 +1,4 @@
-"""The sweeps for messages that no notification told of: when they come, what they find, how much they may cost."""
+"""Sweeps: when they come, which messages they find, and how much they may cost."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.work import Work
 from pgbus_gevent.database.rows import TailRow
 from pgbus_gevent.streamer import sweeper
-from pgbus_gevent.streamer.sweeper import AFTER_RING, MAX_SHARE, TAIL_REST, Sweeper
+from pgbus_gevent.streamer.sweeper import AFTER_DOORBELL, MAX_SHARE, TAIL_REST, Sweeper
 from pgbus_gevent.streamer.turns import breathe
 
 STAGES = [0.004, 0.008, 0.038, 0.2]
-"""The pauses before the sweeps after a ring."""
+"""The pauses before the sweeps after a notification."""
 
 
 class Looks(Work[StreamLog]):
-    """Does what a reader would: brings the log up to the table, and writes down that it was asked for."""
+    """Does what a reader would do: brings logs up to the table, and records the looks that were asked for."""
 
     def __init__(self, table: Table, board: Board) -> None:
         super().__init__(board.reading)
@@ -37,7 +37,7 @@ class Looks(Work[StreamLog]):
 
 
 class Sweeping:
-    """The part over a table in memory; its pauses are written down and take no time."""
+    """The sweeper over a table in memory. Its pauses are recorded and take no time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -83,10 +83,10 @@ class Sweeping:
         breathe()
 
     def at_rest(self) -> bool:
-        return self.part._stage == len(AFTER_RING) and not self.board.doorbell.is_set()
+        return self.part._stage == len(AFTER_DOORBELL) and not self.board.doorbell.is_set()
 
     def ring(self) -> None:
-        """Ring, and wait until all that follows is over."""
+        """Set the doorbell, and wait until the series of sweeps is over."""
         self.board.doorbell.set()
         wait_until(self.at_rest)
         breathe()
@@ -100,7 +100,7 @@ def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeping]:
         made.greenlet.kill()
 
 
-def test_where_rings_keep_a_distance_it_sweeps_after_that(sweeping: Sweeping) -> None:
+def test_with_a_pace_it_sweeps_after_the_pace(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.start()
     sweeping.slept.clear()
@@ -109,7 +109,7 @@ def test_where_rings_keep_a_distance_it_sweeps_after_that(sweeping: Sweeping) ->
     assert sweeping.slept == [0.029, *STAGES[1:]]
 
 
-def test_after_a_ring_it_sweeps_four_times(sweeping: Sweeping) -> None:
+def test_after_a_notification_it_sweeps_four_times(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.start()
     sweeping.ring()
@@ -134,7 +134,7 @@ def test_as_long_as_something_is_found_it_starts_over(sweeping: Sweeping) -> Non
     sweeping.start()
     sweeping.ring()
     assert sweeping.slept == [0.004] * 4 + STAGES
-    # The first is a probe, which knows only that there is something; the others bring it.
+    # The first sweep is a probe, which only finds that there is a message; the others bring it.
     assert (sweeping.moved, sweeping.added) == (["orders"], [("orders", 1)] * 3)
 
 
@@ -193,7 +193,7 @@ def test_large_data_has_its_stream_read(sweeping: Sweeping) -> None:
     assert (sweeping.added, sweeping.moved) == ([], ["orders"])
 
 
-def test_where_rings_never_end_a_probe_comes_every_second(sweeping: Sweeping) -> None:
+def test_while_notifications_never_end_a_probe_comes_every_second(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.table.on_read = lambda: sweeping.board.doorbell.set() if sweeping.now < 5 else None
     sweeping.start()
@@ -215,9 +215,7 @@ def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: p
     assert sweeping.table.ids("orders")[-1] == sweeping.registry.log("orders").head  # type: ignore[union-attr]
 
 
-def test_streams_are_named_to_the_tail_only_where_they_are_few(
-    sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tail_names_the_streams_only_if_they_are_few(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper, "FEW_STREAMS", 2)
     named = []
     tail = sweeping.table.tail
@@ -234,11 +232,11 @@ def test_streams_are_named_to_the_tail_only_where_they_are_few(
     sweeping.ring()
     sweeping.watch("news")
     sweeping.ring()
-    # The first sweep of all is a probe, and so is the last of each four.
+    # The very first sweep is a probe, and so is the last of each series of four.
     assert [names and sorted(names) for names in named] == [["orders", "stock"]] * 5 + [None] * 3
 
 
-def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweeping) -> None:
+def test_messages_that_a_notification_brought_meanwhile_need_no_look(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.table.append("orders")
     log = sweeping.registry.log("orders")
@@ -257,7 +255,7 @@ def test_what_a_notification_brought_meanwhile_is_not_looked_for(sweeping: Sweep
     assert sweeping.part.sweeps == 4
 
 
-def test_a_stream_whose_last_client_left_meanwhile_is_passed_over(sweeping: Sweeping) -> None:
+def test_a_stream_whose_last_client_left_meanwhile_is_ignored(sweeping: Sweeping) -> None:
     client = sweeping.watch("orders")
     sweeping.table.append("orders")
     sweeping.table.on_read = lambda: sweeping.board.leave(client)
@@ -275,7 +273,7 @@ def test_without_an_open_stream_it_asks_nothing(sweeping: Sweeping, watched: boo
     assert sweeping.table.reads == []
 
 
-def test_without_any_ring_it_sweeps_at_every_interval(sweeping: Sweeping) -> None:
+def test_without_notifications_it_sweeps_at_every_interval(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.table.append("orders")
     sweeping.interval = 0.005
@@ -284,7 +282,7 @@ def test_without_any_ring_it_sweeps_at_every_interval(sweeping: Sweeping) -> Non
     assert sweeping.moved == ["orders"]
 
 
-def test_a_ring_cuts_the_interval_short(sweeping: Sweeping) -> None:
+def test_a_notification_ends_the_interval(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.start()
     assert sweeping.part.sweeps == 0
@@ -293,7 +291,7 @@ def test_a_ring_cuts_the_interval_short(sweeping: Sweeping) -> None:
 
 
 @pytest.mark.parametrize("sleep", [2, 3])
-def test_a_ring_between_the_sweeps_starts_over(sweeping: Sweeping, sleep: int) -> None:
+def test_a_notification_between_the_sweeps_starts_the_series_again(sweeping: Sweeping, sleep: int) -> None:
     sweeping.watch("orders")
 
     def ring_once() -> None:
@@ -308,7 +306,7 @@ def test_a_ring_between_the_sweeps_starts_over(sweeping: Sweeping, sleep: int) -
 
 
 @pytest.mark.parametrize("sweep", [1, 2, 3])
-def test_a_ring_during_a_sweep_starts_over(sweeping: Sweeping, sweep: int) -> None:
+def test_a_notification_during_a_sweep_starts_the_series_again(sweeping: Sweeping, sweep: int) -> None:
     sweeping.watch("orders")
     sweeping.table.on_read = lambda: sweeping.board.doorbell.set() if len(sweeping.table.reads) == sweep else None
     sweeping.start()
@@ -355,7 +353,7 @@ def test_one_that_hung_makes_the_next_one_no_later_than_the_interval(sweeping: S
     assert max(sweeping.slept) <= 5.0
 
 
-def test_a_database_that_is_away_is_told_of_once_and_tried_again(
+def test_a_database_that_is_away_is_logged_once_and_tried_again(
     sweeping: Sweeping, caplog: pytest.LogCaptureFixture
 ) -> None:
     sweeping.watch("orders")
@@ -378,7 +376,7 @@ def test_one_that_was_about_to_commit_at_a_probe_is_found_by_the_next_tail(sweep
     sweeping.table.append("late")
     hidden = sweeping.table.rows.pop("late")
     sweeping.table.append("orders")
-    # Found by a probe, as after a second of rings.
+    # A probe finds it, as after a second of notifications.
     sweeping.part._probed = -10.0
     sweeping.ring()
     sweeping.table.rows["late"] = hidden
@@ -441,7 +439,7 @@ def test_with_a_new_session_the_first_sweep_is_a_probe_and_settles_the_doubts(sw
     assert sweeping.table.reads[:2] == ["moved", "moved"]
 
 
-# What the rings hold
+# Rings that are compared with the table
 
 
 def checked(sweeping: Sweeping) -> None:
@@ -475,7 +473,7 @@ def test_a_ring_that_agrees_with_the_table_stays(sweeping: Sweeping, holding: St
 
 
 @pytest.mark.parametrize("change", ["deleted", "added", "both"])
-def test_a_ring_that_does_not_is_dropped(change: str, sweeping: Sweeping, holding: StreamLog) -> None:
+def test_a_ring_that_does_not_agree_is_cleared(change: str, sweeping: Sweeping, holding: StreamLog) -> None:
     if change != "added":
         sweeping.table.delete("orders", 30)
     if change != "deleted":
@@ -485,7 +483,7 @@ def test_a_ring_that_does_not_is_dropped(change: str, sweeping: Sweeping, holdin
     assert (holding.ids, holding.head, holding.floor) == ([], 50, 50)
 
 
-def test_where_rings_hold_more_than_is_checked_at_once_they_take_turns(
+def test_if_rings_hold_more_than_is_checked_at_once_they_take_turns(
     sweeping: Sweeping, holding: StreamLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeper, "CHECKED_MESSAGES", 1)

@@ -1,4 +1,4 @@
-"""Greenlets that do not die unnoticed."""
+"""Tasks: greenlets that are started again when they die."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgbus_gevent.streamer.task import Task
 
 
 class Work:
-    """What a task runs: ``ends`` says how each run ends; when it has nothing more to say, the run goes on for ever."""
+    """The body of a task. ``ends`` says how each run ends; after the last one, the run goes on for ever."""
 
     def __init__(self, *ends: Callable[[], None]) -> None:
         self.ends = list(ends)
@@ -48,7 +48,7 @@ def go_back() -> None:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(task, "_PAUSE", 0.001)
-    # gevent prints the traceback of every greenlet that fails, which is what these do.
+    # gevent prints the traceback of every greenlet that fails, and these fail on purpose.
     monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *args: None)
     yield
 
@@ -164,7 +164,7 @@ def test_it_can_be_started_after_a_stop(ends: list[Callable[[], None]]) -> None:
     assert work.task.stop(1.0)
 
 
-def test_a_stop_is_bounded_and_tells_who_did_not_stop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_is_bounded_and_names_the_task_that_did_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     release = Event()
 
     def cling() -> None:

@@ -1,4 +1,4 @@
-"""Jobs that take turns: in which order, and what happens to those that are left when one dies."""
+"""Jobs in rotation: their order, and the jobs that are left when one raises."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_jobs_take_a_step_each() -> None:
     assert done == ["a", "b", "c", "a", "b", "a"]
 
 
-def test_what_came_while_others_breathed_goes_ahead_every_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_came_during_a_break_go_ahead_every_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     jobs, done = Turns(lambda: float(next(ticks))), []
     monkeypatch.setattr(turns, "breathe", lambda: None)

@@ -266,4 +266,4 @@ def test_what_was_written_into_the_table_by_hand_in_a_broken_form_reaches_nobody
         for client in (live, replayed):
             assert [frame.data for frame in client.messages] == ["for all"]
             assert b"secret" not in client.raw and b"injected" not in client.raw
-    assert caplog.text.count("has an event name that no broadcast takes") == 1
+    assert caplog.text.count("has an event name that broadcast() refuses") == 1

@@ -24,7 +24,7 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.names import Signer, hide_signed
 from pgbus_gevent.errors import InvalidArgument
 from pgbus_gevent.hosts.request_head import MAX_SHOWN, shown_path
-from pgbus_gevent.streamer.clients import network_of
+from pgbus_gevent.streamer.limits import network_of
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.requests import MAX_FIELDS
 from pgbus_gevent.web.stream_app import StreamApp

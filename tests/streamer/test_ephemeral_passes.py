@@ -1,4 +1,4 @@
-"""Ephemeral messages that come faster than a socket takes them: kept for who reads, within bounds, and counted where they go by."""
+"""Ephemeral messages that come faster than a socket takes them: they are kept within bounds, and dropped ones are counted."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from streamer_parts import FakeClient, Parts, wait_until
 from support import get, serve_process, serving, session, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.core import hints, sse
+from pgbus_gevent.core import ephemeral_buffers, sse
 from pgbus_gevent.settings.table import Settings
-from pgbus_gevent.streamer import hint_passes
+from pgbus_gevent.streamer import ephemeral_passes
 from pgbus_gevent.testing.client import StreamClient
 
 BURST = 440
-"""Messages of 7 kB: 3 MB, far more than a socket takes."""
+"""How many messages of 7 kB: together 3 MB, far more than a socket takes."""
 
 
 def burst(url: str, stream: str = "orders", count: int = BURST) -> None:
-    """One transaction, so that all notifications come at once."""
+    """Publish in one transaction, so that all notifications come at once."""
     with session(url) as connection:
         connection.autocommit = False
         with connection.cursor() as cursor:
@@ -55,15 +55,15 @@ def test_a_client_that_reads_gets_all_of_a_burst(pgbus_database: str) -> None:
             client.close()
 
 
-def test_one_that_does_not_read_misses_the_oldest_which_is_counted_and_told_once(
+def test_a_client_that_does_not_read_misses_the_oldest_which_are_counted_and_logged_once(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(hints, "MAX_KEPT", 500_000)
+    monkeypatch.setattr(ephemeral_buffers, "MAX_KEPT", 500_000)
     with serving(pgbus_settings) as server:
         reading, slow = server.live("orders"), server.live("orders")
         slow.pause()
         for n in range(1, 34):
-            # Never more at once than is kept.
+            # There are never more messages at once than are kept.
             burst(pgbus_database, count=40)
             until(lambda: len(reading.messages) == n * 40, "who reads gets them all")  # noqa: B023
         last = pgbus_bus.stream("orders").broadcast("0")
@@ -74,14 +74,14 @@ def test_one_that_does_not_read_misses_the_oldest_which_is_counted_and_told_once
         assert sample(server.url, "pgbus_ephemerals_missed_total") == server.instance.dispatcher.missed > 0
         told = [record.getMessage() for record in caplog.records if "faster than a client reads" in record.getMessage()]
         assert len(told) == 1 and "'orders'" in told[0]
-        # What was kept is let go.
-        until(lambda: not len(server.instance.board.hints), "nothing is kept any more")
+        # The kept messages are dropped.
+        until(lambda: not len(server.instance.board.ephemeral_buffers), "nothing is kept any more")
 
 
 @pytest.fixture
 def finely_grained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hint_passes, "HINT_BYTES", 30)
-    monkeypatch.setattr(hint_passes, "SLICE", 2)
+    monkeypatch.setattr(ephemeral_passes, "EPHEMERAL_BYTES", 30)
+    monkeypatch.setattr(ephemeral_passes, "SLICE", 2)
 
 
 def data(client: FakeClient) -> list[str]:
@@ -99,24 +99,24 @@ def quiet(parts: Parts) -> None:
 
 
 def kept(parts: Parts) -> tuple[int, int, int]:
-    found = parts.board.hints
+    found = parts.board.ephemeral_buffers
     return len(found), found.waiting, found.bytes
 
 
-def test_who_is_blocked_gets_them_in_order_when_it_reads_again(finely_grained: None) -> None:
+def test_a_blocked_client_gets_them_in_order_when_it_reads_again(finely_grained: None) -> None:
     with Parts() as parts:
         clients = connected(parts, 5)
         for client in clients[1:3]:
             client.jammed = True
         for n in range(20):
-            parts.hint(str(n))
+            parts.ephemeral(str(n))
         quiet(parts)
-        clients[1].drain()
+        clients[1].unblock()
         quiet(parts)
         for n in range(20, 30):
-            parts.hint(str(n))
+            parts.ephemeral(str(n))
         quiet(parts)
-        clients[2].drain()
+        clients[2].unblock()
         quiet(parts)
         assert [data(client) for client in clients] == [[str(n) for n in range(30)]] * 5
         assert kept(parts) == (0, 0, 0)
@@ -124,16 +124,16 @@ def test_who_is_blocked_gets_them_in_order_when_it_reads_again(finely_grained: N
 
 
 @pytest.mark.parametrize("leave", ["at once", "while it catches up"])
-def test_nothing_is_kept_for_who_has_left(leave: str, finely_grained: None) -> None:
+def test_nothing_is_kept_for_a_client_that_has_left(leave: str, finely_grained: None) -> None:
     with Parts() as parts:
         staying, leaving = connected(parts, 2)
         leaving.jammed = True
         for n in range(20):
-            parts.hint(str(n))
+            parts.ephemeral(str(n))
         quiet(parts)
         assert kept(parts)[2] > 0
         if leave == "while it catches up":
-            leaving.drain()
+            leaving.unblock()
         parts.leave(leaving)
         quiet(parts)
         assert kept(parts) == (0, 0, 0)
@@ -141,40 +141,40 @@ def test_nothing_is_kept_for_who_has_left(leave: str, finely_grained: None) -> N
 
 
 def test_stored_and_ephemeral_messages_take_turns_on_a_slow_socket(finely_grained: None) -> None:
-    """Neither keeps the other waiting for ever, however little the socket takes at a time."""
+    """However little the socket takes at a time, neither kind keeps the other waiting for ever."""
     with Parts(ring_messages=100) as parts:
         [client] = connected(parts, 1)
         client.on_send = lambda: setattr(client, "jammed", True)
         for n in range(20):
             parts.publish(data="stored " + "x" * 70_000)
-            parts.hint(f"hint {n}" + "x" * 20)
+            parts.ephemeral(f"hint {n}" + "x" * 20)
 
-        def drained(count: int) -> list[str]:
+        def unblocked(count: int) -> list[str]:
             for _ in range(count):
                 wait_until(lambda: not parts.delivering)
-                client.drain()
+                client.unblock()
             return [text.partition(" ")[0] for text in data(client)]
 
-        first = drained(12)
+        first = unblocked(12)
         assert first.count("stored") >= 4 and first.count("hint") >= 4
-        drained(60)
+        unblocked(60)
         assert sorted(text.partition(" ")[0] for text in data(client)) == ["hint"] * 20 + ["stored"] * 20
 
 
 @pytest.mark.parametrize("size", ["MAX_WAITING", "MAX_BYTES"])
-def test_what_waits_is_bounded(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_messages_that_wait_are_bounded(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, Callable[[], int]] = {
         "MAX_WAITING": lambda: 3,
         "MAX_BYTES": lambda: 3 * len(sse.message("0", event="hint")),
     }
-    monkeypatch.setattr(hints, size, limits[size]())
+    monkeypatch.setattr(ephemeral_buffers, size, limits[size]())
     with Parts() as parts:
         [client] = connected(parts, 1)
         for n in range(10):
-            parts.hint(str(n))
+            parts.ephemeral(str(n))
         quiet(parts)
         assert data(client) == ["0", "1", "2"]
         assert parts.board.dropped == 7
-        parts.hint("x" * 1000)
+        parts.ephemeral("x" * 1000)
         quiet(parts)
         assert len(data(client)) == 4, "one is taken whatever its size"

@@ -1,4 +1,4 @@
-"""Ephemeral messages keep their order, those that have to be fetched included."""
+"""Ephemeral messages keep their order, even if some have to be fetched."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from gevent.event import Event
 from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
 from pgbus_gevent.core import board, sse
-from pgbus_gevent.core.hints import HintLog, Hints
+from pgbus_gevent.core.ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.database.rows import EphemeralRow
-from pgbus_gevent.streamer.ephemerals import Ephemerals
+from pgbus_gevent.streamer.large_ephemerals import LargeEphemerals
 
 
 class Passing:
-    """The part over a table in memory; ``passed`` is what was passed on, by the stream."""
+    """The part over a table in memory. ``passed`` has the messages that were buffered for sending, with their streams."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.table = Table()
@@ -27,12 +27,12 @@ class Passing:
         self.board = make_board()
         for stream in ("orders", "stock"):
             added(self.board, FakeClient(stream, stream))
-        monkeypatch.setattr(self.board.hints, "add", self._pass_on)
-        self.part = Ephemerals(self.table, self.board)
+        monkeypatch.setattr(self.board.ephemeral_buffers, "add", self._buffer)
+        self.part = LargeEphemerals(self.table, self.board)
 
-    def _pass_on(self, stream: str, frame: Frame) -> HintLog:
+    def _buffer(self, stream: str, frame: Frame) -> EphemeralBuffer:
         self.passed.append((stream, frame))
-        return HintLog(Hints(), stream, 0)
+        return EphemeralBuffer(EphemeralBuffers(), stream, 0)
 
     @property
     def data(self) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) ->
     assert passing.passed == [("orders", Frame(0, sse.message("x" * 100_000, event="hint"), "admins", "c0ffee"))]
 
 
-def test_what_nobody_watches_is_neither_passed_on_nor_fetched(passing: Passing) -> None:
+def test_messages_of_streams_without_clients_are_neither_sent_nor_fetched(passing: Passing) -> None:
     with passing.running():
         passing.small("a", "news")
         passing.large(1, "news")
@@ -82,7 +82,7 @@ def test_what_nobody_watches_is_neither_passed_on_nor_fetched(passing: Passing) 
     assert passing.data == ["large2"]
 
 
-def test_what_comes_behind_a_large_one_waits_for_it(passing: Passing) -> None:
+def test_messages_behind_a_large_one_wait_for_it(passing: Passing) -> None:
     go = Event()
     passing.table.on_read = go.wait
     with passing.running():
@@ -150,7 +150,7 @@ def test_those_that_wait_are_bounded_and_a_flood_is_one_warning(
     assert passing.data == ["large0", "large1", "large2", "a"]
 
 
-def test_what_a_run_that_died_had_in_hand_is_passed_on_by_the_next_in_its_order(passing: Passing) -> None:
+def test_the_batch_of_a_run_that_died_is_sent_by_the_next_run_in_order(passing: Passing) -> None:
     go = Event()
     passing.table.on_read = go.wait
     with passing.running() as greenlet:

@@ -1,0 +1,53 @@
+"""The limits of connections: how many there may be, what counts as one address, and when a refused client comes back."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any, NamedTuple
+
+RESERVE = 256
+"""File descriptors that are kept free for health checks, the database and files; at most half of the process's limit."""
+
+_TRANSLATED = IPv6Network("64:ff9b::/96")
+
+
+class Limits(NamedTuple):
+    """How many connections there may be: in all, of one owner and of one address. ``age`` is their longest time in seconds.
+
+    0 means no limit, except for ``connections``.
+    """
+
+    connections: int
+    per_owner: int = 0
+    per_address: int = 0
+    age: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Any) -> Limits:
+        """Return the limits of a ``Settings``."""
+        return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Return what identifies one host in the cap of addresses: an IPv4 address, or an IPv6 network of 64 bits.
+
+    A host chooses the other 64 bits itself (RFC 4291, section 2.5.1). An IPv4 address may be written as IPv6: mapped, or by a
+    translator in front of a network that has only IPv6 (RFC 6052).
+    """
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, IPv4Address):
+        return str(found)
+    if found in _TRANSLATED:
+        return str(IPv4Address(int(found) & 0xFFFFFFFF))
+    return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
+
+
+def refusal_retry() -> float:
+    """Return after how many seconds a refused client is to come back: a random time from 5 to 15, to spread the load."""
+    return random.uniform(5.0, 15.0)
