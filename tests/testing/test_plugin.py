@@ -265,17 +265,17 @@ def test_leaks_are_named(project: Project) -> None:
     assert found.status == 1 and "1 failed, 7 passed, 5 errors" in found, found
     for line in (
         "greenlet 'the one that stays' running forever, spawned at ",
-        "faults/test_leaks.py:17, now at ",
-        "faults/test_leaks.py:9\n",
+        "test_leaks.py:17, now at ",
+        "test_leaks.py:9\n",
         "now in native at ",
-        "faults/test_leaks.py\n",
+        "test_leaks.py\n",
         "127.0.0.1:",
         "database session 'the shop', idle in transaction, its last statement: select 'what it asked'",
-        "ERROR faults/test_leaks.py::test_greenlet - Failed: the test left behind:",
-        "ERROR faults/test_leaks.py::test_thread",
-        "ERROR faults/test_leaks.py::test_descriptor",
-        "ERROR faults/test_leaks.py::test_socket",
-        "ERROR faults/test_leaks.py::test_session",
+        "ERROR test_leaks.py::test_greenlet - Failed: the test left behind:",
+        "ERROR test_leaks.py::test_thread",
+        "ERROR test_leaks.py::test_descriptor",
+        "ERROR test_leaks.py::test_socket",
+        "ERROR test_leaks.py::test_session",
     ):
         assert line in found, (line, found)
 
