@@ -26,11 +26,11 @@ MAX_KEPT = 8 * 1024 * 1024
 class EphemeralBuffer:
     """The ephemeral messages of one stream. They are numbered.
 
-    Messages from ``first`` up to ``passed`` have been taken by a pass and are kept for the clients in ``behind``; the others
-    wait for a pass. ``behind`` maps each subscription that has missed a pass to the number of its next message.
+    Messages from ``first`` up to ``passed`` have been taken by a pass and are kept for the clients that the pass skipped, because
+    they took no bytes; the others wait for a pass. ``skipped`` maps each of these subscriptions to the number of its next message.
     """
 
-    __slots__ = ("_all", "_caught_up", "_current", "_frames", "behind", "bytes", "first", "passed", "stream")
+    __slots__ = ("_all", "_caught_up", "_current", "_frames", "bytes", "first", "passed", "skipped", "stream")
 
     def __init__(self, buffers: EphemeralBuffers, stream: str, first: int) -> None:
         self._all = buffers
@@ -38,8 +38,8 @@ class EphemeralBuffer:
         self._frames: deque[Frame] = deque()
         self.first = self.passed = first
         self._current = first  # the number of the first message that the running pass has taken
-        self.behind: dict[Subscription, int] = {}
-        self._caught_up: set[Subscription] = set()  # were behind, and have got the running pass's messages already
+        self.skipped: dict[Subscription, int] = {}
+        self._caught_up: set[Subscription] = set()  # were skipped, and have got the running pass's messages already
         self.bytes = 0
 
     @property
@@ -71,11 +71,11 @@ class EphemeralBuffer:
 
     def knows(self, subscription: Subscription) -> bool:
         """Whether the pass must skip a subscription, because :meth:`next_for` has brought it these messages or will."""
-        return subscription in self.behind or subscription in self._caught_up
+        return subscription in self.skipped or subscription in self._caught_up
 
-    def falls_behind(self, subscription: Subscription) -> None:
+    def skip(self, subscription: Subscription) -> None:
         """Keep the messages that the pass has taken for a client that takes no bytes now."""
-        self.behind[subscription] = self._current
+        self.skipped[subscription] = self._current
 
     def took(self) -> None:
         """Note that the pass has gone through all subscriptions with the messages that it took."""
@@ -84,13 +84,13 @@ class EphemeralBuffer:
         self.trim()
 
     def next_for(self, subscription: Subscription, max_bytes: int) -> tuple[Chunk, int]:
-        """Return the next messages for a subscription that is behind, and how many it has missed before them."""
-        missed = max(0, self.first - self.behind[subscription])
-        start = self.behind[subscription] + missed
+        """Return the next messages for a subscription that was skipped, and how many it has missed before them."""
+        missed = max(0, self.first - self.skipped[subscription])
+        start = self.skipped[subscription] + missed
         chunk = self._chunk(start, self.passed, max_bytes)
-        self.behind[subscription] = start + len(chunk.frames)
-        if self.behind[subscription] == self.passed:
-            del self.behind[subscription]
+        self.skipped[subscription] = start + len(chunk.frames)
+        if self.skipped[subscription] == self.passed:
+            del self.skipped[subscription]
             if self._current < self.passed:
                 self._caught_up.add(subscription)
         return chunk, missed
@@ -107,7 +107,7 @@ class EphemeralBuffer:
 
     def trim(self) -> None:
         """Drop the messages that no client needs, and the oldest ones if a bound is exceeded. The newest always stays."""
-        needed = min([self._current, *self.behind.values()])
+        needed = min([self._current, *self.skipped.values()])
         while self.first < needed or (
             self.first + 1 < self.passed and (self.bytes > MAX_KEPT or self._all.bytes > MAX_BYTES)
         ):
@@ -144,13 +144,13 @@ class EphemeralBuffers:
         return self._buffers[stream]
 
     def tidy(self, stream: str) -> None:
-        """Remove the buffer of a stream once no message waits and no client is behind.
+        """Remove the buffer of a stream once no message waits for a pass or is kept for a client.
 
         Call it when a client has caught up or left, and at the end of a pass. It does not drop single messages, because that
-        takes a search through all subscriptions that are behind; passes do that.
+        takes a search through all subscriptions that were skipped; passes do that.
         """
         buffer = self._buffers.get(stream)
-        if buffer is not None and not buffer.passing and not buffer.behind:
+        if buffer is not None and not buffer.passing and not buffer.skipped:
             buffer.trim()
             del self._buffers[stream]
             # A later buffer must not use these numbers again: a number always means the same message.
@@ -159,5 +159,5 @@ class EphemeralBuffers:
     def remove(self, subscription: Subscription) -> None:
         """Forget a subscription whose client has left."""
         buffer = self._buffers.get(subscription.log.name)
-        if buffer is not None and buffer.behind.pop(subscription, None) is not None:
+        if buffer is not None and buffer.skipped.pop(subscription, None) is not None:
             self.tidy(subscription.log.name)

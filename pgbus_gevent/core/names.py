@@ -100,7 +100,7 @@ def check_key(key: str | None) -> str | None:
 def check_owner(owner: str) -> str:
     """Return ``owner``, or raise :class:`InvalidArgument`: a text for PostgreSQL that is not empty."""
     if not isinstance(owner, str) or not owner or "\0" in owner:
-        raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {_told(owner)}")
+        raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {_quoted(owner)}")
     _utf8(owner, "owner", InvalidArgument)
     return owner
 
@@ -108,7 +108,7 @@ def check_owner(owner: str) -> str:
 def check_time(at: float, what: str) -> float:
     """Return ``at``, a time that ``what`` names, or raise :class:`InvalidArgument`: Unix seconds, up to 10^12."""
     if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at <= LAST_TIME:
-        raise InvalidArgument(f"{what} is a time in Unix seconds, from 0 to {LAST_TIME}, not {_told(at)}")
+        raise InvalidArgument(f"{what} is a time in Unix seconds, from 0 to {LAST_TIME}, not {_quoted(at)}")
     return float(at)
 
 
@@ -117,12 +117,12 @@ def check_lifetime(seconds: float, what: str) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_LIFETIME:
         raise InvalidArgument(
             f"{what} is a number of seconds, more than 0 and at most {LONGEST_LIFETIME} (a hundred years), not"
-            f" {_told(seconds)}"
+            f" {_quoted(seconds)}"
         )
     return float(seconds)
 
 
-def _told(value: object) -> str:
+def _quoted(value: object) -> str:
     """Return a wrong value as text for an error. For other types only the type is shown, because their text may be anything."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
         return "a larger number"  # Python refuses to print integers of thousands of digits

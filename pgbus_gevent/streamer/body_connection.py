@@ -31,7 +31,7 @@ class BodyConnection(Client):
     keeps_time = True
     """Tells a server with a time limit for slow clients that it need not apply it: the heartbeat ends slow consumers."""
 
-    __slots__ = ("_clients", "_clock", "_consumer", "_parts", "_ready", "_waiting_since")
+    __slots__ = ("_clients", "_clock", "_consumer", "_flag", "_parts", "_waiting_since")
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class BodyConnection(Client):
         self._clock = clock
         self._clients = clients
         self._parts: list[bytes] = []
-        self._ready = Event()
+        self._flag = Event()
         self._waiting_since: float | None = None
         self._consumer: Any = None
 
@@ -59,7 +59,7 @@ class BodyConnection(Client):
         if self._waiting_since is None:
             self._waiting_since = now
         self._parts.append(data)
-        self._ready.set()
+        self._flag.set()
 
     def finish(self, farewell: bytes, now: float) -> None:
         self.send(farewell, now)
@@ -67,7 +67,7 @@ class BodyConnection(Client):
     def abort(self) -> None:
         """End the body. If the server's greenlet is blocked in a write to the client, raise BrokenPipeError in it."""
         self._parts.clear()
-        self._ready.set()
+        self._flag.set()
         consumer, self._consumer = self._consumer, None
         if consumer is not None and self._waiting_since is not None:
             gevent.kill(consumer, BrokenPipeError(errno.EPIPE, "the client takes no bytes"))
@@ -86,8 +86,8 @@ class BodyConnection(Client):
         while not self._parts:
             if self.closed:
                 raise StopIteration
-            self._ready.wait()
-            self._ready.clear()
+            self._flag.wait()
+            self._flag.clear()
         if len(self._parts[0]) > _LARGE:
             return self._parts.pop(0)  # other connections share these bytes, and joining would copy them
         data = b"".join(self._parts)

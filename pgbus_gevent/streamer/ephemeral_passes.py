@@ -57,7 +57,7 @@ class EphemeralPasses:
                 if subscription.client.blocked_since is None and subscription not in self._waiting(subscription):
                     self._send(subscription, chunk, now)
                 else:
-                    buffer.falls_behind(subscription)
+                    buffer.skip(subscription)
             buffer.took()
             if buffer.passed < buffer.end:
                 yield
@@ -75,7 +75,7 @@ class EphemeralPasses:
         """Send one connection the next messages that were kept for it, if any. Return whether it can take more."""
         stream, client = subscription.log.name, subscription.client
         buffer = self._board.ephemeral_buffers.buffer(stream)
-        if buffer is None or subscription not in buffer.behind:
+        if buffer is None or subscription not in buffer.skipped:
             return False
         # If the client waits for a page, the page is sent first.
         if client.closed or client.blocked_since is not None or subscription in self._waiting(subscription):
@@ -85,7 +85,7 @@ class EphemeralPasses:
             self.missed += missed
             self._slowness.begins(stream, missed)
         self._send(subscription, chunk, self._clock())
-        more = subscription in buffer.behind
+        more = subscription in buffer.skipped
         self._board.ephemeral_buffers.tidy(stream)
         if not len(self._board.ephemeral_buffers):
             self._slowness.ends()

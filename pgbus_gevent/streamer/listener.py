@@ -61,8 +61,8 @@ class WakeSource(Protocol):
 class Listener:
     """The greenlet that owns the LISTEN session; :meth:`run` is its loop. No other greenlet uses the session.
 
-    It yields only while it waits for the session. Between two reads it never yields, because a session that does not read its
-    notifications keeps them in the server's queue, which fills up for all sessions. ``wall_clock`` returns Unix seconds.
+    It yields only while it waits for the session. Between two reads it never yields, because a session whose client does not
+    read holds up vacuum in the whole database. ``wall_clock`` returns Unix seconds.
     """
 
     def __init__(

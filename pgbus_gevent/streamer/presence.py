@@ -93,7 +93,7 @@ class PresenceKeeper:
         self._arrivals: dict[_Key, bool] = {}
         self._departures: dict[_Key, _Change] = {}
         self._writing = False
-        self._work = Event()
+        self._flag = Event()
         self._touch_at = clock() + self._touch_interval()
         self._expire_at = clock() + random.uniform(0.0, expire_interval)
         self._refused = Trouble(logger, "a member of %r is not tracked, and further ones are not logged: %s")
@@ -128,7 +128,7 @@ class PresenceKeeper:
         key = (stream, subscription.lease)
         self._here[key] = change
         self._arrivals[key] = self._departures.pop(key, None) is not None
-        self._work.set()
+        self._flag.set()
 
     def left(self, subscription: Subscription) -> None:
         """Note the departure of a subscription's member. Ignore one that was not noted before."""
@@ -149,7 +149,7 @@ class PresenceKeeper:
         # If the arrival was neither written nor tried, the database has no lease to remove.
         if change is not None and self._arrivals.pop(key, True):
             self._depart(key, change)
-            self._work.set()
+            self._flag.set()
 
     def _depart(self, key: _Key, change: _Change) -> None:
         self._departures[key] = (*change[:3], None)
@@ -163,14 +163,14 @@ class PresenceKeeper:
         """Write changes, renew leases, and remove expired ones, for ever."""
         backoff = Backoff(*_BACKOFF, least_share=0.75)
         while True:
-            self._work.wait(self._pause())
-            self._work.clear()
+            self._flag.wait(self._pause())
+            self._flag.clear()
             try:
                 self._do_due_work()
             except DatabaseError as error:
                 self._failed(error)
                 gevent.sleep(backoff.next())
-                self._work.set()
+                self._flag.set()
             else:
                 if self.failing:
                     logger.info("presence works again")
@@ -227,7 +227,7 @@ class PresenceKeeper:
             if again:
                 pause = _BUSY_PAUSE if len(again) < len(changes) else _HELD_PAUSE
                 gevent.sleep(pause * random.uniform(0.5, 1.0))
-            self._work.set()
+            self._flag.set()
         else:
             self._overflow.ends()
 

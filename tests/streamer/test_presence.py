@@ -337,7 +337,7 @@ def test_without_members_an_outage_is_logged_once_too(
     memory.failure = DatabaseError("permission denied for table presence", "42501")
     running(kept)
     memory.now += 60
-    keeper._work.set()
+    keeper._flag.set()
     wait_until(lambda: memory.statements.count("sweep") > 4)
     (warning,) = caplog.records
     assert "permission denied for table presence; grant this role the rights that docs/sql.md names" in warning.message
