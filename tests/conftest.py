@@ -13,7 +13,12 @@ import pytest
 
 # Where the package is installed, pytest has found its plugin already.
 _installed = bool(entry_points(group="pytest11", name="pgbus_gevent"))
-pytest_plugins = [*([] if _installed else ["pgbus_gevent.testing.plugin"]), "database_parts", "browser_fixtures"]
+pytest_plugins = [
+    *([] if _installed else ["pgbus_gevent.testing.plugin"]),
+    "database_parts",
+    "release_parts",
+    "browser_fixtures",
+]
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and a process hands that
 # on to those it starts: then no test could end a server with Ctrl-C.

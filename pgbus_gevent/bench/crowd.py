@@ -157,7 +157,7 @@ class Listening:
                 " select 'bench-' || n, 'bench', n, clock_timestamp(), '{}' from generate_series(1, %s) n",
                 (count,),
             )
-            cursor.execute("select pgbus.pace_rings()")
+            cursor.execute("select pgbus._pace_rings()")
             connection.commit()
 
     def _drain(self) -> None:

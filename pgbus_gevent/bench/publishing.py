@@ -18,7 +18,7 @@ create table pgbus_bench.plain (like pgbus.messages including all);
 create table pgbus_bench.notified (like pgbus.messages including all);
 create function pgbus_bench.broadcast(stream text, data text) returns bigint language plpgsql as $$
 declare
-  lock text   := pg_advisory_xact_lock(1885823603, pgbus.lock_number(stream));
+  lock text   := pg_advisory_xact_lock(1885823603, pgbus._lock_number(stream));
   id   bigint := nextval('pgbus.message_ids');
   prev bigint := (select m.msg_id from pgbus_bench.notified m where m.stream = broadcast.stream collate "C"
                   order by m.msg_id desc limit 1);

@@ -23,8 +23,9 @@ where not has_table_privilege(r.relation, 'select')
 union all
 select 'execute on ' || p.oid::regprocedure::text from pg_proc p
 where p.pronamespace = 'pgbus'::regnamespace and not has_function_privilege(p.oid, 'execute')
+      and p.prosecdef -- not the functions for json and jsonb, which only call those for text
       and p.proname in (
-        'broadcast', 'broadcast_on_commit', 'read_after', 'channels', 'beat', 'presence_record', 'prune', 'disconnect')
+        'broadcast', 'broadcast_on_commit', 'read_after', 'channels', '_beat', '_presence_record', 'prune', 'disconnect')
 """
 
 # Needs no rights beyond those of a server.

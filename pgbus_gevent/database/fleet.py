@@ -32,7 +32,7 @@ class Worker(NamedTuple):
 
 
 _BEAT = """
-select b.instant, b.pause from pgbus.beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::jsonb) b
+select b.instant, b.pause from pgbus._beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::jsonb) b
 """
 
 _ALL = """
@@ -68,7 +68,7 @@ class Fleet:
 
     def leave(self, id: str) -> None:
         """Remove a worker that ends."""
-        self._all("select pgbus.leave_roll(%s)", (id,))
+        self._all("select pgbus._leave_roll(%s)", (id,))
 
     def workers(self, *, samples: bool = False) -> list[Worker]:
         """Return the workers that live, by host and process id. With ``samples``, their facts include their metrics."""

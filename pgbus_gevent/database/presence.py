@@ -59,7 +59,7 @@ class PresenceQueries:
         """Write joins and leaves, and announce the result. Returns the indexes of the changes that must be tried again."""
         streams, members, connections, metadata = (list(column) for column in zip(*changes, strict=True))
         rows = self._all(
-            "select pgbus.presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
+            "select pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
             *(streams, members, connections, metadata, timedelta(seconds=ttl), timedelta(seconds=grace)),
             patience=self._keeping,
         )

@@ -86,7 +86,7 @@ class Pruning:
         if self._ask() < holds - _LATELY:
             teller = f"{socket.gethostname()} pid {os.getpid()}"
             self._one(
-                "select pgbus.tell_retention(%s, %s, make_interval(secs => %s))",
+                "select pgbus._tell_retention(%s, %s, make_interval(secs => %s))",
                 self.retention.statement,
                 teller,
                 holds,
@@ -100,13 +100,13 @@ class Pruning:
 
     def told(self) -> list[Stated]:
         """Return the retentions that servers have stated, with one entry for all servers that state the same."""
-        rows = self._all("select r.kept, r.teller from pgbus.told_retentions() r")
+        rows = self._all("select r.kept, r.teller from pgbus._told_retentions() r")
         return [Stated(_read(kept, teller), teller) for kept, teller in rows]
 
     def _ask(self) -> float:
         """Read the stated retentions. Returns for how many more seconds ours is stated."""
         ours = self.retention.statement
-        rows = self._all("select r.kept, r.teller, r.holds from pgbus.told_retentions() r")
+        rows = self._all("select r.kept, r.teller, r.holds from pgbus._told_retentions() r")
         self._others = [Stated(_read(kept, teller), teller) for kept, teller, _ in rows if kept != ours]
         return max((float(left) for kept, _, left in rows if kept == ours), default=0.0)
 
@@ -118,12 +118,12 @@ class Pruning:
 
         Fewer than ``limit`` streams end the round. The next round begins ``every`` seconds later.
         """
-        found = self._one("select pgbus.prune_turn(make_interval(secs => %s), %s)", every, limit)
+        found = self._one("select pgbus._prune_turn(make_interval(secs => %s), %s)", every, limit)
         return None if found is None else list(found)
 
     def below(self, name: str | None, limit: int) -> list[str]:
         """Return the next ``limit`` streams with messages in descending order below ``name``, or from the highest."""
-        return [row[0] for row in self._all("select * from pgbus.streams_below(%s, %s)", name, limit)]
+        return [row[0] for row in self._all("select * from pgbus._streams_below(%s, %s)", name, limit)]
 
     def prune(self, streams: Sequence[str], limit: int) -> list[Pruned]:
         """Remove messages past the retention from these streams, oldest first, at most ``limit`` in all.
@@ -144,9 +144,9 @@ class Pruning:
         Returns the name below which to go on, None at the end.
         """
         unused = max([unused, *(other.retention.forget_after for other in self._others)])
-        found = self._one("select pgbus.forget(%s, make_interval(secs => %s), %s)", below, unused, limit)
+        found = self._one("select pgbus._forget(%s, make_interval(secs => %s), %s)", below, unused, limit)
         return None if found is None else str(found)
 
     def prune_ephemerals(self, limit: int) -> int:
         """Remove at most ``limit`` ephemeral messages that are older than a minute. Returns how many were removed."""
-        return int(self._one("select pgbus.prune_ephemerals(%s)", limit))
+        return int(self._one("select pgbus._prune_ephemerals(%s)", limit))

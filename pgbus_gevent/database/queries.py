@@ -63,7 +63,7 @@ from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
   with ordinality as s(stream, cursor, replay, n)
 left join pgbus.horizons h on h.stream = s.stream
 cross join lateral (
-  select pgbus.head(s.stream) as head, coalesce(h.msg_id, 0) as horizon,
+  select pgbus._head(s.stream) as head, coalesce(h.msg_id, 0) as horizon,
          (select o.msg_id from pgbus.messages o where o.stream = s.stream and o.msg_id > coalesce(h.msg_id, 0)
           order by o.msg_id limit 1) as oldest,
          (select b.msg_id from pgbus.messages b where b.stream = s.stream and b.msg_id > coalesce(h.msg_id, 0)

@@ -1,7 +1,8 @@
 """The version of a schema, and whether this release can work on it.
 
-Numbered migrations make the schema. They are plain SQL files of this package, each recorded in ``pgbus.migrations`` with the
-oldest release that it still serves. A release is identified by its newest migration, as in "code of version 9".
+Numbered migrations make the schema. They are plain SQL files in ``sql/``; the first ones are the baseline, one file for each
+subject. Each is recorded in ``pgbus.migrations`` with the oldest release that it still serves. A release is identified by its
+newest migration, as in "code of version 9".
 
 - Code runs on a newer schema if that schema serves it, so workers of two releases can run side by side.
 - Code never runs on a schema that is older than itself.
@@ -17,12 +18,15 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg2
 import psycopg2.extensions as ext
 
 from ..errors import DatabaseError, SchemaMismatch, SchemaTooNew, SchemaTooOld
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _NO_RIGHT = "42501"  # insufficient_privilege
 
@@ -75,18 +79,23 @@ class Applied(NamedTuple):
 
 def migrations() -> list[Migration]:
     """Return all migrations of this release, lowest number first."""
-    return list(_read_files())
+    return list(_own_migrations())
 
 
 @cache
-def _read_files() -> tuple[Migration, ...]:
+def _own_migrations() -> tuple[Migration, ...]:
     # Read once: an upgrade may replace the files while the process runs, and later the process may have no free descriptor.
+    return tuple(read_folder(files(__package__).joinpath("sql")))
+
+
+def read_folder(folder: Traversable) -> list[Migration]:
+    """Return the migrations in ``folder``, files with names like ``0001_messages.sql``, lowest number first."""
     found = []
-    for entry in files(__package__).joinpath("sql").iterdir():
+    for entry in folder.iterdir():
         match = _FILE_NAME.fullmatch(entry.name)
         if match:
             found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
-    return tuple(sorted(found))
+    return sorted(found)
 
 
 @cache

@@ -1,10 +1,15 @@
-"""Migrations are applied once, by the first process, all or none, are recorded, and never go backwards."""
+"""Migrations: applied once by the process that is first, recorded, all or nothing, and never downwards.
+
+The machinery is tested with invented migrations; the last part is about our own.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,10 +18,11 @@ from time import monotonic
 import psycopg2.extensions as ext
 import pytest
 from database_parts import Session, is_waiting, opened_sessions, together, until
+from release_parts import LIBRARY, Releases
 
 from pgbus_gevent.database import Database, schema
 from pgbus_gevent.database.migrating import migrate
-from pgbus_gevent.database.schema import Migration, migrations
+from pgbus_gevent.database.schema import migrations
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
@@ -40,68 +46,141 @@ def sql(empty: str) -> Iterator[Session]:
         yield opener()
 
 
+@pytest.fixture
+def library(releases: Releases) -> Path:
+    """The folder of the release that this process is, with three invented migrations."""
+    folder = releases.write("library", LIBRARY)
+    releases.become(folder)
+    return folder
+
+
 def has_schema(sql: Session) -> bool:
     return bool(sql.one("select to_regnamespace('pgbus') is not null"))
 
 
-def test_migrations_are_numbered_from_1_without_holes_and_have_names() -> None:
-    assert [(migration.version, bool(migration.name)) for migration in migrations()] == [
-        (n + 1, True) for n in range(len(KNOWN))
+def tables(sql: Session) -> list[str]:
+    found = sql.run("select relname from pg_class where relnamespace = to_regnamespace('pgbus') and relkind = 'r'")
+    return sorted(str(name) for (name,) in found)
+
+
+# which files are migrations
+
+
+def test_the_files_of_a_folder_are_migrations_in_the_order_of_their_numbers(releases: Releases) -> None:
+    others = {"README.md": "x", "1_short.sql": "x", "0004.sql": "x", "0005_draft.sql.bak": "x", "0006-dash.sql": "x"}
+    found = schema.read_folder(releases.write("mixed", {**dict(reversed(LIBRARY.items())), **others}))
+    assert [(one.version, one.name, one.serves) for one in found] == [
+        (1, "shelves", 1),
+        (2, "books", 1),
+        (3, "loans", 2),
     ]
 
 
-def test_an_empty_database_gets_every_version_and_records_it(empty: str, sql: Session) -> None:
-    assert migrate(empty) == KNOWN
-    rows = sql.run("select version, name, applied_at from pgbus.migrations order by version")
-    assert [row[:2] for row in rows] == [(migration.version, migration.name) for migration in migrations()]
+def test_only_statements_count_in_the_checksum(releases: Releases) -> None:
+    text = LIBRARY["0001_shelves.sql"]
+    edits = {
+        "as it was": text,
+        "explained": f"-- A word more.\n\n  {text}\n",
+        "changed": text.replace("integer", "bigint"),
+    }
+    first, second, third = (
+        schema.read_folder(releases.write(name, {"0001_shelves.sql": edit}))[0].checksum for name, edit in edits.items()
+    )
+    assert first == second != third
+
+
+# applying
+
+
+def test_an_empty_database_gets_every_version_and_records_it(empty: str, sql: Session, library: Path) -> None:
+    assert migrate(empty) == [1, 2, 3]
+    rows = sql.run("select version, name, serves, checksum, applied_at from pgbus.migrations order by version")
+    known = schema.read_folder(library)
+    assert [row[:4] for row in rows] == [(one.version, one.name, one.serves, one.checksum) for one in known]
     now = datetime.now(timezone.utc)
-    assert all(now - timedelta(minutes=1) < row[2] < now + timedelta(minutes=1) for row in rows)
-    assert sql.call("broadcast", "orders", "x") == sql.call("last_id", "orders")
+    assert all(now - timedelta(minutes=1) < row[4] < now + timedelta(minutes=1) for row in rows)
+    assert tables(sql) == ["books", "loans", "migrations", "shelves"]
+    assert sql.one("insert into pgbus.books default values returning price") == "9 %s %"
 
 
-def test_migrating_again_does_nothing(empty: str, sql: Session) -> None:
+def test_migrating_again_does_nothing(empty: str, sql: Session, library: Path) -> None:
     migrate(empty)
-    id = sql.call("broadcast", "orders", "x")
+    sql.run("insert into pgbus.shelves values (7)")
     assert migrate(empty) == []
-    assert sql.read("orders") == [(id, "x")]
+    assert sql.one("select id from pgbus.shelves") == 7
 
 
-def test_migrating_leaves_no_session(empty: str, sql: Session) -> None:
+def test_a_later_release_applies_only_what_is_new(empty: str, sql: Session, library: Path, releases: Releases) -> None:
+    migrate(empty)
+    sql.run("insert into pgbus.shelves values (7)")
+    later = {
+        **LIBRARY,
+        "0004_fines.sql": "create table pgbus.fines ()",
+        "0005_rooms.sql": "create table pgbus.rooms ()",
+    }
+    releases.become(releases.write("later", later))
+    assert migrate(empty) == [4, 5]
+    assert sql.one("select id from pgbus.shelves") == 7
+    assert {"fines", "rooms"} <= set(tables(sql))
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_of_eight_at_once_one_migrates(isolation: str, empty: str, sql: Session, library: Path) -> None:
+    name = ext.parse_dsn(empty)["dbname"]
+    sql.run(f"alter database {name} set default_transaction_isolation = '{isolation}'")
+    applied = together(*[lambda: migrate(empty)] * 8)
+    assert sorted(applied) == sorted([[1, 2, 3], *[[]] * 7])
+    assert [row[0] for row in sql.run("select version from pgbus.migrations order by version")] == [1, 2, 3]
+
+
+def test_of_several_processes_one_migrates(empty: str, library: Path) -> None:
+    code = (
+        "import sys, pathlib; from pgbus_gevent.database import schema; from pgbus_gevent.database.migrating import migrate;"
+        " known = schema.read_folder(pathlib.Path(sys.argv[2])); schema.migrations = lambda: known;"
+        " print(len(migrate(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, empty, str(library)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    printed = [int(process.communicate(timeout=30)[0]) for process in processes]
+    assert sorted(printed) == [0, 0, 0, 3]
+
+
+@pytest.mark.parametrize("already", [False, True], ids=["from nothing", "from the version before"])
+def test_a_migration_that_fails_half_way_leaves_nothing(
+    already: bool, empty: str, sql: Session, library: Path, releases: Releases
+) -> None:
+    if already:
+        migrate(empty)
+    bad = {"0004_good.sql": "create table pgbus.half ()", "0005_bad.sql": "create table pgbus.other (); select 1 / 0"}
+    releases.become(releases.write("bad", {**LIBRARY, **bad}))
+    with pytest.raises(
+        DatabaseError, match=r"migration 5 \(bad\) failed, and nothing was changed: division by zero"
+    ) as failed:
+        migrate(empty)
+    assert failed.value.sqlstate == "22012"
+    assert has_schema(sql) is already
+    if already:
+        assert sql.one("select max(version) from pgbus.migrations") == 3
+        assert tables(sql) == ["books", "loans", "migrations", "shelves"]
+    releases.become(library)
+    assert migrate(empty) == ([] if already else [1, 2, 3])
+
+
+def test_migrating_leaves_no_session(empty: str, sql: Session, library: Path) -> None:
     migrate(empty)
     theirs = "application_name = 'pgbus-migrate' and datname = current_database()"
     until(lambda: sql.one(f"select count(*) from pg_stat_activity where {theirs}") == 0, "it is gone")
 
 
-def test_a_schema_that_is_there_already_is_used(empty: str, sql: Session) -> None:
+def test_a_schema_that_is_there_already_is_used(empty: str, sql: Session, library: Path) -> None:
     sql.run("create schema pgbus; create table pgbus.mine (n integer)")
-    assert migrate(empty) == KNOWN
-    assert sql.one("select to_regclass('pgbus.mine') is not null")
+    assert migrate(empty) == [1, 2, 3]
+    assert "mine" in tables(sql)
 
 
-def test_a_database_of_the_settings_migrates(empty: str) -> None:
-    database = Database(Settings(database_url=empty))
-    assert database.migrate() == KNOWN
-    database.close()
-
-
-@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_of_eight_at_once_one_migrates(isolation: str, empty: str, sql: Session) -> None:
-    name = ext.parse_dsn(empty)["dbname"]
-    sql.run(f"alter database {name} set default_transaction_isolation = '{isolation}'")
-    applied = together(*[lambda: migrate(empty)] * 8)
-    assert sorted(applied) == sorted([KNOWN, *[[]] * 7])
-    assert [row[0] for row in sql.run("select version from pgbus.migrations order by version")] == KNOWN
-
-
-def test_of_several_processes_one_migrates(empty: str) -> None:
-    code = "import sys; from pgbus_gevent.database.migrating import migrate; print(len(migrate(sys.argv[1])))"
-    command = [sys.executable, "-c", code, empty]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    printed = [int(process.communicate(timeout=30)[0]) for process in processes]
-    assert sorted(printed) == [0, 0, 0, len(KNOWN)]
-
-
-def test_a_migration_that_waits_too_long_names_the_session_in_its_way(empty: str, sql: Session) -> None:
+def test_a_migration_that_waits_for_another_process_too_long_says_for_which(
+    empty: str, sql: Session, library: Path
+) -> None:
     with sql.transaction():
         sql.run("select pg_advisory_xact_lock(%s, 0)", LOCK)
         began = monotonic()
@@ -110,10 +189,48 @@ def test_a_migration_that_waits_too_long_names_the_session_in_its_way(empty: str
         ):
             migrate(empty, timeout=0.3)
         assert monotonic() - began < 5
-    assert migrate(empty) == KNOWN
+    assert migrate(empty) == [1, 2, 3]
     with sql.transaction():
         sql.run("select pg_advisory_xact_lock(%s, 0)", LOCK)
-        assert migrate(empty, timeout=0.3) == []  # if there is nothing to do, it waits for no lock
+        assert migrate(empty, timeout=0.3) == []  # with nothing to do, no lock is waited for
+
+
+# our own migrations
+
+
+def test_our_migrations_are_numbered_from_1_without_holes_and_have_names() -> None:
+    assert [(migration.version, bool(migration.name)) for migration in migrations()] == [
+        (n + 1, True) for n in range(len(KNOWN))
+    ]
+
+
+def test_our_files_create_each_object_once_in_the_file_of_its_subject() -> None:
+    created: Counter[str] = Counter()
+    homes: dict[str, set[str]] = {}
+    for migration in migrations():
+        assert not re.search(r"^\s*create or replace|^\s*drop |^\s*alter function", migration.sql, re.MULTILINE), (
+            migration.name
+        )
+        kinds = "function|table|unlogged table|sequence|index|unique index|constraint trigger"
+        for kind, name, rest in re.findall(rf"\bcreate ({kinds}) ([\w.]+)([^;$]*)", migration.sql):
+            arguments = re.sub(r"\s+", " ", rest.partition(" returns ")[0]) if kind == "function" else ""
+            created[f"{kind.split()[-1]} {name}{arguments}"] += 1
+            homes.setdefault(f"{kind.split()[-1]} {name}", set()).add(migration.name)
+    assert [one for one, times in created.items() if times > 1] == []
+    assert {one: names for one, names in homes.items() if len(names) > 1} == {}
+    assert len(homes) > 90
+
+
+def test_an_empty_database_gets_our_schema(empty: str, sql: Session) -> None:
+    assert migrate(empty) == KNOWN
+    assert migrate(empty) == []
+    assert sql.call("broadcast", "orders", "x") == sql.call("last_id", "orders")
+
+
+def test_a_database_of_the_settings_migrates(empty: str) -> None:
+    database = Database(Settings(database_url=empty))
+    assert database.migrate() == KNOWN
+    database.close()
 
 
 def test_publishers_go_on_while_there_is_nothing_to_migrate(empty: str) -> None:
@@ -124,39 +241,6 @@ def test_publishers_go_on_while_there_is_nothing_to_migrate(empty: str) -> None:
             publisher.call("broadcast", "orders", "x")
             assert migrate(empty, timeout=5) == []
             assert not is_waiting(watcher, publisher)
-
-
-@pytest.mark.parametrize("already", [False, True], ids=["from nothing", "from the version before"])
-def test_a_migration_that_fails_leaves_nothing(
-    already: bool, empty: str, sql: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if already:
-        migrate(empty)
-    bad = [
-        *migrations(),
-        Migration(998, "good", "create table pgbus.half (n integer)"),
-        Migration(999, "bad", "create table pgbus.other (n integer); select 1 / 0"),
-    ]
-    monkeypatch.setattr(schema, "migrations", lambda: bad)
-    with pytest.raises(
-        DatabaseError, match=r"migration 999 \(bad\) failed, and nothing was .*: division by zero"
-    ) as failed:
-        migrate(empty)
-    assert failed.value.sqlstate == "22012"
-    assert has_schema(sql) is already
-    if already:
-        assert sql.one("select max(version) from pgbus.migrations") == KNOWN[-1]
-        assert sql.one("select to_regclass('pgbus.half') is null and to_regclass('pgbus.other') is null")
-
-
-def test_a_later_release_applies_only_its_new_migrations(
-    empty: str, sql: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    migrate(empty)
-    later = [*migrations(), Migration(998, "more", "create table pgbus.more (percent text default '100 %s %')")]
-    monkeypatch.setattr(schema, "migrations", lambda: later)
-    assert migrate(empty) == [998]
-    assert sql.one("select name from pgbus.migrations where version = 998") == "more"
 
 
 def test_a_database_in_another_encoding_is_refused(pgbus_databases: TestDatabases) -> None:

@@ -184,7 +184,7 @@ def test_the_cursor_of_a_stream_that_was_forgotten_is_not_taken_for_a_lost_one(
     run(connection, "update pgbus.messages set created_at = now() - interval '1 day'")
     run(connection, "select * from pgbus.prune(array['orders'], array[interval '1 hour'])")
     run(connection, "update pgbus.horizons set pruned_at = now() - interval '100 days'")
-    run(connection, "select pgbus.forget(null, interval '1 day')")
+    run(connection, "select pgbus._forget(null, interval '1 day')")
     publish(pgbus_bus, "other", stream="other")
     publish(pgbus_bus, "d")
     with serving(pgbus_settings) as server:
@@ -229,7 +229,7 @@ def test_a_stream_that_was_pruned_is_not_ahead_not_even_when_it_is_forgotten(
     assert log is not None
     until(lambda: log.pruned, "the worker knows", PATIENCE)
     run(connection, "update pgbus.horizons set pruned_at = now() - interval '100 days'")
-    run(connection, "select pgbus.forget(null, interval '1 day')")
+    run(connection, "select pgbus._forget(null, interval '1 day')")
     assert run(connection, "select * from pgbus.horizons") == []
     sweeps = server.instance.sweeper.sweeps
     until(lambda: server.instance.sweeper.sweeps > sweeps + 2, "it has looked again", PATIENCE)

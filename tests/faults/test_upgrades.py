@@ -1,4 +1,7 @@
-"""Two releases on one database: which release runs on which schema, and what an upgrade does to running workers."""
+"""Two releases and one database: which release runs on which schema, and what an upgrade does to running publishers and servers.
+
+The releases have invented migrations. Where publishers or servers run, a later release has our own and one more.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import pytest
 from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
 from host_parts import APP, Host, gunicorn, host
+from release_parts import LIBRARY, Releases
 
 from pgbus_gevent.database import Database, schema
 from pgbus_gevent.database.embedded import EmbeddedPostgres
@@ -29,7 +33,9 @@ from pgbus_gevent.testing.databases import TestDatabases
 KNOWN = migrations()
 NEWEST = KNOWN[-1].version
 LATER = Migration(NEWEST + 1, "later", f"-- serves: {NEWEST}\nalter table pgbus.messages add column later integer")
-BREAKING = Migration(NEWEST + 1, "breaking", "alter table pgbus.messages add column later integer")
+FINES = {"0004_fines.sql": "-- serves: 3\ncreate table pgbus.fines ();"}
+BREAKING = {"0004_breaking.sql": "drop table pgbus.loans;"}
+AFTER = {**BREAKING, "0005_after.sql": "-- serves: 4\ncreate table pgbus.rooms ();"}
 
 
 @pytest.fixture
@@ -45,6 +51,35 @@ def database(pgbus_databases: TestDatabases) -> Iterator[str]:
     migrate(url)
     yield url
     pgbus_databases.drop(url)
+
+
+@pytest.fixture
+def library(releases: Releases) -> Path:
+    """The release that this process is, with the three invented migrations."""
+    folder = releases.write("library", LIBRARY)
+    releases.become(folder)
+    return folder
+
+
+@pytest.fixture
+def empty(pgbus_databases: TestDatabases) -> Iterator[str]:
+    """The URL of an empty database."""
+    url = pgbus_databases.make_empty()
+    yield url
+    pgbus_databases.drop(url)
+
+
+@pytest.fixture
+def shop(empty: str, library: Path) -> str:
+    """The URL of a database at the version of the invented release."""
+    migrate(empty)
+    return empty
+
+
+@pytest.fixture
+def owner(shop: str) -> Iterator[Session]:
+    with opened_sessions(shop) as opener:
+        yield opener()
 
 
 def release(monkeypatch: pytest.MonkeyPatch, *known: Migration) -> None:
@@ -63,47 +98,39 @@ def check(url: str) -> None:
 # two releases
 
 
-def test_an_older_release_runs_on_a_newer_schema_that_serves_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    release(monkeypatch, *KNOWN, LATER)
-    assert migrate(database) == [LATER.version]
-    release(monkeypatch, *KNOWN)
-    assert migrate(database) == []
-    check(database)
+def test_an_older_release_runs_on_a_newer_schema_that_serves_it(shop: str, library: Path, releases: Releases) -> None:
+    releases.become(releases.write("later", {**LIBRARY, **FINES}))
+    assert migrate(shop) == [4]
+    releases.become(library)
+    assert migrate(shop) == []
+    check(shop)
 
 
 def test_an_older_release_is_refused_by_a_schema_that_does_not_serve_it(
-    database: str, monkeypatch: pytest.MonkeyPatch
+    shop: str, library: Path, releases: Releases
 ) -> None:
-    after = Migration(NEWEST + 2, "after", f"-- serves: {NEWEST + 1}\nselect 1")
-    release(monkeypatch, *KNOWN, BREAKING, after)
-    migrate(database)
-    release(monkeypatch, *KNOWN)
+    releases.become(releases.write("after", {**LIBRARY, **AFTER}))
+    migrate(shop)
+    releases.become(library)
     for refused_by in (migrate, check):
-        with pytest.raises(
-            SchemaTooNew, match=f"version {NEWEST + 2}, which serves .* {NEWEST + 1} or later, .*; upgrade"
-        ) as e:
-            refused_by(database)
-        assert (e.value.found, e.value.serves, e.value.known) == (NEWEST + 2, NEWEST + 1, NEWEST)
-    release(monkeypatch, *KNOWN, BREAKING)
-    check(database)
+        with pytest.raises(SchemaTooNew, match=r"version 5, which serves .* 4 or later, .*; upgrade") as e:
+            refused_by(shop)
+        assert (e.value.found, e.value.serves, e.value.known) == (5, 4, 3)
+    releases.become(releases.write("breaking", {**LIBRARY, **BREAKING}))
+    check(shop)
 
 
-def test_a_newer_release_that_does_not_migrate_is_refused_by_an_older_schema(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release(monkeypatch, *KNOWN, LATER)
-    with pytest.raises(
-        SchemaTooOld, match=f"version {NEWEST}, and this release needs .* {NEWEST + 1}; run .* migrate`"
-    ):
-        check(database)
-    migrate(database)
-    check(database)
+def test_a_newer_release_that_does_not_migrate_is_refused_by_an_older_schema(shop: str, releases: Releases) -> None:
+    releases.become(releases.write("later", {**LIBRARY, **FINES}))
+    with pytest.raises(SchemaTooOld, match=r"version 3, and this release needs .* 4; run .* migrate`"):
+        check(shop)
+    migrate(shop)
+    check(shop)
 
 
-def test_without_migrating_a_missing_schema_is_reported(database: str, sql: Session) -> None:
-    sql.run("drop schema pgbus cascade")
+def test_a_release_that_does_not_migrate_says_that_there_is_no_schema(empty: str, library: Path) -> None:
     with pytest.raises(SchemaTooOld, match="is not in this database; run `python -m pgbus_gevent migrate`") as refused:
-        check(database)
+        check(empty)
     assert refused.value.sqlstate == "3F000"
 
 
@@ -115,12 +142,12 @@ def test_without_migrating_a_missing_schema_is_reported(database: str, sql: Sess
     [
         (
             "delete from pgbus.migrations where version = 2",
-            r"migration 2 \(watch_table\) is missing, and a later one is there",
+            r"migration 2 \(books\) is missing, and a later one is there",
         ),
-        ("update pgbus.migrations set name = 'other' where version = 2", r"calls migration 2 \(watch_table\) 'other'"),
+        ("update pgbus.migrations set name = 'other' where version = 2", r"calls migration 2 \(books\) 'other'"),
         (
             "update pgbus.migrations set checksum = 'x' where version = 2",
-            r"2 \(watch_table\) was applied with statements that differ",
+            r"2 \(books\) was applied with statements that differ",
         ),
         (
             "insert into pgbus.migrations values (0, 'zero', 0, 'x')",
@@ -130,28 +157,28 @@ def test_without_migrating_a_missing_schema_is_reported(database: str, sql: Sess
     ],
     ids=["missing", "renamed", "edited", "unknown", "unreleased"],
 )
-def test_a_schema_that_no_release_makes_is_refused_by_name(change: str, said: str, database: str, sql: Session) -> None:
-    sql.run(change)
+def test_a_schema_that_no_release_makes_is_refused_by_name(change: str, said: str, shop: str, owner: Session) -> None:
+    owner.run(change)
     for refused_by in (migrate, check):
         with pytest.raises(SchemaMismatch, match=said):
-            refused_by(database)
+            refused_by(shop)
 
 
-def test_a_lost_row_can_be_put_back_as_the_refusal_says(database: str, sql: Session) -> None:
-    sql.run("delete from pgbus.migrations where version = 2")
+def test_a_lost_row_can_be_put_back_as_the_refusal_says(shop: str, owner: Session) -> None:
+    owner.run("delete from pgbus.migrations where version = 2")
     with pytest.raises(SchemaMismatch) as refused:
-        migrate(database)
-    sql.run(str(refused.value).partition("was lost: ")[2].partition(";")[0])
-    assert migrate(database) == []
+        migrate(shop)
+    owner.run(str(refused.value).partition("was lost: ")[2].partition(";")[0])
+    assert migrate(shop) == []
 
 
-def test_comments_and_spaces_do_not_count(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    edited = KNOWN[0]._replace(sql=f"-- A word more.\n\n{KNOWN[0].sql}\n")
-    release(monkeypatch, edited, *KNOWN[1:])
-    assert migrate(database) == []
+def test_comments_and_spaces_do_not_count(shop: str, releases: Releases) -> None:
+    edited = {"0001_shelves.sql": f"-- A word more.\n\n{LIBRARY['0001_shelves.sql']}\n"}
+    releases.become(releases.write("edited", {**LIBRARY, **edited}))
+    assert migrate(shop) == []
 
 
-# running workers
+# running publishers
 
 
 def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
@@ -218,50 +245,48 @@ def test_a_migrator_that_dies_half_way_leaves_nothing_and_the_next_one_begins_ag
 
 
 @pytest.fixture
-def role(sql: Session, database: str) -> Iterator[str]:
-    name = f"pgbus_{ext.parse_dsn(database)['dbname']}"
-    sql.run(
+def role(owner: Session, shop: str) -> Iterator[str]:
+    name = f"pgbus_{ext.parse_dsn(shop)['dbname']}"
+    owner.run(
         f"create role {name} login; grant usage on schema pgbus to {name}; grant select on pgbus.migrations to {name}"
     )
     yield name
-    sql.run(f"drop owned by {name}; drop role {name}")
+    owner.run(f"drop owned by {name}; drop role {name}")
 
 
 def as_role(database: str, role: str) -> str:
     return str(ext.make_dsn(database, options=f"-c role={role}"))
 
 
-def test_a_role_that_may_not_upgrade_is_told_the_owner(
-    database: str, role: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert migrate(as_role(database, role)) == []
-    release(monkeypatch, *KNOWN, LATER)
+def test_a_role_that_may_not_upgrade_is_told_the_owner(shop: str, role: str, releases: Releases) -> None:
+    assert migrate(as_role(shop, role)) == []
+    releases.become(releases.write("later", {**LIBRARY, **FINES}))
     with pytest.raises(
         DatabaseError, match=f"role {role} may not .*belongs to postgres: run .* as postgres.*--no-migrate"
     ) as refused:
-        migrate(as_role(database, role))
+        migrate(as_role(shop, role))
     assert refused.value.sqlstate == "42501"
 
 
 def test_a_role_that_may_not_create_the_schema_gets_the_statement_for_an_administrator(
-    database: str, sql: Session, role: str
+    shop: str, owner: Session, role: str
 ) -> None:
-    sql.run("drop schema pgbus cascade")
+    owner.run("drop schema pgbus cascade")
     with pytest.raises(DatabaseError, match=f"an administrator run: create schema pgbus authorization {role}"):
-        migrate(as_role(database, role))
-    sql.run(f"create schema pgbus authorization {role}")
-    assert migrate(as_role(database, role)) == [migration.version for migration in KNOWN]
+        migrate(as_role(shop, role))
+    owner.run(f"create schema pgbus authorization {role}")
+    assert migrate(as_role(shop, role)) == [1, 2, 3]
 
 
-def test_a_role_that_may_not_read_the_record_may_still_serve(database: str, sql: Session, role: str) -> None:
-    sql.run(f"revoke select on pgbus.migrations from {role}")
-    check(as_role(database, role))
+def test_a_role_that_may_not_read_the_record_may_still_serve(shop: str, owner: Session, role: str) -> None:
+    owner.run(f"revoke select on pgbus.migrations from {role}")
+    check(as_role(shop, role))
 
 
-def test_read_only_transactions_are_named_as_the_reason(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = str(ext.make_dsn(database, options="-c default_transaction_read_only=on"))
+def test_read_only_transactions_are_named_as_the_reason(shop: str, releases: Releases) -> None:
+    url = str(ext.make_dsn(shop, options="-c default_transaction_read_only=on"))
     assert migrate(url) == []
-    release(monkeypatch, *KNOWN, LATER)
+    releases.become(releases.write("later", {**LIBRARY, **FINES}))
     with pytest.raises(DatabaseError, match="transactions are read-only here"):
         migrate(url)
 
@@ -280,12 +305,10 @@ def test_on_a_standby_the_message_asks_for_the_primary(monkeypatch: pytest.Monke
                 migrate(server.url)
 
 
-def test_a_short_statement_timeout_of_the_role_is_not_ours(
-    database: str, sql: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sql.run(f"alter database {ext.parse_dsn(database)['dbname']} set statement_timeout = '50ms'")
-    release(monkeypatch, *KNOWN, Migration(NEWEST + 1, "slow", "select pg_sleep(0.2)"))
-    assert migrate(database) == [NEWEST + 1]
+def test_a_short_statement_timeout_of_the_role_is_not_ours(shop: str, owner: Session, releases: Releases) -> None:
+    owner.run(f"alter database {ext.parse_dsn(shop)['dbname']} set statement_timeout = '50ms'")
+    releases.become(releases.write("slow", {**LIBRARY, "0004_slow.sql": "select pg_sleep(0.2)"}))
+    assert migrate(shop) == [4]
 
 
 # as processes: a release that is older than the schema, or newer

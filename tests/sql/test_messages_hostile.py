@@ -67,19 +67,22 @@ CALLS = [
     "pgbus.broadcast('{s}', 'x')", "pgbus.broadcast('{s}', 'x', key => 'k')", "pgbus.broadcast_many('{s}', '{{x,y}}')",
     "pgbus.broadcast_many('{s}', '{{x,y}}', keys => '{{a,b}}')", "pgbus.broadcast_on_commit('{s}', 'x')",
     "pgbus.broadcast_on_commit('{s}', n.n) from (values ('1'), ('2')) n(n)", "pgbus.broadcast_ephemeral('{s}', 'x')",
-    "pgbus.broadcast_ephemeral('{s}', '{large}')", "pgbus.last_id('{s}')", "pgbus.read_after('{s}', 0)", "pgbus.head('{s}')",
-    "pgbus.horizon('{s}')", "pgbus.channels()", "pgbus.change_channels()", "pgbus.disconnect('ada')", "pgbus.squatters()",
+    "pgbus.broadcast_ephemeral('{s}', '{large}')", "pgbus.last_id('{s}')", "pgbus.read_after('{s}', 0)", "pgbus._head('{s}')",
+    "pgbus._horizon('{s}')", "pgbus.channels()", "pgbus.change_channels()", "pgbus.disconnect('ada')", "pgbus.squatters()",
     "pgbus.presence_join('{s}', 'ada')", "pgbus.presence_members('{s}')", "pgbus.presence_count('{s}')",
     "pgbus.presence_touch('{s}', 'ada')", "pgbus.presence_touch_many('{{{s}}}', '{{ada}}', '{{c}}')",
-    "pgbus.presence_record('{{{s}}}', '{{ada}}', '{{c}}', '{{\"{{}}\"}}', '1s', '1s')", "pgbus.presence_leave('{s}', 'ada')",
-    "pgbus.presence_sweep()", "pgbus.beat('w', 'h', 1, 1, '{{}}')", "pgbus.leave_roll('w')", "pgbus.pace_rings()",
-    "pgbus.prune('{{{s}}}', '{{1h}}', '{{1}}')", "pgbus.prune_turn('1 s')", "pgbus.streams_below(null, 5)",
-    "pgbus.forget(null, '1h')",
-    "pgbus.prune_ephemerals()", "pgbus.watch_table('public.mine', '{s}:{{n}}')", "pgbus.unwatch_table('public.mine')",
-    "pgbus.good_stream('{s}')", "pgbus.jump('{s}', 0)", "pgbus.touch('{s}', 1, true)", "pgbus.moved_payload('{s}', '1')",
-    "pgbus.wait_for(1, 2, 'x')", "pgbus.may_ring(0)", "pgbus.may_ring(5)", "pgbus.grant_publisher('{role}')",
-    "pgbus.grant_server('{role}')", "pgbus.revoke_rights('{role}')", "pgbus.home()", "pgbus.caller()", "pgbus.epoch_number()",
-    "pgbus.queue_many('{{{s}}}', '{{x}}')", "pgbus.draw('{s}', 2)", "pgbus.lock_stream('{s}')", "pgbus.lock_presence('{s}')",
+    "pgbus._presence_record('{{{s}}}', '{{ada}}', '{{c}}', '{{\"{{}}\"}}', '1s', '1s')", "pgbus.presence_leave('{s}', 'ada')",
+    "pgbus.presence_sweep()", "pgbus._beat('w', 'h', 1, 1, '{{}}')", "pgbus._leave_roll('w')", "pgbus._pace_rings()",
+    "pgbus.prune('{{{s}}}', '{{1h}}', '{{1}}')", "pgbus._prune_turn('1 s')", "pgbus._streams_below(null, 5)",
+    "pgbus._forget(null, '1h')",
+    "pgbus._prune_ephemerals()", "pgbus.watch_table('public.mine', '{s}:{{n}}')", "pgbus.unwatch_table('public.mine')",
+    "pgbus._good_stream('{s}')", "pgbus._jump('{s}', 0)", "pgbus._touch('{s}', 1, true)", "pgbus._moved_payload('{s}', '1')",
+    "pgbus._wait_for(1, 2, 'x')", "pgbus._may_ring(0)", "pgbus._may_ring(5)", "pgbus.grant_publisher('{role}')",
+    "pgbus.grant_server('{role}')", "pgbus.revoke_rights('{role}')", "pgbus._home()", "pgbus._caller()", "pgbus._epoch_number()",
+    "pgbus._queue_many('{{{s}}}', '{{x}}')", "pgbus._draw('{s}', 2)", "pgbus._lock_stream('{s}')", "pgbus._lock_presence('{s}')",
+    *(f"pgbus.{call}('{{s}}', '1'::{type})" for type in ("json", "jsonb")
+      for call in ("broadcast", "broadcast_on_commit", "broadcast_ephemeral")),
+    "pgbus.broadcast_many('{s}', '{{1,2}}'::json[])", "pgbus.broadcast_many('{s}', '{{1,2}}'::jsonb[])",
 ]  # fmt: skip
 
 
@@ -164,7 +167,7 @@ def test_our_own_sessions_say_what_names_mean_and_an_applications_transaction_ha
 def test_a_publisher_who_waits_for_a_lock_that_somebody_keeps_is_told_who(sessions: Sessions, stream: str) -> None:
     squatter, publisher = sessions(), sessions()
     squatter.run("set application_name = 'eve''s \"tool\"'")
-    number = publisher.one("select pgbus.lock_number(%s)", stream)
+    number = publisher.one("select pgbus._lock_number(%s)", stream)
     squatter.run("select pg_advisory_lock(%s, %s)", APPENDS, number)
     began = monotonic()
     for call in ("broadcast", "broadcast_on_commit"):
@@ -220,7 +223,7 @@ def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: s
     with opened_sessions(small) as opener:
         squatter, sql, slow = opener(), opener(), opener()
         squatter.run("begin")
-        squatter.run("select pg_advisory_xact_lock(%s, %s)", APPENDS, sql.one("select pgbus.lock_number(%s)", stream))
+        squatter.run("select pg_advisory_xact_lock(%s, %s)", APPENDS, sql.one("select pgbus._lock_number(%s)", stream))
         squatter.run("select pg_advisory_xact_lock(%s, n) from generate_series(0, 1) n", BELL)
         squatter.run("""prepare transaction 'it''s "mine"'""")
         with raises("55P03", match="is locked by the prepared transaction .*mine.*, which does nothing with it"):

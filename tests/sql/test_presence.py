@@ -52,7 +52,7 @@ def expire(sql: Session, stream: str, member: str | None = None) -> None:
 
 def record(sql: Session, changes: list[tuple[str, str, str, str | None]], grace: str = "0") -> list[int]:
     streams, names, connections, metadata = (list(column) for column in zip(*changes, strict=True))
-    statement = "select pgbus.presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], '1 minute', %s)"
+    statement = "select pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], '1 minute', %s)"
     return [place for (place,) in sql.run(statement, streams, names, connections, metadata, grace)]
 
 

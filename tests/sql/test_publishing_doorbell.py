@@ -354,7 +354,7 @@ def test_rings_keep_their_distance(
 
 def test_the_distance_grows_with_the_number_of_workers_that_live(sql: Session) -> None:
     def pace() -> int:
-        pause = int(sql.call("pace_rings"))
+        pause = int(sql.call("_pace_rings"))
         assert sql.one("select coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0)") == pause
         return pause
 

@@ -58,7 +58,7 @@ def ids_of(sql: Session, stream: str) -> list[int]:
 
 
 def horizon(sql: Session, stream: str) -> int:
-    return int(sql.call("horizon", stream))
+    return int(sql.call("_horizon", stream))
 
 
 # age and count
@@ -192,7 +192,7 @@ def test_streams_are_forgotten_once_they_are_empty_for_long_enough(sql: Session,
         prune(sql, name, age="1 hour")
     last = publish(sql, living, 1)
     sql.run("update pgbus.horizons set pruned_at = now() - interval '31 days' where stream <> %s", recent)
-    assert sql.one("select pgbus.forget(null, '30 days')") is None
+    assert sql.one("select pgbus._forget(null, '30 days')") is None
     assert sorted(row[0] for row in sql.run("select stream from pgbus.horizons")) == sorted([living, recent])
     assert sql.call("last_id", empty) == 0
     assert publish(sql, empty, 1)[0] > last[0], "ids are not used again all the same"
@@ -202,10 +202,10 @@ def test_horizons_are_looked_through_a_page_at_a_time(sql: Session, stream: str)
     names = [f"{stream}:{n}" for n in range(5)]
     for name in names:
         sql.run("insert into pgbus.horizons values (%s, 1, now() - interval '31 days')", name)
-    assert sql.one("select pgbus.forget(null, '30 days', 2)") == names[3]
-    assert sql.one("select pgbus.forget(%s, '30 days', 2)", names[3]) == names[1]
+    assert sql.one("select pgbus._forget(null, '30 days', 2)") == names[3]
+    assert sql.one("select pgbus._forget(%s, '30 days', 2)", names[3]) == names[1]
     assert sql.one("select count(*) from pgbus.horizons") == 1
-    assert sql.one("select pgbus.forget(%s, '30 days', 2)", names[1]) is None
+    assert sql.one("select pgbus._forget(%s, '30 days', 2)", names[1]) is None
     assert sql.one("select count(*) from pgbus.horizons") == 0
 
 
@@ -216,7 +216,7 @@ def test_old_large_ephemeral_messages_are_removed(sql: Session) -> None:
             n + 1,
             age,
         )
-    assert [sql.one("select pgbus.prune_ephemerals(1)") for _ in range(3)] == [1, 1, 0]
+    assert [sql.one("select pgbus._prune_ephemerals(1)") for _ in range(3)] == [1, 1, 0]
     assert sql.run("select id from pgbus.ephemerals") == [(3,)]
 
 
@@ -268,7 +268,7 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
     one, other = sessions(), sessions()
     with one.transaction():
         prune(one, stream, age="1 hour", limit=2)
-        assert sql.one("select pgbus.prune_turn('0 s')") is None
+        assert sql.one("select pgbus._prune_turn('0 s')") is None
         job = other.spawn("select * from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
         until(lambda: is_waiting(sql, other), "the other one waits")
     assert job.get(timeout=10) == [(stream, 2, ids[3])], "and then goes by what there is"
@@ -295,7 +295,7 @@ def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower
             reads = [cursor.mogrify(*asked).decode() for asked in ((_PAGES, page), (_OPENINGS, opening))]
         assert [blocks(read) < 200 for read in reads] == [True, True]
         assert blocks("select * from pgbus.prune(array[%s], array['1 day'::interval], array[10])", stream) < 200
-        assert blocks("select pgbus.streams_below(null, 10)") < 200
+        assert blocks("select pgbus._streams_below(null, 10)") < 200
 
 
 # the round
@@ -305,7 +305,7 @@ def test_streams_are_walked_down_from_the_highest(sql: Session, sessions: Sessio
     names = ["\U0010ffff" * 63, "é", "b", "a:2", "a:1", "A"]
     for name in names:
         publish(sql, name, 3)
-    walk = "select * from pgbus.streams_below(%s, %s)"
+    walk = "select * from pgbus._streams_below(%s, %s)"
     assert [row[0] for row in sql.run(walk, None, 10)] == names
     assert [row[0] for row in sql.run(walk, None, 2)] == names[:2]
     assert [row[0] for row in sql.run(walk, "b", 2)] == names[3:5]
@@ -317,9 +317,9 @@ def test_workers_share_one_round_and_the_next_has_its_time(sql: Session, session
     for name in names:
         publish(sql, name, 1)
     workers = [sessions(), sessions()]
-    turns = [workers[n % 2].one("select pgbus.prune_turn('1 hour', 2)") for n in range(4)]
+    turns = [workers[n % 2].one("select pgbus._prune_turn('1 hour', 2)") for n in range(4)]
     assert turns == [names[:2:-1], names[2:0:-1], names[:1], None]
-    assert sql.one("select pgbus.prune_turn('1 ms', 2)") == names[:2:-1], (
+    assert sql.one("select pgbus._prune_turn('1 ms', 2)") == names[:2:-1], (
         "what was due by another setting does not count"
     )
 
@@ -492,7 +492,7 @@ def test_a_client_of_a_forgotten_stream_is_told_as_long_as_nothing_new_has_come(
     id = pgbus_bus.stream("orders").broadcast("x") or 0
     keep_newest("orders", 0)
     one = Session(pgbus_database)
-    one.run("select pgbus.forget(null, '0 s')")
+    one.run("select pgbus._forget(null, '0 s')")
     assert one.one("select count(*) from pgbus.horizons") == 0
     one.close()
     with serving(pgbus_settings) as server:
@@ -551,7 +551,7 @@ def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
                 prune(one, stream, age="1 ms", limit=choose.choice([3, 1000]))
             else:
                 prune(one, stream, count=choose.randint(1, 30), limit=choose.choice([1, 5, 1000]))
-            known = one.one("select pgbus.horizon(%s)", stream)
+            known = one.one("select pgbus._horizon(%s)", stream)
             least = one.one("select min(msg_id) from pgbus.messages where stream = %s", stream)
             assert least is None or known < least
         one.close()

@@ -448,7 +448,7 @@ def test_the_triggers_go_with_the_schema(pgbus_database: str) -> None:
 
 def calls(sql: Session) -> Counter[str]:
     """How often the functions that count here were called; only to be compared within one transaction."""
-    counted = ["watch", "flush", "append", "broadcast", "broadcast_on_commit"]
+    counted = ["_watch", "_flush", "_append", "broadcast", "broadcast_on_commit"]
     return Counter(
         dict(sql.run("select funcname, calls from pg_stat_xact_user_functions where funcname = any(%s)", counted))
     )
@@ -470,7 +470,7 @@ def test_many_rows_of_a_statement_are_one_append(sql: Session, table: str, strea
         sql.run("set constraints all immediate")
         after = calls(sql)
     took = monotonic() - began
-    assert after - earlier == {"watch": 1, "flush": 1, "append": 1}
+    assert after - earlier == {"_watch": 1, "_flush": 1, "_append": 1}
     order = [id for (id,) in sql.run(f"select id from {table} order by ctid")]
     messages = [json.loads(data) for _, data in sql.read(stream, before)]
     assert [one["new"]["id"] for one in messages] == order
@@ -488,7 +488,7 @@ def test_many_rows_for_many_streams_are_one_append_for_each(sql: Session, table:
         earlier = calls(sql)
         sql.run(f"insert into {table} select n, mod(n, 10), 'a' from generate_series(0, 999) n")
         sql.run("set constraints all immediate")
-        assert calls(sql) - earlier == {"watch": 1, "flush": 1, "append": 10}
+        assert calls(sql) - earlier == {"_watch": 1, "_flush": 1, "_append": 10}
     assert short(sql, f"{stream} 3") == [f"insert {n}" for n in range(3, 1000, 10)]
 
 

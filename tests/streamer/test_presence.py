@@ -372,7 +372,7 @@ def test_without_the_database_connections_come_and_go_and_it_is_said_once(
 def test_a_schema_without_presence_says_what_to_do(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept.memory.failure = DatabaseError("function pgbus.presence_record does not exist", "42883")
+    kept.memory.failure = DatabaseError("function pgbus._presence_record does not exist", "42883")
     kept.keeper.joined(seat("c1", "room", "ada"))
     running(kept)
     wait_until(lambda: kept.keeper.failing)

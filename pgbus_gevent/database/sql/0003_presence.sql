@@ -1,23 +1,23 @@
--- Presence: which members are at which streams, and the announcements of who comes and goes.
+-- Presence: which members are at which streams, and the announcements when members join and leave.
 --
--- A row is one connection of one member at one stream, and a lease: who keeps it alive touches it, and what was not
--- touched in time is gone, without anyone's action. A member is there as long as one of its rows has not expired. To
--- leave is to expire after a grace: who is back within it has never been away, and nothing is announced.
+-- A row is one connection of one member at one stream, and a lease. The connection's worker renews the lease, and a
+-- row that is not renewed in time has expired without anybody's action. A member is present as long as one of its
+-- rows has not expired. To leave is to expire after a grace: a member that comes back within it was never away, and
+-- nothing is announced.
 --
--- Lock class (0001 has the others):
---   1885823600  'pgbp'  the comings and goings at a stream; the second integer is the stream's lock_number
---
--- Who changes a stream's rows has its lock to the commit, so that announcements come in the order of what they tell, and
--- each of them once. Workers only try for the lock: a transaction that keeps it holds up its own stream, not theirs.
+-- A transaction that changes the rows of a stream holds the lock of its presence until it has committed, so that
+-- announcements come in the order of the changes, each of them once. Workers only try to take the lock: a transaction
+-- that keeps it delays its own stream, and no other.
 
--- Unlogged: after a crash the connections are gone too, and what still lives joins again when its touch finds nothing.
--- Half of each page is kept free, so that a touch, which changes no indexed column, finds room beside the row (HOT).
+-- Unlogged: after a crash the connections are gone too, and those that remain join again when their touch finds no
+-- row. Half of each page is kept free, so that a touch, which changes no indexed column, finds space beside the row
+-- (a HOT update).
 create unlogged table pgbus.presence (
   stream        text collate "C" not null,
   member        text collate "C" not null,
-  connection    text collate "C" not null,      -- '' where an application has joined a member itself
+  connection    text collate "C" not null,      -- '' if an application has joined the member itself
   metadata      jsonb            not null,
-  joined_at     timestamptz      not null,      -- the member's, by whichever connection was its first
+  joined_at     timestamptz      not null,      -- when the member joined, by whichever connection came first
   connected_at  timestamptz      not null,
   expires_at    timestamptz      not null,
   leaving       boolean          not null default false,
@@ -26,32 +26,36 @@ create unlogged table pgbus.presence (
         autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 
--- asking ------------------------------------------------------------------------------------------------------
+-- reading -----------------------------------------------------------------------------------------------------
 
--- Who is there now, in the order in which they came. The metadata is that of the member's newest connection.
 create function pgbus.presence_members(stream text)
 returns table (member text, metadata jsonb, joined_at timestamptz, connections bigint)
 language plpgsql stable rows 100 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream);
+  if pgbus._good_stream(stream) is not true then
+    perform pgbus._refuse(stream);
   end if;
   return query
     select p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1], min(p.joined_at),
            count(*) filter (where not p.leaving)
     from pgbus.presence p
-    -- Not now(), which stands still in a transaction.
+    -- Not now(), which does not advance within a transaction.
     where p.stream = presence_members.stream collate "C" and p.expires_at > clock_timestamp()
     group by p.member
     order by min(p.joined_at), p.member;
 end
 $$;
 
+comment on function pgbus.presence_members(text) is
+'Returns the members that are at a stream now, in the order in which they joined. metadata is that of the member''s
+newest connection. connections is 0 for a member that is only expected back.
+Errors: 22023 for a bad name.';
+
 create function pgbus.presence_count(stream text) returns bigint
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream);
+  if pgbus._good_stream(stream) is not true then
+    perform pgbus._refuse(stream);
   end if;
   return (
     select count(distinct p.member) from pgbus.presence p
@@ -59,54 +63,108 @@ begin
 end
 $$;
 
+comment on function pgbus.presence_count(text) is
+'Returns how many members are at a stream now.
+Errors: 22023 for a bad name.';
+
 
 -- changing ----------------------------------------------------------------------------------------------------
 
-create function pgbus.presence_refuse(stream text, member text, connection text, metadata jsonb) returns void
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+create function pgbus.presence_join(stream text, member text, metadata jsonb default '{}', connection text default '',
+                                    ttl interval default interval '45 seconds') returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if pgbus.good_stream(stream) is not true then
-    perform pgbus.refuse(stream);
-  end if;
-  raise exception using
-    errcode = 'invalid_parameter_value',
-    message = case
-      when pgbus.good_stream(member) is not true then
-        format('bad member %s: it must be 1 to 255 bytes of UTF-8 without control characters',
-               left(coalesce(to_json(member)::text, 'null'), 80))
-      when connection is null or octet_length(connection) > 255 then
-        'bad connection: it must be at most 255 bytes of UTF-8'
-      else
-        'bad metadata: it must be a JSON object of at most 4096 bytes'
-    end;
+  perform pgbus._lock_presence(stream);
+  return pgbus._presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
+                               '{}', '{}', interval '0', '{}') > 0;
 end
 $$;
 
-create function pgbus.good_presence(member text, connection text, metadata jsonb) returns boolean
-language sql immutable parallel safe
-return pgbus.good_stream(member) and connection is not null and octet_length(connection) <= 255
-       and jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 4096;
+comment on function pgbus.presence_join(text, text, jsonb, text, interval) is
+'Adds a connection of a member to a stream, or renews it, for the time ttl. Returns true if the member is new there,
+which is announced. The stream''s presence stays locked until the transaction ends.
+Errors: 22023 for a bad argument; 0A000 in REPEATABLE READ and SERIALIZABLE; 55P03 if a session keeps the lock for
+nothing.';
 
-create function pgbus.presence_interval(what text, value interval, lowest interval) returns void
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+create function pgbus.presence_leave(stream text, member text, connection text default '',
+                                     grace interval default interval '0') returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if value is null or value < lowest or value > interval '1 day' then
-    raise exception 'bad % %: it must be % or more, and at most a day', what, coalesce(value::text, 'null'), lowest
-      using errcode = 'invalid_parameter_value';
-  end if;
+  perform pgbus._lock_presence(stream);
+  return pgbus._presence_settle(stream, '{}', '{}', '{}', interval '1 second',
+                               array[member], array[connection], grace, '{}') > 0;
 end
 $$;
 
--- Writes what happened at one stream, whose lock is had, and announces what has come of it; how much that is. The first
--- three arrays are of one length, and so are the next two; `others` are members of whom something may have expired.
-create function pgbus.presence_settle(
+comment on function pgbus.presence_leave(text, text, text, interval) is
+'Ends a connection of a member at a stream, after a grace. Returns true if the member has left by it, which is
+announced; false if it has other connections there, or a grace. The stream''s presence stays locked until the
+transaction ends.
+Errors: as those of presence_join.';
+
+create function pgbus.presence_touch(stream text, member text, connection text default '',
+                                     ttl interval default interval '45 seconds') returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return not exists (
+    select from pgbus.presence_touch_many(array[stream], array[member], array[connection], ttl));
+end
+$$;
+
+comment on function pgbus.presence_touch(text, text, text, interval) is
+'Renews a connection of a member at a stream for the time ttl. Returns false if it is not there any more and has to
+join again. Takes no lock on the stream''s presence, and waits for no other transaction.
+Errors: 22023 for a bad ttl.';
+
+create function pgbus.presence_touch_many(stream text[], member text[], connection text[],
+                                          ttl interval default interval '45 seconds') returns setof integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  instant timestamptz := clock_timestamp();
+begin
+  perform pgbus._presence_interval('ttl', ttl, interval '1 millisecond');
+  return query
+    with asked as (
+      select a.stream collate "C" as stream, a.member collate "C" as member, a.connection collate "C" as connection, a.n
+      from unnest(presence_touch_many.stream, presence_touch_many.member, presence_touch_many.connection)
+        with ordinality as a(stream, member, connection, n)
+    ), found as (
+      select p.stream, p.member, p.connection
+      from asked a
+      join pgbus.presence p on p.stream = a.stream and p.member = a.member and p.connection = a.connection
+      where not p.leaving and p.expires_at > instant
+      -- Another transaction is writing a locked row, and sets its own time.
+      for update of p skip locked
+    ), touched as (
+      update pgbus.presence p set expires_at = instant + ttl
+      from found f
+      where p.stream = f.stream and p.member = f.member and p.connection = f.connection
+    )
+    select a.n::integer from asked a
+    where not exists (
+      select from pgbus.presence p
+      where p.stream = a.stream and p.member = a.member and p.connection = a.connection
+            and not p.leaving and p.expires_at > instant)
+    order by a.n;
+end
+$$;
+
+comment on function pgbus.presence_touch_many(text[], text[], text[], interval) is
+'Does the same as presence_touch for several connections, given as arrays of one length. Returns the positions, from 1,
+of those that are not there any more and have to join again.
+Errors: 22023 for a bad ttl.';
+
+-- Writes what happened at one stream, whose presence is locked, and announces the result; returns the number of
+-- announcements. The first three arrays have one length, and so do the next two. `others` are members of which some
+-- rows may have expired.
+create function pgbus._presence_settle(
   stream text,
   arrivals text[], arrival_connections text[], arrival_metadata jsonb[], ttl interval,
   departures text[], departure_connections text[], grace interval,
   others text[]) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  -- An argument has its caller's collation, which would clash with a column's.
+  -- An argument has its caller's collation, which would conflict with a column's.
   name       text   collate "C" := stream;
   coming     text[] collate "C" := arrivals;
   going      text[] collate "C" := departures;
@@ -119,26 +177,27 @@ declare
   total      bigint;
   told       integer := 0;
 begin
-  -- With a snapshot from before the lock it would not see who came meanwhile, and announce that a member left who is there.
+  -- With a snapshot from before the lock it would not see members that joined meanwhile, and would announce that a
+  -- present member has left.
   if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
     raise exception 'presence cannot be changed in a transaction in %: use one in READ COMMITTED',
                     upper(current_setting('transaction_isolation'))
       using errcode = 'feature_not_supported';
   end if;
-  if pgbus.good_stream(name) is not true then
-    perform pgbus.refuse(name);
+  if pgbus._good_stream(name) is not true then
+    perform pgbus._refuse(name);
   end if;
   for news in
     select a.member, a.connection, a.metadata
     from unnest(coming, arrival_connections, arrival_metadata) as a(member, connection, metadata)
-    where pgbus.good_presence(a.member, a.connection, a.metadata) is not true
+    where pgbus._good_presence(a.member, a.connection, a.metadata) is not true
   loop
-    perform pgbus.presence_refuse(name, news.member, news.connection, news.metadata);
+    perform pgbus._presence_refuse(name, news.member, news.connection, news.metadata);
   end loop;
-  perform pgbus.presence_interval('ttl', ttl, interval '1 millisecond');
-  perform pgbus.presence_interval('grace', grace, interval '0');
+  perform pgbus._presence_interval('ttl', ttl, interval '1 millisecond');
+  perform pgbus._presence_interval('grace', grace, interval '0');
 
-  -- One whose rows have expired has left as far as readers can see, swept or not: to them its coming is news.
+  -- To readers, a member whose rows have expired has left, swept or not. So its return is announced.
   known := array(
     select distinct p.member from pgbus.presence p
     where p.stream = name and p.member = any (coming) and p.expires_at > instant);
@@ -159,7 +218,7 @@ begin
   from unnest(going, departure_connections) as d(member, connection)
   where p.stream = name and p.member = d.member collate "C" and p.connection = d.connection collate "C";
 
-  -- A row that somebody is touching just now is left for the next time; waited for, it would hold up all the others.
+  -- A row that is just being touched is left for the next time. Waiting for it would delay all others.
   with expired as (
     select p.member, p.connection from pgbus.presence p
     where p.stream = name and p.member = any (concerned) and p.expires_at <= instant
@@ -197,88 +256,59 @@ begin
 end
 $$;
 
-create function pgbus.lock_presence(stream text) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+create function pgbus._good_presence(member text, connection text, metadata jsonb) returns boolean
+language sql immutable parallel safe
+return pgbus._good_stream(member) and connection is not null and octet_length(connection) <= 255
+       and jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 4096;
+
+-- Raises the error that names the bad argument.
+create function pgbus._presence_refuse(stream text, member text, connection text, metadata jsonb) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-  if not pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(stream)) then
-    perform pgbus.wait_for(1885823600, pgbus.lock_number(stream), 'the presence at ' || to_json(stream));
+  if pgbus._good_stream(stream) is not true then
+    perform pgbus._refuse(stream);
+  end if;
+  raise exception using
+    errcode = 'invalid_parameter_value',
+    message = case
+      when pgbus._good_stream(member) is not true then
+        format('bad member %s: it must be 1 to 255 bytes of UTF-8 without control characters',
+               left(coalesce(to_json(member)::text, 'null'), 80))
+      when connection is null or octet_length(connection) > 255 then
+        'bad connection: it must be at most 255 bytes of UTF-8'
+      else
+        'bad metadata: it must be a JSON object of at most 4096 bytes'
+    end;
+end
+$$;
+
+-- Raises an error if an interval is outside its bounds.
+create function pgbus._presence_interval(what text, value interval, lowest interval) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if value is null or value < lowest or value > interval '1 day' then
+    raise exception 'bad % %: it must be % or more, and at most a day', what, coalesce(value::text, 'null'), lowest
+      using errcode = 'invalid_parameter_value';
   end if;
 end
 $$;
 
--- True where the member is new here. The stream's presence is locked to the end of the transaction, as by presence_leave.
-create function pgbus.presence_join(stream text, member text, metadata jsonb default '{}', connection text default '',
-                                    ttl interval default interval '45 seconds') returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+create function pgbus._lock_presence(stream text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pgbus.lock_presence(stream);
-  return pgbus.presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
-                               '{}', '{}', interval '0', '{}') > 0;
-end
-$$;
-
--- True where the member is gone by it; not as long as it has other connections here, or a grace.
-create function pgbus.presence_leave(stream text, member text, connection text default '',
-                                     grace interval default interval '0') returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  perform pgbus.lock_presence(stream);
-  return pgbus.presence_settle(stream, '{}', '{}', '{}', interval '1 second',
-                               array[member], array[connection], grace, '{}') > 0;
-end
-$$;
-
--- Keeps these connections alive for the ttl from now; the places, from 1, of those that are not there any more, and have
--- to join again. Locks no stream, and waits for nobody.
-create function pgbus.presence_touch_many(stream text[], member text[], connection text[],
-                                          ttl interval default interval '45 seconds') returns setof integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  instant timestamptz := clock_timestamp();
-begin
-  perform pgbus.presence_interval('ttl', ttl, interval '1 millisecond');
-  return query
-    with asked as (
-      select a.stream collate "C" as stream, a.member collate "C" as member, a.connection collate "C" as connection, a.n
-      from unnest(presence_touch_many.stream, presence_touch_many.member, presence_touch_many.connection)
-        with ordinality as a(stream, member, connection, n)
-    ), found as (
-      select p.stream, p.member, p.connection
-      from asked a
-      join pgbus.presence p on p.stream = a.stream and p.member = a.member and p.connection = a.connection
-      where not p.leaving and p.expires_at > instant
-      -- A row that is locked is just being written, by who sets a time of its own.
-      for update of p skip locked
-    ), touched as (
-      update pgbus.presence p set expires_at = instant + ttl
-      from found f
-      where p.stream = f.stream and p.member = f.member and p.connection = f.connection
-    )
-    select a.n::integer from asked a
-    where not exists (
-      select from pgbus.presence p
-      where p.stream = a.stream and p.member = a.member and p.connection = a.connection
-            and not p.leaving and p.expires_at > instant)
-    order by a.n;
-end
-$$;
-
--- The same for one; false where it is not there any more.
-create function pgbus.presence_touch(stream text, member text, connection text default '',
-                                     ttl interval default interval '45 seconds') returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return not exists (
-    select from pgbus.presence_touch_many(array[stream], array[member], array[connection], ttl));
+  if not pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(stream)) then
+    perform pgbus._wait_for(1885823600, pgbus._lock_number(stream), 'the presence at ' || to_json(stream));
+  end if;
 end
 $$;
 
 
 -- for workers -------------------------------------------------------------------------------------------------
 
--- What happened at a worker, at any number of streams: an arrival has metadata, a departure has none. The places, from 1,
--- of what is to be tried again, as somebody else is at those streams just now.
-create function pgbus.presence_record(stream text[], member text[], connection text[], metadata jsonb[],
+-- Writes what happened at the streams of a worker. An arrival has metadata, a departure has none. Returns the
+-- positions, from 1, of the changes that are to be tried again, because another transaction holds the presence of
+-- their streams.
+create function pgbus._presence_record(stream text[], member text[], connection text[], metadata jsonb[],
                                       ttl interval, grace interval) returns setof integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -292,12 +322,12 @@ begin
            coalesce(array_agg(a.member order by n) filter (where a.metadata is null), '{}') as departures,
            coalesce(array_agg(a.connection order by n) filter (where a.metadata is null), '{}') as departed,
            array_agg(a.n::integer) as places
-    from unnest(presence_record.stream, presence_record.member, presence_record.connection, presence_record.metadata)
+    from unnest(_presence_record.stream, _presence_record.member, _presence_record.connection, _presence_record.metadata)
       with ordinality as a(stream, member, connection, metadata, n)
     group by a.stream
   loop
-    if pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(batch.stream)) then
-      perform pgbus.presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
+    if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
+      perform pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
                                     batch.departures, batch.departed, grace, '{}');
     else
       return query select unnest(batch.places);
@@ -306,8 +336,6 @@ begin
 end
 $$;
 
--- Removes what has expired and announces who is gone by it: of several that sweep at once, one does. Returns in how many
--- seconds the next row is going to expire, null where there is none.
 create function pgbus.presence_sweep() returns double precision
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -318,13 +346,13 @@ begin
     from (
       select p.stream, p.member from pgbus.presence p
       where p.expires_at <= clock_timestamp()
-      -- So that what a large worker leaves behind takes several short transactions.
+      -- A limit, so that the rows of a large worker that has died are removed in several short transactions.
       limit 1000
     ) e
     group by e.stream
   loop
-    if pg_try_advisory_xact_lock(1885823600, pgbus.lock_number(batch.stream)) then
-      perform pgbus.presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
+    if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
+      perform pgbus._presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
                                     batch.members);
     end if;
   end loop;
@@ -333,3 +361,7 @@ begin
     order by p.expires_at limit 1);
 end
 $$;
+
+comment on function pgbus.presence_sweep() is
+'Removes expired connections, at most 1000, and announces the members that have left by it. Workers do this by
+themselves. Returns in how many seconds the next connection expires; null if there is none.';

@@ -1,27 +1,84 @@
--- Who may do what. Nobody but the owner may do anything, whatever the database's default privileges are, until the owner grants it by
--- one of the functions below. After an upgrade they are called again.
+-- Rights. Whatever default privileges the database has, only the owner may do anything, until the owner grants it by
+-- a function of this file. The owner calls these functions again after an upgrade, because a new release may have new
+-- functions.
 
-revoke all on schema pgbus from public;
-revoke all on all tables in schema pgbus from public;
-revoke all on all sequences in schema pgbus from public;
-revoke all on all functions in schema pgbus from public;
 
--- Default privileges may also have granted something to roles by name. The channels are nobody's.
-do $$
-declare
-  grantee text;
+-- granting ----------------------------------------------------------------------------------------------------
+
+create function pgbus.grant_publisher(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
-  for grantee in
-    select distinct a.grantee::regrole::text
-    from pg_class c cross join aclexplode(c.relacl) a
-    where c.oid = 'pgbus.channel_names'::regclass and a.grantee not in (0, c.relowner)
-  loop
-    execute format('revoke all on pgbus.channel_names from %s', grantee);
-  end loop;
+  perform pgbus._grant_rights(grantee, '{}', array[
+    'broadcast', 'broadcast_many', 'broadcast_on_commit', 'broadcast_ephemeral', 'last_id',
+    'presence_join', 'presence_leave', 'presence_touch', 'presence_touch_many',
+    'watch_table', 'unwatch_table', '_watch_drop', '_watch', '_watch_columns', '_watch_missing', '_watch_expression', '_watch_stream',
+    '_watch_message', '_watch_rows', '_queue_many', '_good_stream']);
 end
 $$;
 
-create function pgbus.grant_rights(grantee name, tables text[], functions text[]) returns void
+comment on function pgbus.grant_publisher(name) is
+'Lets a role publish, watch tables that it owns, and change presence; not read messages. For the owner of the schema.';
+
+create function pgbus.grant_reader(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pgbus._grant_rights(grantee, '{}', array['last_id', 'read_after', 'presence_members', 'presence_count']);
+end
+$$;
+
+comment on function pgbus.grant_reader(name) is
+'Lets a role read messages and presence, by functions; not publish. For the owner of the schema.';
+
+create function pgbus.grant_server(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pgbus.grant_reader(grantee);
+  execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
+  perform pgbus._grant_rights(
+    grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
+    array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
+end
+$$;
+
+comment on function pgbus.grant_server(name) is
+'Lets a role serve: all that a worker does, except removing old messages. For the owner of the schema.';
+
+create function pgbus.grant_pruner(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pgbus._grant_rights(grantee, '{}', array[
+    '_streams_below', '_prune_turn', 'prune', '_forget', '_prune_ephemerals', '_tell_retention', '_told_retentions']);
+end
+$$;
+
+comment on function pgbus.grant_pruner(name) is
+'Lets a role remove old messages. For the owner of the schema.';
+
+create function pgbus.grant_operator(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pgbus._grant_rights(grantee, array['workers', 'revocations'], array['disconnect', 'squatters']);
+end
+$$;
+
+comment on function pgbus.grant_operator(name) is
+'Lets a role end connections, and list the workers. For the owner of the schema.';
+
+create function pgbus.revoke_rights(grantee name) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  execute format('revoke all on all tables in schema pgbus from %I', grantee);
+  execute format('revoke all on all sequences in schema pgbus from %I', grantee);
+  execute format('revoke all on all functions in schema pgbus from %I', grantee);
+  execute format('revoke all on schema pgbus from %I', grantee);
+end
+$$;
+
+comment on function pgbus.revoke_rights(name) is
+'Takes from a role all rights on the schema, whichever function granted them. For the owner of the schema.';
+
+-- Grants what every role needs, SELECT on some tables or sequences, and EXECUTE on the functions of some names.
+create function pgbus._grant_rights(grantee name, tables text[], functions text[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   one text;
@@ -39,66 +96,40 @@ begin
 end
 $$;
 
--- To publish, and to watch tables of its own; to tell who is present. Not to read.
-create function pgbus.grant_publisher(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+
+-- nothing without a grant -------------------------------------------------------------------------------------
+
+revoke all on schema pgbus from public;
+revoke all on all tables in schema pgbus from public;
+revoke all on all sequences in schema pgbus from public;
+revoke all on all functions in schema pgbus from public;
+
+-- Default privileges may also have granted something to roles by name. Only the owner reads the channels.
+do $$
+declare
+  grantee text;
 begin
-  perform pgbus.grant_rights(grantee, '{}', array[
-    'broadcast', 'broadcast_many', 'broadcast_on_commit', 'broadcast_ephemeral', 'last_id',
-    'presence_join', 'presence_leave', 'presence_touch', 'presence_touch_many',
-    'watch_table', 'unwatch_table', 'watch_drop', 'watch', 'watch_columns', 'watch_missing', 'watch_expression', 'watch_stream',
-    'watch_message', 'watch_rows', 'queue_many', 'good_stream']);
+  for grantee in
+    select distinct a.grantee::regrole::text
+    from pg_class c cross join aclexplode(c.relacl) a
+    where c.oid = 'pgbus.channel_names'::regclass and a.grantee not in (0, c.relowner)
+  loop
+    execute format('revoke all on pgbus.channel_names from %s', grantee);
+  end loop;
 end
 $$;
 
--- To read, by functions. Not to publish.
-create function pgbus.grant_reader(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+
+-- marking -----------------------------------------------------------------------------------------------------
+
+do $$
+declare
+  one regprocedure;
 begin
-  perform pgbus.grant_rights(grantee, '{}', array['last_id', 'read_after', 'presence_members', 'presence_count']);
+  for one in
+    select p.oid from pg_proc p where p.pronamespace = 'pgbus'::regnamespace and left(p.proname, 1) = '_'
+  loop
+    execute format('comment on function %s is %L', one, 'Internal to pgbus: may change in any release.');
+  end loop;
 end
 $$;
-
--- To serve: what a worker does, but for removing what is old.
-create function pgbus.grant_server(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-  perform pgbus.grant_reader(grantee);
-  execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
-  perform pgbus.grant_rights(
-    grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
-    array['channels', 'head', 'horizon', 'beat', 'leave_roll', 'presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
-end
-$$;
-
--- To remove what is old.
-create function pgbus.grant_pruner(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-  perform pgbus.grant_rights(grantee, '{}', array[
-    'streams_below', 'prune_turn', 'prune', 'forget', 'prune_ephemerals', 'tell_retention', 'told_retentions']);
-end
-$$;
-
--- To end connections, and to see the workers.
-create function pgbus.grant_operator(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-  perform pgbus.grant_rights(grantee, array['workers', 'revocations'], array['disconnect', 'squatters']);
-end
-$$;
-
--- Takes all of it back.
-create function pgbus.revoke_rights(grantee name) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-  execute format('revoke all on all tables in schema pgbus from %I', grantee);
-  execute format('revoke all on all sequences in schema pgbus from %I', grantee);
-  execute format('revoke all on all functions in schema pgbus from %I', grantee);
-  execute format('revoke all on schema pgbus from %I', grantee);
-end
-$$;
-
-revoke all on function
-  pgbus.grant_rights(name, text[], text[]), pgbus.grant_publisher(name), pgbus.grant_reader(name), pgbus.grant_server(name),
-  pgbus.grant_pruner(name), pgbus.grant_operator(name), pgbus.revoke_rights(name) from public;

@@ -27,25 +27,29 @@ OWNER, PUBLISHER, READER, SERVER, PRUNER, OPERATOR, STRANGER = ROLES = [
 ]
 PUBLISHING = [
     "pgbus.broadcast('s', 'x')", "pgbus.broadcast_many('s', '{x}')", "pgbus.broadcast_on_commit('s', 'x')",
-    "pgbus.broadcast_ephemeral('s', 'x')", "pgbus.queue_many('{s}', '{x}')",
+    "pgbus.broadcast_ephemeral('s', 'x')", "pgbus._queue_many('{s}', '{x}')",
+    *(f"pgbus.{call}('s', '{{}}'::{type})" for type in ("json", "jsonb")
+      for call in ("broadcast", "broadcast_on_commit", "broadcast_ephemeral")),
+    "pgbus.broadcast_many('s', '{1}'::json[])",
 ]  # fmt: skip
 READING = [
     "pgbus.read_after('s', 0)", "pgbus.presence_members('s')", "pgbus.presence_count('s')",
 ]  # fmt: skip
 SERVING = [
-    "pgbus.channels()", "pgbus.beat('w', 'h', 1, 1, '{}')", "pgbus.leave_roll('w')", "pgbus.presence_sweep()",
-    "pgbus.presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')",
+    "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus.presence_sweep()",
+    "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')",
 ]  # fmt: skip
 PRUNING = [
-    "pgbus.prune('{s}', '{1h}')", "pgbus.prune_turn('1s')", "pgbus.forget(null, '1h')", "pgbus.prune_ephemerals()",
-    "pgbus.streams_below(null, 1)",
+    "pgbus.prune('{s}', '{1h}')", "pgbus._prune_turn('1s')", "pgbus._forget(null, '1h')", "pgbus._prune_ephemerals()",
+    "pgbus._streams_below(null, 1)",
 ]  # fmt: skip
 NOBODYS = [
-    "pgbus.change_channels()", "pgbus.append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus.jump('s', 0)", "pgbus.draw('s', 1)",
-    "pgbus.append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus.flush()", "pgbus.touch('s', 1, true)", "pgbus.pace_rings()",
-    "pgbus.presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}')", "pgbus.grant_publisher('postgres')",
+    "pgbus.change_channels()", "pgbus._append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus._jump('s', 0)", "pgbus._draw('s', 1)",
+    "pgbus._append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus._flush()", "pgbus._touch('s', 1, true)",
+    "pgbus._pace_rings()",
+    "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}')", "pgbus.grant_publisher('postgres')",
     "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
-    "pgbus.grant_rights('postgres', '{messages}', '{}')", "pgbus.lock_stream('s')", "pgbus.may_ring(0)",
+    "pgbus._grant_rights('postgres', '{messages}', '{}')", "pgbus._lock_stream('s')", "pgbus._may_ring(0)",
 ]  # fmt: skip
 TABLES = [
     "operator_sessions", "token_guesses",
@@ -257,23 +261,23 @@ def test_an_operator_disconnects_and_lists_the_workers(owned: str, owner: Sessio
     owner.call("grant_operator", OPERATOR)
     owner.run("delete from pgbus.revocations")
     owner.run("insert into pgbus.revocations (owner, revoked_at) values ('old', now() - interval '2 hours')")
-    owner.call("beat", "w1", "host", 7, 1.0, "{}")
+    owner.call("_beat", "w1", "host", 7, 1.0, "{}")
     with Bus(as_role(owned, OPERATOR), secret="a secret for tests alone") as bus:
         bus.disconnect("ada")
         assert [worker.id for worker in bus.database.fleet.workers()] == ["w1"]
     assert owner.run("select owner from pgbus.revocations") == [("ada",)]
-    owner.call("leave_roll", "w1")
+    owner.call("_leave_roll", "w1")
 
 
 def test_a_server_can_neither_change_nor_remove_the_worker_of_another_role(owner: Session, sessions: Sessions) -> None:
     owner.call("grant_server", SERVER)
-    owner.call("beat", "w1", "host", 7, 1.0, "{}")
+    owner.call("_beat", "w1", "host", 7, 1.0, "{}")
     server = sessions(role=SERVER)
     with raises(FORBIDDEN):
-        server.call("beat", "w1", "forged", 7, 1.0, "{}")
-    server.call("leave_roll", "w1")
+        server.call("_beat", "w1", "forged", 7, 1.0, "{}")
+    server.call("_leave_roll", "w1")
     assert owner.run("select host from pgbus.workers where id = 'w1'") == [("host",)]
-    owner.call("leave_roll", "w1")
+    owner.call("_leave_roll", "w1")
     assert owner.run("select from pgbus.workers where id = 'w1'") == []
 
 
@@ -288,7 +292,7 @@ def test_a_server_can_neither_change_nor_remove_the_worker_of_another_role(owner
 )  # fmt: skip
 def test_a_bad_row_does_not_get_on_the_roll(arguments: tuple[object, ...], owner: Session) -> None:
     with raises("22023"):
-        owner.call("beat", *arguments)
+        owner.call("_beat", *arguments)
 
 
 def test_a_server_with_the_documented_rights_has_nothing_to_complain_of(

@@ -1,0 +1,140 @@
+-- The fleet: the workers of all hosts, the end of connections, and logins at the console.
+
+
+-- workers -----------------------------------------------------------------------------------------------------
+
+-- The roll. Each worker writes every few seconds that it lives, and what it counts. Unlogged, because it is worth
+-- nothing after a crash. Free space on each page keeps an update there, so that no index is touched. A row belongs to
+-- the role that wrote it: another role that serves can add workers of its own, and not change these.
+create unlogged table pgbus.workers (
+  id          text collate "C" primary key,
+  teller      name        not null default session_user,
+  host        text        not null,
+  pid         integer     not null,
+  started_at  timestamptz not null,
+  seen_at     timestamptz not null default clock_timestamp(),
+  facts       jsonb       not null
+) with (fillfactor = 50);
+
+-- Records that a worker lives. Returns the database's time, in Unix seconds, and the least distance of two rings, in
+-- milliseconds.
+create function pgbus._beat(id text, host text, pid integer, started_at float8, facts jsonb, out instant float8, out pause bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  -- All other workers read this row.
+  if pgbus._good_stream(id) is not true or pgbus._good_stream(host) is not true or pid is null
+     or (started_at between 0 and 1e11) is not true
+     or jsonb_typeof(facts) is distinct from 'object' or octet_length(facts::text) > 1000000
+     or jsonb_path_exists(facts, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))')
+  then
+    raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are a JSON object '
+                    'with numbers below 1e18' using errcode = 'invalid_parameter_value';
+  end if;
+  -- Each worker removes those that have been silent for long. Two workers that do so at once do not wait for one
+  -- another.
+  delete from pgbus.workers g
+  where g.id in (
+    select w.id from pgbus.workers w
+    where w.seen_at < clock_timestamp() - interval '5 minutes' and w.id <> _beat.id limit 20 for update skip locked);
+  insert into pgbus.workers as w (id, teller, host, pid, started_at, facts)
+  values (id, pgbus._caller(), host, pid, to_timestamp(started_at), facts)
+  on conflict on constraint workers_pkey do update set seen_at = excluded.seen_at, facts = excluded.facts
+  where w.teller = excluded.teller;
+  if not found then
+    raise exception 'the worker % is another role''s', to_json(id) using errcode = 'insufficient_privilege';
+  end if;
+  instant := extract(epoch from clock_timestamp());
+  pause := pgbus._pace_rings();
+end
+$$;
+
+-- Removes a worker that ends.
+create function pgbus._leave_roll(id text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from pgbus.workers w where w.id = _leave_roll.id and w.teller = pgbus._caller();
+end
+$$;
+
+-- The role that called a function that runs with the rights of its owner.
+create function pgbus._caller() returns name
+language sql stable
+return case current_setting('role') when 'none' then session_user else current_setting('role')::name end;
+
+-- Sets the pause between rings by the number of workers, and returns it, in milliseconds. Each ring wakes every
+-- worker, and each worker then looks for messages that did not ring. In a large fleet rings keep a distance, or they
+-- would cost the publishers a good part of what the database can do. In a small one they are cheap, and a message
+-- that rings arrives earlier. A quarter of a millisecond for each worker: a hundred workers are then woken at most
+-- forty times a second.
+create function pgbus._pace_rings() returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  pause bigint := least(25, (
+    select count(*) / 4 from pgbus.workers w where w.seen_at > clock_timestamp() - interval '20 seconds'));
+begin
+  if pause <> coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0) then
+    perform setval('pgbus.ring_pause', pause);
+  end if;
+  return pause;
+end
+$$;
+
+
+-- disconnecting -----------------------------------------------------------------------------------------------
+
+-- Which owners lose their connections. The notification on the control channel is only a hint: workers read the
+-- owners here, also after a time in which they did not listen. A worker knows by the id whether it has seen a
+-- revocation. Ids are random, because a sequence may go back, with a lost commit or a restored dump, and a worker
+-- would then take a new revocation for one that it knows.
+create table pgbus.revocations (
+  id          bigint primary key default ('x' || substr(md5(gen_random_uuid()::text), 1, 13))::bit(52)::bigint,
+  owner       text collate "C" not null,
+  revoked_at  timestamptz not null default clock_timestamp()
+);
+
+create index revocations_revoked_at on pgbus.revocations (revoked_at);
+
+create function pgbus.disconnect(owner text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if owner is null or owner = '' then
+    raise exception 'bad owner: it must not be empty' using errcode = 'invalid_parameter_value';
+  end if;
+  -- Not in a transaction with one snapshot: it would fail on a row that another transaction has removed meanwhile.
+  if current_setting('transaction_isolation') = 'read committed' then
+    delete from pgbus.revocations r
+    where r.id in (
+      select o.id from pgbus.revocations o where o.revoked_at < clock_timestamp() - interval '1 hour'
+      order by o.revoked_at limit 100 for update skip locked);
+  end if;
+  insert into pgbus.revocations (owner) values (owner);
+  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c where pgbus._can_notify();
+end
+$$;
+
+comment on function pgbus.disconnect(text) is
+'Ends every connection of an owner, as the authorize hook named it, on every worker of every host, when the caller''s
+transaction commits. A client that connects after that is authorized anew, so take its right away first, in the same
+transaction.
+Errors: 22023 for an empty owner.';
+
+
+-- the console -------------------------------------------------------------------------------------------------
+
+-- The logins at the console, on all workers: hashes of the cookies, and of the tokens that they were given for.
+create unlogged table pgbus.operator_sessions (
+  id         bytea       primary key,
+  token      bytea       not null,
+  created_at timestamptz not null default clock_timestamp()
+);
+
+-- The wrong tokens of the last minute, by the door that they were to open and the address that sent them. `guess`
+-- tells two of them apart.
+create unlogged table pgbus.token_guesses (
+  door    text collate "C" not null,
+  address text collate "C" not null,
+  guess   integer          not null,
+  at      timestamptz      not null default clock_timestamp()
+);
+
+create index on pgbus.token_guesses (door, address, at);
