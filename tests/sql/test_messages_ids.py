@@ -241,7 +241,7 @@ def test_a_sequence_behind_the_tables_is_told_at_every_start_and_by_migrate(
     sql.call("broadcast", stream, "x")
     set_back(sql)
     known.prepare()
-    assert "the sequence of ids is at 1, behind the highest in the tables" in caplog.messages[0]
+    assert "the sequence of ids is at 1, behind the highest id in the tables" in caplog.messages[0]
     sql.call("broadcast", stream, "x")
     assert known.check_ids() is None
     sql.run("insert into pgbus.messages (stream, msg_id, data) values (%s, %s, 'x')", f"{stream} absurd", 2**53 - 1)
