@@ -68,7 +68,7 @@ def test_a_message_without_an_event_has_no_event_line() -> None:
 
 
 def test_a_message_without_an_id_has_no_id_line() -> None:
-    assert sse.message("x", event="hint") == b"event: hint\ndata: x\n\n"
+    assert sse.message("x", event="note") == b"event: note\ndata: x\n\n"
 
 
 def test_empty_data_is_still_a_message() -> None:

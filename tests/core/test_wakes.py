@@ -16,7 +16,7 @@ from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, Wake, parse
 from pgbus_gevent.messages import MAX_ID
 
 MESSAGE = ["message", "orders", 20, 10, 1764000000.25, "paid", "a\r\nb", "admins", "c0ffee"]
-EPHEMERAL = ["ephemeral", "orders", 5, "hint", "x", "admins", "c0ffee"]
+EPHEMERAL = ["ephemeral", "orders", 5, "note", "x", "admins", "c0ffee"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda values: st.lists(values) | st.dictionaries(st.text(), values),
@@ -61,7 +61,7 @@ def test_a_time_that_is_none_does_not_count(time: float) -> None:
 
 
 def test_an_ephemeral_message_comes_whole_or_as_a_number() -> None:
-    assert parse(json.dumps(EPHEMERAL)) == Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee")
+    assert parse(json.dumps(EPHEMERAL)) == Ephemeral("orders", 5, "note", "x", "admins", "c0ffee")
     assert parse('["large", "orders", 5]') == Ephemeral("orders", 5, None, None, None, None)
 
 
@@ -131,7 +131,7 @@ def changed(template: list[Any], place: int, value: Any) -> str:
         changed(MESSAGE, 8, {}),
         changed(EPHEMERAL, 1, {}),
         changed(EPHEMERAL, 2, None),
-        changed(EPHEMERAL, 3, "hint\r"),
+        changed(EPHEMERAL, 3, "note\r"),
         changed(EPHEMERAL, 4, None),
         "[" * 7000,
         '["moved", ' + "[" * 3000 + "]" * 3001,

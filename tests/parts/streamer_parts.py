@@ -475,7 +475,7 @@ class Parts:
 
     def ephemeral(self, data: str, stream: str = "orders", **values: Any) -> None:
         """Have an ephemeral message sent."""
-        self.board.buffer_ephemeral(Ephemeral(stream, 0, "hint", data, values.get("visible_to"), values.get("exclude")))
+        self.board.buffer_ephemeral(Ephemeral(stream, 0, "note", data, values.get("visible_to"), values.get("exclude")))
 
     def log(self, stream: str = "orders") -> StreamLog:
         log = self.board.log(stream)

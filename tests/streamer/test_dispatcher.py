@@ -32,7 +32,7 @@ def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def frame(data: str, **values: Any) -> Frame:
-    return Frame(0, sse.message(data, event="hint"), values.get("visible_to"), values.get("exclude"))
+    return Frame(0, sse.message(data, event="note"), values.get("visible_to"), values.get("exclude"))
 
 
 def settled(parts: Parts, *clients: FakeClient) -> None:
@@ -59,7 +59,7 @@ STEPS = st.one_of(
     st.tuples(st.just("publish"), STREAMS, st.just(1), st.just(True)),
     st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.just(True)),
     st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.booleans()),
-    st.tuples(st.just("hint"), STREAMS, st.integers(1, 6)),
+    st.tuples(st.just("note"), STREAMS, st.integers(1, 6)),
     CONNECT,
     st.tuples(st.just("jam"), CLIENT),
     st.tuples(st.just("unblock"), CLIENT),
@@ -79,7 +79,7 @@ class Run:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.open: list[FakeClient] = []
-        self.hints: dict[str, list[str]] = {"orders": [], "stock": []}
+        self.ephemerals: dict[str, list[str]] = {"orders": [], "stock": []}
         self.killed = False
 
     def do(self, step: str, *arguments: Any) -> None:
@@ -89,11 +89,11 @@ class Run:
         for _ in range(count):
             self.parts.publish(stream, ring=ring)
 
-    def do_hint(self, stream: str, count: int) -> None:
+    def do_note(self, stream: str, count: int) -> None:
         for _ in range(count):
-            hint = str(len(self.hints[stream]))
-            self.hints[stream].append(hint)
-            self.parts.ephemeral(hint, stream)
+            data = str(len(self.ephemerals[stream]))
+            self.ephemerals[stream].append(data)
+            self.parts.ephemeral(data, stream)
 
     def do_connect(self, stream: str, start: str, jammed: bool) -> None:
         ids = self.parts.table.ids(stream)
@@ -147,7 +147,7 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
     [listed] = json.loads(told)["streams"]
     assert listed["name"] == stream
     assert client.controls("gap-detected") == []
-    durable = [message for message in client.messages if message.event != "hint"]
+    durable = [message for message in client.messages if message.event != "note"]
     ids = [int(message.id) for message in durable]
     first = table.ids(stream)
     if request.since is not None:
@@ -162,11 +162,11 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
     assert [message.data for message in durable] == [str(id) for id in ids]
 
 
-def check_hints(client: FakeClient, run: Run) -> None:
+def check_ephemerals(client: FakeClient, run: Run) -> None:
     """They come in order, and all of them from the greeting on; a dispatcher that is killed loses those that it had taken."""
-    hints = [message.data for message in client.messages if message.event == "hint"]
-    sent = run.hints[client.stream]
-    ranks = [sent.index(hint) for hint in hints]
+    received = [message.data for message in client.messages if message.event == "note"]
+    sent = run.ephemerals[client.stream]
+    ranks = [sent.index(data) for data in received]
     assert ranks == sorted(set(ranks))
     if ranks and not run.killed:
         assert ranks == list(range(ranks[0], len(sent) if client in run.open else ranks[-1] + 1))
@@ -200,7 +200,7 @@ def test_every_interleaving_delivers_in_order_and_once(
         run.finish()
         for client in parts.clients:
             check(client, table, complete=client in run.open)
-            check_hints(client, run)
+            check_ephemerals(client, run)
         for client in run.open:
             parts.leave(client)
         assert parts.budget.used == 0
@@ -419,12 +419,12 @@ def test_messages_from_the_database_are_filtered_too() -> None:
 # Ephemeral messages
 
 
-def hint(data: str, **values: Any) -> Ephemeral:
-    return Ephemeral("orders", 0, "hint", data, values.get("visible_to"), values.get("exclude"))
+def ephemeral(data: str, **values: Any) -> Ephemeral:
+    return Ephemeral("orders", 0, "note", data, values.get("visible_to"), values.get("exclude"))
 
 
-def passed_on(parts: Parts, *hints: Ephemeral) -> None:
-    for each in hints:
+def have_sent(parts: Parts, *messages: Ephemeral) -> None:
+    for each in messages:
         parts.board.buffer_ephemeral(each)
     wait_until(lambda: not parts.delivering)
 
@@ -434,8 +434,8 @@ def test_an_ephemeral_message_has_no_id_and_moves_no_cursor() -> None:
         parts.publish()
         client = parts.connect(since=0)
         settled(parts)
-        passed_on(parts, hint("a"))
-        assert bytes(client.received).endswith(b"data: 10\nid: 10\n\nevent: hint\ndata: a\n\n")
+        have_sent(parts, ephemeral("a"))
+        assert bytes(client.received).endswith(b"data: 10\nid: 10\n\nevent: note\ndata: a\n\n")
         assert client.subscription is not None
         assert client.subscription.cursor == 10
 
@@ -444,7 +444,7 @@ def test_ephemeral_messages_reach_the_connected_clients_in_order() -> None:
     with Parts() as parts:
         clients = [parts.connect() for _ in range(7)]
         settled(parts)
-        passed_on(parts, hint("a"), hint("b"), hint("c"))
+        have_sent(parts, ephemeral("a"), ephemeral("b"), ephemeral("c"))
         late = parts.connect(since=0)
         settled(parts)
         assert [[message.data for message in client.messages] for client in clients] == [["a", "b", "c"]] * 7
@@ -455,7 +455,7 @@ def test_an_ephemeral_message_respects_its_audience() -> None:
     with Parts() as parts:
         sender, other = parts.connect(), parts.connect()
         settled(parts)
-        passed_on(parts, hint("a", exclude=sender.id), hint("b", visible_to="unknown"), hint("c"))
+        have_sent(parts, ephemeral("a", exclude=sender.id), ephemeral("b", visible_to="unknown"), ephemeral("c"))
         assert [message.data for message in sender.messages] == ["c"]
         assert [message.data for message in other.messages] == ["a", "c"]
 
@@ -466,7 +466,7 @@ def test_no_client_gets_an_ephemeral_message_before_the_greeting() -> None:
         settled(parts)
         parts.table.failures = 10**6
         early = parts.connect(since=5000)
-        passed_on(parts, hint("a"))
+        have_sent(parts, ephemeral("a"))
         assert bytes(early.received) == b""
         assert [message.data for message in settled_one.messages] == ["a"]
 
@@ -476,7 +476,7 @@ def test_a_client_that_leaves_during_an_ephemeral_pass_gets_nothing_more() -> No
         clients = [parts.connect() for _ in range(9)]
         settled(parts)
         clients[2].on_send = lambda: list(map(parts.leave, clients[5:]))
-        passed_on(parts, hint("a"))
+        have_sent(parts, ephemeral("a"))
         assert [len(client.messages) for client in clients] == [1] * 5 + [0] * 4
 
 
@@ -494,7 +494,7 @@ def test_ephemeral_messages_that_cannot_be_sent_do_not_pile_up(
     with parts:
         wait_until(lambda: not parts.delivering)
         assert [message.data for message in client.messages] == ["0", "1", "2"]
-        passed_on(parts, hint("after"))
+        have_sent(parts, ephemeral("after"))
         assert client.messages[-1].data == "after"
 
 
@@ -521,7 +521,7 @@ def test_a_client_whose_send_raises_is_closed_and_the_others_get_theirs() -> Non
 def test_a_client_whose_ephemeral_send_raises_is_closed_and_the_others_get_theirs() -> None:
     with Parts() as parts:
         _, others = break_at_once(parts)
-        passed_on(parts, hint("a"))
+        have_sent(parts, ephemeral("a"))
         assert [[message.data for message in client.messages] for client in others] == [["a"]] * 8
 
 

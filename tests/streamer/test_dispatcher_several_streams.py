@@ -90,9 +90,9 @@ def test_the_greeting_names_each_stream_and_each_message_comes_once_with_all_cur
             cursors[n] = site.bus.stream(names[n]).broadcast(f"to {n}", event="told")
             frame = client.next()
             assert (frame.id, frame.event, frame.data) == (f"{n}~{'.'.join(map(str, cursors))}", "told", f"to {n}")
-        site.bus.stream(names[2]).broadcast("hint", ephemeral=True)
+        site.bus.stream(names[2]).broadcast("note", ephemeral=True)
         assert client.next().id is None
-        assert client.raw.endswith(b"\n\n: stream 2\ndata: hint\n\n")
+        assert client.raw.endswith(b"\n\n: stream 2\ndata: note\n\n")
 
 
 def test_each_since_and_replay_belongs_to_the_stream_before_it(site: Site, names: list[str]) -> None:

@@ -147,7 +147,7 @@ def test_stored_and_ephemeral_messages_take_turns_on_a_slow_socket(finely_graine
         client.on_send = lambda: setattr(client, "jammed", True)
         for n in range(20):
             parts.publish(data="stored " + "x" * 70_000)
-            parts.ephemeral(f"hint {n}" + "x" * 20)
+            parts.ephemeral(f"note {n}" + "x" * 20)
 
         def unblocked(count: int) -> list[str]:
             for _ in range(count):
@@ -156,16 +156,16 @@ def test_stored_and_ephemeral_messages_take_turns_on_a_slow_socket(finely_graine
             return [text.partition(" ")[0] for text in data(client)]
 
         first = unblocked(12)
-        assert first.count("stored") >= 4 and first.count("hint") >= 4
+        assert first.count("stored") >= 4 and first.count("note") >= 4
         unblocked(60)
-        assert sorted(text.partition(" ")[0] for text in data(client)) == ["hint"] * 20 + ["stored"] * 20
+        assert sorted(text.partition(" ")[0] for text in data(client)) == ["note"] * 20 + ["stored"] * 20
 
 
 @pytest.mark.parametrize("size", ["MAX_WAITING", "MAX_BYTES"])
 def test_the_messages_that_wait_are_bounded(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, Callable[[], int]] = {
         "MAX_WAITING": lambda: 3,
-        "MAX_BYTES": lambda: 3 * len(sse.message("0", event="hint")),
+        "MAX_BYTES": lambda: 3 * len(sse.message("0", event="note")),
     }
     monkeypatch.setattr(ephemeral_buffers, size, limits[size]())
     with Parts() as parts:

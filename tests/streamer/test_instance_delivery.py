@@ -185,15 +185,15 @@ def test_names_that_differ_by_case_punctuation_or_accent_stay_apart(
         client.next("pgbus:connected")
     for name in ALIKE:
         pgbus_bus.stream(name).broadcast(f"to {name}")
-        pgbus_bus.stream(name).broadcast(f"hint to {name}", ephemeral=True)
+        pgbus_bus.stream(name).broadcast(f"note to {name}", ephemeral=True)
     for clients in (live, signed):
         for client in clients.values():
             until_messages(client, 2)
     replayed = {name: pgbus_client(name, since=0) for name in ALIKE}
     with session(pgbus_database) as connection:
         for name in ALIKE:
-            assert [frame.data for frame in live[name].messages] == [f"to {name}", f"hint to {name}"]
-            assert [frame.data for frame in signed[name].messages] == [f"to {name}", f"hint to {name}"]
+            assert [frame.data for frame in live[name].messages] == [f"to {name}", f"note to {name}"]
+            assert [frame.data for frame in signed[name].messages] == [f"to {name}", f"note to {name}"]
             assert replayed[name].next().data == f"to {name}"
             assert received(replayed[name]) == stored(connection, name)
 

@@ -39,7 +39,7 @@ def test_the_life_of_a_connection(
     client = pgbus_client("orders")
     client.next("pgbus:connected")
     pgbus_bus.stream("orders").broadcast("one")
-    pgbus_bus.stream("orders").broadcast("hint", ephemeral=True)
+    pgbus_bus.stream("orders").broadcast("note", ephemeral=True)
     client.next()
     client.next()
     client.drop()

@@ -61,16 +61,16 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
 
 
 def test_a_small_one_is_passed_on_at_once(passing: Passing) -> None:
-    passing.board.take_ephemeral(Ephemeral("orders", 5, "hint", "x", "admins", "c0ffee"))
-    assert passing.passed == [("orders", Frame(0, sse.message("x", event="hint"), "admins", "c0ffee"))]
+    passing.board.take_ephemeral(Ephemeral("orders", 5, "note", "x", "admins", "c0ffee"))
+    assert passing.passed == [("orders", Frame(0, sse.message("x", event="note"), "admins", "c0ffee"))]
 
 
 def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) -> None:
-    passing.table.large[5] = EphemeralRow("orders", "hint", "x" * 100_000, "admins", "c0ffee")
+    passing.table.large[5] = EphemeralRow("orders", "note", "x" * 100_000, "admins", "c0ffee")
     with passing.running():
         passing.board.take_ephemeral(Ephemeral("orders", 5, None, None, None, None))
         wait_until(lambda: passing.passed)
-    assert passing.passed == [("orders", Frame(0, sse.message("x" * 100_000, event="hint"), "admins", "c0ffee"))]
+    assert passing.passed == [("orders", Frame(0, sse.message("x" * 100_000, event="note"), "admins", "c0ffee"))]
 
 
 def test_messages_of_streams_without_clients_are_neither_sent_nor_fetched(passing: Passing) -> None:

@@ -246,7 +246,7 @@ def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_takes_bytes
             client = parts.connect(since=0)
             wait_until(lambda: parts.waits(client) and client.received)
             client.jammed = True
-            client.send(b"event: hint\ndata: x\n\n", 0.0)  # as of another of its streams
+            client.send(b"event: note\ndata: x\n\n", 0.0)  # as of another of its streams
             assert client.waiting
             go.set()
             wait_until(lambda: not parts.reading)
