@@ -153,7 +153,7 @@ class Sweeper:
             moved = self._probe(logs)
             self._check_rings(now)
             return moved
-        assert self._tail.top is not None  # else a probe is due
+        assert self._tail.top is not None  # while it is None, a probe is due
         names = [log.name for log in logs] if len(logs) <= FEW_STREAMS else None
         rows = self._source.tail(self._tail.top, self._tail.holes(now), names, limit=TAIL_ROWS)
         self._tail.saw([row.id for row in rows], now)

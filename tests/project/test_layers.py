@@ -1,4 +1,4 @@
-"""The house keeps its floors: who may import whom, read from the sources."""
+"""The limits of the code, read from the sources: which module may import which, and how long modules and functions may be."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ PURE = {
     "functools", "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "random", "re", "types", "typing",
     "unicodedata",
 }  # fmt: skip
-"""What core/ may import from elsewhere: nothing that reads a clock, a file or a socket, or waits."""
+"""The modules outside the package that core/ may import: none of them reads a clock, a file or a socket, or waits."""
 
 DRIVER = {
     "testing/databases.py": "makes and drops databases, which is nobody's business but the kit's",
     "bench/": "publishes as an application does, on connections of its own",
 }
-"""Who knows psycopg2 beside database/, and why."""
+"""The modules outside database/ that may import psycopg2, and why."""
 
 LONG: dict[str, str] = {}
 """Modules of more than 350 lines, and why each is one subject all the same."""
@@ -68,7 +68,7 @@ PATCHING = {"__main__.py", "hosts/app_probe.py", "serve.py", "testing/patch.py",
 
 
 class Import:
-    """One import statement, as ``names`` of modules or of what is in them."""
+    """One import statement, as the ``names`` of modules or of objects in them."""
 
     def __init__(self, path: Path, node: ast.Import | ast.ImportFrom) -> None:
         self.path = path
@@ -133,7 +133,7 @@ def floor(name: str) -> int:
 
 
 def folder(name: str) -> str:
-    """The folder that a module is in, "" where it stands beside them."""
+    """The folder that a module is in, or "" if it stands beside the folders."""
     head = name.split(".")[0]
     if floor(name) == FLOORS["hosts"]:
         return "hosts"  # two of them stand outside, under the names that users write
@@ -149,7 +149,7 @@ def allowed(importer: str, imported: str) -> bool:
 
 
 INSIDE = [path for path in sources() if path != ROOT / "__init__.py"]
-"""Without the package's own module: it fetches what users see from every floor, when they ask for it."""
+"""All modules but the package's own, which imports its public names from every floor, when they are first used."""
 
 
 def test_there_is_something_to_look_at() -> None:
@@ -238,7 +238,7 @@ SHARED = {
     f"streamer.{name}"
     for name in ("body_connection", "clients", "connection", "ephemeral_passes", "limits", "pulse", "task", "turns")
 }
-"""What the other parts of the streamer are given, or made of."""
+"""The modules of the streamer that its parts may import."""
 
 
 def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
