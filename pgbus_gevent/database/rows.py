@@ -63,7 +63,8 @@ class Opening(NamedTuple):
 
 
 class OpenQuestion(NamedTuple):
-    """A stream to open: the lowest cursor that somebody has on it (None: all are new), and how far back to go."""
+    """A stream to open: ``cursor`` is the lowest cursor of its clients (None: no messages are needed), ``replay`` the most
+    messages that a client wants replayed (None: no client wants any)."""
 
     stream: str
     cursor: int | None
