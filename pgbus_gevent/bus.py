@@ -1,4 +1,4 @@
-"""Publishing and asking, from Python: what an application holds."""
+"""``Bus`` and ``Stream``: the Python interface for applications, to publish messages and to read them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["Bus", "Cursor", "Html", "Stream"]
 
 
 class Cursor(Protocol):
-    """What :meth:`Bus.transaction` gives: a cursor of psycopg2, or the one of the testing kit."""
+    """The database cursor that :meth:`Bus.transaction` yields: psycopg2's, or the testing kit's."""
 
     def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
     def fetchone(self) -> Any: ...
@@ -50,46 +50,56 @@ class Cursor(Protocol):
 
 
 class Bus:
-    """One database's streams.
+    """The streams of one database.
 
-    ``Bus()`` takes the URL and all else from the environment; settings can be given by keyword, as in
-    ``Bus("postgresql://…", secret="…")``, or all at once as ``settings``. The schema is brought up to date at the first use,
-    unless ``migrate=False``. Works in any process: greenlets, threads, or neither.
+    ``Bus()`` reads the database URL and all other settings from the environment. Pass single settings by keyword, as in
+    ``Bus("postgresql://…", secret="…")``, or all of them as ``settings`` (:class:`Settings`). The first use brings the schema up to
+    date, unless ``migrate=False``. A Bus works in any process, with greenlets, with threads, or with neither.
+
+    Raises :class:`InvalidSetting` for a setting that is not allowed, and :class:`InvalidArgument` for ``settings`` together with
+    single settings. A Bus is a context manager that closes itself.
     """
 
     def __init__(self, database_url: str | None = None, *, settings: Settings | None = None, **options: Any) -> None:
         if settings is not None and (options or database_url is not None):
-            raise InvalidArgument("give settings, or single ones by keyword, not both")
+            raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
         self.filters = Filters(monotonic, catch=(Exception, gevent.Timeout))
+        """The filters that ``visible_to`` names: ``bus.filters.register("admins", lambda context, stream: …)``."""
         self.signer = Signer(self.settings.secret)
         self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
-        """Who looks at the page that is being made, as the authorize hook would answer for a stream; None where that is not known.
+        """Returns the :class:`Subscriber` for a stream name: the user of the page that is being rendered, None if unknown.
         The Bottle plugin sets it."""
         self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
-        """What holds back messages that are broadcast with ``coalesce``; its ``counts`` tell what became of them."""
+        """Holds messages that are broadcast with ``coalesce``. Its ``counts`` say how many were published, replaced or dropped."""
 
     @cached_property
     def database(self) -> Database:
-        """The database; its schema is up to date when this returns. Raises :class:`DatabaseError` where it cannot be."""
+        """The database, with its schema up to date.
+
+        Raises :class:`MissingSetting` without a ``database_url``, and :class:`DatabaseError` if the schema cannot be migrated.
+        """
         database = Database(self.settings)
         if self.settings.migrate:
             database.migrate()
         return database
 
     def stream(self, name: str) -> Stream:
-        """A stream by name. Raises :class:`InvalidName`."""
+        """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""
         return Stream(self, check_name(name))
 
     def sign(self, name: str, *, expires_in: float | None = None) -> str:
-        """A signed stream name for a URL; ``expires_in`` seconds, for ever where it is None.
+        """Return a signed stream name for a URL. It is valid for ``expires_in`` seconds, or for ever if that is None.
 
-        Raises :class:`InvalidName`, and :class:`InvalidArgument` without a secret, or for a time that is none.
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret or ``expires_in`` is not allowed.
         """
         return self.signer.sign(name, None if expires_in is None else time() + check_lifetime(expires_in, "expires_in"))
 
     def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
-        """The path of a stream on the server that serves it: signed, or bare where there is no secret and the name is public."""
+        """Return the path of a stream on its server. Without a secret, the path of a public stream has the bare name.
+
+        ``expires_in`` and the errors are those of :meth:`sign`.
+        """
         return f"{self.settings.prefix}/streams/{self._written(name, expires_in)}"
 
     def _written(self, name: str, expires_in: float | None) -> str:
@@ -104,18 +114,24 @@ class Bus:
         using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> Html:
-        """The element that follows a stream, or several, from the moment of the page: path and watermark of each, as HTML.
+        """Return the HTML element ``<pgbus-stream-source>`` that connects a page to one stream or several.
 
-        With ``using`` the watermark is that of the transaction in which the page's contents are read, so that page and stream agree
-        exactly. ``subscriber`` is what the authorize hook answers for who looks at the page: tabs of different subscribers share
-        nothing, and the element ends if the browser's login is another one by then. In a Bottle application with the plugin it is
-        known; without it the browser asks. Templates that know ``__html__`` (Jinja2) take the tag as it is; in Bottle's
-        SimpleTemplate write ``{{!…}}``.
+        It contains the path and the watermark of each stream, so the page gets every message after the watermark. ``using`` takes
+        the watermark from the snapshot of that transaction (see :class:`Stream`): read the page's content in it, and the page and
+        the stream match exactly. ``expires_in`` is in seconds, as in :meth:`sign`.
+
+        ``subscriber`` is what the authorize hook answers for the user of the page. Tabs share a connection only if their
+        subscribers are equal, and the element stops if the browser is logged in as somebody else by then. The Bottle plugin
+        provides it; without a subscriber the browser asks the server.
+
+        Templates that support ``__html__`` (Jinja2) insert the tag without escaping. In Bottle's SimpleTemplate, write ``{{!…}}``.
+
+        Raises :class:`InvalidArgument` without a name, :class:`InvalidName`, and :class:`DatabaseError`.
         """
         if len(names) == 1:
             return self.stream_tags(*names, expires_in=expires_in, using=using, subscriber=subscriber)[0]
         if not names:
-            raise InvalidArgument("stream_tag takes the names of one stream or more")
+            raise InvalidArgument("stream_tag takes the names of one or more streams, but was given none")
         places = zip(names, self._watermarks(names, using), strict=True)
         query = "&".join(f"stream={self._written(name, expires_in)}&since={watermark}" for name, watermark in places)
         return self._tag(f"{self.settings.prefix}/streams?{query}", self._identity(names, subscriber))
@@ -127,7 +143,7 @@ class Bus:
         using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> list[Html]:
-        """An element for each of these streams, with their watermarks of one moment and one query."""
+        """Return one element for each stream, as :meth:`stream_tag` does. One query reads all watermarks."""
         return [
             self._tag(
                 self.stream_path(name, expires_in=expires_in),
@@ -137,7 +153,7 @@ class Bus:
         ]
 
     def _identity(self, names: Sequence[str], subscriber: Subscriber | None) -> str:
-        """The attribute that tells for whom the element was made; empty where that is not known."""
+        """The attribute with the identity of the user that the element is made for; empty if that is unknown."""
         subscribers = [subscriber or self.subscriber_of(name) for name in names]
         known = [each for each in subscribers if each is not None]
         identity = (
@@ -156,16 +172,19 @@ class Bus:
         return Html(f'<pgbus-stream-source src="{escape(source, quote=True)}"{more}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
-        """A psycopg2 cursor in a transaction of its own, for ``using=``: committed at the end of the block, or rolled back.
+        """Open a transaction, and yield a psycopg2 cursor in it that can be passed as ``using=``.
 
-        It is READ COMMITTED, unless ``isolation`` says for example ``"repeatable read"``.
+        The end of the block commits it; an exception rolls it back. ``isolation`` is an isolation level such as
+        ``"repeatable read"``; the default is READ COMMITTED.
         """
         return self.database.queries.transaction(isolation)
 
     def disconnect(self, owner: str, *, using: object | None = None) -> None:
-        """End every connection of ``owner``, as the authorize hook named it, on every worker, with reason ``revoked``.
+        """Close every connection of ``owner`` on every worker, with reason ``revoked``.
 
-        Take the right back first: who connects again is asked anew. With ``using``, in the caller's transaction, at its COMMIT.
+        ``owner`` is the name that the authorize hook gave in its :class:`Subscriber`. Revoke the user's rights first, because the
+        clients reconnect, and the hook then decides again. With ``using`` the call is part of the caller's transaction, and takes
+        effect at COMMIT. Raises :class:`InvalidArgument`, and :class:`DatabaseError`.
         """
         check_owner(owner)
         if using is None:
@@ -174,7 +193,10 @@ class Bus:
             statements.disconnect(using, owner)
 
     def close(self) -> None:
-        """Publish what is held back, and close the connections. May be called again; the next use opens new ones."""
+        """Publish the messages that ``coalesce`` still holds, and close the database connections.
+
+        Closing twice is allowed, and the next use opens new connections.
+        """
         self.coalescer.close()
         database = self.__dict__.pop("database", None)
         if database is not None:
@@ -188,12 +210,14 @@ class Bus:
 
 
 class Stream:
-    """One stream of a :class:`Bus`; get it from :meth:`Bus.stream`.
+    """One stream of a :class:`Bus`, returned by :meth:`Bus.stream`. Iterating over it yields all retained messages, oldest first.
 
-    Everything raises :class:`InvalidArgument` for a value that makes no sense, and :class:`DatabaseError` when the database
-    refuses or cannot be reached. With ``using=`` the statement runs in the caller's transaction and the driver's own exceptions
-    come through; it takes a cursor or connection of psycopg2 or psycopg 3, a Session or Connection of SQLAlchemy on one of
-    these, or Django's connection, and refuses anything else.
+    All methods raise :class:`InvalidArgument` for an argument that is not allowed, and :class:`DatabaseError` if the database
+    refuses a statement or cannot be reached.
+
+    ``using`` runs the statement in the caller's transaction. It takes a cursor or a connection of psycopg2 or psycopg 3, a Session
+    or a Connection of SQLAlchemy on one of these drivers, or Django's connection. Errors of the database are then raised as the
+    driver's own exceptions.
     """
 
     def __init__(self, bus: Bus, name: str) -> None:
@@ -205,7 +229,7 @@ class Stream:
 
     @property
     def presence(self) -> Presence:
-        """Who is there."""
+        """The members that are present at this stream."""
         return Presence(self.name, lambda: self._bus.database.presence, ttl=self._bus.settings.presence_ttl)
 
     def broadcast(
@@ -221,29 +245,33 @@ class Stream:
         coalesce: float | None = None,
         target: str | None = None,
     ) -> int | None:
-        """Publish one message; its id.
+        """Publish one message with the text ``data``, and return its id.
 
-        With ``using`` it is queued in the caller's transaction and gets its id at COMMIT, so None is returned; it rolls back
-        with the transaction. ``ephemeral`` reaches who is connected and is not stored: None too. ``key`` makes it idempotent
-        within the retention. ``exclude`` is a connection id that is passed over, ``visible_to`` a registered filter.
-
-        ``coalesce`` holds it back for at most so many seconds (up to 60), in which a later one to the same ``target``, with the
-        same event and audience, takes its place; None is returned at once. What the database then has to say is logged and
-        counted in :attr:`Bus.coalescer`.
+        Args:
+            event: The event name for the browser; without one, the message reaches ``EventSource.onmessage``.
+            visible_to: The label of a registered filter. Only the connections that it permits get the message.
+            exclude: The id of a connection that does not get the message, such as the sender's own.
+            key: An idempotency key. A second broadcast with this key within the retention adds nothing, and returns the first id.
+            ephemeral: Send the message only to the clients that are connected, and do not store it. Returns None.
+            using: Publish in the caller's transaction (see :class:`Stream`). The message gets its id at COMMIT. Returns None.
+            coalesce: Hold the message for at most this many seconds (up to 60), and return None at once. A later message with the
+                same ``target``, event and audience replaces it. Errors of the database are then logged, and counted in
+                :attr:`Bus.coalescer`.
+            target: The subject of the coalesced message, such as the id of a page element.
         """
         publication = _publication(event, visible_to, exclude, key)
         check_data(data)
         if ephemeral not in (True, False):  # "no" would be true
             raise InvalidArgument(f"ephemeral={ephemeral!r:.80} is neither True nor False")
         if ephemeral and key is not None:
-            raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key")
+            raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key: leave out key=")
         if coalesce is not None:
             _check_coalesce(using, key)
             message = Outgoing(self.name, data, *publication[:3], ephemeral)
             self._bus.coalescer.write(message, check_label(target, "target"), check_window(coalesce))
             return None
         if target is not None:
-            raise InvalidArgument("target is for coalesce: give both, or neither")
+            raise InvalidArgument("target= has a meaning only with coalesce=: give both, or neither")
         if using is not None:
             send = statements.broadcast_ephemeral if ephemeral else statements.broadcast_on_commit
             send(using, self.name, data, publication)
@@ -262,26 +290,32 @@ class Stream:
         exclude: str | None = None,
         keys: Sequence[str | None] | None = None,
     ) -> int | None:
-        """Publish several messages in one transaction; the last one's id, None for no data.
+        """Publish several messages in one transaction, and return the id of the last one, or None if ``data`` is empty.
 
-        ``keys`` are idempotency keys, one for each message: those that the stream has already are passed over.
+        ``keys`` are idempotency keys, one (or None) for each message. A message whose key the stream already has is skipped.
+        ``event``, ``visible_to`` and ``exclude`` apply to all messages, and are as in :meth:`broadcast`.
         """
         if isinstance(data, str):
-            raise InvalidArgument("broadcast_many takes a list of texts; for one text there is broadcast")
+            raise InvalidArgument(
+                "broadcast_many takes a list of texts, but was given one text: call broadcast for that"
+            )
         publication = _publication(event, visible_to, exclude)
         texts = [check_data(text) for text in data]
         return self._queries.broadcast_many(self.name, texts, publication, check_keys(keys, len(texts)))
 
     def last_id(self, *, using: object | None = None) -> int:
-        """The watermark: the newest id, 0 where nobody has published. With ``using``, in that transaction's snapshot."""
+        """Return the watermark: the id of the newest message, or 0 if there was never one.
+
+        With ``using``, it is the newest id in the snapshot of that transaction.
+        """
         return self._bus._watermarks([self.name], using)[0]
 
     def read_after(self, cursor: int, limit: int = 500) -> list[Message]:
-        """At most ``limit`` messages above ``cursor``, oldest first."""
+        """Return at most ``limit`` messages with ids above ``cursor``, oldest first."""
         return self._queries.read_after(self.name, cursor, limit)
 
     def __iter__(self) -> Iterator[Message]:
-        """All retained messages, oldest first, read in pages."""
+        """Yield all retained messages, oldest first, and read them in pages."""
         cursor = 0
         while page := self.read_after(cursor):
             yield from page
@@ -304,7 +338,10 @@ def _publication(event: str | None, visible_to: str | None, exclude: str | None,
 def _check_coalesce(using: object | None, key: str | None) -> None:
     if using is not None:
         raise InvalidArgument(
-            "a message in your own transaction (using=) goes with its commit, so coalesce cannot hold it back"
+            "coalesce= cannot hold back a message of your own transaction (using=), which publishes it at COMMIT:"
+            " leave out one of the two"
         )
     if key is not None:
-        raise InvalidArgument("a coalesced message may be replaced by the next, so it cannot have a key")
+        raise InvalidArgument(
+            "a coalesced message may be replaced by a later one, so it cannot have a key: leave out key="
+        )

@@ -1,17 +1,21 @@
-"""Signals that are no order to a server, from its first moment on: imported before everything else, so it imports nothing."""
+"""Signals that must not end a server: they are ignored from its first moment on.
+
+The programs import this module before everything else, so it imports nothing of the package.
+"""
 
 from __future__ import annotations
 
 import signal
 
 NO_ORDER = signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
-"""They would end the process by default, and nobody who sends one means that."""
+"""Signals that end a process by default, but are never sent to a server for that purpose."""
 
 
 def hold() -> None:
-    """Let none of them end this process while it loads; who has one ignored, as under nohup, or handles one, is left alone.
+    """Ignore the signals of ``NO_ORDER`` while this process loads.
 
-    A handler, and not SIG_IGN, which the programs that this one starts would inherit.
+    A signal that is already ignored (by nohup, for example) or handled stays as it is. A handler that does nothing is set, not
+    SIG_IGN, because child processes would inherit SIG_IGN.
     """
     for number in NO_ORDER:
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -19,12 +23,16 @@ def hold() -> None:
 
 
 def untaken(number: int) -> bool:
-    """Whether nobody but :func:`hold` has a wish about this signal."""
+    """Whether the signal has its default action, or only the handler of :func:`hold`."""
     return signal.getsignal(number) in (signal.SIG_DFL, _nothing)
 
 
 def ignored_to_the_end(number: int) -> bool:
-    """Whether :func:`hold` has this signal, which then is ignored until the process is gone: Python takes handlers away before."""
+    """If :func:`hold` handles this signal, ignore it until the process has ended; return whether it does.
+
+    Without this, a signal that arrives while the interpreter shuts down would end the process with the wrong status, because
+    Python removes its handlers before it exits.
+    """
     held = signal.getsignal(number) is _nothing
     if held:
         signal.signal(number, signal.SIG_IGN)

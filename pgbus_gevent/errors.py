@@ -3,51 +3,56 @@
 ::
 
     PgbusError
-    ├── InvalidArgument (also ValueError)   a name, an event, a cursor or a setting that makes no sense
+    ├── InvalidArgument (also ValueError)   an argument or a setting has a value that is not allowed
     │   ├── InvalidName
     │   ├── InvalidEvent
     │   ├── InvalidCursor
     │   └── InvalidSetting
-    ├── BadToken                            a signed stream name that does not verify
+    │       └── MissingSetting              a setting is needed and was not given
+    ├── BadToken                            a signed stream name does not verify
     │   └── TokenExpired
-    ├── DatabaseError                       PostgreSQL refused or could not be reached
-    │   ├── DatabaseUnavailable             not reached, went away, or did not answer in time
-    │   ├── Deaf                            a LISTEN session that hears nothing, though the server answers
+    ├── DatabaseError                       PostgreSQL refused a statement, or could not be reached
+    │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
+    │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
     │   ├── PoolTimeout                     every pooled connection stayed busy
-    │   ├── SchemaTooNew                    the schema is a newer release's, and does not serve this one
+    │   ├── SchemaTooNew                    the schema belongs to a newer release and does not support this one
     │   ├── SchemaTooOld                    the schema is missing, or has not been migrated to this release
-    │   └── SchemaMismatch                  the schema is one that no release makes
-    ├── EmbeddedError                       the embedded server cannot be had
-    └── NotPatched                          the process is not patched for gevent
+    │   └── SchemaMismatch                  the schema is not one that a release makes
+    ├── EmbeddedError                       the embedded server is missing or cannot be started
+    └── NotPatched (also RuntimeError)      the process is not patched for gevent
 
-A message says what is wrong and what to do; what a handler needs besides is an attribute.
+The message of each says what is wrong and what to do. Data that a handler may need are attributes.
 """
 
 from __future__ import annotations
 
 
 class PgbusError(Exception):
-    """The base of all of them."""
+    """The base class of all errors that pgbus_gevent raises on purpose."""
 
 
 class InvalidArgument(PgbusError, ValueError):
-    """A value that the caller gave makes no sense; nothing was done."""
+    """An argument has a value that is not allowed. Nothing was done."""
 
 
 class InvalidName(InvalidArgument):
-    """Not a stream name: 1 to 255 UTF-8 bytes without control characters."""
+    """The stream name is not allowed. A name has 1 to 255 UTF-8 bytes and no control characters."""
 
 
 class InvalidEvent(InvalidArgument):
-    """Not an event name: it has a line break or NUL, or starts with ``pgbus:``."""
+    """The event name is not allowed: it contains a line break or NUL, or starts with ``pgbus:``."""
 
 
 class InvalidCursor(InvalidArgument):
-    """Not a cursor: ASCII digits, below 2**53."""
+    """The cursor is not allowed. A cursor consists of ASCII digits and is below 2**53."""
 
 
 class InvalidSetting(InvalidArgument):
-    """A setting was refused. ``name`` is the setting, ``value`` what was given."""
+    """A setting has a value that is not allowed, or no setting has this name.
+
+    ``name`` (str) is the setting, ``value`` is what was given, and ``allowed`` (str) says what is allowed. Secrets and passwords
+    in ``value`` are replaced by ``***``.
+    """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         super().__init__(f"{name}={value!r} is not allowed: {allowed}")
@@ -56,12 +61,20 @@ class InvalidSetting(InvalidArgument):
         self.allowed = allowed
 
 
+class MissingSetting(InvalidSetting):
+    """A setting is needed, and was not given. ``allowed`` (str) says how to give it; ``value`` is None."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        super().__init__(name, None, remedy)
+        self.args = (f"{name} is not set: {remedy}",)
+
+
 class BadToken(PgbusError):
-    """A signed stream name that none of the secrets verifies."""
+    """The signed stream name does not verify with any of the secrets."""
 
 
 class TokenExpired(BadToken):
-    """A signed stream name past its time. ``expired_at`` is in Unix seconds."""
+    """The signed stream name has expired. ``expired_at`` (float) is in Unix seconds."""
 
     def __init__(self, expired_at: float) -> None:
         super().__init__("the signed stream name has expired; render the page again to get a new one")
@@ -69,7 +82,7 @@ class TokenExpired(BadToken):
 
 
 class DatabaseError(PgbusError):
-    """PostgreSQL refused a statement. ``sqlstate`` is its five-character code, if there was one."""
+    """PostgreSQL refused a statement. ``sqlstate`` (str or None) is PostgreSQL's five-character error code, if it sent one."""
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
@@ -77,38 +90,43 @@ class DatabaseError(PgbusError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """PostgreSQL was not reached, went away, or did not answer in time; whether it did the work is unknown."""
+    """PostgreSQL was not reached, went away, or did not answer in time. The statement may or may not have been executed."""
 
 
 class Deaf(DatabaseError):
-    """A LISTEN session hears nothing, though the server answers."""
+    """A LISTEN session hears nothing, although the server answers. ``cause`` (str) says why."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(
-            f"LISTEN is deaf: {cause}. Give a direct URL in PGBUS_LISTEN_URL, or set listen=False; meanwhile the database is"
-            " polled for messages"
+            f"LISTEN is deaf: {cause}. Set PGBUS_LISTEN_URL to a direct URL, or set listen=False to poll. Until then the"
+            " database is polled for messages"
         )
 
 
 class PoolTimeout(DatabaseError):
-    """No pooled connection became free within ``timeout`` seconds."""
+    """All ``size`` pooled connections stayed busy for ``timeout`` seconds (float)."""
 
     def __init__(self, timeout: float, size: int) -> None:
         super().__init__(
-            f"all {size} pooled database connections stayed busy for {timeout:g} s; raise pool_size, or find what holds them"
+            f"all {size} pooled database connections stayed busy for {timeout:g} s; raise pool_size, or find out what keeps"
+            " them busy"
         )
         self.timeout = timeout
         self.size = size
 
 
 class SchemaTooNew(DatabaseError):
-    """The schema was migrated by a newer release than this one, and serves code of version ``serves`` at the oldest."""
+    """A newer release has migrated the schema, and its schema no longer supports this release.
+
+    ``found`` (int) is the version of the schema, ``serves`` the lowest version that a release must know to use it, and ``known``
+    the highest version that this release knows.
+    """
 
     def __init__(self, found: int, known: int, serves: int) -> None:
         super().__init__(
-            f"schema pgbus is at version {found}, which serves releases that know version {serves} or later, and this one knows"
-            f" up to {known}; upgrade pgbus-gevent here too"
+            f"schema pgbus is at version {found} and supports only releases that know version {serves} or later, but this one"
+            f" knows versions up to {known}; upgrade pgbus-gevent here too"
         )
         self.found = found
         self.known = known
@@ -116,10 +134,10 @@ class SchemaTooNew(DatabaseError):
 
 
 class SchemaTooOld(DatabaseError):
-    """The schema has version ``found``, or 0 where there is none, and this release needs version ``known``."""
+    """The schema has version ``found`` (int; 0 if there is no schema), and this release needs version ``known``."""
 
     def __init__(self, found: int, known: int) -> None:
-        what = f"is at version {found}, and this release needs version {known}" if found else "is not in this database"
+        what = f"is at version {found}, but this release needs version {known}" if found else "is not in this database"
         super().__init__(
             f"schema pgbus {what}; run `python -m pgbus_gevent migrate`, or start without --no-migrate",
             None if found else "3F000",
@@ -129,17 +147,17 @@ class SchemaTooOld(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The schema is not one that a release makes, so that nothing can be built on it."""
+    """The schema differs from the one that a release makes, so it cannot be used or migrated."""
 
     def __init__(self, difference: str) -> None:
         super().__init__(
-            f"schema pgbus is not as this release makes it: {difference}; put that right, or use a database without schema pgbus"
+            f"schema pgbus is not as this release makes it: {difference}; correct that, or use a database without schema pgbus"
         )
 
 
 class EmbeddedError(PgbusError):
-    """The embedded PostgreSQL cannot be had; the message says why."""
+    """The embedded PostgreSQL is missing or cannot be started. The message says why."""
 
 
 class NotPatched(PgbusError, RuntimeError):
-    """The process is not patched for gevent, so that one wait would stop every client."""
+    """The process is not patched for gevent, so a single blocking call would stop every client."""

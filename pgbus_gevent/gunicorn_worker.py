@@ -1,8 +1,7 @@
 """A worker class for gunicorn: ``gunicorn -k pgbus_gevent.gunicorn_worker.Worker app:app``.
 
-gunicorn is the process manager: it forks, replaces workers that die or hang, reloads and stops. What it does not know of are the
-connections that were taken over, so this worker starts the Instances after the fork, and sends their clients away before
-it ends.
+gunicorn manages the processes: it forks, replaces workers that die or hang, reloads, and stops. It does not know the connections
+that were taken over. So this worker starts the Instances after the fork, and sends their clients away before it ends.
 """
 
 from __future__ import annotations
@@ -30,63 +29,67 @@ from .hosts.pywsgi import Handler, Server
 from .hosts.running import publish_held_back
 from .streamer.instance import Instance
 
-_LOOK = 0.1  # seconds: how late the order to stop is seen
+_LOOK = 0.1  # seconds between two looks for the order to stop
 _NOTIFY = 1.0  # seconds between two signs of life to the master, which replaces a worker that gives none
-_SPARE = 1.0  # seconds that a worker ends before the master loses its patience
-_LEAST_GRACE = 0.5  # seconds, whatever the master is told
-_QUICK = 1.0  # seconds that SIGINT and SIGQUIT leave for the farewells
-_RETRY = 1.0, 10.0  # seconds before an Instance that could not start is started again: at first, and at the most
+_SPARE = 1.0  # seconds by which a worker ends before the master would kill it
+_LEAST_GRACE = 0.5  # seconds for the farewells, even if gunicorn's graceful_timeout is shorter
+_QUICK = 1.0  # seconds for the farewells after SIGINT and SIGQUIT
+_RETRY = 1.0, 10.0  # seconds until an Instance that could not start is started again: the first pause, and the longest
 
 
 class _Handler(Handler, PyWSGIHandler):  # type: ignore[misc]  # neither has types
-    """Ours for the protocol, gunicorn's for its access log, where it has one."""
+    """Our handler for the protocol, and gunicorn's for its access log if that is enabled."""
 
     def log_request(self) -> None:
-        # Of a head that was refused there is no environ, or the one of the request before.
+        # If the head was refused, there is no environ, or only that of the request before.
         if self.command is None or not self.server.log.access_log_enabled:
             Handler.log_request(self)
             return
-        # Whatever the format of the log takes from it.
+        # The log's format may take any value from the environ, so clean all of them.
         shown = {name: visible(hide_signed(value)) for name, value in self.environ.items() if isinstance(value, str)}
         self.environ = {**self.environ, **shown}
         PyWSGIHandler.log_request(self)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """One process's server; :meth:`run` is called by gunicorn after the fork, in a process that it has patched."""
+    """gunicorn's worker class for pgbus: it serves the application and its streams in one process.
+
+    gunicorn calls :meth:`run` after the fork, in a process that it has patched for gevent. The worker balances connections with the
+    other workers, and tells gunicorn's master that it lives.
+    """
 
     server_software = VERSION
     _status = 0
-    _grace: float | None = None  # of a quick stop; else what the settings say
+    _grace: float | None = None  # seconds, for a quick stop; None if gunicorn's graceful_timeout counts
     _board: ClassVar[LoadBoard | None] = None
 
     def __init__(self, age: int, *arguments: Any) -> None:
         super().__init__(age, *arguments)
-        # This is still the master, whose children all get the same board.
+        # This still runs in the master, so all of its children inherit the same board.
         if Worker._board is None:
             Worker._board = LoadBoard()
         self._place = Worker._board.place(age)
-        self._unstarted: set[Instance] = set()  # those that could not be started
+        self._unstarted: set[Instance] = set()  # Instances that could not be started yet
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Called in the master before it forks. Raises SystemExit where an Instance runs there."""
+        """Refuse to fork while an Instance runs in the master, with SystemExit. gunicorn calls this in the master."""
         if any(task.running for instance in streamer.instances() for task in instance.tasks.values()):
-            # Each worker would have a copy of its greenlets, on the same connections to the database.
+            # Each worker would get a copy of its greenlets, which would share the database connections.
             log.critical(
-                "pgbus: with --preload the application must not start an Instance, as streamer.current() does, when it is"
-                " imported: make it with Instance(), and each worker starts its own"
+                "pgbus: with --preload, the application must not start an Instance when it is imported, as streamer.current()"
+                " does. Make it with Instance(); then each worker starts its own"
             )
             sys.exit(1)
 
     def run(self) -> None:
-        """Serve until told to stop, then drain."""
+        """Serve until the order to stop comes, then drain."""
         servers = [self._server(sock) for sock in self.sockets]
         helpers = [gevent.spawn(self._keep_notifying)]
         try:
-            if self.alive:  # it may have been told to end while it loaded the application
+            if self.alive:  # False if a signal came while the application was loaded
                 helpers += self._start_instances()
-            # What was made so far stays: the collector need not look at it again and again.
+            # All objects so far are permanent. Freeze them, so that no later collection traverses them again.
             gc.collect()
             gc.freeze()
             for server in servers:
@@ -124,7 +127,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     # life
 
     def _start_instances(self) -> list[gevent.Greenlet[..., Any]]:
-        """Start all, before anybody is accepted; the greenlets that go on trying with those that cannot be."""
+        """Start all Instances before the first connection is accepted; return the greenlets that retry the failed ones."""
         found = streamer.instances()
         tries = gevent.joinall([gevent.spawn(self._start, instance) for instance in found])
         failed = [instance for instance, attempt in zip(found, tries, strict=True) if not attempt.get()]
@@ -135,8 +138,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             instance.start()
         except PgbusError as error:
-            # readyz tells, and clients are left to other workers, or sent away to come back: ending would have the master fork
-            # without a pause.
+            # Do not end, because the master would then fork replacements without a pause. Meanwhile readyz answers 503, and
+            # connections are left to the other workers, or answered with the request to reconnect later.
             self._unstarted.add(instance)
             self.log.error("pgbus: the streamer cannot start, trying again: %s", error)
             return False
@@ -144,7 +147,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _able(self) -> bool:
-        """Whether this worker takes clients. Instances that the application starts with its first request do not count before."""
+        """Whether this worker can take clients. An Instance that starts with its first request does not count before that."""
         if any(not instance.tasks["dispatcher"].running for instance in self._unstarted):
             return False
         started = [instance for instance in streamer.instances() if instance.tasks["dispatcher"].running]
@@ -162,20 +165,23 @@ class Worker(GeventWorker):  # type: ignore[misc]
             instance.on_failure = self._fail
 
     def _fail(self, part: str) -> None:
-        self.log.critical("pgbus: %s has failed for good: this worker ends, to be replaced", part)
+        self.log.critical("pgbus: %s has failed for good: this worker ends, and gunicorn's master replaces it", part)
         self._status = 1
         self.alive = False
 
     def _keep_notifying(self) -> None:
         while True:
             self.notify()
-            # Those that the application has made only now.
+            # The application may have made more Instances since.
             for instance in streamer.instances():
                 self._watch(instance)
             gevent.sleep(_NOTIFY)
 
     def notify(self) -> None:
-        """Tell the master that we live. Without a master there is nobody to replace us: the clients are better off elsewhere."""
+        """Tell the master that this worker lives.
+
+        If the master is gone, drain and end, because nothing would replace this worker if it hung.
+        """
         self.tmp.notify()
         if self.alive and self.ppid != os.getppid():
             self.log.info("pgbus: the master is gone: %s drains and ends", self)
@@ -184,19 +190,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
     # the end
 
     def init_signals(self) -> None:
-        """A terminal that hangs up sends SIGHUP to all of its processes, and gunicorn's master alone knows what to make of it."""
+        """Ignore SIGHUP and SIGUSR2, which are for the master. A terminal that hangs up sends SIGHUP to all of its processes."""
         super().init_signals()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, lambda *_: None)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """SIGINT or SIGQUIT: end soon. Gives way, which a signal's handler must not, so it is done by the loop."""
+        """End soon, after SIGINT or SIGQUIT. The hook ``worker_int`` may yield, which a signal handler must not, so a greenlet
+        calls it."""
         self._grace = _QUICK
         self.alive = False
         gevent.spawn(self.cfg.worker_int, self)
 
     def _drain(self, servers: list[Server]) -> None:
-        """Accept nobody, send the streams away, let other requests finish; before the master loses its patience."""
+        """Close the servers, send the streams' clients away and let other requests finish, before the master kills this worker."""
         patience = self.cfg.graceful_timeout - _SPARE if self._grace is None else self._grace
         deadline = monotonic() + max(_LEAST_GRACE, patience)
         self._place.leave()
@@ -215,7 +222,7 @@ def _streams() -> int:
 
 
 def _limits() -> dict[str, Any]:
-    """The server's own settings, where there is an Instance that has them."""
+    """The limits of the server, by the settings of the Instances; empty without an Instance."""
     found = [instance.settings for instance in streamer.instances()]
     if not found:
         return {}

@@ -1,4 +1,4 @@
-"""The values that everything else passes about: one message of one stream, one member at one."""
+"""The values that the public methods return: a message of a stream, and a member at a stream."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 MAX_ID = 2**53 - 1
-"""The largest id: JavaScript's Number.MAX_SAFE_INTEGER, as browsers handle ids as numbers too."""
+"""The largest id. It is JavaScript's Number.MAX_SAFE_INTEGER, because browsers handle ids as numbers."""
 
 
 class Message(NamedTuple):
-    """A message as a reader sees it.
+    """A message of a stream.
 
-    ``id`` is None for an ephemeral message, which is not stored. ``created_at`` is the database's clock
-    at the append, with a time zone. ``event``, ``visible_to`` and ``exclude`` are None where there is none.
+    ``id`` and ``created_at`` are None for an ephemeral message, which is not stored. ``created_at`` is the time of the append by
+    the database's clock, with a time zone. ``event``, ``visible_to`` and ``exclude`` are None if the message has none.
     """
 
     stream: str
@@ -28,8 +28,9 @@ class Message(NamedTuple):
 class Member(NamedTuple):
     """A member at a stream.
 
-    ``metadata`` is that of its newest connection. ``joined_at`` is the database's clock when the member came, with a time zone.
-    ``connections`` is how many it has open; 0 while it is only expected back, as after a reload.
+    ``metadata`` is the metadata of its newest connection. ``joined_at`` is the time at which it joined, by the database's clock,
+    with a time zone. ``connections`` is the number of its open connections. It is 0 while the member has none but may still
+    return, for example during a reload.
     """
 
     member: str

@@ -1,4 +1,4 @@
-"""``python -m pgbus_gevent.serve``: the streams, and one's own application or the demo beside them."""
+"""``python -m pgbus_gevent.serve``: serves the streams, and beside them an application or the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if __name__ == "__main__":
 from gevent import monkey
 
 if __name__ == "__main__":
-    # Before everything else is imported: what was imported unpatched stays so.
+    # Patch before anything else is imported: a module keeps what it imported from an unpatched one.
     monkey.patch_all()
 
 import gc
@@ -23,17 +23,18 @@ from typing import Any
 
 import gevent
 
-from .commands.common import PROGRAM, Parser, program_errors, read_or_make_secret
+from .commands.program import PROGRAM, Parser, program_errors
+from .commands.secret import read_or_make_secret
 from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
-from .errors import EmbeddedError, InvalidSetting, PgbusError
+from .errors import EmbeddedError, PgbusError
 from .hosts import workers
 from .hosts.app_probe import with_own_database
 from .hosts.logs import configure
 from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
-from .hosts.serving import build, load_app, raise_descriptor_limit
+from .hosts.serving import build, check_secret, load_app, raise_descriptor_limit
 from .settings.casting import redact_url
 from .settings.flags import add_flags, flags_given
 from .settings.table import Settings, stated
@@ -43,14 +44,18 @@ __all__ = ["load_app", "main"]
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
-_LOOK = 3.0  # seconds between two looks whether the embedded server runs
+_LOOK = 3.0  # seconds between two checks that the embedded server runs
 
 DEMO_STREAMS = "demo:*"
 DEMO_PRESENCE = "demo:here"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until a signal comes; the exit status. Raises SystemExit for ``--help`` and wrong flags, as argparse."""
+    """Serve until a signal comes, and return the exit status.
+
+    ``argv`` are the arguments without the program's name; by default, those of the process. Raises SystemExit for ``--help`` and
+    for wrong flags, as argparse does.
+    """
     parser = _parser()
     with program_errors(PROGRAM) as outcome:
         arguments = parser.parse_args(argv)
@@ -66,7 +71,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog=f"{PROGRAM} serve",
         description="Serve streams from PostgreSQL over Server-Sent Events, and an application beside them.",
-        epilog="Without a database URL an embedded PostgreSQL is used, without APP the demo page is served.",
+        epilog="Without a database URL, an embedded PostgreSQL is used. Without APP, the demo page is served.",
     )
     parser.add_argument("app", nargs="?", metavar="APP", help="module:application, a WSGI application to serve at /")
     add_flags(parser)
@@ -74,7 +79,7 @@ def _parser() -> Parser:
 
 
 class _Service:
-    """Everything that the program has; ``stack`` closes what was opened, last first."""
+    """The state of the program. ``stack`` closes all that was opened, in reverse order."""
 
     def __init__(self, settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> None:
         self._stack = stack
@@ -86,7 +91,7 @@ class _Service:
         self.settings = self._complete(settings)
 
     def _complete(self, settings: Settings) -> Settings:
-        """The settings with what the data directory provides, the database and the secret; and the demo's streams."""
+        """The settings with a database and a secret, from the data directory if they are not given, and with the demo's streams."""
         if settings.workers > 1:
             workers.check_installed()
         if settings.database_url is None and self._app_name is not None:
@@ -97,10 +102,8 @@ class _Service:
             self._stack.callback(gevent.spawn(_keep_running, self._embedded).kill)
             secret = settings.secret or (read_or_make_secret(settings.data_dir, create=True),)
             settings = replace(settings, database_url=self._embedded.url, secret=secret)
-        elif (
-            not settings.secret and self._app_name is None
-        ):  # an application may have streams, and a secret, of its own
-            raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
+        elif self._app_name is None:  # an application may have its own streams with their own secret
+            check_secret(settings)
         if self._app_name is None:
             settings = replace(
                 settings,
@@ -110,7 +113,7 @@ class _Service:
         return settings
 
     def run(self) -> int:
-        """Start, serve until told to stop, stop; the exit status."""
+        """Start, serve until the order to stop comes, and stop. Return the exit status."""
         raise_descriptor_limit()
         return self._run_here() if self.settings.workers == 1 else self._run_workers()
 
@@ -129,7 +132,7 @@ class _Service:
         )
         server.start()
         self._announce(server.server_port, served[0].settings.database_url)
-        # What was made so far stays: the collector need not look at it again and again.
+        # All objects so far are permanent. Freeze them, so that no later collection traverses them again.
         gc.collect()
         gc.freeze()
         return run_until_stopped(server, served, stopper)
@@ -137,7 +140,7 @@ class _Service:
     def _run_workers(self) -> int:
         sock = self._listen()
         port = sock.getsockname()[1]
-        # Here, where a database that is not there is one line and a status.
+        # Migrate in this process, where a database that is away ends with one line and a status. A worker would be forked again.
         database = Database(self.settings)
         if self.settings.migrate:
             database.migrate()
@@ -157,8 +160,8 @@ class _Service:
             sock = listen(host, port)
         except OSError as error:
             raise PgbusError(
-                f"cannot serve at {host} port {port}: {error.strerror}; give another --port (0 takes any that is free)"
-                " or --host, or stop what has it"
+                f"cannot serve at {host} port {port}: {error.strerror}; give another --port (0 takes any free port)"
+                " or --host, or stop the program that uses it"
             ) from None
         self._stack.callback(sock.close)
         return sock
@@ -170,23 +173,23 @@ class _Service:
             f"pgbus_gevent serves http://{host}:{port}/ database {visible(str(database))} pid {os.getpid()}", flush=True
         )
         if self._made_token is not None:
-            # In the log, as whoever reads stdout expects one line.
+            # Log it, because programs that read stdout expect a single line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"
-            logger.info("no operator token is set, so this run has one of its own: the console is at %s", where)
+            logger.info("no operator token is set, so this run has made one: the console is at %s", where)
 
 
 def _keep_running(embedded: EmbeddedPostgres) -> None:
-    """Start the embedded server again whenever it has ended: nobody else would."""
+    """Start the embedded server again whenever it has ended."""
     failing = False
     while True:
         gevent.sleep(_LOOK)
         try:
             if embedded.revive():
-                logger.warning("the embedded PostgreSQL had ended: it was started again")
+                logger.warning("the embedded PostgreSQL had ended, and was started again")
             failing = False
         except EmbeddedError as error:
             if not failing:
-                logger.error("the embedded PostgreSQL has ended, and cannot be started; trying again: %s", error)
+                logger.error("the embedded PostgreSQL has ended and cannot be started; trying again: %s", error)
             failing = True
 
 

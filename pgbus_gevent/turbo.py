@@ -1,8 +1,9 @@
-"""Turbo's stream actions as HTML, to be broadcast without an event: ``orders.broadcast(turbo.append("orders", "<li>…</li>"))``.
+"""Turbo's stream actions as HTML. Broadcast them without an event: ``orders.broadcast(turbo.append("orders", "<li>…</li>"))``.
 
-Each action changes the element whose id is ``target``, or all that the CSS selector ``targets`` finds. ``content`` is HTML and goes
-in as it is: escape in it what is not yours, as in any template. Attributes are escaped here. Actions can be joined into one
-message with ``+``. https://turbo.hotwired.dev/reference/streams
+Each action changes the element whose id is ``target``, or all elements that the CSS selector ``targets`` matches. Give one of the
+two; otherwise :class:`InvalidArgument` is raised. ``content`` is HTML and is inserted without escaping, so escape user input in
+it, as in any template. Attributes are escaped here. ``+`` joins several actions into one message.
+https://turbo.hotwired.dev/reference/streams
 """
 
 from __future__ import annotations
@@ -16,49 +17,55 @@ __all__ = ["after", "append", "before", "morph", "prepend", "refresh", "remove",
 
 
 def append(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content at the end of the target; children with the same id are replaced."""
+    """Append ``content`` to the target's children. Children with the same id are replaced."""
     return _on("append", target, targets, content)
 
 
 def prepend(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content at the beginning of the target; children with the same id are replaced."""
+    """Insert ``content`` before the target's children. Children with the same id are replaced."""
     return _on("prepend", target, targets, content)
 
 
 def before(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content before the target."""
+    """Insert ``content`` before the target."""
     return _on("before", target, targets, content)
 
 
 def after(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content after the target."""
+    """Insert ``content`` after the target."""
     return _on("after", target, targets, content)
 
 
 def replace(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content in the place of the target."""
+    """Replace the target by ``content``."""
     return _on("replace", target, targets, content)
 
 
 def update(target: str | None = None, content: str = "", *, targets: str | None = None) -> Html:
-    """Put content in the place of what is in the target."""
+    """Replace the target's children by ``content``."""
     return _on("update", target, targets, content)
 
 
 def morph(
     target: str | None = None, content: str = "", *, targets: str | None = None, children_only: bool = False
 ) -> Html:
-    """Change the target into content, or what is in it, and keep whatever is the same in both: focus, scrolling, open details."""
+    """Morph the target into ``content``, or only its children with ``children_only``.
+
+    Elements that are the same in both are kept, and with them focus, scroll positions and open ``<details>``.
+    """
     return _on("update" if children_only else "replace", target, targets, content, method="morph")
 
 
 def remove(target: str | None = None, *, targets: str | None = None) -> Html:
-    """Take the target away."""
+    """Remove the target."""
     return _on("remove", target, targets)
 
 
 def refresh(*, morph: bool = False, keep_scroll: bool = False, request_id: str | None = None) -> Html:
-    """Have the page loaded again; not where ``request_id`` is the X-Turbo-Request-Id of a request of its own."""
+    """Reload the page, by replacing its body, or with ``morph`` by morphing it. ``keep_scroll`` keeps the scroll position.
+
+    A page ignores the action if ``request_id`` is the X-Turbo-Request-Id of a request that it sent itself.
+    """
     return _element(
         "refresh",
         {
@@ -73,7 +80,10 @@ def _on(
     action: str, target: str | None, targets: str | None, content: str | None = None, method: str | None = None
 ) -> Html:
     if (not target) == (not targets):
-        raise InvalidArgument("a Turbo action takes the id of its target, or targets=, a CSS selector: one of the two")
+        raise InvalidArgument(
+            f"a Turbo action takes either target, the id of an element, or targets=, a CSS selector; {action} was given"
+            f" {'both' if target else 'neither'}"
+        )
     return _element(action, {"method": method, "target": target or None, "targets": targets or None}, content)
 
 

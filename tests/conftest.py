@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""What all tests have in common."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import kinds
 import pytest
 
-# Where the package is installed, pytest has found its plugin already.
+# If the package is installed, pytest has already found its plugin.
 _installed = bool(entry_points(group="pytest11", name="pgbus_gevent"))
 pytest_plugins = [
     *([] if _installed else ["pgbus_gevent.testing.plugin"]),
@@ -24,27 +24,27 @@ pytest_plugins = [
 # on to those it starts: then no test could end a server with Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# The same of a hang-up, under nohup: the tests that need a program to ignore it say so themselves.
+# The same for a hang-up under nohup. A test that needs a program to ignore SIGHUP says so itself.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what each test needs."""
+    """Mark each test with its needs."""
     kinds.mark(items)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """A fast test starts no process, nor do its fixtures."""
+    """Neither a fast test nor its fixtures may start a process."""
     with _refusing_processes(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A fast test starts no process."""
+    """A fast test may not start a process."""
     with _refusing_processes(item):
         return (yield)
 
@@ -72,7 +72,7 @@ sys.addaudithook(_refuse_processes)
 
 @pytest.fixture(scope="session", autouse=True)
 def embedded_data_is_removed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For root: what an embedded server of a test has put where its user gets to, as it does not get to pytest's folders."""
+    """As root: the files of a test's embedded server, in a place that its user can enter. It cannot enter pytest's folders."""
     yield
     for origin in Path("/var/lib/pgbus-gevent").glob("data-*/data-dir"):
         if Path(origin.read_text().strip()).is_relative_to(tmp_path_factory.getbasetemp()):

@@ -1,4 +1,4 @@
-"""The Bottle plugin: who gets the bus, what it mounts, what it refuses."""
+"""The Bottle plugin: which routes get the bus, what it mounts, and what it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgbus_gevent.testing.fake_bus import FakeBus
 
 
 def call(app: Any, path: str) -> tuple[int, str]:
-    """Status and body of a GET, without a server."""
+    """Return the status and the body of a GET, without a server."""
     found: list[int] = []
     environ = {
         "REQUEST_METHOD": "GET",
@@ -37,7 +37,7 @@ def call(app: Any, path: str) -> tuple[int, str]:
 
 
 def given(route: Callable[..., Any], rule: str = "/", path: str = "/", **options: Any) -> dict[str, Any]:
-    """What a route that returns its arguments was given."""
+    """Return the arguments that a route was given, if it returns them."""
     app, bus = bottle.Bottle(), FakeBus()
     app.install(PgbusPlugin(bus))
     seen: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def given(route: Callable[..., Any], rule: str = "/", path: str = "/", **options
     return {name: "the bus" if value is bus else value for name, value in seen.items()}
 
 
-# who gets the bus ----------------------------------------------------------------------------------------------------
+# which routes get the bus --------------------------------------------------------------------------------------------
 
 
 def test_a_route_that_names_the_bus_gets_it_and_another_does_not() -> None:
@@ -165,7 +165,7 @@ def test_an_argument_that_the_url_fills_is_not_overwritten_in_silence(capsys: py
     app.install(PgbusPlugin(FakeBus()))
     app.get("/<pgbus>")(lambda pgbus: "ok")
     assert call(app, "/7")[0] == 500
-    assert "/<pgbus> fills the argument 'pgbus' from the URL" in capsys.readouterr().err
+    assert "the route /<pgbus> takes the argument 'pgbus' from the URL" in capsys.readouterr().err
 
 
 def test_other_plugins_work_beside_it() -> None:
@@ -207,14 +207,14 @@ def test_two_buses_under_two_keywords_and_prefixes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"bus": "postgresql:///x"}, "takes a pgbus_gevent.Bus, not a str"),
+        ({"bus": "postgresql:///x"}, "takes a pgbus_gevent.Bus, not an object of type str"),
         ({"bus": Bus}, "takes a pgbus_gevent.Bus, not the class Bus"),
-        ({"keyword": "not a name"}, "keyword='not a name' cannot be the name of an argument"),
-        ({"keyword": None}, "keyword=None cannot be the name of an argument"),
-        ({"mount": "pgbus"}, "mount='pgbus' is not allowed: a path such as /pgbus"),
+        ({"keyword": "not a name"}, "keyword='not a name' is not allowed: expected the name of a function argument"),
+        ({"keyword": None}, "keyword=None is not allowed: expected the name of a function argument"),
+        ({"mount": "pgbus"}, "mount='pgbus' is not allowed: expected a path such as /pgbus"),
         ({"mount": "/"}, "mount='/' is not allowed"),
         ({"mount": "/<tenant>"}, "mount='/<tenant>' is not allowed"),
-        ({"instance": 7}, "instance= takes a pgbus_gevent.streamer.Instance, not a int"),
+        ({"instance": 7}, "instance= takes a pgbus_gevent.streamer.Instance, not an object of type int"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments: dict[str, Any], complaint: str) -> None:
@@ -232,10 +232,10 @@ def test_an_instance_that_would_not_know_the_pages_streams_is_refused(setting: s
 @pytest.mark.parametrize(
     ("prefix", "keyword", "complaint"),
     [
-        ("/live", "pgbus", "PgbusPlugin hands out 'pgbus' already"),
-        ("/pgbus", "live", "'pgbus' at /pgbus> has the paths of .*: give one of their buses another prefix="),
-        ("/pgbus/live", "live", "lie one below the other"),
-        ("/live", "db", "Db hands out 'db' already: give one of them another keyword="),
+        ("/live", "pgbus", "PgbusPlugin already passes the argument 'pgbus'"),
+        ("/pgbus", "live", "'pgbus' at /pgbus> has the same path as .*: give one of their buses another prefix="),
+        ("/pgbus/live", "live", "the path of one is below that of the other"),
+        ("/live", "db", "Db already passes the argument 'db': give one of the two another keyword="),
         ("/live", "named", "Named has the name 'pgbus:named' too"),
     ],
 )

@@ -93,7 +93,7 @@ def test_an_idle_stream_costs_no_greenlet_under_our_server_and_one_under_gevents
     with running(tmp_path, database, f"server={server}") as app:
         clients = [app.watch(*tag_in(app.page())) for _ in range(50)]
         try:
-            # That of the request that counts is not suspended, so it is not counted.
+            # The generator of the request that counts is not suspended, so it is not counted.
             wait_for(lambda: app.page("/handlers") == str(50 * per_stream), "the requests before are over")
             id = bus.stream("orders").broadcast("to all")
             assert {client.next().id for client in clients} == {str(id)}
@@ -190,6 +190,6 @@ def test_the_reloader_starts_the_program_anew_and_its_clients_are_told(tmp_path:
         client.resume()
         client.next("pgbus:connected", timeout=10)
         assert app.stop(signal.SIGINT) == 0
-        # That was the parent, whose end the serving process notices.
+        # That was the parent. The serving process notices that it has ended.
         client.next("pgbus:shutdown", timeout=10)
         client.close()

@@ -1,4 +1,4 @@
-"""A Bottle application with the plugin, served: pages with tags, and the streams that these lead to."""
+"""A Bottle application with the plugin, served: its pages with tags, and the streams that the tags connect to."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ EVIL = "orders \"<&>' é/7?x=1"
 
 
 class Site:
-    """A Bottle application with the plugin on a database of its own, and its server once there is a request."""
+    """A Bottle application with the plugin on its own database. Its server starts at the first request."""
 
     def __init__(self, settings: Settings) -> None:
-        # Without a public pattern every stream has to be signed.
+        # Without a public pattern, every stream must be signed.
         self.settings = replace(settings, secret=(SECRET,), public=())
         self.app = bottle.Bottle()
         self.served: Any = self.app
@@ -42,7 +42,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def plugin(self, **options: Any) -> PgbusPlugin:
-        """One that is closed with the site."""
+        """A bus that is closed with the site."""
         plugin = PgbusPlugin(**{"bus": self.bus, **options})
         self._plugins.append(plugin)
         return plugin
@@ -79,7 +79,7 @@ def site(pgbus_settings: Settings) -> Iterator[Site]:
 
 
 def round_trip(site: Site, page: str, bus: Bus, stream: str) -> None:
-    """What was published since the page was made, and what is published then, comes over the page's stream."""
+    """The page's stream delivers the messages since the page was made, and those that are published now."""
     bus.stream(stream).broadcast("missed")
     with site.watch(*tag_in(page)) as client:
         assert client.next().data == "missed"
@@ -227,7 +227,7 @@ def test_a_mounted_application_with_the_same_plugin_gets_the_bus_and_the_parent_
     child.get("/orders")(lambda pgbus: pgbus.stream_tag("orders"))
     site.app.mount("/child/", child)
     round_trip(site, site.page("/child/orders"), site.bus, "orders")
-    # Below the child they are too, though nothing leads there.
+    # They are also served below the child, though no link leads there.
     site.watch(f"/child{site.bus.stream_path('orders')}")
 
 

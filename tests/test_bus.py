@@ -154,7 +154,7 @@ def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: s
     connection.close()
 
 
-# what makes no sense
+# what is refused
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\0", "\ud800", None, 7])

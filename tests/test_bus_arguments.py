@@ -1,4 +1,4 @@
-"""Whoever publishes, from Python, in SQL or over HTTP: the same arguments are taken, and the same ones refused by name."""
+"""Publishing from Python, in SQL and over HTTP: all take the same arguments, and refuse the same ones by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def using(site: Site, stream: str, **given: Any) -> None:
         try:
             site.bus.stream(stream).broadcast(**{"data": "d", **given}, using=cursor)
         except InvalidArgument as error:
-            # Before the database was asked: the transaction goes on.
+            # It is refused before the database is asked, so the transaction goes on.
             cursor.execute("select 1")
             raise Refusal(str(error)) from None
 
@@ -91,7 +91,7 @@ TAKEN = [
 
 
 def ways(given: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """Each of them in each way; an ephemeral message has no key."""
+    """Each of them in each way. An ephemeral message has no key."""
     return [(way, *each) for way in WAYS for each in given if (way, each[0]) != ("broadcast_ephemeral", "key")]
 
 

@@ -1,4 +1,4 @@
-"""Several workers under gunicorn, with our worker class: judged from outside, by real processes and sockets."""
+"""Several workers under gunicorn with our worker class, judged from outside by real processes and sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIENTS = 200
 
 
 class Publishing:
-    """``rate`` messages a second in a stream, for as long as the block lasts."""
+    """Publish ``rate`` messages a second to a stream, during the block."""
 
     def __init__(self, url: str, stream: str, rate: float) -> None:
         self._url, self._stream, self._rate = url, stream, rate
@@ -45,7 +45,7 @@ class Publishing:
         self._greenlet.kill()
 
 
-# one's worker --------------------------------------------------------------------------------------------------------
+# our worker class ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--preload",)], ids=["plain", "preload"])
@@ -94,7 +94,7 @@ def test_with_preload_an_instance_that_was_started_already_is_refused_in_one_lin
     refused = Host(tmp_path, pgbus_database, gunicorn("--preload"))
     try:
         assert refused.wait() == 1
-        assert "with --preload the application must not start an Instance" in refused.errors
+        assert "with --preload, the application must not start an Instance" in refused.errors
         assert "Booting worker" not in refused.errors
     finally:
         refused.close()
@@ -127,7 +127,7 @@ def test_a_worker_whose_part_has_failed_for_good_ends_in_good_order_and_is_repla
         served.ask("/fail")
         assert 1000 <= shutdown_retry(client) <= 5000
         until(lambda: served.serving() and not served.serving() & before, "another serves")
-        assert "reader-0 has failed for good: this worker ends, to be replaced" in served.errors
+        assert "reader-0 has failed for good: this worker ends, and gunicorn" in served.errors
 
 
 def test_after_kill_9_of_a_worker_its_clients_come_back_elsewhere_with_their_cursors(
@@ -314,7 +314,7 @@ def test_the_workers_get_even_shares(workers: int, tmp_path: Path, pgbus_databas
 
 
 def _connect(served: Host, count: int, pause: float | None) -> list[StreamClient]:
-    """So many clients, ``pause`` after one another; None: in a burst."""
+    """Connect this many clients, with a pause of ``pause`` seconds between them; None: all at once."""
     clients: list[StreamClient] = []
 
     def connect() -> None:
@@ -330,7 +330,7 @@ def _connect(served: Host, count: int, pause: float | None) -> list[StreamClient
 
 
 def _shares(served: Host, workers: int, count: int) -> list[int]:
-    """How many streams each worker has, when these are ``count`` in all."""
+    """Return how many streams each worker has, when there are ``count`` in all."""
     found: dict[int, int] = {}
     for _ in range(20 * workers):
         pid, _, streams = served.about()

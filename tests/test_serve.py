@@ -49,7 +49,7 @@ not_callable = 7
 
 
 def refused(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, str]:
-    """The status and the one line of a ``serve`` that does not serve."""
+    """Return the status and the only line of a ``serve`` that refuses to serve."""
     done = subprocess.run(
         command(*arguments), cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=30
     )
@@ -65,7 +65,7 @@ def database(pgbus_databases: TestDatabases) -> str:
 
 @pytest.fixture
 def own(database: str) -> dict[str, str]:
-    """The variables of a database of one's own."""
+    """The variables of a database that is not embedded."""
     return {"PGBUS_DATABASE_URL": database, "PGBUS_SECRET": SECRET}
 
 
@@ -74,7 +74,7 @@ def own(database: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that both programs of a test use, one after the other or at once; its data directory is in it."""
+    """A directory for both programs of a test, one after the other or at once, with their data directory in it."""
     path = tmp_path_factory.mktemp("home")
     for folder in (path, *path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o011)  # the embedded server may run as another user
@@ -122,7 +122,7 @@ def test_its_own_database_is_started_again_when_that_was_killed(workers: str, ho
 
             until(published, "it takes messages again", 30)
             assert client.next(timeout=15).id == str(ids[0]) and not client.closed
-        assert "it was started again" in served.stderr
+        assert "was started again" in served.stderr
 
 
 def test_the_secret_of_the_embedded_database_is_kept_from_run_to_run_for_its_owner_alone(home: Path) -> None:
@@ -152,10 +152,10 @@ def test_an_application_of_ones_own_is_served_beside_the_streams(
             client.next("pgbus:connected")
             id = served.get("/publish").body.decode()
             assert client.next().id == id
-            # The application's streamer is the one that serves.
+            # The Instance of the application is the one that serves.
             assert served.get("/readers").body == b"1"
         assert served.get("/pgbus/nothing").body == b"not found\n"
-        # Only the demo makes streams public by itself.
+        # Only the demo makes streams public without a setting.
         assert served.get("/pgbus/streams/demo:hello").status == 404
 
 
@@ -235,19 +235,21 @@ def test_an_applications_hook_and_filters_are_asked(tmp_path: Path, own: dict[st
 
 # refusing ------------------------------------------------------------------------------------------------------------
 
+PATH = " in the current directory or on the Python path"
+
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nothere:application", "there is no module 'nothere' to load 'nothere:application' from"),
-        ("app.nothere:application", "there is no module 'app.nothere' to load 'app.nothere:application' from"),
-        ("app:nothere", "app has no application 'nothere'"),
-        ("app:site.nothere", "app has no application 'site.nothere'"),
-        ("app:not_callable", "app has no application 'not_callable'"),
-        ("app", "'app' does not name an application: write module:application"),
-        ("app:", "'app:' does not name an application: write module:application"),
-        (":application", "':application' does not name an application: write module:application"),
-        (".app:application", "'.app:application' does not name an application: write module:application"),
+        ("nothere:application", f"cannot load 'nothere:application': there is no module 'nothere'{PATH}"),
+        ("app.nothere:application", f"cannot load 'app.nothere:application': there is no module 'app.nothere'{PATH}"),
+        ("app:nothere", "cannot load 'app:nothere': the module 'app' has no application 'nothere'"),
+        ("app:site.nothere", "cannot load 'app:site.nothere': the module 'app' has no application 'site.nothere'"),
+        ("app:not_callable", "cannot use 'app:not_callable' as application: it is of type int, which is not callable"),
+        ("app", "'app' is not a name of the form module:application"),
+        ("app:", "'app:' is not a name of the form module:application"),
+        (":application", "':application' is not a name of the form module:application"),
+        (".app:application", "'.app:application' is not a name of the form module:application"),
     ],
 )
 def test_an_application_that_is_not_there_is_one_line_and_status_2(
@@ -260,10 +262,17 @@ def test_an_application_that_is_not_there_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--authorize", "app:nothere"), "app has no function 'nothere'"),
-        (("--authorize", "app:not_callable"), "app has no function 'not_callable'"),
-        (("--filters", "app:nothere"), "app has no object 'nothere'"),
-        (("--filters", "app:not_callable"), "app:not_callable is a int, and neither a Bus nor Filters"),
+        (("--authorize", "app:nothere"), "cannot load 'app:nothere': the module 'app' has no function 'nothere'"),
+        (
+            ("--authorize", "app:not_callable"),
+            "cannot use 'app:not_callable' as function: it is of type int, which is not callable",
+        ),
+        (("--filters", "app:nothere"), "cannot load 'app:nothere': the module 'app' has no object 'nothere'"),
+        (
+            ("--filters", "app:not_callable"),
+            "filters='app:not_callable' is not allowed: expected the name of a Bus or a Filters object,"
+            " but it is of type int",
+        ),
     ],
 )
 def test_a_hook_or_filters_that_are_not_there_are_one_line_and_status_2(
@@ -285,7 +294,7 @@ def test_what_an_application_cannot_import_is_shown_with_its_traceback(tmp_path:
 def test_a_database_of_ones_own_needs_a_secret(tmp_path: Path, database: str) -> None:
     status, line = refused(tmp_path, PGBUS_DATABASE_URL=database)
     assert status == 2
-    assert line == "secret='' is not allowed: a text of 16 characters or more, in PGBUS_SECRET or with --secret"
+    assert line == "secret is not set: put a random text of at least 16 characters into PGBUS_SECRET, or pass --secret"
 
 
 @pytest.mark.parametrize(
@@ -315,8 +324,8 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(
         status, line = refused(tmp_path, "--port", str(port), **own)
     assert (status, line) == (
         1,
-        f"cannot serve at 127.0.0.1 port {port}: Address already in use; give another --port (0 takes any that is free)"
-        " or --host, or stop what has it",
+        f"cannot serve at 127.0.0.1 port {port}: Address already in use; give another --port (0 takes any free port)"
+        " or --host, or stop the program that uses it",
     )
 
 

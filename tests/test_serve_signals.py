@@ -1,4 +1,4 @@
-"""What signals do to a server beside those that end it: nothing, or a reload; nobody's client is cut off by one."""
+"""What other signals than those that end it do to a server: nothing, or a reload. None of them cuts off a client."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_outlives_its_terminal_and_no_client_is_cut_off(
         served = stack.enter_context(host(tmp_path, pgbus_database, *started))
         clients = [stack.enter_context(served.live()) for _ in range(10)]
         os.close(master)
-        # Either they stay, or a reload tells them to come back.
+        # Either the clients stay, or a reload tells them to come back.
         id = publish(pgbus_database, "hello")
         for client in clients:
             until(lambda client=client: told(client, id), "it has the message, or was told to come back")
@@ -114,9 +114,9 @@ def test_a_hang_up_ends_it_at_no_time_from_its_first_moment_to_its_last(
     command = [sys.executable, "-m", module, *more, "--port", "PORT", "app:app"]
     served = Host(tmp_path, pgbus_database, command, PGBUS_GRACE="2")
     with closing(served):
-        # Before the first library is loaded, which takes much longer than anything before it.
+        # That is before the first library is loaded, which takes much longer than everything before it.
         until(lambda: catches_hang_ups(served.pid), "they are caught")
-        # Each replaces the workers, once they are there.
+        # Each replaces the workers, after they have started.
         hail = gevent.spawn(hang_up, served, 100 if "2" in more else 10_000)
         try:
             until(lambda: ask_status(served.port) == 200, "it serves", 3 * PATIENCE, pause=0.05)
@@ -127,7 +127,7 @@ def test_a_hang_up_ends_it_at_no_time_from_its_first_moment_to_its_last(
 
 
 def catches_hang_ups(pid: int) -> bool:
-    """Whether SIGHUP has a handler in that process, which has to be so before gevent is loaded."""
+    """Whether the process has a handler for SIGHUP, which must be the case before gevent is loaded."""
     loaded = "gevent" in Path(f"/proc/{pid}/maps").read_text()
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     found = bool(int(caught, 16) & 1 << signal.SIGHUP - 1)

@@ -1,4 +1,4 @@
-"""Turbo's actions as HTML, judged by the standard library's parser."""
+"""Turbo's actions as HTML, checked with the standard library's parser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NASTY = "\"><script>alert(1)</script>&quot;'é"
 
 
 def attributes(html: str) -> dict[str, str | None]:
-    """Of the one turbo-stream element in it."""
+    """The attributes and the content of the only turbo-stream element in the text."""
     found: list[dict[str, str | None]] = []
 
     class Parser(HTMLParser):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..commands.common import Command, say
+from ..commands.program import Command, say
 from ..errors import InvalidArgument
 from ..settings.table import Settings
 from . import machine

@@ -1,1 +1,1 @@
-"""The commands of ``python -m pgbus_gevent``."""
+"""The commands of ``python -m pgbus_gevent``, also installed as ``pgbus-gevent``."""

@@ -1,4 +1,4 @@
-"""The command line: finds the command, and runs it. ``__main__`` calls it in a process that is patched for gevent."""
+"""The command line: finds a command by its name, and runs it. ``__main__`` calls it in a process that is patched for gevent."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from .. import __version__
 from ..bench.command import BENCH
 from ..database import green
 from ..errors import InvalidArgument
-from .common import PROGRAM, Parser, add_common_flags, load_settings, program_errors
+from .connections import CONNECTIONS, DISCONNECT
 from .doctor import DOCTOR
-from .operators import CONNECTIONS, DISCONNECT
-from .simple import BROADCAST, MIGRATE, PRUNE, SIGN, STREAMS
+from .program import PROGRAM, Parser, add_common_flags, load_settings, program_errors
+from .streams import BROADCAST, SIGN, STREAMS
 from .tail import TAIL
+from .upkeep import MIGRATE, PRUNE
 
 COMMANDS = {
     command.name: command
     for command in (BROADCAST, TAIL, STREAMS, CONNECTIONS, SIGN, DISCONNECT, MIGRATE, PRUNE, DOCTOR, BENCH)
 }
 
-_SERVE = "serve the streams to browsers, and an application beside them"
+_SERVE = "serve the streams, and an application beside them"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status. Raises SystemExit for ``--help`` and wrong flags, as argparse does."""
+    """Run a command, and return the exit status.
+
+    ``argv`` are the arguments without the program's name; by default, those of the process. Raises SystemExit for ``--help`` and
+    for wrong flags, as argparse does.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["serve"]:
-        # It loads a server and an application, which no other command needs.
+        # Imported here, because no other command needs a server and an application.
         from ..serve import main as serve
 
         return serve(arguments[1:])
     with program_errors(PROGRAM) as outcome:
         if not arguments or arguments[0].startswith("-"):
             _top_parser().parse_args(arguments)
-            raise InvalidArgument(f"which command? There are {_names()} (see `{PROGRAM} --help`)")
+            raise InvalidArgument(f"no command was given; there are {_names()} (see `{PROGRAM} --help`)")
         outcome.status = _run(*arguments)
     return outcome.status
 
@@ -49,11 +54,11 @@ def _run(name: str, *rest: str) -> int:
     parser = Parser(prog=f"{PROGRAM} {name}", description=command.about, epilog=command.examples)
     command.add_arguments(parser)
     add_common_flags(parser, *command.flags)
-    # Intermixed: flags may stand between the names of several streams.
+    # Intermixed, so that flags may stand between the names of several streams.
     arguments = parser.parse_intermixed_args(list(rest))
     settings = load_settings(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
-        # Names of streams are UTF-8, and what a pipe carries must not depend on the locale.
+        # Names of streams are UTF-8, and the output to a pipe must not depend on the locale.
         sys.stdout.reconfigure(encoding="utf-8")
     green.install()
     return command.run(arguments, settings)
@@ -78,10 +83,10 @@ def _top_parser() -> Parser:
 
 
 _ENVIRONMENT = f"""
-Each explains itself: `{PROGRAM} COMMAND --help`.
+`{PROGRAM} COMMAND --help` explains a command.
 
-The database is that of --database-url, of PGBUS_DATABASE_URL or of DATABASE_URL; without any, the embedded one that
-`serve` keeps in its data directory. Status: 0 done, 1 failed, 2 wrong usage; errors are one line on stderr.
+The database is given by --database-url, PGBUS_DATABASE_URL or DATABASE_URL; without any, it is the embedded one that
+`serve` keeps in its data directory. Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.
 
 examples:
   {PROGRAM} serve

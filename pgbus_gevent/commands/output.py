@@ -1,4 +1,4 @@
-"""How commands show tables and ``tail`` its messages, and how these get to stdout without holding anything else up."""
+"""The output of commands: tables, the messages of ``tail``, and a writer to stdout that blocks no other greenlet."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..core.shown import json_line, visible
 from ..core.sse_parser import ParsedFrame
 
 ROOM = 256 * 1024
-"""Bytes that may wait to be written before the followers have to wait too."""
+"""Bytes that may wait to be written. If there are more, the followers wait too."""
 
-_LOOK = 0.5  # seconds between looks at whether anybody still reads
+_LOOK = 0.5  # seconds between two checks that stdout still has a reader
 
-_ID_WIDTH = 16  # that of every id that the clock began
+_ID_WIDTH = 16  # digits of an id, because the sequence starts at the time in microseconds
 
 
 def as_json(stream: str, frame: ParsedFrame) -> str:
-    """A message as one line of JSON; ``id`` is null for an ephemeral one, ``event`` where it has none."""
+    """Return a message as one line of JSON. ``id`` is null for an ephemeral message, ``event`` for one without an event."""
     entry = {
         "stream": stream,
         "id": None if frame.id is None else int(frame.id),
@@ -36,7 +36,7 @@ def as_json(stream: str, frame: ParsedFrame) -> str:
 
 
 def as_text(streams: Iterable[str]) -> Callable[[str, ParsedFrame], str]:
-    """What shows messages to people; the stream is left out where there is but one."""
+    """Return a function that formats messages for people. It leaves out the stream if there is only one."""
     names = [visible(stream) for stream in streams]
     longest = max(map(width, names)) if len(names) > 1 else 0
 
@@ -51,19 +51,19 @@ def as_text(streams: Iterable[str]) -> Callable[[str, ParsedFrame], str]:
 
 
 def width(text: str) -> int:
-    """The columns that ``text`` takes on a terminal."""
+    """Return how many columns ``text`` takes on a terminal."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     marks = sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
     return len(text) + wide - marks
 
 
 def _event(frame: ParsedFrame) -> str | None:
-    # To a browser no event and this one are the same.
+    # For a browser, "message" is the same as no event.
     return None if frame.event == "message" else frame.event
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...]) -> list[str]:
-    """Lines with aligned columns; ``right`` are those that end together and do not begin together."""
+    """Return lines with aligned columns. ``right`` are the indexes of the columns that are aligned to the right."""
     rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(map(width, column)) for column in zip(head, *rows, strict=True)]
     lines = []
@@ -75,11 +75,10 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: tupl
 
 
 class Output:
-    """Lines on their way to stdout. Anybody may :meth:`put` them; one greenlet runs :meth:`run`.
+    """Writes lines to stdout. Any greenlet may :meth:`put` lines; one greenlet runs :meth:`run`.
 
-    Writing is left to a thread: a reader that has stopped for a while (``less``, a stopped terminal) must not stop the
-    listener and the heartbeat with it. ``on_error`` is given what ended the writing: a BrokenPipeError when nobody
-    reads any more.
+    A thread does the writing, because a reader that pauses (``less``, a stopped terminal) must not block the listener and the
+    heartbeat. ``on_error`` is called with the error that ended the writing, such as BrokenPipeError if the reader has ended.
     """
 
     def __init__(self, *, on_error: Callable[[OSError], None]) -> None:
@@ -91,7 +90,7 @@ class Output:
         self._room.set()
 
     def wait_for_room(self) -> None:
-        """Return when not too much waits."""
+        """Wait until less than ``ROOM`` bytes wait to be written."""
         while self._size >= ROOM:
             self._room.clear()
             self._room.wait()
@@ -104,7 +103,7 @@ class Output:
         self._work.set()
 
     def run(self) -> None:
-        """Write what there is, until that fails."""
+        """Write all lines, until writing fails."""
         try:
             descriptor = _stdout()
             while True:
@@ -123,7 +122,7 @@ class Output:
 
 def _stdout() -> int:
     if sys.stdout is None:
-        # The number may be that of a connection by now.
+        # Descriptor 1 may belong to a connection by now.
         raise OSError(errno.EBADF, "stdout is closed")
     return sys.stdout.fileno()
 
@@ -138,7 +137,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _attempt(descriptor: int, data: memoryview) -> int | OSError:
-    """In the thread; what it raised, the hub would print."""
+    """Write, in the thread. The error is returned, because the hub would print a traceback if it were raised."""
     try:
         return os.write(descriptor, data)
     except OSError as error:
@@ -146,7 +145,7 @@ def _attempt(descriptor: int, data: memoryview) -> int | OSError:
 
 
 def _expect_reader(descriptor: int) -> None:
-    """Raise BrokenPipeError when nobody reads any more: there may be nothing to write for hours, which would tell."""
+    """Raise BrokenPipeError if stdout has no reader any more. Without this, it would be noticed only at the next message."""
     poll = monkey.get_original("select", "poll")()
     poll.register(descriptor, 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):

@@ -1,7 +1,7 @@
-"""The command ``tail``: follows streams the way a browser does, on the same parts, without HTTP between.
+"""The command ``tail``: follows streams as a browser does, with the same parts, but without HTTP.
 
-Each stream has a follower, a greenlet that reads from a throwaway Instance what a browser would get, and keeps the
-cursor. All of them give their lines to one :class:`Output`, whose greenlet alone writes to stdout.
+Each stream has a follower, a greenlet that reads from an Instance of this process, and keeps the cursor. All followers give their
+lines to one :class:`Output`, whose greenlet alone writes to stdout.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from ..database.checks import Checks
 from ..errors import DatabaseError, PgbusError
 from ..settings.table import Settings
 from ..streamer.instance import Instance
-from .common import INTERRUPTED, Command, database_settings, say, schema_expected
 from .output import Output, as_json, as_text
+from .program import INTERRUPTED, Command, database_settings, say, schema_expected
 
 _ABOUT = """\
-Print the messages of streams as they are published, one a line: id, stream (of several), event and data. A line that
-begins with a space goes on with the data of the message above it; - stands for no id (an ephemeral message) or for no
-event.
+Print the messages of streams as they are published, one per line: id, stream (if there are several), event and data. A line
+that begins with a space continues the data of the message above. A dash (-) means no id (an ephemeral message) or no event.
 
-It begins with what comes next, unless --since or --replay says otherwise, and goes on until it is interrupted or nobody
-reads its output any more. It needs the database to begin; if that goes away later, it waits and goes on where it was:
-no message is lost or repeated. Whom a message is meant for (--visible-to) makes no difference here: it shows everything."""
+It starts with the next message, unless --since or --replay is given, and runs until it is interrupted or its output is closed.
+The database must be reachable at the start. If it goes away later, tail waits, and continues where it was: no message is lost
+or repeated. It also prints messages that only some clients may see (--visible-to)."""
 
 _EXAMPLES = """\
 examples:
@@ -48,7 +47,7 @@ examples:
   pgbus-gevent tail orders | head -1"""
 
 _RECONNECT = 1.0
-"""About how many seconds a follower waits before it comes back, when the Instance has sent it away."""
+"""About how many seconds a follower waits before it connects again, if the Instance has sent it away."""
 
 _Renderer = Callable[[str, ParsedFrame], str]
 
@@ -57,13 +56,13 @@ def _add_tail(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("streams", metavar="STREAM", nargs="+", help="the name of a stream")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--since", metavar="ID", help="begin with the first message after this id; 0: with all that is retained"
+        "--since", metavar="ID", help="start with the first message after this id; 0 is the oldest retained message"
     )
-    start.add_argument("--replay", metavar="N", help="begin with the last N messages of each stream")
+    start.add_argument("--replay", metavar="N", help="start with the last N messages of each stream")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object a line, with stream, id, event (both may be null), data",
+        help="print JSON, one object per line, with stream, id, event (both may be null) and data",
     )
 
 
@@ -73,14 +72,14 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
     replay = None if arguments.replay is None else parse_cursor(arguments.replay, "--replay")
     render: _Renderer = as_json if arguments.json else as_text(names)
     with _stopped_by_signals() as end, database_settings(settings) as settings:
-        # No schema is made, as this only reads; and this client is never too old, nor one too many.
+        # This command only reads, so it does not migrate. The limits of connections and of their age do not apply to it.
         limits = max(settings.max_connections, len(names))
         settings = replace(settings, migrate=False, max_age=0.0, max_connections=limits)
         database = Database(settings, read_only=True)
         with schema_expected():
             heads = {name: database.queries.last_id(name) for name in names}
             _check_rights(database)
-        # With a cursor from the first moment on, as the database may go away before the Instance has it.
+        # Each follower has a cursor from the start, because the database may go away before the Instance has asked it.
         starts = {name: None if replay is not None else _start(since, name, heads) for name in names}
         foreign = len(names) > 1
         places = [Place(name, since=starts[name], replay=replay, foreign=foreign) for name in names]
@@ -107,20 +106,20 @@ TAIL = Command(
 
 
 def _check_rights(database: Database) -> None:
-    """What is tried again and again would go on without an end, where it is a right that is missing."""
+    """Raise DatabaseError if this role lacks a right that is needed. Without this, the Instance would retry for ever."""
     needed = {f"select on pgbus.{table}" for table in ("messages", "horizons", "revocations")}
     if database.settings.listen:
         needed.add("execute on pgbus.channels()")
     missing = needed.intersection(Checks(database.pool).missing_rights())
     if missing:
-        raise DatabaseError(f"this role has no {', '.join(sorted(missing))}", "42501")
+        raise DatabaseError(f"this role lacks the right {', '.join(sorted(missing))}", "42501")
 
 
 def _start(since: int | None, name: str, heads: dict[str, int]) -> int:
-    """The cursor to begin with in a stream.
+    """The first cursor for the stream ``name``.
 
-    All streams have their ids from one sequence, so that an id of one of them is a point in time for the others too,
-    and not a cursor from nowhere where it is beyond their last one.
+    All streams take their ids from one sequence, so an id of one stream is a point in time for the others too. If it is beyond the
+    head of this stream, but not beyond those of all streams, the stream starts at its head.
     """
     head = heads[name]
     if since is None:
@@ -130,7 +129,7 @@ def _start(since: int | None, name: str, heads: dict[str, int]) -> int:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[AsyncResult[int]]:
-    """What ends the program: its exit status, or the exception to raise. A second signal ends it at once."""
+    """Yield the result that ends the program: its exit status, or an exception. A second signal ends the process at once."""
     end: AsyncResult[int] = AsyncResult()
     watchers: list[Any] = []
 
@@ -140,7 +139,7 @@ def _stopped_by_signals() -> Iterator[AsyncResult[int]]:
         end.set(status)
 
     for number, status in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, 0), (signal.SIGHUP, 0)):
-        # Who has us ignore a signal, as nohup does, means it.
+        # A signal that is already ignored, as by nohup, stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             watchers.append(gevent.signal_handler(number, stop, status))
     try:
@@ -151,7 +150,7 @@ def _stopped_by_signals() -> Iterator[AsyncResult[int]]:
 
 
 def _follow(instance: Instance, places: Iterable[Place], render: _Renderer, end: AsyncResult[int]) -> None:
-    """Until ``end`` is set; raises what it is set to, where that is an exception."""
+    """Follow the places until ``end`` is set. Raises its exception if it is set to one."""
 
     def failed(greenlet: gevent.Greenlet[..., None]) -> None:
         assert greenlet.exception is not None
@@ -172,14 +171,14 @@ def _follow(instance: Instance, places: Iterable[Place], render: _Renderer, end:
 
 
 class _Everybody(Filters):
-    """Lets all messages through."""
+    """Permits all messages."""
 
     def permits(self, label: str, context: Any, stream: str) -> bool:
         return True
 
 
 class Follower:
-    """One stream, read as a browser reads it: from a cursor, and again from there whenever the connection ends."""
+    """Reads one stream as a browser does: from a cursor, and if the connection ends, again from the last cursor."""
 
     def __init__(self, instance: Instance, place: Place, output: Output, render: _Renderer) -> None:
         self._instance = instance
@@ -188,15 +187,15 @@ class Follower:
         self._render = render
 
     def run(self) -> None:
-        """Follow, for ever."""
+        """Follow the stream until the greenlet is killed."""
         while True:
             try:
                 self._output.wait_for_room()
                 self._connect()
                 gevent.sleep(_RECONNECT * random.uniform(0.5, 1.5))
             except BrokenPipeError:
-                # What the Instance throws at a client that takes nothing for too long; it can come at any wait here.
-                # Nothing was lost: the cursor stands at the last message that the output has.
+                # The Instance raises it here, in any wait, if this client takes nothing for too long. No message is lost,
+                # because the cursor is that of the last message that the output has.
                 pass
 
     def _connect(self) -> None:
@@ -211,13 +210,13 @@ class Follower:
             body.close()
 
     def _take(self, frame: ParsedFrame) -> None:
-        """Never yields, so that what was put out and the cursor agree, whenever the greenlet is interrupted."""
+        """Print a frame, and move the cursor. It never yields, so output and cursor agree when the greenlet is interrupted."""
         if frame.dispatches and frame.event.startswith(CONTROL_PREFIX):
             self._control(frame)
         elif frame.dispatches:
             self._output.put(self._render(self._place.stream, frame))
         if frame.id is not None:
-            # The first frame has one too: without it, who began with the last N would begin so anew with every connection.
+            # The first frame has an id too. Without it, --replay would start with the last N messages at each connection.
             self._place = self._place._replace(since=int(frame.id), replay=None)
 
     def _control(self, frame: ParsedFrame) -> None:
@@ -228,6 +227,6 @@ class Follower:
 def _gap(told: dict[str, Any]) -> str:
     stream, requested = told["stream"], told["requestedId"]
     if told["reason"] == "ahead":
-        return f"{stream}: {requested} is beyond the last id, {told['lastId']}; all that is retained follows"
+        return f"{stream}: {requested} is above the last id, {told['lastId']}; all retained messages follow"
     oldest = told["oldestId"]
     return f"{stream}: the messages after {requested} and before {oldest} are no longer retained; the rest follows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from ..errors import DatabaseError, DatabaseUnavailable, InvalidSetting
+from ..errors import DatabaseError, DatabaseUnavailable, MissingSetting
 from ..settings.retention import Retention
 from ..settings.table import Settings
 from .addresses import Route
@@ -32,12 +32,15 @@ class Database:
     """One database, as the settings describe it: its pool, queries, LISTEN sessions and migrations.
 
     Connections are opened when they are needed. With ``read_only``, sessions refuse to write.
-    Raises :class:`InvalidSetting` if the settings have no ``database_url``.
+    Raises :class:`MissingSetting` if the settings have no ``database_url``.
     """
 
     def __init__(self, settings: Settings, *, read_only: bool = False) -> None:
         if settings.database_url is None:
-            raise InvalidSetting("database_url", None, "a postgresql:// URL, in PGBUS_DATABASE_URL or as an argument")
+            raise MissingSetting(
+                "database_url",
+                "pass a postgresql:// URL as the first argument, or set PGBUS_DATABASE_URL or DATABASE_URL",
+            )
         self.settings = settings
         self.url = settings.database_url
         self._route = Route()

@@ -1,1 +1,1 @@
-"""The servers and frameworks that the streams are served by."""
+"""Hosts: the WSGI servers that run the application, and what ``serve`` consists of."""

@@ -1,7 +1,7 @@
-"""Finds out, before an embedded server is started for an application, whether its streams have a database of their own.
+"""Finds out whether the streams of an application have their own database, before ``serve`` starts an embedded server for it.
 
-Only the imported application can tell, and it needs the URL when it is imported. So where ``serve`` was given none, it is imported
-once more, in a process of its own: ``python -m pgbus_gevent.hosts.app_probe APP``.
+Only the imported application can tell, and it needs the URL when it is imported. So if ``serve`` was given no URL, the application
+is imported once more, in another process: ``python -m pgbus_gevent.hosts.app_probe APP``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ logger = logging.getLogger("pgbus_gevent.serve")
 _TIMEOUT = 30.0  # seconds for the import
 
 _NOWHERE = "postgresql:///postgres?host=/nonexistent/pgbus"
-"""In the place of the embedded server's URL; who connects is refused at once."""
+"""A stand-in for the embedded server's URL. Every attempt to connect to it fails at once."""
 
 
 def with_own_database(settings: Settings, app_name: str) -> Settings:
-    """``settings`` with the database of the application's own streams, where it has any; else as they are."""
+    """``settings`` with the database of the application's own streams, or unchanged if it has none."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pgbus_gevent.hosts.app_probe", app_name],
@@ -43,15 +43,15 @@ def with_own_database(settings: Settings, app_name: str) -> Settings:
         )
         found = json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
     except (subprocess.TimeoutExpired, ValueError):
-        return settings  # what is wrong with it shows when it is served
+        return settings  # the same error appears when the application is served
     if found is None:
         return settings
-    logger.info("no database is set for serve: using that of the application's own streams")
+    logger.info("no database is set for serve, so it uses that of the application's own streams")
     return replace(settings, **found)
 
 
 def main(app_name: str) -> None:
-    """Print the settings that count, or null; ends the process whatever the application has started."""
+    """Print the settings that count as JSON, or null. It ends the process, also if the application has started threads."""
     found = None
     try:
         load_app(app_name)
@@ -61,7 +61,7 @@ def main(app_name: str) -> None:
         for instance in instances():
             instance.shutdown(0.0)
     except (Exception, SystemExit):
-        pass  # it shows when it is served
+        pass  # the same error appears when the application is served
     print(f"\n{json.dumps(found)}", flush=True)
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""How a server ends: whoever has come so far is answered, whoever has nothing to ask is let go."""
+"""How a server ends: it answers the requests that have arrived, and closes the idle connections."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ import gevent
 from gevent import pywsgi
 
 BACKLOG = 4096
-"""Connections that the kernel holds until they are accepted, as far as net.core.somaxconn lets it."""
+"""The length of the listening socket's queue, in connections. The kernel limits it to net.core.somaxconn."""
 
 LAST_CALL = 0.5
-"""Seconds that a connection without a request has when the server stops: its request may be on its way."""
+"""Seconds that a new connection without a request has when the server stops, because its request may be on its way."""
 
 _WSGIServer: Any = pywsgi.WSGIServer
 
 
 class ClosingServer(_WSGIServer):  # type: ignore[misc]
-    """gevent's server, less the resets: closing a listening socket resets all who wait to be accepted."""
+    """gevent's server, without its resets: if a listening socket is closed, the kernel resets all connections in its queue."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.stopping = False
-        self.idle: set[Any] = set()  # the greenlets of handlers that wait for another request to begin, and
-        self.new: set[Any] = set()  # of those that wait for the first one of a connection
+        self.idle: set[Any] = set()  # greenlets of handlers that wait for another request of a connection
+        self.new: set[Any] = set()  # greenlets of handlers that wait for the first request of a connection
         self._last_call: Any = None
         super().__init__(*arguments, **options)
 
     @property
     def elsewhere(self) -> bool:
-        """Whether clients are better off at another process, so that no connection is kept for a next request."""
+        """Whether another process can serve clients better, so that connections are closed after each answer."""
         return False
 
     def close(self) -> None:
-        """Accept nobody any more, end the idle connections, and each other one with the answer that it is owed.
+        """Stop accepting. Close the idle connections at once, and the others after the answer to their current request.
 
-        Those that wait to be accepted are accepted and answered too, unless another process will take them.
-        :meth:`stop` does so too, then returns when these are out, or were cut off after its ``timeout`` in seconds.
+        The connections that wait in the queue are accepted and answered too, unless another process accepts from the same socket.
         """
         if not self.stopping:
             self.stopping = True
@@ -47,7 +46,7 @@ class ClosingServer(_WSGIServer):  # type: ignore[misc]
         super().close()
 
     def stop(self, timeout: float | None = None) -> None:
-        """:meth:`close`, and wait for those that are still answered; for ``timeout`` seconds at the most."""
+        """:meth:`close`, and wait until all requests are answered. After ``timeout`` seconds, cut off the rest."""
         super().stop(timeout)
         if self._last_call is not None:
             self._last_call.kill()
@@ -56,17 +55,17 @@ class ClosingServer(_WSGIServer):  # type: ignore[misc]
         gevent.killall(list(self.new), block=False)
 
     def _has_heirs(self) -> bool:
-        """Whether other processes will accept who waits."""
+        """Whether another process accepts from the same socket."""
         return False
 
     def _empty_queue(self) -> None:
         self.stop_accepting()
         for _ in range(BACKLOG):
             try:
-                # Not a subclass's, which may have a reason to wait.
+                # Call gevent's method, because that of a subclass may wait.
                 accepted = None if self.full() else _WSGIServer.do_read(self)
             except OSError:
-                return  # out of descriptors, or whatever else accepting may meet: what is left is reset
+                return  # for example, no descriptors are left; the kernel resets the rest of the queue
             if not accepted:
                 return
             self.do_handle(*accepted)

@@ -11,7 +11,7 @@ from .closing_server import BACKLOG
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> Any:
-    """A listening socket on ``host`` and ``port`` (0: any that is free). Raises OSError where it cannot be had."""
+    """Return a listening socket on ``host`` and ``port`` (0: any free port). Raises OSError if it cannot be opened."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     sock = gevent.socket.socket(family, socket.SOCK_STREAM)
     try:

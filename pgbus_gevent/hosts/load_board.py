@@ -1,7 +1,8 @@
-"""How the workers that wait on one listening socket share it: each shows the others what it has, and whether it can serve.
+"""Balances connections among workers that accept from one listening socket.
 
-Which of them the kernel wakes first is chance, and a stream stays for hours where chance has put it. A worker that cannot serve
-would even get most of them, as it has the fewest: it leaves the port to the others.
+Each worker shows the others how many connections it has, and whether it can serve. The kernel wakes an arbitrary worker for a new
+connection, and a stream then stays with it for hours. A worker that cannot serve has the fewest connections, so it would even get
+most of the new ones. Therefore it leaves them to the others.
 """
 
 from __future__ import annotations
@@ -14,40 +15,43 @@ from typing import Any
 
 from .pywsgi import Server
 
-_SLOTS = 1024  # more workers than one host has, those of the generation before included
-_FIELDS = 4  # of a slot: connections, when it was shown, whether it can serve, process
-_STALE = 3.0  # seconds; a worker that showed nothing for so long is gone, or hangs
+_SLOTS = 1024  # more workers than one machine has, also during a reload
+_FIELDS = 4  # fields of a slot: connections, time of the entry, whether the worker can serve, process id
+_STALE = 3.0  # seconds after which a worker without a new entry counts as gone, or as hanging
 _PAUSE, _LONGEST_PAUSE = 0.002, 0.01
-# Seconds that a worker with a little more, and with much more than its share leaves to the others. Not longer, since ordinary
-# requests come by the same socket, and need no even shares.
-_SLACK = 0.05  # of the smallest load, and
-_LEAST_SLACK = 2  # connections: how much more one may have than the one that has the least
-_AWAY = 0.1  # seconds between two looks of a worker that cannot serve, while another one can
+# Seconds for which a worker with a little more than its share, or with much more, leaves connections to the others. The pauses are
+# short because ordinary requests use the same socket, and need no even shares.
+_SLACK = 0.05  # how much more than the smallest load a worker may have, as a fraction of that load
+_LEAST_SLACK = 2  # the same in connections; the larger of the two counts
+_AWAY = 0.1  # seconds between two looks of a worker that cannot serve while another worker can
 _LAST_RESORT = 0.02
-# Seconds that it leaves to others where it knows of none: another master's worker may be there. Then it takes what is
-# left, as clients are to be told, and probes answered.
+# Seconds for which a worker that cannot serve leaves connections to others even if it knows of none, because another master may
+# have workers. After that it accepts the rest, so that clients are told to come later, and health checks are answered.
 
 
 class LoadBoard:
-    """Shared by the processes that are forked after it was made; each writes in a place of its own, :meth:`place`."""
+    """Memory that is shared by all processes forked after it was made. Each process writes only to its own :meth:`place`."""
 
     def __init__(self) -> None:
         self._values: Any = memoryview(mmap.mmap(-1, _SLOTS * _FIELDS * 8)).cast("d")
 
     def place(self, number: int) -> Place:
-        """The place of the worker ``number``; of two whose numbers are 1024 apart, one must be gone."""
+        """The place of the worker ``number``. Of two workers whose numbers differ by 1024, one must have ended."""
         return Place(self._values, number % _SLOTS)
 
 
 class Place:
-    """A worker's own line on the board: what it has, whether it can serve, and when it said so."""
+    """A worker's slot on the board: its connections, whether it can serve, and the time of that entry."""
 
     def __init__(self, values: Any, slot: int) -> None:
         self._values = values
         self._slot = slot
 
     def show(self, load: float, now: float, able: bool = True) -> None:
-        """Tell the others of ``load`` connections, and whether more can be served."""
+        """Tell the other workers that this one has ``load`` connections, and whether it is able to serve more.
+
+        ``now`` is the monotonic time in seconds, also in the other methods.
+        """
         start = _FIELDS * self._slot
         self._values[start] = load
         self._values[start + 1] = now
@@ -55,11 +59,11 @@ class Place:
         self._values[start + 3] = os.getpid()
 
     def leave(self) -> None:
-        """Count no more: who drains takes no connections."""
+        """Remove this worker from the board, because a worker that drains takes no connections."""
         self._values[_FIELDS * self._slot + 1] = 0.0
 
     def others(self, now: float, able: bool = False) -> list[float]:
-        """The loads of the other living workers, or of those of them that are ``able``."""
+        """The loads of the other living workers; with ``able``, only of those that can serve."""
         loads, stamps, ables = (self._values[field::_FIELDS].tolist() for field in range(3))
         return [
             loads[slot]
@@ -68,11 +72,11 @@ class Place:
         ]
 
     def processes(self) -> set[int]:
-        """All that ever had a place."""
+        """The ids of all processes that ever had a place."""
         return {int(pid) for pid in self._values[3::_FIELDS].tolist() if pid}
 
     def pause(self, load: float, now: float) -> float:
-        """Seconds for which a worker with ``load`` had better leave a connection to the living worker that has the least."""
+        """Seconds for which a worker with ``load`` connections leaves new ones to the living worker that has the fewest."""
         others = self.others(now, able=True)
         if not others:
             return 0.0
@@ -82,10 +86,11 @@ class Place:
 
 
 class BalancedServer(Server):
-    """Leaves a connection to the other workers for a moment when it has more than its share, and all while it cannot serve.
+    """A server that shares its listening socket fairly with the other workers.
 
-    For a moment only: whoever should take it may hang. Of those that can serve, though, a living one is known. ``streams`` tells
-    how many streams this worker has, ``able`` whether it can serve more.
+    If it has more than its share, it leaves each connection to the others for a moment; not for longer, because the other worker
+    may hang. While it cannot serve and another living worker can, it leaves all of them. ``streams`` returns how many streams this
+    worker has, and ``able`` whether it can serve more.
     """
 
     def __init__(
@@ -101,19 +106,19 @@ class BalancedServer(Server):
         self._streams = streams
         self._able = able
         self._turn_ends = 0.0
-        # One at a time, as those that it would take at once are the others' too.
+        # Accept one at a time, because the other workers shall get their share of connections that arrive together.
         self.max_accept = 1
 
     def show(self, now: float) -> bool:
-        """Tell the others of this worker; whether it can serve."""
+        """Show the other workers the state of this one, and return whether it can serve."""
         able = self._able() and not self.full()
-        # Those in the pool are on their way to become streams.
+        # Connections in the pool count too, because they may become streams.
         self._place.show(self._streams() + len(self.pool), now, able)
         return able
 
     @property
     def elsewhere(self) -> bool:
-        """Whether clients are better off at another worker, so that no connection is kept for a next request."""
+        """Whether another worker can serve clients and this one cannot, so that connections are closed after each answer."""
         return not self._able() and bool(self._place.others(monotonic(), able=True))
 
     def do_read(self) -> Any:
@@ -136,7 +141,7 @@ class BalancedServer(Server):
         self._timer.start(then, *arguments)
 
     def _take_turn(self, length: float) -> None:
-        # For what still waits; what comes later is for the others first again.
+        # Accept the connections that still wait. Connections that arrive after this turn are left to the others first again.
         self._turn_ends = monotonic() + length
         self._start_accepting_if_started()
 
@@ -145,7 +150,7 @@ class BalancedServer(Server):
 
 
 def _is_held(sock: Any, but: set[int]) -> bool:
-    """Whether another process than these has the listening socket open: a master, who reloads or was replaced by another one."""
+    """Whether a process not in ``but`` has the listening socket open, such as the workers of another master during an upgrade."""
     link = f"socket:[{os.fstat(sock.fileno()).st_ino}]"
     others = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return any(_has_open(pid, link) for pid in others if pid not in but)

@@ -1,4 +1,4 @@
-"""What the programs log, to stderr: one line a record, as text or as JSON. The library itself sets up nothing."""
+"""The logs of the programs, on stderr: one line for each record, as text or as JSON. The library itself configures no logging."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def hold() -> None:
-    """Keep what is logged before it is known how to log it; :func:`configure` lets it out."""
+    """Keep log records until :func:`configure`, which knows the settings, writes them."""
     _replace(_Held())
 
 
 def configure(level: str, format: str) -> None:
-    """Log records of ``level`` (``debug``, ``info``, ``warning``, ``error``) and above as ``text`` or ``json``.
+    """Log records of ``level`` (``debug``, ``info``, ``warning``, ``error``) and above to stderr, as ``text`` or ``json``.
 
-    It sets the one handler of the root logger that is ours, so that an application's own records are seen too. May be
-    called again: the last call holds.
+    This sets our handler of the root logger, so the application's records are logged too. A later call replaces the handler.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(_TEXT))
@@ -32,7 +31,7 @@ def configure(level: str, format: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message; the lines of a traceback below it. What a terminal would obey is spelt out."""
+    """Time, level, logger and message in a line, and a traceback below it. Control characters for terminals are escaped."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
@@ -45,7 +44,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and ``exception`` where there is one."""
+    """One JSON object per line, with ``time``, ``level``, ``logger``, ``message``, and ``exception`` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -72,7 +71,7 @@ _current: logging.Handler | None = None
 
 
 def _replace(handler: logging.Handler) -> list[logging.LogRecord]:
-    """Put ``handler`` in the place of ours; what was held so far."""
+    """Replace our handler of the root logger by ``handler``, and return the records that the old one held."""
     global _current
     root, old, _current = logging.getLogger(), _current, handler
     if old is not None:
@@ -82,6 +81,6 @@ def _replace(handler: logging.Handler) -> list[logging.LogRecord]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """ISO 8601, UTC, to the millisecond."""
+    """The time of a record in ISO 8601, in UTC, with milliseconds."""
     at = datetime.fromtimestamp(record.created, timezone.utc)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""gevent's WSGI server, hardened, and able to give a connection's socket away."""
+"""gevent's WSGI server, hardened, and able to hand the socket of a connection over."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ logger = logging.getLogger("pgbus_gevent.server")
 access_logger = logging.getLogger("pgbus_gevent.access")
 
 LINGER = 2.0
-"""Seconds for which the rest of a refused request is still read.
+"""Seconds for which the rest of a refused request is read.
 
-Closing over it would reset the connection, and the answer would be lost with it."""
+Closing the socket with unread data would reset the connection, and the client could lose the answer."""
 
 TURN = 0.001
-"""Seconds for which one connection's requests are served one after the other while others wait."""
+"""Seconds for which the requests of one connection are served in a row while other connections wait."""
 
 EMPTY_LINES = 4
-"""How many are passed over before a request line; it has to be one at least."""
+"""How many empty lines before a request line are skipped. RFC 9112 asks for at least one."""
 
 
-# The stubs know neither the hooks nor that status and headers are bytes by the time that a response is sent.
+# The stubs lack the hooks, and do not know that status and headers are bytes when a response is sent.
 _pywsgi: Any = pywsgi
 _WSGIHandler: Any = pywsgi.WSGIHandler
 
-# The server makes them, or none at all, where a socket is given away.
+# If the socket is handed over, the server sets these headers itself or leaves them out.
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
-_NEXT_TURN = 1e-6  # seconds; with 0 other greenlets run, but nothing that waits for a socket
+_NEXT_TURN = 1e-6  # seconds; with 0, other greenlets would run, but not those that wait for a socket
 _RESET = struct.pack("ii", 1, 0)
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Handler(_WSGIHandler):  # type: ignore[misc]
-    """One client's requests."""
+    """Serves the requests of one connection."""
 
     server: Server
-    # What a client causes, and the server can do nothing about: no reason to log a traceback.
+    # Errors of the client or the network, which are no reason to log a traceback.
     ignored_socket_errors = (
         *_WSGIHandler.ignored_socket_errors,
         errno.ETIMEDOUT,
@@ -71,13 +71,13 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     _fields: Fields
     _patience: Patience
     _taker: tuple[Taker, StreamRequest] | None = None
-    _turn = 0.0  # when it began
+    _turn = 0.0  # when this connection's turn began
     _served = False  # whether this connection had a request before
 
     # one request
 
     def handle_one_request(self) -> bool | None:
-        """True when the connection can take another one."""
+        """Serve one request. Return True if the connection can take another one."""
         try:
             if not self._read_request():
                 return None
@@ -85,7 +85,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self._refuse(error)
             return None
         except OSError as error:
-            logger.debug("%s left before the head was there: %s", self._address, error)
+            logger.debug("%s left before it had sent a whole head: %s", self._address, error)
             return None
         self.environ = self.get_environ()
         self.application = self.server.application
@@ -96,12 +96,12 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         return None if self.close_connection or self.socket is None else True
 
     def _read_request(self) -> bool:
-        """Whether there is a request, and not the end. Raises BadHead, and OSError where it does not come in time."""
-        self.command = self.path = self._orig_status = None  # else those of the one before might be logged again
+        """Read a request's head; False if the connection has ended. Raises BadHead, and OSError if the client is too slow."""
+        self.command = self.path = self._orig_status = None  # or those of the previous request might be logged again
         self.response_length = 0
         if not self._wait_for_request():
             return False
-        # One deadline for the whole head: with one for each line it could trickle in for ever.
+        # One deadline for the whole head. With a deadline for each line, a client could send it slowly for ever.
         with gevent.Timeout(self.server.request_timeout, SlowClient()):
             lines = read_head(self.rfile, self.server.max_request_head)
         if not lines:
@@ -116,9 +116,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         return True
 
     def _wait_for_request(self) -> bool:
-        """Whether the client has begun one. Until then the handler can be ended without any loss.
+        """Wait until the client begins a request; False if it ends the connection. Nothing is lost if the handler is killed here.
 
-        Empty lines before it are none (RFC 9112, section 2.2): some clients end a body with one that is not part of it.
+        Empty lines are skipped (RFC 9112, section 2.2), because some clients send an extra one after a body.
         """
         server = self.server
         idle = server.idle if self._served else server.new
@@ -138,14 +138,14 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self._served = True
 
     def _take_turns(self) -> None:
-        # Where the next request is there already, nothing waits, so nobody else runs: who sends one after the other without a pause
-        # would have the process to themselves.
+        # If the next request has already arrived, nothing here waits, so no other greenlet runs. Without this, a client that sends
+        # requests without a pause would occupy the whole process.
         if self._served and monotonic() - self._turn > TURN:
             gevent.sleep(_NEXT_TURN)
             self._turn = monotonic()
 
     def MessageClass(self, *_: Any) -> Fields:
-        # The head was read and judged already.
+        # The head was read and checked already.
         return self._fields
 
     def _headers(self) -> Iterator[tuple[str, str]]:
@@ -174,7 +174,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
                 while self.socket.recv(65536):
                     gevent.sleep(_NEXT_TURN)
         except OSError:
-            pass  # the client has closed, which is what we wait for
+            pass  # the client has closed the connection, which is what this waits for
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
@@ -182,13 +182,13 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         self.wsgi_input = Body(given, patience=self.server.request_timeout)
         if environ["wsgi.input"] is given:
             environ["wsgi.input"] = self.wsgi_input
-        # A subclass of it does TLS, which whoever got the descriptor would know nothing of.
+        # Not for TLS, whose socket is of a subclass: the new owner of the descriptor would send plain text.
         if self.command == "GET" and type(self.socket) is gevent.socket.socket:
             environ[TAKE_OVER] = self
         return environ
 
     def give_socket(self, taker: Taker, request: StreamRequest) -> None:
-        """Have ``taker`` serve ``request`` on the socket, once the application has returned and the headers are final."""
+        """Hand the socket to ``taker``, which serves ``request`` on it, after the application has returned with final headers."""
         self._taker = taker, request
 
     # the response
@@ -198,7 +198,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self.close_connection = True
         super().finalize_headers()
         if self.command == "HEAD" and self.provided_content_length is None:
-            # The application tells the length of the body that a GET would have, or nobody does.
+            # Only the application can know the length of the body that a GET would have.
             self.response_use_chunked = False
             self._drop_headers(b"content-length", b"transfer-encoding")
         if self.close_connection and self.code != HTTPStatus.SWITCHING_PROTOCOLS:
@@ -215,18 +215,18 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     def _sendall(self, data: Any) -> None:
         send = super()._sendall
         if getattr(self.result, "keeps_time", False):
-            # A stream, whose clients the streamer sees to, with deadlines of its own.
+            # This is a stream. The streamer has its own deadlines for its clients.
             send(data)
             return
         try:
             self._patience.send(send, data)
         except SlowClient:
-            # Else the kernel would keep what it has of the answer, megabytes, for minutes.
+            # Reset the connection. Otherwise the kernel would keep its part of the answer, perhaps megabytes, for minutes.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise
 
     def process_result(self) -> None:
-        # Before anything is decided: a middleware that is a generator calls the application only now.
+        # Do this before any decision, because a middleware that is a generator calls the application only now.
         for data in self.result:
             if data:
                 self.write(data)
@@ -240,11 +240,11 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self._sendall(b"0\r\n\r\n")
 
     def _give_away(self, taker: Taker, request: StreamRequest) -> None:
-        """The handler ends here: with no socket left it has nothing to close, and its greenlet is free."""
+        """Hand the socket over. The handler then has no socket to close, so it ends, and its greenlet is free."""
         chunked = takes_chunks(self.request_version)
         head = self._stream_head(chunked)
         self.close_connection = True
-        plain: Any = _socket.socket(fileno=self.socket.detach())  # a socket that gevent has no part in
+        plain: Any = _socket.socket(fileno=self.socket.detach())  # a plain socket, without gevent's watchers
         self.socket = None
         try:
             taker.take_over(request, plain, head, chunked)
@@ -253,7 +253,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             raise
 
     def _stream_head(self, chunked: bool) -> bytes:
-        """Status line and headers, those that middleware added included."""
+        """The status line and the headers, including those that middleware has added."""
         self._drop_headers(*_CONNECTION_HEADERS)
         headers = [*self.response_headers, *((name.encode(), value.encode()) for name, value in framing(chunked))]
         if self.provided_date is None:
@@ -274,7 +274,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             logger.error("%s %s failed", self.command, self._shown_path, exc_info=(kind, error, traceback))
 
     def _handle_client_error(self, ex: Exception) -> None:
-        # A body that is malformed. gevent would log it too, which makes a log of what anybody sends.
+        # A malformed body. gevent would log it with a traceback, so any client could fill the log.
         logger.debug("%s: %s", self._address, ex)
 
     def log_request(self) -> None:
@@ -294,15 +294,15 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
 
 class Server(ClosingServer):
-    """Serves a WSGI application; offers each request's socket to it, for :class:`StreamApp` to take over.
+    """Serves a WSGI application, and offers it the socket of each request, so that :class:`StreamApp` can take it over.
 
-    ``request_timeout`` bounds, in seconds, how long the head of a request may take, how long a connection may be idle
-    before it, and how far a client may fall behind a fair pace (:class:`Patience`) with its body, and with reading the answer.
-    ``max_request_head`` bounds the head's size in bytes.
+    ``request_timeout`` is in seconds. It limits how long a request's head may take, how long a connection may be idle before it,
+    and how far a client may fall behind a fair pace (:class:`Patience`) in sending the body and reading the answer.
+    ``max_request_head`` is the largest head, in bytes. Other options are those of gevent's WSGIServer.
     """
 
     handler_class = Handler
-    # How many connections are accepted before anything else has a turn: when thousands come, live messages go out between.
+    # How many connections are accepted in a row. If thousands arrive, live messages must be sent in between.
     max_accept = 20
 
     def __init__(
@@ -316,18 +316,18 @@ class Server(ClosingServer):
     ) -> None:
         self.request_timeout = request_timeout
         self.max_request_head = max_request_head
-        # Without a SERVER_NAME gevent asks the name service for it, which may take as long as it likes.
+        # Without a SERVER_NAME, gevent asks the name service for it, which may take long.
         options.setdefault("environ", {"SERVER_NAME": "localhost"})
         options.setdefault("log", None)
         options.setdefault("error_log", logger)
-        # Without a pool gevent forgets whom it serves, and a stop could not wait for them.
+        # Without a pool, gevent does not keep track of its greenlets, and a stop could not wait for them.
         options.setdefault("spawn", Pool())
         super().__init__(listener, application, **options)
 
     def init_socket(self) -> None:
         super().init_socket()
         if self.socket.family in (socket.AF_INET, socket.AF_INET6):
-            # Those that it accepts have it too. Without, an answer in two parts waits for the client's delayed ACK: 40 ms.
+            # Accepted sockets inherit it. Without it, an answer in two parts waits 40 ms for the client's delayed ACK.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_read(self) -> Any:
@@ -336,12 +336,12 @@ class Server(ClosingServer):
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
                 logger.error("cannot accept connections: %s; trying again", error.strerror)
-                # gevent waits a little longer each time then, and prints a traceback of all but this one.
+                # For this exception, too, gevent pauses a little longer each time, but it prints no traceback.
                 raise gevent.GreenletExit from error
             raise
 
 
 @lru_cache(maxsize=2)
 def _date(second: int) -> bytes:
-    # Thousands connect within one second.
+    # Cached, because thousands of clients may connect within one second.
     return bytes(_pywsgi.format_date_time(second))

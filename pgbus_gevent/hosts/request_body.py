@@ -1,4 +1,4 @@
-"""The body of an HTTP/1 request, by the letter of RFC 9112, and how much patience its sender and the reader of the answer get."""
+"""The body of an HTTP/1 request, read strictly by RFC 9112, and the time that slow clients get."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ import gevent
 from gevent import pywsgi
 
 LEAST_RATE = 4096
-"""Bytes a second below which a client uses up its patience."""
+"""Bytes per second. A client that is slower uses up its patience."""
 
 PIECE = 16 * 1024
-"""Bytes after which the patience is looked at."""
+"""How many bytes are read or sent before the patience is checked."""
 
-_CHUNKS = 64  # after which others have their turn
-_MAX_SIZE_LINE = 1024  # bytes of the line that begins a chunk, its extensions included
-_MAX_EXTRAS = (
-    16 * 1024
-)  # bytes of extensions and trailers of one body: whoever sends them pays for nothing that is used
+_CHUNKS = 64  # chunks that are read before other greenlets run
+_MAX_SIZE_LINE = 1024  # bytes of the line that begins a chunk, with its extensions
+_MAX_EXTRAS = 16 * 1024  # bytes of extensions and trailers of one body, which are read and not used
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n")
 
-# gevent's own, for which its handler answers 400.
+# gevent's own exception, which its handler answers with 400.
 _Malformed: Any = pywsgi._InvalidClientInput  # type: ignore[attr-defined]
 
 
 class SlowClient(TimeoutError):
-    """What was waited for did not come in time."""
+    """The client did not send or read in time."""
 
     def __init__(self) -> None:
         super().__init__(errno.ETIMEDOUT, "the client was too slow")
 
 
 class Patience:
-    """How long one client may still be waited for: ``seconds`` at first, and never more.
+    """How long the server still waits for one client: ``seconds`` at first, and never more.
 
-    Waiting uses it up, and bytes give it back, a second for each :data:`LEAST_RATE`. So one that stops, or trickles, is at its
-    end soon, and one that goes on at a fair pace never, however much it has to send or to read.
+    Waiting uses up the patience, and each :data:`LEAST_RATE` bytes give a second of it back. A client that stops or is very slow
+    soon has none left. A client with a fair pace always has some, however much it sends or reads.
     """
 
     __slots__ = ("_limit", "left")
@@ -50,7 +48,7 @@ class Patience:
         self._limit = self.left = seconds
 
     def wait(self, what: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``what`` returns. Raises :class:`SlowClient` when the patience is at its end before."""
+        """Call ``what``, and return its result. Raises :class:`SlowClient` if that takes longer than the patience lasts."""
         began = monotonic()
         with gevent.Timeout(max(self.left, 0.001), SlowClient()):
             found = what(*arguments)
@@ -58,11 +56,11 @@ class Patience:
         return found
 
     def reward(self, size: int) -> None:
-        """So many bytes have come through."""
+        """Give patience back for ``size`` bytes that were sent or received."""
         self.left = min(self._limit, self.left + size / LEAST_RATE)
 
     def send(self, send: Callable[[Any], Any], data: Any) -> None:
-        """Hand ``data`` to ``send``, which waits. Raises :class:`SlowClient`."""
+        """Pass ``data`` to ``send``, which blocks, in pieces. Raises :class:`SlowClient`."""
         rest = memoryview(data)
         for start in range(0, len(rest), PIECE):
             piece = rest[start : start + PIECE]
@@ -71,45 +69,45 @@ class Patience:
 
 
 class Body:
-    """``wsgi.input`` in the place of gevent's ``given``, with ``patience`` seconds of it.
+    """The file ``wsgi.input``. It replaces gevent's, ``given``, and has ``patience`` in seconds.
 
-    Reading raises :class:`SlowClient` when these are over, ConnectionResetError where the client leaves before the end, and
-    gevent's own error, which ends the request with 400, for malformed chunks. What is left is never read as a request.
+    Reading raises :class:`SlowClient` when the patience is used up, and ConnectionResetError if the client leaves before the end.
+    For malformed chunks it raises gevent's own error, which ends the request with 400. An unread rest is never parsed as a request.
     """
 
     def __init__(self, given: Any, *, patience: float) -> None:
         self._file = given.rfile
         self._continue = given._send_100_continue
         self._chunked = bool(given.chunked_input)
-        self._left = 0 if self._chunked else given.content_length or 0  # of the body, or of the chunk
+        self._left = 0 if self._chunked else given.content_length or 0  # bytes of the body, or of the current chunk
         self._done = not self._chunked and not self._left
-        self._begun = False  # the first chunk has
-        self._extras = 0
+        self._begun = False  # whether the first chunk has begun
+        self._extras = 0  # bytes of extensions and trailers so far
         self._framing = 0  # bytes around the chunks so far
         self._patience = Patience(patience)
 
     @property
     def complete(self) -> bool:
-        """Whether it was read to its end."""
+        """Whether the body was read to its end."""
         return self._done
 
     def read(self, size: int | None = None) -> bytes:
-        """So many bytes; fewer at the end alone."""
+        """Read ``size`` bytes, or fewer if the body ends; all of it by default."""
         return b"".join(self._parts(size, line=False))
 
     def readline(self, size: int | None = None) -> bytes:
-        """The next line, or so many bytes of it."""
+        """Read the next line, or ``size`` bytes of it."""
         return b"".join(self._parts(size, line=True))
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
-        """The lines that are left."""
+        """Read the remaining lines."""
         return list(self)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
 
     def _parts(self, size: int | None, *, line: bool) -> Iterator[bytes]:
-        """What is asked for; up to the end of a line, or all of it."""
+        """Yield ``size`` bytes in parts, or all if it is None or negative; with ``line``, at most up to the end of a line."""
         wanted = PIECE if size is None or size < 0 else size
         while wanted > 0 and not self._done:
             part = self._in_time(min(wanted, PIECE), line)
@@ -119,17 +117,17 @@ class Body:
                 return
 
     def _in_time(self, size: int, line: bool) -> bytes:
-        """The next bytes, one at least, but for the end."""
+        """The next bytes: at least one, unless the body has ended."""
         before = self._framing
         try:
             part: bytes = self._patience.wait(self._next, size, line)
         except (SlowClient, _Malformed):
             raise
         except (OSError, ValueError):
-            raise ConnectionResetError(errno.ECONNRESET, "the client left before the body was there") from None
+            raise ConnectionResetError(errno.ECONNRESET, "the client left before it had sent the whole body") from None
         self._patience.reward(len(part) + self._framing - before)
         if self._chunked:
-            gevent.sleep()  # many chunks that are there already are much work for few bytes
+            gevent.sleep()  # chunks that have already arrived are much work for few bytes, and nothing else here yields
         return part
 
     def _next(self, size: int, line: bool) -> bytes:
@@ -150,7 +148,7 @@ class Body:
         return b"".join(parts)
 
     def _more(self) -> bool:
-        """Whether there is more of the body; the next chunk is begun where that is needed."""
+        """Whether the body goes on. If the current chunk is used up, this begins the next one."""
         if self._done:
             return False
         if self._continue is not None:
@@ -162,17 +160,17 @@ class Body:
 
     def _next_chunk(self) -> None:
         if self._begun and self._line() != b"\r\n":
-            raise _Malformed("a chunk is longer than it says")
+            raise _Malformed("a chunk is longer than its size")
         self._begun = True
         match = _SIZE_LINE.fullmatch(self._line())
         if match is None:
-            raise _Malformed("a chunk without a size, or with a malformed extension")
+            raise _Malformed("a chunk has no size, or a malformed extension")
         self._spend(len(match[2] or b""))
         self._left = int(match[1], 16)
         if not self._left:
             while (line := self._line()) != b"\r\n":
                 if not _TRAILER.fullmatch(line):
-                    raise _Malformed("a malformed trailer")
+                    raise _Malformed("a trailer is malformed")
                 self._spend(len(line))
             self._done = True
 
@@ -186,8 +184,8 @@ class Body:
     def _spend(self, size: int) -> None:
         self._extras += size
         if self._extras > _MAX_EXTRAS:
-            raise _Malformed("too many chunk extensions and trailers")
+            raise _Malformed(f"chunk extensions and trailers have more than {_MAX_EXTRAS} bytes")
 
     def _discard(self) -> None:
-        # gevent's handler would have what is left read, however long that takes; ours closes the connection instead.
+        # gevent's handler calls this to read the rest of the body, however long that takes. Our handler closes the connection.
         pass

@@ -1,7 +1,7 @@
-"""The head of an HTTP/1 request: read within a limit, and judged by the letter of RFC 9112.
+"""The head of an HTTP/1 request: reads it within a limit, and checks it strictly by RFC 9112.
 
-What one parser lets pass and another reads otherwise is how a request is smuggled past a proxy. So whatever can be read
-in two ways is refused; nothing is repaired.
+A request is smuggled past a proxy in a head that two parsers read differently. So a head that can be read in two ways is refused;
+nothing is repaired.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from urllib.parse import quote
 from ..core.names import hide_signed
 
 MAX_HEADERS = 99
-# As many as the standard library's parser takes, with the blank line.
+"""The most header lines. With the blank line it is the limit of the standard library's parser."""
 
 MAX_SHOWN = 2048
+"""The most characters of a path that a log shows."""
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# A name, an IPv4 address or an IPv6 one in brackets, and perhaps a port (RFC 9110, section 4.2); never a user's name.
+# A name, an IPv4 address, or an IPv6 address in brackets, with an optional port (RFC 9110, section 4.2). User names are refused.
 _AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
-# Without a fragment, which some take for the end of the path and some for a part of it.
+# Fragments are refused, because some parsers end the path there and others do not.
 _TARGET = rb"/[^\x00-\x20#\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20#\x7f]*)?"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (" + _TARGET + rb") (HTTP/1\.[01])\r\n")
 _ABSOLUTE = re.compile(rb"[A-Za-z]+://(" + _AUTHORITY + rb")(.*)", re.DOTALL)
 _HOST = re.compile(_AUTHORITY)
-# No space before the colon, no line that continues another, no CR inside, no line that a lone LF ends: each has been read in
-# more than one way. Of the characters that show nothing, a value has the tab alone (RFC 9110, section 5.5).
+# Refused are: a space before the colon, a line that continues another, a CR inside a line, and a line that ends in a lone LF.
+# Parsers have disagreed about each of them. The only control character in a value is the tab (RFC 9110, section 5.5).
 _HEADER = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 _SHOWN = punctuation.replace('"', "")
 _LENGTH = re.compile(r"[0-9]{1,15}")
 
 
 class Readable(Protocol):
-    """What a head is read from."""
+    """A file from which a head can be read."""
 
     def readline(self, limit: int, /) -> bytes: ...
 
 
 class BadHead(Exception):
-    """The head is refused with ``status``, for ``reason``, in which nothing of the head is repeated."""
+    """The head is refused with the HTTP status ``status``. ``reason`` is text for the client; it repeats nothing of the head."""
 
     def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)
@@ -50,9 +51,9 @@ class BadHead(Exception):
 
 
 def read_head(file: Readable, limit: int) -> list[bytes]:
-    """The request line and the header lines, without the blank line; empty when the client leaves before the end.
+    """Return the request line and the header lines, without the blank line; nothing if the client leaves before the end.
 
-    Raises :class:`BadHead` beyond ``limit`` bytes.
+    Raises :class:`BadHead` if there are more than ``limit`` bytes, or a line does not end in CRLF.
     """
     lines: list[bytes] = []
     left = limit
@@ -76,19 +77,21 @@ def _too_large(lines: list[bytes], limit: int) -> BadHead:
 
 
 class Fields:
-    """The fields of a head in their order, asked for as gevent's handler asks: what a general parser would make of them costs
-    a sixth of a connect. Names are in lower case; values are as they came, in Latin-1, without the space around them.
+    """The fields of a head in their order, with the interface that gevent's handler uses.
+
+    The standard library's message class would take a sixth of the time of a connect. Names are in lower case. Values are decoded as
+    Latin-1, without the white space around them.
     """
 
     __slots__ = ("pairs",)
 
-    status = ""  # nothing is wrong with them, or they would not be here
+    status = ""  # gevent's handler reads it; empty means that there is no error
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self.pairs = pairs
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The first value that a field has."""
+        """The first value of the field ``name``, in any case."""
         name = name.lower()
         return next((value for key, value in self.pairs if key == name), default)
 
@@ -96,7 +99,7 @@ class Fields:
 
     @property
     def says_close(self) -> bool:
-        """Whether the client wants no other answer on this connection (RFC 9112, section 9.6); it may say more beside that."""
+        """Whether one of the options in Connection is ``close`` (RFC 9112, section 9.6)."""
         options = ",".join(value for key, value in self.pairs if key == "connection")
         return "close" in (option.strip() for option in options.lower().split(","))
 
@@ -106,27 +109,28 @@ class Fields:
         return self.get("content-type")
 
     def items(self) -> list[tuple[str, str]]:
-        """All of them; gunicorn's access log asks."""
+        """All fields, for gunicorn's access log."""
         return self.pairs
 
     def environ(self) -> Iterator[tuple[str, str]]:
-        """The fields as WSGI names them, but for those that have names of their own there.
+        """The fields with their ``HTTP_`` names in WSGI, without Content-Type and Content-Length, which have other names.
 
-        One with an underscore in its name is left out: it would pass for another one, which a proxy may have removed.
+        A field with an underscore in its name is left out, because its WSGI name would be that of the field with a hyphen, which a
+        proxy may have removed on purpose.
         """
         for name, value in self.pairs:
             if "_" not in name and name not in ("content-type", "content-length"):
                 yield "HTTP_" + name.replace("-", "_").upper(), value
 
     def __delitem__(self, name: str) -> None:
-        # The handler drops a Content-Length beside a Transfer-Encoding; here there are never both.
+        # The handler would delete a Content-Length beside a Transfer-Encoding, but check_head refuses a head with both.
         raise KeyError(name)
 
 
 def check_head(lines: list[bytes]) -> tuple[bytes, Fields]:
-    """The request line, and the fields below it. Raises :class:`BadHead` unless the head can be read in one way only.
+    """Return the request line and the fields of a head. Raises :class:`BadHead` if the head can be read in more than one way.
 
-    An absolute target becomes the path in it, and its authority the Host, as RFC 9112, section 3.2.2, has it.
+    If the target is an absolute URL, it is replaced by its path, and Host by its authority (RFC 9112, section 3.2.2).
     """
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
@@ -151,33 +155,33 @@ def _pairs(lines: list[bytes]) -> list[tuple[str, str]]:
         match = _HEADER.fullmatch(line)
         if match is None:
             raise BadHead("a header line is malformed")
-        # Not left to the pattern, which would try each space of many as the last one.
+        # Strip here, because a pattern that does it takes quadratic time on many spaces.
         pairs.append((match[1].decode("latin-1").lower(), match[2].decode("latin-1").strip(" \t")))
     return pairs
 
 
 def _check_framing(pairs: list[tuple[str, str]], *, is_1_1: bool) -> None:
-    """Where the body ends, and who is meant, must be said once."""
+    """Refuse a head that does not say exactly once where the body ends and which host is meant."""
     lengths, encodings, hosts = (
         [value for key, value in pairs if key == name] for name in ("content-length", "transfer-encoding", "host")
     )
     if len(hosts) > 1 or (is_1_1 and not hosts):
-        raise BadHead("there must be one Host")
-    # An empty one is for a target that names nobody (RFC 9110, section 7.2).
+        raise BadHead("there must be exactly one Host")
+    # An empty Host is allowed; it is for targets without an authority (RFC 9110, section 7.2).
     if hosts and hosts[0] and not _HOST.fullmatch(hosts[0].encode("latin-1")):
-        raise BadHead("the Host is not a name or an address, and perhaps a port")
+        raise BadHead("the Host is not a name or an address with an optional port")
     if lengths and encodings:
         raise BadHead("there are both a Content-Length and a Transfer-Encoding")
     if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
         raise BadHead("the Content-Length is malformed")
     if encodings and not (is_1_1 and [value.lower() for value in encodings] == ["chunked"]):
-        raise BadHead("the Transfer-Encoding is not chunked, or not of HTTP/1.1")
+        raise BadHead("the Transfer-Encoding is not chunked, or the request is not HTTP/1.1")
 
 
 def shown_path(target: str) -> str:
-    """What a log shows of a target: visible ASCII, without the query and signed names, which let in whoever has them.
+    """A target as logs show it: visible ASCII, without the query and without signed names, which would give access.
 
-    Of a path that is longer than any of ours it shows the beginning: encoded, the rest would be three times what was sent.
+    A path that is longer than any of ours is cut off, because a client could make a log line three times as long as its request.
     """
     path, end = target.partition("?")[0], ""
     if len(path) > MAX_SHOWN:

@@ -1,4 +1,4 @@
-"""Serving until a signal comes, and stopping in good order; the same for every program that has a server of ours."""
+"""Serves until a signal comes, and then stops in good order. All programs with our server use it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .pywsgi import Server
 logger = logging.getLogger("pgbus_gevent.serve")
 
 _HARD_LIMIT = 5.0  # seconds beyond the grace after which the kernel ends the process
-_OTHER_REQUESTS = 2.0  # seconds that requests of the application have, at the most, after the streams are gone
-
+_OTHER_REQUESTS = 2.0  # seconds at most for the application's requests, after the streams are closed
 
 _STOP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 
 
 class Stopper:
-    """Knows when to stop, and with what status.
+    """Knows whether the process is to stop, and with which exit status.
 
-    The first SIGTERM, SIGINT or SIGQUIT asks for it; a second ends the process at once, after ``on_hurry``. :meth:`ask` does it
-    with a status, :meth:`fail` with status 1. SIGHUP calls ``on_hangup``, or is ignored as SIGUSR1 and SIGUSR2 are; who has any of
-    these three ignored from its start, under nohup for example, or handles one, is left alone.
+    The first SIGTERM, SIGINT or SIGQUIT asks for a stop; a second one calls ``on_hurry``, and ends the process at once. :meth:`ask`
+    asks with a status, :meth:`fail` with status 1. SIGHUP calls ``on_hangup``; without it, SIGHUP is ignored, as SIGUSR1 and
+    SIGUSR2 are. If the process already ignores one of these three signals (under nohup, for example) or handles it, that signal
+    stays as it is. ``grace`` is the setting, in seconds.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Stopper:
         self._handlers: dict[int, Any] = {}
 
     def watch_signals(self) -> None:
-        """Take the signals from now on."""
+        """Handle the signals from now on."""
         for number in _STOP:
             self._handlers[number] = gevent.signal_handler(number, self._signalled, number)
         for number in NO_ORDER:
@@ -61,7 +61,7 @@ class Stopper:
         if number == signal.SIGHUP and self._on_hangup is not None:
             self._on_hangup()
         else:
-            logger.info("%s is ignored; SIGTERM stops", signal.Signals(number).name)
+            logger.info("%s is ignored; send SIGTERM to stop", signal.Signals(number).name)
 
     def _signalled(self, number: int) -> None:
         if self.asked:
@@ -74,32 +74,34 @@ class Stopper:
         self._asked.set()
 
     def limit(self) -> None:
-        """Should anything block the event loop for good, the kernel ends the process all the same."""
+        """Set an alarm with which the kernel ends the process, in case something blocks the event loop for good."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, self._grace + _HARD_LIMIT)
 
     def fail(self, part: str) -> None:
-        """A part of an Instance has failed for good."""
-        logger.critical("%s has failed for good: stopping, to be started again by whoever watches this process", part)
+        """Stop with status 1, because ``part`` of an Instance has failed for good."""
+        logger.critical(
+            "%s has failed for good: stopping with status 1, so that a supervisor can start this process again", part
+        )
         self.ask(1)
 
     def ask(self, status: int) -> None:
-        """Stop, with ``status``."""
+        """Ask for a stop with the exit status ``status``."""
         self.status = status
         self.limit()
         self._asked.set()
 
     @property
     def asked(self) -> bool:
-        """Whether it was asked for."""
+        """Whether a stop was asked for."""
         return self._asked.is_set()
 
     def wait(self) -> None:
-        """Until it is asked for."""
+        """Wait until a stop is asked for."""
         self._asked.wait()
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Stop handling the signals, and cancel the alarm."""
         for number, handler in self._handlers.items():
             if not ignored_to_the_end(number):
                 handler.cancel()
@@ -107,13 +109,14 @@ class Stopper:
 
 
 def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
-    """Accept nobody, send the streams away, let other requests finish, publish what was held back; within ``grace`` seconds.
+    """Stop accepting, send the streams' clients away, let other requests finish, and publish coalesced messages.
 
-    Who waits to be accepted is served like those who were on their way: the streams are sent away, the rest is answered.
+    All of it takes at most ``grace`` seconds. Connections that wait to be accepted are served too: clients of streams are sent
+    away, and other requests are answered.
     """
     deadline = monotonic() + grace
     server.close()
-    # Those too that the application made only after the start.
+    # Include the Instances that the application made after the start.
     every = {*instances, *all_instances()}
     gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in every], timeout=grace + 1.0)
     server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
@@ -121,20 +124,24 @@ def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
 
 
 def publish_held_back(timeout: float) -> None:
-    """Publish what any Bus of this process holds back; waits for ``timeout`` seconds, but for one at least."""
+    """Publish the messages that the Buses of this process hold back, within ``timeout`` seconds or one, if that is longer."""
     gevent.spawn(coalescer.close_all).join(max(1.0, timeout))
 
 
 def drain(*_: Any) -> None:
-    """Send away whoever has a stream of this process, within ``grace``: for a hook that another server calls at its end."""
+    """Send the clients of all streams of this process away, within the setting ``grace``.
+
+    Use it as a hook that another WSGI server calls when it ends; arguments are ignored.
+    """
     gevent.joinall([gevent.spawn(instance.shutdown) for instance in instances()])
     publish_held_back(0)
 
 
 def drain_first(worker: Any = None) -> None:
-    """Have the signals that end this process :func:`drain` first, and then do what they did: for a hook at a worker's start.
+    """Make SIGTERM, SIGINT and SIGQUIT call :func:`drain` before their current handlers.
 
-    It takes the handlers that are there, so it has to come after them: gunicorn's ``post_worker_init`` does.
+    Use it as a hook that another WSGI server calls in each worker after it has set its signal handlers, such as gunicorn's
+    ``post_worker_init``.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         before = signal.getsignal(number)
@@ -143,7 +150,7 @@ def drain_first(worker: Any = None) -> None:
 
 
 def _drain_then(before: Callable[[int, Any], Any], number: int, frame: Any) -> None:
-    # A handler may run in the hub, where nothing may wait.
+    # A signal handler may run in the hub, which must not wait.
     gevent.spawn(_drain_and, before, number)
 
 
@@ -153,7 +160,10 @@ def _drain_and(before: Callable[[int, Any], Any], number: int) -> None:
 
 
 def run_until_stopped(server: Server, instances: Sequence[Instance], stopper: Stopper | None = None) -> int:
-    """Serve, with ``server`` and ``instances`` started, until a signal comes or a part fails; the exit status."""
+    """Serve until a signal comes or a part fails for good, then stop. Return the exit status.
+
+    ``server`` and ``instances`` must be started.
+    """
     grace = max((instance.settings.grace for instance in instances), default=10.0)
     if stopper is None:
         stopper = Stopper(grace)

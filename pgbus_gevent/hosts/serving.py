@@ -1,6 +1,6 @@
-"""What a serving process serves: the streams, and one's own application or the demo beside them.
+"""Builds what ``serve`` serves: the streams, and beside them an application or the demo.
 
-``serve`` builds it in its own process, or each worker does in its own.
+With one worker, ``serve`` calls :func:`build` itself. With several, each worker calls it in its own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gevent.lock import RLock
 
 from ..bus import Bus
 from ..core.filters import Filters
-from ..errors import InvalidArgument, InvalidSetting
+from ..errors import InvalidArgument, MissingSetting
 from ..settings.passing import environment
 from ..settings.table import Settings, shown
 from ..streamer import set_current
@@ -34,68 +34,74 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pgbus_gevent.serve")
 
 SPARE = 2.0
-"""Seconds beyond ``grace`` that workers have until gunicorn's master ends them."""
-
-# Descriptors for everything but streams: the database, requests of other kinds, files.
-
-_LOOK = 0.05  # seconds
+"""Seconds beyond ``grace`` after which gunicorn's master kills a worker that has not ended."""
 
 WSGIApp = Callable[..., Iterable[bytes]]
 
-_ASK_TIMEOUT = 5.0  # seconds
+_LOOK = 0.05  # seconds between two looks whether the Instance runs
+_ASK_TIMEOUT = 5.0  # seconds that the application has to answer the request of _Mounted
 
 _OF_THE_PROCESS = {
     "host", "port", "workers", "data_dir", "log_level", "log_format", "demo_speed", "request_timeout", "max_request_head", "grace",
 }  # fmt: skip
-"""Settings of the server, which is ``serve``'s whoever's the streams are."""
+"""Settings of the server. They are those of ``serve`` also if the application serves its own streams."""
 
 _OF_OUR_STREAMS = {"authorize": "an authorize hook", "filters": "filters"}
-"""Settings that only the streams which ``serve`` mounts itself can have."""
+"""Settings that apply only to streams that ``serve`` itself mounts."""
 
 
 class Served(NamedTuple):
-    """What a process serves: its Instances, not started, and the application that serves their streams."""
+    """The Instances of a process, not started yet, and the WSGI application that serves their streams."""
 
     instances: list[Instance]
     application: WSGIApp
 
 
 def build(settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> Served:
-    """The streams beside the application ``app_name``, or beside the demo.
+    """Build the streams beside the application ``app_name``, or beside the demo if that is None.
 
-    An application that has streams of its own, by a plugin or a StreamApp, is served as it is, with its hook, filters and
-    settings. ``stated`` names the settings that somebody stated, which may not contradict those. ``stack`` closes what was
-    opened. Raises :class:`InvalidArgument` for a contradiction, and when there is no such application.
+    An application that brings its own streams, with a plugin or a StreamApp, is served unchanged, with its own hook, filters and
+    settings. ``stated`` are the names of the settings that were given to ``serve``; they must not contradict the application's.
+    ``stack`` closes all that is opened.
+
+    Raises :class:`InvalidArgument` for a contradiction or a missing application, and :class:`MissingSetting` without a secret.
     """
-    # So that an application's ``Bus()`` has all our settings, wherever we have them from.
+    # An application's ``Bus()`` reads the environment, so it must find all settings there, including those from flags and files.
     given = environment(settings)
     os.environ.update(given)
     for name in os.environ.keys() - given.keys():
         del os.environ[name]
     instance = Instance(settings)
     set_current(instance)
-    # For a start that fails half-way; after a regular stop there is nothing left to do.
+    # This is for a start that fails halfway; after a regular stop there is nothing left to shut down.
     stack.callback(_shut_down_all)
     if app_name is None:
         demo = _demo(instance, stack)
         return _beside(instance, demo.app_at(settings.host), demo.authorize)
     application = load_app(app_name)
-    # An Instance that no StreamApp serves is one whose streams the application hands out in a way of its own.
+    # If the application has an Instance without a StreamApp, it serves the streams in its own way.
     own = with_streams() or [other for other in instances() if other is not instance]
     if not own:
-        if not settings.secret:
-            raise InvalidSetting("secret", "", "a text of 16 characters or more, in PGBUS_SECRET or with --secret")
+        check_secret(settings)
         return _beside(instance, application, None)
     if instance not in own:
-        instance.shutdown(0.0)  # it was never started: nobody is there
+        instance.shutdown(0.0)  # it was never started, so it has no clients
         set_current(own[0] if len(own) == 1 else None)
     _refuse_contradictions(settings, stated, own)
-    logger.info("the application brings its own streams: serve adds none")
+    logger.info("the application brings its own streams, so serve adds none")
     return Served(own, application)
 
 
+def check_secret(settings: Settings) -> None:
+    """Raise :class:`MissingSetting` unless there is a secret to sign stream names with."""
+    if not settings.secret:
+        raise MissingSetting(
+            "secret", "put a random text of at least 16 characters into PGBUS_SECRET, or pass --secret"
+        )
+
+
 def with_streams() -> list[Instance]:
-    """The Instances of this process whose streams some StreamApp serves."""
+    """The Instances of this process whose streams a StreamApp serves."""
     return [instance for instance in instances() if instance.stream_apps]
 
 
@@ -116,15 +122,15 @@ def _beside(instance: Instance, application: WSGIApp, authorize: Authorize | Non
 def _refuse_contradictions(settings: Settings, stated: frozenset[str], own: list[Instance]) -> None:
     for name in sorted(stated & _OF_OUR_STREAMS.keys()):
         raise InvalidArgument(
-            f"{name}={getattr(settings, name)!r} would have no effect: the application serves streams of its own, which have"
-            f" {_OF_OUR_STREAMS[name]} of their own; leave it out"
+            f"{name}={getattr(settings, name)!r} would have no effect: the application serves its own streams, with"
+            f" {_OF_OUR_STREAMS[name]} of its own; leave the setting out"
         )
     for name in sorted(stated - _OF_THE_PROCESS):
         theirs = [getattr(instance.settings, name) for instance in own]
         if getattr(settings, name) not in theirs:
             raise InvalidArgument(
                 f"serve was given {name}={shown(name, getattr(settings, name))}, but the application's own streams have"
-                f" {name}={shown(name, theirs[0])}: state it in one place"
+                f" {name}={shown(name, theirs[0])}: set it in one place only"
             )
 
 
@@ -132,12 +138,15 @@ def _filters(name: str) -> Filters:
     found = load(name, "object")
     filters = getattr(found, "filters", found)
     if not isinstance(filters, Filters):
-        raise InvalidArgument(f"{name} is a {type(found).__name__}, and neither a Bus nor Filters")
+        raise InvalidArgument(
+            f"filters={name!r} is not allowed: expected the name of a Bus or a Filters object, but it is of type"
+            f" {type(found).__name__}"
+        )
     return filters
 
 
 def _demo(instance: Instance, stack: ExitStack) -> Demo:
-    # Here, as who serves an application of one's own needs none of it.
+    # Imported here, because a server without the demo does not need it.
     from ..demo.site import Demo
 
     settings = instance.settings
@@ -152,18 +161,18 @@ def _demo(instance: Instance, stack: ExitStack) -> Demo:
 
 
 def _start_when_alive(demo: Demo, instance: Instance) -> None:
-    """The database has to be there, with the schema, which the start of the Instance sees to."""
+    """Start the demo when the Instance runs, because it needs the schema, which the Instance's start migrates."""
     while not instance.alive:
         gevent.sleep(_LOOK)
     demo.start()
 
 
 class _Mounted:
-    """The streams under their prefix, the application everywhere else.
+    """Serves the streams under their prefix, and the application everywhere else.
 
-    An application that makes streams of its own only at a request, with a hook of its own, must not be passed by. So before the
-    first request under the prefix is answered, the application is asked for the prefix too; and should it make streams
-    later, it has the prefix from then on.
+    An application may make its own streams, with their own authorize hook, only when its first request comes. The hook must not be
+    bypassed. So before the first request under the prefix is answered, the application gets a request for the prefix too. If it
+    makes its own streams then or later, it serves the prefix from that time on.
     """
 
     def __init__(self, streams: StreamApp, application: WSGIApp) -> None:
@@ -171,7 +180,7 @@ class _Mounted:
         self._application = application
         self._ours = True
         self._asked = False
-        self._asking = RLock()  # of those who come meanwhile none may be let in without the hook
+        self._asking = RLock()  # requests that arrive meanwhile wait, so that none gets past the application's hook
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         ours = self._streams.serves(environ.get("PATH_INFO", ""))
@@ -186,7 +195,7 @@ class _Mounted:
         return chosen(environ, start_response)
 
     def _ask(self, environ: dict[str, Any]) -> None:
-        """Have the application answer a request for no stream in particular; only what it makes meanwhile counts."""
+        """Send the application a request for no stream, and drop the answer. Only the streams that it makes meanwhile count."""
         request = {
             **environ,
             "REQUEST_METHOD": "GET",
@@ -199,7 +208,7 @@ class _Mounted:
         try:
             with limit:
                 body = self._application(request, lambda *answer: lambda data: None)
-                next(iter(body), None)  # one that is a generator does nothing before
+                next(iter(body), None)  # an application that is a generator runs only now
                 getattr(body, "close", lambda: None)()
         except (Exception, gevent.Timeout) as error:
             if isinstance(error, gevent.Timeout) and error is not limit:
@@ -214,47 +223,53 @@ class _Mounted:
     def _give_way(self) -> None:
         self._ours = False
         logger.warning(
-            "the application makes its own streams during a request: these are served from now on, not those of serve."
-            " Make them when the application is imported, so that contradictions are found at the start"
+            "the application has made its own streams during a request; they are served from now on, and those of serve are not."
+            " Make them when the application is imported, so that contradictory settings are found at the start"
         )
         if with_streams() != [self._streams.instance]:
             gevent.spawn(self._streams.instance.shutdown)
 
 
 def load_app(name: str) -> WSGIApp:
-    """The WSGI application that ``module:attribute`` names; the current directory is looked in first.
+    """Return the WSGI application with the name ``module:attribute``. The current directory is searched first.
 
-    Raises :class:`InvalidArgument` when there is none.
+    Raises :class:`InvalidArgument` if there is none.
     """
     app: WSGIApp = load(name, "application")
     return app
 
 
 def load(name: str, what: str) -> Any:
-    """The ``what`` that ``module:attribute`` names: anything for "object", else something that can be called.
+    """Return the object with the name ``module:attribute``. It must be callable, unless ``what`` is "object".
 
-    Raises :class:`InvalidArgument` when there is none.
+    ``what`` is the word for it in errors. Raises :class:`InvalidArgument` if there is no such object.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        raise InvalidArgument(f"{name!r} does not name an application: write module:{what}")
+        raise InvalidArgument(f"{name!r} is not a name of the form module:{what}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise InvalidArgument(f"there is no module {error.name!r} to load {name!r} from") from None
+            raise InvalidArgument(
+                f"cannot load {name!r}: there is no module {error.name!r} in the current directory or on the Python path"
+            ) from None
         raise
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    if found is None or (what != "object" and not callable(found)):
-        raise InvalidArgument(f"{module_name} has no {what} {attribute!r}")
+    if found is None:
+        raise InvalidArgument(f"cannot load {name!r}: the module {module_name!r} has no {what} {attribute!r}")
+    if what != "object" and not callable(found):
+        raise InvalidArgument(
+            f"cannot use {name!r} as {what}: it is of type {type(found).__name__}, which is not callable"
+        )
     return found
 
 
 def raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system lets us; where that is few, each Instance takes fewer connections."""
+    """Raise the limit of open descriptors to the hard limit. If that is low, each Instance takes fewer connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(OSError, ValueError):

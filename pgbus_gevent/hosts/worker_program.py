@@ -1,8 +1,8 @@
-"""gunicorn as ``serve --workers`` runs it: a program of its own, told by PGBUS_* variables what to serve.
+"""gunicorn as ``serve --workers`` runs it: a separate program, which gets its settings in PGBUS_* variables.
 
-``python -m pgbus_gevent.hosts.worker_program DESCRIPTOR PARENT STATED [APP]``: the listening socket, the process without which it
-ends, and the names of the settings that somebody stated.
-It is not patched for gevent, which a process that forks must not be; its workers are.
+``python -m pgbus_gevent.hosts.worker_program DESCRIPTOR PARENT STATED [APP]``: DESCRIPTOR is the listening socket, PARENT the id of
+the process with which it ends, and STATED the names of the settings that were given to ``serve``, separated by commas.
+This process is not patched for gevent, because a process that forks must not be. Its workers are patched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError, HaltServer
 
-from ..commands.common import PROGRAM
+from ..commands.program import PROGRAM
 from ..errors import InvalidArgument
 from ..settings.table import Settings
 from .logs import configure
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class _Log(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """The master's records among all others, in the format of the settings."""
+    """Sends gunicorn's log records to the root logger, so that they have the format of the settings."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -39,7 +39,7 @@ class _Log(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
-    """Ends with the status of the first worker that cannot load the application, also when a second one cannot."""
+    """Ends with the status of the first worker that cannot load the application, even if a second one cannot either."""
 
     _halting = False
 
@@ -51,13 +51,14 @@ class _Arbiter(Arbiter):  # type: ignore[misc]
         try:
             super().reap_workers()
         except HaltServer:
-            # gunicorn raises it for each such worker: while it ends for the first, the next would end it with a traceback.
+            # gunicorn raises it for each such worker. While it already stops for the first one, the next would end it with a
+            # traceback.
             if not self._halting:
                 raise
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
-    """What the master loads: its own configuration at once, the application in each worker."""
+    """gunicorn's application object. The master loads the configuration, and each worker loads the WSGI application."""
 
     def __init__(self, settings: Settings, descriptor: int, app_name: str | None, stated: frozenset[str]) -> None:
         self._settings = settings
@@ -78,14 +79,14 @@ class _Application(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         for name, value in self._options.items():
-            if name in self.cfg.settings:  # not all of them are in every release
+            if name in self.cfg.settings:  # some releases of gunicorn lack some of the options
                 self.cfg.set(name, value)
 
     def load(self) -> WSGIApp:
         try:
             return build(self._settings, self._app_name, self._stated, self._stack).application
         except InvalidArgument as error:
-            # The master ends on it, instead of starting workers for ever.
+            # This exception ends the master. With another one it would start workers for ever.
             raise AppImportError(f"{PROGRAM}: {error}") from None
 
     def run(self) -> None:
@@ -96,7 +97,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
 
 
 def main(descriptor: str, parent: str, stated: str, app_name: str | None = None) -> None:
-    """Run until a signal ends it. Raises SystemExit with gunicorn's status."""
+    """Run gunicorn until a signal ends it. Raises SystemExit with gunicorn's status."""
     _end_with(int(parent))
     settings = Settings.load()
     configure(settings.log_level, settings.log_format)
@@ -104,11 +105,11 @@ def main(descriptor: str, parent: str, stated: str, app_name: str | None = None)
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel send us SIGTERM when ``parent`` dies, however that comes."""
+    """Make the kernel send SIGTERM to this process when ``parent`` ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit(1)  # it died before we asked
+        sys.exit(1)  # the parent ended before the call of prctl
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``serve --workers``: the process that stays beside gunicorn's master, holds the embedded database and passes signals on."""
+"""``serve --workers``: the parent of gunicorn's master, which owns the embedded database and passes signals on."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ from .serving import SPARE
 logger = logging.getLogger("pgbus_gevent.serve")
 
 APP_LOAD_ERROR = 4
-"""gunicorn's status where the application cannot be loaded; the worker has said why."""
+"""gunicorn's exit status if the application cannot be loaded. The worker has logged why."""
 
-_LOOK = 0.05  # seconds between two questions whether it serves already
+_LOOK = 0.05  # seconds between two requests that find out whether the workers serve
 _MARGIN = 2.0  # seconds that the master has beyond its workers
-_ANSWER_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 5.0  # seconds for the answer to such a request
 _BETWEEN_RELOADS = 1.0  # seconds
 
 
 class Workers:
-    """gunicorn as a child, in a process group of its own: Ctrl-C is for us alone, and we know what to make of it."""
+    """gunicorn as a child process.
+
+    It has its own process group, so Ctrl-C reaches only this process, which then stops it in good order. ``stated`` are the names
+    of the settings that were given to ``serve``. ``on_hurry`` is called when a second signal ends this process at once.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class Workers:
         self._settings = settings
         self._on_hurry = on_hurry
         self._address = sock.getsockname()
-        self._started = False  # signals may come before the child is there
+        self._started = False  # a signal may come before the child has started
         self._reload = Event()
         self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload.set)
         self._stopper.watch_signals()
@@ -58,15 +62,16 @@ class Workers:
             env=environment(settings),
             pass_fds=[sock.fileno()],
             start_new_session=True,
-            # A reload that is asked for while it loads would end it; gunicorn takes the signal from the start on, ignored or not.
+            # Ignore SIGHUP in the child until gunicorn handles it. Otherwise a reload that is requested while gunicorn loads would
+            # end it.
             preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_IGN),
         )
         self._started = True
-        # Held by the child alone, so that it is gone when the child has closed it.
+        # From here on only the child has the socket, so the port is free when the child has closed it.
         sock.close()
 
     def run(self, announce: Callable[[], None]) -> int:
-        """Until a signal comes or the master ends; ``announce`` is called when it serves. The exit status."""
+        """Wait until a signal comes or the master ends, and return the exit status. ``announce`` is called when a worker serves."""
         watchers: list[Any] = [gevent.spawn(each) for each in (self._watch, self._reloads)]
         watchers.append(gevent.spawn(self._announce, announce))
         try:
@@ -77,7 +82,10 @@ class Workers:
             self._stopper.release()
 
     def _reloads(self) -> None:
-        """One reload for all signals of a moment: the master handles each by itself, and an order to end waits behind them."""
+        """Pass SIGHUP on, at most once a second.
+
+        The master would handle many signals one after the other, and a later SIGTERM would have to wait for all of them.
+        """
         while True:
             self._reload.wait()
             self._reload.clear()
@@ -100,7 +108,7 @@ class Workers:
         connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=_ANSWER_TIMEOUT)
         try:
             connection.request("GET", f"{self._settings.prefix}/healthz", headers={"Connection": "close"})
-            # An application that has streams of its own may have them under another prefix, and nothing here.
+            # An application with its own streams may have another prefix, so any answer but 503 counts.
             return connection.getresponse().status != 503
         except (OSError, http.client.HTTPException):
             return False
@@ -130,6 +138,6 @@ class Workers:
 
 
 def check_installed() -> None:
-    """Raises :class:`PgbusError` where there is no gunicorn."""
+    """Raise :class:`PgbusError` if gunicorn is not installed."""
     if importlib.util.find_spec("gunicorn") is None:
         raise PgbusError("more than one worker needs gunicorn: pip install 'pgbus-gevent[workers]'")

@@ -1,1 +1,1 @@
-"""What publishing has beside the bus."""
+"""Parts of publishing that the Bus uses: coalescing and presence."""

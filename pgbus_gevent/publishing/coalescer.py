@@ -1,6 +1,7 @@
-"""Holds writes back for a moment, so that of many to one target only the last is published; each Bus has one.
+"""Holds coalesced messages for the length of a window, so that only the last of many writes to one target is published.
 
-What waits, and until when, is for :mod:`pgbus_gevent.core.windows` to know; here are the timer, the publishing and its failures.
+Each Bus has a ``Coalescer``. :mod:`pgbus_gevent.core.windows` knows which writes wait, and until when. This module has the timer,
+publishes what is due, and deals with failures.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 logger = logging.getLogger("pgbus_gevent.coalescer")
 
 MAX_WINDOW = 60.0
-"""The longest window, in seconds: what waits is lost with the process, so it must not wait for long."""
+"""The longest window, in seconds. Messages that wait are lost if the process is killed, so they must not wait for long."""
 
 MAX_WAITING = 10_000
-"""Writes that wait, each to another target. With more, the next one has to publish what waits itself."""
+"""How many writes may wait, each to a different target. The next write after that has to publish them first."""
 
 KEEP_SECONDS = 60.0
-"""How long the last write to a target is kept and tried again while the database is away."""
+"""Seconds for which the last write to a target is kept and retried while the database is away."""
 
 _BATCH = 1000  # messages in one statement
-_PAUSES = 0.1, 2.0  # the first and the longest between tries while the database is away, in seconds
-_TURN_TIMEOUT = 10.0  # seconds
-_FORK_PATIENCE = 1.0  # seconds
+_PAUSES = 0.1, 2.0  # seconds between two tries while the database is away: the first pause, and the longest
+_TURN_TIMEOUT = 10.0  # seconds to wait for the turn
+_FORK_PATIENCE = 1.0  # seconds to wait for a timer's thread before a fork
 
-# SQLSTATE classes of a message that will never be taken: bad data, a constraint, a limit. Tried again it would hold up the others.
+# SQLSTATE classes that mean that this message will always be refused: bad data, a constraint, a limit. Retrying it would hold up
+# the others.
 _REFUSED = ("22", "23", "54")
 
 Cancel = Callable[[], object]
@@ -48,9 +50,10 @@ _timers: WeakSet[threading.Timer] = WeakSet()
 
 
 def later(delay: float, function: Callable[[], None]) -> Cancel:
-    """Call ``function`` in ``delay`` seconds; returns what calls that off.
+    """Call ``function`` after ``delay`` seconds. The function that is returned cancels the call.
 
-    By a greenlet where the process is patched for gevent, else by a thread, as nobody may ever run the event loop there.
+    In a process that is patched for gevent, a greenlet makes the call. Otherwise a thread does, because the event loop might never
+    run there.
     """
     if monkey.is_module_patched("socket"):
         greenlet = gevent.spawn_later(delay, function)
@@ -64,19 +67,22 @@ def later(delay: float, function: Callable[[], None]) -> Cancel:
 
 
 def check_window(seconds: float) -> float:
-    """Return the length of a window, or raise :class:`InvalidArgument`."""
+    """Return the length of a window in seconds. Raises :class:`InvalidArgument` unless it is above 0 and at most MAX_WINDOW."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidArgument(f"coalesce is a number of seconds, not {type(seconds).__name__}")
+        raise InvalidArgument(f"coalesce={seconds!r:.80} is not allowed: expected a number of seconds")
     if not 0 < seconds <= MAX_WINDOW:
-        raise InvalidArgument(f"coalesce={seconds!r} is not above 0 and at most {MAX_WINDOW:g} seconds")
+        raise InvalidArgument(
+            f"coalesce={seconds!r} is not allowed: expected more than 0 and at most {MAX_WINDOW:g} seconds"
+        )
     return float(seconds)
 
 
 class Coalescer:
-    """The writes of one Bus. ``publish`` sends messages in one transaction and raises :class:`DatabaseError` where it cannot.
+    """The coalesced writes of one Bus.
 
-    Any greenlet or thread may call the methods. :meth:`write` never yields, unless ``max_waiting`` is reached; :meth:`flush` and
-    :meth:`close` do. One timer, made by ``later``, stands for all windows, and none while nothing waits.
+    ``publish`` sends messages in one transaction, and raises :class:`DatabaseError` if it fails. Any greenlet or thread may call
+    the methods. :meth:`write` yields only if ``max_waiting`` is reached; :meth:`flush` and :meth:`close` yield. A single timer,
+    made by ``later``, serves all windows. There is none while nothing waits.
     """
 
     def __init__(
@@ -98,7 +104,8 @@ class Coalescer:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Held for moments in which nothing yields; whoever publishes has the turn, so that batches cannot overtake one another.
+        # The lock is held only while nothing yields. The turn is held while a batch is published, so that no later batch can
+        # overtake it.
         self._lock = threading.Lock()
         self._turn = BoundedSemaphore(1)
         self._windows = Windows()
@@ -111,18 +118,18 @@ class Coalescer:
 
     @property
     def counts(self) -> Counts:
-        """What became of the writes of this process."""
+        """How many writes of this process were published, replaced or dropped."""
         with self._lock:
             return self._windows.counts
 
     def write(self, message: Outgoing, target: str | None, window: float) -> None:
-        """Keep a message until its window ends; it replaces what waits for the same stream, target, audience, event and kind.
+        """Keep a message until its window of ``window`` seconds ends.
 
-        ``window`` is in seconds. Raises :class:`DatabaseError` where ``max_waiting`` is reached and what waits cannot be
-        published: the message is not kept then.
+        It replaces a waiting message of the same stream, target, audience, event and kind. Raises :class:`DatabaseError` if
+        ``max_waiting`` is reached and the waiting messages cannot be published; the new message is then not kept.
         """
         if self._pid != os.getpid():
-            self._reset()  # after a fork: what waits is the parent's to publish, and its locks and timer stayed there
+            self._reset()  # after a fork: the parent publishes what waited, and its locks and its timer do not work here
         key = (message.stream, target, *message[2:])
         if len(self._windows) >= self._max_waiting and key not in self._windows:
             self._make_room()
@@ -133,16 +140,16 @@ class Coalescer:
 
     def _make_room(self) -> None:
         if self._failing:
-            # Each of those who write would else wait in turn for a connect that fails.
+            # Otherwise each writer in turn would wait for a connection attempt that fails.
             raise DatabaseUnavailable(
-                f"{self._max_waiting} coalesced messages wait for the database already, which is away: {self._outage}"
+                f"{self._max_waiting} coalesced messages already wait for the database, which is away: {self._outage}"
             )
         self.flush()
 
     # the timer
 
     def _arm(self, now: float) -> None:
-        """See to it that the timer comes when the next window ends."""
+        """Set the timer to the end of the next window."""
         at = self._windows.next_due
         if at is None:
             self._disarm()
@@ -163,12 +170,12 @@ class Coalescer:
     def _fire(self) -> None:
         with self._lock:
             self._cancel = self._armed_for = None
-        # Whoever has the turn arms the timer anew when it is done.
+        # If another greenlet or thread has the turn, it sets the timer again when it is done.
         if self._turn.acquire(blocking=False):
             try:
                 self._send_waiting(everything=False)
             except Exception:
-                pass  # logged, and kept for the next try
+                pass  # _keep has logged it, and keeps the messages for the next try
             finally:
                 self._end_turn()
 
@@ -180,9 +187,9 @@ class Coalescer:
     # publishing
 
     def flush(self) -> None:
-        """End all windows now, and return when what they held is published: what is broadcast next comes after it.
+        """End all windows now, and return when their messages are published. Later broadcasts then come after them.
 
-        Raises :class:`DatabaseError` where it cannot be published: then it is kept and tried again.
+        Raises :class:`DatabaseError` if they cannot be published; they are then kept, and retried.
         """
         self._take_turn()
         try:
@@ -191,7 +198,10 @@ class Coalescer:
             self._end_turn()
 
     def close(self) -> None:
-        """Publish what waits; what cannot be published now is lost, with an error in the log. More can be written afterwards."""
+        """Publish the waiting messages. Those that cannot be published are dropped, and an error is logged.
+
+        More messages can be written afterwards.
+        """
         if self._pid != os.getpid():
             return
         try:
@@ -207,29 +217,32 @@ class Coalescer:
             self._end_turn()
 
     def finish_before_fork(self) -> None:
-        """Publish what waits, so that no thread has to see to it; what cannot be published waits on."""
+        """Publish the waiting messages, so that no timer's thread runs during the fork. If that fails, they keep waiting."""
         if self._pid == os.getpid() and len(self._windows) and not self._failing:
-            with suppress(DatabaseError):  # logged
+            with suppress(DatabaseError):  # _keep has logged it
                 self.flush()
 
     def _take_turn(self) -> None:
         end = self._clock() + _TURN_TIMEOUT
-        # In short waits: a semaphore wakes one waiter for one release, and where that one is killed at that moment, nobody.
+        # Wait in short steps. A release wakes one waiter; if that greenlet is killed at this moment, no other one would be woken.
         while not self._turn.acquire(timeout=0.25):
             if self._clock() >= end:
-                raise DatabaseUnavailable(f"coalesced messages are being published for more than {_TURN_TIMEOUT:g} s")
+                raise DatabaseUnavailable(
+                    f"another greenlet or thread has been publishing coalesced messages for more than {_TURN_TIMEOUT:g} s;"
+                    " try again later"
+                )
 
     def _send_waiting(self, *, everything: bool) -> None:
-        """Publish what is due, or all. Only for who has the turn."""
+        """Publish the messages that are due, or all of them. The caller must have the turn."""
         with self._lock:
-            # After an outage all of it, as what was put back may be older or newer than what waits beside it.
+            # After an outage take all, because the messages that were put back may be older or newer than those beside them.
             batch = self._windows.take(None if everything or self._failing else self._clock())
         while batch:
             chunk = batch[:_BATCH]
             try:
                 refused = self._send(chunk)
             except BaseException as error:
-                self._keep(batch, error)  # when the greenlet is killed, too: what it held must not go with it
+                self._keep(batch, error)  # also if the greenlet is killed, or its messages would be lost with it
                 raise
             del batch[: len(chunk)]
             with self._lock:
@@ -237,10 +250,10 @@ class Coalescer:
                 outage = self._failing
                 self._recovered()
             if outage:
-                logger.info("publishing coalesced messages again")
+                logger.info("coalesced messages are published again")
 
     def _send(self, writes: list[Write]) -> int:
-        """Publish in one transaction; where the database refuses it, message by message. How many were refused."""
+        """Publish the messages in one transaction, and if it is refused, one by one. Return how many were refused."""
         try:
             self._publish([write.message for write in writes])
         except DatabaseError as error:
@@ -249,7 +262,9 @@ class Coalescer:
             if len(writes) > 1:
                 # One bad message must not take the others with it.
                 return sum(self._send([write]) for write in writes)
-            logger.error("a coalesced message to %r was refused, and dropped: %s", writes[0].message.stream, error)
+            logger.error(
+                "a coalesced message to %r was dropped: the database refused it: %s", writes[0].message.stream, error
+            )
             return 1
         return 0
 
@@ -262,14 +277,14 @@ class Coalescer:
             lost = self._windows.keep(batch, now, keep_seconds=self._keep_seconds)
         if first:
             logger.warning(
-                "coalesced messages cannot be published, and are tried again for %g s; is the database reachable, and may this"
-                " role publish? %s",
+                "coalesced messages cannot be published and are retried for %g s; check that the database is reachable and that"
+                " this role may publish: %s",
                 self._keep_seconds,
                 error,
                 exc_info=None if isinstance(error, DatabaseError) else error,
             )
         if lost:
-            logger.error("%d coalesced messages are lost, the database was away for too long: %s", lost, error)
+            logger.error("%d coalesced messages are lost because the database was away for too long: %s", lost, error)
 
     def _recovered(self) -> None:
         self._failing, self._retry_at = False, 0.0
@@ -281,27 +296,27 @@ class Coalescer:
             self._windows.done(dropped=lost)
             self._recovered()
         if lost:
-            logger.error("%d coalesced messages are lost, the bus was closed while they waited: %s", lost, error)
+            logger.error("%d coalesced messages are lost because the bus was closed while they waited: %s", lost, error)
 
 
 _coalescers: WeakSet[Coalescer] = WeakSet()
 
 
 def close_all() -> None:
-    """Publish what waits anywhere in this process; for its end."""
+    """Close the Coalescers of all Buses of this process. Called when the process ends."""
     for coalescer in list(_coalescers):
         coalescer.close()
 
 
 def total_counts() -> Counts:
-    """What became of the writes of all of this process."""
+    """The counts of all Coalescers of this process together."""
     return Counts(*(sum(column) for column in zip(Counts(), *(one.counts for one in list(_coalescers)), strict=True)))
 
 
 def _before_fork() -> None:
-    """A process must not fork while it has threads: the child would have their locks, and not them."""
+    """Wait for the timers' threads. A child process would inherit the locks that they hold, but not the threads."""
     if monkey.is_module_patched("socket"):
-        return  # it has greenlets instead
+        return  # the timers are greenlets here
     for coalescer in list(_coalescers):
         coalescer.finish_before_fork()
     for timer in list(_timers):
@@ -309,6 +324,6 @@ def _before_fork() -> None:
             timer.join(_FORK_PATIENCE)
 
 
-# For a program that ends without closing its Bus.
+# For programs that end without closing their Bus.
 atexit.register(close_all)
 os.register_at_fork(before=_before_fork)

@@ -1,4 +1,4 @@
-"""Who is at a stream, from Python: what :attr:`Stream.presence <pgbus_gevent.bus.Stream.presence>` gives."""
+"""The members that are present at a stream, from Python: :attr:`Stream.presence <pgbus_gevent.bus.Stream.presence>`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Member", "Presence"]
 
 
 class Source(Protocol):
-    """What it needs of the database."""
+    """The statements that ``Presence`` runs."""
 
     def join(self, stream: str, member: str, metadata: str, connection: str, ttl: float) -> bool: ...
     def leave(self, stream: str, member: str, connection: str) -> bool: ...
@@ -24,13 +24,14 @@ class Source(Protocol):
 class Presence:
     """The members of one stream.
 
-    A member is there through one or more connections. Where the setting ``presence`` names the stream, those of browsers are
-    tracked by the workers. An application can add members itself: such a connection lasts ``ttl`` seconds (the setting
-    ``presence_ttl``) from its last :meth:`join` or :meth:`touch`. ``connection`` keeps several of one member apart; left out,
-    there is one. Whoever follows the stream gets an ephemeral message with the event ``presence`` when a member comes or goes.
+    A member is present while it has at least one connection. If the setting ``presence`` matches the stream, the workers track the
+    connections of browsers. An application can add connections itself with :meth:`join`. Such a connection lasts ``ttl`` seconds
+    (the setting ``presence_ttl``) after its last :meth:`join` or :meth:`touch`. The argument ``connection`` tells several
+    connections of one member apart; by default there is one. When a member comes or goes, the clients of the stream get an
+    ephemeral message with the event ``presence``.
 
-    Everything raises :class:`InvalidArgument` for a value that makes no sense, and :class:`DatabaseError` when the database
-    refuses or cannot be reached; each call is a transaction of its own.
+    All methods raise :class:`InvalidArgument` for an argument that is not allowed, and :class:`DatabaseError` if the database
+    refuses a statement or cannot be reached. Each call is a transaction of its own.
     """
 
     def __init__(self, stream: str, source: Callable[[], Source], *, ttl: float) -> None:
@@ -42,25 +43,25 @@ class Presence:
         return f"<Presence of {self.stream!r}>"
 
     def join(self, member: str, metadata: Mapping[str, Any] | None = None, *, connection: str = "") -> bool:
-        """Add a member, or go on with one that is there; True where it is new, which is announced.
+        """Add a connection of a member, or prolong it. Return True, and announce the member, if the member was not present.
 
-        ``member`` has 1 to 255 bytes and no control characters, ``metadata`` at most 4096 bytes as a JSON object.
+        ``member`` has 1 to 255 UTF-8 bytes and no control characters. ``metadata`` must fit into a JSON object of 4096 bytes.
         """
         text = metadata_text(metadata)
         return self._source().join(self.stream, check_member(member), text, check_connection(connection), self.ttl)
 
     def leave(self, member: str, *, connection: str = "") -> bool:
-        """End a member's connection, at once; True where the member is gone by it, which is announced."""
+        """End a connection of a member at once. Return True, and announce it, if the member is no longer present."""
         return self._source().leave(self.stream, check_member(member), check_connection(connection))
 
     def touch(self, member: str, *, connection: str = "") -> bool:
-        """Keep a connection for another ``ttl`` seconds; False where it has expired, and is to be joined again."""
+        """Prolong a connection by ``ttl`` seconds from now. Return False if it has expired; then call :meth:`join` again."""
         return self._source().touch(self.stream, check_member(member), check_connection(connection), self.ttl)
 
     def members(self) -> list[Member]:
-        """Who is there now, in the order in which they came."""
+        """Return the members that are present now, in the order in which they joined."""
         return self._source().members(self.stream)
 
     def count(self) -> int:
-        """How many members are there now."""
+        """Return the number of members that are present now."""
         return self._source().count(self.stream)

@@ -1,1 +1,1 @@
-"""The settings: their table, what their values mean, how they travel."""
+"""The settings: their table, the parsing of their values, and their forms as flags and variables."""

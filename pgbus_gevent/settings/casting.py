@@ -1,8 +1,8 @@
-"""What the value of a setting means: durations, sizes, switches, lists and addresses.
+"""Casts the values of settings: durations, sizes, switches, lists and addresses.
 
-`config.Settings` gives each of its fields one `Kind`. ``Kind.cast`` takes text (a variable, a flag) or a native
-value (a keyword, TOML), and raises ValueError where it makes no sense; casting what was cast changes nothing.
-Values are refused, never repaired; only white space around text is dropped, as files and shells leave it there.
+Each field of `Settings` has a `Kind`. ``Kind.cast`` takes text (from a variable or a flag) or a native value (from a keyword or
+TOML). It raises ValueError for a value that is not allowed. Casting a value twice gives the same as casting it once. Values are
+refused, never repaired; only white space around text is removed, because files and shells leave it there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 HIDDEN = "***"
-"""Stands where a secret was, in errors and in ``repr``."""
+"""The replacement for a secret in errors and in ``repr``."""
 
 _SECONDS = {unit: Decimal(size) for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1), ("ms", "0.001"))}
 _BYTES = {"G": 1024**3, "M": 1024**2, "K": 1024, "": 1}
@@ -32,10 +32,10 @@ _SIZE = re.compile(r"(\d+)\s*(?:b|([kmg])i?b)?", re.ASCII | re.IGNORECASE)
 
 
 def redact_url(url: object) -> str:
-    """``url``, a URL or a key=value DSN, with all that is or may be a password replaced by ``***``.
+    """Return ``url``, a URL or a key=value DSN, with ``***`` in place of all that is or may be a password.
 
-    Only the parts that are understood are shown, so that a password with an unescaped ``@`` or ``/`` stays hidden too:
-    but for the one ``@`` that ends the password, `_PLAIN_URL` lets none pass.
+    Only the parts that are understood are shown. So a password with an unescaped ``@`` or ``/`` stays hidden too, because
+    `_PLAIN_URL` allows only one ``@``, which ends the password.
     """
     if not isinstance(url, str):
         return HIDDEN
@@ -67,12 +67,12 @@ def _redact_dsn(dsn: str) -> str:
 def _redact_pair(key: str, value: str) -> str:
     if key in _SHOWN and re.fullmatch(r"[\w.,/%-]*", value):
         return f"{key}={value}"
-    # An unknown key may be the rest of a password that has a separator in it.
+    # An unknown key may be the rest of a password that contains a separator.
     return f"{key}={HIDDEN}" if key in _SHOWN | _NAMED else HIDDEN
 
 
 def presentable(value: object) -> object:
-    """``value`` as an error may show it: a URL or a TOML table in the wrong place may carry a password."""
+    """Return ``value`` as errors show it. Passwords are hidden: a URL or a table in a wrong place may contain one."""
     if isinstance(value, dict):
         return HIDDEN
     if isinstance(value, (list, tuple)):
@@ -86,8 +86,9 @@ def presentable(value: object) -> object:
 class Kind(Generic[T]):
     """The values that a setting takes.
 
-    ``allowed`` says in words what they are, ``limits`` the same in brief for tables and ``--help``; ``metavar`` stands
-    for the value there, and ``text`` turns one into text. ``hide`` turns a value into what errors and ``repr`` show.
+    ``cast`` turns a given value into the setting's. ``allowed`` describes the allowed values in errors, and ``limits`` does so
+    briefly in tables and in ``--help``, where ``metavar`` is the placeholder. ``text`` turns a value into text, and ``hide`` turns
+    it into the form that errors and ``repr`` show.
     """
 
     metavar: str
@@ -101,24 +102,24 @@ class Kind(Generic[T]):
 def about(
     kind: Kind[Any], group: str, flag: str | None, meaning: str, *, words: str = "", repeatable: bool = False
 ) -> dict[str, Any]:
-    """The metadata of a setting's field; ``words`` say what the default is, where its value does not."""
+    """The metadata of a setting's field. ``words`` describe the default if its value does not."""
     return {"kind": kind, "group": group, "flag": flag, "help": meaning, "words": words, "repeatable": repeatable}
 
 
 def setting(default: D, kind: Kind[T], *place: Any, **more: Any) -> T | D:
-    """A field of the table of settings, typed as its ``kind`` and its default are."""
+    """A field of the table of settings. Its type is that of its ``kind`` and of its default."""
     return field(default=default, metadata=about(kind, *place, **more))
 
 
 def duration(low: float, high: float) -> Kind[float]:
-    """Float seconds from ``low`` to ``high``; text may carry a unit."""
+    """Float seconds from ``low`` to ``high``. Text may have a unit."""
     return _ranged(
         "DURATION", "a duration", parse_duration, format_duration, low, high, " (in seconds, or with ms, s, m, h or d)"
     )
 
 
 def size(low: int, high: int | None = None) -> Kind[int]:
-    """Whole bytes; kB, MB and GB are powers of 1024, as in postgresql.conf, and so are KiB, MiB and GiB."""
+    """A whole number of bytes from ``low`` to ``high``. kB, MB and GB are powers of 1024, as in postgresql.conf."""
     return _ranged("SIZE", "a size", parse_size, format_size, low, high, " (in bytes, or with kB, MB or GB)")
 
 
@@ -139,7 +140,7 @@ def switch() -> Kind[bool]:
 
 
 def choice(*words: str) -> Kind[str]:
-    """One of ``words``, which are lower case; upper case is taken too."""
+    """One of ``words``, which are lower case. Upper case is accepted too."""
 
     def cast(value: object) -> str:
         word = _parse_text(value).lower()
@@ -152,7 +153,7 @@ def choice(*words: str) -> Kind[str]:
 def text(
     metavar: str, allowed: str, check: Callable[[str], bool], hide: Callable[[object], object] = presentable
 ) -> Kind[str]:
-    """Text for which ``check`` is true."""
+    """A text for which ``check`` is true."""
 
     def cast(value: object) -> str:
         word = _parse_text(value)
@@ -164,15 +165,14 @@ def text(
 def texts(
     metavar: str, allowed: str, check: Callable[[str], bool], hide: Callable[[object], object] = presentable
 ) -> Kind[tuple[str, ...]]:
-    """A list of texts for all of which ``check`` is true; as one text it is separated by commas, or a JSON array."""
+    """A list of texts for which ``check`` is true. As one text, it is a JSON array or separated by commas."""
 
     def cast(value: object) -> tuple[str, ...]:
         words = tuple(_parse_text(item) for item in _split(value))
         return words if all(check(word) for word in words) else _refuse()
 
-    return Kind(
-        metavar, cast, f"{allowed}; several are a list, separated by commas, or a JSON array", "", ",".join, hide
-    )
+    several = "several as a list, a JSON array, or a text separated by commas"
+    return Kind(metavar, cast, f"{allowed}; {several}", "", ",".join, hide)
 
 
 def matches(pattern: str) -> Callable[[str], bool]:
@@ -182,13 +182,13 @@ def matches(pattern: str) -> Callable[[str], bool]:
 
 
 def database_url() -> Kind[str]:
-    """Where PostgreSQL is, in a form that libpq takes (its manual, "Connection Strings"); passwords are hidden."""
+    """A connection string of libpq: a URL or a DSN (PostgreSQL's manual, "Connection Strings"). Passwords are hidden."""
     allowed = "postgresql://user:password@host/database, postgres://… or a DSN such as 'host=… dbname=…'"
     return text("URL", allowed, matches(r"postgres(?:ql)?://[^\0]*|\w+\s*=[^\0]*"), redact_url)
 
 
 def directory() -> Kind[str]:
-    """The path of a directory, which need not exist; a leading ``~`` is the user's home."""
+    """The path of a directory, which need not exist. A leading ``~`` is the user's home directory."""
 
     def cast(value: object) -> str:
         path = os.path.expanduser(os.fsdecode(value) if isinstance(value, os.PathLike) else _parse_text(value))
@@ -198,18 +198,18 @@ def directory() -> Kind[str]:
 
 
 def host() -> Kind[str]:
-    """A name or an address to bind, without a port."""
+    """A host name or an IP address to bind to, without a port."""
     return text("HOST", "a name or an address, without a port", matches(r"[\w.-]+|(?=.*:.*:)[\da-fA-F:.]+(?:%\w+)?"))
 
 
 def mount_path() -> Kind[str]:
-    """A path of unreserved characters (RFC 3986, section 2.3), which no proxy or browser spells in another way."""
+    """A path of unreserved characters (RFC 3986, section 2.3), which proxies and browsers never encode differently."""
     allowed = "a path that starts with / and does not end with one, of letters, digits and . _ ~ -"
     return text("PATH", allowed, matches(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+"))
 
 
 def reference() -> Kind[str]:
-    """The name of a Python object: its module, a colon, and what it is called there."""
+    """The name of a Python object: its module, a colon, and its name there."""
     return text(
         "MODULE:NAME", "a module and a name in it, such as app:authorize", matches(r"\w+(?:\.\w+)*:\w+(?:\.\w+)*")
     )
@@ -226,13 +226,13 @@ def secrets(least: int) -> Kind[tuple[str, ...]]:
 
 
 def token(least: int) -> Kind[str]:
-    """What follows ``Authorization: Bearer``, never shown; anything but visible ASCII could not be sent there."""
+    """A bearer token, never shown. It is visible ASCII, because the header ``Authorization`` can carry nothing else."""
     allowed = f"at least {least} visible ASCII characters without spaces"
     return text("TOKEN", allowed, matches(rf"[!-~]{{{least},}}"), _hide)
 
 
 def origins() -> Kind[tuple[str, ...]]:
-    """Web origins, spelt as browsers spell them in the ``Origin`` header (RFC 6454, section 6.2)."""
+    """Web origins as browsers write them in the header ``Origin`` (RFC 6454, section 6.2)."""
     allowed = "scheme://host[:port] in lower case, without a path, a wildcard or the scheme's own port"
     return texts("ORIGIN", allowed, _is_origin)
 
@@ -242,12 +242,12 @@ _has_own_port = matches(r"http://.*:80|https://.*:443")
 
 
 def _is_origin(word: str) -> bool:
-    # A browser leaves the scheme's own port out, so that an origin with it would never be met.
+    # A browser leaves out the scheme's own port, so an origin with that port would never match.
     return _is_any_origin(word) and not _has_own_port(word)
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from a number, or from text such as ``15``, ``15s``, ``500ms``, ``10m``, ``1h`` or ``7d``."""
+    """Return seconds, from a number or a text such as ``15``, ``15s``, ``500ms``, ``10m``, ``1h`` or ``7d``."""
     if not isinstance(value, str):
         return _parse_number(value)
     match = _DURATION.fullmatch(value.strip()) or _refuse()
@@ -255,7 +255,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """``seconds`` as text that `parse_duration` takes, in the largest unit that leaves no fraction."""
+    """Return ``seconds`` as text for `parse_duration`, in the largest unit that leaves no fraction."""
     exact = Decimal(repr(float(seconds)))
     if not exact:
         return "0"
@@ -264,7 +264,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: object) -> int:
-    """Bytes from a whole number, or from text such as ``65536``, ``64kB``, ``1MB`` or ``1MiB``."""
+    """Return bytes, from a whole number or a text such as ``65536``, ``64kB``, ``1MB`` or ``1MiB``."""
     if not isinstance(value, str):
         return parse_integer(value)
     match = _SIZE.fullmatch(value.strip()) or _refuse()
@@ -272,7 +272,7 @@ def parse_size(value: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """``size`` in bytes as text that `parse_size` takes, in the largest unit that leaves no fraction."""
+    """Return ``size``, in bytes, as text for `parse_size`, in the largest unit that leaves no fraction."""
     if not size:
         return "0"
     prefix = next(prefix for prefix, factor in _BYTES.items() if size % factor == 0)
@@ -280,7 +280,7 @@ def format_size(size: int) -> str:
 
 
 def parse_integer(value: object) -> int:
-    """A whole number; ``1_000``, ``1e3`` and True are none."""
+    """Return a whole number. ``1_000``, ``1e3`` and True are refused."""
     if isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip(), re.ASCII):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else _refuse()
@@ -302,7 +302,7 @@ def _parse_text(value: object) -> str:
 
 
 def json_list(value: str) -> list[Any] | None:
-    """The list in a text that is a JSON array of texts; None where it is anything else, as ``[ab]*`` is."""
+    """Return the list in a text that is a JSON array of texts; None for any other text, such as ``[ab]*``."""
     try:
         found = json.loads(value) if value.lstrip().startswith("[") else None
     except ValueError:
@@ -328,7 +328,7 @@ def _ranged(
 ) -> Kind[N]:
     def cast(value: object) -> N:
         result = parse(value)
-        # Written so that NaN, which is neither above nor below anything, is refused.
+        # This form refuses NaN, for which all comparisons are false.
         inside = low <= result and (high is None or result <= high)
         return result if inside else _refuse()
 

@@ -1,4 +1,4 @@
-"""The settings as flags of a program, and as the table of the documentation."""
+"""The settings as flags of a program, and as a table for the documentation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .table import entries, variable
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds the flags of the settings ``names`` to ``parser``, or of all that have one; ``config`` is the TOML file.
+    """Add the flags of the settings ``names`` to ``parser``; by default, all flags. The name ``config`` is the TOML file.
 
-    A flag that is not used leaves None, so that variable, file and default have their turn in `Settings.load`.
-    Raises KeyError for a name without a flag.
+    A flag that is not used has the value None, so `Settings.load` goes on to the variable, the file and the default. Raises
+    KeyError for a name without a flag.
     """
     flagged = {name: entry for name, entry in entries().items() if entry.metadata["flag"]}
     groups: dict[str, argparse._ArgumentGroup] = {}
@@ -28,13 +28,13 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def flags_given(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_flags` that were used, as keywords for `Settings.load`; other arguments are left out."""
+    """Return the flags of `add_flags` that were used, as keywords for `Settings.load`. Other arguments are left out."""
     names = {"config", *entries()}
     return {name: value for name, value in vars(namespace).items() if name in names and value is not None}
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table: flag, variable, default and meaning. TOML keys are the field names."""
+    """Return all settings as a Markdown table with flag, variable, default and meaning."""
     head = "| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n"
     return head + "".join(f"{_row(entry)}\n" for entry in entries().values())
 
@@ -43,7 +43,7 @@ def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any]) -> None:
     about, flag = entry.metadata, entry.metadata["flag"]
     meaning = f"{_meaning(entry)}; {variable(entry.name)}; default: {_default(entry)}".replace("%", "%%")
     if flag.startswith("--no-"):
-        # Both spellings, so that a flag can also turn on what the environment turned off.
+        # Add --NAME too, so that a flag can also turn on a setting that the environment has turned off.
         group.add_argument(f"--{entry.name}", action=argparse.BooleanOptionalAction, help=meaning)
         return
     action = "append" if about["repeatable"] else "store"

@@ -1,6 +1,6 @@
-"""How long, and how many, messages are kept: one age for all streams, and rules for those whose names match a pattern.
+"""How long messages are kept, and how many: one age for all streams, and rules for streams whose names match a pattern.
 
-`Settings` casts the rules by `rules`; who prunes asks a `Retention` about each stream.
+`Settings` casts the rules with `rules`. The pruner asks a `Retention` about each stream.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import NoReturn
 
 from .casting import Kind, duration, format_duration, json_list, parse_integer, presentable
 
-_EVER = 1e10  # seconds; beyond what the settings allow
+_EVER = 1e10  # seconds; longer than the settings allow
 
 MAX_COUNT = 1_000_000
-"""The most that a rule may count to: each round counts the messages of each such stream."""
+"""The largest count of a rule. It is limited because each round counts the messages of every stream with a count."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept of the streams that match ``pattern``: ``age`` in seconds, and the newest ``count`` (None: any number).
+    """The messages that are kept of the streams that match ``pattern``.
 
-    The pattern is as in `fnmatch`, case counting: ``*`` is any text, ``?`` one character, ``[abc]`` one of these.
+    They are at most ``age`` seconds old, and at most ``count`` in number (None: no limit). Patterns are those of `fnmatch`, with
+    case: ``*`` is any text, ``?`` is one character, ``[abc]`` is one of these characters.
     """
 
     pattern: str
@@ -36,8 +37,10 @@ class Rule:
 
 
 class Retention:
-    """What is kept of each stream: by the first rule that matches its name, else ``age`` seconds; and for how long a stream is
-    remembered that was emptied."""
+    """Says which messages of a stream are kept: by the first rule that matches its name, or else those of ``age`` seconds.
+
+    ``forget_after`` is how long an empty stream is remembered, in seconds.
+    """
 
     def __init__(self, age: float, rules: Iterable[Rule] = (), forget_after: float = 0.0) -> None:
         self._age = age
@@ -46,7 +49,7 @@ class Retention:
 
     @classmethod
     def read(cls, statement: str) -> Retention:
-        """From the text that :attr:`statement` is. Raises ValueError where it is none."""
+        """Make a Retention from the text of :attr:`statement`. Raises ValueError for any other text."""
         found = json.loads(statement)
         if not isinstance(found, dict) or found.keys() != {"retention", "retention_patterns", "forget_after"}:
             _refuse()
@@ -55,7 +58,7 @@ class Retention:
 
     @property
     def statement(self) -> str:
-        """As text for other processes; equal texts are equal retentions."""
+        """The retention as text for other processes. Two retentions are equal if their texts are."""
         told = {
             "retention": format_duration(self._age),
             "retention_patterns": [str(rule) for rule in self._rules],
@@ -68,7 +71,7 @@ class Retention:
         return f"retention={format_duration(self._age)}{patterns} forget_after={format_duration(self.forget_after)}"
 
     def keep(self, stream: str) -> tuple[float, int | None]:
-        """The age in seconds, and the number of messages or None."""
+        """Return the age in seconds for ``stream``, and the number of messages, or None if that is not limited."""
         for rule in self._rules:
             if fnmatchcase(stream, rule.pattern):
                 return rule.age, rule.count
@@ -76,7 +79,7 @@ class Retention:
 
 
 def keep_longest(retentions: Iterable[Retention], stream: str) -> tuple[float, int | None]:
-    """What all of these together keep of a stream: the longest age, and the highest number, None where one has no limit."""
+    """Return the longest age and the highest number that one of ``retentions`` has for ``stream``; None is no limit."""
     kept = [retention.keep(stream) for retention in retentions]
     counts = [count for _, count in kept if count is not None]
     return max(age for age, _ in kept), max(counts) if len(counts) == len(kept) else None
@@ -85,9 +88,9 @@ def keep_longest(retentions: Iterable[Retention], stream: str) -> tuple[float, i
 def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
     """Rules with ages from ``low`` to ``high`` seconds.
 
-    As text ``PATTERN=AGE`` or ``PATTERN=AGE/COUNT``, separated by commas, or a JSON array of such texts; in TOML
-    and Python a table by pattern, of ages,
-    of the same text, or of tables with ``age`` and ``count``. A pattern that comes twice makes no sense.
+    As text, they are ``PATTERN=AGE`` or ``PATTERN=AGE/COUNT``, separated by commas, or a JSON array of such texts. In TOML and
+    Python, they are a table from patterns to ages, to texts ``AGE/COUNT``, or to tables with ``age`` and ``count``. A pattern must
+    not come twice.
     """
     age = duration(low, high).cast
 
@@ -96,8 +99,8 @@ def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
         return found if len({rule.pattern for rule in found}) == len(found) else _refuse()
 
     allowed = (
-        f"a table by pattern of ages from {format_duration(low)} to {format_duration(high)}, as 7d, 1m/100 or"
-        f" {{age = '1m', count = 100}} with a count from 1 to {MAX_COUNT}; as text PATTERN=AGE[/COUNT], separated by"
+        f"a table from patterns to ages from {format_duration(low)} to {format_duration(high)}, such as 7d, 1m/100 or"
+        f" {{age = '1m', count = 100}}, with a count from 1 to {MAX_COUNT}; or a text PATTERN=AGE[/COUNT], separated by"
         " commas; each pattern once"
     )
     limits = f"each {format_duration(low)} to {format_duration(high)}"
@@ -106,7 +109,7 @@ def rules(low: float, high: float) -> Kind[tuple[Rule, ...]]:
 
 def _pairs(value: object) -> list[tuple[object, object]]:
     if isinstance(value, str):
-        # A pattern may have a comma in it: then the rules are a JSON array, one text each.
+        # If a pattern contains a comma, the rules are a JSON array of texts.
         texts = json_list(value)
         if texts is None:
             texts = [text.strip() for text in value.split(",")] if value.strip() else []
@@ -120,7 +123,7 @@ def _pairs(value: object) -> list[tuple[object, object]]:
 
 
 def _rule(pattern: object, kept: object, age: Callable[[object], float]) -> Rule:
-    # A name has none of these characters, and no more than 255 bytes, so that such a pattern would match nothing.
+    # Names of streams never contain these characters, so such a pattern would match nothing.
     if not isinstance(pattern, str) or not pattern or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in pattern):
         _refuse()
     if isinstance(kept, Rule):
@@ -145,7 +148,7 @@ def _as_text(value: tuple[Rule, ...]) -> str:
 
 
 def _show(value: object) -> object:
-    # A table is what belongs here; elsewhere one may carry a password.
+    # A table is in its right place here. In a wrong place it may contain a password, so `presentable` would hide it.
     return value if isinstance(value, dict) else presentable(value)
 
 

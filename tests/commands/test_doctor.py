@@ -1,4 +1,4 @@
-"""The command that looks whether all is well, on databases where all is, and where it is not."""
+"""The command that checks what the streams depend on, on databases with and without problems."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands import doctor as cli_doctor
-from pgbus_gevent.commands.doctor import FAIL, OK, WARN, Finding, findings
+from pgbus_gevent.commands import findings as checks_of_doctor
+from pgbus_gevent.commands.findings import FAIL, OK, WARN, Finding, findings
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.checks import Checks, Oldest, Rows
 from pgbus_gevent.database.notifications import ListenSession
@@ -107,7 +107,7 @@ def test_a_role_without_rights_is_told_which(url: str, sql: Session) -> None:
 
 
 def test_a_role_that_may_not_even_look_into_the_schema_is_a_failure(url: str, sql: Session) -> None:
-    """One line that says so and names the owner, and none for each thing that could not be looked at."""
+    """One finding says so and names the owner; the checks that cannot run report nothing."""
     sql.run("create role pgbus_test_stranger")
     owner = sql.one("select nspowner::regrole::text from pg_namespace where nspname = 'pgbus'")
     try:
@@ -137,7 +137,7 @@ def test_an_open_transaction_is_found(url: str) -> None:
         ((_, pid),) = cursor.fetchall()
 
         def found() -> Any:
-            # Of the whole server, so for a moment it may be another test's.
+            # It covers the whole server, so for a moment it may be a transaction of another test.
             oldest = Checks(database.pool).oldest_transaction()
             return oldest if oldest is not None and oldest.pid == pid else None
 
@@ -182,7 +182,7 @@ def test_dead_rows_and_no_autovacuum_are_told(
 
 def test_the_clock_and_the_descriptors_are_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checks, "clock_offset", lambda self: -3.5)
-    monkeypatch.setattr(cli_doctor.resource, "getrlimit", lambda which: (256, 256))
+    monkeypatch.setattr(checks_of_doctor.resource, "getrlimit", lambda which: (256, 256))
     found = look(url)
     assert (found["clock"].level, "3500 ms behind" in found["clock"].text) == (WARN, True)
     assert (found["descriptors"].level, "LimitNOFILE" in found["descriptors"].todo) == (WARN, True)

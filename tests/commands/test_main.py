@@ -1,4 +1,4 @@
-"""The command line, run as users run it: as a process of its own, on a real PostgreSQL."""
+"""The command line as users run it: in a process of its own, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cli_parts import PATIENCE, PROGRAM, Cli, environment
 
 from pgbus_gevent import __version__
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.common import read_or_make_secret
+from pgbus_gevent.commands.secret import read_or_make_secret
 from pgbus_gevent.core.names import Signer
 from pgbus_gevent.errors import InvalidArgument, TokenExpired
 from pgbus_gevent.testing.databases import TestDatabases
@@ -65,7 +65,7 @@ def test_version(lonely: Cli) -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "which command?"),
+        ([], "no command was given"),
         (["brodcast", "a", "b"], "there is no command 'brodcast'; did you mean broadcast?"),
         (["xyz"], "there is no command 'xyz'; there are serve, broadcast"),
         (["--foo"], "--foo"),
@@ -268,7 +268,7 @@ def test_a_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "short\n", "two lines of text\nof which none\n", "\n" + "x" * 20])
 def test_a_file_that_holds_no_secret_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(text)
-    with pytest.raises(InvalidArgument, match="does not hold a secret"):
+    with pytest.raises(InvalidArgument, match="contains no secret"):
         read_or_make_secret(str(tmp_path), create=True)
 
 
@@ -282,13 +282,13 @@ def test_records_are_logged_as_json_even_those_from_before_the_format_was_known(
     record = json.loads(line)
     assert abs(time() - _seconds(record.pop("time"))) < 60
     assert "PGBUS_RETENTION" in record.pop("message")
-    assert record == {"level": "warning", "logger": "pgbus_gevent.settings.table"}
+    assert record == {"level": "warning", "logger": "pgbus_gevent.settings"}
 
 
 def test_a_log_level_holds_for_every_record(cli: Cli) -> None:
     assert cli.ok("streams", "--log-level", "error", PGBUS_RETENSION="1h")
     _, _, err = cli.run("streams", PGBUS_RETENSION="1h")
-    assert re.fullmatch(r"\S+T\S+Z WARNING pgbus_gevent\.config: PGBUS_RETENSION [^\n]+\n", err)
+    assert re.fullmatch(r"\S+T\S+Z WARNING pgbus_gevent\.settings: PGBUS_RETENSION [^\n]+\n", err)
 
 
 def test_an_interrupt_ends_a_command_in_silence(lonely: Cli) -> None:
@@ -314,7 +314,7 @@ def test_a_closed_descriptor_is_no_bug(closed: str, arguments: list[str], cli: C
         timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr in (b"", b"pgbus-gevent: there is no data: stdin is closed\n")
+    assert done.stderr in (b"", b"pgbus-gevent: cannot read the data, because stdin is closed\n")
 
 
 def test_names_are_printed_in_utf_8_whatever_the_locale(cli: Cli, pgbus_bus: Bus) -> None:

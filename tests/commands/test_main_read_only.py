@@ -1,4 +1,4 @@
-"""Programs that only read change nothing in the database, whatever they find in it."""
+"""Programs that only read change nothing in the database, in whatever state it is."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def content(url: str) -> dict[str, list[Any]]:
     tables = execute(
         url, "select relname from pg_class where relnamespace = 'pgbus'::regnamespace and relkind = 'r' order by 1"
     )
-    # The database is a copy of a template, and has its channels: the first server that asks gives it some of its own.
+    # The database is a copy of a template, with its channels. The first server that asks gives it new ones.
     return {table: execute(url, f"select t::text from pgbus.{table} t order by 1") for (table,) in tables}
 
 
 @pytest.fixture
 def old(pgbus_database: str, pgbus_bus: Bus) -> str:
-    """A database in which everything is due to be cleaned up by a server: messages, members."""
+    """A database in which a server would have much to clean up: messages and members."""
     pgbus_bus.stream("orders").broadcast_many(["one", "two", "three"])
     pgbus_bus.stream("orders").presence.join("7")
     execute(pgbus_database, "update pgbus.messages set created_at = now() - interval '1 year'")
@@ -59,7 +59,7 @@ def test_tail_changes_nothing(old: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path, old)
     with Tail(cli, "orders", "--since", "0", PGBUS_PRUNE_INTERVAL="0.05", PGBUS_PRESENCE="*") as tail:
         assert [tail.line().split()[-1] for _ in range(3)] == ["one", "two", "three"]
-        gevent.sleep(1.0)  # a pruner would have come by many times
+        gevent.sleep(1.0)  # a pruner would have run many times by now
         tail.signal()
         assert tail.end().err == ""
     assert content(old) == before
@@ -88,7 +88,7 @@ def test_tail_follows_with_a_role_whose_transactions_are_read_only(old: str, tmp
 def test_the_other_readers_change_nothing(command: str, old: str, tmp_path: Path) -> None:
     before = content(old)
     ended = Cli(tmp_path, old).run(command)
-    # The doctor may find a fault of the machine: that is not what is asked here.
+    # The doctor may find a problem of this machine, which does not matter here.
     assert ended.err == "" and ended.out
     assert content(old) == before
     ended = Cli(tmp_path, read_only(old)).run(command)
@@ -97,7 +97,7 @@ def test_the_other_readers_change_nothing(command: str, old: str, tmp_path: Path
 
 @pytest.fixture
 def role(old: str) -> Iterator[str]:
-    """One that may log in, and nothing else."""
+    """A role that may log in, and has no other rights."""
     name = f"pgbus_test_looker_{os.getpid()}"
     execute(old, f"create role {name} login")
     yield name

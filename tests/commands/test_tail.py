@@ -1,4 +1,4 @@
-"""``tail``, run as users run it: in a pipe, under a database that restarts, with readers that stop reading."""
+"""``tail`` as users run it: in a pipe, on a database that restarts, with readers that stop reading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pgbus_gevent.testing.databases import OPTIONS
 
 @pytest.fixture(autouse=True)
 def deadline() -> Iterator[None]:
-    """No test waits for ever, whatever it waits for."""
+    """A deadline for each test, so that none waits for ever."""
     with gevent.Timeout(120):
         yield
 
@@ -97,7 +97,7 @@ def test_flags_may_stand_between_names(cli: Cli, pgbus_bus: Bus) -> None:
         assert {tail.message()["id"], tail.message()["id"]} == ids
 
 
-# where it begins
+# where it starts
 
 
 def test_without_a_cursor_it_begins_with_what_comes_next(cli: Cli, pgbus_bus: Bus) -> None:
@@ -141,7 +141,7 @@ def test_it_tells_of_a_cursor_beyond_the_end(cli: Cli, pgbus_bus: Bus) -> None:
     last = pgbus_bus.stream("orders").broadcast("x")
     with Tail(cli, "orders", "--json", "--since", f"{2**53 - 1}") as tail:
         assert tail.complaint() == (
-            f"pgbus-gevent: orders: {2**53 - 1} is beyond the last id, {last}; all that is retained follows"
+            f"pgbus-gevent: orders: {2**53 - 1} is above the last id, {last}; all retained messages follow"
         )
         assert tail.message()["id"] == last
 
@@ -171,7 +171,7 @@ def test_it_shows_messages_that_are_not_for_everybody(cli: Cli, pgbus_bus: Bus) 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
 def test_a_signal_ends_it_in_silence(number: int, status: int, cli: Cli, pgbus_bus: Bus) -> None:
-    handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup themselves
+    handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
         tail = Tail(cli, "orders", "--json")
     finally:
@@ -233,18 +233,18 @@ def test_a_write_into_a_broken_pipe_ends_it(cli: Cli, pgbus_bus: Bus) -> None:
     assert (done.stdout, done.stderr) == (b"0\n", b"")
 
 
-# a reader that stops, a database that goes
+# a reader that stops, and a database that goes away
 
 
 def test_a_reader_that_pauses_gets_everything_all_the_same(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
     stream = pgbus_bus.stream("orders")
     data = [f"{n}{'x' * 1000}" for n in range(3000)]
-    # So short a deadline that the follower is thrown out, and comes back, again and again.
+    # The deadline is so short that the follower is sent away, and comes back, again and again.
     with Tail(cli, "orders", "--json", "--since", "0", "--log-level", "debug", PGBUS_WRITE_DEADLINE="0.2") as tail:
         stream.broadcast_many(data)
         while "slow-consumer" not in tail.complaint():
             pass
-        # Its listener goes on meanwhile: of a million pages no more than the few that PostgreSQL keeps before it cleans up.
+        # Its listener goes on meanwhile: of a million pages, only the few remain that PostgreSQL keeps before it cleans up.
         assert execute(pgbus_database, "select pg_notification_queue_usage() < 0.00001") == [(True,)]
         reading = gevent.spawn(tail.process.stderr.read)  # type: ignore[union-attr]
         assert [tail.message()["data"] for _ in data] == data
@@ -292,7 +292,7 @@ def test_sessions_that_are_terminated_lose_and_repeat_nothing(cli: Cli, pgbus_bu
 
 @pytest.fixture
 def embedded() -> Iterator[tuple[Cli, EmbeddedPostgres]]:
-    """A command line that finds its database in its data directory, and the server there."""
+    """A command line that finds its database, with its server, in its data directory."""
     with tempfile.TemporaryDirectory(prefix="pgbus-test-") as directory:
         os.chmod(directory, 0o755)  # the server may run as another user
         with EmbeddedPostgres.open(directory, options=OPTIONS) as server:

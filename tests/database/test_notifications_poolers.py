@@ -18,7 +18,7 @@ import pytest
 from support import free_port, get, received, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.doctor import FAIL, OK, findings
+from pgbus_gevent.commands.findings import FAIL, OK, findings
 from pgbus_gevent.database import Database, green
 from pgbus_gevent.database.connect import connect
 from pgbus_gevent.errors import DatabaseError, Deaf
@@ -187,7 +187,7 @@ def test_doctor_names_the_pooler(pooler: Pooler, pgbus_settings: Settings, pgbus
     settings = replace(pgbus_settings, database_url=pooler())
     found = {one.check: one for one in findings(settings)}
     assert (found["pooler"].level, found["listen"].level) == (OK, FAIL)
-    assert "go along with each statement" in found["pooler"].text
+    assert "are sent with each statement" in found["pooler"].text
     assert "pooler" in found["listen"].text and "PGBUS_LISTEN_URL" in found["listen"].todo
     direct = {one.check: one for one in findings(replace(settings, listen_url=pgbus_database))}
     assert direct["listen"].level == OK

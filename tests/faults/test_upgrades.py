@@ -363,7 +363,8 @@ def test_migrate_of_an_older_release_says_that_the_schema_is_a_newer_one(
     sql.run(NEWER, NEWEST)
     said = Cli(tmp_path, database).ok("migrate")
     assert (
-        said == f"schema pgbus is at version {NEWEST + 1}, a newer release's, which still serves this one ({NEWEST})\n"
+        said
+        == f"schema pgbus is at version {NEWEST + 1} of a newer release, and still supports this one (version {NEWEST})\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The port that workers share: who waits at it is answered when the server ends, and a worker that cannot serve leaves it."""
+"""Workers that share a port: waiting connections are answered when a server ends; a worker that cannot serve leaves the port."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ bottle.run(app, server=Server, port=int(sys.argv[1]), quiet=True)
 SERVE = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "PORT", "app:app"]
 
 
-# those who wait to be accepted
+# connections that wait to be accepted
 
 
 def stopped(pids: set[int]) -> bool:
@@ -53,7 +53,7 @@ def stopped(pids: set[int]) -> bool:
 
 
 def waiting(served: Host, each: int = 25) -> dict[str, list[socket.socket]]:
-    """Connections in the listen queue of a server whose processes stand still, each with its request."""
+    """Connections in the listen queue of a server whose processes are stopped, each with its request."""
     found: dict[str, list[socket.socket]] = {}
     for kind, request in KINDS.items():
         found[kind] = [socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) for _ in range(each)]
@@ -64,7 +64,7 @@ def waiting(served: Host, each: int = 25) -> dict[str, list[socket.socket]]:
 
 @contextmanager
 def held(pids: set[int]) -> Iterator[None]:
-    """The processes stand still within the block."""
+    """The processes are stopped within the block."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -76,7 +76,7 @@ def held(pids: set[int]) -> Iterator[None]:
 
 
 def answers(socks: list[socket.socket]) -> list[bytes]:
-    """What each got until its end; b"" and "reset" are told apart."""
+    """What each socket got until its end. An empty answer and "reset" are different."""
     found = []
     for sock in socks:
         with sock:
@@ -118,7 +118,7 @@ def test_who_waits_to_be_accepted_at_the_end_is_answered(how: str, tmp_path: Pat
             socks = waiting(served)
             served.signal()
             if workers > 1:
-                # The master has told them, and closed the socket for its part.
+                # The master has told them to end, and has closed its own socket.
                 gevent.sleep(0.5)
         found = {kind: answers(those) for kind, those in socks.items()}
         check_farewells(found)
@@ -149,7 +149,7 @@ def test_no_answer_on_a_kept_connection_waits_for_the_clients_ack(
             connection.request("GET", "/pgbus/healthz")
             assert connection.getresponse().read()
             times.append(monotonic() - began)
-    # The kernel delays an ACK by 40 ms, but for the first dozen of a connection.
+    # The kernel delays an ACK by 40 ms, except for the first dozen of a connection.
     assert min(times[20:]) < 0.03, times
 
 
@@ -174,7 +174,7 @@ instance = Instance(
     Settings.load(**({"database_url": "postgresql://nobody@127.0.0.1:1/none"} if is_broken() else {}))
 )""",
 )
-"""Of the workers the first one, or all, cannot reach the database."""
+"""The first worker, or every worker, cannot reach the database."""
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_where_none_can_serve_clients_and_probes_are_still_told(broken: Path, pg
 
 
 class Sharers:
-    """Two servers in this process on one socket, as two workers have it; each counts what it answers."""
+    """Two servers in this process on one socket, like two workers. Each counts what it answers."""
 
     def __init__(self) -> None:
         self.able = [True, True]
@@ -246,7 +246,7 @@ class Sharers:
         return application
 
     def who(self, requests: int = 40) -> set[int]:
-        """Those who answer so many requests."""
+        """Both servers answer this many requests."""
         self.answered.clear()
         jobs = [gevent.spawn(ask, self.port, "/") for _ in range(requests)]
         assert all(job.get(timeout=PATIENCE).status == 200 for job in jobs)
@@ -268,7 +268,7 @@ def sharers() -> Iterator[Sharers]:
 @pytest.mark.slow
 def test_it_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
     sharers.able[0] = False
-    gevent.sleep(0.2)  # until both have shown it
+    gevent.sleep(0.2)  # until both have shown their load
     assert sharers.who() == {1}
     sharers.able = [True, False]
     gevent.sleep(0.2)

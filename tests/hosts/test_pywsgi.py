@@ -1,4 +1,4 @@
-"""The hardened server from outside: raw sockets against an application that notes what it was asked."""
+"""The hardened server from outside: raw sockets against an application that records its requests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_HEAD = 4096
 
 
 class Recorder:
-    """A WSGI application; ``handle`` can be replaced by a test. Keeps the method and path of all that it was asked."""
+    """A WSGI application whose ``handle`` a test can replace. It keeps the method and the path of all requests."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -72,7 +72,7 @@ def port(server: Server) -> int:
 
 @pytest.fixture(autouse=True)
 def log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """The log's lines so far. Nothing may be written to stderr around it."""
+    """The lines of the log so far. Nothing may be written to stderr meanwhile."""
     caplog.set_level(logging.INFO, logger="pgbus_gevent")
     yield lambda: [record.getMessage() for record in caplog.records]
     assert capfd.readouterr().err == ""
@@ -82,7 +82,7 @@ def still_serves(port: int) -> bool:
     return ask(port, "/alive").body == b"ok:"
 
 
-# nobody has the process to themselves ---------------------------------------------------------------------------------
+# no client has the process to itself ---------------------------------------------------------------------------------
 
 BUSY = """
 import socket, sys, threading
@@ -131,7 +131,7 @@ def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes
         assert client.stdout is not None and client.stdout.readline()
         for _ in range(20):
             assert still_serves(int(server.server_port))
-        # It has not ended, or else all would have had their turn only then.
+        # It has not ended, or all others would have had their turn only after it.
         assert client.poll() is None and "GET /alive" in app.seen
     finally:
         client.kill()
@@ -195,7 +195,7 @@ def test_who_does_not_gets_the_next(port: int, app: Recorder, lines: bytes) -> N
 def test_empty_lines_before_a_request_are_passed_over(port: int, app: Recorder, count: int) -> None:
     with connected(port, b"\r\n" * count + get("/a")) as sock:
         assert read_until(sock, b"ok:").startswith(b"HTTP/1.1 200 ")
-        # As some clients put behind a body.
+        # Some clients send them after a body.
         body = b"POST /b HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\nx" + b"\r\n" * count
         sock.sendall(body + get("/c", {"Connection": "close"}))
         assert read_to_end(sock).count(b"HTTP/1.1 200 ") == 2
@@ -216,7 +216,7 @@ def test_empty_lines_alone_are_no_request(server: Server, app: Recorder, log: Ca
     with connected(port, b"\r\n") as sock:
         sock.shutdown(socket.SHUT_WR)
         assert read_to_end(sock) == b""
-    # They do not make a connection busy either: a stop does not wait for it.
+    # They do not make a connection busy either, so a stop does not wait for it.
     with connected(port, get("/a")) as sock:
         read_until(sock, b"ok:")
         sock.sendall(b"\r\n")
@@ -468,7 +468,7 @@ def test_a_client_may_leave_at_any_moment(server: Server, port: int, log: Callab
     for length in range(0, len(request), 3):
         for linger in (False, True):
             with connected(port, request[:length]) as sock:
-                if linger:  # the close is a reset then
+                if linger:  # the close is then a reset
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wait_for(lambda: not server.pool, "all handlers ended")
     assert open_descriptors() == descriptors
@@ -709,7 +709,7 @@ def test_answers_that_nobody_reads_hold_no_place(
     assert not server.pool
     assert all("failed" not in line for line in log())
     for sock in socks:
-        # With what it has of the answer the kernel would go on for minutes.
+        # With its part of the answer, the kernel would go on for minutes.
         sock.settimeout(5.0)
         with pytest.raises(ConnectionResetError):
             while sock.recv(65536):
@@ -738,7 +738,7 @@ def test_an_answer_on_a_kept_connection_does_not_wait_for_an_acknowledgement(por
             sock.sendall(get("/"))
             read_until(sock, b"ok:")
             times.append(monotonic() - began)
-    # With Nagle's algorithm each waits for 40 ms, but for the first few, which the kernel acknowledges at once.
+    # With Nagle's algorithm each would wait 40 ms, except for the first few, which the kernel acknowledges at once.
     assert min(times[20:]) < 0.02
 
 
@@ -825,7 +825,7 @@ def test_an_application_that_raises_in_its_body_ends_the_connection(port: int, a
 
     app.handle = handle
     raw = exchange(port, get("/"))
-    assert raw.endswith(b"4\r\npart\r\n")  # without the last chunk, so that the client knows
+    assert raw.endswith(b"4\r\npart\r\n")  # without the last chunk, so that the client notices
     assert still_serves_after(port, app)
 
 
@@ -836,11 +836,11 @@ def test_the_access_log_has_neither_the_query_nor_a_signed_name(port: int, log: 
     assert log() == ['127.0.0.1 "GET /pgbus/streams/<signed>" 200', '127.0.0.1 "GET /a%22b" 200']
 
 
-# giving the socket away ----------------------------------------------------------------------------------------------
+# handing the socket over ---------------------------------------------------------------------------------------------
 
 
 class Adopter:
-    """An application that has its socket given to it, and writes to it once."""
+    """An application that takes its socket over, and writes to it once."""
 
     def __init__(self) -> None:
         self.adopted: list[socket.socket] = []
@@ -907,7 +907,7 @@ def iterating(app: Any) -> Any:
 
 
 def listing(app: Any) -> Any:
-    """Middleware that has the whole body before it returns."""
+    """Middleware that reads the whole body before it returns."""
     return lambda environ, start_response: list(app(environ, start_response))
 
 

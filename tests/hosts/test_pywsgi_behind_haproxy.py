@@ -33,7 +33,7 @@ def ports() -> tuple[int, int]:
 
 @pytest.fixture
 def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
-    """Its port."""
+    """The port of HAProxy."""
     (recipe,) = re.findall(r"^```haproxy\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
     for written, ours in (
         ("bind :443 ssl crt /etc/haproxy/site.pem alpn h2,http/1.1", f"bind 127.0.0.1:{ports[0]}"),
@@ -63,12 +63,12 @@ def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Starts the server behind it, and returns what stops that."""
+    """Starts the server behind HAProxy, and returns a function that stops it."""
     with servers_at(ports[1], pgbus_settings) as start:
 
         def ready() -> Callable[[], None]:
             stop = start()
-            # The proxy looks from time to time.
+            # HAProxy checks the server from time to time.
             until(lambda: ask(ports[0], "/pgbus/readyz").status == 200, "HAProxy knows that it is ready")
             return stop
 
@@ -123,7 +123,7 @@ def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(hapro
         assert one is not None and 3000 <= int(one[1]) <= 8000
         told.add(one[1])
     assert len(told) > 1
-    # A publisher, or a program that polls, must not take it for done.
+    # A publisher, or a program that polls, must not take the answer for a success.
     assert ask(haproxy, "/pgbus/streams/orders", "POST", b"data").status == 503
     assert ask(haproxy, "/pgbus/streams/orders", "POST", b"data", **EVENTS).status == 503
     assert ask(haproxy, "/pgbus/streams/orders?poll=1").status == 503

@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def recipe(port: int, upstream: int) -> str:
-    """The page's, without TLS and HTTP/2, on our ports."""
+    """The configuration of the page, without TLS and HTTP/2, on our ports."""
     (found,) = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
     for written, ours in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{port};"),
@@ -50,7 +50,7 @@ def ports() -> tuple[int, int]:
 
 @pytest.fixture
 def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
-    """Its port. A test may have it wait less long for the server."""
+    """The port of nginx. A test may shorten its timeout for the server."""
     configured = recipe(*ports).replace(
         "proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}"
     )
@@ -77,7 +77,7 @@ def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path
 
 @pytest.fixture
 def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Starts the server behind it, and returns what stops that."""
+    """Starts the server behind nginx, and returns a function that stops it."""
     with servers_at(ports[1], pgbus_settings) as start:
         yield start
 
@@ -85,7 +85,7 @@ def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable
 def test_the_application_goes_through_too_but_not_what_is_for_operators(
     nginx: int, serve: Callable[[], object]
 ) -> None:
-    """The module for browsers is beside the application. The metrics may be open, so that the proxy does not pass them."""
+    """The module for browsers is served beside the application. The metrics may be open, so the proxy does not pass them on."""
     serve()
     assert ask(nginx, "/pgbus/readyz").status == 200
     assert "javascript" in ask(nginx, "/pgbus/pgbus.js").headers["content-type"]
@@ -115,7 +115,7 @@ def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx
         assert found is not None and 3000 <= int(found[1]) <= 8000
         told.add(found[1])
     assert len(told) > 1
-    # A publisher, or a program that polls, must not take it for done.
+    # A publisher, or a program that polls, must not take the answer for a success.
     for headers in ({}, EVENTS):
         assert ask(nginx, "/pgbus/streams/orders", "POST", b"data", **headers).status == 503
     assert ask(nginx, "/pgbus/streams/orders?poll=1").status == 503
@@ -149,7 +149,7 @@ def test_a_server_that_does_not_answer_is_one_that_is_away(nginx: int, ports: tu
         with mute.accept()[0] as asked:
             head = asked.recv(65536).lower()
     assert (answer.status, b"unavailable" in answer.body) == (200, True)
-    # So that the end of an answer is told, and what the request asked for is known.
+    # So that the end of an answer is visible, and the test knows what the request asked for.
     assert head.startswith(b"get /pgbus/streams/orders http/1.1\r\n")
     assert b"\r\nhost: live.example\r\n" in head and b"connection:" not in head
 

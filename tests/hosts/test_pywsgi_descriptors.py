@@ -1,4 +1,4 @@
-"""At the limit of open files: as many streams as fit, and health checks are answered all the same."""
+"""At the limit of open files, as many streams as fit are served, and health checks are still answered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUEST = b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: test\r\nAccept: text/eve
 
 
 def first_of(sock: socket.socket) -> bytes:
-    """What a server sends first that tells how it went."""
+    """The first bytes from the server, which show what happened."""
     data = b""
     sock.settimeout(10)
     while b"event: " not in data and (more := sock.recv(4096)):
@@ -53,7 +53,7 @@ def test_more_refusals_than_there_are_descriptors_end_nothing(tmp_path: Path, pg
             socks.append(sock)
         connected = [sock for sock in socks[:40] if b"pgbus:connected" in first_of(sock)]
         assert len(connected) == 40
-        # Most refusals of the same client are held for seconds by now, and one takes the place of another.
+        # Most refusals of this client are held for seconds by now, and each new one takes the place of an older one.
         until(lambda: status(served, "/pgbus/healthz") == 200, "it tells of its health", 3.0)
         holds(lambda: status(served, "/pgbus/healthz") == 200, "and goes on to", 5.0)
         with session(pgbus_database) as connection:

@@ -1,4 +1,4 @@
-"""Where a request ends: our parser reads nothing that h11, which others wrote, reads otherwise."""
+"""Where a request ends: our parser reads nothing that h11, which we did not write, reads differently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Asked = list[tuple[str, str, bytes]]
 
 
 def slipped(rng: random.Random) -> bytes:
-    """A request with one slip or two in it, and another request behind it."""
+    """A request with one or two faults in it, and another request behind it."""
     raw = bytearray(rng.choice(VALID))
     for _ in range(rng.randrange(1, 3)):
         at = rng.randrange(len(raw) - len(SMUGGLED) + 1)
@@ -38,7 +38,7 @@ h11: Any = pytest.importorskip("h11")
 
 
 def as_h11_reads(raw: bytes) -> Asked:
-    """The requests that are whole before anything is malformed."""
+    """The requests that are complete before the first malformed one."""
     connection, found, body = h11.Connection(h11.SERVER), [], b""
     connection.receive_data(raw)
     connection.receive_data(b"")
@@ -63,7 +63,7 @@ def as_h11_reads(raw: bytes) -> Asked:
 @pytest.mark.parametrize("seed", range(5))
 def test_no_request_is_read_that_h11_reads_otherwise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.LINGER", 0.02)
-    # h11 passes over no empty lines before a request.
+    # h11 does not skip empty lines before a request.
     monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.EMPTY_LINES", 0)
     asked: Asked = []
 

@@ -1,4 +1,4 @@
-"""The applications of docs/frameworks.md and docs/bottle.md, run as they stand there."""
+"""The applications in docs/frameworks.md and docs/bottle.md, run without a change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def program_in(document: str, heading: str) -> str:
-    """The one whole program under a heading."""
+    """The only complete program under a heading."""
     section = re.split(r"^## ", (ROOT / "docs" / document).read_text(), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(f"{heading}\n")]
     (code,) = [block for block in _BLOCK.findall(text) if block.startswith("from gevent import monkey")]

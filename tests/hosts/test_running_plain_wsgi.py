@@ -1,4 +1,4 @@
-"""The same application behind a WSGI server that keeps its sockets: gevent's own, one greenlet for each client."""
+"""The same application in a WSGI server that keeps its sockets: gevent's own server, with one greenlet for each client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_messages_are_delivered_and_replayed(pgbus_settings: Settings, pgbus_bus
             orders.broadcast(f"live {n}\nsecond line")
             orders.broadcast(f"hint {n}", ephemeral=True)
         expected = stored(connection, "orders")
-        # The hints are for whoever is connected by then, so the other may have got some of them.
+        # Ephemeral messages reach the clients that are connected at the time, so the other client may have got some of them.
         until(lambda: len(live.messages) == 100, "all arrive")
         until(lambda: len([each for each in received(replayed) if each[0]]) >= 350, "all were replayed")
         assert [each for each in received(live) if each[0]] == expected[300:]
@@ -71,7 +71,7 @@ def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
         reading, stalled = server.live("orders"), server.live("orders")
         stalled.pause()
         for n in range(25):
-            # The kernel takes four megabytes for it.
+            # The kernel buffers four megabytes for it.
             orders.broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
         until(lambda: len(reading.messages) == 200, "the reading one has all")
         if slow == "for good":

@@ -1,4 +1,4 @@
-"""The same application under uWSGI's gevent loop: real processes and sockets."""
+"""The same application in uWSGI's gevent loop, with real processes and sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``serve module:app`` for applications that bring streams of their own: these are what is served, with their hook."""
+"""``serve module:app`` for applications that bring their own streams: they are served, with their authorize hook."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def path(secret: str = SECRET) -> str:
 
 
 def statuses(served: Program, path: str) -> list[int]:
-    """What a stream answers a stranger, and whom the application's hook lets in."""
+    """The answer of a stream to a stranger, and to a client that the application's hook admits."""
     return [served.head_status(path), served.head_status(path, Cookie="user=ada")]
 
 
@@ -73,7 +73,7 @@ def test_the_applications_own_streams_answer_with_their_hook(kind: str, pgbus_da
     application(tmp_path, KINDS[kind])
     with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
         assert statuses(served, path()) == [403, 200]
-        assert served.page("/") == "1"  # one streamer in the process
+        assert served.page("/") == "1"  # one Instance in the process
         assert served.stop() == 0, served.log
 
 
@@ -101,7 +101,7 @@ def application(environ, start_response):
     with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
         until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
         assert statuses(served, path().replace("/pgbus/", "/live/")) == [403, 200]
-        assert served.stop() == 0, served.log  # else its workers would end some time after the test
+        assert served.stop() == 0, served.log  # or its workers would end some time after the test
 
 
 def test_an_instance_whose_streams_the_application_hands_out_itself_is_the_only_one(
@@ -119,7 +119,7 @@ def application(environ, start_response):
         start_response("403 Forbidden", [])
         return []
     start_response("200 OK", [("Content-Type", "text/event-stream")])
-    return own.body(StreamRequest((Place("orders"),)))
+    return own.clients.body(StreamRequest((Place("orders"),)))
 """,
     )
     with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
@@ -135,7 +135,7 @@ def test_no_secret_is_in_the_list_of_processes(pgbus_database: str, tmp_path: Pa
         served.page("/")
         process = psutil.Process(served.process.pid)
         lines = [" ".join(one.cmdline()) for one in (process, *process.children(recursive=True))]
-        assert served.stop() == 0, served.log  # else its workers would end some time after the test
+        assert served.stop() == 0, served.log  # or its workers would end some time after the test
     assert len(lines) >= 4 and "hidden" not in str(lines) and SECRET not in str(lines)
     assert "hidden" not in served.log
 
@@ -150,7 +150,7 @@ def test_an_application_without_a_secret_of_serves_has_its_own(pgbus_database: s
 @pytest.mark.parametrize(
     "code",
     [
-        # once, at the first request
+        # it makes them once, at the first request
         """
 streams = None
 def application(environ, start_response):
@@ -158,14 +158,14 @@ def application(environ, start_response):
     streams = streams or beside(StreamApp(Instance(), authorize))
     return streams(environ, start_response)
 """,
-        # for each request to the prefix, on the process's Instance
+        # it makes them for each request to the prefix, on the process's Instance
         """
 def application(environ, start_response):
     if environ["PATH_INFO"].startswith("/pgbus"):
         return StreamApp(current(), authorize)(environ, start_response)
     return plain(environ, start_response)
 """,
-        # by a generator, which does nothing before it is iterated over
+        # it is a generator, which runs only when it is iterated over
         """
 def application(environ, start_response):
     if environ["PATH_INFO"].startswith("/pgbus"):
@@ -179,10 +179,10 @@ def application(environ, start_response):
 def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_database: str, tmp_path: Path) -> None:
     application(tmp_path, code)
     with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
-        # The very first requests are for a stream.
+        # The first requests are for a stream.
         assert statuses(served, path()) == [403, 200]
         assert statuses(served, path()) == [403, 200]
-        assert "makes its own streams during a request" in served.log
+        assert "has made its own streams during a request" in served.log
         served.page("/")
         assert served.stop() == 0, served.log
 
@@ -251,7 +251,7 @@ def test_the_settings_of_serve_are_those_of_a_bus_in_the_application(pgbus_datab
     [
         (
             'application = beside(StreamApp(Instance(retention="2h"), authorize))',
-            ["--retention", "1h"],  # the default, but stated
+            ["--retention", "1h"],  # this is the default, but it was given
             "serve was given retention=3600.0, but the application's own streams have retention=7200.0",
         ),
         (
@@ -306,7 +306,7 @@ application = beside(streams)
     with program(*SERVE, *flags, database_url="", cwd=tmp_path, **own) as served:
         assert statuses(served, path()) == [403, 200]
         until(lambda: "pgbus_gevent serves http://" in served.log, "it says so")
-        assert "using that of the application's own streams" in served.log
+        assert "it uses that of the application's own streams" in served.log
         assert served.stop() == 0, served.log
     assert not (tmp_path / "data").exists(), "an embedded server was started"
 

@@ -1,4 +1,4 @@
-"""``serve`` with several workers; and several Instances in one process."""
+"""``serve`` with several workers, and several Instances in one process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def gone(pids: set[int]) -> bool:
-    """Whether all these processes have ended; one that nobody has asked for its status counts as such."""
+    """Whether all these processes have ended. A zombie counts as ended."""
     return all(ended(pid) for pid in pids)
 
 
@@ -142,7 +142,7 @@ def test_the_demo_runs_on_the_embedded_database_and_its_secret(tmp_path: Path) -
             client.next(timeout=PATIENCE)
         with served.live("demo:answer") as client:
             kind = {"content-type": "application/json"}
-            # Whichever workers take them, one answer is begun, and each of its words is written once.
+            # Whichever worker takes each request, one answer is begun, and each of its words is written once.
             for _ in range(4):
                 with urlopen(
                     Request(f"{served.url}/lab/answer", b'{"topic": "sea"}', kind), timeout=PATIENCE
@@ -171,7 +171,10 @@ def refused(folder: Path, database: str, *flags: str) -> tuple[int, str]:
 def test_an_application_that_is_not_there_ends_it_with_status_2(folder: Path, pgbus_database: str) -> None:
     status, log = refused(folder, pgbus_database, "app:nothere", "--workers", "4")
     assert status == 2
-    assert "pgbus-gevent: app has no application 'nothere'\n" in log and "Traceback" not in log
+    assert (
+        "pgbus-gevent: cannot load 'app:nothere': the module 'app' has no application 'nothere'\n" in log
+        and "Traceback" not in log
+    )
 
 
 def test_a_database_that_is_not_there_is_one_line_and_status_1(folder: Path) -> None:
@@ -203,7 +206,7 @@ def test_without_gunicorn_one_line_says_what_to_install(folder: Path, pgbus_data
 def test_a_worker_leaves_connections_to_the_one_that_has_the_least() -> None:
     board = LoadBoard()
     one, two, three = (board.place(number) for number in (1, 2, 1027))
-    assert one.pause(1000, now=10.0) == 0.0  # there is nobody else
+    assert one.pause(1000, now=10.0) == 0.0  # there are no other workers
     two.show(100, now=10.0)
     assert one.pause(100, now=10.0) == one.pause(105, now=10.0) == 0.0
     assert 0.0 < one.pause(106, now=10.0) < one.pause(120, now=10.0) <= 0.01
@@ -243,7 +246,7 @@ def test_instances_on_different_databases_and_prefixes_do_not_touch_one_another(
         assert clients["/a"].next().data == clients["/c"].next().data == "of the first"
         instances["/a"].shutdown()
         assert 1000 <= shutdown_retry(clients["/a"]) <= 5000
-        pgbus_databases.drop(second)  # with an outage of the one database the other goes on
+        pgbus_databases.drop(second)  # an outage of one database does not affect the other
         until(lambda: instances["/b"].unready == "unavailable", "it is noticed")
         publish(first, "the last")
         assert clients["/c"].next().data == "the last"

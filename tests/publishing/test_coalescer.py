@@ -1,4 +1,4 @@
-"""Writes that are held back: with a clock of our own in any order of writes, time and failures, and for real."""
+"""Coalesced writes: with a fake clock in any order of writes, time and failures, and with real time and a real database."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AWAY = DatabaseUnavailable("nobody listens there")
 
 
 class World:
-    """A clock, timers that go off as it is moved, and a database that can be away or refuse messages."""
+    """A clock, timers that go off when it is moved, and a database that can be away or refuse messages."""
 
     def __init__(self, **options: Any) -> None:
         self.now = 100.0
@@ -109,7 +109,7 @@ def test_only_the_last_write_of_a_window_is_published() -> None:
 
 
 def test_a_window_ends_after_its_first_write_however_many_follow() -> None:
-    """A target that never rests is published once for each window."""
+    """A target that is written to without a pause is published once for each window."""
     world = World()
     for n in range(40):
         world.write(str(n), "t")
@@ -158,7 +158,7 @@ def test_windows_of_different_lengths_end_each_in_its_time() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(2.0, 0.5), (0.5, 2.0)])
 def test_one_target_with_two_lengths_is_served_by_the_window_that_ends_first(first: float, second: float) -> None:
-    """Else the older value could come after the newer one."""
+    """Otherwise the older value could come after the newer one."""
     world = World()
     world.write("old", "t", window=first)
     world.write("new", "t", window=second)
@@ -243,7 +243,7 @@ def test_an_idle_one_is_collected() -> None:
 
 
 def test_while_the_database_is_away_the_last_values_are_kept(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pgbus_gevent.publishing.coalescer")
+    caplog.set_level(logging.INFO, "pgbus_gevent.coalescer")
     world = World()
     world.error = AWAY
     world.write("old", "t")
@@ -261,7 +261,7 @@ def test_while_the_database_is_away_the_last_values_are_kept(caplog: pytest.LogC
 
 
 def test_what_the_database_did_not_take_in_time_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """The age of the last write counts: a target that is still written to keeps its value."""
+    """The age of the last write counts, so a target that is still written to keeps its value."""
     world = World(keep_seconds=10.0)
     world.error = AWAY
     world.write("lost", "t")
@@ -287,7 +287,7 @@ def test_one_message_that_is_refused_does_not_take_the_others_with_it(caplog: py
 
 
 def test_a_refusal_of_everything_is_an_outage() -> None:
-    """A role without rights, a standby: somebody may put it right."""
+    """A role without rights, or a standby: the operator may correct it."""
     world = World()
     world.error = DatabaseError("cannot execute INSERT in a read-only transaction", "25006")
     world.write("one", "t")
@@ -352,7 +352,7 @@ def test_at_the_limit_the_next_write_publishes_what_waits() -> None:
 
 
 def test_at_the_limit_without_a_database_a_write_is_refused() -> None:
-    """With one try at most for each pause, and not for those who would replace what waits."""
+    """There is at most one try for each pause, and none for a write that only replaces a waiting one."""
     world = World(max_waiting=3)
     world.error = AWAY
     for n in range(3):
@@ -384,7 +384,7 @@ STEPS = st.lists(
 
 
 def run(world: World, steps: list[tuple[str, Any, Any]]) -> list[tuple[str, str, float, float]]:
-    """Do the steps; the writes as data, target, time and length."""
+    """Do the steps. Return the writes as data, target, time and length."""
     written: list[tuple[str, str, float, float]] = []
     for n, (step, what, length) in enumerate(steps):
         if step == "write":
@@ -417,13 +417,13 @@ def test_the_last_write_to_each_target_wins_and_none_comes_late(steps: list[tupl
         assert published[-1:] == [data for data, *_ in mine][-1:]
         assert [at[data] for data in published] == sorted(at[data] for data in published)
         for n, (_, _, time, length) in enumerate(mine):
-            # It, or what took its place, was there in time.
+            # It was there in time, or the write that replaced it was.
             assert min(at[data] for data, *_ in mine[n:] if data in at) <= time + length + 1e-9
 
 
 @given(steps=STEPS, length=LENGTHS)
 def test_writes_of_one_length_are_published_in_their_order(steps: list[tuple[str, Any, Any]], length: float) -> None:
-    """Between different targets of a stream, too, and through outages."""
+    """The order also holds between different targets of a stream, and through outages."""
     world = World()
     run(world, [(step, what, length) for step, what, _ in steps])
     world.error = None
@@ -456,11 +456,11 @@ def test_nothing_stays_behind_of_windows_that_ended() -> None:
     assert not windows._windows and not windows._places
 
 
-# for real
+# with a real database
 
 
 def test_greenlets_that_publish_do_not_overtake_one_another() -> None:
-    """A flush waits for the batch that is on its way, so what it promises is true."""
+    """A flush waits for a batch that is being published, so that it keeps its promise."""
     done: list[str] = []
 
     def publish(messages: Sequence[Outgoing]) -> None:
@@ -469,7 +469,7 @@ def test_greenlets_that_publish_do_not_overtake_one_another() -> None:
 
     coalescer = Coalescer(publish)
     coalescer.write(Outgoing("s", "first"), "t", 0.01)
-    gevent.sleep(0.03)  # it is on its way
+    gevent.sleep(0.03)  # it is being published
     coalescer.write(Outgoing("s", "second"), "t", 30.0)
     coalescer.flush()
     assert done == ["first", "second"]
@@ -528,8 +528,8 @@ for n in range(100):
 @pytest.mark.parametrize(
     ("window", "then"),
     [
-        (0.05, "import time; time.sleep(1); import os; os._exit(0)"),  # the window ended
-        (30, ""),  # the interpreter ended
+        (0.05, "import time; time.sleep(1); import os; os._exit(0)"),  # the window has ended
+        (30, ""),  # the interpreter has ended
         (30, "bus.close(); import os; os._exit(0)"),
         (30, "import os; pid = os.fork(); os.waitpid(pid, 0) if pid else sys.exit(0)"),  # once, by the parent
         (30, "raise SystemExit(3)"),
@@ -582,7 +582,7 @@ def test_a_process_that_forks_has_no_thread_of_ours_at_that_moment(pgbus_databas
 
 
 def test_the_example_of_the_documentation(pgbus_database: str, pgbus_bus: Bus) -> None:
-    """Each message is a beginning of the whole text, the last one is all of it, and there are fewer than words."""
+    """Each message is a beginning of the whole text, the last one is all of it, and there are fewer messages than words."""
     program = DOCUMENT.read_text().split("```python\n")[2].split("```")[0]
     found = subprocess.run(
         [sys.executable, "-c", program, pgbus_database], cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -605,7 +605,7 @@ def test_the_fake_bus_publishes_after_the_window_too() -> None:
 def test_after_a_fork_the_child_starts_empty() -> None:
     world = World()
     world.write("the parent's", "t")
-    world.coalescer._pid = os.getpid() + 1  # as it looks from the child
+    world.coalescer._pid = os.getpid() + 1  # as it is in a child process
     world.coalescer.close()
     assert world.data == []
     world.write("the child's", "t")
@@ -632,7 +632,7 @@ def test_a_server_does_not_wait_for_a_database_that_hangs() -> None:
 
 
 def test_a_bus_without_its_database_says_what_it_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """And writes go on without an error or a wait."""
+    """Writes go on without an error or a wait."""
     with Bus("postgresql://nobody@127.0.0.1:1/none", migrate=False) as bus:
         for n in range(3):
             assert bus.stream("s").broadcast(str(n), coalesce=0.02, target="t") is None
@@ -643,7 +643,7 @@ def test_a_bus_without_its_database_says_what_it_lost(caplog: pytest.LogCaptureF
 
 
 def test_what_clients_get_is_the_last_write(pgbus_bus: Bus, pgbus_client: Callable[..., Any]) -> None:
-    """A hundred writes of an answer that grows are a few messages, the last one whole, and plain ones are not held back."""
+    """A hundred writes of a growing answer become a few messages, the last of them complete. Plain messages are not held back."""
     client = pgbus_client("chat")
     client.next("pgbus:connected")
     chat = pgbus_bus.stream("chat")

@@ -1,4 +1,4 @@
-"""Settings reach another process as they are: every one of them, with any value that it takes."""
+"""Settings reach another process unchanged: each of them, with any value that it takes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ GUESSES: st.SearchStrategy[Any] = st.one_of(
     st.lists(st.builds(Rule, WORDS, NUMBERS, st.none() | st.integers(1, 1000)), max_size=3),
     st.lists(st.text("abc,[]\"' ", min_size=16), max_size=3),
 )
-"""Values for any setting, of which each takes some and refuses the others."""
+"""Values for any setting. Each setting takes some of them and refuses the others."""
 
 
 def made(name: str, value: Any) -> Settings | None:
-    """Settings with this value, None where it makes no sense there."""
+    """Settings with this value; None if the setting refuses it."""
     try:
         return Settings(**{name: value})
     except InvalidSetting:
@@ -48,7 +48,7 @@ def made(name: str, value: Any) -> Settings | None:
 
 
 def goes_through(name: str, value: Any) -> bool:
-    """Whether the setting takes the value; if so, it has to come out as it went in."""
+    """Whether the setting takes the value. If it does, the value must be the same afterwards."""
     before = made(name, value)
     if before is not None:
         assert Settings.load(environ=variables(before)) == before
@@ -58,7 +58,7 @@ def goes_through(name: str, value: Any) -> bool:
 @pytest.mark.parametrize("name", [entry.name for entry in fields(Settings)])
 def test_a_value_comes_out_as_it_went_in(name: str) -> None:
     taken = [goes_through(name, value) for value in FIXED]
-    assert any(taken) or name == "listen_url", f"give an example of {name}"  # that one makes no sense alone
+    assert any(taken) or name == "listen_url", f"give an example of {name}"  # listen_url is not allowed alone
 
     @settings(max_examples=60, deadline=None)
     @given(GUESSES)
@@ -147,7 +147,7 @@ def test_real_workers_and_an_application_have_the_settings_of_serve(
         config=str(tmp_path / "pgbus.toml"), environ={}, database_url=pgbus_database, workers=int(workers), grace=3
     )
     arguments = ("-m", "pgbus_gevent.serve", "--config", "pgbus.toml", "--workers", workers, "site_app:application")
-    # A locale without any character beyond ASCII.
+    # A locale that has only ASCII characters.
     with program(*arguments, database_url=pgbus_database, cwd=tmp_path, PGBUS_SECRET="", LC_ALL="C") as served:
         found = served.page("/")
         assert served.stop() == 0, served.log

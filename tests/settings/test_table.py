@@ -1,4 +1,4 @@
-"""Settings: where they are read, what they may be, and what is said of one that makes no sense."""
+"""Settings: where they are read, which values are allowed, and what the error says for others."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_the_value_of_an_unknown_name_is_not_shown() -> None:
 
 
 def test_an_unknown_variable_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "pgbus_gevent.settings.table"):
+    with caplog.at_level(logging.WARNING, "pgbus_gevent.settings"):
         assert load({"PGBUS_HARTBEAT": SECRET}) == Settings()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "PGBUS_HARTBEAT" in caplog.text and "did you mean PGBUS_HEARTBEAT?" in caplog.text
@@ -496,7 +496,7 @@ def test_of_a_database_url_only_what_cannot_be_a_password_is_shown(url: object, 
 def test_no_password_shows_however_it_is_written(noise: str) -> None:
     password = f"{noise}{PASSWORD}{noise}"
     assert PASSWORD not in redact_url(f"postgresql://ada:{password}@db/app")
-    # In a query, & is what ends a value.
+    # In a query, & ends a value.
     password = password.replace("&", "")
     assert PASSWORD not in redact_url(f"postgres://db/app?password={password}&sslmode=require")
 

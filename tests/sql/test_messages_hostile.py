@@ -13,7 +13,7 @@ import pytest
 from database_parts import BELL, Ear, Session, Sessions, is_waiting, opened_sessions, own_server, raises, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.doctor import FAIL, findings
+from pgbus_gevent.commands.findings import FAIL, findings
 from pgbus_gevent.core.wakes import Moved, NewMessage, parse
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
@@ -214,7 +214,7 @@ def test_doctor_names_who_keeps_a_lock(database: str, sessions: Sessions) -> Non
     squatter.run("select pg_advisory_lock(%s, 1)", BELL)
     [found] = [one for one in findings(Settings(database_url=database)) if one.check == "locks"]
     assert found.level == FAIL
-    assert f"process {squatter.pid} (role" in found.text and "keeps the doorbell" in found.text
+    assert f"process {squatter.pid} (role" in found.text and "holds the doorbell" in found.text
     assert str(squatter.pid) in found.todo
 
 
@@ -230,7 +230,7 @@ def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: s
             sql.call("broadcast", stream, "x")
         [locks] = [one for one in findings(Settings(database_url=small)) if one.check == "locks"]
         assert locks.level == FAIL and "the prepared transaction" in locks.text
-        remedy = locks.todo.removeprefix("end it, with ")
+        remedy = locks.todo.removeprefix("end it with ")
         assert remedy == """rollback prepared 'it''s "mine"'"""
         sql.run(remedy)
         sql.call("broadcast", stream, "x")

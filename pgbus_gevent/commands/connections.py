@@ -1,4 +1,4 @@
-"""The commands of whoever runs it: connections, disconnect."""
+"""The commands ``connections`` and ``disconnect``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..core.shown import json_line
 from ..database import Database
 from ..database.fleet import Worker
 from ..settings.table import Settings
-from .common import Command, database_settings, schema_expected
 from .output import table
+from .program import Command, database_settings, schema_expected
 
 _DISCONNECT = """\
-End every connection of an owner, on every worker of every host, within a second.
+Close every connection of an owner, on all workers of all machines, within a second.
 
-The owner is what the application's authorize hook calls whose connection it is. Take the right back first: whoever is
-disconnected comes back, and the hook is asked anew."""
+The owner is the name that the application's authorize hook gave to the connection. Revoke the user's rights first, because
+the clients reconnect, and the hook then decides again."""
 
 _DISCONNECT_EXAMPLES = """\
 examples:
@@ -26,7 +26,7 @@ examples:
 
 
 def _add_disconnect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("owner", metavar="OWNER", help="whose connections")
+    parser.add_argument("owner", metavar="OWNER", help="the owner of the connections")
 
 
 def _disconnect(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -37,7 +37,7 @@ def _disconnect(arguments: argparse.Namespace, settings: Settings) -> int:
 
 DISCONNECT = Command(
     "disconnect",
-    "end every connection of an owner",
+    "close every connection of an owner",
     _DISCONNECT,
     _DISCONNECT_EXAMPLES,
     ("database_url", "data_dir", "migrate"),
@@ -47,7 +47,7 @@ DISCONNECT = Command(
 
 
 _CONNECTIONS = """\
-List the workers that serve, of all hosts, and how many connections each has; as each told within the last seconds."""
+List the workers of all machines, with the number of connections that each reported within the last seconds."""
 
 _CONNECTIONS_EXAMPLES = """\
 examples:
@@ -61,7 +61,7 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object a line, with host, pid, connections, streams, messages, state, up and told (seconds)",
+        help="print JSON, one object per line, with host, pid, connections, streams, messages, state, up and told (seconds)",
     )
 
 
@@ -103,7 +103,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 CONNECTIONS = Command(
     "connections",
-    "list the workers and their numbers of connections",
+    "list the workers, with the number of connections of each",
     _CONNECTIONS,
     _CONNECTIONS_EXAMPLES,
     ("database_url", "data_dir"),

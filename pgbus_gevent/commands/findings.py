@@ -1,0 +1,309 @@
+"""The checks of ``doctor``: each looks at one thing that the streams depend on, and says what to do about a problem."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from time import monotonic, sleep
+from typing import NamedTuple
+
+from ..database import Database
+from ..database.checks import ABSURD, Checks
+from ..database.schema import migrations
+from ..errors import DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..settings.table import Settings
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+OLDEST_SERVER = 140000
+_SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
+_HEARS = 2.0  # seconds for a notification to come back
+_SLOW = 0.05  # seconds; an answer that takes longer is a warning
+_DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_LISTEN=off to poll"
+
+
+class Finding(NamedTuple):
+    """The result of a check. ``level`` is ok, warn or fail. ``todo`` says what to do, and is empty if there is no problem."""
+
+    check: str
+    level: str
+    text: str
+    todo: str = ""
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """Run the checks, and yield the findings. If the database cannot be reached, only this machine is checked."""
+    database = Database(settings, read_only=True)
+    checks = Checks(database.pool)
+    try:
+        reached = _reach(checks)
+        yield reached
+        if reached.level != FAIL:
+            denied = list(_guarded("rights", _denied, database, checks))
+            yield from denied
+            for name, check in _CHECKS.items():
+                if not denied or name not in _INSIDE:
+                    yield from _guarded(name, check, database, checks)
+    finally:
+        database.close()
+    yield _descriptors(settings)
+
+
+def _guarded(
+    name: str, check: Callable[[Database, Checks], Finding | None], database: Database, checks: Checks
+) -> Iterator[Finding]:
+    try:
+        found = check(database, checks)
+    except DatabaseError as error:
+        yield Finding(name, WARN, f"could not be checked: {error}")
+    else:
+        if found is not None:
+            yield found
+
+
+def _reach(checks: Checks) -> Finding:
+    try:
+        number, name = checks.server()
+        began = monotonic()
+        checks.server()
+    except DatabaseError as error:
+        return Finding("database", FAIL, str(error), "check the URL, the password, and that the server runs")
+    took = monotonic() - began
+    text = f"PostgreSQL {name} answers in {took * 1000:.1f} ms"
+    if number < OLDEST_SERVER:
+        return Finding("database", FAIL, text, "upgrade the server to PostgreSQL 14 or later")
+    if took > _SLOW:
+        return Finding("database", WARN, text, "move it closer or relieve it: every broadcast waits that long")
+    return Finding("database", OK, text)
+
+
+def _denied(database: Database, checks: Checks) -> Finding | None:
+    owner = checks.owner_who_denies()
+    if owner is None:
+        return None
+    todo = f"ask its owner, {owner}, to grant this role the rights that it needs (docs/sql.md, Roles)"
+    return Finding("rights", FAIL, "this role has no rights in schema pgbus", todo)
+
+
+def _role(database: Database, checks: Checks) -> Finding:
+    if checks.in_recovery():
+        return Finding(
+            "primary", FAIL, "this is a standby", "give the URL of the primary: a standby does not support LISTEN"
+        )
+    return Finding("primary", OK, "this is a primary")
+
+
+def _encoding(database: Database, checks: Checks) -> Finding:
+    encoding = checks.encoding()
+    if encoding == "UTF8":
+        return Finding("encoding", OK, "UTF8")
+    return Finding("encoding", FAIL, encoding, "create a database with encoding UTF8: names and data are Unicode")
+
+
+def _schema(database: Database, checks: Checks) -> Finding:
+    version = checks.schema_version()
+    try:
+        database.check_schema()
+    except SchemaTooOld as error:
+        text = f"version {version}, but this release needs {error.known}" if version else "there is none"
+        return Finding("schema", FAIL, text, "run `pgbus-gevent migrate`, or start `serve`, which migrates too")
+    except SchemaTooNew as error:
+        text = (
+            f"version {version} supports releases that know {error.serves} or later, but this one knows {error.known}"
+        )
+        return Finding("schema", FAIL, text, "install the newer release here too")
+    except SchemaMismatch as error:
+        return Finding("schema", FAIL, f"version {version}", str(error))
+    newest = migrations()[-1].version
+    if version is not None and version > newest:
+        return Finding("schema", OK, f"version {version} of a newer release, which still supports this one ({newest})")
+    return Finding("schema", OK, f"version {version}")
+
+
+def _rights(database: Database, checks: Checks) -> Finding | None:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    missing = checks.missing_rights()
+    if not missing:
+        return Finding("rights", OK, "this role may publish, read and prune")
+    text = f"this role lacks the right {', '.join(missing)}"
+    if any("select on pgbus.messages" in right for right in missing):
+        return Finding(
+            "rights", FAIL, text, "ask the owner to call pgbus.grant_server for this role (docs/sql.md, Roles)"
+        )
+    todo = "grant it, unless this role is not meant to have it (docs/sql.md, docs/retention.md)"
+    return Finding("rights", WARN, text, todo)
+
+
+def _ids(database: Database, checks: Checks) -> Finding | None:
+    ids = checks.ids()
+    if ids is None:
+        return None
+    if ids.fault is None:
+        return Finding("ids", OK, f"the sequence is at {ids.given}, and not behind the tables")
+    absurd = ids.highest > max(ids.given, ids.clock) + ABSURD
+    return Finding("ids", FAIL if absurd else WARN, ids.fault, "read docs/sql.md, When the database goes back in time")
+
+
+def _locks(database: Database, checks: Checks) -> Finding | None:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    # Look twice, because a publisher holds the lock for an instant before it publishes.
+    found = set(checks.squatters())
+    if found:
+        sleep(0.2)
+        found &= set(checks.squatters())
+    if not found:
+        return Finding("locks", OK, "no session holds a lock of pgbus without publishing")
+    text = "; ".join(
+        f"{one.holder} (role {one.role}, application {one.application!r}, {one.state}) holds {one.lock}"
+        for one in sorted(found)
+    )
+    return Finding("locks", FAIL, text, f"end it with {min(found).remedy}")
+
+
+def _listen(database: Database, checks: Checks) -> Finding | None:
+    if not database.settings.listen:
+        return Finding("listen", OK, "off (listen=False): the database is polled")
+    if checks.schema_version() is None:
+        return None  # the names of the channels are in the schema
+    try:
+        session = database.listen()
+    except Deaf as error:
+        return Finding("listen", FAIL, f"no notification comes back: {error.cause}", _DEAF)
+    except DatabaseUnavailable as error:
+        return Finding("listen", FAIL, str(error), "check PGBUS_LISTEN_URL, and the server's max_connections")
+    try:
+        began = monotonic()
+        if session.hears(_HEARS):
+            return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
+        return Finding("listen", FAIL, f"no notification comes back: {session.cause}", _DEAF)
+    finally:
+        session.close()
+
+
+def _pooler(database: Database, checks: Checks) -> Finding | None:
+    found = checks.pooler()
+    if not found.is_between:
+        return None
+    text = "the URL leads to a pooler"
+    if not found.takes_settings:
+        text += ", which accepts no settings at the start of a session, so they are sent with each statement"
+    return Finding("pooler", OK, text)
+
+
+def _sessions(database: Database, checks: Checks) -> Finding:
+    used, most = checks.connections()
+    wanted = database.settings.workers * (database.settings.pool_size + 1)
+    text = f"{used} of {most} sessions are in use; a server with these settings takes up to {wanted}"
+    if wanted > most:
+        return Finding("sessions", FAIL, text, "lower PGBUS_POOL_SIZE or PGBUS_WORKERS, or raise max_connections")
+    if used + wanted > most:
+        todo = "lower PGBUS_POOL_SIZE or raise max_connections, unless the sessions in use are those of this server"
+        return Finding("sessions", WARN, text, todo)
+    return Finding("sessions", OK, text)
+
+
+def _clock(database: Database, checks: Checks) -> Finding:
+    offset = checks.clock_offset()
+    text = f"the server's clock is {abs(offset) * 1000:.0f} ms {'ahead of' if offset > 0 else 'behind'} this machine's"
+    if abs(offset) > 1.0:
+        return Finding("clock", WARN, text, "set both clocks by NTP: signed names expire by this machine's clock")
+    return Finding("clock", OK, text)
+
+
+def _transactions(database: Database, checks: Checks) -> Finding:
+    oldest = checks.oldest_transaction()
+    if oldest is None or oldest.seconds < 60:
+        return Finding("transactions", OK, "no transaction is older than a minute")
+    session = f"process {oldest.pid} ({oldest.application or 'without a name'}, {oldest.state})"
+    text = f"{session} has had a transaction open for {_lasting(oldest.seconds)}"
+    if oldest.seconds < 600:
+        return Finding("transactions", OK, text)
+    todo = "end it if it is not needed: rows that were removed since cannot be vacuumed, and reads get slower"
+    return Finding("transactions", WARN, text, todo)
+
+
+def _queue(database: Database, checks: Checks) -> Finding:
+    usage = checks.queue_usage()
+    text = f"{usage:.1%} of the server's queue of notifications is in use"
+    if usage < 0.05:
+        return Finding("notifications", OK, text)
+    todo = (
+        "end the session that LISTENs and does not read (the server's log names it): if the queue is full, commits fail"
+    )
+    return Finding("notifications", FAIL if usage > 0.5 else WARN, text, todo)
+
+
+def _dead_rows(database: Database, checks: Checks) -> Finding | None:
+    rows = checks.rows()
+    if rows is None:
+        return None
+    vacuumed = "never vacuumed" if rows.vacuumed is None else f"vacuumed {_lasting(rows.vacuumed)} ago"
+    text = f"about {rows.live:,} messages, {rows.dead:,} dead rows, {vacuumed}"
+    if not rows.autovacuum:
+        return Finding("vacuum", WARN, f"{text}; autovacuum is off", "turn it on, at least for pgbus.messages")
+    if rows.dead > 100_000 and rows.dead > 2 * rows.live:
+        return Finding(
+            "vacuum",
+            WARN,
+            text,
+            "see transactions above; if none is old, let autovacuum run more often on pgbus.messages",
+        )
+    return Finding("vacuum", OK, text)
+
+
+def _retention(database: Database, checks: Checks) -> Finding | None:
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    try:
+        told = database.pruning.told()
+    except DatabaseError as error:
+        if error.sqlstate == "42501":
+            return None  # only roles that prune may read it, and the check "rights" reports that
+        raise
+    if len(told) < 2:
+        return None
+    text = "; ".join(f"{teller} has {kept}" for kept, teller in told)
+    return Finding(
+        "retention", WARN, f"servers disagree: {text}", "give all of them the same retention: the longest applies"
+    )
+
+
+_CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
+    "primary": _role,
+    "encoding": _encoding,
+    "schema": _schema,
+    "rights": _rights,
+    "ids": _ids,
+    "locks": _locks,
+    "retention": _retention,
+    "pooler": _pooler,
+    "listen": _listen,
+    "sessions": _sessions,
+    "clock": _clock,
+    "transactions": _transactions,
+    "notifications": _queue,
+    "vacuum": _dead_rows,
+}
+
+
+_INSIDE = ("schema", "rights", "ids", "locks", "retention", "listen", "vacuum")
+"""Checks that read from the schema."""
+
+
+def _descriptors(settings: Settings) -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + _SPARE_DESCRIPTORS
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        limit = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
+        return Finding("descriptors", OK, f"the limit of open files is {limit}; {wanted:,} are needed")
+    text = f"the limit of open files is {hard:,}, but {settings.max_connections:,} connections need {wanted:,}"
+    return Finding("descriptors", WARN, text, "raise it (ulimit -Hn, LimitNOFILE=), or lower PGBUS_MAX_CONNECTIONS")
+
+
+def _lasting(seconds: float) -> str:
+    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {name}"
+    return f"{seconds:.0f} seconds"
