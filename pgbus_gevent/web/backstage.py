@@ -51,8 +51,8 @@ class Backstage:
     def console(self) -> Console:
         """The console, made with the first request for it, because it imports Bottle.
 
-        By then gevent has patched the process. If Bottle were imported before that, its request would be shared by all greenlets,
-        also in the application of a user who imports this package first and patches then.
+        By then gevent has patched the process. If bottle is imported before that, all greenlets share its request. That would also
+        break the Bottle application of a program that imports this package before it patches.
         """
         from .console import Console
 

@@ -126,7 +126,7 @@ class Console:
         timeout = self._instance.settings.request_timeout
         return requests.parse_form(requests.read_body(environ, limit=_MAX_FORM, timeout=timeout))
 
-    # what the page asks for
+    # data for the page
 
     def _show_feed(self, environ: Environ) -> bottle.HTTPResponse:
         self._operators.check(environ)

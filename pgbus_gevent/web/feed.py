@@ -1,4 +1,4 @@
-"""The console's feed: an event stream of what this worker counts, once a second. It costs almost nothing while nobody watches."""
+"""The console's feed: an event stream of what this worker counts, once a second. Without watchers it costs almost nothing."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Feed:
         }
 
     def _slow(self) -> dict[str, Any]:
-        """The other workers, and what the kernel knows of this process."""
+        """The other workers, and the kernel's figures for this process."""
         cpu = os.times()
         found: dict[str, Any] = {
             "cpu": cpu.user + cpu.system,

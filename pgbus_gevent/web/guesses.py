@@ -6,7 +6,7 @@ publisher and Prometheus behind the same proxy. But if the right token is always
 So after :data:`DIFFERENT` different wrong tokens, no token is looked at for the rest of the minute, not even the right one. A wrong
 token that is repeated tells an attacker nothing, so it does not count as different, as in Microsoft's smart lockout.
 
-A hundred tokens a minute are 2^26 in a year. The shortest token allowed has 16 characters, which are 2^100 possible tokens.
+A hundred tokens a minute are 2^26 in a year. The shortest token has 16 characters; if they are random, it is one of 2^100.
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ class Guesses:
             return False
         source.newest.append(now)
         source.seen.setdefault(guess, now)
-        told = asked(lambda: self._queries.note_guess(self._door, address, guess, WINDOW))
-        if told is not None:
-            ends = now + WINDOW - told.oldest
-            if told.all > TRIES:
+        counted = asked(lambda: self._queries.note_guess(self._door, address, guess, WINDOW))
+        if counted is not None:
+            ends = now + WINDOW - counted.oldest
+            if counted.all > TRIES:
                 source.limited_until = ends
                 limited = True
-            if told.different >= DIFFERENT:
+            if counted.different >= DIFFERENT:
                 source.shut_until = ends
         return not limited
 

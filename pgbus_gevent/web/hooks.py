@@ -99,7 +99,7 @@ class Hook:
             )
         return None
 
-    def _complain(self, what: str, error: BaseException | None = None) -> None:
+    def _complain(self, fault: str, error: BaseException | None = None) -> None:
         kind = type(error).__name__ if error is not None else "answer"
         silent = self._complaints.due(kind)
         if silent is None:
@@ -108,7 +108,7 @@ class Hook:
         raised = error is not None and not isinstance(error, InvalidArgument)
         logger.error(
             "%s: refused%s%s",
-            what,
+            fault,
             f": {error}" if error and not raised else "",
             more,
             exc_info=error if raised else None,

@@ -98,7 +98,7 @@ class Metrics:
             "pgbus_refusals", "Clients refused for a passing reason, by the reason", "reason", self._refusals
         )
         yield counter("pgbus_slow_consumers", "Connections closed because they took no bytes for too long", self._slow)
-        yield counters("pgbus_gaps", "Clients told of a gap, by the reason", "reason", self._gaps)
+        yield counters("pgbus_gaps", "Gaps reported to clients, by the reason", "reason", self._gaps)
         yield gauge("pgbus_streams", "Streams with at least one connection", len(instance.counter.streams))
 
     def _delivery(self) -> Iterable[Metric]:

@@ -120,9 +120,9 @@ class Operators:
 
 def is_behind_tls(environ: Environ) -> bool:
     """Whether the browser uses https. Its own Origin says so even if no proxy does; the headers of a proxy can only add to that."""
-    told = (environ.get("wsgi.url_scheme"), environ.get("HTTP_ORIGIN"), environ.get("HTTP_X_FORWARDED_PROTO"))
+    schemes = (environ.get("wsgi.url_scheme"), environ.get("HTTP_ORIGIN"), environ.get("HTTP_X_FORWARDED_PROTO"))
     by_proxy = str(environ.get("HTTP_FORWARDED", "")).lower().replace('"', "")  # RFC 7239
-    return "proto=https" in by_proxy or any(str(scheme).lower().startswith("https") for scheme in told)
+    return "proto=https" in by_proxy or any(str(scheme).lower().startswith("https") for scheme in schemes)
 
 
 def _check_origin(environ: Environ) -> None:

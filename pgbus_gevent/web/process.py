@@ -47,8 +47,8 @@ def open_descriptors() -> float | None:
     try:
         # Linux 6.2 and later report the number as the size of the folder, which costs nothing. Reading ten thousand names every
         # few seconds takes a sixth of the CPU that ten thousand idle connections take.
-        told = os.stat(_DESCRIPTORS).st_size
-        return float(told or len(os.listdir(_DESCRIPTORS)) - 1)  # without the one that reads the folder
+        size = os.stat(_DESCRIPTORS).st_size
+        return float(size or len(os.listdir(_DESCRIPTORS)) - 1)  # without the one that reads the folder
     except OSError:
         return None
 

@@ -43,12 +43,12 @@ def path_below(environ: Environ, prefix: str) -> str | None:
     return path if script.endswith(prefix) else None
 
 
-def text_of(part: str, what: str) -> str:
+def text_of(part: str, name: str) -> str:
     """A part of the request, decoded from UTF-8. WSGI passes its bytes as Latin-1."""
     try:
         return part.encode("latin-1").decode("utf-8")
     except UnicodeError:
-        raise Refused(text(400, f"the {what} is not UTF-8")) from None
+        raise Refused(text(400, f"the {name} is not UTF-8")) from None
 
 
 def parse_query(environ: Environ) -> Query:
@@ -121,7 +121,7 @@ class Wish(NamedTuple):
     fields: Query
 
 
-def who(environ: Environ) -> int:
+def client_number(environ: Environ) -> int:
     """A number for the client that repeats a request: the best that can be done without a cookie."""
     return hash(
         tuple(

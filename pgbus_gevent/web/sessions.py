@@ -35,7 +35,9 @@ def asked(question: Callable[[], T]) -> T | None:
         with gevent.Timeout(_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
             return question()
     except DatabaseError as error:
-        logger.info("the console's logins are checked against what this worker remembers: %s", error)
+        logger.info(
+            "the console cannot ask the database about logins, and goes by the sessions of this worker: %s", error
+        )
     return None
 
 

@@ -148,12 +148,12 @@ class StreamApp:
 
     def _readiness(self, environ: Environ) -> Answer:
         reason, detail = self.instance.unready, self.instance.pulse.trouble
-        told = {"status": "ready"} if reason is None else {"status": "unready", "reason": reason}
+        state = {"status": "ready"} if reason is None else {"status": "unready", "reason": reason}
         if reason == "unavailable" and detail:
-            told["detail"] = detail
+            state["detail"] = detail
         if self.instance.listener.deaf:
-            told["listen"] = self.instance.listener.deaf
-        return json_answer(200 if reason is None else 503, told)
+            state["listen"] = self.instance.listener.deaf
+        return json_answer(200 if reason is None else 503, state)
 
     def _stream_view(self, raw_name: str, environ: Environ) -> Found:
         if environ["REQUEST_METHOD"] == "POST":
@@ -202,7 +202,7 @@ class StreamApp:
             request = self._hook.authorized(environ, request, recheck=bool(self._settings.recheck))
         refusal = self._refusal(request)
         if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
-            self._returners.hold(requests.who(environ), lambda: self._refusal(request) in (None, "restart"))
+            self._returners.hold(requests.client_number(environ), lambda: self._refusal(request) in (None, "restart"))
             refusal = self._refusal(request)
         if refusal is None:
             return request

@@ -254,8 +254,8 @@ function open() {
   const on = (name, take) => source.addEventListener(name, (event) => take(JSON.parse(event.data)));
   on("hello", greeted);
   on("now", look);
-  on("slow", (told) => {
-    [before, slow] = [slow, { ...told, at: Date.now() / 1000 }];
+  on("slow", (said) => {
+    [before, slow] = [slow, { ...said, at: Date.now() / 1000 }];
     facts();
     fleet();
   });
@@ -388,11 +388,11 @@ function warnings(found) {
     const when = new Date(warned.at * 1000);
     const time = make("time", when.toLocaleTimeString("en-GB"));
     time.title = when.toLocaleString();
-    const what = make("span");
+    const text = make("span");
     const level = make("b", `${warned.logger}: `);
     level.dataset.level = warned.level === "warning" ? "warn" : "bad";
-    what.append(level, warned.message);
-    item.append(time, what);
+    text.append(level, warned.message);
+    item.append(time, text);
     return item;
   });
   section.querySelector(".log").replaceChildren(...items);
