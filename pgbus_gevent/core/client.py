@@ -153,7 +153,7 @@ class Client(ABC):
     @property
     @abstractmethod
     def blocked_since(self) -> float | None:
-        """When the client last took a byte of the data that waits for it; None if nothing waits."""
+        """Since when the client has taken no byte of the data that waits for it; None if nothing waits."""
 
     @abstractmethod
     def send(self, data: bytes, now: float) -> None:

@@ -124,8 +124,9 @@ class StreamEventDispatcher:
                 yield
                 now, waiting = self._clock(), board.waiting(log)
                 if (log.head, log.epoch) != (head, epoch):
-                    # At the yield, the listener or a reader has extended or rewound the log. The rest of the connections get
-                    # the new messages now. The log is in `moved` again, so the others get them from the next pass.
+                    # At the yield, the listener, the sweeper or a reader has extended the log, or a reader has rewound it. The
+                    # rest of the connections get the new messages now. The log is in `moved` again, so the next pass serves the
+                    # others.
                     head, epoch = log.head, log.epoch
                     chunks.clear()
             cursor, client = subscription.cursor, subscription.client
@@ -180,7 +181,7 @@ class StreamEventDispatcher:
         for subscription in list(board.waiting(log)):
             cursor = subscription.cursor
             if not page.current:
-                break  # the sweeper or a reader rewound the log at a yield, so the clients that still wait have new cursors
+                break  # a reader rewound the log while this job was at a yield, so the clients that still wait have new cursors
             if cursor is None or not page.serves(cursor) or not board.stop_waiting(subscription):
                 continue
             if _takes_bytes(subscription.client):

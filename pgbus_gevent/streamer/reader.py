@@ -53,7 +53,7 @@ _Looks = dict[StreamLog, list[Subscription]]
 
 
 class Reader:
-    """Looks and pages. Any number of greenlets may run :meth:`run`; one of them at a time has a log.
+    """Looks and pages. Any number of greenlets may run :meth:`run`. One at a time looks at a log, and one reads a page of it.
 
     A *look* brings a log up to the table: for a stream that is new to the worker, after a wake that did not carry its message,
     and for a client whose start only the database knows. A *page* holds older messages for clients below the ring; the

@@ -70,9 +70,9 @@ class Sweeper:
     ``interval`` is the longest time until the next sweep, in seconds; each is shortened at random by up to a quarter. A message
     without a notification can be late by so much. While no notifications are heard, the interval is ten times shorter.
 
-    It yields in statements and pauses. While a statement runs, the listener and the readers may extend or rewind logs, and logs
-    may come and go. An answer is therefore compared with the heads, epochs and doubts from before the statement, and the result
-    is at most a look, which asks the table again.
+    It yields in statements and pauses. While a statement runs, the listener may extend logs, readers may extend or rewind them,
+    and logs may come and go. A row of a tail is therefore used only if it is above the head, the answer of a probe only leads to
+    a look, and a ring is cleared only if the log's epoch is still the same.
     """
 
     def __init__(
