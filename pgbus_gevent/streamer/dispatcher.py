@@ -91,6 +91,7 @@ class StreamEventDispatcher:
                 if board.delivery.is_set():
                     board.delivery.clear()
                     turns.add(self._new_jobs())
+                    turns.add_bulk([self._serve(page) for page in board.pages.take()])
                 if turns:
                     turns.step()
                 else:
@@ -98,12 +99,11 @@ class StreamEventDispatcher:
                     turns.start()
 
     def _new_jobs(self) -> list[Job]:
-        """A job for each piece of work on the board that has none yet."""
+        """A job for each piece of work on the board that has none yet; pages are bulk jobs."""
         board = self._board
         jobs = [self._pass(log) for log in board.moved.take()]
         if board.ready and not board.ready.taken:
             jobs.append(self._bring(board.ready.take()))
-        jobs += [self._serve(page) for page in board.pages.take()]
         jobs += [self._ephemerals.run(log) for log in board.ephemeral.take()]
         return jobs
 

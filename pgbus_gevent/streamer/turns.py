@@ -19,12 +19,16 @@ Two thirds of the time are thus for the jobs, so that a storm of new connections
 MAX_TURN_SECONDS = 0.05
 """The longest turn in seconds, however long the rest of the process takes."""
 
+BULK_SECONDS = 0.0002
+"""How many seconds of each turn the bulk jobs get, at least one step. Turns are short unless thousands of clients connect: then the
+greetings and the live messages go ahead of the pages."""
+
 Job = Iterator[None]
 """A generator. At each ``yield``, other jobs and other greenlets may run."""
 
 
 class Turns:
-    """Jobs that run in rotation, one step each.
+    """Jobs that run in rotation, one step each, and bulk jobs, which get a small part of each turn.
 
     A new job may overtake older ones. Put work that must stay ordered into a single job.
     """
@@ -32,13 +36,14 @@ class Turns:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._jobs: deque[Job] = deque()
+        self._bulk: deque[Job] = deque()
         self._turn = TURN_SECONDS
         self._began = clock()
         self._breathed = False
         self._overtook = False
 
     def __bool__(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._bulk)
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Add ``jobs``, in this order. It never yields.
@@ -54,6 +59,10 @@ class Turns:
         else:
             self._jobs.extend(jobs)
 
+    def add_bulk(self, jobs: Sequence[Job]) -> None:
+        """Add ``jobs`` that write much to each client. It never yields."""
+        self._bulk.extend(jobs)
+
     def start(self) -> None:
         """Begin a turn, after a time without jobs."""
         self._turn = TURN_SECONDS
@@ -61,18 +70,31 @@ class Turns:
         self._breathed = False
 
     def step(self) -> None:
-        """Run one step of the first job. When the turn is over, let the rest of the process run. Raises a job's exceptions."""
+        """Run one step of the first job. Raises a job's exceptions.
+
+        When the turn is over, or only bulk jobs are left, run some steps of these, and then let the rest of the process run.
+        """
         if self._breathed:
             self._breathed = self._overtook = False
-        job = self._jobs.popleft()
-        if next(job, self) is not self:
-            self._jobs.append(job)
-        ended = self._clock()
-        if ended - self._began > self._turn:
-            breathe()
-            self._breathed = True
-            self._began = self._clock()
-            self._turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, 2 * (self._began - ended)))
+        if self._jobs:
+            _step(self._jobs)
+            if self._clock() - self._began <= self._turn:
+                return
+        began = ended = self._clock()
+        while self._bulk and ended - began < BULK_SECONDS:
+            _step(self._bulk)
+            ended = self._clock()
+        breathe()
+        self._breathed = True
+        self._began = self._clock()
+        self._turn = min(MAX_TURN_SECONDS, max(TURN_SECONDS, 2 * (self._began - ended)))
+
+
+def _step(jobs: deque[Job]) -> None:
+    """Run one step of the first job. It goes behind the others, unless it has ended or raises."""
+    job = jobs.popleft()
+    if next(job, jobs) is not jobs:
+        jobs.append(job)
 
 
 def breathe() -> None:

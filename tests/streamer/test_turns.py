@@ -44,6 +44,24 @@ def test_jobs_that_came_during_a_break_go_ahead_every_other_time(monkeypatch: py
     assert "".join(done) == "axbzaybabab"
 
 
+def test_bulk_jobs_get_one_step_between_two_long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    jobs, done = Turns(lambda: float(next(ticks))), []
+    monkeypatch.setattr(turns, "breathe", lambda: done.append("-"))
+    jobs.add_bulk([job("A", done, 3), job("B", done)])
+    jobs.add([job("x", done), job("y", done)])
+    finished(jobs)
+    assert "".join(done) == "xA-yB-A-A-"
+
+
+def test_bulk_jobs_run_while_there_are_no_others() -> None:
+    jobs, done = Turns(lambda: 0.0), []
+    jobs.add_bulk([job("a", done, 2), job("b", done, 2)])
+    jobs.step()
+    assert not jobs
+    assert done == ["a", "b", "a", "b"]
+
+
 def test_a_job_that_dies_ends_the_step_and_the_others_are_still_there() -> None:
     def dies() -> Iterator[None]:
         yield
