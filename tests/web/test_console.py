@@ -445,6 +445,28 @@ def test_nothing_is_done_by_a_get(site: Site, path: str) -> None:
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
+def test_other_paths_and_methods_get_one_line_of_text(site: Site) -> None:
+    for path in ("/console/nothing", "/console/feed/", "/console//", "/consoles"):
+        answer = site.get(path)
+        assert (answer.status, answer.line) == (404, "not found")
+    for method in ("PUT", "DELETE", "OPTIONS"):
+        answer = ask(site.port, "/pgbus/console/streams", method, **site.headers)
+        assert (answer.status, answer.headers["allow"], "GET,HEAD" in answer.line) == (405, "GET,HEAD", True)
+
+
+def test_the_server_logs_an_exception_and_shows_none_of_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(stream: str) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(site.instance.database.fleet, "retained", fails)
+    answer = site.get("/console/retained?stream=x")
+    assert answer.status == 500 and b"bug" not in answer.body
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info is not None and str(record.exc_info[1]) == "a bug"
+
+
 # the page -------------------------------------------------------------------------------------------------------------
 
 
