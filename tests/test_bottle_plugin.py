@@ -69,7 +69,7 @@ def test_a_route_that_takes_anything_does_not_get_the_bus_unless_it_names_it() -
     assert given(lambda pgbus, **anything: None) == {"pgbus": "the bus"}
 
 
-def test_a_decorated_route_gets_the_bus_as_what_it_decorates_would() -> None:
+def test_a_decorated_route_gets_the_bus_like_the_function_that_it_decorates() -> None:
     app, bus = bottle.Bottle(), FakeBus()
     app.install(PgbusPlugin(bus))
 
@@ -105,7 +105,7 @@ def test_a_decorated_route_gets_the_bus_as_what_it_decorates_would() -> None:
     assert call(app, "/cached") == (200, "the bus: True")
 
 
-def test_a_decorator_that_provides_or_takes_the_bus_itself_is_left_to_it() -> None:
+def test_a_decorator_may_provide_or_take_the_bus_itself() -> None:
     app, bus = bottle.Bottle(), FakeBus()
     app.install(PgbusPlugin(bus))
 
@@ -160,7 +160,7 @@ def test_methods_partial_functions_and_callable_objects_get_the_bus() -> None:
     assert call(app, "/partial") == (200, "1 True")
 
 
-def test_an_argument_that_the_url_fills_is_not_overwritten_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_argument_that_the_url_fills_is_not_overwritten_silently(capsys: pytest.CaptureFixture[str]) -> None:
     app = bottle.Bottle()
     app.install(PgbusPlugin(FakeBus()))
     app.get("/<pgbus>")(lambda pgbus: "ok")
@@ -217,13 +217,13 @@ def test_two_buses_under_two_keywords_and_prefixes() -> None:
         ({"instance": 7}, "instance= takes a pgbus_gevent.streamer.Instance, not an object of type int"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(arguments: dict[str, Any], complaint: str) -> None:
+def test_an_argument_that_cannot_work_is_refused_by_name(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(bottle.PluginError, match=complaint.replace("(", r"\(")):
         PgbusPlugin(**{"bus": FakeBus(), **arguments})
 
 
 @pytest.mark.parametrize(("setting", "value"), [("prefix", "/live"), ("secret", "another secret of the tests")])
-def test_an_instance_that_would_not_know_the_pages_streams_is_refused(setting: str, value: str) -> None:
+def test_an_instance_that_could_not_serve_the_pages_streams_is_refused(setting: str, value: str) -> None:
     instance = Instance(FakeBus(**{setting: value}).settings)
     with pytest.raises(bottle.PluginError, match=f"the instance has another {setting} than the bus"):
         PgbusPlugin(FakeBus(), instance=instance)
@@ -239,7 +239,7 @@ def test_an_instance_that_would_not_know_the_pages_streams_is_refused(setting: s
         ("/live", "named", "Named has the name 'pgbus:named' too"),
     ],
 )
-def test_a_second_plugin_in_the_way_of_the_first_is_refused(prefix: str, keyword: str, complaint: str) -> None:
+def test_a_second_plugin_that_conflicts_with_the_first_is_refused(prefix: str, keyword: str, complaint: str) -> None:
     app = bottle.Bottle()
     app.install(PgbusPlugin(FakeBus()))
     app.install(type("Db", (), {"keyword": "db", "apply": lambda self, callback, route: callback})())

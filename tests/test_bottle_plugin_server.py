@@ -178,7 +178,7 @@ def test_a_part_that_fails_for_good_ends_the_program_with_status_1(tmp_path: Pat
         assert "listener has failed for good" in app.log and "bottle.run has returned" not in app.log
 
 
-def test_the_reloader_starts_the_program_anew_and_its_clients_are_told(tmp_path: Path, database: str) -> None:
+def test_the_reloader_restarts_the_program_and_its_clients_are_sent_away(tmp_path: Path, database: str) -> None:
     with running(tmp_path, database, "server=Server, reloader=True, interval=0.2") as app:
         client = app.watch(*tag_in(app.page()))
         later = os.stat(tmp_path / "app.py").st_mtime + 5

@@ -126,7 +126,7 @@ def test_a_tag_in_a_jinja2_template_that_escapes(site: Site, tmp_path: Path) -> 
     round_trip(site, page, site.bus, EVIL)
 
 
-def test_what_a_tag_is_made_of_cannot_break_out_of_it(pgbus_bus: Bus) -> None:
+def test_no_part_of_a_tag_can_break_out_of_it(pgbus_bus: Bus) -> None:
     bare = Bus(settings=replace(pgbus_bus.settings, secret=(), public=("*",)))
     try:
         path, since = tag_in(bare.stream_tag(EVIL))
@@ -173,7 +173,7 @@ def test_a_change_its_broadcast_and_the_pages_watermark_are_in_the_applications_
 # streams -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_of_a_stream_is_as_without_bottle(site: Site) -> None:
+def test_the_answer_of_a_stream_is_the_same_as_without_bottle(site: Site) -> None:
     site.install()
     site.app.get("/<anything:path>")(lambda anything: "the application's own")
     path = site.bus.stream_path("orders")
@@ -231,7 +231,7 @@ def test_a_mounted_application_with_the_same_plugin_gets_the_bus_and_the_parent_
     site.watch(f"/child{site.bus.stream_path('orders')}")
 
 
-def test_a_merged_application_with_a_plugin_of_its_own(site: Site) -> None:
+def test_a_merged_application_with_its_own_plugin(site: Site) -> None:
     child = bottle.Bottle()
     child.install(site.plugin())
     child.get("/orders")(lambda pgbus: pgbus.stream_tag("orders"))

@@ -90,7 +90,7 @@ def test_all_that_is_retained_can_be_iterated(bus: Bus, stream: str) -> None:
     assert [message.data for message in bus.stream(stream)] == data
 
 
-def test_read_after_gives_at_most_so_many_above_a_cursor(bus: Bus, stream: str) -> None:
+def test_read_after_gives_at_most_limit_messages_above_a_cursor(bus: Bus, stream: str) -> None:
     orders = bus.stream(stream)
     ids = [orders.broadcast(str(n)) for n in range(4)]
     assert [message.id for message in orders.read_after(ids[0] or 0, limit=2)] == ids[1:3]
@@ -135,7 +135,7 @@ def test_the_watermark_is_that_of_the_transactions_snapshot(bus: Bus, stream: st
     assert orders.last_id() == second
 
 
-def test_the_tag_tells_for_whom_it_was_made_where_that_is_known(bus: Bus, stream: str) -> None:
+def test_the_tag_has_the_identity_of_its_user_if_that_is_known(bus: Bus, stream: str) -> None:
     ada, bob = Subscriber(owner="ada"), Subscriber(owner="bob")
     assert "identity" not in bus.stream_tag(stream)
     tags = [bus.stream_tag(stream, subscriber=each) for each in (ada, ada, bob)]
@@ -190,7 +190,7 @@ def test_a_bad_label_is_refused(field: str, bus: Bus, stream: str) -> None:
             bus.stream(stream).broadcast("x", **{field: label})
 
 
-def test_other_things_that_make_no_sense_are_refused(bus: Bus, stream: str) -> None:
+def test_other_arguments_that_are_not_allowed_are_refused(bus: Bus, stream: str) -> None:
     orders = bus.stream(stream)
     for ask in (
         lambda: orders.broadcast_many("text"),
@@ -218,7 +218,7 @@ def test_many_greenlets_may_make_the_first_use_at_once(empty: str) -> None:
         assert [message.id for message in bus.stream("orders")] == sorted(ids)
 
 
-def test_without_migrate_the_schema_has_to_be_there(empty: str) -> None:
+def test_without_migrate_the_schema_must_exist(empty: str) -> None:
     with Bus(empty, migrate=False) as bus, pytest.raises(DatabaseError) as failed:
         bus.stream("orders").broadcast("x")
     assert failed.value.sqlstate == "3F000"
@@ -270,7 +270,7 @@ def test_streams_of_two_buses_are_the_same(bus: Bus, database: str, stream: str)
     assert bus.stream(stream).last_id() == id
 
 
-def test_everything_it_raises_is_of_one_family(bus: Bus, stream: str) -> None:
+def test_all_its_errors_have_one_base_class(bus: Bus, stream: str) -> None:
     for wrong in (lambda: bus.stream(""), lambda: bus.stream(stream).read_after(-1), lambda: bus.sign("")):
         with pytest.raises(PgbusError):
             wrong()

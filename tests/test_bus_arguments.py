@@ -102,13 +102,13 @@ def give(way: str, site: Site, name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("way", "name", "value"), ways(REFUSED), ids=lambda part: ascii(part)[:20])
-def test_what_one_refuses_all_refuse_by_name(way: str, name: str, value: str, site: Site) -> None:
+def test_an_argument_that_one_refuses_is_refused_by_all_by_name(way: str, name: str, value: str, site: Site) -> None:
     with pytest.raises(Refusal, match="NUL" if "\0" in value else name):
         give(way, site, name, value)
 
 
 @pytest.mark.parametrize(("way", "name", "value"), ways(TAKEN), ids=lambda part: ascii(part)[:20])
-def test_what_one_takes_all_take(way: str, name: str, value: str, site: Site) -> None:
+def test_an_argument_that_one_takes_is_taken_by_all(way: str, name: str, value: str, site: Site) -> None:
     give(way, site, name, value)
 
 
@@ -139,7 +139,7 @@ def test_ephemeral_is_true_or_false(ephemeral: Any, site: Site) -> None:
 
 @pytest.mark.parametrize("value", [7, b"x", True, [], ("a",)], ids=str)
 @pytest.mark.parametrize("name", ["event", "visible_to", "exclude", "key", "data", "target"])
-def test_python_refuses_what_is_no_text(name: str, value: Any, site: Site) -> None:
+def test_python_refuses_values_that_are_not_text(name: str, value: Any, site: Site) -> None:
     given = {"data": "x", name: value, **({"coalesce": 0.1} if name == "target" else {})}
     with pytest.raises(InvalidArgument, match=name):
         site.bus.stream(STREAM).broadcast(**given)

@@ -167,7 +167,7 @@ def test_a_quick_stop_still_tells_the_clients_to_come_back(tmp_path: Path, pgbus
         assert served.wait() == 0 and monotonic() - began < 4
 
 
-def test_without_a_database_the_workers_live_say_so_and_begin_when_it_is_there(
+def test_without_a_database_the_workers_live_say_so_and_start_when_it_is_reachable(
     tmp_path: Path, pgbus_database: str
 ) -> None:
     with session(pgbus_database) as connection:

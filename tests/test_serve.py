@@ -142,9 +142,7 @@ def test_the_secret_of_the_embedded_database_is_kept_from_run_to_run_for_its_own
 
 
 @pytest.mark.parametrize("name", ["app:application", "app:site.wsgi"])
-def test_an_application_of_ones_own_is_served_beside_the_streams(
-    name: str, tmp_path: Path, own: dict[str, str]
-) -> None:
+def test_an_application_is_served_beside_the_streams(name: str, tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, name, **own) as served:
         token = served.get("/anything").body.decode()
@@ -181,7 +179,7 @@ def test_the_password_of_the_database_is_not_shown(tmp_path: Path, own: dict[str
         assert "hunter2" not in served.line + served.stderr and SECRET not in served.line + served.stderr
 
 
-def test_an_ipv6_address_is_printed_as_a_url_has_it(tmp_path: Path, own: dict[str, str]) -> None:
+def test_an_ipv6_address_is_printed_as_in_a_url(tmp_path: Path, own: dict[str, str]) -> None:
     with socket.socket(socket.AF_INET6) as probe:
         try:
             probe.bind(("::1", 0))
@@ -282,7 +280,7 @@ def test_a_hook_or_filters_that_are_not_there_are_one_line_and_status_2(
     assert refused(tmp_path, "app:application", *flags, **own) == (2, complaint)
 
 
-def test_what_an_application_cannot_import_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
+def test_a_failing_import_in_an_application_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text("import nothere")
     done = subprocess.run(
         command("app:application"), cwd=tmp_path, env=environment(**own), capture_output=True, text=True, timeout=30
@@ -291,7 +289,7 @@ def test_what_an_application_cannot_import_is_shown_with_its_traceback(tmp_path:
     assert "Traceback" in done.stderr and "No module named 'nothere'" in done.stderr
 
 
-def test_a_database_of_ones_own_needs_a_secret(tmp_path: Path, database: str) -> None:
+def test_a_database_that_is_not_embedded_needs_a_secret(tmp_path: Path, database: str) -> None:
     status, line = refused(tmp_path, PGBUS_DATABASE_URL=database)
     assert status == 2
     assert line == "secret is not set: put a random text of at least 16 characters into PGBUS_SECRET, or pass --secret"
@@ -307,7 +305,7 @@ def test_a_database_of_ones_own_needs_a_secret(tmp_path: Path, database: str) ->
         (("--secret", "short"), "secret="),
     ],
 )
-def test_flags_that_make_no_sense_are_one_line_and_status_2(
+def test_flags_that_are_not_allowed_are_one_line_and_status_2(
     arguments: tuple[str, ...], complaint: str, tmp_path: Path, own: dict[str, str]
 ) -> None:
     status, line = refused(tmp_path, *arguments, **own)

@@ -34,7 +34,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE])
-def test_a_signal_that_is_no_order_changes_nothing(number: signal.Signals, tmp_path: Path, pgbus_database: str) -> None:
+def test_a_signal_that_must_not_end_a_server_changes_nothing(
+    number: signal.Signals, tmp_path: Path, pgbus_database: str
+) -> None:
     with host(tmp_path, pgbus_database, *SERVE) as served, served.live() as client:
         served.signal(number)
         if number != signal.SIGPIPE:
@@ -51,7 +53,7 @@ def test_sigquit_ends_it_in_good_order(tmp_path: Path, pgbus_database: str) -> N
         assert shutdown_retry(client) and served.wait() == 0
 
 
-def test_who_ignores_hang_ups_from_the_start_goes_on_doing_so(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_program_that_ignores_hang_ups_from_its_start_goes_on_doing_so(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, "nohup", *SERVE, "--workers", "2", workers=2) as served:
         before = served.children()
         served.signal(signal.SIGHUP)
@@ -90,7 +92,9 @@ def told(client: StreamClient, id: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_worker_ignores_what_is_the_masters(number: signal.Signals, tmp_path: Path, pgbus_database: str) -> None:
+def test_a_worker_ignores_the_signals_of_the_master(
+    number: signal.Signals, tmp_path: Path, pgbus_database: str
+) -> None:
     with host(tmp_path, pgbus_database, *gunicorn("-w", "1")) as served, served.live() as client:
         (worker,) = served.serving(1)
         os.kill(worker, number)
@@ -108,7 +112,7 @@ def test_a_worker_ignores_what_is_the_masters(number: signal.Signals, tmp_path: 
         ("pgbus_gevent.serve", ["--workers", "2"]),
     ],
 )
-def test_a_hang_up_ends_it_at_no_time_from_its_first_moment_to_its_last(
+def test_a_hang_up_never_ends_it_from_its_first_moment_to_its_last(
     module: str, more: list[str], tmp_path: Path, pgbus_database: str
 ) -> None:
     command = [sys.executable, "-m", module, *more, "--port", "PORT", "app:app"]

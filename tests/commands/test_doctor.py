@@ -47,7 +47,7 @@ def look(url: str, **settings: Any) -> dict[str, Finding]:
     return {found.check: found for found in findings(Settings(database_url=url, **settings))}
 
 
-def test_all_is_well_on_a_database_of_ours(url: str) -> None:
+def test_there_is_no_problem_on_a_database_of_the_tests(url: str) -> None:
     found = look(url)
     assert set(found) == NAMES
     assert {name: one for name, one in found.items() if one.level == FAIL} == {}
@@ -55,7 +55,7 @@ def test_all_is_well_on_a_database_of_ours(url: str) -> None:
     assert all(one.todo for one in found.values() if one.level != OK)
 
 
-def test_a_database_that_is_not_there_is_one_line_and_what_to_do() -> None:
+def test_an_unreachable_database_is_one_finding_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     found = look(f"postgresql://nobody@127.0.0.1:{port}/none")
@@ -92,7 +92,7 @@ def test_a_schema_of_another_release_fails_unless_it_serves_this_one(
     pgbus_databases.drop(url)
 
 
-def test_a_role_without_rights_is_told_which(url: str, sql: Session) -> None:
+def test_a_role_without_rights_learns_which_it_lacks(url: str, sql: Session) -> None:
     sql.run("create role pgbus_test_doctor")
     sql.run("grant usage on schema pgbus to pgbus_test_doctor")
     sql.run("grant select on pgbus.migrations, pgbus.messages to pgbus_test_doctor")
@@ -106,7 +106,7 @@ def test_a_role_without_rights_is_told_which(url: str, sql: Session) -> None:
         sql.run("drop role pgbus_test_doctor")
 
 
-def test_a_role_that_may_not_even_look_into_the_schema_is_a_failure(url: str, sql: Session) -> None:
+def test_a_role_without_usage_of_the_schema_is_a_failure(url: str, sql: Session) -> None:
     """One finding says so and names the owner; the checks that cannot run report nothing."""
     sql.run("create role pgbus_test_stranger")
     owner = sql.one("select nspowner::regrole::text from pg_namespace where nspname = 'pgbus'")
@@ -158,7 +158,7 @@ def test_a_transaction_that_is_open_for_long_is_warned_of(
 
 
 @pytest.mark.parametrize(("usage", "level"), [(0.0, OK), (0.2, WARN), (0.9, FAIL)])
-def test_a_queue_of_notifications_that_fills_up_is_told(
+def test_a_queue_of_notifications_that_fills_up_is_reported(
     usage: float, level: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checks, "queue_usage", lambda self: usage)
@@ -173,14 +173,14 @@ def test_a_queue_of_notifications_that_fills_up_is_told(
         (Rows(1000, 10, 5.0, False), WARN),
     ],
 )
-def test_dead_rows_and_no_autovacuum_are_told(
+def test_dead_rows_and_a_missing_autovacuum_are_reported(
     rows: Rows, level: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checks, "rows", lambda self: rows)
     assert look(url)["vacuum"].level == level
 
 
-def test_the_clock_and_the_descriptors_are_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_and_the_descriptors_are_reported(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checks, "clock_offset", lambda self: -3.5)
     monkeypatch.setattr(checks_of_doctor.resource, "getrlimit", lambda which: (256, 256))
     found = look(url)
@@ -200,7 +200,7 @@ def test_the_command_prints_a_line_for_each_and_ends_with_0(url: str, tmp_path: 
     assert {entry["check"] for entry in entries} == NAMES
 
 
-def test_the_command_ends_with_1_where_something_fails(pgbus_databases: TestDatabases, tmp_path: Path) -> None:
+def test_the_command_ends_with_1_if_a_check_fails(pgbus_databases: TestDatabases, tmp_path: Path) -> None:
     url = pgbus_databases.make_empty()
     status, out, err = Cli(tmp_path, url).run("doctor")
     assert (status, err) == (1, "")
@@ -223,7 +223,7 @@ def test_connections_lists_the_workers_of_all_hosts(url: str, tmp_path: Path) ->
             bus.database.fleet.leave(f"w{n}")
 
 
-def test_a_worker_that_is_silent_is_gone_from_the_list_and_later_from_the_table(url: str, sql: Session) -> None:
+def test_a_silent_worker_disappears_from_the_list_and_later_from_the_table(url: str, sql: Session) -> None:
     with Bus(url) as bus:
         bus.database.fleet.beat("silent", "web-1", 1, 0.0, {})
         assert [worker.id for worker in bus.database.fleet.workers()] == ["silent"]

@@ -45,7 +45,7 @@ def lonely(tmp_path: Path) -> Cli:
 # help and usage
 
 
-def test_help_tells_of_every_command() -> None:
+def test_help_lists_every_command() -> None:
     out = Cli(Path("/")).ok("--help")
     assert [line.split()[0] for line in out.splitlines() if re.match(r"  \w+  +\w", line)] == COMMANDS
 
@@ -85,11 +85,11 @@ def test_version(lonely: Cli) -> None:
         (["streams", "--config", "/nowhere.toml"], "/nowhere.toml"),
     ],
 )
-def test_wrong_usage_is_told_in_a_line(arguments: list[str], said: str, lonely: Cli) -> None:
+def test_wrong_usage_is_reported_in_a_line(arguments: list[str], said: str, lonely: Cli) -> None:
     assert said in lonely.fails(2, *arguments)
 
 
-def test_a_variable_that_makes_no_sense_is_wrong_usage(lonely: Cli) -> None:
+def test_a_variable_with_a_value_that_is_not_allowed_is_wrong_usage(lonely: Cli) -> None:
     assert "PGBUS_LOG_LEVEL" in lonely.fails(2, "streams", PGBUS_LOG_LEVEL="loud")
 
 
@@ -114,7 +114,7 @@ def test_no_embedded_database_is_a_failure_and_none_is_made(arguments: list[str]
 
 
 @pytest.mark.parametrize("arguments", [["tail", "a"], ["streams"], ["broadcast", "a", "b", "--no-migrate"]])
-def test_a_database_without_the_schema_stays_so(
+def test_a_database_without_the_schema_stays_without_it(
     arguments: list[str], lonely: Cli, pgbus_databases: TestDatabases
 ) -> None:
     url = pgbus_databases.make_empty()
@@ -141,7 +141,7 @@ def test_broadcast_prints_the_id_of_what_it_stored(cli: Cli, pgbus_bus: Bus) -> 
 
 
 @pytest.mark.parametrize("data", ["-5", "--event", "", "a\nb", " x "])
-def test_data_is_published_as_it_is(data: str, cli: Cli, pgbus_bus: Bus) -> None:
+def test_data_is_published_unchanged(data: str, cli: Cli, pgbus_bus: Bus) -> None:
     cli.ok("broadcast", "orders", "--", data)
     assert [message.data for message in pgbus_bus.stream("orders")] == [data]
 
@@ -149,7 +149,7 @@ def test_data_is_published_as_it_is(data: str, cli: Cli, pgbus_bus: Bus) -> None
 @pytest.mark.parametrize(
     "stdin, data", [("a\r\nb\n", "a\r\nb"), ("a\n\n", "a\n"), ("€", "€"), ("x\r\n", "x"), ("", "")]
 )
-def test_data_from_stdin_loses_the_line_end_at_its_end(stdin: str, data: str, cli: Cli, pgbus_bus: Bus) -> None:
+def test_data_from_stdin_loses_its_last_line_end(stdin: str, data: str, cli: Cli, pgbus_bus: Bus) -> None:
     cli.ok("broadcast", "orders", "-", stdin=stdin.encode())
     assert [message.data for message in pgbus_bus.stream("orders")] == [data]
 
@@ -179,7 +179,7 @@ def test_broadcast_refuses_what_cannot_be_published(options: list[str], cli: Cli
     assert pgbus_bus.stream("orders").last_id() == 0
 
 
-def test_broadcast_makes_the_schema_where_there_is_none(lonely: Cli, pgbus_databases: TestDatabases) -> None:
+def test_broadcast_makes_the_schema_if_there_is_none(lonely: Cli, pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make_empty()
     lonely.ok("broadcast", "orders", "x", "--database-url", url)
     assert schemas(url) == ["pgbus"]
@@ -232,7 +232,7 @@ def test_sign_prints_a_name_that_verifies(lonely: Cli) -> None:
     assert Signer([SECRET]).verify(token, time()) == ("ordérs", None)
 
 
-def test_a_signed_name_expires_when_it_is_told_to(lonely: Cli) -> None:
+def test_a_signed_name_expires_at_its_time(lonely: Cli) -> None:
     token = lonely.ok("sign", "orders", "--expires", "1h", "--secret", SECRET).strip()
     name, expires_at = Signer([SECRET]).verify(token, time())
     assert name == "orders"
@@ -306,7 +306,7 @@ def test_an_interrupt_ends_a_command_in_silence(lonely: Cli) -> None:
 
 
 @pytest.mark.parametrize("closed, arguments", [("<&-", ["broadcast", "orders", "-"]), ("2>&-", ["streams", "--foo"])])
-def test_a_closed_descriptor_is_no_bug(closed: str, arguments: list[str], cli: Cli) -> None:
+def test_a_closed_descriptor_causes_no_traceback(closed: str, arguments: list[str], cli: Cli) -> None:
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *PROGRAM, *arguments],
         capture_output=True,
@@ -317,12 +317,12 @@ def test_a_closed_descriptor_is_no_bug(closed: str, arguments: list[str], cli: C
     assert done.stderr in (b"", b"pgbus-gevent: cannot read the data, because stdin is closed\n")
 
 
-def test_names_are_printed_in_utf_8_whatever_the_locale(cli: Cli, pgbus_bus: Bus) -> None:
+def test_names_are_printed_in_utf_8_in_any_locale(cli: Cli, pgbus_bus: Bus) -> None:
     pgbus_bus.stream("日本").broadcast("x")
     assert '"日本"' in cli.ok("streams", "--json", PYTHONUTF8="0", PYTHONIOENCODING="latin-1")
 
 
-def test_output_that_nobody_reads_is_no_error(cli: Cli) -> None:
+def test_output_without_a_reader_is_no_error(cli: Cli) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [*PROGRAM, "streams"]
@@ -348,7 +348,7 @@ def test_output_that_cannot_be_written_is_a_failure(arguments: list[str], cli: C
     assert (done.returncode, done.stderr) == (1, b"pgbus-gevent: No space left on device\n")
 
 
-def test_without_stdout_tail_does_not_write_to_what_got_its_number(cli: Cli, pgbus_bus: Bus) -> None:
+def test_without_stdout_tail_does_not_write_to_the_file_that_got_its_number(cli: Cli, pgbus_bus: Bus) -> None:
     pgbus_bus.stream("orders").broadcast("x")
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "tail", "orders", "--since", "0"],

@@ -106,13 +106,15 @@ def role(old: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", ["streams", "connections", "tail orders"])
-def test_who_may_not_look_is_told_what_to_do_in_one_line(command: str, old: str, role: str, tmp_path: Path) -> None:
+def test_a_role_without_rights_is_told_what_to_do_in_one_line(
+    command: str, old: str, role: str, tmp_path: Path
+) -> None:
     execute(old, f"select pgbus.grant_reader('{role}')")
     told = Cli(tmp_path, str(ext.make_dsn(old, user=role))).fails(1, *command.split())
     assert "docs/sql.md" in told
 
 
-def test_a_servers_rights_are_enough_to_look_and_to_follow(old: str, role: str, tmp_path: Path) -> None:
+def test_the_rights_of_a_server_are_enough_for_these_programs(old: str, role: str, tmp_path: Path) -> None:
     execute(old, f"select pgbus.grant_server('{role}')")
     cli = Cli(tmp_path, str(ext.make_dsn(old, user=role)))
     assert "orders" in cli.ok("streams") and cli.ok("connections")

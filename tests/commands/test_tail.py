@@ -54,7 +54,7 @@ def test_a_message_is_a_line_of_id_event_and_data(cli: Cli, pgbus_bus: Bus) -> N
         assert tail.line() == f"{second} - plain"
 
 
-def test_of_several_streams_the_name_is_a_column(cli: Cli, pgbus_bus: Bus) -> None:
+def test_with_several_streams_the_name_is_a_column(cli: Cli, pgbus_bus: Bus) -> None:
     ids = {name: pgbus_bus.stream(name).broadcast(name, event="e") for name in ("日本", "orders")}
     with Tail(cli, "orders", "日本", "orders", "--replay", "1") as tail:
         assert {tail.line(), tail.line()} == {f"{ids['orders']} orders e orders", f"{ids['日本']} 日本   e 日本"}
@@ -76,7 +76,7 @@ def test_control_characters_do_not_reach_the_terminal(cli: Cli, pgbus_bus: Bus) 
 @pytest.mark.parametrize(
     "data", ["", "one\ntwo", "\x1b[2J \x85 \u2028 \u2029 \x7f", 'é "日本" \\ \t', " leading", "x" * 500_000]
 )
-def test_json_is_one_object_a_line_with_the_data_as_it_is(data: str, cli: Cli, pgbus_bus: Bus) -> None:
+def test_json_is_one_object_a_line_with_the_data_unchanged(data: str, cli: Cli, pgbus_bus: Bus) -> None:
     id = pgbus_bus.stream("ordérs").broadcast(data, event="e")
     with Tail(cli, "ordérs", "--since", "0", "--json") as tail:
         line = tail.line()
@@ -84,7 +84,7 @@ def test_json_is_one_object_a_line_with_the_data_as_it_is(data: str, cli: Cli, p
         assert json.loads(line) == {"stream": "ordérs", "id": id, "event": "e", "data": data}
 
 
-def test_json_has_null_for_what_is_not_there(cli: Cli, pgbus_bus: Bus) -> None:
+def test_json_has_null_for_a_missing_id_or_event(cli: Cli, pgbus_bus: Bus) -> None:
     with Tail(cli, "orders", "--json") as tail:
         tail.sync(pgbus_bus, "orders")
         pgbus_bus.stream("orders").broadcast("hint", ephemeral=True)
@@ -100,7 +100,7 @@ def test_flags_may_stand_between_names(cli: Cli, pgbus_bus: Bus) -> None:
 # where it starts
 
 
-def test_without_a_cursor_it_begins_with_what_comes_next(cli: Cli, pgbus_bus: Bus) -> None:
+def test_without_a_cursor_it_starts_with_the_next_message(cli: Cli, pgbus_bus: Bus) -> None:
     pgbus_bus.stream("orders").broadcast("old")
     with Tail(cli, "orders", "--json") as tail:
         tail.sync(pgbus_bus, "orders")
@@ -109,13 +109,13 @@ def test_without_a_cursor_it_begins_with_what_comes_next(cli: Cli, pgbus_bus: Bu
 
 
 @pytest.mark.parametrize("start, first", [(["--replay", "2"], "3"), (["--replay", "99"], "0"), (["--since", "0"], "0")])
-def test_it_begins_where_it_is_told_to(start: list[str], first: str, cli: Cli, pgbus_bus: Bus) -> None:
+def test_it_starts_at_the_given_place(start: list[str], first: str, cli: Cli, pgbus_bus: Bus) -> None:
     pgbus_bus.stream("orders").broadcast_many(list("01234"))
     with Tail(cli, "orders", "--json", *start) as tail:
         assert tail.message()["data"] == first
 
 
-def test_since_an_id_begins_after_it_and_leaves_nothing_out(cli: Cli, pgbus_bus: Bus) -> None:
+def test_since_an_id_starts_after_it_and_leaves_nothing_out(cli: Cli, pgbus_bus: Bus) -> None:
     stream = pgbus_bus.stream("orders")
     last = stream.broadcast_many([str(n) for n in range(3000)])
     assert last is not None
@@ -137,7 +137,7 @@ def test_an_id_of_one_stream_is_a_place_in_the_others(cli: Cli, pgbus_bus: Bus) 
         assert tail.end().err == ""
 
 
-def test_it_tells_of_a_cursor_beyond_the_end(cli: Cli, pgbus_bus: Bus) -> None:
+def test_it_reports_a_cursor_beyond_the_end(cli: Cli, pgbus_bus: Bus) -> None:
     last = pgbus_bus.stream("orders").broadcast("x")
     with Tail(cli, "orders", "--json", "--since", f"{2**53 - 1}") as tail:
         assert tail.complaint() == (
@@ -146,7 +146,7 @@ def test_it_tells_of_a_cursor_beyond_the_end(cli: Cli, pgbus_bus: Bus) -> None:
         assert tail.message()["id"] == last
 
 
-def test_it_tells_of_messages_that_are_gone(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
+def test_it_reports_messages_that_are_gone(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
     gone, kept = (pgbus_bus.stream("orders").broadcast(data) for data in ("gone", "kept"))
     assert gone is not None
     execute(pgbus_database, "delete from pgbus.messages where msg_id = %s", gone)
@@ -236,7 +236,7 @@ def test_a_write_into_a_broken_pipe_ends_it(cli: Cli, pgbus_bus: Bus) -> None:
 # a reader that stops, and a database that goes away
 
 
-def test_a_reader_that_pauses_gets_everything_all_the_same(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
+def test_a_reader_that_pauses_still_gets_everything(cli: Cli, pgbus_bus: Bus, pgbus_database: str) -> None:
     stream = pgbus_bus.stream("orders")
     data = [f"{n}{'x' * 1000}" for n in range(3000)]
     # The deadline is so short that the follower is sent away, and comes back, again and again.
@@ -318,7 +318,7 @@ def test_it_goes_on_over_restarts_of_the_database(embedded: tuple[Cli, EmbeddedP
         assert ended.out == "" or all(json.loads(line)["event"] == "sync" for line in ended.out.splitlines())
 
 
-def test_one_that_is_connected_while_the_database_is_away_waits_for_it(
+def test_a_tail_waits_for_a_database_that_goes_away(
     embedded: tuple[Cli, EmbeddedPostgres],
 ) -> None:
     cli, server = embedded

@@ -106,7 +106,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_who_waits_to_be_accepted_at_the_end_is_answered(how: str, tmp_path: Path, pgbus_database: str) -> None:
+def test_connections_that_wait_to_be_accepted_at_the_end_are_answered(
+    how: str, tmp_path: Path, pgbus_database: str
+) -> None:
     command, workers = WAYS[how]
     (tmp_path / "bottled.py").write_text(BOTTLE)
     with host(tmp_path, pgbus_database, *command, workers=1) as served:
@@ -125,7 +127,7 @@ def test_who_waits_to_be_accepted_at_the_end_is_answered(how: str, tmp_path: Pat
         assert served.wait() == 0, served.errors
 
 
-def test_who_waits_while_workers_are_replaced_is_served(tmp_path: Path, pgbus_database: str) -> None:
+def test_connections_that_wait_while_workers_are_replaced_are_served(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *gunicorn("-w", "1"), workers=1) as served:
         (old,) = served.serving(1)
         with held({old}):
@@ -192,7 +194,7 @@ def test_a_worker_that_cannot_serve_leaves_the_clients_to_the_other_one(broken: 
         assert {ask(served.port, "/pgbus/readyz").status for _ in range(20)} == {200}
 
 
-def test_where_none_can_serve_clients_and_probes_are_still_told(broken: Path, pgbus_database: str) -> None:
+def test_if_no_worker_can_serve_clients_and_health_checks_are_still_answered(broken: Path, pgbus_database: str) -> None:
     command = gunicorn("-w", "2")
     served = Host(broken, pgbus_database, command, ALL_BROKEN="yes", PGBUS_AWAY_AFTER="1")
     try:
@@ -266,7 +268,7 @@ def sharers() -> Iterator[Sharers]:
 
 
 @pytest.mark.slow
-def test_it_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
+def test_a_server_that_cannot_serve_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
     sharers.able[0] = False
     gevent.sleep(0.2)  # until both have shown their load
     assert sharers.who() == {1}
@@ -280,7 +282,7 @@ def test_it_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
     until(lambda: sharers.who(100) == {0, 1}, "both have a part in it")
 
 
-def test_it_keeps_no_connection_for_a_next_request_while_another_one_can_serve(sharers: Sharers) -> None:
+def test_it_closes_connections_after_an_answer_while_another_server_can_serve(sharers: Sharers) -> None:
     def answer(sock: socket.socket) -> bytes:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
         return sock.recv(65536)
@@ -294,7 +296,7 @@ def test_it_keeps_no_connection_for_a_next_request_while_another_one_can_serve(s
 
 
 @pytest.mark.slow
-def test_one_that_cannot_serve_takes_over_when_the_other_one_hangs(sharers: Sharers) -> None:
+def test_a_server_that_cannot_serve_accepts_if_the_other_one_hangs(sharers: Sharers) -> None:
     sharers.able[0] = False
     gevent.sleep(0.2)
     sharers._shows.kill()

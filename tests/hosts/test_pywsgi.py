@@ -109,7 +109,7 @@ ALL_THE_TIME = {
 
 
 @pytest.mark.parametrize(("first", "then"), ALL_THE_TIME.values(), ids=list(ALL_THE_TIME))
-def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes, app: Recorder) -> None:
+def test_a_client_that_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes, app: Recorder) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Any:
         if environ["PATH_INFO"] == "/alive":
             return app.answer(environ, start_response)
@@ -140,7 +140,7 @@ def test_who_never_pauses_leaves_the_others_their_turn(first: bytes, then: bytes
         server.stop(0.5)
 
 
-def test_requests_that_are_there_already_are_not_all_served_before_anybody_else(port: int, app: Recorder) -> None:
+def test_requests_that_have_already_arrived_are_not_all_served_before_other_clients(port: int, app: Recorder) -> None:
     many = 3000
     with connected(port, get("/busy") * many) as busy, connected(port, get("/alive")) as other:
         read_until(other, b"ok:")
@@ -175,7 +175,7 @@ def test_a_field_with_an_underscore_does_not_pass_for_another(port: int, app: Re
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_who_says_close_gets_one_answer(port: int, app: Recorder, lines: bytes, version: bytes) -> None:
+def test_a_client_that_asks_for_close_gets_one_answer(port: int, app: Recorder, lines: bytes, version: bytes) -> None:
     raw = exchange(port, b"GET /a HTTP/%s\r\nHost: test\r\n%s\r\n\r\n" % (version, lines) + get("/b"))
     assert app.seen == ["GET /a"] and parse(raw).headers["connection"] == "close"
 
@@ -183,7 +183,7 @@ def test_who_says_close_gets_one_answer(port: int, app: Recorder, lines: bytes, 
 @pytest.mark.parametrize(
     "lines", [b"Connection: closed", b"Connection: keep-alive", b"Connection: x-close, upgrade", b"X: close"]
 )
-def test_who_does_not_gets_the_next(port: int, app: Recorder, lines: bytes) -> None:
+def test_a_client_that_does_not_gets_the_next_one(port: int, app: Recorder, lines: bytes) -> None:
     exchange(port, b"GET /a HTTP/1.1\r\nHost: test\r\n%s\r\n\r\n" % lines + get("/b", {"Connection": "close"}))
     assert app.seen == ["GET /a", "GET /b"]
 
@@ -567,9 +567,7 @@ def test_a_malformed_chunk_ends_the_connection_with_400(
 
 @pytest.mark.parametrize("trailers", [False, True], ids=["extensions", "trailers"])
 @pytest.mark.parametrize(("count", "status"), [(10, 200), (20, 400)])
-def test_of_what_is_no_body_there_is_no_more_than_so_much(
-    count: int, status: int, trailers: bool, port: int, app: Recorder
-) -> None:
+def test_extensions_and_trailers_are_limited(count: int, status: int, trailers: bool, port: int, app: Recorder) -> None:
     if trailers:
         parts = [b"0\r\n", *[b"X: " + b"x" * 997 + b"\r\n"] * count, b"\r\n"]
     else:
@@ -592,14 +590,14 @@ def ignore_body(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     ],
     ids=["with a length", "chunked", "of a GET"],
 )
-def test_a_body_that_nobody_read_ends_the_connection(request_bytes: bytes, port: int, app: Recorder) -> None:
+def test_a_body_that_is_not_read_ends_the_connection(request_bytes: bytes, port: int, app: Recorder) -> None:
     app.handle = ignore_body
     answer = parse(exchange(port, request_bytes))
     assert (answer.status, answer.headers["connection"]) == (403, "close")
     assert len(app.seen) == 1
 
 
-def test_who_uploads_more_than_is_taken_gets_the_answer_all_the_same(port: int, app: Recorder) -> None:
+def test_a_client_that_uploads_too_much_still_gets_the_answer(port: int, app: Recorder) -> None:
     app.handle = ignore_body
     assert ask(port, "/", "POST", b"x" * 5_000_000).status == 403
 
@@ -682,7 +680,7 @@ def test_bodies_that_trickle_in_hold_no_place(
 @pytest.mark.slow
 @pytest.mark.parametrize("trickle", [False, True], ids=["not at all", "now and then"])
 @pytest.mark.parametrize("parts", [1, 1000], ids=["in one piece", "in many"])
-def test_answers_that_nobody_reads_hold_no_place(
+def test_answers_that_are_not_read_hold_no_place(
     parts: int, trickle: bool, server: Server, port: int, app: Recorder, log: Callable[[], list[str]]
 ) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Any:
@@ -719,7 +717,7 @@ def test_answers_that_nobody_reads_hold_no_place(
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_written_slowly_and_read_at_once_has_all_the_time(port: int, app: Recorder) -> None:
+def test_an_answer_that_is_written_slowly_and_read_at_once_is_not_cut_off(port: int, app: Recorder) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         for _ in range(4):
@@ -759,7 +757,7 @@ def test_expect_continue_is_answered_when_the_body_is_read(port: int) -> None:
         read_until(sock, b"ok:hi")
 
 
-def test_who_expects_a_continue_and_is_refused_need_not_send_the_body(port: int, app: Recorder) -> None:
+def test_a_client_that_expects_a_continue_and_is_refused_need_not_send_the_body(port: int, app: Recorder) -> None:
     app.handle = ignore_body
     head = b"POST / HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
     with connected(port, head) as sock:
@@ -770,7 +768,9 @@ def test_who_expects_a_continue_and_is_refused_need_not_send_the_body(port: int,
 
 
 @pytest.mark.parametrize("kind", [list, iter], ids=["a list", "an iterator"])
-def test_a_head_has_no_body_whatever_the_application_returns(kind: Any, port: int, app: Recorder) -> None:
+def test_the_answer_to_head_has_no_body_even_if_the_application_returns_one(
+    kind: Any, port: int, app: Recorder
+) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return kind([b"body", b"more"])
@@ -783,7 +783,7 @@ def test_a_head_has_no_body_whatever_the_application_returns(kind: Any, port: in
     assert app.seen == ["HEAD /a", "GET /b"]
 
 
-def test_a_head_keeps_the_length_that_the_application_gives(port: int) -> None:
+def test_the_answer_to_head_keeps_the_length_that_the_application_gives(port: int) -> None:
     answer = ask(port, "/", "HEAD")
     assert (answer.headers["content-length"], answer.body) == ("3", b"")
 
@@ -873,7 +873,7 @@ def head_of(port: int, version: str = "1.1") -> Answer:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_socket_is_given_away_with_the_head_and_the_handler_ends(
+def test_a_socket_is_handed_over_with_the_head_and_the_handler_ends(
     version: str, server: Server, port: int, app: Recorder, adopter: Adopter, log: Callable[[], list[str]]
 ) -> None:
     app.handle = adopter
@@ -917,14 +917,14 @@ def test_the_headers_of_a_middleware_are_kept(port: int, app: Recorder, adopter:
 
 
 @pytest.mark.parametrize("middleware", [iterating, listing])
-def test_a_middleware_that_iterates_the_body_leaves_the_socket_to_be_given_away(
+def test_a_socket_is_handed_over_behind_a_middleware_that_iterates_the_body(
     middleware: Any, port: int, app: Recorder, adopter: Adopter
 ) -> None:
     app.handle = adding(middleware(adopter))
     assert head_of(port).headers["x-request-id"] == "7"
 
 
-def test_a_middleware_that_answers_in_the_applications_stead_has_the_last_word(
+def test_a_middleware_that_answers_instead_of_the_application_keeps_the_socket(
     port: int, app: Recorder, adopter: Adopter
 ) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -937,9 +937,7 @@ def test_a_middleware_that_answers_in_the_applications_stead_has_the_last_word(
     assert adopter.adopted == []
 
 
-def test_a_socket_that_nobody_takes_in_the_end_is_closed(
-    port: int, app: Recorder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_socket_that_is_not_taken_over_is_closed(port: int, app: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
         environ[TAKE_OVER].give_socket(SimpleNamespace(take_over=lambda *given: 1 / 0), StreamRequest(()))
@@ -1018,7 +1016,7 @@ def test_a_stop_lets_the_request_in_work_finish_and_ends_idle_connections_at_onc
     assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
-def test_a_stop_cuts_off_who_is_not_done_in_time(server: Server, port: int, app: Recorder) -> None:
+def test_a_stop_cuts_off_requests_that_are_not_done_in_time(server: Server, port: int, app: Recorder) -> None:
     ended: list[str] = []
 
     def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -1049,7 +1047,7 @@ def test_a_port_that_is_taken_is_an_os_error_and_leaves_no_descriptor(port: int)
     assert open_descriptors() == descriptors
 
 
-def test_several_may_share_a_port_that_was_opened_for_it() -> None:
+def test_several_servers_may_share_a_port_that_was_opened_for_it() -> None:
     with ExitStack() as stack:
         one = stack.enter_context(listen("127.0.0.1", 0, reuse_port=True))
         two = stack.enter_context(listen("127.0.0.1", one.getsockname()[1], reuse_port=True))

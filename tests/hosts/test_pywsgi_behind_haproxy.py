@@ -113,7 +113,7 @@ def test_over_http_2_too(haproxy: int, serve: Callable[[], object], pgbus_bus: B
     assert [line for line in seen if line in [f"id: {id}" for id in ids]] == [f"id: {id}" for id in ids]
 
 
-def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(haproxy: int) -> None:
+def test_a_client_that_asks_for_events_while_the_server_is_away_is_told_to_come_back(haproxy: int) -> None:
     told = set()
     for _ in range(20):
         answer = ask(haproxy, "/pgbus/streams/orders", **EVENTS)

@@ -105,7 +105,7 @@ def test_a_stream_goes_through_at_once_and_whole(nginx: int, serve: Callable[[],
         assert len(client.next().data) == 1_000_000
 
 
-def test_who_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx: int) -> None:
+def test_a_client_that_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx: int) -> None:
     told = set()
     for _ in range(20):
         answer = ask(nginx, "/pgbus/streams/orders", **EVENTS)
@@ -143,7 +143,7 @@ def test_an_event_source_outlives_a_restart_of_the_server_behind_nginx(
 
 
 @pytest.mark.parametrize("nginx", ["1s"], indirect=True)
-def test_a_server_that_does_not_answer_is_one_that_is_away(nginx: int, ports: tuple[int, int]) -> None:
+def test_a_server_that_does_not_answer_counts_as_away(nginx: int, ports: tuple[int, int]) -> None:
     with socket.create_server(("127.0.0.1", ports[1])) as mute:
         answer = ask(nginx, "/pgbus/streams/orders", Host="live.example", **EVENTS)
         with mute.accept()[0] as asked:

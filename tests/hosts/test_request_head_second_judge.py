@@ -61,7 +61,7 @@ def as_h11_reads(raw: bytes) -> Asked:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_request_is_read_that_h11_reads_otherwise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_is_read_that_h11_reads_differently(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.LINGER", 0.02)
     # h11 does not skip empty lines before a request.
     monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.EMPTY_LINES", 0)

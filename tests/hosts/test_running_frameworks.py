@@ -27,7 +27,7 @@ def program_in(document: str, heading: str) -> str:
 @pytest.mark.parametrize(
     ("document", "heading"), [("frameworks.md", "Flask"), ("frameworks.md", "Django"), ("bottle.md", "An application")]
 )
-def test_the_application_in_the_documentation_runs_as_it_stands(
+def test_the_application_in_the_documentation_runs_unchanged(
     document: str, heading: str, tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
     (tmp_path / "shop.py").write_text(program_in(document, heading))

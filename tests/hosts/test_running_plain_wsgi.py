@@ -87,7 +87,7 @@ def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
         assert received(stalled) == received(reading) == stored(connection, "orders")
 
 
-def test_a_shutdown_is_told_and_ends_every_body(pgbus_settings: Settings) -> None:
+def test_a_shutdown_is_announced_and_ends_every_body(pgbus_settings: Settings) -> None:
     with plain(pgbus_settings) as server:
         clients = [server.live("orders") for _ in range(20)]
         before = len(greenlets())

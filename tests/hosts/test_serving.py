@@ -104,7 +104,7 @@ def application(environ, start_response):
         assert served.stop() == 0, served.log  # or its workers would end some time after the test
 
 
-def test_an_instance_whose_streams_the_application_hands_out_itself_is_the_only_one(
+def test_an_instance_whose_streams_the_application_serves_itself_is_the_only_one(
     pgbus_database: str, tmp_path: Path
 ) -> None:
     application(
@@ -176,7 +176,7 @@ def application(environ, start_response):
     ],
     ids=["once", "each", "generator"],
 )
-def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_database: str, tmp_path: Path) -> None:
+def test_streams_that_are_made_at_a_request_are_not_bypassed(code: str, pgbus_database: str, tmp_path: Path) -> None:
     application(tmp_path, code)
     with program(*SERVE, database_url=pgbus_database, cwd=tmp_path) as served:
         # The first requests are for a stream.
@@ -187,7 +187,7 @@ def test_streams_that_are_made_at_a_request_are_not_passed_by(code: str, pgbus_d
         assert served.stop() == 0, served.log
 
 
-def test_nobody_is_let_in_while_the_application_is_asked(pgbus_database: str, tmp_path: Path) -> None:
+def test_no_client_is_admitted_while_the_application_is_asked(pgbus_database: str, tmp_path: Path) -> None:
     application(
         tmp_path,
         """
@@ -239,7 +239,7 @@ def application(environ, start_response):
         assert "Traceback" not in served.log
 
 
-def test_the_settings_of_serve_are_those_of_a_bus_in_the_application(pgbus_database: str, tmp_path: Path) -> None:
+def test_a_bus_in_the_application_has_the_settings_of_serve(pgbus_database: str, tmp_path: Path) -> None:
     application(tmp_path, KINDS["plugin"])
     (tmp_path / "pgbus.toml").write_text('heartbeat = "3s"\npublic = ["a,b"]\n')
     with program(*SERVE, "--config", "pgbus.toml", database_url=pgbus_database, cwd=tmp_path) as served:
@@ -291,7 +291,7 @@ def test_with_workers_a_contradiction_is_one_line_and_status_2_too(pgbus_databas
 
 
 @pytest.mark.parametrize("flags", [[], ["--workers", "2"]], ids=["one", "workers"])
-def test_without_a_database_of_serves_that_of_the_applications_streams_is_taken_and_none_is_made(
+def test_without_a_database_serve_uses_that_of_the_applications_streams_and_makes_none(
     flags: list[str], pgbus_database: str, tmp_path: Path
 ) -> None:
     application(

@@ -108,7 +108,7 @@ def test_only_the_last_write_of_a_window_is_published() -> None:
     assert world.timers == []
 
 
-def test_a_window_ends_after_its_first_write_however_many_follow() -> None:
+def test_a_window_ends_after_its_first_write_even_if_many_follow() -> None:
     """A target that is written to without a pause is published once for each window."""
     world = World()
     for n in range(40):
@@ -130,7 +130,7 @@ def test_a_window_ends_after_its_first_write_however_many_follow() -> None:
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_what_differs_is_not_replaced(other: dict[str, Any]) -> None:
+def test_writes_that_differ_are_not_replaced(other: dict[str, Any]) -> None:
     world = World()
     world.write("one", "t")
     world.write("two", **{"target": "t", **other})
@@ -138,7 +138,7 @@ def test_what_differs_is_not_replaced(other: dict[str, Any]) -> None:
     assert sorted(text for batch in world.data for text in batch) == ["one", "two"]
 
 
-def test_what_a_window_holds_goes_out_together_in_the_order_of_the_last_writes() -> None:
+def test_a_window_is_published_in_one_go_in_the_order_of_the_last_writes() -> None:
     world = World()
     for data, target in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c")):
         world.write(data, target)
@@ -168,7 +168,7 @@ def test_one_target_with_two_lengths_is_served_by_the_window_that_ends_first(fir
     assert world.data == [["new"]] and world.timers == []
 
 
-def test_one_timer_stands_for_all_windows() -> None:
+def test_one_timer_serves_all_windows() -> None:
     world = World()
     for n in range(50):
         world.write("x", f"{n}", stream=f"s{n}", window=1.0 + n % 7)
@@ -209,7 +209,7 @@ def test_close_publishes_and_it_can_be_used_again() -> None:
     assert world.data == [["one"], ["two"]]
 
 
-def test_close_drops_what_cannot_be_published_and_says_how_much(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_drops_messages_that_cannot_be_published_and_says_how_many(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.write("one", "t")
     world.write("two", "u")
@@ -260,7 +260,7 @@ def test_while_the_database_is_away_the_last_values_are_kept(caplog: pytest.LogC
     assert world.timers == []
 
 
-def test_what_the_database_did_not_take_in_time_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_the_database_did_not_take_in_time_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """The age of the last write counts, so a target that is still written to keeps its value."""
     world = World(keep_seconds=10.0)
     world.error = AWAY
@@ -308,7 +308,7 @@ def test_a_bug_is_logged_with_its_trace_and_loses_nothing(caplog: pytest.LogCapt
     assert world.data == [["one"]]
 
 
-def test_flush_raises_and_what_it_held_is_tried_again() -> None:
+def test_flush_raises_and_its_messages_are_tried_again() -> None:
     world = World()
     world.error = AWAY
     world.write("one", "t")
@@ -331,7 +331,7 @@ def test_a_write_during_a_try_that_fails_is_the_newer_one() -> None:
     assert world.counts == {"written": 2, "replaced": 1, "published": 1, "failed": 1}
 
 
-def test_a_write_during_a_publication_waits_for_a_window_of_its_own() -> None:
+def test_a_write_during_a_publication_waits_for_a_new_window() -> None:
     world = World()
     world.write("old", "t")
     world.meanwhile = lambda: world.write("new", "t") if world.tries == 1 else None
@@ -344,7 +344,7 @@ def test_a_write_during_a_publication_waits_for_a_window_of_its_own() -> None:
 # how much may wait
 
 
-def test_at_the_limit_the_next_write_publishes_what_waits() -> None:
+def test_at_the_limit_the_next_write_publishes_the_waiting_ones() -> None:
     world = World(max_waiting=3)
     for n in range(4):
         world.write(str(n), str(n))
@@ -433,7 +433,7 @@ def test_writes_of_one_length_are_published_in_their_order(steps: list[tuple[str
 
 
 @given(steps=STEPS)
-def test_whatever_fails_the_last_write_to_each_target_comes_last(steps: list[tuple[str, Any, Any]]) -> None:
+def test_the_last_write_to_each_target_comes_last_after_any_failure(steps: list[tuple[str, Any, Any]]) -> None:
     world = World()
     written = run(world, steps)
     world.error = None
@@ -446,7 +446,7 @@ def test_whatever_fails_the_last_write_to_each_target_comes_last(steps: list[tup
     assert world.coalescer.counts.waiting == 0 and world.timers == []
 
 
-def test_nothing_stays_behind_of_windows_that_ended() -> None:
+def test_windows_that_ended_leave_nothing_behind() -> None:
     windows = Windows()
     for n in range(100):
         windows.write(n % 3, n, n % 2, 1.0 + n % 4, float(n))
@@ -613,7 +613,7 @@ def test_after_a_fork_the_child_starts_empty() -> None:
     assert world.data == [["the child's"]]
 
 
-def test_a_server_that_stops_publishes_what_is_held_back() -> None:
+def test_a_server_that_stops_publishes_the_held_back_messages() -> None:
     bus = FakeBus()
     bus.stream("s").broadcast("one", coalesce=30)
     running.publish_held_back(1.0)
@@ -631,7 +631,7 @@ def test_a_server_does_not_wait_for_a_database_that_hangs() -> None:
     until(lambda: coalescer.counts.published, "it came to its end all the same")
 
 
-def test_a_bus_without_its_database_says_what_it_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bus_without_its_database_says_how_many_messages_it_lost(caplog: pytest.LogCaptureFixture) -> None:
     """Writes go on without an error or a wait."""
     with Bus("postgresql://nobody@127.0.0.1:1/none", migrate=False) as bus:
         for n in range(3):
@@ -642,7 +642,7 @@ def test_a_bus_without_its_database_says_what_it_lost(caplog: pytest.LogCaptureF
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
 
 
-def test_what_clients_get_is_the_last_write(pgbus_bus: Bus, pgbus_client: Callable[..., Any]) -> None:
+def test_clients_get_the_last_write(pgbus_bus: Bus, pgbus_client: Callable[..., Any]) -> None:
     """A hundred writes of a growing answer become a few messages, the last of them complete. Plain messages are not held back."""
     client = pgbus_client("chat")
     client.next("pgbus:connected")

@@ -93,7 +93,7 @@ def test_settings_made_without_load_are_cast_alike() -> None:
     assert Settings(**loose) == load(**loose)
 
 
-def test_settings_made_without_load_look_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_made_without_load_read_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGBUS_PORT", "1234")
     assert Settings().port == 8080
     assert Settings.load().port == 1234
@@ -144,7 +144,7 @@ def test_the_packages_own_database_variable_wins() -> None:
     assert load({"DATABASE_URL": other}).database_url == other
 
 
-def test_the_database_of_another_program_does_not_matter_where_ours_is_named() -> None:
+def test_the_database_of_another_program_does_not_matter_if_ours_is_given() -> None:
     assert load({"DATABASE_URL": "mysql://x/y", "PGBUS_DATABASE_URL": URL}).database_url == URL
     assert load({"DATABASE_URL": "mysql://x/y"}, database_url=URL).database_url == URL
 
@@ -166,7 +166,7 @@ def test_toml_takes_native_values(toml: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("content", [b"port = ", b"port = 1\nport = 2", b"\xff\xfe"])
-def test_a_toml_file_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     with pytest.raises(InvalidSetting, match="TOML") as refusal:
@@ -198,7 +198,7 @@ def test_an_unknown_toml_key_is_refused_with_the_file_and_a_guess(toml: Callable
         load(config=config)
 
 
-def test_nothing_is_guessed_where_nothing_is_near() -> None:
+def test_nothing_is_guessed_if_no_name_is_near() -> None:
     with pytest.raises(InvalidSetting) as refusal:
         load(zzzzzz=1)
     assert "did you mean" not in str(refusal.value)
@@ -219,7 +219,7 @@ def test_an_unknown_variable_is_only_warned_about(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["PGBUS_TEST_SERVER", "PGBUS_TIMEOUT", "PGBUSX", "HEARTBEAT", "PGBUS_CONFIG"])
-def test_other_variables_are_no_matter(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_variables_are_ignored(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert load({name: ""}) == Settings()
     assert not caplog.records
 
@@ -488,12 +488,12 @@ def test_no_refusal_shows_a_secret(name: str, value: object) -> None:
         (None, "***"),
     ],
 )
-def test_of_a_database_url_only_what_cannot_be_a_password_is_shown(url: object, shown: str) -> None:
+def test_only_the_parts_of_a_database_url_that_cannot_be_a_password_are_shown(url: object, shown: str) -> None:
     assert redact_url(url) == shown
 
 
 @given(st.text(min_size=1))
-def test_no_password_shows_however_it_is_written(noise: str) -> None:
+def test_no_password_is_shown_in_any_spelling(noise: str) -> None:
     password = f"{noise}{PASSWORD}{noise}"
     assert PASSWORD not in redact_url(f"postgresql://ada:{password}@db/app")
     # In a query, & ends a value.
@@ -549,7 +549,7 @@ def test_a_flag_overrules_a_variable_in_both_directions() -> None:
     assert load({"PGBUS_LISTEN": "on"}, **parse("--no-listen")).listen is False
 
 
-def test_a_flag_not_used_leaves_the_variable_its_turn() -> None:
+def test_a_flag_that_is_not_used_leaves_the_variable_in_force() -> None:
     assert load({"PGBUS_PORT": "3", "PGBUS_PUBLIC": "a"}, **parse("--host", "h")).port == 3
 
 
@@ -578,7 +578,7 @@ def test_a_flag_is_not_cast_by_the_parser() -> None:
         load(**parse("--port", "many"))
 
 
-def test_help_tells_meaning_limits_variable_and_default() -> None:
+def test_help_shows_meaning_limits_variable_and_default() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, "heartbeat", "max_age")
     text = " ".join(parser.format_help().split())
@@ -597,7 +597,7 @@ def test_the_data_directory_follows_the_xdg_specification(monkeypatch: pytest.Mo
     assert load().data_dir == "/home/ada/.local/share/pgbus-gevent"
 
 
-def test_the_data_directory_follows_the_habits_of_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_directory_follows_the_conventions_of_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("HOME", "/Users/ada")
     assert default_data_dir({}) == "/Users/ada/Library/Application Support/pgbus-gevent"
