@@ -41,7 +41,7 @@ def asked(question: Callable[[], T]) -> T | None:
     return None
 
 
-def _told(statement: Callable[[], None]) -> bool:
+def _has_run(statement: Callable[[], None]) -> bool:
     """Whether the database has run a statement in time."""
 
     def done() -> bool:
@@ -52,7 +52,11 @@ def _told(statement: Callable[[], None]) -> bool:
 
 
 class Sessions:
-    """Sessions that were opened with the token whose hash is ``token``. Methods yield while they ask the database."""
+    """Sessions that were opened with the token whose hash is ``token``.
+
+    The methods yield while they ask the database, and the greenlets of other requests with the same cookie run meanwhile. The
+    answer of the database that comes last decides what this worker remembers, which counts only while the database is away.
+    """
 
     def __init__(self, queries: OperatorQueries, token: bytes, lifetime: Callable[[], float]) -> None:
         self._queries = queries
@@ -66,7 +70,7 @@ class Sessions:
         number = secrets.token_urlsafe(32)
         cookie = f"{number}.{self._mark(number)}"
         id = _hash(cookie)
-        if not _told(lambda: self._queries.open_session(id, self._token, self._lifetime())):
+        if not _has_run(lambda: self._queries.open_session(id, self._token, self._lifetime())):
             self._kept_here.add(id)
         self._remember(id)
         return cookie
@@ -93,7 +97,7 @@ class Sessions:
         id = _hash(cookie)
         here = id in self._kept_here
         self._forget(id)
-        return here or _told(lambda: self._queries.end_session(id))
+        return here or _has_run(lambda: self._queries.end_session(id))
 
     def _mark(self, number: str) -> str:
         return hmac.digest(self._token, number.encode("utf-8", "replace"), "sha256").hex()[:16]

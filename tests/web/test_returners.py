@@ -11,7 +11,7 @@ from support import until
 
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import returners
-from pgbus_gevent.web.requests import who
+from pgbus_gevent.web.requests import client_number
 from pgbus_gevent.web.returners import BURST, LEAST, MAX_HELD, MAX_KNOWN, Returners
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -129,5 +129,5 @@ def test_one_that_is_held_is_let_go_when_the_server_is_about_to_end(full) -> Non
 )
 def test_who_asks_otherwise_is_somebody_else(field: str, other: str) -> None:
     asked = {"REMOTE_ADDR": "192.0.2.1", "HTTP_USER_AGENT": "one", "PATH_INFO": "/pgbus/streams/x", "SCRIPT_NAME": ""}
-    assert who(asked) == who({**asked, "HTTP_COOKIE": "what it likes", "REMOTE_PORT": "2"})
-    assert who(asked) != who({**asked, field: other})
+    assert client_number(asked) == client_number({**asked, "HTTP_COOKIE": "what it likes", "REMOTE_PORT": "2"})
+    assert client_number(asked) != client_number({**asked, field: other})
