@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -136,6 +138,19 @@ def test_a_trigger_and_a_function_of_an_application_can_give_json(sql: Session, 
     sql.run(f"create trigger announce after insert on orders for each row execute function announce('{stream}')")
     sql.run("""insert into orders values (7, '{"b":1,"a":2}')""")
     assert sql.data(stream) == ['{"a": 2, "b": 1}', '{"id": 7, "document": {"a": 2, "b": 1}}']
+
+
+def test_the_examples_of_the_documentation_work(pgbus_databases: TestDatabases) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
+    code = re.findall(r"```sql\n(.*?)```", page.split("## Text and JSON\n", 1)[1], re.DOTALL)[0]
+    empty = pgbus_databases.make()
+    with opened_sessions(empty) as opener:
+        sql = opener()
+        sql.run("create table orders (id integer, total integer); insert into orders values (7, 1), (8, 2)")
+        for statement in filter(None, map(str.strip, code.split(";"))):
+            sql.run(statement)
+        assert sql.data("orders") == ['{"id": 7, "total": 1}', '{"id": 7, "total": 1}', '{"id": 8, "total": 2}']
+    pgbus_databases.drop(empty)
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])
