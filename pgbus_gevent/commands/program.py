@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
 def add_common_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the flags of the settings ``names``, of the TOML file, and of logging."""
     add_flags(parser, *names, "config")
-    group = parser.add_argument_group("Logging, to stderr")
+    group = parser.add_argument_group("Logging to stderr")
     group.add_argument(
         "--log-level",
         metavar="LEVEL",

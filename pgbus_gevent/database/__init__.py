@@ -39,7 +39,7 @@ class Database:
         if settings.database_url is None:
             raise MissingSetting(
                 "database_url",
-                "pass a postgresql:// URL as the first argument, or set PGBUS_DATABASE_URL or DATABASE_URL",
+                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL",
             )
         self.settings = settings
         self.url = settings.database_url

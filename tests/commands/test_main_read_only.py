@@ -1,4 +1,4 @@
-"""Programs that only read change nothing in the database, in whatever state it is."""
+"""Programs that only read change nothing in the database, in any state of it."""
 
 from __future__ import annotations
 

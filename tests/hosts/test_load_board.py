@@ -187,7 +187,7 @@ def broken(tmp_path: Path) -> Path:
 
 def test_a_worker_that_cannot_serve_leaves_the_clients_to_the_other_one(broken: Path, pgbus_database: str) -> None:
     with host(broken, pgbus_database, *gunicorn("-w", "2"), workers=1) as served, ExitStack() as stack:
-        until(lambda: "the streamer cannot start" in served.errors, "one of the two has met its fate")
+        until(lambda: "the streamer cannot start" in served.errors, "one of the two workers cannot start")
         for _ in range(60):
             stack.enter_context(served.live())
         assert {served.about()[2] for _ in range(20)} == {60}, "all are at the one that answers everything"
@@ -198,7 +198,7 @@ def test_if_no_worker_can_serve_clients_and_health_checks_are_still_answered(bro
     command = gunicorn("-w", "2")
     served = Host(broken, pgbus_database, command, ALL_BROKEN="yes", PGBUS_AWAY_AFTER="1")
     try:
-        until(lambda: served.errors.count("the streamer cannot start") >= 2, "both have met their fate")
+        until(lambda: served.errors.count("the streamer cannot start") >= 2, "both workers cannot start")
         for _ in range(10):
             began = monotonic()
             assert ask(served.port, "/pgbus/readyz").status == 503
@@ -247,8 +247,8 @@ class Sharers:
 
         return application
 
-    def who(self, requests: int = 40) -> set[int]:
-        """Both servers answer this many requests."""
+    def answering(self, requests: int = 40) -> set[int]:
+        """Send this many requests, and return the servers that answered them."""
         self.answered.clear()
         jobs = [gevent.spawn(ask, self.port, "/") for _ in range(requests)]
         assert all(job.get(timeout=PATIENCE).status == 200 for job in jobs)
@@ -271,15 +271,15 @@ def sharers() -> Iterator[Sharers]:
 def test_a_server_that_cannot_serve_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
     sharers.able[0] = False
     gevent.sleep(0.2)  # until both have shown their load
-    assert sharers.who() == {1}
+    assert sharers.answering() == {1}
     sharers.able = [True, False]
     gevent.sleep(0.2)
-    assert sharers.who() == {0}
+    assert sharers.answering() == {0}
     sharers.able = [False, False]
     gevent.sleep(0.2)
-    assert sharers.who()
+    assert sharers.answering()
     sharers.able = [True, True]
-    until(lambda: sharers.who(100) == {0, 1}, "both have a part in it")
+    until(lambda: sharers.answering(100) == {0, 1}, "both have a part in it")
 
 
 def test_it_closes_connections_after_an_answer_while_another_server_can_serve(sharers: Sharers) -> None:
@@ -301,4 +301,4 @@ def test_a_server_that_cannot_serve_accepts_if_the_other_one_hangs(sharers: Shar
     gevent.sleep(0.2)
     sharers._shows.kill()
     sharers.servers[1].stop_accepting()
-    until(lambda: sharers.who(1) == {0}, "it answers")
+    until(lambda: sharers.answering(1) == {0}, "it answers")

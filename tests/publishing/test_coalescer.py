@@ -453,7 +453,7 @@ def test_windows_that_ended_leave_nothing_behind() -> None:
         windows.done(published=len(windows.take(float(n))))
     windows.done(published=len(windows.take()))
     assert len(windows) == 0 and windows.next_due is None
-    assert not windows._windows and not windows._places
+    assert not windows._windows and not windows._waiting
 
 
 # with a real database
@@ -557,7 +557,7 @@ def count():
         time.sleep(0.001)
     threads.append(len(os.listdir("/proc/self/task")))
 
-threads = []  # of those who are asked before a fork, the first to register is the last
+threads = []  # the hook that is registered first runs last before a fork, so this one counts after all others
 os.register_at_fork(before=count)
 from pgbus_gevent import Bus
 
