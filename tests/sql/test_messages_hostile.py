@@ -1,4 +1,4 @@
-"""What others may do to a shared database: names that mislead, locks that are kept, settings that lie, a queue that is full."""
+"""Attacks from other roles of a shared database: misleading names, squatted locks, forged settings, a full queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 APPENDS = 1885823603
 
-# Of every function of PostgreSQL that ours name a copy in public, and of the operators that ours use. What of it is called, raises.
+# Copies in public of every PostgreSQL function and operator that our functions name. Each copy raises if it is called.
 PLANT = """
 do $plant$
 declare
@@ -97,7 +97,7 @@ def used_names(sql: Session) -> list[str]:
     ]
 
 
-def test_every_function_says_what_its_names_mean(sql: Session) -> None:
+def test_every_function_fixes_the_meaning_of_its_names(sql: Session) -> None:
     assert [
         row[0]
         for row in sql.run(
@@ -113,7 +113,7 @@ def test_no_function_of_ours_has_a_right_of_its_owner_that_everybody_may_call(sq
 
 
 @pytest.mark.parametrize("path", ["public, pg_catalog", "pg_temp, public, pg_catalog, pgbus"])
-def test_names_that_somebody_has_planted_change_nothing(path: str, pgbus_databases: TestDatabases) -> None:
+def test_objects_with_misleading_names_change_nothing(path: str, pgbus_databases: TestDatabases) -> None:
     url, role = pgbus_databases.make(), f"pgbus_test_hostile_{os.getpid()}_{len(path)}"
     with opened_sessions(url) as opener:
         sql, other = opener(), opener()
@@ -140,7 +140,7 @@ def test_names_that_somebody_has_planted_change_nothing(path: str, pgbus_databas
     pgbus_databases.drop(url)
 
 
-def test_our_own_sessions_say_what_names_mean_and_an_applications_transaction_has_its_own(
+def test_our_sessions_fix_the_search_path_and_an_applications_transaction_has_its_own(
     pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     with pgbus_bus.database.pool.connection() as connection, connection.cursor() as cursor:
@@ -164,7 +164,9 @@ def test_our_own_sessions_say_what_names_mean_and_an_applications_transaction_ha
 # locks
 
 
-def test_a_publisher_who_waits_for_a_lock_that_somebody_keeps_is_told_who(sessions: Sessions, stream: str) -> None:
+def test_a_publisher_that_waits_for_a_squatted_lock_gets_the_name_of_the_session(
+    sessions: Sessions, stream: str
+) -> None:
     squatter, publisher = sessions(), sessions()
     squatter.run("set application_name = 'eve''s \"tool\"'")
     number = publisher.one("select pgbus._lock_number(%s)", stream)
@@ -187,7 +189,7 @@ def test_a_transaction_that_publishes_is_waited_for(sessions: Sessions, stream: 
         slow.call("broadcast", stream, "x")
         waiting = publisher.spawn("select pgbus.broadcast(%s, 'y')", stream)
         until(lambda: is_waiting(watcher, publisher), "it waits")
-        # Longer than one is waited for who only keeps the lock.
+        # Longer than the wait for a session that only keeps the lock.
         until(lambda: watcher.one("select clock_timestamp() - query_start > interval '5.3 s' from pg_stat_activity where pid = %s",
                                   publisher.pid), "it has waited for long")  # fmt: skip
         assert not waiting.ready()
@@ -209,7 +211,7 @@ def test_a_publishers_own_lock_timeout_counts(sessions: Sessions, stream: str) -
     assert publisher.one("show lock_timeout") == "200ms"
 
 
-def test_doctor_names_who_keeps_a_lock(database: str, sessions: Sessions) -> None:
+def test_doctor_names_the_session_that_keeps_a_lock(database: str, sessions: Sessions) -> None:
     squatter = sessions()
     squatter.run("select pg_advisory_lock(%s, 1)", BELL)
     [found] = [one for one in findings(Settings(database_url=database)) if one.check == "locks"]
@@ -259,7 +261,7 @@ def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: s
     "value", ["1", "yes", "1\n+", "\n", "*", "1\n*", "x" * 5000, "'\"\\", "999999999999999999999999"]
 )
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_settings_of_ours_that_somebody_has_set_lose_nothing(
+def test_forged_settings_of_ours_lose_nothing(
     value: str, function: str, sessions: Sessions, ear: Ear, stream: str
 ) -> None:
     hostile, sql = sessions(), sessions()

@@ -1,4 +1,4 @@
-"""Ids never go back: whatever became of the sequence, a new one is above all that anybody may have seen."""
+"""Ids never go back: a new id is above all that a client may have seen, even if the sequence was changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def set_back(sql: Session, to: int = 1) -> None:
 
 
 def as_after_a_crash(sql: Session) -> None:
-    """What a crash leaves of what tells the epoch."""
+    """Leave the marks of the epoch as a crash does."""
     sql.run("truncate pgbus.epoch")
     sql.run("alter sequence pgbus.jumped restart")
 
@@ -136,7 +136,7 @@ def test_the_jump_of_a_transaction_that_is_rolled_back_holds(sessions: Sessions,
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-def test_nobody_waits_for_a_long_transaction_that_jumped(isolation: str, sessions: Sessions, stream: str) -> None:
+def test_no_transaction_waits_for_a_long_one_that_jumped(isolation: str, sessions: Sessions, stream: str) -> None:
     slow, quick = sessions(), sessions()
     quick.run("set lock_timeout = '2s'")
     as_after_a_crash(quick)
@@ -232,7 +232,7 @@ def test_the_numbers_of_ephemeral_messages_may_be_set_back(sql: Session, ear: Ea
     assert isinstance(wake, Ephemeral) and wake.number == first.number + 3
 
 
-def test_a_sequence_behind_the_tables_is_told_at_every_start_and_by_migrate(
+def test_a_sequence_behind_the_tables_is_reported_at_every_start_and_by_migrate(
     database: str, sql: Session, stream: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = Database(Settings(database_url=database))
@@ -259,7 +259,7 @@ def server() -> Iterator[EmbeddedPostgres]:
         yield postgres
 
 
-def test_what_a_killed_backend_takes_with_it_is_not_given_again(server: EmbeddedPostgres, stream: str) -> None:
+def test_ids_that_a_killed_backend_has_drawn_are_not_given_again(server: EmbeddedPostgres, stream: str) -> None:
     with opened_sessions(server.url) as opener:
         sql = opener()
         sql.call("broadcast", stream, "kept")

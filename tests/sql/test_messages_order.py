@@ -1,4 +1,4 @@
-"""Within a stream, commit order is id order, and nobody waits for a transaction that only queued for its commit."""
+"""Within a stream, commit order is id order, and no transaction waits for one that only queued for its commit."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_message_names_the_one_before_it(sessions: Sessions, stream: str) -
     assert [before for _, before in chain(one, stream)] == [0, *ids[:-1]]
 
 
-def test_one_that_had_to_wait_names_what_it_waited_for(sessions: Sessions, stream: str) -> None:
+def test_an_append_that_waited_names_the_message_that_it_waited_for(sessions: Sessions, stream: str) -> None:
     publishers = [sessions() for _ in range(6)]
 
     def publish(sql: Session) -> Callable[[], None]:
@@ -106,7 +106,7 @@ def test_one_that_had_to_wait_names_what_it_waited_for(sessions: Sessions, strea
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_one_snapshot_for_all_statements_does_not_claim_to_know_the_one_before(
+def test_a_transaction_with_one_snapshot_does_not_claim_to_know_the_id_before(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     blind, other = sessions(), sessions()

@@ -30,7 +30,7 @@ def subscribed(old: Session, new: Session, url: str) -> None:
     new.run(f"create subscription mirror connection '{url}' publication messages with (create_slot = false)")
 
 
-def test_what_logical_replication_brings_is_delivered_and_a_cut_over_goes_on_above_it(
+def test_rows_of_logical_replication_are_delivered_and_a_cut_over_continues_above_them(
     server: EmbeddedPostgres, pgbus_settings: Settings
 ) -> None:
     """Neither sequences nor notifications are replicated."""

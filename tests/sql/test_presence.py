@@ -1,4 +1,4 @@
-"""Presence from SQL: who is there, who is announced and how often, and what expires by itself."""
+"""Presence from SQL: members, announcements, and leases that expire by themselves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def members(sql: Session, stream: str) -> list[str]:
 
 
 def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
-    """What was announced since the last time: op, member and count."""
+    """The announcements since the last call: op, member and count."""
     found = []
     for payload in ear.heard_until(sql):
         wake = parse(payload)
@@ -59,7 +59,7 @@ def record(sql: Session, changes: list[tuple[str, str, str, str | None]], grace:
 # coming and going
 
 
-def test_who_joins_is_there_and_announced_and_who_leaves_is_not(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_member_that_joins_is_present_and_announced_until_it_leaves(sql: Session, ear: Ear, stream: str) -> None:
     assert sql.call("presence_join", stream, "ada", '{"name": "Ada"}') is True
     [(member, metadata, joined_at, connections)] = sql.run("select * from pgbus.presence_members(%s)", stream)
     assert (member, metadata, connections) == ("ada", {"name": "Ada"}, 1)
@@ -108,12 +108,12 @@ def test_streams_and_members_are_apart_by_their_bytes(sql: Session, stream: str)
     assert all(members(sql, name) == ["ada"] for name in ("a:b", "A:b", "é", "e\u0301"))
 
 
-def test_leaving_what_one_is_not_at_does_nothing(sql: Session, ear: Ear, stream: str) -> None:
+def test_leaving_a_stream_without_having_joined_does_nothing(sql: Session, ear: Ear, stream: str) -> None:
     assert sql.call("presence_leave", stream, "nobody") is False
     assert heard(ear, sql) == []
 
 
-def test_what_is_rolled_back_did_not_happen(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_rollback_takes_presence_back(sql: Session, ear: Ear, stream: str) -> None:
     with pytest.raises(ZeroDivisionError), sql.transaction():
         sql.call("presence_join", stream, "ada")
         raise ZeroDivisionError
@@ -138,7 +138,7 @@ def test_what_is_rolled_back_did_not_happen(sql: Session, ear: Ear, stream: str)
         (("s", "ada", "{}", "", None), "bad ttl"),
     ],
 )
-def test_what_makes_no_sense_is_refused(sql: Session, arguments: tuple[Any, ...], message: str) -> None:
+def test_bad_arguments_are_refused(sql: Session, arguments: tuple[Any, ...], message: str) -> None:
     with raises(INVALID, message):
         sql.call("presence_join", *arguments)
 
@@ -149,7 +149,7 @@ def test_a_negative_grace_is_refused(sql: Session) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_transaction_that_could_not_see_who_came_meanwhile_is_refused(
+def test_a_transaction_that_could_not_see_members_that_joined_meanwhile_is_refused(
     sql: Session, stream: str, isolation: str
 ) -> None:
     sql.call("presence_join", stream, "ada")
@@ -174,7 +174,7 @@ def test_the_callers_collation_does_not_matter(sql: Session, stream: str, collat
 # grace
 
 
-def test_who_is_back_within_the_grace_was_never_away(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_member_that_is_back_within_the_grace_was_never_away(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("presence_join", stream, "ada", "{}", "old")
     sql.call("presence_leave", stream, "ada", "old", timedelta(minutes=1))
     assert sql.run("select member, connections from pgbus.presence_members(%s)", stream) == [("ada", 0)]
@@ -186,7 +186,9 @@ def test_who_is_back_within_the_grace_was_never_away(sql: Session, ear: Ear, str
     assert members(sql, stream) == ["ada"] and heard(ear, sql) == []
 
 
-def test_who_is_not_back_within_the_grace_leaves_when_it_is_swept(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_member_that_is_not_back_within_the_grace_leaves_when_it_is_swept(
+    sql: Session, ear: Ear, stream: str
+) -> None:
     sql.call("presence_join", stream, "ada")
     sql.call("presence_leave", stream, "ada", "", timedelta(milliseconds=50))
     assert heard(ear, sql) == [("join", "ada", 1)]
@@ -198,9 +200,7 @@ def test_who_is_not_back_within_the_grace_leaves_when_it_is_swept(sql: Session, 
 # expiry
 
 
-def test_who_has_expired_is_shown_nowhere_before_it_is_swept_and_announced_once(
-    sql: Session, ear: Ear, stream: str
-) -> None:
+def test_an_expired_member_is_hidden_before_it_is_swept_and_announced_once(sql: Session, ear: Ear, stream: str) -> None:
     for name in ("ada", "max"):
         sql.call("presence_join", stream, name)
     heard(ear, sql)
@@ -217,7 +217,7 @@ def test_a_transaction_that_stays_open_sees_members_expire(sql: Session, stream:
         until(lambda: not members(sql, stream), "the member expires")
 
 
-def test_who_joins_after_expiry_and_before_the_sweep_is_announced_and_does_not_leave(
+def test_a_member_that_joins_between_expiry_and_sweep_is_announced_and_does_not_leave(
     sql: Session, ear: Ear, stream: str
 ) -> None:
     """A page made in between did not show the member."""
@@ -250,7 +250,7 @@ def test_of_many_sweeps_at_once_one_announces(sql: Session, sessions: Sessions, 
 # touching
 
 
-def test_a_touch_keeps_alive_and_tells_who_is_not_there(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_touch_renews_connections_and_returns_those_that_are_gone(sql: Session, ear: Ear, stream: str) -> None:
     second = timedelta(seconds=1)
     sql.call("presence_join", stream, "here", "{}", "1", second)
     sql.call("presence_join", stream, "expired", "{}", "1", second)
@@ -329,7 +329,7 @@ def test_workers_go_round_a_stream_that_a_transaction_holds(
     assert heard(ear, sql)[-3:] == [("join", "slow", 1), ("join", "max", 2), ("join", "ada", 3)]
 
 
-def test_nobody_waits_for_a_transaction_that_touches(sql: Session, sessions: Sessions, stream: str) -> None:
+def test_no_transaction_waits_for_one_that_touches(sql: Session, sessions: Sessions, stream: str) -> None:
     toucher = sessions()
     for name in ("ada", "max"):
         sql.call("presence_join", stream, name)
@@ -343,10 +343,10 @@ def test_nobody_waits_for_a_transaction_that_touches(sql: Session, sessions: Ses
     sql.run("reset lock_timeout")
 
 
-def test_comings_and_goings_at_once_end_with_what_was_announced(
+def test_concurrent_joins_and_leaves_end_as_they_were_announced(
     sessions: Sessions, sql: Session, ear: Ear, stream: str
 ) -> None:
-    """However they race: who follows the announcements ends up with the members that there are."""
+    """A reader that follows the announcements ends up with the present members, however the transactions race."""
 
     def worker(session: Session, n: int) -> None:
         for turn in range(25):

@@ -1,4 +1,4 @@
-"""The functions of schema pgbus, one session at a time: what they return, store and refuse."""
+"""The functions of schema pgbus, one session at a time: their results, the rows that they store, and their errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_broadcast_returns_the_id_under_which_read_after_gives_the_message(sql: 
     assert rest == ["order.paid", "<p>paid</p>", "admins", "c7"]
 
 
-def test_what_is_left_out_is_null(sql: Session, stream: str) -> None:
+def test_omitted_arguments_are_null(sql: Session, stream: str) -> None:
     sql.call("broadcast", stream, "x")
     rows = sql.run("select event, visible_to, exclude, key from pgbus.messages where stream = %s", stream)
     assert rows == [(None, None, None, None)]
@@ -205,7 +205,7 @@ def test_the_collation_of_the_arguments_is_the_callers(collation: str, sql: Sess
     assert sql.data(stream) == ["x"] * 6
 
 
-# what is refused
+# errors
 
 
 @pytest.mark.parametrize("function", [*PUBLISHING, "last_id", "read_after"])
@@ -265,7 +265,7 @@ def test_the_error_quotes_only_the_beginning_of_a_long_name(sql: Session) -> Non
 # reading
 
 
-def test_read_after_gives_what_is_above_the_cursor_up_to_the_limit(sql: Session, stream: str) -> None:
+def test_read_after_returns_messages_above_the_cursor_up_to_the_limit(sql: Session, stream: str) -> None:
     ids = [sql.call("broadcast", stream, str(n)) for n in range(5)]
     sql.call("broadcast", f"{stream} other", "x")
 
@@ -280,7 +280,7 @@ def test_read_after_gives_500_unless_told(sql: Session, stream: str) -> None:
     assert len(sql.run("select * from pgbus.read_after(%s, 0)", stream)) == 500
 
 
-def test_last_id_is_0_for_a_stream_that_nobody_has_published_to(sql: Session, stream: str) -> None:
+def test_last_id_is_0_for_a_stream_without_messages(sql: Session, stream: str) -> None:
     assert sql.call("last_id", stream) == 0
 
 
@@ -294,7 +294,7 @@ def test_last_id_stays_when_all_messages_were_pruned(sql: Session, stream: str) 
     assert sql.column(stream, "prev_id") == [id]
 
 
-def test_the_watermark_in_one_snapshot_agrees_with_what_is_read_in_it(sessions: Sessions, stream: str) -> None:
+def test_the_watermark_agrees_with_a_read_in_the_same_snapshot(sessions: Sessions, stream: str) -> None:
     reader, writer = sessions(), sessions()
     first = writer.call("broadcast", stream, "before")
     with reader.transaction("repeatable read"):
@@ -306,7 +306,7 @@ def test_the_watermark_in_one_snapshot_agrees_with_what_is_read_in_it(sessions: 
     assert reader.read(stream, first) == [(id, "after") for id in later]
 
 
-def test_an_id_that_is_not_committed_is_in_nobodys_watermark(sessions: Sessions, stream: str) -> None:
+def test_an_uncommitted_id_is_in_no_other_transactions_watermark(sessions: Sessions, stream: str) -> None:
     reader, writer = sessions(), sessions()
     with writer.transaction():
         id = writer.call("broadcast", stream, "x")
@@ -315,7 +315,7 @@ def test_an_id_that_is_not_committed_is_in_nobodys_watermark(sessions: Sessions,
     assert reader.call("last_id", stream) == id
 
 
-# who calls, and how
+# callers
 
 
 def test_triggers_and_functions_with_settings_of_their_own_can_publish(sql: Session, stream: str) -> None:

@@ -1,4 +1,4 @@
-"""What publishers ring on the channel, and that no ring ever waits for another transaction."""
+"""The notifications of publishers. No ring ever waits for another transaction."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_batch_of_one_rings_whole(sql: Session, ear: Ear, stream: str) -> None
     assert [type(parse(payload)) for payload in ear.heard_until(sql)] == [NewMessage]
 
 
-def test_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_transaction_with_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction("repeatable read"):
         sql.call("broadcast", stream, "x")
     [payload] = ear.heard_until(sql)
@@ -71,7 +71,7 @@ def test_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream
 @many_examples
 @given(name=awkward_names, data=text, event=text, audience=text.filter(bool))
 @example(name='a"b\\', data='"\\\b\f\n\r\t\x01\x1f\x7f\u2028</script>\U0001f600', event='"', audience="'")
-def test_what_a_ring_says_is_what_was_published(
+def test_a_ring_carries_the_published_message(
     sql: Session, ear: Ear, name: str, data: str, event: str, audience: str
 ) -> None:
     event = event.replace("\n", "").replace("\r", "")
@@ -82,7 +82,7 @@ def test_what_a_ring_says_is_what_was_published(
 
 
 @pytest.mark.parametrize("character", ["x", "é", '"', "\n", "\x01", "\U0001f600"], ids=ascii)
-def test_a_ring_never_exceeds_what_postgresql_takes(character: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_a_ring_never_exceeds_the_limit_of_postgresql(character: str, sql: Session, ear: Ear, stream: str) -> None:
     grown = len(sql.one("select to_json(%s::text)::text", character).encode()) - 2
     sizes = [*range(7500 // grown, 8100 // grown + 1, 7), 20_000]
     for size in sizes:
@@ -181,7 +181,7 @@ def test_a_rollback_rings_nothing(function: str, sql: Session, ear: Ear, stream:
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_what_follows_a_savepoint_that_took_the_first_append_back_rings(
+def test_messages_after_a_savepoint_that_took_the_first_append_back_ring(
     function: str, sql: Session, ear: Ear, stream: str
 ) -> None:
     with sql.transaction():
@@ -194,7 +194,7 @@ def test_what_follows_a_savepoint_that_took_the_first_append_back_rings(
     assert parse(payload)[:2] == (stream, sql.call("last_id", stream))
 
 
-def test_a_savepoint_takes_back_the_names_of_what_was_appended_since(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_savepoint_takes_back_the_names_of_streams_that_moved_since(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast", stream, "kept")
         sql.run("savepoint s")
@@ -204,7 +204,7 @@ def test_a_savepoint_takes_back_the_names_of_what_was_appended_since(sql: Sessio
     assert isinstance(parse(payload), NewMessage)
 
 
-def test_what_is_appended_after_constraints_were_immediate_rings(sql: Session, ear: Ear, stream: str) -> None:
+def test_messages_that_are_appended_after_immediate_constraints_ring(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast", stream, "a")
         sql.run("set constraints all immediate")
@@ -225,11 +225,11 @@ def test_a_function_with_settings_of_its_own_rings_once(sql: Session, ear: Ear, 
     assert named(payload) == {stream, f"{stream} other"}
 
 
-# nobody waits for a ring
+# no transaction waits for a ring
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit", "broadcast_many"])
-def test_an_open_transaction_holds_nobodys_ring(function: str, sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_an_open_transaction_holds_up_no_ring(function: str, sessions: Sessions, ear: Ear, stream: str) -> None:
     slow, quick = sessions(), sessions()
     with slow.transaction():
         slow.call(function, f"{stream} slow", ["x"] if function == "broadcast_many" else "x")
@@ -240,7 +240,7 @@ def test_an_open_transaction_holds_nobodys_ring(function: str, sessions: Session
     assert parse(payload)[0] == f"{stream} slow"
 
 
-def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_a_commit_that_waits_for_a_streams_lock_holds_up_no_ring(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, waiter, quick = sessions(), sessions(), sessions()
     with holder.transaction():
         holder.call("broadcast", f"{stream} held", "x")
@@ -261,7 +261,7 @@ def test_a_commit_that_waits_for_a_streams_lock_holds_nobodys_ring(sessions: Ses
     )
 
 
-def test_whoever_finds_the_bells_taken_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_a_transaction_without_a_bell_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, quick = sessions(), sessions()
     quick.run("set lock_timeout = '1s'")
     with holder.transaction():
@@ -276,7 +276,7 @@ def test_whoever_finds_the_bells_taken_neither_waits_nor_rings(sessions: Session
     assert len(ear.heard_until(quick)) == 1
 
 
-def test_bells_that_somebody_keeps_who_does_not_publish_ring_once_a_second_and_say_who(
+def test_squatted_bells_ring_once_a_second_and_a_warning_names_the_session(
     sessions: Sessions, ear: Ear, stream: str
 ) -> None:
     holder, quick = sessions(), sessions()
@@ -291,7 +291,7 @@ def test_bells_that_somebody_keeps_who_does_not_publish_ring_once_a_second_and_s
     assert ear.heard_until(quick) == []
 
 
-def test_while_one_who_rings_is_long_at_its_commit_another_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_during_a_long_commit_that_rings_another_transaction_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, quick = sessions(), sessions()
     with holder.transaction():
         hold(holder, 0)

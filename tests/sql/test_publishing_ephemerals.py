@@ -39,7 +39,7 @@ def test_a_small_one_is_whole_and_stored_nowhere(sql: Session, ear: Ear, stream:
     assert sql.call("last_id", stream) == 0
 
 
-def test_what_is_left_out_is_null(sql: Session, ear: Ear, stream: str) -> None:
+def test_omitted_arguments_are_null(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_ephemeral", stream, "x", "")
     [wake] = heard(ear, sql)
     assert wake[2:] == (None, "x", None, None)
@@ -107,7 +107,7 @@ def test_many_old_ones_are_cleared_by_and_by(sql: Session, stream: str) -> None:
         assert kept(sql) == n
 
 
-def test_clearing_does_not_wait_for_who_clears_already(sessions: Sessions, stream: str) -> None:
+def test_clearing_does_not_wait_for_another_transaction_that_clears(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
     for _ in range(3):
         one.call("broadcast_ephemeral", stream, LARGE)
@@ -120,7 +120,7 @@ def test_clearing_does_not_wait_for_who_clears_already(sessions: Sessions, strea
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_one_snapshot_does_not_fail_on_what_was_cleared_meanwhile(
+def test_a_transaction_with_one_snapshot_does_not_fail_on_rows_that_were_cleared_meanwhile(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     late, sql = sessions(), sessions()

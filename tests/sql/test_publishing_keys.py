@@ -1,4 +1,4 @@
-"""Idempotency keys: a second broadcast with the same stream and key adds nothing, whoever races with whom."""
+"""Idempotency keys: a second broadcast with the same stream and key adds nothing, also in a race."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_broadcast_and_on_commit_know_each_others_keys(sql: Session, stream: str
     assert sql.data(stream) == ["a"]
 
 
-def test_who_comes_second_waits_and_gets_the_first_id(sessions: Sessions, stream: str) -> None:
+def test_the_second_transaction_waits_and_gets_the_first_id(sessions: Sessions, stream: str) -> None:
     first, second, watcher = sessions(), sessions(), sessions()
     with first.transaction():
         id = first.call("broadcast", stream, "first", key="k")
@@ -68,7 +68,7 @@ def test_who_comes_second_waits_and_gets_the_first_id(sessions: Sessions, stream
     assert watcher.data(stream) == ["first"]
 
 
-def test_who_comes_second_is_the_first_where_the_other_rolls_back(sessions: Sessions, stream: str) -> None:
+def test_the_second_transaction_appends_if_the_first_rolls_back(sessions: Sessions, stream: str) -> None:
     first, second, watcher = sessions(), sessions(), sessions()
     first.run("begin")
     id = first.call("broadcast", stream, "first", key="k")
@@ -92,7 +92,7 @@ def test_of_many_at_once_one_wins(function: str, sessions: Sessions, stream: str
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_one_snapshot_that_is_older_than_the_first_fails_to_be_retried(
+def test_a_snapshot_that_is_older_than_the_first_message_fails_to_be_retried(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     late, sql = sessions(), sessions()
@@ -106,7 +106,7 @@ def test_one_snapshot_that_is_older_than_the_first_fails_to_be_retried(
     assert sql.data(stream) == ["first"]
 
 
-def test_one_snapshot_that_is_older_fails_at_its_commit(sessions: Sessions, stream: str) -> None:
+def test_a_queued_message_in_an_older_snapshot_fails_at_the_commit(sessions: Sessions, stream: str) -> None:
     late, sql = sessions(), sessions()
     with raises(SERIALIZATION_FAILURE), late.transaction("repeatable read"):
         late.call("broadcast_on_commit", stream, "late", key="k")

@@ -1,4 +1,4 @@
-"""What is queued for the commit: nobody waits for it, and nothing of it is lost or left behind."""
+"""Messages that are queued for the commit: no transaction waits for them, and none is lost or left behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_on_commit_a_message_gets_its_id_at_the_commit(sessions: Sessions, strea
     assert early.queued() == 0
 
 
-def test_an_open_transaction_that_queued_holds_up_nobody(sessions: Sessions, stream: str) -> None:
+def test_an_open_transaction_that_queued_blocks_no_other(sessions: Sessions, stream: str) -> None:
     slow, quick = sessions(), sessions()
     quick.run("set lock_timeout = '1s'")
     with slow.transaction():
@@ -55,7 +55,7 @@ def test_a_rollback_leaves_nothing(sql: Session, stream: str) -> None:
     assert sql.data(stream) == ["c"]
 
 
-def test_a_savepoint_takes_back_what_was_queued_since(sql: Session, stream: str) -> None:
+def test_a_savepoint_takes_back_messages_that_were_queued_since(sql: Session, stream: str) -> None:
     for n, (before, gone, after) in enumerate(product(["", "a", "ab"], ["x", "xy"], ["", "c", "cd"])):
         name = f"{stream} {n}"
         with sql.transaction():
@@ -110,7 +110,7 @@ def test_settings_that_are_reset_on_the_way_lose_nothing(sql: Session, stream: s
     assert sql.queued() == 0
 
 
-def test_what_a_deferred_trigger_queues_at_the_commit_comes_along(sql: Session, stream: str) -> None:
+def test_messages_that_a_deferred_trigger_queues_at_the_commit_are_appended(sql: Session, stream: str) -> None:
     sql.run(
         "create table late (id integer); create function announce_late() returns trigger language plpgsql as"
         f" $$ begin perform pgbus.broadcast_on_commit('{stream}', new.id::text); return null; end $$;"

@@ -1,4 +1,4 @@
-"""What is removed, what is kept and what is remembered of it: the SQL functions, and clients that come back."""
+"""Retention: the SQL functions that remove messages, the horizons, and clients that come back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 EVER = "1000 days"
 REMOVING = 1885823598
-"""The class of the advisory lock that whoever removes holds."""
+"""The class of the advisory lock that a transaction holds while it removes messages."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def horizon(sql: Session, stream: str) -> int:
 # age and count
 
 
-def test_what_is_older_than_its_age_is_removed(sql: Session, stream: str) -> None:
+def test_messages_older_than_the_age_are_removed(sql: Session, stream: str) -> None:
     old, new = publish(sql, stream, 3, age="2 hours"), publish(sql, stream, 2)
     assert prune(sql, stream, age="1 hour") == [(stream, 3, old[-1])]
     assert ids_of(sql, stream) == new
@@ -73,7 +73,7 @@ def test_what_is_older_than_its_age_is_removed(sql: Session, stream: str) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 6])
-def test_what_is_beyond_the_count_is_removed(count: int, sql: Session, stream: str) -> None:
+def test_messages_beyond_the_count_are_removed(count: int, sql: Session, stream: str) -> None:
     ids = publish(sql, stream, 5)
     prune(sql, stream, count=count)
     assert ids_of(sql, stream) == ids[-count:]
@@ -146,7 +146,7 @@ def test_senseless_arguments_are_refused(arguments: str, sql: Session) -> None:
         sql.run(f"select * from pgbus.prune({arguments})")
 
 
-# what is remembered
+# horizons
 
 
 def test_ids_go_on_rising_on_a_stream_that_was_pruned_empty(sql: Session, stream: str) -> None:
@@ -274,7 +274,7 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
     assert job.get(timeout=10) == [(stream, 2, ids[3])], "and then goes by what there is"
 
 
-def test_what_vacuum_cannot_take_away_yet_makes_neither_reads_nor_pruning_slower(
+def test_dead_rows_that_vacuum_cannot_remove_slow_down_neither_reads_nor_pruning(
     sql: Session, sessions: Sessions, stream: str
 ) -> None:
     """A transaction of long ago still sees all that was removed since: nine thousand rows on a thousand blocks."""
@@ -392,10 +392,10 @@ def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
     assert retention.keep("orders") == (6 * 3600, None)
 
 
-# who may
+# rights
 
 
-def test_who_may_not_remove_is_told_what_to_do_and_the_documented_grants_are_enough(
+def test_a_role_that_may_not_prune_gets_a_remedy_and_the_documented_grants_are_enough(
     sql: Session, sessions: Sessions, database: str, stream: str, pgbus_databases: TestDatabases
 ) -> None:
     role = f"pgbus_test_pruner_{sql.pid}"
@@ -446,7 +446,7 @@ def keep_newest(pgbus_database: str) -> Take:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_client_that_returns_into_what_was_pruned_is_told_and_gets_what_is_left(
+def test_a_client_with_a_pruned_cursor_gets_a_gap_event_and_the_retained_messages(
     watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
 ) -> None:
     ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
@@ -486,7 +486,7 @@ def test_so_is_one_that_returns_to_a_stream_that_was_pruned_empty(
         assert gaps(current) == []
 
 
-def test_a_client_of_a_forgotten_stream_is_told_as_long_as_nothing_new_has_come(
+def test_a_client_of_a_forgotten_stream_gets_a_gap_event_until_a_new_message_comes(
     keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings, pgbus_database: str
 ) -> None:
     id = pgbus_bus.stream("orders").broadcast("x") or 0
@@ -502,7 +502,7 @@ def test_a_client_of_a_forgotten_stream_is_told_as_long_as_nothing_new_has_come(
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_live_client_is_told_of_what_was_pruned_before_its_worker_had_it(
+def test_a_live_client_gets_a_gap_event_for_messages_that_were_pruned_unseen(
     left: int, pgbus_bus: Bus, pgbus_settings: Settings, pgbus_database: str
 ) -> None:
     first = pgbus_bus.stream("orders").broadcast("first") or 0
@@ -530,7 +530,7 @@ STREAMS = ["busy:0", "busy:1", "busy:2"]
 def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
     seed: int, pgbus_settings: Settings, pgbus_database: str
 ) -> None:
-    """Clients come and go beside publishers and a pruner; whatever a client lacks was told of as a gap, and is gone."""
+    """Clients come and go beside publishers and a pruner. Every message that a client lacks is gone, and in a gap event."""
     choose = random.Random(seed)
     sent: dict[str, list[int]] = {stream: [] for stream in STREAMS}
     stopping = gevent.event.Event()
@@ -590,6 +590,6 @@ def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
             missing = sorted(set(sent[stream]) - set(got))
             assert not set(missing) & set(retained[stream])
             first = got[0]
-            # Before the first one, who asked for all that is retained misses nothing.
+            # Before its first message, a client that asked for all retained messages misses nothing.
             untold = [id for id in missing if id > first and not any(low < id <= high for low, high in told)]
             assert untold == []

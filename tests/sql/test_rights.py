@@ -1,4 +1,4 @@
-"""Roles without rights of their own: one that owns nothing but the schema, and those to whom docs/sql.md grants some."""
+"""Rights: a role that owns only the schema, and the roles to which docs/sql.md grants rights."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def owned(database: str) -> str:
 
 @pytest.fixture
 def owner(owned: str, sessions: Sessions) -> Iterator[Session]:
-    """The owner; what it granted is taken back."""
+    """The owner, whose grants are revoked afterwards."""
     session = sessions(role=OWNER)
     yield session
     for role in ROLES[1:]:
@@ -123,7 +123,7 @@ def publish_by_every_function(sql: Session, stream: str) -> None:
     assert sql.data(stream) == list("abcdef")
 
 
-def test_who_owns_only_the_schema_can_migrate_and_publish(owner: Session, stream: str) -> None:
+def test_a_role_that_owns_only_the_schema_can_migrate_and_publish(owner: Session, stream: str) -> None:
     assert owner.one("select has_database_privilege(current_user, current_database(), 'create')") is False
     publish_by_every_function(owner, stream)
 
@@ -132,7 +132,7 @@ def test_the_owner_can_migrate_again(owned: str) -> None:
     assert migrate(as_role(owned, OWNER)) == []
 
 
-def test_who_may_not_make_the_schema_is_told(pgbus_databases: TestDatabases, owned: str) -> None:
+def test_a_role_that_may_not_create_the_schema_gets_an_error(pgbus_databases: TestDatabases, owned: str) -> None:
     empty = pgbus_databases.make_empty()
     with pytest.raises(DatabaseError, match="permission denied for database") as failed:
         migrate(as_role(empty, OWNER))
@@ -187,7 +187,7 @@ def test_publishing_as_a_publisher(owner: Session, sessions: Sessions, stream: s
         assert owner.data(name) == list("abcdef")
 
 
-def test_everything_works_where_execute_was_revoked_from_public(pgbus_databases: TestDatabases) -> None:
+def test_everything_works_if_execute_was_revoked_from_public(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
         opener().run("alter default privileges revoke execute on functions from public")
@@ -207,7 +207,7 @@ def test_everything_works_where_execute_was_revoked_from_public(pgbus_databases:
     pgbus_databases.drop(url)
 
 
-def test_default_privileges_of_others_give_nobody_the_channels(pgbus_databases: TestDatabases) -> None:
+def test_default_privileges_do_not_reveal_the_channels(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
         opener().run(f"alter default privileges grant all on tables to public, {STRANGER}")
@@ -219,7 +219,7 @@ def test_default_privileges_of_others_give_nobody_the_channels(pgbus_databases: 
     pgbus_databases.drop(url)
 
 
-def test_an_owner_from_whom_the_host_keeps_what_identifies_the_server_serves_too(
+def test_an_owner_that_may_not_identify_the_server_serves_too(
     database: str, pgbus_databases: TestDatabases, pgbus_settings: Settings
 ) -> None:
     """PUBLIC may call that function in PostgreSQL itself, but some hosts take it away."""
@@ -328,6 +328,6 @@ def test_a_server_that_prunes_has_nothing_to_complain_of_either(owned: str, owne
         assert bus.database.pruning.turn(0.001, 10) is not None
 
 
-def test_who_was_granted_nothing_can_do_nothing(owner: Session, sessions: Sessions, stream: str) -> None:
+def test_a_role_without_grants_can_do_nothing(owner: Session, sessions: Sessions, stream: str) -> None:
     with raises(FORBIDDEN):
         sessions(role=PUBLISHER).call("last_id", stream)

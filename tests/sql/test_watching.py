@@ -1,4 +1,4 @@
-"""Watched tables: every change of a row becomes a message, whatever statement makes it, and whoever's table it is."""
+"""Watched tables: every change of a row becomes a message, whichever statement makes it and whichever role owns the table."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def needs(sql: Session, version: int) -> None:
         pytest.skip(f"it came with PostgreSQL {version}")
 
 
-# what a message says
+# the content of a message
 
 
-def test_every_change_is_told_with_the_row_before_and_after(sql: Session, table: str, stream: str) -> None:
+def test_every_change_is_published_with_the_row_before_and_after(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     sql.run(f"insert into {table} values (1, 7, 'a')")
     sql.run(f"update {table} set note = 'b'")
@@ -165,7 +165,7 @@ def test_a_row_that_moves_is_deleted_for_one_stream_and_inserted_for_the_other(
         *[f"insert {n}" for n in range(others + 1)], *[f"delete {n}" for n in move], *[f"update {n}" for n in stay],
     ]  # fmt: skip
     assert short(sql, f"{stream} 8") == [*[f"insert {n}" for n in move], *[f"update {n}" for n in move]]
-    # The readers of a stream are not told what the row was elsewhere.
+    # The readers of a stream do not learn the row's content in another stream.
     assert "b" not in [(one["new"] or one["old"])["note"] for one in told(sql, f"{stream} 7")]
     assert told(sql, f"{stream} 8")[0]["old"] is None
 
@@ -183,7 +183,7 @@ def test_a_row_with_null_in_the_name_belongs_to_no_stream(others: int, sql: Sess
     assert short(sql, f"{stream} 7") == [f"insert {n}" for n in rows] + [f"delete {n}" for n in rows]
 
 
-def test_what_is_queued_after_rows_without_a_stream_is_not_lost(sql: Session, table: str, stream: str) -> None:
+def test_messages_queued_after_rows_without_a_stream_are_not_lost(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     with sql.transaction():
         sql.run(f"insert into {table} values (1, null), (2, null)")
@@ -285,14 +285,14 @@ def test_other_columns_may_come_go_and_change_their_names(sql: Session, table: s
     ]
 
 
-def test_truncate_is_not_told_where_the_name_has_columns(sql: Session, table: str, stream: str) -> None:
+def test_truncate_is_not_published_if_the_name_has_columns(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     sql.run(f"insert into {table} values (1, 7)")
     sql.run(f"truncate {table}")
     assert short(sql, f"{stream} 7") == ["insert 1"]
 
 
-# what is refused
+# errors
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_bad_events_are_refused(events: str | None, sql: Session, table: str, st
         sql.call("watch_table", table, stream, events)
 
 
-def test_truncate_cannot_be_asked_for_where_the_name_has_columns(sql: Session, table: str) -> None:
+def test_truncate_is_refused_as_an_event_if_the_name_has_columns(sql: Session, table: str) -> None:
     with raises(INVALID, match="a TRUNCATE has no row to fill the columns"):
         sql.call("watch_table", table, "a{id}", "insert,truncate")
 
@@ -368,7 +368,9 @@ def test_only_tables_can_be_watched(sql: Session, table: str, stream: str) -> No
         ("insert,update,delete,truncate", ["insert 1", "update 1", "delete 1", "truncate None"]),
     ],
 )
-def test_events_narrow_what_is_told(events: str, expected: list[str], sql: Session, table: str, stream: str) -> None:
+def test_events_restrict_the_published_changes(
+    events: str, expected: list[str], sql: Session, table: str, stream: str
+) -> None:
     sql.call("watch_table", table, stream, events=events)
     sql.run(f"insert into {table} values (1, 7)")
     sql.run(f"update {table} set customer = 8")
@@ -377,7 +379,7 @@ def test_events_narrow_what_is_told(events: str, expected: list[str], sql: Sessi
     assert short(sql, stream) == expected
 
 
-def test_watching_again_changes_nothing_and_waits_for_nobody(
+def test_watching_again_changes_nothing_and_waits_for_no_lock(
     sessions: Sessions, sql: Session, table: str, stream: str
 ) -> None:
     sql.call("watch_table", table, stream)
@@ -511,9 +513,7 @@ def test_statements_of_a_transaction_and_its_own_messages_keep_their_order(
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_savepoints_and_rollbacks_take_back_what_was_told(
-    isolation: str, sql: Session, table: str, stream: str
-) -> None:
+def test_savepoints_and_rollbacks_take_changes_back(isolation: str, sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     with sql.transaction(isolation):
         sql.run("savepoint a")
@@ -532,7 +532,9 @@ def test_savepoints_and_rollbacks_take_back_what_was_told(
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_what_an_exception_in_plpgsql_takes_back_is_not_told(rows: int, sql: Session, table: str, stream: str) -> None:
+def test_changes_that_an_exception_in_plpgsql_takes_back_are_not_published(
+    rows: int, sql: Session, table: str, stream: str
+) -> None:
     sql.call("watch_table", table, stream)
     sql.run(
         f"do $$ begin begin insert into {table} select n from generate_series(1, {rows}) n; raise division_by_zero;"
@@ -555,14 +557,14 @@ def test_constraints_that_are_immediate_lose_nothing(rows: int, sql: Session, ta
     assert sql.queued() == 0
 
 
-def test_copy_is_told(sql: Session, table: str, stream: str) -> None:
+def test_copy_is_published(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     # Not by psycopg2, which cannot COPY under gevent; the server reads the rows from a program.
     sql.run(f"copy {table} from program $$printf '1\\t7\\ta\\n2\\t7\\tb\\n'$$")
     assert short(sql, stream) == ["insert 1", "insert 2"]
 
 
-def test_on_conflict_tells_what_became_of_each_row(sql: Session, table: str, stream: str) -> None:
+def test_on_conflict_publishes_the_change_of_each_row(sql: Session, table: str, stream: str) -> None:
     sql.run(f"insert into {table} values (1, 7, 'a'), (3, 7, 'c')")
     sql.call("watch_table", table, stream)
     upsert = f"insert into {table} values (%s, 8, 'x'), (%s, 8, 'y') on conflict (id) do"
@@ -571,7 +573,7 @@ def test_on_conflict_tells_what_became_of_each_row(sql: Session, table: str, str
     assert short(sql, stream) == ["update 1", "insert 2"]
 
 
-def test_merge_tells_what_became_of_each_row(sql: Session, table: str, stream: str) -> None:
+def test_merge_publishes_the_change_of_each_row(sql: Session, table: str, stream: str) -> None:
     needs(sql, 15)
     sql.run(f"insert into {table} select n, 7 from generate_series(1, 4) n")
     sql.call("watch_table", table, stream)
@@ -583,7 +585,7 @@ def test_merge_tells_what_became_of_each_row(sql: Session, table: str, stream: s
     assert sorted(short(sql, stream)) == ["delete 3", "insert 5", "insert 6", "update 1", "update 2"]
 
 
-def test_several_parts_of_one_statement_are_each_told(sql: Session, table: str, stream: str) -> None:
+def test_several_parts_of_one_statement_are_all_published(sql: Session, table: str, stream: str) -> None:
     sql.run(f"insert into {table} select n, 7, 'a' from generate_series(1, 3) n")
     sql.call("watch_table", table, stream)
     sql.run(
@@ -594,7 +596,7 @@ def test_several_parts_of_one_statement_are_each_told(sql: Session, table: str, 
     assert all(one["old"]["id"] == (one["new"] or one["old"])["id"] for one in told(sql, stream))
 
 
-def test_what_a_foreign_key_cascades_is_told(sql: Session, table: str, stream: str) -> None:
+def test_the_cascade_of_a_foreign_key_is_published(sql: Session, table: str, stream: str) -> None:
     sql.run(f"create table {table}_lines (id integer, orders integer references {table} on delete cascade)")
     sql.run(f"insert into {table} values (1, 7), (2, 7); insert into {table}_lines values (10, 1), (11, 1), (20, 2)")
     sql.call("watch_table", f"{table}_lines", stream)
@@ -632,7 +634,7 @@ def test_two_transactions_that_change_rows_in_opposite_order_do_not_block_one_an
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-def test_who_follows_the_messages_of_a_stream_has_the_rows_of_it(
+def test_a_reader_that_applies_the_messages_of_a_stream_has_its_rows(
     isolation: str, sql: Session, table: str, stream: str
 ) -> None:
     chance = random.Random(7)
@@ -771,7 +773,7 @@ def test_a_table_whose_columns_were_dropped_can_be_watched(sql: Session, table: 
     assert [one["new"] for one in told(sql, f"{stream} a")] == [{"id": n, "note": "a"} for n in (1, 2, 3)]
 
 
-# whoever writes
+# roles that write
 
 
 @pytest.mark.parametrize("path", ["''", "evil, pg_catalog", "pg_temp"])
@@ -800,7 +802,7 @@ def roles(sql: Session, *names: str) -> Iterator[None]:
             sql.run(f"drop owned by {name}; drop role {name}")
 
 
-def test_who_owns_a_table_and_may_publish_can_watch_it_and_writers_need_no_more(
+def test_a_publisher_can_watch_its_table_and_writers_need_no_other_rights(
     sessions: Sessions, sql: Session, stream: str
 ) -> None:
     owner, writer = (f"pgbus_test_watch_{kind}_{os.getpid()}" for kind in ("owner", "writer"))

@@ -124,7 +124,8 @@ begin
         format('bad event name %s: it must not contain a line break or start with "pgbus:"',
                left(to_json(event)::text, 80))
       when not (pgbus._good_label(visible_to) and pgbus._good_label(exclude)) then
-        format('bad %s: it is empty; give a text, or null', case when octet_length(visible_to) = 0 then 'visible_to' else 'exclude' end)
+        format('bad %s: it is empty; give a text, or null',
+               case when octet_length(visible_to) = 0 then 'visible_to' else 'exclude' end)
       else
         format('bad key of %s bytes: it must be 1 to 1000 bytes of UTF-8', octet_length(key))
     end;
@@ -275,8 +276,8 @@ begin
       if highest > greatest(clock, last) + 315360000000000 then
         raise exception using
           errcode = 'object_not_in_prerequisite_state',
-          message = format('stream %s has a message or a horizon with the id %s, which is far above any that was given: '
-                           'nothing can be appended behind it', to_json(stream), head),
+          message = format('stream %s has a message or a horizon with the id %s, which is far above all ids that were given, '
+                           'so nothing can be appended after it', to_json(stream), head),
           hint = 'Somebody has written to pgbus.messages or pgbus.horizons by hand; delete that row.';
       end if;
       if last <= highest or pgbus._good_id(last) is not true then
@@ -298,7 +299,7 @@ begin
   end loop;
   raise exception using
     errcode = 'object_not_in_prerequisite_state',
-    message = format('the sequence pgbus.message_ids gives no id above %s, though it was moved there', head),
+    message = format('the sequence pgbus.message_ids gives no id above %s, although it was moved there', head),
     hint = 'Somebody has changed it: alter sequence pgbus.message_ids increment by 1 cache 1 no cycle.';
 end
 $$;
@@ -373,11 +374,12 @@ declare
   ours oid[] := array(select c.oid from pg_class c where c.relnamespace = 'pgbus'::regnamespace and c.relname <> 'migrations');
 begin
   return query
-    select l.classid::bigint::integer, l.objid::bigint::integer, coalesce(l.pid, 0), coalesce(a.usename, pg_get_userbyid(p.ownerid)),
-           a.application_name, coalesce(a.state, case when l.pid is null then 'prepared' end),
+    select l.classid::bigint::integer, l.objid::bigint::integer, coalesce(l.pid, 0),
+           coalesce(a.usename, pg_get_userbyid(p.ownerid)), a.application_name, coalesce(a.state, case when l.pid is null then 'prepared' end),
            date_part('epoch', clock_timestamp() - coalesce(a.xact_start, p.prepared)),
            case when l.pid is null then 'the prepared transaction ' || to_json(p.gid) else 'process ' || l.pid end,
-           case when l.pid is null then format('rollback prepared %L', p.gid) else format('select pg_terminate_backend(%s)', l.pid) end
+           case when l.pid is null then format('rollback prepared %L', p.gid)
+                else format('select pg_terminate_backend(%s)', l.pid) end
     from pg_locks l left join pg_stat_activity a on a.pid = l.pid
     left join pg_locks t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
                             and t.locktype = 'transactionid'

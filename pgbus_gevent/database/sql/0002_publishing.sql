@@ -113,7 +113,7 @@ begin
   end if;
   if keys is not null then
     if array_ndims(keys) > 1 or cardinality(keys) <> size then
-      raise exception 'bad keys: there must be one for each of the % messages, null for one without, in one dimension', size
+      raise exception 'bad keys: give one for each of the % messages, or null for a message without, in one dimension', size
         using errcode = 'invalid_parameter_value';
     end if;
     select k into bad from unnest(keys) k where pgbus._good_key(k) is not true limit 1;
@@ -227,7 +227,7 @@ begin
     on conflict do nothing;
     get diagnostics found = row_count;
     if found < size then
-      raise exception 'stream % was written to by hand meanwhile: try again', to_json(stream)
+      raise exception 'another session has written to stream % by hand meanwhile: try again', to_json(stream)
         using errcode = 'serialization_failure';
     end if;
   end if;
@@ -598,7 +598,8 @@ begin
   -- page.
   told := 2 * octet_length(payload) + case
     when current_setting('pgbus.told', true) ~ '^[0-9]{1,15}$' then current_setting('pgbus.told')::bigint else 0 end;
-  if told < coalesce(nullif(current_setting('max_notify_queue_pages', true), '')::bigint, 1048576) * 2048 and pgbus._can_notify() then
+  if told < coalesce(nullif(current_setting('max_notify_queue_pages', true), '')::bigint, 1048576) * 2048
+     and pgbus._can_notify() then
     ignored := set_config('pgbus.told', told::text, true);
     channel := (select c.doorbell from pgbus.channel_names c);
     ignored := pg_notify(channel, payload);

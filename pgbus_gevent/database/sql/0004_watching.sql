@@ -32,7 +32,7 @@ begin
     when about is null then
       format('there is no table with oid %s', target::oid)
     when about.ours then
-      format('%s is a table of pgbus itself: watching it would never end', target)
+      format('%s is a table of pgbus itself, which cannot be watched', target)
     when about.relkind not in ('r', 'p') then
       format('%s is not a table: only tables can be watched, not views or foreign tables', target)
     when bare ~ '[{}]' then

@@ -19,7 +19,7 @@ declare
 begin
   if cardinality(streams) is distinct from cardinality(ages)
      or counts is not null and cardinality(counts) <> cardinality(streams) then
-    raise exception 'streams, ages and counts are arrays of one length' using errcode = 'invalid_parameter_value';
+    raise exception 'bad arguments: streams, ages and counts must have one length' using errcode = 'invalid_parameter_value';
   end if;
   if exists (select from unnest(ages) a where a is null or a <= interval '0')
      or exists (select from unnest(counts) c where c < 1) then
@@ -236,7 +236,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 begin
   if (octet_length(kept) between 1 and 1000000) is not true or pgbus._good_stream(teller) is not true
      or (holds between interval '1 second' and interval '1 day') is not true then
-    raise exception 'bad retention: what a server keeps is a text, its teller a name, and it holds for a second to a day'
+    raise exception 'bad retention: kept is a text of 1 to 1000000 bytes, teller is a name, and holds is a second to a day'
       using errcode = 'invalid_parameter_value';
   end if;
   delete from pgbus.retentions r where r.until < clock_timestamp() - interval '1 day' and r.kept <> _tell_retention.kept;

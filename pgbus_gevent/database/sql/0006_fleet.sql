@@ -27,8 +27,8 @@ begin
      or jsonb_typeof(facts) is distinct from 'object' or octet_length(facts::text) > 1000000
      or jsonb_path_exists(facts, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))')
   then
-    raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are a JSON object '
-                    'with numbers below 1e18' using errcode = 'invalid_parameter_value';
+    raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are '
+                    'a JSON object with numbers below 1e18' using errcode = 'invalid_parameter_value';
   end if;
   -- Each worker removes those that have been silent for long. Two workers that do so at once do not wait for one
   -- another.
@@ -41,7 +41,7 @@ begin
   on conflict on constraint workers_pkey do update set seen_at = excluded.seen_at, facts = excluded.facts
   where w.teller = excluded.teller;
   if not found then
-    raise exception 'the worker % is another role''s', to_json(id) using errcode = 'insufficient_privilege';
+    raise exception 'the worker % belongs to another role', to_json(id) using errcode = 'insufficient_privilege';
   end if;
   instant := extract(epoch from clock_timestamp());
   pause := pgbus._pace_rings();

@@ -1,5 +1,5 @@
--- Rights. Whatever default privileges the database has, only the owner may do anything, until the owner grants it by
--- a function of this file. The owner calls these functions again after an upgrade, because a new release may have new
+-- Rights. Only the owner has any right until the owner grants it by a function of this file, even if the database has
+-- default privileges. The owner calls these functions again after an upgrade, because a new release may have new
 -- functions.
 
 
@@ -11,8 +11,8 @@ begin
   perform pgbus._grant_rights(grantee, '{}', array[
     'broadcast', 'broadcast_many', 'broadcast_on_commit', 'broadcast_ephemeral', 'last_id',
     'presence_join', 'presence_leave', 'presence_touch', 'presence_touch_many',
-    'watch_table', 'unwatch_table', '_watch_drop', '_watch', '_watch_columns', '_watch_missing', '_watch_expression', '_watch_stream',
-    '_watch_message', '_watch_rows', '_queue_many', '_good_stream']);
+    'watch_table', 'unwatch_table', '_watch_drop', '_watch', '_watch_columns', '_watch_missing', '_watch_expression',
+    '_watch_stream', '_watch_message', '_watch_rows', '_queue_many', '_good_stream']);
 end
 $$;
 
@@ -36,7 +36,8 @@ begin
   execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
   perform pgbus._grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
-    array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
+    array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_presence_record', 'presence_touch_many',
+          'presence_sweep', 'squatters']);
 end
 $$;
 
