@@ -1,4 +1,4 @@
-"""The console over HTTP: who may see it, what it tells, what an operator can do."""
+"""The console over HTTP: access to it, its content, and the actions of an operator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def signed_in(site: Site) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    """One on loopback, with a token, at which everybody is logged in."""
+    """A site on loopback, with a token. Every request is logged in."""
     with running_site(pgbus_databases.make(), operator_token=TOKEN) as site:
         site.headers = signed_in(site)
         yield site
@@ -57,7 +57,7 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def public_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    """One that anybody can reach, with a token."""
+    """A site with a token that listens on all addresses."""
     with running_site(pgbus_databases.make(), operator_token=TOKEN, host="0.0.0.0") as site:
         yield site
 
@@ -83,7 +83,7 @@ def feed(site: Site, query: str = "", **headers: str) -> Iterator[StreamClient]:
     until(lambda: watched._watchers == 0, "the feed has ended")
 
 
-# who may see it -------------------------------------------------------------------------------------------------------
+# access ---------------------------------------------------------------------------------------------------------------
 
 
 NEAR = [
@@ -99,7 +99,9 @@ NEAR = [
 
 @pytest.mark.parametrize("headers", NEAR, ids=str)
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_nobody_is_at_the_machine_whatever_the_request_says(site: Site, headers: dict[str, str], version: str) -> None:
+def test_no_request_is_let_in_because_of_its_address_or_headers(
+    site: Site, headers: dict[str, str], version: str
+) -> None:
     names = {"Connection": "close"} | {name.replace("_", "-"): value for name, value in headers.items()}
     for view in (*SECRET_VIEWS, "/metrics"):
         assert parse(exchange(site.port, get(f"/pgbus{view}", names, version))).status == 401
@@ -108,13 +110,13 @@ def test_nobody_is_at_the_machine_whatever_the_request_says(site: Site, headers:
     assert parse(exchange(site.port, kick)).status == 401
 
 
-def test_who_is_logged_in_sees_it(site: Site) -> None:
+def test_a_login_opens_the_console(site: Site) -> None:
     answer = site.get("/console")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "console/console.js" in answer.body.decode()
 
 
-def test_without_a_token_it_is_for_nobody_and_says_what_to_do(tokenless_site: Site) -> None:
+def test_without_a_token_the_console_is_closed_and_says_what_to_do(tokenless_site: Site) -> None:
     for view in SECRET_VIEWS:
         for headers in ({}, BEARER, {"Cookie": f"{operators.COOKIE}=x"}):
             answer = tokenless_site.get(view, **headers)
@@ -124,20 +126,20 @@ def test_without_a_token_it_is_for_nobody_and_says_what_to_do(tokenless_site: Si
 
 
 @pytest.mark.parametrize("given", ["", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é", "Bearer "])
-def test_a_token_that_is_wrong_opens_nothing(public_site: Site, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_opens_nothing(public_site: Site, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guesses, "note", lambda *_: True)
     for view in SECRET_VIEWS:
         answer = public_site.get(view, Authorization=given) if given else public_site.get(view)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
-def test_a_browser_is_asked_for_it(public_site: Site) -> None:
+def test_a_browser_is_asked_for_the_token(public_site: Site) -> None:
     answer = public_site.get("/console", Accept="text/html,*/*")
     assert answer.status == 401
     assert "Operator token" in answer.body.decode() and TOKEN not in answer.body.decode()
 
 
-def test_a_login_is_a_cookie_that_scripts_and_other_sites_have_no_part_in(public_site: Site) -> None:
+def test_a_login_is_a_cookie_hidden_from_scripts_and_other_sites(public_site: Site) -> None:
     answer = post(public_site, "login", {"token": TOKEN})
     assert (answer.status, answer.headers["location"]) == (303, "../console")
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
@@ -158,19 +160,19 @@ def test_a_login_is_a_cookie_that_scripts_and_other_sites_have_no_part_in(public
     ],
     ids=str,
 )
-def test_behind_tls_the_cookie_is_for_tls_alone(public_site: Site, told: dict[str, str]) -> None:
+def test_the_cookie_is_secure_behind_tls(public_site: Site, told: dict[str, str]) -> None:
     answer = post(public_site, "login", {"token": TOKEN}, Host="shop.example", **told)
     assert answer.headers["set-cookie"].endswith("; Secure")
 
 
 @pytest.mark.parametrize("proto", ["http", "x", ""])
-def test_no_forwarded_header_takes_that_away(public_site: Site, proto: str) -> None:
+def test_no_forwarded_header_makes_the_cookie_insecure(public_site: Site, proto: str) -> None:
     headers = {"Origin": "https://shop.example", "Host": "shop.example", "X_Forwarded_Proto": proto}
     assert post(public_site, "login", {"token": TOKEN}, **headers).headers["set-cookie"].endswith("; Secure")
 
 
 @pytest.mark.parametrize("cookie", ["pgbus_console=operator", "pgbus_console=operator.x.y", "pgbus_console=", "x;=;,"])
-def test_a_cookie_that_was_made_up_opens_nothing(public_site: Site, cookie: str) -> None:
+def test_an_invented_cookie_opens_nothing(public_site: Site, cookie: str) -> None:
     assert public_site.get("/console", Cookie=cookie).status == 401
 
 
@@ -191,7 +193,7 @@ def fellows(pgbus_database: str) -> Iterator[tuple[Site, Site]]:
         yield one, two
 
 
-def test_a_session_is_good_at_every_worker_and_a_logout_ends_it_at_all(fellows: tuple[Site, Site]) -> None:
+def test_a_session_is_valid_on_every_worker_and_a_logout_ends_it_on_all(fellows: tuple[Site, Site]) -> None:
     one, two = fellows
     cookie, other = signed_in(one), signed_in(two)
     assert [site.get("/console", **cookie).status for site in fellows] == [200, 200]
@@ -201,7 +203,7 @@ def test_a_session_is_good_at_every_worker_and_a_logout_ends_it_at_all(fellows: 
     assert [site.get("/console", **other).status for site in fellows] == [200, 200]
 
 
-def test_a_logout_ends_the_feed_at_every_worker(fellows: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logout_ends_the_feed_on_every_worker(fellows: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.web.feed._SLOWLY", 1)
     one, two = fellows
     cookie = signed_in(one)
@@ -233,7 +235,7 @@ def test_neither_cookie_nor_token_is_in_the_database(pgbus_database: str) -> Non
     assert TOKEN not in row and TOKEN.encode().hex() not in row
 
 
-def test_sessions_hold_while_the_database_is_away(pgbus_database: str) -> None:
+def test_sessions_stay_valid_while_the_database_is_away(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         before = signed_in(site)
         site.instance.database.operators._run = away  # type: ignore[method-assign]
@@ -243,14 +245,12 @@ def test_sessions_hold_while_the_database_is_away(pgbus_database: str) -> None:
         assert site.get("/console", **BEARER).status == 200
         assert post(site, "logout", **while_away).status == 303
         assert site.get("/console", **while_away).status == 401
-        # The other workers do not hear of this one, and it says so.
+        # The other workers do not learn of this logout, and the answer says so.
         assert post(site, "logout", **before).status == 503
         assert site.get("/console", **before).status == 401
 
 
-def test_a_session_ends_in_time_while_the_database_is_away(
-    pgbus_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_expires_while_the_database_is_away(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "SESSION", 1.0)
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.instance.database.operators._run = away  # type: ignore[method-assign]
@@ -259,7 +259,7 @@ def test_a_session_ends_in_time_while_the_database_is_away(
         until(lambda: site.get("/console", **cookie).status == 401, "the session is over")
 
 
-def test_a_session_that_has_ended_does_not_come_back_when_the_database_goes(fellows: tuple[Site, Site]) -> None:
+def test_an_ended_session_stays_ended_when_the_database_goes_away(fellows: tuple[Site, Site]) -> None:
     one, two = fellows
     cookie = signed_in(one)
     assert one.get("/console", **cookie).status == 200
@@ -269,7 +269,9 @@ def test_a_session_that_has_ended_does_not_come_back_when_the_database_goes(fell
     assert one.get("/console", **cookie).status == 401
 
 
-def test_a_database_that_does_not_answer_holds_nobody_up(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_does_not_answer_delays_no_request(
+    pgbus_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pgbus_gevent.web.sessions._TIMEOUT", 0.2)
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.instance.database.operators._run = lambda *_, **__: gevent.sleep(3600)  # type: ignore[method-assign]
@@ -289,7 +291,9 @@ def away(*_: Any, **__: Any) -> Any:
     raise DatabaseUnavailable("away")
 
 
-def test_a_wrong_bearer_is_not_made_good_by_a_cookie(public_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_bearer_token_is_refused_despite_a_valid_cookie(
+    public_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noted: list[str] = []
     monkeypatch.setattr(Guesses, "note", lambda self, address, guess: noted.append(address) or True)
     cookie = signed_in(public_site)
@@ -302,7 +306,7 @@ def test_a_wrong_bearer_is_not_made_good_by_a_cookie(public_site: Site, monkeypa
     "cookie",
     ["{}", "a=b; {}", "{};a=b", " {} ; x", "=; {}", "pgbus_consolex=y; {}", "{}; pgbus_console=made-up"],
 )
-def test_the_first_cookie_of_the_name_counts_wherever_it_stands(public_site: Site, cookie: str) -> None:
+def test_the_first_cookie_of_the_name_counts(public_site: Site, cookie: str) -> None:
     good = signed_in(public_site)["Cookie"]
     assert public_site.get("/console", Cookie=cookie.format(good)).status == 200
     assert public_site.get("/console", Cookie=cookie.format(good.upper())).status == 401
@@ -310,7 +314,7 @@ def test_the_first_cookie_of_the_name_counts_wherever_it_stands(public_site: Sit
     assert public_site.get("/console", Cookie=f"pgbus_console=made-up; {good}").status == 401
 
 
-def test_a_login_by_tls_in_this_process_has_a_cookie_for_tls_alone(public_site: Site) -> None:
+def test_the_cookie_is_secure_if_this_process_serves_tls(public_site: Site) -> None:
     app = StreamApp(public_site.instance)
     environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/pgbus/console/login"}
     setup_testing_defaults(environ)
@@ -321,7 +325,7 @@ def test_a_login_by_tls_in_this_process_has_a_cookie_for_tls_alone(public_site: 
     assert found["Set-Cookie"].endswith("; Secure")
 
 
-def test_a_wrong_login_takes_a_moment_and_nothing_about_logins_is_kept(public_site: Site) -> None:
+def test_a_wrong_login_takes_a_moment_and_no_login_answer_is_cached(public_site: Site) -> None:
     began = monotonic()
     answers = [post(public_site, "login", {"token": "wrong"})]
     assert monotonic() - began >= operators._WRONG_TOKEN_PAUSE
@@ -331,7 +335,7 @@ def test_a_wrong_login_takes_a_moment_and_nothing_about_logins_is_kept(public_si
         assert answer.headers["cache-control"] == "no-store" and answer.headers["referrer-policy"] == "no-referrer"
 
 
-def test_a_login_has_a_bounded_number_of_fields_of_which_the_first_counts(public_site: Site) -> None:
+def test_a_login_has_a_bounded_number_of_fields_and_the_first_token_counts(public_site: Site) -> None:
     def login(body: str) -> int:
         return ask(public_site.port, "/pgbus/console/login", "POST", body).status
 
@@ -343,7 +347,7 @@ def test_a_login_has_a_bounded_number_of_fields_of_which_the_first_counts(public
     assert ["set-cookie" in answer.headers for answer in answers] == [True, False]
 
 
-def test_the_database_is_not_asked_about_a_cookie_that_was_made_up(fellows: tuple[Site, Site]) -> None:
+def test_the_database_is_not_asked_about_an_invented_cookie(fellows: tuple[Site, Site]) -> None:
     one, two = fellows
     good = signed_in(one)["Cookie"]
     queries: Any = two.instance.database.operators
@@ -384,7 +388,7 @@ def test_serve_makes_a_token_and_logs_the_url_with_it(
             "no-referrer",
         )
         cookie = opened.headers["set-cookie"].split(";")[0]
-        # Several times, as each may be answered by another worker.
+        # Several requests, because each may be answered by a different worker.
         for _ in range(6):
             assert ask(port, "/pgbus/console", Cookie=cookie).status == 200
             assert ask(port, "/pgbus/console/streams", Authorization=f"Bearer {link[2]}").status == 200
@@ -399,7 +403,7 @@ def test_a_configured_token_is_not_taken_from_a_url(site: Site) -> None:
     assert answer.status == 401 and "set-cookie" not in answer.headers
 
 
-# what a page of another site may have a browser do: nothing -----------------------------------------------------------
+# requests that a page of another site makes a browser send ------------------------------------------------------------
 
 FOREIGN: list[dict[str, str]] = [
     {"Sec_Fetch_Site": "cross-site"},
@@ -412,7 +416,7 @@ FOREIGN: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("headers", FOREIGN)
 @pytest.mark.parametrize("path", ["kick", "login", "logout"])
-def test_a_page_of_another_site_does_nothing(site: Site, path: str, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site_can_do_nothing(site: Site, path: str, headers: dict[str, str]) -> None:
     with site.watch("demo:kept") as client:
         client.next("pgbus:connected")
         (connection,) = site.instance.registry.clients()
@@ -432,7 +436,7 @@ def test_a_page_that_may_read_streams_may_not_read_the_console(pgbus_database: s
             assert [name for name in answer.headers if name.startswith("access-control")] == []
 
 
-def test_a_name_that_resolves_to_this_machine_does_nothing_either(site: Site) -> None:
+def test_a_page_under_a_name_that_resolves_to_this_machine_can_do_nothing(site: Site) -> None:
     origin = {"Host": "rebound.example", "Origin": "http://rebound.example", "Sec_Fetch_Site": "same-origin"}
     # The browser has no cookie for that name.
     assert post(site, "kick", {"connection": "x"}, **origin, Cookie="").status == 401
@@ -440,7 +444,7 @@ def test_a_name_that_resolves_to_this_machine_does_nothing_either(site: Site) ->
 
 
 @pytest.mark.parametrize("path", ["kick", "login", "logout"])
-def test_nothing_is_done_by_a_get(site: Site, path: str) -> None:
+def test_a_get_changes_nothing(site: Site, path: str) -> None:
     answer = site.get(f"/console/{path}")
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
@@ -471,7 +475,7 @@ def test_the_server_logs_an_exception_and_shows_none_of_it(
 
 
 class Sources(HTMLParser):
-    """What a page loads, and code that stands in it."""
+    """The URLs that a page loads, and its inline code."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -492,7 +496,9 @@ class Sources(HTMLParser):
 
 
 @pytest.mark.parametrize("accept", [BEARER, {"Accept": "text/html"}], ids=["console", "login"])
-def test_a_page_has_no_code_in_it_and_loads_nothing_from_elsewhere(public_site: Site, accept: dict[str, str]) -> None:
+def test_a_page_has_no_inline_code_and_loads_nothing_from_other_sites(
+    public_site: Site, accept: dict[str, str]
+) -> None:
     answer = public_site.get("/console", **accept)
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
@@ -503,7 +509,7 @@ def test_a_page_has_no_code_in_it_and_loads_nothing_from_elsewhere(public_site: 
 
 
 @pytest.mark.parametrize("path", STATIC)
-def test_its_files_are_sent_once(public_site: Site, path: str) -> None:
+def test_the_files_of_the_console_are_sent_once(public_site: Site, path: str) -> None:
     answer = public_site.get(path)
     assert (answer.status, answer.headers["x-content-type-options"]) == (200, "nosniff")
     assert "//" not in answer.body.decode().replace("http://www.w3.org/2000/svg", "").replace("// ", "")
@@ -511,7 +517,7 @@ def test_its_files_are_sent_once(public_site: Site, path: str) -> None:
     assert (again.status, again.body) == (304, b"")
 
 
-def test_a_slash_too_many_leads_to_the_page(site: Site) -> None:
+def test_a_trailing_slash_redirects_to_the_page(site: Site) -> None:
     answer = site.get("/console/")
     assert (answer.status, answer.headers["location"]) == (308, "../console")
 
@@ -519,7 +525,7 @@ def test_a_slash_too_many_leads_to_the_page(site: Site) -> None:
 # the feed -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_feed_tells_what_happens_every_second(site: Site) -> None:
+def test_the_feed_sends_the_numbers_every_second(site: Site) -> None:
     with feed(site) as client, site.watch("demo:feed") as watcher:
         watcher.next("pgbus:connected")
         hello = json.loads(client.next("hello").data)
@@ -533,17 +539,17 @@ def test_the_feed_tells_what_happens_every_second(site: Site) -> None:
         assert second["listening"] is True and second["unready"] is None
 
 
-def test_the_past_is_there_when_somebody_comes(pgbus_database: str) -> None:
+def test_the_feed_begins_with_the_history(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.headers = BEARER
         roll_call = site.instance.roll_call
-        until(lambda: roll_call.clock_offset is not None, "it has told once")
+        until(lambda: roll_call.clock_offset is not None, "the worker has reported once")
         with feed(site) as client:
             assert len(json.loads(client.next("hello").data)["history"]) >= 1
         assert abs(roll_call.clock_offset or 9) < 0.5
 
 
-def test_the_workers_of_the_fleet_are_told(pgbus_database: str) -> None:
+def test_the_feed_lists_the_workers_of_the_fleet(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.headers = BEARER
         facts = {"connections": 7, "streams": 2, "messages": 1, "unready": None}
@@ -553,7 +559,7 @@ def test_the_workers_of_the_fleet_are_told(pgbus_database: str) -> None:
         assert (worker["host"], worker["pid"], worker["connections"]) == ("web-2", 4711, 7)
 
 
-def test_warnings_are_told_newest_first(site: Site) -> None:
+def test_the_feed_sends_warnings_newest_first(site: Site) -> None:
     logging.getLogger("pgbus_gevent.shop").warning("no %s", "bread")
     with feed(site) as client:
         first = json.loads(client.next("warnings").data)
@@ -562,14 +568,14 @@ def test_warnings_are_told_newest_first(site: Site) -> None:
         assert json.loads(client.next("warnings").data)[0]["message"] == "no wine"
 
 
-def test_the_feed_of_another_worker_is_elsewhere(site: Site) -> None:
+def test_a_feed_of_another_worker_is_redirected(site: Site) -> None:
     with feed(site, "?worker=another") as client:
         assert json.loads(client.next("elsewhere").data)["worker"]
         until(lambda: client.closed, "the feed ends")
     assert site.get("/console/streams?worker=another").status == 421
 
 
-def test_nobody_looks_and_nothing_runs(site: Site) -> None:
+def test_the_feed_runs_only_while_it_is_watched(site: Site) -> None:
     watched: Any = backstage_of(site.instance).feed
     with feed(site) as client:
         client.next("now")
@@ -577,7 +583,7 @@ def test_nobody_looks_and_nothing_runs(site: Site) -> None:
     assert watched._watchers == 0
 
 
-def test_there_are_not_any_number_of_feeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_feeds_is_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backstage_of(site.instance).feed, "_watchers", WATCHERS)
     with StreamClient(site.url, "/pgbus/console/feed", headers=site.headers) as client:
         until(lambda: client.closed, "the feed ends")
@@ -593,7 +599,7 @@ def test_a_stop_ends_the_feed_at_once(pgbus_database: str) -> None:
         assert monotonic() - began < 3
 
 
-def test_a_head_of_the_feed_does_not_hang(site: Site) -> None:
+def test_a_head_of_the_feed_ends(site: Site) -> None:
     head = ask(site.port, "/pgbus/console/feed", "HEAD", **site.headers)
     assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
 
@@ -625,12 +631,12 @@ def test_streams_and_connections_are_listed(site: Site) -> None:
 
 @pytest.mark.parametrize("query", ["sort=nonsense", "page=-1", "page=x", "sort=name&sort=name", "page=99999999999"])
 @pytest.mark.parametrize("table", ["streams", "connections"])
-def test_what_makes_no_sense_is_refused(site: Site, table: str, query: str) -> None:
+def test_an_invalid_query_of_a_table_is_refused(site: Site, table: str, query: str) -> None:
     assert site.get(f"/console/{table}?{query}").status == 400
 
 
 def crowd(streams: int, readers: int = 1) -> tuple[Tables, Registry, StreamCounter, list[float]]:
-    """Tables of many streams: the n-th has been told of n messages."""
+    """Tables of many streams: n messages were counted for the n-th."""
     now = [0.0]
     board = make_board(ring_bytes=10**6, ring_budget=10**9)
     registry, counter = board.registry, board.counter
@@ -673,7 +679,7 @@ def test_ten_thousand_connections_are_paged_quickly() -> None:
 
 
 @pytest.mark.slow
-def test_others_have_their_turn_while_a_table_is_made() -> None:
+def test_other_greenlets_run_while_a_table_is_made() -> None:
     tables, *_ = crowd(10_000)
     turns = []
 
@@ -688,13 +694,13 @@ def test_others_have_their_turn_while_a_table_is_made() -> None:
     assert len(turns) > 5
 
 
-def test_a_page_beyond_the_last_is_the_last() -> None:
+def test_a_page_beyond_the_last_shows_the_last() -> None:
     tables, *_ = crowd(20)
     page = tables.streams(Wanted("name", False, "", 99))
     assert (page["page"], page["pages"], len(page["rows"])) == (1, 2, 20 - ROWS)
 
 
-def test_a_rate_is_of_the_last_seconds() -> None:
+def test_a_rate_covers_the_last_seconds() -> None:
     tables, _, counter, now = crowd(3)
     tables.streams(Wanted("name", False, "", 0))
     counter.broadcast("orders:1", 20)
@@ -706,7 +712,7 @@ def test_a_rate_is_of_the_last_seconds() -> None:
     assert page["rows"][0]["rate"] == 0.0
 
 
-# what an operator can do ----------------------------------------------------------------------------------------------
+# actions of an operator -----------------------------------------------------------------------------------------------
 
 
 def test_an_operator_ends_a_connection(site: Site) -> None:
@@ -721,7 +727,7 @@ def test_an_operator_ends_a_connection(site: Site) -> None:
         assert post(site, "kick", {"connection": id}).status == 404
 
 
-def test_a_program_ends_one_with_the_token(public_site: Site) -> None:
+def test_a_program_with_the_token_ends_a_connection(public_site: Site) -> None:
     with public_site.watch("demo:kick") as client:
         client.next("pgbus:connected")
         (connection,) = public_site.instance.registry.clients()
@@ -733,7 +739,7 @@ def test_a_program_ends_one_with_the_token(public_site: Site) -> None:
 # warnings -------------------------------------------------------------------------------------------------------------
 
 
-def test_only_so_many_warnings_are_kept_and_not_the_longest_whole() -> None:
+def test_kept_warnings_are_limited_in_number_and_length() -> None:
     warnings = RecentWarnings()
     package = logging.getLogger("pgbus_gevent")
     before = list(package.handlers)

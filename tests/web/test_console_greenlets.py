@@ -1,4 +1,4 @@
-"""Requests to the console that overlap in time, and those that come in through an application in Bottle."""
+"""Requests to the console that overlap in time, or that come through an application in Bottle."""
 
 from __future__ import annotations
 

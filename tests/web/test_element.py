@@ -1,4 +1,4 @@
-"""The browser's element as a file: how it is served, and how large it is. What it does is in browser/test_element.py."""
+"""The browser element as a file: its headers and its size. browser/test_element.py tests its behaviour."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sent(site: Site) -> Answer:
     return ask(site.port, PATH)
 
 
-def test_it_is_a_cacheable_javascript_module(sent: Answer) -> None:
+def test_the_element_is_a_cacheable_javascript_module(sent: Answer) -> None:
     assert sent.status == 200
     assert sent.headers["content-type"] == "text/javascript; charset=utf-8"
     assert sent.headers["cache-control"] == "public, max-age=300"
@@ -48,28 +48,28 @@ def test_a_head_answers_like_a_get_without_the_body(site: Site, sent: Answer) ->
 
 
 @pytest.mark.parametrize("tags", ["{}", "W/{}", '"other", {}', "*"])
-def test_who_has_it_already_is_not_sent_it_again(site: Site, sent: Answer, tags: str) -> None:
+def test_a_client_with_the_current_version_gets_304(site: Site, sent: Answer, tags: str) -> None:
     etag = sent.headers["etag"]
     again = ask(site.port, PATH, If_None_Match=tags.format(etag))
     assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
     assert "content-length" not in again.headers
 
 
-def test_who_has_another_version_gets_this_one(site: Site, sent: Answer) -> None:
+def test_a_client_with_another_version_gets_the_current_one(site: Site, sent: Answer) -> None:
     assert ask(site.port, PATH, If_None_Match='"other"').body == sent.body
 
 
-def test_it_is_for_reading(site: Site) -> None:
+def test_only_get_and_head_are_allowed(site: Site) -> None:
     answer = ask(site.port, PATH, "POST", b"")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_pages_of_configured_origins_may_import_it(site: Site) -> None:
+def test_pages_of_configured_origins_may_import_the_element(site: Site) -> None:
     assert ask(site.port, PATH, Origin=ORIGIN).headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_it_is_under_8_kb_on_the_wire(site: Site, sent: Answer) -> None:
-    """As a browser asks for it; the two codings have two ETags, and caches are told that they are two."""
+def test_the_element_is_under_8_kb_on_the_wire(site: Site, sent: Answer) -> None:
+    """With the Accept-Encoding of a browser. Each coding has its own ETag, and Vary tells caches so."""
     zipped = ask(site.port, PATH, Accept_Encoding="gzip, deflate, br")
     assert zipped.headers["content-encoding"] == "gzip" and len(zipped.body) < 8000
     assert gzip.decompress(zipped.body) == sent.body and "content-encoding" not in sent.headers
@@ -90,7 +90,7 @@ def test_it_is_under_8_kb_on_the_wire(site: Site, sent: Answer) -> None:
         ("identity", None),
     ],
 )
-def test_it_is_compressed_for_who_takes_that(site: Site, accepted: str, coding: str | None) -> None:
+def test_the_element_is_compressed_if_the_client_accepts_it(site: Site, accepted: str, coding: str | None) -> None:
     assert ask(site.port, PATH, Accept_Encoding=accepted).headers.get("content-encoding") == coding
 
 
@@ -100,6 +100,6 @@ def test_no_comment_is_sent(sent: Answer) -> None:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_what_is_sent_is_a_module_that_parses(sent: Answer) -> None:
+def test_the_module_that_is_sent_parses(sent: Answer) -> None:
     done = subprocess.run(["node", "--check", "--input-type=module"], input=sent.body, capture_output=True, timeout=30)
     assert done.returncode == 0, done.stderr.decode()

@@ -1,4 +1,4 @@
-"""Tokens cannot be guessed one after the other, and who guesses keeps nobody out who has the right one."""
+"""Tokens cannot be guessed by trying them one by one, and guesses do not lock out clients that have the right token."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def from_elsewhere(site: Site, address: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tokens", [lambda n: f"guess-{n}", lambda n: "guess"], ids=["different", "the same"])
-def test_wrong_tokens_are_limited_at_whatever_worker_and_the_right_one_is_let_in(
+def test_wrong_tokens_are_limited_over_all_workers_and_the_right_one_is_let_in(
     fellows: tuple[Site, Site], way: str, tokens: Callable[[int], str]
 ) -> None:
     for n in range(TRIES):
@@ -67,7 +67,7 @@ def test_wrong_tokens_are_limited_at_whatever_worker_and_the_right_one_is_let_in
         assert (answer.status, answer.headers["retry-after"]) == (429, "60")
         assert right(site, way) == WELCOME[way]
         assert give(site, way, tokens(TRIES + 1)).status == 429
-        # A client has an IPv6 network to itself; from elsewhere a wrong one is a wrong one.
+        # An IPv4 address mapped to IPv6 is the same client. From another address, a wrong token is answered as usual.
         from_elsewhere(site, "::ffff:127.0.0.1")
         assert give(site, way, tokens(0)).status == 429
     from_elsewhere(fellows[0], "192.0.2.1")
@@ -75,15 +75,15 @@ def test_wrong_tokens_are_limited_at_whatever_worker_and_the_right_one_is_let_in
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_after_many_different_ones_nothing_is_looked_at(
+def test_after_many_different_guesses_even_the_right_token_is_refused(
     fellows: tuple[Site, Site], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guesses, "DIFFERENT", TRIES + 6)
     for n in range(TRIES + 5):
         give(fellows[n % 2], way, f"guess-{n}")
-        give(fellows[n % 2], way, f"guess-{n}")  # which tells nothing new
+        give(fellows[n % 2], way, f"guess-{n}")  # a repeated guess does not count
     assert [right(site, way) for site in fellows] == [WELCOME[way]] * 2
-    # The last one shuts the door here, and the next one that is wrong at the other worker.
+    # The last guess makes the first worker refuse all tokens; the next wrong one does so at the other worker.
     assert [give(site, way, "guess-last").status for site in fellows] == [429, 429]
     assert [right(site, way) for site in fellows] == [429, 429]
     other = "bearer" if way == "publish" else "publish"
@@ -109,7 +109,7 @@ def test_a_token_is_compared_in_constant_time(
     assert compared == [(b"guess", token.encode()), (token.encode(), token.encode())]
 
 
-def test_one_program_with_an_old_token_keeps_nobody_out(fellows: tuple[Site, Site]) -> None:
+def test_a_program_with_an_old_token_locks_out_no_other_client(fellows: tuple[Site, Site]) -> None:
     statements = []
     queries: Any = fellows[0].instance.database.operators
     note = queries.note_guess
@@ -117,11 +117,11 @@ def test_one_program_with_an_old_token_keeps_nobody_out(fellows: tuple[Site, Sit
     for _ in range(2 * DIFFERENT):
         give(fellows[0], "publish", "the-token-of-last-year")
     assert right(fellows[0], "publish") == 201
-    # Nor does it cost the database anything.
+    # It does not load the database either.
     assert len(statements) == TRIES
 
 
-def test_a_right_token_asks_the_database_nothing(fellows: tuple[Site, Site]) -> None:
+def test_a_right_token_makes_no_query(fellows: tuple[Site, Site]) -> None:
     site = fellows[0]
     queries: Any = site.instance.database.operators
 
@@ -146,7 +146,7 @@ def test_guesses_are_forgotten_after_a_minute(pgbus_database: str, monkeypatch: 
         assert give(site, "bearer", "guess").status == 401
 
 
-def test_guesses_are_not_kept_without_end(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guesses_are_cleared_and_limited(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site, session(pgbus_database) as connection:
         run(
             connection,
@@ -162,7 +162,7 @@ def test_guesses_are_not_kept_without_end(pgbus_database: str, monkeypatch: pyte
         assert run(connection, "select count(*) from pgbus.token_guesses") == [(3,)]
 
 
-def test_the_database_does_not_tell_what_was_tried(pgbus_database: str) -> None:
+def test_the_database_does_not_store_the_guessed_token(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         give(site, "bearer", "a-slip-in-the-right-token")
         with session(pgbus_database) as connection:
@@ -170,7 +170,7 @@ def test_the_database_does_not_tell_what_was_tried(pgbus_database: str) -> None:
     assert "slip" not in row
 
 
-def test_a_worker_remembers_no_more_than_so_many_addresses() -> None:
+def test_a_worker_remembers_a_limited_number_of_addresses() -> None:
     class Nothing:
         note_guess = staticmethod(lambda *_: Told(1, 1, 0.0))
 

@@ -1,4 +1,4 @@
-"""Who may be connected, how often, and for how long: caps, rights that are taken back, hooks that are asked again."""
+"""Access to streams over time: caps, revocations, and rechecks by the authorize hook."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def owner_of(environ: Any, stream: str) -> bool | Subscriber:
 
 @contextmanager
 def guarded(database: str, **changes: Any) -> Iterator[Site]:
-    """A site whose clients say in a header who they are."""
+    """A site whose clients name their owner in a header."""
     with running_site(database, public=("*",), **changes) as site:
         site.app = StreamApp(site.instance, owner_of)
         yield site
@@ -54,9 +54,7 @@ def reason(client: StreamClient) -> str:
 
 
 @pytest.mark.parametrize("setting", ["max_per_owner", "max_per_address"])
-def test_a_cap_holds_for_a_burst_of_simultaneous_connects_and_gives_places_back(
-    pgbus_database: str, setting: str
-) -> None:
+def test_a_cap_holds_for_a_burst_of_connects_and_a_place_becomes_free_again(pgbus_database: str, setting: str) -> None:
     with guarded(pgbus_database, **{setting: 3}) as site, ExitStack() as stack:
         clients = [stack.enter_context(watch(site, "ada")) for _ in range(20)]
         until(lambda: sum(client.closed for client in clients) == 17, "all but three were refused")
@@ -76,14 +74,14 @@ def test_a_cap_holds_for_a_burst_of_simultaneous_connects_and_gives_places_back(
             again.next("pgbus:connected")
 
 
-def test_who_is_not_an_event_source_gets_429_with_retry_after(pgbus_database: str) -> None:
+def test_a_client_that_is_no_event_source_gets_429_with_retry_after(pgbus_database: str) -> None:
     with guarded(pgbus_database, max_per_owner=1) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         answer = site.get("/streams/orders", X_Owner="ada")
         assert answer.status == 429 and 5 <= int(answer.headers["retry-after"]) <= 15
 
 
-# rights that are taken back
+# revocations
 
 
 @pytest.mark.parametrize("way", ["sql", "python", "in a transaction"])
@@ -110,14 +108,14 @@ def test_disconnect_ends_the_connections_of_one_owner_on_every_worker(
         assert monotonic() - began < PROMPT + 2.0
         pgbus_bus.stream("orders").broadcast("still here")
         assert bob.next().data == "still here"
-        # The right is the hook's: who comes back is asked anew, and what is past ends nobody.
+        # The hook decides about a client that comes back, and an old revocation does not end its connection.
         with watch(one, "ada") as again:
             again.next("pgbus:connected")
             gevent.sleep(0.3)
             assert not again.closed
 
 
-def test_rolled_back_nobody_is_disconnected(pgbus_database: str, pgbus_bus: Bus) -> None:
+def test_a_disconnect_that_is_rolled_back_ends_no_connection(pgbus_database: str, pgbus_bus: Bus) -> None:
     with guarded(pgbus_database) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         with pytest.raises(ZeroDivisionError), pgbus_bus.transaction() as cursor:
@@ -127,16 +125,14 @@ def test_rolled_back_nobody_is_disconnected(pgbus_database: str, pgbus_bus: Bus)
         assert not client.closed
 
 
-def test_without_listen_it_takes_a_moment_longer(pgbus_database: str, pgbus_bus: Bus) -> None:
+def test_a_revocation_is_found_without_listen(pgbus_database: str, pgbus_bus: Bus) -> None:
     with guarded(pgbus_database, listen=False) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         pgbus_bus.disconnect("ada")
         assert reason(client) == "revoked"
 
 
-def test_one_that_came_while_the_listener_was_away_is_found_when_it_is_back(
-    pgbus_database: str, pgbus_bus: Bus
-) -> None:
+def test_a_revocation_while_the_listener_was_away_is_found_when_it_is_back(pgbus_database: str, pgbus_bus: Bus) -> None:
     with guarded(pgbus_database, catch_up_interval=60) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         listener = site.instance.tasks["listener"]
@@ -146,7 +142,7 @@ def test_one_that_came_while_the_listener_was_away_is_found_when_it_is_back(
         assert reason(client) == "revoked"
 
 
-def test_a_revocation_of_before_this_worker_is_none_of_its_business(pgbus_database: str, pgbus_bus: Bus) -> None:
+def test_a_worker_ignores_revocations_older_than_itself(pgbus_database: str, pgbus_bus: Bus) -> None:
     pgbus_bus.disconnect("ada")
     with guarded(pgbus_database) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
@@ -169,7 +165,7 @@ def test_old_revocations_are_cleared(pgbus_database: str, pgbus_bus: Bus) -> Non
 
 
 @pytest.mark.parametrize("owner", ["", None, 7, "a\0b"])
-def test_an_owner_that_makes_no_sense_is_refused(pgbus_bus: Bus, owner: Any) -> None:
+def test_an_invalid_owner_is_refused(pgbus_bus: Bus, owner: Any) -> None:
     with pytest.raises(InvalidArgument, match="owner is a text"):
         pgbus_bus.disconnect(owner)
 
@@ -183,7 +179,7 @@ def test_sql_refuses_an_empty_owner(pgbus_database: str) -> None:
         connection.close()
 
 
-def test_the_command_disconnects(pgbus_database: str) -> None:
+def test_the_command_disconnects_an_owner(pgbus_database: str) -> None:
     with guarded(pgbus_database) as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         command = [sys.executable, "-m", "pgbus_gevent", "disconnect", "ada", "--database-url", pgbus_database]
@@ -192,10 +188,10 @@ def test_the_command_disconnects(pgbus_database: str) -> None:
         assert reason(client) == "revoked"
 
 
-# asked again
+# rechecks
 
 
-def test_who_is_refused_when_asked_again_is_closed(pgbus_database: str) -> None:
+def test_a_connection_that_a_recheck_refuses_is_closed(pgbus_database: str) -> None:
     allowed = {"ada", "bob"}
     asked: list[str] = []
 
@@ -209,14 +205,14 @@ def test_who_is_refused_when_asked_again_is_closed(pgbus_database: str) -> None:
         with watch(site, "ada") as ada, watch(site, "bob") as bob:
             ada.next("pgbus:connected")
             bob.next("pgbus:connected")
-            until(lambda: len(asked) > 6, "they are asked about again")
+            until(lambda: len(asked) > 6, "both are checked again")
             assert not ada.closed and not bob.closed
             allowed.discard("ada")
             assert reason(ada) == "revoked"
             assert not bob.closed
 
 
-def test_a_hook_that_raises_when_asked_again_throws_nobody_out(
+def test_a_hook_that_raises_in_a_recheck_closes_no_connection(
     pgbus_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken: list[bool] = []
@@ -231,23 +227,23 @@ def test_a_hook_that_raises_when_asked_again_throws_nobody_out(
         with watch(site, "ada") as client:
             client.next("pgbus:connected")
             broken.append(True)
-            until(lambda: "raised when it was asked again" in caplog.text, "it was asked again")
+            until(lambda: "raised when it was asked again" in caplog.text, "the hook was asked again")
             gevent.sleep(0.2)
             assert not client.closed
 
 
-# written by hand
+# rows written by hand
 
 
-def test_what_was_written_into_the_table_by_hand_in_a_broken_form_reaches_nobody(
+def test_invalid_rows_written_by_hand_are_delivered_to_no_client(
     pgbus_database: str, pgbus_bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = [
-        ("", None, None),  # visible to a label that nobody can register
+        ("", None, None),  # no filter can be registered under this label
         (None, "x\nid: 5\ndata: injected\n\ndata: ", None),
         (None, "pgbus:shutdown", None),
         (None, "a\rb", None),
-        ("nobody registered this", None, None),
+        ("not-registered", None, None),
     ]
     with guarded(pgbus_database) as site, watch(site, "ada") as live:
         live.next("pgbus:connected")

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus's own parser reads them, and that they tell what has happened."""
+"""The metrics, read by Prometheus's own parser: their values, their names and their cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def read(text: str) -> dict[str, Any]:
-    """The families, by another's parser; AssertionError where a name comes twice, which the format forbids."""
+    """Parse the families. Raises AssertionError if a name comes twice, which the format forbids."""
     found = {}
     for family in text_string_to_metric_families(text):
         assert family.name not in found
@@ -47,7 +47,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 class Scrape:
-    """One scrape: values by sample name and labels, the worker's left out."""
+    """One scrape: values by sample name and labels, without the label of the worker."""
 
     def __init__(self, answer: Answer) -> None:
         assert answer.status == 200
@@ -70,7 +70,7 @@ def scrape(site: Site) -> Scrape:
     return Scrape(site.get("/metrics"))
 
 
-# what is told ---------------------------------------------------------------------------------------------------------
+# values ---------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_deliveries_and_connections_are_counted(site: Site) -> None:
@@ -92,12 +92,12 @@ def test_messages_deliveries_and_connections_are_counted(site: Site) -> None:
         assert 0 < more("pgbus_append_to_send_seconds_sum") < 2
         assert more("pgbus_ring_bytes") > 0
         assert more("process_open_fds") >= 2
-    until(lambda: scrape(site).value("pgbus_connections") == before.value("pgbus_connections"), "they have left")
+    until(lambda: scrape(site).value("pgbus_connections") == before.value("pgbus_connections"), "the clients have left")
     left = "pgbus_disconnects_total"
     assert scrape(site).value(left) - before.value(left) == 2
 
 
-def test_ends_refusals_and_gaps_are_counted_by_their_reason(pgbus_databases: TestDatabases) -> None:
+def test_ends_refusals_and_gaps_are_counted_by_reason(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), max_connections=1) as site:
         with site.watch("demo:one", Last_Event_ID="nonsense") as client:
             client.next("pgbus:gap-detected")
@@ -112,7 +112,7 @@ def test_ends_refusals_and_gaps_are_counted_by_their_reason(pgbus_databases: Tes
         assert now.value("pgbus_disconnects_total", reason="max-age") == 1
 
 
-def test_the_state_of_the_listener_and_the_pool_is_told(site: Site) -> None:
+def test_the_state_of_the_listener_and_of_the_pool_is_shown(site: Site) -> None:
     now = scrape(site)
     assert now.value("pgbus_listener_up") == now.value("pgbus_ready") == 1
     assert now.value("pgbus_pool_connections_max") == site.instance.database.pool.size
@@ -120,7 +120,7 @@ def test_the_state_of_the_listener_and_the_pool_is_told(site: Site) -> None:
         assert scrape(site).value("pgbus_pool_connections_in_use") >= 1
 
 
-def test_reads_are_told_by_their_kind(site: Site) -> None:
+def test_reads_are_counted_by_kind(site: Site) -> None:
     with site.watch("demo:reads", "since=0") as client:
         client.next("pgbus:connected")
         assert scrape(site).value("pgbus_read_duration_seconds_count", kind="open") >= 1
@@ -157,7 +157,7 @@ def test_a_head_answers_without_the_body(site: Site) -> None:
     assert head.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_the_coalescer_is_told_of_where_it_is_used(site: Site) -> None:
+def test_the_coalescer_has_metrics_if_it_is_used(site: Site) -> None:
     site.bus.stream("demo:coalesced").broadcast("x", coalesce=0.01)
     until(lambda: scrape(site).value("pgbus_coalesced_published_total") >= 1, "it was published")
 
@@ -167,7 +167,7 @@ def test_two_applications_of_one_instance_count_once(site: Site) -> None:
     assert list(site.instance.tasks).count("roll-call") == 1
 
 
-# who may read it ------------------------------------------------------------------------------------------------------
+# access ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_two_applications_of_one_instance_count_once(site: Site) -> None:
         ({"operator_token": TOKEN, "host": "0.0.0.0"}, {"Authorization": f"Bearer {TOKEN}"}, 200),
     ],
 )
-def test_where_there_is_a_token_everybody_needs_it(
+def test_a_configured_token_is_needed_by_every_client(
     pgbus_database: str, settings: dict[str, Any], headers: dict[str, str], status: int
 ) -> None:
     with running_site(pgbus_database, **settings) as site:
@@ -194,7 +194,7 @@ def test_where_there_is_a_token_everybody_needs_it(
 # several workers ------------------------------------------------------------------------------------------------------
 
 
-def test_any_worker_answers_for_all_that_share_its_port(pgbus_databases: TestDatabases, tmp_path: Path) -> None:
+def test_any_worker_answers_for_all_workers_of_its_port(pgbus_databases: TestDatabases, tmp_path: Path) -> None:
     url = pgbus_databases.make_empty()
     migrate(url)
     arguments = ["-m", "pgbus_gevent.serve", "--workers", "2"]
@@ -211,7 +211,7 @@ def test_any_worker_answers_for_all_that_share_its_port(pgbus_databases: TestDat
         assert bus.database.fleet.workers() == []
 
 
-def test_a_worker_that_may_not_write_there_serves_all_the_same(pgbus_database: str) -> None:
+def test_a_worker_that_cannot_write_its_numbers_still_serves(pgbus_database: str) -> None:
     with Bus(pgbus_database) as bus, bus.transaction() as cursor:
         cursor.execute("drop table pgbus.workers")
     with running_site(pgbus_database) as site:
@@ -224,9 +224,9 @@ def test_a_worker_that_may_not_write_there_serves_all_the_same(pgbus_database: s
 
 
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), st.floats())
-def test_what_is_written_is_read_again(label: str, value: float) -> None:
+def test_the_parser_reads_every_value_that_is_written(label: str, value: float) -> None:
     if any(c in label for c in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"):
-        return  # the parser takes them for line ends, which the format does not
+        return  # the parser takes these for line ends, but the format does not
     text, _ = written([counters("pgbus_x", "x", "name", {label: value})], "")
     (found,) = text_string_to_metric_families(text.decode())
     (sample,) = found.samples
@@ -235,7 +235,7 @@ def test_what_is_written_is_read_again(label: str, value: float) -> None:
 
 
 @given(st.lists(st.floats(0, 10)))
-def test_a_histogram_counts_every_value_in_the_right_buckets(values: list[float]) -> None:
+def test_a_histogram_counts_each_value_in_its_buckets(values: list[float]) -> None:
     histogram = Histogram((0.1, 1, 5))
     for value in values:
         histogram.observe(value)
@@ -252,25 +252,25 @@ def test_the_families_of_several_workers_come_once_each() -> None:
     assert [len(family.samples) for family in merged([one, two])] == [2]
 
 
-def test_what_one_worker_packs_another_unpacks_and_what_it_does_not_know_is_left_out() -> None:
+def test_packed_metrics_are_unpacked_without_the_unknown_ones() -> None:
     mine = [gauge("pgbus_x", "x", 1), counters("pgbus_y", "y", "kind", {"a": 2})]
     theirs = [*mine, gauge("pgbus_newer", "z", 3)]
     assert [each.samples for each in unpacked(packed(theirs), mine)] == [each.samples for each in mine]
     assert unpacked(None, mine) == []
 
 
-def test_who_asks_for_open_metrics_gets_it(site: Site) -> None:
+def test_a_client_that_accepts_openmetrics_gets_it(site: Site) -> None:
     answer = site.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     names = {family.name for family in open_metrics(answer.body.decode())}
     assert {"pgbus", "pgbus_connections", "pgbus_messages", "process_cpu_seconds"} <= names
 
 
-# what it costs --------------------------------------------------------------------------------------------------------
+# cost -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pass_that_is_counted_costs_a_few_microseconds() -> None:
-    """A pass itself takes at least ten times as long."""
+def test_counting_a_pass_costs_a_few_microseconds() -> None:
+    """The pass itself takes at least ten times as long."""
     events = Events()
     instance = Instance(Settings(database_url="postgresql://nowhere/x"), events=events)
     backstage_of(instance)

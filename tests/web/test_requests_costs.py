@@ -44,13 +44,13 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 
 def many(rng: random.Random, size: int) -> str:
-    """Some pieces, again and again."""
+    """Return some pieces, repeated many times."""
     unit = "".join(rng.choice(ATOMS) for _ in range(rng.randrange(1, 4)))
     return rng.choice(("", "", '"', "[", "a")) + (unit * size)[:size] + rng.choice(("", "", '"', "x", "]", "!"))
 
 
 def large_request(rng: random.Random, routes: list[str]) -> bytes:
-    """One with a large part; which one is left to chance."""
+    """Return a request with one large part, chosen at random."""
     method, target = rng.choice(("GET", "GET", "HEAD", "POST", "OPTIONS")), f"/pgbus{rng.choice(routes)}"
     fields, body = {"Host": "t", "Connection": "close"}, b""
     if rng.random() < 0.5:
@@ -71,7 +71,7 @@ def large_request(rng: random.Random, routes: list[str]) -> bytes:
 
 
 def cost(site: Site, request: bytes) -> float:
-    """Seconds of CPU, the least of some, so that nothing else counts."""
+    """Return seconds of CPU: the least of several runs, so that other work on the machine does not count."""
     least = 1.0
     for _ in range(5):
         began = process_time()

@@ -1,4 +1,4 @@
-"""Whatever a client sends: never a 500, never a traceback, and never more work than its size warrants. Over raw sockets."""
+"""Hostile requests over raw sockets: never a 500, never a traceback, never more work than their size warrants."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @contextmanager
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing of this block is an error in the log."""
+    """Check that the block logs no error."""
     caplog.clear()
     yield
     assert [
@@ -69,7 +69,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize("request_bytes", BAD_VALUES.values(), ids=list(BAD_VALUES))
-def test_what_makes_no_sense_is_refused_and_is_no_error(
+def test_an_invalid_request_is_refused_without_an_error_in_the_log(
     request_bytes: bytes, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     with quiet(caplog):
@@ -142,7 +142,7 @@ def test_no_request_is_a_500_or_a_traceback(
                     answer = sock.recv(65536)
                 except ConnectionResetError:
                     continue
-            # None at all where the client has left before the body was there.
+            # There is no answer if the client left before its body was complete.
             assert not answer or (answer.startswith(b"HTTP/1.1 ") and answer[9:12] != b"500"), (request, answer)
 
 
@@ -150,13 +150,13 @@ def test_no_request_is_a_500_or_a_traceback(
     "id",
     ["", "0" * 15, "0" * 65, "A" * 24, "g" * 24, "0" * 23 + "%0a", "%D9%A0" * 24, "0" * 24 + "&connection=" + "0" * 24],
 )
-def test_a_connection_id_is_one_that_a_connection_had(id: str, site: Site) -> None:
+def test_a_connection_id_must_be_one_that_a_connection_had(id: str, site: Site) -> None:
     answer = site.get(f"/streams/demo:x?connection={id}")
     assert answer.status == 400 and "connection is" in answer.line
     assert ask(site.port, "/pgbus/streams/demo:x?connection=" + "0" * 24, "HEAD").status == 200
 
 
-# the hook's answers
+# answers of the hook
 
 
 class Odd(Subscriber):
@@ -218,7 +218,7 @@ def test_a_hook_that_raises_is_a_403_and_one_traceback_a_minute(
 @pytest.mark.parametrize(
     "path", ["/streams/demo:no", "/streams?stream=demo:yes&stream=demo:no", "/streams/demo:no?identity"]
 )
-def test_the_hook_is_asked_whatever_the_method(
+def test_the_hook_is_asked_for_every_method(
     method: str, path: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site, "app", StreamApp(site.instance, lambda environ, stream: stream == "demo:yes"))
@@ -239,7 +239,7 @@ def test_a_hook_that_does_not_answer_is_a_403_in_time(pgbus_database: str, caplo
     ]
 
 
-def test_a_hook_that_does_not_answer_when_asked_again_holds_up_nobody_else(pgbus_database: str) -> None:
+def test_a_hook_that_hangs_in_a_recheck_delays_no_other_client(pgbus_database: str) -> None:
     allowed = {"ada", "bob"}
 
     def hook(environ: Any, stream: str) -> Subscriber | bool:
@@ -259,7 +259,7 @@ def test_a_hook_that_does_not_answer_when_asked_again_holds_up_nobody_else(pgbus
 
 
 class Hostile:
-    """A context that raises whatever is done with it."""
+    """A context that raises on every use."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -271,20 +271,22 @@ class Hostile:
 
 
 @pytest.mark.parametrize("error", [ValueError(), gevent.Timeout(1), RecursionError()], ids=lambda e: type(e).__name__)
-def test_a_context_that_raises_ends_nothing(error: BaseException, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_that_raises_ends_no_connection_and_no_task(
+    error: BaseException, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         site, "app", StreamApp(site.instance, lambda environ, stream: Subscriber("ada", Hostile(error)))
     )
     with site.watch("demo:hostile") as client:
         told = json.loads(client.next("pgbus:connected").data)
-        assert told["identity"].endswith(".")  # it shares with nobody
+        assert told["identity"].endswith(".")  # its connection is not shared
         site.bus.stream("demo:hostile").broadcast("seen")
         assert client.next("message").data == "seen"
     assert site.get("/streams/demo:hostile?since=x").status == 400
     assert not any(task.deaths for task in site.instance.tasks.values())
 
 
-def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) -> None:
+def test_a_filter_that_times_out_hides_the_message_and_ends_no_task(site: Site) -> None:
     def waits(context: Any, stream: str) -> bool:
         raise gevent.Timeout(1)
 
@@ -307,7 +309,7 @@ def test_a_filter_that_times_out_lets_nobody_see_and_ends_nothing(site: Site) ->
     ],
     ids=str,
 )  # fmt: skip
-def test_a_subscriber_that_makes_no_sense_is_refused_at_once(fields: dict[str, Any]) -> None:
+def test_an_invalid_subscriber_is_refused_when_it_is_made(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(InvalidArgument, match=name):
         Subscriber(**fields)
@@ -316,21 +318,21 @@ def test_a_subscriber_that_makes_no_sense_is_refused_at_once(fields: dict[str, A
 @pytest.mark.parametrize(
     "expires_in", [float("nan"), float("inf"), -1, 0, True, "1h", 10**400, 1e300, None.__class__], ids=str
 )
-def test_a_name_is_signed_for_a_number_of_seconds(expires_in: Any) -> None:
+def test_the_validity_of_a_signed_name_must_be_a_number_of_seconds(expires_in: Any) -> None:
     bus = Bus("postgresql://nowhere.invalid/x", secret=("a secret of the test",))
     for sign in (bus.sign, bus.stream_path):
         with pytest.raises(InvalidArgument, match="expires_in is a number of seconds"):
             sign("orders", expires_in=expires_in)
 
 
-def test_a_signed_name_whose_time_is_no_number_does_not_verify(site: Site) -> None:
+def test_a_signed_name_without_a_numeric_expiry_does_not_verify(site: Site) -> None:
     signer: Any = Signer(site.instance.settings.secret)._serializer
     for odd in (float("nan"), float("inf"), "soon", True, None, [], -1):
         token = signer.dumps(["orders", odd])
         assert site.get(f"/streams/{token if isinstance(token, str) else token.decode()}").status == 404
 
 
-# what a request costs
+# the cost of a request
 
 SMALL = 2_000
 LARGE = 30_000
@@ -411,20 +413,20 @@ def test_a_request_costs_no_more_than_its_size_warrants(
             times.append(perf_counter() - began)
         return min(times)
 
-    # The quickest of five, so that no other work on the machine counts; four times what the size alone would make of it.
+    # The quickest of five, so that other work on the machine does not count, and four times the cost that grows with size.
     small, large = cost(SMALL), cost(LARGE)
     assert large < max(ALLOWED, 4 * small * LARGE / SMALL), (small, large)
     assert large < 10 * ALLOWED
 
 
-def test_hiding_signed_names_takes_as_long_as_the_text_is_long() -> None:
+def test_hiding_signed_names_takes_time_in_proportion_to_the_text() -> None:
     for piece in ("WyI", ".eJ", "WyIa.", "%57yI", "WyIa" + "." + "b" * 26 + "."):
         began = perf_counter()
         hide_signed(piece * (1_000_000 // len(piece)))
         assert perf_counter() - began < 5.0
 
 
-def test_characters_that_stay_encoded_cost_no_call_each() -> None:
+def test_characters_that_stay_encoded_cost_no_call() -> None:
     calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -437,12 +439,10 @@ def test_characters_that_stay_encoded_cost_no_call_each() -> None:
         hide_signed("%22%FF%2F%0a" * LARGE)
     finally:
         sys.setprofile(None)
-    assert calls < 2 * MAX_SHOWN, calls  # the standard library has one for each byte that is shown
+    assert calls < 2 * MAX_SHOWN, calls  # the standard library makes one call for each byte that is shown
 
 
-def test_a_log_shows_the_beginning_of_a_path_that_is_longer_than_any_of_ours(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_log_shows_only_the_beginning_of_a_long_path(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pgbus_gevent.access")
     exchange(site.port, get("/pgbus/" + "\xff" * LARGE, {"Connection": "close"}))
     exchange(site.port, get(f"/pgbus/streams/{TOKEN}/{'x' * LARGE}", {"Connection": "close"}))
@@ -451,19 +451,19 @@ def test_a_log_shows_the_beginning_of_a_path_that_is_longer_than_any_of_ours(
     assert "/<signed>/xxx" in lines[1]
 
 
-def test_there_are_not_any_number_of_fields(site: Site) -> None:
+def test_the_number_of_fields_is_limited(site: Site) -> None:
     query = "&".join(["stream=demo:a"] + ["x=1"] * MAX_FIELDS)
     answer = site.get(f"/streams?{query}")
     assert (answer.status, answer.line) == (400, f"the query has more than {MAX_FIELDS} fields")
 
 
-def test_a_body_that_says_it_is_too_large_is_not_waited_for(site: Site) -> None:
+def test_a_body_that_is_declared_too_large_is_refused_at_once(site: Site) -> None:
     head = posted("/pgbus/streams/demo:x", b"", b"Content-Length: 100001")
     with connected(site.port, head) as sock:
         assert read_until(sock, b"\r\n").startswith(b"HTTP/1.1 413 ")
 
 
-def test_behind_any_server_a_body_has_a_deadline(pgbus_database: str) -> None:
+def test_a_body_has_a_deadline_behind_any_server(pgbus_database: str) -> None:
     class Never:
         def read(self, size: int) -> bytes:
             gevent.sleep(3600)
@@ -487,7 +487,7 @@ LONG_TOKEN = Signer(["a secret of the test"]).sign("o" * 200, 2e9)
 
 @pytest.mark.parametrize("token", [TOKEN, LONG_TOKEN], ids=["plain", "compressed"])
 @pytest.mark.parametrize("way", ["as it is", "each character", "the first", "the dot", "twice"])
-def test_a_signed_name_is_hidden_however_it_is_encoded(token: str, way: str) -> None:
+def test_a_signed_name_is_hidden_in_every_encoding(token: str, way: str) -> None:
     def encoded(text: str) -> str:
         return "".join(f"%{ord(character):02X}" for character in text)
 
@@ -535,7 +535,7 @@ def test_last_event_id_in_the_query_resumes_as_the_header_does(site: Site) -> No
     site.bus.stream("demo:poly").broadcast("end")
     assert first_of(site, f"/streams/demo:poly?since=0&lastEventId={ids[2]}") == ["3", "4", "end"]
     assert first_of(site, f"/streams/demo:poly?lastEventId={ids[2]}&since=0") == ["3", "4", "end"]
-    # The header is newer, an empty one is none, and of several the last one is.
+    # The header wins because it is newer. An empty value counts as absent, and the last of several wins.
     assert first_of(site, f"/streams/demo:poly?lastEventId={ids[2]}", **{"Last-Event-ID": str(ids[3])}) == ["4", "end"]
     assert first_of(site, f"/streams/demo:poly?since={ids[3]}&lastEventId=") == ["4", "end"]
     assert first_of(site, f"/streams/demo:poly?lastEventId={ids[0]}&lastEventId={ids[3]}") == ["4", "end"]
@@ -551,7 +551,7 @@ def test_last_event_id_in_the_query_resumes_several_streams(site: Site) -> None:
         "2",
         "end of demo:poly-b",
     ]
-    # Each behind its stream; where one is missing, since counts.
+    # Each belongs to the stream before it. If one is missing, since counts.
     single = f"/streams?stream=demo:poly-a&since=0&lastEventId={a[2]}&stream=demo:poly-b&since={b[1]}"
     assert sorted(set(first_of(site, single, b"end of demo:poly-b")) - {"end of demo:poly-a"}) == [
         "2",
@@ -560,7 +560,7 @@ def test_last_event_id_in_the_query_resumes_several_streams(site: Site) -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1~2", "9" * 17, "%00"])
-def test_a_malformed_one_costs_nobody_their_stream(value: str, site: Site) -> None:
+def test_a_malformed_last_event_id_in_the_query_still_gets_the_stream(value: str, site: Site) -> None:
     published(site, "demo:poly-c", 1)
     with connected(site.port, get(f"/pgbus/streams/demo:poly-c?since=0&lastEventId={value}")) as sock:
         raw = read_until(sock, b"invalid-cursor")
@@ -605,9 +605,7 @@ def test_the_preflight_of_a_configured_origin_is_answered(path: str, methods: st
     ],
     ids=lambda part: ascii(part)[:20],
 )  # fmt: skip
-def test_a_preflight_is_told_of_the_headers_that_it_names_and_of_nothing_else(
-    asked: str, told: bool, site: Site
-) -> None:
+def test_a_preflight_allows_only_the_headers_that_it_names(asked: str, told: bool, site: Site) -> None:
     headers = {"Origin": ORIGIN, "Access-Control-Request-Headers": asked, "Connection": "close"}
     raw = exchange(site.port, get("/pgbus/healthz", headers).replace(b"GET", b"OPTIONS", 1))
     answer = parse(raw, "OPTIONS")
@@ -617,7 +615,7 @@ def test_a_preflight_is_told_of_the_headers_that_it_names_and_of_nothing_else(
 
 @pytest.mark.parametrize("origin", ["https://evil.example", f"{ORIGIN}.evil.example", "null", "http://["])
 @pytest.mark.parametrize("path", ["/streams/demo:x", "/console", "/metrics"])
-def test_no_other_origin_gets_one(path: str, origin: str, site: Site) -> None:
+def test_the_preflight_of_another_origin_gets_no_permission(path: str, origin: str, site: Site) -> None:
     answer = parse(
         exchange(
             site.port, get(f"/pgbus{path}", {"Origin": origin, "Connection": "close"}).replace(b"GET", b"OPTIONS", 1)
@@ -626,7 +624,7 @@ def test_no_other_origin_gets_one(path: str, origin: str, site: Site) -> None:
     assert answer.status == 405 and not any(name.startswith("access-control") for name in answer.headers)
 
 
-def test_the_operators_addresses_let_in_no_page_of_another_origin(site: Site) -> None:
+def test_the_operator_urls_have_no_cors_headers(site: Site) -> None:
     answer = parse(
         exchange(
             site.port, get("/pgbus/console", {"Origin": ORIGIN, "Connection": "close"}).replace(b"GET", b"OPTIONS", 1)
@@ -656,7 +654,7 @@ def test_the_operators_addresses_let_in_no_page_of_another_origin(site: Site) ->
         ("unix:", "unix:", True),
     ],
 )
-def test_an_ipv6_network_of_64_bits_is_one_address(one: str, other: str, same: bool) -> None:
+def test_an_ipv6_network_of_64_bits_counts_as_one_address(one: str, other: str, same: bool) -> None:
     assert (network_of(one) == network_of(other)) is same
 
 
@@ -671,10 +669,10 @@ def test_the_cap_by_address_counts_networks(pgbus_database: str) -> None:
         assert len(site.instance.registry) == 3
 
 
-# asked again: who it is now
+# rechecks
 
 
-def test_a_recheck_adopts_what_the_hook_now_answers(pgbus_database: str) -> None:
+def test_a_recheck_adopts_the_new_answer_of_the_hook(pgbus_database: str) -> None:
     now: dict[str, Any] = {"answer": Subscriber("ada", {"admin": True}, "ada")}
     with running_site(pgbus_database, recheck=0.1, max_per_owner=1, presence=("demo:*",), presence_grace=0.0) as site:
         site.instance.filters.register("admins", lambda context, stream: bool(context and context["admin"]))
@@ -689,36 +687,36 @@ def test_a_recheck_adopts_what_the_hook_now_answers(pgbus_database: str) -> None
             stream.broadcast("secret 1", visible_to="admins")
             assert client.next("message").data == "secret 1"
             now["answer"] = Subscriber("bob", {"admin": False}, "bob")
-            until(lambda: adopted("bob"), "it is bob's")
+            until(lambda: adopted("bob"), "the connection is bob's")
             stream.broadcast("secret 2", visible_to="admins")
             stream.broadcast("for all")
             assert client.next("message").data == "for all"
             until(lambda: [one.member for one in stream.presence.members()] == ["bob"], "bob is there, and ada is not")
-            # Caps go by the new owner, and no longer by the old one.
+            # Caps count the new owner, and no longer the old one.
             assert site.get("/streams/demo:again").status == 429
             now["answer"] = Subscriber("ada")
-            until(lambda: adopted("ada"), "it is ada's again")
+            until(lambda: adopted("ada"), "the connection is ada's again")
             site.bus.disconnect("bob")
             now["answer"] = Subscriber("carl")
-            until(lambda: adopted("carl"), "it is carl's")
-            # A kick goes by it, too.
+            until(lambda: adopted("carl"), "the connection is carl's")
+            # disconnect uses the new owner, too.
             site.bus.disconnect("carl")
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "revoked"
 
 
-def test_what_is_kept_of_a_request_to_ask_again_are_texts_alone(pgbus_database: str) -> None:
+def test_only_texts_of_a_request_are_kept_for_rechecks(pgbus_database: str) -> None:
     asked: list[dict[str, Any]] = []
     with running_site(pgbus_database, recheck=0.1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: asked.append(dict(environ)) or True)
         with site.watch("demo:again", X_Owner="ada") as client:
             client.next("pgbus:connected")
-            until(lambda: len(asked) >= 2, "it is asked again")
+            until(lambda: len(asked) >= 2, "the hook is asked again")
     assert asked[1]["HTTP_X_OWNER"] == "ada" and asked[1]["REMOTE_ADDR"] == "127.0.0.1"
-    # Anything else would keep the request alive: its socket, and what it came in.
+    # Anything else would keep the request alive, with its socket and its input.
     assert {type(value) for value in asked[1].values()} == {str}
 
 
-def test_nobody_takes_over_the_connection_of_somebody_else(pgbus_database: str) -> None:
+def test_a_connection_can_be_taken_over_only_by_its_owner(pgbus_database: str) -> None:
     with running_site(pgbus_database) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(environ["HTTP_X_OWNER"]))
         with site.watch("demo:mine", X_Owner="ada") as ada:
@@ -732,20 +730,20 @@ def test_nobody_takes_over_the_connection_of_somebody_else(pgbus_database: str) 
                 ada.wait_closed()
 
 
-def test_who_has_left_while_the_hook_was_asked_counts_for_nobody(pgbus_database: str) -> None:
+def test_a_client_that_left_during_a_recheck_counts_for_no_owner(pgbus_database: str) -> None:
     with running_site(pgbus_database, max_per_owner=1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(environ["HTTP_X_OWNER"]))
         with site.watch("demo:again", X_Owner="ada") as client:
             client.next("pgbus:connected")
             (left,) = site.instance.registry.clients()
-        until(lambda: not len(site.instance.registry), "it has left")
+        until(lambda: not len(site.instance.registry), "the client has left")
         for owner in ("bob", "ada"):
             site.instance.clients.adopt(left, [Subscriber(owner)])
             with site.watch("demo:again", X_Owner=owner) as other:
                 other.next("pgbus:connected")
 
 
-def test_a_recheck_adopts_a_sooner_end(pgbus_database: str) -> None:
+def test_a_recheck_adopts_an_earlier_expiry(pgbus_database: str) -> None:
     now: dict[str, Any] = {"answer": True}
     with running_site(pgbus_database, recheck=0.1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
@@ -765,9 +763,7 @@ def test_a_recheck_does_not_outlast_the_signed_name(pgbus_database: str) -> None
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "expired"
 
 
-def test_a_bad_answer_when_asked_again_ends_the_connection(
-    pgbus_database: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_answer_in_a_recheck_ends_the_connection(pgbus_database: str, caplog: pytest.LogCaptureFixture) -> None:
     now: dict[str, Any] = {"answer": True}
     with running_site(pgbus_database, recheck=0.1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
@@ -778,7 +774,7 @@ def test_a_bad_answer_when_asked_again_ends_the_connection(
             assert "the authorize hook answered a str" in caplog.text
 
 
-# behind parsers that let more pass than ours
+# behind parsers that are laxer than ours
 
 NASTY = (
     "",
@@ -808,7 +804,7 @@ KEYS = (
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_no_value_that_a_lax_parser_lets_pass_is_an_error(
+def test_no_value_from_a_lax_parser_causes_an_error(
     key: str, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
@@ -821,7 +817,7 @@ def test_no_value_that_a_lax_parser_lets_pass_is_an_error(
                 setup_testing_defaults(environ)
                 environ[key] = value
                 body = app(environ, lambda status, headers, exc_info=None: started.append(status))
-                # A stream is begun by whoever iterates.
+                # A stream begins only when the body is iterated.
                 getattr(body, "close", lambda: None)()
     known = ["200", "204", "303", "304", "308", "400", "401", "403", "404", "405", "408", "413", "421", "429"]
     assert {status[:3] for status in started} <= set(known)

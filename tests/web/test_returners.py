@@ -1,4 +1,4 @@
-"""Clients that are refused and come back at once are slowed down; nobody else is."""
+"""Clients that come back at once after a refusal are slowed down; no others are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVENTS = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that only sleeping moves: its first item is the time."""
+    """A clock that only sleep() advances. Its first item is the time."""
     time = [1000.0]
 
     def sleep(seconds: float) -> None:
@@ -29,7 +29,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
-def test_one_that_comes_back_at_once_is_refused_once_in_the_time_that_it_was_told(naps: list[float]) -> None:
+def test_a_client_that_comes_back_at_once_is_refused_once_per_retry_time(naps: list[float]) -> None:
     slowed = Returners(lambda: naps[0])
     for _ in range(BURST):
         slowed.hold(1, lambda: False)
@@ -41,7 +41,7 @@ def test_one_that_comes_back_at_once_is_refused_once_in_the_time_that_it_was_tol
     assert naps[0] == pytest.approx(1000.0 + 9 * LEAST)
 
 
-def test_one_that_comes_when_it_was_told_to_never_waits(naps: list[float]) -> None:
+def test_a_client_that_keeps_to_the_retry_time_never_waits(naps: list[float]) -> None:
     slowed = Returners(lambda: naps[0])
     for n in range(100):
         slowed.hold(1, lambda: False)
@@ -49,7 +49,7 @@ def test_one_that_comes_when_it_was_told_to_never_waits(naps: list[float]) -> No
         naps[0] += LEAST
 
 
-def test_one_that_learns_better_does_not_wait_for_what_it_did_before(naps: list[float]) -> None:
+def test_a_client_that_starts_to_keep_to_the_retry_time_no_longer_waits(naps: list[float]) -> None:
     slowed = Returners(lambda: naps[0])
     for _ in range(BURST + 5):
         slowed.hold(1, lambda: False)
@@ -59,14 +59,14 @@ def test_one_that_learns_better_does_not_wait_for_what_it_did_before(naps: list[
     assert naps[0] == began
 
 
-def test_what_is_remembered_is_bounded(naps: list[float]) -> None:
+def test_the_number_of_remembered_clients_is_limited(naps: list[float]) -> None:
     slowed = Returners(lambda: naps[0])
     for client in range(3 * MAX_KNOWN):
         slowed.hold(client, lambda: False)
     assert len(slowed._due) == MAX_KNOWN and naps[0] == 1000.0
 
 
-def test_no_more_than_so_many_are_held() -> None:
+def test_the_number_of_held_clients_is_limited() -> None:
     slowed = Returners()
     over = False
     for _ in range(BURST):
@@ -87,19 +87,19 @@ def full(pgbus_databases: TestDatabases):
         yield site, client
 
 
-def test_a_client_that_does_not_wait_gets_few_answers_and_all_of_them_200(full: tuple[Site, object]) -> None:
+def test_a_client_that_does_not_wait_gets_few_answers_and_each_is_200(full: tuple[Site, object]) -> None:
     site, _ = full
     began = monotonic()
     assert b"overloaded" in site.get("/streams/demo:x", **EVENTS).body
     assert monotonic() - began >= LEAST - 0.5
-    # Others are not held, nor are those whom another status stops.
+    # Other clients are not held, nor are clients that another status stops.
     began = monotonic()
     assert b"overloaded" in site.get("/streams/demo:y", **EVENTS).body
     assert site.get("/streams/demo:x").status == 503
     assert monotonic() - began < LEAST - 0.5
 
 
-def test_one_that_is_held_is_served_as_soon_as_there_is_room(full) -> None:
+def test_a_held_client_is_served_as_soon_as_there_is_room(full) -> None:
     site, client = full
     with site.watch("demo:x", Accept="text/event-stream") as held:
         until(lambda: site.app._returners.held == 1, "it is held")
@@ -107,7 +107,7 @@ def test_one_that_is_held_is_served_as_soon_as_there_is_room(full) -> None:
         held.next("pgbus:connected", timeout=LEAST - 1)
 
 
-def test_one_that_is_held_is_let_go_when_the_server_is_about_to_end(full) -> None:
+def test_a_held_client_is_released_when_the_server_shuts_down(full) -> None:
     site, _ = full
     with site.watch("demo:x", Accept="text/event-stream") as held:
         until(lambda: site.app._returners.held == 1, "it is held")
@@ -127,7 +127,7 @@ def test_one_that_is_held_is_let_go_when_the_server_is_about_to_end(full) -> Non
         ("SCRIPT_NAME", "/elsewhere"),
     ],
 )
-def test_who_asks_otherwise_is_somebody_else(field: str, other: str) -> None:
+def test_another_address_agent_or_url_counts_as_another_client(field: str, other: str) -> None:
     asked = {"REMOTE_ADDR": "192.0.2.1", "HTTP_USER_AGENT": "one", "PATH_INFO": "/pgbus/streams/x", "SCRIPT_NAME": ""}
     assert client_number(asked) == client_number({**asked, "HTTP_COOKIE": "what it likes", "REMOTE_PORT": "2"})
     assert client_number(asked) != client_number({**asked, field: other})

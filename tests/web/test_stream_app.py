@@ -1,4 +1,4 @@
-"""The HTTP side: every status, header and refusal of it, asked from outside."""
+"""The HTTP interface from outside: every status, header and refusal."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def cors_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    """Pages of other origins may read its streams."""
+    """A site whose streams pages of other origins may read."""
     with running_site(pgbus_databases.make(), cors_origins=(ORIGIN, "http://localhost:3000")) as site:
         yield site
 
 
 @pytest.fixture
 def app(site: Site) -> Iterator[Callable[[Any], None]]:
-    """Puts another application in the place of the site's for one test."""
+    """Return a function that replaces the application of the site for one test."""
     original = site.app
 
     def put(application: Any) -> None:
@@ -66,7 +66,7 @@ def app(site: Site) -> Iterator[Callable[[Any], None]]:
 
 
 def head_of_stream(port: int, target: str = f"/pgbus/streams/{STREAM}", version: str = "1.1", **headers: str) -> Answer:
-    """Status and headers of a stream, which goes on."""
+    """Return status and headers of a stream, without waiting for its end."""
     with connected(port, get(target, headers, version)) as sock:
         raw = read_until(sock, b"pgbus:connected")
     return parse(raw.partition(b"\r\n\r\n")[0] + b"\r\n\r\n", "HEAD")
@@ -140,7 +140,7 @@ def test_a_stream_has_exactly_these_headers(version: str, site: Site) -> None:
 
 
 @pytest.mark.parametrize("header", ["Transfer-Encoding: chunked", "Content-Length: 3"])
-def test_a_get_of_a_stream_may_have_a_body_which_nobody_reads(header: str, site: Site) -> None:
+def test_the_body_of_a_get_is_ignored(header: str, site: Site) -> None:
     body = b"3\r\nabc\r\n0\r\n\r\n" if "chunked" in header else b"abc"
     request = f"GET /pgbus/streams/{STREAM} HTTP/1.1\r\nHost: test\r\n{header}\r\n\r\n".encode() + body
     with connected(site.port, request + get("/pgbus/healthz")) as sock:
@@ -162,7 +162,7 @@ CORS_PATHS = {
 
 @pytest.mark.parametrize(("path", "status"), CORS_PATHS.values(), ids=list(CORS_PATHS))
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
-def test_a_configured_origin_is_let_in_on_errors_too(path: str, status: int, origin: str, cors_site: Site) -> None:
+def test_errors_have_cors_headers_for_a_configured_origin(path: str, status: int, origin: str, cors_site: Site) -> None:
     answer = cors_site.get(path, Origin=origin)
     assert answer.status == status
     assert answer.headers["access-control-allow-origin"] == origin
@@ -170,13 +170,13 @@ def test_a_configured_origin_is_let_in_on_errors_too(path: str, status: int, ori
     assert answer.headers["vary"] == "origin"
 
 
-def test_a_configured_origin_is_let_in_to_a_stream(cors_site: Site) -> None:
+def test_a_stream_has_cors_headers_for_a_configured_origin(cors_site: Site) -> None:
     headers = head_of_stream(cors_site.port, Origin=ORIGIN).headers
     assert headers["access-control-allow-origin"] == ORIGIN
     assert headers["vary"] == "origin"
 
 
-def test_a_configured_origin_is_told_of_405_and_401(cors_site: Site) -> None:
+def test_405_and_401_have_cors_headers_for_a_configured_origin(cors_site: Site) -> None:
     for method, status in (("DELETE", 405), ("POST", 401)):
         answer = ask(cors_site.port, f"/pgbus/streams/{STREAM}", method, Origin=ORIGIN)
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, ORIGIN)
@@ -187,7 +187,7 @@ def test_a_configured_origin_is_told_of_405_and_401(cors_site: Site) -> None:
     ["https://shop.example", "https://shop.example:8443/", "http://shop.example:8443", "https://SHOP.example:8443",
      "https://shop.example:84430", "https://evil.shop.example:8443", "null", "*", "", "https://shop.example:8443,https://evil"],
 )  # fmt: skip
-def test_an_origin_that_is_nearly_right_is_not_let_in(origin: str, cors_site: Site) -> None:
+def test_a_similar_origin_gets_no_cors_headers(origin: str, cors_site: Site) -> None:
     for headers in (
         cors_site.get("/healthz", Origin=origin).headers,
         head_of_stream(cors_site.port, Origin=origin).headers,
@@ -237,7 +237,7 @@ def test_a_number_below_2_to_the_53_is_a_cursor(value: str, site: Site) -> None:
         assert client.response is not None and client.response.status == 200
 
 
-def test_since_replay_and_neither_say_where_a_stream_begins(site: Site) -> None:
+def test_a_stream_begins_according_to_since_or_replay_or_with_new_messages(site: Site) -> None:
     stream = site.bus.stream("demo:begin")
     ids = [stream.broadcast(f"{n}") for n in range(5)]
     expected = {
@@ -273,7 +273,7 @@ def test_an_empty_last_event_id_is_none(site: Site) -> None:
         assert client.next().data == "0"
 
 
-def test_a_malformed_since_is_400_whatever_last_event_id_says(site: Site) -> None:
+def test_a_malformed_since_is_400_despite_a_last_event_id(site: Site) -> None:
     assert site.get(f"/streams/{STREAM}?since=x", Last_Event_ID="5").status == 400
 
 
@@ -288,7 +288,7 @@ MALFORMED_HEADERS = [value.encode() for value in MALFORMED if value.strip() and 
 
 
 @pytest.mark.parametrize("value", MALFORMED_HEADERS)
-def test_a_malformed_last_event_id_gets_the_live_stream_and_is_told_of_the_gap(value: bytes, site: Site) -> None:
+def test_a_malformed_last_event_id_gets_the_live_stream_and_a_gap_event(value: bytes, site: Site) -> None:
     with site.bus as bus:
         old = bus.stream("demo:malformed").broadcast("old")
     request = get("/pgbus/streams/demo:malformed?since=0").replace(
@@ -308,14 +308,14 @@ def test_a_malformed_last_event_id_gets_the_live_stream_and_is_told_of_the_gap(v
     assert len(value) < 3 or value not in raw.replace(b"null", b"")
 
 
-def test_a_last_event_id_too_large_for_a_head_is_400_for_everybody(site: Site) -> None:
+def test_a_last_event_id_too_large_for_a_request_head_is_400(site: Site) -> None:
     assert site.get(f"/streams/{STREAM}", Last_Event_ID="x" * 40000).status == 400
 
 
 # broadcasting --------------------------------------------------------------------------------------------------------
 
 
-def test_a_broadcast_is_201_with_the_id_and_reaches_who_is_connected(site: Site) -> None:
+def test_a_broadcast_is_201_with_the_id_and_reaches_connected_clients(site: Site) -> None:
     with site.watch("demo:news") as client:
         client.next("pgbus:connected")
         answer = site.publish("demo:news", "grüße\nzeile".encode(), "event=greeting")
@@ -380,16 +380,14 @@ BAD_BROADCASTS = {
 
 
 @pytest.mark.parametrize(("query", "body", "complaint"), BAD_BROADCASTS.values(), ids=list(BAD_BROADCASTS))
-def test_a_broadcast_that_makes_no_sense_is_400_and_adds_nothing(
-    query: str, body: bytes, complaint: str, site: Site
-) -> None:
+def test_an_invalid_broadcast_is_400_and_adds_nothing(query: str, body: bytes, complaint: str, site: Site) -> None:
     answer = site.publish("demo:bad", body, query)
     assert answer.status == 400 and answer.line.startswith(complaint)
     assert site.bus.stream("demo:bad").read_after(0) == []
 
 
 def parts(*chunks: bytes) -> Iterator[bytes]:
-    """A body that http.client sends chunked."""
+    """Return a body that http.client sends chunked."""
     yield from chunks
 
 
@@ -402,7 +400,7 @@ def test_a_body_up_to_the_limit_is_taken_and_a_longer_one_is_413(site: Site) -> 
     assert len(site.bus.stream("demo:size").read_after(0)) == 2
 
 
-def test_a_megabyte_more_than_is_taken_is_413_and_not_a_reset(site: Site) -> None:
+def test_a_body_a_megabyte_over_the_limit_is_413_and_not_a_reset(site: Site) -> None:
     assert site.publish("demo:size", b"x" * 2_000_000).status == 413
     assert site.publish("demo:size", parts(*[b"x" * 65536] * 40)).status == 413
 
@@ -458,7 +456,7 @@ BAD_TOKENS = {
 
 
 @pytest.mark.parametrize("headers", BAD_TOKENS.values(), ids=list(BAD_TOKENS))
-def test_a_bad_publish_token_is_401_whatever_the_stream(
+def test_a_bad_publish_token_is_401_for_every_stream(
     headers: dict[str, str], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgbus_gevent.web.guesses.Guesses.note", lambda *_: True)
@@ -486,7 +484,7 @@ def test_without_a_publish_token_broadcasting_is_403(pgbus_databases: TestDataba
             )
 
 
-def test_a_broadcast_that_no_connection_is_free_for_is_503(pgbus_databases: TestDatabases) -> None:
+def test_a_broadcast_without_a_free_connection_is_503(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), pool_size=1, pool_timeout=0.2) as site:
         with site.instance.database.pool.connection():
             answer = site.publish(STREAM)
@@ -520,7 +518,7 @@ def test_a_healthy_site_says_so_in_json(site: Site) -> None:
 
 
 def check_refusal(site: Site, reason: str) -> None:
-    """The site refuses streams for a passing reason: an EventSource comes back, everybody else is told 503."""
+    """Check that the site refuses streams for a passing reason: an EventSource comes back, other clients get 503."""
     for accept in ("text/event-stream", "text/html, text/event-stream;q=0.9", "Text/Event-Stream"):
         began = time()
         raw = exchange(site.port, get(f"/pgbus/streams/{STREAM}", {"Accept": accept}))
@@ -537,12 +535,12 @@ def check_refusal(site: Site, reason: str) -> None:
     head = ask(site.port, f"/pgbus/streams/{STREAM}", "HEAD", **EVENTS)
     assert (head.status, head.body) == (200, b"")
     assert ask(site.port, f"/pgbus/streams/{STREAM}", "HEAD").status == 503
-    # What is wrong with the request itself comes first.
+    # An error in the request itself takes precedence.
     assert site.get("/streams/unknown", **EVENTS).status == 404
     assert site.get(f"/streams/{STREAM}?since=x", **EVENTS).status == 400
 
 
-def test_the_times_to_come_back_are_spread(pgbus_databases: TestDatabases) -> None:
+def test_retry_times_are_spread(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make()) as site:
         site.instance.shutdown()
         answers = [site.get(f"/streams/{STREAM}", **EVENTS).body.partition(b"\n")[0] for _ in range(20)]
@@ -575,7 +573,7 @@ def test_a_full_site_refuses_with_overloaded_and_is_not_ready_until_there_is_roo
 
 
 def close_database(databases: TestDatabases, url: str, allow: bool) -> None:
-    """Take a database away from everybody, or give it back."""
+    """Refuse all connections to a database, or allow them again."""
     name = ext.parse_dsn(url)["dbname"]
     databases._run(f'alter database "{name}" allow_connections {str(allow).lower()}')
     if not allow:
@@ -617,7 +615,7 @@ def test_a_polling_site_without_its_database_is_not_ready_either(pgbus_databases
 # the authorize hook --------------------------------------------------------------------------------------------------
 
 
-def test_a_hook_that_says_yes_lets_in_and_is_told_who_asks_for_what(site: Site, app: Callable[[Any], None]) -> None:
+def test_a_hook_gets_the_request_and_the_stream_and_can_allow_it(site: Site, app: Callable[[Any], None]) -> None:
     asked: list[tuple[str, str]] = []
 
     def authorize(environ: Any, stream: str) -> bool:
@@ -649,7 +647,7 @@ REFUSING_HOOKS: dict[str, tuple[Callable[[Any, str], Any], str | None]] = {
 
 
 @pytest.mark.parametrize(("hook", "logged"), REFUSING_HOOKS.values(), ids=list(REFUSING_HOOKS))
-def test_a_hook_that_does_not_say_yes_is_403(
+def test_a_client_that_the_hook_does_not_allow_gets_403(
     hook: Any, logged: str | None, site: Site, app: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     app(StreamApp(site.instance, hook))
@@ -660,13 +658,13 @@ def test_a_hook_that_does_not_say_yes_is_403(
     assert logged is None or logged in errors[0]
 
 
-def test_a_hook_is_not_asked_about_names_that_do_not_verify(site: Site, app: Callable[[Any], None]) -> None:
+def test_the_hook_is_not_asked_about_names_that_do_not_verify(site: Site, app: Callable[[Any], None]) -> None:
     app(StreamApp(site.instance, fails))
     assert site.get("/streams/unknown").status == 404
     assert site.get(f"/streams/{STREAM}?since=x").status == 400
 
 
-def test_a_subscriber_is_who_the_connection_is(site: Site, app: Callable[[Any], None]) -> None:
+def test_a_connection_gets_the_subscriber_that_the_hook_returns(site: Site, app: Callable[[Any], None]) -> None:
     app(StreamApp(site.instance, lambda environ, stream: Subscriber("ada", {"is_admin": True}, "ada-1", time() + 60)))
     with site.watch(STREAM) as client:
         client.next("pgbus:connected")
@@ -677,7 +675,7 @@ def test_a_subscriber_is_who_the_connection_is(site: Site, app: Callable[[Any], 
         assert connection.expires_at is not None and 50 < connection.expires_at - time() <= 60
 
 
-def test_the_sooner_end_of_token_and_subscriber_counts(site: Site, app: Callable[[Any], None]) -> None:
+def test_the_earlier_expiry_of_token_and_subscriber_counts(site: Site, app: Callable[[Any], None]) -> None:
     for token_ends, hook_ends in ((1000, 60), (60, 1000), (60, None), (None, 60)):
         ends = None if hook_ends is None else time() + hook_ends
         app(StreamApp(site.instance, lambda environ, stream, ends=ends: Subscriber(expires_at=ends)))
@@ -689,7 +687,7 @@ def test_the_sooner_end_of_token_and_subscriber_counts(site: Site, app: Callable
         wait_for(lambda: len(site.instance.registry) == 0, "the client's leaving is noticed")
 
 
-def test_a_subscriber_whose_time_is_over_is_403(site: Site, app: Callable[[Any], None]) -> None:
+def test_an_expired_subscriber_is_403(site: Site, app: Callable[[Any], None]) -> None:
     app(StreamApp(site.instance, lambda environ, stream: Subscriber(expires_at=time() - 1)))
     answer = site.get(f"/streams/{STREAM}", **EVENTS)
     assert (answer.status, answer.line) == (403, "the right to watch this stream has expired")
@@ -699,7 +697,7 @@ def test_a_subscriber_whose_time_is_over_is_403(site: Site, app: Callable[[Any],
 
 
 def call(application: Any, path: str, method: str = "GET", **environ: Any) -> tuple[str, list[tuple[str, str]], Any]:
-    """Call a WSGI application as a server would that knows nothing of us."""
+    """Call a WSGI application as a server would that does not know this package."""
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": "", **environ}
     setup_testing_defaults(environ)
     started: list[Any] = []
@@ -747,7 +745,7 @@ def test_a_stream_in_the_body_passes_the_standard_validator(site: Site) -> None:
     assert len(site.instance.registry) == 0
 
 
-def test_a_broadcast_without_a_length_has_no_body_where_the_server_cannot_tell_its_end(site: Site) -> None:
+def test_a_broadcast_without_a_length_has_no_body_if_the_server_cannot_tell_its_end(site: Site) -> None:
     class Endless:
         def read(self, size: int) -> bytes:
             raise AssertionError("it would wait for the next request")
@@ -764,7 +762,7 @@ def test_a_malformed_length_from_a_lax_server_is_400(length: str, site: Site) ->
     assert status == "400 Bad Request"
 
 
-def test_a_server_that_fails_before_the_stream_begins_leaves_no_connection_behind(site: Site) -> None:
+def test_a_server_that_fails_before_the_stream_begins_leaves_no_connection(site: Site) -> None:
     def start_response(*_: Any) -> Any:
         raise OSError("gone")
 
@@ -777,7 +775,7 @@ def test_a_server_that_fails_before_the_stream_begins_leaves_no_connection_behin
 
 @contextmanager
 def plain_server(application: Any) -> Iterator[str]:
-    """gevent's own server, as Bottle's ``server='gevent'`` uses it; its URL."""
+    """Run gevent's own server, as Bottle's ``server='gevent'`` does, and yield its URL."""
     server = WSGIServer(listen("127.0.0.1", 0), application, log=None, environ={"SERVER_NAME": "test"})
     server.start()
     try:
@@ -787,7 +785,7 @@ def plain_server(application: Any) -> Iterator[str]:
 
 
 def mounted(site: Site) -> bottle.Bottle:
-    """The streams in a Bottle application, beside a route of its own."""
+    """A Bottle application with the streams and with one other route."""
     root = bottle.Bottle()
     root.mount("/pgbus/", StreamApp(site.instance))
     root.get("/own")(lambda: "own")
@@ -809,14 +807,15 @@ def test_a_stream_under_gevents_own_server_goes_through_the_body(how: str, site:
             assert {name: headers[name] for name in STREAM_HEADERS} == STREAM_HEADERS
             site.bus.stream(STREAM).broadcast("through the body")
             assert client.next().data == "through the body"
-        # It shows with a write, and not with the first one.
+        # Only a write shows it, and the first one does not yet.
         wait_for(
-            lambda: site.bus.stream(STREAM).broadcast("who is there?") and not len(site.instance.registry), "it left"
+            lambda: site.bus.stream(STREAM).broadcast("who is there?") and not len(site.instance.registry),
+            "the client left",
         )
         assert ask(int(url.rpartition(":")[2]), f"/pgbus/streams/{STREAM}", "HEAD").status == 200
 
 
-def test_under_bottle_a_socket_is_taken_over_and_bottles_headers_are_kept(
+def test_a_socket_under_bottle_is_taken_over_and_bottles_headers_are_kept(
     site: Site, app: Callable[[Any], None]
 ) -> None:
     app(mounted(site))
@@ -827,13 +826,13 @@ def test_under_bottle_a_socket_is_taken_over_and_bottles_headers_are_kept(
 
 
 @pytest.mark.parametrize("name", ["demo:é", "demo:a/b", "demo:日本語", "demo:a//b/", "demo:%41", "demo:a%2Fb"])
-def test_under_bottle_names_are_the_same(name: str, site: Site, app: Callable[[Any], None]) -> None:
+def test_stream_names_are_the_same_under_bottle(name: str, site: Site, app: Callable[[Any], None]) -> None:
     app(mounted(site))
     with site.watch(quote(name, safe="")) as client:
         assert json.loads(client.next("pgbus:connected").data)["streams"][0]["name"] == name
 
 
-def test_under_bottle_a_path_that_is_not_utf_8_is_400_and_not_another_stream(
+def test_a_path_that_is_not_utf_8_is_400_under_bottle_and_not_another_stream(
     site: Site, app: Callable[[Any], None]
 ) -> None:
     app(mounted(site))
@@ -846,14 +845,12 @@ def test_under_bottle_a_path_that_is_not_utf_8_is_400_and_not_another_stream(
     ("script_name", "path"),
     [("", "/pgbus/healthz"), ("/pgbus", "/healthz"), ("/outer", "/pgbus/healthz"), ("/outer/pgbus", "/healthz")],
 )
-def test_it_answers_at_the_root_and_mounted_at_its_prefix(script_name: str, path: str, site: Site) -> None:
+def test_the_application_answers_at_the_root_and_mounted_at_its_prefix(script_name: str, path: str, site: Site) -> None:
     status, _, _ = call(StreamApp(site.instance), path, SCRIPT_NAME=script_name)
     assert status == "200 OK"
 
 
-def test_a_middleware_that_iterates_the_body_itself_leaves_a_stream_that_goes_on(
-    site: Site, app: Callable[[Any], None]
-) -> None:
+def test_a_stream_goes_on_under_a_middleware_that_iterates_the_body(site: Site, app: Callable[[Any], None]) -> None:
     inner = StreamApp(site.instance)
 
     def middleware(environ: Any, start_response: Any) -> Iterator[bytes]:

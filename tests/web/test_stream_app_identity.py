@@ -1,4 +1,4 @@
-"""As whom a stream is followed: the connection, a question and the element on the page all tell the same."""
+"""The identity of a client: the connection, the identity URL and the element on the page all give the same."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RECHECK = 0.2
 
 
 class Opaque:
-    """A context that no other process could have an equal of."""
+    """A context that has no equal in any other process."""
 
 
 class Logins:
-    """An application's users, by the cookie ``login``; what each may see is ``contexts``."""
+    """An application's users, by the cookie ``login``. ``contexts`` holds the context of each."""
 
     def __init__(self) -> None:
         self.contexts: dict[str, Any] = {"ada": {"admin": True}, "bob": {"admin": False}, "opaque": Opaque()}
@@ -68,18 +68,18 @@ def connected(site: Site, login: str = "", streams: str = "demo:a") -> Any:
         return json.loads(client.next("pgbus:connected").data)
 
 
-def test_every_worker_tells_the_same_of_the_same_login_and_another_of_another(site: Site, sites: list[Site]) -> None:
+def test_all_workers_give_a_login_the_same_identity_and_other_logins_another(site: Site, sites: list[Site]) -> None:
     found = [connected(each, login)["identity"] for login in ("", "ada", "bob") for each in (*sites, site)]
     assert [found.count(each) for each in found] == [3] * 9
     assert None not in found
 
 
-def test_of_what_cannot_be_compared_it_tells_whose_it_is(site: Site) -> None:
+def test_an_identity_without_a_comparable_context_names_the_owner(site: Site) -> None:
     identity = connected(site, "opaque")["identity"]
     assert identity.endswith(".") and identity.split(".")[1]
 
 
-def test_another_role_of_the_same_login_is_another_identity_of_the_same_owner(site: Site, logins: Logins) -> None:
+def test_a_login_with_another_role_has_another_identity_of_the_same_owner(site: Site, logins: Logins) -> None:
     before = connected(site, "ada")["identity"]
     logins.contexts["ada"] = {"admin": False}
     now = connected(site, "ada")["identity"]
@@ -87,7 +87,7 @@ def test_another_role_of_the_same_login_is_another_identity_of_the_same_owner(si
     assert now.split(".")[:2] == before.split(".")[:2]
 
 
-def test_streams_that_are_followed_as_different_people_tell_so_each(site: Site) -> None:
+def test_streams_with_different_owners_have_different_identities(site: Site) -> None:
     ada, anybody = connected(site, "ada")["identity"], connected(site)["identity"]
     path = "/pgbus/streams?stream=demo:a&stream=public"
     with StreamClient(site.url, path, headers={"Cookie": "login=ada"}) as client:
@@ -96,7 +96,7 @@ def test_streams_that_are_followed_as_different_people_tell_so_each(site: Site) 
     assert told["identity"] not in (ada, anybody, None)
 
 
-def test_a_question_is_answered_as_the_connection_would_be(site: Site) -> None:
+def test_the_identity_url_answers_as_the_connection_would(site: Site) -> None:
     for login in ("", "ada"):
         headers = {"Cookie": f"login={login}"} if login else {}
         for path in ("/pgbus/streams/demo:a?identity", "/pgbus/streams?stream=demo:a&since=0&identity"):
@@ -105,7 +105,7 @@ def test_a_question_is_answered_as_the_connection_would_be(site: Site) -> None:
     assert "pgbus-identity" not in ask(site.port, "/pgbus/streams/demo:a", "HEAD").headers
 
 
-def test_who_has_all_connections_that_they_may_have_is_answered_too(site: Site) -> None:
+def test_the_identity_url_answers_even_if_the_cap_is_reached(site: Site) -> None:
     with site.watch("demo:a", Cookie="login=ada") as client, site.watch("demo:b", Cookie="login=ada") as other:
         identity = json.loads(client.next("pgbus:connected").data)["identity"]
         other.next("pgbus:connected")
@@ -113,12 +113,12 @@ def test_who_has_all_connections_that_they_may_have_is_answered_too(site: Site) 
         assert (answer.status, answer.headers["pgbus-identity"]) == (429, identity)
 
 
-def test_pages_of_configured_origins_may_read_the_answer(site: Site) -> None:
+def test_pages_of_configured_origins_may_read_the_identity(site: Site) -> None:
     answer = ask(site.port, "/pgbus/streams/demo:a?identity", "HEAD", Origin=ORIGIN)
     assert answer.headers["access-control-expose-headers"] == "pgbus-identity"
 
 
-def test_a_recheck_that_finds_another_role_tells_who_it_is_now(site: Site, logins: Logins) -> None:
+def test_a_recheck_that_finds_another_role_sends_the_new_identity(site: Site, logins: Logins) -> None:
     with site.watch("demo:a", Cookie="login=ada") as client:
         before = json.loads(client.next("pgbus:connected").data)
         logins.contexts["ada"] = {"admin": False}
@@ -128,7 +128,7 @@ def test_a_recheck_that_finds_another_role_tells_who_it_is_now(site: Site, login
 
 
 @pytest.mark.parametrize("login", ["", "ada"])
-def test_bottles_pages_tell_as_whom_their_elements_follow(site: Site, logins: Logins, login: str) -> None:
+def test_the_tags_of_bottles_pages_have_the_identity_of_the_user(site: Site, logins: Logins, login: str) -> None:
     app = bottle.Bottle()
     app.install(PgbusPlugin(site.bus, authorize=logins.authorize, instance=site.instance))
 
@@ -143,7 +143,7 @@ def test_bottles_pages_tell_as_whom_their_elements_follow(site: Site, logins: Lo
     assert re.findall('identity="([^"]*)"', body) == [told, told]
 
 
-def test_a_page_that_is_made_outside_of_any_request_tells_nothing(site: Site, logins: Logins) -> None:
+def test_a_tag_made_outside_of_a_request_has_no_identity(site: Site, logins: Logins) -> None:
     PgbusPlugin(site.bus, authorize=logins.authorize, instance=site.instance)
-    # In a greenlet of its own: in that of the tests, Bottle still has the request of another test.
+    # In a separate greenlet, because in that of the tests Bottle still has the request of another test.
     assert "identity" not in gevent.spawn(site.bus.stream_tag, "demo:a").get(timeout=10)

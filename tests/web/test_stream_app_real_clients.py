@@ -1,7 +1,7 @@
-"""Clients that others wrote, from npm and PyPI, whose connections are cut at every byte of a frame.
+"""Client libraries from npm and PyPI, whose connections are cut at every byte of a frame.
 
 Each client is connected without a cursor, and is cut off while its first message is on the way. A second message is published
-while it is away, and a third, of two bytes, when it is back. docs/streams.md has a table of what these tests find.
+while it is away, and a third, of two bytes, when it is back. docs/streams.md has a table of the results.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LAST_LINE_ALONE = {"event-source-plus"}
 """These hand out the last line of data that has several."""
 
 OWN_TIME = {"event-source-plus", "python launchdarkly-eventsource"}
-"""These come back when they like, whatever ``retry`` says."""
+"""These ignore ``retry`` and choose themselves when to come back."""
 
 
 class Event(NamedTuple):
@@ -65,7 +65,7 @@ class Event(NamedTuple):
 
 
 class Outcome:
-    """What the clients of one library, one for each cut, handed out, and when they came back."""
+    """The events that the clients of one library handed out, one client for each cut, and when they came back."""
 
     def __init__(self, lines: list[Line]) -> None:
         self.lines = lines
@@ -101,7 +101,7 @@ def _go_through(outcome: Outcome, publish: Callable[[str], int]) -> None:
     outcome.ids.append(publish(SECOND))
     _wait(lambda: all(line.greeted > 1 for line in outcome.lines))
     outcome.ids.append(publish(THIRD))
-    # Before the next heartbeat, which would bring along what is held back.
+    # Before the next heartbeat, which would flush data that the client holds back.
     _wait(lambda: all(events and events[-1].data == THIRD for events in outcome.events.values()), 10.0)
 
 
@@ -123,7 +123,7 @@ def _wait(condition: Callable[[], bool], seconds: float = 40.0) -> bool:
 
 
 def missing() -> str | None:
-    """Why the clients cannot be run, or None."""
+    """Return why the clients cannot be run, or None."""
     if shutil.which("node") is None:
         return "node is not installed: apt-get install nodejs npm"
     if not (HERE / "browser/node_modules/eventsource-1").exists():
@@ -136,7 +136,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
 @pytest.mark.pgbus_timeout(300)
 def test_every_message_comes_once_and_in_order_wherever_the_connection_is_cut(pgbus_databases: TestDatabases) -> None:
-    # One test of all libraries: several run at a time, as nearly all that they do is to wait.
+    # One test for all libraries: several run at a time, because they spend nearly all their time waiting.
     libraries = [*NODE, *PYTHON]
     with running_site(pgbus_databases.make(), retry=RETRY, heartbeat=60.0, request_timeout=10.0) as site:
         proxy = CuttingProxy(site.port)
@@ -170,7 +170,7 @@ def _faults(library: str, outcome: Outcome) -> Iterator[str]:
         yield f"it came back after {soonest:.1f} s"
 
 
-def test_one_that_comes_back_at_once_when_it_is_refused_makes_few_connections(pgbus_databases: TestDatabases) -> None:
+def test_a_refused_client_that_comes_back_at_once_makes_few_connections(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), max_connections=1, request_timeout=10.0) as site:
         original, seen = site.app, []
 

@@ -1,4 +1,4 @@
-"""Which stream a client gets for what it writes into the URL."""
+"""The stream that a client gets for a name in the URL."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def open_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    """Every name is public; and it looks at its connections often."""
+    """A site where every name is public, and which checks its connections often."""
     with running_site(pgbus_databases.make(), public=("*",), heartbeat=0.4) as site:
         yield site
 
 
 def stream_of(client: StreamClient) -> str:
-    """The name of the stream that a client is at."""
+    """Return the name of the stream that a client follows."""
     (stream,) = json.loads(client.next("pgbus:connected").data)["streams"]
     return str(stream["name"])
 
@@ -74,7 +74,7 @@ def test_the_query_form_takes_the_same_names(name: str, site: Site) -> None:
 
 
 @pytest.mark.parametrize("written", ["demo:a/b", "demo:a%2fb", "%64emo%3aa%2Fb"])
-def test_how_a_name_is_encoded_makes_no_difference(written: str, site: Site) -> None:
+def test_every_encoding_of_a_name_is_the_same_stream(written: str, site: Site) -> None:
     with site.watch(written) as client:
         assert stream_of(client) == "demo:a/b"
 
@@ -113,7 +113,7 @@ def test_bytes_that_are_not_percent_encoded_are_taken_as_utf_8(site: Site) -> No
         ("/streams?" + "&".join(["stream=demo:a"] * 33), "too many streams: at most 32 on one connection, not 33"),
     ],
 )
-def test_what_is_no_name_is_400_and_the_body_says_why(path: str, complaint: str, site: Site) -> None:
+def test_an_invalid_name_is_400_and_the_body_says_why(path: str, complaint: str, site: Site) -> None:
     answer = site.get(path)
     assert (answer.status, answer.line) == (400, complaint)
 
@@ -141,7 +141,7 @@ def test_patterns_are_case_sensitive_and_match_the_whole_name(name: str, site: S
 
 
 @pytest.mark.parametrize("name", ["orders", "a/b c", "日本語", "x" * 255, "aaaa" * 60])
-def test_a_signed_name_is_the_stream_and_safe_in_a_url(name: str, site: Site) -> None:
+def test_a_signed_name_opens_its_stream_and_is_safe_in_a_url(name: str, site: Site) -> None:
     token = site.bus.sign(name)
     assert quote(token, safe="") == token
     with site.watch(token) as client:
@@ -151,12 +151,12 @@ def test_a_signed_name_is_the_stream_and_safe_in_a_url(name: str, site: Site) ->
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_the_old_secret_verifies_as_well_as_the_new_one(secret: str, site: Site) -> None:
+def test_names_signed_with_the_old_secret_verify_too(secret: str, site: Site) -> None:
     with site.watch(site.sign("orders", secrets=(secret,))) as client:
         assert stream_of(client) == "orders"
 
 
-def test_a_signed_name_may_expire_and_is_403_then(site: Site) -> None:
+def test_an_expired_signed_name_is_403(site: Site) -> None:
     with site.watch(site.sign("orders", expires_in=60)) as client:
         assert stream_of(client) == "orders"
     answer = site.get(f"/streams/{site.sign('orders', expires_in=-1)}")
@@ -167,13 +167,13 @@ def test_a_signed_name_may_expire_and_is_403_then(site: Site) -> None:
 
 
 def test_a_connection_ends_when_its_signed_name_expires(open_site: Site) -> None:
-    # Not so soon that a busy machine has not yet opened the connection by then.
+    # Late enough that the connection is open by then, even on a busy machine.
     with open_site.watch(open_site.sign("orders", expires_in=3)) as client:
         assert json.loads(client.next("pgbus:shutdown").data) == {"reason": "expired"}
         client.wait_closed()
 
 
-def test_a_signature_can_be_had_for_a_stream_that_is_public_too(site: Site) -> None:
+def test_a_public_stream_can_be_signed_too(site: Site) -> None:
     with site.watch(site.sign("demo:a")) as client:
         assert stream_of(client) == "demo:a"
 
@@ -184,7 +184,7 @@ def tampered() -> dict[str, str]:
     other = base64.urlsafe_b64encode(b'["others"]').decode().rstrip("=")
     return {
         "an unknown name": "orders",
-        "another unknown name": "a-much-longer-name-that-nobody-ever-heard-of",
+        "another unknown name": "a-much-longer-name-that-does-not-exist-either",
         "signed by another site": Signer(FOREIGN).sign("orders"),
         "signed by another site, and expired": Signer(FOREIGN).sign("orders", 1.0),
         "compressed and signed by another site": Signer(FOREIGN).sign("a" * 200),
@@ -218,7 +218,7 @@ TAMPERED = tampered()
 
 
 @pytest.mark.parametrize("written", TAMPERED.values(), ids=list(TAMPERED))
-def test_whatever_does_not_verify_gets_the_same_404(written: str, site: Site) -> None:
+def test_every_name_that_does_not_verify_gets_the_same_404(written: str, site: Site) -> None:
     unknown = ask(site.port, "/pgbus/streams/unknown")
     answer = site.get(f"/streams/{written}")
     assert answer.status == unknown.status == 404
@@ -240,11 +240,11 @@ NOT_NAMES = [
 
 
 @pytest.mark.parametrize("written", NOT_NAMES)
-def test_a_foreign_token_is_not_a_stream_even_where_every_name_is_public(written: str, open_site: Site) -> None:
+def test_a_foreign_token_is_not_a_stream_even_if_every_name_is_public(written: str, open_site: Site) -> None:
     assert open_site.get(f"/streams/{written}").status == 404
 
 
-def test_an_expired_token_is_403_even_where_every_name_is_public(open_site: Site) -> None:
+def test_an_expired_token_is_403_even_if_every_name_is_public(open_site: Site) -> None:
     assert open_site.get(f"/streams/{open_site.sign('orders', expires_in=-1)}").status == 403
 
 
@@ -261,7 +261,7 @@ def test_without_a_secret_public_names_are_served_and_tokens_are_404(pgbus_datab
         assert site.get(f"/streams/{Signer(SECRETS).sign('orders')}").status == 404
 
 
-def test_no_log_line_has_a_signed_name_in_it(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_line_contains_a_signed_name(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     good, expired = site.sign("orders"), site.sign("orders", expires_in=-1)
     with site.watch(good) as client:

@@ -1,4 +1,4 @@
-"""What is on the wire: data, events and cursors of all kinds, control frames, ephemerals; by another's decoder."""
+"""The bytes on the wire, read by an independent decoder: data, events, cursors, control frames, ephemeral messages."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ def test_a_cursor_in_the_header_cannot_inject_and_costs_no_stream(
     assert b"evil" not in client.raw and b"script" not in client.raw
 
 
-# control frames and ephemerals
+# control frames and ephemeral messages
 
 
 def fields(raw: bytes) -> list[list[bytes]]:
-    """The lines of each frame."""
+    """Return the lines of each frame."""
     return [frame.split(b"\n") for frame in raw.split(b"\n\n") if frame]
 
 
-def test_control_frames_but_the_first_and_ephemerals_have_no_id_on_the_wire_and_messages_have_it_last(
+def test_only_messages_and_the_first_control_frame_have_an_id_and_it_comes_last(
     pgbus_bus: Bus, pgbus_settings: Settings
 ) -> None:
     with serving(pgbus_settings, heartbeat=0.1) as server:
@@ -144,7 +144,9 @@ def test_control_frames_but_the_first_and_ephemerals_have_no_id_on_the_wire_and_
 
 
 @pytest.mark.parametrize("size", [0, 1, 7_000, 7_799, 7_800, 7_900, 8_000, 100_000, 1_000_000])
-def test_an_ephemeral_of_any_size_reaches_who_is_connected(size: int, pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_an_ephemeral_message_of_any_size_reaches_connected_clients(
+    size: int, pgbus_bus: Bus, pgbus_client: Connect
+) -> None:
     client = pgbus_client("orders")
     client.next("pgbus:connected")
     data = ('é\\"\n' * (size // 4 + 1))[:size]
@@ -153,7 +155,7 @@ def test_an_ephemeral_of_any_size_reaches_who_is_connected(size: int, pgbus_bus:
     assert client.next("hint").data == data
 
 
-def test_ephemerals_of_one_publisher_stay_in_order_whatever_their_size(pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_ephemeral_messages_of_one_publisher_stay_in_order_at_any_size(pgbus_bus: Bus, pgbus_client: Connect) -> None:
     client = pgbus_client("orders")
     client.next("pgbus:connected")
     sent = [f"{n} " + "x" * (20_000 if n % 7 == 3 else 10) for n in range(100)]
@@ -164,7 +166,7 @@ def test_ephemerals_of_one_publisher_stay_in_order_whatever_their_size(pgbus_bus
     assert [frame.data for frame in client.messages] == sent
 
 
-def test_equal_ephemerals_of_one_transaction_all_arrive(pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_equal_ephemeral_messages_of_one_transaction_all_arrive(pgbus_bus: Bus, pgbus_client: Connect) -> None:
     client = pgbus_client("orders")
     client.next("pgbus:connected")
     with pgbus_bus.transaction() as cursor:
@@ -174,9 +176,9 @@ def test_equal_ephemerals_of_one_transaction_all_arrive(pgbus_bus: Bus, pgbus_cl
     assert [client.next().data for _ in range(3)] == ["same"] * 3
 
 
-def test_an_ephemeral_is_not_stored_and_not_replayed(pgbus_bus: Bus, pgbus_client: Connect) -> None:
+def test_an_ephemeral_message_is_not_stored_and_not_replayed(pgbus_bus: Bus, pgbus_client: Connect) -> None:
     orders = pgbus_bus.stream("orders")
-    # One who was there: what it has received, the worker is done with. Before that, a newcomer may get it as live.
+    # Once a connected client has received the message, the worker is done with it. Until then, a new client may get it live.
     witness = pgbus_client("orders", since=0)
     witness.next("pgbus:connected")
     orders.broadcast("hint", ephemeral=True)
