@@ -210,6 +210,8 @@ class Board:
         Every client that was sent a lost message is told of a gap, and then gets everything that is retained.
         """
         log.rewind(to, horizon=horizon)
+        if log.retired:
+            return  # the stream may have a new log, which was opened with what the table has now
         for subscription in self.registry.subscriptions(log.name):
             if subscription.cursor is not None and subscription.cursor > to:
                 subscription.lost = max(subscription.cursor, subscription.lost or 0)
@@ -281,6 +283,8 @@ class Board:
     @contextmanager
     def delivering(self) -> Iterator[None]:
         """Within this block the dispatcher runs. At its end, even after an exception, the work that it took is given back."""
+        # The last dispatcher may have cleared the flag and left work on the board, because a subscription before it was not done.
+        self.delivery.set()
         try:
             yield
         finally:

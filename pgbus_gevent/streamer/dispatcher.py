@@ -184,9 +184,9 @@ class StreamEventDispatcher:
                 break  # a reader rewound the log while this job was at a yield, so the clients that still wait have new cursors
             if cursor is None or not page.serves(cursor) or not board.stop_waiting(subscription):
                 continue
+            board.ready.add(subscription)  # before it is sent anything, because it must not be forgotten if that raises
             if _takes_bytes(subscription.client):
                 self._send_page(subscription, page, cursor, chunks)
-            board.ready.add(subscription)
             served += 1
             if served % BEHIND_SLICE == 0:
                 yield
@@ -216,7 +216,9 @@ class StreamEventDispatcher:
             return
         admissions = []
         for each in client.subscriptions:
-            admission = None if each in self._board.waiting(each.log) else admit(each)
+            if each in self._board.waiting(each.log):
+                continue  # a look that answers it is under way or comes, and a second one would tell nothing more
+            admission = admit(each)
             if admission is None:
                 self._board.wait(each)
             else:

@@ -211,32 +211,32 @@ class Reader:
         board = self._board
         room = STREAMS_PER_READ - len(board.pages)  # bounds the pages that wait for the dispatcher
         logs = board.behind.take(max(0, room))
+        starts: dict[StreamLog, int] = {}
+        for log in logs:
+            start = self._page_start(log)
+            kept = None if start is None else self._kept.find(log, start, self._clock() - KEEP_SECONDS)
+            if start is None:
+                board.behind.done(log)
+            elif kept is not None:
+                board.pages.add(Page(log, *kept))
+            else:
+                starts[log] = start
         try:
-            starts: dict[StreamLog, int] = {}
-            for log in logs:
-                start = self._page_start(log)
-                kept = None if start is None else self._kept.find(log, start, self._clock() - KEEP_SECONDS)
-                if start is None:
-                    board.behind.done(log)
-                elif kept is not None:
-                    board.pages.add(Page(log, *kept))
-                else:
-                    starts[log] = start
             if starts:
                 self._read_pages(starts)
         finally:
-            # A log whose page waits on the board stays taken until Board.served().
-            paged = {page.log for page in board.pages}
-            board.behind.give_back([log for log in logs if log not in paged])
+            # Only the logs without a page. The others stay taken until Board.served(), and then another reader may have them.
+            board.behind.give_back(starts)
         return bool(logs)
 
     def _read_pages(self, starts: dict[StreamLog, int]) -> None:
+        """Read a page for each log, and remove the log from ``starts`` once its page is on the board."""
         began = self._clock()
         states = [(log.head, log.epoch) for log in starts]
         after = [(log.name, start) for log, start in starts.items()]
         pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
         self._report("page", pages, began)
-        for (log, start), (head, epoch), page in zip(starts.items(), states, pages, strict=True):
+        for (log, start), (head, epoch), page in zip(list(starts.items()), states, pages, strict=True):
             page = self._up_to_the_head(log, epoch, page)
             if not page.rows and start < head:
                 # All messages up to the head were committed before the read. If they are missing, they were pruned or lost.
@@ -252,6 +252,7 @@ class Reader:
                 self._kept.keep(log, content, page.rows[-1].id, began)
             # A kept page ends with its last message, because the stream may have more when the page is used again.
             self._board.pages.add(Page(log, content, page.rows[-1].id if page.rows and page.more else MAX_ID))
+            del starts[log]
 
     def _up_to_the_head(self, log: StreamLog, epoch: int, page: PageRows) -> PageRows:
         """Return the page without the messages above the log's head.

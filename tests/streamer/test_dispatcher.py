@@ -580,6 +580,25 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
         assert greeted.ids == [10]
 
 
+def test_a_client_whose_page_a_dying_run_was_sending_is_not_forgotten() -> None:
+    with Parts(ring_messages=1, page_size=3) as parts:
+        for _ in range(10):
+            parts.publish()
+        client = parts.client(since=0)
+
+        def die() -> None:
+            if client.messages or client.received:
+                client.on_send = lambda: None
+                raise gevent.GreenletExit
+
+        client.on_send = die
+        parts.join(client)
+        wait_until(lambda: parts.greenlets[0].dead)
+        parts.restart(0)
+        settled(parts)
+        assert client.ids == parts.table.ids("orders", 30), "it may or may not have got the page"
+
+
 # Fairness
 
 

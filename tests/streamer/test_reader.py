@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import gevent
 import pytest
 from gevent.event import Event
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
+from pgbus_gevent.core.client import Place, StreamRequest
 from pgbus_gevent.streamer import reader
 from pgbus_gevent.streamer.turns import breathe
 
@@ -479,3 +481,45 @@ def test_pages_are_dropped_when_no_client_has_needed_one_for_a_while(monkeypatch
         first = parts.connect(since=0)
         wait_until(lambda: first.ids == table.ids("orders"))
         wait_until(lambda: not parts.reader._kept)
+
+
+# One reader at a time
+
+
+def test_a_reader_that_ends_does_not_take_a_log_away_from_another_one() -> None:
+    """A log had no waiting client when the first reader took it. The second reader took it when there was one."""
+    table = Table()
+    for stream in ("orders", "stock"):
+        table.append(stream)
+    parts = Parts(table, ring_messages=1)
+    first, second = parts.connect("orders", since=0), parts.connect("stock", since=0)
+    for client in (first, second):
+        parts.log(client.stream).open(head=20, horizon=0, oldest=10, floor=20, rows=[])
+        client.subscriptions[0].cursor = 0
+    parts.board.behind.add(parts.log("orders"))
+    parts.board.wait(second.subscriptions[0])
+    goes = [Event(), Event()]
+    table.on_read = lambda: goes[len(table.reads) - 1].wait()
+    parts.greenlets = [gevent.spawn(parts.reader.run) for _ in goes]
+    try:
+        wait_for_read(table, 1)
+        parts.board.wait(first.subscriptions[0])
+        wait_for_read(table, 2)
+        goes[0].set()
+        wait_until(lambda: parts.board.pages)
+        breathe()
+        assert table.reads == ["pages", "pages"]
+        assert parts.board.behind.taken == 2
+    finally:
+        gevent.killall(parts.greenlets)
+
+
+def test_a_client_of_several_new_streams_costs_one_look_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STREAMS_PER_READ", 1)
+    with Parts(readers=1) as parts:
+        parts.table.on_read = breathe  # so that the dispatcher runs while the next stream is still being looked at
+        client = parts.client("a")
+        client.request = StreamRequest(tuple(Place(stream) for stream in "abc"))
+        parts.join(client)
+        wait_until(lambda: client.admitted and not parts.reading)
+        assert parts.table.reads == ["openings"] * 3
