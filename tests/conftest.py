@@ -1,4 +1,4 @@
-"""What all tests have in common."""
+"""Set-up for all tests: plugins, signals, the markers of needs, and clearing up."""
 
 import shutil
 import signal
@@ -20,8 +20,8 @@ pytest_plugins = [
     "browser_fixtures",
 ]
 
-# A shell without job control starts what it puts into the background with SIGINT ignored, and a process hands that
-# on to those it starts: then no test could end a server with Ctrl-C.
+# A shell without job control starts background jobs with SIGINT ignored, and child processes
+# inherit that. Then no test could end a server with Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same for a hang-up under nohup. A test that needs a program to ignore SIGHUP says so itself.
@@ -72,7 +72,7 @@ sys.addaudithook(_refuse_processes)
 
 @pytest.fixture(scope="session", autouse=True)
 def embedded_data_is_removed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """As root: the files of a test's embedded server, in a place that its user can enter. It cannot enter pytest's folders."""
+    """Remove the data of embedded servers. For root it is outside pytest's folders, which the server's user cannot enter."""
     yield
     for origin in Path("/var/lib/pgbus-gevent").glob("data-*/data-dir"):
         if Path(origin.read_text().strip()).is_relative_to(tmp_path_factory.getbasetemp()):

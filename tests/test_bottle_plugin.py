@@ -1,4 +1,4 @@
-"""The Bottle plugin: which routes get the bus, what it mounts, and what it refuses."""
+"""The Bottle plugin: the routes that get the bus, the streams that it mounts, and its refusals."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_a_route_that_names_the_bus_gets_it_and_another_does_not() -> None:
     assert given(lambda bus: None, "/<bus>", "/7") == {"bus": "7"}
 
 
-def test_the_bus_comes_beside_what_the_url_gives() -> None:
+def test_a_route_gets_the_bus_beside_the_arguments_from_the_url() -> None:
     assert given(lambda id, pgbus, **others: None, "/<id:int>/<x>", "/7/y") == {"id": 7, "x": "y", "pgbus": "the bus"}
 
 
-def test_a_route_that_takes_anything_does_not_get_the_bus_unless_it_names_it() -> None:
+def test_a_route_with_kwargs_gets_the_bus_only_if_it_names_it() -> None:
     assert given(lambda **anything: None, "/<id>", "/7") == {"id": "7"}
     assert given(lambda **pgbus: None) == {}
     assert given(lambda **anything: None, "/<id>", "/7") == {"id": "7"}
@@ -160,7 +160,7 @@ def test_methods_partial_functions_and_callable_objects_get_the_bus() -> None:
     assert call(app, "/partial") == (200, "1 True")
 
 
-def test_an_argument_that_the_url_fills_is_not_overwritten_silently(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_keyword_that_the_url_fills_is_not_overwritten_silently(capsys: pytest.CaptureFixture[str]) -> None:
     app = bottle.Bottle()
     app.install(PgbusPlugin(FakeBus()))
     app.get("/<pgbus>")(lambda pgbus: "ok")
@@ -168,7 +168,7 @@ def test_an_argument_that_the_url_fills_is_not_overwritten_silently(capsys: pyte
     assert "the route /<pgbus> takes the argument 'pgbus' from the URL" in capsys.readouterr().err
 
 
-def test_other_plugins_work_beside_it() -> None:
+def test_other_plugins_work_beside_this_one() -> None:
     class Db:
         name, api, keyword = "db", 2, "db"
 
@@ -186,7 +186,7 @@ def test_other_plugins_work_beside_it() -> None:
 
 
 @pytest.mark.parametrize("skip", ["pgbus", PgbusPlugin, True])
-def test_a_route_can_do_without_it(skip: Any) -> None:
+def test_a_route_can_skip_the_plugin(skip: Any) -> None:
     assert given(lambda pgbus=None: None, skip=skip) == {}
 
 
@@ -201,7 +201,7 @@ def test_two_buses_under_two_keywords_and_prefixes() -> None:
     assert [route.rule for route in app.routes[:2]] == ["/pgbus/<:re:.*>", "/live/<:re:.*>"]
 
 
-# what it refuses -----------------------------------------------------------------------------------------------------
+# refusals -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_an_argument_that_cannot_work_is_refused_by_name(arguments: dict[str, An
 
 
 @pytest.mark.parametrize(("setting", "value"), [("prefix", "/live"), ("secret", "another secret of the tests")])
-def test_an_instance_that_could_not_serve_the_pages_streams_is_refused(setting: str, value: str) -> None:
+def test_an_instance_that_cannot_serve_the_streams_of_the_bus_is_refused(setting: str, value: str) -> None:
     instance = Instance(FakeBus(**{setting: value}).settings)
     with pytest.raises(bottle.PluginError, match=f"the instance has another {setting} than the bus"):
         PgbusPlugin(FakeBus(), instance=instance)
@@ -257,7 +257,7 @@ def test_the_same_plugin_twice_in_one_application_is_refused() -> None:
         app.install(plugin)
 
 
-def test_uninstall_closes_it_for_good() -> None:
+def test_uninstall_closes_the_plugin_for_good() -> None:
     app, plugin = bottle.Bottle(), PgbusPlugin(FakeBus())
     app.install(plugin)
     app.get("/")(lambda pgbus=None: str(pgbus))

@@ -1,4 +1,4 @@
-"""``bottle.run`` with our server, and with Bottle's own for gevent: programs, from the first request to the signal."""
+"""``bottle.run`` with our server and with Bottle's own for gevent, as programs, from the first request to the signal."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_an_idle_stream_costs_no_greenlet_under_our_server_and_one_under_gevents
     with running(tmp_path, database, f"server={server}") as app:
         clients = [app.watch(*tag_in(app.page())) for _ in range(50)]
         try:
-            # The generator of the request that counts is not suspended, so it is not counted.
-            wait_for(lambda: app.page("/handlers") == str(50 * per_stream), "the requests before are over")
+            # The generator of the counting request is not suspended, so it is not counted.
+            wait_for(lambda: app.page("/handlers") == str(50 * per_stream), "the earlier requests are over")
             id = bus.stream("orders").broadcast("to all")
             assert {client.next().id for client in clients} == {str(id)}
         finally:
@@ -103,7 +103,7 @@ def test_an_idle_stream_costs_no_greenlet_under_our_server_and_one_under_gevents
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_our_server_ends_in_good_order(number: int, tmp_path: Path, database: str) -> None:
+def test_our_server_shuts_down_gracefully(number: int, tmp_path: Path, database: str) -> None:
     with running(tmp_path, database, "server=Server") as app:
         client, slow = app.watch(*tag_in(app.page())), gevent.spawn(app.page, "/slow")
         wait_for(lambda: app.page("/handlers") == "1", "the slow request is being served")
@@ -116,7 +116,9 @@ def test_our_server_ends_in_good_order(number: int, tmp_path: Path, database: st
         assert app.log.endswith("bottle.run has returned\n") and "Traceback" not in app.log
 
 
-def test_gevents_server_ends_at_once_and_the_client_goes_on_elsewhere(tmp_path: Path, database: str, bus: Bus) -> None:
+def test_gevents_server_ends_at_once_and_the_client_continues_on_another(
+    tmp_path: Path, database: str, bus: Bus
+) -> None:
     with running(tmp_path, database, "server='gevent'") as app:
         client = app.watch(*tag_in(app.page()))
         ids = [bus.stream("orders").broadcast("before")]
@@ -160,13 +162,13 @@ def test_options_go_to_the_server(tmp_path: Path, database: str) -> None:
         assert app.log == "bottle.run has returned\n"
 
 
-def test_the_settings_limits_hold_unless_options_say_otherwise(tmp_path: Path, database: str) -> None:
+def test_the_limits_of_the_settings_apply_unless_options_override_them(tmp_path: Path, database: str) -> None:
     with running(tmp_path, database, "server=Server", PGBUS_REQUEST_TIMEOUT="0.3") as app, connected(app.port) as idle:
         began = monotonic()
         assert idle.recv(1) == b"" and monotonic() - began < 2.0
 
 
-def test_a_part_that_fails_for_good_ends_the_program_with_status_1(tmp_path: Path, database: str) -> None:
+def test_a_part_that_fails_permanently_ends_the_program_with_status_1(tmp_path: Path, database: str) -> None:
     fail = (
         "\n\n@app.get('/fail')\ndef fail(pgbus):\n    app.plugins[-1].instance.on_failure('listener')\n\n\nbottle.run("
     )
@@ -185,11 +187,11 @@ def test_the_reloader_restarts_the_program_and_its_clients_are_sent_away(tmp_pat
         os.utime(tmp_path / "app.py", (later, later))
         client.next("pgbus:shutdown", timeout=10)
         client.wait_closed()
-        wait_for(lambda: len(re.findall("starting up", app.log)) == 2, "it starts anew", 10)
+        wait_for(lambda: len(re.findall("starting up", app.log)) == 2, "it has restarted", 10)
         app.wait_ready()
         client.resume()
         client.next("pgbus:connected", timeout=10)
         assert app.stop(signal.SIGINT) == 0
-        # That was the parent. The serving process notices that it has ended.
+        # The parent has ended. The serving process notices that.
         client.next("pgbus:shutdown", timeout=10)
         client.close()

@@ -1,4 +1,4 @@
-"""A Bottle application with the plugin, served: its pages with tags, and the streams that the tags connect to."""
+"""A served Bottle application with the plugin: its pages with tags, and the streams that the tags connect to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def plugin(self, **options: Any) -> PgbusPlugin:
-        """A bus that is closed with the site."""
+        """Return a plugin whose bus is closed with the site."""
         plugin = PgbusPlugin(**{"bus": self.bus, **options})
         self._plugins.append(plugin)
         return plugin
@@ -79,7 +79,7 @@ def site(pgbus_settings: Settings) -> Iterator[Site]:
 
 
 def round_trip(site: Site, page: str, bus: Bus, stream: str) -> None:
-    """The page's stream delivers the messages since the page was made, and those that are published now."""
+    """Check that the page's stream delivers the messages since the page was made, and new ones."""
     bus.stream(stream).broadcast("missed")
     with site.watch(*tag_in(page)) as client:
         assert client.next().data == "missed"
@@ -137,7 +137,7 @@ def test_no_part_of_a_tag_can_break_out_of_it(pgbus_bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("factory", [None, psycopg2.extras.RealDictCursor, psycopg2.extras.NamedTupleCursor])
-def test_a_change_its_broadcast_and_the_pages_watermark_are_in_the_applications_own_transaction(
+def test_a_change_its_broadcast_and_the_watermark_share_the_applications_transaction(
     site: Site, factory: Any, pgbus_database: str
 ) -> None:
     site.install()
@@ -182,7 +182,7 @@ def test_the_answer_of_a_stream_is_the_same_as_without_bottle(site: Site) -> Non
     assert response.headers["cache-control"] == "no-cache, no-transform"
     assert "content-length" not in response.headers and response.headers["transfer-encoding"] == "chunked"
     assert get(site.url, "/pgbus/healthz").status == 200
-    assert get(site.url, "/pgbus/streams/nobody's").status == 404
+    assert get(site.url, "/pgbus/streams/unknown").status == 404
     assert get(site.url, "/pgbus/nothing").body == b"not found\n"
     assert get(site.url, "/elsewhere").body == b"the application's own"
 
@@ -201,7 +201,7 @@ def test_hooks_and_authorize_see_the_request(site: Site) -> None:
     assert site.watch(path, Cookie="user=ada").wait_for_response().headers["x-shop"] == "yes"
 
 
-def test_under_a_server_that_keeps_its_sockets_the_stream_is_the_body(site: Site) -> None:
+def test_the_stream_is_the_body_if_the_server_keeps_its_sockets(site: Site) -> None:
     plugin = site.install()
     site.app.get("/")(lambda pgbus: pgbus.stream_tag("orders"))
     plain: Any = pywsgi.WSGIServer(("127.0.0.1", 0), site.app, log=None, environ={"SERVER_NAME": "localhost"})
@@ -227,7 +227,7 @@ def test_a_mounted_application_with_the_same_plugin_gets_the_bus_and_the_parent_
     child.get("/orders")(lambda pgbus: pgbus.stream_tag("orders"))
     site.app.mount("/child/", child)
     round_trip(site, site.page("/child/orders"), site.bus, "orders")
-    # They are also served below the child, though no link leads there.
+    # The streams are also served below the child, though no link leads there.
     site.watch(f"/child{site.bus.stream_path('orders')}")
 
 
@@ -240,7 +240,7 @@ def test_a_merged_application_with_its_own_plugin(site: Site) -> None:
 
 
 @pytest.mark.parametrize("as_wsgi", [False, True])
-def test_an_application_that_is_mounted_somewhere_serves_its_own_streams_there(site: Site, as_wsgi: bool) -> None:
+def test_a_mounted_application_serves_its_own_streams(site: Site, as_wsgi: bool) -> None:
     bus = Bus(settings=replace(site.settings, prefix="/a/b/pgbus"))
     child = bottle.Bottle()
     child.install(site.plugin(bus=bus, mount="/pgbus"))
@@ -263,7 +263,7 @@ def test_two_plugins_serve_two_buses(site: Site) -> None:
     assert get(site.url, f"/pgbus/streams/{name}").status == 404
 
 
-def test_after_uninstall_clients_are_sent_away_to_come_back(site: Site) -> None:
+def test_uninstall_tells_clients_to_reconnect(site: Site) -> None:
     plugin = site.install()
     path = site.bus.stream_path("orders")
     client = site.watch(path)

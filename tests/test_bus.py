@@ -1,4 +1,4 @@
-"""The Bus, as an application uses it, on a real database."""
+"""The Bus on a real database, as an application uses it."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_broadcast_many_returns_the_last_id(bus: Bus, stream: str) -> None:
     assert orders.broadcast_many(text for text in ("c", "d")) == orders.last_id()  # type: ignore[arg-type]
 
 
-def test_an_ephemeral_message_is_rung_and_not_stored(bus: Bus, ear: Ear, sql: Session, stream: str) -> None:
+def test_an_ephemeral_message_is_notified_and_not_stored(bus: Bus, ear: Ear, sql: Session, stream: str) -> None:
     assert bus.stream(stream).broadcast("x", event="e", ephemeral=True) is None
     assert [parse(payload)[3] for payload in ear.heard_until(sql)] == ["x"]
     assert bus.stream(stream).last_id() == 0
 
 
-def test_all_that_is_retained_can_be_iterated(bus: Bus, stream: str) -> None:
+def test_all_retained_messages_can_be_iterated(bus: Bus, stream: str) -> None:
     data = [str(n) for n in range(1201)]
     bus.stream(stream).broadcast_many(data)
     assert [message.data for message in bus.stream(stream)] == data
@@ -99,7 +99,7 @@ def test_read_after_gives_at_most_limit_messages_above_a_cursor(bus: Bus, stream
 # in the caller's transaction
 
 
-def test_using_a_cursor_the_message_goes_with_its_transaction(bus: Bus, database: str, stream: str) -> None:
+def test_a_message_with_using_belongs_to_that_transaction(bus: Bus, database: str, stream: str) -> None:
     orders = bus.stream(stream)
     connection = psycopg2.connect(database)
     with connection, connection.cursor() as cursor:
@@ -112,7 +112,7 @@ def test_using_a_cursor_the_message_goes_with_its_transaction(bus: Bus, database
     assert [message[3:] for message in orders] == [("e", "kept", "v", "x")]
 
 
-def test_using_a_cursor_an_ephemeral_goes_with_its_transaction_too(
+def test_an_ephemeral_message_with_using_belongs_to_that_transaction(
     bus: Bus, ear: Ear, sql: Session, stream: str
 ) -> None:
     with pytest.raises(ZeroDivisionError), bus.transaction() as cursor:
@@ -124,7 +124,7 @@ def test_using_a_cursor_an_ephemeral_goes_with_its_transaction_too(
     assert [parse(payload)[3] for payload in ear.heard_until(sql)] == ["kept"]
 
 
-def test_the_watermark_is_that_of_the_transactions_snapshot(bus: Bus, stream: str) -> None:
+def test_the_watermark_belongs_to_the_snapshot_of_the_transaction(bus: Bus, stream: str) -> None:
     orders = bus.stream(stream)
     first = orders.broadcast("a")
     with bus.transaction("repeatable read") as cursor:
@@ -135,7 +135,7 @@ def test_the_watermark_is_that_of_the_transactions_snapshot(bus: Bus, stream: st
     assert orders.last_id() == second
 
 
-def test_the_tag_has_the_identity_of_its_user_if_that_is_known(bus: Bus, stream: str) -> None:
+def test_the_tag_has_the_identity_of_its_user_if_it_is_known(bus: Bus, stream: str) -> None:
     ada, bob = Subscriber(owner="ada"), Subscriber(owner="bob")
     assert "identity" not in bus.stream_tag(stream)
     tags = [bus.stream_tag(stream, subscriber=each) for each in (ada, ada, bob)]
@@ -145,7 +145,7 @@ def test_the_tag_has_the_identity_of_its_user_if_that_is_known(bus: Bus, stream:
     assert '.."' in bus.stream_tag(stream, subscriber=Subscriber(context=object()))
 
 
-def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: str) -> None:
+def test_errors_with_using_stay_those_of_psycopg2(bus: Bus, database: str, stream: str) -> None:
     connection = psycopg2.connect(database)
     with raises("25P02"), connection.cursor() as cursor:
         with raises("22012"):
@@ -154,7 +154,7 @@ def test_using_a_cursor_errors_stay_psycopg2s(bus: Bus, database: str, stream: s
     connection.close()
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\0", "\ud800", None, 7])
@@ -190,7 +190,7 @@ def test_a_bad_label_is_refused(field: str, bus: Bus, stream: str) -> None:
             bus.stream(stream).broadcast("x", **{field: label})
 
 
-def test_other_arguments_that_are_not_allowed_are_refused(bus: Bus, stream: str) -> None:
+def test_other_invalid_arguments_are_refused(bus: Bus, stream: str) -> None:
     orders = bus.stream(stream)
     for ask in (
         lambda: orders.broadcast_many("text"),
@@ -204,7 +204,7 @@ def test_other_arguments_that_are_not_allowed_are_refused(bus: Bus, stream: str)
             ask()
 
 
-# its database
+# the database
 
 
 def test_the_schema_is_made_at_the_first_use(empty: str) -> None:
@@ -218,7 +218,7 @@ def test_many_greenlets_may_make_the_first_use_at_once(empty: str) -> None:
         assert [message.id for message in bus.stream("orders")] == sorted(ids)
 
 
-def test_without_migrate_the_schema_must_exist(empty: str) -> None:
+def test_the_schema_must_exist_without_migrate(empty: str) -> None:
     with Bus(empty, migrate=False) as bus, pytest.raises(DatabaseError) as failed:
         bus.stream("orders").broadcast("x")
     assert failed.value.sqlstate == "3F000"
@@ -229,7 +229,7 @@ def test_a_bus_without_a_database_says_what_to_set() -> None:
         _ = Bus(settings=Settings()).database
 
 
-def test_a_database_that_is_away_is_tried_again_at_the_next_use(database: str) -> None:
+def test_the_next_use_tries_a_database_that_was_away_again(database: str) -> None:
     bus = Bus("postgresql://u@127.0.0.1:1/d")
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="cannot connect"):
@@ -244,11 +244,11 @@ def test_a_closed_bus_opens_again_at_the_next_use(bus: Bus, stream: str) -> None
     assert bus.stream(stream).last_id() == id
 
 
-def test_a_bus_goes_on_after_its_sessions_were_ended(bus: Bus, sql: Session, stream: str) -> None:
+def test_a_bus_works_again_after_its_sessions_were_ended(bus: Bus, sql: Session, stream: str) -> None:
     together(*[lambda: bus.stream(stream).broadcast("x")] * 4)
     pooled = "pg_stat_activity where application_name = 'pgbus-pool' and datname = current_database()"
     sql.run(f"select pg_terminate_backend(pid) from {pooled}")
-    until(lambda: not sql.one(f"select count(*) from {pooled}"), "they are gone")
+    until(lambda: not sql.one(f"select count(*) from {pooled}"), "the sessions are gone")
     together(*[lambda: bus.stream(stream).broadcast("x")] * 4)
     assert len(list(bus.stream(stream))) == 8
 
@@ -264,13 +264,13 @@ def test_a_killed_publisher_costs_no_connection(database: str, sessions: Session
         assert bus.stream(stream).broadcast("c")
 
 
-def test_streams_of_two_buses_are_the_same(bus: Bus, database: str, stream: str) -> None:
+def test_two_buses_share_their_streams(bus: Bus, database: str, stream: str) -> None:
     with Bus(database) as other:
         id = other.stream(stream).broadcast("x")
     assert bus.stream(stream).last_id() == id
 
 
-def test_all_its_errors_have_one_base_class(bus: Bus, stream: str) -> None:
+def test_all_errors_of_the_bus_have_one_base_class(bus: Bus, stream: str) -> None:
     for wrong in (lambda: bus.stream(""), lambda: bus.stream(stream).read_after(-1), lambda: bus.sign("")):
         with pytest.raises(PgbusError):
             wrong()

@@ -1,4 +1,4 @@
-"""Publishing from Python, in SQL and over HTTP: all take the same arguments, and refuse the same ones by name."""
+"""Publishing from Python, in SQL and over HTTP: all accept the same arguments, and refuse the same ones by name."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ TAKEN = [
 
 
 def ways(given: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """Each of them in each way. An ephemeral message has no key."""
+    """Return each argument with each way to publish. An ephemeral message has no key."""
     return [(way, *each) for way in WAYS for each in given if (way, each[0]) != ("broadcast_ephemeral", "key")]
 
 
@@ -102,13 +102,13 @@ def give(way: str, site: Site, name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("way", "name", "value"), ways(REFUSED), ids=lambda part: ascii(part)[:20])
-def test_an_argument_that_one_refuses_is_refused_by_all_by_name(way: str, name: str, value: str, site: Site) -> None:
+def test_all_ways_refuse_the_same_arguments_by_name(way: str, name: str, value: str, site: Site) -> None:
     with pytest.raises(Refusal, match="NUL" if "\0" in value else name):
         give(way, site, name, value)
 
 
 @pytest.mark.parametrize(("way", "name", "value"), ways(TAKEN), ids=lambda part: ascii(part)[:20])
-def test_an_argument_that_one_takes_is_taken_by_all(way: str, name: str, value: str, site: Site) -> None:
+def test_all_ways_accept_the_same_arguments(way: str, name: str, value: str, site: Site) -> None:
     give(way, site, name, value)
 
 
@@ -126,13 +126,13 @@ def test_sql_refuses_an_empty_label_by_name(pgbus_database: str, function: str, 
 @pytest.mark.parametrize(
     "slip", ["visible-to=admins", "visibleTo=admins", "Visible_to=admins", "data=x", "=x", "target=x"]
 )
-def test_a_slip_in_a_field_does_not_make_a_message_public(slip: str, site: Site) -> None:
+def test_a_misspelt_field_does_not_make_a_message_public(slip: str, site: Site) -> None:
     answer = site.publish(STREAM, query=slip)
     assert answer.status == 400 and "visible_to" in answer.line
 
 
 @pytest.mark.parametrize("ephemeral", ["no", "0", None, 2, []])
-def test_ephemeral_is_true_or_false(ephemeral: Any, site: Site) -> None:
+def test_ephemeral_must_be_true_or_false(ephemeral: Any, site: Site) -> None:
     with pytest.raises(InvalidArgument, match="ephemeral="):
         site.bus.stream(STREAM).broadcast("x", ephemeral=ephemeral)
 
@@ -145,7 +145,7 @@ def test_python_refuses_values_that_are_not_text(name: str, value: Any, site: Si
         site.bus.stream(STREAM).broadcast(**given)
 
 
-def test_many_have_good_keys_and_labels_too(site: Site) -> None:
+def test_broadcast_many_checks_keys_and_labels_too(site: Site) -> None:
     stream = site.bus.stream(STREAM)
     bad: dict[str, Any]
     for bad in ({"keys": ["a", ""]}, {"keys": ["a", "x" * 1001]}, {"visible_to": ""}, {"exclude": ""}):

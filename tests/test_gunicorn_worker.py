@@ -1,4 +1,4 @@
-"""Several workers under gunicorn with our worker class, judged from outside by real processes and sockets."""
+"""Several workers under gunicorn with our worker class: real processes and sockets, observed from outside."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Publishing:
 
 
 @pytest.mark.parametrize("flags", [(), ("--preload",)], ids=["plain", "preload"])
-def test_each_worker_starts_its_streamer_after_the_fork_and_sends_its_clients_away(
+def test_each_worker_starts_its_streamer_after_the_fork_and_says_farewell_to_clients(
     flags: tuple[str, ...], tmp_path: Path, pgbus_database: str
 ) -> None:
     command = gunicorn("-w", "2", "--graceful-timeout", "6", "--access-logfile", "-", *flags)
@@ -69,9 +69,7 @@ def test_each_worker_starts_its_streamer_after_the_fork_and_sends_its_clients_aw
         assert "Traceback" not in served.errors and "[CRITICAL]" not in served.errors
 
 
-def test_a_client_that_does_not_read_does_not_keep_a_worker_beyond_its_time(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_a_client_that_does_not_read_does_not_prolong_a_shutdown(tmp_path: Path, pgbus_database: str) -> None:
     command = gunicorn("--graceful-timeout", "3")
     with host(tmp_path, pgbus_database, *command, PGBUS_SEND_BUFFER="4kB") as served, served.live() as client:
         client.pause()
@@ -84,9 +82,7 @@ def test_a_client_that_does_not_read_does_not_keep_a_worker_beyond_its_time(
         assert "SIGKILL" not in served.errors
 
 
-def test_with_preload_an_instance_that_was_started_already_is_refused_in_one_line(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_a_started_instance_is_refused_with_preload_in_one_line(tmp_path: Path, pgbus_database: str) -> None:
     (tmp_path / "app.py").write_text(
         "from pgbus_gevent.streamer import current\nfrom pgbus_gevent import StreamApp\napp = StreamApp(current())\n"
     )
@@ -100,7 +96,9 @@ def test_with_preload_an_instance_that_was_started_already_is_refused_in_one_lin
         refused.close()
 
 
-def test_a_worker_that_hangs_is_replaced_and_its_clients_go_on_elsewhere(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_worker_that_hangs_is_replaced_and_its_clients_continue_on_others(
+    tmp_path: Path, pgbus_database: str
+) -> None:
     with ExitStack() as stack:
         served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2", "-t", "2"), workers=2))
         before = served.serving()
@@ -119,9 +117,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_go_on_elsewhere(tmp_pat
         assert 0 < sum(browser.connections == 2 for browser in browsers) < 20
 
 
-def test_a_worker_whose_part_has_failed_for_good_ends_in_good_order_and_is_replaced(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_a_worker_with_a_failed_part_shuts_down_gracefully_and_is_replaced(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *gunicorn()) as served, served.live() as client:
         before = served.serving()
         served.ask("/fail")
@@ -130,9 +126,7 @@ def test_a_worker_whose_part_has_failed_for_good_ends_in_good_order_and_is_repla
         assert "reader-0 has failed for good: this worker ends, and gunicorn" in served.errors
 
 
-def test_after_kill_9_of_a_worker_its_clients_come_back_elsewhere_with_their_cursors(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_clients_of_a_killed_worker_reconnect_to_others_with_their_cursors(tmp_path: Path, pgbus_database: str) -> None:
     with ExitStack() as stack:
         served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2))
         browsers = [Browser(served.port, "orders") for _ in range(40)]
@@ -151,7 +145,7 @@ def test_after_kill_9_of_a_worker_its_clients_come_back_elsewhere_with_their_cur
         assert all(browser.ids == ids[-len(browser.ids) :] for browser in browsers)
 
 
-def test_workers_whose_master_was_killed_send_their_clients_away_and_end(tmp_path: Path, pgbus_database: str) -> None:
+def test_workers_of_a_killed_master_say_farewell_and_end(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served, served.live() as client:
         workers = served.children()
         served.signal(signal.SIGKILL)
@@ -159,7 +153,7 @@ def test_workers_whose_master_was_killed_send_their_clients_away_and_end(tmp_pat
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "they have ended")
 
 
-def test_a_quick_stop_still_tells_the_clients_to_come_back(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_quick_stop_still_tells_clients_to_reconnect(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served, served.live() as client:
         began = monotonic()
         served.signal(signal.SIGINT)
@@ -167,9 +161,7 @@ def test_a_quick_stop_still_tells_the_clients_to_come_back(tmp_path: Path, pgbus
         assert served.wait() == 0 and monotonic() - began < 4
 
 
-def test_without_a_database_the_workers_live_say_so_and_start_when_it_is_reachable(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_workers_wait_for_a_database_that_is_away_and_report_it(tmp_path: Path, pgbus_database: str) -> None:
     with session(pgbus_database) as connection:
         name = run(connection, "select current_database()")[0][0]
         run(connection, "create role not_yet login")
@@ -198,7 +190,7 @@ def _status(served: Host, path: str) -> int:
         return 0
 
 
-def test_with_tls_in_the_worker_it_streams_through_the_body(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_worker_that_serves_tls_streams_through_the_body(tmp_path: Path, pgbus_database: str) -> None:
     subprocess.run(
         ["openssl", *TLS_KEY],
         cwd=tmp_path,
@@ -238,7 +230,7 @@ def _tls(context: ssl.SSLContext, port: int) -> ssl.SSLSocket | None:
 # deployments ---------------------------------------------------------------------------------------------------------
 
 
-def test_reload_and_change_of_master_lose_nothing_and_repeat_nothing(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_reload_and_a_new_master_lose_and_repeat_no_message(tmp_path: Path, pgbus_database: str) -> None:
     command = gunicorn("-w", "2", "--graceful-timeout", "8", "-p", "pid")
     with ExitStack() as stack:
         served = stack.enter_context(host(tmp_path, pgbus_database, *command, workers=2))
@@ -305,7 +297,7 @@ def test_the_workers_get_even_shares(workers: int, tmp_path: Path, pgbus_databas
     with host(tmp_path, pgbus_database, *command, workers=workers, PGBUS_READERS="1") as served:
         for pause in (None, 0.0, 0.01):
             clients = _connect(served, 40 * workers, pause)
-            shares = until(partial(_shares, served, workers, len(clients)), "all have told their share")
+            shares = until(partial(_shares, served, workers, len(clients)), "all workers have reported their share")
             print(f"shares of {len(clients)}: {sorted(shares)}")
             assert all(28 <= share <= 52 for share in shares)
             for client in clients:
@@ -314,7 +306,7 @@ def test_the_workers_get_even_shares(workers: int, tmp_path: Path, pgbus_databas
 
 
 def _connect(served: Host, count: int, pause: float | None) -> list[StreamClient]:
-    """Connect this many clients, with a pause of ``pause`` seconds between them; None: all at once."""
+    """Connect this many clients, with ``pause`` seconds between them. With None, connect all at once."""
     clients: list[StreamClient] = []
 
     def connect() -> None:
@@ -330,7 +322,7 @@ def _connect(served: Host, count: int, pause: float | None) -> list[StreamClient
 
 
 def _shares(served: Host, workers: int, count: int) -> list[int]:
-    """Return how many streams each worker has, when there are ``count`` in all."""
+    """Wait until there are ``count`` streams in all, and return how many each worker has."""
     found: dict[int, int] = {}
     for _ in range(20 * workers):
         pid, _, streams = served.about()
@@ -346,7 +338,7 @@ HOOK = "from pgbus_gevent.hosts.running import drain_first as post_worker_init\n
 
 
 @pytest.mark.parametrize("worker", ["gevent", "gunicorn.workers.ggevent.GeventPyWSGIWorker"], ids=["gevent", "pywsgi"])
-def test_the_same_application_under_gunicorns_own_workers(worker: str, tmp_path: Path, pgbus_database: str) -> None:
+def test_the_application_runs_under_gunicorns_own_workers(worker: str, tmp_path: Path, pgbus_database: str) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(HOOK)
     command = gunicorn("--graceful-timeout", "8", "--access-logfile", "-", worker=worker)
     variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "1.5"}
@@ -365,7 +357,7 @@ def test_the_same_application_under_gunicorns_own_workers(worker: str, tmp_path:
             assert '"GET /pgbus/streams/orders HTTP/1.1" 200' in served.errors
 
 
-def test_behind_a_middleware_gunicorns_own_worker_streams_through_the_body(tmp_path: Path, pgbus_database: str) -> None:
+def test_gunicorns_own_worker_streams_through_the_body_behind_a_middleware(tmp_path: Path, pgbus_database: str) -> None:
     (tmp_path / "app.py").write_text(MIDDLEWARE)
     with host(tmp_path, pgbus_database, *gunicorn(worker="gevent")) as served, served.live() as client:
         assert client.wait_for_response().headers["x-middleware"] == "yes"

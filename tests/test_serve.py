@@ -1,4 +1,4 @@
-"""``serve`` as a program: what it prints, serves and refuses."""
+"""``serve`` as a program: its output, the streams and applications that it serves, and its refusals."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def database(pgbus_databases: TestDatabases) -> str:
 
 @pytest.fixture
 def own(database: str) -> dict[str, str]:
-    """The variables of a database that is not embedded."""
+    """Return the variables of a database that is not embedded."""
     return {"PGBUS_DATABASE_URL": database, "PGBUS_SECRET": SECRET}
 
 
@@ -74,14 +74,14 @@ def own(database: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for both programs of a test, one after the other or at once, with their data directory in it."""
+    """A directory with a data directory in it, for both programs of a test, whether they run in turn or together."""
     path = tmp_path_factory.mktemp("home")
     for folder in (path, *path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o011)  # the embedded server may run as another user
     return path
 
 
-def test_without_arguments_it_serves_the_demo_on_its_own_database_and_says_where(home: Path) -> None:
+def test_serve_without_arguments_runs_the_demo_on_its_own_database(home: Path) -> None:
     with serving(home, "--data-dir", str(home / "data")) as one:
         assert (one.host, one.pid) == ("127.0.0.1", one.process.pid)
         assert one.get("/pgbus/healthz").status == one.get("/pgbus/readyz").status == 200
@@ -104,7 +104,7 @@ def test_without_arguments_it_serves_the_demo_on_its_own_database_and_says_where
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_its_own_database_is_started_again_when_that_was_killed(workers: str, home: Path) -> None:
+def test_the_embedded_database_is_restarted_after_a_kill(workers: str, home: Path) -> None:
     with serving(home, "--data-dir", str(home / "data"), "--workers", workers) as served:
         pid = int((home / "data" / "postgres-18" / "postmaster.pid").read_text().split()[0])
         with StreamClient(served.url, "/pgbus/streams/demo:hello") as client:
@@ -120,12 +120,12 @@ def test_its_own_database_is_started_again_when_that_was_killed(workers: str, ho
                     return False
                 return True
 
-            until(published, "it takes messages again", 30)
+            until(published, "it accepts messages again", 30)
             assert client.next(timeout=15).id == str(ids[0]) and not client.closed
         assert "was started again" in served.stderr
 
 
-def test_the_secret_of_the_embedded_database_is_kept_from_run_to_run_for_its_owner_alone(home: Path) -> None:
+def test_the_secret_is_kept_in_the_data_directory_for_its_owner_alone(home: Path) -> None:
     data = home / "data"
     secrets = []
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_an_application_is_served_beside_the_streams(name: str, tmp_path: Path, 
         assert served.get("/pgbus/streams/demo:hello").status == 404
 
 
-def test_the_flags_win_over_the_environment_for_the_application_too(tmp_path: Path, own: dict[str, str]) -> None:
+def test_flags_override_the_environment_for_the_application_too(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", "--secret", "another secret of the test", **own) as served:
         token = served.get("/").body.decode()
@@ -165,7 +165,7 @@ def test_the_flags_win_over_the_environment_for_the_application_too(tmp_path: Pa
             client.next("pgbus:connected")
 
 
-def test_the_command_line_has_the_same_serve(tmp_path: Path, own: dict[str, str]) -> None:
+def test_the_command_line_has_serve_too(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", program=("pgbus_gevent", "serve"), **own) as served:
         assert served.get("/pgbus/healthz").status == 200
@@ -202,7 +202,7 @@ def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
     assert not any("token=secret" in line for line in served.stderr.splitlines())
 
 
-def test_a_low_limit_of_open_files_is_warned_of(tmp_path: Path, own: dict[str, str]) -> None:
+def test_serve_warns_of_a_low_limit_of_open_files(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", limit=300, **own) as served:
         (warning,) = [line for line in served.stderr.splitlines() if "WARNING" in line]
@@ -211,7 +211,7 @@ def test_a_low_limit_of_open_files_is_warned_of(tmp_path: Path, own: dict[str, s
         assert "WARNING" not in served.stderr
 
 
-def test_an_applications_hook_and_filters_are_asked(tmp_path: Path, own: dict[str, str]) -> None:
+def test_the_hook_and_the_filters_of_an_application_are_used(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     access = ("--authorize", "app:authorize", "--filters", "app:bus")
     with (
@@ -231,7 +231,7 @@ def test_an_applications_hook_and_filters_are_asked(tmp_path: Path, own: dict[st
             assert [ada.next().data, ada.next().data, bob.next().data] == ["secret", "for all", "for all"]
 
 
-# refusing ------------------------------------------------------------------------------------------------------------
+# refusals ------------------------------------------------------------------------------------------------------------
 
 PATH = " in the current directory or on the Python path"
 
@@ -250,7 +250,7 @@ PATH = " in the current directory or on the Python path"
         (".app:application", "'.app:application' is not a name of the form module:application"),
     ],
 )
-def test_an_application_that_is_not_there_is_one_line_and_status_2(
+def test_a_missing_application_gives_one_line_and_status_2(
     name: str, complaint: str, tmp_path: Path, own: dict[str, str]
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
@@ -273,14 +273,14 @@ def test_an_application_that_is_not_there_is_one_line_and_status_2(
         ),
     ],
 )
-def test_a_hook_or_filters_that_are_not_there_are_one_line_and_status_2(
+def test_a_missing_hook_or_filters_give_one_line_and_status_2(
     flags: tuple[str, ...], complaint: str, tmp_path: Path, own: dict[str, str]
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
     assert refused(tmp_path, "app:application", *flags, **own) == (2, complaint)
 
 
-def test_a_failing_import_in_an_application_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
+def test_a_failing_import_of_an_application_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text("import nothere")
     done = subprocess.run(
         command("app:application"), cwd=tmp_path, env=environment(**own), capture_output=True, text=True, timeout=30
@@ -305,7 +305,7 @@ def test_a_database_that_is_not_embedded_needs_a_secret(tmp_path: Path, database
         (("--secret", "short"), "secret="),
     ],
 )
-def test_flags_that_are_not_allowed_are_one_line_and_status_2(
+def test_invalid_flags_give_one_line_and_status_2(
     arguments: tuple[str, ...], complaint: str, tmp_path: Path, own: dict[str, str]
 ) -> None:
     status, line = refused(tmp_path, *arguments, **own)
@@ -314,9 +314,7 @@ def test_flags_that_are_not_allowed_are_one_line_and_status_2(
     assert "short" not in line
 
 
-def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(
-    tmp_path: Path, own: dict[str, str]
-) -> None:
+def test_a_port_in_use_gives_one_line_of_advice_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, line = refused(tmp_path, "--port", str(port), **own)
@@ -327,13 +325,13 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_status_1(
     )
 
 
-def test_a_host_that_is_not_ours_is_one_line_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
+def test_a_host_of_another_machine_gives_one_line_and_status_1(tmp_path: Path, own: dict[str, str]) -> None:
     for host in ("192.0.2.1", "no-such-host.invalid"):
         status, line = refused(tmp_path, "--host", host, **own)
         assert status == 1 and line.startswith(f"cannot serve at {host} port 0: ")
 
 
-def test_a_database_that_cannot_be_reached_is_one_line_and_status_1(tmp_path: Path) -> None:
+def test_an_unreachable_database_gives_one_line_and_status_1(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     url = f"postgresql://user:hunter2@127.0.0.1:{port}/nothere"

@@ -1,4 +1,4 @@
-"""What other signals than those that end it do to a server: nothing, or a reload. None of them cuts off a client."""
+"""Signals to a server, beside those that end it: they do nothing, or reload it. None of them cuts off a client."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_a_signal_that_must_not_end_a_server_changes_nothing(
         assert shutdown_retry(client) and served.wait() == 0
 
 
-def test_sigquit_ends_it_in_good_order(tmp_path: Path, pgbus_database: str) -> None:
+def test_sigquit_shuts_a_server_down_gracefully(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *SERVE) as served, served.live() as client:
         served.signal(signal.SIGQUIT)
         assert shutdown_retry(client) and served.wait() == 0
 
 
-def test_a_program_that_ignores_hang_ups_from_its_start_goes_on_doing_so(tmp_path: Path, pgbus_database: str) -> None:
+def test_a_program_started_with_sighup_ignored_keeps_ignoring_it(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, "nohup", *SERVE, "--workers", "2", workers=2) as served:
         before = served.children()
         served.signal(signal.SIGHUP)
@@ -67,7 +67,7 @@ def test_a_program_that_ignores_hang_ups_from_its_start_goes_on_doing_so(tmp_pat
     [SERVE, [*SERVE, "--workers", "2"], gunicorn("-w", "2")],
     ids=["serve", "serve --workers", "gunicorn"],
 )
-def test_it_outlives_its_terminal_and_no_client_is_cut_off(
+def test_a_server_outlives_its_terminal_without_cutting_off_a_client(
     command: list[str], tmp_path: Path, pgbus_database: str
 ) -> None:
     master, terminal = pty.openpty()
@@ -112,15 +112,15 @@ def test_a_worker_ignores_the_signals_of_the_master(
         ("pgbus_gevent.serve", ["--workers", "2"]),
     ],
 )
-def test_a_hang_up_never_ends_it_from_its_first_moment_to_its_last(
+def test_no_hang_up_ends_a_server_even_while_it_starts(
     module: str, more: list[str], tmp_path: Path, pgbus_database: str
 ) -> None:
     command = [sys.executable, "-m", module, *more, "--port", "PORT", "app:app"]
     served = Host(tmp_path, pgbus_database, command, PGBUS_GRACE="2")
     with closing(served):
         # That is before the first library is loaded, which takes much longer than everything before it.
-        until(lambda: catches_hang_ups(served.pid), "they are caught")
-        # Each replaces the workers, after they have started.
+        until(lambda: catches_hang_ups(served.pid), "hang-ups are caught")
+        # Each hang-up replaces the workers, after they have started.
         hail = gevent.spawn(hang_up, served, 100 if "2" in more else 10_000)
         try:
             until(lambda: ask_status(served.port) == 200, "it serves", 3 * PATIENCE, pause=0.05)
@@ -131,11 +131,11 @@ def test_a_hang_up_never_ends_it_from_its_first_moment_to_its_last(
 
 
 def catches_hang_ups(pid: int) -> bool:
-    """Whether the process has a handler for SIGHUP, which must be the case before gevent is loaded."""
+    """Return whether the process has a handler for SIGHUP. It must have one before gevent is loaded."""
     loaded = "gevent" in Path(f"/proc/{pid}/maps").read_text()
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     found = bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
-    assert found or not loaded, "not from its first moment"
+    assert found or not loaded, "hang-ups are not caught from the first moment"
     return found
 
 
@@ -152,13 +152,11 @@ def ask_status(port: int) -> int:
         return 0
 
 
-def test_under_nohup_the_workers_are_replaced_by_a_signal_to_gunicorns_master(
-    tmp_path: Path, pgbus_database: str
-) -> None:
+def test_a_signal_to_gunicorns_master_replaces_the_workers_under_nohup(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, "nohup", *SERVE, "--workers", "2", workers=2) as served:
         before = served.serving()
         (master,) = psutil.Process(served.pid).children()
         master.send_signal(signal.SIGHUP)
-        until(lambda: len(served.serving() - before) == 2, "both are replaced", 2 * PATIENCE)
+        until(lambda: len(served.serving() - before) == 2, "both workers are replaced", 2 * PATIENCE)
         served.signal()
         assert served.wait(3 * PATIENCE) == 0

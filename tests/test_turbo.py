@@ -14,7 +14,7 @@ NASTY = "\"><script>alert(1)</script>&quot;'é"
 
 
 def attributes(html: str) -> dict[str, str | None]:
-    """The attributes and the content of the only turbo-stream element in the text."""
+    """Return the attributes and the content of the only turbo-stream element in the text."""
     found: list[dict[str, str | None]] = []
 
     class Parser(HTMLParser):
@@ -40,7 +40,7 @@ def test_a_removal_has_no_content() -> None:
 
 
 @pytest.mark.parametrize(("children_only", "action"), [(False, "replace"), (True, "update")])
-def test_a_morph_is_a_method_of_two_actions(children_only: bool, action: str) -> None:
+def test_two_actions_can_morph(children_only: bool, action: str) -> None:
     assert attributes(turbo.morph("a", "", children_only=children_only)) == {
         "action": action,
         "method": "morph",
@@ -74,5 +74,5 @@ def test_an_action_without_one_target_is_refused(targets: dict[str, str]) -> Non
         turbo.update(**targets)
 
 
-def test_templates_take_it_as_html() -> None:
+def test_templates_insert_an_action_as_html() -> None:
     assert turbo.remove("a").__html__() == turbo.remove("a")

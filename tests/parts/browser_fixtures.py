@@ -49,7 +49,7 @@ def stream() -> str:
 
 @pytest.fixture
 def page(tabs: Profile, front: Front, stream: str) -> Page:
-    """A page with one element, from now on, that is open."""
+    """A page with one element that is open and gets new messages."""
     page = tabs.open(front.page(element(stream)))
     page.until_open()
     return page

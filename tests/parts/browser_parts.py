@@ -1,4 +1,4 @@
-"""What the browser tests share: a real Chromium, its pages, and a server whose streams can be watched and got in the way of."""
+"""Shared parts of the browser tests: a real Chromium, its pages, and a server with streams to watch and to disturb."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BODY
 
 
 def missing() -> str:
-    """Why there can be no browser tests here; empty where there can."""
+    """Return why browser tests cannot run here, or an empty text if they can."""
     if CHROMIUM is None:
         return "no Chromium is installed: apt-get install chromium"
     if shutil.which("node") is None:
@@ -63,7 +63,7 @@ def publish(site: Site, stream: str, *data: str, event: str | None = None) -> li
 
 
 class Browser:
-    """A Chromium, driven through a program of its own."""
+    """A Chromium, driven through a separate program."""
 
     def __init__(self) -> None:
         self._process: Any = subprocess.Popen(
@@ -78,7 +78,7 @@ class Browser:
         self._read(0)
 
     def run(self, code: str, arg: Any = None) -> Any:
-        """What a function of ``(browser, kept, arg)`` with this body returns."""
+        """Run a function of ``(browser, kept, arg)`` with this body, and return its result."""
         self._number += 1
         self._process.stdin.write(json.dumps({"id": self._number, "code": code, "arg": arg}) + "\n")
         self._process.stdin.flush()
@@ -105,7 +105,7 @@ class Browser:
 
 
 class Profile:
-    """Somebody's browser, with the tabs of it: they share storage, locks and connections, and nothing with another's."""
+    """The browser of one person. Its tabs share storage, locks and connections, and share nothing with other profiles."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self._browser = browser
@@ -120,7 +120,7 @@ class Profile:
         )
 
     def open(self, path: str, init: str = "") -> Page:
-        """A new tab with a page; ``init`` is run before anything on it."""
+        """Open a page in a new tab. ``init`` runs before any script of the page."""
         number = self._browser.run(
             """
             const { context, errors } = kept.profiles[arg.profile];
@@ -145,7 +145,7 @@ class Profile:
 
     @property
     def errors(self) -> list[str]:
-        """What went wrong in scripts of the pages."""
+        """Return the errors of the scripts on the pages."""
         return list(self._browser.run("return kept.profiles[arg].errors", self._number))
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Page:
         self._number = number
 
     def eval(self, expression: str, arg: Any = None) -> Any:
-        """The value of an expression on the page, or what a function ``(arg) => …`` returns there."""
+        """Return the value of an expression on the page, or the result of a function ``(arg) => …`` there."""
         if arg is not None:
             expression = f"({expression})({json.dumps(arg)})"
         return self._browser.run("return await kept.pages[arg[0]].evaluate(arg[1])", [self._number, expression])
@@ -170,17 +170,17 @@ class Page:
         return until(lambda: self.eval(f"!!({expression})"), what or expression, timeout, pause=0.03)
 
     def seen(self, name: str = "pgbus:message") -> list[Any]:
-        """The details of the events of that name."""
+        """Return the details of the events of that name."""
         return list(self.eval("(name) => seen.filter(([given]) => given === name).map(([, detail]) => detail)", name))
 
     def until_seen(self, count: int, name: str = "pgbus:message") -> list[Any]:
-        """The details of so many events of that name; AssertionError when there are more."""
+        """Wait for ``count`` events of that name, and return their details. Fail if there are more."""
         found = until(lambda: (got := self.seen(name))[count - 1 :] and got, f"{count} of {name}", pause=0.03)
         assert len(found) == count, found
         return list(found)
 
     def until_open(self) -> None:
-        self.until("document.querySelector('pgbus-stream-source[state=open]') !== null", "it is open")
+        self.until("document.querySelector('pgbus-stream-source[state=open]') !== null", "the element is open")
 
     @property
     def state(self) -> str:
@@ -190,13 +190,13 @@ class Page:
         return [str(detail["data"]) for detail in self.seen()]
 
     def until_data(self, expected: Iterable[str]) -> None:
-        """Wait until these messages are there; no other may be."""
+        """Wait until these messages have arrived, and no others."""
         expected = list(expected)
         until(lambda: len(self.data()) >= len(expected), f"{len(expected)} messages", pause=0.03)
         assert self.data() == expected
 
     def do(self, code: str) -> Any:
-        """Something that the tab itself does: ``page`` in ``code`` is Playwright's."""
+        """Let the tab itself do something. ``page`` in ``code`` is Playwright's."""
         return self._browser.run(f"const page = kept.pages[arg]; {code}", self._number)
 
     def close(self) -> None:
@@ -204,10 +204,10 @@ class Page:
 
 
 class Front:
-    """What stands before a site: it serves pages, tells of the streams that are asked for, and can get in their way.
+    """A server in front of a site: it serves pages, records the streams that are requested, and can disturb them.
 
-    ``intercept(environ, start_response)`` is asked about each connection to a stream; None lets it through. ``heads`` has the
-    questions about streams. An address in ``gates`` answers once its event is set.
+    ``intercept(environ, start_response)`` is called for each connection to a stream; None lets it through. ``heads`` has the
+    HEAD requests for streams. A path in ``gates`` is answered once its event is set.
     """
 
     def __init__(self, site: Site) -> None:
@@ -221,13 +221,13 @@ class Front:
         self.intercept: Callable[[Any, Any], Iterable[bytes] | None] = lambda environ, start_response: None
 
     def page(self, body: str, head: str = "", path: str = "/page") -> str:
-        """Put up a page; its path."""
+        """Add a page, and return its path."""
         self.pages[path] = PAGE.replace("HEAD", head).replace("BODY", body)
         return path
 
     @property
     def live(self) -> int:
-        """How many streams are open."""
+        """Return how many streams are open."""
         return len(self.site.instance.registry)
 
     def until_live(self, count: int) -> None:
@@ -235,23 +235,23 @@ class Front:
 
     @contextmanager
     def standing_still(self, page: Page) -> Iterator[None]:
-        """The tab's thread waits for an answer, as behind an alert: nothing that comes for it is looked at meanwhile."""
+        """Block the thread of a tab, as an alert does. The tab handles no event meanwhile."""
         self.gates["/held"] = gate = Event()
         ask = "const ask = new XMLHttpRequest(); ask.open('GET', '/held', false); ask.send();"
         page.eval(f"void setTimeout(() => {{ {ask} }})")
         try:
-            until(lambda: self.waiting, "it stands still")
+            until(lambda: self.waiting, "the tab is blocked")
             yield
         finally:
             gate.set()
 
     @property
     def followed(self) -> set[str]:
-        """The streams that somebody is connected to."""
+        """Return the streams that have a connection."""
         return {each.log.name for client in self.site.instance.registry.clients() for each in client.subscriptions}
 
     def drop(self) -> None:
-        """End all connections, without a word."""
+        """End all connections without a farewell."""
         for client in self.site.instance.registry.clients():
             self.site.instance.clients.end(client, "error")
 
@@ -296,7 +296,7 @@ def _whole(start_response: Any, kind: str, body: bytes) -> list[bytes]:
 def status(
     code: str, *headers: tuple[str, str], times: int = 1_000_000
 ) -> Callable[[Any, Any], Iterable[bytes] | None]:
-    """An ``intercept`` that answers so many requests with a status."""
+    """Return an ``intercept`` that answers the first ``times`` requests with a status."""
     left = [times]
 
     def intercept(environ: Any, start_response: Any) -> Iterable[bytes] | None:
@@ -312,8 +312,10 @@ def status(
 def says(
     *chunks: bytes, silence: float = 0.0, over: Event | None = None
 ) -> Callable[[Any, Any], Iterable[bytes] | None]:
-    """An ``intercept`` that answers the first request with these bytes, chunk by chunk, and ends after ``silence``, or once that
-    is ``over``."""
+    """Return an ``intercept`` that answers the first request with these bytes, chunk by chunk.
+
+    It ends after ``silence`` seconds, or once ``over`` is set.
+    """
     left = [1]
 
     def body() -> Iterator[bytes]:

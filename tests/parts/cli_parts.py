@@ -1,4 +1,4 @@
-"""What the tests of the command line share: commands that end by themselves, and ``tail``, which does not."""
+"""Shared parts of the tests of the command line: commands that end by themselves, and ``tail``, which does not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Cli:
-    """Runs commands with a database and a data directory; ``run`` is for those that end by themselves."""
+    """Runs commands with a database and a data directory. ``run`` is for commands that end by themselves."""
 
     def __init__(self, data_dir: Path, database: str = "") -> None:
         self.variables = {"PGBUS_DATA_DIR": str(data_dir), "PGBUS_DATABASE_URL": database}
@@ -51,13 +51,13 @@ class Cli:
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def ok(self, *arguments: str, **more: Any) -> str:
-        """Run one that is to succeed and say nothing on stderr; its output."""
+        """Run a command that must succeed without a word on stderr, and return its output."""
         status, out, err = self.run(*arguments, **more)
         assert (status, err) == (0, "")
         return out
 
     def fails(self, status: int, *arguments: str, **more: Any) -> str:
-        """Run one that is to fail without output; the one line that it says on stderr."""
+        """Run a command that must fail without output, and return its only line on stderr."""
         ended = self.run(*arguments, **more)
         assert (ended.status, ended.out) == (status, ""), ended
         assert re.fullmatch(r"pgbus-gevent: [^\n]+\n", ended.err), ended.err
@@ -65,7 +65,7 @@ class Cli:
 
 
 class Tail:
-    """``tail`` in a process of its own. ``out`` is where its output goes, a pipe to :meth:`line` if none is given."""
+    """``tail`` in a separate process. Its output goes to ``out``; without one, to a pipe that :meth:`line` reads."""
 
     def __init__(self, cli: Cli, *arguments: str, out: int = subprocess.PIPE, **variables: str) -> None:
         self.process = subprocess.Popen(
@@ -78,11 +78,11 @@ class Tail:
         )
 
     def line(self) -> str:
-        """The next line of its output; AssertionError when none comes."""
+        """Return the next line of its output. Raises AssertionError if none comes."""
         return self._line(self.process.stdout, "output")
 
     def complaint(self) -> str:
-        """The next line on its stderr."""
+        """Return the next line on its stderr."""
         return self._line(self.process.stderr, "stderr")
 
     def _line(self, file: Any, name: str) -> str:
@@ -92,14 +92,14 @@ class Tail:
         return str(line[:-1])
 
     def message(self) -> dict[str, Any]:
-        """The next line, of one that prints JSON; what :meth:`sync` sent is left out."""
+        """Return the next line as JSON, without the messages that :meth:`sync` sent."""
         while True:
             found: dict[str, Any] = json.loads(self.line())
             if found["event"] != "sync":
                 return found
 
     def sync(self, bus: Bus, stream: str) -> None:
-        """Return when it follows the stream; for one that prints JSON."""
+        """Return once it follows the stream. It must print JSON."""
         sender = gevent.spawn(self._call, bus, stream)
         try:
             assert json.loads(self.line())["event"] == "sync"
@@ -116,7 +116,7 @@ class Tail:
         self.process.send_signal(number)
 
     def end(self) -> Ended:
-        """Wait for its end; what it had yet to say."""
+        """Wait for its end, and return the rest of its output."""
         out, err = self.process.communicate(timeout=PATIENCE)
         return Ended(self.process.returncode, (out or b"").decode(), err.decode())
 

@@ -1,4 +1,4 @@
-"""A proxy that cuts: each client's first connection ends so many bytes behind the first frame, wherever that is within the next."""
+"""A proxy that cuts each client's first connection a given number of bytes after the first frame, even within the next."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _END_OF_GREETING = b"\n\n\r\n"
 
 
 class Line:
-    """One client, by the number of bytes that it gets of what comes after the greeting; on its second connection, everything."""
+    """One client, by the number of bytes that it gets after the greeting. Its second connection gets everything."""
 
     def __init__(self, cut: int) -> None:
         self.cut = cut
-        self.greeted = 0  # connections that have got their greeting
+        self.greeted = 0  # connections that have got the greeting
         self.opened: list[float] = []
         self.cut_at: float | None = None
 
     @property
     def away(self) -> float:
-        """Seconds from the cut to the next connection; none, where there was none."""
+        """Return the seconds from the cut to the next connection, or None if there was none."""
         return self.opened[1] - self.cut_at if self.cut_at is not None and len(self.opened) > 1 else 0.0
 
 
 class CuttingProxy:
-    """Between the clients of ``stream`` on the server at ``port`` and it."""
+    """Stands between the clients of ``stream`` and the server at ``port``."""
 
     def __init__(self, port: int) -> None:
         self._upstream = ("127.0.0.1", port)

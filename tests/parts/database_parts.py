@@ -1,4 +1,4 @@
-"""What the tests of the database share: sessions by plain psycopg2, an ear on the channel, and a look at who waits.
+"""Shared parts of the database tests: sessions by plain psycopg2, a listener on the channel, and a check for waiting sessions.
 
 It is a plugin too, which conftest.py names, for the fixtures at the end.
 """
@@ -32,7 +32,7 @@ BELL = 1885823596
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
-    """What ``condition`` returns once that is true; AssertionError, saying ``what``, at the deadline."""
+    """Return the result of ``condition`` once it is true. Raises AssertionError with ``what`` at the deadline."""
     end = monotonic() + timeout
     while not (found := condition()):
         assert monotonic() < end, f"not within {timeout:g} s: {what}"
@@ -41,12 +41,12 @@ def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) ->
 
 
 def raises(sqlstate: str, match: str | None = None) -> Any:
-    """``pytest.raises`` for one of PostgreSQL's codes."""
+    """Return ``pytest.raises`` for one of PostgreSQL's error codes."""
     return pytest.raises(psycopg2.errors.lookup(sqlstate), match=match)
 
 
 class Session:
-    """One connection in autocommit mode, for one greenlet at a time; every statement of it ends within 20 s."""
+    """One connection in autocommit mode, for one greenlet at a time. Each of its statements ends within 20 s."""
 
     def __init__(self, url: str, *, role: str = "none") -> None:
         self.connection: Any = psycopg2.connect(url, options=f"-c statement_timeout=20s -c role={role}")
@@ -55,56 +55,56 @@ class Session:
         self.pid = int(self.connection.info.backend_pid)
 
     def run(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        """The rows of a statement; none where it has no result."""
+        """Run a statement, and return its rows; none if it has no result."""
         with self.connection.cursor() as cursor:
             cursor.execute(statement, arguments or None)
             return cursor.fetchall() if cursor.description else []
 
     def one(self, statement: str, *arguments: Any) -> Any:
-        """The first value of the first row."""
+        """Return the first value of the first row."""
         return self.run(statement, *arguments)[0][0]
 
     def call(self, function: str, *arguments: Any, **named: Any) -> Any:
-        """What a function of schema pgbus returns."""
+        """Call a function of schema pgbus, and return its result."""
         parts = ["%s"] * len(arguments) + [f"{name} => %s" for name in named]
         return self.one(f"select pgbus.{function}({', '.join(parts)})", *arguments, *named.values())
 
     @contextmanager
     def transaction(self, isolation: str = "read committed") -> Iterator[Session]:
-        """Committed at the end of the block, rolled back when it raises."""
+        """Run the block in a transaction. It is committed at the end, or rolled back if the block raises."""
         self.run(f"begin isolation level {isolation}")
         try:
             yield self
             self.run("commit")
         except BaseException:
-            with suppress(psycopg2.Error):  # where it failed at the commit, there is none any more
+            with suppress(psycopg2.Error):  # if the commit failed, there is no transaction any more
                 self.run("rollback")
             raise
 
     def read(self, stream: str, after: int = 0, limit: int = 100_000) -> list[tuple[int, str]]:
-        """Id and data of what ``read_after`` gives."""
+        """Return id and data of the messages from ``read_after``."""
         return self.run("select msg_id, data from pgbus.read_after(%s, %s, %s)", stream, after, limit)
 
     def data(self, stream: str) -> list[str]:
         return [data for _, data in self.read(stream)]
 
     def column(self, stream: str, column: str) -> list[Any]:
-        """One column of a stream's rows, in their order."""
+        """Return one column of a stream's rows, in order."""
         rows = self.run(f"select {column} from pgbus.messages where stream = %s order by msg_id", stream)
         return [row[0] for row in rows]
 
     def queued(self) -> int:
-        """How many messages the outbox has, of any transaction whose rows this one sees."""
+        """Return how many messages of the outbox are visible here, from any transaction."""
         return int(self.one("select count(*) from pgbus.outbox"))
 
     def spawn(self, statement: str, *arguments: Any) -> Greenlet[..., Any]:
-        """Run a statement in a greenlet of its own; nobody else may use the session until it is through."""
+        """Run a statement in a new greenlet. Until it has ended, no other greenlet may use the session."""
         job = gevent.spawn(self.run, statement, *arguments)
         self._jobs.append(job)
         return job
 
     def close(self) -> None:
-        gevent.killall(self._jobs)  # closing under a running statement would stop the process for good
+        gevent.killall(self._jobs)  # closing during a running statement would block the process for ever
         self.connection.close()
 
 
@@ -113,7 +113,7 @@ Sessions = Callable[..., Session]
 
 @contextmanager
 def opened_sessions(url: str) -> Iterator[Sessions]:
-    """Gives a function that opens sessions at ``url``; they are closed at the end, whatever they are at."""
+    """Yield a function that opens sessions at ``url``. All are closed at the end, in any state."""
     opened: list[Session] = []
 
     def open_one(role: str = "none") -> Session:
@@ -129,16 +129,16 @@ def opened_sessions(url: str) -> Iterator[Sessions]:
 
 @contextmanager
 def own_server(options: dict[str, str]) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for one module of tests, with such settings, and the schema in its database."""
+    """Run a PostgreSQL with these settings for one module of tests, with the schema in its database."""
     with tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True) as directory:
-        os.chmod(directory, 0o755)  # the server may run as another user, who has to be let in
+        os.chmod(directory, 0o755)  # the server may run as another user, who needs access
         with EmbeddedPostgres.open(directory, options={"fsync": "off", **options}) as postgres:
             migrate(postgres.url)
             yield postgres
 
 
 def together(*functions: Callable[[], Any], timeout: float = PATIENCE) -> list[Any]:
-    """What the functions return, each run in a greenlet of its own; the first exception of one is raised."""
+    """Run each function in its own greenlet, and return the results. The first exception is raised."""
     jobs = [gevent.spawn(function) for function in functions]
     try:
         gevent.joinall(jobs, timeout=timeout, raise_error=True)
@@ -149,7 +149,7 @@ def together(*functions: Callable[[], Any], timeout: float = PATIENCE) -> list[A
 
 
 def is_waiting(watcher: Session, waiter: Session) -> bool:
-    """Whether a session waits for a lock that another one has."""
+    """Return whether a session waits for a lock of another session."""
     return bool(watcher.one("select cardinality(pg_blocking_pids(%s))", waiter.pid))
 
 
@@ -162,7 +162,7 @@ class Ear:
         session.run(f'listen "{session.one("select doorbell from pgbus.channels()")}"')
 
     def heard_until(self, speaker: Session, timeout: float = PATIENCE) -> list[str]:
-        """What has come since the last time, up to all that was rung before ``speaker`` says so."""
+        """Return the payloads since the last call, up to a mark that ``speaker`` sends now."""
         mark = f"mark {monotonic()}"
         speaker.run("select pg_notify((select doorbell from pgbus.channels()), %s)", mark)
         end = monotonic() + timeout
@@ -179,7 +179,7 @@ class Ear:
 
 
 class Proxy:
-    """A TCP port that leads to the server of a URL. Once :attr:`dead` is set, it still takes bytes, and passes none on."""
+    """A TCP port that leads to the server of a URL. Once :attr:`dead` is set, it still accepts bytes but passes none on."""
 
     def __init__(self, url: str) -> None:
         own = ext.parse_dsn(url)
@@ -213,11 +213,11 @@ class Proxy:
                     target.sendall(data)
 
     def lose(self) -> None:
-        """Pass nothing on any more for those that are connected now."""
+        """Pass nothing on any more for the current connections."""
         self._lost = list(self._open)
 
     def refuse(self) -> None:
-        """Take no more connections; those that are there go on."""
+        """Accept no more connections. The current ones go on."""
         self._server.close()
 
     def stop(self) -> None:
@@ -229,7 +229,7 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def database(pgbus_databases: TestDatabases) -> Iterator[str]:
-    """One for all tests here; each has streams of its own."""
+    """One database for all tests. Each test uses its own streams."""
     url = pgbus_databases.make()
     yield url
     pgbus_databases.drop(url)
@@ -256,5 +256,5 @@ _numbers = count(1)
 
 @pytest.fixture
 def stream() -> str:
-    """A name that no other test uses."""
+    """A stream name that no other test uses."""
     return f"stream {next(_numbers)}"

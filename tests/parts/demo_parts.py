@@ -14,7 +14,7 @@ from pgbus_gevent.web.stream_app import StreamApp
 
 @contextmanager
 def running_demo(database_url: str, **changes: Any) -> Iterator[Site]:
-    """A site with the demo beside its streams; flights and answers go fast."""
+    """Run a site with the demo beside its streams. Flights and answers go fast."""
     with running_site(database_url, public=("demo:*",), presence=(PRESENCE,), **changes) as site:
         demo = Demo(site.bus, speed=600, pace=0.03)
         site.instance.filters.share(site.bus.filters)

@@ -1,4 +1,4 @@
-"""What the tests of other hosts share: servers as processes of their own, with an application beside the streams, and browsers."""
+"""Shared parts of the tests of hosts: servers as separate processes, with an application beside the streams, and browsers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def app(environ, start_response):
 
 
 class Host:
-    """A running server; ``PORT`` in ``command`` stands for a free one. Ended by :meth:`close`, with all its children."""
+    """A running server. ``PORT`` in ``command`` stands for a free port. :meth:`close` ends it with all its children."""
 
     def __init__(self, folder: Path, database_url: str, command: list[str], **variables: str) -> None:
         self.port = free_port()
@@ -89,13 +89,13 @@ class Host:
         self.pid = self.process.pid
 
     def wait_until_it_serves(self, workers: int = 1) -> None:
-        """Until so many processes have answered."""
+        """Wait until ``workers`` processes have answered."""
         until(lambda: len(self.serving(workers)) >= workers, f"{workers} workers serve", pause=0.05)
 
     def serving(self, workers: int = 2) -> set[int]:
-        """The processes that are ready, of ``workers``; found by connections that are open at the same time.
+        """Return the processes that are ready, of ``workers``. Connections that are open at the same time find them.
 
-        Who has many streams leaves them to the others, until they hold as many connections: so there may be many.
+        A process with many streams leaves connections to the others until they hold as many, so it may take many connections.
         """
         assert self.process.poll() is None, f"it ended:\n{self.errors}"
         found: set[int] = set()
@@ -110,7 +110,7 @@ class Host:
         return found
 
     def about(self) -> tuple[int, int, int]:
-        """A worker's number, its parent's, how many streams it has."""
+        """Return the process id of a worker, that of its parent, and the number of its streams."""
         pid, parent, streams, _ = ask(self.port, "/").body.split()
         return int(pid), int(parent), int(streams)
 
@@ -122,14 +122,14 @@ class Host:
         return self.log.read_text()
 
     def children(self) -> set[int]:
-        """The processes below this one."""
+        """Return the processes below this one."""
         try:
             return {child.pid for child in psutil.Process(self.pid).children(recursive=True)}
         except psutil.NoSuchProcess:
             return set()
 
     def live(self, stream: str = "orders", query: str = "", **headers: str) -> StreamClient:
-        """A client that was told that it is connected."""
+        """Return a client that has got ``pgbus:connected``."""
         client = StreamClient(self.url, f"/pgbus/streams/{stream}{query and '?'}{query}", headers=headers)
         client.next("pgbus:connected", timeout=PATIENCE)
         return client
@@ -138,14 +138,14 @@ class Host:
         self.process.send_signal(number)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Its exit status; AssertionError when it does not end."""
+        """Return its exit status. Raises AssertionError if it does not end."""
         try:
             return int(self.process.wait(timeout))
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it still runs after {timeout:g} s:\n{self.errors}") from None
 
     def close(self) -> None:
-        """End what still runs of it."""
+        """End all of its processes that still run."""
         left = [psutil.Process(pid) for pid in self.children()]
         if self.process.poll() is None:
             self.process.kill()
@@ -159,7 +159,7 @@ class Host:
 
 @contextmanager
 def host(folder: Path, database_url: str, *command: str, workers: int = 1, **variables: str) -> Iterator[Host]:
-    """A server for this block, which begins when it serves; its log is shown where the block fails."""
+    """Run a server for a block, which begins when the server serves. Its log is shown if the block fails."""
     found = Host(folder, database_url, list(command), **variables)
     try:
         found.wait_until_it_serves(workers)
@@ -172,7 +172,7 @@ def host(folder: Path, database_url: str, *command: str, workers: int = 1, **var
 
 
 def _ready(connection: http.client.HTTPConnection) -> int | None:
-    """The process that answers on it, if that is ready."""
+    """Return the process that answers on the connection, if it is ready."""
     try:
         connection.request("GET", "/")
         pid, *_, unready = connection.getresponse().read().split()
@@ -182,9 +182,9 @@ def _ready(connection: http.client.HTTPConnection) -> int | None:
 
 
 def gunicorn(*flags: str, worker: str = "pgbus_gevent.gunicorn_worker.Worker") -> list[str]:
-    """The command of a gunicorn."""
+    """Return the command that starts a gunicorn."""
     return [
-        # The script: with -m it could not start itself again for SIGUSR2.
+        # The script, because with -m it could not start itself again for SIGUSR2.
         *(
             str(Path(sys.executable).with_name("gunicorn")),
             "--no-control-socket",
@@ -199,7 +199,7 @@ def gunicorn(*flags: str, worker: str = "pgbus_gevent.gunicorn_worker.Worker") -
 
 
 class Browser:
-    """A client that comes back as an EventSource does, with its cursor, ``haste`` times as soon as it is told.
+    """A client that comes back as an EventSource does, with its cursor, but ``haste`` times sooner than it is told.
 
     :attr:`ids` has the ids of all messages, :attr:`told` the retries that came with a shutdown, in milliseconds,
     :attr:`stopped` a status after which an EventSource never comes back.
@@ -268,7 +268,7 @@ class Browser:
 
 
 def shutdown_retry(client: StreamClient) -> int:
-    """What the last frame before the end told, in milliseconds, having been a shutdown to come back from."""
+    """Return the retry time in milliseconds of the last frame, which must be a shutdown that allows the client to come back."""
     client.wait_closed(PATIENCE)
     tail = client.raw[-200:].decode()
     assert 'event: pgbus:shutdown\ndata: {"reason":"restart"}' in tail, tail
@@ -282,7 +282,7 @@ def publish(url: str, data: str, stream: str = "orders") -> int:
 
 
 def check_streams(served: Host, database_url: str, client: StreamClient, slow: StreamClient) -> None:
-    """Two clients are connected: messages come, one that leaves is noticed, one that takes nothing is closed."""
+    """Check that messages arrive, that a client that leaves is noticed, and that a slow consumer is closed."""
     assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
     ids = [publish(database_url, f"{n}") for n in range(3)]
     assert [client.next().id for _ in ids] == [str(id) for id in ids]
@@ -297,7 +297,7 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
 
 @contextmanager
 def servers_at(port: int, settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
-    """What starts a server at ``port``, for a proxy in front of it, and returns what stops that one; all are stopped at the end."""
+    """Yield a function that starts a server at ``port``, behind a proxy, and returns how to stop it. All are stopped at the end."""
     with ExitStack() as stack:
 
         def start() -> Callable[[], None]:

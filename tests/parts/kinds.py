@@ -1,4 +1,4 @@
-"""What a test needs beside Python: a database, a browser, a program of its own. It is read from the test, not declared.
+"""The needs of a test beside Python: a database, a browser, a program. They are read from the test, not declared.
 
 conftest.py calls :func:`mark` when the tests have been collected. So ``pytest -m fast`` selects the tests that need none of these,
 whichever folder they are in, and ``pytest -m "not browser"`` leaves out those in a browser.
@@ -24,11 +24,11 @@ FIXTURES = {"pgbus_databases": "database", "browser": "browser"}
 """By the fixture that every test with this need uses, directly or through another."""
 
 STARTERS = {"subprocess", "Popen", "fork", "multiprocessing", "EmbeddedPostgres"}
-"""What code names that starts a process."""
+"""Names in code that starts a process."""
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """Give each test the markers of what it needs, or else ``fast``."""
+    """Give each test the markers of its needs, or ``fast`` if it has none."""
     for item in items:
         for need in _needs(item):
             item.add_marker(need)
@@ -50,7 +50,7 @@ def _needs(item: pytest.Item) -> set[str]:
 
 @cache
 def _starts_a_program(function: Any) -> bool:
-    """Whether a function, or any function or class of the tests that can be reached from it, names a starter."""
+    """Return whether a function, or a function or class of the tests reachable from it, names a starter."""
     seen: set[Any] = set()
     waiting = [function]
     while waiting:
@@ -70,7 +70,7 @@ def _starts_a_program(function: Any) -> bool:
 
 
 def _is_ours(value: object) -> bool:
-    """Whether a function, class or module is of the tests."""
+    """Return whether a function, class or module belongs to the tests."""
     if isinstance(value, FunctionType):
         file: str | None = value.__code__.co_filename
     elif inspect.isclass(value):
@@ -81,14 +81,14 @@ def _is_ours(value: object) -> bool:
 
 
 def _functions_of(member: object) -> Iterator[Any]:
-    """The functions in a member of a class: its own, a property's, those under a decorator."""
+    """Return the functions in a member of a class: itself, those of a property, those under a decorator."""
     for part in (member, *(getattr(member, name, None) for name in ("fget", "fset", "__func__", "func"))):
         if isinstance(part, FunctionType) or inspect.isclass(part):
             yield part
 
 
 def _names_in(code: CodeType) -> set[str]:
-    """All global names and attributes that the code uses, that of inner functions included."""
+    """Return all global names and attributes that the code uses, including the code of inner functions."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

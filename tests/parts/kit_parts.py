@@ -1,4 +1,4 @@
-"""What the tests of the testing kit share: a directory of somebody else's tests, and pytest run on it as its users do."""
+"""Shared parts of the tests of the testing kit: a directory with the tests of a user, and pytest run on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATCHED = '[pytest]\naddopts = "-p" "pgbus_gevent.testing.patch"\n'
 
 
 class Outcome:
-    """How a run of pytest ended."""
+    """The result of a run of pytest."""
 
     def __init__(self, status: int, output: str) -> None:
         self.status = status
@@ -34,7 +34,7 @@ class Project:
         self.directory.mkdir()
         self._site = directory / "site"
         if not entry_points(group="pytest11", name="pgbus_gevent"):
-            # What an installation of setup.py's entry point leaves behind.
+            # The metadata that an installation with setup.py's entry point creates.
             installed = self._site / "pgbus_gevent-0.dist-info"
             installed.mkdir(parents=True)
             (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: pgbus-gevent\nVersion: 0\n")
@@ -52,7 +52,7 @@ class Project:
         return self
 
     def pytest(self, *arguments: str, program: tuple[str, ...] = ("-m", "pytest"), timeout: float = 60.0) -> Outcome:
-        """Run pytest; its output has what goes to stderr too."""
+        """Run pytest. Its output includes stderr."""
         command = [sys.executable, *program, "-p", "no:cacheprovider", *arguments]
         done = subprocess.run(
             command,

@@ -18,11 +18,11 @@ RECHECK = 0.3
 
 
 class Opaque:
-    """A context that no other process could have an equal of."""
+    """A context that has no equal in any other process."""
 
 
 class Logins:
-    """An application's users, by a cookie; as whom a page was made, a tag of the bus tells."""
+    """An application's users, by a cookie. A tag of the bus has the identity that its page was made for."""
 
     def __init__(self, site: Site) -> None:
         self.site = site

@@ -1,4 +1,4 @@
-"""An Instance under gevent's own WSGI server as it comes, which keeps its sockets."""
+"""An Instance under gevent's unchanged WSGI server, which keeps its sockets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEARTBEAT = 0.5
 
 
 class Plain:
-    """An Instance under gevent.pywsgi.WSGIServer as it comes."""
+    """An Instance under an unchanged gevent.pywsgi.WSGIServer."""
 
     def __init__(self, settings: Settings) -> None:
         self.instance = Instance(settings).start()

@@ -1,4 +1,4 @@
-"""Programs as a user starts them, in processes of their own, on a free port and a database of the tests."""
+"""Programs as a user starts them: in separate processes, on a free port and a database of the tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TAG = re.compile(r'<pgbus-stream-source src="([^"]+)" since-id="(\d+)"(?: identi
 
 
 def tag_in(page: str) -> tuple[str, int]:
-    """The path and the watermark of the one tag in a page."""
+    """Return the path and the watermark of the one tag in a page."""
     (found,) = TAG.findall(page)
     return found[0], int(found[1])
 
@@ -57,7 +57,7 @@ class Program:
 
     @property
     def log(self) -> str:
-        """What it has printed so far, to both."""
+        """Return its output so far, on stdout and stderr."""
         return self._log.read_text()
 
     @property
@@ -68,20 +68,20 @@ class Program:
         return ask(self.port, path)
 
     def head_status(self, path: str, **headers: str) -> int:
-        """The status of a HEAD: of a stream, that of its GET, without the stream."""
+        """Return the status of a HEAD. For a stream, it is that of the GET."""
         return ask(self.port, path, "HEAD", **headers).status
 
     def post(self, path: str, **fields: str) -> Answer:
         return ask(self.port, path, "POST", urlencode(fields), Content_Type="application/x-www-form-urlencoded")
 
     def page(self, path: str = "/") -> str:
-        """A page that has to be there."""
+        """Return the text of a page, which must exist."""
         answer = self.get(path)
         assert answer.status == 200, (answer, self.log)
         return answer.body.decode()
 
     def watch(self, path: str, since: int | None = None) -> StreamClient:
-        """A client of a stream, connected."""
+        """Yield a connected client of a stream."""
         client = StreamClient(self.url, path, since=since)
         client.next("pgbus:connected", timeout=PATIENCE)
         return client
@@ -98,7 +98,7 @@ class Program:
                 gevent.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> int:
-        """Send a signal; the exit status."""
+        """Send a signal, and return the exit status."""
         self.process.send_signal(number)
         try:
             return self.process.wait(timeout)
@@ -113,7 +113,7 @@ class Program:
 
 @contextmanager
 def program(*arguments: str, database_url: str, cwd: Path, port: int | None = None, **env: Any) -> Iterator[Program]:
-    """One that runs for this block, and listens; what it printed is shown where the block fails."""
+    """Run a program for a block, which begins when the program listens. Its output is shown if the block fails."""
     running = Program([*arguments], database_url, cwd, port, **env)
     try:
         running.wait_ready()

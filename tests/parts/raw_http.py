@@ -1,4 +1,4 @@
-"""HTTP from the other side: bytes out, bytes in, each with a deadline."""
+"""HTTP from the client's side: bytes out, bytes in, each with a deadline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT = 5.0
 
 
 class Answer(NamedTuple):
-    """One answer, as the standard library's parser reads it; header names in lower case."""
+    """One answer, as the standard library's parser reads it. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The body, which has to be one line of text/plain."""
+        """Return the body, which must be one line of text/plain."""
         assert self.headers["content-type"] == "text/plain; charset=utf-8"
         text = self.body.decode()
         assert text.endswith("\n") and text.count("\n") == 1 and "\r" not in text
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 
 def ask(port: int, target: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
-    """One request on a connection of its own; an underscore in a header's name stands for a hyphen."""
+    """Send one request on a new connection. An underscore in a header's name stands for a hyphen."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -44,14 +44,14 @@ def ask(port: int, target: str, method: str = "GET", body: Any = None, **headers
 
 
 def exchange(port: int, request: bytes, timeout: float = TIMEOUT) -> bytes:
-    """What comes back until the server closes; AssertionError when it does not."""
+    """Send bytes, and return the bytes that come back until the server closes. Raises AssertionError if it does not."""
     with socket.create_connection(("127.0.0.1", port), timeout) as sock:
         sock.sendall(request)
         return read_to_end(sock, timeout)
 
 
 def read_to_end(sock: socket.socket, timeout: float = TIMEOUT) -> bytes:
-    """All bytes until the end; AssertionError when that does not come in time."""
+    """Return all bytes until the end. Raises AssertionError if it does not come in time."""
     deadline, found = monotonic() + timeout, b""
     while True:
         sock.settimeout(max(0.01, deadline - monotonic()))
@@ -67,7 +67,7 @@ def read_to_end(sock: socket.socket, timeout: float = TIMEOUT) -> bytes:
 
 
 def read_until(sock: socket.socket, mark: bytes, timeout: float = TIMEOUT) -> bytes:
-    """Bytes up to ``mark`` at least."""
+    """Return the bytes up to ``mark`` at least."""
     deadline, found = monotonic() + timeout, b""
     while mark not in found:
         sock.settimeout(max(0.01, deadline - monotonic()))
@@ -78,7 +78,7 @@ def read_until(sock: socket.socket, mark: bytes, timeout: float = TIMEOUT) -> by
 
 
 def parse(raw: bytes, method: str = "GET") -> Answer:
-    """The first answer in ``raw``."""
+    """Return the first answer in ``raw``."""
 
     class Socket:
         def makefile(self, *_: Any) -> BytesIO:
@@ -91,20 +91,20 @@ def parse(raw: bytes, method: str = "GET") -> Answer:
 
 @contextmanager
 def connected(port: int, data: bytes = b"") -> Iterator[socket.socket]:
-    """A connection, on which ``data`` was sent."""
+    """Yield a connection on which ``data`` was sent."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
         sock.sendall(data)
         yield sock
 
 
 def get(target: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> bytes:
-    """The bytes of a GET."""
+    """Return the bytes of a GET."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "test", **(headers or {})}.items())
     return f"GET {target} HTTP/{version}\r\n{lines}\r\n".encode("latin-1")
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
-    """Return when ``condition`` holds; AssertionError when it does not in time."""
+    """Return once ``condition`` holds. Raises AssertionError if it does not in time."""
     deadline = monotonic() + timeout
     while not condition():
         assert monotonic() < deadline, f"{what} within {timeout} s"

@@ -19,7 +19,7 @@ LIBRARY = {
 
 
 class Releases:
-    """Folders of migrations, one for each release, and which of them this process is."""
+    """Folders of migrations, one for each release. This process can become any of these releases."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Releases:
         return folder
 
     def become(self, folder: Path) -> list[Migration]:
-        """Be the release with the migrations in ``folder``, and return them."""
+        """Become the release with the migrations in ``folder``, and return them."""
         known = schema.read_folder(folder)
         self._monkeypatch.setattr(schema, "migrations", lambda: list(known))
         return known

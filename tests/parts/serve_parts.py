@@ -1,4 +1,4 @@
-"""``serve`` as a program of its own, from its announcement to its end."""
+"""``serve`` as a separate program, from its announcement to its end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def serving(
     limit: int | None = None,
     **variables: str,
 ) -> Iterator[Serving]:
-    """``serve`` in ``tmp_path``; stopped at the end, with status 0."""
+    """Run ``serve`` in ``tmp_path``. It is stopped at the end, and must return status 0."""
     log = tmp_path / f"stderr-{len(list(tmp_path.glob('stderr-*')))}"
     with open(log, "w") as stderr:
         process = subprocess.Popen(

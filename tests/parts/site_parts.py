@@ -1,4 +1,4 @@
-"""A site for the tests of the HTTP side: an Instance, a StreamApp and a real server."""
+"""A site for the tests of the HTTP interface: an Instance, a StreamApp and a real server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Site:
-    """``app`` can be replaced while it serves."""
+    """A running site. ``app`` can be replaced while it serves."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -57,29 +57,29 @@ class Site:
         self.instance.shutdown()
 
     def get(self, path: str, **headers: str) -> Answer:
-        """A GET below the prefix that is answered whole."""
+        """Send a GET below the prefix, and return the whole answer."""
         return ask(self.port, f"/pgbus{path}", **{**self.headers, **headers})
 
     def publish(self, stream: str, body: Any = b"data", query: str = "", **headers: str) -> Answer:
-        """A broadcast over HTTP by who may."""
+        """Broadcast over HTTP with the publish token."""
         headers = {"Authorization": f"Bearer {PUBLISH_TOKEN}", **headers}
         return ask(self.port, f"/pgbus/streams/{quote(stream, safe='')}?{query}", "POST", body, **headers)
 
     @contextmanager
     def watch(self, stream: str, query: str = "", **headers: str) -> Iterator[StreamClient]:
-        """A client of a stream, by its name as it is to be written in the path."""
+        """Return a client of a stream. The name is put into the path as it is."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         with StreamClient(self.url, f"/pgbus/streams/{stream}{query and '?'}{query}", headers=names) as client:
             yield client
 
     def sign(self, stream: str, expires_in: float | None = None, secrets: tuple[str, ...] = SECRETS) -> str:
-        """A signed name; ``expires_in`` may be negative."""
+        """Return a signed name. ``expires_in`` may be negative."""
         return Signer(secrets).sign(stream, None if expires_in is None else time() + expires_in)
 
 
 @contextmanager
 def running_site(database_url: str, **changes: Any) -> Iterator[Site]:
-    """A site on a database of its own."""
+    """Run a site on its own database."""
     site = Site(Instance(Settings(database_url=database_url, **{**SETTINGS, **changes})).start())
     try:
         yield site

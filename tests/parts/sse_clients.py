@@ -1,5 +1,5 @@
-"""Event-stream clients from PyPI, as their manuals tell to use them: ``python sse_clients.py LIBRARY URL CUTS`` opens URL&cut=0,
-URL&cut=1 … and prints what each hands out, a line of JSON for each event. A program without gevent, as their users have."""
+"""Event-stream clients from PyPI, used as their manuals say: ``python sse_clients.py LIBRARY URL CUTS`` opens URL&cut=0,
+URL&cut=1 … and prints each event as a line of JSON. It runs without gevent, as most users of these libraries do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Take = Callable[[Any, Any, Any], None]
 
 
 def resuming(read: Callable[[str, dict[str, str]], Iterator[Any]]) -> Callable[[str, Take], None]:
-    """For those that leave it to the program to come back: ``read`` has the events of one connection."""
+    """Reconnect for libraries that leave this to the program. ``read`` yields the events of one connection."""
 
     def run(url: str, take: Take) -> None:
         last_id, retry = "", 3.0
@@ -64,7 +64,9 @@ def httpx_sse(url: str, headers: dict[str, str]) -> Iterator[Any]:
 def _httpx_client() -> Any:
     import httpx
 
-    return httpx.Client(timeout=None, limits=httpx.Limits())  # no limit, and one for all: to make one takes long
+    return httpx.Client(
+        timeout=None, limits=httpx.Limits()
+    )  # without a limit, and shared, because making one takes long
 
 
 def sseclient(url: str, take: Take) -> None:

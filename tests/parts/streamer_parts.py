@@ -1,4 +1,4 @@
-"""For tests of the streamer's parts: a client without a socket, a database in memory, and the parts on one board."""
+"""Shared parts of the streamer's tests: a client without a socket, a database in memory, and the parts on one board."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ class Table:
     def _page(self, stream: str, cursor: int, limit: int, size: int) -> PageRows:
         found = [row for row in self.rows[stream] if row.id > cursor]
         rows = _fitting(found, limit, size)
-        # Like the statement, which does not look further once a message makes the page full.
+        # Like the statement, which stops once a message makes the page full.
         full = sum(len(row.data.encode()) for row in rows) >= size
         horizon = self.horizons.get(stream, 0)
         anchor = max((row.id for row in self.rows[stream] if horizon < row.id <= cursor), default=0)
@@ -407,26 +407,26 @@ class Parts:
         self.greenlets += [gevent.spawn(self.reader.run) for _ in range(self.readers)]
 
     def restart(self, which: int) -> None:
-        """Kill one of the greenlets, wherever it waits, and start it again."""
+        """Kill one of the greenlets while it waits, and start it again."""
         which %= len(self.greenlets)
         self.greenlets[which].kill()
         self.greenlets[which] = gevent.spawn(self.reader.run if which else self.dispatcher.run)
 
     @property
     def reading(self) -> bool:
-        """Whether the board has work for the readers."""
+        """Return whether the board has work for the readers."""
         return bool(self.board.looks or self.board.behind)
 
     @property
     def delivering(self) -> bool:
-        """Whether the board has work for the dispatcher."""
+        """Return whether the board has work for the dispatcher."""
         board = self.board
         return bool(board.moved or board.ready or board.pages or board.ephemeral)
 
     # clients
 
     def waits(self, client: FakeClient) -> bool:
-        """Whether a client waits for a reader."""
+        """Return whether a client waits for a reader."""
         subscription = client.subscription
         return subscription is not None and subscription in self.board.waiting(subscription.log)
 

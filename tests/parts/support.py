@@ -1,6 +1,6 @@
-"""What the delivery tests share: servers here and in processes of their own, waits with a deadline, another's decoder.
+"""Shared parts of the delivery tests: servers in this process and in others, waits with a deadline, an independent decoder.
 
-Nothing here knows the inside of a server but :class:`Serving`, which says so.
+Only :class:`Serving` uses the internals of a server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATIENCE = 20.0
 
 
 def free_port() -> int:
-    """One that nobody has, and that the kernel gives to nobody who asks for any: a server started a moment later finds it free."""
+    """Return a free port outside the kernel's ephemeral range, so that it is still free when a server starts a moment later."""
     for _ in range(100):
         port = random.randrange(10_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pause: float = 0.01) -> Any:
-    """What ``condition`` returns once it is true; AssertionError, which says ``what`` should hold, at the deadline."""
+    """Return the result of ``condition`` once it is true. Raises AssertionError with ``what`` at the deadline."""
     deadline = monotonic() + timeout
     while not (found := condition()):
         assert monotonic() < deadline, f"not within {timeout:g} s: {what}"
@@ -58,7 +58,7 @@ def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE, pa
 
 
 def holds(condition: Callable[[], Any], what: str, seconds: float) -> None:
-    """AssertionError when ``condition`` ceases to be true within ``seconds``."""
+    """Check that ``condition`` stays true for ``seconds``. Raises AssertionError if it does not."""
     ending = monotonic() + seconds
     while monotonic() < ending:
         assert condition(), f"no longer: {what}"
@@ -66,12 +66,12 @@ def holds(condition: Callable[[], Any], what: str, seconds: float) -> None:
 
 
 def until_messages(client: StreamClient, count: int, timeout: float = PATIENCE) -> None:
-    """Wait until a client has so many messages."""
+    """Wait until a client has ``count`` messages."""
     until(lambda: len(client.messages) >= count, f"{count} messages arrive", timeout)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which ``share`` of ``values`` lie."""
+    """Return the value below which ``share`` of ``values`` lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
@@ -80,7 +80,7 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 class Serving:
-    """An Instance and a server of it in this process, and the clients that were connected to it."""
+    """An Instance and its server in this process, with the clients that were connected. Tests may use the internals."""
 
     def __init__(self, settings: Settings, app: Callable[[Instance], Any], **parts: Any) -> None:
         self.instance = Instance(settings, **parts).start()
@@ -91,13 +91,13 @@ class Serving:
     def client(
         self, stream: str, *, since: int | None = None, query: str = "", headers: dict[str, str] | None = None
     ) -> StreamClient:
-        """A client that is being connected."""
+        """Return a client that is connecting."""
         client = connect(self.url, stream, since=since, query=query, headers=headers)
         self.clients.append(client)
         return client
 
     def live(self, stream: str, **how: Any) -> StreamClient:
-        """A client that has been told that it is connected."""
+        """Return a client that has got ``pgbus:connected``."""
         client = self.client(stream, **how)
         client.next("pgbus:connected", timeout=PATIENCE)
         return client
@@ -117,7 +117,7 @@ def serving(
     parts: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Iterator[Serving]:
-    """Serve with ``settings``, ``changes`` made to them; ``parts`` are keywords of the Instance."""
+    """Serve with ``settings`` and ``changes`` to them. ``parts`` are keywords of the Instance."""
     found = Serving(replace(settings, **changes), app, **(parts or {}))
     try:
         yield found
@@ -128,16 +128,16 @@ def serving(
 def connect(
     url: str, stream: str, *, since: int | None = None, query: str = "", headers: dict[str, str] | None = None
 ) -> StreamClient:
-    """A client of the server at ``url``."""
+    """Return a client of the server at ``url``."""
     path = stream_path("/pgbus", stream) + (f"?{query}" if query else "")
     return StreamClient(url, path, since=since, headers=headers)
 
 
-# in a process of its own
+# in a separate process
 
 
 class ServeProcess:
-    """``python -m pgbus_gevent.serve``, or another ``program``, on a free port. :attr:`url` is what it printed."""
+    """``python -m pgbus_gevent.serve``, or another ``program``, on a free port. :attr:`url` is the URL that it printed."""
 
     def __init__(
         self, database_url: str, *flags: str, program: tuple[str, ...] = ("-m", "pgbus_gevent.serve"), **env: str
@@ -145,7 +145,7 @@ class ServeProcess:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "DATABASE_"))}
         environ |= {"PGBUS_DATABASE_URL": database_url, "PGBUS_SECRET": SECRET, "PGBUS_PUBLIC": "*", **env}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by serve_process, when it has been shown
-        # With an application of one's own there is no demo that publishes.
+        # With an application, there is no demo that publishes.
         arguments = [sys.executable, *program, "wsgiref.simple_server:demo_app", "--port", "0", *flags]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.process: Any = subprocess.Popen(arguments, env=environ, **pipes)
@@ -162,7 +162,7 @@ class ServeProcess:
 
     @property
     def errors(self) -> str:
-        """What it wrote to stderr so far."""
+        """Return its output on stderr so far."""
         self.log.seek(0)
         return self.log.read()
 
@@ -170,7 +170,7 @@ class ServeProcess:
         self.process.send_signal(number)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Its exit status; AssertionError when it does not end."""
+        """Return its exit status. Raises AssertionError if it does not end."""
         try:
             return int(self.process.wait(timeout))
         except subprocess.TimeoutExpired:
@@ -178,7 +178,7 @@ class ServeProcess:
 
     @property
     def rss(self) -> int:
-        """Bytes of memory."""
+        """Return its memory in bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
     @property
@@ -186,7 +186,7 @@ class ServeProcess:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def stop(self) -> None:
-        """End it, whatever it does; may be called again."""
+        """End it in any state. May be called again."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
@@ -195,7 +195,7 @@ class ServeProcess:
 
 @contextmanager
 def serve_process(database_url: str, *flags: str, **more: Any) -> Iterator[ServeProcess]:
-    """One that runs for this block; its log is shown where the block fails."""
+    """Run a process for a block. Its log is shown if the block fails."""
     server = ServeProcess(database_url, *flags, **more)
     try:
         yield server
@@ -211,7 +211,7 @@ def serve_process(database_url: str, *flags: str, **more: Any) -> Iterator[Serve
 
 
 class Answer(NamedTuple):
-    """An answer that ends; header names in lower case."""
+    """A complete answer. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -219,7 +219,7 @@ class Answer(NamedTuple):
 
 
 def get(url: str, path: str, *, timeout: float = PATIENCE, **headers: str) -> Answer:
-    """GET of something that ends."""
+    """Send a GET, and return the complete answer."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     try:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -230,7 +230,7 @@ def get(url: str, path: str, *, timeout: float = PATIENCE, **headers: str) -> An
 
 
 def raw_client(url: str, stream: str) -> socket.socket:
-    """A socket that has asked for a stream, and whose kernel takes little of it."""
+    """Return a socket that has requested a stream and has a small receive buffer."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect((urlsplit(url).hostname or "", urlsplit(url).port or 0))
@@ -239,10 +239,10 @@ def raw_client(url: str, stream: str) -> socket.socket:
 
 
 def judged(raw: bytes) -> list[Any]:
-    """The events in the bytes of a stream, as httpx_sse reads them: ``.event .data .id .retry``; strict about UTF-8."""
+    """Return the events in the bytes of a stream, as httpx_sse reads them: ``.event .data .id .retry``. Invalid UTF-8 raises."""
     decoder = SSEDecoder()
     found = [decoder.decode(line) for line in SSELineDecoder().decode(raw.decode("utf-8", "strict"))]
-    # It makes an empty "message" of a lone retry, and of a comment.
+    # httpx_sse makes an empty "message" of a lone retry, and of a comment.
     return [event for event in found if event is not None and (event.event != "message" or event.data)]
 
 
@@ -251,7 +251,7 @@ def judged(raw: bytes) -> list[Any]:
 
 @contextmanager
 def session(url: str) -> Iterator[Any]:
-    """A psycopg2 connection in autocommit mode, for this block."""
+    """Open a psycopg2 connection in autocommit mode for a block."""
     connection: Any = psycopg2.connect(url)
     connection.autocommit = True
     try:
@@ -261,14 +261,14 @@ def session(url: str) -> Iterator[Any]:
 
 
 def run(connection: Any, statement: str, *arguments: Any) -> Any:
-    """Run a statement; its rows, or None where it has none."""
+    """Run a statement, and return its rows, or None if it has no result."""
     with connection.cursor() as cursor:
         cursor.execute(statement, arguments)
         return cursor.fetchall() if cursor.description else None
 
 
 def stored(connection: Any, stream: str) -> list[tuple[int, str]]:
-    """What the database holds of a stream: id and data, in order."""
+    """Return id and data of a stream's messages in the database, in order."""
     return [
         (int(id), data)
         for id, data in run(
@@ -278,15 +278,15 @@ def stored(connection: Any, stream: str) -> list[tuple[int, str]]:
 
 
 def received(client: StreamClient) -> list[tuple[int, str]]:
-    """What a client has got, over all its connections: id and data, as they came."""
+    """Return id and data of the messages that a client has got over all its connections, in order of arrival."""
     return [(int(frame.id or 0), frame.data) for frame in client.messages]
 
 
-# what is left behind
+# leftovers
 
 
 def greenlets(name: str = "") -> list[Greenlet[..., Any]]:
-    """The living greenlets, or those whose name begins so."""
+    """Return the living greenlets, or those whose names begin with the text."""
     found = [thing for thing in gc.get_objects() if isinstance(thing, Greenlet) and not thing.dead]
     return [greenlet for greenlet in found if greenlet.name.startswith(name)]
 
@@ -304,7 +304,7 @@ def last(client: StreamClient) -> str | None:
 
 
 def since_the_gap(client: StreamClient) -> list[tuple[int, str]]:
-    """What a client was sent after the last gap that it was told of: id and data."""
+    """Return id and data of the messages that a client got after its last gap event."""
     events = [frame for frame in client.frames if frame.dispatches]
     place = max(n for n, frame in enumerate(events) if frame.event == "pgbus:gap-detected")
     return [(int(frame.id or 0), frame.data) for frame in events[place + 1 :] if not frame.event.startswith("pgbus:")]

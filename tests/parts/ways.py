@@ -1,4 +1,4 @@
-"""Ways to a database that can be led to another server: an address that is moved, HAProxy, PgBouncer."""
+"""Ways to a database that can be switched to another server: a virtual address, HAProxy, PgBouncer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pgbus_gevent.database.embedded import SYSTEM_USER
 
 
 class Way(Protocol):
-    """Leads to the server of ``url``, and later to another one."""
+    """Leads to the server of ``url``, and later to another server."""
 
     url: str
 
@@ -34,7 +34,7 @@ class Way(Protocol):
 
 
 def found(program: str) -> str:
-    """Its path; the test is skipped where it is not installed."""
+    """Return the path of a program. The test is skipped if it is not installed."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
     if path is None:
         pytest.skip(f"there is no {program}")
@@ -47,7 +47,7 @@ def socket_of(url: str) -> str:
 
 
 class Address:
-    """A TCP port that leads to one server, and later to another one, as a virtual address does."""
+    """A TCP port that leads to one server, and later to another, as a virtual address does."""
 
     def __init__(self, url: str, other: str) -> None:
         self.lead_to(url)
@@ -75,7 +75,7 @@ class Address:
 
 
 class Program:
-    """A program that leads there, in a folder of its own, as the user that owns the database's socket."""
+    """A program that leads there. It has its own folder, and runs as the user that owns the database's socket."""
 
     def __init__(self, url: str) -> None:
         self.folder = tempfile.mkdtemp(prefix="pgbus-test-way-")
@@ -94,7 +94,7 @@ class Program:
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder, **self._user
             )
         try:
-            until(self._answers, "it leads to the database")
+            until(self._answers, "the program leads to the database")
         except BaseException:
             print(self.log.read_text())
             self.stop()
@@ -114,7 +114,7 @@ class Program:
 
 
 class HAProxy(Program):
-    """Asks each server's agent, as Patroni is asked, which is the primary; ends sessions that lead to one that is not any more."""
+    """HAProxy. It asks an agent of each server which one is the primary, as with Patroni, and ends sessions with former ones."""
 
     def __init__(self, url: str, other: str) -> None:
         super().__init__(url)
@@ -133,8 +133,8 @@ class HAProxy(Program):
             f"listen database\n  bind 127.0.0.1:{self.port}\n  option httpchk GET /primary\n{servers}"
         )
         self.start(found("haproxy"), "-f", "haproxy.cfg")
-        # At first it takes both for up; asked once more, it has heard that the standby is no primary, and ended what led there.
-        until(lambda: min(self._asked[each] for each in (url, other)) >= 2, "it knows the primary")
+        # At first, it takes both servers for up. After one more check, it has ended the sessions that led to the standby.
+        until(lambda: min(self._asked[each] for each in (url, other)) >= 2, "HAProxy knows the primary")
 
     def _agent(self, url: str) -> Any:
         def answer(environ: Any, start_response: Any) -> list[bytes]:
@@ -154,7 +154,7 @@ class HAProxy(Program):
 
 
 class PgBouncer(Program):
-    """Its configuration is written anew, and read at a signal."""
+    """PgBouncer. Its configuration is rewritten, and reloaded at a signal."""
 
     mode = "transaction"
 
@@ -177,13 +177,13 @@ class PgBouncer(Program):
 
 
 class SessionPgBouncer(PgBouncer):
-    """In session mode, in which LISTEN works."""
+    """PgBouncer in session mode, in which LISTEN works."""
 
     mode = "session"
 
 
 def kill_server(url: str) -> None:
-    """As by a loss of power."""
+    """Kill a server, as a loss of power does."""
     with session(url) as connection:
         [(directory,)] = run(connection, "show data_directory")
     os.kill(int(Path(directory, "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
@@ -197,7 +197,7 @@ def binary(name: str) -> str:
 
 @contextmanager
 def standby(url: str, **more: Any) -> Iterator[str]:
-    """A hot standby of the server at ``url``; its URL."""
+    """Start a hot standby of the server at ``url``, and yield its URL."""
     user = {"user": SYSTEM_USER} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="pgbus-test-standby-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o777)

@@ -8,7 +8,7 @@ from wsgiref.util import setup_testing_defaults
 
 
 class Answer(NamedTuple):
-    """One answer; the names of the headers are as the application wrote them."""
+    """One answer. The names of the headers are as the application wrote them."""
 
     status: int
     headers: dict[str, str]
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 
 def call(app: Any, method: str, path: str, most: int = 5, **environ: Any) -> Answer:
-    """The answer of ``app``, with at most so many pieces of the body."""
+    """Return the answer of ``app``, with a limited number of pieces of the body."""
     environ = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, **environ}
     setup_testing_defaults(environ)
     started: list[tuple[str, list[tuple[str, str]]]] = []

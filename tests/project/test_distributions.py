@@ -1,4 +1,4 @@
-"""The source distribution and the wheel are complete, have nothing that is not theirs, and describe themselves correctly."""
+"""The source distribution and the wheel are complete, contain nothing else, and have correct metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 class Built:
-    """The two archives that ``nox -s build`` makes, made from a copy of the sources."""
+    """The two archives that ``nox -s build`` makes, built from a copy of the sources."""
 
     def __init__(self, folder: Path) -> None:
         shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(*NOT_SOURCES))
@@ -42,7 +42,7 @@ class Built:
         (self.sdist,) = folder.glob("dist/*.tar.gz")
         (self.wheel,) = folder.glob("dist/*.whl")
         with tarfile.open(self.sdist) as archive:
-            # Each name without the folder that all are in.
+            # Names without the top folder of the archive.
             self.in_sdist = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
         with zipfile.ZipFile(self.wheel) as archive:
             self.in_wheel = set(archive.namelist())
@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 
 def sources(*folders: str) -> set[str]:
-    """The files of some folders, as the repository has them."""
+    """Return the files that the repository has in some folders."""
     found = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {path.relative_to(ROOT).as_posix() for path in found}
     return {
@@ -74,7 +74,7 @@ def sources(*folders: str) -> set[str]:
     }
 
 
-def test_both_are_of_the_version_that_the_package_states(built: Built) -> None:
+def test_both_archives_have_the_version_of_the_package(built: Built) -> None:
     version = pgbus_gevent.__version__
     assert built.sdist.name == f"pgbus_gevent-{version}.tar.gz"
     assert built.wheel.name == f"pgbus_gevent-{version}-py3-none-any.whl"
@@ -91,7 +91,7 @@ def test_the_version_is_stated_in_one_place() -> None:
     assert stated == [ROOT / "pgbus_gevent/__init__.py"]
 
 
-def test_the_sdist_has_all_that_its_tests_need_and_its_pages_link_to(built: Built) -> None:
+def test_the_sdist_has_every_file_that_its_tests_need_and_its_pages_link_to(built: Built) -> None:
     expected = sources("pgbus_gevent", "tests", "docs", "examples", "benchmarks", ".ci", ".github")
     expected |= {path.name for path in ROOT.glob("*.md")}
     expected |= {"LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "requirements.txt", "noxfile.py"}
@@ -105,19 +105,19 @@ def test_the_wheel_has_the_package_with_its_data_and_nothing_else(built: Built) 
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in built.in_wheel)
 
 
-def test_neither_has_what_a_build_or_a_test_leaves_behind(built: Built) -> None:
+def test_neither_archive_has_leftovers_of_a_build_or_a_test(built: Built) -> None:
     left = re.compile(r"__pycache__|\.pyc$|node_modules|\.venv|(^|/)\.git/|_cache/|\.hypothesis")
     assert [name for name in built.in_sdist | built.in_wheel if left.search(name)] == []
 
 
-def test_the_metadata_are_valid(built: Built) -> None:
+def test_the_metadata_is_valid(built: Built) -> None:
     metadata = Metadata.from_email(built.metadata, validate=True)
     assert metadata.name == "pgbus-gevent"
     assert metadata.description_content_type == "text/markdown"
     assert metadata.summary and metadata.requires_python is not None
 
 
-def test_each_link_of_the_description_is_absolute_and_leads_to_a_file_of_the_release(built: Built) -> None:
+def test_each_link_of_the_description_is_absolute_and_leads_to_a_released_file(built: Built) -> None:
     links = [link for link in LINK.findall(built.description) if not link.startswith("#")]
     assert links and [link for link in links if not re.match(r"https?://", link)] == []
     base = re.escape(built.fields["Home-page"] or built.fields["Project-URL"])
@@ -126,11 +126,11 @@ def test_each_link_of_the_description_is_absolute_and_leads_to_a_file_of_the_rel
     assert len(ours) > 10 and [name for name in ours if not (ROOT / name).exists()] == []
 
 
-def test_the_description_shows_its_images_and_not_the_pages_about_them(built: Built) -> None:
+def test_the_images_of_the_description_are_raw_files(built: Built) -> None:
     images = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", built.description)
     assert images and all("/raw/v" in image for image in images)
 
 
-def test_the_description_is_the_readme_in_all_other_respects(built: Built) -> None:
+def test_the_description_is_the_readme_except_for_its_links(built: Built) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert LINK.sub("](…)", built.description).strip() == LINK.sub("](…)", readme).strip()

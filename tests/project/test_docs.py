@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""The tests, files, links and names that the documentation mentions exist."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")
         found = page.parent / name if name else page
-        assert found.exists(), f"{target} is not there"
+        assert found.exists(), f"{target} does not exist"
         if anchor and found.suffix == ".md":
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in anchors, f"{target} names no heading of {sorted(anchors)}"
+            assert anchor in anchors, f"{target} names none of the headings {sorted(anchors)}"
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("docs/**/*.md")], ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -40,7 +40,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_list_of_modules_has_every_module_and_none_that_is_gone() -> None:
+def test_the_list_of_modules_has_exactly_the_modules_of_the_package() -> None:
     elsewhere = {"bench", "demo", "testing"}
     paths = [path.relative_to(ROOT) for path in (ROOT / "pgbus_gevent").rglob("*.py")]
     there = [path.as_posix() for path in paths if path.parts[1] not in elsewhere and not path.stem.startswith("__")]
@@ -51,7 +51,7 @@ def test_the_list_of_modules_has_every_module_and_none_that_is_gone() -> None:
 @pytest.mark.parametrize(
     "page", [ROOT / "docs/architecture.md", ROOT / "docs/glossary.md", *DECISIONS], ids=lambda p: p.stem
 )
-def test_what_a_page_says_is_in_a_file_is_there(page: Path) -> None:
+def test_a_file_defines_the_names_that_a_page_attributes_to_it(page: Path) -> None:
     text = " ".join(page.read_text(encoding="utf-8").split())
     named = re.findall(r"(`[\w.]+`(?: and `[\w.]+`)?) in `(pgbus_gevent/[\w/]+\.py)`", text)
     named += [(name, path) for path, name in re.findall(r"`(pgbus_gevent/[\w/]+\.py)`: (`[\w.]+`)", text)]
@@ -59,13 +59,13 @@ def test_what_a_page_says_is_in_a_file_is_there(page: Path) -> None:
     for names, path in named:
         source = (ROOT / path).read_text(encoding="utf-8")
         for name in re.findall(r"[\w.]+", names.replace(" and ", " ")):
-            # Where it is made, as prose may have the word too.
+            # Only definitions count, because a docstring or a comment may contain the word too.
             made = r"\b(?:def|class) {0}\b|\bself\.{0}\b|^ *{0}\b[^=\n]*=|^ +{0}: |\"{0}\""
             missing = [part for part in name.split(".") if not re.search(made.format(part), source, re.MULTILINE)]
             assert not missing, f"{name} is not in {path}"
 
 
-def test_decisions_are_numbered_and_listed_and_say_what_was_measured() -> None:
+def test_decisions_are_numbered_and_listed_and_have_a_measurement() -> None:
     index = (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8")
     for number, page in enumerate(DECISIONS, 1):
         text = page.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def test_decisions_are_numbered_and_listed_and_say_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: term.partition("\n")[0])
-def test_a_word_of_the_glossary_has_a_meaning_a_place_and_words_that_are_not_used(term: str) -> None:
+def test_a_glossary_entry_has_a_meaning_a_place_and_words_to_avoid(term: str) -> None:
     meaning, _, rest = term.partition("\n")[2].partition("*In the code:*")
     assert meaning.strip() and "*Not:*" in rest
 

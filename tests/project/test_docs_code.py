@@ -1,4 +1,4 @@
-"""The code in the documentation can be parsed, and what it calls exists."""
+"""The code in the documentation can be parsed, and the names that it uses exist."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def blocks() -> list[Block]:
 
 
 BLOCKS = blocks()
-LINES = "}\n{"  # between objects of which each is a line of its own
+LINES = "}\n{"  # between objects that have one line each
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
@@ -72,7 +72,7 @@ def test_python_compiles(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of("json", "toml", "yaml"), ids=str)
-def test_data_can_be_read(block: Block) -> None:
+def test_data_can_be_parsed(block: Block) -> None:
     readers = {
         "json": lambda text: json.loads(f"[{text.replace(LINES, '},{')}]"),
         "toml": tomllib.loads,
@@ -81,14 +81,14 @@ def test_data_can_be_read(block: Block) -> None:
     assert readers[block.language](block.text)
 
 
-def test_the_shell_reads_its_commands() -> None:
+def test_shell_commands_can_be_parsed() -> None:
     for block in of("sh"):
         done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=20, check=False)
         assert (done.returncode, done.stderr) == (0, ""), str(block)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_what_python_imports_from_the_package_exists(block: Block) -> None:
+def test_names_that_python_imports_from_the_package_exist(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -1,4 +1,4 @@
-"""Every example, run as its reader would, with one round trip through each."""
+"""Every example, run as its reader would run it, with one round trip through each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.
 
 
 def orders(example: Program, bus: Bus) -> None:
-    """A page that was on its way while the shop went on is brought up to date, and then kept so."""
+    """A page that was being made while orders came is brought up to date, and stays so."""
     evil = "</script><b>tea</b>"
     assert example.post("/orders", item=evil).status == 303
     slow = gevent.spawn(example.page, "/?slow=0.5")
@@ -52,7 +52,7 @@ def orders(example: Program, bus: Bus) -> None:
 
 
 def departures(example: Program, bus: Bus) -> None:
-    """The board is there, and whoever publishes to a demo stream is heard."""
+    """The board is shown, and a message to a demo stream arrives."""
     assert "Departures" in example.page()
     with example.watch("/pgbus/streams/demo:hello") as client:
         id = bus.stream("demo:hello").broadcast("hello")
@@ -61,18 +61,18 @@ def departures(example: Program, bus: Bus) -> None:
 
 
 def path_in(page: str) -> str:
-    """The path of the one stream in a page."""
+    """Return the path of the one stream in a page."""
     (found,) = re.findall(r'<pgbus-stream-source[^>]* src="([^"]+)"', page)
     return html.unescape(found)
 
 
 def chat(example: Program, bus: Bus) -> None:
-    """What is said reaches the others and not the one who says it; who types is told, and forgotten; who is here is known."""
+    """A text reaches all but its author. Typing is shown and then hidden again. The people in a room are listed."""
     answer = example.get("/garden")
     cookie = answer.headers["set-cookie"].split(";")[0]
     path = path_in(answer.body.decode())
     assert path.endswith("?replay=50")
-    assert example.get(path).status == 403, "nobody may listen without a name"
+    assert example.get(path).status == 403, "a guest without a name may not follow the room"
     assert example.post("/garden/say", text="hello").status == 403
 
     def post(what: str, **fields: str) -> None:
@@ -92,7 +92,7 @@ def chat(example: Program, bus: Bus) -> None:
             assert json.loads(other.next("typing").data)["typing"] is False
             post("say", text="to all")
             assert json.loads(mine.next("said").data)["text"] == "to all"
-            assert sum(frame.event == "typing" for frame in other.frames) < 6, "ten keys are few messages"
+            assert sum(frame.event == "typing" for frame in other.frames) < 6, "ten keys make few messages"
         names = json.loads(example.get("/garden/here").body)["names"]
         assert len(names) == 1 and names[0].startswith("Guest ")
         assert json.loads(example.get("/lobby/here").body)["names"] == []
@@ -101,7 +101,7 @@ def chat(example: Program, bus: Bus) -> None:
 
 
 def bakery(example: Program, bus: Bus) -> None:
-    """A page that was slow is brought up to date; each change is one message, with the row as the page has it and the number."""
+    """A slow page is brought up to date. Each change is one message, with the row as on the page and the number of orders."""
     assert example.post("/orders", item="<b>rye</b>").status == 204
     slow = gevent.spawn(example.page, "/?slow=0.5")
     gevent.sleep(0.2)
@@ -126,7 +126,7 @@ def bakery(example: Program, bus: Bus) -> None:
 
 
 def assistant(example: Program, bus: Bus) -> None:
-    """Who comes while it writes has the words before and the words after, each once."""
+    """A page that is opened while the assistant writes gets the words before and after, each once."""
     conversation = urlsplit(example.get("/").headers["location"]).path
     path = path_in(example.page(conversation))
     assert example.post(conversation, question="?").status == 400
@@ -142,7 +142,7 @@ def assistant(example: Program, bus: Bus) -> None:
 
 
 def words(client: StreamClient) -> str:
-    """The text of the one answer of a stream; each word has to come at its place."""
+    """Return the text of the one answer of a stream. Each word must come at its place."""
     client.next("done", timeout=20)
     text = ""
     for frame in client.frames:
@@ -154,7 +154,7 @@ def words(client: StreamClient) -> str:
 
 
 def table(example: Program, bus: Bus) -> None:
-    """A change by whoever has the database is told, by no program but PostgreSQL."""
+    """A change made by any session arrives, because PostgreSQL itself publishes it."""
     page = example.page()
     assert "psql &quot;$PGBUS_DATABASE_URL&quot;" in page and bus.settings.database_url not in page + example.log
     with example.watch(*tag_in(page)) as client:
@@ -170,7 +170,7 @@ def table(example: Program, bus: Bus) -> None:
 
 
 def wall(example: Program, bus: Bus) -> None:
-    """What somebody says is there for who comes later."""
+    """A text is shown to visitors that come later."""
     assert example.post("/", text="<b>hello</b>").status == 204
     with example.watch(path_in(example.page())) as client:
         assert client.next().data == "<b>hello</b>"
@@ -192,7 +192,7 @@ def test_each_example_has_its_round_trip() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_the_example_runs_makes_its_round_trip_and_ends_when_told_to(
+def test_the_example_runs_makes_its_round_trip_and_ends_at_a_signal(
     path: Path, pgbus_settings: Settings, pgbus_bus: Bus, tmp_path: Path
 ) -> None:
     with program(str(path), database_url=str(pgbus_settings.database_url), cwd=tmp_path, PAUSE="0.01") as example:
@@ -207,7 +207,7 @@ def test_the_example_is_short(name: str, lines: int) -> None:
 
 
 def test_the_bottle_application_is_twenty_lines_of_python() -> None:
-    """Lines with code on them, imports included; the page, which is HTML, is counted as its one assignment."""
+    """Lines with code count, imports included. The HTML of the page counts as one assignment."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     with open(ROOT / "examples/bottle_app.py", encoding="utf-8") as file:
         tokens = [token for token in tokenize.generate_tokens(file.readline) if token.type not in skipped]
@@ -224,7 +224,7 @@ def test_an_example_brings_its_own_database(tmp_path: Path) -> None:
         assert "Traceback" not in example.log
 
 
-def test_the_page_about_the_examples_shows_each() -> None:
+def test_the_page_about_the_examples_shows_every_example() -> None:
     page = (ROOT / "examples/README.md").read_text()
     for path in EXAMPLES:
         assert f"python examples/{path.name}" in page

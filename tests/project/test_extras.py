@@ -1,6 +1,6 @@
 """Each extra installs everything that its programs need: they run in an environment that has nothing else.
 
-The environment is put together from what is installed here, by the requirements of setup.py and of those distributions, as pip
+The environment is built from the distributions that are installed here, by their requirements and those of setup.py, as pip
 would: no network is needed.
 """
 
@@ -26,7 +26,7 @@ Make = Callable[..., Path]
 
 
 def declared() -> dict[str, list[str]]:
-    """The requirements by extra, and under "" those of everybody, as setup.py has them."""
+    """Return the requirements in setup.py by extra. Those without an extra are under ""."""
     found: dict[str, Any] = {}
     stub = types.ModuleType("setuptools")
     vars(stub).update(setup=lambda **options: found.update(options), find_packages=lambda **_: [])
@@ -43,7 +43,7 @@ def declared() -> dict[str, list[str]]:
 
 
 def needed(requirements: list[str]) -> set[str]:
-    """The distributions that these requirements bring."""
+    """Return the distributions that these requirements install."""
     todo = [Requirement(text) for text in requirements]
     seen: set[tuple[str, str]] = set()
     while todo:
@@ -63,7 +63,7 @@ def needed(requirements: list[str]) -> set[str]:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def made(*extras: str) -> Path:
-        """An environment with the package and these extras, whose Python the tests' programs run from now on."""
+        """Make an environment with the package and these extras. From now on, the tests' programs run its Python."""
         folder = tmp_path / "bare"
         venv.create(folder, symlinks=True, with_pip=False)
         (site,) = folder.glob("lib/python*/site-packages")
@@ -97,7 +97,9 @@ def serves(*flags: str, database_url: str, folder: Path, **env: str) -> None:
     assert "Traceback" not in served.log
 
 
-def test_alone_it_serves_and_tells_what_more_workers_need(make: Make, pgbus_database: str, tmp_path: Path) -> None:
+def test_the_package_alone_serves_and_names_the_extra_for_several_workers(
+    make: Make, pgbus_database: str, tmp_path: Path
+) -> None:
     make()
     serves(database_url=pgbus_database, folder=tmp_path)
     refused = Program([*SERVE, "--workers", "2"], pgbus_database, tmp_path, None, PYTHONPATH="")
@@ -108,17 +110,17 @@ def test_alone_it_serves_and_tells_what_more_workers_need(make: Make, pgbus_data
     assert "pip install 'pgbus-gevent[embedded]'" in no_database.log and len(no_database.log.splitlines()) == 1
 
 
-def test_workers_has_all_that_several_workers_need(make: Make, pgbus_database: str, tmp_path: Path) -> None:
+def test_the_extra_workers_has_the_needs_of_several_workers(make: Make, pgbus_database: str, tmp_path: Path) -> None:
     make("workers")
     serves("--workers", "2", database_url=pgbus_database, folder=tmp_path)
 
 
-def test_embedded_has_a_database(make: Make, tmp_path: Path) -> None:
+def test_the_extra_embedded_has_a_database(make: Make, tmp_path: Path) -> None:
     make("embedded")
     serves(database_url="", folder=tmp_path, PGBUS_DATA_DIR=str(tmp_path / "data"), PGBUS_SECRET="")
 
 
-def test_test_has_what_the_pytest_plugin_needs(make: Make, tmp_path: Path) -> None:
+def test_the_extra_test_has_the_needs_of_the_pytest_plugin(make: Make, tmp_path: Path) -> None:
     make("test")
     (tmp_path / "test_it.py").write_text(
         "def test_it(pgbus_bus, pgbus_client):\n"

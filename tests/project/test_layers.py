@@ -1,4 +1,4 @@
-"""The limits of the code, read from the sources: which module may import which, and how long modules and functions may be."""
+"""The limits of the code, read from the sources: imports between modules, and the length of modules and functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Every other module is a program, on the highest floor.
 PROGRAMS = 8
 
 TOP = 12
-"""How many modules may stand at the top level: what users import or run."""
+"""The most modules at the top level, which is for modules that users import or run."""
 
 PURE = {
     "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "fnmatch",
@@ -55,7 +55,7 @@ PURE = {
 """The modules outside the package that core/ may import: none of them reads a clock, a file or a socket, or waits."""
 
 DRIVER = {
-    "testing/databases.py": "makes and drops databases, which is nobody's business but the kit's",
+    "testing/databases.py": "makes and drops databases, which only the kit does",
     "bench/": "publishes as an application does, on connections of its own",
 }
 """The modules outside database/ that may import psycopg2, and why."""
@@ -68,7 +68,7 @@ PATCHING = {"__main__.py", "hosts/app_probe.py", "serve.py", "testing/patch.py",
 
 
 class Import:
-    """One import statement, as the ``names`` of modules or of objects in them."""
+    """One import statement. ``names`` are modules, or objects in modules."""
 
     def __init__(self, path: Path, node: ast.Import | ast.ImportFrom) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class Import:
 
     @property
     def ours(self) -> list[str]:
-        """The modules of the package, without its name; "" for the package itself."""
+        """Return the imported modules of the package, without its name; "" is the package itself."""
         return [_module(name) for name in self.names if name.split(".")[0] == "pgbus_gevent"]
 
     @property
@@ -96,7 +96,7 @@ class Import:
 
 
 def _module(name: str) -> str:
-    """The module that ``name`` is, or is in."""
+    """Return the module that ``name`` is, or that contains it."""
     parts = name.split(".")[1:]
     while parts and not (ROOT.joinpath(*parts).is_dir() or ROOT.joinpath(*parts).with_suffix(".py").exists()):
         parts.pop()
@@ -114,7 +114,7 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imports(path: Path) -> list[Import]:
-    """All of a module, those in functions and for type checkers included."""
+    """Return all imports of a module, including those in functions and for type checkers."""
     found = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
     return [Import(path, node) for node in found]
 
@@ -133,10 +133,10 @@ def floor(name: str) -> int:
 
 
 def folder(name: str) -> str:
-    """The folder that a module is in, or "" if it stands beside the folders."""
+    """Return the folder of a module, or "" if it is at the top level."""
     head = name.split(".")[0]
     if floor(name) == FLOORS["hosts"]:
-        return "hosts"  # two of them stand outside, under the names that users write
+        return "hosts"  # two modules are at the top level, under the names that users import
     return head if ROOT.joinpath(head).is_dir() else ""
 
 
@@ -152,7 +152,7 @@ INSIDE = [path for path in sources() if path != ROOT / "__init__.py"]
 """All modules but the package's own, which imports its public names from every floor, when they are first used."""
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_the_sources_are_found() -> None:
     seen = {relative(path) for path in sources()}
     assert {"core/stream_log.py", "streamer/instance.py", "bus.py"} <= seen
     assert sum(len(found.ours) for path in INSIDE for found in imports(path)) > 100
@@ -190,21 +190,21 @@ def test_every_module_imports_only_from_floors_below_or_its_own_folder() -> None
         ("bus", "", False),
     ],
 )
-def test_the_rule_itself_tells_right_from_wrong(importer: str, imported: str, expected: bool) -> None:
+def test_the_rule_finds_violations(importer: str, imported: str, expected: bool) -> None:
     assert allowed(importer, imported) is expected
 
 
-def test_no_module_needs_itself() -> None:
+def test_no_imports_are_circular() -> None:
     graph = {module(path): {name for found in imports(path) for name in found.ours if name} for path in INSIDE}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert order.index("errors") < order.index("streamer.instance") < order.index("serve")
 
 
-def test_the_top_level_holds_what_users_import_or_run_and_little_else() -> None:
+def test_the_top_level_holds_little_but_modules_that_users_import_or_run() -> None:
     assert len(list(ROOT.glob("*.py"))) <= TOP
 
 
-def test_core_does_no_io_reads_no_clock_and_waits_for_nothing() -> None:
+def test_core_does_no_io_reads_no_clock_and_never_waits() -> None:
     foreign = [
         (found, name)
         for path in sources()
@@ -223,7 +223,7 @@ def test_core_does_no_io_reads_no_clock_and_waits_for_nothing() -> None:
     assert calls == []
 
 
-def test_only_the_database_folder_knows_the_driver() -> None:
+def test_only_the_database_folder_imports_the_driver() -> None:
     wrong = [
         found
         for path in sources()
@@ -241,7 +241,7 @@ SHARED = {
 """The modules of the streamer that its parts may import."""
 
 
-def test_the_parts_of_the_streamer_are_strangers_to_one_another() -> None:
+def test_the_parts_of_the_streamer_do_not_import_one_another() -> None:
     wrong = [
         found
         for path in sources()
@@ -262,7 +262,7 @@ MOST_CALLABLES = 25
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """The lines from a function's first statement to its last one, without the docstring."""
+    """Return the number of lines from a function's first statement to its last one, without the docstring."""
     statements = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (function.end_lineno or 0) - statements[0].lineno + 1 if statements else 0
 
@@ -274,7 +274,7 @@ def test_no_function_is_longer_than_a_page(path: Path) -> None:
 
 
 def is_callable(annotation: ast.expr | None, single_calls: set[str]) -> bool:
-    """Whether an annotation says ``Callable``, or names a class of ``single_calls``."""
+    """Return whether an annotation says ``Callable``, or names a class of ``single_calls``."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = ast.parse(annotation.value, mode="eval").body
     names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
@@ -282,9 +282,9 @@ def is_callable(annotation: ast.expr | None, single_calls: set[str]) -> bool:
 
 
 def callables_of_constructors(folder: str) -> set[tuple[str, str]]:
-    """The callables that are passed through constructors in a folder, each as a class and its parameter.
+    """Return the callables that are passed through constructors in a folder, each as a class and its parameter.
 
-    Counted are
+    These count:
 
     - each parameter of an ``__init__``, and each annotated field of a class with a decorator (a dataclass), whose annotation
       says ``Callable``, names an alias for one, or names a Protocol with ``__call__`` as its only method;
@@ -354,11 +354,11 @@ def test_few_callables_are_passed_through_constructors_in_the_streamer() -> None
 
 
 @pytest.mark.parametrize("name", streamer.__all__)
-def test_what_the_streamer_exports_exists(name: str) -> None:
+def test_all_exports_of_the_streamer_exist(name: str) -> None:
     assert getattr(streamer, name).__doc__
 
 
-def test_the_streamer_exports_what_its_contract_names() -> None:
+def test_the_streamer_exports_the_names_of_its_contract() -> None:
     contract = """
         current set_current reset stream_counter Instance Listener StreamEventDispatcher Heartbeat Registry Connection
         BodyConnection IoWriter StreamCounter
@@ -367,24 +367,24 @@ def test_the_streamer_exports_what_its_contract_names() -> None:
 
 
 @pytest.mark.parametrize("name", pgbus_gevent.__all__)
-def test_what_the_package_exports_exists(name: str) -> None:
+def test_all_exports_of_the_package_exist(name: str) -> None:
     assert getattr(pgbus_gevent, name) is not None
 
 
-def test_the_package_exports_what_its_contract_names() -> None:
+def test_the_package_exports_the_names_of_its_contract() -> None:
     assert {"Bus", "StreamApp", "Subscriber", "Message", "PgbusError", "Settings"} <= set(pgbus_gevent.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = pgbus_gevent.nonsense
 
 
 @pytest.mark.parametrize("path", sources(), ids=relative)
-def test_a_module_has_one_subject_and_says_which(path: Path) -> None:
-    assert ast.get_docstring(tree(path)), "a module's docstring says what it owns"
+def test_a_module_has_a_docstring_and_a_bounded_length(path: Path) -> None:
+    assert ast.get_docstring(tree(path)), "the module has no docstring that says what it owns"
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= 350 or relative(path) in LONG, f"{lines} lines: more than one subject?"
 
 
-def test_no_module_but_a_program_patches_the_process() -> None:
+def test_only_programs_patch_the_process() -> None:
     patching = {
         relative(path)
         for path in sources()
@@ -395,7 +395,7 @@ def test_no_module_but_a_program_patches_the_process() -> None:
 
 
 def run(program: str) -> list[str]:
-    """What a fresh Python prints that runs ``program``."""
+    """Run ``program`` in a fresh Python, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, timeout=60, check=False
     )
@@ -410,7 +410,7 @@ def test_importing_the_package_imports_neither_gevent_nor_the_driver() -> None:
     assert [name for name in loaded if name.startswith("pgbus_gevent.")] == []
 
 
-def test_importing_any_module_but_a_program_patches_nothing() -> None:
+def test_importing_a_module_patches_nothing_unless_it_is_a_program() -> None:
     names = [module(path) for path in INSIDE if relative(path) not in {"__main__.py", "testing/patch.py"}]
     program = f"""
 import importlib, socket, threading
@@ -425,6 +425,6 @@ print(*monkey.saved)
     assert run(program) == []
 
 
-def test_the_programs_that_can_be_imported_are_all_importable_here() -> None:
+def test_all_importable_programs_can_be_imported_here() -> None:
     for name in ("commands.main", "serve", "hosts.workers", "hosts.serving"):
         assert importlib.import_module(f"pgbus_gevent.{name}")

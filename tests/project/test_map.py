@@ -1,4 +1,4 @@
-"""A test file carries the name of the module that it tests, in a folder that mirrors the package."""
+"""A test file has the name of the module that it tests, in a folder that mirrors the package."""
 
 from __future__ import annotations
 
@@ -23,34 +23,32 @@ FILES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if "
 
 
 def modules(folder: Path) -> set[str]:
-    """The names that test files in ``folder`` may begin with."""
+    """Return the names that test files in ``folder`` may begin with."""
     if folder.name == "sql":
         return {path.stem.split("_", 1)[1] for path in (PACKAGE / "database/sql").glob("0*_*.sql")}
     return {path.stem for path in (PACKAGE / folder).glob("*.py")}
 
 
 def carries_a_name_of(stem: str, names: set[str]) -> bool:
-    """Whether a test file is named after a module, with or without a subject behind the module's name."""
+    """Return whether a test file is named after a module, with or without a subject after the name of the module."""
     subject = stem.removeprefix("test_")
     return any(subject == name or subject.startswith(f"{name}_") for name in names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=Path.as_posix)
-def test_a_test_file_carries_the_name_of_its_module(path: Path) -> None:
+def test_a_test_file_has_the_name_of_its_module(path: Path) -> None:
     folder = path.parent
     if folder.name in SUBJECTS.keys() - {"sql"}:
         return
     assert folder.name == "sql" or (PACKAGE / folder).is_dir(), f"the package has no folder {folder}"
-    assert carries_a_name_of(path.stem, modules(folder)), (
-        f"{folder} of the package has no module that {path.name} names"
-    )
+    assert carries_a_name_of(path.stem, modules(folder)), f"{folder} of the package has no module for {path.name}"
 
 
-def test_only_conftest_stands_beside_the_tests_of_the_top_level() -> None:
+def test_only_conftest_is_beside_the_tests_of_the_top_level() -> None:
     assert [path.name for path in TESTS.glob("*.py") if not path.name.startswith("test_")] == ["conftest.py"]
 
 
-def test_the_rule_itself_tells_right_from_wrong() -> None:
+def test_the_rule_finds_wrong_names() -> None:
     assert carries_a_name_of("test_pool", {"pool"})
     assert carries_a_name_of("test_pool_processes", {"pool"})
     assert not carries_a_name_of("test_pools", {"pool"})

@@ -1,4 +1,4 @@
-"""What README.md shows under "Use it", and docs/serving.md under "In your own process", run as it stands there."""
+"""The code in README.md under "Use it" and in docs/serving.md under "In your own process" runs unchanged."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PUBLISH, RENDER, BOTTLE = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.
 
 
 @pytest.mark.parametrize("connect", [psycopg2.connect, psycopg.connect], ids=["psycopg2", "psycopg 3"])
-def test_a_page_with_its_watermark_gets_what_comes_after_it_and_nothing_twice(
+def test_a_page_gets_the_messages_after_its_watermark_and_none_twice(
     connect: Callable[[str], Any], pgbus_database: str
 ) -> None:
-    """Publishing and rendering are two transactions: a watermark that is read beside ``using=`` lacks what that publishes."""
+    """Publishing and rendering are two transactions, because ``using=`` publishes only after the watermark was read."""
     connection = connect(pgbus_database)
     names: dict[str, Any] = {"connection": connection}
     try:
@@ -66,7 +66,7 @@ def user_of(environ):
 """
 
 
-def test_the_server_in_ones_own_process_runs(tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+def test_the_server_in_the_users_own_process_runs(tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
     page = (ROOT / "docs/serving.md").read_text()
     (code,) = [one for one in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "run_until_stopped" in one]
     code = code.replace("def authorize", f"{USERS}\n\ndef authorize", 1)

@@ -1,4 +1,4 @@
-"""The table in memory that the tests of the streamer's parts read from answers as the database does."""
+"""The table in memory of the streamer's tests answers as the database does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMITS = list(itertools.product([1, 3, 100], [1, 150, 10**6]))
 
 
 def fill(bus: Bus, table: Table, stream: str, count: int, pruned: int) -> None:
-    """The same messages in both, of which the oldest are gone."""
+    """Put the same messages into both, and remove the oldest from both."""
     for _ in range(count):
         bus.stream(stream).broadcast("x" * random.choice(SIZES))
     found = bus.database.queries.pages([(stream, 0)], limit=1000, size=10**9)[0].rows
@@ -29,12 +29,12 @@ def fill(bus: Bus, table: Table, stream: str, count: int, pruned: int) -> None:
 
 
 def meaning(table: Table, question: OpenQuestion, opening: Opening) -> tuple[Opening, list[int]]:
-    """What an answer says: of the floor, which messages lie above it; of the start, nothing where none was asked for."""
+    """Return an answer in comparable form: messages above the floor instead of the floor; no start if none was asked for."""
     start = opening.start if question.replay is not None else 0
     return opening._replace(floor=0, start=start), table.ids(question.stream, opening.floor)
 
 
-def test_it_answers_as_the_database_does(pgbus_bus: Bus) -> None:
+def test_the_table_in_memory_answers_as_the_database_does(pgbus_bus: Bus) -> None:
     table, queries = Table(), pgbus_bus.database.queries
     fill(pgbus_bus, table, "orders", 12, 0)
     fill(pgbus_bus, table, "stock", 8, 3)

@@ -31,7 +31,7 @@ def tasks() -> set[str]:
     return {name or function for name, function in found}
 
 
-def test_there_is_a_task_for_each_thing_that_is_done_often() -> None:
+def test_there_is_a_task_for_each_frequent_job() -> None:
     assert {"fast", "test", "types", "lint", "browser", "docs", "bench", "all"} <= tasks()
 
 
@@ -40,7 +40,7 @@ def test_the_page_for_contributors_lists_every_task() -> None:
     assert set(re.findall(r"nox -s (\w+)`", page)) == tasks()
 
 
-def test_the_set_up_is_the_beginning_of_the_test_command_in_the_readme() -> None:
+def test_the_test_command_in_the_readme_begins_with_the_set_up() -> None:
     (command,) = re.findall(
         r"^(python3 -m venv .*) && .*pytest", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
     )
@@ -52,14 +52,14 @@ def test_the_hooks_are_well_formed() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
-def test_a_hook_is_a_program_of_the_environment_and_needs_no_network(hook: dict[str, Any]) -> None:
+def test_a_hook_runs_a_program_of_the_environment_without_network(hook: dict[str, Any]) -> None:
     assert hook["language"] == "system"
     folder, _, program = hook["entry"].split()[0].rpartition("/")
     assert folder == ".venv/bin"
     assert PROVIDERS.get(program, "pre-commit-hooks") in requirements()
 
 
-def test_ci_runs_the_readmes_command_and_tasks_that_exist() -> None:
+def test_ci_runs_the_command_of_the_readme_and_existing_tasks() -> None:
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "README.md" in text and 'bash -euo pipefail -c "$test_command"' in text
     called = {task for names in re.findall(r"nox -s ((?:\w+ ?)+)", text) for task in names.split()}
