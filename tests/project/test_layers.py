@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -198,6 +199,16 @@ def test_no_imports_are_circular() -> None:
     graph = {module(path): {name for found in imports(path) for name in found.ours if name} for path in INSIDE}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert order.index("errors") < order.index("streamer.instance") < order.index("serve")
+
+
+def test_the_architecture_page_shows_the_same_floors() -> None:
+    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = {
+        name.removesuffix(".py").replace("/", "."): int(number)
+        for number, row in re.findall(r"^\| (\d) \| (.*)$", page, re.MULTILINE)
+        for name in re.findall(r"`pgbus_gevent/([\w/]+(?:\.py)?)`", row)
+    }
+    assert {name: number for name, number in shown.items() if number < PROGRAMS or name in FLOORS} == FLOORS
 
 
 def test_the_top_level_holds_little_but_modules_that_users_import_or_run() -> None:
