@@ -1,5 +1,5 @@
-// Event-stream clients from npm, as their manuals tell to use them: node clients.mjs LIBRARY URL CUTS opens URL&cut=0, URL&cut=1 …
-// and prints what each hands out, a line of JSON for each event.
+// Event-stream clients from npm, used as their manuals say: node clients.mjs LIBRARY URL CUTS opens URL&cut=0, URL&cut=1 …
+// and prints each event as a line of JSON.
 import { createRequire } from "node:module";
 import http from "node:http";
 
@@ -8,7 +8,7 @@ const [library, url, cuts] = process.argv.slice(2);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 process.on("unhandledRejection", (error) => console.error("unhandled", error));
 
-/** A browser's, as far as the libraries need it. */
+/** The part of a browser's XMLHttpRequest that the libraries need. */
 class XMLHttpRequest extends EventTarget {
   static HEADERS_RECEIVED = 2;
   readyState = 0;
@@ -54,7 +54,7 @@ class XMLHttpRequest extends EventTarget {
   }
 }
 
-/** What has EventSource's own interface. */
+/** For libraries with the interface of EventSource. */
 const standard = (make) => (target, take) => {
   const source = make(target);
   const hear = (event) => take(event.type, event.data, event.lastEventId);
@@ -62,7 +62,7 @@ const standard = (make) => (target, take) => {
   source.addEventListener("pgbus:connected", hear);
 };
 
-/** For parsers alone: what a program around them does to resume. */
+/** For parsers alone. It reconnects as a program around the parser would. */
 const resuming = (read) => async (target, take) => {
   const state = { id: "", retry: 3000 };
   for (;;) {

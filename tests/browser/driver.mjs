@@ -8,7 +8,7 @@ import { chromium } from "playwright-core";
 const browser = await chromium.launch({
   executablePath: process.argv[2],
   args: ["--no-sandbox", "--disable-dev-shm-usage"],
-  // The tests look at it.
+  // Some tests check this cache.
   ignoreDefaultArgs: ["--disable-back-forward-cache"],
 });
 const kept = {};

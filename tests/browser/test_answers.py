@@ -1,4 +1,4 @@
-"""The element and whatever a server, or a proxy in front of it, may answer."""
+"""The element with all kinds of answers from a server, or from a proxy in front of it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WAITS = """
   const ours = (ms) => ![15, 250, 3000, 15000].includes(ms);
   window.setTimeout = (act, ms) => (ours(ms) && waits.push(Math.round(ms)), real(act, Math.min(ms, 20)));
 """
-"""A page that draws the shortest waits, notes them, and has no patience for them."""
+"""A page that draws the shortest waits, records them, and shortens them."""
 
 SOON = 2000
-"""What it waits where nobody has told it another time."""
+"""The wait of the element in ms if the server gave no time."""
 
 HELLO = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
 
@@ -46,7 +46,7 @@ QUIET = "window.reported = []; window.reportError = (error) => void reported.pus
         ("Fri, 01 Jan 9999 00:00:00 GMT", 3_600_000),
     ],
 )
-def test_a_time_to_come_back_is_taken_in_all_its_forms(
+def test_retry_after_is_understood_in_all_its_forms(
     tabs: Profile, front: Front, stream: str, told: str, waits: int
 ) -> None:
     front.intercept = status("503 No", ("retry-after", told), times=1)
@@ -56,8 +56,10 @@ def test_a_time_to_come_back_is_taken_in_all_its_forms(
 
 
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
-def test_a_date_to_come_back_is_by_the_servers_clock(tabs: Profile, front: Front, stream: str, skew: int) -> None:
-    """Whatever the clock of the browser says."""
+def test_a_date_in_retry_after_is_compared_with_the_servers_clock(
+    tabs: Profile, front: Front, stream: str, skew: int
+) -> None:
+    """The clock of the browser may be wrong."""
     original, front.intercept = front.intercept, in_a_minute
     init = f"{WAITS} {{ const {{ now }} = Date; Date.now = () => now() + {skew} * 1000 }}"
     page = tabs.open(front.page(element(stream, 'shared="page"')), init=init)
@@ -78,14 +80,14 @@ def redirects(place: str, code: str = "302 Found") -> Callable[[Any, Any], Itera
 
 
 @pytest.mark.parametrize("code", ["301 Moved", "302 Found", "303 See Other", "307 Elsewhere", "308 Elsewhere"])
-def test_a_stream_that_has_moved_is_followed(tabs: Profile, front: Front, stream: str, code: str) -> None:
+def test_a_redirect_to_a_stream_is_followed(tabs: Profile, front: Front, stream: str, code: str) -> None:
     front.intercept = redirects(f"/pgbus/streams/{stream}?since=0", code)
     publish(front.site, stream, "a")
     page = tabs.open(front.page(element(stream)))
     page.until_data(["a"])
 
 
-def test_a_stream_that_leads_to_a_page_where_one_logs_in_ends(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_redirect_to_a_login_page_ends_the_stream(tabs: Profile, front: Front, stream: str) -> None:
     front.pages["/login"] = "<p>who are you?</p>"
     front.intercept = redirects("/login")
     page = tabs.open(front.page(element(stream)))
@@ -93,7 +95,7 @@ def test_a_stream_that_leads_to_a_page_where_one_logs_in_ends(tabs: Profile, fro
     assert (close["reason"], close["status"], close["willRetry"]) == ("content-type", 200, False)
 
 
-def test_an_answer_without_content_ends_it(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_answer_without_content_ends_the_stream(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = status("204 No Content")
     page = tabs.open(front.page(element(stream)))
     (close,) = page.until_seen(1, "pgbus:close")
@@ -102,9 +104,7 @@ def test_an_answer_without_content_ends_it(tabs: Profile, front: Front, stream: 
 
 
 @pytest.mark.parametrize("greeted", [True, False], ids=["greeted", "not greeted"])
-def test_a_server_that_tells_it_to_come_back_at_once_is_not_rushed_at(
-    tabs: Profile, front: Front, stream: str, greeted: bool
-) -> None:
+def test_a_retry_of_zero_does_not_cause_a_rush(tabs: Profile, front: Front, stream: str, greeted: bool) -> None:
     body = b"retry: 0\n" + (HELLO if greeted else b"\n")
     times: list[float] = []
     front.intercept = lambda environ, start: (
@@ -113,20 +113,20 @@ def test_a_server_that_tells_it_to_come_back_at_once_is_not_rushed_at(
         [body],
     )[2]
     page = tabs.open(front.page(element(stream, 'shared="page"')))
-    until(lambda: len(times) > 4, "it comes back")
+    until(lambda: len(times) > 4, "the element comes back")
     assert times[4] - times[0] >= 0.3
     front.intercept = lambda environ, start: None
     page.until_open()
 
 
-def test_a_time_without_end_is_an_hour(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_excessive_retry_counts_as_an_hour(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = says(b"retry: 99999999999999999999999\n" + HELLO)
     page = tabs.open(front.page(element(stream, 'shared="page"')), init=WAITS)
     page.until("waits.length")
     assert page.eval("waits") == [3_600_000]
 
 
-def test_a_control_frame_in_no_known_form_keeps_no_message_away(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_malformed_control_frame_loses_no_message(tabs: Profile, front: Front, stream: str) -> None:
     odd = b"event: pgbus:gap-detected\ndata: {not JSON\n\n"
     over = Event()
     front.intercept = says(HELLO, odd, b"data: a\nid: 9\n\n", silence=20, over=over)
@@ -137,7 +137,7 @@ def test_a_control_frame_in_no_known_form_keeps_no_message_away(tabs: Profile, f
     over.set()
 
 
-def test_messages_that_are_gone_are_told_of_to_those_who_lack_them(tabs: Profile, front: Front, stream: str) -> None:
+def test_only_elements_that_missed_messages_get_a_gap_event(tabs: Profile, front: Front, stream: str) -> None:
     gap = b'event: pgbus:gap-detected\ndata: {"stream":"x","requestedId":5,"oldestId":90,"lastId":120,"reason":"expired"}\n\n'
     over = Event()
     front.intercept = says(HELLO, gap, b"data: a\nid: 120\n\n", silence=20, over=over)
@@ -148,10 +148,10 @@ def test_messages_that_are_gone_are_told_of_to_those_who_lack_them(tabs: Profile
     assert page.eval("seen.filter(([name]) => name === 'pgbus:gap').map(([, , id]) => id)") == ["source"]
 
 
-def test_one_that_is_cut_off_before_its_replay_asks_for_all_of_it_again(
+def test_a_replay_that_is_cut_off_before_its_first_message_is_requested_again(
     tabs: Profile, front: Front, stream: str
 ) -> None:
-    """What it asks for then begins where its replay did, though there are newer messages by now."""
+    """The second request begins where the replay began, even if there are newer messages by then."""
     front.intercept = says(HELLO[:-1] + b"id: 5\n\n")
     src = f"/pgbus/streams/{stream}?replay=2"
     page = tabs.open(front.page(f'<pgbus-stream-source src="{src}" shared="page"></pgbus-stream-source>'))
@@ -179,7 +179,7 @@ CUTTING = """
     return new Response(new ReadableStream({ start }), { headers: { "content-type": "text/event-stream" } });
   };
 """
-"""A network that cuts each stream's first connection behind as many bytes as its name says."""
+"""A network that cuts each stream's first connection after the number of bytes in the stream's name."""
 
 
 @pytest.mark.parametrize("end", ["it.close()", "setTimeout(() => it.error(new TypeError('reset')), 20)"])

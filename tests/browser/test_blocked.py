@@ -1,4 +1,4 @@
-"""Pages that may not have all that the element uses: each then has its own connection, and its messages."""
+"""Pages without some of the features that the element uses. Each then has its own connection, and gets its messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ BLOCKED = {
 
 
 @pytest.mark.parametrize("what", BLOCKED)
-def test_where_tabs_are_kept_apart_each_has_a_connection(tabs: Profile, front: Front, stream: str, what: str) -> None:
+def test_tabs_without_shared_features_have_a_connection_each(
+    tabs: Profile, front: Front, stream: str, what: str
+) -> None:
     path = front.page(element(stream))
     pages = [tabs.open(path, init=BLOCKED[what]) for _ in range(2)]
     for page in pages:
@@ -37,7 +39,7 @@ def test_where_tabs_are_kept_apart_each_has_a_connection(tabs: Profile, front: F
         page.until_data(["a", "b"])
 
 
-def test_a_page_that_may_not_connect_says_so_and_goes_on_trying(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_page_that_may_not_connect_fires_close_and_keeps_trying(tabs: Profile, front: Front, stream: str) -> None:
     policy = """<meta http-equiv="Content-Security-Policy" content="connect-src 'none'">"""
     page = tabs.open(front.page(element(stream), head=policy))
     page.until("seen.some(([name]) => name === 'pgbus:close')")
@@ -51,10 +53,10 @@ MUTE = """
   window.fetch = (url, options) => options?.method !== "HEAD" ? real(url, options) : new Promise((_, fail) =>
     options.signal.addEventListener("abort", () => fail(options.signal.reason)));
 """
-"""A network on which nothing answers a HEAD, and a page that waits for it a twentieth of a second instead of fifteen."""
+"""A network that answers no HEAD, and a page that waits for it for 0.05 s instead of 15 s."""
 
 
-def test_a_server_that_does_not_tell_as_whom_it_would_be_followed_is_followed_all_the_same(
+def test_an_element_follows_a_stream_if_the_server_does_not_answer_for_the_identity(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream)), init=MUTE)

@@ -1,4 +1,4 @@
-"""The console in a real browser: numbers move, tables are sorted, filtered and paged, a connection is ended, one logs in."""
+"""The console in a real browser: numbers, tables that are sorted, filtered and paged, the end of a connection, the login."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKEN = "operator-token-of-the-site"
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
     with pytest.MonkeyPatch.context() as patch:
-        # As serve does where no token is configured.
+        # As serve does if no token is configured.
         patch.setenv(MADE_TOKEN, TOKEN)
         with running_site(pgbus_databases.make(), heartbeat=1.0) as site:
             yield site
@@ -40,7 +40,7 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @contextmanager
 def opened(browser: Browser, site: Site, link: str = f"?token={TOKEN}") -> Iterator[tuple[Profile, Page]]:
-    """A browser at the console, in which no script may fail, and no rule of the page's own policy be broken."""
+    """Open the console in a browser. No script may fail there, and none may violate the policy of the page."""
     profile = Profile(browser, site.url)
     try:
         page = profile.open(
@@ -53,7 +53,7 @@ def opened(browser: Browser, site: Site, link: str = f"?token={TOKEN}") -> Itera
     finally:
         profile.close()
         feed: Any = backstage_of(site.instance).feed
-        until(lambda: feed._watchers == 0, "nobody looks any more")
+        until(lambda: feed._watchers == 0, "the feed has no watcher any more")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def count(page: Page, table: str) -> str:
 
 @contextmanager
 def ten_thousand(site: Site) -> Iterator[None]:
-    """As many streams, each with a reader, without as many sockets."""
+    """Ten thousand streams with a reader each, without ten thousand sockets."""
     instance = site.instance
     clients = []
     for n in range(10_000):
@@ -113,7 +113,7 @@ def test_the_numbers_move(page: Page, site: Site) -> None:
         site.bus.stream("demo:live").broadcast("x")
         client.next("message")
         page.until("document.querySelector('#chart-messages .note').textContent.includes(' so far')")
-        page.until("/^[1-9]/.test(document.querySelector('#chart-latency .value').textContent)", "the latency is told")
+        page.until("/^[1-9]/.test(document.querySelector('#chart-latency .value').textContent)", "the latency is shown")
         page.until("document.querySelector('#chart-passes .line').getAttribute('d').length > 10", "a line is drawn")
         until(lambda: column(page, "streams") == ["demo:live"], "the stream is listed")
         assert text(page, "#fact-listener") == "listening"
@@ -139,7 +139,7 @@ def test_ten_thousand_streams_are_sorted_filtered_and_paged(page: Page, site: Si
         until(lambda: text(page, "#streams .empty") == "Nothing matches.", "nothing is there")
 
 
-def test_a_connection_is_ended_when_asked_twice(page: Page, site: Site) -> None:
+def test_a_connection_is_ended_at_the_second_click(page: Page, site: Site) -> None:
     with (
         StreamClient(site.url, "/pgbus/streams/demo:kept") as kept,
         StreamClient(site.url, "/pgbus/streams/demo:gone") as gone,
@@ -157,16 +157,16 @@ def test_a_connection_is_ended_when_asked_twice(page: Page, site: Site) -> None:
         assert len(site.instance.registry) == 1 and not kept.closed
 
 
-def test_a_question_that_nobody_answers_goes_away(page: Page, site: Site) -> None:
+def test_an_unanswered_confirmation_goes_away(page: Page, site: Site) -> None:
     with StreamClient(site.url, "/pgbus/streams/demo:kept") as client:
         client.next("pgbus:connected")
         until(lambda: column(page, "connections"), "it is listed")
         click(page, "#connections tbody button")
-        until(lambda: text(page, "#connections tbody button") == "End", "it is calm again")
+        until(lambda: text(page, "#connections tbody button") == "End", "the button is reset")
         assert len(site.instance.registry) == 1
 
 
-def test_a_pause_stops_all_of_it(page: Page, site: Site) -> None:
+def test_a_pause_stops_the_feed_and_the_tables(page: Page, site: Site) -> None:
     feed: Any = backstage_of(site.instance).feed
     until(lambda: feed._watchers == 1, "the feed is open")
     click(page, "#pause")
@@ -191,7 +191,7 @@ def test_messages_are_counted_on_demand(page: Page, site: Site) -> None:
         until(lambda: text(page, "#streams tbody button") == "7", "it is counted")
 
 
-def test_names_are_text_whatever_they_say(page: Page, site: Site) -> None:
+def test_names_are_shown_as_text(page: Page, site: Site) -> None:
     name = "demo:<img src=x onerror=alert(1)>"
     with StreamClient(site.url, "/pgbus/streams/demo:%3Cimg%20src=x%20onerror=alert(1)%3E") as client:
         client.next("pgbus:connected")
@@ -199,7 +199,9 @@ def test_names_are_text_whatever_they_say(page: Page, site: Site) -> None:
         assert page.eval("document.querySelectorAll('td img').length") == 0
 
 
-def test_a_login_opens_it_and_a_wrong_token_does_not(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+def test_the_right_token_opens_the_console_and_a_wrong_one_does_not(
+    browser: Browser, pgbus_database: str, tmp_path: Path
+) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site, opened(browser, site, "") as (_, page):
 
         def sign_in(token: str) -> None:

@@ -29,7 +29,7 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 
 @contextmanager
 def visiting(browser: Browser, site: Site) -> Iterator[Profile]:
-    """Somebody's browser, in which no script fails."""
+    """Open a visitor's browser. No script may fail in it."""
     found = Profile(browser, site.url)
     try:
         yield found
@@ -47,13 +47,13 @@ def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
 
 @pytest.fixture
 def other(browser: Browser, site: Site) -> Iterator[Profile]:
-    """Somebody else's."""
+    """The browser of another visitor."""
     with visiting(browser, site) as found:
         yield found
 
 
 def arrive(visitor: Profile, path: str) -> Page:
-    """A tab with one of the pages, live."""
+    """Open one of the pages in a tab, and wait until it is live."""
     page = visitor.open(path, init=WATCH)
     page.until(OPEN, "it is live")
     return page
@@ -71,7 +71,7 @@ def number(page: Page, id: str) -> int:
 
 
 def say(page: Page, text: str, *, audience: str = "", quiet: bool = False) -> int:
-    """Publish by the form; the id that it shows."""
+    """Publish by the form, and return the id that it shows."""
     fill = """([text, audience, quiet]) => {
       const form = document.getElementById("publish");
       form.elements.text.value = text;
@@ -85,7 +85,7 @@ def say(page: Page, text: str, *, audience: str = "", quiet: bool = False) -> in
 
 
 def feed(page: Page, user: str, kind: str = "") -> list[Any]:
-    """The texts in a feed; of one kind, if asked for."""
+    """Return the texts in a feed, or those of one kind."""
     return list(page.eval(f"[...document.querySelectorAll('#{user} li[data-id]{kind} p')].map((p) => p.textContent)"))
 
 
@@ -105,7 +105,7 @@ def hold_the_clock(site: Site, lease: str) -> None:
 # the board -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_board_is_live_and_a_reload_shows_what_is_committed(visitor: Profile, site: Site) -> None:
+def test_the_board_is_live_and_a_reload_shows_the_committed_state(visitor: Profile, site: Site) -> None:
     page = arrive(visitor, "/")
     page.until("Number(document.getElementById('messages').textContent) > 3", "flights move")
     assert page.eval("document.querySelectorAll('#rows tr:not([hidden])').length") > 5
@@ -121,12 +121,12 @@ def test_the_board_is_live_and_a_reload_shows_what_is_committed(visitor: Profile
       const shown = [...document.querySelectorAll("#rows tr")].map(({ dataset }) => dataset);
       return shown.length && shown.every(({ id, status, expected }) => rows.get(id) === `${status} ${expected}`);
     }"""
-    until(lambda: page.eval(f"({same})()"), "what the messages have made of the board is the board")
+    until(lambda: page.eval(f"({same})()"), "the messages have led to the committed state of the board")
     hold_the_clock(site, "null, null")
     assert page.eval("broken") == []
 
 
-def test_the_board_greets_what_is_published(visitor: Profile, site: Site) -> None:
+def test_the_board_shows_a_message_to_its_stream(visitor: Profile, site: Site) -> None:
     site.bus.stream("demo:hello").broadcast("before")
     page = arrive(visitor, "/")
     site.bus.stream("demo:hello").broadcast("<i>now</i>")
@@ -152,7 +152,7 @@ def test_a_page_is_light_by_day_dark_by_night_and_fits_a_phone(visitor: Profile,
 # the lab -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_published_appears_with_its_id(lab: Page, site: Site) -> None:
+def test_a_published_message_appears_with_its_id(lab: Page, site: Site) -> None:
     id = say(lab, "<b>hello</b>")
     for user in ("ada", "bob"):
         until_shown(lab, user, "<b>hello</b>")
@@ -162,7 +162,7 @@ def test_what_is_published_appears_with_its_id(lab: Page, site: Site) -> None:
     assert number(lab, "last-id") == other
 
 
-def test_what_came_while_the_line_was_cut_is_replayed_in_order(lab: Page) -> None:
+def test_messages_during_a_cut_are_replayed_in_order(lab: Page) -> None:
     say(lab, "before")
     until_shown(lab, "ada", "before")
     click(lab, "#cut")
@@ -180,25 +180,25 @@ def test_what_came_while_the_line_was_cut_is_replayed_in_order(lab: Page) -> Non
     assert feed(lab, "ada")[-4:] == ["before", "one", "two", "three"]
 
 
-def test_a_line_that_is_cut_for_a_while_mends_itself(lab: Page) -> None:
+def test_a_cut_connection_recovers_by_itself(lab: Page) -> None:
     click(lab, "#cut-for")
     say(lab, "meanwhile")
     lab.until("!document.getElementById('verdict').hidden", "there is a verdict")
     assert feed(lab, "ada", ".replayed") == ["meanwhile"]
 
 
-def test_bob_does_not_see_what_is_for_admins(lab: Page) -> None:
+def test_bob_does_not_see_messages_for_admins(lab: Page) -> None:
     id = say(lab, "for admins", audience="admins")
     say(lab, "for all")
     until_shown(lab, "ada", "for admins")
     until_shown(lab, "bob", "for all")
     assert "for admins" not in feed(lab, "bob")
-    # Nor does the one who looks: only that there was something.
+    # The page shows only that there was a message, not the message.
     assert lab.eval(f"document.querySelector('#bob [data-id=\"{id}\"]')") is None
     assert lab.eval("document.querySelectorAll('#bob .ghost').length") == 1
 
 
-def test_a_browser_without_an_echo_gets_none_live_nor_later(visitor: Profile, other: Profile, lab: Page) -> None:
+def test_a_browser_without_an_echo_gets_none_live_and_none_later(visitor: Profile, other: Profile, lab: Page) -> None:
     elsewhere = arrive(other, "/lab")
     say(lab, "no echo", quiet=True)
     say(lab, "echo")
@@ -212,10 +212,10 @@ def test_a_browser_without_an_echo_gets_none_live_nor_later(visitor: Profile, ot
     assert "no echo" not in feed(arrive(visitor, "/lab"), "ada")
 
 
-def test_the_browsers_that_are_here_are_counted(visitor: Profile, other: Profile, lab: Page) -> None:
+def test_the_browsers_that_are_present_are_counted(visitor: Profile, other: Profile, lab: Page) -> None:
     here = "document.getElementById('tabs').textContent"
     lab.until(f"{here} === '1 visitor here'")
-    arrive(visitor, "/").until(f"{here} === '1 visitor here'", "its tabs are one")
+    arrive(visitor, "/").until(f"{here} === '1 visitor here'", "tabs of one browser count once")
     board = arrive(other, "/")
     lab.until(f"{here} === '2 visitors here'")
     board.until(f"{here} === '2 visitors here'")
@@ -230,7 +230,7 @@ def test_the_browsers_that_are_here_are_counted(visitor: Profile, other: Profile
 
 @pytest.mark.parametrize("path", ["/", "/lab"])
 def test_eight_tabs_are_all_live_and_the_ninth_loads(visitor: Profile, site: Site, path: str) -> None:
-    """Over HTTP/1.1 a browser has six connections to an origin."""
+    """Over HTTP/1.1, a browser opens at most six connections to an origin."""
     pages = [arrive(visitor, path) for _ in range(8)]
     site.bus.stream("demo:lab" if path == "/lab" else "demo:hello").broadcast("to all eight")
     for page in pages:
@@ -249,7 +249,7 @@ def test_the_demo_comes_back_when_its_connections_are_lost(lab: Page, site: Site
         until_shown(lab, user, "back")
 
 
-def test_an_answer_goes_on_after_a_reload_with_nothing_missing(lab: Page) -> None:
+def test_an_answer_continues_after_a_reload_without_a_gap(lab: Page) -> None:
     click(lab, "[data-topic=woods]")
     lab.until("document.querySelectorAll('#words span').length > 10", "it is being written")
     lab.do("await page.reload()")

@@ -1,4 +1,4 @@
-"""The element in a real browser: one element, one connection, and all that can happen to it."""
+"""One element in a real browser: its messages, its state, and the loss and return of its connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 # messages ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_message_is_an_event_that_bubbles_with_all_that_is_known_of_it(page: Page, front: Front, stream: str) -> None:
+def test_a_message_is_a_bubbling_event_with_all_its_details(page: Page, front: Front, stream: str) -> None:
     (id,) = publish(front.site, stream, "first\nsecond", event="order.paid")
     detail = {"id": id, "event": "order.paid", "data": "first\nsecond", "stream": stream}
     assert page.until_seen(1) == [detail]
@@ -20,7 +20,7 @@ def test_a_message_is_an_event_that_bubbles_with_all_that_is_known_of_it(page: P
     assert page.seen("message") == []
 
 
-def test_a_message_without_an_event_is_a_message_event_as_of_an_eventsource(
+def test_a_message_without_an_event_is_a_message_event_like_an_eventsources(
     page: Page, front: Front, stream: str
 ) -> None:
     page.eval("source.addEventListener('message', (e) => (window.got = [e.data, e.lastEventId, e.constructor.name]))")
@@ -45,9 +45,7 @@ def test_the_state_is_an_attribute_and_a_property_and_opening_is_an_event(page: 
 
 
 @pytest.mark.parametrize("attribute", ["since", "since-id"])
-def test_what_came_after_the_page_was_made_is_there_too(
-    tabs: Profile, front: Front, stream: str, attribute: str
-) -> None:
+def test_messages_since_the_page_was_made_arrive_too(tabs: Profile, front: Front, stream: str, attribute: str) -> None:
     (watermark,) = publish(front.site, stream, "on the page")
     publish(front.site, stream, "later")
     page = tabs.open(front.page(element(stream, f'{attribute}="{watermark}"')))
@@ -62,19 +60,19 @@ def test_the_tag_of_the_bus_works(tabs: Profile, front: Front, stream: str) -> N
     page.until_data(["later"])
 
 
-def test_stream_and_base_say_what_src_says(tabs: Profile, front: Front, stream: str) -> None:
+def test_stream_and_base_replace_src(tabs: Profile, front: Front, stream: str) -> None:
     body = f'<pgbus-stream-source stream="{stream}" base="/pgbus/streams" since="0"></pgbus-stream-source>'
     publish(front.site, stream, "a")
     tabs.open(front.page(body)).until_data(["a"])
 
 
-def test_a_replay_is_asked_for_by_the_url(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_url_can_request_a_replay(tabs: Profile, front: Front, stream: str) -> None:
     publish(front.site, stream, "a", "b", "c")
     body = f'<pgbus-stream-source src="/pgbus/streams/{stream}?replay=2"></pgbus-stream-source>'
     tabs.open(front.page(body)).until_data(["b", "c"])
 
 
-def test_other_parameters_go_along_and_several_streams_are_on_one_connection_all_the_same(
+def test_other_parameters_are_sent_and_several_streams_still_share_a_connection(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     src = f"/pgbus/streams?stream={stream}&since=0&stream={stream}b&since=0&as=ada"
@@ -112,7 +110,7 @@ FRAMES = (
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_the_parser_takes_bytes_cut_anywhere(page: Page, size: int) -> None:
+def test_the_parser_handles_bytes_that_are_cut_anywhere(page: Page, size: int) -> None:
     found = page.eval(
         """
         async ([bytes, size]) => {
@@ -131,7 +129,7 @@ def test_the_parser_takes_bytes_cut_anywhere(page: Page, size: int) -> None:
     ]
 
 
-def test_frames_reach_the_page_whatever_the_chunks(tabs: Profile, front: Front) -> None:
+def test_frames_reach_the_page_in_any_chunks(tabs: Profile, front: Front) -> None:
     hello = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
     frame = "id: 1\ndata: é\n\n".encode()
     front.intercept = says(hello[:30], hello[30:] + frame[:12], frame[12:], silence=0.3)
@@ -156,9 +154,7 @@ def test_nothing_is_lost_or_doubled_when_the_connection_is_lost(page: Page, fron
     assert all(close["willRetry"] for close in closes)
 
 
-def test_what_comes_before_the_first_message_of_a_page_without_a_cursor_is_not_lost_either(
-    page: Page, front: Front, stream: str
-) -> None:
+def test_a_page_without_a_cursor_loses_no_message_before_its_first(page: Page, front: Front, stream: str) -> None:
     front.intercept = status("503 Not now", times=1)
     front.drop()
     page.until_seen(1, "pgbus:close")
@@ -166,7 +162,7 @@ def test_what_comes_before_the_first_message_of_a_page_without_a_cursor_is_not_l
     page.until_data(["away"])
 
 
-def test_an_element_comes_back_after_passing_refusals(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_element_comes_back_after_temporary_refusals(tabs: Profile, front: Front, stream: str) -> None:
     replies = iter([status("503 No"), status("429 No"), status("502 No"), status("408 No")])
     original = front.intercept
 
@@ -188,7 +184,7 @@ HASTY = "Math.random = ((random) => () => random() / 100)(Math.random);"
 """A page that always draws the shortest wait."""
 
 
-def test_it_waits_as_long_as_retry_after_says(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_element_waits_as_long_as_retry_after_says(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = status("503 No", ("retry-after", "4"), times=1)
     page = tabs.open(front.page(element(stream)), init=HASTY)
     page.until_seen(1, "pgbus:close")
@@ -198,7 +194,7 @@ def test_it_waits_as_long_as_retry_after_says(tabs: Profile, front: Front, strea
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
-def test_it_stops_when_the_server_will_not_have_it(tabs: Profile, front: Front, stream: str, code: int) -> None:
+def test_the_element_stops_after_a_final_refusal(tabs: Profile, front: Front, stream: str, code: int) -> None:
     front.intercept = status(f"{code} No")
     page = tabs.open(front.page(element(stream)))
     (close,) = page.until_seen(1, "pgbus:close")
@@ -206,7 +202,7 @@ def test_it_stops_when_the_server_will_not_have_it(tabs: Profile, front: Front, 
     holds(lambda: len(front.asked) == 1, "it does not ask again", 0.5)
 
 
-def test_a_page_that_is_no_stream_is_not_taken_for_one(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_answer_that_is_no_stream_closes_the_element(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = status("200 OK", times=1)
     page = tabs.open(front.page(element(stream)))
     (close,) = page.until_seen(1, "pgbus:close")
@@ -214,7 +210,7 @@ def test_a_page_that_is_no_stream_is_not_taken_for_one(tabs: Profile, front: Fro
     holds(lambda: len(front.asked) == 1, "it does not ask again", 0.5)
 
 
-def test_a_farewell_says_why_and_when_to_come_back(page: Page, front: Front) -> None:
+def test_a_farewell_gives_the_reason_and_the_time_to_come_back(page: Page, front: Front) -> None:
     front.end("restart", 0.6)
     (close,) = page.until_seen(1, "pgbus:close")
     assert close["reason"] == "restart"
@@ -222,14 +218,14 @@ def test_a_farewell_says_why_and_when_to_come_back(page: Page, front: Front) -> 
     page.until_open()
 
 
-def test_an_expired_signature_ends_it(tabs: Profile, front: Front) -> None:
+def test_an_expired_signature_ends_the_stream(tabs: Profile, front: Front) -> None:
     page = tabs.open(front.page(element(front.site.sign("secret", 2.0))))
     (close,) = page.until_seen(1, "pgbus:close")
     assert (close["reason"], close["status"], close["willRetry"], page.state) == ("expired", 403, False, "closed")
     holds(lambda: len(front.asked) == 1, "it does not come back", 0.5)
 
 
-def test_a_right_that_has_expired_and_was_given_anew_goes_on(page: Page, front: Front, stream: str) -> None:
+def test_the_element_continues_if_an_expired_right_was_renewed(page: Page, front: Front, stream: str) -> None:
     front.end("expired")
     (close,) = page.until_seen(1, "pgbus:close")
     assert (close["reason"], close["willRetry"]) == ("expired", True)
@@ -237,7 +233,7 @@ def test_a_right_that_has_expired_and_was_given_anew_goes_on(page: Page, front: 
     page.until_data(["a"])
 
 
-def test_a_gap_is_told(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_gap_is_an_event(tabs: Profile, front: Front, stream: str) -> None:
     publish(front.site, stream, "a", "b")
     page = tabs.open(front.page(element(stream, f'since="{2**52}"')))
     (gap,) = page.until_seen(1, "pgbus:gap")
@@ -263,7 +259,7 @@ def test_a_connection_that_has_gone_silent_is_dropped(tabs: Profile, front: Fron
 SLOW = ("retry-after", "600")
 
 
-def test_it_comes_back_at_once_when_the_page_is_looked_at(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_element_comes_back_at_once_when_the_page_becomes_visible(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = status("503 No", SLOW, times=1)
     page = tabs.open(front.page(element(stream)))
     page.until_seen(1, "pgbus:close")
@@ -271,7 +267,7 @@ def test_it_comes_back_at_once_when_the_page_is_looked_at(tabs: Profile, front: 
     page.until_open()
 
 
-def test_it_comes_back_at_once_with_the_network(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_element_comes_back_at_once_with_the_network(tabs: Profile, front: Front, stream: str) -> None:
     front.intercept = status("503 No", SLOW, times=1)
     page = tabs.open(front.page(element(stream)))
     page.until_seen(1, "pgbus:close")
@@ -289,7 +285,7 @@ def test_an_element_that_is_moved_keeps_its_connection(page: Page, front: Front,
     assert (front.live, len(front.asked)) == (1, 1)
 
 
-def test_an_element_that_was_away_goes_on_where_it_was(page: Page, front: Front, stream: str) -> None:
+def test_an_element_that_was_removed_continues_from_its_cursor(page: Page, front: Front, stream: str) -> None:
     publish(front.site, stream, "before")
     page.until_seen(1)
     page.eval("{ window.kept = source; kept.remove(); }")
@@ -305,20 +301,20 @@ def test_another_src_is_another_stream(page: Page, front: Front, stream: str) ->
     page.eval(
         "(src) => { source.removeAttribute('since'); source.setAttribute('src', src) }", f"/pgbus/streams/{stream}x"
     )
-    until(lambda: len(front.asked) == 2, "it asks again")
+    until(lambda: len(front.asked) == 2, "the element asks again")
     page.until_open()
     publish(front.site, stream, "old")
     publish(front.site, f"{stream}x", "new")
     page.until_data(["new"])
 
 
-def test_a_copy_of_the_page_has_the_cursor_that_belongs_to_it(page: Page, front: Front, stream: str) -> None:
+def test_a_copy_of_the_element_has_its_current_cursor(page: Page, front: Front, stream: str) -> None:
     (id,) = publish(front.site, stream, "a")
     page.until_seen(1)
     assert page.eval("source.cloneNode().getAttribute('since')") == str(id)
 
 
-def test_a_morph_that_puts_an_older_page_back_gets_what_came_since_again(page: Page, front: Front, stream: str) -> None:
+def test_a_morph_to_an_older_page_gets_the_messages_since_then_again(page: Page, front: Front, stream: str) -> None:
     first, _ = publish(front.site, stream, "a", "b")
     page.until_data(["a", "b"])
     page.eval("(cursor) => source.setAttribute('since', cursor)", str(first))
@@ -326,7 +322,7 @@ def test_a_morph_that_puts_an_older_page_back_gets_what_came_since_again(page: P
     assert front.live == 1
 
 
-def test_a_cursor_that_is_none_is_refused(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_invalid_cursor_is_refused(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream, 'since="yesterday"')))
     (close,) = page.until_seen(1, "pgbus:close")
     assert (close["status"], close["willRetry"]) == (400, False)
@@ -351,9 +347,7 @@ def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front:
 # elsewhere -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_of_another_origin_may_follow_where_it_is_configured(
-    tabs: Profile, front: Front, pgbus_database: str
-) -> None:
+def test_a_page_of_a_configured_origin_can_follow_a_stream(tabs: Profile, front: Front, pgbus_database: str) -> None:
     with running_site(pgbus_database, cors_origins=(front.site.url,)) as site:
         head = f'<script type="module" src="{site.url}/pgbus/pgbus.js"></script>'
         tag = f'<pgbus-stream-source src="{site.url}/pgbus/streams/NAME" credentials="include"></pgbus-stream-source>'
@@ -366,7 +360,7 @@ def test_a_page_of_another_origin_may_follow_where_it_is_configured(
         page.close()
 
 
-def test_a_strict_content_security_policy_is_no_hindrance(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_element_works_under_a_strict_content_security_policy(tabs: Profile, front: Front, stream: str) -> None:
     policy = "default-src 'none'; script-src 'self'; connect-src 'self'"
     front.pages["/strict"] = f"""<!doctype html><meta http-equiv="Content-Security-Policy" content="{policy}">
         <script type="module" src="/pgbus/pgbus.js"></script>{element(stream)}"""
@@ -379,7 +373,7 @@ def test_a_strict_content_security_policy_is_no_hindrance(tabs: Profile, front: 
 # without an element --------------------------------------------------------------------------------------------------
 
 
-def test_connect_is_for_pages_without_elements(tabs: Profile, front: Front, stream: str) -> None:
+def test_connect_works_on_pages_without_elements(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(""))
     page.eval(
         """
@@ -403,7 +397,7 @@ OLD = "delete Response.prototype.body;"
 """A browser whose fetch does not stream."""
 
 
-def test_an_eventsource_stands_in_where_fetch_does_not_stream(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_eventsource_is_used_if_fetch_does_not_stream(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream, 'since="0"')), init=OLD)
     page.until_open()
     page.eval("source.addEventListener('order.paid', () => {})")

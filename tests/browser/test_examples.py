@@ -1,4 +1,4 @@
-"""The examples in a real browser: what their pages promise is there to be seen."""
+"""The examples in a real browser show what their pages promise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TURBO = str(MODULES / "@hotwired/turbo/dist/turbo.es2017-esm.js")
 def site(
     browser: Browser, name: str, url: str, cwd: Path, *arguments: str, **env: Any
 ) -> Iterator[tuple[Program, Profile]]:
-    """An example that runs, and a browser before it, in which no script may fail."""
+    """Run an example, and open a browser in which no script may fail."""
     with program(str(ROOT / "examples" / name), *arguments, database_url=url, cwd=cwd, **env) as example:
         tabs = Profile(browser, example.url)
         try:
@@ -32,7 +32,7 @@ def site(
 
 
 def somebody_else(browser: Browser, url: str) -> Page:
-    """A tab of another person, who shares no cookie with the first."""
+    """Open a tab of another person, without the cookies of the first."""
     number = browser.run(
         """
         const page = await (await browser.newContext()).newPage();
@@ -46,7 +46,7 @@ def somebody_else(browser: Browser, url: str) -> Page:
 
 
 def text(page: Page, selector: str) -> list[str]:
-    """The texts of all such elements."""
+    """Return the texts of all matching elements."""
     return list(page.eval("(given) => [...document.querySelectorAll(given)].map((one) => one.textContent)", selector))
 
 
@@ -58,7 +58,7 @@ def until_text(page: Page, selector: str, expected: list[str]) -> None:
 
 
 def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
-    """Two people in a room see each other come, type, speak and go, a message once each, and those of before."""
+    """Two people in a room see each other come, type, speak and go. Each message appears once, earlier ones too."""
     with site(browser, "chat.py", pgbus_database, tmp_path) as (example, tabs):
         ada = tabs.open("/garden")
         ada.until_open()
@@ -67,7 +67,7 @@ def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None
         bob = somebody_else(browser, f"{example.url}/garden")
         bob.until_open()
         bob.do("await page.fill('nav [name=name]', 'Bob'); await page.click('nav button')")
-        # The guest that Bob was is expected back for a moment.
+        # For a moment, the guest that Bob was before still counts.
         until_text(ada, "#names li", ["Ada (you)", "Bob"])
         until_text(bob, "#names li", ["Ada", "Bob (you)"])
 
@@ -77,7 +77,7 @@ def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None
         until_text(bob, "#log p", ["AdaHello"])
         until_text(bob, "#typing", [""])
         bob.do("await page.fill('#text', '<b>hi</b>'); await page.press('#text', 'Enter')")
-        # The newest comes first in the document, and stands last.
+        # The newest is first in the document, and is displayed last.
         until_text(ada, "#log p", ["Bob<b>hi</b>", "AdaHello"])
         assert text(bob, "#log p") == ["Bob<b>hi</b>", "AdaHello"], "no echo"
         assert text(ada, "#typing") == text(bob, "#typing") == [""]
@@ -97,7 +97,7 @@ def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None
 
 
 def test_an_answer_survives_a_reload(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
-    """And a line that is cut, and is there for whoever has the address."""
+    """It also survives a cut connection, and everyone with the URL can see it."""
     with site(browser, "assistant.py", pgbus_database, tmp_path, PAUSE="0.04") as (_, tabs):
         page = tabs.open("/")
         page.until_open()
@@ -122,7 +122,7 @@ def test_an_answer_survives_a_reload(browser: Browser, pgbus_database: str, tmp_
 
 @pytest.mark.parametrize("library", [TURBO, "none"], ids=["with Turbo", "without"])
 def test_the_bakery(library: str, browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
-    """A window that is open, and one that was on its way, show each change once, and the page is never loaded anew."""
+    """A window that is open and one that was loading show each change once, without a reload."""
     with site(browser, "orders_turbo.py", pgbus_database, tmp_path, "--turbo", library) as (example, tabs):
         one = tabs.open("/")
         one.until_open()
@@ -132,7 +132,7 @@ def test_the_bakery(library: str, browser: Browser, pgbus_database: str, tmp_pat
         until_text(one, "li span", ["<b>rye</b>"])
         assert one.eval("document.querySelector('input').value") == ""
 
-        # The page of the second window is made before these, and comes after them.
+        # The page of the second window is made before these changes, and arrives after them.
         one.do(
             """
             const later = await kept.context.newPage();
@@ -159,7 +159,7 @@ def test_the_bakery(library: str, browser: Browser, pgbus_database: str, tmp_pat
 
 
 def test_the_table(browser: Browser, pgbus_database: str, pgbus_bus: Any, tmp_path: Path) -> None:
-    """What a session of its own changes is on the page, row by row."""
+    """The changes of a separate session appear on the page, row by row."""
     with site(browser, "table_feed.py", pgbus_database, tmp_path) as (_, tabs):
         page = tabs.open("/")
         page.until_open()

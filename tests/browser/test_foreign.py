@@ -1,4 +1,4 @@
-"""The element among code that is not ours: what others throw, take away or put elsewhere loses nobody a message."""
+"""The element among foreign code. If that throws, removes elements or moves them, no message is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 @pytest.fixture
 def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
-    """Scripts may fail here; what each test expects of that, it says."""
+    """A profile in which scripts may fail. Each test says which errors it expects."""
     found = Profile(browser, front.site.url)
     try:
         yield found
@@ -63,7 +63,7 @@ THROWING = {
 
 
 @pytest.mark.parametrize("what", THROWING)
-def test_what_foreign_code_throws_is_reported_and_loses_no_message(
+def test_an_exception_of_foreign_code_is_reported_and_loses_no_message(
     tabs: Profile, front: Front, stream: str, what: str
 ) -> None:
     inside = '<p sse-swap="message"></p></pg'
@@ -81,7 +81,7 @@ def test_what_foreign_code_throws_is_reported_and_loses_no_message(
     assert (front.live, len(front.asked)) == (1, 1)
 
 
-def test_an_event_that_cannot_be_made_loses_no_message(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_event_that_cannot_be_constructed_loses_no_message(tabs: Profile, front: Front, stream: str) -> None:
     init = "window.MessageEvent = class { constructor() { throw new Error('foreign'); } };"
     page = tabs.open(front.page(element(stream)), init=init)
     page.until_open()
@@ -101,7 +101,7 @@ def test_an_event_that_cannot_be_made_loses_no_message(tabs: Profile, front: Fro
         "{ src: { toString() { throw new Error('foreign'); } } }",
     ],
 )
-def test_options_that_throw_are_their_callers_fault_and_harm_nobody_else(
+def test_options_that_throw_reject_only_the_call_of_connect(
     tabs: Profile, front: Front, stream: str, options: str
 ) -> None:
     page = tabs.open(front.page(element(stream)))
@@ -120,8 +120,8 @@ def test_options_that_throw_are_their_callers_fault_and_harm_nobody_else(
     assert front.live == 1
 
 
-def test_cursors_that_are_texts_are_compared_as_numbers(tabs: Profile, front: Front) -> None:
-    """As texts, 10 is less than 9; the two share a connection, which begins at the lower one."""
+def test_cursors_given_as_text_are_compared_as_numbers(tabs: Profile, front: Front) -> None:
+    """As text, 10 is less than 9. Both share a connection, which begins at the lower cursor."""
     hello = b'event: pgbus:connected\ndata: {"connectionId":"c","streams":[{"name":"x","lastId":10}]}\n\n'
     front.intercept = says(hello, b"data: ten\nid: 10\n\n", b"data: eleven\nid: 11\n\n", silence=0.3)
     page = tabs.open(front.page(""))
@@ -144,9 +144,7 @@ def test_cursors_that_are_texts_are_compared_as_numbers(tabs: Profile, front: Fr
     assert [asked for asked in front.asked if "since=9" in asked]
 
 
-def test_a_target_that_is_no_selector_keeps_no_other_part_from_its_swap(
-    tabs: Profile, front: Front, stream: str
-) -> None:
+def test_an_invalid_target_does_not_prevent_the_swap_of_other_parts(tabs: Profile, front: Front, stream: str) -> None:
     inside = '<p sse-swap="message" hx-target="#1"></p><p id="good" sse-swap="message"></p></pg'
     path = front.page(element(stream).replace("></pg", f">{inside}"), '<script src="/lib/htmx.js"></script>')
     page = tabs.open(path)
@@ -156,7 +154,7 @@ def test_a_target_that_is_no_selector_keeps_no_other_part_from_its_swap(
     page.until_data(["<b>1</b>"])
 
 
-def test_the_cursor_is_moved_when_the_events_have_been_dispatched(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_cursor_moves_after_the_events_were_dispatched(tabs: Profile, front: Front, stream: str) -> None:
     (first,) = publish(front.site, stream, "on the page")
     page = tabs.open(front.page(element(stream, f'since="{first}"')))
     page.until_open()
@@ -170,7 +168,7 @@ def test_the_cursor_is_moved_when_the_events_have_been_dispatched(tabs: Profile,
 
 
 @pytest.mark.parametrize("kind", ["stored", "ephemeral"])
-def test_an_element_that_its_handler_moves_gets_each_message_once(
+def test_an_element_moved_by_its_handler_gets_each_message_once(
     tabs: Profile, front: Front, stream: str, kind: str
 ) -> None:
     page = tabs.open(front.page(element(stream)))
@@ -186,7 +184,7 @@ def test_an_element_that_its_handler_moves_gets_each_message_once(
     assert front.live == 1
 
 
-def test_an_element_that_its_handler_removes_gets_no_more_and_none_again(
+def test_an_element_removed_by_its_handler_gets_no_more_and_none_twice(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream)))
@@ -202,7 +200,7 @@ def test_an_element_that_its_handler_removes_gets_no_more_and_none_again(
     assert page.eval("got") == ["a", "b"]
 
 
-def test_an_element_that_its_handler_closes_goes_on_from_behind_that_message(
+def test_an_element_closed_by_its_handler_has_the_cursor_after_that_message(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream)))
@@ -214,9 +212,7 @@ def test_an_element_that_its_handler_closes_goes_on_from_behind_that_message(
     assert page.eval("source.getAttribute('since')") == str(first)
 
 
-def test_an_element_that_a_handler_makes_is_not_asked_about_what_came_before_it(
-    tabs: Profile, front: Front, stream: str
-) -> None:
+def test_an_element_made_by_a_handler_does_not_get_earlier_messages(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream)))
     page.until_open()
     more = element(stream).replace('id="source"', 'class="more"')
@@ -231,7 +227,7 @@ def test_an_element_that_a_handler_makes_is_not_asked_about_what_came_before_it(
     page.until_data(["hint", "a", "a"])
 
 
-def test_a_page_that_is_left_fires_no_close(tabs: Profile, front: Front, stream: str) -> None:
+def test_leaving_a_page_fires_no_close(tabs: Profile, front: Front, stream: str) -> None:
     keep = "addEventListener('pgbus:close', ({ detail }) => (localStorage.closed = JSON.stringify(detail)))"
     page = tabs.open(front.page(element(stream)), init=keep)
     page.until_open()
@@ -241,10 +237,8 @@ def test_a_page_that_is_left_fires_no_close(tabs: Profile, front: Front, stream:
     assert page.eval("localStorage.closed ?? null") is None
 
 
-def test_a_connection_that_an_engine_ends_before_the_page_knows_is_nothing_to_tell_of(
-    tabs: Profile, front: Front, stream: str
-) -> None:
-    """Firefox does so; the order of the two is made here by hand."""
+def test_a_connection_ended_just_before_pagehide_fires_no_close(tabs: Profile, front: Front, stream: str) -> None:
+    """Firefox ends connections before it fires pagehide. The test imitates that order."""
     init = """
       const { fetch: real } = window;
       window.fetch = (url, options) => (window.asked = real(url, options)).then((response) =>
@@ -261,10 +255,10 @@ def test_a_connection_that_an_engine_ends_before_the_page_knows_is_nothing_to_te
 # time ----------------------------------------------------------------------------------------------------------------
 
 NO_TIMERS = "window.stopTimers = () => (window.setTimeout = window.setInterval = () => 1);"
-"""Timers of a tab that nobody sees come late; here they do not come at all."""
+"""Timers of a hidden tab are late. In this page they never fire."""
 
 
-def test_a_new_tab_waits_for_no_timer_of_a_tab_that_nobody_sees(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_new_tab_waits_for_no_timer_of_a_hidden_tab(tabs: Profile, front: Front, stream: str) -> None:
     first = tabs.open(front.page(element(f"{stream}a"), path="/a"), init=NO_TIMERS)
     first.until_open()
     first.eval("stopTimers()")
@@ -279,7 +273,7 @@ def test_a_new_tab_waits_for_no_timer_of_a_tab_that_nobody_sees(tabs: Profile, f
     second.until_data(["a", "b"])
 
 
-def test_a_tab_that_somebody_looks_at_has_the_leader_try_again_at_once(
+def test_a_tab_that_becomes_visible_makes_the_leader_try_again_at_once(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     first, second = (tabs.open(front.page(element(stream))) for _ in range(2))
@@ -301,10 +295,10 @@ WAITS = """
   const ours = (ms) => ![15, 250, 3000, 15000].includes(ms);
   window.setTimeout = (act, ms) => (ours(ms) && waits.push(Math.round(ms)), real(act, Math.min(ms, 20)));
 """
-"""A page that draws the longest waits, notes them, and has no patience for them."""
+"""A page that draws the longest waits, records them, and shortens them."""
 
 
-def test_the_first_attempts_come_as_soon_as_an_eventsources_and_the_later_ones_ever_more_slowly(
+def test_the_first_attempts_are_as_quick_as_an_eventsources_and_then_slow_down(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream)), init=WAITS)
@@ -326,7 +320,7 @@ SKEW = """
 """
 
 
-def test_the_watchdog_goes_by_the_heartbeat_that_the_server_tells(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_watchdog_uses_the_heartbeat_that_the_server_announces(tabs: Profile, front: Front, stream: str) -> None:
     told = b'{"connectionId":"c0ffee00c0ffee00","heartbeat":60,"streams":[{"name":"x","lastId":0}]}'
     over = Event()
     front.intercept = says(b"retry: 100\nevent: pgbus:connected\ndata: " + told + b"\n\n", silence=60, over=over)
@@ -342,8 +336,8 @@ def test_the_watchdog_goes_by_the_heartbeat_that_the_server_tells(tabs: Profile,
     page.until_open()
 
 
-def test_a_tab_that_was_frozen_keeps_a_connection_that_lives(tabs: Profile, front: Front, stream: str) -> None:
-    """What came meanwhile is about to be read: it is not known yet when something was heard last."""
+def test_a_tab_that_was_frozen_keeps_a_live_connection(tabs: Profile, front: Front, stream: str) -> None:
+    """Bytes that arrived meanwhile are not read yet, so the time of the last bytes is not known."""
     page = tabs.open(front.page(element(stream)), init=SKEW)
     page.until_open()
     page.eval("{ skew = 20_000; document.dispatchEvent(new Event('visibilitychange')); }")
@@ -352,8 +346,8 @@ def test_a_tab_that_was_frozen_keeps_a_connection_that_lives(tabs: Profile, fron
     assert (page.seen("pgbus:close"), len(front.asked)) == ([], 1)
 
 
-def test_the_clock_of_the_wall_ends_no_connection(tabs: Profile, front: Front, stream: str) -> None:
-    """Put back by an hour, as by a time server; forward it counts as a sleep of the machine, as below."""
+def test_a_wall_clock_that_is_set_back_ends_no_connection(tabs: Profile, front: Front, stream: str) -> None:
+    """It is set back by an hour, as by a time server. A jump forward counts as a sleep of the machine (next test)."""
     page = tabs.open(
         front.page(element(stream)), init="window.skew = 0; { const { now } = Date; Date.now = () => now() + skew }"
     )
@@ -363,7 +357,7 @@ def test_the_clock_of_the_wall_ends_no_connection(tabs: Profile, front: Front, s
     assert (page.seen("pgbus:close"), len(front.asked)) == ([], 1)
 
 
-def test_a_machine_that_slept_has_its_connection_made_anew(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_connection_is_renewed_after_the_machine_slept(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(
         front.page(element(stream)), init="window.skew = 0; { const { now } = Date; Date.now = () => now() + skew }"
     )
@@ -385,7 +379,9 @@ def test_a_machine_that_slept_has_its_connection_made_anew(tabs: Profile, front:
         ("text/html", False),
     ],
 )
-def test_a_stream_is_what_says_so_exactly(tabs: Profile, front: Front, stream: str, kind: str, taken: bool) -> None:
+def test_only_the_exact_content_type_is_a_stream(
+    tabs: Profile, front: Front, stream: str, kind: str, taken: bool
+) -> None:
     hello = b'event: pgbus:connected\ndata: {"connectionId":"c0ffee00c0ffee00","streams":[{"name":"x","lastId":0}]}\n\n'
     front.intercept = lambda environ, start: (
         start("200 OK", [("content-type", kind), ("connection", "close")]),

@@ -1,4 +1,4 @@
-"""The connection changes hands between tabs while messages are on the way: nothing is lost, nothing comes twice."""
+"""The connection moves between tabs while messages are on the way: no message is lost, and none comes twice."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def open_tabs(tabs: Profile, front: Front, stream: str, number: int) -> list[Pag
     return pages
 
 
-def hint(front: Front, stream: str, data: str) -> None:
+def ephemeral(front: Front, stream: str, data: str) -> None:
     front.site.bus.stream(stream).broadcast(data, ephemeral=True)
 
 
 LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
 
 
-def test_a_leader_that_wakes_up_tells_nothing_to_those_that_have_another_one(
+def test_a_leader_that_wakes_up_sends_nothing_to_tabs_with_another_leader(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     first, second, third = open_tabs(tabs, front, stream, 3)
-    hint(front, stream, "before")
+    ephemeral(front, stream, "before")
     for page in (first, second, third):
         page.until_data(["before"])
     with front.standing_still(first):
-        hint(front, stream, "for the first alone")
+        ephemeral(front, stream, "for the first alone")
         second.eval(LOOK)
         until(lambda: len(front.asked) == 2, "the second has taken over")
         publish(front.site, stream, "stored")
         for page in (second, third):
             page.until_data(["before", "stored"])
-        hint(front, stream, "meanwhile")
+        ephemeral(front, stream, "meanwhile")
         for page in (second, third):
             page.until_data(["before", "stored", "meanwhile"])
     first.until("seen.some(([, detail]) => detail.data === 'stored')")
@@ -54,8 +54,8 @@ def test_a_leader_that_wakes_up_tells_nothing_to_those_that_have_another_one(
     assert len({*got}) == len(got)
 
 
-def test_only_the_leader_is_heard(tabs: Profile, front: Front, stream: str) -> None:
-    """However a former one comes to say something, and whenever."""
+def test_tabs_ignore_messages_of_a_former_leader(tabs: Profile, front: Front, stream: str) -> None:
+    """It does not matter how or when a former leader sends something."""
     first, second = open_tabs(tabs, front, stream, 2)
     publish(front.site, stream, "a")
     second.until_data(["a"])

@@ -1,4 +1,4 @@
-"""Several logins in one browser: tabs share a connection only where the server has answered for the same subscriber."""
+"""Several logins in one browser: tabs share a connection only if the server has answered for the same subscriber."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arrive(tabs: Profile, front: Front, body: str) -> Page:
 @pytest.mark.parametrize("order", [("ada", "bob"), ("bob", "ada")])
 @pytest.mark.parametrize("named", [True, False], ids=["owners", "contexts alone"])
 @pytest.mark.parametrize("tagged", [True, False], ids=["tags", "elements by hand"])
-def test_a_second_login_is_sent_what_it_may_see_and_the_first_one_too(
+def test_each_login_gets_exactly_the_messages_that_it_may_see(
     tabs: Profile, front: Front, logins: Logins, stream: str, order: tuple[str, str], named: bool, tagged: bool
 ) -> None:
     logins.named = named
@@ -47,7 +47,7 @@ def test_a_second_login_is_sent_what_it_may_see_and_the_first_one_too(
     assert front.live == 2
 
 
-def test_tabs_of_one_login_share_whether_their_pages_tell_it_or_not(
+def test_tabs_of_one_login_share_a_connection_with_or_without_tags(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     log_in(tabs, "ada")
@@ -59,7 +59,7 @@ def test_tabs_of_one_login_share_whether_their_pages_tell_it_or_not(
 
 
 @pytest.mark.parametrize("shared", ["tabs", "page"])
-def test_a_page_that_was_made_for_another_login_shows_nothing_of_this_one(
+def test_a_page_made_for_another_login_shows_no_message_of_this_one(
     tabs: Profile, front: Front, logins: Logins, stream: str, shared: str
 ) -> None:
     log_in(tabs, "bob")
@@ -95,7 +95,7 @@ def test_open_tabs_end_when_the_server_answers_for_another_login(
     assert front.live == 1
 
 
-def test_a_follower_that_takes_over_ends_too_where_the_login_is_another_one(
+def test_a_follower_that_takes_over_ends_if_the_login_has_changed(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     log_in(tabs, "bob")
@@ -106,14 +106,14 @@ def test_a_follower_that_takes_over_ends_too_where_the_login_is_another_one(
     assert second.seen("pgbus:close")[-1]["reason"] == "identity-changed"
 
 
-def test_a_login_that_gets_another_role_goes_on_with_what_that_one_may_see(
+def test_a_login_with_a_new_role_continues_with_the_rights_of_that_role(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     log_in(tabs, "ada")
     pages = [arrive(tabs, front, logins.tag("ada", stream)) for _ in range(2)]
     logins.contexts["ada"] = {"admin": False}
     new = arrive(tabs, front, logins.tag("ada", stream))
-    # Asked again, the hook has answered; the tabs meet where that answer is shared.
+    # After a recheck, the server has sent the new identity, and the tabs share a connection under it.
     front.until_live(1)
     whisper(front, stream, "for admins")
     publish(front.site, stream, "for all")
@@ -122,10 +122,10 @@ def test_a_login_that_gets_another_role_goes_on_with_what_that_one_may_see(
         assert page.seen("pgbus:close") == []
 
 
-def test_a_session_that_is_somebody_elses_by_now_ends_the_tabs_that_are_open(
+def test_open_tabs_end_if_their_session_now_belongs_to_another_owner(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
-    """The cookie stays; the hook, asked again, has another owner for it."""
+    """The cookie stays the same, but in a recheck the hook returns another owner for it."""
     log_in(tabs, "bob")
     pages = [arrive(tabs, front, element(stream)) for _ in range(2)]
     logins.owners["bob"] = "ada"
@@ -138,7 +138,7 @@ def test_a_session_that_is_somebody_elses_by_now_ends_the_tabs_that_are_open(
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["owners", "contexts alone"])
-def test_streams_that_are_followed_as_different_people_are_on_one_page(
+def test_one_page_can_follow_streams_under_different_identities(
     tabs: Profile, front: Front, logins: Logins, stream: str, named: bool
 ) -> None:
     logins.named = named
@@ -158,12 +158,12 @@ def test_streams_that_are_followed_as_different_people_are_on_one_page(
         publish(front.site, name, "for all")
     allowed = [name for name in names if name not in logins.open_to_all]
     until(lambda: sorted(pages[0].data()) == sorted([*allowed, *["for all"] * 4]), "the first has all that it may see")
-    until(lambda: sorted(pages[1].data()) == sorted([names[1], *["for all"] * 2]), "the second too")
+    until(lambda: sorted(pages[1].data()) == sorted([names[1], *["for all"] * 2]), "the second has all that it may see")
     for page in pages:
         assert "identity-changed" not in [close["reason"] for close in page.seen("pgbus:close")]
 
 
-def test_a_context_that_is_another_one_each_time_is_live_all_the_same_and_shares_nothing(
+def test_a_context_that_changes_with_every_request_is_live_and_shares_nothing(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     numbers = count()
@@ -178,7 +178,7 @@ def test_a_context_that_is_another_one_each_time_is_live_all_the_same_and_shares
         page.until_data(["for all"])
 
 
-def test_who_cannot_be_told_from_others_shares_nothing(
+def test_subscribers_that_cannot_be_compared_share_nothing(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     log_in(tabs, "eve")
@@ -194,7 +194,7 @@ def test_who_cannot_be_told_from_others_shares_nothing(
         assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
 
 
-def test_tabs_with_another_version_of_the_element_share_nothing_with_these(
+def test_tabs_with_another_version_of_the_element_share_nothing(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     page = arrive(tabs, front, element(stream))
@@ -203,7 +203,7 @@ def test_tabs_with_another_version_of_the_element_share_nothing_with_these(
     assert all(name.startswith("pgbus/") for name in names)
 
 
-def test_a_page_out_of_the_back_forward_cache_ends_where_the_login_is_another_one_by_now(
+def test_a_page_from_the_back_forward_cache_ends_if_the_login_has_changed(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
     log_in(tabs, "bob")
@@ -219,10 +219,10 @@ def test_a_page_out_of_the_back_forward_cache_ends_where_the_login_is_another_on
     assert page.data() == []
 
 
-def test_an_identity_of_another_secret_is_no_other_login(
+def test_an_identity_made_with_another_secret_does_not_count_as_another_login(
     tabs: Profile, front: Front, logins: Logins, stream: str
 ) -> None:
-    """The two cannot be compared: the page was made before the secret was replaced, or by a worker that has the new one already."""
+    """Such identities cannot be compared. The page was made before the secret was replaced, or by a worker with the new one."""
     log_in(tabs, "bob")
     former = 'identity="0ff1ce.0123456789abcdef.fedcba9876543210"'
     pages = [arrive(tabs, front, body) for body in (element(stream, former), element(stream))]
@@ -233,9 +233,7 @@ def test_an_identity_of_another_secret_is_no_other_login(
     front.until_live(1)
 
 
-def test_tabs_that_send_cookies_share_nothing_with_those_that_send_none(
-    tabs: Profile, front: Front, logins: Logins, stream: str
-) -> None:
+def test_tabs_with_and_without_cookies_share_nothing(tabs: Profile, front: Front, logins: Logins, stream: str) -> None:
     logins.open_to_all.add(stream)
     pages = [arrive(tabs, front, element(stream, f'credentials="{each}"')) for each in ("omit", "same-origin", "omit")]
     publish(front.site, stream, "a")
@@ -245,7 +243,7 @@ def test_tabs_that_send_cookies_share_nothing_with_those_that_send_none(
 
 
 @pytest.mark.parametrize("how", ["its connection is lost", "it takes the connection over"])
-def test_of_two_streams_only_that_ends_which_is_followed_as_somebody_else_now(
+def test_only_the_stream_whose_identity_changed_ends(
     tabs: Profile, front: Front, logins: Logins, stream: str, how: str
 ) -> None:
     public, private = f"{stream}:public", f"{stream}:private"

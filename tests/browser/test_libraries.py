@@ -1,4 +1,4 @@
-"""Turbo and htmx, the real ones, with the element and with what they bring themselves; and the example of the documentation."""
+"""The real Turbo and htmx, with the element and with their own stream sources, and the example of the documentation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_turbo_performs_the_actions_of_the_element_once_each(tabs: Profile, fron
     assert page.eval(ITEMS) == "early,a,b,c"
 
 
-def test_turbo_is_not_given_messages_that_are_none_of_its_own(tabs: Profile, front: Front, stream: str) -> None:
+def test_turbo_gets_only_turbo_stream_messages(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(LIST + element(stream), TURBO))
     page.until("window.Turbo")
     page.until_open()
@@ -53,7 +53,7 @@ def test_turbo_is_not_given_messages_that_are_none_of_its_own(tabs: Profile, fro
     assert "json" not in page.eval("document.documentElement.textContent")
 
 
-def test_a_turbo_visit_takes_the_stream_over_to_the_next_page(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_turbo_visit_keeps_the_stream_on_the_next_page(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(LIST + element(stream), TURBO))
     page.until("window.Turbo")
     page.until_open()
@@ -71,7 +71,7 @@ def test_a_turbo_visit_takes_the_stream_over_to_the_next_page(tabs: Profile, fro
     front.until_live(1)
     page.eval("history.back()")
     page.until("!document.getElementById('next')")
-    page.until(f"{ITEMS} == 'a,b,c'", "the page as it was, and what came since")
+    page.until(f"{ITEMS} == 'a,b,c'", "the page as it was, with the messages since then")
 
 
 def test_turbos_own_source_reads_a_stream(tabs: Profile, front: Front, stream: str) -> None:
@@ -103,7 +103,7 @@ def test_htmx_swaps_in_messages_by_their_event(tabs: Profile, front: Front, stre
     page.until(f"{ITEMS} == 'a,b,c'")
 
 
-def test_htmx_asks_the_server_when_a_message_comes(tabs: Profile, front: Front, stream: str) -> None:
+def test_htmx_sends_a_request_when_a_message_comes(tabs: Profile, front: Front, stream: str) -> None:
     trigger = 'hx-get="/something" hx-trigger="order.paid from:closest pgbus-stream-source"'
     body = element(stream).replace("></pg", f'><div id="inside" {trigger}></div></pg')
     outside = '<div id="outside" hx-get="/something" hx-trigger="order.paid from:#source"></div>'
@@ -125,7 +125,7 @@ def test_htmx_own_extension_reads_a_stream(tabs: Profile, front: Front, stream: 
 # the example ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_order_shows_in_every_window_of_the_shop(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
+def test_an_order_appears_in_every_window_of_the_shop(browser: Browser, pgbus_database: str, tmp_path: Path) -> None:
     with program(str(EXAMPLES / "bottle_orders.py"), database_url=pgbus_database, cwd=tmp_path) as shop:
         tabs = Profile(browser, shop.url)
         try:

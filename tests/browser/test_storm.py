@@ -1,4 +1,4 @@
-"""Tabs of two logins come and go in every way, with one connection for each login, while messages come all the time."""
+"""Tabs of two logins open, close and crash, with one connection per login, while messages come all the time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEEN = (
 
 @contextmanager
 def talk(front: Front, stream: str) -> Iterator[list[str]]:
-    """Messages for all, and every third for admins alone."""
+    """Publish messages for all, and every third one for admins alone."""
     sent: list[str] = []
 
     def send() -> None:
@@ -43,7 +43,7 @@ def talk(front: Front, stream: str) -> Iterator[list[str]]:
 
 
 class Crowd:
-    """The tabs that are there, each with its login."""
+    """The open tabs, each with its login."""
 
     def __init__(self, tabs: Profile, front: Front, logins: Logins, stream: str, rng: random.Random) -> None:
         self.pages: list[tuple[str, Page]] = []
@@ -83,7 +83,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("seed", [1, 4])
-def test_who_stays_has_all_that_it_may_see_once_and_in_order(
+def test_each_remaining_tab_has_all_messages_that_it_may_see_once_and_in_order(
     tabs: Profile, front: Front, logins: Logins, stream: str, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -97,7 +97,7 @@ def test_who_stays_has_all_that_it_may_see_once_and_in_order(
             gevent.sleep(rng.random() * 0.2)
     for login, page in crowd.pages:
         visible = [data for data in sent if login == "ada" or data.startswith("for all")]
-        until(lambda: is_done(page, visible[-1]), f"{login} has all, or knows that it is somebody else's now")  # noqa: B023
+        until(lambda: is_done(page, visible[-1]), f"{login} has all, or has ended because the login changed")  # noqa: B023
         got = page.eval(SEEN)
         if got:
             begin = visible.index(got[0])
@@ -105,7 +105,7 @@ def test_who_stays_has_all_that_it_may_see_once_and_in_order(
 
 
 def settle(page: Page) -> None:
-    """An element without an identity is of the login that there is when it asks first."""
+    """Wait, because an element without an identity belongs to the login at the time of its first request."""
     page.until("document.querySelector('[state=open], [state=closed]') !== null")
 
 

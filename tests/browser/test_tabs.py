@@ -1,4 +1,4 @@
-"""Many elements and many tabs in a real browser: one connection for all of them, which changes hands."""
+"""Many elements and many tabs in a real browser: they share one connection, which moves between tabs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 def open_tabs(tabs: Profile, front: Front, body: str, number: int) -> list[Page]:
-    """So many tabs with the same page, all open."""
+    """Open ``number`` tabs with the same page, and wait until all are connected."""
     path = front.page(body)
     pages = [tabs.open(path) for _ in range(number)]
     for page in pages:
@@ -45,7 +45,7 @@ def test_elements_of_several_streams_share_one_connection_and_each_gets_its_own(
     assert (front.live, len(front.asked)) == (1, 1)
 
 
-def test_a_frame_without_an_id_is_for_the_stream_that_its_comment_says(
+def test_a_frame_without_an_id_belongs_to_the_stream_that_its_comment_names(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     both = ",".join(f'{{"name":"{stream}{letter}","lastId":1}}' for letter in "ab")
@@ -85,7 +85,7 @@ def test_an_element_of_several_streams_loses_and_doubles_nothing(
     ]
 
 
-def test_a_stream_that_is_refused_takes_no_other_with_it(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_refused_stream_does_not_close_another(tabs: Profile, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream) + element("secret").replace('id="source"', 'id="other"')))
     page.until("source.state == 'open' && other.state == 'closed'")
     (close,) = page.seen("pgbus:close")
@@ -94,7 +94,9 @@ def test_a_stream_that_is_refused_takes_no_other_with_it(tabs: Profile, front: F
     page.until_data(["a"])
 
 
-def test_a_server_that_takes_no_streams_together_gets_them_one_by_one(tabs: Profile, front: Front, stream: str) -> None:
+def test_streams_get_separate_connections_if_the_server_refuses_to_combine_them(
+    tabs: Profile, front: Front, stream: str
+) -> None:
     refuse = status("400 Too many")
     front.intercept = lambda environ, start: ("&stream=" in environ["QUERY_STRING"] and refuse(environ, start)) or None
     page = tabs.open(
@@ -107,14 +109,14 @@ def test_a_server_that_takes_no_streams_together_gets_them_one_by_one(tabs: Prof
     assert (front.live, page.seen("pgbus:close")) == (2, [])
 
 
-def test_an_element_may_have_a_connection_for_itself(tabs: Profile, front: Front, stream: str) -> None:
+def test_an_element_may_have_its_own_connection(tabs: Profile, front: Front, stream: str) -> None:
     alone = 'shared="false"'
     page = tabs.open(front.page(element(stream, alone) + element(stream, alone).replace('id="source"', 'id="other"')))
     page.until("document.querySelectorAll('[state=open]').length == 2")
     assert front.live == 2
 
 
-def test_another_element_with_an_older_cursor_gets_what_it_lacks_and_the_first_one_nothing_twice(
+def test_a_second_element_with_an_older_cursor_causes_no_repeat_for_the_first(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     page = tabs.open(front.page(element(stream)))
@@ -190,7 +192,7 @@ def test_tabs_with_different_streams_have_one_connection_and_each_gets_its_own(
     pages[1].until_data(["b", "more"])
 
 
-def test_a_closed_tab_hands_the_connection_over_without_a_loss_or_a_repeat(
+def test_a_closed_tab_hands_over_the_connection_without_loss_or_repetition(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     """Tabs are closed one after the other while messages come all the time."""
@@ -210,14 +212,14 @@ def test_a_closed_tab_hands_the_connection_over_without_a_loss_or_a_repeat(
             until(lambda: len(pages[3].data()) > 20, "messages arrive")
             page.close()
             before = len(sent)
-            until(lambda before=before: len(pages[3].data()) > before + 20, "they still do")  # type: ignore[misc]
+            until(lambda before=before: len(pages[3].data()) > before + 20, "messages still arrive")  # type: ignore[misc]
     finally:
         talker.kill()
     pages[3].until_data(sent)
     front.until_live(1)
 
 
-def test_a_tab_that_goes_elsewhere_hands_over_and_comes_back_as_one_of_many(
+def test_a_tab_that_navigates_away_hands_over_and_returns_as_a_follower(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     first, second = open_tabs(tabs, front, element(stream), 2)
@@ -244,17 +246,17 @@ def test_a_tab_that_crashes_hands_over_too(tabs: Profile, front: Front, stream: 
     front.until_live(1)
 
 
-def test_the_stream_of_a_tab_that_crashes_is_followed_no_more(tabs: Profile, front: Front, stream: str) -> None:
+def test_the_stream_of_a_crashed_tab_is_no_longer_followed(tabs: Profile, front: Front, stream: str) -> None:
     first, second = (tabs.open(front.page(element(f"{stream}{letter}"), path=f"/{letter}")) for letter in "ab")
     for page in (first, second):
         page.until_open()
     until(lambda: front.followed == {f"{stream}a", f"{stream}b"}, "both are followed")
     second.do("await page.goto('chrome://crash').catch(() => {})")
-    until(lambda: front.followed == {f"{stream}a"}, "the first is")
+    until(lambda: front.followed == {f"{stream}a"}, "only the first is followed")
 
 
-def test_the_connection_keeps_its_id_when_it_changes_hands(tabs: Profile, front: Front, stream: str) -> None:
-    """So who leaves itself out of its own broadcasts goes on doing so."""
+def test_the_connection_keeps_its_id_when_it_moves_to_another_tab(tabs: Profile, front: Front, stream: str) -> None:
+    """So a page that excludes itself from its own broadcasts stays excluded."""
     first, second = open_tabs(tabs, front, element(stream), 2)
     (opened,) = first.seen("pgbus:open")
     first.close()
@@ -274,7 +276,7 @@ def test_twelve_tabs_are_all_live_and_can_still_load_other_things(tabs: Profile,
     assert front.live == 1
 
 
-def test_a_tab_that_stands_still_is_relieved_of_the_connection_and_follows_when_it_goes_on(
+def test_a_blocked_tab_loses_the_connection_and_follows_when_it_continues(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     first, second = open_tabs(tabs, front, element(stream), 2)
@@ -296,10 +298,10 @@ window.missed = 0;
 const missing = (take) => (event) => (event.data.t === "frame" && !missed++ ? undefined : take(event));
 Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(take) { set.call(this, missing(take)); } });
 """
-"""A tab that misses the first message that another one has for it."""
+"""A tab that misses the first message that another tab passes to it."""
 
 
-def test_a_message_that_went_past_a_tab_is_fetched_for_it(tabs: Profile, front: Front, stream: str) -> None:
+def test_a_message_that_a_tab_missed_is_fetched(tabs: Profile, front: Front, stream: str) -> None:
     path = front.page(element(stream))
     first = tabs.open(path)
     first.until_open()
@@ -332,7 +334,7 @@ def test_a_refusal_closes_the_element_in_every_tab(tabs: Profile, front: Front, 
     for page in pages:
         page.until("source.state == 'closed'")
         assert [(close["status"], close["willRetry"]) for close in page.seen("pgbus:close")][-1] == (403, False)
-    holds(lambda: front.live == 0, "nobody connects", 0.5)
+    holds(lambda: front.live == 0, "no tab connects", 0.5)
 
 
 def test_profiles_share_nothing(tabs: Profile, browser: Browser, front: Front, stream: str) -> None:
