@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from streamer_parts import FakeClient, added, make_board
 
+from pgbus_gevent.core.board import Page
+from pgbus_gevent.core.replay import PageFrames
+
 
 def test_a_dispatcher_that_starts_finds_work_that_its_predecessor_left_while_the_flag_was_clear() -> None:
     board = make_board()
@@ -44,3 +47,104 @@ def test_a_log_that_is_rewound_tells_its_clients_that_were_sent_a_lost_message()
     board.ready.take()
     board.rewind(log, 50, horizon=0)
     assert [(each.cursor, each.lost) for each in subscriptions] == [(50, None), (0, 60)]
+
+
+def test_nothing_is_left_of_a_client_that_has_left() -> None:
+    board = make_board()
+    client = FakeClient("1")
+    subscription = added(board, client)
+    log = subscription.log
+    board.wait(subscription)
+    subscription.cursor = 0
+    board.wait(subscription)
+    board.moved.add(log)
+    assert (len(board.schedule), len(board.looks), len(board.behind)) == (1, 1, 1)
+    assert board.leave(client) == (subscription,)
+    assert board.leave(client) == ()
+    for work in (board.moved, board.ready, board.looks, board.behind):
+        assert list(work) == []
+    assert len(board.schedule) == 0
+    assert board.waiting(log) == {}
+    assert board.log("orders") is None
+
+
+def test_work_on_a_stream_stays_while_the_stream_has_another_client() -> None:
+    board = make_board()
+    first, second = FakeClient("1"), FakeClient("2")
+    log = added(board, first).log
+    added(board, second)
+    board.looks.add(log)
+    board.leave(first)
+    assert list(board.looks) == [log]
+
+
+def test_a_page_that_did_not_serve_every_waiting_client_is_followed_by_another_one() -> None:
+    board = make_board()
+    subscriptions = [added(board, FakeClient(str(n))) for n in range(2)]
+    log = subscriptions[0].log
+    for subscription in subscriptions:
+        subscription.cursor = 0
+        board.wait(subscription)
+    [taken] = board.behind.take()
+    page = Page(log, PageFrames([], start=0, horizon=0), 10)
+    board.stop_waiting(subscriptions[0])
+    board.reading.clear()
+    board.served(page)
+    assert board.reading.is_set()
+    assert board.behind.take() == [taken]
+    board.stop_waiting(subscriptions[1])
+    board.reading.clear()
+    board.served(page)
+    assert not board.behind
+    assert board.reading.is_set(), "there is room for a page of another log"
+
+
+def test_a_page_serves_the_cursors_from_its_start_to_below_its_end() -> None:
+    board = make_board()
+    log = added(board, FakeClient("1")).log
+    page = Page(log, PageFrames([], start=10, horizon=0), 20)
+    assert [cursor for cursor in (None, 0, 9, 10, 19, 20) if page.serves(cursor)] == [10, 19]
+
+
+def test_a_page_of_a_log_that_was_rewound_is_not_current() -> None:
+    board = make_board()
+    log = added(board, FakeClient("1")).log
+    log.open(head=100, horizon=0, oldest=10, floor=100, rows=[])
+    page = Page(log, PageFrames([], start=10, horizon=0), 20)
+    assert page.current
+    board.rewind(log, 50, horizon=0)
+    assert not page.current
+
+
+def test_a_new_session_has_every_log_and_every_right_looked_at() -> None:
+    board = make_board()
+    log = added(board, FakeClient("1")).log
+    board.unsure = False
+    board.resync()
+    assert log.in_doubt
+    assert board.unsure
+    assert board.doorbell.is_set()
+    assert board.control.is_set()
+
+
+def test_a_client_that_was_sent_lost_messages_twice_is_told_of_the_highest_one() -> None:
+    board = make_board()
+    subscription = added(board, FakeClient("1"))
+    log = subscription.log
+    log.open(head=100, horizon=0, oldest=10, floor=100, rows=[])
+    subscription.cursor = 100
+    board.rewind(log, 50, horizon=0)
+    subscription.cursor = 60
+    log.open(head=60, horizon=0, oldest=10, floor=60, rows=[])
+    board.rewind(log, 50, horizon=0)
+    assert (subscription.cursor, subscription.lost) == (0, 100)
+
+
+def test_a_log_that_pruning_moves_has_its_clients_served() -> None:
+    board = make_board()
+    log = added(board, FakeClient("1")).log
+    log.open(head=100, horizon=0, oldest=10, floor=100, rows=[])
+    board.note(log, 90)
+    assert not board.moved
+    board.note(log, 110)
+    assert list(board.moved) == [log]
