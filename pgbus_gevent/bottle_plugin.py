@@ -147,7 +147,7 @@ class PgbusPlugin:
     def close(self) -> None:
         """Send the clients away, and close the bus. ``uninstall`` and ``app.close`` call it.
 
-        The plugin cannot be used again, in any application that it is installed in. Clients that return are told to try later.
+        The plugin cannot be used again, in any application that it is installed in. Clients that return are asked to try later.
         """
         self.instance.shutdown()
         self.bus.close()

@@ -86,7 +86,7 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         instance = Instance(
             settings,
             database=database,
-            filters=_Everybody(),
+            filters=_PermitAll(),
             read_only=True,
             on_failure=lambda part: end.set_exception(PgbusError(f"{part} has failed for good")),
         )
@@ -170,7 +170,7 @@ def _follow(instance: Instance, places: Iterable[Place], render: _Renderer, end:
         instance.shutdown(2.0)
 
 
-class _Everybody(Filters):
+class _PermitAll(Filters):
     """Permits all messages."""
 
     def permits(self, label: str, context: Any, stream: str) -> bool:
@@ -224,9 +224,9 @@ class Follower:
             say(_gap(json.loads(frame.data)))
 
 
-def _gap(told: dict[str, Any]) -> str:
-    stream, requested = told["stream"], told["requestedId"]
-    if told["reason"] == "ahead":
-        return f"{stream}: {requested} is above the last id, {told['lastId']}; all retained messages follow"
-    oldest = told["oldestId"]
+def _gap(facts: dict[str, Any]) -> str:
+    stream, requested = facts["stream"], facts["requestedId"]
+    if facts["reason"] == "ahead":
+        return f"{stream}: {requested} is above the last id, {facts['lastId']}; all retained messages follow"
+    oldest = facts["oldestId"]
     return f"{stream}: the messages after {requested} and before {oldest} are no longer retained; the rest follows"

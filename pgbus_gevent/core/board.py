@@ -207,7 +207,7 @@ class Board:
     def rewind(self, log: StreamLog, to: int, *, horizon: int) -> None:
         """Take a log back to ``to``, because the table has lost the messages above it.
 
-        Every client that was sent a lost message is told of a gap, and then gets everything that is retained.
+        Every client that was sent a lost message gets a gap event, and then everything that is retained.
         """
         log.rewind(to, horizon=horizon)
         if log.retired:

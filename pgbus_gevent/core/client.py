@@ -106,7 +106,8 @@ def end_of(subscribers: Iterable[Subscriber]) -> float | None:
 class Client(ABC):
     """One connection. ``id`` is a random hexadecimal text; times are in seconds of the monotonic clock.
 
-    A subclass sends the bytes: over a socket, or through a WSGI response body.
+    A subclass sends the bytes: :class:`pgbus_gevent.streamer.connection.Connection` over a socket, and
+    :class:`pgbus_gevent.streamer.body_connection.BodyConnection` through a WSGI response body.
     """
 
     __slots__ = (
@@ -174,8 +175,8 @@ class Subscription:
     ``cursor`` is None until the client is admitted. ``start`` is the cursor that the client came with, or the cursor that the
     database found for its ``replay``. ``verified`` is True if the head is at least as new as the client's arrival; then a cursor
     above the head is ahead. ``lost`` is the client's cursor at the moment when the table turned out to have lost messages that
-    the client was sent; it is None again once the client has been told. ``ephemerals_first`` alternates, so that messages and
-    ephemeral messages are sent first by turns. ``earlier_members`` counts the members that this subscription was before.
+    the client was sent; it is None again once the client has got its gap event. ``ephemerals_first`` alternates, so that messages
+    and ephemeral messages are sent first by turns. ``earlier_members`` counts the members that this subscription was before.
     """
 
     __slots__ = ("client", "cursor", "earlier_members", "ephemerals_first", "log", "lost", "place", "start", "verified")

@@ -40,7 +40,7 @@ class Disconnected(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A client was told to come back later. ``reason`` is ``overloaded``, ``too-many-connections``, ``restart`` or
+    """A client was sent away, to come back later. ``reason`` is ``overloaded``, ``too-many-connections``, ``restart`` or
     ``unavailable``."""
 
     reason: str
@@ -82,7 +82,7 @@ class Read(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A client was told of a gap. ``reason`` is ``expired``, ``ahead`` or ``invalid-cursor``."""
+    """A client was sent a gap event. ``reason`` is ``expired``, ``ahead`` or ``invalid-cursor``."""
 
     stream: str
     reason: str

@@ -1,4 +1,4 @@
-"""Decides where a client starts, which older messages it is sent, and whether it is told of a gap."""
+"""Decides where a client starts, which older messages it is sent, and whether it gets a gap event."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PageFrames:
 
 
 class Admission(NamedTuple):
-    """The cursor from which a client starts, and the frame that tells it of a gap (empty if there is none)."""
+    """The cursor from which a client starts, and the frame of its gap event (empty if there is none)."""
 
     cursor: int
     gap: bytes
@@ -96,7 +96,7 @@ def admit(subscription: Subscription) -> Admission | None:
 
 
 def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, newest: int = 0) -> tuple[str, bytes]:
-    """Return why a client at ``cursor`` has to be told of a gap now, and the frame. Both are empty if there is no gap.
+    """Return why a client at ``cursor`` gets a gap event now, and the frame. Both are empty if there is no gap.
 
     ``horizon`` is the newest id that is known to be gone, ``oldest`` the oldest id after it, and ``newest`` the newest id that
     the read found.

@@ -10,7 +10,7 @@ MAX_HOLES = 1000
 MAX_HOLES_BETWEEN = 100
 """If two neighbouring messages are further apart than this, the ids between them are not taken for holes.
 
-So many ids were drawn by one large transaction, or by none.
+Usually one large transaction drew all of them, or the sequence jumped and nothing drew them.
 """
 
 HOLE_SECONDS = 2.0

@@ -80,7 +80,7 @@ class Pool:
             connection = self._take()
             began = monotonic()
             self._used.add(connection)
-            _allow(connection, patience)
+            _set_patience(connection, patience)
             if isinstance(connection, Connection):
                 connection.ask = None if patience else self._works_on
             try:
@@ -88,7 +88,7 @@ class Pool:
                     yield connection
             finally:
                 self._used.discard(connection)
-                self._judge(connection, patience, began)
+                self._note_outcome(connection, patience, began)
                 self._give_back(connection)
         finally:
             free.release()
@@ -102,7 +102,7 @@ class Pool:
         if self._pid == os.getpid() and self._free.locked():
             connection = self._connect()
             try:
-                _allow(connection, Patience(LIFE))
+                _set_patience(connection, Patience(LIFE))
                 with translated():
                     question(connection)
                 self.answered = monotonic()
@@ -123,7 +123,7 @@ class Pool:
             connection = self._connect()
         except DatabaseUnavailable:
             return monotonic() - began < _AT_ONCE
-        _allow(connection, Patience(LIFE))
+        _set_patience(connection, Patience(LIFE))
         try:
             with connection.cursor() as cursor:
                 cursor.execute(_STATE, (asking.info.backend_pid,))
@@ -145,7 +145,7 @@ class Pool:
                 # Closing it here would block the process for good, as the docstring of Connection says.
                 connection.doubted_until = end
 
-    def _judge(self, connection: ext.connection, patience: Patience | None, began: float) -> None:
+    def _note_outcome(self, connection: ext.connection, patience: Patience | None, began: float) -> None:
         if not connection.closed:
             self.answered = monotonic()
             if patience is not None:
@@ -220,9 +220,9 @@ _abandoned: list[object] = []
 
 def _lives(connection: ext.connection, idle: float) -> bool:
     """Whether a connection that was idle for ``idle`` seconds can be used. Asks the server only if there is a doubt."""
-    if idle < IDLE_CHECK and not _has_something_to_say(connection):
+    if idle < IDLE_CHECK and not _has_unread_bytes(connection):
         return True
-    _allow(connection, Patience(LIFE))
+    _set_patience(connection, Patience(LIFE))
     try:
         with connection.cursor() as cursor:
             cursor.execute("select 1")
@@ -231,7 +231,7 @@ def _lives(connection: ext.connection, idle: float) -> bool:
     return True
 
 
-def _allow(connection: ext.connection, patience: Patience | None) -> None:
+def _set_patience(connection: ext.connection, patience: Patience | None) -> None:
     if isinstance(connection, Connection):
         connection.patience = None if patience is None else patience.seconds
 
@@ -240,7 +240,7 @@ def _expired(connection: ext.connection) -> bool:
     return isinstance(connection, Connection) and connection.expired
 
 
-def _has_something_to_say(connection: ext.connection) -> bool:
+def _has_unread_bytes(connection: ext.connection) -> bool:
     # A server rarely sends anything unasked except the end of the session. Uses the original poll, because gevent's would let
     # other greenlets run here.
     poll = get_original("select", "poll")()

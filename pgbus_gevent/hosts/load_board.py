@@ -26,7 +26,7 @@ _LEAST_SLACK = 2  # the same in connections; the larger of the two counts
 _AWAY = 0.1  # seconds between two looks of a worker that cannot serve while another worker can
 _LAST_RESORT = 0.02
 # Seconds for which a worker that cannot serve leaves connections to others even if it knows of none, because another master may
-# have workers. After that it accepts the rest, so that clients are told to come later, and health checks are answered.
+# have workers. After that it accepts the rest, so that clients are asked to come back later, and health checks are answered.
 
 
 class LoadBoard:

@@ -59,12 +59,12 @@ class Retention:
     @property
     def statement(self) -> str:
         """The retention as text for other processes. Two retentions are equal if their texts are."""
-        told = {
+        facts = {
             "retention": format_duration(self._age),
             "retention_patterns": [str(rule) for rule in self._rules],
             "forget_after": format_duration(self.forget_after),
         }
-        return json.dumps(told, ensure_ascii=False)
+        return json.dumps(facts, ensure_ascii=False)
 
     def __str__(self) -> str:
         patterns = f" retention_patterns={_as_text(self._rules)}" if self._rules else ""

@@ -79,7 +79,7 @@ class Clients:
         self._owners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
 
-    # coming
+    # arrivals
 
     @property
     def most(self) -> int:
@@ -215,7 +215,7 @@ class Clients:
                 if not counts[key]:
                     del counts[key]
 
-    # going
+    # departures
 
     def end(self, client: Client, reason: str, retry: float | None = None) -> None:
         """Close a connection, after a last frame with the reason unless the client is blocked or cannot be written to.

@@ -257,7 +257,7 @@ class Reader:
     def _up_to_the_head(self, log: StreamLog, epoch: int, page: PageRows) -> PageRows:
         """Return the page without the messages above the log's head.
 
-        A client that was sent such a message could not be told if the table loses it, because a rewind starts at the head.
+        If the table loses such a message, a client that was sent it would get no gap event, because a rewind starts at the head.
         """
         if log.epoch == epoch:
             self._board.note(log, page.horizon)

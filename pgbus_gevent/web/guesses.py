@@ -62,7 +62,7 @@ class Door:
         address = ascii(network_of(str(environ.get("REMOTE_ADDR") or "")))[:100]
         right = requests.same(given.strip(), self._token)
         # This comes before the answer depends on the token. Otherwise a closed door would give away the right one.
-        if self._guesses.is_shut(address) or not (right or self._guesses.note(address, self._print_of(given))):
+        if self._guesses.is_shut(address) or not (right or self._guesses.note(address, self._fingerprint(given))):
             raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))
         if not right:
             raise self._unauthorized()
@@ -70,8 +70,8 @@ class Door:
     def _unauthorized(self) -> Refused:
         return Refused(text(401, f"the {self._name} token is missing or wrong", ("www-authenticate", "Bearer")))
 
-    def _print_of(self, given: str) -> int:
-        """A hash that reveals nothing of a wrong token, which may be the right one mistyped, or that of another site."""
+    def _fingerprint(self, given: str) -> int:
+        """A hash that does not reveal the wrong token, which may be the right one mistyped, or the token of another site."""
         digest = hmac.digest(self._key, given.strip().encode("utf-8", "replace"), "sha256")
         return int.from_bytes(digest[:4], "big", signed=True)
 

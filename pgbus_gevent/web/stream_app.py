@@ -49,7 +49,7 @@ IDENTITY = "pgbus-identity"
 """The response header with the identity that a client would follow the stream as."""
 
 _READ = ("GET", "HEAD")
-_GLANCE = 1.0  # seconds that a request waits for the first start of the instance, if it is not for a stream
+_START_WAIT = 1.0  # seconds that a request waits for the first start of the instance, if it is not for a stream
 
 
 class StreamApp:
@@ -107,7 +107,7 @@ class StreamApp:
         self._starter.begin()
         path = requests.path_below(environ, self.prefix) or ""
         if path != "/healthz":
-            self._starter.wait(self._settings.away_after if path.startswith("/streams") else _GLANCE)
+            self._starter.wait(self._settings.away_after if path.startswith("/streams") else _START_WAIT)
 
     def _is_started(self) -> bool:
         return self.instance.draining or any(task.running or task.failed for task in self.instance.tasks.values())

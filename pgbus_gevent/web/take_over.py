@@ -28,7 +28,10 @@ class Taker(Protocol):
 
 
 class Offer(Protocol):
-    """A request whose server gives the socket away when the application has returned."""
+    """A request whose server gives the socket away when the application has returned.
+
+    :class:`pgbus_gevent.hosts.pywsgi.Handler` is one.
+    """
 
     def give_socket(self, taker: Taker, request: StreamRequest) -> None:
         """Let ``taker`` serve ``request`` on the socket."""
