@@ -37,7 +37,7 @@ begin
                      ' $f$ begin raise exception ''caught %s''; end $f$',
                      one.proname, one.arguments, one.result, one.proname);
     exception when others then
-      null;  -- of a kind that nobody can make
+      null;  -- of a kind that cannot be made
     end;
   end loop;
   for one in
@@ -87,7 +87,7 @@ CALLS = [
 
 
 def used_names(sql: Session) -> list[str]:
-    """Every word in the bodies of our functions that a function of PostgreSQL is called by."""
+    """Return every word in the bodies of our functions that is the name of a function of PostgreSQL."""
     return [
         row[0]
         for row in sql.run(
@@ -107,7 +107,7 @@ def test_every_function_fixes_the_meaning_of_its_names(sql: Session) -> None:
     ] == []
 
 
-def test_no_function_of_ours_has_a_right_of_its_owner_that_everybody_may_call(sql: Session) -> None:
+def test_public_may_execute_no_function_of_ours(sql: Session) -> None:
     ours = "select p.proname from pg_proc p where p.pronamespace = 'pgbus'::regnamespace"
     assert sql.run(f"{ours} and has_function_privilege('public', p.oid, 'execute')") == []
 
@@ -140,7 +140,7 @@ def test_objects_with_misleading_names_change_nothing(path: str, pgbus_databases
     pgbus_databases.drop(url)
 
 
-def test_our_sessions_fix_the_search_path_and_an_applications_transaction_has_its_own(
+def test_our_sessions_fix_the_search_path_but_transactions_of_the_application_keep_theirs(
     pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     with pgbus_bus.database.pool.connection() as connection, connection.cursor() as cursor:
@@ -164,9 +164,7 @@ def test_our_sessions_fix_the_search_path_and_an_applications_transaction_has_it
 # locks
 
 
-def test_a_publisher_that_waits_for_a_squatted_lock_gets_the_name_of_the_session(
-    sessions: Sessions, stream: str
-) -> None:
+def test_the_error_of_a_publisher_names_the_session_that_keeps_the_lock(sessions: Sessions, stream: str) -> None:
     squatter, publisher = sessions(), sessions()
     squatter.run("set application_name = 'eve''s \"tool\"'")
     number = publisher.one("select pgbus._lock_number(%s)", stream)
@@ -183,7 +181,7 @@ def test_a_publisher_that_waits_for_a_squatted_lock_gets_the_name_of_the_session
     publisher.call("broadcast", stream, "x")
 
 
-def test_a_transaction_that_publishes_is_waited_for(sessions: Sessions, stream: str) -> None:
+def test_a_publisher_waits_for_a_transaction_that_publishes(sessions: Sessions, stream: str) -> None:
     slow, publisher, watcher = sessions(), sessions(), sessions()
     with slow.transaction():
         slow.call("broadcast", stream, "x")
@@ -191,14 +189,14 @@ def test_a_transaction_that_publishes_is_waited_for(sessions: Sessions, stream: 
         until(lambda: is_waiting(watcher, publisher), "it waits")
         # Longer than the wait for a session that only keeps the lock.
         until(lambda: watcher.one("select clock_timestamp() - query_start > interval '5.3 s' from pg_stat_activity where pid = %s",
-                                  publisher.pid), "it has waited for long")  # fmt: skip
+                                  publisher.pid), "the publisher has waited for long")  # fmt: skip
         assert not waiting.ready()
     waiting.get(timeout=10)
     assert publisher.data(stream) == ["x", "y"]
     assert publisher.one("show lock_timeout") == "0"
 
 
-def test_a_publishers_own_lock_timeout_counts(sessions: Sessions, stream: str) -> None:
+def test_a_publisher_keeps_its_own_lock_timeout(sessions: Sessions, stream: str) -> None:
     slow, publisher = sessions(), sessions()
     publisher.run("set lock_timeout = '200ms'")
     with slow.transaction():
@@ -221,7 +219,7 @@ def test_doctor_names_the_session_that_keeps_a_lock(database: str, sessions: Ses
 
 
 def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: str) -> None:
-    """It has no process that could be ended, and any role can leave one behind, where the server takes them."""
+    """It has no process to end, and if the server allows prepared transactions, any role can leave one behind."""
     with opened_sessions(small) as opener:
         squatter, sql, slow = opener(), opener(), opener()
         squatter.run("begin")
@@ -238,10 +236,11 @@ def test_a_prepared_transaction_that_keeps_a_lock_is_named(small: str, stream: s
         sql.call("broadcast", stream, "x")
         assert sql.run("select * from pgbus.squatters()") == []
 
-        # One that publishes is no squatter: it is waited for, and its order holds.
+        # A prepared transaction that publishes is no squatter. Publishers wait for it, and the order holds.
         squatter.run("begin")
         squatter.call("broadcast", "another", "x")
-        squatter.run("select pg_advisory_xact_lock(%s, n) from generate_series(0, 1) n", BELL)  # so that nothing rings
+        # It holds both bells, so that no transaction rings.
+        squatter.run("select pg_advisory_xact_lock(%s, n) from generate_series(0, 1) n", BELL)
         slow.run("begin")
         slow.call("broadcast", stream, "prepared")
         slow.run("prepare transaction 'slow'")
@@ -285,7 +284,7 @@ def test_forged_settings_of_ours_lose_nothing(
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_a_session_that_plays_a_replica_publishes_too(function: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_a_session_in_the_replica_role_publishes_too(function: str, sql: Session, ear: Ear, stream: str) -> None:
     sql.run("set session_replication_role = replica")
     with sql.transaction():
         sql.call(function, stream, "x")
@@ -299,7 +298,7 @@ def test_a_session_that_plays_a_replica_publishes_too(function: str, sql: Sessio
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[str]:
-    """A server whose queue of notifications is soon full, and which takes prepared transactions."""
+    """A server whose queue of notifications fills quickly, and which allows prepared transactions."""
     with own_server({"max_notify_queue_pages": "64", "max_prepared_transactions": "4"}) as postgres:
         yield postgres.url
 
@@ -311,12 +310,12 @@ PUBLISHING: list[Any] = [
 ]  # fmt: skip
 
 
-def test_with_a_full_queue_everything_goes_on_and_rings_resume_by_themselves(small: str) -> None:
+def test_publishing_works_with_a_full_queue_and_notifications_resume_afterwards(small: str) -> None:
     with opened_sessions(small) as opener:
         sql, deaf, other = opener(), opener(), opener()
         sql.run("create table watched (n integer); select pgbus.watch_table('watched', 'watched')")
         deaf.run("listen anything")
-        with deaf.transaction():  # in which it takes nothing from the queue
+        with deaf.transaction():  # it takes nothing from the queue during the transaction
             until(lambda: not rung(other), "the queue is full", timeout=30)
             assert other.one("select pg_notification_queue_usage()") > 0.9
             for _ in range(20):

@@ -1,4 +1,4 @@
-"""Ids never go back: a new id is above all that a client may have seen, even if the sequence was changed."""
+"""Ids never go back: a new id is above every id that a client may have seen, even if the sequence was changed."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def test_a_sequence_that_was_set_back_is_moved_to_the_clock(
         assert [prev for _, prev in rows] == [0, *found[:-1]]
 
 
-def test_a_stream_without_messages_gets_no_id_of_before_either(sql: Session, stream: str) -> None:
+def test_a_stream_without_messages_gets_no_earlier_id_either(sql: Session, stream: str) -> None:
     before = given(sql)
     set_back(sql)
     assert sql.call("broadcast", stream, "x") > before
 
 
-def test_the_last_id_of_a_pruned_stream_is_one_too(sql: Session, stream: str) -> None:
+def test_a_new_id_is_above_the_horizon_of_a_pruned_stream(sql: Session, stream: str) -> None:
     id = sql.call("broadcast", stream, "x") + 3_000_000
     sql.run("insert into pgbus.horizons values (%s, %s)", stream, id)
     sql.run("delete from pgbus.messages where stream = %s", stream)
@@ -95,7 +95,7 @@ def test_the_last_id_of_a_pruned_stream_is_one_too(sql: Session, stream: str) ->
     assert sql.column(stream, "prev_id") == [id]
 
 
-def test_rows_that_were_copied_with_higher_ids_are_gone_over(sql: Session, stream: str) -> None:
+def test_a_new_id_is_above_those_of_copied_rows(sql: Session, stream: str) -> None:
     high = sql.call("broadcast", stream, "x") + 5
     sql.run("insert into pgbus.messages (stream, msg_id, data) values (%s, %s, 'copied')", stream, high)
     assert sql.call("broadcast", stream, "y") > high
@@ -105,9 +105,9 @@ def test_rows_that_were_copied_with_higher_ids_are_gone_over(sql: Session, strea
 @pytest.mark.parametrize(
     "id",
     [2**53 - 1, 2**53 - 10, int(time() * 1e6) + 11 * YEAR],
-    ids=["the highest", "nearly", "in eleven years"],  # every process of a run has to call a test the same
+    ids=["the highest", "nearly", "in eleven years"],  # the name of a test must be the same in every process of a run
 )
-def test_an_id_far_above_the_clock_is_a_clear_error_for_its_stream_alone(id: int, sql: Session, stream: str) -> None:
+def test_an_id_far_above_the_clock_is_an_error_for_its_stream_alone(id: int, sql: Session, stream: str) -> None:
     sql.run("insert into pgbus.messages (stream, msg_id, data) values (%s, %s, 'absurd')", stream, id)
     for append in APPENDS.values():
         with raises("55000", match=f'stream "{stream}" has a message or a horizon with the id {id}'):
@@ -118,7 +118,7 @@ def test_an_id_far_above_the_clock_is_a_clear_error_for_its_stream_alone(id: int
     sql.call("broadcast", stream, "x")
 
 
-def test_after_a_crash_the_first_append_jumps_and_no_other(sql: Session, stream: str) -> None:
+def test_only_the_first_append_after_a_crash_jumps(sql: Session, stream: str) -> None:
     before = given(sql)
     as_after_a_crash(sql)
     first = sql.call("broadcast", stream, "x")
@@ -126,7 +126,7 @@ def test_after_a_crash_the_first_append_jumps_and_no_other(sql: Session, stream:
     assert sql.call("broadcast", stream, "y") == first + 1
 
 
-def test_the_jump_of_a_transaction_that_is_rolled_back_holds(sessions: Sessions, stream: str) -> None:
+def test_a_jump_stays_if_its_transaction_is_rolled_back(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
     as_after_a_crash(one)
     one.run("begin")
@@ -145,7 +145,7 @@ def test_no_transaction_waits_for_a_long_one_that_jumped(isolation: str, session
         assert quick.call("broadcast", stream, "y") == jumped + 1
 
 
-def test_a_transaction_with_a_snapshot_from_before_a_jump_is_above_it_too(sessions: Sessions, stream: str) -> None:
+def test_a_transaction_with_a_snapshot_from_before_a_jump_gets_ids_above_it(sessions: Sessions, stream: str) -> None:
     old, sql = sessions(), sessions()
     with old.transaction("repeatable read"):
         old.call("last_id", stream)
@@ -155,9 +155,7 @@ def test_a_transaction_with_a_snapshot_from_before_a_jump_is_above_it_too(sessio
     assert ids(sql, stream) == sorted(ids(sql, stream)) and len(ids(sql, stream)) == 4
 
 
-def test_an_old_snapshot_that_draws_the_id_of_a_row_it_cannot_see_is_a_serialization_failure(
-    sessions: Sessions, stream: str
-) -> None:
+def test_a_transaction_that_draws_the_id_of_an_unseen_row_fails_to_serialize(sessions: Sessions, stream: str) -> None:
     old, sql = sessions(), sessions()
     old.run("begin isolation level repeatable read")
     old.call("last_id", stream)
@@ -168,7 +166,7 @@ def test_an_old_snapshot_that_draws_the_id_of_a_row_it_cannot_see_is_a_serializa
     old.run("rollback")
 
 
-def test_many_at_the_moment_of_the_jump_all_get_ids_of_their_own_above_it(sessions: Sessions, stream: str) -> None:
+def test_concurrent_publishers_at_a_jump_all_get_different_ids_above_it(sessions: Sessions, stream: str) -> None:
     publishers = [sessions() for _ in range(8)]
     for _ in range(5):
         before = given(publishers[0])
@@ -182,7 +180,7 @@ def test_many_at_the_moment_of_the_jump_all_get_ids_of_their_own_above_it(sessio
     assert len(rows) == len(set(rows)) == 5 * 8 * 300
 
 
-def test_a_session_that_has_ids_in_reserve_does_not_give_old_ones(sessions: Sessions, stream: str) -> None:
+def test_a_session_with_cached_ids_gives_no_old_ones(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
     one.run("alter sequence pgbus.message_ids cache 2000")
     try:
@@ -195,7 +193,7 @@ def test_a_session_that_has_ids_in_reserve_does_not_give_old_ones(sessions: Sess
 
 
 @pytest.mark.parametrize("append", APPENDS)
-def test_a_sequence_that_counts_downwards_is_a_clear_error(append: str, sql: Session, stream: str) -> None:
+def test_a_sequence_that_counts_downwards_is_an_error(append: str, sql: Session, stream: str) -> None:
     last = sql.call("broadcast", stream, "x")
     sql.run("alter sequence pgbus.message_ids increment by -1")
     try:
@@ -250,7 +248,7 @@ def test_a_sequence_behind_the_tables_is_reported_at_every_start_and_by_migrate(
     known.close()
 
 
-# a server of its own
+# on a separate server
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +271,7 @@ def test_ids_that_a_killed_backend_has_drawn_are_not_given_again(server: Embedde
         until(lambda: not answers(witness), "the crash is noticed")
         after: Session = until(lambda: opened(opener), "the server is back")
         stored = ids(after, stream)
-        assert stored[-1] < seen[-1], "nothing was lost, which was to be tried"
+        assert stored[-1] < seen[-1], "the crash lost no message, so the test shows nothing"
         assert after.call("broadcast", f"{stream} other", "y") > seen[-1]
         assert after.call("broadcast", stream, "y") > seen[-1]
 
@@ -294,8 +292,10 @@ def opened(opener: Sessions) -> Session | None:
 
 
 @pytest.mark.parametrize("emptied", ["pgbus.messages, pgbus.horizons", "all"])
-def test_data_that_is_restored_into_the_same_tables_brings_no_id_back(emptied: str, server: EmbeddedPostgres) -> None:
-    """With it the sequences go back, and all that tells the epoch with them: but the table has got another file."""
+def test_no_id_is_given_again_after_data_is_restored_into_the_same_tables(
+    emptied: str, server: EmbeddedPostgres
+) -> None:
+    """The sequences go back, and with them every mark of the epoch, but the table has a new file."""
     name = f"restored_{len(emptied)}"
     url = str(ext.make_dsn(server.url, dbname=name))
     with opened_sessions(server.url) as opener:
@@ -324,7 +324,7 @@ def test_data_that_is_restored_into_the_same_tables_brings_no_id_back(emptied: s
 
 
 @pytest.mark.parametrize("way", ["template", "dump"])
-def test_a_database_that_is_put_back_to_a_former_state_gives_no_id_again(way: str, server: EmbeddedPostgres) -> None:
+def test_a_database_that_is_restored_to_a_former_state_gives_no_id_again(way: str, server: EmbeddedPostgres) -> None:
     name = f"shop_{way}"
     url = str(ext.make_dsn(server.url, dbname=name))
     with opened_sessions(server.url) as opener:

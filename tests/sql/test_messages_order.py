@@ -1,4 +1,4 @@
-"""Within a stream, commit order is id order, and no transaction waits for one that only queued for its commit."""
+"""Within a stream, ids follow commit order, and no transaction waits for one that only queued messages for its commit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from database_parts import Session, Sessions, is_waiting, together, until
 
 
 def chain(sql: Session, stream: str) -> list[tuple[int, int | None]]:
-    """Of each message its id, and the id that it names as the one before it."""
+    """Return the id of each message, and the previous id that it names."""
     return list(zip(sql.column(stream, "msg_id"), sql.column(stream, "prev_id"), strict=True))
 
 
 # broadcast
 
 
-def test_an_id_that_is_drawn_first_and_committed_last_is_not_lost(sessions: Sessions, stream: str) -> None:
+def test_an_id_drawn_first_and_committed_last_is_not_lost(sessions: Sessions, stream: str) -> None:
     slow, quick, reader = sessions(), sessions(), sessions()
     with slow.transaction():
         first = slow.call("broadcast", stream, "slow")
@@ -45,7 +45,7 @@ def test_a_broadcaster_to_another_stream_does_not_wait(sessions: Sessions, strea
         assert quick.data(other) == ["x"]
 
 
-def test_a_rollback_lets_the_next_one_through_and_leaves_a_hole(sessions: Sessions, stream: str) -> None:
+def test_a_rollback_releases_the_next_publisher_and_leaves_a_hole(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
     one.run("begin")
     gone = one.call("broadcast", stream, "gone")
@@ -56,7 +56,7 @@ def test_a_rollback_lets_the_next_one_through_and_leaves_a_hole(sessions: Sessio
     assert other.read(stream) == [(id, "kept")]
 
 
-def test_a_transaction_of_very_many_streams_takes_a_bounded_number_of_locks(sql: Session, stream: str) -> None:
+def test_a_transaction_with_many_streams_takes_a_limited_number_of_locks(sql: Session, stream: str) -> None:
     with sql.transaction():
         sql.run("select count(pgbus.broadcast_on_commit(%s || n, 'x')) from generate_series(1, 5000) n", f"{stream} ")
     assert sql.one("select count(*) from pgbus.messages where starts_with(stream, %s)", f"{stream} ") == 5000
@@ -68,7 +68,7 @@ def test_a_transaction_of_very_many_streams_takes_a_bounded_number_of_locks(sql:
 # prev_id
 
 
-def test_each_message_names_the_one_before_it(sessions: Sessions, stream: str) -> None:
+def test_each_message_names_the_previous_one(sessions: Sessions, stream: str) -> None:
     one, other = sessions(), sessions()
     one.call("broadcast", stream, "1")
     other.call("broadcast", stream, "2")
@@ -106,7 +106,7 @@ def test_an_append_that_waited_names_the_message_that_it_waited_for(sessions: Se
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_transaction_with_one_snapshot_does_not_claim_to_know_the_id_before(
+def test_a_transaction_with_one_snapshot_does_not_name_the_previous_id(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     blind, other = sessions(), sessions()
@@ -119,17 +119,15 @@ def test_a_transaction_with_one_snapshot_does_not_claim_to_know_the_id_before(
         blind.call("broadcast", stream, "e", key="k")
     ids = [id for id, _ in other.read(stream)]
     assert other.data(stream) == ["unseen", "a", "b", "c", "e", "d"]
-    # But within a batch it does know.
+    # Within a batch, it knows the previous id.
     assert [before for _, before in chain(other, stream)] == [0, None, None, ids[2], None, None]
 
 
-# all at once
+# concurrent publishers and readers
 
 
-def test_a_reader_that_follows_cursors_sees_every_committed_message_once_and_in_order(
-    sessions: Sessions, stream: str
-) -> None:
-    # A transaction either appends at once, to one stream, or queues for its commit: with both there may be a deadlock.
+def test_a_reader_with_a_cursor_sees_every_committed_message_once_and_in_order(sessions: Sessions, stream: str) -> None:
+    # A transaction either appends at once, to one stream, or queues for its commit. Mixing the two could deadlock.
     chance = random.Random(20)
     streams = [f"{stream} {n}" for n in range(4)]
     end = monotonic() + 5.0
@@ -137,14 +135,14 @@ def test_a_reader_that_follows_cursors_sees_every_committed_message_once_and_in_
     seen: dict[str, list[tuple[int, str]]] = {name: [] for name in streams}
     writing = [True]
 
-    def write(sql: Session, isolation: str, who: int) -> Callable[[], None]:
+    def write(sql: Session, isolation: str, number: int) -> Callable[[], None]:
         def transact(n: int) -> None:
             sent: list[tuple[str, str]] = []
             name = chance.choice(streams)
             at_once = chance.random() < 0.5
             with sql.transaction(isolation):
                 for m in range(chance.randint(1, 5)):
-                    data = f"{who}.{n}.{m}"
+                    data = f"{number}.{n}.{m}"
                     function = chance.choice(["broadcast", "broadcast_many"]) if at_once else "broadcast_on_commit"
                     name = name if at_once else chance.choice(streams)
                     sql.call(function, name, [data] if function == "broadcast_many" else data)
@@ -177,7 +175,7 @@ def test_a_reader_that_follows_cursors_sees_every_committed_message_once_and_in_
     reading = gevent.spawn(read, sessions())
     try:
         isolations = ["read committed", "read committed", "repeatable read"] * 4
-        together(*[write(sessions(), isolation, who) for who, isolation in enumerate(isolations)])
+        together(*[write(sessions(), isolation, number) for number, isolation in enumerate(isolations)])
         writing[0] = False
         reading.get(timeout=10)
     finally:

@@ -1,4 +1,4 @@
-"""Rows that come into the table by other hands, as by logical replication: workers find them, and later appends go on above."""
+"""Rows that logical replication inserts: workers find them, and later appends get higher ids."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 def subscribed(old: Session, new: Session, url: str) -> None:
     old.run("create publication messages for table pgbus.messages, pgbus.horizons")
-    # In one cluster the subscription would wait for itself if it made the slot.
+    # Within one cluster, the subscription would wait for itself if it made the slot.
     old.run("select pg_create_logical_replication_slot('mirror', 'pgoutput')")
     new.run(f"create subscription mirror connection '{url}' publication messages with (create_slot = false)")
 
 
-def test_rows_of_logical_replication_are_delivered_and_a_cut_over_continues_above_them(
+def test_replicated_rows_are_delivered_and_ids_continue_above_them_after_a_cut_over(
     server: EmbeddedPostgres, pgbus_settings: Settings
 ) -> None:
     """Neither sequences nor notifications are replicated."""
@@ -47,7 +47,7 @@ def test_rows_of_logical_replication_are_delivered_and_a_cut_over_continues_abov
             for n in range(5):
                 old.call("broadcast", "orders", f"live {n}")
                 old.call("broadcast_many", "stock", ["x", "y"])
-            until(lambda: len(live.messages) == 5 and len(behind.messages) == 7, "they come", 15)
+            until(lambda: len(live.messages) == 5 and len(behind.messages) == 7, "the rows arrive", 15)
             assert received(live) == old.read("orders", before[-1])
             assert received(behind) == old.read("orders", before[0])
             last = old.read("orders")[-1][0]
@@ -55,8 +55,11 @@ def test_rows_of_logical_replication_are_delivered_and_a_cut_over_continues_abov
             assert new.call("broadcast", "orders", "after") > last
             assert new.call("broadcast", "stock", "after") > last
             for client in (live, behind):
-                until(lambda client=client: client.messages[-1].data == "after", "it goes on")  # type: ignore[misc]
+                until(lambda client=client: client.messages[-1].data == "after", "the client gets the next message")  # type: ignore[misc]
                 assert not [frame for frame in client.frames if frame.event == "pgbus:gap-detected"]
             back = serves.live("orders", since=last)
-            until(lambda: received(back) == new.read("orders", last), "it comes back with an id of the former database")
+            until(
+                lambda: received(back) == new.read("orders", last),
+                "a client with an id of the former database gets the rest",
+            )
             assert not [frame for frame in back.frames if frame.event == "pgbus:gap-detected"]

@@ -31,7 +31,7 @@ def members(sql: Session, stream: str) -> list[str]:
 
 
 def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
-    """The announcements since the last call: op, member and count."""
+    """Return the announcements since the last call: op, member and count."""
     found = []
     for payload in ear.heard_until(sql):
         wake = parse(payload)
@@ -56,7 +56,7 @@ def record(sql: Session, changes: list[tuple[str, str, str, str | None]], grace:
     return [place for (place,) in sql.run(statement, streams, names, connections, metadata, grace)]
 
 
-# coming and going
+# joining and leaving
 
 
 def test_a_member_that_joins_is_present_and_announced_until_it_leaves(sql: Session, ear: Ear, stream: str) -> None:
@@ -86,7 +86,7 @@ def test_joining_again_changes_the_metadata_and_announces_nothing(sql: Session, 
     assert heard(ear, sql) == [("join", "ada", 1)]
 
 
-def test_the_time_of_joining_is_that_of_the_first_connection_even_when_that_is_gone(sql: Session, stream: str) -> None:
+def test_a_member_keeps_the_time_of_its_first_connection(sql: Session, stream: str) -> None:
     sql.call("presence_join", stream, "ada", "{}", "1")
     first = sql.one("select joined_at from pgbus.presence_members(%s)", stream)
     sql.call("presence_join", stream, "ada", "{}", "2")
@@ -94,13 +94,13 @@ def test_the_time_of_joining_is_that_of_the_first_connection_even_when_that_is_g
     assert sql.one("select joined_at from pgbus.presence_members(%s)", stream) == first
 
 
-def test_members_come_in_the_order_in_which_they_joined(sql: Session, stream: str) -> None:
+def test_members_are_listed_in_the_order_of_joining(sql: Session, stream: str) -> None:
     for name in ("zoe", "ada", "max"):
         sql.call("presence_join", stream, name)
     assert members(sql, stream) == ["zoe", "ada", "max"]
 
 
-def test_streams_and_members_are_apart_by_their_bytes(sql: Session, stream: str) -> None:
+def test_streams_and_members_are_compared_as_bytes(sql: Session, stream: str) -> None:
     for name in ("a:b", "A:b", "é", "e\u0301"):
         sql.call("presence_join", stream, name)
         sql.call("presence_join", name, "ada")
@@ -108,12 +108,12 @@ def test_streams_and_members_are_apart_by_their_bytes(sql: Session, stream: str)
     assert all(members(sql, name) == ["ada"] for name in ("a:b", "A:b", "é", "e\u0301"))
 
 
-def test_leaving_a_stream_without_having_joined_does_nothing(sql: Session, ear: Ear, stream: str) -> None:
+def test_leaving_without_having_joined_does_nothing(sql: Session, ear: Ear, stream: str) -> None:
     assert sql.call("presence_leave", stream, "nobody") is False
     assert heard(ear, sql) == []
 
 
-def test_a_rollback_takes_presence_back(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_rollback_undoes_presence(sql: Session, ear: Ear, stream: str) -> None:
     with pytest.raises(ZeroDivisionError), sql.transaction():
         sql.call("presence_join", stream, "ada")
         raise ZeroDivisionError
@@ -149,9 +149,7 @@ def test_a_negative_grace_is_refused(sql: Session) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_transaction_that_could_not_see_members_that_joined_meanwhile_is_refused(
-    sql: Session, stream: str, isolation: str
-) -> None:
+def test_a_transaction_with_one_snapshot_is_refused(sql: Session, stream: str, isolation: str) -> None:
     sql.call("presence_join", stream, "ada")
     for function in ("presence_join", "presence_leave"):
         with raises("0A000", f"in {isolation.upper()}: use one in READ COMMITTED"), sql.transaction(isolation):
@@ -174,19 +172,20 @@ def test_the_callers_collation_does_not_matter(sql: Session, stream: str, collat
 # grace
 
 
-def test_a_member_that_is_back_within_the_grace_was_never_away(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_member_that_returns_within_the_grace_is_not_announced(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("presence_join", stream, "ada", "{}", "old")
     sql.call("presence_leave", stream, "ada", "old", timedelta(minutes=1))
     assert sql.run("select member, connections from pgbus.presence_members(%s)", stream) == [("ada", 0)]
     sql.call("presence_join", stream, "ada", "{}", "new")
     expire(sql, stream)
-    sql.call("presence_join", stream, "ada", "{}", "new")  # alive, and only the old one is left to expire
+    # The member is present, and only its old connection is left to expire.
+    sql.call("presence_join", stream, "ada", "{}", "new")
     heard(ear, sql)
     sql.call("presence_sweep")
     assert members(sql, stream) == ["ada"] and heard(ear, sql) == []
 
 
-def test_a_member_that_is_not_back_within_the_grace_leaves_when_it_is_swept(
+def test_a_member_that_does_not_return_within_the_grace_leaves_at_the_sweep(
     sql: Session, ear: Ear, stream: str
 ) -> None:
     sql.call("presence_join", stream, "ada")
@@ -200,7 +199,7 @@ def test_a_member_that_is_not_back_within_the_grace_leaves_when_it_is_swept(
 # expiry
 
 
-def test_an_expired_member_is_hidden_before_it_is_swept_and_announced_once(sql: Session, ear: Ear, stream: str) -> None:
+def test_an_expired_member_is_hidden_before_the_sweep_and_announced_once(sql: Session, ear: Ear, stream: str) -> None:
     for name in ("ada", "max"):
         sql.call("presence_join", stream, name)
     heard(ear, sql)
@@ -220,7 +219,7 @@ def test_a_transaction_that_stays_open_sees_members_expire(sql: Session, stream:
 def test_a_member_that_joins_between_expiry_and_sweep_is_announced_and_does_not_leave(
     sql: Session, ear: Ear, stream: str
 ) -> None:
-    """A page made in between did not show the member."""
+    """A page that was made between the two did not show the member."""
     sql.call("presence_join", stream, "ada", "{}", "1")
     expire(sql, stream)
     assert sql.call("presence_join", stream, "ada", "{}", "2") is True
@@ -229,13 +228,13 @@ def test_a_member_that_joins_between_expiry_and_sweep_is_announced_and_does_not_
     assert sql.one("select count(*) from pgbus.presence") == 1
 
 
-def test_the_sweep_tells_when_something_is_going_to_expire(sql: Session, stream: str) -> None:
+def test_the_sweep_returns_the_time_to_the_next_expiry(sql: Session, stream: str) -> None:
     assert sql.call("presence_sweep") is None
     sql.call("presence_join", stream, "ada", "{}", "", timedelta(seconds=100))
     assert 90 < sql.call("presence_sweep") <= 100
 
 
-def test_of_many_sweeps_at_once_one_announces(sql: Session, sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_concurrent_sweeps_announce_each_member_once(sql: Session, sessions: Sessions, ear: Ear, stream: str) -> None:
     record(sql, [(stream, f"m{n}", str(n), "{}") for n in range(100)])
     heard(ear, sql)
     expire(sql, stream)
@@ -250,7 +249,7 @@ def test_of_many_sweeps_at_once_one_announces(sql: Session, sessions: Sessions, 
 # touching
 
 
-def test_a_touch_renews_connections_and_returns_those_that_are_gone(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_touch_renews_leases_and_returns_the_connections_without_one(sql: Session, ear: Ear, stream: str) -> None:
     second = timedelta(seconds=1)
     sql.call("presence_join", stream, "here", "{}", "1", second)
     sql.call("presence_join", stream, "expired", "{}", "1", second)
@@ -269,15 +268,15 @@ def test_a_touch_renews_connections_and_returns_those_that_are_gone(sql: Session
     assert [news[0] for news in heard(ear, sql)] == ["join"] * 3
 
 
-def test_a_touch_of_one(sql: Session, stream: str) -> None:
+def test_one_connection_can_be_touched(sql: Session, stream: str) -> None:
     assert sql.call("presence_touch", stream, "ada") is False
     sql.call("presence_join", stream, "ada")
     assert sql.call("presence_touch", stream, "ada") is True
     assert sql.call("presence_touch", stream, "ada", "another") is False
 
 
-def test_touches_do_not_touch_the_index(sql: Session, stream: str) -> None:
-    """Else ten thousand members would cost ten thousand index entries with each touch."""
+def test_touches_change_no_index(sql: Session, stream: str) -> None:
+    """Otherwise, each touch of ten thousand members would cost ten thousand index entries."""
     places = [(stream, f"m{n}", str(n), "{}") for n in range(200)]
     record(sql, places)
     statement = "select count(*) from pgbus.presence_touch_many(%s::text[], %s::text[], %s::text[])"
@@ -287,15 +286,15 @@ def test_touches_do_not_touch_the_index(sql: Session, stream: str) -> None:
     updates = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = 'pgbus.presence'::regclass"
     until(lambda: sql.run(updates)[0][0] >= 1000, "the statistics are in")
     [(all_of_them, hot)] = sql.run(updates)
-    # With an index on what a touch changes there would be none. A page that was not pruned yet has no room for one, and what
-    # can be pruned depends on everybody's snapshots.
+    # With an index on a touched column, no update would be HOT. Not all are, because a page that is not pruned yet has no room
+    # for one, and pruning depends on the snapshots of all sessions.
     assert hot > all_of_them * 0.3
 
 
 # workers
 
 
-def test_a_batch_of_comings_and_goings_at_many_streams(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_batch_records_joins_and_leaves_at_many_streams(sql: Session, ear: Ear, stream: str) -> None:
     a, b = f"{stream} a", f"{stream} b"
     assert record(sql, [(a, "ada", "1", '{"x": 1}'), (b, "ada", "2", "{}"), (a, "max", "3", "{}")]) == []
     assert sorted(heard(ear, sql)) == [("join", "ada", 1), ("join", "ada", 2), ("join", "max", 2)]
@@ -306,12 +305,12 @@ def test_a_batch_of_comings_and_goings_at_many_streams(sql: Session, ear: Ear, s
     assert set(members(sql, a)) == {"ada", "max"} and members(sql, b) == []
 
 
-def test_a_connection_twice_in_a_batch_has_the_last_metadata(sql: Session, stream: str) -> None:
+def test_a_connection_that_is_twice_in_a_batch_has_the_last_metadata(sql: Session, stream: str) -> None:
     record(sql, [(stream, "ada", "1", '{"n": 1}'), (stream, "ada", "1", '{"n": 2}')])
     assert sql.one("select metadata from pgbus.presence_members(%s)", stream) == {"n": 2}
 
 
-def test_workers_go_round_a_stream_that_a_transaction_holds(
+def test_a_batch_skips_a_stream_that_a_transaction_holds(
     sql: Session, sessions: Sessions, ear: Ear, stream: str
 ) -> None:
     held, free = f"{stream} held", f"{stream} free"
@@ -322,7 +321,7 @@ def test_workers_go_round_a_stream_that_a_transaction_holds(
         assert record(sql, changes) == [1]
         assert members(sql, free) == ["ada"] and members(sql, held) == []
         waiting = sql.spawn("select pgbus.presence_join(%s, 'max')", held)
-        until(lambda: is_waiting(watcher, sql), "a join by hand waits for its turn")
+        until(lambda: is_waiting(watcher, sql), "a join in SQL waits for its turn")
     waiting.get(timeout=10)
     assert record(sql, changes[:1]) == []
     assert members(sql, held) == ["slow", "max", "ada"]
@@ -343,10 +342,10 @@ def test_no_transaction_waits_for_one_that_touches(sql: Session, sessions: Sessi
     sql.run("reset lock_timeout")
 
 
-def test_concurrent_joins_and_leaves_end_as_they_were_announced(
+def test_the_announcements_of_concurrent_joins_and_leaves_add_up(
     sessions: Sessions, sql: Session, ear: Ear, stream: str
 ) -> None:
-    """A reader that follows the announcements ends up with the present members, however the transactions race."""
+    """A reader that follows the announcements ends up with the present members, in any order of the transactions."""
 
     def worker(session: Session, n: int) -> None:
         for turn in range(25):

@@ -49,7 +49,7 @@ def test_omitted_arguments_are_null(sql: Session, stream: str) -> None:
 
 
 @pytest.mark.parametrize("function", PUBLISHING[:3])
-def test_an_empty_event_is_none(function: str, sql: Session, stream: str) -> None:
+def test_an_empty_event_counts_as_none(function: str, sql: Session, stream: str) -> None:
     publish(sql, function, stream, event="")
     assert sql.column(stream, "event") == [None]
 
@@ -72,7 +72,7 @@ def test_a_message_may_have_several_megabytes(sql: Session, stream: str) -> None
 
 @many_examples
 @given(data=text, event=text, visible_to=text.filter(bool), exclude=text.filter(bool))
-def test_any_text_comes_back_as_it_was(sql: Session, data: str, event: str, visible_to: str, exclude: str) -> None:
+def test_any_text_is_returned_unchanged(sql: Session, data: str, event: str, visible_to: str, exclude: str) -> None:
     event = event.replace("\n", "").replace("\r", "")
     after = sql.call("last_id", "any text")
     sql.call("broadcast", "any text", data, event, visible_to, exclude)
@@ -90,7 +90,7 @@ def test_ids_rise_across_streams_and_functions_and_stay_exact_in_javascript(sql:
     assert ids[-1] < 2**53
 
 
-def test_ids_are_not_used_again_by_a_schema_that_was_dropped_and_made_again(pgbus_database: str) -> None:
+def test_a_schema_that_was_dropped_and_recreated_reuses_no_id(pgbus_database: str) -> None:
     with opened_sessions(pgbus_database) as opener:
         last = opener().call("broadcast_many", "orders", [str(n) for n in range(1000)])
         opener().run("drop schema pgbus cascade")
@@ -113,12 +113,12 @@ def test_broadcast_many_appends_in_the_order_of_the_array_and_returns_the_last_i
     assert [row[0] for row in rows] == sorted({row[0] for row in rows}) and rows[-1][0] == last
 
 
-def test_broadcast_many_of_nothing_appends_nothing_and_returns_null(sql: Session, stream: str) -> None:
+def test_broadcast_many_with_an_empty_array_appends_nothing_and_returns_null(sql: Session, stream: str) -> None:
     assert sql.one("select pgbus.broadcast_many(%s, '{}')", stream) is None
     assert sql.call("last_id", stream) == 0
 
 
-def test_an_array_may_be_numbered_from_anywhere(sql: Session, stream: str) -> None:
+def test_the_subscripts_of_an_array_do_not_matter(sql: Session, stream: str) -> None:
     sql.one("select pgbus.broadcast_many(%s, '[7:8]={a,b}')", stream)
     assert sql.data(stream) == ["a", "b"]
 
@@ -128,7 +128,7 @@ def test_an_array_may_be_numbered_from_anywhere(sql: Session, stream: str) -> No
 
 @many_examples
 @given(st.lists(names, min_size=1, max_size=5))
-def test_each_name_is_a_stream_of_its_own(sql: Session, found: list[str]) -> None:
+def test_each_name_is_a_separate_stream(sql: Session, found: list[str]) -> None:
     spellings = {spelling for name in found for spelling in (name, name.upper(), name.lower(), f"{name} ")}
     ids = {name: sql.call("broadcast", name, name) for name in spellings if len(name.encode()) <= 255}
     assert {name: sql.call("last_id", name) for name in ids} == ids
@@ -148,14 +148,14 @@ def test_each_name_is_a_stream_of_its_own(sql: Session, found: list[str]) -> Non
         ["K", "\u212a"],  # Kelvin
     ],
 )
-def test_names_that_look_alike_stay_apart(twins: list[str], sql: Session) -> None:
+def test_similar_names_are_different_streams(twins: list[str], sql: Session) -> None:
     ids = {twin: sql.call("broadcast", twin, twin) for twin in twins}
     assert {twin: sql.call("last_id", twin) for twin in twins} == ids
 
 
 @many_examples
 @given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=200))
-def test_sql_takes_the_names_that_python_takes(sql: Session, name: str) -> None:
+def test_sql_and_python_accept_the_same_names(sql: Session, name: str) -> None:
     try:
         check_name(name)
     except InvalidArgument:
@@ -167,7 +167,7 @@ def test_sql_takes_the_names_that_python_takes(sql: Session, name: str) -> None:
 
 @many_examples
 @given(st.one_of(text, st.sampled_from(["pgbus:x", "Pgbus:x", " pgbus:x", "x\npgbus:", "pgbus", "a\u2028b", "a\x0bb"])))
-def test_sql_takes_the_events_that_python_takes(sql: Session, event: str) -> None:
+def test_sql_and_python_accept_the_same_events(sql: Session, event: str) -> None:
     try:
         check_event(event)
     except InvalidArgument:
@@ -183,7 +183,7 @@ def test_a_name_may_have_255_bytes(name: str, sql: Session) -> None:
 
 
 @pytest.mark.parametrize("collation", ['"C"', '"POSIX"', '"ucs_basic"', "loose"])
-def test_the_collation_of_the_arguments_is_the_callers(collation: str, sql: Session, stream: str) -> None:
+def test_arguments_of_any_collation_are_accepted(collation: str, sql: Session, stream: str) -> None:
     if collation == "loose":
         try:
             sql.run("create collation loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false)")
@@ -235,13 +235,13 @@ def test_data_that_is_null_is_refused(function: str, sql: Session, stream: str) 
 
 
 @pytest.mark.parametrize("data", ["null", "array['a', null]", "array[null]", "array[['a', 'b'], ['c', 'd']]"])
-def test_an_array_that_is_no_list_of_texts_is_refused(data: str, sql: Session, stream: str) -> None:
+def test_an_array_that_is_not_a_list_of_texts_is_refused(data: str, sql: Session, stream: str) -> None:
     with raises(INVALID, "bad data: it must be an array of one dimension without nulls"):
         sql.run(f"select pgbus.broadcast_many(%s, {data}::text[])", stream)
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_a_key_is_of_1_to_1000_bytes(function: str, sql: Session) -> None:
+def test_a_key_has_1_to_1000_bytes(function: str, sql: Session) -> None:
     for key in ("", "x" * 1001, "é" * 501):
         with raises(INVALID, "bad key of .* bytes"):
             sql.call(function, "x" * 255, "x", key=key)
@@ -275,7 +275,7 @@ def test_read_after_returns_messages_above_the_cursor_up_to_the_limit(sql: Sessi
     assert sql.read(stream, 2**62) == []
 
 
-def test_read_after_gives_500_unless_told(sql: Session, stream: str) -> None:
+def test_read_after_returns_500_messages_by_default(sql: Session, stream: str) -> None:
     sql.call("broadcast_many", stream, ["x"] * 501)
     assert len(sql.run("select * from pgbus.read_after(%s, 0)", stream)) == 500
 
@@ -284,7 +284,7 @@ def test_last_id_is_0_for_a_stream_without_messages(sql: Session, stream: str) -
     assert sql.call("last_id", stream) == 0
 
 
-def test_last_id_stays_when_all_messages_were_pruned(sql: Session, stream: str) -> None:
+def test_last_id_stays_after_all_messages_were_pruned(sql: Session, stream: str) -> None:
     id = sql.call("broadcast", stream, "x")
     sql.run("delete from pgbus.messages where stream = %s", stream)
     sql.run("insert into pgbus.horizons values (%s, %s)", stream, id)
@@ -302,11 +302,11 @@ def test_the_watermark_agrees_with_a_read_in_the_same_snapshot(sessions: Session
         later = [writer.call("broadcast", stream, "after") for _ in range(3)]
         assert reader.call("last_id", stream) == first
         assert reader.read(stream) == [(first, "before")]
-    # So a page that was rendered with it, and connected with it, misses nothing and repeats nothing.
+    # So a page that was rendered and connected with it misses nothing and repeats nothing.
     assert reader.read(stream, first) == [(id, "after") for id in later]
 
 
-def test_an_uncommitted_id_is_in_no_other_transactions_watermark(sessions: Sessions, stream: str) -> None:
+def test_the_watermark_does_not_include_uncommitted_ids_of_others(sessions: Sessions, stream: str) -> None:
     reader, writer = sessions(), sessions()
     with writer.transaction():
         id = writer.call("broadcast", stream, "x")
@@ -318,7 +318,7 @@ def test_an_uncommitted_id_is_in_no_other_transactions_watermark(sessions: Sessi
 # callers
 
 
-def test_triggers_and_functions_with_settings_of_their_own_can_publish(sql: Session, stream: str) -> None:
+def test_triggers_and_functions_with_their_own_settings_can_publish(sql: Session, stream: str) -> None:
     sql.run("create table orders (id integer)")
     sql.run(
         "create function announce() returns trigger language plpgsql set search_path = pg_catalog as $$ begin"

@@ -1,4 +1,4 @@
-"""The notifications of publishers. No ring ever waits for another transaction."""
+"""The doorbell: the notifications of publishers. No notification ever waits for another transaction."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ awkward_names = st.one_of(names, st.text('",\\ab*[]', min_size=1, max_size=6))
 
 
 def named(payload: str) -> set[str]:
-    """The streams that a ring names."""
+    """Return the streams that a notification names."""
     wake = parse(payload)
     return (
         {wake.stream} if isinstance(wake, NewMessage) else set(wake.streams or []) if isinstance(wake, Moved) else set()
     )
 
 
-# one ring
+# one notification
 
 
-def test_a_ring_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_notification_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -> None:
     first = sql.call("broadcast", stream, "first")
     id = sql.call("broadcast", stream, "<p>paid</p>", "order.paid", "admins", "c7")
     at = sql.one("select extract(epoch from created_at) from pgbus.messages where msg_id = %s", id)
@@ -47,21 +47,21 @@ def test_a_ring_carries_the_whole_message(sql: Session, ear: Ear, stream: str) -
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_a_single_message_rings_whole_by_either_function(function: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_both_functions_notify_with_the_whole_message(function: str, sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         sql.call(function, stream, "x", "e", key="k")
     [payload] = ear.heard_until(sql)
-    ring = parse(payload)
-    assert isinstance(ring, NewMessage)
-    assert (ring.stream, ring.id, ring.data, ring.event) == (stream, sql.call("last_id", stream), "x", "e")
+    wake = parse(payload)
+    assert isinstance(wake, NewMessage)
+    assert (wake.stream, wake.id, wake.data, wake.event) == (stream, sql.call("last_id", stream), "x", "e")
 
 
-def test_a_batch_of_one_rings_whole(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_batch_of_one_notifies_with_the_whole_message(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_many", stream, ["x"])
     assert [type(parse(payload)) for payload in ear.heard_until(sql)] == [NewMessage]
 
 
-def test_a_transaction_with_one_snapshot_rings_without_the_id_before(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_transaction_with_one_snapshot_notifies_without_the_previous_id(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction("repeatable read"):
         sql.call("broadcast", stream, "x")
     [payload] = ear.heard_until(sql)
@@ -71,7 +71,7 @@ def test_a_transaction_with_one_snapshot_rings_without_the_id_before(sql: Sessio
 @many_examples
 @given(name=awkward_names, data=text, event=text, audience=text.filter(bool))
 @example(name='a"b\\', data='"\\\b\f\n\r\t\x01\x1f\x7f\u2028</script>\U0001f600', event='"', audience="'")
-def test_a_ring_carries_the_published_message(
+def test_a_notification_carries_any_published_message(
     sql: Session, ear: Ear, name: str, data: str, event: str, audience: str
 ) -> None:
     event = event.replace("\n", "").replace("\r", "")
@@ -82,7 +82,9 @@ def test_a_ring_carries_the_published_message(
 
 
 @pytest.mark.parametrize("character", ["x", "é", '"', "\n", "\x01", "\U0001f600"], ids=ascii)
-def test_a_ring_never_exceeds_the_limit_of_postgresql(character: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_a_notification_never_exceeds_the_limit_of_postgresql(
+    character: str, sql: Session, ear: Ear, stream: str
+) -> None:
     grown = len(sql.one("select to_json(%s::text)::text", character).encode()) - 2
     sizes = [*range(7500 // grown, 8100 // grown + 1, 7), 20_000]
     for size in sizes:
@@ -92,23 +94,23 @@ def test_a_ring_never_exceeds_the_limit_of_postgresql(character: str, sql: Sessi
     assert len(payloads) == 2 * len(sizes)
     assert max(len(payload.encode()) for payload in payloads) <= LIMIT
     wakes = [parse(payload) for payload in payloads]
-    # Small ones are whole, large ones are not.
+    # Notifications of small messages have the content, those of large messages do not.
     assert isinstance(wakes[0], NewMessage) and wakes[1][3] == character * sizes[0]
     assert wakes[-2] == Moved([stream])
     assert isinstance(wakes[-1], Ephemeral) and wakes[-1].data is None
 
 
-def test_the_other_fields_count_too(sql: Session, ear: Ear, stream: str) -> None:
+def test_all_fields_count_towards_the_limit(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast", stream, "x" * 7000, "e" * 1000)
     sql.call("broadcast", stream, "x", None, "v" * 9000)
     sql.call("broadcast", stream, "x", None, None, '"' * 4000)
     assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])] * 3
 
 
-# one ring a transaction
+# one notification per transaction
 
 
-def test_a_transaction_rings_once_however_much_it_appends(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_transaction_rings_once_for_all_its_messages(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         for n in range(20):
             sql.call("broadcast", stream, str(n))
@@ -119,14 +121,16 @@ def test_a_transaction_rings_once_however_much_it_appends(sql: Session, ear: Ear
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_several_messages_of_one_stream_ring_with_its_name(function: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_several_messages_of_one_stream_notify_with_its_name(
+    function: str, sql: Session, ear: Ear, stream: str
+) -> None:
     with sql.transaction():
         sql.call(function, stream, "x")
         sql.call(function, stream, "x")
     assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])]
 
 
-def test_a_batch_rings_with_the_name_of_its_stream(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_batch_notifies_with_the_name_of_its_stream(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_many", stream, ["a", "b"])
     assert [parse(payload) for payload in ear.heard_until(sql)] == [Moved([stream])]
 
@@ -150,7 +154,7 @@ def test_every_stream_that_moved_is_named(sql: Session, ear: Ear, found: list[st
 
 
 @pytest.mark.parametrize("filler", ["x", '"', "é", "\\"])
-def test_streams_that_are_too_many_to_name_are_not_named(filler: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_a_notification_without_room_names_no_streams(filler: str, sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         for n in range(40):
             sql.call("broadcast", f"{stream} {n} ".ljust(120, filler), "x")
@@ -173,7 +177,7 @@ def test_a_duplicate_does_not_ring(sql: Session, ear: Ear, stream: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit", "broadcast_ephemeral"])
-def test_a_rollback_rings_nothing(function: str, sql: Session, ear: Ear, stream: str) -> None:
+def test_a_transaction_that_is_rolled_back_does_not_ring(function: str, sql: Session, ear: Ear, stream: str) -> None:
     sql.run("begin")
     sql.call(function, stream, "x")
     sql.run("rollback")
@@ -181,7 +185,7 @@ def test_a_rollback_rings_nothing(function: str, sql: Session, ear: Ear, stream:
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_messages_after_a_savepoint_that_took_the_first_append_back_ring(
+def test_a_transaction_rings_after_a_rollback_of_its_first_append(
     function: str, sql: Session, ear: Ear, stream: str
 ) -> None:
     with sql.transaction():
@@ -194,7 +198,7 @@ def test_messages_after_a_savepoint_that_took_the_first_append_back_ring(
     assert parse(payload)[:2] == (stream, sql.call("last_id", stream))
 
 
-def test_a_savepoint_takes_back_the_names_of_streams_that_moved_since(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_rollback_to_a_savepoint_removes_the_names_of_later_streams(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast", stream, "kept")
         sql.run("savepoint s")
@@ -225,11 +229,11 @@ def test_a_function_with_settings_of_its_own_rings_once(sql: Session, ear: Ear, 
     assert named(payload) == {stream, f"{stream} other"}
 
 
-# no transaction waits for a ring
+# no transaction waits for a notification
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit", "broadcast_many"])
-def test_an_open_transaction_holds_up_no_ring(function: str, sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_an_open_transaction_delays_no_notification(function: str, sessions: Sessions, ear: Ear, stream: str) -> None:
     slow, quick = sessions(), sessions()
     with slow.transaction():
         slow.call(function, f"{stream} slow", ["x"] if function == "broadcast_many" else "x")
@@ -240,7 +244,9 @@ def test_an_open_transaction_holds_up_no_ring(function: str, sessions: Sessions,
     assert parse(payload)[0] == f"{stream} slow"
 
 
-def test_a_commit_that_waits_for_a_streams_lock_holds_up_no_ring(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_a_commit_that_waits_for_the_lock_of_a_stream_delays_no_notification(
+    sessions: Sessions, ear: Ear, stream: str
+) -> None:
     holder, waiter, quick = sessions(), sessions(), sessions()
     with holder.transaction():
         holder.call("broadcast", f"{stream} held", "x")
@@ -252,7 +258,7 @@ def test_a_commit_that_waits_for_a_streams_lock_holds_up_no_ring(sessions: Sessi
         quick.call("broadcast", f"{stream} quick", "x")
         assert [parse(payload)[0] for payload in ear.heard_until(quick)] == [f"{stream} quick"]
     job.get(timeout=10)
-    # The waiter's own, unless it went on before the holder, which rings too, had let go of the bell.
+    # The notification of the waiter, of the holder, or of both: that depends on which of them gets the doorbell.
     heard = [named(payload) for payload in ear.heard_until(quick)]
     assert heard in (
         [{f"{stream} held"}],
@@ -265,18 +271,19 @@ def test_a_transaction_without_a_bell_neither_waits_nor_rings(sessions: Sessions
     holder, quick = sessions(), sessions()
     quick.run("set lock_timeout = '1s'")
     with holder.transaction():
-        holder.call("broadcast", f"{stream} held", "x")  # one that publishes, as all who ring do
+        # The holder publishes, as a transaction that holds a bell should, so it is no squatter.
+        holder.call("broadcast", f"{stream} held", "x")
         hold(holder, 0, 1)
         for function in ("broadcast", "broadcast_on_commit"):
             quick.call(function, stream, "x")
         assert ear.heard_until(quick) == []
     assert quick.data(stream) == ["x", "x"]
-    assert len(ear.heard_until(quick)) == 1  # the holder's own
+    assert len(ear.heard_until(quick)) == 1  # the notification of the holder
     quick.call("broadcast", stream, "y")
     assert len(ear.heard_until(quick)) == 1
 
 
-def test_squatted_bells_ring_once_a_second_and_a_warning_names_the_session(
+def test_publishers_ring_once_a_second_if_a_session_keeps_the_bells_and_it_is_named(
     sessions: Sessions, ear: Ear, stream: str
 ) -> None:
     holder, quick = sessions(), sessions()
@@ -291,7 +298,7 @@ def test_squatted_bells_ring_once_a_second_and_a_warning_names_the_session(
     assert ear.heard_until(quick) == []
 
 
-def test_during_a_long_commit_that_rings_another_transaction_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_another_transaction_rings_during_a_long_commit_that_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, quick = sessions(), sessions()
     with holder.transaction():
         hold(holder, 0)
@@ -299,7 +306,9 @@ def test_during_a_long_commit_that_rings_another_transaction_rings(sessions: Ses
         assert len(ear.heard_until(quick)) == 1
 
 
-def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_some_of_many_concurrent_publishers_ring_and_all_messages_are_stored(
+    sessions: Sessions, ear: Ear, stream: str
+) -> None:
     publishers = [sessions() for _ in range(8)]
 
     def publish(n: int) -> None:
@@ -314,7 +323,7 @@ def test_of_many_at_once_some_ring_and_all_are_stored(sessions: Sessions, ear: E
     assert [len(publishers[0].read(f"{stream} {n}")) for n in range(8)] == [20] * 8
 
 
-# the distance of two rings
+# the time between two notifications
 
 
 def hold(sql: Session, *bells: int) -> None:
@@ -323,36 +332,36 @@ def hold(sql: Session, *bells: int) -> None:
 
 
 def rang(sql: Session, ago: int) -> None:
-    """As if the last ring had been so many milliseconds ago."""
+    """Set the time of the last notification to ``ago`` milliseconds before now."""
     sql.run("select setval('pgbus.last_ring', (extract(epoch from clock_timestamp()) * 1000)::bigint - %s)", ago)
 
 
 @pytest.fixture
 def a_minute(sql: Session) -> Iterator[None]:
-    """The distance of two rings."""
+    """Set the least time between two notifications to a minute."""
     sql.run("select setval('pgbus.ring_pause', 60000)")
     yield
     sql.run("select setval('pgbus.ring_pause', 0), setval('pgbus.last_ring', 0)")
 
 
 @pytest.mark.parametrize(
-    ("ago", "rings"),
+    ("ago", "notifications"),
     [(30_000, 0), (61_000, 1), (-30_000, 0), (-61_000, 1)],
     ids=["too soon", "long ago", "a clock set back by a little", "a clock set back by much"],
 )
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_rings_keep_their_distance(
-    function: str, ago: int, rings: int, a_minute: None, sql: Session, ear: Ear, stream: str
+def test_notifications_keep_their_distance(
+    function: str, ago: int, notifications: int, a_minute: None, sql: Session, ear: Ear, stream: str
 ) -> None:
     rang(sql, ago)
     sql.call(function, stream, "x")
-    assert len(ear.heard_until(sql)) == rings
+    assert len(ear.heard_until(sql)) == notifications
     sql.call(function, stream, "y")
     assert ear.heard_until(sql) == []
     assert sql.data(stream) == ["x", "y"]
 
 
-def test_the_distance_grows_with_the_number_of_workers_that_live(sql: Session) -> None:
+def test_the_distance_grows_with_the_number_of_live_workers(sql: Session) -> None:
     def pace() -> int:
         pause = int(sql.call("_pace_rings"))
         assert sql.one("select coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0)") == pause
@@ -373,7 +382,7 @@ def test_the_distance_grows_with_the_number_of_workers_that_live(sql: Session) -
     assert pace() == 0
 
 
-def test_a_worker_that_tells_that_it_lives_sets_the_pace(pgbus_bus: Bus) -> None:
+def test_the_beat_of_a_worker_sets_the_pace(pgbus_bus: Bus) -> None:
     fleet = pgbus_bus.database.fleet
     assert [fleet.beat(f"w{n}", "h", n, 0.0, {}).pace for n in range(9)] == [0.0] * 3 + [0.001] * 4 + [0.002] * 2
     with opened_sessions(pgbus_bus.database.url) as opener:

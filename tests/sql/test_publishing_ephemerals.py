@@ -1,4 +1,4 @@
-"""Ephemeral messages: on the channel after COMMIT, in a side table where they are large, and gone a minute later."""
+"""Ephemeral messages: sent on the channel after COMMIT; large ones are kept in a side table for a minute."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def empty(sql: Session) -> None:
     sql.run("truncate pgbus.ephemerals")
 
 
-def test_a_small_one_is_whole_and_stored_nowhere(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_small_ephemeral_message_is_sent_whole_and_not_stored(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_ephemeral", stream, "moved", "cursor", "admins", "c7")
     [wake] = heard(ear, sql)
     assert isinstance(wake, Ephemeral)
@@ -47,13 +47,13 @@ def test_omitted_arguments_are_null(sql: Session, ear: Ear, stream: str) -> None
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=text, audience=text.filter(bool))
-def test_any_text_arrives_as_it_was(sql: Session, ear: Ear, data: str, audience: str) -> None:
+def test_any_text_arrives_unchanged(sql: Session, ear: Ear, data: str, audience: str) -> None:
     sql.call("broadcast_ephemeral", "any text", data, None, audience, audience)
     [wake] = heard(ear, sql)
     assert wake[3:] == (data, audience, audience)
 
 
-def test_equal_ones_in_one_transaction_all_arrive(sql: Session, ear: Ear, stream: str) -> None:
+def test_equal_ephemeral_messages_of_one_transaction_all_arrive(sql: Session, ear: Ear, stream: str) -> None:
     with sql.transaction():
         for _ in range(3):
             sql.call("broadcast_ephemeral", stream, "x")
@@ -63,7 +63,7 @@ def test_equal_ones_in_one_transaction_all_arrive(sql: Session, ear: Ear, stream
     assert len({wake[1] for wake in wakes}) == 6
 
 
-def test_they_arrive_after_the_commit_and_not_before(sessions: Sessions, ear: Ear, stream: str) -> None:
+def test_ephemeral_messages_arrive_after_the_commit(sessions: Sessions, ear: Ear, stream: str) -> None:
     sql, other = sessions(), sessions()
     with sql.transaction():
         sql.call("broadcast_ephemeral", stream, "x")
@@ -71,7 +71,7 @@ def test_they_arrive_after_the_commit_and_not_before(sessions: Sessions, ear: Ea
     assert len(heard(ear, other)) == 1
 
 
-def test_a_large_one_is_fetched_by_its_number(sql: Session, ear: Ear, stream: str) -> None:
+def test_a_large_ephemeral_message_is_fetched_by_its_number(sql: Session, ear: Ear, stream: str) -> None:
     sql.call("broadcast_ephemeral", stream, LARGE, "e", "admins", "c7")
     [wake] = heard(ear, sql)
     assert isinstance(wake, Ephemeral)
@@ -90,7 +90,7 @@ def test_a_rollback_sends_nothing_and_leaves_nothing(sql: Session, ear: Ear, str
     assert kept(sql) == 0
 
 
-def test_old_ones_are_cleared_by_the_next_and_young_ones_stay(sql: Session, stream: str) -> None:
+def test_a_large_ephemeral_message_clears_old_ones_and_keeps_recent_ones(sql: Session, stream: str) -> None:
     for _ in range(3):
         sql.call("broadcast_ephemeral", stream, LARGE)
     assert kept(sql) == 3
@@ -99,7 +99,7 @@ def test_old_ones_are_cleared_by_the_next_and_young_ones_stay(sql: Session, stre
     assert kept(sql) == 1
 
 
-def test_many_old_ones_are_cleared_by_and_by(sql: Session, stream: str) -> None:
+def test_many_old_ephemeral_messages_are_cleared_in_steps(sql: Session, stream: str) -> None:
     sql.run("select count(pgbus.broadcast_ephemeral(%s, %s)) from generate_series(1, 250) n", stream, LARGE)
     make_old(sql)
     for n in (151, 52, 3):
@@ -120,7 +120,7 @@ def test_clearing_does_not_wait_for_another_transaction_that_clears(sessions: Se
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_transaction_with_one_snapshot_does_not_fail_on_rows_that_were_cleared_meanwhile(
+def test_a_transaction_with_one_snapshot_does_not_fail_on_cleared_rows(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     late, sql = sessions(), sessions()

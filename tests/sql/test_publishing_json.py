@@ -1,4 +1,4 @@
-"""The types that data may have: text, json and jsonb, and literals and parameters without a type, which mean text."""
+"""The types of data: text, json and jsonb. Literals and parameters without a type count as text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def three(url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def sent(sql: Session, ear: Ear) -> list[str]:
-    """The data of the ephemeral messages that were sent."""
+    """Return the data of the ephemeral messages that were sent."""
     return [wake.data or "" for wake in map(parse, ear.heard_until(sql)) if isinstance(wake, Ephemeral)]
 
 
@@ -107,7 +107,7 @@ def test_data_of_another_type_is_refused(function: str, data: str, sql: Session,
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])
-def test_the_other_arguments_are_those_of_text(type: str, sql: Session, stream: str) -> None:
+def test_json_data_takes_the_same_other_arguments_as_text(type: str, sql: Session, stream: str) -> None:
     first = sql.one(f"select pgbus.broadcast(%s, '1'::{type}, 'e', 'admins', 'c7', 'k')", stream)
     assert sql.one(f"select pgbus.broadcast(%s, '2'::{type}, key => 'k')", stream) == first
     sql.run(f"select pgbus.broadcast_on_commit(%s, '3'::{type}, 'e', 'admins', 'c7', 'l')", stream)
@@ -119,7 +119,7 @@ def test_the_other_arguments_are_those_of_text(type: str, sql: Session, stream: 
 
 
 @pytest.mark.parametrize("function", ONE)
-def test_a_prepared_statement_with_parameters_of_no_type_means_text(function: str, sql: Session, stream: str) -> None:
+def test_untyped_parameters_of_a_prepared_statement_are_text(function: str, sql: Session, stream: str) -> None:
     sql.run(f"prepare publish as select pgbus.{function}($1, $2)")
     sql.run(f"prepare naming as select pgbus.{function}(data => $1, stream => $2, event => $3)")
     types = "select parameter_types::text from pg_prepared_statements where name in ('publish', 'naming') order by name"
@@ -128,7 +128,7 @@ def test_a_prepared_statement_with_parameters_of_no_type_means_text(function: st
     assert sql.data(stream) == (["x"] if function in STORING else [])
 
 
-def test_a_trigger_and_a_function_of_an_application_can_give_json(sql: Session, stream: str) -> None:
+def test_a_trigger_of_an_application_can_publish_json(sql: Session, stream: str) -> None:
     sql.run("create table orders (id integer, document jsonb)")
     sql.run(
         "create function announce() returns trigger language plpgsql as $$ begin"
@@ -154,8 +154,8 @@ def test_the_examples_of_the_documentation_work(pgbus_databases: TestDatabases) 
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])
-def test_postgresql_replaces_the_call_with_json_by_the_call_with_text(type: str, sql: Session) -> None:
-    """So that there is no other function to enter."""
+def test_postgresql_inlines_the_call_with_json(type: str, sql: Session) -> None:
+    """It becomes the call with text, so there is no second function call."""
     plan = "\n".join(
         row[0]
         for row in sql.run(f"explain verbose select pgbus.broadcast('s', n::{type}) from (values ('1'), ('2')) v(n)")
@@ -195,7 +195,9 @@ def test_an_array_of_each_type_is_published_as_texts(
 
 
 @pytest.mark.parametrize("type", ["", "::text[]", "::json[]", "::jsonb[]"], ids=["untyped", "text", "json", "jsonb"])
-def test_no_array_or_nulls_in_it_are_refused_and_an_empty_one_is_nothing(type: str, sql: Session, stream: str) -> None:
+def test_a_null_array_or_null_elements_are_refused_and_an_empty_array_adds_nothing(
+    type: str, sql: Session, stream: str
+) -> None:
     for data in ("null", "'{1,null}'", "'{{1},{2}}'"):
         with raises(INVALID, "bad data: it must be an array of one dimension without nulls"):
             sql.run(f"select pgbus.broadcast_many(%s, {data}{type})", stream)
@@ -218,14 +220,14 @@ def test_an_array_of_another_type_is_refused_by_name(data: str, type: str, sql: 
         sql.run("select pgbus.broadcast_many(%s, 'x'::text)", stream)
 
 
-def test_a_prepared_statement_for_an_array_of_no_type_means_texts(sql: Session, stream: str) -> None:
+def test_an_untyped_array_of_a_prepared_statement_is_of_texts(sql: Session, stream: str) -> None:
     sql.run("prepare many as select pgbus.broadcast_many($1, $2)")
     assert sql.one("select parameter_types::text from pg_prepared_statements") == "{text,text[]}"
     sql.run("execute many (%s, '{a,b}')", stream)
     assert sql.data(stream) == ["a", "b"]
 
 
-def test_a_cast_that_a_publisher_has_made_does_not_run_with_the_rights_of_the_owner(url: str, sql: Session) -> None:
+def test_a_cast_made_by_a_publisher_does_not_run_with_the_rights_of_the_owner(url: str, sql: Session) -> None:
     role = f"pgbus_test_caster_{os.getpid()}"
     sql.run(f"create role {role}; create schema theirs authorization {role}")
     try:
@@ -253,7 +255,7 @@ def test_a_cast_that_a_publisher_has_made_does_not_run_with_the_rights_of_the_ow
 
 
 @pytest.mark.parametrize("function", STORING)
-def test_psycopg2_gives_texts_and_its_json_without_a_type(function: str, sql: Session, stream: str) -> None:
+def test_psycopg2_sends_texts_and_json_without_a_type(function: str, sql: Session, stream: str) -> None:
     for data in ("x", Json2({"b": 1, "a": [2]})):
         sql.call(function, stream, data)
         sql.call(function, stream=stream, data=data)
@@ -262,7 +264,7 @@ def test_psycopg2_gives_texts_and_its_json_without_a_type(function: str, sql: Se
         sql.call(function, stream, None)
 
 
-def test_psycopg2_gives_lists(sql: Session, stream: str) -> None:
+def test_psycopg2_sends_lists(sql: Session, stream: str) -> None:
     sql.call("broadcast_many", stream, ["a", "b"])
     assert sql.call("broadcast_many", stream, []) is None
     sql.run("select pgbus.broadcast_many(%s, %s::jsonb[])", stream, [Json2({"b": 1})])
@@ -272,7 +274,7 @@ def test_psycopg2_gives_lists(sql: Session, stream: str) -> None:
 @pytest.mark.parametrize("prepare", [False, True], ids=["once", "prepared"])
 @pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
 @pytest.mark.parametrize("function", STORING)
-def test_psycopg_3_gives_texts_and_json_with_their_types(
+def test_psycopg_3_sends_texts_and_json_with_their_types(
     function: str, binary: bool, prepare: bool, three: psycopg.Connection[Any], sql: Session, stream: str
 ) -> None:
     spot = "%b" if binary else "%s"
@@ -286,7 +288,7 @@ def test_psycopg_3_gives_texts_and_json_with_their_types(
 
 @pytest.mark.parametrize("prepare", [False, True], ids=["once", "prepared"])
 @pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
-def test_psycopg_3_gives_lists(
+def test_psycopg_3_sends_lists(
     binary: bool, prepare: bool, three: psycopg.Connection[Any], sql: Session, stream: str
 ) -> None:
     statement = f"select pgbus.broadcast_many({'%b, %b' if binary else '%s, %s'})".encode()

@@ -1,4 +1,4 @@
-"""Idempotency keys: a second broadcast with the same stream and key adds nothing, also in a race."""
+"""Idempotency keys: a second broadcast with the same stream and key adds nothing, even in a race."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_the_same_key_returns_the_first_id_and_adds_nothing(sql: Session, stream
     assert sql.data(stream) == ["first", "other"]
 
 
-def test_a_key_is_of_its_stream(sql: Session, stream: str) -> None:
+def test_a_key_belongs_to_its_stream(sql: Session, stream: str) -> None:
     ids = {sql.call("broadcast", f"{stream} {n}", "x", key="k") for n in range(3)}
     assert len(ids) == 3
 
@@ -25,7 +25,7 @@ def test_keys_are_compared_as_bytes(sql: Session, stream: str) -> None:
     assert len({sql.call("broadcast", stream, "x", key=key) for key in keys}) == len(keys)
 
 
-def test_messages_without_a_key_are_never_the_same(sql: Session, stream: str) -> None:
+def test_messages_without_a_key_are_never_duplicates(sql: Session, stream: str) -> None:
     assert sql.call("broadcast", stream, "x") != sql.call("broadcast", stream, "x")
 
 
@@ -43,7 +43,7 @@ def test_the_same_key_twice_in_one_transaction_adds_one(sql: Session, stream: st
     assert sql.data(stream) == ["a"]
 
 
-def test_on_commit_the_same_key_adds_nothing(sql: Session, stream: str) -> None:
+def test_broadcast_on_commit_with_the_same_key_adds_nothing(sql: Session, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast_on_commit", stream, "a", key="k")
         sql.call("broadcast_on_commit", stream, "b", key="k")
@@ -52,7 +52,7 @@ def test_on_commit_the_same_key_adds_nothing(sql: Session, stream: str) -> None:
     assert sql.data(stream) == ["a", "c"]
 
 
-def test_broadcast_and_on_commit_know_each_others_keys(sql: Session, stream: str) -> None:
+def test_broadcast_and_broadcast_on_commit_share_their_keys(sql: Session, stream: str) -> None:
     sql.call("broadcast_on_commit", stream, "a", key="k")
     assert sql.call("broadcast", stream, "b", key="k") == sql.call("last_id", stream)
     assert sql.data(stream) == ["a"]
@@ -80,7 +80,7 @@ def test_the_second_transaction_appends_if_the_first_rolls_back(sessions: Sessio
 
 
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])
-def test_of_many_at_once_one_wins(function: str, sessions: Sessions, stream: str) -> None:
+def test_one_of_many_concurrent_publishers_wins(function: str, sessions: Sessions, stream: str) -> None:
     racers = [sessions() for _ in range(8)]
     ids = [
         set(together(*[lambda racer=racer, key=key: racer.call(function, stream, "x", key=key) for racer in racers]))
@@ -92,7 +92,7 @@ def test_of_many_at_once_one_wins(function: str, sessions: Sessions, stream: str
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_snapshot_that_is_older_than_the_first_message_fails_to_be_retried(
+def test_a_snapshot_older_than_the_first_message_fails_so_that_it_is_retried(
     isolation: str, sessions: Sessions, stream: str
 ) -> None:
     late, sql = sessions(), sessions()
@@ -100,7 +100,7 @@ def test_a_snapshot_that_is_older_than_the_first_message_fails_to_be_retried(
         late.call("last_id", stream)
         first = sql.call("broadcast", stream, "first", key="k")
         late.call("broadcast", stream, "late", key="k")
-    # The retry is told of the first one.
+    # The retry gets the id of the first message.
     with late.transaction(isolation):
         assert late.call("broadcast", stream, "late", key="k") == first
     assert sql.data(stream) == ["first"]
@@ -125,7 +125,7 @@ def test_a_key_is_free_again_when_its_message_was_pruned(sql: Session, stream: s
 # a batch
 
 
-def test_of_a_batch_those_with_a_new_key_are_added(sql: Session, stream: str) -> None:
+def test_a_batch_adds_only_messages_with_new_keys(sql: Session, stream: str) -> None:
     first = sql.call("broadcast", stream, "first", key="k0")
     last = sql.call("broadcast_many", stream, ["a", "b", "c", "d"], keys=["k1", "k0", None, "k1"])
     assert sql.data(stream) == ["first", "a", "c"]
@@ -136,7 +136,7 @@ def test_of_a_batch_those_with_a_new_key_are_added(sql: Session, stream: str) ->
     assert sql.data(stream) == ["first", "a", "c", "x", "last"]
 
 
-def test_each_of_a_batch_with_keys_names_the_one_before_it(sql: Session, stream: str) -> None:
+def test_each_message_of_a_batch_with_keys_names_the_previous_one(sql: Session, stream: str) -> None:
     sql.call("broadcast", stream, "first")
     sql.call("broadcast_many", stream, ["a", "b", "c"], keys=["a", "b", "c"])
     rows = sql.run("select msg_id, prev_id from pgbus.messages where stream = %s order by msg_id", stream)
@@ -151,12 +151,14 @@ def test_a_batch_whose_keys_are_all_known_adds_nothing(sql: Session, stream: str
 
 
 @pytest.mark.parametrize("keys", [["k"], ["k", "l", "m"], [["k"], ["l"]], [], ["", "k"], ["k" * 1001, "k"]])
-def test_keys_that_make_no_sense_are_refused(sql: Session, stream: str, keys: list[object]) -> None:
+def test_invalid_keys_are_refused(sql: Session, stream: str, keys: list[object]) -> None:
     with raises("22023", "bad key"):
         sql.call("broadcast_many", stream, ["a", "b"], keys=keys)
 
 
-def test_batches_that_race_with_the_same_keys_add_each_once(sessions: Sessions, sql: Session, stream: str) -> None:
+def test_concurrent_batches_with_the_same_keys_add_each_message_once(
+    sessions: Sessions, sql: Session, stream: str
+) -> None:
     publishers = [sessions() for _ in range(8)]
 
     def publish(n: int) -> None:

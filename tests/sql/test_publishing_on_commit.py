@@ -10,7 +10,7 @@ import pytest
 from database_parts import Session, Sessions, is_waiting, raises, together, until
 
 
-def test_on_commit_a_message_gets_its_id_at_the_commit(sessions: Sessions, stream: str) -> None:
+def test_a_queued_message_gets_its_id_at_the_commit(sessions: Sessions, stream: str) -> None:
     late, early = sessions(), sessions()
     with late.transaction():
         assert late.call("broadcast_on_commit", stream, "late", "e", "admins", "c7") in (None, "")
@@ -22,7 +22,7 @@ def test_on_commit_a_message_gets_its_id_at_the_commit(sessions: Sessions, strea
     assert early.queued() == 0
 
 
-def test_an_open_transaction_that_queued_blocks_no_other(sessions: Sessions, stream: str) -> None:
+def test_an_open_transaction_with_queued_messages_blocks_no_other(sessions: Sessions, stream: str) -> None:
     slow, quick = sessions(), sessions()
     quick.run("set lock_timeout = '1s'")
     with slow.transaction():
@@ -50,12 +50,12 @@ def test_a_rollback_leaves_nothing(sql: Session, stream: str) -> None:
     sql.run("rollback")
     assert sql.data(stream) == []
     assert sql.queued() == 0
-    # And nothing of it is left in the session either.
+    # The session keeps nothing of it either.
     sql.call("broadcast_on_commit", stream, "c")
     assert sql.data(stream) == ["c"]
 
 
-def test_a_savepoint_takes_back_messages_that_were_queued_since(sql: Session, stream: str) -> None:
+def test_a_rollback_to_a_savepoint_removes_messages_queued_since(sql: Session, stream: str) -> None:
     for n, (before, gone, after) in enumerate(product(["", "a", "ab"], ["x", "xy"], ["", "c", "cd"])):
         name = f"{stream} {n}"
         with sql.transaction():
@@ -72,7 +72,7 @@ def test_a_savepoint_takes_back_messages_that_were_queued_since(sql: Session, st
 
 
 @pytest.mark.parametrize("what", ["all", "pgbus.ring", "pgbus.flush"])
-def test_constraints_that_are_set_immediate_lose_nothing(what: str, sql: Session, stream: str) -> None:
+def test_no_message_is_lost_if_constraints_are_set_immediate(what: str, sql: Session, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast_on_commit", stream, "a")
         sql.call("broadcast", stream, "b")
@@ -89,7 +89,7 @@ def test_constraints_that_are_set_immediate_lose_nothing(what: str, sql: Session
     assert sql.queued() == 0
 
 
-def test_a_savepoint_before_constraints_are_set_immediate_puts_the_queue_back(sql: Session, stream: str) -> None:
+def test_a_rollback_to_before_immediate_constraints_restores_the_queue(sql: Session, stream: str) -> None:
     with sql.transaction():
         sql.call("broadcast_on_commit", stream, "a")
         sql.run("savepoint s")
@@ -100,7 +100,7 @@ def test_a_savepoint_before_constraints_are_set_immediate_puts_the_queue_back(sq
     assert sql.data(stream) == ["a"]
 
 
-def test_settings_that_are_reset_on_the_way_lose_nothing(sql: Session, stream: str) -> None:
+def test_no_message_is_lost_if_settings_are_reset(sql: Session, stream: str) -> None:
     with sql.transaction():
         for data in "abcdef":
             sql.call("broadcast_on_commit", stream, data)
@@ -110,7 +110,7 @@ def test_settings_that_are_reset_on_the_way_lose_nothing(sql: Session, stream: s
     assert sql.queued() == 0
 
 
-def test_messages_that_a_deferred_trigger_queues_at_the_commit_are_appended(sql: Session, stream: str) -> None:
+def test_messages_queued_by_a_deferred_trigger_are_appended(sql: Session, stream: str) -> None:
     sql.run(
         "create table late (id integer); create function announce_late() returns trigger language plpgsql as"
         f" $$ begin perform pgbus.broadcast_on_commit('{stream}', new.id::text); return null; end $$;"
@@ -145,7 +145,7 @@ def test_opposite_orders_of_streams_never_deadlock(isolation: str, sessions: Ses
     assert sum(len(publishers[0].read(name)) for name in streams) == 6 * rounds * 4
 
 
-def test_opposite_orders_of_broadcast_are_found_by_postgresql(sessions: Sessions, stream: str) -> None:
+def test_postgresql_detects_a_deadlock_of_broadcasts_in_opposite_orders(sessions: Sessions, stream: str) -> None:
     one, other, watcher = sessions(), sessions(), sessions()
     one.run("begin")
     other.run("begin; set local deadlock_timeout = '10ms'")

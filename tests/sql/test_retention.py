@@ -1,4 +1,4 @@
-"""Retention: the SQL functions that remove messages, the horizons, and clients that come back."""
+"""Retention: the SQL functions that remove messages, the horizons, and clients that come back afterwards."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ REMOVING = 1885823598
 
 @pytest.fixture(autouse=True)
 def none_left(sql: Session) -> None:
-    """The other tests' streams are not to be in the way of those that walk over all."""
+    """Remove the streams of other tests, because some tests here go through all streams."""
     sql.run("truncate pgbus.messages, pgbus.horizons, pgbus.ephemerals")
     sql.run("update pgbus.prune_round set below = null, due = now()")
 
 
 def publish(sql: Session, stream: str, count: int, *, age: str = "0 s") -> list[int]:
-    """The ids of so many messages that are ``age`` old."""
+    """Publish ``count`` messages that are ``age`` old, and return their ids."""
     ids = [int(sql.call("broadcast", stream, str(n))) for n in range(count)]
     sql.run("update pgbus.messages set created_at = now() - %s::interval where msg_id = any(%s)", age, ids)
     return ids
@@ -79,7 +79,7 @@ def test_messages_beyond_the_count_are_removed(count: int, sql: Session, stream:
     assert ids_of(sql, stream) == ids[-count:]
 
 
-def test_either_limit_is_enough(sql: Session, stream: str) -> None:
+def test_a_message_is_removed_by_either_limit(sql: Session, stream: str) -> None:
     old, new = publish(sql, stream, 3, age="2 hours"), publish(sql, stream, 4)
     prune(sql, stream, age="1 hour", count=5)
     assert ids_of(sql, stream) == new
@@ -113,13 +113,13 @@ def test_one_call_removes_no_more_than_its_limit_oldest_first(sql: Session, stre
     assert prune(sql, *names, age="1 hour", limit=7) == [(names[2], 1, ids[names[2]][4])]
 
 
-def test_by_count_too_it_removes_no_more_than_its_limit(sql: Session, stream: str) -> None:
+def test_one_call_by_count_removes_no_more_than_its_limit(sql: Session, stream: str) -> None:
     ids = publish(sql, stream, 10)
     assert prune(sql, stream, count=2, limit=3) == [(stream, 3, ids[2])]
     assert ids_of(sql, stream) == ids[3:]
 
 
-def test_a_message_that_seems_old_waits_for_the_one_before_it(sql: Session, stream: str) -> None:
+def test_a_message_that_seems_old_is_not_removed_before_the_previous_one(sql: Session, stream: str) -> None:
     new = publish(sql, stream, 1)
     publish(sql, stream, 2, age="2 hours")  # the clock was set back
     assert prune(sql, stream, age="1 hour") == []
@@ -127,7 +127,7 @@ def test_a_message_that_seems_old_waits_for_the_one_before_it(sql: Session, stre
     assert [removed for _, removed, _ in prune(sql, stream, age="1 hour")] == [3]
 
 
-def test_a_stream_that_is_named_twice_or_not_there_is_no_trouble(sql: Session, stream: str) -> None:
+def test_a_stream_may_be_named_twice_or_not_exist(sql: Session, stream: str) -> None:
     ids = publish(sql, stream, 3, age="2 hours")
     assert prune(sql, stream, stream, "nowhere", age="1 hour") == [(stream, 3, ids[-1])]
 
@@ -141,7 +141,7 @@ def test_a_stream_that_is_named_twice_or_not_there_is_no_trouble(sql: Session, s
         "array['a'], array['1 s'::interval], array[1], null", "null, array['1 s'::interval]",
     ],
 )  # fmt: skip
-def test_senseless_arguments_are_refused(arguments: str, sql: Session) -> None:
+def test_invalid_arguments_are_refused(arguments: str, sql: Session) -> None:
     with raises("22023"):
         sql.run(f"select * from pgbus.prune({arguments})")
 
@@ -149,7 +149,7 @@ def test_senseless_arguments_are_refused(arguments: str, sql: Session) -> None:
 # horizons
 
 
-def test_ids_go_on_rising_on_a_stream_that_was_pruned_empty(sql: Session, stream: str) -> None:
+def test_ids_keep_rising_on_a_stream_that_was_pruned_empty(sql: Session, stream: str) -> None:
     ids = publish(sql, stream, 3, age="2 hours")
     prune(sql, stream, age="1 hour")
     assert sql.call("last_id", stream) == ids[-1]
@@ -174,7 +174,7 @@ def test_pruning_that_is_rolled_back_leaves_no_trace(sql: Session, stream: str) 
     assert (ids_of(sql, stream), horizon(sql, stream)) == (ids, 0)
 
 
-def test_a_key_holds_within_the_retention_and_no_longer(sql: Session, stream: str) -> None:
+def test_a_key_is_valid_within_the_retention_and_no_longer(sql: Session, stream: str) -> None:
     first = sql.call("broadcast", stream, "a", key="k")
     prune(sql, stream)
     assert sql.call("broadcast", stream, "b", key="k") == first
@@ -185,7 +185,7 @@ def test_a_key_holds_within_the_retention_and_no_longer(sql: Session, stream: st
     assert sql.read(stream) == [(again, "c")]
 
 
-def test_streams_are_forgotten_once_they_are_empty_for_long_enough(sql: Session, stream: str) -> None:
+def test_streams_are_forgotten_after_they_were_empty_for_long_enough(sql: Session, stream: str) -> None:
     empty, recent, living = (f"{stream}:{kind}" for kind in ("empty", "recent", "living"))
     for name in (empty, recent, living):
         publish(sql, name, 3, age="2 hours")
@@ -195,10 +195,10 @@ def test_streams_are_forgotten_once_they_are_empty_for_long_enough(sql: Session,
     assert sql.one("select pgbus._forget(null, '30 days')") is None
     assert sorted(row[0] for row in sql.run("select stream from pgbus.horizons")) == sorted([living, recent])
     assert sql.call("last_id", empty) == 0
-    assert publish(sql, empty, 1)[0] > last[0], "ids are not used again all the same"
+    assert publish(sql, empty, 1)[0] > last[0], "ids are still not used again"
 
 
-def test_horizons_are_looked_through_a_page_at_a_time(sql: Session, stream: str) -> None:
+def test_horizons_are_checked_one_page_at_a_time(sql: Session, stream: str) -> None:
     names = [f"{stream}:{n}" for n in range(5)]
     for name in names:
         sql.run("insert into pgbus.horizons values (%s, 1, now() - interval '31 days')", name)
@@ -220,10 +220,10 @@ def test_old_large_ephemeral_messages_are_removed(sql: Session) -> None:
     assert sql.run("select id from pgbus.ephemerals") == [(3,)]
 
 
-# at the same time
+# concurrent transactions
 
 
-def test_an_append_under_way_neither_waits_nor_is_disturbed(sql: Session, sessions: Sessions, stream: str) -> None:
+def test_pruning_does_not_disturb_an_open_append(sql: Session, sessions: Sessions, stream: str) -> None:
     ids = publish(sql, stream, 3, age="2 hours")
     publisher, pruner = sessions(), sessions()
     with publisher.transaction():
@@ -234,7 +234,7 @@ def test_an_append_under_way_neither_waits_nor_is_disturbed(sql: Session, sessio
     assert horizon(sql, stream) == ids[-1]
 
 
-def test_pruning_under_way_holds_up_no_append_and_no_key(sql: Session, sessions: Sessions, stream: str) -> None:
+def test_an_open_pruning_delays_no_append_and_no_key(sql: Session, sessions: Sessions, stream: str) -> None:
     ids = publish(sql, stream, 2, age="2 hours")
     first = sql.call("broadcast", stream, "a", key="k")
     sql.run("update pgbus.messages set created_at = now() - interval '2 hours'")
@@ -249,7 +249,7 @@ def test_pruning_under_way_holds_up_no_append_and_no_key(sql: Session, sessions:
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_transaction_with_an_old_snapshot_publishes_all_the_same(
+def test_a_transaction_with_an_old_snapshot_can_still_publish(
     isolation: str, sql: Session, sessions: Sessions, stream: str
 ) -> None:
     publish(sql, stream, 3, age="2 hours")
@@ -270,14 +270,14 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
         prune(one, stream, age="1 hour", limit=2)
         assert sql.one("select pgbus._prune_turn('0 s')") is None
         job = other.spawn("select * from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
-        until(lambda: is_waiting(sql, other), "the other one waits")
-    assert job.get(timeout=10) == [(stream, 2, ids[3])], "and then goes by what there is"
+        until(lambda: is_waiting(sql, other), "the other transaction waits")
+    assert job.get(timeout=10) == [(stream, 2, ids[3])], "it then uses the current rows"
 
 
-def test_dead_rows_that_vacuum_cannot_remove_slow_down_neither_reads_nor_pruning(
+def test_dead_rows_that_vacuum_cannot_remove_do_not_slow_down_reads_or_pruning(
     sql: Session, sessions: Sessions, stream: str
 ) -> None:
-    """A transaction of long ago still sees all that was removed since: nine thousand rows on a thousand blocks."""
+    """An old transaction still sees the rows that were removed since: nine thousand rows on a thousand blocks."""
 
     def blocks(statement: str, *arguments: Any) -> int:
         plan = sql.one(f"explain (analyze, buffers, format json) {statement}", *arguments)[0]["Plan"]
@@ -301,7 +301,7 @@ def test_dead_rows_that_vacuum_cannot_remove_slow_down_neither_reads_nor_pruning
 # the round
 
 
-def test_streams_are_walked_down_from_the_highest(sql: Session, sessions: Sessions) -> None:
+def test_streams_are_listed_from_the_highest_name_down(sql: Session, sessions: Sessions) -> None:
     names = ["\U0010ffff" * 63, "é", "b", "a:2", "a:1", "A"]
     for name in names:
         publish(sql, name, 3)
@@ -312,7 +312,9 @@ def test_streams_are_walked_down_from_the_highest(sql: Session, sessions: Sessio
     assert sql.run(walk, "A", 2) == []
 
 
-def test_workers_share_one_round_and_the_next_has_its_time(sql: Session, sessions: Sessions, stream: str) -> None:
+def test_workers_share_one_round_and_the_next_begins_when_it_is_due(
+    sql: Session, sessions: Sessions, stream: str
+) -> None:
     names = [f"{stream}:{n}" for n in range(5)]
     for name in names:
         publish(sql, name, 1)
@@ -320,7 +322,7 @@ def test_workers_share_one_round_and_the_next_has_its_time(sql: Session, session
     turns = [workers[n % 2].one("select pgbus._prune_turn('1 hour', 2)") for n in range(4)]
     assert turns == [names[:2:-1], names[2:0:-1], names[:1], None]
     assert sql.one("select pgbus._prune_turn('1 ms', 2)") == names[:2:-1], (
-        "what was due by another setting does not count"
+        "the time that another setting gave does not count"
     )
 
 
@@ -336,7 +338,7 @@ def test_workers_share_one_round_and_the_next_has_its_time(sql: Session, session
         (Rule("audit:*", 7 * 86400), Rule("cursor:*", 60, 100)),
     ],
 )
-def test_rules_are_given_as_a_table_as_text_or_as_they_are(given: object) -> None:
+def test_rules_can_be_a_table_a_text_or_rule_objects(given: object) -> None:
     settings = Settings(retention_patterns=given)  # type: ignore[arg-type]
     assert settings.retention_patterns == (Rule("audit:*", 604800.0), Rule("cursor:*", 60.0, 100))
     text = settings.__dataclass_fields__["retention_patterns"].metadata["kind"].text(settings.retention_patterns)
@@ -353,12 +355,12 @@ def test_rules_are_given_as_a_table_as_text_or_as_they_are(given: object) -> Non
         {"a": "1m/1000001"}, "a", "a=1m,", "a=1m,a=2m", "=1m", 5, [{"a": "1m"}], ("a=1m",),
     ],
 )  # fmt: skip
-def test_senseless_rules_are_refused_by_name(given: object) -> None:
+def test_invalid_rules_are_refused_by_name(given: object) -> None:
     with pytest.raises(InvalidSetting, match=r"retention_patterns=.*as 7d, 1m/100 or"):
         Settings(retention_patterns=given)  # type: ignore[arg-type]
 
 
-def test_a_refused_table_is_shown_and_a_url_in_its_place_is_not() -> None:
+def test_the_error_shows_a_refused_table_but_not_a_url_in_its_place() -> None:
     with pytest.raises(InvalidSetting, match=r"'audit:\*': '9'") as refused:
         Settings(retention_patterns={"audit:*": "9", "b": "0"})  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting) as refused:
@@ -369,7 +371,7 @@ def test_a_refused_table_is_shown_and_a_url_in_its_place_is_not() -> None:
 @pytest.mark.parametrize(
     "given", [{"prune_interval": -1}, {"prune_interval": "2h"}, {"forget_after": "1m"}, {"retention": 0}]
 )
-def test_senseless_times_are_refused(given: dict[str, Any]) -> None:
+def test_invalid_times_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting, match=next(iter(given))):
         Settings(**given)
 
@@ -381,7 +383,7 @@ def test_the_first_rule_that_matches_counts() -> None:
     ]  # fmt: skip
 
 
-def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
+def test_the_documented_configuration_is_valid(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
     config = tmp_path / "pgbus.toml"
     config.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
@@ -395,7 +397,7 @@ def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
 # rights
 
 
-def test_a_role_that_may_not_prune_gets_a_remedy_and_the_documented_grants_are_enough(
+def test_a_role_without_rights_gets_advice_and_the_documented_grants_are_enough(
     sql: Session, sessions: Sessions, database: str, stream: str, pgbus_databases: TestDatabases
 ) -> None:
     role = f"pgbus_test_pruner_{sql.pid}"
@@ -403,7 +405,7 @@ def test_a_role_that_may_not_prune_gets_a_remedy_and_the_documented_grants_are_e
     try:
         publish(sql, stream, 2, age="2 hours")
         base = Database(Settings(database_url=str(ext.make_dsn(database, options=f"-c role={role}"))))
-        sql.run(f"grant usage on schema pgbus to {role}")  # without it there is no schema at all
+        sql.run(f"grant usage on schema pgbus to {role}")  # without this right, the schema cannot be seen at all
         with pytest.raises(DatabaseError, match=r"docs/retention\.md, or set prune_interval=0"):
             base.pruning.turn(1.0, 10)
         page = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
@@ -431,7 +433,7 @@ Take = Callable[[str, int], None]
 
 @pytest.fixture
 def keep_newest(pgbus_database: str) -> Take:
-    """Prune a stream to its newest messages, or with 0 to none."""
+    """Return a function that prunes a stream to its newest messages, or to none."""
 
     def take(stream: str, count: int) -> None:
         one = Session(pgbus_database)
@@ -466,7 +468,7 @@ def test_a_client_with_a_pruned_cursor_gets_a_gap_event_and_the_retained_message
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_so_is_one_that_returns_to_a_stream_that_was_pruned_empty(
+def test_a_client_of_a_stream_that_was_pruned_empty_gets_a_gap_event(
     watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
 ) -> None:
     ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
@@ -509,8 +511,8 @@ def test_a_live_client_gets_a_gap_event_for_messages_that_were_pruned_unseen(
     one = Session(pgbus_database)
     with serving(pgbus_settings) as server:
         client = server.live("orders", since=first - 1)
-        until(lambda: client.messages, "the first one comes")
-        with one.transaction():  # so that no worker sees what lies between
+        until(lambda: client.messages, "the first message comes")
+        with one.transaction():  # so that no worker sees the messages between
             gone = [int(one.call("broadcast", "orders", text)) for text in ("gone", "gone too")]
             if left:
                 gone[1:] = []
@@ -527,10 +529,10 @@ STREAMS = ["busy:0", "busy:1", "busy:2"]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
+def test_no_retained_message_is_lost_or_repeated_during_pruning(
     seed: int, pgbus_settings: Settings, pgbus_database: str
 ) -> None:
-    """Clients come and go beside publishers and a pruner. Every message that a client lacks is gone, and in a gap event."""
+    """Clients come and go beside publishers and a pruner. Each message that a client misses was removed, and is in a gap event."""
     choose = random.Random(seed)
     sent: dict[str, list[int]] = {stream: [] for stream in STREAMS}
     stopping = gevent.event.Event()
@@ -583,7 +585,7 @@ def test_while_pruning_goes_on_nothing_that_is_retained_is_lost_or_repeated(
         one.close()
         for n, client in enumerate(clients):
             stream = STREAMS[n % 3]
-            until(lambda c=client, s=stream: c.last_id == str(marks[s]), "the last one comes")  # type: ignore[misc]
+            until(lambda c=client, s=stream: c.last_id == str(marks[s]), "the last message comes")  # type: ignore[misc]
             got = [id for id, _ in received(client)]
             assert all(earlier < later for earlier, later in pairwise(got)), "once, and in order"
             told = [(gap["requestedId"], gap["oldestId"]) for gap in gaps(client)]

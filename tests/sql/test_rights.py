@@ -43,7 +43,7 @@ PRUNING = [
     "pgbus.prune('{s}', '{1h}')", "pgbus._prune_turn('1s')", "pgbus._forget(null, '1h')", "pgbus._prune_ephemerals()",
     "pgbus._streams_below(null, 1)",
 ]  # fmt: skip
-NOBODYS = [
+FOR_NO_ROLE = [
     "pgbus.change_channels()", "pgbus._append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus._jump('s', 0)", "pgbus._draw('s', 1)",
     "pgbus._append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus._flush()", "pgbus._touch('s', 1, true)",
     "pgbus._pace_rings()",
@@ -69,7 +69,7 @@ CALLABLE = {
 
 @pytest.fixture(scope="module")
 def database(pgbus_databases: TestDatabases) -> Iterator[str]:
-    """A database in which the schema, and nothing else, is the owner's."""
+    """A database in which the owner owns only the schema."""
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
         superuser = opener()
@@ -141,11 +141,11 @@ def test_a_role_that_may_not_create_the_schema_gets_an_error(pgbus_databases: Te
 
 
 @pytest.mark.parametrize("role", [*GRANTS, STRANGER], ids=[*GRANTS.values(), "stranger"])
-def test_each_role_can_do_its_own_and_nothing_else(role: str, owner: Session, sessions: Sessions) -> None:
+def test_each_role_can_call_its_functions_and_no_others(role: str, owner: Session, sessions: Sessions) -> None:
     if role in GRANTS:
         owner.call(f"grant_{GRANTS[role]}", role)
     session = sessions(role=role)
-    every = {*PUBLISHING, *READING, *SERVING, *PRUNING, *NOBODYS, "pgbus.disconnect('nobody')"}
+    every = {*PUBLISHING, *READING, *SERVING, *PRUNING, *FOR_NO_ROLE, "pgbus.disconnect('nobody')"}
     for call in sorted(every):
         if call in CALLABLE[role]:
             session.run(f"select {call}")
@@ -154,7 +154,7 @@ def test_each_role_can_do_its_own_and_nothing_else(role: str, owner: Session, se
                 session.run(f"select {call}")
     for table in TABLES:
         if role == SERVER and table in ("operator_sessions", "token_guesses"):
-            continue  # who is logged in at the console, the workers tell one another
+            continue  # workers share the logins at the console through these tables
         for statement in (
             "delete from pgbus.{}",
             "truncate pgbus.{}",
@@ -219,10 +219,10 @@ def test_default_privileges_do_not_reveal_the_channels(pgbus_databases: TestData
     pgbus_databases.drop(url)
 
 
-def test_an_owner_that_may_not_identify_the_server_serves_too(
+def test_an_owner_without_the_right_to_identify_the_server_can_serve(
     database: str, pgbus_databases: TestDatabases, pgbus_settings: Settings
 ) -> None:
-    """PUBLIC may call that function in PostgreSQL itself, but some hosts take it away."""
+    """In PostgreSQL, PUBLIC may call that function, but some providers revoke the right."""
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
         superuser = opener()
@@ -290,12 +290,12 @@ def test_a_server_can_neither_change_nor_remove_the_worker_of_another_role(owner
         ("w", "h", 1, 1.0, f'{{"a": "{"x" * 1_000_001}"}}'),
     ],
 )  # fmt: skip
-def test_a_bad_row_does_not_get_on_the_roll(arguments: tuple[object, ...], owner: Session) -> None:
+def test_an_invalid_row_is_not_added_to_the_roll(arguments: tuple[object, ...], owner: Session) -> None:
     with raises("22023"):
         owner.call("_beat", *arguments)
 
 
-def test_a_server_with_the_documented_rights_has_nothing_to_complain_of(
+def test_a_server_with_the_documented_rights_logs_no_warning(
     owned: str, owner: Session, stream: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner.call("grant_server", SERVER)
@@ -312,16 +312,18 @@ def test_a_server_with_the_documented_rights_has_nothing_to_complain_of(
         client = server.live(stream)
         owner.call("broadcast", stream, "x")
         until(lambda: any(frame.data == "x" for frame in client.messages), "the message came")
-        until(lambda: owner.run("select member from pgbus.presence_members(%s)", stream) == [("ada",)], "she is there")
-        # Each part has asked the database by then.
-        until(lambda: owner.one("select count(*) from pgbus.workers"), "it is on the roll")
+        until(
+            lambda: owner.run("select member from pgbus.presence_members(%s)", stream) == [("ada",)], "ada is present"
+        )
+        # By then, each part has queried the database.
+        until(lambda: owner.one("select count(*) from pgbus.workers"), "the worker is on the roll")
         owner.call("disconnect", "ada")
         client.wait_closed()
-        until(lambda: not owner.run("select from pgbus.presence_members(%s)", stream), "she has gone")
+        until(lambda: not owner.run("select from pgbus.presence_members(%s)", stream), "ada has left")
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_server_that_prunes_has_nothing_to_complain_of_either(owned: str, owner: Session) -> None:
+def test_a_server_with_the_documented_rights_can_prune(owned: str, owner: Session) -> None:
     owner.call("grant_server", SERVER)
     owner.call("grant_pruner", SERVER)
     with Bus(as_role(owned, SERVER), secret="a secret for tests alone") as bus:

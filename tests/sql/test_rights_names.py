@@ -1,4 +1,4 @@
-"""Which functions are public, which are internal, and what their comments say."""
+"""Public and internal functions of the schema: their names, their comments, and their documentation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ RAISING = (*WITH_DATA, "broadcast_many", "last_id", "read_after", "watch_table",
 
 
 def comments(sql: Session) -> dict[str, tuple[str, str]]:
-    """Name and comment of each function of the schema, by its signature."""
+    """Return name and comment of each function of the schema, by its signature."""
     return {signature: (name, comment) for signature, name, comment in sql.run(FUNCTIONS)}
 
 
-def test_a_function_with_an_underscore_is_internal_and_marked_so(sql: Session) -> None:
+def test_a_function_with_an_underscore_is_marked_as_internal(sql: Session) -> None:
     found = [comment for name, comment in comments(sql).values() if name.startswith("_")]
     assert set(found) == {INTERNAL} and len(found) > 40
 
 
-def test_every_other_function_has_a_comment_that_says_what_it_does(sql: Session) -> None:
+def test_every_public_function_has_a_comment(sql: Session) -> None:
     for signature, (name, comment) in comments(sql).items():
         if not name.startswith("_"):
             assert len(comment) > 40 and comment.endswith((".", ";")) and INTERNAL not in comment, signature
@@ -39,7 +39,7 @@ def test_every_other_function_has_a_comment_that_says_what_it_does(sql: Session)
 
 
 @pytest.mark.parametrize("name", RAISING)
-def test_the_comment_of_a_function_that_refuses_arguments_has_their_sqlstates(name: str, sql: Session) -> None:
+def test_the_comment_of_a_function_that_refuses_arguments_names_the_sqlstates(name: str, sql: Session) -> None:
     [full, *others] = sorted(
         (one for own, one in comments(sql).values() if own == name), key=lambda c: "Errors:" not in c
     )

@@ -1,4 +1,4 @@
-"""Watched tables: every change of a row becomes a message, whichever statement makes it and whichever role owns the table."""
+"""Watched tables: every change of a row becomes a message, for every kind of statement and every owner of the table."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def told(sql: Session, stream: str) -> list[dict[str, Any]]:
 
 
 def short(sql: Session, stream: str, key: str = "id") -> list[str]:
-    """The messages, each as ``insert 7``: the operation, and a column of the row."""
+    """Return the messages, each as ``insert 7``: the operation, and a column of the row."""
     return [f"{one['op']} {(one['new'] or one['old'] or {}).get(key)}" for one in told(sql, stream)]
 
 
 def needs(sql: Session, version: int) -> None:
     if sql.connection.server_version < version * 10_000:
-        pytest.skip(f"it came with PostgreSQL {version}")
+        pytest.skip(f"PostgreSQL {version} introduced it")
 
 
 # the content of a message
@@ -119,7 +119,7 @@ def test_a_large_row_arrives_whole(size: int, sql: Session, table: str, stream: 
     assert inserted["new"]["note"] == updated["old"]["note"] == updated["new"]["note"] == "é" * (size // 2)
 
 
-def test_large_rows_by_the_dozen_arrive_whole(sql: Session, table: str, stream: str) -> None:
+def test_dozens_of_large_rows_arrive_whole(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     sql.run(f"insert into {table} select n, 7, repeat('x', 100000) from generate_series(1, 30) n")
     assert [len(one["new"]["note"]) for one in told(sql, f"{stream} 7")] == [100_000] * 30
@@ -152,7 +152,7 @@ def test_columns_in_the_streams_name_are_filled_from_the_row(
 
 
 @pytest.mark.parametrize("others", [0, 2], ids=["one row", "several rows"])
-def test_a_row_that_moves_is_deleted_for_one_stream_and_inserted_for_the_other(
+def test_a_row_that_moves_to_another_stream_is_deleted_from_one_and_inserted_in_the_other(
     others: int, sql: Session, table: str, stream: str
 ) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
@@ -183,7 +183,7 @@ def test_a_row_with_null_in_the_name_belongs_to_no_stream(others: int, sql: Sess
     assert short(sql, f"{stream} 7") == [f"insert {n}" for n in rows] + [f"delete {n}" for n in rows]
 
 
-def test_messages_queued_after_rows_without_a_stream_are_not_lost(sql: Session, table: str, stream: str) -> None:
+def test_messages_after_rows_without_a_stream_are_not_lost(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     with sql.transaction():
         sql.run(f"insert into {table} values (1, null), (2, null)")
@@ -195,7 +195,7 @@ def test_messages_queued_after_rows_without_a_stream_are_not_lost(sql: Session, 
     assert sql.queued() == 0
 
 
-def test_a_column_in_the_name_is_spelt_as_in_the_catalog(sql: Session, stream: str) -> None:
+def test_a_column_in_the_name_must_be_spelt_as_in_the_catalog(sql: Session, stream: str) -> None:
     sql.run('create table spelt ("Customer Id" integer, "r" integer, "n" integer, "new_rows" text, "50%" integer)')
     sql.call("watch_table", "spelt", f"{stream} {{Customer Id}} {{r}} {{50%}}")
     sql.run("insert into spelt values (7, 8, 9, 'x', 5)")
@@ -222,7 +222,7 @@ def test_a_column_in_the_name_is_spelt_as_in_the_catalog(sql: Session, stream: s
         ("integer[]", "{1,2}", "[1,2]"),
     ],
 )
-def test_a_value_in_the_name_is_the_text_that_its_json_has(
+def test_a_value_in_the_name_has_the_same_text_as_in_json(
     kind: str, value: Any, text: str, sql: Session, stream: str
 ) -> None:
     table = f"typed_{next(_numbers)}"
@@ -252,7 +252,7 @@ def test_a_row_that_makes_an_empty_name_is_refused(sql: Session, table: str) -> 
 
 @pytest.mark.parametrize("change", ["rename column customer to client", "drop column customer"])
 @pytest.mark.parametrize("rows", ["(1, 'a')", "(1, 'a'), (2, 'b')"], ids=["one row", "several rows"])
-def test_a_column_of_the_name_that_is_gone_is_an_error_until_the_table_is_watched_anew(
+def test_a_dropped_column_of_the_name_is_an_error_until_the_table_is_watched_again(
     change: str, rows: str, sql: Session, table: str, stream: str
 ) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
@@ -269,7 +269,7 @@ def test_a_column_of_the_name_that_is_gone_is_an_error_until_the_table_is_watche
     assert short(sql, f"{stream} 1") == ["insert 1"]
 
 
-def test_other_columns_may_come_go_and_change_their_names(sql: Session, table: str, stream: str) -> None:
+def test_other_columns_may_be_added_dropped_and_renamed(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     change = f"update {table} set customer = 7 where id in (select generate_series(1, %s))"
     sql.run(f"insert into {table} values (1, 7, 'a'), (2, 7, 'b')")
@@ -318,7 +318,7 @@ def test_a_bad_stream_is_refused(stream: str | None, message: str, sql: Session,
         sql.call("watch_table", table, stream)
 
 
-def test_a_dropped_column_is_no_column(sql: Session, table: str) -> None:
+def test_a_dropped_column_cannot_be_in_the_name(sql: Session, table: str) -> None:
     sql.run(f"alter table {table} drop column note")
     with raises(INVALID, match=f'bad stream "a{{note}}": table public.{table} has no column "note"'):
         sql.call("watch_table", table, "a{note}")
@@ -353,7 +353,7 @@ def test_only_tables_can_be_watched(sql: Session, table: str, stream: str) -> No
         sql.call("unwatch_table", None)
 
 
-# watching and not
+# watch and unwatch
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_events_restrict_the_published_changes(
     assert short(sql, stream) == expected
 
 
-def test_watching_again_changes_nothing_and_waits_for_no_lock(
+def test_watching_a_table_again_changes_nothing_and_waits_for_no_lock(
     sessions: Sessions, sql: Session, table: str, stream: str
 ) -> None:
     sql.call("watch_table", table, stream)
@@ -392,7 +392,7 @@ def test_watching_again_changes_nothing_and_waits_for_no_lock(
     assert short(sql, stream) == ["insert 1"]
 
 
-def test_watching_with_another_stream_or_other_events_replaces(sql: Session, table: str, stream: str) -> None:
+def test_watching_with_another_stream_or_events_replaces_the_former_ones(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     sql.call("watch_table", table, f"{stream} {{customer}}", "insert,delete")
     sql.run(f"insert into {table} values (1, 7)")
@@ -405,7 +405,7 @@ def test_watching_with_another_stream_or_other_events_replaces(sql: Session, tab
     assert short(sql, f"{stream} other") == ["update 1"]
 
 
-def test_a_table_that_is_unwatched_tells_nothing_more(sql: Session, table: str, stream: str) -> None:
+def test_an_unwatched_table_publishes_nothing_more(sql: Session, table: str, stream: str) -> None:
     sql.call("unwatch_table", table)
     sql.call("watch_table", table, stream)
     sql.run(f"insert into {table} values (1, 7)")
@@ -431,7 +431,7 @@ def test_a_table_that_is_renamed_stays_watched(sql: Session, table: str, stream:
     assert told(sql, stream)[0]["table"] == f"{table}_new"
 
 
-def test_the_triggers_go_with_the_schema(pgbus_database: str) -> None:
+def test_dropping_the_schema_drops_the_triggers(pgbus_database: str) -> None:
     with opened_sessions(pgbus_database) as opener:
         sql = opener()
         sql.run("create table t (id integer)")
@@ -449,17 +449,17 @@ def test_the_triggers_go_with_the_schema(pgbus_database: str) -> None:
 
 
 def calls(sql: Session) -> Counter[str]:
-    """How often the functions that count here were called; only to be compared within one transaction."""
+    """Return how often some functions were called. The numbers are comparable only within one transaction."""
     counted = ["_watch", "_flush", "_append", "broadcast", "broadcast_on_commit"]
     return Counter(
         dict(sql.run("select funcname, calls from pg_stat_xact_user_functions where funcname = any(%s)", counted))
     )
 
 
-def test_many_rows_of_a_statement_are_one_append(sql: Session, table: str, stream: str) -> None:
+def test_all_rows_of_a_statement_are_one_append(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     sql.run("set track_functions = 'all'")
-    # Old and new rows are joined by a hash table then, which is too large for its memory and gives them in another order.
+    # This makes the join of old and new rows a hash join that exceeds its memory and returns them in another order.
     sql.run("set enable_mergejoin = off; set work_mem = '64kB'")
     sql.run(f"insert into {table} values (0, 0, 'so that every plan is made for one row')")
     sql.run(f"update {table} set customer = 1")
@@ -483,7 +483,7 @@ def test_many_rows_of_a_statement_are_one_append(sql: Session, table: str, strea
     assert took < 5
 
 
-def test_many_rows_for_many_streams_are_one_append_for_each(sql: Session, table: str, stream: str) -> None:
+def test_rows_for_many_streams_are_one_append_for_each_stream(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, f"{stream} {{customer}}")
     sql.run("set track_functions = 'all'")
     with sql.transaction():
@@ -494,9 +494,7 @@ def test_many_rows_for_many_streams_are_one_append_for_each(sql: Session, table:
     assert short(sql, f"{stream} 3") == [f"insert {n}" for n in range(3, 1000, 10)]
 
 
-def test_statements_of_a_transaction_and_its_own_messages_keep_their_order(
-    sql: Session, table: str, stream: str
-) -> None:
+def test_row_changes_and_messages_of_a_transaction_keep_their_order(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     with sql.transaction():
         sql.call("broadcast_on_commit", stream, '{"op": "mine", "new": {"id": 0}}')
@@ -513,7 +511,7 @@ def test_statements_of_a_transaction_and_its_own_messages_keep_their_order(
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_savepoints_and_rollbacks_take_changes_back(isolation: str, sql: Session, table: str, stream: str) -> None:
+def test_rollbacks_undo_changes(isolation: str, sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     with sql.transaction(isolation):
         sql.run("savepoint a")
@@ -532,7 +530,7 @@ def test_savepoints_and_rollbacks_take_changes_back(isolation: str, sql: Session
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_changes_that_an_exception_in_plpgsql_takes_back_are_not_published(
+def test_changes_undone_by_an_exception_in_plpgsql_are_not_published(
     rows: int, sql: Session, table: str, stream: str
 ) -> None:
     sql.call("watch_table", table, stream)
@@ -545,7 +543,7 @@ def test_changes_that_an_exception_in_plpgsql_takes_back_are_not_published(
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_constraints_that_are_immediate_lose_nothing(rows: int, sql: Session, table: str, stream: str) -> None:
+def test_no_change_is_lost_if_constraints_are_immediate(rows: int, sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     with sql.transaction():
         sql.run("set constraints all immediate")
@@ -559,7 +557,7 @@ def test_constraints_that_are_immediate_lose_nothing(rows: int, sql: Session, ta
 
 def test_copy_is_published(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
-    # Not by psycopg2, which cannot COPY under gevent; the server reads the rows from a program.
+    # The server reads the rows from a program, because psycopg2 cannot COPY under gevent.
     sql.run(f"copy {table} from program $$printf '1\\t7\\ta\\n2\\t7\\tb\\n'$$")
     assert short(sql, stream) == ["insert 1", "insert 2"]
 
@@ -604,7 +602,7 @@ def test_the_cascade_of_a_foreign_key_is_published(sql: Session, table: str, str
     assert sorted(short(sql, stream)) == ["delete 10", "delete 11", "delete 20"]
 
 
-def test_a_statement_that_changes_no_row_tells_nothing(sql: Session, table: str, stream: str) -> None:
+def test_a_statement_that_changes_no_row_publishes_nothing(sql: Session, table: str, stream: str) -> None:
     sql.call("watch_table", table, stream)
     sql.run(f"update {table} set note = 'x'; delete from {table}; insert into {table} select 1 where false")
     assert sql.data(stream) == []
@@ -618,7 +616,7 @@ def test_a_transaction_that_changes_a_table_rings_once(ear: Ear, sql: Session, t
     assert [json.loads(payload) for payload in ear.heard_until(sql)] == [["moved", stream]]
 
 
-def test_two_transactions_that_change_rows_in_opposite_order_do_not_block_one_another(
+def test_transactions_that_change_rows_in_opposite_order_do_not_block_each_other(
     sessions: Sessions, sql: Session, table: str, stream: str
 ) -> None:
     sql.run(f"insert into {table} values (1, 7), (2, 8)")
@@ -674,7 +672,7 @@ def test_a_reader_that_applies_the_messages_of_a_stream_has_its_rows(
 # tables of every kind
 
 
-def test_a_partitioned_table_tells_of_the_rows_of_all_its_partitions(sql: Session, stream: str) -> None:
+def test_a_partitioned_table_publishes_the_rows_of_all_its_partitions(sql: Session, stream: str) -> None:
     sql.run(
         "create table parts (id integer, region integer) partition by list (region);"
         "create table parts_1 partition of parts for values in (1);"
@@ -693,7 +691,7 @@ def test_a_partitioned_table_tells_of_the_rows_of_all_its_partitions(sql: Sessio
     assert {one["table"] for one in told(sql, f"{stream} 2")} == {"parts"}
 
 
-def test_a_partition_that_is_written_to_itself_tells_if_it_is_watched_itself(sql: Session, stream: str) -> None:
+def test_direct_writes_to_a_partition_are_published_if_the_partition_is_watched(sql: Session, stream: str) -> None:
     sql.run("create table logs (id integer) partition by list (id)")
     sql.run("create table logs_1 partition of logs for values in (1)")
     sql.call("watch_table", "logs", stream)
@@ -704,9 +702,7 @@ def test_a_partition_that_is_written_to_itself_tells_if_it_is_watched_itself(sql
     assert [one["table"] for one in told(sql, stream)] == ["logs_1", "logs"]
 
 
-def test_rows_that_their_new_partition_refuses_are_deleted_and_no_others_are_mixed_up(
-    sql: Session, stream: str
-) -> None:
+def test_only_rows_refused_by_their_new_partition_are_deleted_without_an_insert(sql: Session, stream: str) -> None:
     sql.run(
         "create table picky (id integer, region integer) partition by list (region);"
         "create table picky_1 partition of picky for values in (1);"
@@ -722,7 +718,7 @@ def test_rows_that_their_new_partition_refuses_are_deleted_and_no_others_are_mix
     assert sql.run("select id from picky order by id") == [(2,), (4,)]
 
 
-def test_a_parent_tells_of_its_children_with_its_own_columns(sql: Session, stream: str) -> None:
+def test_a_parent_publishes_the_rows_of_its_children_with_its_own_columns(sql: Session, stream: str) -> None:
     sql.run("create table parents (id integer); create table children (extra integer) inherits (parents)")
     sql.call("watch_table", "parents", stream)
     sql.run("insert into children values (1, 2)")
@@ -732,7 +728,7 @@ def test_a_parent_tells_of_its_children_with_its_own_columns(sql: Session, strea
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("kind", "version"), [("stored", 12), ("virtual", 18)])
-def test_generated_columns_are_told(kind: str, version: int, rows: int, sql: Session, stream: str) -> None:
+def test_generated_columns_are_published(kind: str, version: int, rows: int, sql: Session, stream: str) -> None:
     needs(sql, version)
     table = f"generated_{kind}_{rows}"
     sql.run(
@@ -752,7 +748,7 @@ def test_generated_columns_are_told(kind: str, version: int, rows: int, sql: Ses
     assert told(sql, stream)[-1]["old"]["twice"] == 2 * rows
 
 
-def test_names_in_mixed_case_and_other_schemas_are_told_as_they_are(sql: Session, stream: str) -> None:
+def test_names_in_mixed_case_and_other_schemas_are_published_unchanged(sql: Session, stream: str) -> None:
     sql.run('create schema "My Shop"; create table "My Shop"."Order ""Items""" ("Id" integer, "select" integer)')
     target = '"My Shop"."Order ""Items"""'
     sql.call("watch_table", target, f"{stream} {{select}}")
@@ -765,7 +761,7 @@ def test_names_in_mixed_case_and_other_schemas_are_told_as_they_are(sql: Session
     assert len(sql.data(f"{stream} 7")) == 3
 
 
-def test_a_table_whose_columns_were_dropped_can_be_watched(sql: Session, table: str, stream: str) -> None:
+def test_a_table_with_dropped_columns_can_be_watched(sql: Session, table: str, stream: str) -> None:
     sql.run(f"alter table {table} drop column customer")
     sql.call("watch_table", table, f"{stream} {{note}}")
     sql.run(f"insert into {table} values (1, 'a')")
