@@ -257,14 +257,14 @@ def _retention(database: Database, checks: Checks) -> Finding | None:
     if (checks.schema_version() or 0) < migrations()[-1].version:
         return None
     try:
-        told = database.pruning.told()
+        stated = database.pruning.stated()
     except DatabaseError as error:
         if error.sqlstate == "42501":
             return None  # only roles that prune may read it, and the check "rights" reports that
         raise
-    if len(told) < 2:
+    if len(stated) < 2:
         return None
-    text = "; ".join(f"{teller} has {kept}" for kept, teller in told)
+    text = "; ".join(f"{teller} has {kept}" for kept, teller in stated)
     return Finding(
         "retention", WARN, f"servers disagree: {text}", "give all of them the same retention: the longest applies"
     )

@@ -32,7 +32,7 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings, closing(Database(settings)) as database:
         applied = database.migrate()
-        version, told = Checks(database.pool).schema_version(), database.check_ids()
+        version, warning = Checks(database.pool).schema_version(), database.check_ids()
     known = migrations()
     for migration in known:
         if migration.version in applied:
@@ -44,8 +44,8 @@ def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     else:
         print(f"schema pgbus is {'now' if applied else 'already'} at version {newest}")
-    if told:
-        print(told)
+    if warning:
+        print(warning)
     return 0
 
 

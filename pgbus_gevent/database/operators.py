@@ -36,7 +36,7 @@ where door = %(door)s and address = %(address)s and at > clock_timestamp() - mak
 """
 
 
-class Told(NamedTuple):
+class GuessCounts(NamedTuple):
     """The wrong tokens of one address, including the newest. ``oldest`` is the age of the oldest in seconds."""
 
     all: int
@@ -67,7 +67,7 @@ class OperatorQueries:
         """End a session."""
         self._run("delete from pgbus.operator_sessions where id = decode(%(id)s, 'hex')", id=id.hex())
 
-    def note_guess(self, door: str, address: str, guess: int, window: float) -> Told:
+    def note_guess(self, door: str, address: str, guess: int, window: float) -> GuessCounts:
         """Store a wrong token that ``address`` tried at ``door``. Returns its count within ``window``; deletes older guesses."""
         found = self._run(_NOTE, door=door, address=address, guess=guess, window=window, most=MOST_GUESSES)
-        return Told(int(found[0]), int(found[1]), float(found[2]))
+        return GuessCounts(int(found[0]), int(found[1]), float(found[2]))

@@ -98,7 +98,7 @@ class Pruning:
         self._ask()
         return self._others
 
-    def told(self) -> list[Stated]:
+    def stated(self) -> list[Stated]:
         """Return the retentions that servers have stated, with one entry for all servers that state the same."""
         rows = self._all("select r.kept, r.teller from pgbus._told_retentions() r")
         return [Stated(_read(kept, teller), teller) for kept, teller in rows]

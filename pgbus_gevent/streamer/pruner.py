@@ -122,8 +122,8 @@ class Pruner:
     def _tell(self) -> None:
         """Write our retention to the database, and warn once of each server that has another one."""
         for theirs, teller in self._source.tell(max(HOLDS, 3 * self._interval)):
-            if (told := (str(theirs), teller)) not in self._heard_of:
-                self._heard_of.add(told)
+            if (stated := (str(theirs), teller)) not in self._heard_of:
+                self._heard_of.add(stated)
                 logger.warning(
                     "servers of this database disagree about retention: this one has %s; %s has %s, or had it until it ended a"
                     " while ago. For each stream the longer one applies; give all of them the same settings",

@@ -37,7 +37,7 @@ def test_a_retired_log_that_is_rewound_leaves_the_clients_of_its_successor_alone
     assert (subscription.cursor, subscription.lost) == (110, None)
 
 
-def test_a_log_that_is_rewound_tells_its_clients_that_were_sent_a_lost_message() -> None:
+def test_a_rewind_sets_back_only_the_clients_that_were_sent_a_lost_message() -> None:
     board = make_board()
     below, above = FakeClient("1"), FakeClient("2")
     subscriptions = [added(board, below), added(board, above)]
@@ -127,7 +127,7 @@ def test_a_new_session_has_every_log_and_every_right_looked_at() -> None:
     assert board.control.is_set()
 
 
-def test_a_client_that_was_sent_lost_messages_twice_is_told_of_the_highest_one() -> None:
+def test_a_client_that_was_sent_lost_messages_twice_gets_a_gap_event_for_the_highest_one() -> None:
     board = make_board()
     subscription = added(board, FakeClient("1"))
     log = subscription.log

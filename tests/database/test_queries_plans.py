@@ -90,7 +90,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "turn": lambda p: p.turn(5.0, 200),
         "tell": lambda p: p.tell(5.0),
         "ask": lambda p: p.ask(),
-        "told": lambda p: p.told(),
+        "stated": lambda p: p.stated(),
         "below": lambda p: [p.below(None, 200), p.below("s 1", 5)],
         "prune": lambda p: [p.prune([s], 30) for s in EACH],
         "forget": lambda p: [p.forget(None, 0.001, 20), p.forget("s", 0.001, 20)],

@@ -59,7 +59,7 @@ def publish(bus: Bus, data: str) -> int:
 
 
 def check(server: Serving, bus: Bus, url: str, clients: list[StreamClient], sent: list[tuple[int, str]]) -> None:
-    """Clients that were sent a lost message have been told so, and all clients have all messages that exist."""
+    """Clients that were sent a lost message have a gap event, and all clients have all messages that exist."""
     assert publish(bus, "new") > sent[-1][0], "an id that somebody has seen is not given again"
     newcomers = [server.client("orders", since=0), server.client("orders", since=sent[-1][0])]
     with session(url) as connection:

@@ -100,7 +100,7 @@ def test_if_the_channels_name_leaks_a_forged_message_does_not_last(
     head = pgbus_bus.stream("orders").broadcast("a")
     until_last(client, "a")
     notify(connection, doorbell(connection), *message(head + 1_000_000, head))
-    until(lambda: told(client) == ["ahead"], "it is told that there is none")
+    until(lambda: told(client) == ["ahead"], "it gets a gap event")
     pgbus_bus.stream("orders").broadcast("b")
     until_last(client, "b")
     newcomer = server.live("orders", since=0)

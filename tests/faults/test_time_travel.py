@@ -60,7 +60,7 @@ def test_within_the_catch_up_interval_clients_that_got_lost_messages_are_told(
         until(lambda client=client: last(client) == "e", "it gets all")
     lose(connection, 2)
     for client in clients:
-        until(lambda client=client: reasons(client) and last(client) == "c", "it is told", PATIENCE)
+        until(lambda client=client: reasons(client) and last(client) == "c", "it gets a gap event", PATIENCE)
         expected = {"stream": "orders", "requestedId": ids[4], "oldestId": ids[0], "lastId": ids[2], "reason": "ahead"}
         assert gaps(client) == [expected]
         assert since_the_gap(client) == stored(connection, "orders")
@@ -82,7 +82,7 @@ def test_a_message_after_the_loss_reaches_all_connected_clients(
     until(lambda: last(client) == "e", "it gets all")
     lose(connection, 2)
     publish(pgbus_bus, "f")
-    until(lambda: reasons(client) and last(client) == "f", "it is told, and gets the new one", PATIENCE)
+    until(lambda: reasons(client) and last(client) == "f", "it gets a gap event and the new message", PATIENCE)
     assert since_the_gap(client) == stored(connection, "orders")
 
 
@@ -95,9 +95,9 @@ def test_a_client_behind_another_server_is_told_too(pgbus_settings: Settings, pg
             until(lambda client=client: last(client) == "e", "it gets all")
         away.drop()
         lose(connection, 2)
-        until(lambda: reasons(live) and last(live) == "c", "it is told", PATIENCE)
+        until(lambda: reasons(live) and last(live) == "c", "it gets a gap event", PATIENCE)
         away.resume()
-        until(lambda: reasons(away) and last(away) == "c", "it is told when it comes back")
+        until(lambda: reasons(away) and last(away) == "c", "it gets a gap event when it comes back")
         publish(pgbus_bus, "f")
         for client in (live, away):
             until(lambda client=client: last(client) == "f", "it goes on")
@@ -110,7 +110,7 @@ def test_an_emptied_table_is_noticed(statement: str, server: Serving, pgbus_bus:
     ids = publish(pgbus_bus, *"abc")
     until(lambda: last(client) == "c", "it gets all")
     run(connection, statement)
-    until(lambda: reasons(client) == ["ahead"], "it is told", PATIENCE)
+    until(lambda: reasons(client) == ["ahead"], "it gets a gap event", PATIENCE)
     assert gaps(client)[0]["requestedId"] == ids[2]
     newcomer = server.live("orders", since=0)
     publish(pgbus_bus, "d")
@@ -160,7 +160,7 @@ def test_a_client_of_a_worker_that_did_not_see_the_loss_is_told_too(
         ]
         server.clients.append(lost[2])
         for client in lost:
-            until(lambda client=client: reasons(client) and last(client) == "h", "it is told, and gets all")
+            until(lambda client=client: reasons(client) and last(client) == "h", "it gets a gap event and all messages")
         rows = stored(connection, "orders")
         assert [[gap["requestedId"] for gap in gaps(client)] for client in lost] == [[ids[4]], [ids[3]], [ids[4]]]
         for client in lost:
@@ -284,7 +284,7 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
         swap(admin, name, backup)
         until(lambda: server.instance.listener.reconnects > before and server.instance.listener.live, "it is back")
         for client in clients:
-            until(lambda client=client: reasons(client) and last(client) == "c", "it is told", PATIENCE)
+            until(lambda client=client: reasons(client) and last(client) == "c", "it gets a gap event", PATIENCE)
             assert gaps(client)[0]["requestedId"] == ids[-1]
         newcomer = server.live("orders", since=0)
         publish(bus, "new")

@@ -69,7 +69,7 @@ def test_each_statement_of_the_readers_emits_an_event_with_its_rows() -> None:
             parts.publish(ring=False)
         parts.look()
         wait_until(lambda: len(client.ids) == 9, "the new ones")
-        wait_until(lambda: len(reads) == parts.reader.reads, "each read is told")
+        wait_until(lambda: len(reads) == parts.reader.reads, "each read is reported")
     kinds = [read.kind for read in reads]
     assert kinds[0] == "open" and kinds[-1] == "follow" and "page" in kinds
     assert sum(read.rows for read in reads if read.kind == "follow") == 2
@@ -90,7 +90,7 @@ def test_a_pass_emits_one_event_with_the_number_of_connections(monkeypatch: pyte
             parts.publish(stream)
         parts.publish("orders", exclude=clients[1].id)  # one more for the second pass, or in the first one's chunk
         wait_until(lambda: sum(len(client.ids) for client in clients) == 20 + 20 + 19, "all have them")
-        wait_until(lambda: len(passes) == parts.dispatcher.passes, "each pass is told")
+        wait_until(lambda: len(passes) == parts.dispatcher.passes, "each pass is reported")
     new = passes[before:]
     assert [one.connections for one in new if one.stream == "stock"] == [20]
     assert new[0].connections == 20 and all(one.seconds >= 0 for one in passes)

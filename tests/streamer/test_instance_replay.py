@@ -1,4 +1,4 @@
-"""Resuming: where a client starts, which gaps it is told of, and that a client far behind gets every message."""
+"""Resuming: where a client starts, which gap events it gets, and that a client far behind gets every message."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Listening:
         return self.sessions[-1]
 
     def told(self, *expected: str) -> None:
-        wait_until(lambda: len(self.log) >= len(expected), f"{self.log} is all that was told")
+        wait_until(lambda: len(self.log) >= len(expected), f"{self.log} is all that was noted")
         assert self.log == list(expected)
 
 

@@ -1,4 +1,4 @@
-"""If the table has lost messages that were delivered, clients are told, and end with the messages that the table has."""
+"""If the table has lost messages that were delivered, clients get a gap event, and end with the messages that the table has."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_one_that_reads_slowly_is_told_when_it_takes_bytes_again() -> None:
         sent = client.ids
         assert sent[-1] == 110 and reasons(client) == ["ahead"]
         kinds = [event.event for event in client.events]
-        assert kinds.index("pgbus:gap-detected") == len(kinds) - 2, "it is told before what follows"
+        assert kinds.index("pgbus:gap-detected") == len(kinds) - 2, (
+            "the gap event comes before the messages that follow"
+        )
         assert before.ids[-1] == 110 and reasons(before) == ["ahead"]
 
 
@@ -275,7 +277,7 @@ def test_an_answer_from_before_a_doubt_does_not_settle_it() -> None:
 @pytest.mark.parametrize("ring", [1, 20])
 @pytest.mark.parametrize(("since", "told"), [(0, [40]), (10, [40]), (20, [20]), (30, []), (40, []), (50, [])])
 def test_a_client_that_resumes_across_a_gap_is_told(ring: int, since: int, told: list[int]) -> None:
-    """The message after the gap names one that is gone. The client is told of a gap at its place among the messages."""
+    """The message after the gap names one that is gone. The client gets the gap event at its place among the messages."""
     table = Table()
     for _ in range(8):
         table.append("orders")
@@ -474,7 +476,7 @@ def test_a_gap_never_names_an_oldest_message_above_the_last() -> None:
 
 
 def test_no_client_is_sent_a_message_that_the_log_does_not_know() -> None:
-    """Otherwise no client would be told if the message is lost before the log knows it."""
+    """Otherwise no client would get a gap event if the message is lost before the log knows it."""
     with Parts(ring_messages=1) as parts:
         client = parts.connect()
         settled(parts)
@@ -595,7 +597,7 @@ class Run:
         settled(self.parts)
 
     def check(self, client: FakeClient) -> None:
-        """Check that the client ends with the right messages, and was told of each gap, and of no other."""
+        """Check that the client ends with the right messages, and got an event for each gap, and no other."""
         segments: list[list[int | str]] = [[]]
         for event in client.events:
             if event.event == "pgbus:gap-detected" and json.loads(event.data)["reason"] == "ahead":
@@ -607,7 +609,7 @@ class Run:
         assert all(gap["oldestId"] <= gap["lastId"] for gap in gaps(client))
         ids = [item for item in segments[-1] if isinstance(item, int)]
         assert ids == sorted(set(ids))
-        # Below a horizon, lost messages cannot be told from pruned ones.
+        # Below a horizon, lost messages cannot be distinguished from pruned ones.
         lost = {id for id in self.lost if id > self.table.horizons.get("orders", 0)}
         assert not set(ids) & lost, "what it was sent last is not there, and it was not told"
         if len(segments) > 1 or client.request.places[0].since == 0:

@@ -11,7 +11,7 @@ from raw_http import Answer, ask
 from site_parts import PUBLISH_TOKEN, Site, running_site
 from support import run, session, until
 
-from pgbus_gevent.database.operators import Told
+from pgbus_gevent.database.operators import GuessCounts
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.web import guesses
 from pgbus_gevent.web.guesses import DIFFERENT, TRIES
@@ -172,7 +172,7 @@ def test_the_database_does_not_store_the_guessed_token(pgbus_database: str) -> N
 
 def test_a_worker_remembers_a_limited_number_of_addresses() -> None:
     class Nothing:
-        note_guess = staticmethod(lambda *_: Told(1, 1, 0.0))
+        note_guess = staticmethod(lambda *_: GuessCounts(1, 1, 0.0))
 
     queries: Any = Nothing()
     kept = guesses.Guesses("operator", queries)
