@@ -6,6 +6,7 @@ from streamer_parts import FakeClient, added, make_board
 
 from pgbus_gevent.core.board import Page
 from pgbus_gevent.core.replay import PageFrames
+from pgbus_gevent.core.wakes import Ephemeral
 
 
 def test_a_dispatcher_that_starts_finds_work_that_its_predecessor_left_while_the_flag_was_clear() -> None:
@@ -148,3 +149,20 @@ def test_a_log_that_pruning_moves_has_its_clients_served() -> None:
     assert not board.moved
     board.note(log, 110)
     assert list(board.moved) == [log]
+
+
+def test_a_dispatcher_that_ends_gives_back_all_kinds_of_work() -> None:
+    board = make_board()
+    subscription = added(board, FakeClient("1"))
+    log = subscription.log
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    board.moved.add(log)
+    board.pages.add(Page(log, PageFrames([], start=0, horizon=0), 10))
+    board.buffer_ephemeral(Ephemeral("orders", 0, "note", "a", None, None))
+    kinds = (board.moved, board.ready, board.pages, board.ephemeral)
+    with board.delivering():
+        taken = [work.take() for work in kinds]
+        board.delivery.clear()
+    assert board.delivery.is_set()
+    assert [work.take() for work in kinds] == taken
+    assert [len(items) for items in taken] == [1, 1, 1, 1]

@@ -271,6 +271,51 @@ def test_an_answer_from_before_a_doubt_does_not_settle_it() -> None:
     assert not log.in_doubt
 
 
+def test_a_pass_that_is_under_way_sends_no_lost_message_to_the_rest_of_its_clients() -> None:
+    with Parts(ring_messages=20) as parts:
+        published(parts, 1)
+        clients = [parts.connect() for _ in range(9)]
+        settled(parts)
+
+        def lose() -> None:
+            clients[4].on_send = lambda: None
+            parts.table.lose("orders", 1)
+            parts.board.rewind(parts.log(), 10, horizon=0)
+            parts.publish()
+
+        clients[4].on_send = lose  # the last one before a yield
+        published(parts, 1)
+        settled(parts)
+        assert [client.ids for client in clients[5:]] == [[30]] * 4
+        assert [reasons(client) for client in clients] == [["ahead"]] * 5 + [[]] * 4
+        assert all(client.ids == [20, 10, 30] for client in clients[:5])
+
+
+def test_a_page_that_is_being_sent_sends_no_lost_message_to_the_rest_of_its_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "BEHIND_SLICE", 2)
+    with Parts(ring_messages=1, page_size=10) as parts:
+        published(parts, 4)
+        clients = [parts.connect() for _ in range(9)]
+        settled(parts)
+
+        def lose() -> None:
+            clients[3].on_send = lambda: None
+            parts.table.lose("orders", 2)
+            parts.board.rewind(parts.log(), 20, horizon=0)
+
+        clients[3].on_send = lose
+        for client in clients:
+            [subscription] = client.subscriptions
+            subscription.cursor = 0
+            parts.board.wait(subscription)
+        settled(parts)
+        assert [client.ids for client in clients[:4]] == [[10, 20, 30, 40, 10, 20]] * 4
+        assert [client.ids for client in clients[4:]] == [[10, 20]] * 5
+        assert [reasons(client) for client in clients] == [["ahead"]] * 4 + [[]] * 5
+
+
 # Gaps
 
 
