@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from streamer_parts import FakeClient, added, make_board
 
+from pgbus_gevent.core import ephemeral_buffers
 from pgbus_gevent.core.board import Page
 from pgbus_gevent.core.replay import PageFrames
 from pgbus_gevent.core.wakes import Ephemeral
@@ -166,3 +168,20 @@ def test_a_dispatcher_that_ends_gives_back_all_kinds_of_work() -> None:
     assert board.delivery.is_set()
     assert [work.take() for work in kinds] == taken
     assert [len(items) for items in taken] == [1, 1, 1, 1]
+
+
+def test_each_flood_of_ephemeral_messages_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ephemeral_buffers, "MAX_WAITING", 1)
+    board = make_board()
+    added(board, FakeClient("1"))
+    for flood in (1, 2):
+        for data in "abc":
+            board.buffer_ephemeral(Ephemeral("orders", 0, "note", data, None, None))
+        [buffer] = board.ephemeral.take()
+        buffer.take(1000)
+        buffer.took()
+        board.ephemerals_sent(buffer)
+        assert (board.dropped, caplog.text.count("dropping new ones")) == (2 * flood, flood)
+    assert len(board.ephemeral_buffers) == len(board.ephemeral) == 0

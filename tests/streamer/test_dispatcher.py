@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import ephemeral_buffers, sse
+from pgbus_gevent.core.board import Page
+from pgbus_gevent.core.replay import PageFrames
 from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
@@ -668,6 +670,30 @@ def test_many_readers_of_one_page_do_not_hold_up_quiet_streams() -> None:
         assert [client.ids for client in quiet] == [[id] for id in ids]
         assert all(reader.ids == parts.table.ids("orders") for reader in readers)
         assert max(order.index(client) for client in quiet) < len(readers) / 2
+
+
+def test_live_messages_go_ahead_of_pages_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", 30.0)
+    parts = Parts(ring_messages=100)
+    live, behind = [parts.connect() for _ in range(20)], [parts.connect("stock") for _ in range(20)]
+    parts.board.ready.take()
+    for client in live + behind:
+        [subscription] = client.subscriptions
+        if not subscription.log.is_open:
+            subscription.log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+        subscription.cursor = 0
+    for client in behind:
+        parts.board.wait(client.subscriptions[0])
+    parts.publish("orders")
+    rows = [parts.table.append("stock")]
+    parts.board.pages.add(Page(parts.log("stock"), PageFrames(rows, start=0, horizon=0), 100))
+    order = record(behind, *live)
+    parts.greenlets = [gevent.spawn(parts.dispatcher.run)]
+    try:
+        wait_until(lambda: len(order) == 40)
+    finally:
+        gevent.killall(parts.greenlets)
+    assert order == live + behind
 
 
 def test_a_client_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
