@@ -154,7 +154,7 @@ def test_an_identity_reveals_nothing() -> None:
     assert len(identity) == 6 + 1 + 16 + 1 + 16
 
 
-def test_without_a_secret_anybody_alone_has_one() -> None:
+def test_only_anonymous_subscribers_have_an_identity_without_a_secret() -> None:
     without = Identities(())
     assert without.of(ANYBODY) == Identities(()).of(ANYBODY, ANYBODY) is not None
     assert without.of(Subscriber(owner="ada")) is None

@@ -83,7 +83,7 @@ def test_any_json_is_a_wake(value: Any) -> None:
 
 @pytest.mark.slow
 @given(template=st.sampled_from([MESSAGE, EPHEMERAL]), place=st.integers(1, 8), value=JSON)
-def test_one_part_that_does_not_fit_does_no_harm(template: list[Any], place: int, value: Any) -> None:
+def test_one_invalid_part_does_no_harm(template: list[Any], place: int, value: Any) -> None:
     changed = list(template)
     changed[place % len(template)] = value
     check(parse(json.dumps(changed)))

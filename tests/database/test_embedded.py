@@ -571,13 +571,13 @@ def test_programs_that_its_user_could_not_run_are_copied(why: str, place: Path, 
 # -- errors
 
 
-def test_without_create_a_directory_without_a_database_stays_as_it_is(new_dir: Path) -> None:
+def test_open_without_create_leaves_a_directory_without_a_database_unchanged(new_dir: Path) -> None:
     with pytest.raises(EmbeddedError, match=r"no embedded database in .*pgbus_gevent\.serve.*--database-url"):
         EmbeddedPostgres.open(new_dir, create=False)
     assert not new_dir.exists()
 
 
-def test_without_create_a_database_that_was_made_is_had(data_dir: Path) -> None:
+def test_open_without_create_starts_an_existing_database(data_dir: Path) -> None:
     with EmbeddedPostgres.open(data_dir, create=False) as server:
         assert accepts(server.url)
 

@@ -44,7 +44,7 @@ def test_a_listen_session_follows_a_change_of_the_channels_at_its_next_ping(data
         # The change is announced on the former control channel.
         assert session.receive(5.0) == (['["control"]'], False)
         session.ping()
-        sql.run("select pg_notify(%s, 'of one who knows the former name')", former)
+        sql.run("select pg_notify(%s, 'from a sender with the former name')", former)
         sql.run(RING, "x")
         assert session.receive(5.0) == (["x"], False)
 
@@ -118,7 +118,7 @@ def test_a_session_that_does_not_listen_any_more_is_deaf_at_the_next_ping(databa
             session.ping()
 
 
-def test_behind_a_pooler_each_ping_is_a_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_ping_behind_a_pooler_is_a_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ListenSession, "backend_pid", -1)  # the process id that a pooler gives
     with closing(listening(database)) as session:
         session.ping()

@@ -131,7 +131,7 @@ def test_a_plain_process_is_not_held_for_ever_by_a_path_that_swallows_all(
     assert name == "DatabaseUnavailable" and float(seconds) < 8.0
 
 
-def test_one_session_that_was_lost_is_noticed_although_the_server_answers_others(proxy: Proxy, started: Any) -> None:
+def test_a_lost_session_is_noticed_although_the_server_answers_others(proxy: Proxy, started: Any) -> None:
     process = started("broadcast")
     proxy.lose()
     process.go_on()
@@ -139,13 +139,13 @@ def test_one_session_that_was_lost_is_noticed_although_the_server_answers_others
     assert name == "DatabaseUnavailable" and float(seconds) < 8.0
 
 
-def test_a_statement_that_takes_long_is_waited_for(started: Any) -> None:
+def test_a_long_statement_is_not_aborted(started: Any) -> None:
     process = started("sleep")
     process.go_on()
     assert process.line() == "done"
 
 
-def test_a_statement_ends_at_its_deadline_whatever_the_server_says(
+def test_a_statement_ends_at_its_deadline_even_if_the_server_is_silent(
     proxy: Proxy, started: Any, pgbus_database: str
 ) -> None:
     process = started("broadcast", ask_after=60.0, statement_timeout=0.5)
@@ -155,14 +155,16 @@ def test_a_statement_ends_at_its_deadline_whatever_the_server_says(
     assert name == "DatabaseUnavailable" and float(seconds) >= 1.0, "the timeout, and the grace beyond it"
 
 
-def test_no_thread_is_there_when_a_process_forks_nor_long_after_a_statement(started: Any) -> None:
+def test_no_thread_is_left_at_a_fork_or_long_after_a_statement(started: Any) -> None:
     process = started("fork")
     process.go_on()
     assert process.line() == "done"
 
 
 @pytest.mark.parametrize("lost", ["all", "one"])
-def test_in_a_patched_process_it_is_noticed_too(lost: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_session_is_noticed_in_a_patched_process_too(
+    lost: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(green, "ASK_AFTER", 0.3)
     with Bus(proxy.url, secret="x" * 16, connect_timeout=1.0) as bus:
         bus.stream("orders").broadcast("x")
@@ -176,7 +178,7 @@ def test_in_a_patched_process_it_is_noticed_too(lost: str, proxy: Proxy, monkeyp
         assert monotonic() - began < 8.0
 
 
-def test_in_a_patched_process_one_that_takes_long_is_waited_for(
+def test_a_long_statement_is_not_aborted_in_a_patched_process(
     pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(green, "ASK_AFTER", 0.2)
@@ -185,7 +187,7 @@ def test_in_a_patched_process_one_that_takes_long_is_waited_for(
         run(blocker, "begin")
         run(blocker, "select pgbus.broadcast('orders', 'before')")
         waiting = gevent.spawn(pgbus_bus.stream("orders").broadcast, "behind it")
-        holds(lambda: not waiting.ready(), "it is waited for", 1.0)
+        holds(lambda: not waiting.ready(), "the publisher waits", 1.0)
         run(blocker, "commit")
         assert waiting.get(timeout=10) > 0
 
@@ -202,6 +204,6 @@ def test_a_statement_is_waited_for_if_the_server_cannot_be_asked(
         run(blocker, "select pgbus.broadcast('orders', 'before')")
         waiting = gevent.spawn(bus.stream("orders").broadcast, "behind it")
         proxy.refuse()
-        holds(lambda: not waiting.ready(), "it is waited for", 1.0)
+        holds(lambda: not waiting.ready(), "the publisher waits", 1.0)
         run(blocker, "commit")
         assert waiting.get(timeout=10) > 0

@@ -66,7 +66,7 @@ def test_the_longer_one_applies_and_both_say_so(
     assert sql.data("orders") == ["one", "two", "three"]
 
 
-def test_by_pattern_each_side_may_be_the_longer_one(sql: Session, pgbus_settings: Settings) -> None:
+def test_each_server_may_have_the_longer_retention_for_a_pattern(sql: Session, pgbus_settings: Settings) -> None:
     short: Any = {"audit:*": "1m"}
     counted: Any = {"orders": "1d/2", "audit:*": "1d"}
     with serving(pgbus_settings, prune_interval=3600, retention="30m", retention_patterns=short):
@@ -88,7 +88,7 @@ def test_the_retention_of_a_server_holds_while_it_is_replaced_and_lapses_later(
         let_them_prune(sql)
         assert shorter.instance.pruner.removed == 0
         sql.run("update pgbus.retentions set until = now() where kept like %s", '%"1d"%')
-        until(lambda: shorter.instance.pruner.removed == 6, "nobody has been heard of who keeps them")
+        until(lambda: shorter.instance.pruner.removed == 6, "no server that keeps them has reported lately")
 
 
 def test_servers_that_agree_say_nothing(
@@ -112,7 +112,7 @@ def test_the_command_removes_nothing_that_a_server_keeps(
     assert json.loads(cli.ok("prune", "--retention", "1m", "--json").splitlines()[0])["removed"] == 3
 
 
-def test_with_a_retention_that_cannot_be_read_nothing_is_removed(
+def test_nothing_is_removed_while_a_retention_cannot_be_read(
     sql: Session, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     sql.run("insert into pgbus.retentions values ('{\"newer\": 1}', 'host pid 1', now() + interval '1 hour')")

@@ -125,7 +125,7 @@ def test_a_later_release_applies_only_what_is_new(empty: str, sql: Session, libr
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_of_eight_at_once_one_migrates(isolation: str, empty: str, sql: Session, library: Path) -> None:
+def test_one_of_eight_concurrent_callers_migrates(isolation: str, empty: str, sql: Session, library: Path) -> None:
     name = ext.parse_dsn(empty)["dbname"]
     sql.run(f"alter database {name} set default_transaction_isolation = '{isolation}'")
     applied = together(*[lambda: migrate(empty)] * 8)
@@ -133,7 +133,7 @@ def test_of_eight_at_once_one_migrates(isolation: str, empty: str, sql: Session,
     assert [row[0] for row in sql.run("select version from pgbus.migrations order by version")] == [1, 2, 3]
 
 
-def test_of_several_processes_one_migrates(empty: str, library: Path) -> None:
+def test_one_of_several_processes_migrates(empty: str, library: Path) -> None:
     code = (
         "import sys, pathlib; from pgbus_gevent.database import schema; from pgbus_gevent.database.migrating import migrate;"
         " known = schema.read_folder(pathlib.Path(sys.argv[2])); schema.migrations = lambda: known;"

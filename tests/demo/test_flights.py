@@ -495,7 +495,7 @@ class TestReplayer:
         assert rows == {row["id"]: row for row in after["rows"]}
         assert after["clock"] == now and after["since"] > before["since"]
 
-    def test_of_two_one_plays(self, pgbus_bus: Bus, make_replayer: Callable[..., Replayer]) -> None:
+    def test_one_of_two_replayers_plays(self, pgbus_bus: Bus, make_replayer: Callable[..., Replayer]) -> None:
         one, other = make_replayer(), make_replayer()
         one.step()
         age_clock(pgbus_bus, seconds=2)

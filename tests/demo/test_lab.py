@@ -253,7 +253,7 @@ def test_there_are_no_other_questions(post: Callable[..., Answer], topic: Any) -
     assert post("/lab/answer", {"topic": topic}).status == 400
 
 
-def test_of_two_writers_one_writes_and_the_other_goes_on_when_it_is_gone(pgbus_bus: Bus) -> None:
+def test_one_of_two_writers_writes_and_the_other_takes_over(pgbus_bus: Bus) -> None:
     assert ask_for(pgbus_bus, "sea") and not ask_for(pgbus_bus, "woods")
     one, other = Writer(pgbus_bus, pace=0.01), Writer(pgbus_bus, pace=0.01)
     assert one.step() and one.step()
@@ -336,6 +336,6 @@ def test_a_demo_at_loopback_is_for_no_other_name(host: str, path: str, method: s
     assert answer.status == 421 and b"localhost" in answer.body
 
 
-def test_one_that_is_for_others_answers_to_any_name(pgbus_database: str) -> None:
+def test_a_demo_on_all_addresses_answers_to_any_name(pgbus_database: str) -> None:
     with running_demo(pgbus_database) as site:
         assert ask(site.port, "/lab", Host="demo.example").status == 200

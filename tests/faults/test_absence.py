@@ -81,7 +81,7 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
         assert client.next(timeout=3).data == "found by a sweep"
 
 
-def test_without_listen_it_is_looked_for_messages_ten_times_as_often(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+def test_messages_are_looked_for_ten_times_as_often_without_listen(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
     with plain_serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
         client = server.live("orders")
         for n in range(2):  # the first message may come with the look at a newcomer's start

@@ -96,7 +96,7 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
         gevent.joinall(publishers, timeout=60, raise_error=True)
         with session(pgbus_database) as connection:
             expected = {stream: stored(connection, stream) for stream in streams}
-        assert not any(client.closed for _, client in late), "nobody is turned away"
+        assert not any(client.closed for _, client in late), "no client is turned away"
         for stream, client in (*live, *late):
             want = expected[stream]
             until_messages(client, len(want))

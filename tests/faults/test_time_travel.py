@@ -194,9 +194,7 @@ def test_the_cursor_of_a_stream_that_was_forgotten_is_not_taken_for_a_lost_one(
             assert reasons(client) == []
 
 
-def test_of_several_streams_only_the_one_that_lost_something_begins_anew(
-    server: Serving, pgbus_bus: Bus, connection: Any
-) -> None:
+def test_only_the_stream_that_lost_messages_is_replayed(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
     client = StreamClient(server.url, "/pgbus/streams?stream=orders&stream=stock")
     server.clients.append(client)
     client.next("pgbus:connected")
@@ -331,7 +329,7 @@ def test_messages_deleted_in_the_middle_are_no_longer_sent_from_memory(
     assert reasons(live) == []
 
 
-def test_on_several_streams_too(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
+def test_a_client_of_several_streams_gets_the_gap_event_too(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
     ids = publish(pgbus_bus, *"abcdefgh")
     run(connection, "delete from pgbus.messages where msg_id = any(%s)", ids[2:4])
     client = StreamClient(server.url, f"/pgbus/streams?stream=stock&stream=orders&since={ids[1]}")

@@ -215,7 +215,7 @@ def test_a_session_that_blocks_a_migration_for_too_long_is_named(
                 migrate(database, timeout=0.5)
 
 
-def test_of_several_that_upgrade_at_once_one_does(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_concurrent_upgrades_migrates(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = LATER._replace(sql=f"{LATER.sql}; select pg_sleep(0.3)")
     release(monkeypatch, *KNOWN, slow)
     jobs = [gevent.spawn(migrate, database) for _ in range(6)]

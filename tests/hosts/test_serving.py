@@ -77,7 +77,7 @@ def test_the_applications_own_streams_answer_with_their_hook(kind: str, pgbus_da
         assert served.stop() == 0, served.log
 
 
-def test_with_workers_too(pgbus_database: str, tmp_path: Path) -> None:
+def test_applications_are_served_with_workers_too(pgbus_database: str, tmp_path: Path) -> None:
     application(tmp_path, KINDS["plugin"])
     with program(*SERVE, "--workers", "2", database_url=pgbus_database, cwd=tmp_path) as served:
         for _ in range(4):
@@ -334,7 +334,7 @@ application = beside(streams)
         ),
     ],
 )
-def test_what_the_probe_finds(
+def test_the_probe_finds_the_database_of_an_application(
     code: str, database: str | None, migrate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application(tmp_path, code)

@@ -103,7 +103,7 @@ def test_each_write_is_a_chunk_and_the_last_one_comes_with_the_farewell(size: in
         connected.close()
 
 
-def test_one_that_is_cut_off_gets_no_last_chunk() -> None:
+def test_a_client_that_is_cut_off_gets_no_last_chunk() -> None:
     connected = Connected(chunked=True)
     connected.connection.send(b"data: a\n\n", 101.0)
     connected.connection.abort()

@@ -577,7 +577,7 @@ def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
         parts.restart(0)
         settled(parts)
         assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4, (
-            "who was being sent to may have got it"
+            "the client of the interrupted send may have got the message"
         )
         assert greeted.ids == [10]
 

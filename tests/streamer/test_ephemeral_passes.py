@@ -65,7 +65,7 @@ def test_a_client_that_does_not_read_misses_the_oldest_which_are_counted_and_log
         for n in range(1, 34):
             # There are never more messages at once than are kept.
             burst(pgbus_database, count=40)
-            until(lambda: len(reading.messages) == n * 40, "who reads gets them all")  # noqa: B023
+            until(lambda: len(reading.messages) == n * 40, "the client that reads gets all messages")  # noqa: B023
         last = pgbus_bus.stream("orders").broadcast("0")
         slow.go_on()
         until(lambda: slow.last_id == str(last), "it gets what is stored")
@@ -177,4 +177,4 @@ def test_the_messages_that_wait_are_bounded(size: str, monkeypatch: pytest.Monke
         assert parts.board.dropped == 7
         parts.ephemeral("x" * 1000)
         quiet(parts)
-        assert len(data(client)) == 4, "one is taken whatever its size"
+        assert len(data(client)) == 4, "a single message is kept at any size"

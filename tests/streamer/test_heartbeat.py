@@ -256,7 +256,7 @@ def test_forgetting_one_twice_or_one_that_was_never_there_does_nothing(beating: 
     assert other.received
 
 
-def test_one_that_is_forgotten_while_it_is_being_ended_stays_forgotten(beating: Beating) -> None:
+def test_a_client_that_is_removed_while_it_is_ended_stays_removed(beating: Beating) -> None:
     beating.client(expires_at=WALL + 5)
     beating.on_end = lambda client, reason: beating.board.schedule.remove(client)
     beating.run_for(60)
@@ -280,7 +280,7 @@ def test_a_client_that_was_sent_away_and_takes_a_byte_now_and_then_is_cut_off(be
     assert beating.now - began >= WRITE_DEADLINE
 
 
-def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beating) -> None:
+def test_a_client_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beating) -> None:
     clients = [beating.client() for _ in range(100)]
     clients[50].raises = True
     raised = 0
@@ -293,7 +293,7 @@ def test_one_that_raises_does_not_cost_the_others_their_heartbeat(beating: Beati
     assert all(client.received for client in clients if not client.raises)
 
 
-def test_a_process_that_slept_looks_at_everybody_at_once(beating: Beating) -> None:
+def test_a_process_that_slept_checks_all_clients_at_once(beating: Beating) -> None:
     clients = [beating.client() for _ in range(100)]
     beating.heartbeat.check_due()
     beating.now += 3600

@@ -65,7 +65,7 @@ def test_options_that_come_too_late_are_an_error(pgbus_settings: Settings) -> No
         streamer.current(settings=pgbus_settings)
 
 
-def test_after_a_start_that_failed_the_next_one_tries_again(pgbus_settings: Settings) -> None:
+def test_the_next_use_tries_again_after_a_start_that_failed(pgbus_settings: Settings) -> None:
     with pytest.raises(DatabaseError):
         streamer.current(database_url="postgresql://127.0.0.1:1/nowhere", secret="x" * 16)
     assert greenlets("pgbus-") == []
@@ -97,7 +97,7 @@ def test_the_counter_is_balanced_however_connections_end(pgbus_settings: Setting
         until(lambda: counter.total.active_connections == 2, "only those that stay are left")
         assert all(len(client.messages) <= 20 for client in staying)
         until(lambda: all(len(client.messages) == 20 for client in staying), "they have all")
-        assert counter["s:0"].broadcasts == 20, "each counts once, whatever it went to"
+        assert counter["s:0"].broadcasts == 20, "each broadcast counts once, for any number of clients"
         end(server)
         assert counter.total == (20, 0, 14)
         assert counter.streams == {}

@@ -93,7 +93,7 @@ def test_an_id_that_was_drawn_first_and_committed_last_is_not_lost(
     assert [client.next().data, client.next().data] == ["drawn first", "behind it"]
 
 
-def test_of_two_that_were_queued_for_commit_the_one_that_commits_first_is_first(
+def test_the_first_of_two_queued_messages_to_commit_comes_first(
     pgbus_bus: Bus, pgbus_database: str, pgbus_client: Connect
 ) -> None:
     client = pgbus_client("orders")

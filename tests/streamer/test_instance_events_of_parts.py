@@ -126,5 +126,5 @@ def test_a_gap_emits_an_event_when_the_client_is_told(request_: dict[str, Any], 
         client = parts.connect(**request_)
         wait_until(lambda: client.controls("gap-detected"), "the frame")
         assert reason in client.controls("gap-detected")[0]
-        wait_until(lambda: len(fine.ids) == 5, "who asks for all misses nothing")
+        wait_until(lambda: len(fine.ids) == 5, "a client that asks for all messages misses nothing")
     assert gaps == [Gap("orders", reason)]

@@ -231,7 +231,7 @@ def test_a_committed_cursor_above_the_head_of_the_worker_is_not_ahead(pgbus_bus:
 
 
 @pytest.mark.parametrize("count", [1_200, 20_000])
-def test_one_far_behind_gets_all_without_another_publish_while_one_at_the_head_gets_live_messages_promptly(
+def test_a_client_far_behind_gets_all_messages_and_does_not_delay_live_ones(
     count: int, pgbus_bus: Bus, pgbus_database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = pgbus_bus.stream("orders")
@@ -287,7 +287,7 @@ end $$
 """
 
 
-def test_one_far_behind_comes_nearer_while_hundreds_of_streams_move_without_pause(
+def test_a_client_far_behind_catches_up_while_hundreds_of_streams_move_without_pause(
     pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     def publish() -> None:

@@ -115,7 +115,7 @@ def test_large_ones_that_wait_are_fetched_together(passing: Passing) -> None:
     assert passing.table.reads == ["ephemerals"]
 
 
-def test_one_that_is_gone_already_is_left_out(passing: Passing) -> None:
+def test_a_message_that_is_already_removed_is_left_out(passing: Passing) -> None:
     passing.large(1, stored=False)
     passing.large(2)
     passing.small("a")

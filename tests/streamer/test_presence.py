@@ -328,7 +328,7 @@ def test_ghosts_of_a_killed_worker_are_announced_by_another_once() -> None:
     assert memory.announced == [("join", "room", "ada"), ("join", "room", "max"), ("leave", "room", "ada")]
 
 
-def test_without_members_an_outage_is_logged_once_too(
+def test_an_outage_without_members_is_logged_once_too(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
@@ -346,7 +346,7 @@ def test_without_members_an_outage_is_logged_once_too(
     assert caplog.records[-1].message == "presence works again"
 
 
-def test_without_the_database_connections_come_and_go_and_it_is_said_once(
+def test_connections_come_and_go_without_the_database_and_the_outage_is_logged_once(
     kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))

@@ -123,7 +123,7 @@ def test_a_cursor_that_is_known_to_be_lost_is_ahead_though_there_are_higher_ids(
         assert [client.ids for client in back] == [[110, 120], whole, whole, [120]]
 
 
-def test_one_that_reads_slowly_is_told_when_it_takes_bytes_again() -> None:
+def test_a_slow_reader_gets_the_gap_event_when_it_takes_bytes_again() -> None:
     with Parts(ring_messages=20) as parts:
         client = parts.connect()
         settled(parts)

@@ -150,7 +150,7 @@ def test_between_two_probes_it_reads_the_tail_which_brings_the_messages(sweeping
     assert (sweeping.added, sweeping.moved) == ([("orders", 1)], [])
 
 
-def test_one_that_commits_behind_a_higher_id_is_found_by_the_next_tail(sweeping: Sweeping) -> None:
+def test_a_message_that_commits_after_a_higher_id_is_found_by_the_next_tail(sweeping: Sweeping) -> None:
     for stream in ("orders", "late"):
         sweeping.watch(stream)
     sweeping.start()
@@ -344,7 +344,7 @@ def test_probes_take_no_more_than_their_share_of_the_time(sweeping: Sweeping) ->
     assert sweeping.table.reads.count("tail") > 100
 
 
-def test_one_that_hung_makes_the_next_one_no_later_than_the_interval(sweeping: Sweeping) -> None:
+def test_a_sweep_that_hung_delays_the_next_by_no_more_than_the_interval(sweeping: Sweeping) -> None:
     sweeping.watch("orders")
     sweeping.interval = 5.0
     sweeping.table.on_read = lambda: setattr(sweeping, "now", sweeping.now + 30.0)
@@ -368,7 +368,7 @@ def test_a_database_that_is_away_is_logged_once_and_tried_again(
     wait_until(lambda: caplog.text.count("cannot look for new messages") == 2)
 
 
-def test_one_that_was_about_to_commit_at_a_probe_is_found_by_the_next_tail(sweeping: Sweeping) -> None:
+def test_a_message_that_commits_after_a_probe_is_found_by_the_next_tail(sweeping: Sweeping) -> None:
     for stream in ("orders", "late"):
         sweeping.watch(stream)
     sweeping.start()
@@ -469,7 +469,9 @@ def test_a_ring_that_agrees_with_the_table_stays(sweeping: Sweeping, holding: St
     assert holding.ids == [10, 20, 30, 40, 50]
     sweeping.table.prune("orders", 2)
     checked(sweeping)
-    assert holding.ids == [10, 20, 30, 40, 50], "what was pruned a moment ago is still owed to who is behind"
+    assert holding.ids == [10, 20, 30, 40, 50], (
+        "clients that are behind still get messages that were pruned a moment ago"
+    )
 
 
 @pytest.mark.parametrize("change", ["deleted", "added", "both"])
