@@ -68,7 +68,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # This still runs in the master, so all of its children inherit the same board.
         if Worker._board is None:
             Worker._board = LoadBoard()
-        self._place = Worker._board.place(age)
+        self._slot = Worker._board.slot(age)
         self._unstarted: set[Instance] = set()  # Instances that could not be started yet
 
     @classmethod
@@ -113,7 +113,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return BalancedServer(
             sock,
             self.wsgi,
-            place=self._place,
+            slot=self._slot,
             streams=_streams,
             able=self._able,
             spawn=Pool(self.worker_connections),
@@ -206,7 +206,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Close the servers, send the streams' clients away and let other requests finish, before the master kills this worker."""
         patience = self.cfg.graceful_timeout - _SPARE if self._grace is None else self._grace
         deadline = monotonic() + max(_LEAST_GRACE, patience)
-        self._place.leave()
+        self._slot.leave()
         for server in servers:
             server.close()
         gevent.joinall([gevent.spawn(self._shut_down, instance, deadline) for instance in streamer.instances()])

@@ -30,29 +30,29 @@ _LAST_RESORT = 0.02
 
 
 class LoadBoard:
-    """Memory that is shared by all processes forked after it was made. Each process writes only to its own :meth:`place`."""
+    """Memory that is shared by all processes forked after it was made. Each process writes only to its own :meth:`slot`."""
 
     def __init__(self) -> None:
         self._values: Any = memoryview(mmap.mmap(-1, _SLOTS * _FIELDS * 8)).cast("d")
 
-    def place(self, number: int) -> Place:
-        """The place of the worker ``number``. Of two workers whose numbers differ by 1024, one must have ended."""
-        return Place(self._values, number % _SLOTS)
+    def slot(self, number: int) -> Slot:
+        """The slot of the worker ``number``. Of two workers whose numbers differ by 1024, one must have ended."""
+        return Slot(self._values, number % _SLOTS)
 
 
-class Place:
+class Slot:
     """A worker's slot on the board: its connections, whether it can serve, and the time of that entry."""
 
-    def __init__(self, values: Any, slot: int) -> None:
+    def __init__(self, values: Any, index: int) -> None:
         self._values = values
-        self._slot = slot
+        self._index = index
 
     def show(self, load: float, now: float, able: bool = True) -> None:
         """Tell the other workers that this one has ``load`` connections, and whether it is able to serve more.
 
         ``now`` is the monotonic time in seconds, also in the other methods.
         """
-        start = _FIELDS * self._slot
+        start = _FIELDS * self._index
         self._values[start] = load
         self._values[start + 1] = now
         self._values[start + 2] = able
@@ -60,19 +60,19 @@ class Place:
 
     def leave(self) -> None:
         """Remove this worker from the board, because a worker that drains takes no connections."""
-        self._values[_FIELDS * self._slot + 1] = 0.0
+        self._values[_FIELDS * self._index + 1] = 0.0
 
     def others(self, now: float, able: bool = False) -> list[float]:
         """The loads of the other living workers; with ``able``, only of those that can serve."""
         loads, stamps, ables = (self._values[field::_FIELDS].tolist() for field in range(3))
         return [
-            loads[slot]
-            for slot, stamp in enumerate(stamps)
-            if stamp and now - stamp < _STALE and slot != self._slot and ables[slot] >= able
+            loads[index]
+            for index, stamp in enumerate(stamps)
+            if stamp and now - stamp < _STALE and index != self._index and ables[index] >= able
         ]
 
     def processes(self) -> set[int]:
-        """The ids of all processes that ever had a place."""
+        """The ids of all processes that ever had a slot."""
         return {int(pid) for pid in self._values[3::_FIELDS].tolist() if pid}
 
     def pause(self, load: float, now: float) -> float:
@@ -96,13 +96,13 @@ class BalancedServer(Server):
     def __init__(
         self,
         *arguments: Any,
-        place: Place,
+        slot: Slot,
         streams: Callable[[], int],
         able: Callable[[], bool] = lambda: True,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        self._place = place
+        self._slot = slot
         self._streams = streams
         self._able = able
         self._turn_ends = 0.0
@@ -113,23 +113,23 @@ class BalancedServer(Server):
         """Show the other workers the state of this one, and return whether it can serve."""
         able = self._able() and not self.full()
         # Connections in the pool count too, because they may become streams.
-        self._place.show(self._streams() + len(self.pool), now, able)
+        self._slot.show(self._streams() + len(self.pool), now, able)
         return able
 
     @property
     def elsewhere(self) -> bool:
         """Whether another worker can serve clients and this one cannot, so that connections are closed after each answer."""
-        return not self._able() and bool(self._place.others(monotonic(), able=True))
+        return not self._able() and bool(self._slot.others(monotonic(), able=True))
 
     def do_read(self) -> Any:
         now = monotonic()
         if not self.show(now):
-            if self._place.others(now, able=True):
+            if self._slot.others(now, able=True):
                 return self._hold(_AWAY, self._start_accepting_if_started)
             if now > self._turn_ends:
                 return self._hold(_LAST_RESORT, self._take_turn, _LAST_RESORT)
             return super().do_read()
-        pause = self._place.pause(self._streams() + len(self.pool), now) if now > self._turn_ends else 0.0
+        pause = self._slot.pause(self._streams() + len(self.pool), now) if now > self._turn_ends else 0.0
         if pause:
             return self._hold(pause, self._take_turn, _PAUSE)
         self._turn_ends = 0.0
@@ -146,7 +146,7 @@ class BalancedServer(Server):
         self._start_accepting_if_started()
 
     def _has_heirs(self) -> bool:
-        return bool(self._place.others(monotonic())) or _is_held(self.socket, self._place.processes())
+        return bool(self._slot.others(monotonic())) or _is_held(self.socket, self._slot.processes())
 
 
 def _is_held(sock: Any, but: set[int]) -> bool:

@@ -234,7 +234,7 @@ class PresenceKeeper:
     def _record(self, changes: list[_Change], grace: float) -> list[_Change]:
         """Write changes. Return those that must be tried again, because the presence lock of their stream was taken."""
         try:
-            return [changes[place] for place in self._source.record(changes, ttl=self._ttl, grace=grace)]
+            return [changes[index] for index in self._source.record(changes, ttl=self._ttl, grace=grace)]
         except (InvalidArgument, DatabaseError) as error:
             # joined() refuses values that the database does not take. If it misses one, the bad value must not keep the others
             # out for ever, so the batch is halved until the bad change is alone.
@@ -260,9 +260,9 @@ class PresenceKeeper:
         missing = self._source.touch_many(leases, ttl=self._ttl) if leases else []
         # Only after the statement, so that a renewal that fails is tried again. A lease outlasts two missed renewals.
         self._touch_at = self._clock() + self._touch_interval()
-        for place in missing:
+        for index in missing:
             # The lease expired while this worker or the database was stopped, or was lost in a crash of the database.
-            stream, _, connection = leases[place]
+            stream, _, connection = leases[index]
             if (stream, connection) in self._here:
                 self._arrivals[stream, connection] = True
 

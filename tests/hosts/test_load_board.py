@@ -222,7 +222,7 @@ class Sharers:
             BalancedServer(
                 shared,
                 self._application(number),
-                place=board.place(number),
+                slot=board.slot(number),
                 streams=lambda: 0,
                 able=lambda number=number: self.able[number],
             )

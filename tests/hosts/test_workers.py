@@ -205,7 +205,7 @@ def test_without_gunicorn_one_line_says_what_to_install(folder: Path, pgbus_data
 
 def test_a_worker_leaves_connections_to_the_one_that_has_the_fewest() -> None:
     board = LoadBoard()
-    one, two, three = (board.place(number) for number in (1, 2, 1027))
+    one, two, three = (board.slot(number) for number in (1, 2, 1027))
     assert one.pause(1000, now=10.0) == 0.0  # there are no other workers
     two.show(100, now=10.0)
     assert one.pause(100, now=10.0) == one.pause(105, now=10.0) == 0.0
