@@ -65,6 +65,15 @@ def test_a_small_one_is_passed_on_at_once(passing: Passing) -> None:
     assert passing.passed == [("orders", Frame(0, sse.message("x", event="note"), "admins", "c0ffee"))]
 
 
+def test_a_notification_cannot_name_a_message_of_another_stream(passing: Passing) -> None:
+    passing.table.large[5] = EphemeralRow("stock", None, "secret", None, None)
+    passing.large(5, "orders", stored=False)
+    passing.small("after")
+    with passing.running():
+        wait_until(lambda: passing.data)
+        assert passing.passed == [("orders", Frame(0, sse.message("after"), None, None))]
+
+
 def test_a_large_one_is_fetched_with_all_that_belongs_to_it(passing: Passing) -> None:
     passing.table.large[5] = EphemeralRow("orders", "note", "x" * 100_000, "admins", "c0ffee")
     with passing.running():

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import gevent
 import pytest
 from gevent.event import Event
-from streamer_parts import wait_until
+from streamer_parts import FakeClient, added, wait_until
 
 from pgbus_gevent.core.board import Board, RingLimits
+from pgbus_gevent.core.events import ListenerDown
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
@@ -153,6 +154,17 @@ def test_a_lost_session_is_closed_and_another_opened(listening: Listening, caplo
     listening.told("up, live=True", "a", "down", "up, live=True", "b")
     assert (first.closed, listening.part.reconnects) == (1, 1)
     assert warnings(caplog) == ["the LISTEN session is lost, opening a new one: terminated by an administrator"]
+
+
+def test_every_log_is_in_doubt_from_the_loss_of_the_session_on(listening: Listening) -> None:
+    session = listening.live()
+    board = listening.part._board
+    log = added(board, FakeClient()).log
+    in_doubt: list[bool] = []
+    board.events.subscribe(ListenerDown, lambda lost: in_doubt.append(log.in_doubt))
+    session.inbox.append("cut")
+    wait_until(lambda: in_doubt)
+    assert in_doubt == [True]
 
 
 def test_it_is_not_live_between_two_sessions(listening: Listening) -> None:

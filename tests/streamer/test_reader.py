@@ -483,6 +483,23 @@ def test_pages_are_dropped_when_no_client_has_needed_one_for_a_while(monkeypatch
         wait_until(lambda: not parts.reader._kept)
 
 
+def test_a_wake_is_not_forgotten_if_the_same_look_finds_the_start_of_a_replay() -> None:
+    with Parts(ring_messages=1, readers=1) as parts:
+        for _ in range(5):
+            parts.publish()
+        live = parts.connect()
+        settled(parts)
+        parts.greenlets[1].kill()
+        parts.publish(ring=False)
+        replaying = parts.connect(replay=1)
+        wait_until(lambda: parts.waits(replaying))
+        parts.look()
+        parts.restart(1)
+        wait_until(lambda: live.ids == [60], "the live client did not get the message")
+        settled(parts)
+        assert replaying.ids == [60]
+
+
 # One reader at a time
 
 
