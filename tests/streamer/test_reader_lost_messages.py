@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -314,6 +314,58 @@ def test_a_page_that_is_being_sent_sends_no_lost_message_to_the_rest_of_its_clie
         assert [client.ids for client in clients[:4]] == [[10, 20, 30, 40, 10, 20]] * 4
         assert [client.ids for client in clients[4:]] == [[10, 20]] * 5
         assert [reasons(client) for client in clients] == [["ahead"]] * 4 + [[]] * 5
+
+
+def answers_late(table: Table, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """Have the next page come after ``meanwhile``, but with the state of the table before."""
+    pages = table.pages
+
+    def late(*question: Any, **limits: Any) -> Any:
+        answer = pages(*question, **limits)
+        monkeypatch.setattr(table, "pages", pages)
+        meanwhile()
+        return answer
+
+    monkeypatch.setattr(table, "pages", late)
+
+
+def test_a_look_from_before_a_rewind_brings_no_lost_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        published(parts, 1)
+        client = parts.connect()
+        settled(parts)
+        parts.publish(ring=False)
+
+        def lose() -> None:
+            parts.table.lose("orders", 1)
+            parts.board.rewind(parts.log(), 10, horizon=0)
+
+        answers_late(parts.table, monkeypatch, lose)
+        parts.look()
+        settled(parts)
+        parts.publish()
+        settled(parts)
+        assert client.ids == [30]
+        assert reasons(client) == []
+
+
+def test_a_page_from_before_a_rewind_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=1, page_size=10) as parts:
+        published(parts, 4)
+        client = parts.connect()
+        settled(parts)
+
+        def lose() -> None:
+            parts.table.lose("orders", 2)
+            parts.board.rewind(parts.log(), 20, horizon=0)
+            parts.publish()
+
+        answers_late(parts.table, monkeypatch, lose)
+        [subscription] = client.subscriptions
+        subscription.cursor = 0
+        parts.board.wait(subscription)
+        settled(parts)
+        assert client.ids == [10, 20, 50]
 
 
 # Gaps
