@@ -7,6 +7,8 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import gevent
@@ -86,6 +88,9 @@ def _addresses(host: dict[str, str], timeout: float) -> list[dict[str, str]]:
     name = host.get("host", "")
     if "hostaddr" in host or not name or name.startswith(("/", "@")):
         return [host]
+    with suppress(ValueError):
+        # An address needs no resolver. gevent's would ask a thread, which a busy machine may start too late for the timeout.
+        return [{**host, "hostaddr": str(ip_address(name))}]
     found = _resolved(name, timeout)
     return [{**host, "hostaddr": address} for address in dict.fromkeys(str(entry[4][0]) for entry in found)]
 

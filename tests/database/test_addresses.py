@@ -18,7 +18,7 @@ from ways import kill_server, standby
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database import green
-from pgbus_gevent.database.addresses import Route
+from pgbus_gevent.database.addresses import Route, Target, targets
 from pgbus_gevent.database.connect import connect
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
@@ -168,6 +168,12 @@ def test_a_name_that_no_name_server_answers_is_given_up(pair: tuple[str, str], m
         opened(at(url, ("slow.invalid", "5432"))),
     ):
         pass
+
+
+def test_an_address_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **more: pytest.fail("a resolver was asked"))
+    found = list(targets({"host": "192.0.2.1,::1", "port": "5432"}, Route(), 1.0))
+    assert [target.address["hostaddr"] for target in found if isinstance(target, Target)] == ["192.0.2.1", "::1"]
 
 
 def test_a_second_connect_goes_straight_to_the_address_that_was_the_primary(
