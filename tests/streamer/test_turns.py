@@ -44,6 +44,17 @@ def test_jobs_that_came_during_a_break_go_ahead_every_other_time(monkeypatch: py
     assert "".join(done) == "axbzaybabab"
 
 
+def test_jobs_that_go_ahead_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    jobs, done = Turns(lambda: float(next(ticks))), []
+    monkeypatch.setattr(turns, "breathe", lambda: None)
+    jobs.add([job("a", done, 2)])
+    jobs.step()
+    jobs.add([job(name, done) for name in "xyz"])
+    finished(jobs)
+    assert "".join(done) == "axyza"
+
+
 def test_bulk_jobs_get_one_step_between_two_long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     jobs, done = Turns(lambda: float(next(ticks))), []
