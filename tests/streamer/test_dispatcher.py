@@ -601,6 +601,25 @@ def test_a_client_whose_page_a_dying_run_was_sending_is_not_forgotten() -> None:
         assert client.ids == parts.table.ids("orders", 30), "it may or may not have got the page"
 
 
+def test_nothing_is_kept_of_an_ephemeral_pass_whose_run_died() -> None:
+    with Parts() as parts:
+        clients = [parts.connect() for _ in range(5)]
+        settled(parts)
+
+        def die() -> None:
+            clients[1].on_send = lambda: None
+            raise gevent.GreenletExit
+
+        clients[1].on_send = die
+        parts.ephemeral("a")
+        wait_until(lambda: parts.greenlets[0].dead)
+        parts.restart(0)
+        wait_until(lambda: not parts.delivering)
+        assert len(parts.board.ephemeral_buffers) == 0
+        have_sent(parts, ephemeral("b"))
+        assert [client.messages[-1].data for client in clients] == ["b"] * 5
+
+
 # Fairness
 
 
