@@ -100,7 +100,12 @@ class PresenceKeeper:
         self._overflow = Trouble(
             logger, "more than %d departures of members wait for the database: the oldest members are left to expire"
         )
-        self.failing = False
+        self._trouble = Trouble(logger, "cannot write presence, trying again: %s; %s", over="presence works again")
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last statement failed, so that presence in the database may be out of date."""
+        return self._trouble.lasts
 
     def __len__(self) -> int:
         """How many subscriptions have a member that is tracked."""
@@ -172,9 +177,7 @@ class PresenceKeeper:
                 gevent.sleep(backoff.next())
                 self._flag.set()
             else:
-                if self.failing:
-                    logger.info("presence works again")
-                self.failing = False
+                self._trouble.ends()
                 backoff.reset()
 
     def _pause(self) -> float:
@@ -191,15 +194,13 @@ class PresenceKeeper:
             self._expire()
 
     def _failed(self, error: DatabaseError) -> None:
-        if not self.failing:
-            if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
-                remedy = "run `python -m pgbus_gevent migrate`, because the schema has no presence yet"
-            elif error.sqlstate == "42501":  # insufficient privilege
-                remedy = "grant this role the rights that docs/sql.md names for a server"
-            else:
-                remedy = "clients stay connected, and presence is corrected when the database is back"
-            logger.warning("cannot write presence, trying again: %s; %s", error, remedy)
-        self.failing = True
+        if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
+            remedy = "run `python -m pgbus_gevent migrate`, because the schema has no presence yet"
+        elif error.sqlstate == "42501":  # insufficient privilege
+            remedy = "grant this role the rights that docs/sql.md names for a server"
+        else:
+            remedy = "clients stay connected, and presence is corrected when the database is back"
+        self._trouble.begins(error, remedy)
 
     def _take(self, limit: int) -> list[_Change]:
         """Take up to ``limit`` arrivals and departures out of the dicts, for a statement."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import gevent
 
-from ..core.retries import Trouble
+from ..core.retries import Seldom, Trouble
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.pruner")
@@ -74,7 +74,7 @@ class Pruner:
         self._clock = clock
         self._sleep = sleep
         self._forgetting: str | None = None
-        self._heard_of: set[tuple[str, str]] = set()
+        self._disagreements = Seldom()
         self.removed = 0
         self.batches = 0
         self.seconds = 0.0  # the time that statements took
@@ -122,8 +122,7 @@ class Pruner:
     def _tell(self) -> None:
         """Write our retention to the database, and warn once of each server that has another one."""
         for theirs, teller in self._source.tell(max(HOLDS, 3 * self._interval)):
-            if (stated := (str(theirs), teller)) not in self._heard_of:
-                self._heard_of.add(stated)
+            if self._disagreements.due((str(theirs), teller)) is not None:
                 logger.warning(
                     "servers of this database disagree about retention: this one has %s; %s has %s, or had it until it ended a"
                     " while ago. For each stream the longer one applies; give all of them the same settings",
