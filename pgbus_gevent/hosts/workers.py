@@ -89,6 +89,8 @@ class Workers:
         while True:
             self._reload.wait()
             self._reload.clear()
+            if self._stopper.asked:
+                return  # when the master ends, it has no handler any more, so SIGHUP would kill it and the exit status would be 1
             logger.info("SIGHUP: replacing the workers")
             self._child.send_signal(signal.SIGHUP)
             gevent.sleep(_BETWEEN_RELOADS)

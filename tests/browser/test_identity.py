@@ -7,10 +7,12 @@ from itertools import count
 
 import pytest
 from browser_parts import Browser, Front, Page, Profile, element, missing, profile, publish
-from login_parts import RECHECK, Logins, log_in, paths, whisper
+from login_parts import RECHECK, Logins, browser_site, log_in, logins, paths, whisper
 from support import holds, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+__all__ = ["browser_site", "logins"]  # the fixtures
 
 
 @pytest.fixture
