@@ -290,6 +290,7 @@ def mute() -> Iterator[str]:
         yield f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d"
 
 
+@pytest.mark.slow
 def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
     mute: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,6 +309,7 @@ def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
     instance.shutdown(1.0)
 
 
+@pytest.mark.slow
 def test_callers_of_current_share_one_attempt_and_a_pause_after_it(mute: str) -> None:
     def ask() -> None:
         with pytest.raises(DatabaseUnavailable):

@@ -413,6 +413,7 @@ def test_a_value_of_white_space_costs_no_more_than_its_length(port: int) -> None
 # time ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "start",
     [b"", b"GET", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: te", b"GET / HTTP/1.1\r\nHost: test\r\n"],
@@ -426,6 +427,7 @@ def test_a_head_that_stops_is_closed_at_the_deadline(start: bytes, port: int, lo
     assert still_serves(port)
 
 
+@pytest.mark.slow
 def test_a_head_that_trickles_in_is_closed_at_the_deadline(port: int, app: Recorder) -> None:
     began = monotonic()
     with connected(port, b"GET / HTTP/1.1\r\n") as sock:
@@ -445,6 +447,7 @@ def test_a_head_that_trickles_in_is_closed_at_the_deadline(port: int, app: Recor
     assert app.seen == []
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_idle_between_requests_is_closed_at_the_deadline(port: int) -> None:
     with connected(port, get("/")) as sock:
         read_until(sock, b"ok:")
@@ -453,6 +456,7 @@ def test_a_connection_that_is_idle_between_requests_is_closed_at_the_deadline(po
         assert DEADLINE * 0.9 <= monotonic() - began < DEADLINE + 1.0
 
 
+@pytest.mark.slow
 def test_the_time_for_a_head_begins_with_its_first_byte(port: int) -> None:
     with connected(port) as sock:
         gevent.sleep(DEADLINE * 0.7)
@@ -614,6 +618,7 @@ def test_a_client_that_goes_on_uploading_is_cut_off(port: int, app: Recorder) ->
     assert monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_body_that_stops_is_cut_off_at_the_deadline(port: int, app: Recorder, log: Callable[[], list[str]]) -> None:
     began = monotonic()
     assert exchange(port, b"POST /first HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nabc") == b""
@@ -646,6 +651,7 @@ TRICKLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [False, True], ids=["read", "readline"])
 @pytest.mark.parametrize(("header", "part"), TRICKLED.values(), ids=list(TRICKLED))
 def test_bodies_that_trickle_in_hold_no_place(
@@ -995,6 +1001,7 @@ def test_a_tls_connection_is_not_offered_its_socket(app: Recorder, tmp_path: Pat
 # life ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stop_lets_the_request_in_work_finish_and_ends_idle_connections_at_once(
     server: Server, port: int, app: Recorder
 ) -> None:

@@ -60,6 +60,7 @@ def as_h11_reads(raw: bytes) -> Asked:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_no_request_is_read_that_h11_reads_differently(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.hosts.pywsgi.LINGER", 0.02)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import pgbus_gevent
 
 TESTS = Path(__file__).parents[1]
@@ -35,13 +33,17 @@ def carries_a_name_of(stem: str, names: set[str]) -> bool:
     return any(subject == name or subject.startswith(f"{name}_") for name in names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=Path.as_posix)
-def test_a_test_file_has_the_name_of_its_module(path: Path) -> None:
+def is_in_its_place(path: Path) -> bool:
+    """Return whether a test file is in a folder of the package, and has the name of a module there."""
     folder = path.parent
     if folder.name in SUBJECTS.keys() - {"sql"}:
-        return
-    assert folder.name == "sql" or (PACKAGE / folder).is_dir(), f"the package has no folder {folder}"
-    assert carries_a_name_of(path.stem, modules(folder)), f"{folder} of the package has no module for {path.name}"
+        return True
+    return (folder.name == "sql" or (PACKAGE / folder).is_dir()) and carries_a_name_of(path.stem, modules(folder))
+
+
+def test_each_test_file_has_the_name_of_its_module() -> None:
+    assert len(FILES) > 100
+    assert [path.as_posix() for path in FILES if not is_in_its_place(path)] == []
 
 
 def test_only_conftest_is_beside_the_tests_of_the_top_level() -> None:

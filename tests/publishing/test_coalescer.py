@@ -432,6 +432,7 @@ def test_writes_of_one_length_are_published_in_their_order(steps: list[tuple[str
     assert order == sorted(order)
 
 
+@pytest.mark.slow
 @given(steps=STEPS)
 def test_the_last_write_to_each_target_comes_last_after_any_failure(steps: list[tuple[str, Any, Any]]) -> None:
     world = World()
@@ -620,6 +621,7 @@ def test_a_server_that_stops_publishes_the_held_back_messages() -> None:
     assert [one.data for one in bus.sent] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_server_does_not_wait_for_a_database_that_hangs() -> None:
     answers = Event()
     coalescer = Coalescer(lambda messages: answers.wait(30))

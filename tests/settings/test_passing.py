@@ -55,6 +55,7 @@ def goes_through(name: str, value: Any) -> bool:
     return before is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in fields(Settings)])
 def test_a_value_is_the_same_after_the_way_through_a_variable(name: str) -> None:
     taken = [goes_through(name, value) for value in FIXED]

@@ -135,6 +135,7 @@ def test_however_much_the_peer_reads_at_a_time_the_bytes_are_the_same(sizes: lis
         written.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.lists(st.integers(0, 300_000), min_size=1, max_size=4), min_size=1, max_size=4),

@@ -426,6 +426,7 @@ def test_a_stream_whose_lock_is_taken_is_tried_again_and_holds_up_no_other(
     wait_until(lambda: kept.memory.members("room 1") == {"ada"})
 
 
+@pytest.mark.slow
 def test_a_greenlet_that_is_killed_in_a_statement_forgets_nothing(kept: Kept, running: Callable[[Kept], Any]) -> None:
     kept.keeper.joined(seat("c1", "room", "ada"))
     kept.memory.on_statement = lambda: gevent.sleep(60)

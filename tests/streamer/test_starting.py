@@ -53,6 +53,7 @@ def test_a_bug_is_shared_too() -> None:
     assert [type(each.exception) for each in waiting] == [ZeroDivisionError] * 2
 
 
+@pytest.mark.slow
 def test_requests_begin_one_attempt_and_the_next_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "PAUSE", 0.3)
     act = Act(failures=1)
