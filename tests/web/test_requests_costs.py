@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from time import process_time
+from typing import Any
 
 import pytest
 from raw_http import connected
 from site_parts import PUBLISH_TOKEN, Site, running_site
+from support import until
 
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of
@@ -99,3 +101,6 @@ def test_no_large_request_takes_long(seed: int, site: Site, monkeypatch: pytest.
         request = large_request(rng, routes)
         taken = cost(site, request)
         assert taken < ALLOWED, (taken, request[:200], request[-60:])
+    # The console's feed notices that its client has left when it writes again, a second or two later.
+    watched: Any = backstage.feed
+    until(lambda: watched._watchers == 0, "the feeds that were asked for have ended")
