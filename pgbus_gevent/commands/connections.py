@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
 from typing import Any
 
 from ..bus import Bus
 from ..core.shown import json_line
-from ..database import Database
 from ..database.fleet import Worker
 from ..settings.table import Settings
 from .output import table
-from .program import Command, database_settings, schema_expected
+from .program import Command, database_settings, read_only_database, schema_expected
 
 _DISCONNECT = """\
 Close every connection of an owner, on all workers of all machines, within a second.
@@ -66,11 +64,7 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
 
 
 def _connections(arguments: argparse.Namespace, settings: Settings) -> int:
-    with (
-        database_settings(settings) as settings,
-        schema_expected(),
-        closing(Database(settings, read_only=True)) as database,
-    ):
+    with read_only_database(settings) as database:
         workers = database.fleet.workers()
     if arguments.json:
         for worker in workers:

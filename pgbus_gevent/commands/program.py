@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
 
 import gevent
 
 from ..core.shown import visible
+from ..database import Database
 from ..database.embedded import EmbeddedPostgres
 from ..errors import DatabaseError, InvalidArgument, PgbusError
 from ..hosts import logs
@@ -169,3 +170,14 @@ def schema_expected() -> Iterator[None]:
             f"there are no streams in this database; run `{PROGRAM} migrate` on it first, or check the URL",
             error.sqlstate,
         ) from error
+
+
+@contextmanager
+def read_only_database(settings: Settings) -> Iterator[Database]:
+    """Open the database for a command that only reads. Explain errors of the block if the schema or rights are missing."""
+    with (
+        database_settings(settings) as settings,
+        schema_expected(),
+        closing(Database(settings, read_only=True)) as database,
+    ):
+        yield database

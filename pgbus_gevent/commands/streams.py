@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
 from datetime import datetime, timezone
 from time import time
 
 from ..bus import Bus
 from ..core.names import Signer, check_name
 from ..core.shown import json_line
-from ..database import Database
 from ..errors import InvalidArgument
 from ..settings import casting
 from ..settings.table import Settings
 from .output import table
-from .program import Command, database_settings, schema_expected
+from .program import Command, database_settings, read_only_database, schema_expected
 from .secret import read_or_make_secret
 
 _BROADCAST = """\
@@ -113,11 +111,7 @@ def _add_streams(parser: argparse.ArgumentParser) -> None:
 
 
 def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
-    with (
-        database_settings(settings) as settings,
-        schema_expected(),
-        closing(Database(settings, read_only=True)) as database,
-    ):
+    with read_only_database(settings) as database:
         found = database.queries.streams()
     if arguments.json:
         for name, count, last_id, at in found:

@@ -213,7 +213,8 @@ def _not_found(error: bottle.HTTPError) -> bottle.HTTPResponse:
 
 
 def _method_not_allowed(error: bottle.HTTPError) -> bottle.HTTPResponse:
-    return _response(text(405, f"this address takes {error['Allow']}", ("allow", error["Allow"])))
+    allowed = error["Allow"].replace(",", ", ")  # as in the other answers of this kind
+    return _response(text(405, f"this address takes {allowed}", ("allow", allowed)))
 
 
 def _response(answer: Answer) -> bottle.HTTPResponse:

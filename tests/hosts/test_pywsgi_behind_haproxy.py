@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_parts import Browser, servers_at
+from host_parts import assert_an_event_source_outlives_a_restart, servers_at
 from raw_http import ask
 from support import PATIENCE, free_port, until
 from ways import found
@@ -133,19 +133,4 @@ def test_a_client_that_asks_for_events_while_the_server_is_away_is_told_to_come_
 def test_an_event_source_outlives_a_restart_of_the_server_behind_it(
     haproxy: int, serve: Callable[[], Callable[[], None]], pgbus_bus: Bus
 ) -> None:
-    stop = serve()
-    browser = Browser(haproxy, "orders", haste=20.0)
-    try:
-        until(lambda: browser.connections == 1, "it is connected")
-        orders = pgbus_bus.stream("orders")
-        ids = [orders.broadcast("before")]
-        until(lambda: browser.ids == ids, "it has the first")
-        stop()
-        ids.append(orders.broadcast("while nobody serves"))
-        until(lambda: len(browser.told) >= 3, "HAProxy has told it to come back")
-        serve()
-        ids.append(orders.broadcast("after"))
-        until(lambda: browser.ids == ids, "it has all of them")
-        assert browser.stopped is None
-    finally:
-        browser.close()
+    assert_an_event_source_outlives_a_restart(haproxy, serve, pgbus_bus)

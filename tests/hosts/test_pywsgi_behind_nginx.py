@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_parts import Browser, servers_at
+from host_parts import assert_an_event_source_outlives_a_restart, servers_at
 from raw_http import ask
 from support import until
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
@@ -122,36 +123,9 @@ def test_a_client_that_asks_for_events_while_the_server_is_away_is_told_to_come_
 
 
 def test_an_event_source_outlives_a_restart_of_the_server_behind_nginx(
-    nginx: int, serve: Callable[[], Callable[[], None]], pgbus_bus
+    nginx: int, serve: Callable[[], Callable[[], None]], pgbus_bus: Bus
 ) -> None:
-    stop = serve()
-    browser = Browser(nginx, "orders", haste=20.0)
-    try:
-        until(lambda: browser.connections == 1, "it is connected")
-        orders = pgbus_bus.stream("orders")
-        ids = [orders.broadcast("before")]
-        until(lambda: browser.ids == ids, "it has the first")
-        stop()
-        ids.append(orders.broadcast("while nobody serves"))
-        until(lambda: len(browser.told) >= 3, "nginx has told it to come back")
-        serve()
-        ids.append(orders.broadcast("after"))
-        until(lambda: browser.ids == ids, "it has all of them")
-        assert browser.stopped is None
-    finally:
-        browser.close()
-
-
-@pytest.mark.parametrize("nginx", ["1s"], indirect=True)
-def test_a_server_that_does_not_answer_counts_as_away(nginx: int, ports: tuple[int, int]) -> None:
-    with socket.create_server(("127.0.0.1", ports[1])) as mute:
-        answer = ask(nginx, "/pgbus/streams/orders", Host="live.example", **EVENTS)
-        with mute.accept()[0] as asked:
-            head = asked.recv(65536).lower()
-    assert (answer.status, b"unavailable" in answer.body) == (200, True)
-    # So that the end of an answer is visible, and the test knows what the request asked for.
-    assert head.startswith(b"get /pgbus/streams/orders http/1.1\r\n")
-    assert b"\r\nhost: live.example\r\n" in head and b"connection:" not in head
+    assert_an_event_source_outlives_a_restart(nginx, serve, pgbus_bus)
 
 
 def test_the_proxy_waits_longer_than_a_stream_is_quiet() -> None:

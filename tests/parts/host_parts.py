@@ -19,6 +19,7 @@ import psutil
 from raw_http import Answer, ask
 from support import PATIENCE, free_port, run, session, until
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
@@ -314,3 +315,23 @@ def servers_at(port: int, settings: Settings) -> Iterator[Callable[[], Callable[
             return stop
 
         yield start
+
+
+def assert_an_event_source_outlives_a_restart(proxy: int, serve: Callable[[], Callable[[], None]], bus: Bus) -> None:
+    """Stop and start the server behind the proxy at this port. A browser must get every message, and never give up."""
+    stop = serve()
+    browser = Browser(proxy, "orders", haste=20.0)
+    try:
+        until(lambda: browser.connections == 1, "it is connected")
+        orders = bus.stream("orders")
+        ids = [orders.broadcast("before")]
+        until(lambda: browser.ids == ids, "it has the first")
+        stop()
+        ids.append(orders.broadcast("while nobody serves"))
+        until(lambda: len(browser.told) >= 3, "the proxy has told it to come back")
+        serve()
+        ids.append(orders.broadcast("after"))
+        until(lambda: browser.ids == ids, "it has all of them")
+        assert browser.stopped is None
+    finally:
+        browser.close()

@@ -455,7 +455,7 @@ def test_other_paths_and_methods_get_one_line_of_text(site: Site) -> None:
         assert (answer.status, answer.line) == (404, "not found")
     for method in ("PUT", "DELETE", "OPTIONS"):
         answer = ask(site.port, "/pgbus/console/streams", method, **site.headers)
-        assert (answer.status, answer.headers["allow"], "GET,HEAD" in answer.line) == (405, "GET,HEAD", True)
+        assert (answer.status, answer.headers["allow"], "GET, HEAD" in answer.line) == (405, "GET, HEAD", True)
 
 
 def test_the_server_logs_an_exception_and_shows_none_of_it(
