@@ -36,8 +36,8 @@ CANCELLED_STAYS = timedelta(minutes=3)
 NOTABLE_DELAY = 10
 """Minutes. A smaller delay is not announced."""
 
-FIRST_HOUR, LAST_HOUR = 6, 21
-"""At other hours, there are no flights and the board would be empty."""
+FIRST_HOUR, LAST_HOUR = 6, 18
+"""At these hours, at least twenty flights are on the board on every day of the year. Late in the evening there may be one."""
 MORNING_HOUR = 7
 
 Status = Literal["scheduled", "delayed", "boarding", "departed", "cancelled"]
@@ -138,7 +138,8 @@ def _days(first: datetime, last: datetime) -> list[date]:
 def starting_point(now: datetime) -> datetime:
     """Return the time in 2013 at which the board starts: the present date and time of day in New York.
 
-    ``now`` has a zone. At night, the board starts at seven in the morning instead, because it would be empty.
+    ``now`` has a zone. In the evening and at night, the board starts at seven in the morning instead, because it would be nearly
+    empty.
     """
     local = now.astimezone(_new_york())
     day = 28 if (local.month, local.day) == (2, 29) else local.day

@@ -20,7 +20,7 @@ from typing import Any
 import bottle
 import gevent
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgbus_gevent import Bus
@@ -266,15 +266,21 @@ class TestStartingPoint:
             (datetime(2026, 7, 14, 16, 30, 12), datetime(2013, 7, 14, 12, 30)),
             (datetime(2026, 1, 10, 7, 0), datetime(2013, 1, 10, 7, 0)),  # two at night in New York
             (datetime(2024, 2, 29, 20, 0), datetime(2013, 2, 28, 15, 0)),
+            (datetime(2026, 1, 9, 23, 59), datetime(2013, 1, 9, 18, 59)),
+            (datetime(2026, 1, 10, 0, 0), datetime(2013, 1, 9, 7, 0)),  # seven in the evening
         ],
     )
-    def test_it_is_now_in_new_york_but_never_at_night(self, now: datetime, start: datetime) -> None:
+    def test_it_is_now_in_new_york_but_never_in_the_evening_or_at_night(self, now: datetime, start: datetime) -> None:
         assert starting_point(now.replace(tzinfo=timezone.utc)) == start
 
+    @settings(deadline=None, max_examples=30)  # the events of a day take a while to make
     @given(st.datetimes(timezones=st.just(timezone.utc)))
-    def test_it_is_always_a_moment_with_flights(self, now: datetime) -> None:
+    @example(datetime(2026, 11, 28, 23, 59, tzinfo=timezone.utc))  # Thanksgiving of 2013, which has the fewest flights
+    @example(datetime(2026, 11, 29, 0, 45, tzinfo=timezone.utc))
+    @example(datetime(2026, 1, 12, 15, 14, tzinfo=timezone.utc))  # a Saturday of 2013
+    def test_it_is_always_a_moment_with_many_flights(self, timeline: Timeline, now: datetime) -> None:
         assert YEAR_START < starting_point(now) < YEAR_END
-        assert 6 <= starting_point(now).hour <= 21
+        assert len(timeline.board_at(starting_point(now))) >= 20
 
 
 def a_row(**changes: Any) -> board.Row:
