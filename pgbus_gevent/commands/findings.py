@@ -17,7 +17,6 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
-_HEARS = 2.0  # seconds for a notification to come back
 _SLOW = 0.05  # seconds; an answer that takes longer is a warning
 _DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_LISTEN=off to poll"
 
@@ -175,7 +174,7 @@ def _listen(database: Database, checks: Checks) -> Finding | None:
         return Finding("listen", FAIL, str(error), "check PGBUS_LISTEN_URL, and the server's max_connections")
     try:
         began = monotonic()
-        if session.hears(_HEARS):
+        if session.hears():
             return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
         return Finding("listen", FAIL, f"no notification comes back: {session.cause}", _DEAF)
     finally:

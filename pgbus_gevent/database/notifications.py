@@ -23,7 +23,6 @@ BACKLOG = 10_000
 
 _POLL = 1.0  # seconds; bounds the delay of a lost wakeup, and of bytes that TLS holds without making the descriptor readable
 
-
 PROBE_TIMEOUT = 2.0
 """Seconds in which a probe notification must come back. After that the session counts as deaf."""
 
@@ -97,7 +96,7 @@ class ListenSession:
         self._notifies.clear()
         return payloads, lost
 
-    def hears(self, timeout: float) -> bool:
+    def hears(self, timeout: float = PROBE_TIMEOUT) -> bool:
         """Whether a probe notification comes back within ``timeout`` seconds. Behind a pooler in transaction mode, none does."""
         self._send_probe()
         end = monotonic() + timeout
@@ -142,7 +141,7 @@ class ListenSession:
                 "the session that answers is not the one that listens: a pooler in transaction mode is in between"
             )
         was_direct, self._is_direct = self._is_direct, pid == self.backend_pid
-        if not (self._is_direct or was_direct or self.hears(PROBE_TIMEOUT)):
+        if not (self._is_direct or was_direct or self.hears()):
             raise Deaf(self.cause)
         channels = tuple(map(str, found))
         if channels != self._channels:

@@ -19,9 +19,6 @@ from ..errors import DatabaseError, Deaf
 
 logger = logging.getLogger("pgbus_gevent.listener")
 
-PROBE_TIMEOUT = 2.0
-"""How long a probe notification may take, in seconds, before the session counts as deaf."""
-
 PING_INTERVAL = 2.0
 """Seconds between two pings. A ping asks the server whether it answers, and for the current names of the channels.
 
@@ -46,7 +43,7 @@ class Session(Protocol):
     @property
     def cause(self) -> str: ...
     def receive(self, timeout: float) -> tuple[list[str], bool]: ...
-    def hears(self, timeout: float) -> bool: ...
+    def hears(self) -> bool: ...
     def ping(self) -> None: ...
     def close(self) -> None: ...
 
@@ -113,7 +110,7 @@ class Listener:
     def _open(self) -> Session:
         session = self._source.listen()
         try:
-            if not session.hears(PROBE_TIMEOUT):
+            if not session.hears():
                 raise Deaf(session.cause)
         except BaseException:
             session.close()

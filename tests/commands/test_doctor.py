@@ -120,7 +120,7 @@ def test_a_role_without_usage_of_the_schema_is_a_failure(url: str, sql: Session)
 
 
 def test_a_deaf_pooler_is_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ListenSession, "hears", lambda self, timeout: False)
+    monkeypatch.setattr(ListenSession, "hears", lambda self: False)
     found = look(url)["listen"]
     assert (found.level, "pooler" in found.text, "PGBUS_LISTEN_URL" in found.todo) == (FAIL, True, True)
     assert look(url, listen=False)["listen"].level == OK

@@ -122,7 +122,7 @@ def test_each_ping_behind_a_pooler_is_a_probe(database: str, monkeypatch: pytest
     monkeypatch.setattr(ListenSession, "backend_pid", -1)  # the process id that a pooler gives
     with closing(listening(database)) as session:
         session.ping()
-        monkeypatch.setattr(session, "hears", lambda timeout: False)
+        monkeypatch.setattr(session, "hears", lambda: False)
         with pytest.raises(Deaf, match="a pooler is in between"):
             session.ping()
 

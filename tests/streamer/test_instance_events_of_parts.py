@@ -27,7 +27,7 @@ class Session:
             raise DatabaseUnavailable("terminated by an administrator")
         return [], True
 
-    def hears(self, timeout: float) -> bool:
+    def hears(self) -> bool:
         return True
 
     def ping(self) -> None: ...

@@ -47,7 +47,7 @@ class Session:
     def cause(self) -> str:
         return "a pooler in transaction mode"
 
-    def hears(self, timeout: float) -> bool:
+    def hears(self) -> bool:
         breathe()
         return not self.deaf
 
