@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from host_parts import assert_an_event_source_outlives_a_restart, servers_at
 from raw_http import ask
-from support import until
+from support import free_port, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
@@ -24,11 +24,6 @@ ROOT = Path(__file__).parents[2]
 EVENTS = {"Accept": "text/event-stream"}
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def recipe(port: int, upstream: int) -> str:
