@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as ext
 import pytest
-from support import Serving, get, run, serving, session, stored, until
+from support import Serving, get, reasons, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.messages import MAX_ID
@@ -56,10 +56,6 @@ def message(id: int, prev_id: int | None, data: str = "forged", created_at: floa
     return ["message", "orders", id, prev_id, time() if created_at is None else created_at, None, data, None, None]
 
 
-def told(client: StreamClient) -> list[str]:
-    return [json.loads(frame.data)["reason"] for frame in client.frames if frame.event == "pgbus:gap-detected"]
-
-
 def data(client: StreamClient) -> list[str]:
     return [frame.data for frame in client.messages]
 
@@ -87,7 +83,7 @@ def test_a_role_without_a_grant_hears_nothing_and_changes_nothing(
     run(stranger, "select 1")
     assert [notify.payload for notify in stranger.notifies] == []
     assert "forged" not in data(client)
-    assert told(client) == []
+    assert reasons(client) == []
     for statement in ("select * from pgbus.channels()", "table pgbus.messages", "select pgbus.change_channels()"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             run(stranger, statement)
@@ -100,13 +96,13 @@ def test_if_the_channels_name_leaks_a_forged_message_does_not_last(
     head = pgbus_bus.stream("orders").broadcast("a")
     until_last(client, "a")
     notify(connection, doorbell(connection), *message(head + 1_000_000, head))
-    until(lambda: told(client) == ["ahead"], "it gets a gap event")
+    until(lambda: reasons(client) == ["ahead"], "it gets a gap event")
     pgbus_bus.stream("orders").broadcast("b")
     until_last(client, "b")
     newcomer = server.live("orders", since=0)
     until_last(newcomer, "b")
     assert data(newcomer) == ["a", "b"]
-    assert told(newcomer) == []
+    assert reasons(newcomer) == []
 
 
 @pytest.mark.parametrize("prev", [0, None, "head", MAX_ID - 1])
@@ -121,7 +117,7 @@ def test_an_impossible_id_silences_no_stream(
     pgbus_bus.stream("orders").broadcast("b")
     until_last(client, "b")
     assert [int(frame.id or 0) for frame in client.messages] == [id for id, _ in stored(connection, "orders")]
-    assert told(client) == []
+    assert reasons(client) == []
 
 
 def test_unreadable_payloads_delay_nothing(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
@@ -149,7 +145,7 @@ def test_no_time_in_a_payload_spoils_the_metrics(at: str, server: Serving, pgbus
     until_last(client, "a")
     payload = f'["message", "orders", {head + 5}, {head}, {at}, null, "forged", null, null]'
     run(connection, "select pg_notify(%s, %s)", doorbell(connection), payload)
-    until(lambda: told(client), "it was taken, and found out")
+    until(lambda: reasons(client), "it was taken, and found out")
     [total] = [
         float(line.split()[1])
         for line in get(server.url, "/pgbus/metrics").body.decode().splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +13,7 @@ import gevent.event
 import psycopg2.extensions as ext
 import pytest
 from database_parts import Session, Sessions, is_waiting, raises, until
-from support import connect, received, serving
+from support import connect, gaps, received, serving
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database import Database
@@ -422,10 +421,6 @@ def test_a_role_without_rights_gets_advice_and_the_documented_grants_are_enough(
 
 
 # clients
-
-
-def gaps(client: StreamClient) -> list[dict[str, Any]]:
-    return [json.loads(frame.data) for frame in client.frames if frame.event == "pgbus:gap-detected"]
 
 
 Take = Callable[[str, int], None]

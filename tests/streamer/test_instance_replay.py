@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
-from support import Serving, connect, percentile, received, run, serve_process, serving, session, stored, until
+from support import Serving, connect, gaps, percentile, received, run, serve_process, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
@@ -38,10 +38,6 @@ def until_has(client: StreamClient, last: int) -> list[int]:
     """Return the ids that a client has once it has ``last``."""
     until(lambda: client.messages and client.messages[-1].id == str(last), f"message {last} arrives")
     return ids(client)
-
-
-def gaps(client: StreamClient) -> list[dict[str, Any]]:
-    return [json.loads(frame.data) for frame in client.frames if frame.event == "pgbus:gap-detected"]
 
 
 # cursors
