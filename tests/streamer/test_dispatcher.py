@@ -211,6 +211,13 @@ def test_every_interleaving_delivers_in_order_and_once(
 # Greeting
 
 
+def publish_and_prune(parts: Parts, count: int = 10) -> None:
+    """Publish messages, with the ids 10, 20 and so on, and prune the first three."""
+    for _ in range(count):
+        parts.publish()
+    parts.table.prune("orders", 3)
+
+
 def test_a_client_is_greeted_before_its_first_message() -> None:
     with Parts() as parts:
         parts.publish(data="a")
@@ -222,9 +229,7 @@ def test_a_client_is_greeted_before_its_first_message() -> None:
 
 def test_a_client_ahead_of_the_stream_is_told_and_gets_everything_that_is_retained() -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         client = parts.connect(since=1000)
         settled(parts)
         [told] = client.controls("gap-detected")
@@ -249,9 +254,7 @@ def test_a_cursor_that_only_this_worker_has_not_heard_of_is_not_ahead() -> None:
 
 def test_a_client_whose_cursor_is_below_ring_and_horizon_is_told_of_the_gap() -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         client = parts.connect(since=15)
         settled(parts)
         [told] = client.controls("gap-detected")
@@ -263,9 +266,7 @@ def test_a_client_whose_cursor_is_below_ring_and_horizon_is_told_of_the_gap() ->
 
 def test_a_client_that_asks_for_everything_retained_has_no_gap() -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         client = parts.connect(since=0)
         settled(parts)
         assert client.controls("gap-detected") == []
@@ -274,9 +275,7 @@ def test_a_client_that_asks_for_everything_retained_has_no_gap() -> None:
 
 def test_a_client_is_told_of_a_gap_even_if_no_message_is_left() -> None:
     with Parts() as parts:
-        for _ in range(3):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts, count=3)
         client = parts.connect(since=5)
         settled(parts)
         [told] = client.controls("gap-detected")
@@ -288,9 +287,7 @@ def test_a_client_is_told_of_a_gap_even_if_no_message_is_left() -> None:
 
 def test_a_cursor_at_the_last_pruned_message_has_missed_nothing() -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         client = parts.connect(since=30)
         settled(parts)
         assert client.controls("gap-detected") == []
@@ -334,9 +331,7 @@ def test_a_replay_has_the_last_messages_that_were_asked_for(replay: int, expecte
 )
 def test_the_first_frame_carries_the_cursor_from_which_the_client_starts(start: dict[str, Any], told: str) -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         client = parts.connect(**start)
         settled(parts)
         assert client.events[0][:2] == (told, "pgbus:connected")
@@ -344,9 +339,7 @@ def test_the_first_frame_carries_the_cursor_from_which_the_client_starts(start: 
 
 def test_no_other_control_frame_has_an_id() -> None:
     with Parts() as parts:
-        for _ in range(10):
-            parts.publish()
-        parts.table.prune("orders", 3)
+        publish_and_prune(parts)
         clients = [parts.connect(since=15), parts.connect(since=1000), parts.connect(invalid_cursor=True)]
         settled(parts)
         for client in clients:

@@ -55,18 +55,29 @@ def published(parts: Parts, count: int) -> None:
         parts.publish()
 
 
+def live_client(parts: Parts, count: int) -> FakeClient:
+    """Connect a client, and publish messages. Return the client once it has them all."""
+    client = parts.connect()
+    settled(parts)
+    published(parts, count)
+    settled(parts)
+    return client
+
+
+def lose_and_look(parts: Parts, count: int) -> None:
+    """Have the table lose the newest messages, and a reader look at it."""
+    parts.table.lose("orders", count)
+    parts.look()
+    settled(parts)
+
+
 # Delivered messages are gone
 
 
 def test_a_client_that_was_sent_lost_messages_is_told_and_gets_those_that_the_table_has() -> None:
     with Parts(ring_messages=20) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 10)
-        settled(parts)
-        parts.table.lose("orders", 3)
-        parts.look()
-        settled(parts)
+        client = live_client(parts, 10)
+        lose_and_look(parts, 3)
         told = {"stream": "orders", "requestedId": 100, "oldestId": 10, "lastId": 70, "reason": "ahead"}
         assert gaps(client) == [told]
         assert client.ids == [*range(10, 101, 10), *range(10, 71, 10)]
@@ -81,9 +92,7 @@ def test_a_newcomer_gets_nothing_that_is_lost_once_that_is_known() -> None:
         parts.connect()
         settled(parts)
         published(parts, 10)
-        parts.table.lose("orders", 3)
-        parts.look()
-        settled(parts)
+        lose_and_look(parts, 3)
         newcomer, replaying = parts.connect(since=0), parts.connect(replay=5)
         settled(parts)
         assert newcomer.ids == [10, 20, 30, 40, 50, 60, 70]
@@ -94,10 +103,7 @@ def test_a_newcomer_gets_nothing_that_is_lost_once_that_is_known() -> None:
 def test_a_message_that_follows_an_older_one_than_the_head_has_the_head_checked() -> None:
     """Ids jump after a failover, so the newest id of the table may be above a head that the table does not have."""
     with Parts(ring_messages=20) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 10)
-        settled(parts)
+        client = live_client(parts, 10)
         parts.table.lose("orders", 3)
         parts.publish()
         settled(parts)
@@ -132,9 +138,7 @@ def test_a_slow_reader_gets_the_gap_event_when_it_takes_bytes_again() -> None:
         settled(parts)
         before = parts.connect(since=0)
         settled(parts)
-        parts.table.lose("orders", 10)
-        parts.look()
-        settled(parts)
+        lose_and_look(parts, 10)
         parts.publish()
         settled(parts)
         client.unblock()
@@ -150,17 +154,12 @@ def test_a_slow_reader_gets_the_gap_event_when_it_takes_bytes_again() -> None:
 
 def test_a_client_that_was_not_sent_lost_messages_is_not_told() -> None:
     with Parts(ring_messages=20) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 5)
-        settled(parts)
+        client = live_client(parts, 5)
         client.jammed = True
         published(parts, 1)
         settled(parts)
         published(parts, 4)
-        parts.table.lose("orders", 3)
-        parts.look()
-        settled(parts)
+        lose_and_look(parts, 3)
         client.unblock()
         settled(parts)
         assert (reasons(client), client.ids) == ([], [10, 20, 30, 40, 50, 60, 70])
@@ -168,13 +167,8 @@ def test_a_client_that_was_not_sent_lost_messages_is_not_told() -> None:
 
 def test_all_of_a_stream_can_be_lost() -> None:
     with Parts(ring_messages=20) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 3)
-        settled(parts)
-        parts.table.lose("orders", 3)
-        parts.look()
-        settled(parts)
+        client = live_client(parts, 3)
+        lose_and_look(parts, 3)
         assert gaps(client) == [{"stream": "orders", "requestedId": 30, "oldestId": 0, "lastId": 0, "reason": "ahead"}]
         parts.publish()
         settled(parts)
@@ -183,10 +177,7 @@ def test_all_of_a_stream_can_be_lost() -> None:
 
 def test_pruned_messages_are_not_lost_even_if_the_horizon_is_forgotten() -> None:
     with Parts(ring_messages=20) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 3)
-        settled(parts)
+        client = live_client(parts, 3)
         parts.table.prune("orders", 3)
         parts.look()
         settled(parts)
@@ -202,10 +193,7 @@ def test_pruned_messages_are_not_lost_even_if_the_horizon_is_forgotten() -> None
 def test_a_page_that_was_read_before_does_not_come_after_the_news() -> None:
     """A slow reader has read rows, and meanwhile another reader finds that they are gone."""
     with Parts(ring_messages=1, page_size=10) as parts:
-        live = parts.connect()
-        settled(parts)
-        published(parts, 10)
-        settled(parts)
+        live = live_client(parts, 10)
         parts.reader._kept.clear()
         read = parts.table.pages
 
@@ -234,9 +222,7 @@ def test_a_client_that_was_sent_a_page_ahead_of_the_ring_is_told_as_well() -> No
             parts.publish(ring=False)
         behind = parts.connect(since=0)
         wait_until(lambda: behind.ids == [10, 20, 30, 40, 50, 60, 70])
-        parts.table.lose("orders", 4)
-        parts.look()
-        settled(parts)
+        lose_and_look(parts, 4)
         assert behind.ids[7:] == [10, 20, 30]
         assert reasons(behind) == ["ahead"]
         assert live.ids == [40, 50, 60, 70, 10, 20, 30]
@@ -245,10 +231,7 @@ def test_a_client_that_was_sent_a_page_ahead_of_the_ring_is_told_as_well() -> No
 
 def test_a_client_that_comes_after_a_session_was_lost_waits_until_the_table_was_asked() -> None:
     with Parts(ring_messages=20) as parts:
-        live = parts.connect()
-        settled(parts)
-        published(parts, 10)
-        settled(parts)
+        live = live_client(parts, 10)
         parts.table.lose("orders", 3)
         parts.log().doubts += 1
         newcomers = [parts.connect(since=0), parts.connect(replay=2), parts.connect(since=100)]
@@ -407,10 +390,7 @@ def test_a_replay_reports_the_gaps_in_it(replay: int, told: int) -> None:
 
 def test_live_clients_are_told_of_messages_that_were_deleted_before_they_were_seen() -> None:
     with Parts() as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 2)
-        settled(parts)
+        client = live_client(parts, 2)
         gone = parts.publish(ring=False)
         parts.publish(ring=False)
         parts.table.delete("orders", gone)
@@ -559,10 +539,7 @@ def with_one_more_for_pages(parts: Parts, *, lose: bool = False) -> None:
 def test_a_gap_never_names_an_oldest_message_above_the_last() -> None:
     """All messages were deleted by hand, and there is a new one that the worker does not know when it reads the page."""
     with Parts(ring_messages=1) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 3)
-        settled(parts)
+        client = live_client(parts, 3)
         parts.table.lose("orders", 3)
         with_one_more_for_pages(parts)
         parts.look()
@@ -575,10 +552,7 @@ def test_a_gap_never_names_an_oldest_message_above_the_last() -> None:
 def test_no_client_is_sent_a_message_that_the_log_does_not_know() -> None:
     """Otherwise no client would get a gap event if the message is lost before the log knows it."""
     with Parts(ring_messages=1) as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 3)
-        settled(parts)
+        client = live_client(parts, 3)
         parts.table.lose("orders", 3)
         with_one_more_for_pages(parts, lose=True)
         parts.look()
@@ -598,10 +572,7 @@ def test_no_client_is_sent_a_message_that_the_log_does_not_know() -> None:
 
 def test_a_client_is_told_of_a_loss_even_if_the_dispatcher_was_started_again() -> None:
     with Parts() as parts:
-        client = parts.connect()
-        settled(parts)
-        published(parts, 3)
-        settled(parts)
+        client = live_client(parts, 3)
         parts.table.lose("orders", 3)
         parts.greenlets[0].kill()
         parts.look()
