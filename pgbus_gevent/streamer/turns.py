@@ -52,6 +52,8 @@ class Turns:
         for another step of each large one. They do so at most every other time, so that many small streams do not starve a large
         one.
         """
+        if not jobs:
+            return  # there may be new bulk jobs only, and they must not use up the right of others to go ahead
         self._overtook = self._breathed and not self._overtook
         self._breathed = False
         if self._overtook:

@@ -55,6 +55,19 @@ def test_jobs_that_go_ahead_keep_their_order(monkeypatch: pytest.MonkeyPatch) ->
     assert "".join(done) == "axyza"
 
 
+def test_a_turn_without_new_jobs_does_not_use_up_the_right_to_go_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    jobs, done = Turns(lambda: float(next(ticks))), []
+    monkeypatch.setattr(turns, "breathe", lambda: None)
+    jobs.add([job("a", done, 3), job("b", done, 3)])
+    jobs.step()
+    jobs.add([])
+    jobs.step()
+    jobs.add([job("x", done)])
+    finished(jobs)
+    assert "".join(done) == "abxabab"
+
+
 def test_bulk_jobs_get_one_step_between_two_long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     jobs, done = Turns(lambda: float(next(ticks))), []
