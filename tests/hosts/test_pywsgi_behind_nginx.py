@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_parts import assert_an_event_source_outlives_a_restart, servers_at
+from host_parts import (
+    assert_a_client_is_told_to_come_back,
+    assert_an_event_source_outlives_a_restart,
+    documented,
+    servers_at,
+)
 from raw_http import ask
 from support import free_port, until
 
@@ -20,23 +25,20 @@ from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-ROOT = Path(__file__).parents[2]
-EVENTS = {"Accept": "text/event-stream"}
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx")
 
 
 def recipe(port: int, upstream: int) -> str:
     """The configuration of the page, without TLS and HTTP/2, on our ports."""
-    (found,) = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
-    for written, ours in (
-        ("listen 443 ssl;", f"listen 127.0.0.1:{port};"),
-        ("http2 on;", ""),
-        ("127.0.0.1:8080", f"127.0.0.1:{upstream}"),
-    ):
-        assert written in found
-        found = found.replace(written, ours)
-    return found
+    return documented(
+        "nginx",
+        {
+            "listen 443 ssl;": f"listen 127.0.0.1:{port};",
+            "http2 on;": "",
+            "127.0.0.1:8080": f"127.0.0.1:{upstream}",
+        },
+    )
 
 
 @pytest.fixture
@@ -102,19 +104,7 @@ def test_a_stream_goes_through_at_once_and_whole(nginx: int, serve: Callable[[],
 
 
 def test_a_client_that_asks_for_events_while_the_server_is_away_is_told_to_come_back(nginx: int) -> None:
-    told = set()
-    for _ in range(20):
-        answer = ask(nginx, "/pgbus/streams/orders", **EVENTS)
-        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        assert "no-transform" in answer.headers["cache-control"]
-        found = re.fullmatch(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"unavailable"\}\n\n', answer.body)
-        assert found is not None and 3000 <= int(found[1]) <= 8000
-        told.add(found[1])
-    assert len(told) > 1
-    # A publisher, or a program that polls, must not take the answer for a success.
-    for headers in ({}, EVENTS):
-        assert ask(nginx, "/pgbus/streams/orders", "POST", b"data", **headers).status == 503
-    assert ask(nginx, "/pgbus/streams/orders?poll=1").status == 503
+    assert_a_client_is_told_to_come_back(nginx)
 
 
 def test_an_event_source_outlives_a_restart_of_the_server_behind_nginx(

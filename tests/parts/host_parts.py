@@ -296,6 +296,15 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
     until(lambda: len(client.messages) == 23, "the other has all")
 
 
+def documented(language: str, replaced: dict[str, str]) -> str:
+    """Return a proxy's configuration from docs/serving.md, with other texts for some of its own, each of which it must have."""
+    [recipe] = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
+    for written, ours in replaced.items():
+        assert written in recipe
+        recipe = recipe.replace(written, ours)
+    return str(recipe)
+
+
 @contextmanager
 def servers_at(port: int, settings: Settings) -> Iterator[Callable[[], Callable[[], None]]]:
     """Yield a function that starts a server at ``port``, behind a proxy, and returns how to stop it. All are stopped at the end."""
@@ -335,3 +344,21 @@ def assert_an_event_source_outlives_a_restart(proxy: int, serve: Callable[[], Ca
         assert browser.stopped is None
     finally:
         browser.close()
+
+
+def assert_a_client_is_told_to_come_back(proxy: int) -> None:
+    """Ask the proxy at this port for a stream, while there is no server behind it."""
+    events = {"Accept": "text/event-stream"}
+    told = set()
+    for _ in range(20):
+        answer = ask(proxy, "/pgbus/streams/orders", **events)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert "no-transform" in answer.headers["cache-control"]
+        found = re.fullmatch(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"unavailable"\}\n\n', answer.body)
+        assert found is not None and 3000 <= int(found[1]) <= 8000
+        told.add(found[1])
+    assert len(told) > 1
+    # A publisher, or a program that polls, must not take the answer for a success.
+    for headers in ({}, events):
+        assert ask(proxy, "/pgbus/streams/orders", "POST", b"data", **headers).status == 503
+    assert ask(proxy, "/pgbus/streams/orders?poll=1").status == 503
