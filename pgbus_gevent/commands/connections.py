@@ -10,7 +10,7 @@ from ..core.shown import json_line
 from ..database.fleet import Worker
 from ..settings.table import Settings
 from .output import table
-from .program import Command, database_settings, read_only_database, schema_expected
+from .program import Command, add_json, database_settings, read_only_database, schema_expected
 
 _DISCONNECT = """\
 Close every connection of an owner, on all workers of all machines, within a second.
@@ -56,11 +56,7 @@ _COUNTS = ("connections", "streams", "messages")
 
 
 def _add_connections(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, one object per line, with host, pid, connections, streams, messages, state, up and told (seconds)",
-    )
+    add_json(parser, "host, pid, connections, streams, messages, state, up and told (seconds)")
 
 
 def _connections(arguments: argparse.Namespace, settings: Settings) -> int:

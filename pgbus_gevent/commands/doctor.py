@@ -7,7 +7,7 @@ import argparse
 from ..core.shown import json_line, visible
 from ..settings.table import Settings
 from .findings import FAIL, findings
-from .program import FAILED, Command, database_settings
+from .program import FAILED, Command, add_json, database_settings
 
 _DOCTOR = """\
 Check what the streams depend on: the database, its schema and the rights on it, LISTEN, clocks, limits, and causes of a slow
@@ -22,9 +22,7 @@ examples:
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON, one object per line, with check, level, text and todo"
-    )
+    add_json(parser, "check, level, text and todo")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -129,6 +129,11 @@ def add_common_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     group.add_argument("--log-format", metavar="FORMAT", help="text or json; PGBUS_LOG_FORMAT; default: text")
 
 
+def add_json(parser: argparse.ArgumentParser, keys: str) -> None:
+    """Add the flag ``--json``. ``keys`` names the keys of each object, for the help."""
+    parser.add_argument("--json", action="store_true", help=f"print JSON, one object per line, with {keys}")
+
+
 def load_settings(arguments: argparse.Namespace) -> Settings:
     """Return the settings from flags, variables and file, and configure logging by them."""
     settings = Settings.load(**flags_given(arguments))

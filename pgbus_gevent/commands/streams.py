@@ -14,7 +14,7 @@ from ..errors import InvalidArgument
 from ..settings import casting
 from ..settings.table import Settings
 from .output import table
-from .program import Command, database_settings, read_only_database, schema_expected
+from .program import Command, add_json, database_settings, read_only_database, schema_expected
 from .secret import read_or_make_secret
 
 _BROADCAST = """\
@@ -103,11 +103,7 @@ examples:
 
 
 def _add_streams(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, one object per line, with stream, messages, last_id and last_at",
-    )
+    add_json(parser, "stream, messages, last_id and last_at")
 
 
 def _streams(arguments: argparse.Namespace, settings: Settings) -> int:

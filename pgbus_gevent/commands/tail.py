@@ -29,7 +29,7 @@ from ..errors import DatabaseError, PgbusError
 from ..settings.table import Settings
 from ..streamer.instance import Instance
 from .output import Output, as_json, as_text
-from .program import INTERRUPTED, Command, database_settings, say, schema_expected
+from .program import INTERRUPTED, Command, add_json, database_settings, say, schema_expected
 
 _ABOUT = """\
 Print the messages of streams as they are published, one per line: id, stream (if there are several), event and data. A line
@@ -59,11 +59,7 @@ def _add_tail(parser: argparse.ArgumentParser) -> None:
         "--since", metavar="ID", help="start with the first message after this id; 0 is the oldest retained message"
     )
     start.add_argument("--replay", metavar="N", help="start with the last N messages of each stream")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, one object per line, with stream, id, event (both may be null) and data",
-    )
+    add_json(parser, "stream, id, event (both may be null) and data")
 
 
 def _tail(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -12,7 +12,7 @@ from ..database.pruning import Pruning
 from ..database.schema import migrations
 from ..settings.table import Settings
 from .output import table
-from .program import Command, database_settings, say, schema_expected
+from .program import Command, add_json, database_settings, say, schema_expected
 
 _MIGRATE = """\
 Create the schema pgbus in the database, or upgrade it to this release, and print what was done.
@@ -75,11 +75,7 @@ _PRUNE_STREAMS, _PRUNE_MESSAGES, _PRUNE_HORIZONS = 200, 1000, 10_000
 
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, one object per line, with stream, removed, and up_to, the highest id that was removed",
-    )
+    add_json(parser, "stream, removed, and up_to, the highest id that was removed")
 
 
 def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
