@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import gevent.event
 import psycopg2.extensions as ext
 import pytest
 from database_parts import Session, Sessions, is_waiting, raises, until
-from support import connect, gaps, received, serving
+from support import Serving, connect, gaps, received, serving
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database import Database
@@ -442,45 +442,56 @@ def keep_newest(pgbus_database: str) -> Take:
     return take
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.fixture
+def published(pgbus_bus: Bus) -> list[int]:
+    """The ids of twenty messages of the stream ``orders``."""
+    return [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
+
+
+@pytest.fixture(params=["nobody watches", "a client watches"])
+def server(request: pytest.FixtureRequest, published: list[int], pgbus_settings: Settings) -> Iterator[Serving]:
+    """A server that starts after the messages, with small rings and pages."""
+    with serving(pgbus_settings, ring_messages=4, page_size=3) as found:
+        if request.param == "a client watches":
+            found.live("orders")
+        yield found
+
+
 def test_a_client_with_a_pruned_cursor_gets_a_gap_event_and_the_retained_messages(
-    watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
+    published: list[int], server: Serving, keep_newest: Take
 ) -> None:
-    ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
-    with serving(pgbus_settings, ring_messages=4, page_size=3) as server:
-        if watched:
-            server.live("orders")
-        keep_newest("orders", 9)
-        client = server.client("orders", since=ids[2])
-        until(lambda: client.messages and client.messages[-1].id == str(ids[-1]), "it gets the rest")
-        assert [id for id, _ in received(client)] == ids[11:]
-        assert gaps(client) == [
-            {"stream": "orders", "requestedId": ids[2], "oldestId": ids[11], "lastId": ids[-1], "reason": "expired"}
-        ]
-        at_horizon = server.client("orders", since=ids[10])
-        until(lambda: len(at_horizon.messages) == 9, "it gets the rest")
-        assert gaps(at_horizon) == []
+    keep_newest("orders", 9)
+    client = server.client("orders", since=published[2])
+    until(lambda: client.messages and client.messages[-1].id == str(published[-1]), "it gets the rest")
+    assert [id for id, _ in received(client)] == published[11:]
+    assert gaps(client) == [
+        {
+            "stream": "orders",
+            "requestedId": published[2],
+            "oldestId": published[11],
+            "lastId": published[-1],
+            "reason": "expired",
+        }
+    ]
+    at_horizon = server.client("orders", since=published[10])
+    until(lambda: len(at_horizon.messages) == 9, "it gets the rest")
+    assert gaps(at_horizon) == []
 
 
-@pytest.mark.parametrize("watched", [False, True])
 def test_a_client_of_a_stream_that_was_pruned_empty_gets_a_gap_event(
-    watched: bool, keep_newest: Take, pgbus_bus: Bus, pgbus_settings: Settings
+    published: list[int], server: Serving, keep_newest: Take, pgbus_bus: Bus
 ) -> None:
-    ids = [pgbus_bus.stream("orders").broadcast(str(n)) or 0 for n in range(20)]
-    with serving(pgbus_settings, ring_messages=4, page_size=3) as server:
-        if watched:
-            server.live("orders")
-        keep_newest("orders", 0)
-        old, current = server.live("orders", since=ids[2]), server.live("orders", since=ids[-1])
-        until(lambda: gaps(old), "it is told")
-        assert [(gap["requestedId"], gap["lastId"], gap["reason"]) for gap in gaps(old)] == [
-            (ids[2], ids[-1], "expired")
-        ]
-        new = pgbus_bus.stream("orders").broadcast("new") or 0
-        for client in (old, current):
-            until(lambda client=client: client.messages, "the new one comes")  # type: ignore[misc]
-            assert received(client) == [(new, "new")]
-        assert gaps(current) == []
+    keep_newest("orders", 0)
+    old, current = server.live("orders", since=published[2]), server.live("orders", since=published[-1])
+    until(lambda: gaps(old), "it is told")
+    assert [(gap["requestedId"], gap["lastId"], gap["reason"]) for gap in gaps(old)] == [
+        (published[2], published[-1], "expired")
+    ]
+    new = pgbus_bus.stream("orders").broadcast("new") or 0
+    for client in (old, current):
+        until(lambda client=client: client.messages, "the new one comes")  # type: ignore[misc]
+        assert received(client) == [(new, "new")]
+    assert gaps(current) == []
 
 
 def test_a_client_of_a_forgotten_stream_gets_a_gap_event_until_a_new_message_comes(
