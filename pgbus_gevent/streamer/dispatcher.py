@@ -104,7 +104,7 @@ class StreamEventDispatcher:
         jobs = [self._pass(log) for log in board.moved.take()]
         if board.ready and not board.ready.taken:
             jobs.append(self._bring(board.ready.take()))
-        jobs += [self._ephemerals.run(log) for log in board.ephemeral.take()]
+        jobs += [self._ephemerals.run(buffer) for buffer in board.ephemeral.take()]
         return jobs
 
     # jobs: at each `yield`, other jobs and other greenlets may run

@@ -70,7 +70,7 @@ class RollCall:
         self._clients = clients
         self._port = port
         self._wall_clock = wall_clock
-        self._sources: list[FactSource] = []
+        self._fact_sources: list[FactSource] = []
         self._on_the_roll = False
         self.id = ""
         self.started_at = wall_clock()
@@ -80,7 +80,7 @@ class RollCall:
 
     def join(self, source: FactSource) -> None:
         """Add the facts of ``source`` to the worker's row from now on."""
-        self._sources.append(source)
+        self._fact_sources.append(source)
 
     @property
     def service(self) -> str:
@@ -96,7 +96,7 @@ class RollCall:
         with ExitStack() as stack:
             stack.callback(self._leave)
             while True:
-                for source in self._sources[listening:]:
+                for source in self._fact_sources[listening:]:
                     stack.enter_context(source.listening())
                     listening += 1
                 gevent.sleep(pause * random.uniform(0.75, 1.0))
@@ -116,7 +116,7 @@ class RollCall:
             "unready": self._clients.unready,
             "service": self.service,
         }
-        for source in self._sources:
+        for source in self._fact_sources:
             facts.update(source.facts())
         return facts
 
