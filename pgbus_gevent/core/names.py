@@ -59,7 +59,9 @@ def check_event(event: str | None) -> str | None:
     if any(character in event for character in "\r\n\0"):
         raise InvalidEvent(f"an event name has no line break or NUL: {event[:80]!r}")
     if event.startswith(CONTROL_PREFIX):
-        raise InvalidEvent(f"event names that start with {CONTROL_PREFIX!r} are the stream's own: {event[:80]!r}")
+        raise InvalidEvent(
+            f"event names that start with {CONTROL_PREFIX!r} are reserved for control frames: choose another for {event[:80]!r}"
+        )
     _utf8(event, "event name", InvalidEvent)
     return event
 

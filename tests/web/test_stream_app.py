@@ -361,7 +361,11 @@ def test_an_empty_body_is_a_message_without_data(site: Site) -> None:
 
 
 BAD_BROADCASTS = {
-    "an event of ours": ("event=pgbus:shutdown", b"x", "event names that start with 'pgbus:' are the stream's own"),
+    "an event of ours": (
+        "event=pgbus:shutdown",
+        b"x",
+        "event names that start with 'pgbus:' are reserved for control frames: choose another",
+    ),
     "a line break in the event": ("event=a%0Adata:+b", b"x", "an event name has no line break or NUL: 'a\\ndata: b'"),
     "a NUL in the event": ("event=a%00", b"x", "an event name has no line break or NUL"),
     "a NUL in visible_to": ("visible_to=%00", b"x", "visible_to is empty, or has a NUL"),
