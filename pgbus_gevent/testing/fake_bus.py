@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ..bus import Bus
+from ..core.names import check_key
 from ..database.batch import Outgoing
 from ..database.queries import Publication
 from ..errors import InvalidArgument
@@ -21,7 +22,6 @@ from ..messages import Member, Message
 from ..settings.table import Settings
 
 _FIRST_ID = 1_700_000_000_000_000  # as large as a real id
-_MAX_KEY = 1000
 
 
 class FakeBus(Bus):
@@ -79,7 +79,7 @@ class FakeQueries:
         self._keys: dict[tuple[str, str], int] = {}
 
     def broadcast(self, stream: str, data: str, publication: Publication) -> int:
-        _check_key(publication.key)
+        check_key(publication.key)
         key = (stream, publication.key) if publication.key is not None else None
         if key is not None and key in self._keys:
             return self._keys[key]
@@ -202,7 +202,7 @@ class FakeDatabaseCursor:
         if self._snapshot is None or not self._one_snapshot:
             self._snapshot = list(self._queries.sent)
         if "pgbus.broadcast_" in statement:
-            _check_key(parameters[5] if len(parameters) > 5 else None)
+            check_key(parameters[5] if len(parameters) > 5 else None)
             self._queued.append((statement, parameters))
         elif "pgbus.last_id" in statement:
             self._rows = [(_last_id(self._snapshot, stream),) for stream in parameters]
@@ -247,11 +247,3 @@ def _now() -> datetime:
 
 def _last_id(messages: Sequence[Message], stream: str) -> int:
     return max((message.id for message in messages if message.stream == stream and message.id), default=0)
-
-
-def _check_key(key: str | None) -> None:
-    if key is None:
-        return
-    size = len(key.encode())
-    if not 1 <= size <= _MAX_KEY:
-        raise InvalidArgument(f"bad key of {size} bytes: it must be 1 to {_MAX_KEY} bytes of UTF-8")
