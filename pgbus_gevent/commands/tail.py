@@ -19,7 +19,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from ..core.client import Place, StreamRequest
-from ..core.cursor import parse_cursor
+from ..core.cursor import parse_cursor, parse_replay
 from ..core.filters import Filters
 from ..core.names import CONTROL_PREFIX, check_name
 from ..core.sse_parser import ParsedFrame, Parser
@@ -65,7 +65,7 @@ def _add_tail(parser: argparse.ArgumentParser) -> None:
 def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
     names = list(dict.fromkeys(map(check_name, arguments.streams)))
     since = None if arguments.since is None else parse_cursor(arguments.since, "--since")
-    replay = None if arguments.replay is None else parse_cursor(arguments.replay, "--replay")
+    replay = None if arguments.replay is None else parse_replay(arguments.replay, "--replay")
     render: _Renderer = as_json if arguments.json else as_text(names)
     with _stopped_by_signals() as end, database_settings(settings) as settings:
         # This command only reads, so it does not migrate. The limits of connections and of their age do not apply to it.

@@ -17,15 +17,19 @@ def parse_cursor(text: str, name: str = "since") -> int:
     The text is untrusted: browsers send Last-Event-ID to other origins without a preflight. It therefore has to match one
     strict pattern, and the error shows it escaped and cut to 40 characters.
     """
+    return _number(text, name, "a cursor")
+
+
+def parse_replay(text: str, name: str = "replay") -> int:
+    """Return the count of messages in ``text``, or raise :class:`InvalidCursor`, which calls the value ``name``."""
+    return _number(text, name, "a count of messages")
+
+
+def _number(text: str, name: str, what: str) -> int:
     value = int(text) if _DIGITS.fullmatch(text) else None
     if value is None or value > MAX_ID:
-        raise InvalidCursor(f"{name}={text[:40]!a} is not a cursor: it is a number from 0 to {MAX_ID}")
+        raise InvalidCursor(f"{name}={text[:40]!a} is not {what}: it is a number from 0 to {MAX_ID}")
     return value
-
-
-def parse_replay(text: str) -> int:
-    """Return the number of messages that ``replay`` asks for. Raises :class:`InvalidCursor`."""
-    return parse_cursor(text, "replay")
 
 
 def composite_id(index: int, cursors: Sequence[int]) -> str:

@@ -74,7 +74,7 @@ def test_version(lonely: Cli) -> None:
         (["tail"], "STREAM"),
         (["tail", "a", "--since", "1", "--replay", "1"], "not allowed with"),
         (["tail", "a", "--since", "x"], "--since='x' is not a cursor"),
-        (["tail", "a", "--replay", "-1"], "--replay='-1' is not a cursor"),
+        (["tail", "a", "--replay", "-1"], "--replay='-1' is not a count of messages"),
         (["tail", ""], "stream name"),
         (["tail", "a\nb"], "control characters"),
         (["broadcast", "", "x"], "stream name"),

@@ -64,5 +64,7 @@ def test_the_error_names_the_parameter_and_shows_the_value_escaped_and_cut() -> 
     assert message.startswith(r"Last-Event-ID='\xe9\r\n\x1b[31mx")
     assert len(message) < 150
     assert message.isprintable()
-    with pytest.raises(InvalidCursor, match=r"^replay='-1'"):
+    with pytest.raises(
+        InvalidCursor, match=r"^replay='-1' is not a count of messages: it is a number from 0 to 9007199254740991"
+    ):
         parse_replay("-1")

@@ -207,15 +207,15 @@ MALFORMED = ["", "x", "-1", "+5", " 5", "5 ", "5\n", "1e3", "5.0", "0x5", "٥", 
              "5;6", "\0", "1" * 17, "<script>", "a" * 3000, "0~1.2", "null", "NaN", "🚀"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["since", "replay"])
+@pytest.mark.parametrize(("name", "what"), [("since", "a cursor"), ("replay", "a count of messages")])
 @pytest.mark.parametrize("value", MALFORMED)
-def test_a_malformed_cursor_is_400_and_the_body_says_why_without_repeating_it_raw(
-    name: str, value: str, site: Site
+def test_a_malformed_cursor_or_count_is_400_and_the_body_says_why_without_repeating_it_raw(
+    name: str, what: str, value: str, site: Site
 ) -> None:
     for path in (f"/streams/{STREAM}?{name}={quote(value)}", f"/streams?stream={STREAM}&{name}={quote(value)}"):
         answer = site.get(path)
         assert answer.status == 400
-        assert re.fullmatch(rf"{name}='.*' is not a cursor: it is a number from 0 to 9007199254740991", answer.line)
+        assert re.fullmatch(rf"{name}='.*' is not {what}: it is a number from 0 to 9007199254740991", answer.line)
         assert answer.body.isascii() and len(answer.body) < 300
         assert "\0" not in answer.line
 
