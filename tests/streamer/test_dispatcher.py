@@ -725,6 +725,25 @@ def test_a_client_far_behind_in_the_ring_takes_turns_with_the_others() -> None:
         assert far.ids == first.ids == parts.table.ids("orders")
 
 
+def test_of_the_clients_behind_in_the_ring_none_gets_ahead_of_the_others() -> None:
+    with Parts(ring_messages=1000, ring_bytes=10**6) as parts:
+        first = parts.connect()
+        settled(parts)
+        for _ in range(50):
+            parts.publish()
+        settled(parts)
+        clients = [parts.client(since=0) for _ in range(4 * dispatcher.BEHIND_SLICE)]
+        order = record(clients)
+        for client in clients:
+            parts.join(client)
+        settled(parts)
+        assert all(client.ids == first.ids for client in clients)
+        greeted = 2 * len(clients)  # each greeting comes with the first messages
+        rounds = [order[n : n + len(clients)] for n in range(greeted, len(order), len(clients))]
+        assert len(rounds) > 5
+        assert all(one == clients for one in rounds)
+
+
 def record(clients: list[FakeClient], *more: FakeClient) -> list[FakeClient]:
     """Return a list of clients, which grows in the order in which they are sent something."""
     order: list[FakeClient] = []

@@ -237,6 +237,28 @@ def test_the_database_is_read_only_as_fast_as_the_client_takes_it() -> None:
         assert client.ids == table.ids("orders")
 
 
+def test_few_pages_are_in_memory_while_the_dispatcher_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STREAMS_PER_READ", 2)
+    with Parts(readers=1) as parts:
+        clients = [parts.connect(f"stream {n}") for n in range(7)]
+        settled(parts)
+        for client in clients:
+            parts.publish(client.stream)
+        settled(parts)
+        parts.greenlets[0].kill()  # the dispatcher
+        for client in clients:
+            [subscription] = client.subscriptions
+            subscription.cursor = 0
+            parts.board.wait(subscription)
+        wait_until(lambda: len(parts.board.pages) == 2, "no pages were read")
+        for _ in range(10):
+            breathe()
+        assert len(parts.board.pages) == 2
+        parts.restart(0)
+        settled(parts)
+        assert all(client.ids == [client.ids[0]] * 2 for client in clients)
+
+
 def test_a_client_that_blocks_while_its_page_is_read_gets_it_when_it_takes_bytes() -> None:
     table = Table()
     for _ in range(5):

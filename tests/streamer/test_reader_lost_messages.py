@@ -175,6 +175,20 @@ def test_all_of_a_stream_can_be_lost() -> None:
         assert client.ids == [10, 20, 30, 40]
 
 
+def test_the_gap_event_precedes_a_message_that_comes_with_the_loss_of_all_others() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = parts.connect()
+        settled(parts)
+        published(parts, 3)
+        settled(parts)
+        parts.table.lose("orders", 3)
+        parts.board.rewind(parts.log(), 0, horizon=0)
+        parts.publish()  # before the dispatcher runs, so that a pass finds the client first
+        settled(parts)
+        told = [event.id if event.event == "message" else event.event for event in client.events[1:]]
+        assert told == ["10", "20", "30", "pgbus:gap-detected", "40"]
+
+
 def test_pruned_messages_are_not_lost_even_if_the_horizon_is_forgotten() -> None:
     with Parts(ring_messages=20) as parts:
         client = live_client(parts, 3)
@@ -330,6 +344,20 @@ def test_a_look_from_before_a_rewind_brings_no_lost_message(monkeypatch: pytest.
         settled(parts)
         assert client.ids == [30]
         assert reasons(client) == []
+
+
+def test_a_look_that_began_before_a_doubt_does_not_settle_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        published(parts, 1)
+        parts.connect()
+        settled(parts)
+        answers_late(parts.table, monkeypatch, parts.board.doubt)
+        parts.look()
+        settled(parts)
+        assert parts.log().in_doubt
+        parts.look()
+        settled(parts)
+        assert not parts.log().in_doubt
 
 
 def test_a_page_from_before_a_rewind_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

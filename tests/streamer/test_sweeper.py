@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import Broadcast
 from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.work import Work
-from pgbus_gevent.database.rows import TailRow
+from pgbus_gevent.database.rows import Row, TailRow
 from pgbus_gevent.streamer import sweeper
 from pgbus_gevent.streamer.sweeper import AFTER_DOORBELL, MAX_SHARE, TAIL_REST, Sweeper
 from pgbus_gevent.streamer.turns import breathe
@@ -211,7 +211,8 @@ def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: p
     for _ in range(10):
         sweeping.table.append("orders")
     sweeping.ring()
-    assert sweeping.table.reads[:2] == ["tail", "moved"]
+    # The probe covers the flood, so the tails after it begin above it.
+    assert sweeping.table.reads == ["tail", "moved", "tail", "tail", "tail", "moved"]
     assert sweeping.table.ids("orders")[-1] == sweeping.registry.log("orders").head  # type: ignore[union-attr]
 
 
@@ -404,6 +405,29 @@ def test_a_head_that_the_table_does_not_have_has_its_stream_read(sweeping: Sweep
     assert set(sweeping.moved) == {"orders"}
 
 
+def test_a_head_that_the_table_does_not_have_has_its_stream_read_even_if_it_moves_on(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    for _ in range(3):
+        sweeping.table.append("orders")
+    sweeping.start()
+    sweeping.ring()
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    sweeping.moved.clear()
+    sweeping.table.lose("orders", 2)
+    moved = sweeping.table.moved
+
+    def slow(heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]:
+        found = moved(heads, pruned)
+        log.extend([Row(log.head + 10, None, "forged", None, None, log.head)])
+        return found
+
+    sweeping.table.moved = slow  # type: ignore[method-assign]
+    sweeping.board.doorbell.set()
+    wait_until(lambda: sweeping.moved)
+    assert set(sweeping.moved) == {"orders"}
+
+
 def test_ids_below_those_that_are_gone_are_found_by_tails_again(sweeping: Sweeping) -> None:
     for stream in ("orders", "stock"):
         sweeping.watch(stream)
@@ -437,6 +461,28 @@ def test_with_a_new_session_the_first_sweep_is_a_probe_and_settles_the_doubts(sw
     assert log.in_doubt
     wait_until(lambda: not log.in_doubt)
     assert sweeping.table.reads[:2] == ["moved", "moved"]
+
+
+def test_a_probe_that_began_before_a_doubt_does_not_settle_it(sweeping: Sweeping) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    log = sweeping.registry.log("orders")
+    assert log is not None
+    moved, doubts = sweeping.table.moved, []
+
+    def late(heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]:
+        sweeping.table.moved = moved  # type: ignore[method-assign]
+        found = moved(heads, pruned)
+        sweeping.board.doubt()
+        sweeping.table.on_read = lambda: doubts.append(log.in_doubt)
+        return found
+
+    sweeping.table.moved = late  # type: ignore[method-assign]
+    sweeping.board.unsure = True
+    sweeping.ring()
+    assert doubts == [True] * 3  # until the series ends with another probe
+    assert not log.in_doubt
 
 
 # Rings that are compared with the table
@@ -483,6 +529,21 @@ def test_a_ring_that_does_not_agree_is_cleared(change: str, sweeping: Sweeping, 
         rows.insert(2, rows[0]._replace(id=25))
     checked(sweeping)
     assert (holding.ids, holding.head, holding.floor) == ([], 50, 50)
+
+
+def test_a_ring_that_was_filled_again_meanwhile_stays(sweeping: Sweeping, holding: StreamLog) -> None:
+    inventory = sweeping.table.inventory
+
+    def late(ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
+        found = inventory(ranges)
+        holding.rewind(0, horizon=0)
+        holding.extend(sweeping.table.rows["orders"])
+        return found
+
+    sweeping.table.inventory = late  # type: ignore[method-assign]
+    sweeping.table.delete("orders", 20)
+    checked(sweeping)
+    assert holding.ids == [10, 30, 40, 50]
 
 
 def test_if_rings_hold_more_than_is_checked_at_once_they_take_turns(
