@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import psycopg2.extensions as ext
 
+from ..core.rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
 from ..messages import Message
 from . import batch
 from .patience import READ, Patience
 from .pool import Pool
-from .rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
 from .session_settings import OWN_SEARCH_PATH
 
 

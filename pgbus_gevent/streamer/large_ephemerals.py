@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Protocol
 
 from ..core.board import Board
+from ..core.rows import EphemeralRow
 from ..core.wakes import Ephemeral
-from ..database.rows import EphemeralRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.ephemerals")

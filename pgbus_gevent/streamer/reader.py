@@ -20,8 +20,8 @@ from ..core.events import Read
 from ..core.kept_pages import KeptPages
 from ..core.replay import PageFrames
 from ..core.retries import Backoff, Trouble
+from ..core.rows import Opening, OpenQuestion, PageRows
 from ..core.stream_log import StreamLog
-from ..database.rows import Opening, OpenQuestion, PageRows
 from ..errors import DatabaseError
 from ..messages import MAX_ID
 

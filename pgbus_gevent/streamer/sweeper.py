@@ -21,9 +21,9 @@ import gevent
 
 from ..core.board import Board
 from ..core.retries import Trouble
+from ..core.rows import Row, TailRow
 from ..core.stream_log import StreamLog
 from ..core.tail import Tail
-from ..database.rows import Row, TailRow
 from ..errors import DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.sweeper")

@@ -11,8 +11,8 @@ from streamer_parts import FakeClient
 
 from pgbus_gevent.core.client import Place, StreamRequest, Subscriber, Subscription
 from pgbus_gevent.core.replay import Admission, admit, missed
+from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.database.rows import Row
 
 
 def make_log(*, opened: bool = True) -> StreamLog:

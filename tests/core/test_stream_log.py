@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.replay import PageFrames
+from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import Frame, RingBudget, StreamLog, encode, make_chunk
-from pgbus_gevent.database.rows import Row
 
 MAX_FRAMES = 5
 MAX_BYTES = 400

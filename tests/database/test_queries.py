@@ -13,9 +13,9 @@ from database_parts import Session, opened_sessions, raises, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pgbus_gevent.core.rows import OpenQuestion
 from pgbus_gevent.database import Database, using
 from pgbus_gevent.database.queries import Publication, Queries
-from pgbus_gevent.database.rows import OpenQuestion
 from pgbus_gevent.errors import DatabaseError, InvalidArgument
 from pgbus_gevent.settings.table import Settings
 

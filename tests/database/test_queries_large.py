@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from database_parts import opened_sessions
 
+from pgbus_gevent.core.rows import OpenQuestion
 from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.database.queries import Publication, Queries
-from pgbus_gevent.database.rows import OpenQuestion
 from pgbus_gevent.settings.retention import Retention, Rule
 from pgbus_gevent.testing.databases import TestDatabases
 

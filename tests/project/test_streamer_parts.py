@@ -8,7 +8,7 @@ import random
 from streamer_parts import Table
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.database.rows import Opening, OpenQuestion, Row
+from pgbus_gevent.core.rows import Opening, OpenQuestion, Row
 
 SIZES = [0, 1, 10, 100, 1000]
 LIMITS = list(itertools.product([1, 3, 100], [1, 150, 10**6]))

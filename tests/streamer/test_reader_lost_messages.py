@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
+from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.database.rows import Row
 from pgbus_gevent.streamer import dispatcher, reader, turns
 
 

@@ -12,9 +12,9 @@ from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
 from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import Broadcast
+from pgbus_gevent.core.rows import Row, TailRow
 from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.work import Work
-from pgbus_gevent.database.rows import Row, TailRow
 from pgbus_gevent.streamer import sweeper
 from pgbus_gevent.streamer.sweeper import AFTER_DOORBELL, MAX_SHARE, TAIL_REST, Sweeper
 from pgbus_gevent.streamer.turns import breathe
