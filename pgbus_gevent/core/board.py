@@ -118,6 +118,10 @@ class Board:
         """Whether the next sweep must be a probe, because the table may have gone back in time."""
         self.pace = 0.0
         """The least time between two notifications of the doorbell, in seconds."""
+        self.workers = 1
+        """How many workers the fleet has, as of the last report of this one."""
+        self.resyncs = 0
+        """How often all that was read from the database came into question, because a session with it was new."""
         self._rings = rings
         self._broadcasts = self.events.signal(Broadcast)
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
@@ -234,6 +238,7 @@ class Board:
         """Have every head compared with the table, because a new session may be with a promoted or restored server."""
         self.doubt()
         self.unsure = True
+        self.resyncs += 1
         self.doorbell.set()
         self.control.set()
 

@@ -14,10 +14,12 @@ EXPIRES = 20.0
 
 
 class Answer(NamedTuple):
-    """The database's answer to a worker's beat: its time in Unix seconds, and the pace of the doorbell in seconds."""
+    """The answer to a worker's beat: the database's time in Unix seconds, the pace of the doorbell in seconds, and how many
+    workers live, as counted within the last seconds."""
 
     now: float
     pace: float
+    workers: int
 
 
 class Worker(NamedTuple):
@@ -32,7 +34,8 @@ class Worker(NamedTuple):
 
 
 _BEAT = """
-select b.instant, b.pause from pgbus._beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::jsonb) b
+select b.instant, b.pause, b.workers
+from pgbus._beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::jsonb) b
 """
 
 _ALL = """
@@ -63,8 +66,8 @@ class Fleet:
     def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
         """Report that a worker lives. ``started_at`` is in Unix seconds; ``facts`` become JSON."""
         report = {"id": id, "host": host, "pid": pid, "started_at": started_at, "facts": json.dumps(facts)}
-        now, pause = self._all(_BEAT, report)[0]
-        return Answer(float(now), pause / 1000)
+        now, pause, workers = self._all(_BEAT, report)[0]
+        return Answer(float(now), pause / 1000, int(workers))
 
     def leave(self, id: str) -> None:
         """Remove a worker that ends."""

@@ -30,12 +30,12 @@ _GIVEN_UP = 300.0  # seconds until the next try if the role has no right to writ
 class Source(Protocol):
     """The statements that it needs; :class:`pgbus_gevent.database.fleet.Fleet` has them.
 
-    ``beat`` returns the database's clock, in Unix seconds, and the pace of the doorbell, in seconds.
+    ``beat`` returns the database's clock, in Unix seconds, the pace of the doorbell, in seconds, and the number of workers.
     """
 
     def beat(
         self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
-    ) -> tuple[float, float]: ...
+    ) -> tuple[float, float, int]: ...
     def leave(self, id: str) -> None: ...
 
 
@@ -124,7 +124,9 @@ class RollCall:
         """Write the row once. Return after how many seconds to write it again."""
         began = self._wall_clock()
         try:
-            there, pace = self._source.beat(self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts())
+            there, pace, workers = self._source.beat(
+                self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts()
+            )
         except (DatabaseUnavailable, PoolTimeout):
             # The pulse logs the outage. Not on the roll: a statement at the worker's end would only delay the end.
             self._on_the_roll = False
@@ -135,6 +137,7 @@ class RollCall:
             return _GIVEN_UP
         self._on_the_roll = True
         self._board.pace = pace
+        self._board.workers = workers
         took = self._wall_clock() - began
         if took >= 0:
             self._quickest *= 1.05  # clocks drift, so an old measurement must give way in time

@@ -135,7 +135,8 @@ BY_SQL = [
         f"broadcast_many('{s}', '{{a,b}}')")),
     *(f"pgbus.{call}" for s in EACH for call in (
         f"last_id('{s}')", f"read_after('{s}', 0, 30)", f"_head('{s}')", f"_jump('{s}', 0)")),
-    "pgbus._horizon('s 1')", "pgbus.channels()", "pgbus._pace_rings()", "pgbus._leave_roll('w')",
+    "pgbus._horizon('s 1')", "pgbus.channels()", "pgbus._pace_rings()", "pgbus._tend_fleet()",
+    "pgbus._leave_roll('w')", "pgbus._ring_control()",
     "pgbus.broadcast_on_commit('s 1', n.n) from (values ('1'), ('2')) n(n)",
 ]  # fmt: skip
 

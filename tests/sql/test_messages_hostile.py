@@ -73,6 +73,7 @@ CALLS = [
     "pgbus.presence_touch('{s}', 'ada')", "pgbus.presence_touch_many('{{{s}}}', '{{ada}}', '{{c}}')",
     "pgbus._presence_record('{{{s}}}', '{{ada}}', '{{c}}', '{{\"{{}}\"}}', '1s', '1s')", "pgbus.presence_leave('{s}', 'ada')",
     "pgbus.presence_sweep()", "pgbus._beat('w', 'h', 1, 1, '{{}}')", "pgbus._leave_roll('w')", "pgbus._pace_rings()",
+    "pgbus._tend_fleet()", "pgbus._ring_control()",
     "pgbus.prune('{{{s}}}', '{{1h}}', '{{1}}')", "pgbus._prune_turn('1 s')", "pgbus._streams_below(null, 5)",
     "pgbus._forget(null, '1h')",
     "pgbus._prune_ephemerals()", "pgbus.watch_table('public.mine', '{s}:{{n}}')", "pgbus.unwatch_table('public.mine')",

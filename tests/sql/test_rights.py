@@ -36,7 +36,8 @@ READING = [
     "pgbus.read_after('s', 0)", "pgbus.presence_members('s')", "pgbus.presence_count('s')",
 ]  # fmt: skip
 SERVING = [
-    "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus.presence_sweep()",
+    "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus._ring_control()",
+    "pgbus.presence_sweep()",
     "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')",
 ]  # fmt: skip
 PRUNING = [
@@ -46,7 +47,7 @@ PRUNING = [
 FOR_NO_ROLE = [
     "pgbus.change_channels()", "pgbus._append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus._jump('s', 0)", "pgbus._draw('s', 1)",
     "pgbus._append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus._flush()", "pgbus._touch('s', 1, true)",
-    "pgbus._pace_rings()",
+    "pgbus._pace_rings()", "pgbus._tend_fleet()", "pgbus._clear_revocations()",
     "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}')", "pgbus.grant_publisher('postgres')",
     "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
     "pgbus._grant_rights('postgres', '{messages}', '{}')", "pgbus._lock_stream('s')", "pgbus._may_ring(0)",
@@ -260,7 +261,6 @@ def test_a_bus_of_a_server_reads_and_does_not_publish(owned: str, owner: Session
 def test_an_operator_disconnects_and_lists_the_workers(owned: str, owner: Session) -> None:
     owner.call("grant_operator", OPERATOR)
     owner.run("delete from pgbus.revocations")
-    owner.run("insert into pgbus.revocations (owner, revoked_at) values ('old', now() - interval '2 hours')")
     owner.call("_beat", "w1", "host", 7, 1.0, "{}")
     with Bus(as_role(owned, OPERATOR), secret="a secret for tests alone") as bus:
         bus.disconnect("ada")

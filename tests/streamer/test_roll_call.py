@@ -29,13 +29,14 @@ class Roll:
         self.error: Exception | None = None
         self.ahead = 0.0
         self.pace = 0.0
+        self.workers = 1
         self.clock: Callable[[], float] = lambda: 0.0
 
     def beat(self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]) -> Answer:
         if self.error is not None:
             raise self.error
         self.told.append((id, facts))
-        return Answer(self.clock() + self.ahead, self.pace)
+        return Answer(self.clock() + self.ahead, self.pace, self.workers)
 
     def leave(self, id: str) -> None:
         self.left.append(id)
@@ -127,16 +128,17 @@ def test_the_difference_of_the_clocks_is_that_of_the_quickest_answer() -> None:
 
     def slow(*arguments: Any) -> Answer:
         now[0] += 10.0  # on the way there
-        return Answer(now[0] + 3.0, 0.0)
+        return Answer(now[0] + 3.0, 0.0, 1)
 
     roll.beat = slow  # type: ignore[method-assign]
     call._report()
     assert call.clock_offset == pytest.approx(3.0)
 
 
-def test_it_hands_on_the_pace_of_the_doorbell() -> None:
+def test_it_hands_on_the_pace_of_the_doorbell_and_the_number_of_workers() -> None:
     roll = Roll()
-    roll.pace = 0.025
+    roll.pace, roll.workers = 0.025, 100
     board = make_board()
+    assert board.workers == 1
     calling(roll, board)._report()
-    assert board.pace == 0.025
+    assert (board.pace, board.workers) == (0.025, 100)

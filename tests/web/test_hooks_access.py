@@ -151,19 +151,6 @@ def test_a_worker_ignores_revocations_older_than_itself(pgbus_database: str, pgb
         assert not client.closed
 
 
-def test_old_revocations_are_cleared(pgbus_database: str, pgbus_bus: Bus) -> None:
-    with session(pgbus_database) as connection:
-        run(
-            connection,
-            "insert into pgbus.revocations (owner, revoked_at)"
-            " select 'old', now() - interval '2 hours' from generate_series(1, 150)",
-        )
-        for _ in range(2):
-            pgbus_bus.disconnect("ada")
-        [(left,)] = run(connection, "select count(*) from pgbus.revocations")
-        assert left == 2
-
-
 @pytest.mark.parametrize("owner", ["", None, 7, "a\0b"])
 def test_an_invalid_owner_is_refused(pgbus_bus: Bus, owner: Any) -> None:
     with pytest.raises(InvalidArgument, match="owner is a text"):

@@ -16,10 +16,18 @@ create unlogged table pgbus.workers (
   facts       jsonb       not null
 ) with (fillfactor = 50);
 
--- Records that a worker lives. Returns the database's time, in Unix seconds, and the least distance of two rings, in
--- milliseconds.
-create function pgbus._beat(id text, host text, pid integer, started_at float8, facts jsonb, out instant float8, out pause bigint)
+-- How many workers live, and when they were counted: the milliseconds of Unix time, times 10,000, plus the number. A
+-- sequence, because writing to one leaves no dead row, and every session sees the change at once.
+create sequence pgbus.counted_workers as bigint minvalue 0 start with 0;
+
+-- Records that a worker lives. Returns the database's time, in Unix seconds, the least distance of two rings, in
+-- milliseconds, and how many workers live.
+create function pgbus._beat(id text, host text, pid integer, started_at float8, facts jsonb,
+                            out instant float8, out pause bigint, out workers bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  is_new  boolean;
+  counted bigint;
 begin
   -- All other workers read this row.
   if pgbus._good_stream(id) is not true or pgbus._good_stream(host) is not true or pid is null
@@ -30,21 +38,41 @@ begin
     raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are '
                     'a JSON object with numbers below 1e18' using errcode = 'invalid_parameter_value';
   end if;
-  -- Each worker removes those that have been silent for long. Two workers that do so at once do not wait for one
-  -- another.
-  delete from pgbus.workers g
-  where g.id in (
-    select w.id from pgbus.workers w
-    where w.seen_at < clock_timestamp() - interval '5 minutes' and w.id <> _beat.id limit 20 for update skip locked);
   insert into pgbus.workers as w (id, teller, host, pid, started_at, facts)
   values (id, pgbus._caller(), host, pid, to_timestamp(started_at), facts)
   on conflict on constraint workers_pkey do update set seen_at = excluded.seen_at, facts = excluded.facts
-  where w.teller = excluded.teller;
+  where w.teller = excluded.teller
+  returning w.xmax = 0 into is_new;  -- a row that was updated has an xmax
   if not found then
     raise exception 'the worker % belongs to another role', to_json(id) using errcode = 'insufficient_privilege';
   end if;
   instant := extract(epoch from clock_timestamp());
-  pause := pgbus._pace_rings();
+  counted := coalesce(pg_sequence_last_value('pgbus.counted_workers'), 0);
+  -- One beat in five seconds does what the fleet needs, so its cost does not grow with the number of beats. Nobody has
+  -- to be elected for this: if two beats do it at once, both find the same.
+  if is_new or abs(instant * 1000 - counted / 10000) >= 5000 then
+    perform pgbus._tend_fleet();
+    counted := pg_sequence_last_value('pgbus.counted_workers');
+  end if;
+  pause := coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0);
+  workers := greatest(1, counted % 10000);
+end
+$$;
+
+-- Removes the rows of workers that have been silent for long, and old revocations; counts the workers, and sets the
+-- pause between rings. Two transactions that do so at once do not wait for one another.
+create function pgbus._tend_fleet() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Not in a transaction with one snapshot: it would fail on a row that another transaction has removed meanwhile.
+  if current_setting('transaction_isolation') = 'read committed' then
+    delete from pgbus.workers g
+    where g.id in (
+      select w.id from pgbus.workers w
+      where w.seen_at < clock_timestamp() - interval '5 minutes' limit 100 for update skip locked);
+    perform pgbus._clear_revocations();
+  end if;
+  perform pgbus._pace_rings();
 end
 $$;
 
@@ -69,9 +97,11 @@ return case current_setting('role') when 'none' then session_user else current_s
 create function pgbus._pace_rings() returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  pause bigint := least(25, (
-    select count(*) / 4 from pgbus.workers w where w.seen_at > clock_timestamp() - interval '20 seconds'));
+  living bigint := (select count(*) from pgbus.workers w where w.seen_at > clock_timestamp() - interval '20 seconds');
+  pause  bigint := least(25, living / 4);
 begin
+  perform setval('pgbus.counted_workers',
+                 (date_part('epoch', clock_timestamp()) * 1000)::bigint * 10000 + least(living, 9999));
   if pause <> coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0) then
     perform setval('pgbus.ring_pause', pause);
   end if;
@@ -86,13 +116,18 @@ $$;
 -- owners here, also after a time in which they did not listen. A worker knows by the id whether it has seen a
 -- revocation. Ids are random, because a sequence may go back, with a lost commit or a restored dump, and a worker
 -- would then take a new revocation for one that it knows.
+--
+-- `xid` is the transaction. A worker remembers up to which transaction it has read everything, so that it need not
+-- read the rest again, and does not miss a transaction that commits late.
 create table pgbus.revocations (
   id          bigint primary key default ('x' || substr(md5(gen_random_uuid()::text), 1, 13))::bit(52)::bigint,
   owner       text collate "C" not null,
-  revoked_at  timestamptz not null default clock_timestamp()
+  revoked_at  timestamptz not null default clock_timestamp(),
+  xid         xid8 not null default pg_current_xact_id()
 );
 
 create index revocations_revoked_at on pgbus.revocations (revoked_at);
+create index revocations_xid on pgbus.revocations (xid);
 
 create function pgbus.disconnect(owner text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -100,15 +135,8 @@ begin
   if owner is null or owner = '' then
     raise exception 'bad owner: it must not be empty' using errcode = 'invalid_parameter_value';
   end if;
-  -- Not in a transaction with one snapshot: it would fail on a row that another transaction has removed meanwhile.
-  if current_setting('transaction_isolation') = 'read committed' then
-    delete from pgbus.revocations r
-    where r.id in (
-      select o.id from pgbus.revocations o where o.revoked_at < clock_timestamp() - interval '1 hour'
-      order by o.revoked_at limit 100 for update skip locked);
-  end if;
   insert into pgbus.revocations (owner) values (owner);
-  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c where pgbus._can_notify();
+  perform pgbus._ring_control();
 end
 $$;
 
@@ -117,6 +145,26 @@ comment on function pgbus.disconnect(text) is
 transaction commits. A client that connects after that is authorized anew, so take its right away first, in the same
 transaction.
 Errors: 22023 for an empty owner.';
+
+
+-- Has every worker read the revocations.
+create function pgbus._ring_control() returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c where pgbus._can_notify();
+end
+$$;
+
+-- Removes revocations that every worker has had time to read.
+create function pgbus._clear_revocations() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from pgbus.revocations r
+  where r.id in (
+    select o.id from pgbus.revocations o where o.revoked_at < clock_timestamp() - interval '1 hour'
+    order by o.revoked_at limit 1000 for update skip locked);
+end
+$$;
 
 
 -- the console -------------------------------------------------------------------------------------------------
