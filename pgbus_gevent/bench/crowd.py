@@ -19,6 +19,7 @@ import psycopg2.extensions as ext
 from pgbus_gevent.bench import stamps
 from pgbus_gevent.bench.load import percentiles
 from pgbus_gevent.bench.program import serve
+from pgbus_gevent.core.buckets import ALL_BUCKETS, channel
 
 _WARM_UP = 0.3
 # A connection that is ready (POLL_OK) waits for writability, which the socket reports at once, so the loop comes back to it.
@@ -144,8 +145,8 @@ class Listening:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute("select doorbell from pgbus.channels()")
-                ((channel,),) = cursor.fetchall()
-                cursor.execute(f'listen "{channel}"')
+                ((doorbell,),) = cursor.fetchall()
+                cursor.execute("; ".join(f'listen "{channel(doorbell, bucket)}"' for bucket in ALL_BUCKETS))
             os.set_blocking(connection.fileno(), False)
             yield connection
 

@@ -24,7 +24,7 @@ declare
                   order by m.msg_id desc limit 1);
 begin
   insert into pgbus_bench.notified (stream, msg_id, prev_id, data) values (stream, id, prev, data);
-  perform pg_notify((select c.doorbell from pgbus.channel_names c), json_build_array('moved', stream)::text);
+  perform pgbus._notify_stream(stream, json_build_array('moved', stream)::text);
   return id;
 end
 $$;

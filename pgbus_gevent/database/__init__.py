@@ -67,7 +67,7 @@ class Database:
         )
 
     def listen(self) -> ListenSession:
-        """Open a new LISTEN session. It does not come from the pool, because it is held until it ends."""
+        """Open a new LISTEN session. It follows no stream yet. It does not come from the pool, because it is held until it ends."""
         return ListenSession(
             self.settings.listen_url or self.url,
             connect_timeout=self.settings.connect_timeout,

@@ -1,17 +1,20 @@
-"""The session that LISTENs. It is used from one greenlet, by the part that opened it."""
+"""The session that LISTENs. It is used from one greenlet, by the part that opened it; only ``interrupt`` is for others."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from time import monotonic
 from typing import Any
 
 import psycopg2.extensions as ext
+from gevent import get_hub
+from gevent.event import Event
 from gevent.socket import wait_read
 
+from ..core.buckets import ALL_BUCKETS, buckets_of, channel
 from ..errors import DatabaseError, DatabaseUnavailable, Deaf, PoolTimeout
 from .addresses import Route
 from .connect import connect, translated
@@ -26,6 +29,8 @@ _POLL = 1.0  # seconds; bounds the delay of a lost wakeup, and of bytes that TLS
 PROBE_TIMEOUT = 2.0
 """Seconds in which a probe notification must come back. After that the session counts as deaf."""
 
+_CLOSED = "PostgreSQL is not available: the LISTEN session was closed"
+
 _PING = """
 select pg_backend_pid(), exists (select from pg_listening_channels() l where l = %s), c.doorbell, c.control
 from pgbus.channels() c
@@ -34,6 +39,8 @@ from pgbus.channels() c
 
 class ListenSession:
     """A connection that has run LISTEN, and its notifications in the order of their arrival.
+
+    It hears the control channel, and of the doorbell's channels those of the buckets that it follows: none at first.
 
     Timeouts are in seconds. Probe notifications are sent from a session of ``pool``, if it is given. A notification that a
     session sends to itself proves little, because a pooler returns it at once but does not pass on those of other sessions.
@@ -65,7 +72,13 @@ class ListenSession:
         # Random as well, because processes on different machines may have the same process id.
         self._probe = f"pgbus_probe_{os.getpid()}_{secrets.token_hex(4)}"
         self._is_direct = True
-        self._channels: tuple[str, ...] = ()
+        self._doorbell = self._control = ""
+        self._buckets: frozenset[int] = frozenset()
+        self._channels: frozenset[str] = frozenset()
+        self._missed = False
+        # One watcher for all waits, and one event that either the watcher or interrupt() sets.
+        self._wake = Event()
+        self._readable = get_hub().loop.io(self._connection.fileno(), 1)
         try:
             self._run(_listen(self._probe))
             self.ping()
@@ -78,23 +91,57 @@ class ListenSession:
         """The process id of the session's backend, as in pg_stat_activity."""
         return int(self._connection.info.backend_pid)
 
-    def receive(self, timeout: float) -> tuple[list[str], bool]:
-        """Wait up to ``timeout`` seconds. Returns the payloads that came, and whether a full backlog dropped any.
+    def follow(self, streams: Collection[str] | None) -> None:
+        """Listen for these streams too; None means for all streams, also those to come.
 
+        From its return on, every notification about them is heard. A bucket that is followed already costs no statement.
+        Raises :class:`DatabaseError`.
+        """
+        self._listen_on(self._buckets | (ALL_BUCKETS if streams is None else buckets_of(streams)))
+
+    def narrow(self, streams: Collection[str]) -> None:
+        """Stop listening on the channels that none of these streams needs. Raises :class:`DatabaseError`."""
+        self._listen_on(self._buckets & buckets_of(streams))
+
+    def _listen_on(self, buckets: frozenset[int]) -> None:
+        wanted = frozenset((self._control, *(channel(self._doorbell, bucket) for bucket in buckets)))
+        statements = [_listen(name) for name in sorted(wanted - self._channels)]
+        statements += [f'unlisten "{name}"' for name in sorted(self._channels - wanted)]
+        if statements:
+            self._run("; ".join(statements))
+        self._buckets, self._channels = buckets, wanted
+
+    def receive(self, timeout: float) -> tuple[list[str], bool]:
+        """Wait up to ``timeout`` seconds, or until :meth:`interrupt`. Returns the payloads, and whether others may be lost.
+
+        They may be lost in a full backlog, which drops the oldest, and while the names of the channels were replaced.
         Raises :class:`DatabaseUnavailable` if the session has ended.
         """
+        if self._connection.closed:
+            raise DatabaseUnavailable(_CLOSED)
         with translated():
             if not self._notifies:
-                try:
-                    wait_read(self._connection.fileno(), timeout=min(timeout, _POLL))
-                except TimeoutError:
-                    pass
+                self._wait(min(timeout, _POLL))
                 self._connection.poll()
-        # If the backlog is full, it may have dropped some.
-        lost = len(self._notifies) == BACKLOG
+        lost = self._missed or len(self._notifies) == BACKLOG
+        self._missed = False
         payloads = [notify.payload for notify in self._notifies if notify.channel in self._channels]
         self._notifies.clear()
         return payloads, lost
+
+    def _wait(self, timeout: float) -> None:
+        """Wait until bytes come, or :meth:`interrupt` is called, or has been since the last wait."""
+        if not self._wake.is_set():
+            self._readable.start(self._wake.set)
+            try:
+                self._wake.wait(timeout)
+            finally:
+                self._readable.stop()
+        self._wake.clear()
+
+    def interrupt(self) -> None:
+        """Have :meth:`receive` return, or the next one if none waits. For other greenlets; it never yields."""
+        self._wake.set()
 
     def hears(self, timeout: float = PROBE_TIMEOUT) -> bool:
         """Whether a probe notification comes back within ``timeout`` seconds. Behind a pooler in transaction mode, none does."""
@@ -143,10 +190,12 @@ class ListenSession:
         was_direct, self._is_direct = self._is_direct, pid == self.backend_pid
         if not (self._is_direct or was_direct or self.hears()):
             raise Deaf(self.cause)
-        channels = tuple(map(str, found))
-        if channels != self._channels:
-            former, self._channels = self._channels, channels
-            self._run("; ".join([*map(_listen, channels), *(f'unlisten "{name}"' for name in former)]))
+        doorbell, control = map(str, found)
+        if (doorbell, control) != (self._doorbell, self._control):
+            # Since the change, notifications were sent on channels on which this session does not listen.
+            self._missed = bool(self._doorbell)
+            self._doorbell, self._control = doorbell, control
+            self._listen_on(self._buckets)
 
     def _run(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         try:
@@ -158,11 +207,13 @@ class ListenSession:
                 self._pool.doubt()
             raise
         if self._connection.closed:
-            raise DatabaseUnavailable("PostgreSQL is not available: the LISTEN session was closed")
+            raise DatabaseUnavailable(_CLOSED)
         return rows
 
     def close(self) -> None:
         """End the session. Idempotent."""
+        self._readable.stop()
+        self._readable.close()
         self._connection.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic, time
 from typing import Protocol
 
@@ -38,11 +38,22 @@ _DEAF_PAUSE = 20.0  # seconds; a pooler in transaction mode rarely goes away by 
 
 
 class Session(Protocol):
-    """A session that hears notifications; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
+    """A session that hears wakes; :class:`pgbus_gevent.database.notifications.ListenSession` is one.
+
+    It hears control wakes, and those of the streams that it follows, perhaps among others. ``follow`` adds streams, or all streams
+    with None: from its return on, each of their wakes is heard. ``narrow`` says which streams are needed from now on; the others
+    need not be followed any more. ``receive`` waits, and returns the payloads that came and whether others may be lost.
+    ``interrupt`` makes it return early, or the next one if none waits; only this method is for other greenlets, and it never
+    yields. ``hears`` says whether a wake that is sent now arrives, ``cause`` the likely reason if not. ``ping`` returns if the
+    session lives. All methods but ``interrupt`` and ``close`` raise :class:`DatabaseError`.
+    """
 
     @property
     def cause(self) -> str: ...
+    def follow(self, streams: Collection[str] | None) -> None: ...
+    def narrow(self, streams: Collection[str]) -> None: ...
     def receive(self, timeout: float) -> tuple[list[str], bool]: ...
+    def interrupt(self) -> None: ...
     def hears(self) -> bool: ...
     def ping(self) -> None: ...
     def close(self) -> None: ...
@@ -112,6 +123,7 @@ class Listener:
         try:
             if not session.hears():
                 raise Deaf(session.cause)
+            session.follow(None)
         except BaseException:
             session.close()
             raise

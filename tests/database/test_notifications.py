@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from time import monotonic
 
+import gevent
 import pytest
-from database_parts import Proxy, opened_sessions, until
+from database_parts import NOTIFY, PATIENCE, Proxy, Session, opened_sessions, until
 
+from pgbus_gevent.core.buckets import bucket_of
 from pgbus_gevent.database import green, notifications
 from pgbus_gevent.database.notifications import ListenSession
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, Deaf
-
-RING = "select pg_notify((select doorbell from pgbus.channels()), %s)"
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,10 @@ def cooperative() -> None:
 
 
 def listening(url: str) -> ListenSession:
-    return ListenSession(url, connect_timeout=5.0, statement_timeout=10.0)
+    """Return a session that follows the stream ``s``."""
+    session = ListenSession(url, connect_timeout=5.0, statement_timeout=10.0)
+    session.follow(["s"])
+    return session
 
 
 def test_a_listen_session_hears_notifications_in_order(database: str) -> None:
@@ -29,7 +32,7 @@ def test_a_listen_session_hears_notifications_in_order(database: str) -> None:
         assert session.hears(5.0)
         sql = opener()
         for n in range(3):
-            sql.run(RING, str(n))
+            sql.run(NOTIFY, "s", str(n))
         sql.run("select pg_notify('other', 'x')")
         found: list[str] = []
         until(lambda: found.extend(session.receive(0.1)[0]) or len(found) >= 3, "three notifications come")
@@ -39,19 +42,136 @@ def test_a_listen_session_hears_notifications_in_order(database: str) -> None:
 def test_a_listen_session_follows_a_change_of_the_channels_at_its_next_ping(database: str) -> None:
     with closing(listening(database)) as session, opened_sessions(database) as opener:
         sql = opener()
-        former = sql.one("select doorbell from pgbus.channels()")
+        former = sql.one("select doorbell || '_' || pgbus._bucket('s') from pgbus.channels()")
         sql.call("change_channels")
         # The change is announced on the former control channel.
         assert session.receive(5.0) == (['["control"]'], False)
         session.ping()
         sql.run("select pg_notify(%s, 'from a sender with the former name')", former)
-        sql.run(RING, "x")
-        assert session.receive(5.0) == (["x"], False)
+        sql.run(NOTIFY, "s", "x")
+        # Others may have come between the change and the ping.
+        assert session.receive(5.0) == (["x"], True)
+
+
+def apart(count: int) -> list[str]:
+    """Return names of streams that have different buckets."""
+    found: dict[int, str] = {}
+    for n in range(1000):
+        found.setdefault(bucket_of(f"s{n}"), f"s{n}")
+    return list(found.values())[:count]
+
+
+def heard(session: ListenSession, sql: Session, *streams: str) -> list[str]:
+    """Notify about each stream, and return those that the session hears about."""
+    sql.run(CONTROLLED, "begin")
+    for stream in streams:
+        sql.run(NOTIFY, stream, stream)
+    sql.run(CONTROLLED, "end")
+    found: list[str] = []
+    until(lambda: found.extend(session.receive(0.1)[0]) or "end" in found, "the control channel is heard")
+    return found[found.index("begin") + 1 : found.index("end")]
+
+
+CONTROLLED = "select pg_notify((select control from pgbus.channels()), %s)"
+
+
+def test_a_session_hears_the_streams_that_it_follows_and_the_control_channel(database: str) -> None:
+    a, b, c = apart(3)
+    with (
+        opened_sessions(database) as opener,
+        closing(ListenSession(database, connect_timeout=5.0, statement_timeout=10.0)) as session,
+    ):
+        sql = opener()
+        assert heard(session, sql, a, b) == []
+        session.follow([a])
+        assert heard(session, sql, a, b) == [a]
+        session.follow([b])
+        assert heard(session, sql, a, b, c) == [a, b]
+        session.narrow([b, c])
+        assert heard(session, sql, a, b, c) == [b]
+        session.follow(None)
+        assert heard(session, sql, a, b, c) == [a, b, c]
+        session.narrow([])
+        assert heard(session, sql, a, b, c) == []
+
+
+def test_a_bucket_that_is_followed_costs_no_statement(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = apart(2)
+    with closing(listening(database)) as session:
+        session.follow([a, b])
+        monkeypatch.setattr(session, "_run", lambda *_: pytest.fail("a statement was sent"))
+        session.follow([b, a])
+        session.narrow(["s", b, a])
+
+
+def test_the_streams_are_followed_on_the_new_channels_too(database: str) -> None:
+    a, b = apart(2)
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        sql = opener()
+        session.narrow([])
+        session.follow([a])
+        sql.call("change_channels")
+        session.ping()
+        assert heard(session, sql, a, b) == [a]
+
+
+def test_a_notification_between_the_listen_and_the_next_wait_is_heard(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        session.narrow([])
+        session.follow(["s"])
+        opener().run(NOTIFY, "s", "x")
+        assert session.receive(PATIENCE) == (["x"], False)
+
+
+# interrupt
+
+
+def test_a_wait_is_interrupted_by_another_greenlet(database: str) -> None:
+    with closing(listening(database)) as session:
+        waiting = gevent.spawn(session.receive, PATIENCE)
+        until(session._wake.linkcount, "it waits")
+        began = monotonic()
+        session.interrupt()
+        assert waiting.get(timeout=PATIENCE) == ([], False)
+        assert monotonic() - began < 0.9, "it is not the end of the longest wait that made it return"
+
+
+def test_an_interrupt_before_the_wait_is_not_lost(database: str) -> None:
+    with closing(listening(database)) as session:
+        session.interrupt()
+        session.interrupt()
+        began = monotonic()
+        session.receive(PATIENCE)
+        assert monotonic() - began < 0.9
+        session.receive(0.01)  # nothing is left of it
+        assert not session._wake.is_set()
+
+
+def test_an_interrupt_during_a_statement_ends_the_next_wait(database: str) -> None:
+    with closing(listening(database)) as session:
+        asking = gevent.spawn(session._run, "select pg_sleep(0.1)")
+        gevent.sleep(0.02)
+        session.interrupt()
+        asking.get(timeout=PATIENCE)
+        began = monotonic()
+        session.receive(PATIENCE)
+        assert monotonic() - began < 0.9
+
+
+def test_interrupts_and_notifications_that_come_together_lose_neither(database: str) -> None:
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        sql, found = opener(), list[str]()
+        for n in range(100):
+            session.interrupt()
+            sql.run(NOTIFY, "s", str(n))
+            session.interrupt()
+            until(lambda: found.extend(session.receive(1.0)[0]) or str(n) in found, "the notification comes")  # noqa: B023
+        assert found == [str(n) for n in range(100)]
 
 
 def test_notifications_that_come_with_the_answer_to_a_ping_are_not_lost(database: str) -> None:
     with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run(RING, "x")
+        opener().run(NOTIFY, "s", "x")
         session.ping()
         assert session.receive(1.0) == (["x"], False)
 
@@ -75,9 +195,7 @@ def test_a_listen_session_that_was_ended_says_so(database: str) -> None:
 def test_a_full_backlog_of_notifications_is_reported(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgbus_gevent.database.notifications.BACKLOG", 10)
     with closing(listening(database)) as session, opened_sessions(database) as opener:
-        opener().run(
-            "select count(pg_notify(c.doorbell, n::text)) from pgbus.channels() c cross join generate_series(1, 50) n"
-        )
+        opener().run("select count(pgbus._notify_stream('s', n::text)) from generate_series(1, 50) n")
         session.ping()
         payloads, lost = session.receive(1.0)
         assert lost and payloads == [str(n) for n in range(41, 51)]

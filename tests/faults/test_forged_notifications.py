@@ -13,6 +13,7 @@ import pytest
 from support import Serving, get, reasons, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.buckets import bucket_of, channel
 from pgbus_gevent.messages import MAX_ID
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import listener
@@ -43,9 +44,9 @@ def stranger(pgbus_database: str, connection: Any) -> Iterator[Any]:
     run(connection, f"drop role {role}")
 
 
-def doorbell(connection: Any) -> str:
-    """The channel's name, which an attacker may have learnt."""
-    return str(run(connection, "select doorbell from pgbus.channels()")[0][0])
+def doorbell(connection: Any, stream: str = "orders") -> str:
+    """The name of the channel of a stream's bucket, which an attacker may have learnt."""
+    return channel(str(run(connection, "select doorbell from pgbus.channels()")[0][0]), bucket_of(stream))
 
 
 def notify(connection: Any, channel: str, *payload: Any) -> None:
@@ -161,7 +162,7 @@ def test_a_large_ephemeral_message_reaches_only_the_stream_that_it_was_published
     pgbus_bus.stream("private").broadcast("secret" * 3000, ephemeral=True)
     until(lambda: data(private), "its own stream gets it")
     [(number,)] = run(connection, "select id from pgbus.ephemerals")
-    notify(connection, doorbell(connection), "large", "public", number)
+    notify(connection, doorbell(connection, "public"), "large", "public", number)
     pgbus_bus.stream("public").broadcast("after", ephemeral=True)
     until_last(public, "after")
     assert data(public) == ["after"]

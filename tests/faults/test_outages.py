@@ -12,6 +12,7 @@ from typing import Literal
 import gevent
 import psycopg2
 import pytest
+from database_parts import NOTIFY, listen_to_all
 from support import connect, get, received, run, serve_process, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
@@ -85,7 +86,7 @@ def test_a_notification_that_is_false_or_broken_costs_nothing(
         orders = pgbus_bus.stream("orders")
         orders.broadcast("before")
         client = server.live("orders")
-        run(connection, "select pg_notify((select doorbell from pgbus.channels()), %s)", damage)
+        run(connection, NOTIFY, "orders", damage)
         orders.broadcast("after")
         assert client.next().data == "after"
         assert client.quiet(0.1)
@@ -133,7 +134,7 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
         clients = [connect(server.url, stream) for stream in streams]
         for client in clients:
             client.next("pgbus:connected", timeout=20)
-        run(connection, f'listen "{run(connection, "select doorbell from pgbus.channels()")[0][0]}"')
+        run(connection, listen_to_all(*run(connection, "select doorbell, control from pgbus.channels()")[0]))
         publishers = [gevent.spawn(publish, n) for n in range(64)]
         gevent.joinall(publishers, raise_error=True, timeout=60)
         stopped = max(publisher.value or 0.0 for publisher in publishers)

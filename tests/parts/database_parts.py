@@ -22,6 +22,7 @@ from gevent.greenlet import Greenlet
 from gevent.server import StreamServer
 from gevent.socket import wait_read
 
+from pgbus_gevent.core.buckets import ALL_BUCKETS, channel
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.databases import TestDatabases
@@ -29,6 +30,9 @@ from pgbus_gevent.testing.databases import TestDatabases
 PATIENCE = 20.0
 BELL = 1885823596
 """The first number of the advisory locks of the two doorbells; the second is 0 or 1."""
+
+NOTIFY = "select pg_notify((select doorbell from pgbus.channels()) || '_' || pgbus._bucket(%s), %s)"
+"""A statement that notifies the workers that serve a stream, with a payload."""
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
@@ -153,18 +157,23 @@ def is_waiting(watcher: Session, waiter: Session) -> bool:
     return bool(watcher.one("select cardinality(pg_blocking_pids(%s))", waiter.pid))
 
 
+def listen_to_all(doorbell: str, control: str) -> str:
+    """Return a statement that listens on every channel."""
+    return "; ".join(f'listen "{name}"' for name in (control, *(channel(doorbell, n) for n in ALL_BUCKETS)))
+
+
 class Ear:
-    """A session that listens."""
+    """A session that listens on all channels."""
 
     def __init__(self, session: Session) -> None:
         self._connection = session.connection
         self._heard: list[str] = []
-        session.run(f'listen "{session.one("select doorbell from pgbus.channels()")}"')
+        session.run(listen_to_all(*session.run("select doorbell, control from pgbus.channels()")[0]))
 
     def heard_until(self, speaker: Session, timeout: float = PATIENCE) -> list[str]:
         """Return the payloads since the last call, up to a mark that ``speaker`` sends now."""
         mark = f"mark {monotonic()}"
-        speaker.run("select pg_notify((select doorbell from pgbus.channels()), %s)", mark)
+        speaker.run(NOTIFY, "any", mark)
         end = monotonic() + timeout
         while mark not in self._heard:
             assert monotonic() < end, f"the mark did not come within {timeout:g} s, only {self._heard}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
 
 import gevent
@@ -46,6 +46,9 @@ class Session:
     @property
     def cause(self) -> str:
         return "a pooler in transaction mode"
+
+    def follow(self, streams: Collection[str] | None) -> None:
+        pass
 
     def hears(self) -> bool:
         breathe()

@@ -406,6 +406,9 @@ a prepared transaction, which has no process. A single look may list a session t
 -- LISTEN and NOTIFY need no right. Any role that knows the name of a channel can hear what is sent there, and send.
 -- So the names are secrets: only the owner reads this table, and workers call pgbus.channels(). `home` identifies the
 -- database that the names were made for, so that a copy of it, by a dump or from a template, makes names of its own.
+--
+-- The doorbell has 64 channels, `<doorbell>_0` to `<doorbell>_63`, one for each bucket of streams. A worker listens only
+-- on those of the streams that it serves, and on `control`, which every worker hears.
 create table pgbus.channel_names (
   single    boolean primary key default true check (single),
   home      text not null,
@@ -430,9 +433,18 @@ end
 $$;
 
 comment on function pgbus.channels() is
-'Returns the names of the two channels that a worker listens on: doorbell, for messages, and control, for revocations
-and changed names. The names are secrets. In a copy of the database the first call makes new ones, unless the
-transaction is read-only.';
+'Returns the names of the channels that a worker listens on: doorbell, which with an underscore and the number of a
+bucket names the channel for the messages of its streams, and control, for revocations and changed names. The names are
+secrets. In a copy of the database the first call makes new ones, unless the transaction is read-only.';
+
+-- The bucket of a stream, from 0 to 63: the first byte of the hash of its name, without the highest two bits.
+-- pgbus_gevent/core/buckets.py computes the same. SHA-256, because a server in FIPS mode refuses MD5.
+create function pgbus._bucket(stream text) returns integer
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+  return get_byte(sha256(convert_to(stream, 'UTF8')), 0) & 63;
+end
+$$;
 
 create function pgbus.change_channels() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -450,7 +462,7 @@ end
 $$;
 
 comment on function pgbus.change_channels() is
-'Gives both channels new random names; for the owner, after the names have leaked. Workers are notified on the old
+'Gives the channels new random names; for the owner, after the names have leaked. Workers are notified on the old
 control channel, and also ask for the names every few seconds.';
 
 -- Identifies this database of this cluster.

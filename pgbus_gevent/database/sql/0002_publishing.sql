@@ -285,7 +285,6 @@ declare
   may     boolean;
   moved   text;
   payload text;
-  channel text;
   ignored text;
 begin
   -- First, because it waits for the locks of other streams. If it held a bell meanwhile, no other transaction could
@@ -309,11 +308,11 @@ begin
       payload := json_build_array('message', new.stream, new.msg_id, new.prev_id, date_part('epoch', new.created_at), new.event,
                                   new.data, new.visible_to, new.exclude);
     end if;
-    if payload is null or octet_length(payload) > 7900 then
-      payload := pgbus._moved_payload(new.stream, moved);
+    if octet_length(payload) <= 7900 then
+      ignored := pgbus._notify_stream(new.stream, payload);
+    else
+      ignored := pgbus._notify_moved(new.stream, moved);
     end if;
-    select c.doorbell into channel from pgbus.channel_names c;
-    ignored := pg_notify(channel, payload);
   end if;
   -- Without this, messages that are appended after SET CONSTRAINTS ... IMMEDIATE would never ring.
   ignored := set_config('pgbus.ring', '', true);
@@ -360,25 +359,52 @@ create function pgbus._can_notify() returns boolean
 language sql volatile
 return pg_notification_queue_usage() < 0.5;
 
--- The payload of a ring that does not carry its message: the streams that moved, or only that some did.
-create function pgbus._moved_payload(stream text, moved text) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+-- Notifies the workers that serve a stream. Every notification about a stream is sent here. The caller has asked
+-- _can_notify.
+create function pgbus._notify_stream(stream text, payload text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  payload text;
+  channel text;
+  ignored text;
+begin
+  select c.doorbell into channel from pgbus.channel_names c;
+  ignored := pg_notify(channel || '_' || pgbus._bucket(stream), payload);
+end
+$$;
+
+-- Notifies for a ring that does not carry its message: on the channel of each bucket, the streams that moved. If they
+-- are too many to name, all workers are notified, on the control channel, that some streams moved.
+create function pgbus._notify_moved(stream text, moved text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
   names   text[];
+  bucket  record;
+  ignored text;
 begin
   if right(moved, 1) <> '*' then
     names := string_to_array(rtrim(moved, chr(10)), chr(10));
     if stream <> all (names) then
       names := stream || names;
     end if;
-    payload := to_json(array_prepend('moved', names));
-    -- Quoting makes names longer that contain many quotes.
-    if octet_length(payload) <= 7900 then
-      return payload;
+    if cardinality(names) = 1 then
+      ignored := pgbus._notify_stream(names[1], json_build_array('moved', names[1])::text);
+      return;
     end if;
+    for bucket in
+      select min(n.name) as name, to_json(array_prepend('moved', array_agg(n.name)))::text as payload
+      from unnest(names) as n (name)
+      group by pgbus._bucket(n.name)
+    loop
+      if octet_length(bucket.payload) <= 7900 then
+        ignored := pgbus._notify_stream(bucket.name, bucket.payload);
+      else
+        moved := '*';  -- quoting makes names longer that contain many quotes
+      end if;
+    end loop;
   end if;
-  return '["moved"]';
+  if right(moved, 1) = '*' then
+    perform pg_notify(c.control, '["moved"]') from pgbus.channel_names c;
+  end if;
 end
 $$;
 
@@ -563,7 +589,6 @@ declare
   number  bigint := nextval('pgbus.ephemeral_ids');
   payload text;
   told    bigint;
-  channel text;
   ignored text;
 begin
   if pgbus._good_message(stream, data, event, visible_to, exclude, null) is not true then
@@ -601,8 +626,7 @@ begin
   if told < coalesce(nullif(current_setting('max_notify_queue_pages', true), '')::bigint, 1048576) * 2048
      and pgbus._can_notify() then
     ignored := set_config('pgbus.told', told::text, true);
-    channel := (select c.doorbell from pgbus.channel_names c);
-    ignored := pg_notify(channel, payload);
+    ignored := pgbus._notify_stream(stream, payload);
   end if;
 end
 $$;
