@@ -1,4 +1,4 @@
-"""The questions and answers of the streamer's reads."""
+"""The questions and answers of the streamer's reads, and of the steward."""
 
 from __future__ import annotations
 
@@ -79,3 +79,16 @@ class EphemeralRow(NamedTuple):
     data: str
     visible_to: str | None
     exclude: str | None
+
+
+class DutyAnswer(NamedTuple):
+    """The answer to a worker that asks for the steward. ``leads`` says whether that worker is the steward.
+
+    ``age`` is how many seconds ago the steward gave its last sign (None: there is none), and ``rings`` says whether it rings for
+    messages that did not ring. ``company`` says whether there are other workers that hear.
+    """
+
+    leads: bool
+    age: float | None
+    rings: bool
+    company: bool

@@ -20,6 +20,7 @@ from .presence import PresenceQueries
 from .pruning import Pruning
 from .queries import Queries
 from .schema import check, check_serving
+from .stewardship import Stewardship
 
 __all__ = ["Database"]
 
@@ -61,6 +62,7 @@ class Database:
         self.queries = Queries(self.pool)
         self.presence = PresenceQueries(self.pool)
         self.fleet = Fleet(self.pool)
+        self.stewardship = Stewardship(self.pool)
         self.operators = OperatorQueries(self.pool)
         self.pruning = Pruning(
             self.pool, Retention(settings.retention, settings.retention_patterns, settings.forget_after)

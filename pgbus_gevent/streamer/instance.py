@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -36,6 +37,7 @@ from .reader import Reader
 from .revocations import Rechecks, Revocations
 from .roll_call import RollCall
 from .starting import Shared
+from .steward import Steward
 from .sweeper import Sweeper
 from .task import Task
 from .turns import breathe
@@ -88,10 +90,10 @@ class Instance:
             # gevent.Timeout is not an Exception. A handler that waits, though it must not, may raise one.
             events=events or Events(clock=monotonic, catch=(Exception, gevent.Timeout)),
         )
-        self._build()
+        self._build(read_only)
         self._add_tasks(read_only)
 
-    def _build(self) -> None:
+    def _build(self, read_only: bool) -> None:
         """Make the parts. Each is given the board and, if it needs it, the database."""
         settings, database, board = self.settings, self.database, self.board
         identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
@@ -131,6 +133,7 @@ class Instance:
             database.queries, board, page_size=settings.page_size, ring_messages=settings.ring_messages
         )
         self.sweeper = Sweeper(database.queries, board, interval=settings.catch_up_interval)
+        self.steward = Steward(database.stewardship, board, may_lead=not read_only)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
         self.listener = Listener(database, board)
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
@@ -147,6 +150,7 @@ class Instance:
         for n in range(settings.readers):
             self._add_task(f"reader-{n}", self.reader.run)
         self._add_task("sweeper", self.sweeper.run)
+        self._add_task("steward", self.steward.run)
         self._add_task("revocations", self.revocations.run)
         self._add_task("pulse", self.pulse.run)
         if not read_only:
@@ -158,6 +162,9 @@ class Instance:
             self._add_task("listener", self.listener.run)
         if settings.prune_interval and not read_only:
             self._add_task("pruner", self.pruner.run)
+        if not read_only:
+            for duty in self.steward.duties:
+                self._add_task(f"duty-{duty.name}", partial(self.steward.do_duty, duty))
 
     def _add_task(self, name: str, target: Callable[[], None]) -> None:
         self.tasks[name] = Task(name, target, on_failure=self._failed)

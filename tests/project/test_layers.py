@@ -267,7 +267,7 @@ def test_the_parts_of_the_streamer_do_not_import_one_another() -> None:
 LONGEST_BODY = 60
 """The most lines of a function's body, without its docstring."""
 
-MOST_CALLABLES = 25
+MOST_CALLABLES = 26
 """The most callables that are passed through constructors in streamer/. docs/architecture.md states how many there are."""
 
 

@@ -15,6 +15,7 @@
 --   1885823600  'pgbp'  changing the presence at a stream; the second integer is _lock_number(stream)
 --   1885823598  'pgbn'  removing messages: one transaction of the database at a time
 --   1885823597  'pgbm'  migrating
+--   1885823588  'pgbd'  becoming the steward, whose duties are in 0006_fleet.sql
 --
 -- Speed. Publishers call some of these functions thousands of times a second. Their bodies are assignments and
 -- conditions of PL/pgSQL where possible, which do without the executor that PERFORM and SELECT start. PL/pgSQL
@@ -386,7 +387,7 @@ begin
     left join pg_prepared_xact() p on p.transaction = t.transactionid
     where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid is distinct from pg_backend_pid()
           and l.database = (select d.oid from pg_database d where d.datname = current_database())
-          and l.classid in (1885823603, 1885823596, 1885823597, 1885823598, 1885823600)
+          and l.classid in (1885823603, 1885823588, 1885823596, 1885823597, 1885823598, 1885823600)
           and not exists (
             select from pg_locks r
             where coalesce(r.pid::text, r.virtualtransaction) = coalesce(l.pid::text, l.virtualtransaction)

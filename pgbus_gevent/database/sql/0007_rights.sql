@@ -36,8 +36,8 @@ begin
   execute format('grant select, insert, delete on pgbus.operator_sessions, pgbus.token_guesses to %I', grantee);
   perform pgbus._grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
-    array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control', '_presence_record', 'presence_touch_many',
-          'presence_sweep', 'squatters']);
+    array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control', '_duty', '_leave_duty',
+          '_presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
 end
 $$;
 

@@ -1,0 +1,194 @@
+"""The steward of the workers: who leads, who takes over, and when the duties are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import gevent
+import pytest
+from database_parts import Session, opened_sessions
+from streamer_parts import make_board, wait_until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.board import Board
+from pgbus_gevent.core.rows import DutyAnswer
+from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.streamer import steward as steward_module
+from pgbus_gevent.streamer.steward import LEASE, Steward
+
+
+class Office:
+    """The election, in memory. ``answer`` is the answer to every question; if it is None, the database is away."""
+
+    def __init__(self, *, leads: bool = True, age: float | None = 0.0) -> None:
+        self.answer: DutyAnswer | None = DutyAnswer(leads, age, rings=False, company=False)
+        self.asked = 0
+        self.left = 0
+        self.takes = 0.0
+
+    def duty(self, me: int, *, may_lead: bool, lease: float, hears: bool, rings: bool) -> DutyAnswer:
+        self.asked += 1
+        self.lease = lease
+        gevent.sleep(self.takes)
+        if self.answer is None:
+            raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
+        return self.answer
+
+    def leave_duty(self, me: int) -> None:
+        self.left += 1
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steward_module, "RENEW", 0.01)
+    monkeypatch.setattr(steward_module, "ASK", (0.01, 0.02))
+
+
+@contextmanager
+def running(part: Steward) -> Iterator[gevent.Greenlet[..., None]]:
+    greenlet = gevent.spawn(part.run)
+    try:
+        yield greenlet
+    finally:
+        greenlet.kill()
+
+
+def hearing() -> Board:
+    board = make_board()
+    board.listening.set()
+    return board
+
+
+def test_a_worker_leads_for_the_length_of_a_lease_from_its_question_on() -> None:
+    now = 100.0
+    office = Office()
+    part = Steward(office, hearing(), clock=lambda: now)
+    with running(part):
+        wait_until(lambda: part.leads)
+        office.answer = None
+        now += LEASE - 0.1
+        assert part.leads
+        now += 0.2
+        assert not part.leads, "another worker may have taken its place"
+
+
+def test_a_slow_answer_does_not_prolong_a_lease() -> None:
+    now = 100.0
+    office = Office()
+    office.takes = 0.05
+    part = Steward(office, hearing(), clock=lambda: now)
+    with running(part):
+        wait_until(lambda: office.asked == 1)
+        now += LEASE + 0.1
+        wait_until(lambda: office.asked == 2)
+        assert not part.leads
+
+
+def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None:
+    office = Office(leads=False)
+    board = hearing()
+    with running(Steward(office, board)):
+        wait_until(lambda: office.asked > 0)
+        assert office.lease == LEASE
+        board.listening.clear()
+        wait_until(lambda: office.lease == steward_module.DEAF_LEASE)
+
+
+def test_others_know_when_the_steward_gave_its_last_sign() -> None:
+    office = Office(leads=False, age=0.5)
+    part = Steward(office, hearing(), clock=lambda: 100.0)
+    assert part.seen is None
+    with running(part):
+        wait_until(lambda: part.seen == 99.5)
+        assert not part.leads
+    assert office.left == 0
+
+
+def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steward_module, "ASK", (0.7, 2.0))
+    board = hearing()
+    part = Steward(Office(), board)
+    assert part._ask_interval == 0.7
+    board.workers = 50
+    assert part._ask_interval == 1.0
+    board.workers = 200
+    assert part._ask_interval == 2.0
+
+
+def test_a_steward_that_is_stopped_gives_its_lease_back() -> None:
+    office = Office()
+    part = Steward(office, hearing())
+    with running(part):
+        wait_until(lambda: part.leads)
+    assert office.left == 1
+    assert not part.leads
+
+
+def test_duties_are_done_while_the_worker_leads_and_errors_do_not_end_them() -> None:
+    office = Office(leads=False)
+    part = Steward(office, hearing())
+    done: list[float] = []
+
+    def work() -> None:
+        done.append(monotonic())
+        if len(done) == 1:
+            raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
+
+    part.add_duty("tidy", work, 0.02)
+    with running(part):
+        greenlet = gevent.spawn(part.do_duty, part.duties[0])
+        wait_until(lambda: office.asked > 5)
+        gevent.sleep(0.05)
+        assert done == []
+        office.answer = DutyAnswer(leads=True, age=0.0, rings=False, company=False)
+        wait_until(lambda: len(done) >= 3)
+        office.answer = DutyAnswer(leads=False, age=0.0, rings=False, company=False)
+        wait_until(lambda: not part.leads)
+        before = len(done)
+        gevent.sleep(0.1)
+        assert len(done) <= before + 1, "at most the one that was under way"
+        greenlet.kill()
+
+
+def test_of_several_workers_one_leads_and_the_next_one_takes_over_from_a_dead_one(pgbus_bus: Bus) -> None:
+    parts = [Steward(pgbus_bus.database.stewardship, hearing()) for _ in range(4)]
+    greenlets = [gevent.spawn(part.run) for part in parts]
+    try:
+        wait_until(lambda: all(part.seen for part in parts))
+        assert sum(part.leads for part in parts) == 1
+        first = next(part for part in parts if part.leads)
+        # As a killed process does: it gives nothing back.
+        first._leave = lambda: None  # type: ignore[method-assign]
+        greenlets[parts.index(first)].kill()
+        died = monotonic()
+        wait_until(lambda: any(part.leads for part in parts if part is not first))
+        assert monotonic() - died < 2.0
+        assert sum(part.leads for part in parts if part is not first) == 1
+    finally:
+        gevent.killall(greenlets)
+
+
+def test_a_worker_takes_over_at_once_from_one_that_was_shut_down(pgbus_bus: Bus) -> None:
+    first, second = (Steward(pgbus_bus.database.stewardship, hearing()) for _ in range(2))
+    with running(first):
+        wait_until(lambda: first.leads)
+        with running(second):
+            wait_until(lambda: second.seen is not None)
+    with running(second):
+        began = monotonic()
+        wait_until(lambda: second.leads)
+        assert monotonic() - began < LEASE / 2
+
+
+def test_the_election_recovers_if_a_failover_takes_the_sequences_back(pgbus_bus: Bus) -> None:
+    with opened_sessions(pgbus_bus.database.url) as sessions:
+        session: Session = sessions()
+        part = Steward(pgbus_bus.database.stewardship, hearing())
+        with running(part):
+            wait_until(lambda: part.leads)
+            # To a steward of former times, whose number nobody has.
+            session.run("select setval('pgbus.steward', 7), setval('pgbus.steward_sign', 4003)")
+            wait_until(lambda: session.one("select pg_sequence_last_value('pgbus.steward')") != 7)
+            wait_until(lambda: part.leads)
