@@ -92,3 +92,20 @@ class DutyAnswer(NamedTuple):
     age: float | None
     rings: bool
     company: bool
+
+
+class Mark(NamedTuple):
+    """How far revocations have been read: all those of the transactions below ``xid``.
+
+    The number means something only in ``home``, which is one run of a server on one file of the table.
+    """
+
+    home: str
+    xid: int
+
+
+class Revoked(NamedTuple):
+    """Revocations, each with its id and the owner, and the mark up to which all have been read now."""
+
+    rows: list[tuple[int, str]]
+    mark: Mark

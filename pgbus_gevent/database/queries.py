@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg2.extensions as ext
 
-from ..core.rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
+from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, Row, TailRow
 from ..messages import Message
-from . import batch
+from . import batch, revocations
 from .patience import READ, Patience
 from .pool import Pool
 from .session_settings import OWN_SEARCH_PATH
@@ -235,14 +236,13 @@ class Queries:
 
     # the streamer's reads
 
-    def revocations(self) -> list[tuple[int, str]]:
-        """Return the revocations of the last ten minutes, as (number, owner), oldest first."""
-        rows = self._all(
-            "select id, owner from pgbus.revocations where revoked_at > clock_timestamp() - interval '10 minutes'"
-            " order by revoked_at",
-            read="revocations",
-        )
-        return [(int(id), str(owner)) for id, owner in rows]
+    def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked:
+        """Return the revocations of the transactions that had not ended at the mark ``after``.
+
+        The revocations of the last ten minutes come too with ``recent``, and alone if there is no mark, or if the mark does not
+        count any more, because the server was replaced or restarted, or the table was restored.
+        """
+        return revocations.read(partial(self._all, read="revocations"), after, recent=recent)
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
         """Return the newest id of all streams, or 0, and the newest ids of the streams whose newest id differs from the given head.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+from time import monotonic
 from typing import Protocol
 
 import gevent
 
 from ..core.board import Board
 from ..core.retries import Trouble
+from ..core.rows import Mark, Revoked
 from ..errors import DatabaseError
 from .clients import Clients
 
@@ -17,18 +19,25 @@ logger = logging.getLogger("pgbus_gevent.revocations")
 
 _LEAST_PAUSE = 0.02  # seconds between two questions, so that many revocations at once are found by one
 
+AGAIN = 300.0
+"""Seconds after which the revocations of the last ten minutes are read again, whatever the marks say."""
+
+AGAIN_UNHEARD = 60.0
+"""The same while no notifications are heard. Then nothing tells that a crash has taken the numbers of transactions back."""
+
 
 class Source(Protocol):
-    """The query that it needs: the recent revocations, each with an id and an owner."""
+    """The query that it needs; :class:`pgbus_gevent.database.queries.Queries` has it."""
 
-    def revocations(self) -> list[tuple[int, str]]: ...
+    def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked: ...
 
 
 class Revocations:
     """The greenlet that reads revocations from the database; :meth:`run` is its loop.
 
     It reads after a control notification, when the listener has a new session, and otherwise after ``interval`` seconds, because
-    a notification may be lost.
+    a notification may be lost. It reads what is new since its last mark. With a new session, and now and then, it reads the
+    last ten minutes again, because the server may be another one.
     """
 
     def __init__(self, source: Source, board: Board, clients: Clients, *, interval: float) -> None:
@@ -36,31 +45,50 @@ class Revocations:
         self._board = board
         self._clients = clients
         self._interval = interval
-        # None before the first read. The revocations of that read are older than every connection of this worker.
-        self._seen: set[int] | None = None
+        self._mark: Mark | None = None
+        # The revocations that were read in the last minutes. Without it, a second read would end the connections with which the
+        # owner came back since.
+        self._seen: set[int] = set()
+        self._resyncs = board.resyncs
+        self._recent_at = 0.0
 
     def run(self) -> None:
         """Read revocations and end connections, for ever."""
         trouble = Trouble(logger, "cannot look for revoked connections, trying again: %s")
         while True:
             try:
-                self._check()
+                self.check(monotonic())
                 trouble.ends()
             except DatabaseError as error:
                 trouble.begins(error)
             gevent.sleep(_LEAST_PAUSE)
             self._board.control.wait(self._board.until_next(self._interval) * random.uniform(0.75, 1.0))
 
-    def _check(self) -> None:
+    def check(self, now: float) -> None:
+        """Read revocations once, and end the connections of their owners. ``now`` is in monotonic seconds."""
         # Cleared before the statement. A control notification that comes while it runs sets the flag, for the next check.
         self._board.control.clear()
-        found = self._source.revocations()
-        for id, owner in found:
-            if self._seen is not None and id not in self._seen:
-                number = self._clients.end_owner(owner)
-                if number:
-                    logger.info("closed %d connections of owner %r: revoked", number, owner)
-        self._seen = {id for id, _ in found}
+        resyncs = self._board.resyncs
+        recent = resyncs != self._resyncs or now >= self._recent_at
+        found = self._source.revocations(self._mark, recent=recent)
+        # The revocations of the first read are older than every connection of this worker.
+        if self._mark is not None:
+            for id, owner in dict(found.rows).items():
+                if id not in self._seen:
+                    self._end(owner)
+        ids = {id for id, _ in found.rows}
+        if recent or self._mark is None or self._mark.home != found.mark.home:
+            self._seen = ids
+            self._recent_at = now + (AGAIN if self._board.listening.is_set() else AGAIN_UNHEARD)
+        else:
+            self._seen |= ids
+        self._mark = found.mark
+        self._resyncs = resyncs
+
+    def _end(self, owner: str) -> None:
+        number = self._clients.end_owner(owner)
+        if number:
+            logger.info("closed %d connections of owner %r: revoked", number, owner)
 
 
 _PAUSE = 1.0  # seconds until a worker without connections looks for some again

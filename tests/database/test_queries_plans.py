@@ -75,7 +75,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "read_after": lambda q: [q.read_after(s, after, 30) for s in EACH for after in (0, 2**50)],
         "ping": lambda q: q.ping(),
         "disconnect": lambda q: q.disconnect("ada"),
-        "revocations": lambda q: q.revocations(),
+        "revocations": lambda q: q.revocations(q.revocations().mark, recent=True),
         "moved": lambda q: [q.moved(dict.fromkeys(EACH, head)) for head in (0, 2**50)],
         "inventory": lambda q: q.inventory([(s, q.newest - 30, q.newest) for s in EACH]),
         "tail": lambda q: [q.tail(q.newest - 20, holes, EACH, limit=30) for holes in ([], [q.newest - 25, q.newest + 7])],
@@ -233,8 +233,10 @@ class Explained(Session):
 
 def nested(text: str) -> bool:
     """Whether a statement only touches the pages of its nested statements, which are explained separately."""
-    return (text.startswith("select pgbus.") and "from" not in text) or " from pgbus.squatters() " in " ".join(
-        text.split()
+    words = " ".join(text.split())
+    # Besides, the first call of `_beat` in a session reads the catalog for all the functions that it calls.
+    return (text.startswith("select pgbus.") and "from" not in text) or any(
+        f" from pgbus.{function}(" in words for function in ("squatters", "_beat")
     )
 
 
