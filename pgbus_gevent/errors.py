@@ -13,6 +13,7 @@
     │   └── TokenExpired
     ├── DatabaseError                       PostgreSQL refused a statement, or could not be reached
     │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
+    │   ├── RedisUnavailable                Redis was not reached, went away, or has no relay
     │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
     │   ├── PoolTimeout                     every pooled connection stayed busy
     │   ├── SchemaTooNew                    the schema belongs to a newer release and does not support this one
@@ -91,6 +92,10 @@ class DatabaseError(PgbusError):
 
 class DatabaseUnavailable(DatabaseError):
     """PostgreSQL was not reached, went away, or did not answer in time. The statement may or may not have been executed."""
+
+
+class RedisUnavailable(DatabaseError):
+    """Redis was not reached, went away, refused a command, or no relay publishes there. Nothing is lost: PostgreSQL is asked."""
 
 
 class Deaf(DatabaseError):

@@ -26,6 +26,7 @@ FLOORS = {
     "turbo": 4,
     "core": 2,
     "database": 3,
+    "redis": 3,
     "streamer": 4,
     "publishing": 4,
     "bus": 5,
@@ -241,6 +242,17 @@ def test_only_the_database_folder_imports_the_driver() -> None:
         if not relative(path).startswith(("database/", *DRIVER))
         for found in imports(path)
         if any(name.split(".")[0] in {"psycopg2", "psycogreen"} for name in found.foreign)
+    ]
+    assert wrong == []
+
+
+def test_only_the_redis_folder_imports_redis() -> None:
+    wrong = [
+        found
+        for path in sources()
+        if not relative(path).startswith("redis/")
+        for found in imports(path)
+        if any(name.split(".")[0] == "redis" for name in found.foreign)
     ]
     assert wrong == []
 

@@ -1,0 +1,164 @@
+"""Connections to the servers of Redis, and the question which server has what.
+
+Of redis-py, only the connections are used. Its client for sharded channels has lost subscriptions silently when a node failed over
+or a slot moved. Here, each node has one connection, and any surprise ends the session, so that everything is asked anew.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.connection import Connection, SSLConnection
+from redis.crc import key_slot
+from redis.exceptions import RedisError, ResponseError
+
+from ..errors import RedisUnavailable
+from .urls import Address, RedisURL
+
+Command = tuple[str | bytes | int, ...]
+
+_ALL_SLOTS = 0, 16383
+
+TIMEOUT = 3.0
+"""Seconds for connecting to a server, and for each answer."""
+
+
+@contextmanager
+def translated(where: object) -> Iterator[None]:
+    """Raise :class:`RedisUnavailable` for every error of redis-py and of the socket."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise RedisUnavailable(f"Redis at {where} is not available: {error}") from error
+
+
+class Link:
+    """One connection to one server. Two greenlets may use it, if one only sends and the other only reads."""
+
+    def __init__(self, url: RedisURL, address: Address, *, sentinel: bool = False) -> None:
+        self.address = address
+        self.where = f"{address[0]}:{address[1]}"
+        options: dict[str, Any] = {
+            "host": address[0],
+            "port": address[1],
+            "socket_timeout": TIMEOUT,
+            "socket_connect_timeout": TIMEOUT,
+            "socket_keepalive": True,
+            "protocol": 2,
+            "username": url.sentinel_username if sentinel else url.username,
+            "password": url.sentinel_password if sentinel else url.password,
+            "db": 0 if sentinel else url.db,
+        }
+        if url.tls:
+            options |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": url.ca_file}
+        kind: Any = SSLConnection if url.tls else Connection
+        self._connection = kind(**options)
+        with translated(self.where):
+            self._connection.connect()
+
+    def send(self, commands: Iterable[Command]) -> None:
+        """Send commands, without waiting for the answers."""
+        with translated(self.where):
+            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+
+    def read(self) -> Any:
+        """Return the next answer; an error reply is returned as a ``ResponseError``."""
+        with translated(self.where):
+            try:
+                return self._connection.read_response()
+            except ResponseError as error:
+                return error
+
+    def wait(self, timeout: float) -> bool:
+        """Return whether something came within ``timeout`` seconds."""
+        with translated(self.where):
+            return bool(self._connection.can_read(timeout))
+
+    def ask(self, *commands: Command) -> list[Any]:
+        """Send commands in one go and return their answers; error replies are among them."""
+        self.send(commands)
+        return [self.read() for _ in commands]
+
+    def one(self, *command: str | bytes | int) -> Any:
+        """Send one command and return its answer. Raises :class:`RedisUnavailable` for an error reply."""
+        (answer,) = self.ask(command)
+        if isinstance(answer, Exception):
+            raise RedisUnavailable(f"Redis at {self.where} refuses {command[0]!r}: {answer}")
+        return answer
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._connection.disconnect()
+
+
+class Layout:
+    """Which server has which slots of keys. ``ranges`` are first and last slot, with the server that has them."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int, Address]]) -> None:
+        self._ranges = sorted(ranges)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._ranges == other._ranges
+
+    def of(self, name: str) -> Address:
+        """Return the server of a key or a sharded channel. Raises :class:`RedisUnavailable` if no server has its slot."""
+        slot = key_slot(name.encode())
+        for first, last, address in self._ranges:
+            if first <= slot <= last:
+                return address
+        raise RedisUnavailable(f"no node of the Redis cluster has the slot {slot}")
+
+
+def find(url: RedisURL) -> Layout:
+    """Ask which servers there are. Raises :class:`RedisUnavailable` if nobody knows."""
+    if url.kind == "single":
+        return Layout([(*_ALL_SLOTS, url.hosts[0])])
+    last: RedisUnavailable | None = None
+    for host in url.hosts:
+        try:
+            with link(url, host, sentinel=url.kind == "sentinel") as one:
+                return _master(url, one) if url.kind == "sentinel" else _slots(one)
+        except RedisUnavailable as error:
+            last = error
+    raise RedisUnavailable(str(last))
+
+
+@contextmanager
+def link(url: RedisURL, address: Address, *, sentinel: bool = False) -> Iterator[Link]:
+    """Connect for the time of a block."""
+    one = Link(url, address, sentinel=sentinel)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def _master(url: RedisURL, sentinel: Link) -> Layout:
+    found = sentinel.one("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
+    if not found:
+        raise RedisUnavailable(f"the Sentinel at {sentinel.where} knows no master {url.service!r}")
+    address = _text(found[0]), int(found[1])
+    # During a failover a Sentinel may still name the former master.
+    with link(url, address) as one:
+        if _text(one.one("ROLE")[0]) != "master":
+            raise RedisUnavailable(
+                f"Redis at {one.where} is not a master, though the Sentinel at {sentinel.where} says so"
+            )
+    return Layout([(*_ALL_SLOTS, address)])
+
+
+def _slots(node: Link) -> Layout:
+    ranges = []
+    for first, last, (host, port, *_), *_ in node.one("CLUSTER", "SLOTS"):
+        # A node that does not know its own address names none. Then it is the one that was asked.
+        ranges.append((int(first), int(last), (_text(host or b"") or node.address[0], int(port))))
+    if not ranges:
+        raise RedisUnavailable(f"the Redis cluster of {node.where} has no slots")
+    return Layout(ranges)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

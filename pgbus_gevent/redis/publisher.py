@@ -1,0 +1,222 @@
+"""What a relay writes to Redis: wakes, the logs of streams, and beacons."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from time import monotonic, time
+from typing import Any, NamedTuple
+
+from ..errors import RedisUnavailable
+from .keys import SHARDS, Keys
+from .links import Command, Link, find
+from .urls import Address, RedisURL
+
+logger = logging.getLogger("pgbus_gevent.redis")
+
+BEACON = '["beacon","%s",%d]'
+"""The payload of a beacon: the generation, and 1 if the logs can be used, otherwise 0."""
+
+BATCH = 200
+"""The most wakes that are sent before their answers are read."""
+
+REIGN_LASTS = 60
+"""Seconds after which the key of a reign expires, if no beacon renews it."""
+
+TRY_LOGS = 10.0
+"""Seconds until the logs are tried again after Redis was full."""
+
+
+class Outgoing(NamedTuple):
+    """A wake to publish. ``stream`` is None for one that everybody hears. ``id`` is set if ``payload`` has a whole message."""
+
+    stream: str | None
+    payload: str
+    id: int | None = None
+
+
+class LogBudget:
+    """The bytes that the logs of all streams may hold together: those that were added within ``ttl`` seconds.
+
+    A log's key expires ``ttl`` seconds after the last message, so Redis never holds much more than that.
+    """
+
+    def __init__(self, limit: int, ttl: float) -> None:
+        self._limit = limit
+        self._ttl = ttl
+        self._added: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, size: int, now: float) -> None:
+        """Count ``size`` bytes, added at ``now``."""
+        if not self._added or now - self._added[-1][0] >= 1.0:
+            self._added.append((now, 0))
+        at, before = self._added[-1]
+        self._added[-1] = at, before + size
+        self._sum += size
+
+    def full(self, now: float) -> bool:
+        """Whether the limit is exceeded."""
+        while self._added and now - self._added[0][0] > self._ttl:
+            self._sum -= self._added.popleft()[1]
+        return self._sum > self._limit
+
+
+class Publisher:
+    """Publishes under a *reign*: a name that it makes anew when Redis may have lost something that it wrote.
+
+    Each wake is published on the channel of its stream. A whole message is first appended to the log of its stream, under its own
+    id, so that the log is in order even if two relays publish. Raises :class:`RedisUnavailable` if Redis does not take it all;
+    then the publisher is of no more use. One greenlet uses it.
+
+    ``keep`` is about how many messages of a stream are kept, ``ttl`` for how many seconds after the last one, ``budget`` the
+    bytes of all logs together.
+    """
+
+    def __init__(
+        self,
+        url: RedisURL,
+        keys: Keys,
+        *,
+        keep: int = 1000,
+        ttl: int = 600,
+        budget: int = 256 * 1024 * 1024,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._url = url
+        self.keys = keys
+        self._keep = keep
+        self._ttl = ttl
+        self._clock = clock
+        self._budget = LogBudget(budget, ttl)
+        self._links: dict[Address, Link] = {}
+        self._counts: Counter[str] = Counter()
+        self.logs = False
+        """Whether whole messages are appended to logs."""
+        self._logs_tried = 0.0
+        self.published = 0
+        self._layout = find(url)
+        self._begin()
+
+    # the reign
+
+    def _begin(self, *, logs: bool = True) -> None:
+        """Begin a new reign, with a beacon for everybody."""
+        self.reign = f"{int(time() * 1000):x}.{secrets.token_hex(4)}"
+        self._counts.clear()
+        self.logs = False
+        self._logs_tried = self._clock()
+        if logs and not self._budget.full(self._clock()):
+            names = [self.keys.reign(shard, self.reign) for shard in self._shards()]
+            answers = self._run([(name, ("SET", name, 1, "EX", REIGN_LASTS)) for name in names])
+            self.logs = not any(_is_full(answer) for answer in answers)
+        self._run(self._beacons())
+
+    def _shards(self) -> Iterable[int]:
+        return range(SHARDS) if self.keys.sharded else range(1)
+
+    def _beacons(self) -> list[tuple[str, Command]]:
+        payload = BEACON % (self.keys.generation, self.logs)
+        channels = [self.keys.control]
+        if self.keys.sharded:
+            channels += self.keys.all_channels()
+        return [self._say(channel, payload) for channel in channels]
+
+    def beacon(self) -> None:
+        """Tell everybody that the relay is at work, and check that Redis has kept what was written. Call it every second."""
+        if find(self._url) != self._layout:
+            raise RedisUnavailable("the master has changed, or slots have moved to other nodes")
+        now = self._clock()
+        if not self.logs:
+            if now - self._logs_tried >= TRY_LOGS and not self._budget.full(now):
+                self._begin()
+                return
+        elif self._budget.full(now):
+            logger.warning("the logs in Redis have reached their limit: publishing without logs for a while")
+            self._begin(logs=False)
+            return
+        else:
+            names = [self.keys.reign(shard, self.reign) for shard in self._shards()]
+            if not all(self._run([(name, ("EXPIRE", name, REIGN_LASTS)) for name in names])):
+                logger.warning("Redis was flushed or has evicted keys: beginning a new reign")
+                self._begin()
+                return
+        self._run(self._beacons())
+
+    # publishing
+
+    def publish(self, wakes: Iterable[Outgoing]) -> None:
+        """Publish wakes in this order; those of one stream arrive in it."""
+        waiting = iter(wakes)
+        while batch := list(islice(waiting, BATCH)):
+            self._publish(batch)
+
+    def _publish(self, batch: Sequence[Outgoing]) -> None:
+        commands: list[tuple[str, Command]] = []
+        appended = []
+        now = self._clock()
+        for stream, payload, id in batch:
+            channel = self.keys.control if stream is None else self.keys.channel(stream)
+            if self._is_counted(channel):
+                self._counts[channel] += 1
+            sealed = self.keys.seal(self.reign, self._counts.get(channel, 0), payload)
+            if self.logs and stream is not None and id is not None:
+                key = self.keys.log(stream)
+                appended.append(len(commands))
+                commands.append((key, ("XADD", key, "MAXLEN", "~", self._keep, f"{id}-0", "m", sealed)))
+                commands.append((key, ("EXPIRE", key, self._ttl)))
+                self._budget.add(len(sealed) + 64, now)
+            commands.append((channel, (self._verb, channel, sealed)))
+        answers = self._run(commands)
+        self.published += len(batch)
+        if any(_is_full(answers[n]) for n in appended):
+            logger.warning("Redis is full (maxmemory): publishing without logs, and trying again in %g s", TRY_LOGS)
+            self._begin(logs=False)
+
+    @property
+    def _verb(self) -> str:
+        return "SPUBLISH" if self.keys.sharded else "PUBLISH"
+
+    def _is_counted(self, channel: str) -> bool:
+        # Without shards, a worker does not hear all channels, and there may be any number of them.
+        return self.keys.sharded or channel == self.keys.control
+
+    def _say(self, channel: str, payload: str) -> tuple[str, Command]:
+        return channel, (self._verb, channel, self.keys.seal(self.reign, self._counts[channel], payload))
+
+    def _run(self, commands: Sequence[tuple[str, Command]]) -> list[Any]:
+        """Send each command to the node of its name. Return the answers in the order of the commands."""
+        by_node: dict[Address, list[int]] = {}
+        for n, (name, _) in enumerate(commands):
+            by_node.setdefault(self._layout.of(name), []).append(n)
+        for address in by_node.keys() - self._links.keys():
+            self._links[address] = Link(self._url, address)
+        for address, numbers in by_node.items():
+            self._links[address].send([commands[n][1] for n in numbers])
+        answers: list[Any] = [None] * len(commands)
+        refused = None
+        for address, numbers in by_node.items():
+            for n in numbers:
+                answer = answers[n] = self._links[address].read()
+                if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer)):
+                    refused = f"Redis at {self._links[address].where} refuses {commands[n][1][0]!r}: {answer}"
+        if refused is not None:
+            raise RedisUnavailable(refused)
+        return answers
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        for link in self._links.values():
+            link.close()
+
+
+def _is_full(answer: object) -> bool:
+    return isinstance(answer, Exception) and str(answer).startswith(("OOM", "command not allowed when used memory"))
+
+
+def _is_known(answer: Exception) -> bool:
+    """Whether the log has this message, or a newer one, from another relay."""
+    return "equal or smaller than the target stream top item" in str(answer)

@@ -1,0 +1,126 @@
+"""What a publisher writes: logs in order, within their bounds, under a reign that ends when Redis loses something."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from redis_parts import RedisServer, needs_redis, redis_server
+
+from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis.keys import Keys
+from pgbus_gevent.redis.publisher import LogBudget, Outgoing, Publisher
+from pgbus_gevent.redis.urls import parse
+
+pytestmark = [needs_redis, pytest.mark.program]
+
+KEYS = Keys("a secret of the database", "g", sharded=False)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server() as one:
+        yield one
+
+
+@contextmanager
+def publishing(server: RedisServer, **options: int) -> Iterator[Publisher]:
+    publisher = Publisher(parse(server.url), KEYS, **options)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+
+
+def message(stream: str, id: int, size: int = 10) -> Outgoing:
+    return Outgoing(stream, json.dumps(["message", stream, id, id - 1, 1.5, None, "x" * size, None, None]), id)
+
+
+def ids(server: RedisServer, stream: str = "a") -> list[int]:
+    return [int(name.split(b"-")[0]) for name, _ in server.client.xrange(KEYS.log(stream))]
+
+
+def test_two_relays_do_not_disorder_a_log(server: RedisServer) -> None:
+    with publishing(server) as one, publishing(server) as two:
+        one.publish([message("a", 1), message("a", 2)])
+        two.publish([message("a", 1), message("a", 2), message("a", 3)])
+        one.publish([message("a", 3), message("a", 4)])
+        assert ids(server) == [1, 2, 3, 4]
+
+
+def test_a_log_keeps_about_as_many_messages_as_it_may(server: RedisServer) -> None:
+    with publishing(server, keep=100) as publisher:
+        publisher.publish(message("a", n) for n in range(1, 1001))
+        assert 100 <= len(ids(server)) <= 300 and ids(server)[-1] == 1000
+
+
+def test_a_log_expires_some_time_after_its_last_message(server: RedisServer) -> None:
+    with publishing(server, ttl=100) as publisher:
+        publisher.publish([message("a", 1)])
+        assert 90 < server.client.ttl(KEYS.log("a")) <= 100
+
+
+def test_only_whole_messages_are_in_logs(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        publisher.publish([Outgoing("a", '["moved","a"]'), Outgoing(None, '["control"]')])
+        assert ids(server) == []
+
+
+def test_a_flush_of_redis_begins_a_new_reign(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        reign = publisher.reign
+        publisher.beacon()
+        assert publisher.reign == reign
+        server.client.flushall()
+        publisher.beacon()
+        assert publisher.reign != reign and publisher.logs
+
+
+def test_a_full_redis_gets_wakes_but_no_logs_and_then_logs_again(server: RedisServer) -> None:
+    now = [1000.0]
+    publisher = Publisher(parse(server.url), KEYS, clock=lambda: now[0])
+    try:
+        reign = publisher.reign
+        server.client.config_set("maxmemory", 1)
+        publisher.publish([message("a", 1)])
+        assert publisher.reign != reign and not publisher.logs
+        publisher.publish([message("a", 2)])
+        server.client.config_set("maxmemory", 0)
+        publisher.beacon()
+        assert not publisher.logs
+        now[0] += 11
+        publisher.beacon()
+        assert publisher.logs
+        publisher.publish([message("a", 3)])
+        assert ids(server) == [3]
+    finally:
+        publisher.close()
+
+
+def test_all_logs_together_have_a_limit(server: RedisServer) -> None:
+    with publishing(server, budget=10_000) as publisher:
+        publisher.publish(message(f"s{n}", n, 1000) for n in range(1, 21))
+        publisher.beacon()
+        assert not publisher.logs
+        before = server.client.dbsize()
+        publisher.publish([message("t", 100)])
+        assert server.client.dbsize() == before
+
+
+def test_the_budget_counts_what_was_added_within_the_lifetime_of_a_log() -> None:
+    budget = LogBudget(100, ttl=10)
+    budget.add(60, 0.0)
+    budget.add(60, 5.0)
+    assert budget.full(5.0)
+    assert not budget.full(11.0)
+    budget.add(60, 12.0)
+    assert budget.full(12.0)
+
+
+def test_a_server_that_stops_being_a_master_is_refused(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        server.client.replicaof("127.0.0.1", 1)
+        with pytest.raises(RedisUnavailable, match="read only"):
+            publisher.publish([message("a", 1)])
