@@ -246,6 +246,53 @@ def test_concurrent_sweeps_announce_each_member_once(sql: Session, sessions: Ses
     assert {(op, count) for op, _, count in news} == {("leave", 0)}
 
 
+def test_the_sweep_reads_the_table_once_and_an_empty_one_not_at_all(sql: Session, stream: str) -> None:
+    def scans() -> int:
+        sql.run(
+            "select pg_stat_force_next_flush()" if sql.connection.server_version >= 150000 else "select pg_sleep(1)"
+        )
+        return int(
+            sql.one("select seq_scan + idx_scan from pg_stat_user_tables where relid = 'pgbus.presence'::regclass")
+        )
+
+    sql.run("truncate pgbus.presence")
+    before = scans()
+    assert sql.call("presence_sweep") is None
+    assert scans() == before
+    record(sql, [(stream, f"m{n}", str(n), "{}") for n in range(100)])
+    before = scans()
+    assert 0 < sql.call("presence_sweep")
+    assert scans() - before == 1
+
+
+def test_a_sweep_removes_a_thousand_and_asks_to_be_called_again(sql: Session, ear: Ear, stream: str) -> None:
+    sql.run("truncate pgbus.presence")
+    sql.run(
+        "insert into pgbus.presence (stream, member, connection, metadata, joined_at, connected_at, expires_at)"
+        " select %s, 'm' || n, 'c', '{}', now(), now(), now() + case when n <= 1500 then '-1 s' else '1 h' end::interval"
+        " from generate_series(1, 1600) n",
+        stream,
+    )
+    assert sql.call("presence_sweep") == 0
+    assert sql.one("select count(*) from pgbus.presence") == 600
+    assert sql.call("presence_sweep") > 3000
+    assert sql.one("select count(*) from pgbus.presence") == 100
+    heard(ear, sql)
+    sql.run("truncate pgbus.presence")
+
+
+def test_a_sweep_asks_to_be_called_again_if_a_stream_is_locked(sql: Session, sessions: Sessions, stream: str) -> None:
+    other = sessions()
+    sql.run("truncate pgbus.presence")
+    sql.call("presence_join", stream, "ada")
+    expire(sql, stream)
+    with other.transaction():
+        other.run("select pgbus._lock_presence(%s)", stream)
+        assert sql.call("presence_sweep") == 0
+    assert sql.call("presence_sweep") is None
+    assert sql.one("select count(*) from pgbus.presence") == 0
+
+
 # touching
 
 

@@ -339,26 +339,43 @@ $$;
 create function pgbus.presence_sweep() returns double precision
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  batch record;
+  instant timestamptz := clock_timestamp();
+  places  tid[];
+  next_at timestamptz;
+  setting text := current_setting('enable_seqscan');
+  ignored text;
+  batch   record;
 begin
+  if pg_relation_size('pgbus.presence') = 0 then
+    return null;
+  end if;
+  -- One pass over the table, which has no index on expires_at, so that a touch is cheap. Our sessions do without such
+  -- passes otherwise, and would read the table in the order of its index.
+  ignored := set_config('enable_seqscan', 'on', true);
+  select array_agg(p.ctid) filter (where p.expires_at <= instant), min(p.expires_at) filter (where p.expires_at > instant)
+  into places, next_at
+  from pgbus.presence p;
+  ignored := set_config('enable_seqscan', setting, true);
+  -- A limit, so that the rows of a large worker that has died are removed in several short transactions.
+  if cardinality(places) > 1000 then
+    places := places[1:1000];
+    next_at := instant;
+  end if;
   for batch in
-    select e.stream, array_agg(distinct e.member) as members
-    from (
-      select p.stream, p.member from pgbus.presence p
-      where p.expires_at <= clock_timestamp()
-      -- A limit, so that the rows of a large worker that has died are removed in several short transactions.
-      limit 1000
-    ) e
-    group by e.stream
+    select p.stream, array_agg(distinct p.member) as members
+    from pgbus.presence p
+    -- The row at a place may have changed since.
+    where p.ctid = any (places) and p.expires_at <= instant
+    group by p.stream
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
       perform pgbus._presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
                                     batch.members);
+    else
+      next_at := instant;
     end if;
   end loop;
-  return (
-    select greatest(0, extract(epoch from p.expires_at - clock_timestamp())) from pgbus.presence p
-    order by p.expires_at limit 1);
+  return case when next_at is not null then greatest(0, extract(epoch from next_at - clock_timestamp())) end;
 end
 $$;
 
