@@ -38,14 +38,14 @@ def translated(where: object) -> Iterator[None]:
 class Link:
     """One connection to one server. Two greenlets may use it, if one only sends and the other only reads."""
 
-    def __init__(self, url: RedisURL, address: Address, *, sentinel: bool = False) -> None:
+    def __init__(self, url: RedisURL, address: Address, *, sentinel: bool = False, timeout: float = TIMEOUT) -> None:
         self.address = address
         self.where = f"{address[0]}:{address[1]}"
         options: dict[str, Any] = {
             "host": address[0],
             "port": address[1],
-            "socket_timeout": TIMEOUT,
-            "socket_connect_timeout": TIMEOUT,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
             "socket_keepalive": True,
             "protocol": 2,
             "username": url.sentinel_username if sentinel else url.username,
@@ -110,6 +110,47 @@ class Layout:
             if first <= slot <= last:
                 return address
         raise RedisUnavailable(f"no node of the Redis cluster has the slot {slot}")
+
+
+class Pipes:
+    """Connections to the servers, for commands in one go. One greenlet at a time uses it.
+
+    If a server fails, :class:`RedisUnavailable` is raised and the pipes are of no more use.
+    """
+
+    def __init__(self, url: RedisURL, *, timeout: float = TIMEOUT) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._layout = find(url)
+        self._links: dict[Address, Link] = {}
+
+    @property
+    def current(self) -> bool:
+        """Whether the servers still have what they had; this asks them."""
+        return find(self._url) == self._layout
+
+    def run(self, commands: Sequence[tuple[str, Command]]) -> list[Any]:
+        """Send each command to the server of the name beside it. Return the answers in the order of the commands.
+
+        An error reply is returned as an exception. The commands for one server are executed in their order.
+        """
+        by_node: dict[Address, list[int]] = {}
+        for n, (name, _) in enumerate(commands):
+            by_node.setdefault(self._layout.of(name), []).append(n)
+        for address, numbers in by_node.items():
+            if address not in self._links:
+                self._links[address] = Link(self._url, address, timeout=self._timeout)
+            self._links[address].send([commands[n][1] for n in numbers])
+        answers: list[Any] = [None] * len(commands)
+        for address, numbers in by_node.items():
+            for n in numbers:
+                answers[n] = self._links[address].read()
+        return answers
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        for one in self._links.values():
+            one.close()
 
 
 def find(url: RedisURL) -> Layout:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ..errors import RedisUnavailable
 from .keys import SHARDS, Keys
-from .links import Command, Link, find
-from .urls import Address, RedisURL
+from .links import Command, Pipes
+from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.redis")
 
@@ -86,19 +86,17 @@ class Publisher:
         budget: int = 256 * 1024 * 1024,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._url = url
         self.keys = keys
         self._keep = keep
         self._ttl = ttl
         self._clock = clock
         self._budget = LogBudget(budget, ttl)
-        self._links: dict[Address, Link] = {}
         self._counts: Counter[str] = Counter()
         self.logs = False
         """Whether whole messages are appended to logs."""
         self._logs_tried = 0.0
         self.published = 0
-        self._layout = find(url)
+        self._pipes = Pipes(url)
         self._begin()
 
     # the reign
@@ -127,7 +125,7 @@ class Publisher:
 
     def beacon(self) -> None:
         """Tell everybody that the relay is at work, and check that Redis has kept what was written. Call it every second."""
-        if find(self._url) != self._layout:
+        if not self._pipes.current:
             raise RedisUnavailable("the master has changed, or slots have moved to other nodes")
         now = self._clock()
         if not self.logs:
@@ -188,29 +186,16 @@ class Publisher:
         return channel, (self._verb, channel, self.keys.seal(self.reign, self._counts[channel], payload))
 
     def _run(self, commands: Sequence[tuple[str, Command]]) -> list[Any]:
-        """Send each command to the node of its name. Return the answers in the order of the commands."""
-        by_node: dict[Address, list[int]] = {}
-        for n, (name, _) in enumerate(commands):
-            by_node.setdefault(self._layout.of(name), []).append(n)
-        for address in by_node.keys() - self._links.keys():
-            self._links[address] = Link(self._url, address)
-        for address, numbers in by_node.items():
-            self._links[address].send([commands[n][1] for n in numbers])
-        answers: list[Any] = [None] * len(commands)
-        refused = None
-        for address, numbers in by_node.items():
-            for n in numbers:
-                answer = answers[n] = self._links[address].read()
-                if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer)):
-                    refused = f"Redis at {self._links[address].where} refuses {commands[n][1][0]!r}: {answer}"
-        if refused is not None:
-            raise RedisUnavailable(refused)
+        """Return the answers to commands; errors that are no failure are among them."""
+        answers = self._pipes.run(commands)
+        for answer, (_, command) in zip(answers, commands, strict=True):
+            if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer)):
+                raise RedisUnavailable(f"Redis refuses {command[0]!r}: {answer}")
         return answers
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
-        for link in self._links.values():
-            link.close()
+        self._pipes.close()
 
 
 def _is_full(answer: object) -> bool:
