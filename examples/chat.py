@@ -129,7 +129,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     stop(name);
     if (still) { typing.set(name, setTimeout(stop, 2500, name)); draw(); }
   });
-  const apply = ({ op, member }) => op === "join" ? here.add(member) : here.delete(member);
+  const apply = (news) => (news.members ?? [news]).forEach(({ op, member }) => here[op === "join" ? "add" : "delete"](member));
   source.addEventListener("presence", ({ data }) => { changes.push(JSON.parse(data)); apply(changes.at(-1)); draw(); });
   source.addEventListener("pgbus:open", async ({ detail }) => { // at each connect, because changes of presence are not replayed
     connection = detail.connectionId;

@@ -17,6 +17,7 @@ from . import machine
 from .deliveries import MANY, MIXED, REPLAY, SLOW
 from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
+from .presence import PRESENCE
 from .publishing import PUBLISH
 from .report import Result, table
 from .requests import REQUESTS
@@ -25,7 +26,7 @@ from .scenarios import FANOUT, IDLE, PACED, Scenario
 
 SCENARIOS = {
     scenario.name: scenario
-    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, REQUESTS, RETENTION)
+    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, REQUESTS, PRESENCE, RETENTION)
 }
 
 _ABOUT = """\

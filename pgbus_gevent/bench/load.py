@@ -93,6 +93,7 @@ class Load:
         self._opening = 0
         self._pending: list[tuple[Group, tuple[str, int], bytes, bool, int]] = []
         self._marker = b""
+        self._mark = stamps.MARK
 
     def run(
         self,
@@ -103,6 +104,7 @@ class Load:
         caught_up: dict[str, int] | None = None,
         quiet: float | None = None,
         marker: str = "\r\n\r\n",
+        mark: str | None = None,
         timed: bool = True,
         ages: bool = False,
     ) -> dict[str, Any]:
@@ -110,9 +112,11 @@ class Load:
 
         It ends earlier once all connections are open and each group has the number of frames in ``until`` and the number of
         clients in ``caught_up`` that have caught up, or once nothing has come for ``quiet`` seconds after something has.
-        ``marker`` is the text in a response that shows that its client is connected.
+        ``marker`` is the text in a response that shows that its client is connected. ``mark`` is the text that is counted as a
+        frame, by default the mark of our publishers.
         """
         self._marker = marker.encode()
+        self._mark = stamps.MARK if mark is None else mark.encode()
         for group in self._groups.values():
             group.reset()
         for opening in open:
@@ -163,7 +167,7 @@ class Load:
                 group.bytes += size
                 if connection.head is not None:
                     self._opened(connection, bytes(view[:size]))
-                found = buffer.count(stamps.MARK, 0, size)
+                found = buffer.count(self._mark, 0, size)
                 if found:
                     connection.frames += found
                     group.frames += found

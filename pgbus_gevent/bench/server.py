@@ -17,12 +17,14 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import gevent
 from gevent.fileobject import FileObjectPosix
 
 from pgbus_gevent.bench.program import answer, commands
+from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
@@ -47,7 +49,7 @@ def main() -> None:
         **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
     )
     instance = Instance(settings).start()
-    server = Server(listen("127.0.0.1", 0), StreamApp(instance))
+    server = Server(listen("127.0.0.1", 0), StreamApp(instance, authorize=authorize if settings.presence else None))
     server.start()
     gc.collect()
     gc.freeze()
@@ -66,6 +68,11 @@ def main() -> None:
     server.close()
     instance.shutdown(1.0)
     gevent.sleep(0)
+
+
+def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
+    """Return a subscriber with the member that the client claims to be."""
+    return Subscriber(member=environ["HTTP_X_MEMBER"])
 
 
 def counters(instance: Instance) -> dict[str, Any]:

@@ -12,6 +12,12 @@ from ..errors import InvalidArgument
 MAX_MEMBER_BYTES = 255
 MAX_METADATA_BYTES = 4096
 
+NAMED = 250
+"""The most members of a stream whose joins and leaves are announced by name; ``pgbus._presence_named`` in SQL."""
+
+NAMED_AGAIN = 200
+"""With how many members names come back after that."""
+
 
 def check_member(member: str) -> str:
     """Return ``member``, or raise :class:`InvalidArgument`: 1 to 255 bytes of UTF-8 without control characters."""

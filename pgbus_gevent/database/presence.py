@@ -55,15 +55,24 @@ class PresenceQueries:
 
     # the streamer's
 
-    def record(self, changes: Sequence[Change], *, ttl: float, grace: float) -> list[int]:
-        """Write joins and leaves, and announce the result. Returns the indexes of the changes that must be tried again."""
+    def record(self, changes: Sequence[Change], *, ttl: float, grace: float) -> tuple[list[int], float | None]:
+        """Write joins and leaves, and announce the result, or let it wait for other changes.
+
+        Returns the indexes of the changes that must be tried again, and in how many seconds to call :meth:`flush`, None if no
+        announcement waits.
+        """
         streams, members, connections, metadata = (list(column) for column in zip(*changes, strict=True))
-        rows = self._all(
-            "select pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
+        ((again, due),) = self._all(
+            "select again, due from pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], %s, %s)",
             *(streams, members, connections, metadata, timedelta(seconds=ttl), timedelta(seconds=grace)),
             patience=self._keeping,
         )
-        return [int(place) - 1 for (place,) in rows]
+        return [int(place) - 1 for place in again], due
+
+    def flush(self) -> float | None:
+        """Announce what has waited long enough. Returns in how many seconds the next is due, None if nothing waits."""
+        due: float | None = self._all("select pgbus._presence_flush()", patience=self._keeping)[0][0]
+        return due
 
     def touch_many(self, places: Sequence[tuple[str, str, str]], *, ttl: float) -> list[int]:
         """Renew the lease of each (stream, member, connection). Returns the indexes of those that have no lease any more."""
@@ -74,6 +83,6 @@ class PresenceQueries:
         return [int(place) - 1 for (place,) in rows]
 
     def sweep(self) -> float | None:
-        """Remove expired leases, and announce the members that left. Returns the seconds until the next expiry, None for none."""
+        """Remove expired leases, and announce what waits. Returns the seconds until there is more to do, None for never."""
         seconds = self._all("select pgbus.presence_sweep()", patience=self._keeping)[0][0]
         return None if seconds is None else float(seconds)

@@ -108,8 +108,11 @@ export class Wire extends EventTarget {
 let others = new Map();
 let you = "";
 let early = null; // changes that arrive while the list is being fetched
+let crowd = null; // the number of visitors while they are too many to be named
+let later; // the timer of the next fetch
 
 async function meet() {
+  clearTimeout(later);
   const mine = (early = []);
   try {
     const answer = await fetch(`demo/here.json?tab=${tab}`);
@@ -126,19 +129,24 @@ async function meet() {
   }
 }
 
-function heard(change) {
-  if (early) return early.push(change);
-  apply(change);
+function heard(news) {
+  // In a crowd, changes are not named. When it is smaller again, all pages ask for the list, so not all at the same moment.
+  if (news.op === "refresh") later = setTimeout(meet, 2000 * Math.random());
+  if (early) return early.push(news);
+  apply(news);
   showHere();
 }
 
-function apply({ op, member, metadata }) {
-  if (op === "join") others.set(member, metadata);
-  else others.delete(member);
+function apply(news) {
+  crowd = news.op || news.members ? null : news.count;
+  for (const { op, member, metadata } of news.members ?? [news]) {
+    if (op === "join") others.set(member, metadata);
+    else if (op === "leave") others.delete(member);
+  }
 }
 
 function showHere() {
-  const count = others.size;
+  const count = crowd ?? others.size;
   find("tabs").hidden = !count;
   find("tabs").firstElementChild.textContent = count;
   find("tabs").lastElementChild.textContent = count === 1 ? "visitor here" : "visitors here";

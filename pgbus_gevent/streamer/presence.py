@@ -3,6 +3,9 @@
 Connections do not wait for it. Arrivals and departures are noted in memory, and one greenlet writes many of them in one statement.
 A lease expires unless it is renewed. If a worker is killed, or cannot reach the database, its leases expire by themselves; another
 worker then removes them and announces that the members have left.
+
+At a crowd, announcements wait a moment in the database for further changes. The worker that wrote the last change comes back to
+announce them; if it dies before, the next sweep does.
 """
 
 from __future__ import annotations
@@ -47,9 +50,13 @@ _Change = tuple[str, str, str, str | None]  # and metadata; None for a departure
 
 
 class Source(Protocol):
-    """The statements that it needs; the database's ``presence`` has them. ``sweep`` removes expired leases."""
+    """The statements that it needs; the database's ``presence`` has them.
 
-    def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> list[int]: ...
+    ``sweep`` removes expired leases, and ``flush`` announces what has waited long enough.
+    """
+
+    def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> tuple[list[int], float | None]: ...
+    def flush(self) -> float | None: ...
     def touch_many(self, leases: Sequence[_Lease], *, ttl: float) -> list[int]: ...
     def sweep(self) -> float | None: ...
 
@@ -96,6 +103,7 @@ class PresenceKeeper:
         self._flag = Event()
         self._touch_at = clock() + self._touch_interval()
         self._expire_at = clock() + random.uniform(0.0, expire_interval)
+        self._flush_at: float | None = None
         self._refused = Trouble(logger, "a member of %r is not tracked, and further ones are not logged: %s")
         self._overflow = Trouble(
             logger, "more than %d departures of members wait for the database: the oldest members are left to expire"
@@ -182,6 +190,8 @@ class PresenceKeeper:
 
     def _pause(self) -> float:
         due = self._expire_at if not self._here else min(self._expire_at, self._touch_at)
+        if self._flush_at is not None:
+            due = min(due, self._flush_at)
         return max(0.0, due - self._clock())
 
     def _do_due_work(self) -> None:
@@ -190,8 +200,14 @@ class PresenceKeeper:
             self._touch()
         if not self.settled:
             self._write(self._take(BATCH), self._grace)
+        if self._flush_at is not None and self._clock() >= self._flush_at:
+            self._flush_due(self._source.flush())
         if self._clock() >= self._expire_at:
             self._expire()
+
+    def _flush_due(self, due: float | None) -> None:
+        """Note in how many seconds announcements are due; None if none wait."""
+        self._flush_at = None if due is None else self._clock() + due
 
     def _failed(self, error: DatabaseError) -> None:
         if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
@@ -235,7 +251,7 @@ class PresenceKeeper:
     def _record(self, changes: list[_Change], grace: float) -> list[_Change]:
         """Write changes. Return those that must be tried again, because the presence lock of their stream was taken."""
         try:
-            return [changes[index] for index in self._source.record(changes, ttl=self._ttl, grace=grace)]
+            again, due = self._source.record(changes, ttl=self._ttl, grace=grace)
         except (InvalidArgument, DatabaseError) as error:
             # joined() refuses values that the database does not take. If it misses one, the bad value must not keep the others
             # out for ever, so the batch is halved until the bad change is alone.
@@ -244,6 +260,10 @@ class PresenceKeeper:
             if len(changes) == 1:
                 logger.error("PostgreSQL refuses the member %r: %s", changes[0][1], error)
                 return []
+        else:
+            if due is not None:
+                self._flush_due(due if self._flush_at is None else min(due, self._flush_at - self._clock()))
+            return [changes[index] for index in again]
         middle = len(changes) // 2
         return self._record(changes[:middle], grace) + self._record(changes[middle:], grace)
 

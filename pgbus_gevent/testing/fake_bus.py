@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ..bus import Bus
+from ..core.members import NAMED, NAMED_AGAIN
 from ..core.names import check_key
 from ..database.batch import Outgoing
 from ..database.queries import Publication
@@ -139,11 +140,15 @@ class _Lease(NamedTuple):
 
 
 class FakePresence:
-    """Presence in memory. Joins and leaves are announced as in the real one; expiry is not, because that is a worker's task."""
+    """Presence in memory. Joins and leaves are announced as in the real one, but each at once and alone.
+
+    Expiry is not announced, because that is a worker's task.
+    """
 
     def __init__(self, queries: FakeQueries) -> None:
         self._queries = queries
         self._leases: dict[tuple[str, str, str], _Lease] = {}  # in the order of the joins
+        self._counted: set[str] = set()  # the streams whose members are not named
 
     def join(self, stream: str, member: str, metadata: str, connection: str, ttl: float) -> bool:
         now, known = _now(), {found.member: found for found in self.members(stream)}
@@ -178,7 +183,14 @@ class FakePresence:
         return len(self.members(stream))
 
     def _announce(self, op: str, stream: str, member: str, metadata: dict[str, Any]) -> bool:
-        news = {"op": op, "member": member, "metadata": metadata, "count": self.count(stream)}
+        total = self.count(stream)
+        news: dict[str, Any] = {"op": op, "member": member, "metadata": metadata, "count": total}
+        if total > (NAMED_AGAIN if stream in self._counted else NAMED):
+            self._counted.add(stream)
+            news = {"count": total}
+        elif stream in self._counted:
+            self._counted.remove(stream)
+            news = {"op": "refresh", "count": total}
         self._queries.broadcast_ephemeral(stream, json.dumps(news), Publication("presence"))
         return True
 

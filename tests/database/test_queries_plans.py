@@ -104,6 +104,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "record": lambda p: p.record([(BUSY, "bob", "c2", "{}"), ("here 7", "cyd", "c3", None)], ttl=30.0, grace=1.0),
         "touch_many": lambda p: p.touch_many([(BUSY, "ada", "c1"), ("here 7", "m7", "c")], ttl=30.0),
         "leave": lambda p: p.leave(BUSY, "ada", "c1"),
+        "flush": lambda p: p.flush(),
         "sweep": lambda p: p.sweep(),  # reads all members that are present, and nothing else
     },
     Fleet: {

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import gevent
 import psycopg2
 import pytest
 from database_parts import Ear, Session, Sessions, is_waiting, raises, together, until
@@ -22,7 +23,7 @@ PAST = timedelta(milliseconds=1)
 
 @pytest.fixture(autouse=True)
 def empty(sql: Session) -> Iterator[None]:
-    sql.run("truncate pgbus.presence")
+    sql.run("truncate pgbus.presence, pgbus.presence_crowds, pgbus.presence_news")
     yield
 
 
@@ -30,16 +31,33 @@ def members(sql: Session, stream: str) -> list[str]:
     return [member for (member,) in sql.run("select member from pgbus.presence_members(%s)", stream)]
 
 
-def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
-    """Return the announcements since the last call: op, member and count."""
+def announced(ear: Ear, sql: Session) -> list[dict[str, Any]]:
+    """Return the announcements since the last call."""
     found = []
     for payload in ear.heard_until(sql):
         wake = parse(payload)
-        assert isinstance(wake, Ephemeral) and wake.event == "presence"
-        news = json.loads(wake.data or "")
-        assert set(news) == {"op", "member", "metadata", "count"}
-        found.append((news["op"], news["member"], news["count"]))
+        assert isinstance(wake, Ephemeral)
+        event, data = wake.event, wake.data
+        if data is None:  # it is too large for a notification
+            [(event, data)] = sql.run("select event, data from pgbus.ephemerals where id = %s", wake.number)
+        assert event == "presence"
+        found.append(json.loads(data))
     return found
+
+
+def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
+    """Return the changes that were announced since the last call: op, member and count."""
+    found = []
+    for news in announced(ear, sql):
+        for change in news.get("members", [news]):
+            assert set(change) - {"count"} == {"op", "member", "metadata"}
+            found.append((change["op"], change["member"], news["count"]))
+    return found
+
+
+def flush(sql: Session) -> None:
+    """Announce all that waits."""
+    until(lambda: sql.call("_presence_flush") is None, "nothing waits")
 
 
 def expire(sql: Session, stream: str, member: str | None = None) -> None:
@@ -52,8 +70,9 @@ def expire(sql: Session, stream: str, member: str | None = None) -> None:
 
 def record(sql: Session, changes: list[tuple[str, str, str, str | None]], grace: str = "0") -> list[int]:
     streams, names, connections, metadata = (list(column) for column in zip(*changes, strict=True))
-    statement = "select pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], '1 minute', %s)"
-    return [place for (place,) in sql.run(statement, streams, names, connections, metadata, grace)]
+    call = "pgbus._presence_record(%s::text[], %s::text[], %s::text[], %s::jsonb[], '1 minute', %s)"
+    found: list[int] = sql.one(f"select again from {call}", streams, names, connections, metadata, grace)
+    return found
 
 
 # joining and leaving
@@ -241,6 +260,7 @@ def test_concurrent_sweeps_announce_each_member_once(sql: Session, sessions: Ses
     sweepers = [sessions() for _ in range(6)]
     together(*[lambda one=one: one.call("presence_sweep") for one in sweepers])
     sql.call("presence_sweep")
+    flush(sql)
     news = heard(ear, sql)
     assert sorted(member for _, member, _ in news) == sorted(f"m{n}" for n in range(100))
     assert {(op, count) for op, _, count in news} == {("leave", 0)}
@@ -261,7 +281,7 @@ def test_the_sweep_reads_the_table_once_and_an_empty_one_not_at_all(sql: Session
     assert scans() == before
     record(sql, [(stream, f"m{n}", str(n), "{}") for n in range(100)])
     before = scans()
-    assert 0 < sql.call("presence_sweep")
+    assert sql.call("presence_sweep") > 0
     assert scans() - before == 1
 
 
@@ -275,8 +295,9 @@ def test_a_sweep_removes_a_thousand_and_asks_to_be_called_again(sql: Session, ea
     )
     assert sql.call("presence_sweep") == 0
     assert sql.one("select count(*) from pgbus.presence") == 600
-    assert sql.call("presence_sweep") > 3000
+    assert 0 < sql.call("presence_sweep") < 1  # when what waits is to be announced
     assert sql.one("select count(*) from pgbus.presence") == 100
+    until(lambda: sql.call("presence_sweep") > 3000, "nothing waits")
     heard(ear, sql)
     sql.run("truncate pgbus.presence")
 
@@ -410,6 +431,163 @@ def test_the_announcements_of_concurrent_joins_and_leaves_add_up(
         (there.add if op == "join" else there.remove)(member)
         assert count == len(there)
     assert there == set(members(sql, stream))
+
+
+# announcements of many
+
+
+def joins(stream: str, numbers: range) -> list[tuple[str, str, str, str | None]]:
+    return [(stream, f"m{n:04}", str(n), "{}") for n in numbers]
+
+
+def leaves(stream: str, numbers: range) -> list[tuple[str, str, str, str | None]]:
+    return [(stream, f"m{n:04}", str(n), None) for n in numbers]
+
+
+def test_members_that_come_together_are_announced_together(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, [(stream, "ada", "1", '{"n": 1}'), (stream, "max", "2", "{}")])
+    assert announced(ear, sql) == [
+        {
+            "members": [
+                {"op": "join", "member": "ada", "metadata": {"n": 1}},
+                {"op": "join", "member": "max", "metadata": {}},
+            ],
+            "count": 2,
+        }
+    ]
+    record(sql, [(stream, "ada", "1", None), (stream, "zoe", "3", "{}")])
+    [news] = announced(ear, sql)
+    assert [(one["op"], one["member"]) for one in news["members"]] == [("join", "zoe"), ("leave", "ada")]
+    assert news["count"] == 2
+
+
+def test_changes_of_a_small_room_never_wait(sql: Session, ear: Ear, stream: str) -> None:
+    for n in range(19):
+        record(sql, joins(stream, range(n, n + 1)))
+    assert [count for *_, count in heard(ear, sql)] == list(range(1, 20))
+    assert sql.call("_presence_flush") is None
+    assert sql.one("select count(*) from pgbus.presence_crowds") == 0  # a small room costs no further row
+
+
+def test_changes_of_a_crowd_wait_for_others_and_come_once_in_order(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(30)))
+    assert len(announced(ear, sql)) == 1
+    sql.run("update pgbus.presence_crowds set announced_at = clock_timestamp() + interval '1 hour'")  # the pause lasts
+    record(sql, joins(stream, range(30, 35)))
+    record(sql, leaves(stream, range(30, 32)))
+    record(sql, joins(stream, range(31, 32)))
+    assert announced(ear, sql) == [] and sql.call("_presence_flush") > 1000
+    sql.run("update pgbus.presence_crowds set due_at = clock_timestamp()")
+    assert sql.call("_presence_flush") is None
+    [news] = announced(ear, sql)
+    assert [(one["op"], one["member"]) for one in news["members"]] == [
+        *(("join", f"m{n:04}") for n in range(30, 35)),
+        *(("leave", "m0030"), ("leave", "m0031"), ("join", "m0031")),
+    ]
+    assert news["count"] == 34
+    assert sql.one("select count(*) from pgbus.presence_news") == 0
+
+
+def test_what_waits_comes_before_a_later_change(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(30)))
+    record(sql, joins(stream, range(30, 31)))
+    announced(ear, sql)
+    sql.call("presence_join", stream, "bot")  # alone, so it does not wait
+    [news] = announced(ear, sql)
+    assert [one["member"] for one in news["members"]] == ["m0030", "bot"] and news["count"] == 32
+
+
+def test_the_sweep_announces_what_a_worker_that_died_has_left(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(30)))
+    record(sql, joins(stream, range(30, 31)))
+    announced(ear, sql)
+    until(lambda: sql.call("presence_sweep") > 1, "nothing waits any more")
+    assert heard(ear, sql) == [("join", "m0030", 31)]
+
+
+def test_a_large_crowd_is_only_counted_and_a_smaller_one_asks_for_a_refresh(
+    sql: Session, ear: Ear, stream: str
+) -> None:
+    record(sql, joins(stream, range(250)))
+    [news] = announced(ear, sql)
+    assert len(news["members"]) == 250
+    record(sql, joins(stream, range(250, 251)))
+    flush(sql)
+    assert announced(ear, sql) == [{"count": 251}]
+    for n in range(251, 300):
+        record(sql, joins(stream, range(n, n + 1)))
+    flush(sql)
+    counts = announced(ear, sql)
+    assert all(set(news) == {"count"} for news in counts) and counts[-1] == {"count": 300}
+    record(sql, leaves(stream, range(201, 300)))
+    flush(sql)
+    assert announced(ear, sql) == [{"count": 201}]  # not named again yet, or each change around 250 would be a refresh
+    record(sql, leaves(stream, range(200, 201)))
+    flush(sql)
+    assert announced(ear, sql) == [{"op": "refresh", "count": 200}]
+    record(sql, joins(stream, range(200, 201)))
+    flush(sql)
+    assert heard(ear, sql) == [("join", "m0200", 201)]
+
+
+def test_more_changes_than_can_be_named_are_a_refresh(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(100)))
+    announced(ear, sql)
+    sql.run("update pgbus.presence_crowds set announced_at = clock_timestamp() + interval '1 hour'")
+    for turn in range(3):
+        record(sql, joins(stream, range(100, 200)) if turn % 2 == 0 else leaves(stream, range(100, 200)))
+    assert sql.one("select count(*) from pgbus.presence_news") <= 250
+    sql.run("update pgbus.presence_crowds set due_at = clock_timestamp()")
+    flush(sql)
+    assert announced(ear, sql) == [{"op": "refresh", "count": 200}]
+    assert sql.one("select count(*) from pgbus.presence_news") == 0
+
+
+def test_ten_thousand_joins_at_once_cost_a_client_a_few_small_announcements(
+    sql: Session, sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    def worker(session: Session, first: int) -> None:
+        for start in range(first, first + 2500, 250):
+            while record(session, joins(stream, range(start, start + 250))):
+                gevent.sleep(0.01)
+
+    workers = [(sessions(), n) for n in range(0, 10_000, 2500)]
+    together(*[lambda one=one, n=n: worker(one, n) for one, n in workers])
+    flush(sql)
+    found = announced(ear, sql)
+    assert found[-1] == {"count": 10_000}
+    assert len(json.dumps(found)) < 30_000
+    assert sum(len(news.get("members", ())) for news in found) <= 250
+
+
+def test_concurrent_changes_and_flushes_of_a_crowd_are_announced_once_in_order(
+    sql: Session, sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    record(sql, joins(stream, range(50)))
+
+    def worker(session: Session, n: int) -> None:
+        member = f"w{n}"
+        for turn in range(20):
+            change = (stream, member, "1", None if turn % 2 else "{}")
+            while record(session, [change]):
+                gevent.sleep(0.005)
+            session.call("_presence_flush")
+
+    workers = [(sessions(), n) for n in range(5)]
+    together(*[lambda one=one, n=n: worker(one, n) for one, n in workers])
+    flush(sql)
+    changes = heard(ear, sql)
+    for n in range(5):
+        assert [op for op, member, _ in changes if member == f"w{n}"] == ["join", "leave"] * 10
+    assert len(changes) == 150 and sql.call("presence_count", stream) == 50
+
+
+def test_a_crowd_that_ends_leaves_nothing_behind(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(300)))
+    record(sql, leaves(stream, range(300)))
+    flush(sql)
+    assert announced(ear, sql) == [{"count": 300}, {"op": "refresh", "count": 0}]
+    assert sql.one("select count(*) from pgbus.presence_crowds") == 0
 
 
 def test_a_role_with_the_documented_grants_can_use_presence(sql: Session, sessions: Sessions, stream: str) -> None:

@@ -38,7 +38,7 @@ READING = [
 SERVING = [
     "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus._ring_control()",
     "pgbus.presence_sweep()",
-    "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')",
+    "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')", "pgbus._presence_flush()",
 ]  # fmt: skip
 PRUNING = [
     "pgbus.prune('{s}', '{1h}')", "pgbus._prune_turn('1s')", "pgbus._forget(null, '1h')", "pgbus._prune_ephemerals()",
@@ -48,14 +48,16 @@ FOR_NO_ROLE = [
     "pgbus.change_channels()", "pgbus._append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus._jump('s', 0)", "pgbus._draw('s', 1)",
     "pgbus._append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus._flush()", "pgbus._touch('s', 1, true)",
     "pgbus._pace_rings()", "pgbus._tend_fleet()", "pgbus._clear_revocations()",
-    "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}')", "pgbus.grant_publisher('postgres')",
+    "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}', true)", "pgbus.grant_publisher('postgres')",
+    "pgbus._presence_tell('s', '{}', true)", "pgbus._presence_announce('s', '{}')",
     "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
     "pgbus._grant_rights('postgres', '{messages}', '{}')", "pgbus._lock_stream('s')", "pgbus._may_ring(0)",
     "pgbus._notify_stream('s', 'x')", "pgbus._notify_moved('s', 's')", "pgbus._bucket('s')",
 ]  # fmt: skip
 TABLES = [
     "operator_sessions", "token_guesses",
-    "messages", "horizons", "outbox", "ephemerals", "presence", "workers", "revocations", "prune_round", "channel_names", "epoch",
+    "messages", "horizons", "outbox", "ephemerals", "presence", "presence_crowds", "presence_news",
+    "workers", "revocations", "prune_round", "channel_names", "epoch",
     "jumping", "migrations",
 ]  # fmt: skip
 READABLE = {

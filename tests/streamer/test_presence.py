@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from streamer_parts import seat, wait_until
 
 from pgbus_gevent import Bus
+from pgbus_gevent.core.members import NAMED, NAMED_AGAIN
 from pgbus_gevent.core.names import PublicNames
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from pgbus_gevent.publishing.presence import Presence
@@ -114,12 +115,33 @@ def test_the_largest_metadata_is_taken_by_postgresql_too(pgbus_bus: Bus) -> None
 def test_the_fake_bus_has_what_was_announced() -> None:
     bus = FakeBus()
     room = bus.stream("room").presence
-    room.join("7", {"name": "Ada"})
+    assert room.join("7", {"name": "Ada"})
     room.leave("7")
     assert [(one.id, one.event, json.loads(one.data)) for one in bus.sent] == [
         (None, "presence", {"op": "join", "member": "7", "metadata": {"name": "Ada"}, "count": 1}),
         (None, "presence", {"op": "leave", "member": "7", "metadata": {"name": "Ada"}, "count": 0}),
     ]
+
+
+def test_the_fake_bus_counts_the_members_of_a_crowd_as_the_database_does(pgbus_bus: Bus) -> None:
+    bus = FakeBus()
+    room = bus.stream("room").presence
+    for n in range(NAMED + 1):
+        room.join(str(n))
+    for n in range(NAMED + 1 - NAMED_AGAIN):
+        room.leave(str(n))
+    room.leave(str(NAMED))
+    news = [json.loads(one.data) for one in bus.sent]
+    assert news[NAMED - 1] == {"op": "join", "member": str(NAMED - 1), "metadata": {}, "count": NAMED}
+    assert news[NAMED] == {"count": NAMED + 1}
+    assert news[-3:] == [
+        {"count": NAMED_AGAIN + 1},
+        {"op": "refresh", "count": NAMED_AGAIN},
+        {"op": "leave", "member": str(NAMED), "metadata": {}, "count": NAMED_AGAIN - 1},
+    ]
+    with pgbus_bus.database.queries.transaction() as database_cursor:
+        database_cursor.execute("select pgbus._presence_named(), pgbus._presence_named() * 4 / 5")
+        assert database_cursor.fetchall() == [(NAMED, NAMED_AGAIN)]
 
 
 # the part
@@ -138,6 +160,7 @@ class Memory:
         self.statements: list[str] = []
         self.sizes: list[int] = []
         self.failure: Exception | None = None
+        self.due: float | None = None  # in how many seconds announcements are due
         self.busy: set[str] = set()
         self.on_statement: Callable[[], object] = lambda: None
 
@@ -150,7 +173,9 @@ class Memory:
     def members(self, stream: str) -> set[str]:
         return {member for (where, member, _), (end, _) in self.rows.items() if where == stream and end > self.now}
 
-    def record(self, changes: Sequence[tuple[str, str, str, str | None]], *, ttl: float, grace: float) -> list[int]:
+    def record(
+        self, changes: Sequence[tuple[str, str, str, str | None]], *, ttl: float, grace: float
+    ) -> tuple[list[int], float | None]:
         self._statement("record")
         self.sizes.append(len(changes))
         if any(member == "poison" for _, member, _, _ in changes):
@@ -166,7 +191,11 @@ class Memory:
                 elif not arriving and metadata is None and place in self.rows:
                     self.rows[place] = (min(self.rows[place][0], self.now + grace), True)
         self._expire({change[:2] for change in done})
-        return [place for place, change in enumerate(changes) if change[0] in self.busy]
+        return [place for place, change in enumerate(changes) if change[0] in self.busy], self.due
+
+    def flush(self) -> float | None:
+        self._statement("flush")
+        return self.due
 
     def _expire(self, concerned: set[tuple[str, str]]) -> None:
         gone = {place[:2] for place, (end, _) in self.rows.items() if place[:2] in concerned and end <= self.now}
@@ -291,6 +320,30 @@ def test_a_member_that_leaves_before_it_was_written_is_not_written(kept: Kept) -
     assert kept.keeper.settled
     kept.step()
     assert "record" not in kept.memory.statements
+
+
+def test_announcements_that_wait_are_flushed_when_they_are_due(kept: Kept) -> None:
+    kept.memory.due = 0.6
+    kept.keeper.joined(seat("c1", "room", "ada"))
+    kept.step()
+    kept.at(0.5)
+    assert "flush" not in kept.memory.statements
+    kept.memory.due = None
+    kept.at(10)
+    assert kept.memory.statements.count("flush") == 1
+
+
+def test_a_flush_that_fails_is_tried_again(kept: Kept) -> None:
+    kept.memory.due = 0.1
+    kept.keeper.joined(seat("c1", "room", "ada"))
+    kept.step()
+    kept.memory.now, kept.memory.failure = 1.0, DatabaseUnavailable("away")
+    with pytest.raises(DatabaseUnavailable):
+        kept.step()
+    kept.memory.failure = kept.memory.due = None
+    kept.step()
+    kept.at(3)
+    assert kept.memory.statements.count("flush") == 2
 
 
 def test_all_are_kept_alive_by_one_statement(kept: Kept) -> None:

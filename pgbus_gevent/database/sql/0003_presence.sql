@@ -8,6 +8,11 @@
 -- A transaction that changes the rows of a stream holds the lock of its presence until it has committed, so that
 -- announcements come in the order of the changes, each of them once. Workers only try to take the lock: a transaction
 -- that keeps it delays its own stream, and no other.
+--
+-- An announcement goes to every client of its stream. If each of n members that come together were announced alone, that
+-- would be n times n events. So changes that are made together are announced together, changes at a crowd wait a moment
+-- for others, and the members of a large crowd are only counted. What waits is in a table, so that it does not depend on
+-- the worker that wrote it.
 
 -- Unlogged: after a crash the connections are gone too, and those that remain join again when their touch finds no
 -- row. Half of each page is kept free, so that a touch, which changes no indexed column, finds space beside the row
@@ -24,6 +29,26 @@ create unlogged table pgbus.presence (
   primary key (stream, member, connection)
 ) with (fillfactor = 50,
         autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+-- The streams with twenty members or more, and how their changes are announced.
+create unlogged table pgbus.presence_crowds (
+  stream        text collate "C" primary key,
+  members       bigint           not null,      -- at the last announcement
+  counted       boolean          not null,      -- whether announcements have the number of the members, and no names
+  announced_at  timestamptz      not null,
+  waiting       bigint           not null default 0,  -- how many changes have not been announced
+  due_at        timestamptz                     -- when they are to be announced; null if none waits
+) with (fillfactor = 50);
+
+-- The changes that wait, in their order. If there are too many to be named, or if they are counted, they are not here.
+create unlogged table pgbus.presence_news (
+  stream    text collate "C" not null,
+  n         bigint           generated always as identity,
+  op        text             not null,
+  member    text collate "C" not null,
+  metadata  jsonb            not null,
+  primary key (stream, n)
+);
 
 
 -- reading -----------------------------------------------------------------------------------------------------
@@ -76,7 +101,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 begin
   perform pgbus._lock_presence(stream);
   return pgbus._presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
-                               '{}', '{}', interval '0', '{}') > 0;
+                               '{}', '{}', interval '0', '{}', true) > 0;
 end
 $$;
 
@@ -92,7 +117,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 begin
   perform pgbus._lock_presence(stream);
   return pgbus._presence_settle(stream, '{}', '{}', '{}', interval '1 second',
-                               array[member], array[connection], grace, '{}') > 0;
+                               array[member], array[connection], grace, '{}', true) > 0;
 end
 $$;
 
@@ -154,14 +179,14 @@ comment on function pgbus.presence_touch_many(text[], text[], text[], interval) 
 of those that are not there any more and have to join again.
 Errors: 22023 for a bad ttl.';
 
--- Writes what happened at one stream, whose presence is locked, and announces the result; returns the number of
--- announcements. The first three arrays have one length, and so do the next two. `others` are members of which some
--- rows may have expired.
+-- Writes what happened at one stream, whose presence is locked, and announces the result; returns how many members have
+-- joined and left. The first three arrays have one length, and so do the next two. `others` are members of which some
+-- rows may have expired. `alone` is as in _presence_tell.
 create function pgbus._presence_settle(
   stream text,
   arrivals text[], arrival_connections text[], arrival_metadata jsonb[], ttl interval,
   departures text[], departure_connections text[], grace interval,
-  others text[]) returns integer
+  others text[], alone boolean) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- An argument has its caller's collation, which would conflict with a column's.
@@ -173,9 +198,8 @@ declare
   gone       text[] collate "C";
   instant    timestamptz := clock_timestamp();
   belongings jsonb[];
-  news       record;
-  total      bigint;
-  told       integer := 0;
+  bad        record;
+  news       pgbus.presence_news[];
 begin
   -- With a snapshot from before the lock it would not see members that joined meanwhile, and would announce that a
   -- present member has left.
@@ -187,12 +211,12 @@ begin
   if pgbus._good_stream(name) is not true then
     perform pgbus._refuse(name);
   end if;
-  for news in
+  for bad in
     select a.member, a.connection, a.metadata
     from unnest(coming, arrival_connections, arrival_metadata) as a(member, connection, metadata)
     where pgbus._good_presence(a.member, a.connection, a.metadata) is not true
   loop
-    perform pgbus._presence_refuse(name, news.member, news.connection, news.metadata);
+    perform pgbus._presence_refuse(name, bad.member, bad.connection, bad.metadata);
   end loop;
   perform pgbus._presence_interval('ttl', ttl, interval '1 millisecond');
   perform pgbus._presence_interval('grace', grace, interval '0');
@@ -232,27 +256,23 @@ begin
   )
   select array_agg(l.member), array_agg(l.metadata) into gone, belongings from last l;
 
-  for news in
-    select 'join' as op, p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1] as metadata
-    from pgbus.presence p
-    where p.stream = name and p.member = any (coming) and p.member <> all (known) and p.expires_at > instant
-    group by p.member
-    union all
-    select 'leave', g.member, g.metadata
-    from unnest(gone, belongings) as g(member, metadata)
-    where not exists (select from pgbus.presence p where p.stream = name and p.member = g.member collate "C")
-    order by op, member
-  loop
-    if total is null then
-      total := pgbus.presence_count(name);
-    end if;
-    perform pgbus.broadcast_ephemeral(
-      name,
-      json_build_object('op', news.op, 'member', news.member, 'metadata', news.metadata, 'count', total)::text,
-      'presence');
-    told := told + 1;
-  end loop;
-  return told;
+  news := array(
+    select (name, null, c.op, c.member, c.metadata)::pgbus.presence_news
+    from (
+      select 'join' as op, p.member, (array_agg(p.metadata order by p.connected_at desc, p.connection))[1] as metadata
+      from pgbus.presence p
+      where p.stream = name and p.member = any (coming) and p.member <> all (known) and p.expires_at > instant
+      group by p.member
+      union all
+      select 'leave', g.member, g.metadata
+      from unnest(gone, belongings) as g(member, metadata)
+      where not exists (select from pgbus.presence p where p.stream = name and p.member = g.member collate "C")
+    ) c
+    order by c.op, c.member);
+  if cardinality(news) > 0 then
+    perform pgbus._presence_tell(name, news, alone);
+  end if;
+  return cardinality(news);
 end
 $$;
 
@@ -303,17 +323,133 @@ end
 $$;
 
 
+-- announcing --------------------------------------------------------------------------------------------------
+
+-- The most members that are named. With more, announcements only have their number: a list of hundreds is no use to
+-- people, and each change costs every client its bytes. Not a setting, because all who change a stream's presence have
+-- to agree, and SQL sessions have no settings of ours.
+create function pgbus._presence_named() returns integer
+language sql immutable parallel safe
+return 250;
+
+-- How long the changes at a crowd of this size wait for others: so long that a change to every client costs at most
+-- 10,000 events a second, but from 50 ms to 1 s.
+create function pgbus._presence_pause(members bigint) returns interval
+language sql immutable parallel safe
+return least(greatest(members * 0.0001, 0.05), 1) * interval '1 second';
+
+-- Announces changes at one stream, whose presence is locked, or lets them wait. `alone`: they are a transaction of their
+-- own, after which nobody may come to announce what waits until the next sweep. So they wait only if they are counted.
+create function pgbus._presence_tell(stream text, news pgbus.presence_news[], alone boolean) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  name    text collate "C" := stream;
+  crowd   pgbus.presence_crowds;
+  ends_at timestamptz;
+begin
+  select c.* into crowd from pgbus.presence_crowds c where c.stream = name;
+  ends_at := crowd.announced_at + pgbus._presence_pause(crowd.members);
+  if ends_at > clock_timestamp() and (crowd.counted or not alone) then
+    if not crowd.counted and crowd.waiting + cardinality(news) <= pgbus._presence_named() then
+      insert into pgbus.presence_news (stream, op, member, metadata)
+      select name, w.op, w.member, w.metadata
+      from unnest(news) with ordinality as w(stream, n, op, member, metadata, place)
+      order by w.place;
+    end if;
+    update pgbus.presence_crowds c set waiting = c.waiting + cardinality(news), due_at = ends_at where c.stream = name;
+  else
+    perform pgbus._presence_announce(name, news);
+  end if;
+end
+$$;
+
+-- Announces the changes at one stream, whose presence is locked: those that wait, and then `news`.
+create function pgbus._presence_announce(stream text, news pgbus.presence_news[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  name    text collate "C" := stream;
+  crowd   pgbus.presence_crowds;
+  total   bigint := pgbus.presence_count(name);
+  changes bigint := cardinality(news);
+  counts  boolean;
+  told    json[];
+  data    json;
+begin
+  select c.* into crowd from pgbus.presence_crowds c where c.stream = name;
+  changes := changes + coalesce(crowd.waiting, 0);
+  -- Names come back only with a fifth fewer members, so that a crowd of this size does not change the kind of its
+  -- announcements with every member: whoever shows names asks for all of them at each change back.
+  counts := total > case when crowd.counted then pgbus._presence_named() * 4 / 5 else pgbus._presence_named() end;
+  if counts then
+    data := json_build_object('count', total);
+  elsif crowd.counted or changes > pgbus._presence_named() then
+    data := json_build_object('op', 'refresh', 'count', total);
+  else
+    told := array(
+      select json_build_object('op', w.op, 'member', w.member, 'metadata', w.metadata)
+      from (select p.op, p.member, p.metadata, 1 as part, p.n as place from pgbus.presence_news p where p.stream = name
+            union all
+            select a.op, a.member, a.metadata, 2, a.place
+            from unnest(news) with ordinality as a(stream, n, op, member, metadata, place)) w
+      order by w.part, w.place);
+    if changes = 1 then
+      data := json_build_object('op', told[1] -> 'op', 'member', told[1] -> 'member', 'metadata', told[1] -> 'metadata',
+                                'count', total);
+    else
+      data := json_build_object('members', to_json(told), 'count', total);
+    end if;
+  end if;
+  if crowd.waiting > 0 then
+    delete from pgbus.presence_news p where p.stream = name;
+  end if;
+  if total >= 20 then
+    insert into pgbus.presence_crowds as c (stream, members, counted, announced_at)
+    values (name, total, counts, clock_timestamp())
+    on conflict on constraint presence_crowds_pkey do update
+    set members = excluded.members, counted = excluded.counted, announced_at = excluded.announced_at,
+        waiting = 0, due_at = null;
+  elsif crowd.stream is not null then
+    delete from pgbus.presence_crowds c where c.stream = name;
+  end if;
+  perform pgbus.broadcast_ephemeral(name, data, 'presence');
+end
+$$;
+
+-- Announces what has waited long enough, at up to 100 streams, whoever wrote it. Returns in how many seconds the next
+-- changes are due; null if none wait. Another transaction may hold the presence of a stream; then they stay due.
+create function pgbus._presence_flush() returns double precision
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  name text collate "C";
+begin
+  for name in
+    select c.stream from pgbus.presence_crowds c where c.due_at <= clock_timestamp() order by c.due_at limit 100
+  loop
+    if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(name))
+       -- Again under the lock, because another transaction may just have announced them.
+       and exists (select from pgbus.presence_crowds c where c.stream = name and c.due_at <= clock_timestamp()) then
+      perform pgbus._presence_announce(name, '{}');
+    end if;
+  end loop;
+  return (
+    select greatest(0.02, extract(epoch from min(c.due_at) - clock_timestamp())) from pgbus.presence_crowds c
+    where c.due_at is not null having count(*) > 0);
+end
+$$;
+
+
 -- for workers -------------------------------------------------------------------------------------------------
 
--- Writes what happened at the streams of a worker. An arrival has metadata, a departure has none. Returns the
+-- Writes what happened at the streams of a worker. An arrival has metadata, a departure has none. `again`: the
 -- positions, from 1, of the changes that are to be tried again, because another transaction holds the presence of
--- their streams.
+-- their streams. `due`: in how many seconds the worker is to call _presence_flush, or null.
 create function pgbus._presence_record(stream text[], member text[], connection text[], metadata jsonb[],
-                                      ttl interval, grace interval) returns setof integer
+                                      ttl interval, grace interval, out again integer[], out due double precision)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   batch record;
 begin
+  again := '{}';
   for batch in
     select a.stream,
            coalesce(array_agg(a.member order by n) filter (where a.metadata is not null), '{}') as arrivals,
@@ -328,11 +464,14 @@ begin
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
       perform pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
-                                    batch.departures, batch.departed, grace, '{}');
+                                    batch.departures, batch.departed, grace, '{}', false);
     else
-      return query select unnest(batch.places);
+      again := again || batch.places;
     end if;
   end loop;
+  due := (
+    select extract(epoch from min(c.due_at) - clock_timestamp()) from pgbus.presence_crowds c
+    where c.stream = any (_presence_record.stream));
 end
 $$;
 
@@ -347,7 +486,7 @@ declare
   batch   record;
 begin
   if pg_relation_size('pgbus.presence') = 0 then
-    return null;
+    return pgbus._presence_flush();
   end if;
   -- One pass over the table, which has no index on expires_at, so that a touch is cheap. Our sessions do without such
   -- passes otherwise, and would read the table in the order of its index.
@@ -370,15 +509,17 @@ begin
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
       perform pgbus._presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
-                                    batch.members);
+                                    batch.members, false);
     else
       next_at := instant;
     end if;
   end loop;
-  return case when next_at is not null then greatest(0, extract(epoch from next_at - clock_timestamp())) end;
+  -- Also what a worker wrote that has died since.
+  return least(pgbus._presence_flush(),
+               case when next_at is not null then greatest(0, extract(epoch from next_at - clock_timestamp())) end);
 end
 $$;
 
 comment on function pgbus.presence_sweep() is
-'Removes expired connections, at most 1000, and announces the members that have left by it. Workers do this by
-themselves. Returns in how many seconds the next connection expires; null if there is none.';
+'Removes expired connections, at most 1000, and announces the members that have left by it, and what else waits to be
+announced. Workers do this by themselves. Returns in how many seconds there is more to do; null if there is nothing.';

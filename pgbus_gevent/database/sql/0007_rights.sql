@@ -37,7 +37,7 @@ begin
   perform pgbus._grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
     array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control', '_duty', '_leave_duty',
-          '_presence_record', 'presence_touch_many', 'presence_sweep', 'squatters']);
+          '_presence_record', '_presence_flush', 'presence_touch_many', 'presence_sweep', 'squatters']);
 end
 $$;
 
