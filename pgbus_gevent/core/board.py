@@ -21,13 +21,13 @@ from .client import Client, Place, Subscription
 from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from .events import Broadcast, Events
 from .registry import Registry
-from .replay import PageFrames
+from .replay import Page
 from .retries import Trouble
 from .schedule import Schedule
 from .stream_counter import StreamCounter
 from .stream_log import Frame, RingBudget, Stored, StreamLog
 from .wakes import Ephemeral
-from .work import Flag, Work
+from .work import Flag, SessionFlag, Work
 
 logger = logging.getLogger("pgbus_gevent.board")
 
@@ -36,27 +36,6 @@ MAX_LARGE = 10_000
 
 POLL_SHARE = 0.1
 """The factor by which intervals between questions to the database are shortened while no notifications are heard."""
-
-
-class Page:
-    """Older messages of one stream. The page is for the waiting clients whose cursor lies from its start to below ``end``."""
-
-    __slots__ = ("content", "end", "epoch", "log")
-
-    def __init__(self, log: StreamLog, content: PageFrames, end: int) -> None:
-        self.log = log
-        self.content = content
-        self.end = end
-        self.epoch = log.epoch
-
-    @property
-    def current(self) -> bool:
-        """Whether the log has not been rewound since the page was read."""
-        return self.epoch == self.log.epoch
-
-    def serves(self, cursor: int | None) -> bool:
-        """Whether the page has the messages that follow ``cursor``."""
-        return cursor is not None and self.content.start <= cursor < self.end
 
 
 class RingLimits(NamedTuple):
@@ -76,6 +55,9 @@ class Board:
 
     The readers take ``looks`` (logs to compare with the table) and ``behind`` (logs with clients that need a page). Adding to
     either sets the flag ``reading``. :meth:`waiting` returns the clients that wait for a reader.
+
+    The listener takes ``unheard`` (logs whose wakes it does not hear yet). Adding to it, and a change of :attr:`follow_all`, sets
+    the flag ``following``, which interrupts the listener's session.
 
     The other parts wait for flags: ``doorbell`` (a notification came), ``fetching`` (``large`` has ephemeral messages that must
     be fetched) and ``control`` (connections may have been revoked). ``listening`` is set while notifications are heard.
@@ -105,6 +87,9 @@ class Board:
         self.ephemeral: Work[EphemeralBuffer] = Work(self.delivery)
         self.looks: Work[StreamLog] = Work(self.reading)
         self.behind: Work[StreamLog] = Work(self.reading)
+        self.following = SessionFlag()
+        self.unheard: Work[StreamLog] = Work(self.following)
+        self._follow_all = True
         self.schedule = Schedule(tick)
         self.ephemeral_buffers = EphemeralBuffers()
         self.large: deque[Ephemeral] = deque()
@@ -127,7 +112,9 @@ class Board:
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
 
     def _make_log(self, name: str) -> StreamLog:
-        return StreamLog(name, self.budget, max_frames=self._rings.messages, max_bytes=self._rings.bytes)
+        log = StreamLog(name, self.budget, max_frames=self._rings.messages, max_bytes=self._rings.bytes)
+        self.unheard.add(log)
+        return log
 
     # clients
 
@@ -148,7 +135,7 @@ class Board:
             self.stop_waiting(subscription)
             log = subscription.log
             if log.retired:
-                for work in (self.moved, self.looks, self.behind):
+                for work in (self.moved, self.looks, self.behind, self.unheard):
                     work.discard(log)
             self.ephemeral_buffers.remove(subscription)
         return subscriptions
@@ -168,7 +155,10 @@ class Board:
         """Have a reader ask the database where a client starts, or for the messages below the ring."""
         log = subscription.log
         self._waiting.setdefault(log, {})[subscription] = None
-        (self.looks if subscription.cursor is None else self.behind).add(log)
+        if subscription.cursor is None:
+            self.look(log)
+        else:
+            self.behind.add(log)
 
     def stop_waiting(self, subscription: Subscription) -> bool:
         """Stop waiting for a reader. Return whether the subscription was waiting."""
@@ -179,6 +169,41 @@ class Board:
         if not waiting:
             del self._waiting[subscription.log]
         return True
+
+    # the listener
+
+    @property
+    def follow_all(self) -> bool:
+        """Whether the listener follows all streams, not only those of this worker."""
+        return self._follow_all
+
+    @follow_all.setter
+    def follow_all(self, value: bool) -> None:
+        if value is not self._follow_all:
+            self._follow_all = value
+            self.following.set()
+
+    def look(self, log: StreamLog) -> None:
+        """Have a reader compare a log with the table; while the worker listens, not before the log's wakes are heard.
+
+        If the look came first, an ephemeral message that is published between the look and the LISTEN would be lost, although
+        the look lets clients start.
+        """
+        if not (self.listening.is_set() and log in self.unheard):
+            self.looks.add(log)
+
+    def heard(self, log: StreamLog) -> None:
+        """Note that the wakes of a log are heard from now on, and have the looks done that were held up until now."""
+        if not log.retired and (not log.is_open or any(each.cursor is None for each in self.waiting(log))):
+            self.looks.add(log)
+
+    def deafen(self) -> None:
+        """Note that no wakes are heard from now on. Looks need not wait for the listener."""
+        self.listening.clear()
+        for log in self.unheard:
+            self.heard(log)
+        for log in self.registry.logs():
+            self.unheard.add(log)
 
     # new messages
 

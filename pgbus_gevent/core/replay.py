@@ -67,6 +67,27 @@ class PageFrames:
         return make_chunk(up_to_a_gap(frames), cursor) if frames else None
 
 
+class Page:
+    """Older messages of one stream. The page is for the waiting clients whose cursor lies from its start to below ``end``."""
+
+    __slots__ = ("content", "end", "epoch", "log")
+
+    def __init__(self, log: StreamLog, content: PageFrames, end: int) -> None:
+        self.log = log
+        self.content = content
+        self.end = end
+        self.epoch = log.epoch
+
+    @property
+    def current(self) -> bool:
+        """Whether the log has not been rewound since the page was read."""
+        return self.epoch == self.log.epoch
+
+    def serves(self, cursor: int | None) -> bool:
+        """Whether the page has the messages that follow ``cursor``."""
+        return cursor is not None and self.content.start <= cursor < self.end
+
+
 class Admission(NamedTuple):
     """The cursor from which a client starts, and the frame of its gap event (empty if there is none)."""
 

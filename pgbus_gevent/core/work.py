@@ -22,6 +22,36 @@ class Flag(Protocol):
     def wait(self, timeout: float) -> bool: ...
 
 
+class Interruptible(Protocol):
+    """Something that waits until it is interrupted; a session of the listener is one."""
+
+    def interrupt(self) -> None: ...
+
+
+class SessionFlag:
+    """A flag for the part that waits in a session. Setting it interrupts the session, if there is one."""
+
+    __slots__ = ("_set", "session")
+
+    def __init__(self) -> None:
+        self.session: Interruptible | None = None
+        self._set = False
+
+    def is_set(self) -> bool:
+        """Whether it was set since the last :meth:`clear`."""
+        return self._set
+
+    def set(self) -> None:
+        """Set the flag, and interrupt the session."""
+        self._set = True
+        if self.session is not None:
+            self.session.interrupt()
+
+    def clear(self) -> None:
+        """Clear the flag."""
+        self._set = False
+
+
 class Work(Generic[T]):
     """Items to work on, in the order in which they were added. One greenlet at a time has an item.
 
@@ -31,7 +61,7 @@ class Work(Generic[T]):
 
     __slots__ = ("_flag", "_taken", "_waiting")
 
-    def __init__(self, flag: Flag) -> None:
+    def __init__(self, flag: Flag | SessionFlag) -> None:
         self._flag = flag
         self._waiting: dict[T, None] = {}
         self._taken: dict[T, None] = {}
@@ -90,7 +120,7 @@ class Work(Generic[T]):
         self._taken.pop(item, None)
 
     @contextmanager
-    def taking(self, limit: int) -> Iterator[list[T]]:
+    def taking(self, limit: int | None = None) -> Iterator[list[T]]:
         """Take items for the duration of a block. If the block raises, they are given back."""
         items = self.take(limit)
         try:

@@ -12,13 +12,13 @@ from time import monotonic
 from typing import TypeVar
 
 from ..core.audience import Audience
-from ..core.board import Board, Page
+from ..core.board import Board
 from ..core.client import Client, Subscription
 from ..core.events import Gap, Passed
 from ..core.filters import Filters
 from ..core.greeting import greeting
 from ..core.identity import Identities
-from ..core.replay import admit, missed
+from ..core.replay import Page, admit, missed
 from ..core.stream_log import Chunk, StreamLog
 from .clients import Clients
 from .ephemeral_passes import EphemeralPasses

@@ -20,13 +20,22 @@ from ..errors import DatabaseError, Deaf
 logger = logging.getLogger("pgbus_gevent.listener")
 
 PING_INTERVAL = 2.0
-"""Seconds between two pings. A ping asks the server whether it answers, and for the current names of the channels.
+"""Seconds between two pings, in a fleet of up to fifty workers.
 
-It is sent even while notifications come, because they may come on a channel whose name has been replaced.
+A ping asks the server whether it answers, and for the current names of the channels. It is sent even while notifications come,
+because they may come on a channel whose name has been replaced.
 """
+
+PING_INTERVAL_MOST = 4.0
+"""Seconds between two pings in a large fleet."""
+
+_PINGS = 25.0  # of all workers together, in a second, until the longest interval is reached
 
 PING_SOON = 0.5
 """Seconds until the next ping after a control notification."""
+
+NARROW_INTERVAL = 60.0
+"""Seconds after which the session stops following the streams that have no client any more."""
 
 MAX_DISTANCE = 86_400.0
 """How far, in seconds, an id or a time of an append may differ from this host's clock. An id is at most the database's clock in
@@ -69,7 +78,10 @@ class WakeSource(Protocol):
 class Listener:
     """The greenlet that owns the LISTEN session; :meth:`run` is its loop. No other greenlet uses the session.
 
-    It yields only while it waits for the session. Between two reads it never yields, because a session whose client does not
+    It hears the wakes of the streams that have clients here, or of all streams if the board says so.
+
+    It yields only while it waits for the session. While a statement of the session runs, new logs may come; they wait in
+    ``unheard`` for the next round. Between two reads it never yields, because a session whose client does not
     read holds up vacuum in the whole database. ``wall_clock`` returns Unix seconds.
     """
 
@@ -90,6 +102,8 @@ class Listener:
         self.deaf = ""
         """Why the session is deaf, or an empty text."""
         self.reconnects = 0
+        self._follows_all = False
+        self._narrowed = 0.0
 
     @property
     def live(self) -> bool:
@@ -112,7 +126,8 @@ class Listener:
             except DatabaseError as error:
                 self._lost(error, first=first)
             finally:
-                self._board.listening.clear()
+                self._board.following.session = None
+                self._board.deafen()
                 if session is not None:
                     session.close()
             first = False
@@ -123,11 +138,13 @@ class Listener:
         try:
             if not session.hears():
                 raise Deaf(session.cause)
-            session.follow(None)
+            self._follows_all = False
+            self._follow(session)
         except BaseException:
             session.close()
             raise
         self.deaf = ""
+        self._board.following.session = session
         self._board.listening.set()
         logger.info("listening")
         self._board.resync()
@@ -135,20 +152,49 @@ class Listener:
         return session
 
     def _listen(self, session: Session) -> None:
-        asked = self._clock()
+        asked = self._narrowed = self._clock()
         while True:
+            if self._board.following.is_set():
+                self._follow(session)
             payloads, lost = session.receive(_WAIT)
             if payloads:
                 self.hear(payloads)
                 if CONTROL in payloads:
                     # The names of the channels may have been replaced. This is announced on the old channel.
-                    asked = min(asked, self._clock() - PING_INTERVAL + PING_SOON)
+                    asked = min(asked, self._clock() - self.ping_interval + PING_SOON)
             if lost:
-                logger.warning("more notifications came than there was room for; looking for the missed messages")
+                logger.warning("some notifications may have been missed; looking for their messages")
                 self._board.resync()
-            if self._clock() - asked >= PING_INTERVAL:
+            if self._clock() - asked >= self.ping_interval:
                 session.ping()
                 asked = self._clock()
+            if self._clock() - self._narrowed >= NARROW_INTERVAL:
+                self._narrow(session)
+
+    @property
+    def ping_interval(self) -> float:
+        """The time between two pings, in seconds."""
+        return max(PING_INTERVAL, min(self._board.workers / _PINGS, PING_INTERVAL_MOST))
+
+    def _follow(self, session: Session) -> None:
+        """Follow the streams that are not heard yet."""
+        board = self._board
+        board.following.clear()  # before the work is taken: what comes during a statement sets it again
+        if board.follow_all and not self._follows_all:
+            session.follow(None)
+            self._follows_all = True
+        with board.unheard.taking() as logs:
+            if logs and not self._follows_all:
+                session.follow([log.name for log in logs])
+        for log in logs:
+            board.heard(log)
+
+    def _narrow(self, session: Session) -> None:
+        """Stop following the streams that have no client here."""
+        self._narrowed = self._clock()
+        if not self._board.follow_all:
+            session.narrow([log.name for log in self._board.registry.logs()])
+            self._follows_all = False
 
     def _lost(self, error: DatabaseError, *, first: bool) -> None:
         if self.live:
@@ -170,11 +216,14 @@ class Listener:
                 self._board.take_ephemeral(wake)
             elif isinstance(wake, wakes.Control):
                 self._board.control.set()
+            elif wake.streams is None:
+                # A worker that follows all streams sweeps after each notification; this one has to be told.
+                self._board.unsure |= not self._board.follow_all
             else:
-                for name in wake.streams or ():
+                for name in wake.streams:
                     log = self._board.log(name)
                     if log is not None:
-                        self._board.looks.add(log)
+                        self._board.look(log)
 
     def _take(self, message: wakes.NewMessage) -> None:
         log = self._board.log(message.stream)
@@ -189,4 +238,4 @@ class Listener:
                 log.appended_at = at
             self._board.extend(log, [message])
         else:
-            self._board.looks.add(log)
+            self._board.look(log)

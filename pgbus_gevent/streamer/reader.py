@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 
 import gevent
 
-from ..core.board import Board, Page
+from ..core.board import Board
 from ..core.client import Subscription
 from ..core.events import Read
 from ..core.kept_pages import KeptPages
-from ..core.replay import PageFrames
+from ..core.replay import Page, PageFrames
 from ..core.retries import Backoff, Trouble
 from ..core.rows import Opening, OpenQuestion, PageRows
 from ..core.stream_log import StreamLog

@@ -6,8 +6,8 @@ import pytest
 from streamer_parts import FakeClient, added, make_board
 
 from pgbus_gevent.core import ephemeral_buffers
-from pgbus_gevent.core.board import Page
-from pgbus_gevent.core.replay import PageFrames
+from pgbus_gevent.core.board import Board
+from pgbus_gevent.core.replay import Page, PageFrames
 from pgbus_gevent.core.wakes import Ephemeral
 
 
@@ -61,10 +61,10 @@ def test_nothing_is_left_of_a_client_that_has_left() -> None:
     subscription.cursor = 0
     board.wait(subscription)
     board.moved.add(log)
-    assert (len(board.schedule), len(board.looks), len(board.behind)) == (1, 1, 1)
+    assert (len(board.schedule), len(board.looks), len(board.behind), len(board.unheard)) == (1, 1, 1, 1)
     assert board.leave(client) == (subscription,)
     assert board.leave(client) == ()
-    for work in (board.moved, board.ready, board.looks, board.behind):
+    for work in (board.moved, board.ready, board.looks, board.behind, board.unheard):
         assert list(work) == []
     assert len(board.schedule) == 0
     assert board.waiting(log) == {}
@@ -185,3 +185,84 @@ def test_each_flood_of_ephemeral_messages_is_logged_once(
         board.ephemerals_sent(buffer)
         assert (board.dropped, caplog.text.count("dropping new ones")) == (2 * flood, flood)
     assert len(board.ephemeral_buffers) == len(board.ephemeral) == 0
+
+
+# the listener
+
+
+def listening_board() -> Board:
+    board = make_board()
+    board.listening.set()
+    return board
+
+
+def test_while_the_worker_listens_a_new_log_gets_its_look_once_it_is_heard() -> None:
+    board = listening_board()
+    subscription = added(board, FakeClient("1"))
+    log = subscription.log
+    board.wait(subscription)
+    board.look(log)
+    assert (list(board.unheard), list(board.looks), board.following.is_set()) == ([log], [], True)
+    with board.unheard.taking():
+        board.look(log)
+        assert list(board.looks) == []
+    board.heard(log)
+    assert (list(board.unheard), list(board.looks)) == ([], [log])
+
+
+def test_while_the_worker_does_not_listen_looks_are_not_held_up() -> None:
+    board = make_board()
+    subscription = added(board, FakeClient("1"))
+    board.wait(subscription)
+    assert list(board.looks) == [subscription.log]
+
+
+def test_looks_that_were_held_up_go_ahead_when_the_session_is_lost() -> None:
+    board = listening_board()
+    subscription = added(board, FakeClient("1"))
+    board.wait(subscription)
+    board.deafen()
+    assert not board.listening.is_set()
+    assert list(board.looks) == [subscription.log]
+
+
+def test_a_new_session_has_every_log_to_follow_and_an_open_one_needs_no_look_for_that() -> None:
+    board = listening_board()
+    log = added(board, FakeClient("1")).log
+    log.open(head=100, horizon=0, oldest=10, floor=100, rows=[])
+    board.unheard.take()
+    board.unheard.done(log)
+    board.deafen()
+    assert board.unheard.take() == [log]
+    board.heard(log)
+    assert list(board.looks) == []
+
+
+def test_an_open_log_that_a_client_waits_for_gets_a_look_when_it_is_heard() -> None:
+    board = listening_board()
+    subscription = added(board, FakeClient("1"))
+    subscription.log.open(head=100, horizon=0, oldest=10, floor=100, rows=[])
+    board.wait(subscription)
+    board.heard(subscription.log)
+    assert list(board.looks) == [subscription.log]
+
+
+def test_a_log_whose_client_left_meanwhile_gets_no_look_when_it_is_heard() -> None:
+    board = listening_board()
+    client = FakeClient("1")
+    log = added(board, client).log
+    with board.unheard.taking():
+        board.leave(client)
+    board.heard(log)
+    assert (list(board.unheard), list(board.looks)) == ([], [])
+
+
+def test_a_change_of_what_to_follow_is_told_to_the_listener_and_no_other_assignment_is() -> None:
+    board = make_board()
+    assert board.follow_all
+    told = []
+    for value in (True, False, False, True):
+        board.following.clear()
+        board.follow_all = value
+        told.append(board.following.is_set())
+    assert told == [False, True, False, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gevent.event import Event
 
-from pgbus_gevent.core.work import Work
+from pgbus_gevent.core.work import SessionFlag, Work
 
 
 @pytest.fixture
@@ -105,3 +105,33 @@ def test_the_items_of_a_block_that_ends_are_done(work: Work[str]) -> None:
     with work.taking(2):
         work.add("b")
     assert list(work) == ["c", "b"]
+
+
+class Sleeper:
+    """Counts its interrupts."""
+
+    interrupts = 0
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+
+def test_an_item_that_is_added_interrupts_the_session_once_until_the_flag_is_cleared() -> None:
+    flag, sleeper = SessionFlag(), Sleeper()
+    work: Work[str] = Work(flag)
+    work.add("before there is a session")
+    flag.session = sleeper
+    flag.clear()
+    work.add("a")
+    work.add("b")
+    assert (flag.is_set(), sleeper.interrupts) == (True, 1)
+    flag.clear()
+    work.add("c")
+    assert (flag.is_set(), sleeper.interrupts) == (True, 2)
+
+
+def test_all_items_are_given_back_if_the_block_raises(work: Work[str]) -> None:
+    with pytest.raises(ValueError), work.taking() as items:
+        assert items == ["a", "b", "c"]
+        raise ValueError
+    assert (work.taken, work.take()) == (0, ["a", "b", "c"])

@@ -27,6 +27,9 @@ class Session:
             raise DatabaseUnavailable("terminated by an administrator")
         return [], True
 
+    def follow(self, streams: object) -> None: ...
+    def interrupt(self) -> None: ...
+
     def hears(self) -> bool:
         return True
 

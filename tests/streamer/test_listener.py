@@ -12,6 +12,7 @@ from streamer_parts import FakeClient, added, wait_until
 
 from pgbus_gevent.core.board import Board, RingLimits
 from pgbus_gevent.core.events import ListenerDown
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener
@@ -28,6 +29,9 @@ class Session:
         self.deaf = False
         self.closed = 0
         self.pings = 0
+        self.followed: list[object] = []
+        self.interrupts = 0
+        self.on_follow: Callable[[], object] = lambda: self.listening.on_follow()
         self.on_ping: Callable[[], object] = lambda: None
 
     def receive(self, timeout: float) -> tuple[list[str], bool]:
@@ -48,7 +52,14 @@ class Session:
         return "a pooler in transaction mode"
 
     def follow(self, streams: Collection[str] | None) -> None:
-        pass
+        self.on_follow()
+        self.followed.append("all" if streams is None else sorted(streams))
+
+    def narrow(self, streams: Collection[str]) -> None:
+        self.followed.append(("only", sorted(streams)))
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
 
     def hears(self) -> bool:
         breathe()
@@ -85,9 +96,11 @@ class Listening:
         self.log: list[str] = []
         self.sessions: list[Session] = []
         self.refusals: list[str] = []
+        self.on_follow: Callable[[], object] = breathe
         self.deaf = 0
         self.on_payloads: Callable[[list[str]], object] = lambda payloads: None
-        self.part = Listener(self, NotedBoard(self.log), clock=lambda: self.now)
+        self.board = NotedBoard(self.log)
+        self.part = Listener(self, self.board, clock=lambda: self.now)
         monkeypatch.setattr(self.part, "hear", self._payloads)
         self.greenlet = gevent.spawn(self.part.run)
 
@@ -240,6 +253,12 @@ def test_after_a_silence_the_server_is_asked_whether_it_lives(listening: Listeni
     assert asked[:3] == [listener.PING_INTERVAL * n for n in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(("workers", "interval"), [(1, 2.0), (50, 2.0), (75, 3.0), (100, 4.0), (5000, 4.0)])
+def test_a_large_fleet_asks_less_often(listening: Listening, workers: int, interval: float) -> None:
+    listening.part._board.workers = workers
+    assert listening.part.ping_interval == interval
+
+
 def test_a_server_that_is_heard_from_is_asked_all_the_same(listening: Listening) -> None:
     session = listening.live()
     listening.on_payloads = lambda payloads: setattr(listening, "now", listening.now + 9.0)
@@ -271,6 +290,126 @@ def test_a_server_that_does_not_answer_is_left(listening: Listening) -> None:
     wait_until(lambda: len(listening.sessions) == 2)
     assert session.closed == 1
     assert listening.log[:2] == ["up, live=True", "down"]
+
+
+# following
+
+
+@pytest.fixture
+def following(listening: Listening) -> Listening:
+    """A listener that follows only the streams that have clients here."""
+    listening.board.follow_all = False
+    return listening
+
+
+def joined(listening: Listening, id: str, stream: str) -> StreamLog:
+    """A client comes that is the first of its stream."""
+    return added(listening.board, FakeClient(id, stream)).log
+
+
+def test_it_follows_the_streams_that_have_clients_before_it_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = Listening(monkeypatch)
+    listening.board.follow_all = False
+    joined(listening, "1", "orders")
+    joined(listening, "2", "stock")
+    lives: list[bool] = []
+    listening.on_follow = lambda: lives.append(listening.part.live)
+    assert listening.live().followed == [["orders", "stock"]]
+    assert lives == [False]
+    listening.greenlet.kill()
+
+
+def test_the_first_client_of_a_stream_has_it_followed_at_once_and_then_looked_at(following: Listening) -> None:
+    session, board = following.live(), following.board
+    interrupts, held = session.interrupts, []
+    following.on_follow = lambda: held.append(not board.looks)
+    log = joined(following, "1", "orders")
+    board.wait(added(board, FakeClient("2", "orders")))
+    assert (session.interrupts, list(board.looks)) == (interrupts + 1, [])
+    wait_until(lambda: list(board.looks) == [log])
+    assert (session.followed[-1], held) == (["orders"], [True])
+
+
+def test_a_stream_that_comes_during_the_statement_is_followed_by_the_next_one(following: Listening) -> None:
+    session, board = following.live(), following.board
+
+    def another() -> None:
+        following.on_follow = breathe
+        joined(following, "2", "stock")
+        breathe()
+
+    following.on_follow = another
+    joined(following, "1", "orders")
+    wait_until(lambda: not board.unheard)
+    assert session.followed[-2:] == [["orders"], ["stock"]]
+
+
+def test_a_client_that_comes_while_the_first_statement_runs_does_not_wait_for_the_next_wake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listening = Listening(monkeypatch)
+    listening.board.follow_all = False
+    joined(listening, "1", "orders")
+    listening.on_follow = lambda: (setattr(listening, "on_follow", breathe), joined(listening, "2", "stock"))
+    session = listening.live()
+    monkeypatch.setattr(session, "receive", lambda timeout: pytest.fail("it waited first"))
+    wait_until(lambda: session.followed == [["orders"], ["stock"]])
+    listening.greenlet.kill()
+
+
+def test_if_a_stream_cannot_be_followed_its_client_does_not_wait(following: Listening) -> None:
+    following.live()
+    following.refusals = ["refused"] * 10**6
+
+    def cut() -> None:
+        raise DatabaseUnavailable("cut")
+
+    following.on_follow = cut
+    log = joined(following, "1", "orders")
+    wait_until(lambda: list(following.board.looks) == [log])
+    assert not following.part.live
+    following.on_follow = breathe
+    following.refusals.clear()
+    wait_until(lambda: following.part.live)
+    assert following.sessions[-1].followed == [["orders"]]
+
+
+def test_it_follows_all_streams_as_long_as_the_board_says_so(listening: Listening) -> None:
+    session, board = listening.live(), listening.board
+    joined(listening, "1", "orders")
+    wait_until(lambda: not board.unheard)
+    assert session.followed == ["all"]
+    board.follow_all = False
+    joined(listening, "2", "stock")
+    wait_until(lambda: not board.unheard)
+    assert session.followed == ["all"], "it hears them all until it narrows"
+    listening.now += listener.NARROW_INTERVAL
+    wait_until(lambda: len(session.followed) == 2)
+    joined(listening, "3", "third")
+    wait_until(lambda: not board.unheard)
+    board.follow_all = True
+    wait_until(lambda: len(session.followed) == 4)
+    assert session.followed == ["all", ("only", ["orders", "stock"]), ["third"], "all"]
+
+
+def test_streams_without_clients_are_not_followed_any_more_after_a_minute(following: Listening) -> None:
+    session, board = following.live(), following.board
+    client = FakeClient("1", "orders")
+    added(board, client)
+    joined(following, "2", "stock")
+    board.leave(client)
+    following.now += listener.NARROW_INTERVAL - 0.1
+    wait_until(lambda: session.pings > 0)
+    assert session.followed[1:] == []
+    following.now += 0.1
+    wait_until(lambda: session.followed[-1] == ("only", ["stock"]))
+    pings = session.pings
+    following.now += 5.0
+    wait_until(lambda: session.pings > pings)
+    assert len(session.followed) == 2, "the next time is a minute later"
+
+
+# the end
 
 
 def test_stopping_it_closes_the_session(listening: Listening) -> None:
