@@ -298,7 +298,7 @@ def test_a_sweep_removes_a_thousand_and_asks_to_be_called_again(sql: Session, ea
     assert 0 < sql.call("presence_sweep") < 1  # when what waits is to be announced
     assert sql.one("select count(*) from pgbus.presence") == 100
     until(lambda: sql.call("presence_sweep") > 3000, "nothing waits")
-    heard(ear, sql)
+    assert announced(ear, sql)
     sql.run("truncate pgbus.presence")
 
 
