@@ -18,6 +18,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
 _SLOW = 0.05  # seconds; an answer that takes longer is a warning
+_REPLAYS_WITHIN = 2.0  # seconds
 _DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_LISTEN=off to poll"
 
 
@@ -211,6 +212,27 @@ def _clock(database: Database, checks: Checks) -> Finding:
     return Finding("clock", OK, text)
 
 
+def _standby(database: Database, checks: Checks) -> Finding | None:
+    if database.standby is None:
+        return None
+    there = Checks(database.standby.pool)
+    try:
+        if not there.in_recovery():
+            return Finding("standby", FAIL, "it is not a standby", "give the URL of a standby in PGBUS_REPLICA_URL")
+        if there.cluster() != checks.cluster():
+            todo = "give the same database on a standby of this primary in PGBUS_REPLICA_URL"
+            return Finding("standby", FAIL, "it is a standby of another server, or another database", todo)
+        position, began = checks.position(), monotonic()
+        while not (replayed := there.has_replayed(position)) and monotonic() - began < _REPLAYS_WITHIN:
+            sleep(0.01)
+    except DatabaseError as error:
+        return Finding("standby", WARN, str(error), "check PGBUS_REPLICA_URL; until it answers, the primary is read")
+    if replayed:
+        return Finding("standby", OK, f"it replays what the primary has within {monotonic() - began:.2f} s")
+    todo = "look at pg_stat_replication on the primary, and for paused or delayed replay on the standby"
+    return Finding("standby", WARN, f"after {_REPLAYS_WITHIN:.0f} s, it has not replayed what the primary has", todo)
+
+
 def _transactions(database: Database, checks: Checks) -> Finding:
     oldest = checks.oldest_transaction()
     if oldest is None or oldest.seconds < 60:
@@ -281,6 +303,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "listen": _listen,
     "sessions": _sessions,
     "clock": _clock,
+    "standby": _standby,
     "transactions": _transactions,
     "notifications": _queue,
     "vacuum": _dead_rows,

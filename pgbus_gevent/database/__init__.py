@@ -20,6 +20,7 @@ from .presence import PresenceQueries
 from .pruning import Pruning
 from .queries import Queries
 from .schema import check, check_serving
+from .standby import Standby
 from .stewardship import Stewardship
 
 __all__ = ["Database"]
@@ -60,6 +61,16 @@ class Database:
             timeout=settings.pool_timeout,
         )
         self.queries = Queries(self.pool)
+        self.standby: Standby | None = None
+        """The standby that serves reads, if the settings name one."""
+        if settings.replica_url is not None:
+            self.standby = Standby(
+                settings.replica_url,
+                self.pool,
+                size=settings.pool_size,
+                connect_timeout=settings.connect_timeout,
+                statement_timeout=settings.statement_timeout,
+            )
         self.presence = PresenceQueries(self.pool)
         self.fleet = Fleet(self.pool)
         self.stewardship = Stewardship(self.pool)
@@ -126,5 +137,7 @@ class Database:
         self.pool.ask(check_serving)
 
     def close(self) -> None:
-        """Close the pool. Idempotent."""
+        """Close the pools. Idempotent."""
         self.pool.close()
+        if self.standby is not None:
+            self.standby.close()

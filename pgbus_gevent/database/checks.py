@@ -128,9 +128,9 @@ class Checks:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    def _all(self, statement: str) -> list[tuple[Any, ...]]:
+    def _all(self, statement: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
         with self._pool.connection() as connection, connection.cursor() as cursor:
-            cursor.execute(statement, ())
+            cursor.execute(statement, parameters)
             return cursor.fetchall()
 
     def _one(self, statement: str) -> Any:
@@ -210,6 +210,20 @@ class Checks:
     def queue_usage(self) -> float:
         """Return how full the server's notification queue is, from 0 to 1. Once it is full, commits that notify fail."""
         return float(self._one("select pg_notification_queue_usage()"))
+
+    def cluster(self) -> tuple[str, str]:
+        """Return the system identifier, which a standby has from its primary, and the name of the database."""
+        ((system, name),) = self._all("select (pg_control_system()).system_identifier::text, current_database()::text")
+        return str(system), str(name)
+
+    def position(self) -> str:
+        """Return a primary's position in the WAL."""
+        return str(self._one("select pg_current_wal_lsn()::text"))
+
+    def has_replayed(self, position: str) -> bool:
+        """Whether a standby has replayed the WAL up to ``position``."""
+        ((replayed,),) = self._all("select pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,))
+        return bool(replayed)
 
     def rows(self) -> Rows | None:
         """Return the statistics of the table of messages, or None if there is no such table."""

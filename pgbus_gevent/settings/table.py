@@ -64,6 +64,10 @@ class Settings:
         None, kinds.database_url(), "Database", "--listen-url",
         "a direct URL for LISTEN, if the database URL leads to a pooler in transaction mode",
         words="the database URL")
+    replica_url: str | None = _setting(
+        None, kinds.database_url(), "Database", "--replica-url",
+        "a streaming standby of the database; replay, and the checks for missed messages, are read from it",
+        words="none (the primary is read)")
     listen: bool = _setting(
         True, kinds.switch(), "Database", "--no-listen",
         "LISTEN for new messages; if off, the database is polled for them")
@@ -333,5 +337,8 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise InvalidSetting("listen_url", url, "it needs listen=True; leave out one of the two")
     if url and not settings.database_url:
         raise InvalidSetting("listen_url", url, "it needs a database_url; leave it out for the embedded server")
+    replica = settings.replica_url and redact_url(settings.replica_url)
+    if replica and not settings.database_url:
+        raise InvalidSetting("replica_url", replica, "it needs a database_url; leave it out for the embedded server")
     if (ring := settings.ring_bytes) > (budget := settings.ring_budget):
         raise InvalidSetting("ring_bytes", ring, f"expected at most ring_budget, {format_size(budget)}")

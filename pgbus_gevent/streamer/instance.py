@@ -36,6 +36,8 @@ from .pulse import Pulse
 from .reader import Reader
 from .revocations import Rechecks, Revocations
 from .roll_call import RollCall
+from .standby_reads import Primary, StandbyReads
+from .standby_watch import StandbyWatch
 from .starting import Shared
 from .steward import Steward
 from .sweeper import Sweeper
@@ -129,10 +131,16 @@ class Instance:
             write_deadline=settings.write_deadline,
             admit_deadline=settings.away_after,
         )
-        self.reader = Reader(
-            database.queries, board, page_size=settings.page_size, ring_messages=settings.ring_messages
-        )
-        self.sweeper = Sweeper(database.queries, board, interval=settings.catch_up_interval)
+        reads: Primary = database.queries
+        self.standby_watch: StandbyWatch | None = None
+        self.standby_reads: StandbyReads | None = None
+        if database.standby is not None and not read_only:  # to check the standby, the primary writes
+            self.standby_watch = StandbyWatch(database.standby)
+            reads = self.standby_reads = StandbyReads(
+                database.queries, database.standby, self.standby_watch, board.registry
+            )
+        self.reader = Reader(reads, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
+        self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.steward = Steward(database.stewardship, board, may_lead=not read_only)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
         self.listener = Listener(database, board)
@@ -156,6 +164,8 @@ class Instance:
         if not read_only:
             self._add_task("presence", self.presence.run)
             self._add_task("roll-call", self.roll_call.run)
+        if self.standby_watch is not None:
+            self._add_task("standby", self.standby_watch.run)
         if settings.recheck:
             self._add_task("rechecks", self.rechecks.run)
         if settings.listen:

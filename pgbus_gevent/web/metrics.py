@@ -153,6 +153,13 @@ class Metrics:
             "How far the clock of the database is ahead of the clock of this host",
             self._roll_call.clock_offset,
         )
+        if instance.standby_watch is not None and instance.standby_reads is not None:
+            reads, watch = instance.standby_reads.counts, instance.standby_watch
+            yield counters(
+                "pgbus_reads_by_server", "Reads of the streams, by the server that answered", "server", reads
+            )
+            yield gauge("pgbus_standby_up", "1 while reads go to the standby, else 0", not watch.fault)
+            yield gauge("pgbus_standby_lag_seconds", "How far the standby was behind at the last check", watch.lag)
 
     def _extras(self) -> Iterable[Metric]:
         counts = total_counts()

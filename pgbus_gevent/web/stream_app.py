@@ -153,6 +153,9 @@ class StreamApp:
             state["detail"] = detail
         if self.instance.listener.deaf:
             state["listen"] = self.instance.listener.deaf
+        if (watch := self.instance.standby_watch) is not None:
+            # The fault may quote PostgreSQL, and everybody sees this; the log has it.
+            state["standby"] = "not used; the log says why" if watch.fault else "used"
         return json_answer(200 if reason is None else 503, state)
 
     def _stream_view(self, raw_name: str, environ: Environ) -> Found:

@@ -375,6 +375,7 @@ def test_a_refusal_says_where_the_value_was_given(toml: Callable[[str], Path]) -
 CONTRADICTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"listen": False, "listen_url": URL, "database_url": URL}, "listen_url", "listen=True"),
     ({"listen_url": URL}, "listen_url", "database_url"),
+    ({"replica_url": URL}, "replica_url", "database_url"),
     ({"ring_budget": "1kB"}, "ring_bytes", "ring_budget, 1KiB"),
 ]
 
@@ -421,6 +422,7 @@ def test_any_value_is_refused_by_name_or_cast_once_and_for_all(name: str, value:
 SECRETIVE: dict[str, Any] = {
     "database_url": URL,
     "listen_url": f"host=db user=ada password={PASSWORD}",
+    "replica_url": f"host=db2 user=ada password={PASSWORD}",
     "secret": SECRET,
     "publish_token": f"{SECRET}-publish",
     "operator_token": f"{SECRET}-operator",
@@ -510,12 +512,13 @@ def test_every_flag_defaults_to_not_given() -> None:
 
 GIVEN = {"cors_origins": "https://a.example", "database_url": URL, "listen_url": URL, "secret": SECRET, "public": "a"}
 GIVEN |= {"publish_token": SECRET, "operator_token": SECRET, "presence": "a", "authorize": "a:b", "filters": "a:b"}
+GIVEN |= {"replica_url": URL}
 
 
 @pytest.mark.parametrize("name", FLAGGED)
 def test_each_flag_is_its_settings_keyword(name: str) -> None:
     field = FIELDS[name]
-    others = {"database_url": URL} if name == "listen_url" else {}
+    others = {"database_url": URL} if name in {"listen_url", "replica_url"} else {}
     if field.metadata["flag"].startswith("--no-"):
         expected, flags = load(**{name: False}), parse(field.metadata["flag"])
     else:
@@ -527,7 +530,8 @@ def test_each_flag_is_its_settings_keyword(name: str) -> None:
 
 def test_the_documented_flags_are_there() -> None:
     documented = """
-        --database-url --listen-url --no-listen --data-dir --no-migrate --host --port --workers --prefix --secret
+        --database-url --listen-url --replica-url --no-listen --data-dir --no-migrate --host --port --workers
+        --prefix --secret
         --public --publish-token --operator-token --cors-origin --retention --heartbeat --max-connections --grace
         --log-level --log-format --demo-speed --config
     """

@@ -278,3 +278,31 @@ create unlogged table pgbus.token_guesses (
 );
 
 create index on pgbus.token_guesses (door, address, at);
+
+
+-- standbys ----------------------------------------------------------------------------------------------------
+
+-- A mark that this run of the primary has set, for workers that read from a standby. A standby that shows it has
+-- replayed what this primary wrote, and so follows it. A sequence, because setval leaves no dead rows, and because
+-- several workers may set it at once. The upper bits are the time, in tenths of a second, and the lower 28 bits the
+-- number of the epoch (see pgbus._epoch_number).
+create sequence pgbus.mark as bigint;
+
+-- Returns the mark, which is at most a second old, the position in the WAL, and the primary's time in Unix seconds. A
+-- standby that has replayed the WAL up to this position has every commit that was visible when the statement began.
+-- The position of the insertion, because a commit may be visible before its WAL is flushed.
+create function pgbus._mark(out mark bigint, out wal bigint, out instant float8)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  run    bigint := pgbus._epoch_number() & 268435455;
+  tenths bigint;
+begin
+  instant := extract(epoch from clock_timestamp());
+  tenths := instant * 10;
+  mark := pg_sequence_last_value('pgbus.mark');
+  if (mark & 268435455 = run and mark >> 28 between tenths - 10 and tenths) is not true then
+    mark := setval('pgbus.mark', tenths << 28 | run);
+  end if;
+  wal := pg_current_wal_insert_lsn() - '0/0'::pg_lsn;
+end
+$$;

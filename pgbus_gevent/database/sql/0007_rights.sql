@@ -38,6 +38,7 @@ begin
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
     array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control', '_duty', '_leave_duty',
           '_presence_record', '_presence_flush', 'presence_touch_many', 'presence_sweep', 'squatters']);
+  perform pgbus._grant_rights(grantee, array['mark'], array['_mark']);
 end
 $$;
 
