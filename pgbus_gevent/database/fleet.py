@@ -87,3 +87,8 @@ class Fleet:
             )[0][0]
         )
         return {"count": min(count, COUNTED), "more": count > COUNTED}
+
+    def redis_names(self) -> tuple[str, str]:
+        """Return what the names in Redis are made from: a secret of the database, and its generation."""
+        secret, generation = self._all("select n.secret, n.generation from pgbus._redis_names() n", ())[0]
+        return str(secret), str(generation)

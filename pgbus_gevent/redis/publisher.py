@@ -26,6 +26,9 @@ BATCH = 200
 REIGN_LASTS = 60
 """Seconds after which the key of a reign expires, if no beacon renews it."""
 
+LARGEST_ENTRY = 8000
+"""The most bytes of a message in a log. Of a larger one, the log only has the id."""
+
 TRY_LOGS = 10.0
 """Seconds until the logs are tried again after Redis was full."""
 
@@ -68,9 +71,9 @@ class LogBudget:
 class Publisher:
     """Publishes under a *reign*: a name that it makes anew when Redis may have lost something that it wrote.
 
-    Each wake is published on the channel of its stream. A whole message is first appended to the log of its stream, under its own
-    id, so that the log is in order even if two relays publish. Raises :class:`RedisUnavailable` if Redis does not take it all;
-    then the publisher is of no more use. One greenlet uses it.
+    Each wake is published on the channel of its stream. A message is first appended to the log of its stream, under its own id, so
+    that the log is in order even if two relays publish; a log that would get a hole is removed. Raises :class:`RedisUnavailable`
+    if Redis does not take it all; then the publisher is of no more use. One greenlet uses it.
 
     ``keep`` is about how many messages of a stream are kept, ``ttl`` for how many seconds after the last one, ``budget`` the
     bytes of all logs together.
@@ -154,8 +157,7 @@ class Publisher:
 
     def _publish(self, batch: Sequence[Outgoing]) -> None:
         commands: list[tuple[str, Command]] = []
-        appended = []
-        now = self._clock()
+        appended: dict[int, str] = {}
         for stream, payload, id in batch:
             channel = self.keys.control if stream is None else self.keys.channel(stream)
             if self._is_counted(channel):
@@ -163,16 +165,23 @@ class Publisher:
             sealed = self.keys.seal(self.reign, self._counts.get(channel, 0), payload)
             if self.logs and stream is not None and id is not None:
                 key = self.keys.log(stream)
-                appended.append(len(commands))
-                commands.append((key, ("XADD", key, "MAXLEN", "~", self._keep, f"{id}-0", "m", sealed)))
-                commands.append((key, ("EXPIRE", key, self._ttl)))
-                self._budget.add(len(sealed) + 64, now)
+                appended[len(commands)] = key
+                commands += [(key, command) for command in self._append(key, id, sealed)]
             commands.append((channel, (self._verb, channel, sealed)))
         answers = self._run(commands)
         self.published += len(batch)
         if any(_is_full(answers[n]) for n in appended):
             logger.warning("Redis is full (maxmemory): publishing without logs, and trying again in %g s", TRY_LOGS)
             self._begin(logs=False)
+            return
+        # A log that has a newer entry already would lack this message: it came late, or the newer one does not exist.
+        spoilt = {key for n, key in appended.items() if isinstance(answers[n], Exception)}
+        self._run([(key, ("UNLINK", key)) for key in spoilt])
+
+    def _append(self, key: str, id: int, sealed: bytes) -> list[Command]:
+        entry = sealed if len(sealed) <= LARGEST_ENTRY else b""
+        self._budget.add(len(entry) + 64, self._clock())
+        return [("XADD", key, "MAXLEN", "~", self._keep, f"{id}-0", "m", entry), ("EXPIRE", key, self._ttl)]
 
     @property
     def _verb(self) -> str:

@@ -156,16 +156,17 @@ class RedisReads:
 
     # Redis
 
-    def _entries(self, session: RedisSession, stream: str, answer: Iterable[Any]) -> list[Entry]:
-        """Return the genuine entries, oldest first, back to the first one that is not one."""
-        entries: list[Entry] = []
+    def _entries(self, session: RedisSession, stream: str, answer: Iterable[Any]) -> list[Entry | None]:
+        """Return the entries in this order; None for each that has no message, or was not made by a relay of this database."""
+        entries: list[Entry | None] = []
         for name, fields in answer:
             sealed = session.keys.open(fields[1]) if len(fields) == 2 else None
             message = parse(sealed.payload) if sealed is not None else None
-            if not (isinstance(message, NewMessage) and message.stream == stream and name == b"%d-0" % message.id):
-                return []
-            assert sealed is not None
-            entries.append(Entry(sealed.reign, message))
+            is_genuine = isinstance(message, NewMessage) and message.stream == stream and name == b"%d-0" % message.id
+            if sealed is not None and isinstance(message, NewMessage) and is_genuine:
+                entries.append(Entry(sealed.reign, message))
+            else:
+                entries.append(None)
         return entries
 
     def _ask(self, commands: Sequence[tuple[str, Command]]) -> list[Any]:
@@ -199,17 +200,19 @@ class RedisReads:
             self._idle.pop().close()
 
 
-def _unbroken(entries: Sequence[Entry]) -> list[Entry]:
+def _unbroken(entries: Sequence[Entry | None]) -> list[Entry]:
     """Return the newest entries of which each names the one before it."""
-    start = len(entries) - 1
-    while start > 0 and entries[start].message.prev_id == entries[start - 1].message.id:
-        start -= 1
-    return list(entries[max(0, start) :])
+    found: list[Entry] = []
+    for entry in reversed(entries):
+        if entry is None or (found and found[-1].message.prev_id != entry.message.id):
+            break
+        found.append(entry)
+    return found[::-1]
 
 
-def _opening(question: OpenQuestion, entries: Sequence[Entry], reign: str) -> Opening | None:
-    """Return the opening of a stream, or None if the entries do not have it."""
-    entries = _unbroken(entries)
+def _opening(question: OpenQuestion, newest: Sequence[Entry | None], reign: str) -> Opening | None:
+    """Return the opening of a stream, or None if its newest entries do not have it."""
+    entries = _unbroken(newest)
     if not entries or entries[-1].reign != reign:
         return None
     head = entries[-1].message.id
@@ -227,14 +230,14 @@ def _opening(question: OpenQuestion, entries: Sequence[Entry], reign: str) -> Op
     return Opening(head, 0, first.id, start, floor, [entry.row for entry in entries])
 
 
-def _page(cursor: int, entries: Sequence[Entry]) -> PageRows | None:
+def _page(cursor: int, entries: Sequence[Entry | None]) -> PageRows | None:
     """Return the messages above a cursor, or None if the entries do not have the next one."""
     rows: list[Row] = []
     last = cursor
     for entry in entries:
-        if entry.message.id <= cursor:
+        if entry is not None and entry.message.id <= cursor:
             continue
-        if entry.message.prev_id != last:
+        if entry is None or entry.message.prev_id != last:
             break
         rows.append(entry.row)
         last = entry.message.id

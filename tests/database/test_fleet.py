@@ -105,3 +105,16 @@ def test_a_beat_waits_for_no_other_that_counts(fleet: Fleet, sql: Session) -> No
             sql.run("set statement_timeout = '3s'")
             sql.run("select pgbus._beat('w1', 'h', 1, 0, '{}')")
     assert sql.one("select count(*) from pgbus.workers") == 1
+
+
+def test_the_names_in_redis_change_when_the_database_may_have_lost_messages(fleet: Fleet, sql: Session) -> None:
+    sql.call("broadcast", "a", "x")
+    secret, generation = fleet.redis_names()
+    sql.call("broadcast", "a", "y")
+    assert fleet.redis_names() == (secret, generation)
+    sql.run("alter sequence pgbus.jumped restart")  # as a crash does
+    crashed = fleet.redis_names()[1]
+    sql.call("broadcast", "a", "z")
+    assert len({generation, crashed, fleet.redis_names()[1]}) == 3
+    sql.call("change_channels")
+    assert fleet.redis_names()[0] != secret

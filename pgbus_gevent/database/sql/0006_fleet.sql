@@ -306,3 +306,21 @@ begin
   wal := pg_current_wal_insert_lsn() - '0/0'::pg_lsn;
 end
 $$;
+
+
+-- Redis -------------------------------------------------------------------------------------------------------
+
+-- What the names in Redis are made from: a secret of this database, and its generation. The generation changes when
+-- the database may have lost messages, so that what Redis knows of them is not used any more: with each start of a
+-- server on these files, and after a crash with the first append.
+create function pgbus._redis_names(out secret text, out generation text)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  number bigint := pgbus._epoch_number();
+begin
+  select c.doorbell || ' ' || c.control into secret from pgbus.channels() c;
+  generation := left(encode(sha256(convert_to(concat_ws(' ',
+    pgbus._home(), number,
+    case when pg_sequence_last_value('pgbus.jumped') = number then pg_sequence_last_value('pgbus.floor') end), 'UTF8')), 'hex'), 24);
+end
+$$;

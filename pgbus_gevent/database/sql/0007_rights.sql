@@ -39,6 +39,7 @@ begin
     array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control', '_duty', '_leave_duty',
           '_presence_record', '_presence_flush', 'presence_touch_many', 'presence_sweep', 'squatters']);
   perform pgbus._grant_rights(grantee, array['mark'], array['_mark']);
+  perform pgbus._grant_rights(grantee, '{}', array['_redis_names']);
 end
 $$;
 

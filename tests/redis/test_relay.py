@@ -1,0 +1,200 @@
+"""The relay: what the steward hears and finds goes to Redis in order, and nothing is lost if that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import gevent
+import pytest
+from redis_parts import RedisServer, needs_redis, redis_server
+from support import until
+
+from pgbus_gevent.core.rows import EphemeralRow
+from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis.keys import Keys
+from pgbus_gevent.redis.publisher import Outgoing
+from pgbus_gevent.redis.relay import HOLD, Relay, Sequencer
+from pgbus_gevent.redis.session import RedisSession
+from pgbus_gevent.redis.urls import parse
+
+
+def wake(id: int, stream: str = "a") -> Outgoing:
+    return Outgoing(stream, str(id), id)
+
+
+class TestSequencer:
+    """Messages of one stream in order, each once, and none left out."""
+
+    def test_a_message_waits_for_the_one_before_it(self) -> None:
+        order = Sequencer()
+        assert list(order.add(wake(1), 0, 0.0)) == [wake(1)]
+        assert list(order.add(wake(3), 2, 0.0)) == []
+        assert list(order.add(wake(4), 3, 0.0)) == []
+        assert list(order.add(wake(2), 1, 0.0)) == [wake(2), wake(3), wake(4)]
+        assert order.next_due() is None
+
+    def test_it_does_not_wait_for_long(self) -> None:
+        order = Sequencer()
+        list(order.add(wake(1), 0, 0.0))
+        assert list(order.add(wake(4), 3, 0.0)) == []
+        assert list(order.add(wake(3), 2, 0.01)) == []
+        assert order.next_due() == HOLD
+        assert list(order.due(HOLD / 2)) == []
+        assert list(order.due(HOLD)) == [wake(3), wake(4)]
+        assert order.next_due() is None
+
+    def test_a_message_comes_once_even_if_it_is_heard_and_found(self) -> None:
+        order = Sequencer()
+        assert list(order.add(wake(1), 0, 0.0)) == [wake(1)]
+        assert list(order.add(wake(1), 0, 0.0)) == []
+
+    def test_a_forged_id_holds_up_nothing(self) -> None:
+        order = Sequencer()
+        list(order.add(wake(1), 0, 0.0))
+        assert list(order.add(wake(1000), 1, 0.0)) == [wake(1000)]
+        assert list(order.add(wake(2), 1, 0.0)) == [wake(2)]
+        assert list(order.add(wake(3), 2, 0.0)) == [wake(3)]
+
+    def test_streams_do_not_wait_for_one_another(self) -> None:
+        order = Sequencer()
+        list(order.add(wake(1), 0, 0.0))
+        list(order.add(wake(9), 8, 0.0))
+        assert list(order.add(wake(5, "b"), 4, 0.0)) == [wake(5, "b")]
+
+
+class Source:
+    """The database of a relay, in memory. It is also its duty."""
+
+    def __init__(self) -> None:
+        self.leads = True
+        self.generation = "g1"
+        self.messages: dict[int, str] = {}
+
+    def redis_names(self) -> tuple[str, str]:
+        return "secret", self.generation
+
+    def wakes(self, ids: Sequence[int], *, size: int) -> list[tuple[int, str, str]]:
+        return [(id, "a", self.messages[id]) for id in sorted(ids)]
+
+    def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
+        return {id: EphemeralRow("a", "note", "x" * 10_000, None, None) for id in ids if id == 7}
+
+    def message(self, id: int) -> str:
+        self.messages[id] = json.dumps(["message", "a", id, id - 1, 1.5, None, f"data {id}", None, None])
+        return self.messages[id]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as one:
+        yield one
+
+
+@contextmanager
+def relaying(server: RedisServer, source: Source) -> Iterator[Relay]:
+    relay = Relay(parse(server.url), source, source, source, source)
+    greenlet = gevent.spawn(relay.run)
+    try:
+        until(lambda: relay.publishing, "the relay publishes")
+        yield relay
+    finally:
+        greenlet.kill()
+
+
+@contextmanager
+def hearing(server: RedisServer, generation: str = "g1") -> Iterator[list[str]]:
+    """Collect what a worker hears, in the background; ``lost`` stands where it has to look."""
+    heard: list[str] = []
+    session = RedisSession(parse(server.url), Keys("secret", generation, sharded=False))
+    session.follow(["a"])
+
+    def hear() -> None:
+        while True:
+            try:
+                payloads, lost = session.receive(1.0)
+            except RedisUnavailable as error:
+                heard.append(f"ended: {error}")
+                return
+            heard.extend(payloads)
+            if lost:
+                heard.append("lost")
+
+    greenlet = gevent.spawn(hear)
+    try:
+        yield heard
+    finally:
+        greenlet.kill()
+        session.close()
+
+
+@needs_redis
+@pytest.mark.program
+class TestRelay:
+    """On a real server."""
+
+    def test_what_the_steward_hears_and_finds_is_heard_in_order_and_once(self, server: RedisServer) -> None:
+        source = Source()
+        with relaying(server, source) as relay, hearing(server) as heard:
+            payloads = [source.message(n) for n in range(1, 11)]
+            relay.heard([payloads[0], payloads[4], payloads[9]])
+            relay.found(range(1, 11))
+            until(lambda: len(heard) == 10, "all messages arrive")
+            assert heard == payloads
+            relay.heard(['["control"]'])
+            until(lambda: heard[10:] == ['["control"]'], "control wakes are passed on")
+
+    def test_a_wake_that_only_names_streams_is_left_to_the_message_that_the_steward_finds(
+        self, server: RedisServer
+    ) -> None:
+        source = Source()
+        with relaying(server, source) as relay, hearing(server) as heard:
+            relay.heard(['["moved","a"]', '["moved"]'])
+            payload = source.message(1)
+            relay.found([1])
+            until(lambda: heard == [payload], "the message arrives alone")
+            source.messages[2] = '["moved","a"]'  # too large for Redis
+            relay.found([2])
+            until(lambda: heard[1:] == ['["moved","a"]'], "of a very large message, the stream is named")
+
+    def test_a_large_ephemeral_message_is_fetched_once_for_all_workers(self, server: RedisServer) -> None:
+        with relaying(server, Source()) as relay, hearing(server) as heard:
+            relay.heard(['["large","a",7]', '["large","a",8]'])
+            until(lambda: len(heard) == 2, "both arrive")
+            assert json.loads(heard[0]) == ["ephemeral", "a", 7, "note", "x" * 10_000, None, None]
+            assert heard[1] == '["large","a",8]'
+
+    def test_a_steward_that_starts_again_has_the_workers_look(self, server: RedisServer) -> None:
+        with relaying(server, Source()) as relay, hearing(server) as heard:
+            relay.restarted()
+            until(lambda: heard == ['["moved"]'], "everybody is told")
+
+    def test_a_relay_that_is_not_the_steward_publishes_nothing(self, server: RedisServer) -> None:
+        source = Source()
+        with relaying(server, source) as relay, hearing(server) as heard:
+            source.leads = False
+            until(lambda: not relay.publishing, "the relay stops")
+            relay.heard([source.message(1)])
+            source.leads = True
+            until(lambda: relay.publishing and "lost" in heard, "it publishes again, and the workers look")
+            assert heard == ["lost"]
+
+    def test_a_changed_generation_ends_the_sessions(self, server: RedisServer) -> None:
+        source = Source()
+        with relaying(server, source), hearing(server) as heard:
+            source.generation = "g2"
+            until(lambda: heard and "failed over" in heard[-1], "the session ends")
+
+    def test_after_an_outage_of_redis_the_workers_look(self) -> None:
+        source = Source()
+        with redis_server() as server, relaying(server, source) as relay:
+            server.kill()
+            until(lambda: not relay.publishing, "the relay notices")
+            server.start()
+            until(lambda: relay.publishing, "the relay publishes again")
+            with hearing(server) as heard:
+                payload = source.message(1)
+                relay.found([1])
+                until(lambda: payload in heard, "messages arrive again")
+            assert relay.reigns == 2
