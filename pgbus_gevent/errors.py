@@ -104,7 +104,7 @@ class Deaf(DatabaseError):
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(
-            f"LISTEN is deaf: {cause}. Set PGBUS_LISTEN_URL to a direct URL, or set listen=False to poll. Until then the"
+            f"LISTEN is deaf: {cause}. Set PGBUS_LISTEN_URL to a direct URL, or set wake=poll to poll. Until then the"
             " database is polled for messages"
         )
 

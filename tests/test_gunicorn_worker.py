@@ -168,7 +168,7 @@ def test_workers_wait_for_a_database_that_is_away_and_report_it(tmp_path: Path, 
         run(connection, "select pgbus.grant_server('not_yet')")
         run(connection, f'revoke connect on database "{name}" from public')
     url = f"{pgbus_database} user=not_yet"
-    served = Host(tmp_path, url, gunicorn(), PGBUS_MIGRATE="false", PGBUS_LISTEN="false")
+    served = Host(tmp_path, url, gunicorn(), PGBUS_MIGRATE="false", PGBUS_WAKE="poll")
     try:
         until(lambda: _status(served, "/pgbus/healthz") == 200, "it lives")
         assert _status(served, "/pgbus/readyz") == 503

@@ -44,7 +44,7 @@ DOCTOR = Command(
     "check what the streams depend on, and say what to do",
     _DOCTOR,
     _EXAMPLES,
-    ("database_url", "listen_url", "replica_url", "listen", "data_dir", "workers", "max_connections"),
+    ("database_url", "listen_url", "replica_url", "wake", "data_dir", "workers", "max_connections"),
     _add,
     _run,
 )

@@ -19,7 +19,7 @@ OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
 _SLOW = 0.05  # seconds; an answer that takes longer is a warning
 _REPLAYS_WITHIN = 2.0  # seconds
-_DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_LISTEN=off to poll"
+_DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_WAKE=poll"
 
 
 class Finding(NamedTuple):
@@ -163,8 +163,8 @@ def _locks(database: Database, checks: Checks) -> Finding | None:
 
 
 def _listen(database: Database, checks: Checks) -> Finding | None:
-    if not database.settings.listen:
-        return Finding("listen", OK, "off (listen=False): the database is polled")
+    if database.settings.wake == "poll":
+        return Finding("listen", OK, "off (wake=poll): the database is polled")
     if checks.schema_version() is None:
         return None  # the names of the channels are in the schema
     try:

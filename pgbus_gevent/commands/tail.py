@@ -95,7 +95,7 @@ TAIL = Command(
     "print messages as they are published",
     _ABOUT,
     _EXAMPLES,
-    ("database_url", "data_dir", "listen_url", "listen"),
+    ("database_url", "data_dir", "listen_url", "wake"),
     _add_tail,
     _tail,
 )
@@ -104,7 +104,7 @@ TAIL = Command(
 def _check_rights(database: Database) -> None:
     """Raise DatabaseError if this role lacks a right that is needed. Without this, the Instance would retry for ever."""
     needed = {f"select on pgbus.{table}" for table in ("messages", "horizons", "revocations")}
-    if database.settings.listen:
+    if database.settings.wake != "poll":
         needed.add("execute on pgbus.channels()")
     missing = needed.intersection(Checks(database.pool).missing_rights())
     if missing:

@@ -68,9 +68,10 @@ class Settings:
         None, kinds.database_url(), "Database", "--replica-url",
         "a streaming standby of the database; replay, and the checks for missed messages, are read from it",
         words="none (the primary is read)")
-    listen: bool = _setting(
-        True, kinds.switch(), "Database", "--no-listen",
-        "LISTEN for new messages; if off, the database is polled for them")
+    wake: str = _setting(
+        "postgres", kinds.choice("postgres", "poll"), "Database", "--wake",
+        "what tells workers of new messages: postgres (LISTEN), or poll (nothing: they ask the database ten times per"
+        " catch_up_interval, and get no ephemeral messages)")
     migrate: bool = _setting(
         True, kinds.switch(), "Database", "--no-migrate",
         "create or upgrade the schema at start; if off, the schema must be up to date")
@@ -333,8 +334,8 @@ def variable(name: str) -> str:
 
 def _refuse_contradictions(settings: Settings) -> None:
     url = settings.listen_url and redact_url(settings.listen_url)
-    if url and not settings.listen:
-        raise InvalidSetting("listen_url", url, "it needs listen=True; leave out one of the two")
+    if url and settings.wake == "poll":
+        raise InvalidSetting("listen_url", url, "it is not used with wake=poll; leave out one of the two")
     if url and not settings.database_url:
         raise InvalidSetting("listen_url", url, "it needs a database_url; leave it out for the embedded server")
     replica = settings.replica_url and redact_url(settings.replica_url)

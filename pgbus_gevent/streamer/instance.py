@@ -168,7 +168,7 @@ class Instance:
             self._add_task("standby", self.standby_watch.run)
         if settings.recheck:
             self._add_task("rechecks", self.rechecks.run)
-        if settings.listen:
+        if settings.wake != "poll":
             self._add_task("listener", self.listener.run)
         if settings.prune_interval and not read_only:
             self._add_task("pruner", self.pruner.run)
@@ -206,7 +206,7 @@ class Instance:
         self.clients.fit()
         for task in self.tasks.values():
             task.start()
-        if self.settings.listen and not self.board.listening.wait(self.settings.connect_timeout):
+        if "listener" in self.tasks and not self.board.listening.wait(self.settings.connect_timeout):
             logger.warning("not listening yet after %g s; still trying", self.settings.connect_timeout)
 
     def shutdown(self, timeout: float | None = None) -> None:

@@ -92,7 +92,7 @@ class Feed:
             "version": process.release(),
             "started": roll_call.started_at,
             "max": instance.clients.most,
-            "listen": instance.settings.listen,
+            "listen": instance.settings.wake != "poll",
             "guarded": self._operators.has_token,
             "bounds": {"passes": self._metrics.passes.bounds, "latency": self._metrics.latency.bounds},
             "history": list(self._history),

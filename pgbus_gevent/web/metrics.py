@@ -135,7 +135,7 @@ class Metrics:
 
     def _database(self) -> Iterable[Metric]:
         instance, pool = self._instance, self._instance.database.pool
-        if instance.settings.listen:
+        if instance.settings.wake != "poll":
             yield gauge("pgbus_listener_up", "1 while the LISTEN session is live, else 0", instance.listener.live)
             yield counter("pgbus_listener_losses", "LISTEN sessions that were lost", instance.listener.reconnects)
         yield counter("pgbus_catch_up_sweeps", "Sweeps for messages without a notification", instance.sweeper.sweeps)

@@ -123,7 +123,7 @@ def test_a_deaf_pooler_is_found(url: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ListenSession, "hears", lambda self: False)
     found = look(url)["listen"]
     assert (found.level, "pooler" in found.text, "PGBUS_LISTEN_URL" in found.todo) == (FAIL, True, True)
-    assert look(url, listen=False)["listen"].level == OK
+    assert look(url, wake="poll")["listen"].level == OK
 
 
 def test_more_sessions_than_the_server_has_fail(url: str) -> None:

@@ -82,7 +82,7 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
 
 
 def test_messages_are_looked_for_ten_times_as_often_without_listen(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
-    with plain_serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
+    with plain_serving(pgbus_settings, wake="poll", catch_up_interval=60.0) as server:
         client = server.live("orders")
         for n in range(2):  # the first message may come with the look at a newcomer's start
             pgbus_bus.stream("orders").broadcast(str(n))

@@ -117,7 +117,7 @@ def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
     # Without LISTEN, a sweep comes after a tenth of the interval.
-    with serving(pgbus_settings, listen=False, catch_up_interval=3.0) as server, session(pgbus_database) as connection:
+    with serving(pgbus_settings, wake="poll", catch_up_interval=3.0) as server, session(pgbus_database) as connection:
         client = server.live("orders")
         connection.autocommit = False
         run(connection, "lock table pgbus.messages in access exclusive mode")

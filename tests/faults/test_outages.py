@@ -94,7 +94,7 @@ def test_a_notification_that_is_false_or_broken_costs_nothing(
 
 
 def test_without_listen_messages_arrive_by_polling(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
-    with serving(pgbus_settings, listen=False, catch_up_interval=2.0) as server:
+    with serving(pgbus_settings, wake="poll", catch_up_interval=2.0) as server:
         client = server.live("orders")
         known = [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(50)]
         until(lambda: len(client.messages) == 50, "all arrive", 3.0)

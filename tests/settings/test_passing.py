@@ -22,7 +22,7 @@ from pgbus_gevent.settings.table import Settings, entries, variable
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 NASTY = ["a,b", '["a"]', "[ab]*,c", "{x}", 'quote"d', "it's", "x\ny", "é,日本", "$HOME", "~", "a=1/2", "--x"]
 FIXED = [
-    *NASTY, True, False, 0.3, 1, 5.5, 20, 2**20, "json", "debug", "::1", "/a/b", "app:name", "a-token,with,commas",
+    *NASTY, True, False, 0.3, 1, 5.5, 20, 2**20, "json", "debug", "poll", "::1", "/a/b", "app:name", "a-token,with,commas",
     "postgresql://u:p,w%2C@h/d", "host=/tmp dbname='a b'", ("https://a.example", "http://b.example:81"),
     ("a secret, with a comma", '["looks like JSON", "or a list"]'),
 ]  # fmt: skip
@@ -79,7 +79,7 @@ def test_all_together_with_rules_and_commas(monkeypatch: pytest.MonkeyPatch) -> 
         retention_patterns=(Rule("a,b=c", 90061.5), Rule(" x", 1.0, 7), Rule("*", math.pi)),
         heartbeat=0.123456789,
         data_dir="/tmp/with space,and comma",
-        listen=False,
+        wake="poll",
         workers=3,
     )
     monkeypatch.setenv("PGBUS_CONFIG", "/nowhere.toml")

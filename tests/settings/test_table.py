@@ -61,7 +61,12 @@ def parse(*arguments: str, names: tuple[str, ...] = ()) -> dict[str, Any]:
 def test_the_defaults_are_valid_and_documented_ones() -> None:
     settings = Settings()
     assert settings == load()
-    assert (settings.database_url, settings.listen_url, settings.listen, settings.migrate) == (None, None, True, True)
+    assert (settings.database_url, settings.listen_url, settings.wake, settings.migrate) == (
+        None,
+        None,
+        "postgres",
+        True,
+    )
     assert (settings.host, settings.port, settings.workers, settings.prefix) == ("127.0.0.1", 8080, 1, "/pgbus")
     assert (settings.secret, settings.public, settings.cors_origins) == ((), (), ())
     assert (settings.publish_token, settings.operator_token) == (None, None)
@@ -159,9 +164,9 @@ def test_the_toml_file_may_be_named_by_a_variable(toml: Callable[[str], Path], t
 
 def test_toml_takes_native_values(toml: Callable[[str], Path]) -> None:
     settings = load(
-        config=toml(f'listen = false\nretention = "7d"\npublic = ["a,b", "c:*"]\nmax_body = 10\nsecret = "{SECRET}"\n')
+        config=toml(f'migrate = false\nretention = "7d"\npublic = ["a,b", "c:*"]\nmax_body = 10\nsecret = "{SECRET}"\n')
     )
-    assert (settings.listen, settings.retention, settings.max_body) == (False, 604800.0, 10)
+    assert (settings.migrate, settings.retention, settings.max_body) == (False, 604800.0, 10)
     assert (settings.public, settings.secret) == (("a,b", "c:*"), (SECRET,))
 
 
@@ -250,8 +255,8 @@ ACCEPTED: list[tuple[str, object, object]] = [
     ("ring_bytes", "1MB", 2**20),
     ("ring_bytes", "1MiB", 2**20),
     ("ring_budget", "1GB", 2**30),
-    *(("listen", text, True) for text in (True, 1, "true", "True", "YES", "on", "1")),
-    *(("listen", text, False) for text in (False, 0, "false", "No", "off", "0")),
+    *(("migrate", text, True) for text in (True, 1, "true", "True", "YES", "on", "1")),
+    *(("migrate", text, False) for text in (False, 0, "false", "No", "off", "0")),
     ("public", "demo:*, a*", ("demo:*", "a*")),
     ("public", ["a,b", "c"], ("a,b", "c")),
     ("public", ("é",), ("é",)),
@@ -314,7 +319,8 @@ REFUSED: list[tuple[str, object, str]] = [
     ("page_size", 10_001, "1 to 10000"),
     ("readers", 33, "1 to 32"),
     ("demo_speed", 0, "a number from 0.1 to 100000"),
-    *(("listen", value, "true or false") for value in ("maybe", "", 2, 1.0, [1])),
+    ("wake", "off", "postgres or poll"),
+    *(("migrate", value, "true or false") for value in ("maybe", "", 2, 1.0, [1])),
     *(
         ("prefix", value, "starts with /")
         for value in ("", "/", "pgbus", "/pgbus/", "//a", "/a/../b", "/a b", "/a?b", "/é")
@@ -373,7 +379,7 @@ def test_a_refusal_says_where_the_value_was_given(toml: Callable[[str], Path]) -
 
 
 CONTRADICTIONS: list[tuple[dict[str, object], str, str]] = [
-    ({"listen": False, "listen_url": URL, "database_url": URL}, "listen_url", "listen=True"),
+    ({"wake": "poll", "listen_url": URL, "database_url": URL}, "listen_url", "wake=poll"),
     ({"listen_url": URL}, "listen_url", "database_url"),
     ({"replica_url": URL}, "replica_url", "database_url"),
     ({"ring_budget": "1kB"}, "ring_bytes", "ring_budget, 1KiB"),
@@ -530,7 +536,7 @@ def test_each_flag_is_its_settings_keyword(name: str) -> None:
 
 def test_the_documented_flags_are_there() -> None:
     documented = """
-        --database-url --listen-url --replica-url --no-listen --data-dir --no-migrate --host --port --workers
+        --database-url --listen-url --replica-url --wake --data-dir --no-migrate --host --port --workers
         --prefix --secret
         --public --publish-token --operator-token --cors-origin --retention --heartbeat --max-connections --grace
         --log-level --log-format --demo-speed --config
@@ -549,8 +555,8 @@ def test_the_secret_flag_is_separated_by_commas() -> None:
 
 
 def test_a_flag_overrules_a_variable_in_both_directions() -> None:
-    assert load({"PGBUS_LISTEN": "off"}, **parse("--listen")).listen is True
-    assert load({"PGBUS_LISTEN": "on"}, **parse("--no-listen")).listen is False
+    assert load({"PGBUS_MIGRATE": "off"}, **parse("--migrate")).migrate is True
+    assert load({"PGBUS_MIGRATE": "on"}, **parse("--no-migrate")).migrate is False
 
 
 def test_a_flag_that_is_not_used_leaves_the_variable_in_force() -> None:

@@ -211,7 +211,7 @@ def test_a_cursor_on_a_stream_that_never_was_is_ahead(small_ring: Serving, pgbus
 
 def test_a_committed_cursor_above_the_head_of_the_worker_is_not_ahead(pgbus_bus: Bus, pgbus_settings: Settings) -> None:
     # Without LISTEN the worker looks every six seconds only, so the page is well ahead of it.
-    with serving(pgbus_settings, listen=False, catch_up_interval=60.0) as server:
+    with serving(pgbus_settings, wake="poll", catch_up_interval=60.0) as server:
         live = server.live("orders")
         known = publish(pgbus_bus, 3)
         began = monotonic()

@@ -149,7 +149,7 @@ def test_probes_and_checks_of_rings_come_from_the_standby(pair: Pair) -> None:
 
 
 def test_a_message_without_a_notification_is_found_although_probes_ask_the_standby(pair: Pair) -> None:
-    with serving(pair.settings, listen=False, catch_up_interval=1.0) as server:
+    with serving(pair.settings, wake="poll", catch_up_interval=1.0) as server:
         used(server)
         client = server.live("orders")
         for n in range(5):
@@ -164,7 +164,7 @@ def test_a_message_without_a_notification_is_found_although_probes_ask_the_stand
 def test_a_standby_that_has_stopped_hides_nothing(pair: Pair) -> None:
     fill(pair, 300)
     pair.replayed()
-    with serving(pair.settings, listen=False, catch_up_interval=0.5) as server:
+    with serving(pair.settings, wake="poll", catch_up_interval=0.5) as server:
         used(server)
         live = server.live("orders")
         with pair.paused():

@@ -126,7 +126,7 @@ def test_a_disconnect_that_is_rolled_back_ends_no_connection(pgbus_database: str
 
 
 def test_a_revocation_is_found_without_listen(pgbus_database: str, pgbus_bus: Bus) -> None:
-    with guarded(pgbus_database, listen=False) as site, watch(site, "ada") as client:
+    with guarded(pgbus_database, wake="poll") as site, watch(site, "ada") as client:
         client.next("pgbus:connected")
         pgbus_bus.disconnect("ada")
         assert reason(client) == "revoked"

@@ -606,7 +606,7 @@ def test_a_site_without_its_database_refuses_with_unavailable_until_it_is_back(p
 
 def test_a_polling_site_without_its_database_is_not_ready_either(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make()
-    with running_site(url, listen=False, away_after=0.5) as site:
+    with running_site(url, wake="poll", away_after=0.5) as site:
         assert site.get("/readyz").status == 200
         close_database(pgbus_databases, url, False)
         try:
