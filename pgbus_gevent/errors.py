@@ -15,6 +15,7 @@
     │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
     │   ├── RedisUnavailable                Redis was not reached, went away, or has no relay
     │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
+    │   ├── OriginRefused                   the origin of an edge answers, but does not serve this edge
     │   ├── PoolTimeout                     every pooled connection stayed busy
     │   ├── SchemaTooNew                    the schema belongs to a newer release and does not support this one
     │   ├── SchemaTooOld                    the schema is missing, or has not been migrated to this release
@@ -107,6 +108,14 @@ class Deaf(DatabaseError):
             f"LISTEN is deaf: {cause}. Set PGBUS_LISTEN_URL to a direct URL, or set wake=poll to poll. Until then the"
             " database is polled for messages"
         )
+
+
+class OriginRefused(DatabaseError):
+    """The origin of an edge answers, but does not serve this edge. ``reason`` (str) says why, and what to do."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the origin does not serve this edge: {reason}")
+        self.reason = reason
 
 
 class PoolTimeout(DatabaseError):

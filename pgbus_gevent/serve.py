@@ -28,7 +28,7 @@ from .commands.secret import read_or_make_secret
 from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
-from .errors import EmbeddedError, PgbusError
+from .errors import EmbeddedError, InvalidArgument, PgbusError
 from .hosts import workers
 from .hosts.app_probe import with_own_database
 from .hosts.logs import configure
@@ -94,6 +94,8 @@ class _Service:
         """The settings with a database and a secret, from the data directory if they are not given, and with the demo's streams."""
         if settings.workers > 1:
             workers.check_installed()
+        if settings.upstream is not None:
+            return self._complete_edge(settings)
         if settings.database_url is None and self._app_name is not None:
             settings = with_own_database(settings, self._app_name)
         if settings.database_url is None:
@@ -110,6 +112,14 @@ class _Service:
                 public=(*settings.public, DEMO_STREAMS),
                 presence=(*settings.presence, DEMO_PRESENCE),
             )
+        return settings
+
+    def _complete_edge(self, settings: Settings) -> Settings:
+        """The settings of an edge, which has neither a database nor the demo."""
+        if self._stated & {"database_url", "listen_url"}:
+            raise InvalidArgument("an edge has no database: leave out --database-url, or --upstream")
+        if self._app_name is None:
+            check_secret(settings)
         return settings
 
     def run(self) -> int:
@@ -131,7 +141,7 @@ class _Service:
             max_request_head=self.settings.max_request_head,
         )
         server.start()
-        self._announce(server.server_port, served[0].settings.database_url)
+        self._announce(server.server_port, served[0].settings)
         # All objects so far are permanent. Freeze them, so that no later collection traverses them again.
         gc.collect()
         gc.freeze()
@@ -140,6 +150,12 @@ class _Service:
     def _run_workers(self) -> int:
         sock = self._listen()
         port = sock.getsockname()[1]
+        if self.settings.upstream is None:
+            self._prepare_database()
+        found = workers.Workers(self.settings, self._app_name, self._stated, sock, on_hurry=self._close_database)
+        return found.run(lambda: self._announce(port, self.settings))
+
+    def _prepare_database(self) -> None:
         # Migrate in this process, where a database that is away ends with one line and a status. A worker would be forked again.
         database = Database(self.settings)
         if self.settings.migrate:
@@ -147,8 +163,6 @@ class _Service:
         else:
             database.check_schema()
         database.close()
-        found = workers.Workers(self.settings, self._app_name, self._stated, sock, on_hurry=self._close_database)
-        return found.run(lambda: self._announce(port, self.settings.database_url))
 
     def _close_database(self) -> None:
         if self._embedded is not None:
@@ -166,12 +180,12 @@ class _Service:
         self._stack.callback(sock.close)
         return sock
 
-    def _announce(self, port: int, database_url: str | None) -> None:
+    def _announce(self, port: int, settings: Settings) -> None:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        database = redact_url(database_url)
-        print(
-            f"pgbus_gevent serves http://{host}:{port}/ database {visible(str(database))} pid {os.getpid()}", flush=True
-        )
+        source = f"database {visible(str(redact_url(settings.database_url)))}"
+        if settings.upstream is not None:
+            source = f"origin {settings.upstream}"
+        print(f"pgbus_gevent serves http://{host}:{port}/ {source} pid {os.getpid()}", flush=True)
         if self._made_token is not None:
             # Log it, because programs that read stdout expect a single line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"

@@ -26,6 +26,7 @@ from .retries import Trouble
 from .schedule import Schedule
 from .stream_counter import StreamCounter
 from .stream_log import Frame, RingBudget, Stored, StreamLog
+from .taps import Taps
 from .wakes import Ephemeral
 from .work import Flag, SessionFlag, Work
 
@@ -90,7 +91,7 @@ class Board:
         self.following = SessionFlag()
         self.unheard: Work[StreamLog] = Work(self.following)
         self._follow_all = True
-        self.schedule = Schedule(tick)
+        self.schedule, self.taps = Schedule(tick), Taps()
         self.ephemeral_buffers = EphemeralBuffers()
         self.large: deque[Ephemeral] = deque()
         self.dropped = 0
@@ -133,12 +134,15 @@ class Board:
         for subscription in subscriptions:
             self.ready.discard(subscription)
             self.stop_waiting(subscription)
-            log = subscription.log
-            if log.retired:
-                for work in (self.moved, self.looks, self.behind, self.unheard):
-                    work.discard(log)
+            self.forget(subscription.log)
             self.ephemeral_buffers.remove(subscription)
         return subscriptions
+
+    def forget(self, log: StreamLog) -> None:
+        """Take a log off the board if it is retired."""
+        if log.retired:
+            for work in (self.moved, self.looks, self.behind, self.unheard):
+                work.discard(log)
 
     def log(self, name: str) -> StreamLog | None:
         """Return the log of a stream, or None if the stream has no client here."""
@@ -207,6 +211,11 @@ class Board:
 
     # new messages
 
+    def announce(self, log: StreamLog) -> None:
+        """Have the clients and the edges of a log served, because it was opened or has a new head."""
+        self.moved.add(log)
+        self.taps.moved(log)
+
     def extend(self, log: StreamLog, rows: Iterable[Stored]) -> int:
         """Add messages that follow the head of a log without a gap. Return how many of them were new."""
         head = log.head
@@ -216,7 +225,7 @@ class Board:
             if self._broadcasts.handlers:
                 self._broadcasts.emit(Broadcast(log.name, new))
         if log.head > head:
-            self.moved.add(log)
+            self.announce(log)
         return new
 
     def take_next(self, log: StreamLog, row: Stored) -> None:
@@ -231,7 +240,7 @@ class Board:
         head = log.head
         log.note(horizon=horizon)
         if log.head > head:
-            self.moved.add(log)
+            self.announce(log)
 
     def rewind(self, log: StreamLog, to: int, *, horizon: int) -> None:
         """Take a log back to ``to``, because the table has lost the messages above it.
@@ -241,6 +250,7 @@ class Board:
         log.rewind(to, horizon=horizon)
         if log.retired:
             return  # the stream may have a new log, which was opened with what the table has now
+        self.taps.rewound(log)
         for subscription in self.registry.subscriptions(log.name):
             if subscription.cursor is not None and subscription.cursor > to:
                 subscription.lost = max(subscription.cursor, subscription.lost or 0)
@@ -258,6 +268,7 @@ class Board:
         """
         for log in self.registry.logs():
             log.doubts += 1
+        self.taps.resync()
 
     def resync(self) -> None:
         """Have every head compared with the table, because a new session may be with a promoted or restored server."""
@@ -265,7 +276,12 @@ class Board:
         self.unsure = True
         self.resyncs += 1
         self.doorbell.set()
+        self.take_control()
+
+    def take_control(self) -> None:
+        """Take a control notification: connections may have been revoked."""
         self.control.set()
+        self.taps.control()
 
     # ephemeral messages
 
@@ -284,9 +300,10 @@ class Board:
     def buffer_ephemeral(self, message: Ephemeral) -> None:
         """Have an ephemeral message sent to the clients that are connected now. If too many wait, drop it."""
         stream = message.stream
-        if self.registry.log(stream) is None:
+        if (log := self.registry.log(stream)) is None:
             return
         self.counter.broadcast(stream)
+        self.taps.ephemeral(log, message)
         if self._broadcasts.handlers:
             self._broadcasts.emit(Broadcast(stream, 1))
         # The frame has no id: the message is not stored, so no cursor could point at it.

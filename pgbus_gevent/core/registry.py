@@ -12,7 +12,7 @@ class Registry:
     """The clients and logs of one worker. Nothing here yields, so each method is atomic.
 
     A stream's log is made with the stream's first client and removed with its last one, so no memory is kept for a stream
-    without clients. ``make_log`` makes a log for a stream's name.
+    without clients. An edge that follows a stream counts as a client. ``make_log`` makes a log for a stream's name.
     """
 
     def __init__(self, make_log: Callable[[str], StreamLog]) -> None:
@@ -20,6 +20,7 @@ class Registry:
         self._clients: dict[str, Client] = {}
         self._logs: dict[str, StreamLog] = {}
         self._subscriptions: dict[str, dict[Subscription, None]] = {}
+        self._holds: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -37,10 +38,25 @@ class Registry:
         log = self._logs.get(name)
         if log is None:
             log = self._logs[name] = self._make_log(name)
-            self._subscriptions[name] = {}
         subscription = Subscription(client, log, place)
-        self._subscriptions[name][subscription] = None
+        self._subscriptions.setdefault(name, {})[subscription] = None
         return subscription
+
+    def hold(self, name: str) -> StreamLog:
+        """Return the log of a stream, and keep it until :meth:`release`, even if the stream has no client."""
+        log = self._logs.get(name)
+        if log is None:
+            log = self._logs[name] = self._make_log(name)
+        self._holds[name] = self._holds.get(name, 0) + 1
+        return log
+
+    def release(self, name: str) -> None:
+        """Undo one call of :meth:`hold`."""
+        self._holds[name] -= 1
+        if not self._holds[name]:
+            del self._holds[name]
+            if name not in self._subscriptions:
+                self._logs.pop(name).retire()
 
     def remove(self, client: Client) -> tuple[Subscription, ...]:
         """Remove a client. Return its subscriptions, or an empty tuple if it was removed before."""
@@ -54,7 +70,8 @@ class Registry:
             del others[subscription]
             if not others:
                 del self._subscriptions[name]
-                self._logs.pop(name).retire()
+                if name not in self._holds:
+                    self._logs.pop(name).retire()
         return subscriptions
 
     def client(self, id: str) -> Client | None:

@@ -97,6 +97,8 @@ def _content(event: Any, data: Any, visible_to: Any, exclude: Any) -> tuple[str 
 
 
 def _time(value: Any) -> float | None:
+    if value is None:
+        return None  # an origin does not know it for each message
     if type(value) not in (int, float):
         raise ValueError(value)
     seconds = float(value)  # OverflowError for a number of many digits

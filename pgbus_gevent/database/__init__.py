@@ -41,7 +41,9 @@ class Database:
         if settings.database_url is None:
             raise MissingSetting(
                 "database_url",
-                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL",
+                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL"
+                if settings.upstream is None
+                else "this process is an edge (PGBUS_UPSTREAM is set), which has no database: publish at the origin",
             )
         self.settings = settings
         self.url = settings.database_url

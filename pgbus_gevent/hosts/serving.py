@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
@@ -75,6 +75,8 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
     set_current(instance)
     # This is for a start that fails halfway; after a regular stop there is nothing left to shut down.
     stack.callback(_shut_down_all)
+    if app_name is None and settings.upstream is not None:
+        return _beside(instance, _edge_page, None)
     if app_name is None:
         demo = _demo(instance, stack)
         return _beside(instance, demo.app_at(settings.host), demo.authorize)
@@ -90,6 +92,15 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
     _refuse_contradictions(settings, stated, own)
     logger.info("the application brings its own streams, so serve adds none")
     return Served(own, application)
+
+
+def _edge_page(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The page at the root of an edge without an application."""
+    found = environ.get("PATH_INFO") == "/"
+    body = b"This is an edge of pgbus-gevent. It serves the streams of its origin.\n" if found else b"not found\n"
+    headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body)))]
+    start_response("200 OK" if found else "404 Not Found", headers)
+    return [body]
 
 
 def check_secret(settings: Settings) -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pgbus_gevent.settings.casting as kinds
+import pgbus_gevent.settings.origins as origins
 from pgbus_gevent.errors import InvalidSetting
-from pgbus_gevent.settings.casting import HIDDEN, Kind, format_size, redact_url
+from pgbus_gevent.settings.casting import HIDDEN, Kind
 from pgbus_gevent.settings.casting import about as _about
 from pgbus_gevent.settings.casting import setting as _setting
+from pgbus_gevent.settings.contradictions import refuse_contradictions
 from pgbus_gevent.settings.retention import Rule, rules
 
 if sys.version_info >= (3, 11):
@@ -72,6 +74,10 @@ class Settings:
         "postgres", kinds.choice("postgres", "poll"), "Database", "--wake",
         "what tells workers of new messages: postgres (LISTEN), or poll (nothing: they ask the database ten times per"
         " catch_up_interval, and get no ephemeral messages)")
+    upstream: str | None = _setting(
+        None, origins.upstream(), "Database", "--upstream",
+        "the address of the origin, with its prefix. It makes this server an edge, which has no database",
+        words="none")
     migrate: bool = _setting(
         True, kinds.switch(), "Database", "--no-migrate",
         "create or upgrade the schema at start; if off, the schema must be up to date")
@@ -121,6 +127,10 @@ class Settings:
     publish_token: str | None = _setting(
         None, kinds.token(16), "Access", "--publish-token",
         "the bearer token for broadcasting over HTTP, of at least 16 characters", words="none (no broadcasting over HTTP)")
+    worker_token: tuple[str, ...] = _setting(
+        (), origins.tokens(16), "Access", "--worker-token",
+        "the token that an edge presents to its origin, of at least 16 characters. If there are several, oldest first, the last"
+        " one is presented and all of them are accepted", words="none (no edges)")
     operator_token: str | None = _setting(
         None, kinds.token(16), "Access", "--operator-token",
         "the token for the console, and then also for the metrics, of at least 16 characters",
@@ -210,7 +220,7 @@ class Settings:
         for entry in fields(self):
             value = _cast(entry, getattr(self, entry.name))
             object.__setattr__(self, entry.name, value)
-        _refuse_contradictions(self)
+        refuse_contradictions(self)
 
     @classmethod
     def load(
@@ -330,16 +340,3 @@ def _suggestion(name: str, known: list[str]) -> str:
 def variable(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"{_PREFIX}{name.upper()}"
-
-
-def _refuse_contradictions(settings: Settings) -> None:
-    url = settings.listen_url and redact_url(settings.listen_url)
-    if url and settings.wake == "poll":
-        raise InvalidSetting("listen_url", url, "it is not used with wake=poll; leave out one of the two")
-    if url and not settings.database_url:
-        raise InvalidSetting("listen_url", url, "it needs a database_url; leave it out for the embedded server")
-    replica = settings.replica_url and redact_url(settings.replica_url)
-    if replica and not settings.database_url:
-        raise InvalidSetting("replica_url", replica, "it needs a database_url; leave it out for the embedded server")
-    if (ring := settings.ring_bytes) > (budget := settings.ring_budget):
-        raise InvalidSetting("ring_bytes", ring, f"expected at most ring_budget, {format_size(budget)}")

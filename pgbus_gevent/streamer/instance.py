@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import gevent
@@ -21,6 +21,7 @@ from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..database import Database, green
+from ..edge import Upstream
 from ..errors import NotPatched
 from ..settings.table import Settings
 from .clients import Clients
@@ -59,7 +60,8 @@ class Instance:
     ``settings`` is a :class:`Settings`; without it, the settings come from ``options``, which are its fields by keyword, and
     from the environment. ``database``, ``filters``, ``counter`` and ``events`` are made from the settings if they are not given.
     ``on_failure`` is called with the name of a task that died too often and is given up. With ``read_only`` the Instance only
-    delivers: it removes no messages, keeps no presence, and its database sessions refuse to write.
+    delivers: it removes no messages, keeps no presence, and its database sessions refuse to write. With the setting ``upstream`` it
+    is an edge, and only delivers what its origin sends; ``database`` is then an :class:`Upstream`.
 
     Raises :class:`InvalidSetting` for a setting that makes no sense. A method or property yields only if its docstring says so.
     """
@@ -77,7 +79,9 @@ class Instance:
         **options: Any,
     ) -> None:
         self.settings = settings = settings or Settings.load(**options)
-        self.database = database or Database(settings, read_only=read_only)
+        self.upstream = Upstream(settings) if settings.upstream is not None and database is None else None
+        # An Upstream has all of a Database that the tasks of an edge use.
+        self.database = database or cast(Database, self.upstream) or Database(settings, read_only=read_only)
         self.filters = filters or Filters(monotonic, catch=(Exception, gevent.Timeout))
         self.stream_apps: WeakSet[Any] = WeakSet()  # the WSGI applications that serve this Instance's streams
         self.backstage: object = None  # the Backstage of these applications: metrics, console, publishing over HTTP
@@ -92,6 +96,9 @@ class Instance:
             # gevent.Timeout is not an Exception. A handler that waits, though it must not, may raise one.
             events=events or Events(clock=monotonic, catch=(Exception, gevent.Timeout)),
         )
+        if self.upstream is not None:
+            self.upstream.registry = self.board.registry
+            self.board.follow_all = False
         self._build(read_only)
         self._add_tasks(read_only)
 
@@ -105,7 +112,9 @@ class Instance:
             ttl=settings.presence_ttl,
             grace=settings.presence_grace,
         )
-        self.pulse = Pulse(database, patience=settings.away_after)
+        self.pulse = Pulse(
+            database, patience=settings.away_after, what="the database" if self.upstream is None else "the origin"
+        )
         self.health = Health(self.pulse)
         self.clients = Clients(
             board,
@@ -151,6 +160,7 @@ class Instance:
 
     def _add_tasks(self, read_only: bool) -> None:
         settings = self.settings
+        writes = not read_only and self.upstream is None
         self.tasks = self.health.tasks
         self._add_task("dispatcher", self.dispatcher.run)
         self._add_task("heartbeat", self.heartbeat.run)
@@ -158,11 +168,13 @@ class Instance:
         for n in range(settings.readers):
             self._add_task(f"reader-{n}", self.reader.run)
         self._add_task("sweeper", self.sweeper.run)
-        self._add_task("steward", self.steward.run)
+        if self.upstream is None:
+            self._add_task("steward", self.steward.run)
         self._add_task("revocations", self.revocations.run)
         self._add_task("pulse", self.pulse.run)
-        if not read_only:
+        if writes:
             self._add_task("presence", self.presence.run)
+        if not read_only:
             self._add_task("roll-call", self.roll_call.run)
         if self.standby_watch is not None:
             self._add_task("standby", self.standby_watch.run)
@@ -170,9 +182,9 @@ class Instance:
             self._add_task("rechecks", self.rechecks.run)
         if settings.wake != "poll":
             self._add_task("listener", self.listener.run)
-        if settings.prune_interval and not read_only:
+        if settings.prune_interval and writes:
             self._add_task("pruner", self.pruner.run)
-        if not read_only:
+        if writes:
             for duty in self.steward.duties:
                 self._add_task(f"duty-{duty.name}", partial(self.steward.do_duty, duty))
 
@@ -225,6 +237,8 @@ class Instance:
         for name, task in reversed(self.tasks.items()):
             if name != "heartbeat":
                 task.stop(_left(deadline))
+        for tap in self.board.taps:
+            tap.end()
         # 3. Send the farewells, in slices, so that the event loop runs in between.
         for n, _ in enumerate(self.clients.end_all(), 1):
             if n % _FAREWELL_SLICE == 0:

@@ -215,7 +215,7 @@ class Listener:
             elif isinstance(wake, wakes.Ephemeral):
                 self._board.take_ephemeral(wake)
             elif isinstance(wake, wakes.Control):
-                self._board.control.set()
+                self._board.take_control()
             elif wake.streams is None:
                 # A worker that follows all streams sweeps after each notification; this one has to be told.
                 self._board.unsure |= not self._board.follow_all

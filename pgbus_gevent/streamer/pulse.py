@@ -10,7 +10,15 @@ from typing import Protocol
 import gevent
 
 from ..core.retries import Trouble
-from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    OriginRefused,
+    PoolTimeout,
+    SchemaMismatch,
+    SchemaTooNew,
+    SchemaTooOld,
+)
 
 logger = logging.getLogger("pgbus_gevent.pulse")
 
@@ -35,16 +43,25 @@ class Source(Protocol):
 class Pulse:
     """The greenlet that asks; :meth:`run` is its loop. The other methods never yield.
 
-    ``patience`` is how many seconds the database may be away before new clients are refused.
+    ``patience`` is how many seconds the database may be away before new clients are refused. ``what`` is the word for the source in
+    messages; an edge asks its origin.
     """
 
-    def __init__(self, source: Source, *, patience: float, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        patience: float,
+        what: str = "the database",
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._source = source
         self._patience = patience
         self._clock = clock
         self._began: float | None = None
         self._reached = False
-        self._silence = Trouble(logger, "the database does not answer: %s", over="the database answers again")
+        self._what = what
+        self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
         self.fault = ""
         """What is wrong with the schema, if the database answers; else empty."""
 
@@ -65,7 +82,7 @@ class Pulse:
             self._silence.begins(error)
         except DatabaseError as error:
             # readyz shows the fault to everybody, so PostgreSQL's own message goes only to the log.
-            known = isinstance(error, (SchemaMismatch, SchemaTooNew, SchemaTooOld))
+            known = isinstance(error, (OriginRefused, SchemaMismatch, SchemaTooNew, SchemaTooOld))
             fault = str(error) if known else "the schema cannot be used; the log says why"
             if self.fault != fault:
                 logger.error("the streams cannot be served: %s", error)
@@ -95,8 +112,8 @@ class Pulse:
     def trouble(self) -> str:
         """Why this worker is not ready; empty if it is."""
         if self._began is not None and not self._reached:
-            return "the database has not answered yet"
+            return f"{self._what} has not answered yet"
         silence = self.silence
         if silence > min(UNREADY_AFTER, self._patience):
-            return f"the database has not answered for {silence:.0f} s"
+            return f"{self._what} has not answered for {silence:.0f} s"
         return self.fault

@@ -147,7 +147,7 @@ class Reader:
                     floor=opening.floor,
                     rows=opening.rows,
                 )
-                self._board.moved.add(log)
+                self._board.announce(log)
             current = log.head >= opening.head
             if not current:
                 # The log was open before, and the table has newer messages.

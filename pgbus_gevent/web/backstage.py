@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 from ..database.fleet import Worker
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
+from .edges import Edges
 from .families import merged, of_worker, packed, unpacked, written
 from .feed import Feed
 from .guesses import Door
@@ -43,8 +44,9 @@ class Backstage:
         self.metrics = Metrics(instance)
         self.operators = Operators(instance.settings, instance.database.operators)
         self.publishers = _publishers(instance)
+        self.edges = Edges(instance)
         self.feed = Feed(instance, self.metrics, self.operators, self.warnings)
-        self.routes: Routes = {"/metrics": (_READ, self._metrics)}
+        self.routes: Routes = {"/metrics": (_READ, self._metrics), **self.edges.routes}
         self._roll_call.join(self)
 
     @cached_property
@@ -96,7 +98,7 @@ class Backstage:
 def _publishers(instance: Instance) -> Door | None:
     """The check of the publish token; None if broadcasting over HTTP is off."""
     token = instance.settings.publish_token
-    return None if token is None else Door("publish", token, instance.settings.secret, instance.database.operators)
+    return None if token is None else Door("publish", (token,), instance.settings.secret, instance.database.operators)
 
 
 def backstage_of(instance: Instance) -> Backstage:

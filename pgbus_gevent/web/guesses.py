@@ -36,7 +36,7 @@ REMEMBERED = 1000
 
 
 class Door:
-    """Lets requests pass that have ``token``.
+    """Lets requests pass that have one of ``tokens``.
 
     ``name`` names the token in messages and in the database. ``secrets`` key the hash of wrong tokens, so that the database does
     not reveal them.
@@ -45,22 +45,22 @@ class Door:
     def __init__(
         self,
         name: str,
-        token: str,
+        tokens: Sequence[str],
         secrets: Sequence[str],
         queries: OperatorQueries,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._name = name
-        self._token = token
+        self._tokens = tuple(tokens)
         self._key = "".join(secrets[-1:] or "-").encode()
         self._guesses = Guesses(name, queries, clock)
 
     def check(self, environ: Environ, given: str | None) -> None:
-        """Raises Refused unless ``given`` is the token: 401 if it is wrong or missing, 429 after too many wrong ones."""
+        """Raises Refused unless ``given`` is one of the tokens: 401 if it is wrong or missing, 429 after too many wrong ones."""
         if given is None:
             raise self._unauthorized()
         address = ascii(network_of(str(environ.get("REMOTE_ADDR") or "")))[:100]
-        right = requests.same(given.strip(), self._token)
+        right = any(requests.same(given.strip(), token) for token in self._tokens)
         # This comes before the answer depends on the token. Otherwise a closed door would give away the right one.
         if self._guesses.is_shut(address) or not (right or self._guesses.note(address, self._fingerprint(given))):
             raise Refused(text(429, "too many wrong tokens: wait a minute", ("retry-after", f"{WINDOW:.0f}")))

@@ -82,7 +82,14 @@ class Metrics:
 
     def collect(self) -> list[Metric]:
         """The metrics of this worker, as of now."""
-        return [*self._clients(), *self._delivery(), *self._database(), *self._extras(), *process.families()]
+        return [
+            *self._clients(),
+            *self._delivery(),
+            *self._database(),
+            *self._hop(),
+            *self._extras(),
+            *process.families(),
+        ]
 
     def _clients(self) -> Iterable[Metric]:
         instance, total = self._instance, self._instance.counter.total
@@ -160,6 +167,27 @@ class Metrics:
             )
             yield gauge("pgbus_standby_up", "1 while reads go to the standby, else 0", not watch.fault)
             yield gauge("pgbus_standby_lag_seconds", "How far the standby was behind at the last check", watch.lag)
+
+    def _hop(self) -> Iterable[Metric]:
+        taps, upstream = list(self._instance.board.taps), self._instance.upstream
+        if self._instance.settings.worker_token:
+            yield gauge("pgbus_edge_connections", "Connections on which edges hear of new messages", len(taps))
+            yield gauge("pgbus_edge_streams", "Streams that edges follow, for each connection", sum(map(len, taps)))
+        if upstream is None:
+            return
+        yield counters("pgbus_hop_reads", "Reads that the edge asked its origin for", "kind", upstream.queries.counts)
+        yield counter("pgbus_hop_failures", "Requests that the origin did not serve", upstream.pool.failures)
+        session = upstream.session
+        yield gauge(
+            "pgbus_hop_lines", "Connections on which the edge hears of new messages", session.lines if session else 0
+        )
+        lag = None if session is None else session.lag
+        offset = self._roll_call.clock_offset or 0.0
+        yield gauge(
+            "pgbus_hop_lag_seconds",
+            "How long the last heartbeat of the origin was under way, as far as the clocks agree",
+            None if lag is None else max(0.0, lag + offset),
+        )
 
     def _extras(self) -> Iterable[Metric]:
         counts = total_counts()

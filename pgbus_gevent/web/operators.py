@@ -54,7 +54,7 @@ class Operators:
         fingerprint = hmac.digest(key or b"-", (token or "").encode(), "sha256")
         # The lifetime is looked up each time, so that tests can change it.
         self._sessions = Sessions(queries, fingerprint, lambda: SESSION)
-        self._door = None if token is None else Door("operator", token, settings.secret, queries, clock)
+        self._door = None if token is None else Door("operator", (token,), settings.secret, queries, clock)
 
     @property
     def has_token(self) -> bool:

@@ -19,6 +19,7 @@ from ..streamer.limits import refusal_retry
 from ..streamer.starting import Starter
 from . import requests
 from .backstage import backstage_of
+from .edges import WakeBody, wake_headers
 from .element import element
 from .hooks import Authorize, Hook
 from .responses import (
@@ -42,7 +43,7 @@ __all__ = ["Authorize", "StreamApp"]
 
 logger = logging.getLogger("pgbus_gevent.web")
 
-Found = Answer | StreamRequest
+Found = Answer | StreamRequest | WakeBody
 View = Callable[[Environ], Found]
 
 IDENTITY = "pgbus-identity"
@@ -95,6 +96,9 @@ class StreamApp:
             found = refused.answer
         if isinstance(found, StreamRequest):
             return self._stream(found, environ, start_response, extra)
+        if isinstance(found, WakeBody):
+            start_response(status_line(200), wake_headers(stream_headers(environ)))
+            return found
         return send(found, environ, start_response, extra)
 
     def _start(self, environ: Environ) -> None:
@@ -168,6 +172,8 @@ class StreamApp:
     # publishing
 
     def _check_publisher(self, environ: Environ) -> None:
+        if self._settings.upstream is not None:
+            raise Refused(text(403, "this server is an edge, which only delivers: broadcast at its origin"))
         if self._publishers is None:
             raise Refused(text(403, "broadcasting over HTTP is off: set PGBUS_PUBLISH_TOKEN to turn it on"))
         self._publishers.check(environ, requests.bearer(environ))

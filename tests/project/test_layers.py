@@ -27,6 +27,7 @@ FLOORS = {
     "core": 2,
     "database": 3,
     "redis": 3,
+    "edge": 3,
     "streamer": 4,
     "publishing": 4,
     "bus": 5,

@@ -518,7 +518,7 @@ def test_every_flag_defaults_to_not_given() -> None:
 
 GIVEN = {"cors_origins": "https://a.example", "database_url": URL, "listen_url": URL, "secret": SECRET, "public": "a"}
 GIVEN |= {"publish_token": SECRET, "operator_token": SECRET, "presence": "a", "authorize": "a:b", "filters": "a:b"}
-GIVEN |= {"replica_url": URL}
+GIVEN |= {"replica_url": URL, "upstream": "https://origin.example/pgbus", "worker_token": SECRET}
 
 
 @pytest.mark.parametrize("name", FLAGGED)

@@ -1,0 +1,78 @@
+"""What an edge keeps itself, because it has no database to share it through: its row of the roll, and wrong tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import time
+from typing import Any, NamedTuple, NoReturn
+
+from ..errors import DatabaseUnavailable
+from .reads import OriginReads
+
+
+class _Worker(NamedTuple):
+    """This worker, with the fields of :class:`pgbus_gevent.database.fleet.Worker`."""
+
+    id: str
+    host: str
+    pid: int
+    age: float
+    silent: float
+    facts: dict[str, Any]
+
+
+class LocalRoll:
+    """A roll of one worker. The others, and those of the origin, keep their own."""
+
+    def __init__(self, reads: OriginReads) -> None:
+        self._reads = reads
+        self._row: tuple[str, str, int, float, dict[str, Any], float] | None = None
+
+    def beat(
+        self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
+    ) -> tuple[float, float, int]:
+        """Keep the row. Return the clock of the origin's database in Unix seconds, no pace, and one worker."""
+        self._row = id, host, pid, started_at, dict(facts), time()
+        return self._reads.clock(), 0.0, 1
+
+    def leave(self, id: str) -> None:
+        """Forget the row."""
+        self._row = None
+
+    def workers(self, *, samples: bool = False) -> list[_Worker]:
+        """Return this worker."""
+        if self._row is None:
+            return []
+        id, host, pid, started_at, facts, written_at = self._row
+        now = time()
+        kept = facts if samples else {name: value for name, value in facts.items() if name != "samples"}
+        return [_Worker(id, host, pid, now - started_at, now - written_at, kept)]
+
+    def retained(self, stream: str) -> NoReturn:
+        """Raise :class:`DatabaseUnavailable`, because only the origin could count the messages of a stream."""
+        raise DatabaseUnavailable(
+            "an edge does not count the stored messages of a stream: look at the origin's console"
+        )
+
+
+class LocalOperators:
+    """In place of the table of logins. Each worker of an edge goes by the logins and the wrong tokens that it knows itself."""
+
+    def open_session(self, id: bytes, token: bytes, lifetime: float) -> NoReturn:
+        """Raise, so that the caller keeps the session itself."""
+        _refuse()
+
+    def session_is_open(self, id: bytes, token: bytes, lifetime: float) -> NoReturn:
+        """Raise, so that the caller goes by the sessions that it keeps."""
+        _refuse()
+
+    def end_session(self, id: bytes) -> None:
+        """Do nothing: a session ends with the caller's own note of it."""
+
+    def note_guess(self, door: str, address: str, guess: int, window: float) -> NoReturn:
+        """Raise, so that the caller goes by its own count."""
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise DatabaseUnavailable("an edge has no database, so each of its workers keeps its own logins")

@@ -1,0 +1,218 @@
+"""Requests to the origin of an edge: a few connections for reads, and long ones for new messages."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import ssl
+import sys
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from ..core.hop import HOP, VERSION_HEADER
+from ..errors import DatabaseUnavailable, OriginRefused, PoolTimeout
+
+logger = logging.getLogger("pgbus_gevent.edge")
+
+MAX_ANSWER = 64 * 1024 * 1024
+"""The largest answer to a read, in bytes. The largest that the parts ask for is about 8 MB, before JSON."""
+
+_REFUSALS = {
+    401: "its worker token is not one of the origin's: give both the same PGBUS_WORKER_TOKEN",
+    403: "the origin takes no edges: set PGBUS_WORKER_TOKEN there, to the token of this edge",
+    404: "there is no pgbus-gevent that knows edges at this address: check the path in PGBUS_UPSTREAM, which ends with the"
+    " origin's prefix, and the release of the origin",
+    413: "a proxy before the origin takes no request of this size: raise its limit",
+    426: "the origin's release speaks another version of the protocol between edge and origin: upgrade the older of the two",
+    429: "too many wrong worker tokens came from this address: give both the same PGBUS_WORKER_TOKEN, and wait a minute",
+}
+"""What an answer of the origin means, and what to do, by its status."""
+
+
+class Origin:
+    """The origin at ``url``, for a worker that presents ``token``. At most ``size`` reads run at the same time.
+
+    Connections are opened when they are needed, and kept for the next read. TLS certificates are verified with the certificates
+    of the system, or with those of SSL_CERT_FILE. All times are in seconds. The methods yield; each greenlet may call them.
+    """
+
+    def __init__(self, url: str, token: str, *, connect_timeout: float, pool_timeout: float, size: int) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._tls = parts.scheme == "https"
+        self._host, self._port = parts.hostname or "", parts.port
+        self._path = parts.path.rstrip("/")
+        self._headers = {
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json",
+            "user-agent": f"pgbus-gevent/{_release()}",
+            VERSION_HEADER: str(HOP),
+        }
+        self._connect_timeout = connect_timeout
+        self._pool_timeout = pool_timeout
+        self._context: ssl.SSLContext | None = None
+        self._room = BoundedSemaphore(size)
+        self._idle: list[http.client.HTTPConnection] = []
+        self.size = size
+        self.in_use = 0
+        self.answered = float("-inf")
+        """When the origin last answered a read, on the monotonic clock."""
+        self.failures = 0
+        """How many requests got no answer, or one that could not be used."""
+
+    # reads
+
+    def ask(self, path: str, question: Mapping[str, Any], *, timeout: float) -> Any:
+        """Send a question, and return the answer. Asking twice must do no harm, because a question is sent again if the connection
+        that was kept for it turns out to be closed.
+
+        Raises :class:`DatabaseUnavailable` if there is no answer within ``timeout``, and :class:`OriginRefused`.
+        """
+        if not self._room.acquire(timeout=self._pool_timeout):
+            raise PoolTimeout(self._pool_timeout, self.size)
+        self.in_use += 1
+        try:
+            return self._answer(path, question, timeout)
+        except (DatabaseUnavailable, OriginRefused):
+            self.failures += 1
+            # The other connections may be dead as well, and each would take a whole timeout to prove it.
+            self.discard_idle()
+            raise
+        finally:
+            self.in_use -= 1
+            self._room.release()
+
+    def _answer(self, path: str, question: Mapping[str, Any], timeout: float) -> Any:
+        body = json.dumps(question, separators=(",", ":")).encode()
+        late = DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")
+        with gevent.Timeout(timeout, late):
+            while self._idle:
+                connection = self._idle.pop()
+                try:
+                    response = self._send(connection, path, body)
+                    break
+                except (OSError, http.client.HTTPException):
+                    connection.close()  # the origin or a proxy had closed it; the next one is tried, and at last a new one
+                except BaseException:
+                    connection.close()
+                    raise
+            else:
+                connection = self._connect()
+                response = self._sent(connection, path, body)
+            return self._read(connection, response)
+
+    def _read(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Any:
+        kept = False
+        try:
+            data = response.read(MAX_ANSWER + 1)
+            _check(response, data)
+            found = json.loads(data)
+            self.answered = monotonic()
+            kept = not response.will_close and response.isclosed()
+            return found
+        except (OSError, http.client.HTTPException) as error:
+            raise DatabaseUnavailable(f"the origin's answer broke off: {error or type(error).__name__}") from None
+        except ValueError:
+            raise OriginRefused("what answers there is not pgbus-gevent: its answer is not JSON") from None
+        finally:
+            if kept:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    # new messages
+
+    def open(
+        self, path: str, question: Mapping[str, Any], *, timeout: float, silence: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a question whose answer does not end, and return the connection and the answer, to read and to close.
+
+        Reading raises TimeoutError after ``silence`` seconds without a byte. Raises as :meth:`ask` does.
+        """
+        body = json.dumps(question, separators=(",", ":")).encode()
+        with gevent.Timeout(timeout, DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")):
+            connection = self._connect(silence)
+            try:
+                response = self._sent(connection, path, body)
+                if response.status != 200:
+                    _check(response, response.read(1000))
+                return connection, response
+            except BaseException:
+                self.failures += 1
+                connection.close()
+                raise
+
+    # connections
+
+    def _connect(self, silence: float | None = None) -> http.client.HTTPConnection:
+        """A new connection. After ``silence`` seconds without a byte, reading from it raises TimeoutError."""
+        if self._tls:
+            self._context = self._context or ssl.create_default_context()
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._connect_timeout, context=self._context
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise DatabaseUnavailable(
+                f"the certificate of the origin does not verify ({error.verify_message}): correct it, or name the file of its"
+                " authority in SSL_CERT_FILE"
+            ) from None
+        except OSError as error:
+            connection.close()
+            raise DatabaseUnavailable(f"cannot reach the origin: {error or type(error).__name__}") from None
+        except BaseException:
+            connection.close()
+            raise
+        connection.sock.settimeout(silence)
+        return connection
+
+    def _sent(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
+        """Send a question on a new connection, and return the answer."""
+        try:
+            return self._send(connection, path, body)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise DatabaseUnavailable(f"the origin did not answer: {error or type(error).__name__}") from None
+        except BaseException:
+            connection.close()
+            raise
+
+    def _send(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
+        connection.request("POST", f"{self._path}{path}", body, self._headers)
+        return connection.getresponse()
+
+    def discard_idle(self) -> None:
+        """Close the connections that are kept. The same name may lead to another origin now."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def close(self) -> None:
+        """Close all connections that are kept. Idempotent."""
+        self.discard_idle()
+
+
+def _release() -> str:
+    """The version of the package, read from its module, which no lower layer may import."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
+
+
+def _check(response: http.client.HTTPResponse, data: bytes) -> None:
+    """Raise the error that the status of an answer stands for, unless it is 200."""
+    if response.status == 200:
+        return
+    said = data[:300].decode("utf-8", "replace").strip()
+    if response.status in (408, 500, 502, 503, 504):
+        raise DatabaseUnavailable(f"the origin answered {response.status}: {said}")
+    meaning = _REFUSALS.get(response.status, "check the address in PGBUS_UPSTREAM")
+    raise OriginRefused(f"{meaning} (it answered {response.status}: {said.splitlines()[0] if said else ''})")

@@ -1,0 +1,149 @@
+"""A tap tells an edge of every message above its cursors, and holds no messages itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gevent.event import Event
+
+from pgbus_gevent.core import following, taps, wakes
+from pgbus_gevent.core.board import Board, RingLimits
+from pgbus_gevent.core.rows import Row
+from pgbus_gevent.core.stream_log import StreamLog
+from pgbus_gevent.core.taps import RESYNC, Tap
+from pgbus_gevent.core.wakes import CONTROL, Ephemeral, Moved, NewMessage
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board(Event, RingLimits(messages=4, bytes=100_000, all_bytes=1_000_000))
+
+
+def tapped(board: Board, streams: dict[str, int | None], *, greeted: bool = True) -> Tap:
+    tap = Tap(Event())
+    following.join(board, tap, streams)
+    tap.greeted = greeted
+    return tap
+
+
+def opened(board: Board, name: str, head: int = 0) -> StreamLog:
+    """Return the log of a stream that a tap follows, opened."""
+    log = board.registry.log(name)
+    assert log is not None
+    log.open(head=head, horizon=0, oldest=0, floor=head, rows=[])
+    board.announce(log)
+    return log
+
+
+def row(id: int, prev_id: int | None, data: str = "data", event: str | None = None, **more: Any) -> Row:
+    return Row(id, event, data, more.get("visible_to"), more.get("exclude"), prev_id)
+
+
+def taken(tap: Tap) -> list[wakes.Wake]:
+    return [wakes.parse(payload) for payload in tap.take()]
+
+
+def test_a_message_passes_whole_and_once(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
+    tap.greeted = True
+    assert taken(tap) == []
+    board.extend(log, [row(6, 5, "two\nlines", "x", visible_to="admins"), row(9, 6, "crlf\r\n", exclude="c0ffee")])
+    assert tap.flag.is_set()
+    assert taken(tap) == [
+        NewMessage("a", 6, 5, None, "x", "two\nlines", "admins", None),
+        NewMessage("a", 9, 6, None, None, "crlf\n", None, "c0ffee"),
+    ]
+    assert taken(tap) == []
+    assert not tap.flag.is_set()
+
+
+def test_a_stream_that_opens_after_the_greeting_is_read_by_the_edge(board: Board) -> None:
+    tap = tapped(board, {"a": None})
+    opened(board, "a", 5)
+    assert taken(tap) == [Moved(["a"])]
+
+
+def test_a_tap_starts_at_the_head_of_the_edge(board: Board) -> None:
+    first = tapped(board, {"a": None})
+    log = opened(board, "a", 5)
+    board.extend(log, [row(6, 5), row(7, 6), row(8, 7)])
+    second = tapped(board, {"a": 6})
+    assert [wake.id for wake in taken(second) if isinstance(wake, NewMessage)] == [7, 8]
+    assert taken(tapped(board, {"a": 8})) == []
+    assert taken(first) == [Moved(["a"])]
+
+
+@pytest.mark.parametrize("cursor", [3, 99])
+def test_an_edge_below_the_ring_or_above_the_head_has_to_read(board: Board, cursor: int) -> None:
+    tapped(board, {"a": None})
+    log = opened(board, "a", 5)
+    board.extend(log, [row(6, 5)])
+    assert taken(tapped(board, {"a": cursor})) == [Moved(["a"])]
+
+
+def test_a_slow_edge_costs_no_memory_and_reads_what_the_ring_has_lost(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
+    for id in range(6, 106):
+        board.extend(log, [row(id, id - 1)])
+    assert taken(tap) == [Moved(["a"])]
+    board.extend(log, [row(106, 105)])
+    assert [wake.id for wake in taken(tap) if isinstance(wake, NewMessage)] == [106]
+
+
+def test_a_row_with_an_invalid_event_is_left_to_a_read(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
+    board.extend(log, [row(6, 5, event="forged\nid: 7")])
+    assert taken(tap) == [Moved(["a"])]
+
+
+def test_a_rewind_and_a_doubt_reach_the_edge(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
+    board.rewind(log, 3, horizon=0)
+    assert taken(tap) == [Moved(["a"])]
+    board.extend(log, [row(6, 3)])
+    board.resync()
+    assert tap.take()[:2] == [RESYNC, CONTROL]
+
+
+def test_streams_take_turns_when_much_has_moved(board: Board) -> None:
+    tap = tapped(board, {"a": None, "b": None}, greeted=False)
+    logs = [opened(board, name, 5) for name in "ab"]
+    for log in logs:
+        board.extend(log, [row(6, 5, "x" * 90_000)])
+    size = taps.TAKE_BYTES
+    try:
+        taps.TAKE_BYTES = 50_000
+        assert [wake.stream for wake in taken(tap) if isinstance(wake, NewMessage)] == ["a"]
+        assert tap.flag.is_set()
+        assert [wake.stream for wake in taken(tap) if isinstance(wake, NewMessage)] == ["b"]
+    finally:
+        taps.TAKE_BYTES = size
+
+
+def test_ephemeral_messages_come_in_order_and_are_dropped_when_too_many_wait(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    messages = [Ephemeral("a", n, None, str(n), None, None) for n in range(taps.MAX_EPHEMERALS + 3)]
+    for message in messages:
+        tap.ephemeral(message)
+    assert taken(tap) == messages[: taps.MAX_EPHEMERALS]
+    assert tap.dropped == 3
+    tap.ephemeral(messages[-1])
+    assert taken(tap) == [messages[-1]]
+
+
+def test_a_stream_is_kept_for_a_tap_and_forgotten_with_the_last_one(board: Board) -> None:
+    first, second = tapped(board, {"a": None}), tapped(board, {"a": None, "b": 3})
+    log = opened(board, "a", 5)
+    following.leave(board, second)
+    assert (board.log("a"), board.log("b")) == (log, None)
+    following.leave(board, second)
+    following.leave(board, first)
+    assert board.log("a") is None
+    assert log.retired
+    assert len(board.taps) == 0
+    assert not board.looks

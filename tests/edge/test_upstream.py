@@ -1,0 +1,251 @@
+"""An edge delivers the streams of its origin, exactly as the origin does, without a database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from edge_parts import TOKEN, edge_of, edge_settings
+from raw_http import ask
+from support import PATIENCE, Serving, gaps, get, received, run, serving, session, stored, until, until_messages
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.filters import Filters
+from pgbus_gevent.errors import InvalidSetting, MissingSetting
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.web.stream_app import StreamApp
+
+
+@pytest.fixture
+def origin(pgbus_settings: Settings) -> Iterator[Serving]:
+    with serving(pgbus_settings, worker_token=TOKEN) as found:
+        yield found
+
+
+@pytest.fixture
+def edge(pgbus_settings: Settings, origin: Serving) -> Iterator[Serving]:
+    with edge_of(pgbus_settings, origin.url) as found:
+        yield found
+
+
+def streams_at(origin: Serving) -> int:
+    """How many streams the edges of an origin follow."""
+    return sum(len(tap) for tap in origin.instance.board.taps)
+
+
+def test_messages_pass_through_exactly_as_the_origin_sends_them(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
+    orders = pgbus_bus.stream("orders")
+    orders.broadcast("before")
+    here, there = edge.live("orders", since=0), origin.live("orders", since=0)
+    orders.broadcast("two\nlines", event="order.paid")
+    orders.broadcast("crlf\r\nand \u2028 and \r")
+    orders.broadcast("")
+    orders.broadcast("x" * 300_000)
+    orders.broadcast_many([str(n) for n in range(50)])
+    for client in (here, there):
+        until_messages(client, 55)
+    assert [(each.id, each.event, each.data) for each in here.messages] == [
+        (each.id, each.event, each.data) for each in there.messages
+    ]
+
+
+def test_a_client_resumes_at_the_edge_from_a_cursor_of_the_origin_and_back(
+    origin: Serving, edge: Serving, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    orders = pgbus_bus.stream("orders")
+    client = origin.live("orders")
+    for n in range(30):
+        orders.broadcast(str(n))
+        if n % 5 == 4:
+            client.drop()
+            client.url = edge.url if client.url == origin.url else origin.url
+            orders.broadcast(f"{n} while away")
+            client.resume()
+    with session(pgbus_database) as connection:
+        until_messages(client, 36)
+        assert received(client) == stored(connection, "orders")
+    assert gaps(client) == []
+
+
+def test_an_ephemeral_message_sent_right_after_the_greeting_arrives_once(edge: Serving, pgbus_bus: Bus) -> None:
+    for n in range(20):
+        stream = pgbus_bus.stream(f"fresh:{n}")
+        client = edge.live(f"fresh:{n}")
+        stream.broadcast(f"hint {n}", ephemeral=True)
+        stream.broadcast("y" * 100_000, ephemeral=True)
+        stream.broadcast("end")
+        until(lambda client=client: len(client.messages) >= 3, "all three arrive")
+        assert sorted(len(each.data) for each in client.messages) == [3, 6 + (n > 9), 100_000]
+
+
+def test_the_right_people_see_a_message_and_its_publisher_does_not(
+    origin: Serving, pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    filters = Filters(lambda: 0.0)
+    filters.register("admins", lambda context, stream: context == "admin")
+
+    def authorize(environ: Any, stream: str) -> Subscriber:
+        return Subscriber(owner="ada", context=environ.get("HTTP_X_ROLE"))
+
+    with edge_of(pgbus_settings, origin.url, parts={"filters": filters}) as edge:
+        edge.server.app = StreamApp(edge.instance, authorize)
+        admin, guest = edge.live("orders", headers={"X-Role": "admin"}), edge.live("orders")
+        mine = json.loads(guest.frames[0].data)["connectionId"]
+        orders = pgbus_bus.stream("orders")
+        orders.broadcast("secret", visible_to="admins")
+        orders.broadcast("nobody", visible_to="a label that only the origin knows")
+        orders.broadcast("hint", visible_to="admins", ephemeral=True)
+        orders.broadcast("not to the guest", exclude=mine)
+        orders.broadcast("to all")
+        until_messages(admin, 4)
+        until_messages(guest, 1)
+        assert sorted(each.data for each in admin.messages) == ["hint", "not to the guest", "secret", "to all"]
+        assert [each.data for each in guest.messages] == ["to all"]
+
+
+def test_disconnect_ends_the_connections_of_an_owner_at_the_edge(
+    origin: Serving, edge: Serving, pgbus_bus: Bus
+) -> None:
+    edge.server.app = StreamApp(edge.instance, lambda environ, stream: Subscriber(owner=environ["HTTP_X_OWNER"]))
+    ada, bob = (edge.live("orders", headers={"X-Owner": name}) for name in ("ada", "bob"))
+    gevent.sleep(0.2)  # the first read of the revocations is under way, and an owner that is in it has no client yet
+    pgbus_bus.disconnect("ada")
+    until(lambda: ada.closed, "ada's connection ends", 3.0)
+    assert json.loads(ada.frames[-1].data) == {"reason": "revoked"}
+    pgbus_bus.stream("orders").broadcast("on")
+    until_messages(bob, 1)
+
+
+def test_signed_names_are_verified_at_the_edge(edge: Serving, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    edge.server.app = StreamApp(edge.instance)
+    private = edge.client(pgbus_bus.sign("private"))
+    private.next("pgbus:connected", timeout=PATIENCE)
+    pgbus_bus.stream("private").broadcast("for the holder")
+    assert private.next(timeout=PATIENCE).data == "for the holder"
+    assert get(edge.url, f"/pgbus/streams/{pgbus_bus.sign('private', expires_in=0.01)}x").status == 404
+    short = edge.client(pgbus_bus.sign("private", expires_in=1.5))
+    until(lambda: short.closed, "the connection ends when the name expires", 10.0)
+    assert json.loads(short.frames[-1].data) == {"reason": "expired"}
+
+
+def test_one_connection_and_one_set_of_streams_for_many_clients(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
+    clients = [edge.live(f"many:{n % 40}") for n in range(120)]
+    until(lambda: len(origin.instance.board.taps) == 1, "one connection is left", PATIENCE)
+    assert streams_at(origin) == 40
+    pgbus_bus.stream("many:7").broadcast("seven")
+    for client in clients[7::40]:
+        until_messages(client, 1)
+    assert sum(len(client.messages) for client in clients) == 3
+
+
+def test_messages_that_were_pruned_at_the_origin_are_a_gap_at_the_edge(
+    origin: Serving, edge: Serving, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    ids = [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(6)]
+    with session(pgbus_database) as connection:
+        old = "update pgbus.messages set created_at = created_at - interval '1 day' where msg_id <= %s"
+        run(connection, old, ids[3])
+        run(connection, "select pgbus.prune(array['orders'], array['1 hour'::interval])")
+    for serving_one in (origin, edge):
+        client = serving_one.client("orders", since=ids[0])
+        until(lambda client=client: gaps(client), "it is told of the gap")
+        until_messages(client, 2)
+        assert [each.data for each in client.messages] == ["4", "5"]
+        expected = {
+            "stream": "orders",
+            "requestedId": ids[0],
+            "oldestId": ids[4],
+            "lastId": ids[5],
+            "reason": "expired",
+        }
+        assert gaps(client) == [expected]
+
+
+def test_a_rewound_database_is_a_gap_at_the_edge_as_at_the_origin(
+    origin: Serving, edge: Serving, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    here, there = edge.live("orders"), origin.live("orders")
+    ids = [pgbus_bus.stream("orders").broadcast(each) for each in "abcde"]
+    for client in (here, there):
+        until_messages(client, 5)
+    with session(pgbus_database) as connection:
+        run(connection, "delete from pgbus.messages where msg_id > %s", ids[2])
+        for client in (here, there):
+            until(lambda client=client: gaps(client), "it is told of the gap", PATIENCE)
+            until_messages(client, 8)
+        assert gaps(here) == gaps(there)
+        assert gaps(here)[0]["reason"] == "ahead"
+        new = pgbus_bus.stream("orders").broadcast("f")
+        for client in (here, there):
+            until(lambda client=client: client.last_id == str(new), "it goes on")
+        assert received(here)[-4:] == stored(connection, "orders")
+
+
+def test_publishing_at_an_edge_is_refused_with_the_reason(edge: Serving) -> None:
+    found = ask(edge.server.port, "/pgbus/streams/orders", "POST", b"x")
+    assert (found.status, found.body) == (
+        403,
+        b"this server is an edge, which only delivers: broadcast at its origin\n",
+    )
+
+
+def test_an_edge_needs_a_worker_token_and_keeps_no_presence(pgbus_settings: Settings) -> None:
+    with pytest.raises(MissingSetting, match="PGBUS_WORKER_TOKEN"):
+        Instance(edge_settings(pgbus_settings, "http://127.0.0.1:1", worker_token=()))
+    with pytest.raises(InvalidSetting, match="an edge keeps none"):
+        Instance(edge_settings(pgbus_settings, "http://127.0.0.1:1", presence=("room:*",)))
+    with pytest.raises(MissingSetting, match="this process is an edge"):
+        Bus(settings=edge_settings(pgbus_settings, "http://127.0.0.1:1")).stream("orders").broadcast("x")
+
+
+def test_an_edge_with_a_wrong_token_is_not_ready_and_says_what_to_do(
+    origin: Serving, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = edge_settings(pgbus_settings, origin.url, worker_token="another-worker-token")
+    with caplog.at_level(logging.WARNING), serving(settings, connect_timeout=0.2) as edge:
+        state = json.loads(until(lambda: get(edge.url, "/pgbus/readyz"), "it answers").body)
+        assert state["status"] == "unready"
+        assert "give both the same PGBUS_WORKER_TOKEN" in state["detail"]
+    assert "the origin does not serve this edge: its worker token" in caplog.text
+    assert "an edge at 127.0.0.1 was refused" in caplog.text
+
+
+def test_an_edge_of_an_edge_delivers_too(
+    origin: Serving, edge: Serving, pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with edge_of(pgbus_settings, edge.url) as second:
+        client = second.live("orders", since=0)
+        pgbus_bus.stream("orders").broadcast("far")
+        pgbus_bus.stream("orders").broadcast("hint", ephemeral=True)
+        until_messages(client, 2)
+        assert {each.data for each in client.messages} == {"far", "hint"}
+
+
+def test_the_metrics_tell_of_the_hop(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
+    client = edge.live("orders")
+    pgbus_bus.stream("orders").broadcast("x")
+    until_messages(client, 1)
+    until(lambda: len(origin.instance.board.taps) == 1, "one connection is left")
+    at_edge, at_origin = (get(each.url, "/pgbus/metrics").body.decode() for each in (edge, origin))
+    for name in ("pgbus_hop_reads_total", "pgbus_hop_failures_total", "pgbus_hop_lines"):
+        assert f"\n{name}" in at_edge
+    assert re.search(r"^pgbus_edge_connections\{.*\} 1.0$", at_origin, re.MULTILINE)
+    assert re.search(r"^pgbus_edge_streams\{.*\} 1.0$", at_origin, re.MULTILINE)
+
+
+def test_live_messages_come_over_the_connection_and_cost_no_read(edge: Serving, pgbus_bus: Bus) -> None:
+    client = edge.live("orders")
+    upstream = edge.instance.upstream
+    assert upstream is not None
+    before = upstream.queries.counts["pages"], upstream.queries.counts["openings"]
+    for n in range(60):
+        pgbus_bus.stream("orders").broadcast(str(n))
+    until_messages(client, 60)
+    assert (upstream.queries.counts["pages"], upstream.queries.counts["openings"]) == before
