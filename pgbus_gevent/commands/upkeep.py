@@ -105,7 +105,7 @@ def _prune_all(pruning: Pruning, forget_after: float) -> list[tuple[str, tuple[i
         while full:
             batch = pruning.prune(names, _PRUNE_MESSAGES)
             full = sum(pruned.removed for pruned in batch) >= _PRUNE_MESSAGES
-            for name, removed, up_to in batch:
+            for name, removed, up_to, _ in batch:
                 found[name] = (found.get(name, (0, 0))[0] + removed, up_to)
     while pruning.prune_ephemerals(_PRUNE_MESSAGES) >= _PRUNE_MESSAGES:
         pass

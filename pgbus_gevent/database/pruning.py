@@ -17,11 +17,15 @@ _READ_ONLY = "25006"  # read_only_sql_transaction
 
 
 class Pruned(NamedTuple):
-    """The result for one stream: how many messages were removed, and the highest id among them, its new ``horizon``."""
+    """The result for one stream: how many messages were removed, and the highest id among them, its new ``horizon``.
+
+    ``overdue`` is by how many seconds the oldest of them was beyond its retention.
+    """
 
     stream: str
     removed: int
     horizon: int
+    overdue: float
 
 
 class Stated(NamedTuple):
@@ -113,12 +117,15 @@ class Pruning:
     def _keep(self, stream: str) -> tuple[float, int | None]:
         return keep_longest([self.retention, *(other.retention for other in self._others)], stream)
 
-    def turn(self, every: float, limit: int) -> list[str] | None:
+    def turn(self, every: float, limit: int, patience: float = 0.0) -> list[str] | None:
         """Take the next ``limit`` streams of the round that all workers share. Returns None if it is not time, or not our turn.
 
-        Fewer than ``limit`` streams end the round. The next round begins ``every`` seconds later.
+        Fewer than ``limit`` streams end the round. The next round begins ``every`` seconds later. With ``patience``, it is our
+        turn only if no worker has gone on with the round for that many seconds.
         """
-        found = self._one("select pgbus._prune_turn(make_interval(secs => %s), %s)", every, limit)
+        found = self._one(
+            "select pgbus._prune_turn(make_interval(secs => %s), %s, make_interval(secs => %s))", every, limit, patience
+        )
         return None if found is None else list(found)
 
     def below(self, name: str | None, limit: int) -> list[str]:
@@ -132,8 +139,9 @@ class Pruning:
         """
         kept = [self._keep(stream) for stream in streams]
         rows = self._all(
-            "select * from pgbus.prune(%s::text[], array(select make_interval(secs => s) from unnest(%s::float8[])"
-            " with ordinality as a(s, n) order by n), %s::bigint[], %s)",
+            "select p.stream, p.removed, p.horizon, extract(epoch from p.overdue)::float8"
+            " from pgbus.prune(%s::text[], array(select make_interval(secs => s) from unnest(%s::float8[])"
+            " with ordinality as a(s, n) order by n), %s::bigint[], %s) p",
             *(list(streams), [age for age, _ in kept], [count for _, count in kept], limit),
         )
         return [Pruned(*row) for row in rows]

@@ -157,6 +157,10 @@ class Instance:
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.roll_call = RollCall(database.fleet, board, self.clients, port=settings.port)
         self.pruner = Pruner(database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after)
+        self.steward.add_duty("revocations", self.revocations.watch, settings.catch_up_interval)
+        self.steward.add_duty("presence", self.presence.expire, self.presence.expire_interval)
+        if settings.prune_interval:
+            self.steward.add_duty("pruning", self.pruner.prune, settings.prune_interval)
 
     def _add_tasks(self, read_only: bool) -> None:
         settings = self.settings

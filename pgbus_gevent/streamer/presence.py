@@ -39,7 +39,7 @@ EXPIRE_INTERVAL = 5.0
 """The longest time, in seconds, from when a lease expires until a worker removes it."""
 
 _BUSY_PAUSE = 0.05  # before a change of a stream is tried again whose presence lock was taken
-_HELD_PAUSE = 0.25  # the same if no change at all could be written; also the least pause between two removals
+_HELD_PAUSE = 0.25  # the same if no change at all could be written; also the least pause between two sweeps
 _BACKOFF = 1.0, 10.0  # the first and the longest pause while the database is away
 
 _BAD_DATA = "22", "23", "54"  # classes of SQLSTATE: data exception, integrity constraint violation, limit exceeded
@@ -85,14 +85,12 @@ class PresenceKeeper:
         tracked: Container[str],
         ttl: float,
         grace: float,
-        expire_interval: float = EXPIRE_INTERVAL,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
         self._tracked = tracked
         self._ttl = ttl
         self._grace = grace
-        self._expire_interval = expire_interval
         self._clock = clock
         # The members that are connected. There are at most as many as subscriptions.
         self._here: dict[_Key, _Change] = {}
@@ -102,7 +100,6 @@ class PresenceKeeper:
         self._writing = False
         self._flag = Event()
         self._touch_at = clock() + self._touch_interval()
-        self._expire_at = clock() + random.uniform(0.0, expire_interval)
         self._flush_at: float | None = None
         self._refused = Trouble(logger, "a member of %r is not tracked, and further ones are not logged: %s")
         self._overflow = Trouble(
@@ -173,8 +170,9 @@ class PresenceKeeper:
     # its greenlet
 
     def run(self) -> None:
-        """Write changes, renew leases, and remove expired ones, for ever."""
+        """Write changes and renew leases, for ever."""
         backoff = Backoff(*_BACKOFF, least_share=0.75)
+        self._flag.set()  # a greenlet that was killed may have left changes
         while True:
             self._flag.wait(self._pause())
             self._flag.clear()
@@ -188,11 +186,11 @@ class PresenceKeeper:
                 self._trouble.ends()
                 backoff.reset()
 
-    def _pause(self) -> float:
-        due = self._expire_at if not self._here else min(self._expire_at, self._touch_at)
+    def _pause(self) -> float | None:
+        due = [self._touch_at] if self._here else []
         if self._flush_at is not None:
-            due = min(due, self._flush_at)
-        return max(0.0, due - self._clock())
+            due.append(self._flush_at)
+        return max(0.0, min(due) - self._clock()) if due else None
 
     def _do_due_work(self) -> None:
         # Renewals come first: writing changes may take long, and existing leases must not expire meanwhile.
@@ -202,8 +200,6 @@ class PresenceKeeper:
             self._write(self._take(BATCH), self._grace)
         if self._flush_at is not None and self._clock() >= self._flush_at:
             self._flush_due(self._source.flush())
-        if self._clock() >= self._expire_at:
-            self._expire()
 
     def _flush_due(self, due: float | None) -> None:
         """Note in how many seconds announcements are due; None if none wait."""
@@ -238,8 +234,6 @@ class PresenceKeeper:
             # Also if the greenlet is killed here: it is then unknown whether the statement was executed, so it is tried again.
             self._writing = False
             self._put_back(again)
-        if any(metadata is None for *_, metadata in changes):
-            self._expire_at = min(self._expire_at, self._clock() + grace)
         if not self.settled:
             if again:
                 pause = _BUSY_PAUSE if len(again) < len(changes) else _HELD_PAUSE
@@ -287,20 +281,20 @@ class PresenceKeeper:
             if (stream, connection) in self._here:
                 self._arrivals[stream, connection] = True
 
-    def _expire(self) -> None:
-        self._expire_at = self._clock() + self._expire_interval * random.uniform(0.75, 1.0)
-        try:
-            due = self._source.sweep()
-        except DatabaseError:
-            # Still due, so that it is tried again next. Otherwise a loop with nothing to do would count as the end of the outage.
-            self._expire_at = self._clock()
-            raise
-        if due is not None:
-            # Shortly after the next lease expires, and not in all workers at once.
-            self._expire_at = min(self._expire_at, self._clock() + max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05))
-
     def _touch_interval(self) -> float:
         return self._ttl / 3 * random.uniform(0.75, 1.0)
+
+    # the steward's duty
+
+    @property
+    def expire_interval(self) -> float:
+        """The longest time between two removals of expired leases, in seconds. A member that leaves must be found in its grace."""
+        return min(EXPIRE_INTERVAL, max(_HELD_PAUSE, self._grace))
+
+    def expire(self) -> float | None:
+        """Remove the expired leases of all workers. Return in how many seconds the next one expires, or None."""
+        due = self._source.sweep()
+        return None if due is None else max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05)
 
     # the end
 

@@ -26,18 +26,30 @@ AGAIN_UNHEARD = 60.0
 """The same while no notifications are heard. Then nothing tells that a crash has taken the numbers of transactions back."""
 
 
+SELDOM = 60.0
+"""Seconds between two reads without a notification, while notifications are heard: the steward reads more often, and notifies the
+others."""
+
+
 class Source(Protocol):
-    """The query that it needs; :class:`pgbus_gevent.database.queries.Queries` has it."""
+    """The statements that it needs; :class:`pgbus_gevent.database.queries.Queries` has them.
+
+    ``ring_control`` sends a control notification to all workers.
+    """
 
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked: ...
+    def ring_control(self) -> None: ...
 
 
 class Revocations:
     """The greenlet that reads revocations from the database; :meth:`run` is its loop.
 
-    It reads after a control notification, when the listener has a new session, and otherwise after ``interval`` seconds, because
-    a notification may be lost. It reads what is new since its last mark. With a new session, and now and then, it reads the
-    last ten minutes again, because the server may be another one.
+    It reads after a control notification, when the listener has a new session, and otherwise now and then. It reads what is new
+    since its last mark. With a new session, and every few minutes, it reads the last ten minutes again, because the server may be
+    another one.
+
+    A notification may not have been sent, because the queue was half full. So the steward reads every ``interval`` seconds,
+    and sends another notification if it finds something that none had announced. The others read seldom by themselves.
     """
 
     def __init__(self, source: Source, board: Board, clients: Clients, *, interval: float) -> None:
@@ -50,33 +62,50 @@ class Revocations:
         # owner came back since.
         self._seen: set[int] = set()
         self._resyncs = board.resyncs
+        self._watching = False
         self._recent_at = 0.0
 
     def run(self) -> None:
         """Read revocations and end connections, for ever."""
         trouble = Trouble(logger, "cannot look for revoked connections, trying again: %s")
         while True:
+            watching, self._watching = self._watching, False
             try:
-                self.check(monotonic())
+                found = self.check(monotonic())
+                if watching and found:
+                    self._source.ring_control()
                 trouble.ends()
             except DatabaseError as error:
                 trouble.begins(error)
             gevent.sleep(_LEAST_PAUSE)
-            self._board.control.wait(self._board.until_next(self._interval) * random.uniform(0.75, 1.0))
+            pause = self._board.until_next(self._interval)
+            if self._board.listening.is_set():
+                pause = max(pause, SELDOM)
+            self._board.control.wait(pause * random.uniform(0.75, 1.0))
 
-    def check(self, now: float) -> None:
-        """Read revocations once, and end the connections of their owners. ``now`` is in monotonic seconds."""
+    def watch(self) -> None:
+        """Look for revocations for all workers: a duty of the steward."""
+        if not self._board.control.is_set():
+            self._watching = True
+            self._board.control.set()
+
+    def check(self, now: float) -> bool:
+        """Read revocations once, and end the connections of their owners. Return whether there were new ones.
+
+        ``now`` is in monotonic seconds.
+        """
         # Cleared before the statement. A control notification that comes while it runs sets the flag, for the next check.
         self._board.control.clear()
         resyncs = self._board.resyncs
         recent = resyncs != self._resyncs or now >= self._recent_at
         found = self._source.revocations(self._mark, recent=recent)
+        ids = {id for id, _ in found.rows}
         # The revocations of the first read are older than every connection of this worker.
-        if self._mark is not None:
+        is_new = self._mark is not None and not ids <= self._seen
+        if is_new:
             for id, owner in dict(found.rows).items():
                 if id not in self._seen:
                     self._end(owner)
-        ids = {id for id, _ in found.rows}
         if recent or self._mark is None or self._mark.home != found.mark.home:
             self._seen = ids
             self._recent_at = now + (AGAIN if self._board.listening.is_set() else AGAIN_UNHEARD)
@@ -84,6 +113,7 @@ class Revocations:
             self._seen |= ids
         self._mark = found.mark
         self._resyncs = resyncs
+        return is_new
 
     def _end(self, owner: str) -> None:
         number = self._clients.end_owner(owner)

@@ -14,7 +14,7 @@ import gevent
 from ..core.board import Board
 from ..core.retries import Trouble
 from ..core.rows import DutyAnswer
-from ..errors import DatabaseError
+from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
 
 logger = logging.getLogger("pgbus_gevent.steward")
 
@@ -27,6 +27,9 @@ DEAF_LEASE = 5.0
 RENEW = 0.4
 """The longest time between two signs of the steward, in seconds."""
 
+ALONE = 10.0
+"""Seconds without a sign of any steward after which each worker does the duties itself."""
+
 ASK = (0.7, 2.0)
 """The shortest and the longest time between two questions of another worker, in seconds. The larger the fleet, the longer."""
 
@@ -34,10 +37,13 @@ _ASK_PER_WORKER = 0.02  # seconds between two questions of a worker, for each wo
 
 
 class Duty(NamedTuple):
-    """Something to be done once for all workers. ``run`` does it once, ``interval`` is the longest time in between, in seconds."""
+    """Something to be done once for all workers. ``interval`` is the longest time in between, in seconds.
+
+    ``run`` does it once. It returns in how many seconds it should be done again if that is sooner, else None.
+    """
 
     name: str
-    run: Callable[[], object]
+    run: Callable[[], float | None]
     interval: float
 
 
@@ -66,6 +72,8 @@ class Steward:
         self._clock = clock
         self._number = 0
         self._until = 0.0
+        self._began = clock()
+        self._answered = False  # whether the database has answered the last question
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
         self.elections = 0
@@ -76,8 +84,15 @@ class Steward:
         """Whether this worker is the steward now. False as soon as another one may have taken its place. Never yields."""
         return self._clock() < self._until
 
-    def add_duty(self, name: str, run: Callable[[], object], interval: float) -> None:
+    @property
+    def on_duty(self) -> bool:
+        """Whether this worker does the duties: it is the steward, or the database knows of none. Never yields."""
+        return self.leads or (self._answered and self._clock() - self._seen_or_began >= ALONE)
+
+    def add_duty(self, name: str, run: Callable[[], float | None], interval: float) -> None:
         """Have ``run`` called every ``interval`` seconds, or a little earlier, while this worker is the steward.
+
+        It is also called while there is no steward, as when the role may not take part in the election.
 
         Each duty has a greenlet of its own, so it may take long. ``run`` may raise :class:`DatabaseError`, which is logged. It
         must be harmless if two workers do it at the same time. To be called before the tasks are made.
@@ -90,28 +105,38 @@ class Steward:
         while True:
             # A short wait first, so that workers that are started again and again do not each begin with it.
             gevent.sleep(duty.interval * random.uniform(0.25, 0.5))
-            while self.leads:
+            while self.on_duty:
+                pause = duty.interval * random.uniform(0.75, 1.0)
                 try:
-                    duty.run()
+                    asked = duty.run()
+                    pause = pause if asked is None else min(pause, asked)
                     trouble.ends()
                 except DatabaseError as error:
                     trouble.begins(error)
-                gevent.sleep(duty.interval * random.uniform(0.75, 1.0))
+                gevent.sleep(pause)
 
     def run(self) -> None:
         """Ask who is the steward, and lead if it is this worker, for ever. At the end, give the lease back."""
         self._number = secrets.randbits(62) + 1  # made here, because the process may fork between __init__ and run
+        self._began = self._clock()
         trouble = Trouble(logger, "cannot ask who is the steward, trying again: %s")
         try:
             while True:
                 try:
                     self._ask()
+                    self._answered = True
                     trouble.ends()
                 except DatabaseError as error:
+                    # If the database is away, the duties could not be done either, and each would log it.
+                    self._answered = not isinstance(error, (DatabaseUnavailable, PoolTimeout))
                     trouble.begins(error)
                 gevent.sleep(RENEW if self.leads else self._ask_interval * random.uniform(0.75, 1.0))
         finally:
             self._leave()
+
+    @property
+    def _seen_or_began(self) -> float:
+        return self._began if self.seen is None else self.seen
 
     @property
     def _ask_interval(self) -> float:

@@ -156,6 +156,11 @@ class Metrics:
         yield gauge("pgbus_pool_connections_in_use", "Pooled database connections in use", pool.in_use)
         yield gauge("pgbus_pool_connections_max", "The most pooled database connections", pool.size)
         yield gauge(
+            "pgbus_prune_overdue_seconds",
+            "How long the oldest messages are kept beyond their retention; only from the worker that prunes",
+            instance.pruner.overdue,
+        )
+        yield gauge(
             "pgbus_database_clock_offset_seconds",
             "How far the clock of the database is ahead of the clock of this host",
             self._roll_call.clock_offset,

@@ -76,6 +76,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "ping": lambda q: q.ping(),
         "disconnect": lambda q: q.disconnect("ada"),
         "revocations": lambda q: q.revocations(q.revocations().mark, recent=True),
+        "ring_control": lambda q: q.ring_control(),
         "moved": lambda q: [q.moved(dict.fromkeys(EACH, head)) for head in (0, 2**50)],
         "inventory": lambda q: q.inventory([(s, q.newest - 30, q.newest) for s in EACH]),
         "tail": lambda q: [q.tail(q.newest - 20, holes, EACH, limit=30) for holes in ([], [q.newest - 25, q.newest + 7])],

@@ -46,7 +46,7 @@ def publish(sql: Session, stream: str, count: int, *, age: str = "0 s") -> list[
 def prune(sql: Session, *streams: str, age: str = EVER, count: int | None = None, limit: int = 1000) -> list[Any]:
     size = len(streams)
     found = sql.run(
-        "select * from pgbus.prune(%s::text[], %s::interval[], %s::bigint[], %s)",
+        "select stream, removed, horizon from pgbus.prune(%s::text[], %s::interval[], %s::bigint[], %s)",
         *(list(streams), [age] * size, [count] * size, limit),
     )
     return sorted(found)
@@ -91,7 +91,7 @@ def test_each_stream_has_its_own_limits_and_no_other_is_touched(sql: Session, st
     names = [f"{stream}:{n}" for n in range(4)]
     ids = {name: publish(sql, name, 3, age="2 hours") for name in names}
     found = sql.run(
-        "select * from pgbus.prune(%s, array['1 hour', '1 day', '1 day']::interval[], array[null, null, 1])", names[:3]
+        "select stream, removed, horizon from pgbus.prune(%s, array['1 hour', '1 day', '1 day']::interval[], array[null, null, 1])", names[:3]
     )
     assert sorted(found) == [(names[0], 3, ids[names[0]][2]), (names[2], 2, ids[names[2]][1])]
     assert [len(ids_of(sql, name)) for name in names] == [0, 3, 1, 3]
@@ -262,13 +262,33 @@ def test_a_transaction_with_an_old_snapshot_can_still_publish(
     assert horizon(sql, stream) == seen < new
 
 
+def test_it_says_by_how_much_the_oldest_message_was_overdue(sql: Session, stream: str) -> None:
+    names = [f"{stream} {n}" for n in range(3)]
+    for name, age in zip(names, ("3 hours", "61 minutes", "1 minute"), strict=True):
+        publish(sql, name, 2, age=age)
+    found = sql.run(
+        "select stream, round(extract(epoch from overdue) / 60) from pgbus.prune(%s, array_fill('1 hour'::interval, array[3]),"
+        " array[null, null, 1])",
+        names,
+    )
+    assert dict(found) == {names[0]: 120, names[1]: 1, names[2]: 0}, "the last one is beyond its number, not its age"
+
+
+def test_a_patient_worker_leaves_a_round_to_others_until_they_stop(sql: Session) -> None:
+    ask = "select pgbus._prune_turn('1 minute', 200, patience => '10 seconds')"
+    for due, own_turn in [("5 seconds", False), ("-5 seconds", False), ("-15 seconds", True), ("2 hours", True)]:
+        sql.run("update pgbus.prune_round set below = null, due = clock_timestamp() + %s::interval", due)
+        assert (sql.one(ask) is not None) == own_turn, due
+    assert sql.one(ask) is None, "it has just ended the round itself"
+
+
 def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions, stream: str) -> None:
     ids = publish(sql, stream, 4, age="2 hours")
     one, other = sessions(), sessions()
     with one.transaction():
         prune(one, stream, age="1 hour", limit=2)
         assert sql.one("select pgbus._prune_turn('0 s')") is None
-        job = other.spawn("select * from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
+        job = other.spawn("select stream, removed, horizon from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
         until(lambda: is_waiting(sql, other), "the other transaction waits")
     assert job.get(timeout=10) == [(stream, 2, ids[3])], "it then uses the current rows"
 

@@ -233,9 +233,14 @@ class Kept:
             grace=grace,
             clock=lambda: self.memory.now,
         )
+        self._sweep_at = 0.0
 
     def step(self) -> None:
+        """Do what is due in the worker, and in the steward."""
         self.keeper._do_due_work()
+        if self.memory.now >= self._sweep_at:
+            pause, asked = self.keeper.expire_interval, self.keeper.expire()
+            self._sweep_at = self.memory.now + (pause if asked is None else min(pause, asked))
 
     def at(self, now: float) -> None:
         """Move the clock, and do everything that comes due until then, as the greenlet would."""
@@ -379,24 +384,6 @@ def test_ghosts_of_a_killed_worker_are_announced_by_another_once() -> None:
         for other in others:
             other.step()
     assert memory.announced == [("join", "room", "ada"), ("join", "room", "max"), ("leave", "room", "ada")]
-
-
-def test_an_outage_without_members_is_logged_once_too(
-    kept: Kept, running: Callable[[Kept], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(part, "_BACKOFF", (0.002, 0.01))
-    caplog.set_level(logging.INFO, "pgbus_gevent.presence")
-    memory, keeper = kept.memory, kept.keeper
-    memory.failure = DatabaseError("permission denied for table presence", "42501")
-    running(kept)
-    memory.now += 60
-    keeper._flag.set()
-    wait_until(lambda: memory.statements.count("sweep") > 4)
-    (warning,) = caplog.records
-    assert "permission denied for table presence; grant this role the rights that docs/sql.md names" in warning.message
-    memory.failure = None
-    wait_until(lambda: not keeper.failing)
-    assert caplog.records[-1].message == "presence works again"
 
 
 def test_connections_come_and_go_without_the_database_and_the_outage_is_logged_once(

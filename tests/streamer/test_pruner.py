@@ -17,7 +17,7 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import pruner as module
-from pgbus_gevent.streamer.pruner import MAX_SHARE, MESSAGES, STREAMS, Pruner
+from pgbus_gevent.streamer.pruner import HELP_FOR, HOLDS, MAX_SHARE, MESSAGES, STREAMS, Pruner
 
 
 class Done(Exception):
@@ -37,6 +37,8 @@ class Rounds:
         self.positions: list[str | None] = [None]
         self.takes = 0.0
         self.failures = 0
+        self.told: list[float] = []
+        self.overdue = 0.0
         self.on_sleep: Callable[[], object] = lambda: None
         self.pruner = Pruner(self, interval=10.0, forget_after=99.0, clock=lambda: self.now, sleep=self._sleep)
 
@@ -52,16 +54,17 @@ class Rounds:
         self.asked.append(what)
         self.now += self.takes
 
-    def turn(self, every: float, limit: int) -> list[str] | None:
-        self._note("turn", every, limit)
+    def turn(self, every: float, limit: int, patience: float = 0.0) -> list[str] | None:
+        self._note("turn", every, limit, patience)
         return self.turns.pop(0) if self.turns else None
 
     retention = "theirs"
 
     def tell(self, holds: float) -> list[tuple[Any, str]]:
+        self.told.append(self.now)
         return []
 
-    def prune(self, streams: Sequence[str], limit: int) -> list[tuple[str, int, int]]:
+    def prune(self, streams: Sequence[str], limit: int) -> list[tuple[str, int, int, float]]:
         self._note("prune", tuple(streams), limit)
         found = []
         for stream in streams:
@@ -69,7 +72,7 @@ class Rounds:
             if removed:
                 limit -= removed
                 self.backlog[stream] -= removed
-                found.append((stream, removed, 1))
+                found.append((stream, removed, 1, self.overdue))
         return found
 
     def forget(self, below: str | None, unused: float, limit: int) -> str | None:
@@ -92,7 +95,7 @@ MANY = [f"s{n}" for n in range(STREAMS)]
 def test_if_it_is_not_its_turn_it_asks_nothing_else() -> None:
     rounds = Rounds(None)
     assert rounds.pruner.take_part() == 0
-    assert rounds.asked == [("turn", 5.0, STREAMS)]
+    assert rounds.asked == [("turn", 5.0, STREAMS, 0.0)]
 
 
 def test_a_round_goes_on_until_there_are_no_more_streams() -> None:
@@ -169,12 +172,43 @@ def looping() -> Iterator[Callable[[Rounds, int], None]]:
     yield run
 
 
-def test_it_waits_half_the_interval_to_all_of_it_first_of_all(looping: Callable[[Rounds, int], None]) -> None:
+def looks(rounds: Rounds) -> list[float]:
+    """Return the pauses between two looks at the round, without those after statements."""
+    return [seconds for seconds in rounds.slept if seconds >= 5.0]
+
+
+def test_a_worker_leaves_the_round_to_others_and_looks_seldom_after_a_while(
+    looping: Callable[[Rounds, int], None],
+) -> None:
     rounds = Rounds()
     looping(rounds, 200)
-    waits = [seconds for seconds in rounds.slept if seconds >= 5.0]
+    waits = looks(rounds)
     assert rounds.slept[0] >= 5.0
-    assert 5.0 <= min(waits) < 6.0 and 9.0 < max(waits) <= 10.0
+    first, later = waits[:10], waits[20:]
+    assert min(first) >= 5.0 and max(first) <= 10.0 and sum(waits[:20]) > HELP_FOR
+    assert 15.0 <= min(later) < 18.0 and 27.0 < max(later) <= 30.0
+    assert set(rounds.asked) == {("turn", 5.0, STREAMS, 5.5)}
+
+
+def test_a_worker_that_finds_that_nobody_else_prunes_looks_as_often_as_the_steward(
+    looping: Callable[[Rounds, int], None],
+) -> None:
+    rounds = Rounds(*[None] * 40, *[["a"]] * 100)
+    looping(rounds, 140)
+    assert max(looks(rounds)[42:]) <= 10.0
+
+
+def test_the_retention_is_stated_again_in_time_and_before_anything_is_removed(
+    looping: Callable[[Rounds, int], None],
+) -> None:
+    rounds = Rounds()
+    looping(rounds, 100)
+    assert rounds.told[0] == 0.0
+    gaps = [later - earlier for earlier, later in zip(rounds.told, rounds.told[1:], strict=False)]
+    assert min(gaps) >= 120 and max(gaps) < HOLDS / 2
+    rounds = Rounds(["a"])
+    rounds.pruner.take_part()
+    assert len(rounds.told) == 1
 
 
 def test_an_outage_is_logged_once_and_it_goes_on(
@@ -188,6 +222,53 @@ def test_an_outage_is_logged_once_and_it_goes_on(
     rounds.failures = 2
     looping(rounds, 20)
     assert caplog.text.count("cannot remove old messages") == 2
+
+
+# messages that are overdue
+
+
+def test_it_says_by_how_much_messages_are_overdue() -> None:
+    rounds = Rounds(["a"], ["a"], ["a"])
+    assert rounds.pruner.overdue is None, "it has not looked yet"
+    rounds.backlog, rounds.overdue = {"a": MESSAGES + 5}, 33.0
+    rounds.pruner.prune()
+    assert rounds.pruner.overdue == 33.0
+    rounds.pruner.prune()
+    assert rounds.pruner.overdue == 0.0
+    rounds.now += 1000
+    assert rounds.pruner.overdue is None, "others prune"
+
+
+def test_while_pruning_fails_messages_are_overdue_by_more_and_more() -> None:
+    rounds = Rounds(["a"], ["a"])
+    rounds.backlog, rounds.overdue = {"a": 1}, 3.0
+    rounds.pruner.prune()
+    rounds.failures = 3
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            rounds.pruner.prune()
+        rounds.now += 40
+    assert 120 <= (rounds.pruner.overdue or 0) <= 124
+    rounds.pruner.prune()
+    assert rounds.pruner.overdue == 0.0
+
+
+def test_a_backlog_that_is_made_up_for_soon_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As after a stop of all servers for days."""
+    rounds = Rounds(["a"])
+    rounds.backlog, rounds.overdue = {"a": 20 * MESSAGES}, 1e6
+    rounds.pruner.prune()
+    assert rounds.now < 60 and "keep up" not in caplog.text
+
+
+def test_a_backlog_that_lasts_is_logged_once_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    rounds = Rounds(["a"], ["a"], ["a"])
+    rounds.backlog, rounds.overdue, rounds.takes = {"a": 200 * MESSAGES}, 61.0, 0.2
+    rounds.pruner.prune()
+    assert caplog.text.count("pruning cannot keep up: messages are removed 61 s after the end of their retention") == 1
+    rounds.pruner.prune()
+    assert caplog.text.count("keeps up again") == 1
 
 
 # in an instance

@@ -11,7 +11,7 @@
 -- Each stream loses its oldest messages without a hole, so that no horizon ever lies above a message that is still
 -- there. If the clock was set back, a message that seems old waits for the one before it.
 create function pgbus.prune(streams text[], ages interval[], counts bigint[] default null, max integer default 1000)
-returns table (stream text, removed bigint, horizon bigint)
+returns table (stream text, removed bigint, horizon bigint, overdue interval)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -86,10 +86,10 @@ begin
           where o.stream = s.stream and o.msg_id > s.horizon and o.msg_id < s.below
           order by o.msg_id limit s.share) d
         where s.share > 0))
-      returning m.stream, m.msg_id
+      returning m.stream, m.msg_id, m.created_at
     ),
     counted as (
-      select g.stream, count(*) as removed, max(g.msg_id) as horizon from gone g group by g.stream
+      select g.stream, count(*) as removed, max(g.msg_id) as horizon, min(g.created_at) as oldest from gone g group by g.stream
     ),
     noted as (
       insert into pgbus.horizons as h (stream, msg_id, pruned_at)
@@ -97,15 +97,17 @@ begin
       on conflict (stream) do update
         set msg_id = greatest(h.msg_id, excluded.msg_id), pruned_at = greatest(h.pruned_at, excluded.pruned_at)
     )
-    select c.stream, c.removed, c.horizon from counted c;
+    select c.stream, c.removed, c.horizon,
+           greatest(interval '0', (select max(w.since) from wanted w where w.stream = c.stream) - c.oldest)
+    from counted c;
 end
 $$;
 
 comment on function pgbus.prune(text[], interval[], bigint[], integer) is
 'Removes from each stream the messages that are older than its age, and those beyond its newest "counts" (null: any
 number), oldest first, at most "max" in all; if that many were removed, there may be more. streams, ages and counts
-have one length. Returns the streams from which messages were removed, with their number and the highest id that was
-removed.
+have one length. Returns the streams from which messages were removed, with their number, the highest id that was
+removed, and by how much the oldest of them was beyond the age.
 Errors: 22023 for a bad argument; 55P03 if a session keeps the lock for nothing.';
 
 -- Forgets streams that have had no messages for the time `unused`: removes their horizons, which are all that is left
@@ -175,8 +177,9 @@ create table pgbus.prune_round (
 insert into pgbus.prune_round (due) values (now());
 
 -- Returns the next streams to prune to one of the workers that ask: null if it is not time, or if another worker is
--- pruning; an empty array at the end of a round. Rounds begin at least `every` apart.
-create function pgbus._prune_turn(every interval, max integer default 200) returns text[]
+-- pruning; an empty array at the end of a round. Rounds begin at least `every` apart. A worker with `patience` leaves the
+-- round to the others until nobody has gone on with it for that long.
+create function pgbus._prune_turn(every interval, max integer default 200, patience interval default '0') returns text[]
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   round pgbus.prune_round;
@@ -187,7 +190,7 @@ begin
   end if;
   select r.* into round from pgbus.prune_round r;
   -- A time further ahead was written with another clock or another setting.
-  if round.due > clock_timestamp() and round.due <= clock_timestamp() + every then
+  if round.due > clock_timestamp() - patience and round.due <= clock_timestamp() + every then
     return null;
   end if;
   found := array(select pgbus._streams_below(round.below, max));
