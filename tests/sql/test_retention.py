@@ -91,7 +91,9 @@ def test_each_stream_has_its_own_limits_and_no_other_is_touched(sql: Session, st
     names = [f"{stream}:{n}" for n in range(4)]
     ids = {name: publish(sql, name, 3, age="2 hours") for name in names}
     found = sql.run(
-        "select stream, removed, horizon from pgbus.prune(%s, array['1 hour', '1 day', '1 day']::interval[], array[null, null, 1])", names[:3]
+        "select stream, removed, horizon"
+        " from pgbus.prune(%s, array['1 hour', '1 day', '1 day']::interval[], array[null, null, 1])",
+        names[:3],
     )
     assert sorted(found) == [(names[0], 3, ids[names[0]][2]), (names[2], 2, ids[names[2]][1])]
     assert [len(ids_of(sql, name)) for name in names] == [0, 3, 1, 3]
@@ -288,7 +290,9 @@ def test_only_one_transaction_removes_at_a_time(sql: Session, sessions: Sessions
     with one.transaction():
         prune(one, stream, age="1 hour", limit=2)
         assert sql.one("select pgbus._prune_turn('0 s')") is None
-        job = other.spawn("select stream, removed, horizon from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream)
+        job = other.spawn(
+            "select stream, removed, horizon from pgbus.prune(array[%s], array['1 hour'::interval], null, 10)", stream
+        )
         until(lambda: is_waiting(sql, other), "the other transaction waits")
     assert job.get(timeout=10) == [(stream, 2, ids[3])], "it then uses the current rows"
 
