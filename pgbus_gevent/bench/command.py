@@ -14,6 +14,7 @@ from ..commands.program import Command, say
 from ..errors import InvalidArgument
 from ..settings.table import Settings
 from . import machine
+from .audiences import AUDIENCES
 from .deliveries import MANY, MIXED, REPLAY, SLOW
 from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
@@ -26,7 +27,7 @@ from .scenarios import FANOUT, IDLE, PACED, Scenario
 
 SCENARIOS = {
     scenario.name: scenario
-    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, PUBLISH, REQUESTS, PRESENCE, RETENTION)
+    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, AUDIENCES, PUBLISH, REQUESTS, PRESENCE, RETENTION)
 }
 
 _ABOUT = """\

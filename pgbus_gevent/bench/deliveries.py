@@ -28,7 +28,7 @@ def many(run: Run) -> Rows:
     server = run.serve()
     run.connect(server, "all", count, server.requests(streams))
     run.warm_up(server, "all", streams, count, rounds=1)
-    jobs = _spread(server, streams, rate, seconds)
+    jobs = spread(server, streams, rate, seconds)
     messages = sum(job["messages"] for job in jobs)
     before, start = server.counters(), run.cpu(server)
     run.receive({"all": messages}, seconds + 30.0)
@@ -49,7 +49,7 @@ def many(run: Run) -> Rows:
     }
 
 
-def _spread(server: Server, streams: list[str], rate: float, seconds: float) -> list[dict[str, Any]]:
+def spread(server: Server, streams: list[str], rate: float, seconds: float) -> list[dict[str, Any]]:
     """Divide the streams and the rate among publishers that start at different times."""
     parts = [part for n in range(_PUBLISHERS) if (part := streams[n::_PUBLISHERS])]
     share = rate / len(parts)
@@ -69,7 +69,7 @@ def mixed(run: Run) -> Rows:
     run.warm_up(server, "small", streams, small, rounds=2, by="small")
     run.warm_up(server, "large", [STREAM], large, by="large")
     for variant in ("alone", "beside the large one"):
-        jobs = _spread(server, streams, 0.4 * small, seconds)
+        jobs = spread(server, streams, 0.4 * small, seconds)
         messages = sum(job["messages"] for job in jobs)
         more = round(10.0 * seconds) if variant != "alone" else 0
         if more:

@@ -57,11 +57,14 @@ class Server:
     options: dict[str, Any]
     database: bool = False
 
-    def requests(self, streams: Sequence[str], *, since: Sequence[int] = ()) -> list[str]:
-        """Return the requests of clients of these streams. With the cursors ``since``, one request for each cursor."""
-        if since:
-            more = [f"Last-Event-ID: {cursor}\r\n" for cursor in since]
-            return [_GET.format(path=self.path.format(stream=streams[0]), more=line) for line in more]
+    def requests(self, streams: Sequence[str], *, since: Sequence[int] = (), headers: Sequence[str] = ()) -> list[str]:
+        """Return the requests of clients of these streams.
+
+        With the cursors ``since``, or the lines ``headers``, one request of the first stream for each of them.
+        """
+        headers = headers or [f"Last-Event-ID: {cursor}\r\n" for cursor in since]
+        if headers:
+            return [_GET.format(path=self.path.format(stream=streams[0]), more=line) for line in headers]
         return [_GET.format(path=self.path.format(stream=stream), more="") for stream in streams]
 
     def job(
@@ -129,11 +132,15 @@ class Run:
         self.stack.callback(program.close)
         return program
 
-    def serve(self, **settings: Any) -> Server:
-        """Start the server under test. ``settings`` are for our own server. Raises :class:`Missing`."""
+    def serve(self, *, filters: int | None = None, **settings: Any) -> Server:
+        """Start the server under test. Raises :class:`Missing`.
+
+        The arguments are for our own server: ``settings``, and the number of filters for the labels ``user:0``, ``user:1``, …
+        """
         url = ["--database-url", self.database_url]
         if self.server_name == OURS:
-            program = Program.module("server", *url, "--settings", json.dumps(settings))
+            more = [] if filters is None else ["--filters", str(filters)]
+            program = Program.module("server", *url, *more, "--settings", json.dumps(settings))
         else:
             program = Program(self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *url])
         self._started(program)

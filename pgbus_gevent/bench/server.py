@@ -18,6 +18,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gevent
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--settings", type=json.loads, default={}, help="further settings, as JSON")
+    parser.add_argument("--filters", type=int, help="register so many filters, and authorise clients by their headers")
     arguments = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -49,7 +51,10 @@ def main() -> None:
         **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
     )
     instance = Instance(settings).start()
-    server = Server(listen("127.0.0.1", 0), StreamApp(instance, authorize=authorize if settings.presence else None))
+    for n in range(arguments.filters or 0):
+        instance.filters.register(f"user:{n}", partial(is_label, f"user:{n}"))
+    hook = authorize if settings.presence or arguments.filters is not None else None
+    server = Server(listen("127.0.0.1", 0), StreamApp(instance, authorize=hook))
     server.start()
     gc.collect()
     gc.freeze()
@@ -71,8 +76,18 @@ def main() -> None:
 
 
 def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:
-    """Return a subscriber with the member that the client claims to be."""
-    return Subscriber(member=environ["HTTP_X_MEMBER"])
+    """Return a subscriber with the member, the label or the context that the client names."""
+    label = environ.get("HTTP_X_LABEL")
+    return Subscriber(
+        member=environ.get("HTTP_X_MEMBER"),
+        context=environ.get("HTTP_X_CONTEXT"),
+        labels=() if label is None else (label,),
+    )
+
+
+def is_label(label: str, context: object, stream: str) -> bool:
+    """Whether a client's context is the label of a message."""
+    return context == label
 
 
 def counters(instance: Instance) -> dict[str, Any]:

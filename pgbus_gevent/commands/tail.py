@@ -82,7 +82,7 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         instance = Instance(
             settings,
             database=database,
-            filters=_PermitAll(),
+            filters=Filters(default=lambda context, stream: True),
             read_only=True,
             on_failure=lambda part: end.set_exception(PgbusError(f"{part} has failed for good")),
         )
@@ -164,13 +164,6 @@ def _follow(instance: Instance, places: Iterable[Place], render: _Renderer, end:
     finally:
         gevent.killall(running, timeout=1.0)
         instance.shutdown(2.0)
-
-
-class _PermitAll(Filters):
-    """Permits all messages."""
-
-    def permits(self, label: str, context: Any, stream: str) -> bool:
-        return True
 
 
 class Follower:

@@ -1,19 +1,62 @@
-"""Selects the frames that one connection may see, and gives them the ids that this connection needs."""
+"""Selects the connections that have to be looked at for some messages, and the frames that one connection may see."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from . import sse
 from .client import Subscription
 from .cursor import composite_id
-from .filters import Filters
-from .stream_log import Chunk, Frame
+from .filters import NOBODY, Filters
+from .frames import Chunk, Frame
+from .registry import Registry
 
 
 class Audience:
-    """Decides by ``filters``, and by the connection that a message excludes, which frames a client gets."""
+    """Decides which frames a client gets: by the labels of its subscriber, by ``filters``, and by the excluded connection.
 
-    def __init__(self, filters: Filters) -> None:
+    A label that has a filter may concern every connection. A label without one concerns only the subscriptions that hold it, and
+    ``registry`` has an index of these.
+    """
+
+    def __init__(self, filters: Filters, registry: Registry) -> None:
         self._filters = filters
+        self._registry = registry
+
+    # which connections
+
+    def receivers(self, stream: str, labels: Collection[str] | None) -> list[Subscription]:
+        """Return the subscriptions to look at for messages with these labels; None stands for messages that have none.
+
+        They are only candidates: :meth:`frames_for` decides when the frames are sent.
+        """
+        if labels is None or self._filters.decide(labels):
+            return self._registry.subscriptions(stream)
+        if not self._registry.labels_held:
+            for label in labels:
+                self._filters.permits(label, None, stream)  # logs that there is no filter
+        return self._registry.holders(stream, labels)
+
+    def past_others(self, subscription: Subscription) -> int:
+        """Return a subscription's cursor past the messages of the ring that are only for holders of labels that it lacks.
+
+        Call it only for a subscription that has a cursor.
+        """
+        log, cursor = subscription.log, subscription.cursor
+        assert cursor is not None
+        if self._filters.has_default:
+            return cursor
+        if subscription.lost is not None or (subscription.unproven and log.suspects(cursor)):
+            return cursor  # the client must be told of a loss, for which the database is asked
+        held, filtered = subscription.place.subscriber.labels, self._filters.labels
+        return log.past_others(cursor, held | filtered if held and filtered else held or filtered)
+
+    def move_past_others(self, subscription: Subscription) -> int:
+        """Move the cursor of a subscription to :meth:`past_others`, and return it."""
+        cursor = subscription.cursor = self.past_others(subscription)
+        return cursor
+
+    # which frames
 
     def frames_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
         """Return the frames of a chunk that one connection may see, joined; empty bytes if it may see none."""
@@ -21,6 +64,8 @@ class Audience:
             return self._of_several(subscription, chunk)
         if chunk.data is not None:
             return chunk.data
+        if self._sees_unlabelled_only(subscription, chunk):
+            return chunk.unlabelled
         return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
 
     def ephemerals_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
@@ -48,9 +93,22 @@ class Audience:
                 parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
         return b"".join(parts)
 
+    def _sees_unlabelled_only(self, subscription: Subscription, chunk: Chunk) -> bool:
+        """Whether a connection may see each frame without a label, and no other one. If so, the frames are joined once for all."""
+        labels = chunk.labels
+        return (
+            subscription.client.id not in chunk.excluded
+            and labels.isdisjoint(subscription.place.subscriber.labels)
+            # Otherwise each frame is checked, because a filter has to decide, or to log that it is missing.
+            and (not labels or (self._registry.labels_held and NOBODY not in labels))
+            and not self._filters.decide(labels)
+        )
+
     def _permits(self, subscription: Subscription, frame: Frame) -> bool:
         if frame.exclude is not None and frame.exclude == subscription.client.id:
             return False
-        return frame.visible_to is None or self._filters.permits(
-            frame.visible_to, subscription.place.subscriber.context, subscription.log.name
-        )
+        label, subscriber = frame.visible_to, subscription.place.subscriber
+        if label is None or label in subscriber.labels:
+            return True
+        held = self._registry.labels_held
+        return self._filters.permits(label, subscriber.context, subscription.log.name, held=held)

@@ -14,18 +14,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from . import sse
 from .client import Client, Place, Subscription
 from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from .events import Broadcast, Events
+from .frames import Frame, Stored
 from .registry import Registry
 from .replay import Page
 from .retries import Trouble
 from .schedule import Schedule
 from .stream_counter import StreamCounter
-from .stream_log import Frame, RingBudget, Stored, StreamLog
+from .stream_log import RingBudget, RingLimits, StreamLog
 from .taps import Taps
 from .wakes import Ephemeral
 from .work import Flag, SessionFlag, Work
@@ -37,14 +37,6 @@ MAX_LARGE = 10_000
 
 POLL_SHARE = 0.1
 """The factor by which intervals between questions to the database are shortened while no notifications are heard."""
-
-
-class RingLimits(NamedTuple):
-    """How much the rings may hold: messages and bytes of one stream, and bytes of all streams together."""
-
-    messages: int
-    bytes: int
-    all_bytes: int
 
 
 class Board:

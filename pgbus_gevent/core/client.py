@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
+from ..errors import InvalidArgument
 from .members import check_member
-from .names import check_owner, check_time
+from .names import check_label, check_owner, check_time
 from .stream_log import StreamLog
+
+MAX_LABELS = 1000
+"""The most labels of a subscriber."""
 
 
 class _Subscriber(NamedTuple):
@@ -16,6 +20,7 @@ class _Subscriber(NamedTuple):
     context: Any = None
     member: str | None = None
     expires_at: float | None = None
+    labels: frozenset[str] = frozenset()
 
 
 class Subscriber(_Subscriber):
@@ -24,8 +29,10 @@ class Subscriber(_Subscriber):
     ``owner`` is the text by which the application names the owner of the connection; caps and ``pgbus.disconnect`` go by it.
     ``context`` is any value; audience filters get it. ``member`` is the text under which presence counts the connection.
     ``expires_at`` is the time at which the connection ends, in Unix seconds. None, the default of each, means that there is none.
+    ``labels`` are the labels whose messages the connection gets (``visible_to``), beside those that a filter lets it see. There
+    are at most 1000. An index leads from a label to the connections that hold it, so a message costs only those.
 
-    Raises :class:`InvalidArgument` if the owner or the member is not a valid text, or if the time is not a valid time.
+    Raises :class:`InvalidArgument` if the owner, the member or a label is not a valid text, or if the time is not a valid time.
     """
 
     __slots__ = ()
@@ -36,8 +43,18 @@ class Subscriber(_Subscriber):
         context: Any = None,
         member: str | None = None,
         expires_at: float | None = None,
+        labels: Collection[str] = (),
     ) -> Subscriber:
-        return check_subscriber(super().__new__(cls, owner, context, member, expires_at))
+        if isinstance(labels, str):
+            raise InvalidArgument(f"labels is a set of texts, not one text: use labels={{{labels!r}}}")
+        return check_subscriber(super().__new__(cls, owner, context, member, expires_at, _frozen(labels)))
+
+
+def _frozen(labels: Collection[str]) -> frozenset[str]:
+    try:
+        return frozenset(labels)
+    except TypeError:
+        raise InvalidArgument(f"labels is a set of texts, not {labels!r:.100}") from None
 
 
 def check_subscriber(subscriber: Subscriber) -> Subscriber:
@@ -48,6 +65,11 @@ def check_subscriber(subscriber: Subscriber) -> Subscriber:
         check_member(subscriber.member)
     if subscriber.expires_at is not None:
         check_time(subscriber.expires_at, "expires_at")
+    if not isinstance(subscriber.labels, frozenset) or len(subscriber.labels) > MAX_LABELS:
+        raise InvalidArgument(f"labels is a frozenset of at most {MAX_LABELS} texts")
+    for label in subscriber.labels:
+        if check_label(label, "a label") is None:
+            raise InvalidArgument("a label is text, not None")
     return subscriber
 
 

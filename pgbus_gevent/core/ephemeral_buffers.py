@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from .client import Subscription
-from .stream_log import Chunk, Frame, make_chunk
+from .frames import Chunk, Frame, make_chunk
 
 MAX_WAITING = 10_000
 """The most messages, of all streams together, that wait for a pass. Beyond that, new ones are dropped."""

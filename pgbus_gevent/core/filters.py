@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, KeysView
 from typing import Any
 
 from ..errors import InvalidArgument
@@ -22,13 +22,19 @@ class Filters:
     """The predicates that ``visible_to`` names. If a filter is not registered, or raises, nobody gets the message.
 
     A message that nobody gets for this reason is logged as a warning: once a minute for each label if ``clock`` is given, which
-    returns monotonic seconds, and otherwise once. ``catch`` names the exceptions that a predicate may raise.
+    returns monotonic seconds, and otherwise once. ``catch`` names the exceptions that a predicate may raise. ``default`` decides
+    about labels for which no predicate is registered.
     """
 
     def __init__(
-        self, clock: Callable[[], float] | None = None, *, catch: tuple[type[BaseException], ...] = (Exception,)
+        self,
+        clock: Callable[[], float] | None = None,
+        *,
+        catch: tuple[type[BaseException], ...] = (Exception,),
+        default: Predicate | None = None,
     ) -> None:
         self._catch = catch
+        self._default = default
         self._predicates: dict[str, Predicate] = {}
         self._complaints = Seldom(clock)
 
@@ -48,14 +54,32 @@ class Filters:
         other._predicates.update(self._predicates)
         self._predicates = other._predicates
 
-    def permits(self, label: str, context: Any, stream: str) -> bool:
-        """Whether a connection with ``context`` may see a message of ``stream`` that is visible to ``label``."""
+    @property
+    def labels(self) -> KeysView[str]:
+        """The labels for which a predicate is registered."""
+        return self._predicates.keys()
+
+    @property
+    def has_default(self) -> bool:
+        """Whether a predicate decides about all other labels too."""
+        return self._default is not None
+
+    def decide(self, labels: Collection[str]) -> bool:
+        """Whether there is a predicate for one of these labels."""
+        return (self._default is not None and bool(labels)) or not self._predicates.keys().isdisjoint(labels)
+
+    def permits(self, label: str, context: Any, stream: str, *, held: bool = False) -> bool:
+        """Whether the filter lets a connection with ``context`` see a message of ``stream`` that is visible to ``label``.
+
+        ``held`` says that subscribers hold labels. A label without a filter is then no fault, because it may be one of theirs.
+        """
         if label == NOBODY:
             self._complain(label, f"a message of stream {stream!r} has an event name that broadcast() refuses: it is")
             return False
-        predicate = self._predicates.get(label)
+        predicate = self._predicates.get(label, self._default)
         if predicate is None:
-            self._complain(label, f"the filter {label!r} is not registered: messages visible to it are")
+            if not held:
+                self._complain(label, f"the filter {label!r} is not registered: messages visible to it are")
             return False
         try:
             return bool(predicate(context, stream))

@@ -4,9 +4,9 @@ The tabs of a browser share one connection. A tab may use the messages of anothe
 sent it the same ones. Both ``pgbus:connected`` and the page's element therefore carry an identity, and the browser compares them.
 
 An identity has three parts, ``<key>.<who>.<what>``. The first names the secret that made it. The second is a digest of owner and
-member; it is empty if there is neither. The third is a digest of owner, context and member, on which all filters depend; it is
-empty if the context cannot be compared, and then the connection is not shared. The digests are keyed, so they reveal nothing, and
-they mean nothing on another site. The expiry of a right is not part of an identity: it decides how long a connection lasts, not
+member; it is empty if there is neither. The third is a digest of owner, context, member and labels, on which all audiences depend;
+it is empty if the context cannot be compared, and then the connection is not shared. The digests are keyed, so they reveal nothing,
+and they mean nothing on another site. The expiry of a right is not part of an identity: it decides how long a connection lasts, not
 what it is sent, and a hook that answers "in an hour" would give a new identity each time.
 """
 
@@ -74,14 +74,15 @@ class Identities:
 
     def _parts(self, subscriber: Subscriber) -> tuple[str, str] | None:
         owner, context, member = subscriber[:3]
-        anybody = owner is None and context is None and member is None
+        anybody = owner is None and context is None and member is None and not subscriber.labels
         if anybody and self._anybody is not None:
             return self._anybody
         if not anybody and self._key is None:
             return None
         who = "" if owner is None and member is None else self._digest("who", canonical([owner, member]))
         try:
-            return who, self._digest("what", canonical([owner, context, member]))
+            labels = [subscriber.labels] if subscriber.labels else []
+            return who, self._digest("what", canonical([owner, context, member, *labels]))
         except (
             self._catch
         ) as error:  # Unknown, an exception of the context's own code, or a context that contains itself

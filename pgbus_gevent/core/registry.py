@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .client import Client, Place, Subscription
+from .client import Client, Place, Subscriber, Subscription
 from .stream_log import StreamLog
 
 
@@ -21,6 +21,9 @@ class Registry:
         self._logs: dict[str, StreamLog] = {}
         self._subscriptions: dict[str, dict[Subscription, None]] = {}
         self._holds: dict[str, int] = {}
+        self._holders: dict[tuple[str, str], dict[Subscription, None]] = {}  # by stream and label
+        self.labels_held = False
+        """Whether there has been a subscriber with labels."""
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -40,6 +43,7 @@ class Registry:
             log = self._logs[name] = self._make_log(name)
         subscription = Subscription(client, log, place)
         self._subscriptions.setdefault(name, {})[subscription] = None
+        self._add_to_index(subscription)
         return subscription
 
     def hold(self, name: str) -> StreamLog:
@@ -58,6 +62,25 @@ class Registry:
             if name not in self._subscriptions:
                 self._logs.pop(name).retire()
 
+    def _add_to_index(self, subscription: Subscription) -> None:
+        for label in subscription.place.subscriber.labels:
+            self._holders.setdefault((subscription.log.name, label), {})[subscription] = None
+            self.labels_held = True
+
+    def _remove_from_index(self, subscription: Subscription) -> None:
+        for label in subscription.place.subscriber.labels:
+            key = (subscription.log.name, label)
+            holders = self._holders[key]
+            del holders[subscription]
+            if not holders:
+                del self._holders[key]
+
+    def replace(self, subscription: Subscription, subscriber: Subscriber) -> None:
+        """Replace the subscriber of a subscription, and with it the labels that it holds."""
+        self._remove_from_index(subscription)
+        subscription.place = subscription.place._replace(subscriber=subscriber)
+        self._add_to_index(subscription)
+
     def remove(self, client: Client) -> tuple[Subscription, ...]:
         """Remove a client. Return its subscriptions, or an empty tuple if it was removed before."""
         if client not in self:
@@ -65,6 +88,7 @@ class Registry:
         del self._clients[client.id]
         subscriptions, client.subscriptions = client.subscriptions, ()  # the reference cycle would delay freeing both
         for subscription in subscriptions:
+            self._remove_from_index(subscription)
             name = subscription.log.name
             others = self._subscriptions[name]
             del others[subscription]
@@ -89,6 +113,13 @@ class Registry:
     def subscriptions(self, name: str) -> list[Subscription]:
         """Return the subscriptions of one stream, as a list that does not change."""
         return list(self._subscriptions.get(name, ()))
+
+    def holders(self, name: str, labels: Iterable[str]) -> list[Subscription]:
+        """Return the subscriptions of one stream that hold one of ``labels``, as a list that does not change."""
+        found: dict[Subscription, None] = {}
+        for label in labels:
+            found.update(self._holders.get((name, label), {}))
+        return list(found)
 
     def clients(self) -> list[Client]:
         """Return all clients, as a list that does not change."""

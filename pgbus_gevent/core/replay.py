@@ -9,7 +9,8 @@ from typing import NamedTuple
 from ..messages import MAX_ID
 from . import sse
 from .client import Subscription
-from .stream_log import Chunk, Stored, StreamLog, encode, make_chunk, up_to_a_gap
+from .frames import Chunk, Stored, encode, make_chunk, up_to_a_gap
+from .stream_log import StreamLog
 
 EARLIEST_ID = 10**15
 """No message has a lower id, because ids start at the clock in microseconds when the schema is made. This number is in 2001."""

@@ -6,104 +6,24 @@ a :class:`RingBudget` bounds the bytes of all rings together. Nothing here yield
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from ..errors import InvalidEvent
-from . import sse
 from .filters import NOBODY
-from .names import check_event
+from .frames import Chunk, Frame, Stored, encode, make_chunk, up_to_a_gap
+from .ring_labels import RingLabels
 
 MAX_LOST = 8
 """How many ranges of lost ids a log remembers, for clients that come back with a cursor in one of them."""
 
 
-class Stored(Protocol):
-    """A stored message, as a row of the database or a notification brings it."""
+class RingLimits(NamedTuple):
+    """How much the rings may hold: messages and bytes of one stream, and bytes of all streams together."""
 
-    @property
-    def id(self) -> int: ...
-    @property
-    def event(self) -> str | None: ...
-    @property
-    def data(self) -> str: ...
-    @property
-    def visible_to(self) -> str | None: ...
-    @property
-    def exclude(self) -> str | None: ...
-    @property
-    def prev_id(self) -> int | None: ...
-
-
-class Frame(NamedTuple):
-    """An encoded message, with its audience.
-
-    ``prev_id`` is the id that the row names as the message before it: 0 for the first message of a stream, -1 if the row names
-    none.
-    """
-
-    id: int
-    data: bytes
-    visible_to: str | None
-    exclude: str | None
-    prev_id: int = -1
-
-    @property
-    def restricted(self) -> bool:
-        """Whether some connections may not see the message, so that each has to be checked."""
-        return self.visible_to is not None or self.exclude is not None
-
-
-def encode(row: Stored) -> Frame:
-    """Return the frame of a stored message. If its event name is invalid, nobody may see the frame.
-
-    Such a row was written into the table by hand. An event name with a line break could forge other frames.
-    """
-    prev_id = -1 if row.prev_id is None else row.prev_id
-    if not 0 <= prev_id < row.id:
-        prev_id = -1  # not a possible predecessor, so it proves nothing
-    try:
-        check_event(row.event)
-    except InvalidEvent:
-        return Frame(row.id, b"", NOBODY, None, prev_id)
-    return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude, prev_id)
-
-
-class Chunk(NamedTuple):
-    """Consecutive frames of a stream that are sent in one go, and the cursor of a client that has got them.
-
-    ``data`` is all frames joined, if every client may see every frame and there is no gap. Otherwise it is None, and the frames
-    have to be checked for each client. ``gap`` is True if messages between the given cursor and the first frame are gone.
-    ``suspect`` is True if the first frame names a message below the given cursor as its predecessor; then the cursor may be that
-    of a lost message.
-    """
-
-    frames: Sequence[Frame]
-    cursor: int
-    data: bytes | None
-    gap: bool = False
-    suspect: bool = False
-
-
-def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
-    """Join frames once for all connections whose cursor is ``after``.
-
-    If the first frame names a message above ``after`` as its predecessor, that message is gone, which is a gap. A client with
-    the cursor 0 asks for everything that is retained, so it misses nothing.
-    """
-    gap = 0 < after < frames[0].prev_id
-    whole = not gap and not any(frame.restricted for frame in frames)
-    suspect = 0 <= frames[0].prev_id < after
-    return Chunk(frames, frames[-1].id, b"".join(frame.data for frame in frames) if whole else None, gap, suspect)
-
-
-def up_to_a_gap(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """Return the frames before the first one whose predecessor is missing."""
-    for n in range(1, len(frames)):
-        if frames[n].prev_id > frames[n - 1].id:
-            return frames[:n]
-    return frames
+    messages: int
+    bytes: int
+    all_bytes: int
 
 
 class RingBudget:
@@ -139,13 +59,18 @@ class StreamLog:
     cursor is at the floor or higher needs no read. Neither is known before :meth:`open`.
 
     ``epoch`` counts how often the log was rewound. Messages that were read, or joined, in an earlier epoch must not be used.
+    ``passed`` is the head up to which a pass has brought the connections, and ``passed_by_all`` the head of the last pass that
+    looked at all of them. A pass looks only at the holders of a label if the messages are for nobody else. The cursors of the
+    other connections then rest below the head.
+
     ``doubts`` counts how often the table may have lost messages, because a session with the database was lost or is new.
     :attr:`in_doubt` says that the table has not been asked since.
     """
 
     __slots__ = (
-        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_lost", "_max_bytes", "_max_frames", "_settled",
-        "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
+        "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_labels", "_lost", "_max_bytes", "_max_frames",
+        "_settled", "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest", "passed",
+        "passed_by_all",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -158,11 +83,14 @@ class StreamLog:
         # When the oldest message that waits for a pass was appended, in Unix seconds, if its notification said so.
         self.appended_at: float | None = None
         self.epoch = 0
+        self.passed = 0
+        self.passed_by_all = 0
         self.doubts = 0
         self._settled = 0
         self._lost: list[tuple[int, int]] = []
         self._ids: list[int] = []
         self._frames: list[Frame] = []
+        self._labels = RingLabels()
         self._bytes = 0
         self._budget = budget
         self._max_frames = max_frames
@@ -207,9 +135,14 @@ class StreamLog:
         if self._lost:
             # Ids from the first new one on belong to messages that the table has, so they are no longer lost.
             self._lost = [(below, min(last, frames[0].id - 1)) for below, last in self._lost]
+        for frame in frames:
+            # A message before this one may be missing, and the connections that may have seen it must be told of the gap. So
+            # everybody is checked for this one. So it is for NOBODY, whose filter writes a warning.
+            label = None if frame.prev_id > self.head or frame.visible_to == NOBODY else frame.visible_to
+            self._labels.add(frame.id, label)
+            self.head = frame.id
         self._ids.extend(frame.id for frame in frames)
         self._frames.extend(frames)
-        self.head = frames[-1].id
         self.oldest = self.oldest or frames[0].id
         size = sum(len(frame.data) for frame in frames)
         self._bytes += size
@@ -229,6 +162,7 @@ class StreamLog:
 
     def _drop(self, count: int, size: int) -> None:
         self.floor = self._ids[count - 1]
+        self._labels.drop(self.floor, {frame.visible_to for frame in self._frames[:count] if frame.visible_to})
         del self._ids[:count], self._frames[:count]
         self._bytes -= size
         self._budget.gave(self, size, all_of_it=not self._ids)
@@ -249,6 +183,9 @@ class StreamLog:
         self.horizon = horizon
         self.oldest = min(self.oldest, to)
         self.appended_at = None
+        # The next messages are above `to`, and may be below a head that was passed before.
+        self.passed = min(self.passed, to)
+        self.passed_by_all = min(self.passed_by_all, to)
         self.epoch += 1
 
     @property
@@ -298,6 +235,50 @@ class StreamLog:
             size += len(self._frames[end].data)
             end += 1
         return make_chunk(up_to_a_gap(self._frames[start:end]), cursor)
+
+    # cursors that rest
+
+    def labels_above(self, cursor: int) -> set[str] | None:
+        """Return the labels of the messages above ``cursor``. Return None if every client must be checked for one of them."""
+        if cursor < self.floor or self._labels.everybody_above(cursor):
+            return None
+        return {frame.visible_to for frame in self._frames[bisect_right(self._ids, cursor) :] if frame.visible_to}
+
+    def note_pass(self, head: int, epoch: int, *, all_clients: bool) -> None:
+        """Remember the end of a pass that began with this head and epoch."""
+        if epoch == self.epoch:
+            self.passed = max(self.passed, head)
+            if all_clients:
+                self.passed_by_all = max(self.passed_by_all, head)
+
+    @property
+    def must_pass_all(self) -> bool:
+        """Whether the next pass must look at all connections, because otherwise the ring would soon drop what some lack.
+
+        That is so when the ring is at least half full and the last such pass is older than the newer half of it.
+        """
+        ids = self._ids
+        half_full = 2 * len(ids) >= self._max_frames or 2 * self._bytes >= self._max_bytes
+        return half_full and bool(ids) and self.passed_by_all < ids[len(ids) // 2]
+
+    def past_others(self, cursor: int, labels: Collection[str]) -> int:
+        """Return the cursor past the messages that are only for holders of other labels than ``labels``.
+
+        Up to it, the ring is complete and nothing is for a client with these labels at ``cursor``. If the ring does not have the
+        messages above ``cursor``, or the next one is proof against it, return ``cursor``.
+        """
+        if not self.floor <= cursor < self.head:
+            return cursor
+        id = self._labels.next_above(cursor, labels)
+        if id is None:
+            return self.head
+        index = bisect_left(self._ids, id)
+        return max(cursor, self._ids[index - 1]) if index else cursor
+
+    def suspects(self, cursor: int) -> bool:
+        """Whether the first message above ``cursor`` in the ring names one below it as its predecessor."""
+        index = bisect_right(self._ids, cursor)
+        return index < len(self._ids) and 0 <= self._frames[index].prev_id < cursor
 
     def missing(self, cursor: int) -> int:
         """Return how many frames of the ring are above ``cursor``."""

@@ -13,7 +13,8 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-from .stream_log import Frame, StreamLog
+from .frames import Frame
+from .stream_log import StreamLog
 from .wakes import CONTROL, Ephemeral
 from .work import Flag
 

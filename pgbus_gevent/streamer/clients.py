@@ -13,9 +13,11 @@ from time import monotonic
 from typing import Protocol
 
 from ..core import sse
+from ..core.audience import Audience
 from ..core.board import Board
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
+from ..core.filters import Filters
 from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
@@ -59,6 +61,7 @@ class Clients:
         limits: Limits,
         health: Gate | None = None,
         presence: Presence | None = None,
+        filters: Filters | None = None,
         identities: Identities | None = None,
         send_buffer: int = 65536,
         dead_after: float = 30.0,
@@ -72,6 +75,7 @@ class Clients:
         self._limits = limits
         self._health = health
         self._presence = presence
+        self._audience = Audience(filters or Filters(), board.registry)
         self._identities = identities
         self._send_buffer = send_buffer
         self._dead_after = dead_after
@@ -182,7 +186,7 @@ class Clients:
     def adopt(self, client: Client, subscribers: Sequence[Subscriber]) -> None:
         """Replace a client's subscribers, given in the order of its streams.
 
-        From now on caps, revocations, filters and presence go by the new ones.
+        From now on caps, revocations, labels, filters and presence go by the new ones.
         """
         if client not in self._registry:
             return
@@ -204,7 +208,10 @@ class Clients:
 
     def _rename(self, subscription: Subscription, subscriber: Subscriber) -> None:
         before = subscription.place.subscriber
-        subscription.place = subscription.place._replace(subscriber=subscriber)
+        if before.labels != subscriber.labels and subscription.cursor is not None:
+            # Messages that were for others while its cursor rested stay past, even if it holds their label from now on.
+            self._audience.move_past_others(subscription)
+        self._registry.replace(subscription, subscriber)
         if self._presence is not None:
             self._presence.renamed(subscription, before)
 

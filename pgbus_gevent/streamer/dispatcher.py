@@ -16,10 +16,11 @@ from ..core.board import Board
 from ..core.client import Client, Subscription
 from ..core.events import Gap, Passed
 from ..core.filters import Filters
+from ..core.frames import Chunk
 from ..core.greeting import greeting
 from ..core.identity import Identities
 from ..core.replay import Page, admit, missed
-from ..core.stream_log import Chunk, StreamLog
+from ..core.stream_log import StreamLog
 from .clients import Clients
 from .ephemeral_passes import EphemeralPasses
 from .turns import Job, Turns
@@ -65,7 +66,7 @@ class StreamEventDispatcher:
     ) -> None:
         self._board = board
         self._clients = clients
-        self._audience = Audience(filters or Filters())
+        self._audience = Audience(filters or Filters(), board.registry)
         self._identities = identities
         self._retry = retry
         self._heartbeat = heartbeat
@@ -110,8 +111,14 @@ class StreamEventDispatcher:
     # jobs: at each `yield`, other jobs and other greenlets may run
 
     def _pass(self, log: StreamLog) -> Job:
-        """Bring all connections of a stream to its head."""
-        head, epoch = log.head, log.epoch
+        """Bring the connections of a stream to its head: all, or only the holders of a label if the messages are for no others.
+
+        The cursors of the others then rest where they are. Other jobs bring a connection that needs something else: one that was
+        blocked, waited for a page, or is new.
+        """
+        start = head, epoch = log.head, log.epoch
+        passed = log.passed
+        labels = None if log.must_pass_all else log.labels_above(passed)
         appended_at, log.appended_at = log.appended_at, None
         began = now = self._clock()
         sent = 0
@@ -119,7 +126,7 @@ class StreamEventDispatcher:
         self.passes += 1
         board = self._board
         waiting = board.waiting(log)
-        for n, subscription in enumerate(board.registry.subscriptions(log.name), 1):
+        for n, subscription in enumerate(self._audience.receivers(log.name, labels), 1):
             if n % SLICE == 0:
                 yield
                 now, waiting = self._clock(), board.waiting(log)
@@ -134,6 +141,11 @@ class StreamEventDispatcher:
                 continue
             if waiting and subscription in waiting:
                 continue
+            if cursor < passed:
+                # It rests, or it is in `ready`. Either way it needs none of the messages that are only for others.
+                cursor = self._audience.move_past_others(subscription)
+                if cursor >= head:
+                    continue
             # Nearly all connections have the same cursor, so their frames are joined once.
             chunk = chunks[cursor] if cursor in chunks else _cache(chunks, cursor, log.after(cursor, CHUNK_BYTES))
             if chunk is None or (chunk.suspect and subscription.unproven) or subscription.lost is not None:
@@ -155,6 +167,7 @@ class StreamEventDispatcher:
         self.sends += sent
         if self._passed.handlers:
             self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
+        log.note_pass(*start, all_clients=labels is None)
         # Only now, so that no second pass over this stream starts while this one is at a `yield`: it would go through the same
         # connections again.
         board.moved.done(log)
@@ -255,6 +268,7 @@ class StreamEventDispatcher:
         if subscription.lost is not None:
             self._board.wait(subscription)  # the frame about the gap names the oldest id, which only the table knows
             return False
+        cursor = self._audience.move_past_others(subscription)
         if cursor >= log.head:
             return False
         key = (log, log.epoch, cursor, log.head)

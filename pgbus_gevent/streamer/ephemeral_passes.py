@@ -10,8 +10,8 @@ from ..core.audience import Audience
 from ..core.board import Board
 from ..core.client import Subscription
 from ..core.ephemeral_buffers import EphemeralBuffer
+from ..core.frames import Chunk
 from ..core.retries import Trouble
-from ..core.stream_log import Chunk
 from .clients import Clients
 from .turns import Job
 
@@ -48,7 +48,7 @@ class EphemeralPasses:
         buffer.took()  # ends a pass that did not finish because the dispatcher died
         while buffer.passed < buffer.end:
             chunk, now = buffer.take(EPHEMERAL_BYTES), self._clock()
-            for n, subscription in enumerate(self._board.registry.subscriptions(buffer.stream), 1):
+            for n, subscription in enumerate(self._audience.receivers(buffer.stream, _labels(chunk)), 1):
                 if n % SLICE == 0:
                     yield
                     now = self._clock()
@@ -90,3 +90,8 @@ class EphemeralPasses:
         if not len(self._board.ephemeral_buffers):
             self._slowness.ends()
         return more
+
+
+def _labels(chunk: Chunk) -> frozenset[str] | None:
+    """Return the labels of a chunk, or None if a frame has none."""
+    return None if any(frame.visible_to is None for frame in chunk.frames) else chunk.labels

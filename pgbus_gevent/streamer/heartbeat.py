@@ -51,6 +51,7 @@ class Heartbeat:
         clock: Callable[[], float] = monotonic,
         wall_clock: Callable[[], float] = time,
     ) -> None:
+        self._board = board
         self._schedule = board.schedule
         self._clients = clients
         self._write_deadline = write_deadline
@@ -106,6 +107,11 @@ class Heartbeat:
             return self._end(client, "max-age")
         if blocked_since is None:
             if client.admitted:
+                for subscription in client.subscriptions:
+                    if (subscription.cursor or 0) < subscription.log.head:
+                        # It may rest below messages for others. If it stayed there, they could be pruned, and a read would then
+                        # report a gap that is none.
+                        self._board.ready.add(subscription)
                 # Nearly every check ends here, so this is what an idle connection costs.
                 if now - client.last_sent >= self._least:
                     client.send(frame, now)

@@ -13,13 +13,14 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from ..core.board import Board, RingLimits
+from ..core.board import Board
 from ..core.events import Events
 from ..core.filters import Filters
 from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
+from ..core.stream_log import RingLimits
 from ..database import Database, green
 from ..edge import Upstream
 from ..errors import NotPatched
@@ -121,6 +122,7 @@ class Instance:
             limits=Limits.of(settings),
             health=self.health,
             presence=self.presence,
+            filters=self.filters,
             identities=identities,
             send_buffer=settings.send_buffer,
             dead_after=settings.write_deadline + 5.0,  # after our own deadline, which closes with a reason

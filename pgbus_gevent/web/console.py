@@ -57,7 +57,7 @@ class Console:
         self._instance = instance
         self._operators = operators
         self._feed = feed
-        self._tables = Tables(instance.board)
+        self._tables = Tables(instance.board, filters=instance.filters)
         app = self.app = bottle.Bottle()
         # The server logs an exception, as it does for the rest of StreamApp; Bottle would answer with a page of its own.
         app.config["catchall"] = False

@@ -91,7 +91,7 @@ class Hook:
                 )
                 return None
             times = [at for at in (signed.expires_at, answer.expires_at) if at is not None]
-            return Subscriber(answer.owner, answer.context, answer.member, min(times, default=None))
+            return answer._replace(expires_at=min(times, default=None))
         if answer is not False:
             kind = type(answer).__name__
             self._complain(

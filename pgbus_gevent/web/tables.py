@@ -8,8 +8,10 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
+from ..core.audience import Audience
 from ..core.board import Board
-from ..core.client import Client
+from ..core.client import Client, Subscription
+from ..core.filters import Filters
 from ..core.stream_counter import Counts
 from ..streamer.turns import breathe
 
@@ -43,9 +45,10 @@ class Tables:
     log is left out. A client that left is shown as it was.
     """
 
-    def __init__(self, board: Board, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, board: Board, clock: Callable[[], float] = monotonic, *, filters: Filters | None = None) -> None:
         self._board = board
         self._registry = board.registry
+        self._audience = Audience(filters or Filters(), board.registry)
         self._counter = board.counter
         self._clock = clock
         # The counts of each stream at the last times that the table was asked for.
@@ -79,7 +82,15 @@ class Tables:
         }
 
     def _behind(self, name: str) -> int:
-        return sum(each.cursor is None or each.cursor < each.log.head for each in self._registry.subscriptions(name))
+        return sum(each.cursor is None or self._lag(each) > 0 for each in self._registry.subscriptions(name))
+
+    def _lag(self, subscription: Subscription) -> int:
+        """How many messages of the ring the client lacks. A cursor that rests below messages for others lacks none."""
+        log, cursor = subscription.log, subscription.cursor
+        if cursor is None or cursor >= log.head:
+            return 0
+        cursor = self._audience.past_others(subscription)
+        return max(1, log.missing(cursor)) if cursor < log.head else 0
 
     def _rates(self) -> Callable[[str], float]:
         """A function for the messages per second of a stream, over the last seconds in which the table was asked for."""
@@ -109,9 +120,7 @@ class Tables:
     def _connection(self, client: Client, now: float) -> Row:
         places = client.subscriptions
         blocked = client.blocked_since
-        lag = sum(
-            each.log.missing(each.cursor) for each in places if each.cursor is not None and each.cursor < each.log.head
-        )
+        lag = sum(map(self._lag, places))
         state = (
             "blocked" if blocked is not None
             else "starting" if not client.admitted

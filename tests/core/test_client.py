@@ -9,10 +9,11 @@ import pytest
 from httpx_sse._decoders import SSEDecoder
 from streamer_parts import FakeClient
 
-from pgbus_gevent.core.client import Place, StreamRequest, Subscriber, Subscription
+from pgbus_gevent.core.client import Place, StreamRequest, Subscriber, Subscription, check_subscriber
 from pgbus_gevent.core.replay import Admission, admit, missed
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.errors import InvalidArgument
 
 
 def make_log(*, opened: bool = True) -> StreamLog:
@@ -130,6 +131,24 @@ def test_a_client_that_was_sent_lost_messages_is_told_of_them_and_of_nothing_els
     assert (reason, gap(frame)["requestedId"], gap(frame)["reason"]) == ("ahead", 90, "ahead")
 
 
+@pytest.mark.parametrize("labels", [{"a", "user:7"}, ["a", "a", "user:7"], ("user:7", "a"), frozenset(["a", "user:7"])])
+def test_the_labels_of_a_subscriber_are_a_frozen_set(labels: Any) -> None:
+    assert Subscriber(labels=labels).labels == frozenset({"a", "user:7"})
+
+
+@pytest.mark.parametrize(
+    "labels", ["admins", {""}, {"a\0"}, {7}, {None}, {"\ud800"}, 7, [["a"]], {str(n) for n in range(1001)}]
+)
+def test_labels_that_are_no_set_of_valid_texts_are_refused(labels: Any) -> None:
+    with pytest.raises(InvalidArgument, match="label"):
+        Subscriber(labels=labels)
+
+
+def test_labels_that_were_replaced_are_checked_too() -> None:
+    with pytest.raises(InvalidArgument, match="frozenset"):
+        check_subscriber(Subscriber()._replace(labels=["a"]))  # type: ignore[arg-type]
+
+
 def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
     client = FakeClient()
     assert not client.closed
@@ -139,7 +158,7 @@ def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
 
 def test_a_request_asks_for_new_messages_of_one_stream_unless_it_says_more() -> None:
     assert Place("orders") == ("orders", None, None, False, Subscriber(), False)
-    assert Subscriber() == (None, None, None, None)
+    assert Subscriber() == (None, None, None, None, frozenset())
     assert StreamRequest(()) == ((), "", None, None)
 
 

@@ -95,6 +95,19 @@ def test_labels_without_end_do_not_fill_the_memory_or_the_log(caplog: pytest.Log
     assert len(filters._complaints) <= 1000
 
 
+def test_a_label_that_subscribers_may_hold_needs_no_filter(caplog: pytest.LogCaptureFixture) -> None:
+    assert not Filters().permits("user:7", None, "orders", held=True)
+    assert warnings(caplog) == []
+
+
+def test_a_default_decides_about_labels_without_a_filter() -> None:
+    filters = Filters(default=lambda context, stream: context == "all")
+    filters.register("admins", lambda context, stream: context == "admin")
+    assert filters.permits("other", "all", "orders") and not filters.permits("other", "admin", "orders")
+    assert filters.permits("admins", "admin", "orders") and not filters.permits("admins", "all", "orders")
+    assert filters.decide(["other"]) and not filters.decide([]) and not Filters().decide(["other"])
+
+
 @pytest.mark.parametrize(("label", "predicate"), [("", bool), ("admins", None), ("admins", "is_admin")])
 def test_a_filter_has_a_label_and_a_callable(label: str, predicate: Any) -> None:
     with pytest.raises(InvalidArgument, match="label and a callable"):

@@ -97,6 +97,12 @@ def test_owner_context_and_member_make_it_and_the_expiry_does_not() -> None:
         assert IDENTITIES.of(each._replace(expires_at=1e9)) == IDENTITIES.of(each)
 
 
+def test_labels_make_it_too_in_any_order() -> None:
+    assert of(labels=["a", "b"]) == of(labels=["b", "a"])
+    assert len({of(), of(labels=["a"]), of(labels=["b"]), of(labels=["a", "b"]), of(["a"])}) == 5
+    assert Identities([]).of(Subscriber(labels=["a"])) is None
+
+
 def test_owner_and_member_are_a_part_of_their_own_which_is_empty_for_anonymous_clients() -> None:
     def who(subscriber: Subscriber) -> str:
         return (IDENTITIES.of(subscriber) or "").split(".")[1]

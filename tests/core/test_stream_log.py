@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pgbus_gevent.core import sse
+from pgbus_gevent.core.frames import Frame, encode, make_chunk
 from pgbus_gevent.core.replay import PageFrames
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import Frame, RingBudget, StreamLog, encode, make_chunk
+from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 
 MAX_FRAMES = 5
 MAX_BYTES = 400
@@ -237,7 +238,12 @@ def test_a_frame_has_the_id_the_event_and_the_data() -> None:
 @pytest.mark.parametrize(("values", "restricted"), [({}, False), ({"visible_to": "a"}, True), ({"exclude": "a"}, True)])
 def test_a_chunk_is_joined_only_if_everybody_may_see_every_frame(values: dict[str, str], restricted: bool) -> None:
     frames = [encode(row(10)), encode(row(20, **values))]
-    assert make_chunk(frames) == (frames, 20, None if restricted else frames[0].data + frames[1].data, False, False)
+    chunk, both = make_chunk(frames), frames[0].data + frames[1].data
+    assert chunk[:5] == (frames, 20, None if restricted else both, False, False)
+    if restricted:
+        assert chunk.unlabelled == (frames[0].data if "visible_to" in values else both)
+        assert chunk.labels == {each.visible_to for each in frames} - {None}
+        assert chunk.excluded == {each.exclude for each in frames} - {None}
 
 
 # Pages

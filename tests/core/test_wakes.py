@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgbus_gevent.core import sse
-from pgbus_gevent.core.stream_log import encode
+from pgbus_gevent.core.frames import encode
 from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, Wake, parse
 from pgbus_gevent.messages import MAX_ID
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import ephemeral_buffers, sse
+from pgbus_gevent.core.frames import Chunk, Frame, make_chunk
 from pgbus_gevent.core.replay import Page, PageFrames
-from pgbus_gevent.core.stream_log import Chunk, Frame, make_chunk
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
 

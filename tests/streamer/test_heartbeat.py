@@ -147,6 +147,14 @@ def test_a_connection_that_was_not_greeted_yet_gets_none() -> None:
 
 
 @pytest.mark.slow
+def test_a_cursor_that_rests_below_messages_for_others_is_moved_within_the_interval(beating: Beating) -> None:
+    client, at_the_head = beating.client(), beating.client()
+    client.subscriptions[0].log.head = 10
+    beating.run_for(INTERVAL)
+    assert client.subscriptions[0] in beating.board.ready
+    assert at_the_head.subscriptions[0] not in beating.board.ready
+
+
 def test_after_a_broadcast_to_all_the_heartbeats_are_spread(beating: Beating) -> None:
     clients = [beating.client() for _ in range(10_000)]
     beating.run_for(7)

@@ -12,8 +12,8 @@ from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
 from pgbus_gevent.core import board, sse
 from pgbus_gevent.core.ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
+from pgbus_gevent.core.frames import Frame
 from pgbus_gevent.core.rows import EphemeralRow
-from pgbus_gevent.core.stream_log import Frame
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.streamer.large_ephemerals import LargeEphemerals
 

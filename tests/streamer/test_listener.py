@@ -10,9 +10,9 @@ import pytest
 from gevent.event import Event
 from streamer_parts import FakeClient, added, wait_until
 
-from pgbus_gevent.core.board import Board, RingLimits
+from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import ListenerDown
-from pgbus_gevent.core.stream_log import StreamLog
+from pgbus_gevent.core.stream_log import RingLimits, StreamLog
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import listener

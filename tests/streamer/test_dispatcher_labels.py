@@ -1,0 +1,491 @@
+"""Messages for the holders of a label: they cost their receivers, and nobody loses, repeats or wrongly sees one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gevent
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamer_parts import FakeClient, Parts, Table, wait_until
+
+from pgbus_gevent.core.client import Place, StreamRequest, Subscriber
+from pgbus_gevent.core.events import Passed
+from pgbus_gevent.core.filters import NOBODY
+from pgbus_gevent.core.wakes import NewMessage
+from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
+from pgbus_gevent.streamer.clients import Clients
+from pgbus_gevent.streamer.limits import Limits
+
+HELD = ["red", "blue", "green"]
+
+
+@pytest.fixture
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
+    monkeypatch.setattr(dispatcher, "SLICE", 2)
+    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 60)
+    monkeypatch.setattr(ephemeral_passes, "EPHEMERAL_BYTES", 50)
+    monkeypatch.setattr(ephemeral_passes, "SLICE", 2)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
+    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
+    yield
+
+
+def connect(parts: Parts, *labels: str, context: Any = None, jammed: bool = False, **place: Any) -> FakeClient:
+    """Connect a client that holds ``labels``."""
+    client = parts.client(**place)
+    subscriber = Subscriber(context=context, labels=labels)
+    client.request = StreamRequest((Place("orders", subscriber=subscriber, **place),))
+    client.jammed = jammed
+    parts.join(client)
+    return client
+
+
+def relabel(parts: Parts, client: FakeClient, *labels: str) -> None:
+    """Replace the labels of a client, as a recheck does."""
+    clients = Clients(parts.board, limits=Limits(100, 0, 0, 0.0), filters=parts.filters)
+    old = client.subscriptions[0].place.subscriber
+    clients.adopt(client, [Subscriber(context=old.context, labels=labels)])
+
+
+def at_rest(parts: Parts) -> None:
+    wait_until(lambda: not parts.delivering and not parts.reading, "the parts did not come to rest")
+
+
+def passes(parts: Parts) -> list[int]:
+    """Return a list that gets the number of connections of each pass."""
+    found: list[int] = []
+    parts.events.subscribe(Passed, lambda event: found.append(event.connections))
+    return found
+
+
+# What it costs
+
+
+def test_a_pass_for_a_held_label_looks_only_at_its_holders() -> None:
+    with Parts(ring_messages=100) as parts:
+        clients = [connect(parts, f"user:{n}") for n in range(20)]
+        at_rest(parts)
+        cursors = [client.subscriptions[0].cursor for client in clients]
+        fanouts = passes(parts)
+        parts.publish(visible_to="user:7")
+        at_rest(parts)
+        assert fanouts == [1]
+        assert [client.ids for client in clients] == [[10] if n == 7 else [] for n in range(20)]
+        assert [client.subscriptions[0].cursor for client in clients] == [
+            10 if n == 7 else cursor for n, cursor in enumerate(cursors)
+        ]
+
+
+def test_resting_connections_need_no_read_however_many_messages_were_for_others() -> None:
+    with Parts(ring_messages=10) as parts:
+        one, others = connect(parts, "one"), [connect(parts, f"user:{n}") for n in range(5)]
+        at_rest(parts)
+        reads = len(parts.table.reads)
+        for _ in range(100):
+            parts.publish(visible_to="one")
+            at_rest(parts)
+        last = parts.publish()
+        at_rest(parts)
+        assert [client.ids for client in others] == [[last]] * 5
+        assert one.ids == parts.table.ids("orders")
+        assert len(parts.table.reads) == reads
+
+
+def test_resting_connections_share_the_frames_that_come_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=100) as parts:
+        clients = [connect(parts, f"user:{n}") for n in range(20)]
+        at_rest(parts)
+        for n in range(20):
+            parts.publish(visible_to=f"user:{n}")
+            at_rest(parts)
+        joined = []
+        log = clients[0].subscriptions[0].log
+        after = type(log).after
+        monkeypatch.setattr(type(log), "after", lambda *given: joined.append(given[1]) or after(*given))
+        last = parts.publish()
+        at_rest(parts)
+        assert len(joined) == 1
+        assert [client.ids[-1] for client in clients] == [last] * 20
+
+
+def test_an_ephemeral_message_for_a_held_label_goes_only_to_its_holders() -> None:
+    with Parts() as parts:
+        clients = [connect(parts, f"user:{n}") for n in range(5)]
+        clients[2].jammed = clients[3].jammed = True
+        at_rest(parts)
+        parts.ephemeral("here", visible_to="user:2")
+        at_rest(parts)
+        clients[3].unblock()
+        clients[2].unblock()
+        at_rest(parts)
+        assert [[message.data for message in client.messages] for client in clients] == [
+            ["here"] if n == 2 else [] for n in range(5)
+        ]
+
+
+# Who sees what
+
+
+def test_a_label_is_held_or_its_filter_decides() -> None:
+    with Parts() as parts:
+        parts.filters.register("admins", lambda context, stream: context == "admin")
+        holder, admin, other = connect(parts, "admins"), connect(parts, context="admin"), connect(parts, "blue")
+        at_rest(parts)
+        parts.publish(visible_to="admins")
+        parts.publish(visible_to="blue", exclude=other.id)
+        at_rest(parts)
+        assert [holder.ids, admin.ids, other.ids] == [[10], [10], []]
+
+
+def test_a_default_filter_decides_about_all_labels() -> None:
+    with Parts() as parts:
+        parts.filters._default = lambda context, stream: context == "all"
+        watcher, other = connect(parts, context="all"), connect(parts, "blue")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        parts.publish(visible_to="blue")
+        at_rest(parts)
+        assert [watcher.ids, other.ids] == [[10, 20], [20]]
+
+
+def test_a_label_without_filter_is_a_fault_only_if_nobody_holds_labels(caplog: pytest.LogCaptureFixture) -> None:
+    with Parts() as parts:
+        connect(parts)
+        at_rest(parts)
+        parts.publish(visible_to="user:1")
+        at_rest(parts)
+        assert caplog.text.count("'user:1' is not registered") == 1
+        connect(parts, "user:3", since=0)
+        at_rest(parts)
+        parts.publish(visible_to="user:2")
+        parts.publish()
+        parts.publish(visible_to="user:2")
+        at_rest(parts)
+        assert "user:2" not in caplog.text
+
+
+def test_nobody_sees_a_message_with_an_invalid_event_and_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with Parts() as parts:
+        client = connect(parts, "red")
+        at_rest(parts)
+        parts.publish(event="a\nb")
+        parts.publish(visible_to=NOBODY)
+        last = parts.publish()
+        at_rest(parts)
+        assert client.ids == [last]
+        assert "that broadcast() refuses" in caplog.text
+
+
+# Labels that change
+
+
+def test_a_new_label_does_not_bring_messages_from_before_it() -> None:
+    with Parts(ring_messages=100) as parts:
+        client = connect(parts)
+        connect(parts, "red")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        relabel(parts, client, "red")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        assert client.ids == [20]
+
+
+def test_a_label_that_was_taken_back_brings_nothing_even_if_the_message_was_under_way() -> None:
+    with Parts(ring_messages=100) as parts:
+        client = connect(parts, "red")
+        at_rest(parts)
+        client.jammed = True
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        relabel(parts, client, "blue")
+        client.unblock()
+        at_rest(parts)
+        parts.publish(visible_to="blue")
+        at_rest(parts)
+        assert client.ids == [10, 30]
+        assert parts.registry.holders("orders", ["red"]) == []
+
+
+def test_a_connection_that_leaves_is_no_longer_in_the_index() -> None:
+    with Parts() as parts:
+        client = connect(parts, "red", "blue")
+        at_rest(parts)
+        parts.leave(client)
+        assert not parts.registry._holders
+
+
+# Losses
+
+
+def test_a_message_that_is_missing_between_two_for_others_is_a_gap() -> None:
+    with Parts(ring_messages=100) as parts:
+        client, other = connect(parts), connect(parts, "red")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        lost = parts.publish(ring=False)
+        parts.publish(visible_to="red", ring=False)
+        parts.table.delete("orders", lost)
+        parts.look("orders")
+        at_rest(parts)
+        for each in (client, other):
+            [told] = each.controls("gap-detected")
+            assert json.loads(told)["reason"] == "expired"
+        assert (client.ids, other.ids) == ([], [10, 30])
+
+
+def test_a_resting_connection_that_was_sent_no_lost_message_is_told_of_no_gap() -> None:
+    with Parts(ring_messages=100) as parts:
+        client, other = connect(parts), connect(parts, "red")
+        at_rest(parts)
+        parts.publish()
+        for _ in range(3):
+            parts.publish(visible_to="red")
+            at_rest(parts)
+        parts.table.lose("orders", 2)
+        parts.look("orders")
+        at_rest(parts)
+        parts.table.skip(100)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        last = parts.publish()
+        at_rest(parts)
+        assert client.ids == [10, last]
+        assert client.controls("gap-detected") == []
+        [told] = other.controls("gap-detected")
+        assert json.loads(told)["reason"] == "ahead"
+
+
+def test_a_resting_connection_whose_own_cursor_is_proven_wrong_is_told() -> None:
+    id = 1_700_000_000_000_000
+    with Parts(Table(first_id=id), ring_messages=100) as parts:
+        connect(parts, "red", since=0)
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        client = connect(parts, since=id + 5)
+        parts.publish()
+        at_rest(parts)
+        [told] = client.controls("gap-detected")
+        assert json.loads(told)["reason"] == "ahead"
+        assert client.ids == [id + 20]
+
+
+def test_after_a_forged_message_the_next_true_one_reaches_its_holders() -> None:
+    with Parts(ring_messages=100) as parts:
+        client = connect(parts, "red")
+        at_rest(parts)
+        parts.ring(NewMessage("orders", 1000, 0, 0.0, None, "forged", None, None))
+        at_rest(parts)
+        parts.look("orders")
+        at_rest(parts)
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        assert client.ids == [1000, 10]
+
+
+def test_a_message_that_the_ring_dropped_before_its_pass_reaches_everybody() -> None:
+    with Parts(ring_messages=100) as parts:
+        client = connect(parts)
+        at_rest(parts)
+        parts.publish()
+        parts.log().clear_ring()
+        parts.publish(visible_to="red")
+        at_rest(parts)
+        assert client.ids == [10]
+
+
+# Every interleaving
+
+LABELS = st.lists(st.sampled_from(HELD), max_size=2, unique=True)
+AUDIENCE = st.sampled_from([None, None, "red", "red", "blue", "green", "even", "nobody holds it"])
+CLIENT = st.integers(0, 20)
+CONNECT = st.tuples(
+    st.just("connect"), LABELS, st.integers(0, 1), st.sampled_from(["now", "oldest", "middle", "newest"]), st.booleans()
+)
+STEPS = st.one_of(
+    st.tuples(st.just("publish"), AUDIENCE, st.integers(1, 5), st.just(True), st.none() | CLIENT),
+    st.tuples(st.just("publish"), AUDIENCE, st.integers(1, 5), st.booleans(), st.none()),
+    st.tuples(st.just("publish"), st.sampled_from(HELD), st.integers(1, 5), st.just(True), st.none()),
+    st.tuples(st.just("note"), AUDIENCE, st.integers(1, 5)),
+    CONNECT,
+    st.tuples(st.just("relabel"), CLIENT, LABELS),
+    st.tuples(st.just("beat"), CLIENT),
+    st.tuples(st.just("jam"), CLIENT),
+    st.tuples(st.just("unblock"), CLIENT),
+    st.tuples(st.just("leave"), CLIENT),
+    st.tuples(st.just("look")),
+    st.tuples(st.just("forget the ring")),
+    st.tuples(st.just("kill"), st.integers(0, 2)),
+)
+BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
+
+
+class Sent(NamedTuple):
+    """A message that was published: its audience, the client that it excludes, and its place in the history."""
+
+    label: str | None
+    exclude: str | None
+    at: int
+
+
+class Run:
+    """One interleaving. ``history`` has, for each client, since when it held which labels."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.open: list[FakeClient] = []
+        self.sent: dict[str, Sent] = {}
+        self.held: dict[str, list[tuple[int, frozenset[str]]]] = {}
+        self.now = 0
+        self.killed = False
+        parts.filters.register("even", lambda context, stream: context == 0)
+
+    def do(self, step: str, *arguments: Any) -> None:
+        self.now += 1
+        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
+
+    def do_publish(self, label: str | None, count: int, ring: bool, exclude: int | None) -> None:
+        excluded = self.open[exclude % len(self.open)].id if exclude is not None and self.open else None
+        for _ in range(count):
+            id = self.parts.publish(ring=ring, visible_to=label, exclude=excluded)
+            self.sent[str(id)] = Sent(label, excluded, self.now)
+
+    def do_note(self, label: str | None, count: int) -> None:
+        for _ in range(count):
+            data = f"note {len(self.sent)}"
+            self.sent[data] = Sent(label, None, self.now)
+            self.parts.ephemeral(data, visible_to=label)
+
+    def do_connect(self, labels: list[str], context: int, start: str, jammed: bool) -> None:
+        ids = self.parts.table.ids("orders")
+        since = {"oldest": 0, "middle": ids[len(ids) // 2] if ids else 0, "newest": self.parts.table.head("orders")}
+        client = connect(self.parts, *labels, context=context, jammed=jammed, since=since.get(start))
+        self.open.append(client)
+        self.held[client.id] = [(-1, frozenset(labels))]
+
+    def do_relabel(self, pick: int, labels: list[str]) -> None:
+        if self.open:
+            client = self.open[pick % len(self.open)]
+            relabel(self.parts, client, *labels)
+            self.held[client.id].append((self.now, frozenset(labels)))
+
+    def do_beat(self, pick: int) -> None:
+        """Do as the heartbeat does with a cursor that may rest."""
+        if self.open:
+            subscription = self.open[pick % len(self.open)].subscriptions[0]
+            if subscription.cursor is not None:
+                self.parts.board.ready.add(subscription)
+
+    def do_jam(self, pick: int) -> None:
+        if self.open:
+            self.open[pick % len(self.open)].jammed = True
+
+    def do_unblock(self, pick: int) -> None:
+        if self.open:
+            self.open[pick % len(self.open)].unblock()
+
+    def do_leave(self, pick: int) -> None:
+        if self.open:
+            self.parts.leave(self.open.pop(pick % len(self.open)))
+
+    def do_look(self) -> None:
+        self.parts.look("orders")
+
+    def do_forget_the_ring(self) -> None:
+        log = self.parts.registry.log("orders")
+        if log is not None:
+            log.clear_ring()
+
+    def do_kill(self, which: int) -> None:
+        self.killed = True
+        self.parts.restart(which)
+
+    def finish(self) -> None:
+        for client in self.open:
+            client.unblock()
+        self.parts.look("orders")
+        at_rest(self.parts)
+        assert all(client.admitted for client in self.open)
+
+    # judging
+
+    def labels(self, client: FakeClient, at: int) -> frozenset[str]:
+        return [labels for since, labels in self.held[client.id] if since <= at][-1]
+
+    def may_see(self, client: FakeClient, sent: Sent, labels: frozenset[str]) -> bool:
+        if sent.exclude == client.id:
+            return False
+        context = client.request.places[0].subscriber.context
+        return sent.label is None or sent.label in labels or (sent.label == "even" and context == 0)
+
+    def check(self, client: FakeClient) -> None:
+        if not client.received:
+            assert client not in self.open
+            return
+        assert client.controls("gap-detected") == []
+        [told] = client.controls("connected")
+        start = json.loads(told)["streams"][0]["lastId"]
+        since = client.request.places[0].since
+        start = start if since is None else since
+        got = [message.data for message in client.messages]
+        durable = [int(data) for data in got if not data.startswith("note")]
+        assert durable == sorted(set(durable)), "out of order, or repeated"
+        assert all(id > start for id in durable)
+        notes = [int(data.split()[1]) for data in got if data.startswith("note")]
+        assert notes == sorted(set(notes))
+        for data in got:
+            sent = self.sent[data]
+            held = [self.labels(client, at) for at in range(sent.at, self.now + 1)]
+            assert any(self.may_see(client, sent, labels) for labels in held), "seen without the label"
+        if client in self.open:
+            for data, sent in self.sent.items():
+                held = [self.labels(client, at) for at in range(sent.at, self.now + 1)]
+                if not data.startswith("note") and int(data) > start:
+                    surely = all(self.may_see(client, sent, labels) for labels in held)
+                    assert int(data) in durable or not surely, f"{data} is lost"
+
+
+def breathe(times: int) -> None:
+    for _ in range(times):
+        turns.breathe()
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    first=st.lists(CONNECT, min_size=2, max_size=6),
+    steps=st.lists(st.tuples(STEPS, BREATHS), min_size=20, max_size=80),
+    ring=st.sampled_from([4, 12, 50]),
+    slowness=st.integers(0, 4),
+)
+def test_every_interleaving_delivers_to_the_holders_in_order_and_once(
+    finely_grained: None, first: list[Any], steps: list[tuple[Any, int]], ring: int, slowness: int
+) -> None:
+    table = Table()
+    table.on_read = lambda: breathe(slowness)
+    with Parts(table, ring_messages=ring, page_size=2) as parts:
+        run = Run(parts)
+        for step, breaths in [*((each, 3) for each in first), *steps]:
+            run.do(*step)
+            breathe(breaths)
+        run.finish()
+        for client in parts.clients:
+            run.check(client)
+        for client in run.open:
+            parts.leave(client)
+        assert parts.budget.used == 0
+        assert not parts.registry._holders
+        gevent.sleep(0)
