@@ -103,9 +103,9 @@ class StandbyReads:
     # the sweeper's
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
-        """Ask the standby which streams have moved, and the primary whether those that seem to have lost messages have.
+        """Ask the standby, if it has everything that the primary has. The look that follows a difference asks the primary.
 
-        If a log is in doubt, the primary is asked about all of them, because only its answer ends the doubt.
+        If a log is in doubt, the primary is asked, because only its answer ends the doubt.
         """
         logs = [self._registry.log(stream) for stream in heads]
         doubtful = any(log is None or log.in_doubt for log in logs)
@@ -114,11 +114,6 @@ class StandbyReads:
             self.counts["primary"] += 1
             return self._primary.moved(heads, pruned)
         mark, (_, found) = answer
-        lower = {stream: heads[stream] for stream, newest in found.items() if newest < heads[stream]}
-        if lower:
-            self.counts["primary"] += 1
-            _, confirmed = self._primary.moved(lower, pruned)
-            found = {stream: newest for stream, newest in found.items() if stream not in lower} | confirmed
         return mark.newest, found
 
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:

@@ -185,6 +185,27 @@ def test_a_standby_that_has_stopped_hides_nothing(pair: Pair) -> None:
         assert gaps(live) == []
 
 
+def test_a_probe_sees_what_the_primary_has_although_replay_is_paused(pair: Pair) -> None:
+    """Tails would find the message too, so the source is asked directly."""
+    fill(pair, 3)
+    pair.replayed()
+    with serving(pair.settings, catch_up_interval=60.0) as server:
+        used(server)
+        server.live("orders")
+        reads, known = server.instance.standby_reads, pair.stored()
+        until(lambda: not server.instance.registry.log("orders").in_doubt, "the table was asked")
+        before = counts(server)
+        assert reads.moved({"orders": known[-1][0]}) == (known[-1][0], {})
+        assert counts(server)["standby"] > before["standby"]
+        with pair.paused():
+            fill(pair, 2)
+            newest = pair.stored()[-1][0]
+            assert reads.moved({"orders": known[-1][0]}) == (newest, {"orders": newest})
+            server.instance.standby_watch.late = False
+            ids = [id for id, _ in pair.stored()]
+            assert reads.inventory([("orders", 0, newest)]) == [(0, 5, sum(ids))]
+
+
 def test_a_watermark_that_the_standby_does_not_know_is_not_ahead(pair: Pair) -> None:
     with serving(pair.settings) as server:
         used(server)
