@@ -122,6 +122,8 @@ class RedisSession:
 
     def _unsubscribe(self, channels: set[str]) -> None:
         self._send(self._commands("UNSUBSCRIBE", channels))
+        # An answer that came after the channel is subscribed to again would be taken for a slot that moves.
+        self._until(lambda: not channels & self._subscribed)
         needed = {self._layout.of(channel) for channel in self._wanted}
         for address in self._links.keys() - needed:  # no beacon would come there
             self._readers.pop(address).kill(block=False)

@@ -220,6 +220,8 @@ class Proxy:
             while data := source.recv(65536):
                 if not self.dead and client not in self._lost:
                     target.sendall(data)
+            if not self.dead and client not in self._lost:
+                target.shutdown(socket.SHUT_WR)
 
     def lose(self) -> None:
         """Pass nothing on any more for the current connections."""
