@@ -21,9 +21,11 @@ class Patience:
     timeout.
     """
 
-    def __init__(self, first: float) -> None:
+    def __init__(self, first: float, *, waits: bool = False) -> None:
         self.first = first
         self.seconds = first
+        self.waits = waits
+        """Whether nobody notices if the statement comes a little later, so that it need not open a session if one is busy."""
 
     def answered(self) -> None:
         """Go back to the first timeout, because the statement was answered."""

@@ -34,6 +34,12 @@ _LOOK_AGAIN = 0.25
 DOUBT = 2.0
 """Seconds that running statements still get after a session was found dead, because all sessions lead to the same server."""
 
+KEPT = 30.0
+"""Seconds after which an idle connection is closed if there is another one. So a worker without work keeps one."""
+
+WAIT = 0.25
+"""The longest wait, in seconds, of a statement that need not be prompt for the end of another such statement."""
+
 _STATE = "select pg_backend_pid(), (select coalesce(state, '') from pg_stat_activity where pid = %s)"
 
 _AT_ONCE = 1.0  # seconds; a refusal within this time is an answer, so the server lives
@@ -58,6 +64,8 @@ class Pool:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._free = BoundedSemaphore(self.size)
+        # The periodic statements of a worker take turns, so that they need only one connection.
+        self._turn = BoundedSemaphore(1)
         self._idle: deque[_Idle] = deque()
         self._used: set[ext.connection] = set()
         self.answered = monotonic()
@@ -74,24 +82,34 @@ class Pool:
             # After a fork, the sockets belong to the parent: even closing one would end the parent's session.
             _abandoned.append(self._idle)
             self._reset()
-        free = self._free
-        self._wait_for(free)
+        free, turn = self._free, self._turn
+        has_turn = patience is not None and patience.waits and turn.acquire(timeout=WAIT)
         try:
-            connection = self._take()
-            began = monotonic()
-            self._used.add(connection)
-            _set_patience(connection, patience)
-            if isinstance(connection, Connection):
-                connection.ask = None if patience else self._works_on
+            self._wait_for(free)
             try:
-                with translated():
+                with self._lent(patience) as connection:
                     yield connection
             finally:
-                self._used.discard(connection)
-                self._note_outcome(connection, patience, began)
-                self._give_back(connection)
+                free.release()
         finally:
-            free.release()
+            if has_turn:
+                turn.release()
+
+    @contextmanager
+    def _lent(self, patience: Patience | None) -> Iterator[ext.connection]:
+        connection = self._take()
+        began = monotonic()
+        self._used.add(connection)
+        _set_patience(connection, patience)
+        if isinstance(connection, Connection):
+            connection.ask = None if patience else self._works_on
+        try:
+            with translated():
+                yield connection
+        finally:
+            self._used.discard(connection)
+            self._note_outcome(connection, patience, began)
+            self._give_back(connection)
 
     def ask(self, question: Callable[[ext.connection], None]) -> None:
         """Ask a ``question`` that costs almost nothing, to see whether the database answers. Opens a connection if none is free.
@@ -109,7 +127,7 @@ class Pool:
             finally:
                 connection.close()
             return
-        with self.connection(Patience(LIFE)) as connection:
+        with self.connection(Patience(LIFE, waits=True)) as connection:
             try:
                 question(connection)
             finally:
@@ -193,6 +211,15 @@ class Pool:
             connection.close()
         else:
             self._idle.append((connection, monotonic()))
+            self._shrink(monotonic())
+
+    def _shrink(self, now: float) -> None:
+        """Close the connections that were not needed for a while, but the last one. The longest idle one is the first."""
+        try:
+            while len(self._idle) > 1 and now - self._idle[0][1] >= KEPT:
+                self._idle.popleft()[0].close()
+        except IndexError:  # another thread took it in between
+            pass
 
     @property
     def in_use(self) -> int:

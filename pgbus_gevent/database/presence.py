@@ -20,7 +20,7 @@ class PresenceQueries:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._keeping = Patience(READ)
+        self._keeping = Patience(READ, waits=True)
 
     def _all(self, statement: str, *parameters: Any, patience: Patience | None = None) -> list[tuple[Any, ...]]:
         with self._pool.connection(patience) as connection, connection.cursor() as cursor:

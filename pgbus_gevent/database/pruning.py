@@ -59,7 +59,7 @@ class Pruning:
         self._pool = pool
         self.retention = retention
         self._others: list[Stated] = []
-        self._patience = Patience(CHANGE)
+        self._patience = Patience(CHANGE, waits=True)
 
     def _one(self, statement: str, *parameters: Any) -> Any:
         return self._all(statement, *parameters)[0][0]

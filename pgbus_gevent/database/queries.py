@@ -145,7 +145,8 @@ class Queries:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._reading = {
-            name: Patience(READ) for name in ("revocations", "moved", "tail", "pages", "openings", "ephemerals")
+            name: Patience(READ, waits=name in ("revocations", "moved"))
+            for name in ("revocations", "moved", "tail", "pages", "openings", "ephemerals")
         }
 
     @contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
@@ -174,8 +175,22 @@ def check(connection: ext.connection) -> None:
         raise SchemaTooOld(max(applied, default=0), known[-1].version)
 
 
+_SERVING = """
+select version, name, serves, checksum from pgbus.migrations where has_table_privilege('pgbus.messages', 'select')
+"""
+
+
 def check_serving(connection: ext.connection) -> None:
     """Do as :func:`check`, and also raise :class:`DatabaseError` if the role may not read messages, or not any more."""
+    with (
+        suppress(psycopg2.ProgrammingError),
+        connection.cursor() as cursor,
+    ):  # no such table or right, as is found out below
+        # One statement, because each worker asks this all the time.
+        cursor.execute(_SERVING)
+        applied = {row[0]: Applied(*row) for row in cursor.fetchall()}
+        if applied and not pending(migrations(), applied):
+            return
     check(connection)
     with connection.cursor() as cursor:
         cursor.execute("select has_table_privilege('pgbus.messages', 'select'), current_user")

@@ -21,7 +21,7 @@ class Stewardship:
         self._pool = pool
 
     def _all(self, statement: str, parameters: Any) -> list[tuple[Any, ...]]:
-        with self._pool.connection(Patience(LIFE)) as connection, connection.cursor() as cursor:
+        with self._pool.connection(Patience(LIFE, waits=True)) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall()
 

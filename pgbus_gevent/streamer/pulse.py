@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -23,10 +24,16 @@ from ..errors import (
 logger = logging.getLogger("pgbus_gevent.pulse")
 
 INTERVAL = 2.0
-"""Seconds between two questions."""
+"""Seconds without an answer after which the database is asked. Mostly other statements of the worker are answered before."""
+
+SCHEMA_INTERVAL = 10.0
+"""The longest time between two questions about the schema, in seconds."""
 
 UNREADY_AFTER = 4.0
 """Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
+
+
+_LEAST = 0.05  # seconds
 
 
 class Source(Protocol):
@@ -60,6 +67,7 @@ class Pulse:
         self._clock = clock
         self._began: float | None = None
         self._reached = False
+        self._check_at = 0.0
         self._what = what
         self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
         self.fault = ""
@@ -72,8 +80,22 @@ class Pulse:
     def run(self) -> None:
         """Ask, for ever."""
         while True:
-            self._ask()
-            gevent.sleep(INTERVAL)
+            now = self._clock()
+            if self._is_due(now):
+                self._ask()
+                self._check_at = now + SCHEMA_INTERVAL * random.uniform(0.75, 1.0)
+            gevent.sleep(self._rest)
+
+    def _is_due(self, now: float) -> bool:
+        unknown = not self._reached or self._silence.lasts or bool(self.fault)
+        return unknown or now >= self._check_at or now - self._source.answered >= INTERVAL
+
+    @property
+    def _rest(self) -> float:
+        """The seconds until the last answer has grown old, so that a silence is noticed in time."""
+        if not self._reached or self._silence.lasts or self.fault:
+            return INTERVAL
+        return max(_LEAST, min(INTERVAL, self._source.answered + INTERVAL - self._clock()))
 
     def _ask(self) -> None:
         try:

@@ -15,6 +15,7 @@ from database_parts import PATIENCE, Session, together, until
 
 from pgbus_gevent.database import pool as pool_module
 from pgbus_gevent.database.connect import connect
+from pgbus_gevent.database.patience import Patience
 from pgbus_gevent.database.pool import Pool
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, PoolTimeout
 
@@ -235,6 +236,60 @@ def test_a_notice_to_an_idle_connection_does_not_cost_it(make_pool: MakePool, sq
         pid = connection.info.backend_pid
     sql.run("notify something")
     assert run(pool) == pid
+
+
+def test_a_pool_that_is_not_needed_any_more_shrinks_to_one_connection(
+    make_pool: MakePool, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "KEPT", 0.3)
+    pool = make_pool(4)
+    assert is_whole(pool)
+    assert sessions_of_pools(sql) == 4
+    until(lambda: run(pool) and sessions_of_pools(sql) == 1, "only the one that is used remains")
+    pid = run(pool)
+    gevent.sleep(0.5)
+    assert run(pool) == pid, "the last one is kept"
+
+
+# turns
+
+CHORE = Patience(5.0, waits=True)
+
+
+def chore(pool: Pool, seconds: float = 0.0) -> int:
+    """Run a statement that need not be prompt. Return its session."""
+    with pool.connection(CHORE) as connection, connection.cursor() as cursor:
+        cursor.execute(f"select pg_backend_pid() from pg_sleep({seconds})")
+        return int(cursor.fetchone()[0])
+
+
+def test_statements_that_need_not_be_prompt_share_one_connection(make_pool: MakePool, sql: Session) -> None:
+    pool = make_pool(5)
+    pids = together(*[lambda: chore(pool, 0.01) for _ in range(8)], lambda: pool.ask(ask))
+    assert len({pid for pid in pids if pid}) == 1
+    assert sessions_of_pools(sql) == 1
+
+
+def test_a_prompt_statement_does_not_wait_for_them(make_pool: MakePool) -> None:
+    pool = make_pool(5)
+    slow = gevent.spawn(chore, pool, 1.0)
+    until(lambda: pool.in_use == 1, "it runs")
+    began = monotonic()
+    run(pool)
+    assert monotonic() - began < 0.9 and not slow.ready()
+    slow.get(timeout=PATIENCE)
+
+
+def test_a_slow_one_delays_the_others_only_for_a_moment(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(5)
+    slow = gevent.spawn(chore, pool, 20.0)
+    until(lambda: pool.in_use == 1, "it runs")
+    began = monotonic()
+    pool.ask(ask)
+    chore(pool)
+    assert monotonic() - began < 5.0 and not slow.ready()
+    slow.kill()
+    assert chore(pool) and is_whole(pool), "a turn that ends with the greenlet is given back"
 
 
 # closing

@@ -234,7 +234,7 @@ def test_a_read_that_takes_long_on_a_database_that_answers_is_not_cut_off_for_ev
 def test_a_server_is_not_ready_while_the_schema_is_missing(
     pgbus_settings: Settings, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulse, "INTERVAL", 0.2)
+    monkeypatch.setattr(pulse, "SCHEMA_INTERVAL", 0.2)
     with plain_serving(pgbus_settings) as server, session(pgbus_database) as connection:
         server.live("orders")
         assert get(server.url, "/pgbus/readyz").status == 200
@@ -253,7 +253,7 @@ def test_a_server_is_not_ready_while_the_schema_is_missing(
 def test_a_server_is_not_ready_while_its_role_may_not_read(
     what: str, pgbus_settings: Settings, pgbus_database: str, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulse, "INTERVAL", 0.2)
+    monkeypatch.setattr(pulse, "SCHEMA_INTERVAL", 0.2)
     url = str(ext.make_dsn(pgbus_database, user=role))
     with plain_serving(replace(pgbus_settings, database_url=url, migrate=False)) as server:
         server.live("orders")

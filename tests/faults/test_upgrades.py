@@ -319,8 +319,8 @@ NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values 
 def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
     database: str, sql: Session, tmp_path: Path
 ) -> None:
-    # A worker that ran on would notice within two seconds, and also refuse new clients.
-    (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.INTERVAL = 3600.0\n{APP}")
+    # A worker that ran on would notice within ten seconds, and also refuse new clients.
+    (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.SCHEMA_INTERVAL = 3600.0\n{APP}")
     with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
         stays, restarts = served.serving(2)
         sql.run(NEWER, NEWEST + 1)

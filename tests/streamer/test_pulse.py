@@ -1,0 +1,95 @@
+"""Signs of life: the database is asked only if no other statement was answered lately, and for its schema now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import gevent
+import pytest
+from streamer_parts import wait_until
+
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
+from pgbus_gevent.streamer import pulse as module
+from pgbus_gevent.streamer.pulse import Pulse
+
+
+class Patient:
+    """A database that answers the pulse unless it has an ``error``, and other statements while the test is in :meth:`busy`."""
+
+    def __init__(self) -> None:
+        self.answered = monotonic()
+        self.error: Exception | None = None
+        self.asked = 0
+
+    def check_life(self) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        self.answered = monotonic()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        def answer() -> None:
+            while True:
+                self.answered = monotonic()
+                gevent.sleep(0.01)
+
+        greenlet = gevent.spawn(answer)
+        try:
+            yield
+        finally:
+            greenlet.kill()
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.1)
+    monkeypatch.setattr(module, "SCHEMA_INTERVAL", 1.0)
+
+
+@contextmanager
+def beating(patient: Patient) -> Iterator[Pulse]:
+    pulse = Pulse(patient, patience=60.0)
+    pulse.begin(True)
+    greenlet = gevent.spawn(pulse.run)
+    try:
+        yield pulse
+    finally:
+        greenlet.kill()
+
+
+def test_while_other_statements_are_answered_only_the_schema_is_asked_for() -> None:
+    patient = Patient()
+    with patient.busy(), beating(patient):
+        gevent.sleep(2.5)
+        assert 2 <= patient.asked <= 5
+
+
+def test_in_a_silence_it_asks_as_soon_as_the_last_answer_is_old() -> None:
+    patient = Patient()
+    with beating(patient) as pulse:
+        with patient.busy():
+            wait_until(lambda: patient.asked > 0)
+        before, longest, end = patient.asked, 0.0, monotonic() + 2.0
+        while monotonic() < end:
+            longest = max(longest, pulse.silence)
+            gevent.sleep(0.005)
+        assert 10 <= patient.asked - before <= 25
+        assert longest < 0.6
+
+
+def test_a_silence_ends_with_a_question_of_its_own_and_not_with_another_answer() -> None:
+    """The schema may have changed meanwhile."""
+    patient = Patient()
+    with beating(patient) as pulse:
+        patient.error = DatabaseUnavailable("away")
+        wait_until(lambda: pulse._silence.lasts)
+        patient.error = DatabaseError("no schema")
+        with patient.busy():
+            wait_until(lambda: pulse.fault)
+            asked = patient.asked
+            wait_until(lambda: patient.asked > asked + 2, "a fault is looked at again often")
+            patient.error = None
+            wait_until(lambda: not pulse.fault and not pulse.trouble)
