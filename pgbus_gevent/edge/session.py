@@ -47,6 +47,9 @@ FOLD_AFTER = 10.0
 LINGER = 0.5
 """Seconds for which a line is read after another has replaced it, for ephemeral messages that are on their way."""
 
+OVERLAP = 5.0
+"""Seconds after a new line in which an ephemeral message may come on two lines."""
+
 BACKLOG = 1000
 """How many payloads wait for the listener. Beyond that the lines are not read, so the origin notes only which streams move."""
 
@@ -223,7 +226,7 @@ class WakeSession:
 
     def _is_repeated(self, payload: str) -> bool:
         """Whether an ephemeral message has come on another line already. Other messages are known by their ids."""
-        if not payload.startswith('["ephemeral",') or monotonic() - self._overlap > FOLD_AFTER:
+        if not payload.startswith('["ephemeral",') or monotonic() - self._overlap > OVERLAP:
             return False
         try:
             _, stream, number, *_ = json.loads(payload)

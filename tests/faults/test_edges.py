@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 
 import gevent
 import pytest
 from edge_parts import TOKEN, Hop, hop
-from support import PATIENCE, ServeProcess, connect, gaps, get, received, run, serve_process, session, stored, until
+from support import (
+    PATIENCE,
+    ServeProcess,
+    connect,
+    free_port,
+    gaps,
+    get,
+    received,
+    run,
+    serve_process,
+    session,
+    stored,
+    until,
+)
+from ways import found
 
 from pgbus_gevent.testing.client import StreamClient
 
@@ -189,3 +205,46 @@ def test_a_database_that_goes_back_during_a_cut_is_a_gap_and_never_a_silent_loss
         assert gaps(client)[0]["reason"] == "ahead"
         assert received(client)[-4:] == stored(connection, "orders")
     client.close()
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path, processes: ExitStack, pgbus_database: str) -> Iterator[tuple[str, list[ServeProcess]]]:
+    """The URL of HAProxy, and the two origins behind it."""
+    origins = [origin(processes, pgbus_database) for _ in range(2)]
+    port = free_port()
+    servers = "".join(
+        f"  server s{n} {each.url.removeprefix('http://')} check inter 100ms fall 1\n" for n, each in enumerate(origins)
+    )
+    (tmp_path / "haproxy.cfg").write_text(
+        "defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n"
+        f"frontend f\n  bind 127.0.0.1:{port}\n  default_backend b\n"
+        f"backend b\n  balance roundrobin\n  option httpchk GET /pgbus/readyz\n{servers}"
+    )
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen([found("haproxy"), "-f", str(tmp_path / "haproxy.cfg")], stdout=log, stderr=log) as process,
+    ):
+        try:
+            yield f"http://127.0.0.1:{port}", origins
+        finally:
+            process.kill()
+
+
+def test_the_ledger_is_exact_behind_haproxy_while_one_of_two_origins_is_killed(
+    pgbus_database: str, processes: ExitStack, haproxy: tuple[str, list[ServeProcess]]
+) -> None:
+    url, origins = haproxy
+    here = edge(processes, url)
+    until(lambda: get(here.url, "/pgbus/readyz").status == 200, "the edge is ready", PATIENCE)
+    end = monotonic() + SECONDS
+    jobs = [gevent.spawn(publish, pgbus_database, n, end) for n in range(3)]
+    clients = []
+    for n, stream in enumerate(STREAMS):  # one after the other, so that there are new connections to both origins
+        clients.append((connect(here.url, stream, since=0), stream))
+        gevent.sleep(0.3)
+        if n == len(STREAMS) // 2:
+            origins[0].process.send_signal(signal.SIGKILL)
+    gevent.joinall(jobs, raise_error=True)
+    assert assert_exact(clients, pgbus_database) > 500
+    for client, _ in clients:
+        client.close()

@@ -1,0 +1,173 @@
+"""Requests to an origin: connections that are kept, answers that cannot be used, and TLS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent.pywsgi import WSGIServer
+
+from pgbus_gevent.edge.origin import Origin
+from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
+
+TOKEN = "a-worker-token-for-tests"
+
+
+class Site:
+    """A server that answers as :attr:`answer` says, and remembers the requests."""
+
+    def __init__(self, **tls: Any) -> None:
+        self.answer: Callable[[], tuple[str, bytes]] = lambda: ("200 OK", b'{"at": 1}')
+        self.requests: list[dict[str, Any]] = []
+        self.peers: set[str] = set()
+        self._server = WSGIServer(("127.0.0.1", 0), self._serve, log=None, error_log=None, **tls)
+        self._server.start()
+        self.port = int(self._server.server_port)
+        self.url = f"{'https' if tls else 'http'}://localhost:{self.port}/pgbus"
+
+    def _serve(self, environ: Any, start_response: Any) -> list[bytes]:
+        self.requests.append({**environ, "body": environ["wsgi.input"].read()})
+        self.peers.add(environ["REMOTE_PORT"])
+        status, body = self.answer()
+        start_response(status, [("content-length", str(len(body)))])
+        return [body]
+
+    def stop(self) -> None:
+        self._server.stop(0.1)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    found = Site()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def origins() -> Iterator[Callable[..., Origin]]:
+    made: list[Origin] = []
+
+    def make(url: str, **more: Any) -> Origin:
+        made.append(Origin(url, TOKEN, **{"connect_timeout": 2.0, "pool_timeout": 0.1, "size": 2, **more}))
+        return made[-1]
+
+    yield make
+    for origin in made:
+        origin.close()
+
+
+def test_a_read_presents_the_token_and_the_connection_is_kept(site: Site, origins: Callable[..., Origin]) -> None:
+    origin = origins(site.url)
+    for n in range(5):
+        assert origin.ask("/edges/reads", {"n": n}, timeout=5.0) == {"at": 1}
+    assert [json.loads(each["body"]) for each in site.requests] == [{"n": n} for n in range(5)]
+    assert {each["HTTP_AUTHORIZATION"] for each in site.requests} == {f"Bearer {TOKEN}"}
+    assert {each["PATH_INFO"] for each in site.requests} == {"/pgbus/edges/reads"}
+    assert len(site.peers) == 1
+    assert monotonic() - origin.answered < 5.0
+
+
+def test_a_kept_connection_that_was_closed_is_replaced_without_an_error(
+    site: Site, origins: Callable[..., Origin]
+) -> None:
+    origin = origins(site.url)
+    origin.ask("/edges/reads", {}, timeout=5.0)
+    site.stop()
+    again = WSGIServer(("127.0.0.1", site.port), site._serve, log=None, error_log=None)
+    again.start()
+    try:
+        assert origin.ask("/edges/reads", {}, timeout=5.0) == {"at": 1}
+    finally:
+        again.stop(0.1)
+    assert origin.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        ("401 Unauthorized", OriginRefused, "give both the same PGBUS_WORKER_TOKEN"),
+        ("403 Forbidden", OriginRefused, "set PGBUS_WORKER_TOKEN there"),
+        ("404 Not Found", OriginRefused, "check the path in PGBUS_UPSTREAM"),
+        ("413 Content Too Large", OriginRefused, "a proxy before the origin"),
+        ("426 Upgrade Required", OriginRefused, "upgrade the older of the two"),
+        ("301 Moved Permanently", OriginRefused, "check the address in PGBUS_UPSTREAM"),
+        ("503 Service Unavailable", DatabaseUnavailable, "the origin answered 503: no"),
+    ],
+)
+def test_an_answer_that_refuses_says_what_to_do(
+    site: Site, origins: Callable[..., Origin], status: str, error: type[Exception], says: str
+) -> None:
+    site.answer = lambda: (status, b"no")
+    with pytest.raises(error, match=says):
+        origins(site.url).ask("/edges/reads", {}, timeout=5.0)
+
+
+def test_an_answer_that_is_not_json_is_not_from_an_origin(site: Site, origins: Callable[..., Origin]) -> None:
+    site.answer = lambda: ("200 OK", b"<html>a login page</html>")
+    with pytest.raises(OriginRefused, match="what answers there is not pgbus-gevent"):
+        origins(site.url).ask("/edges/reads", {}, timeout=5.0)
+
+
+def test_an_answer_that_does_not_come_is_given_up_in_time(site: Site, origins: Callable[..., Origin]) -> None:
+    origin = origins(site.url)
+    origin.ask("/edges/reads", {}, timeout=5.0)
+
+    def late() -> tuple[str, bytes]:
+        gevent.sleep(2.0)
+        return "200 OK", b"{}"
+
+    site.answer = late
+    began = monotonic()
+    with pytest.raises(DatabaseUnavailable, match=r"did not answer within 0\.2 s"):
+        origin.ask("/edges/reads", {}, timeout=0.2)
+    assert monotonic() - began < 1.5
+    assert (origin.in_use, origin.failures) == (0, 1)
+
+
+def test_reads_beyond_the_size_of_the_pool_wait_their_turn(site: Site, origins: Callable[..., Origin]) -> None:
+    def slow() -> tuple[str, bytes]:
+        gevent.sleep(0.5)
+        return "200 OK", b"{}"
+
+    site.answer = slow
+    origin = origins(site.url)
+    jobs = [gevent.spawn(origin.ask, "/edges/reads", {}, timeout=5.0) for _ in range(2)]
+    gevent.sleep(0.1)
+    with pytest.raises(PoolTimeout):
+        origin.ask("/edges/reads", {}, timeout=5.0)
+    assert [job.get(timeout=5) for job in jobs] == [{}, {}]
+
+
+def test_the_certificate_of_the_origin_is_verified(
+    origins: Callable[..., Origin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    site = Site(ssl_context=context)
+    try:
+        with pytest.raises(DatabaseUnavailable, match=r"does not verify .*SSL_CERT_FILE"):
+            origins(site.url).ask("/edges/reads", {}, timeout=5.0)
+        assert site.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert origins(site.url).ask("/edges/reads", {}, timeout=5.0) == {"at": 1}
+        with pytest.raises(DatabaseUnavailable, match="does not verify"):
+            origins(site.url.replace("localhost", "127.0.0.1")).ask("/edges/reads", {}, timeout=5.0)
+    finally:
+        site.stop()

@@ -1,0 +1,174 @@
+"""The session of an edge: few connections for any number of streams, and nothing lost or repeated when they change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from edge_parts import TOKEN, hop
+from support import PATIENCE, Serving, serving, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core import wakes
+from pgbus_gevent.core.board import Board, RingLimits
+from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.wakes import Ephemeral, NewMessage, Wake
+from pgbus_gevent.core.work import Flag
+from pgbus_gevent.edge import session as subject
+from pgbus_gevent.edge.origin import Origin
+from pgbus_gevent.edge.session import SMALL, WakeSession
+from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused
+from pgbus_gevent.settings.table import Settings
+
+
+@pytest.fixture
+def origin(pgbus_settings: Settings) -> Iterator[Serving]:
+    with serving(pgbus_settings, worker_token=TOKEN) as found:
+        yield found
+
+
+@pytest.fixture
+def board() -> Board:
+    from gevent.event import Event
+
+    make: type[Flag] = Event
+    return Board(make, RingLimits(1000, 2**20, 2**24))
+
+
+def requests_to(url: str, token: str = TOKEN) -> Origin:
+    return Origin(f"{url}/pgbus", token, connect_timeout=2.0, pool_timeout=2.0, size=2)
+
+
+@pytest.fixture
+def session(origin: Serving, board: Board) -> Iterator[WakeSession]:
+    found = WakeSession(requests_to(origin.url), board.registry)
+    yield found
+    found.close()
+
+
+def heard(session: WakeSession, count: int) -> list[Wake]:
+    """Return what the session hears, up to the first ``count`` messages and ephemeral messages."""
+    found: list[Wake] = []
+
+    def enough() -> bool:
+        found.extend(wakes.parse(payload) for payload in session.receive(0.1)[0])
+        return sum(isinstance(each, NewMessage | Ephemeral) for each in found) >= count
+
+    until(enough, f"{count} messages come", PATIENCE)
+    return [each for each in found if isinstance(each, NewMessage | Ephemeral)]
+
+
+def names(count: int, prefix: str = "many") -> list[str]:
+    return [f"{prefix}:{n}" for n in range(count)]
+
+
+def test_from_the_return_of_follow_on_each_message_is_heard_once(session: WakeSession, pgbus_bus: Bus) -> None:
+    ids = []
+    for name in names(30):
+        session.follow([name])
+        ids.append(pgbus_bus.stream(name).broadcast("durable"))
+        pgbus_bus.stream(name).broadcast("hint", ephemeral=True)
+    found = heard(session, 60)
+    assert [each.id for each in found if isinstance(each, NewMessage)] == ids
+    assert [each.stream for each in found if isinstance(each, Ephemeral)] == names(30)
+    assert session.lines == 1
+
+
+def test_a_stream_that_moves_to_another_line_loses_nothing_that_is_on_its_way(
+    session: WakeSession, board: Board, pgbus_bus: Bus
+) -> None:
+    log = board.registry.hold("orders")
+    log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+    session.follow(["orders"])
+    ids = []
+    for n in range(20):
+        ids.append(pgbus_bus.stream("orders").broadcast(str(n)))
+        pgbus_bus.stream("orders").broadcast(f"hint {n}", ephemeral=True)
+        session.follow([f"another:{n}"])  # replaces the line, while the messages may be anywhere
+    found = heard(session, 40)
+    seen = [each.id for each in found if isinstance(each, NewMessage)]
+    assert list(dict.fromkeys(seen)) == ids  # a message may come twice, and is known by its id
+    hints = [each.data for each in found if isinstance(each, Ephemeral)]
+    assert sorted(hints) == sorted(set(hints)) == sorted(f"hint {n}" for n in range(20))
+
+
+def test_a_large_line_stays_while_a_small_one_takes_new_streams(
+    session: WakeSession, origin: Serving, monkeypatch: pytest.MonkeyPatch, pgbus_bus: Bus
+) -> None:
+    session.follow(names(4 * SMALL))
+    [large] = session._lines
+    for name in names(20, "new"):
+        session.follow([name])
+    assert session.lines == 2
+    assert large in session._lines
+    for prefix in ("a", "b", "c", "d"):
+        session.follow(names(SMALL + 10, prefix))
+        assert session.lines <= subject.MOST_LINES
+    monkeypatch.setattr(subject, "FOLD_AFTER", 0.0)
+    session.narrow([*names(20, "new"), "many:5"])
+    session.ping()
+    assert [len(line.streams) for line in session._lines] == [21]
+    pgbus_bus.stream("many:5").broadcast("x")
+    assert len({each.id for each in heard(session, 1) if isinstance(each, NewMessage)}) == 1
+    until(lambda: session.receive(0.05) and len(origin.instance.board.taps) == 1, "the others end", PATIENCE)
+
+
+def test_a_session_begins_with_the_streams_of_the_worker(origin: Serving, board: Board, pgbus_bus: Bus) -> None:
+    first = pgbus_bus.stream("orders").broadcast("a")
+    board.registry.hold("orders").open(head=first, horizon=0, oldest=0, floor=first, rows=[])
+    with_head = WakeSession(requests_to(origin.url), board.registry)
+    try:
+        assert with_head.lines == 1
+        with_head.follow(["orders"])
+        assert with_head.lines == 1
+        missed = pgbus_bus.stream("orders").broadcast("b")
+        assert [each.id for each in heard(with_head, 1) if isinstance(each, NewMessage)] == [missed]
+    finally:
+        with_head.close()
+
+
+def test_a_cut_ends_the_session_after_what_came_before_it(origin: Serving, pgbus_bus: Bus) -> None:
+    with hop(origin.url) as network:
+        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+        try:
+            network.cut()
+            with pytest.raises(DatabaseUnavailable, match=r"ended the connection|was cut"):
+                until(lambda: session.receive(0.1) is None, "it raises")
+        finally:
+            session.close()
+
+
+def test_silence_ends_the_session(origin: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "SILENCE", 0.5)
+    with hop(origin.url) as network:
+        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+        try:
+            network.flows.clear()
+            with pytest.raises(DatabaseUnavailable, match="not even a heartbeat"):
+                until(lambda: session.receive(0.1) is None, "it raises")
+        finally:
+            session.close()
+
+
+def test_an_origin_that_stops_says_so(origin: Serving, session: WakeSession) -> None:
+    for tap in origin.instance.board.taps:
+        tap.end()
+    with pytest.raises(DatabaseUnavailable, match="the origin is stopping"):
+        until(lambda: session.receive(0.1) is None, "it raises")
+
+
+def test_a_wrong_token_ends_the_attempt_with_what_to_do(origin: Serving, board: Board) -> None:
+    with pytest.raises(OriginRefused, match="give both the same PGBUS_WORKER_TOKEN"):
+        WakeSession(requests_to(origin.url, "another-worker-token"), board.registry)
+
+
+@pytest.mark.parametrize(("greeting", "says"), [({"hop": 2}, "upgrade the older"), ([], "not as this release")])
+def test_a_greeting_of_another_release_is_refused(greeting: object, says: str) -> None:
+    with pytest.raises(OriginRefused, match=says):
+        subject._greeting(json.dumps(greeting))
+
+
+def test_an_interrupt_ends_a_wait_and_is_not_lost(session: WakeSession) -> None:
+    session.interrupt()
+    assert session.receive(5.0) == ([], False)
