@@ -86,14 +86,14 @@ class Board:
         self.schedule, self.taps = Schedule(tick), Taps()
         self.ephemeral_buffers = EphemeralBuffers()
         self.large: deque[Ephemeral] = deque()
-        self.dropped = 0
-        """How many ephemeral messages were dropped because too many were waiting."""
+        self.dropped = 0  # ephemeral messages, because too many were waiting
         self._flood = Trouble(
             logger,
             "%d ephemeral messages (%d bytes) wait to be sent, and %d to be fetched: dropping new ones, first of %r",
         )
         self.unsure = True
         """Whether the next sweep must be a probe, because the table may have gone back in time."""
+        self.steward_until = 0.0  # when this worker ceases to rely on the steward's rings, in monotonic seconds
         self.pace = 0.0
         """The least time between two notifications of the doorbell, in seconds."""
         self.workers = 1

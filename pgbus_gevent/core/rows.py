@@ -81,8 +81,22 @@ class EphemeralRow(NamedTuple):
     exclude: str | None
 
 
+class DutyQuestion(NamedTuple):
+    """What the worker with the number ``me`` tells when it asks who is the steward.
+
+    If there is no steward, or it has given no sign for ``lease`` seconds, this worker becomes the steward if it ``may_lead``.
+    ``hears`` says whether it hears notifications, and ``rings`` whether it rings for messages that did not ring.
+    """
+
+    me: int
+    may_lead: bool
+    lease: float
+    hears: bool
+    rings: bool
+
+
 class DutyAnswer(NamedTuple):
-    """The answer to a worker that asks for the steward. ``leads`` says whether that worker is the steward.
+    """``leads`` says whether the worker that asked is the steward.
 
     ``age`` is how many seconds ago the steward gave its last sign (None: there is none), and ``rings`` says whether it rings for
     messages that did not ring. ``company`` says whether there are other workers that hear.
@@ -92,6 +106,28 @@ class DutyAnswer(NamedTuple):
     age: float | None
     rings: bool
     company: bool
+
+
+class IdRow(NamedTuple):
+    """The id of a message, and its stream."""
+
+    id: int
+    stream: str
+
+
+class IdTailRows(NamedTuple):
+    """What the steward's tail has read: the messages in ``holes``, and those ``above`` its position, by rising ids.
+
+    ``ended_below`` is the transaction id below which all transactions had ended, and ``last`` the last id that was drawn.
+    ``bound`` is a new transaction id, if one was asked for.
+    """
+
+    duty: DutyAnswer
+    ended_below: int
+    last: int
+    bound: int | None
+    holes: list[IdRow]
+    above: list[IdRow]
 
 
 class Mark(NamedTuple):

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..core.rows import DutyAnswer
-from .patience import LIFE, Patience
+from ..core.rows import DutyAnswer, DutyQuestion, IdRow, IdTailRows
+from .patience import LIFE, READ, Patience
 from .pool import Pool
 
-_DUTY = """
-select d.leads, d.age, d.rings, d.company
-from pgbus._duty(%(me)s, %(may_lead)s, %(lease)s, %(hears)s, %(rings)s) d
+_ANSWER = """pgbus._duty(%(me)s, %(may_lead)s, %(lease)s, %(hears)s, %(rings)s) d"""
+
+_DUTY = f"select d.leads, d.age, d.rings, d.company from {_ANSWER}"
+
+# The first row renews the lease, and describes the snapshot of the statement. Ids above the last one that was drawn are left out:
+# such a message was written by hand, and a tail that moved up to it would miss all others.
+_IDS = f"""
+select 0, d.leads, d.age, d.rings, d.company, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+       (select i.last_value from pgbus.message_ids i), case when %(bind)s then pg_current_xact_id()::text::bigint end,
+       null::bigint, null::text
+from {_ANSWER}
+union all (
+  select 1, null, null, null, null, null, null, null, m.msg_id, m.stream
+  from unnest(%(lows)s::bigint[], %(highs)s::bigint[]) as h(low, high)
+  cross join lateral (
+    select m.msg_id, m.stream from pgbus.messages m
+    where m.msg_id + 0 between h.low and h.high order by m.msg_id + 0 limit %(limit)s
+  ) m
+  limit %(limit)s
+)
+union all (
+  select 2, null, null, null, null, null, null, null, m.msg_id, m.stream from pgbus.messages m
+  where {{range}} m.msg_id + 0 <= (select i.last_value from pgbus.message_ids i)
+  order by m.msg_id + 0 {{order}} limit %(limit)s
+)
 """
+_ABOVE = _IDS.format(range="m.msg_id + 0 > %(above)s and", order="")
+_NEWEST = _IDS.format(range="", order="desc")
+
+
+def _answer(leads: bool, age: int | None, rings: bool, company: bool) -> DutyAnswer:
+    return DutyAnswer(leads, None if age is None else age / 1000, rings, company)
 
 
 class Stewardship:
@@ -19,22 +48,71 @@ class Stewardship:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._tails = Patience(READ)
+        self._rings = Patience(READ)
 
-    def _all(self, statement: str, parameters: Any) -> list[tuple[Any, ...]]:
-        with self._pool.connection(Patience(LIFE, waits=True)) as connection, connection.cursor() as cursor:
+    def _all(self, statement: str, parameters: Any, patience: Patience | None = None) -> list[tuple[Any, ...]]:
+        patience = patience or Patience(LIFE, waits=True)
+        with self._pool.connection(patience) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall()
 
-    def duty(self, me: int, *, may_lead: bool, lease: float, hears: bool, rings: bool) -> DutyAnswer:
-        """Ask who is the steward. If the worker ``me`` is, this renews its lease; if nobody is and it ``may_lead``, it is elected.
-
-        ``lease`` is after how many seconds without a sign the steward is replaced. ``hears`` says whether this worker hears
-        notifications, and ``rings`` whether it rings for messages that did not ring, if it is the steward.
-        """
-        question = {"me": me, "may_lead": may_lead, "lease": round(lease * 1000), "hears": hears, "rings": rings}
-        leads, age, rings, company = self._all(_DUTY, question)[0]
-        return DutyAnswer(leads, None if age is None else age / 1000, rings, company)
+    def duty(self, question: DutyQuestion) -> DutyAnswer:
+        """Ask who is the steward. If it is the worker that asks, this renews its lease."""
+        return _answer(*self._all(_DUTY, _parameters(question))[0])
 
     def leave_duty(self, me: int) -> None:
         """End the lease of the worker ``me``, if it is the steward."""
         self._all("select pgbus._leave_duty(%s)", (me,))
+
+    def ids(
+        self,
+        question: DutyQuestion,
+        above: int | None,
+        holes: Sequence[tuple[int, int]],
+        *,
+        bind: bool,
+        limit: int,
+    ) -> IdTailRows:
+        """Ask the same, and for messages of all streams: at most ``limit`` in ``holes``, ranges of ids with both ends, and the
+        first ``limit`` with an id above ``above``, or the newest ``limit`` if it is None. ``bind`` asks for a new transaction id.
+        """
+        parameters = {
+            **_parameters(question),
+            "above": above,
+            "lows": [low for low, _ in holes],
+            "highs": [high for _, high in holes],
+            "bind": bind,
+            "limit": limit,
+        }
+        first, *rows = self._all(_NEWEST if above is None else _ABOVE, parameters, self._tails)
+        found: list[list[IdRow]] = [[], []]
+        for kind, *_, id, stream in rows:
+            found[kind - 1].append(IdRow(id, stream))
+        if above is None:
+            found[1].reverse()
+        _, leads, age, rings, company, ended_below, last, bound, _, _ = first
+        return IdTailRows(_answer(leads, age, rings, company), ended_below, last, bound, *found)
+
+    def ring_for(self, ids: Sequence[int]) -> bool:
+        """Ring for messages, by their ids. Returns False if the notification queue is too full."""
+        return bool(self._all("select pgbus._ring_for(%s::bigint[])", (list(ids),), self._rings)[0][0])
+
+    def ring_everybody(self) -> bool:
+        """Have every worker look at all its streams. Returns False if the notification queue is too full."""
+        return bool(self._all("select pgbus._ring_everybody()", None, self._rings)[0][0])
+
+    def wakes(self, ids: Sequence[int], *, size: int) -> list[tuple[int, str, str]]:
+        """Return (id, stream, wake) of messages, by their ids; the wake has the content if it has at most ``size`` bytes then."""
+        return [
+            (int(id), str(stream), str(wake))
+            for id, stream, wake in self._all(
+                "select w.msg_id, w.stream, w.wake from pgbus._wakes(%s::bigint[], %s) w",
+                (list(ids), size),
+                self._rings,
+            )
+        ]
+
+
+def _parameters(question: DutyQuestion) -> dict[str, Any]:
+    return {**question._asdict(), "lease": round(question.lease * 1000)}

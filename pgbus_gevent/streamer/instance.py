@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any, cast
 from weakref import WeakSet
@@ -42,6 +43,8 @@ from .standby_reads import Primary, StandbyReads
 from .standby_watch import StandbyWatch
 from .starting import Shared
 from .steward import Steward
+from .steward_duties import do_duty
+from .steward_ear import Ear
 from .sweeper import Sweeper
 from .task import Task
 from .turns import breathe
@@ -99,7 +102,7 @@ class Instance:
         )
         if self.upstream is not None:
             self.upstream.registry = self.board.registry
-            self.board.follow_all = False
+            self.board.follow_all, self.board.steward_until = False, inf
         self._build(read_only)
         self._add_tasks(read_only)
 
@@ -152,7 +155,8 @@ class Instance:
             )
         self.reader = Reader(reads, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
         self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
-        self.steward = Steward(database.stewardship, board, may_lead=not read_only)
+        self.ear = Ear(database)
+        self.steward = Steward(database.stewardship, board, self.ear, may_lead=not read_only)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
         self.listener = Listener(database, board)
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
@@ -188,11 +192,13 @@ class Instance:
             self._add_task("rechecks", self.rechecks.run)
         if settings.wake != "poll":
             self._add_task("listener", self.listener.run)
+        if settings.wake != "poll" and self.upstream is None:
+            self._add_task("steward-ear", self.ear.run)
         if settings.prune_interval and writes:
             self._add_task("pruner", self.pruner.run)
         if writes:
             for duty in self.steward.duties:
-                self._add_task(f"duty-{duty.name}", partial(self.steward.do_duty, duty))
+                self._add_task(f"duty-{duty.name}", partial(do_duty, duty, self.steward))
 
     def _add_task(self, name: str, target: Callable[[], None]) -> None:
         self.tasks[name] = Task(name, target, on_failure=self._failed)

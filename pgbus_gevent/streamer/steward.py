@@ -1,20 +1,27 @@
-"""The steward: one worker of the database, elected, does what is to be done once for all workers."""
+"""The steward: one worker of the database, elected, does what is to be done once for all workers.
+
+Above all, it sweeps for messages that did not ring, and rings for them. The other workers then rely on rings, and sweep seldom.
+"""
 
 from __future__ import annotations
 
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import gevent
 
 from ..core.board import Board
+from ..core.id_tail import Hole, IdTail
+from ..core.outlet import Outlet
 from ..core.retries import Trouble
-from ..core.rows import DutyAnswer
+from ..core.rows import DutyAnswer, DutyQuestion, IdRow, IdTailRows
 from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+from .steward_duties import Duty
+from .steward_ear import Ear
 
 logger = logging.getLogger("pgbus_gevent.steward")
 
@@ -24,8 +31,17 @@ LEASE = 1.2
 DEAF_LEASE = 5.0
 """The same for a worker that does not hear notifications. It leads only if no worker that hears does."""
 
+DEAF_AFTER = 20.0
+"""Seconds after which a steward that cannot hear gives way to a worker that can."""
+
+DEAF_FOR = 600.0
+"""Seconds for which such a worker then leaves the first turn in an election to the others."""
+
 RENEW = 0.4
-"""The longest time between two signs of the steward, in seconds."""
+"""The longest time between two signs of a steward, in seconds."""
+
+RENEW_ALONE = 0.8
+"""The same for a steward that does not sweep, because it has no company, and its worker looks after itself."""
 
 ALONE = 10.0
 """Seconds without a sign of any steward after which each worker does the duties itself."""
@@ -33,61 +49,104 @@ ALONE = 10.0
 ASK = (0.7, 2.0)
 """The shortest and the longest time between two questions of another worker, in seconds. The larger the fleet, the longer."""
 
+FIRST = 0.5
+"""How long a new worker waits for its listener before it takes part in the election, in seconds."""
+
+RELY = 3.0
+"""For how many seconds, beyond the time between two questions, a worker relies on a steward that has given a sign.
+
+That is longer than a takeover takes, so that it does not make all workers sweep for themselves.
+"""
+
+AFTER_DOORBELL = (0.004, 0.012, 0.05, 0.25)
+"""Seconds from a notification to each of the tails that follow it. If one finds a message that did not ring, they start again."""
+
+DEAF_PAUSE = 0.1
+"""Seconds between two tails while the steward does not hear."""
+
+GRACE = 0.003
+"""How long the steward waits for the notifications of the messages that it has found, in seconds, before it rings for them."""
+
+PAGE = 1000
+"""The most messages that one tail reads. After some full pages the steward has everybody look instead."""
+
+_PAGES = 5
+_MAX_SHARE = 0.2  # the largest share of time that tails take
+_LONGEST_REST = 0.02  # seconds; a tail takes long only if the database is busy
 _ASK_PER_WORKER = 0.02  # seconds between two questions of a worker, for each worker of the fleet
-
-
-class Duty(NamedTuple):
-    """Something to be done once for all workers. ``interval`` is the longest time in between, in seconds.
-
-    ``run`` does it once. It returns in how many seconds it should be done again if that is sooner, else None.
-    """
-
-    name: str
-    run: Callable[[], float | None]
-    interval: float
 
 
 class Source(Protocol):
     """The statements that it needs; :class:`pgbus_gevent.database.stewardship.Stewardship` has them."""
 
-    def duty(self, me: int, *, may_lead: bool, lease: float, hears: bool, rings: bool) -> DutyAnswer: ...
+    def duty(self, question: DutyQuestion) -> DutyAnswer: ...
     def leave_duty(self, me: int) -> None: ...
+    def ids(
+        self, question: DutyQuestion, above: int | None, holes: Sequence[tuple[int, int]], *, bind: bool, limit: int
+    ) -> IdTailRows: ...
+    def ring_for(self, ids: Sequence[int]) -> bool: ...
+    def ring_everybody(self) -> bool: ...
 
 
 class Steward:
-    """The greenlet that takes part in the election; :meth:`run` is its loop.
+    """The greenlet that takes part in the election, and sweeps if it wins; :meth:`run` is its loop.
 
-    Each worker has one. Nothing breaks if two workers take themselves for the steward for a moment, or none does: what a steward
-    does for messages may be done twice, and each worker looks after itself while there is no steward.
+    Each worker has one. Nothing breaks if two workers take themselves for the steward for a moment, or none does: workers ignore
+    the ring for a message that they know, and sweep for themselves if there is no sign of a steward.
 
-    ``may_lead`` says whether this worker may be elected.
+    A steward sweeps if it has company, or outlets. A new one first has everybody look, because messages of the last seconds may
+    have been missed; only then it tells that it rings. Every tail is also a sign of life.
+
+    ``may_lead`` says whether this worker may be elected. It yields in statements and pauses. Meanwhile the ear hears
+    notifications, so a message is looked up there only after the statement that found it.
     """
 
     def __init__(
-        self, source: Source, board: Board, *, may_lead: bool = True, clock: Callable[[], float] = monotonic
+        self,
+        source: Source,
+        board: Board,
+        ear: Ear,
+        *,
+        may_lead: bool = True,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
         self._board = board
+        self._ear = ear
         self._may_lead = may_lead
         self._clock = clock
         self._number = 0
-        self._until = 0.0
         self._began = clock()
         self._answered = False  # whether the database has answered the last question
+        self._elected = self._company = self._rings = False
+        self._until, self._stage = 0.0, 0
+        self._tail, self._begins = IdTail(), True
+        self._deaf_since: float | None = None
+        self._last_turn_until = 0.0
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
         self.elections = 0
+        self.tails = 0
+        self.rung = 0
+        """For how many messages this worker has rung."""
         self.duties: list[Duty] = []
+        self.outlets: list[Outlet] = ear.outlets
 
     @property
     def leads(self) -> bool:
         """Whether this worker is the steward now. False as soon as another one may have taken its place. Never yields."""
         return self._clock() < self._until
 
+    # duties
+
     @property
     def on_duty(self) -> bool:
         """Whether this worker does the duties: it is the steward, or the database knows of none. Never yields."""
         return self.leads or (self._answered and self._clock() - self._seen_or_began >= ALONE)
+
+    @property
+    def _seen_or_began(self) -> float:
+        return self._began if self.seen is None else self.seen
 
     def add_duty(self, name: str, run: Callable[[], float | None], interval: float) -> None:
         """Have ``run`` called every ``interval`` seconds, or a little earlier, while this worker is the steward.
@@ -99,71 +158,193 @@ class Steward:
         """
         self.duties.append(Duty(name, run, interval))
 
-    def do_duty(self, duty: Duty) -> None:
-        """Do one duty, for ever, while this worker is the steward."""
-        trouble = Trouble(logger, f"cannot do the steward's duty {duty.name!r}, trying again: %s")
-        while True:
-            # A short wait first, so that workers that are started again and again do not each begin with it.
-            gevent.sleep(duty.interval * random.uniform(0.25, 0.5))
-            while self.on_duty:
-                pause = duty.interval * random.uniform(0.75, 1.0)
-                try:
-                    asked = duty.run()
-                    pause = pause if asked is None else min(pause, asked)
-                    trouble.ends()
-                except DatabaseError as error:
-                    trouble.begins(error)
-                gevent.sleep(pause)
+    # the election
 
     def run(self) -> None:
-        """Ask who is the steward, and lead if it is this worker, for ever. At the end, give the lease back."""
+        """Ask who is the steward, and sweep if it is this worker, for ever. At the end, give the lease back."""
         self._number = secrets.randbits(62) + 1  # made here, because the process may fork between __init__ and run
         self._began = self._clock()
+        self._resign()
+        self._board.listening.wait(FIRST)  # otherwise a worker that hears would take its place a moment later
         trouble = Trouble(logger, "cannot ask who is the steward, trying again: %s")
         try:
             while True:
+                began = self._clock()
                 try:
-                    self._ask()
+                    if self._sweeping:
+                        self._sweep()
+                    else:
+                        self._note(began, self._source.duty(self._question()))
                     self._answered = True
                     trouble.ends()
                 except DatabaseError as error:
                     # If the database is away, the duties could not be done either, and each would log it.
                     self._answered = not isinstance(error, (DatabaseUnavailable, PoolTimeout))
                     trouble.begins(error)
-                gevent.sleep(RENEW if self.leads else self._ask_interval * random.uniform(0.75, 1.0))
+                    # A ring may have failed, and the messages for it are not read again.
+                    self._begins = True
+                self._pause(self._clock() - began)
         finally:
+            self._ear.wanted.clear()
             self._leave()
 
     @property
-    def _seen_or_began(self) -> float:
-        return self._began if self.seen is None else self.seen
+    def _sweeping(self) -> bool:
+        return self._elected and (self._company or bool(self.outlets))
 
     @property
     def _ask_interval(self) -> float:
         shortest, longest = ASK
         return min(longest, max(shortest, _ASK_PER_WORKER * self._board.workers))
 
-    def _ask(self) -> None:
-        asked, led = self._clock(), self.leads
+    def _question(self) -> DutyQuestion:
+        now = self._clock()
         hears = self._board.listening.is_set()
-        answer = self._source.duty(
-            self._number, may_lead=self._may_lead, lease=LEASE if hears else DEAF_LEASE, hears=hears, rings=False
-        )
+        if not self._sweeping or self._ear.hears:
+            self._deaf_since = None
+        elif self._deaf_since is None:
+            self._deaf_since = now
+        elif now - self._deaf_since > DEAF_AFTER:
+            hears = False
+            self._last_turn_until = now + DEAF_FOR
+        first = hears and now >= self._last_turn_until
+        return DutyQuestion(self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self._rings)
+
+    def _note(self, asked: float, answer: DutyAnswer) -> None:
+        """Note the answer to a question that was sent at ``asked``."""
         # From the question on, not from the answer: it may have been under way for long.
         self._until = asked + LEASE if answer.leads else 0.0
         if answer.age is not None:
             self.seen = asked - answer.age
-        if answer.leads and not led:
+            if answer.rings:
+                self._rely()
+        if answer.leads and not self._elected:
+            self._elected, self._stage = True, 0
             self.elections += 1
             logger.info("this worker is the steward now")
-        elif led and not answer.leads:
+        elif self._elected and not answer.leads:
+            self._resign()
             logger.info("another worker is the steward now")
+        if self._elected and answer.company and not self._company:
+            self._begins = True  # the others may not know what did not ring while there was no company
+        self._company = answer.company
+        if self._sweeping:
+            self._ear.wanted.set()
+        else:
+            self._ear.wanted.clear()
+            self._rings = False
+
+    def _rely(self) -> None:
+        """Have this worker rely on the steward, which has given a sign."""
+        board = self._board
+        board.steward_until = (self.seen or 0.0) + self._ask_interval + RELY
+        if board.follow_all and board.listening.is_set():
+            board.doorbell.set()  # the sweeper may wait for long
+
+    def _resign(self) -> None:
+        self._elected = self._company = self._rings = False
+        self._until = 0.0
+        self._tail, self._begins = IdTail(), True
 
     def _leave(self) -> None:
-        if not self.leads:
+        if not self._elected:
             return
-        self._until = 0.0
+        self._resign()
         try:
             self._source.leave_duty(self._number)
         except DatabaseError:
             pass  # the lease ends by itself
+
+    # sweeps
+
+    def _pause(self, took: float) -> None:
+        """Wait for the next question or tail. A notification begins a series of tails."""
+        if not self._sweeping:
+            gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.75, 1.0))
+            return
+        gevent.sleep(min(took * (1 / _MAX_SHARE - 1), _LONGEST_REST))
+        doorbell = self._ear.doorbell
+        if self._stage == len(AFTER_DOORBELL):
+            if not doorbell.wait(RENEW if self._ear.hears else DEAF_PAUSE):
+                return
+            self._stage = 0
+        elif doorbell.is_set() and self._stage:
+            self._stage = 0
+        doorbell.clear()
+        stage = self._stage
+        gevent.sleep(AFTER_DOORBELL[stage] - (AFTER_DOORBELL[stage - 1] if stage else -self._board.pace))
+        self._stage = stage + 1
+
+    def _sweep(self) -> None:
+        if self._begins:
+            self._start()
+            return
+        if self._company and not self._rings:
+            self._rings = self._source.ring_everybody()
+        holes = self._tail.question(self._clock(), everything=self._stage == len(AFTER_DOORBELL))
+        for _ in range(_PAGES):
+            rows = self._read(holes)
+            found = [*rows.holes, *rows.above]
+            self._hand_on(found)
+            if len(rows.holes) == PAGE:
+                break
+            if len(rows.above) < PAGE or self._begins:
+                return
+            holes = []
+        self._begins = True
+
+    def _start(self) -> None:
+        """Begin at the newest messages, and have everybody look for those that were missed before."""
+        asked = self._clock()
+        rows = self._source.ids(self._question(), None, [], bind=False, limit=PAGE)
+        self._note(asked, rows.duty)
+        if not self._sweeping:
+            return
+        newest = [row.id for row in rows.above]
+        self._tail.start(newest, asked, last=rows.last, complete=len(newest) < PAGE)
+        self._begins = False
+        self._stage = 0
+        for outlet in self.outlets:
+            outlet.restarted()
+        # If the notification queue is half full, the workers sweep for themselves until there is room.
+        self._rings = self._company and self._source.ring_everybody()
+
+    def _read(self, holes: Sequence[Hole]) -> IdTailRows:
+        self.tails += 1
+        asked = self._clock()
+        rows = self._source.ids(
+            self._question(),
+            self._tail.top,
+            [(hole.low, hole.high) for hole in holes],
+            bind=self._tail.needs_bound(asked),
+            limit=PAGE,
+        )
+        self._tail.saw(
+            holes,
+            [row.id for row in rows.holes],
+            [row.id for row in rows.above],
+            ended_below=rows.ended_below,
+            last=rows.last,
+            now=asked,
+        )
+        if rows.bound is not None:
+            self._tail.bind(rows.bound, asked)
+        self._note(asked, rows.duty)
+        return rows
+
+    def _hand_on(self, found: Sequence[IdRow]) -> None:
+        """Ring for the messages that did not ring."""
+        unheard = [row for row in found if not self._ear.has_heard(*row)]
+        if unheard and self._ear.hears:
+            gevent.sleep(GRACE)
+            unheard = [row for row in unheard if not self._ear.has_heard(*row)]
+        if not unheard:
+            return
+        self._stage = 0
+        ids = sorted(row.id for row in unheard)
+        for outlet in self.outlets:
+            outlet.found(ids)
+        if self._rings:
+            self._ear.rang(ids)
+            self._rings = self._source.ring_for(ids)
+            self.rung += len(ids) * self._rings

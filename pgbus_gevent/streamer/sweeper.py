@@ -1,7 +1,8 @@
 """Sweeps: questions to the database that find messages without a notification.
 
 Most transactions do not ring the doorbell, because only one at a time may, and a notification may be lost or late. The sweeper
-therefore asks the database after every notification, and in any case every few seconds.
+therefore asks the database after every notification, and in any case every few seconds. While a steward rings for the messages
+that did not ring, the sweeper of a worker that hears relies on it, and asks only every few seconds.
 
 A sweep is a *tail* or a *probe*. A tail reads the new messages of all streams together, by id. It is short however many streams
 are served, so tails follow a notification within milliseconds. A probe compares the head of each stream with the table, in both
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Collection, Sequence
+from math import inf
 from time import monotonic
 from typing import Protocol
 
@@ -50,6 +52,15 @@ TAIL_REST = 0.02
 CHECKED_MESSAGES = 5000
 """How many messages in rings are compared with the table in each interval. If there are more, the streams take turns."""
 
+COALESCE = 0.05
+"""How long the sweeper sleeps after a notification, in seconds, while its worker relies on the steward."""
+
+RETRY = 1.0
+"""Seconds until such a worker tries a probe again that has failed."""
+
+SPREAD = 0.0025
+"""Seconds for each worker of the fleet, up to a hundred, over which probes are spread that all of them were told to make."""
+
 FEW_STREAMS = 200
 """Up to this many streams, a tail names the streams that it wants. With more, naming them costs more than it saves."""
 
@@ -70,6 +81,9 @@ class Sweeper:
     ``interval`` is the longest time until the next sweep, in seconds; each is shortened at random by up to a quarter. A message
     without a notification can be late by so much. While no notifications are heard, the interval is ten times shorter.
 
+    Until ``board.steward_until``, it relies on the steward: it makes no tails, and no sweeps after a notification, but a probe at
+    each interval, or if ``board.unsure`` says so.
+
     It yields in statements and pauses. While a statement runs, the listener may extend logs, readers may extend or rewind them,
     and logs may come and go. A row of a tail is therefore used only if it is above the head, the answer of a probe only leads to
     a look, and a ring is cleared only if the log's epoch is still the same.
@@ -82,6 +96,7 @@ class Sweeper:
         self._board = board
         self._interval = interval
         self._clock = clock
+        self._relying = False
         self._stage = len(AFTER_DOORBELL)
         self._tail = Tail()
         self._probed = -PROBE_AFTER
@@ -100,9 +115,12 @@ class Sweeper:
         """Sweep, for ever."""
         trouble = Trouble(logger, "cannot look for new messages, trying again: %s")
         while True:
-            self._pause()
+            if self._relies():
+                self._pause_relying()
+            else:
+                self._pause()
             began = self._clock()
-            probing = self._probe_is_due(began)
+            probing = self._relying or self._probe_is_due(began)
             try:
                 if self._sweep(began, probing):
                     self._stage = 0
@@ -112,11 +130,47 @@ class Sweeper:
                 self._board.unsure |= probing
             # At most the interval, so that a slow sweep, or one that hung until its timeout, does not delay the next one beyond it.
             rest = min((self._clock() - began) * _REST, self.interval)
+            if trouble.lasts and self._relying:
+                rest = max(rest, RETRY * random.uniform(0.5, 1.0))
             if probing:
                 # A probe of ten thousand streams delays the next probe, but not the tails.
                 self._next_probe = self._clock() + rest
             else:
                 gevent.sleep(min(rest, TAIL_REST))
+
+    def _relies(self) -> bool:
+        """Whether there is no need to sweep, because a steward rings for messages, and this worker hears that."""
+        board = self._board
+        relies = board.listening.is_set() and self._clock() < board.steward_until
+        if relies != self._relying:
+            self._relying = relies
+            # An edge always relies on its origin, which it can only ask about the streams of its clients.
+            board.follow_all = not relies and board.steward_until != inf
+            board.unsure = True  # what one of the two has not seen, the other may not see any more
+            self._tail = Tail()
+            self._stage = len(AFTER_DOORBELL)
+            if relies:
+                logger.info("relying on the steward, which rings for messages that did not ring")
+            else:
+                logger.info("there is no steward to rely on: sweeping")
+                board.doorbell.set()
+        return relies
+
+    def _pause_relying(self) -> None:
+        """Wait until the interval is over, or something is in doubt, or there is nothing to rely on any more."""
+        board = self._board
+        end = self._clock() + self.interval * random.uniform(0.75, 1.0)
+        while (left := end - self._clock()) > 0:
+            if board.unsure and any(log.is_open for log in board.registry.logs()):
+                gevent.sleep(min(left, SPREAD * min(board.workers, 100) * random.random()))
+                break
+            if not (board.listening.is_set() and self._clock() < board.steward_until):
+                return
+            if board.doorbell.wait(min(left, 0.5)):
+                board.doorbell.clear()
+                if not board.unsure:
+                    gevent.sleep(min(left, COALESCE))
+        gevent.sleep(max(0.0, self._next_probe - self._clock()))
 
     def _pause(self) -> None:
         """Wait for the next sweep: the next stage of the series, or the end of the interval. The doorbell ends the interval."""

@@ -260,7 +260,8 @@ def test_only_the_redis_folder_imports_redis() -> None:
 
 SHARED = {
     "streamer.body_connection", "streamer.clients", "streamer.connection", "streamer.ephemeral_passes", "streamer.limits",
-    "streamer.pulse", "streamer.standby_watch", "streamer.task", "streamer.turns",
+    "streamer.pulse", "streamer.standby_watch", "streamer.steward_duties", "streamer.steward_ear", "streamer.task",
+    "streamer.turns",
 }  # fmt: skip
 """The modules of the streamer that its parts may import."""
 
@@ -280,7 +281,7 @@ def test_the_parts_of_the_streamer_do_not_import_one_another() -> None:
 LONGEST_BODY = 60
 """The most lines of a function's body, without its docstring."""
 
-MOST_CALLABLES = 27
+MOST_CALLABLES = 28
 """The most callables that are passed through constructors in streamer/. docs/architecture.md states how many there are."""
 
 

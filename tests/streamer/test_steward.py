@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
@@ -13,10 +14,13 @@ from streamer_parts import make_board, wait_until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.board import Board
-from pgbus_gevent.core.rows import DutyAnswer
+from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion, IdTailRows
+from pgbus_gevent.database.stewardship import Stewardship
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import steward as steward_module
 from pgbus_gevent.streamer.steward import LEASE, Steward
+from pgbus_gevent.streamer.steward_duties import do_duty
+from pgbus_gevent.streamer.steward_ear import Ear
 
 
 class Office:
@@ -28,9 +32,9 @@ class Office:
         self.left = 0
         self.takes = 0.0
 
-    def duty(self, me: int, *, may_lead: bool, lease: float, hears: bool, rings: bool) -> DutyAnswer:
+    def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
-        self.lease = lease
+        self.lease = question.lease
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
@@ -39,10 +43,28 @@ class Office:
     def leave_duty(self, me: int) -> None:
         self.left += 1
 
+    def ids(
+        self, question: DutyQuestion, above: int | None, holes: Sequence[tuple[int, int]], *, bind: bool, limit: int
+    ) -> IdTailRows:
+        return IdTailRows(self.duty(question), 1, 0, None, [], [])
+
+    def ring_for(self, ids: Sequence[int]) -> bool:
+        return True
+
+    def ring_everybody(self) -> bool:
+        return True
+
+
+def steward(source: Office | Stewardship, board: Board, **how: Any) -> Steward:
+    """Return a steward that has no session to hear with."""
+    ear = Ear(None)  # type: ignore[arg-type]
+    return Steward(source, board, ear, **how)
+
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steward_module, "RENEW", 0.01)
+    monkeypatch.setattr(steward_module, "RENEW_ALONE", 0.01)
     monkeypatch.setattr(steward_module, "ASK", (0.01, 0.02))
 
 
@@ -64,7 +86,7 @@ def hearing() -> Board:
 def test_a_worker_leads_for_the_length_of_a_lease_from_its_question_on() -> None:
     now = 100.0
     office = Office()
-    part = Steward(office, hearing(), clock=lambda: now)
+    part = steward(office, hearing(), clock=lambda: now)
     with running(part):
         wait_until(lambda: part.leads)
         office.answer = None
@@ -78,7 +100,7 @@ def test_a_slow_answer_does_not_prolong_a_lease() -> None:
     now = 100.0
     office = Office()
     office.takes = 0.05
-    part = Steward(office, hearing(), clock=lambda: now)
+    part = steward(office, hearing(), clock=lambda: now)
     with running(part):
         wait_until(lambda: office.asked == 1)
         now += LEASE + 0.1
@@ -89,7 +111,7 @@ def test_a_slow_answer_does_not_prolong_a_lease() -> None:
 def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None:
     office = Office(leads=False)
     board = hearing()
-    with running(Steward(office, board)):
+    with running(steward(office, board)):
         wait_until(lambda: office.asked > 0)
         assert office.lease == LEASE
         board.listening.clear()
@@ -98,7 +120,7 @@ def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None
 
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
     office = Office(leads=False, age=0.5)
-    part = Steward(office, hearing(), clock=lambda: 100.0)
+    part = steward(office, hearing(), clock=lambda: 100.0)
     assert part.seen is None
     with running(part):
         wait_until(lambda: part.seen == 99.5)
@@ -109,7 +131,7 @@ def test_others_know_when_the_steward_gave_its_last_sign() -> None:
 def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steward_module, "ASK", (0.7, 2.0))
     board = hearing()
-    part = Steward(Office(), board)
+    part = steward(Office(), board)
     assert part._ask_interval == 0.7
     board.workers = 50
     assert part._ask_interval == 1.0
@@ -119,7 +141,7 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
 
 def test_a_steward_that_is_stopped_gives_its_lease_back() -> None:
     office = Office()
-    part = Steward(office, hearing())
+    part = steward(office, hearing())
     with running(part):
         wait_until(lambda: part.leads)
     assert office.left == 1
@@ -128,7 +150,7 @@ def test_a_steward_that_is_stopped_gives_its_lease_back() -> None:
 
 def test_duties_are_done_while_the_worker_leads_and_errors_do_not_end_them() -> None:
     office = Office(leads=False)
-    part = Steward(office, hearing())
+    part = steward(office, hearing())
     done: list[float] = []
 
     def work() -> None:
@@ -138,7 +160,7 @@ def test_duties_are_done_while_the_worker_leads_and_errors_do_not_end_them() -> 
 
     part.add_duty("tidy", work, 0.02)
     with running(part):
-        greenlet = gevent.spawn(part.do_duty, part.duties[0])
+        greenlet = gevent.spawn(do_duty, part.duties[0], part)
         wait_until(lambda: office.asked > 5)
         gevent.sleep(0.05)
         assert done == []
@@ -153,7 +175,7 @@ def test_duties_are_done_while_the_worker_leads_and_errors_do_not_end_them() -> 
 
 
 def test_of_several_workers_one_leads_and_the_next_one_takes_over_from_a_dead_one(pgbus_bus: Bus) -> None:
-    parts = [Steward(pgbus_bus.database.stewardship, hearing()) for _ in range(4)]
+    parts = [steward(pgbus_bus.database.stewardship, hearing()) for _ in range(4)]
     greenlets = [gevent.spawn(part.run) for part in parts]
     try:
         wait_until(lambda: all(part.seen for part in parts))
@@ -171,7 +193,7 @@ def test_of_several_workers_one_leads_and_the_next_one_takes_over_from_a_dead_on
 
 
 def test_a_worker_takes_over_at_once_from_one_that_was_shut_down(pgbus_bus: Bus) -> None:
-    first, second = (Steward(pgbus_bus.database.stewardship, hearing()) for _ in range(2))
+    first, second = (steward(pgbus_bus.database.stewardship, hearing()) for _ in range(2))
     with running(first):
         wait_until(lambda: first.leads)
         with running(second):
@@ -185,7 +207,7 @@ def test_a_worker_takes_over_at_once_from_one_that_was_shut_down(pgbus_bus: Bus)
 def test_the_election_recovers_if_a_failover_takes_the_sequences_back(pgbus_bus: Bus) -> None:
     with opened_sessions(pgbus_bus.database.url) as sessions:
         session: Session = sessions()
-        part = Steward(pgbus_bus.database.stewardship, hearing())
+        part = steward(pgbus_bus.database.stewardship, hearing())
         with running(part):
             wait_until(lambda: part.leads)
             # To a steward of former times, whose number nobody has.

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -16,11 +17,13 @@ from streamer_parts import make_board, wait_until
 from support import Serving, serving, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.core.rows import DutyAnswer
+from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import steward as steward_module
 from pgbus_gevent.streamer.steward import ALONE, Steward
+from pgbus_gevent.streamer.steward_duties import do_duty
+from pgbus_gevent.streamer.steward_ear import Ear
 
 TAKEN_OVER = 8.0
 """Seconds within which another worker must have done the duties of one that ended: the lease, and the wait of a short duty."""
@@ -32,7 +35,7 @@ class Nobody:
     def __init__(self, age: float | None = None, error: Exception | None = None) -> None:
         self.age, self.error, self.asked = age, error, 0
 
-    def duty(self, me: int, **_: Any) -> DutyAnswer:
+    def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
         if self.error is not None:
             raise self.error
@@ -56,7 +59,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_a_worker_that_knows_of_no_steward_does_the_duties_itself(office: Nobody, does: bool, asking: None) -> None:
     now = 100.0
-    part = Steward(office, make_board(), clock=lambda: now)
+    part = Steward(office, make_board(), Ear(None), clock=lambda: now)
     greenlet = gevent.spawn(part.run)
     try:
         wait_until(lambda: office.asked > 1)
@@ -71,7 +74,7 @@ def test_a_worker_that_knows_of_no_steward_does_the_duties_itself(office: Nobody
 
 def test_a_duty_may_ask_to_be_done_again_sooner() -> None:
     now, done = 100.0, 0
-    part = Steward(Nobody(), make_board(), clock=lambda: now)
+    part = Steward(Nobody(), make_board(), Ear(None), clock=lambda: now)
     part._answered = True
     now += ALONE + 1
 
@@ -81,7 +84,7 @@ def test_a_duty_may_ask_to_be_done_again_sooner() -> None:
         return 0.01 if done < 5 else None
 
     part.add_duty("tidy", work, 0.4)
-    greenlet = gevent.spawn(part.do_duty, part.duties[0])
+    greenlet = gevent.spawn(do_duty, part.duties[0], part)
     try:
         began = monotonic()
         wait_until(lambda: done == 5)
@@ -113,7 +116,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Serving], Counter[str]
         # The tasks have the duties already.
         for task, duty in zip([f"duty-{duty.name}" for duty in duties], duties, strict=True):
             server.instance.tasks[task].stop(1.0)
-            server.instance.tasks[task]._target = lambda duty=duty: server.instance.steward.do_duty(duty)
+            server.instance.tasks[task]._target = partial(do_duty, duty, server.instance.steward)
             server.instance.tasks[task].start()
         return found
 

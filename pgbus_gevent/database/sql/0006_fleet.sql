@@ -202,6 +202,77 @@ end
 $$;
 
 
+-- Returns the wakes of messages, by their ids, in the order of the ids; of a message whose wake is longer than `size`
+-- bytes, one that only names its stream.
+create function pgbus._wakes(ids bigint[], size integer)
+returns table (msg_id bigint, stream text, wake text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return query
+    select m.msg_id, m.stream::text,
+           case when octet_length(w.wake) <= size then w.wake else json_build_array('moved', m.stream)::text end
+    from pgbus.messages m
+    cross join lateral (
+      -- octet_length() does not fetch a large text.
+      select case when octet_length(m.data) <= size then
+        json_build_array('message', m.stream, m.msg_id, m.prev_id, date_part('epoch', m.created_at), m.event, m.data,
+                         m.visible_to, m.exclude)::text end as wake
+      offset 0
+    ) w
+    where m.msg_id + 0 = any (ids)
+    order by m.msg_id + 0;
+end
+$$;
+
+-- Rings for messages that did not ring, by their ids. Returns false if the notification queue is half full: then
+-- nothing was sent. One call may fill at most an eighth of the queue. In the first half of that, messages go with their
+-- content, then only by the names of their streams. If that is not enough, everybody is told that something moved.
+create function pgbus._ring_for(ids bigint[]) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  -- Bytes count twice, because a notification that does not fit on the rest of a page begins the next page.
+  room    bigint := least(400000, coalesce(nullif(current_setting('max_notify_queue_pages', true), '')::bigint, 1048576) * 512);
+  names   text[] := '{}';
+  one     record;
+  ignored text;
+begin
+  if not pgbus._can_notify() then
+    return false;
+  end if;
+  -- A notification need not outlive a crash.
+  ignored := set_config('synchronous_commit', 'off', true);
+  for one in select w.stream, w.wake from pgbus._wakes(ids, 7900) w loop
+    if octet_length(one.wake) <= room then
+      room := room - octet_length(one.wake);
+      ignored := pgbus._notify_stream(one.stream, one.wake);
+    elsif one.stream <> all (names) then
+      room := 0;
+      names := names || one.stream;
+      exit when cardinality(names) > 100;
+    end if;
+  end loop;
+  if cardinality(names) > 100 then
+    ignored := pgbus._ring_everybody();
+  elsif cardinality(names) > 0 then
+    ignored := pgbus._notify_moved(names[1], array_to_string(names, chr(10)) || chr(10));
+  end if;
+  return true;
+end
+$$;
+
+-- Tells all workers that some streams have new messages. Returns false if the notification queue is half full.
+create function pgbus._ring_everybody() returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if not pgbus._can_notify() then
+    return false;
+  end if;
+  perform set_config('synchronous_commit', 'off', true), pg_notify(c.control, '["moved"]') from pgbus.channel_names c;
+  return true;
+end
+$$;
+
+
 -- disconnecting -----------------------------------------------------------------------------------------------
 
 -- Which owners lose their connections. The notification on the control channel is only a hint: workers read the
