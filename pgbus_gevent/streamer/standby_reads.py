@@ -131,14 +131,14 @@ class StandbyReads:
 
     # the standby
 
-    def _of_standby(self, read: Callable[[Session], T], mark: Mark | None = None) -> T | None:
+    def _of_standby(self, read: Callable[[Session], T], must_reach: Mark | None = None) -> T | None:
         """Return what ``read`` finds on a standby of our primary, or None. With a mark, only if the standby reaches it in time."""
-        if self._watch.fault:
+        mark = None if self._watch.fault else must_reach or self._watch.recent()
+        if mark is None:
             return None
-        must_reach, mark = mark is not None, mark or self._watch.recent()
         try:
             with self._standby.session() as session:
-                if must_reach and not self._watch.wait_for(session, mark).reaches(mark):
+                if must_reach is not None and not self._watch.wait_for(session, mark).reaches(mark):
                     return None
                 found = read(session)
                 # After the read: a standby that is still one was one before, because a promotion is not taken back in a session.
@@ -156,8 +156,8 @@ class StandbyReads:
         if self._watch.fault or self._watch.late:
             return None
         mark = self._watch.renew()
-        found = self._of_standby(read, mark)
-        return None if found is None else (mark, found)
+        found = None if mark is None else self._of_standby(read, mark)
+        return None if mark is None or found is None else (mark, found)
 
 
 def _merged(state: Opening, found: Opening) -> Opening | None:

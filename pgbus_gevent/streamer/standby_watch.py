@@ -88,11 +88,8 @@ class StandbyWatch:
 
     def check(self) -> None:
         """Check once."""
-        try:
-            mark = self.renew()
-        except DatabaseError as error:
-            self.lag = None
-            self._set(f"the primary does not say what the standby should have: {error}")
+        mark = self.renew()
+        if mark is None:
             return
         try:
             with self._standby.session() as session:
@@ -103,13 +100,17 @@ class StandbyWatch:
             self.lag = None
             self._set(trouble(error))
 
-    def renew(self) -> Mark:
-        """Have the primary set a mark, and return it. It yields. Raises :class:`DatabaseError`."""
-        self._mark = mark = self._standby.mark()
-        return mark
+    def renew(self) -> Mark | None:
+        """Have the primary set a mark, and return it, or None if it does not answer. It yields."""
+        try:
+            self._mark = self._standby.mark()
+        except DatabaseError as error:
+            self._mark = self.lag = None
+            self._set(f"the primary does not say what the standby should have: {error}")
+        return self._mark
 
-    def recent(self) -> Mark:
-        """Return a mark that is at most ten seconds old. It yields if there is none. Raises :class:`DatabaseError`."""
+    def recent(self) -> Mark | None:
+        """Return a mark that is at most ten seconds old, or None if the primary does not answer. It yields if there is none."""
         mark = self._mark
         return self.renew() if mark is None or self._clock() - mark.taken > _MARK_LASTS else mark
 

@@ -234,27 +234,48 @@ def test_a_standby_far_behind_is_not_used_and_the_log_says_what_to_do(
 
 
 def test_a_commit_that_only_the_standby_shows_rewinds_nothing(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
-    """With synchronous replication, a standby shows a commit before the primary does."""
-    with serving(pair.settings, catch_up_interval=0.1) as server:
+    """With synchronous replication, a standby shows a commit before the primary does. Here, the primary waits for nobody."""
+    fill(pair, 20)
+    pair.replayed()
+    known = pair.stored()
+    with serving(pair.settings, catch_up_interval=0.5) as server:
         used(server)
         live = server.live("orders")
-        fill(pair, 20)
-        has_all(live, pair)
-        pair.on_primary("alter system set synchronous_standby_names = '*'")
-        pair.on_primary("alter system set synchronous_commit = 'remote_apply'")
+        pair.on_primary("alter system set synchronous_standby_names = 'nobody'")
         pair.on_primary("select pg_reload_conf()")
+        until(lambda: pair.on_primary("show synchronous_standby_names") == [("nobody",)], "it has read that")
+        both = "select pgbus.broadcast('orders', 'x'), pgbus.broadcast('new', 'x')"
+        publisher = gevent.spawn(pair.on_primary, both)
         try:
-            for _ in range(30):
-                fill(pair, 5)
-                late = server.client("orders", since=0)
-                gevent.sleep(random.uniform(0, 0.02))
-                late.close()
+            until(lambda: pair.on_standby("select count(*) from pgbus.messages") == [(22,)], "the standby shows both")
+            assert pair.on_primary("select count(*) from pgbus.messages") == [(20,)]
+            used(server)
+            clients = [server.live("orders", since=0), server.live("new", since=0)]
+            until(lambda: len(clients[0].messages) == 20, "what the primary has")
+            before = server.instance.reader.reads
+            holds(lambda: len(clients[0].messages) == 20 and not clients[1].messages, "no more than that", 1.5)
+            assert server.instance.reader.reads - before < 20, "it does not spin"
         finally:
             pair.on_primary("alter system reset synchronous_standby_names")
-            pair.on_primary("alter system reset synchronous_commit")
             pair.on_primary("select pg_reload_conf()")
-        has_all(live, pair)
+        publisher.get(timeout=PATIENCE)
+        has_all(clients[0], pair)
+        has_all(clients[1], pair, "new")
+        has_all(live, pair, after=known[-1][0])
         assert "lost messages" not in caplog.text
+
+
+def test_a_new_log_does_not_begin_with_the_head_of_a_late_standby(pair: Pair) -> None:
+    fill(pair, 10)
+    pair.replayed()
+    with serving(pair.settings) as server:
+        used(server)
+        with pair.paused():
+            fill(pair, 5)
+            after = pair.stored()[-3][0]
+            client = server.live("orders", since=after)
+            has_all(client, pair, after=after)
+            assert not gaps(client)
 
 
 def test_a_page_of_the_standby_that_ends_early_is_continued_by_the_primary(pair: Pair) -> None:
@@ -365,6 +386,13 @@ def test_a_standby_of_another_primary_serves_nothing(
     try:
         url = other.make()
         fill(Pair(url, url, pgbus_settings), 100)
+        pair.on_primary("select pgbus._mark()")
+        pair.replayed()
+        # Otherwise, its position alone would give it away.
+        ahead = "select %s::pg_lsn < pg_last_wal_replay_lsn()"
+        with session(url) as connection:
+            [(position,)] = run(connection, "select pg_current_wal_insert_lsn()")
+        assert pair.on_standby(ahead, position) == [(True,)]
         with serving(replace(pair.settings, database_url=url)) as server, Bus(settings=server.instance.settings) as bus:
             until(lambda: "follows another primary" in caplog.text, "it is noticed", PATIENCE)
             bus.stream("orders").broadcast("x")
