@@ -94,7 +94,9 @@ BROADCAST = Command(
 
 
 _STREAMS = """\
-List the streams that have messages: the number of stored messages, and the id and the time (UTC) of the last one."""
+List the streams that have messages: the number of stored messages, and the id and the time (UTC) of the last one.
+
+At most 10,000 messages of a stream are counted. If it has more, the number has a plus sign, and `more` is true in JSON."""
 
 _STREAMS_EXAMPLES = """\
 examples:
@@ -103,18 +105,20 @@ examples:
 
 
 def _add_streams(parser: argparse.ArgumentParser) -> None:
-    add_json(parser, "stream, messages, last_id and last_at")
+    add_json(parser, "stream, messages, more, last_id and last_at")
 
 
 def _streams(arguments: argparse.Namespace, settings: Settings) -> int:
     with read_only_database(settings) as database:
-        found = database.queries.streams()
+        found = database.fleet.streams()
     if arguments.json:
-        for name, count, last_id, at in found:
-            entry = {"stream": name, "messages": count, "last_id": last_id, "last_at": _utc(at)}
-            print(json_line(entry))
+        for each in found:
+            print(json_line({**each._asdict(), "last_at": _utc(each.last_at)}))
     else:
-        rows = [(name, f"{count:,}", str(last_id), _utc(at)) for name, count, last_id, at in found]
+        rows = [
+            (each.stream, f"{each.messages:,}{'+' if each.more else ''}", str(each.last_id), _utc(each.last_at))
+            for each in found
+        ]
         print("\n".join(table(("STREAM", "MESSAGES", "LAST ID", "LAST AT"), rows, right=(1, 2))))
     return 0
 

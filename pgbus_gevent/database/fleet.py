@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from .patience import READ, Patience
@@ -40,15 +41,53 @@ from pgbus._beat(%(id)s, %(host)s, %(pid)s, %(started_at)s::float8, %(facts)s::j
 
 _ALL = """
 select w.id, w.host, w.pid, extract(epoch from clock_timestamp() - w.started_at), extract(epoch from clock_timestamp() - w.seen_at),
-       case when %s then w.facts else w.facts - 'samples' end
+       {facts}
 from pgbus.workers w
-where w.seen_at > clock_timestamp() - make_interval(secs => %s)
+where w.seen_at > clock_timestamp() - make_interval(secs => %(expires)s){condition}
 order by w.host, w.pid
 """
+_WORKERS = _ALL.format(facts="w.facts - 'samples'", condition="")
+_ALL_SAMPLES = _ALL.format(facts="w.facts", condition="")
+# The host too, so that the facts of other hosts, which are large, need not be looked at.
+_SAMPLES = _ALL.format(facts="w.facts", condition=" and w.host = %(host)s and w.facts->>'service' = %(service)s")
 
 
 COUNTED = 10_000
 """The most messages of one stream that are counted, because counting reads an index entry for each."""
+
+
+class Listed(NamedTuple):
+    """A stream with messages. ``more`` says that it has more messages than were counted."""
+
+    stream: str
+    messages: int
+    more: bool
+    last_id: int
+    last_at: datetime
+
+
+# From stream to stream, down the names: each step lands on a newest message, which is almost always still there.
+_STREAMS = """
+with recursive walk(stream) as (
+  (select m.stream from pgbus.messages m order by m.stream desc, m.msg_id desc limit 1)
+  union all
+  select (select m.stream from pgbus.messages m where m.stream < w.stream order by m.stream desc, m.msg_id desc limit 1)
+  from walk w where w.stream is not null
+)
+select w.stream, c.messages, n.msg_id, n.created_at
+from walk w
+cross join lateral (
+  select m.msg_id, m.created_at from pgbus.messages m where m.stream = w.stream order by m.msg_id desc limit 1
+) n
+cross join lateral (
+  select count(*) as messages from (
+    select from pgbus.messages m
+    where m.stream = w.stream
+          and m.msg_id > coalesce((select h.msg_id from pgbus.horizons h where h.stream = w.stream), 0)
+    order by m.msg_id desc limit %s) x
+) c
+order by w.stream
+"""
 
 
 class Fleet:
@@ -73,10 +112,22 @@ class Fleet:
         """Remove a worker that ends."""
         self._all("select pgbus._leave_roll(%s)", (id,))
 
-    def workers(self, *, samples: bool = False) -> list[Worker]:
-        """Return the workers that live, by host and process id. With ``samples``, their facts include their metrics."""
-        rows = self._all(_ALL, (samples, EXPIRES))
+    def workers(self) -> list[Worker]:
+        """Return the workers that live, by host and process id. Their facts are without their metrics."""
+        return self._workers(_WORKERS)
+
+    def with_samples(self, host: str | None = None, service: str | None = None) -> list[Worker]:
+        """Return the workers that live, with their metrics among their facts: those of a service on one host, or all."""
+        return self._workers(_ALL_SAMPLES if host is None else _SAMPLES, host=host, service=service)
+
+    def _workers(self, statement: str, **parameters: str | None) -> list[Worker]:
+        rows = self._all(statement, {"expires": EXPIRES, **parameters})
         return [Worker(id, host, pid, float(age), float(silent), facts) for id, host, pid, age, silent, facts in rows]
+
+    def streams(self) -> list[Listed]:
+        """Return the streams that have messages, by name. At most :data:`COUNTED` messages of each are counted."""
+        rows = self._all(_STREAMS, (COUNTED + 1,))
+        return [Listed(str(name), min(count, COUNTED), count > COUNTED, int(id), at) for name, count, id, at in rows]
 
     def retained(self, stream: str) -> dict[str, Any]:
         """Return how many messages of a stream are kept (``count``), and whether there are ``more`` than were counted."""

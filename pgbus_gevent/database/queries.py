@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -219,13 +218,6 @@ class Queries:
         """Return at most ``limit`` of the stream's messages above the id ``after``, oldest first."""
         rows = self._all("select * from pgbus.read_after(%s, %s, %s)", (stream, after, limit))
         return [Message(stream, *row) for row in rows]
-
-    def streams(self) -> list[tuple[str, int, int, datetime]]:
-        """Return, for each stream with messages: name, number of messages, newest id, and when the newest was appended."""
-        rows = self._all(
-            "select stream, count(*), max(msg_id), max(created_at) from pgbus.messages group by stream order by stream"
-        )
-        return [(str(name), int(count), int(head), at) for name, count, head, at in rows]
 
     def ping(self) -> None:
         """Return when the database answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -14,6 +15,7 @@ from prometheus_client.core import Metric
 from ..database.fleet import Worker
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
+from . import requests
 from .edges import Edges
 from .families import merged, of_worker, packed, unpacked, written
 from .feed import Feed
@@ -21,7 +23,7 @@ from .guesses import Door
 from .metrics import Metrics
 from .operators import Operators
 from .recent_warnings import RecentWarnings
-from .responses import Answer, Environ
+from .responses import Answer, Environ, Refused, text
 
 if TYPE_CHECKING:
     from .console import Console
@@ -73,25 +75,34 @@ class Backstage:
 
     def _metrics(self, environ: Environ) -> Answer:
         self.operators.check_metrics(environ)
-        groups = [of_worker(families := self.metrics.collect(), os.getpid())]
-        if environ.get("wsgi.multiprocess"):
-            groups += self._of_the_others(families)
-        text, content_type = written(merged(groups), environ.get("HTTP_ACCEPT", ""))
+        hosts = requests.single(requests.parse_query(environ), "hosts")
+        if hosts not in (None, "own", "all"):
+            raise Refused(text(400, "hosts is own or all"))
+        everywhere = hosts == "all"
+        families = self.metrics.collect()
+        groups = [of_worker(families, os.getpid(), socket.gethostname() if everywhere else None)]
+        if everywhere or environ.get("wsgi.multiprocess"):
+            groups += self._of_the_others(families, everywhere)
+        body, content_type = written(merged(groups), environ.get("HTTP_ACCEPT", ""))
         headers = [("content-type", content_type), ("cache-control", "no-store"), ("vary", "accept")]
-        return Answer(200, text, headers)
+        return Answer(200, body, headers)
 
-    def _of_the_others(self, known: list[Metric]) -> list[list[Metric]]:
-        """The last metrics that the other workers of this server wrote, because a scrape reaches one worker by chance."""
+    def _of_the_others(self, known: list[Metric], everywhere: bool) -> list[list[Metric]]:
+        """The last metrics that the other workers of this server wrote, because a scrape reaches one worker by chance.
+
+        With ``everywhere``, those of the workers of all hosts.
+        """
         workers: list[Worker] = []
         try:
             with gevent.Timeout(ROLL_TIMEOUT, False):  # type: ignore[arg-type]  # False: end the block without an exception
-                workers = self._instance.database.fleet.workers(samples=True)
+                own = () if everywhere else (socket.gethostname(), self._roll_call.service)
+                workers = self._instance.database.fleet.with_samples(*own)
         except DatabaseError:
             pass
         return [
-            of_worker(unpacked(worker.facts.get("samples"), known), worker.pid)
+            of_worker(unpacked(worker.facts.get("samples"), known), worker.pid, worker.host if everywhere else None)
             for worker in workers
-            if worker.id != self._roll_call.id and worker.facts.get("service") == self._roll_call.service
+            if worker.id != self._roll_call.id
         ]
 
 

@@ -55,11 +55,10 @@ class _Collected:
         return self._families
 
 
-def of_worker(families: Iterable[Metric], worker: int) -> list[Metric]:
-    """The same families with a label for the worker."""
-    return [
-        _with(each, [s._replace(labels={"worker": str(worker), **s.labels}) for s in each.samples]) for each in families
-    ]
+def of_worker(families: Iterable[Metric], worker: int, host: str | None = None) -> list[Metric]:
+    """The same families with a label for the worker, and one for its host if that is given."""
+    own = {"worker": str(worker)} if host is None else {"host": host, "worker": str(worker)}
+    return [_with(each, [s._replace(labels={**own, **s.labels}) for s in each.samples]) for each in families]
 
 
 def merged(groups: Iterable[Iterable[Metric]]) -> list[Metric]:

@@ -204,7 +204,7 @@ def test_streams_in_json_is_one_object_a_line(cli: Cli, pgbus_bus: Bus) -> None:
     (line,) = cli.ok("streams", "--json").splitlines()
     found = json.loads(line)
     assert abs(time() - _seconds(found.pop("last_at"))) < 60
-    assert found == {"stream": "ordérs", "messages": 1, "last_id": last}
+    assert found == {"stream": "ordérs", "messages": 1, "more": False, "last_id": last}
 
 
 def _seconds(text: str) -> float:

@@ -72,7 +72,7 @@ with gevent.Timeout(20):
         gevent.sleep(0.05)
 (worker,) = instance.database.fleet.workers()
 assert worker.facts["connections"] >= 0 and worker.age >= 0
-assert bus.database.queries.streams()
+assert bus.database.fleet.streams()
 with bus.transaction() as cursor:
     assert room.last_id(using=cursor) == room.last_id()
     room.broadcast("in a transaction", using=cursor)

@@ -1,4 +1,4 @@
-"""The roll of the workers: a beat is one short statement, and one beat in five seconds does what the fleet needs."""
+"""The roll of the workers, of which one beat in five seconds does what the fleet needs; and the list of the streams."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from database_parts import Session, opened_sessions
 
 from pgbus_gevent.database import Database
+from pgbus_gevent.database import fleet as module
 from pgbus_gevent.database.fleet import Fleet
 from pgbus_gevent.settings.table import Settings
 
@@ -118,3 +119,45 @@ def test_the_names_in_redis_change_when_the_database_may_have_lost_messages(flee
     assert len({generation, crashed, fleet.redis_names()[1]}) == 3
     sql.call("change_channels")
     assert fleet.redis_names()[0] != secret
+
+
+# the list of the streams
+
+
+def test_the_list_has_each_stream_with_its_newest_message_by_name(fleet: Fleet, sql: Session) -> None:
+    assert fleet.streams() == []
+    ids = {
+        name: [sql.call("broadcast", name, "x") for _ in range(n)] for n, name in enumerate(["é", "b", "a:b", "B"], 1)
+    }
+    found = fleet.streams()
+    assert [each.stream for each in found] == ["B", "a:b", "b", "é"]
+    assert {each.stream: (each.messages, each.more, each.last_id) for each in found} == {
+        name: (len(own), False, own[-1]) for name, own in ids.items()
+    }
+    newest = sql.one("select created_at from pgbus.messages where msg_id = %s", ids["é"][-1])
+    assert found[-1].last_at == newest
+
+
+def test_a_large_stream_is_counted_up_to_a_limit(fleet: Fleet, sql: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COUNTED", 10)
+    for name, count in (("nine", 9), ("ten", 10), ("eleven", 11), ("many", 500)):
+        sql.run("select pgbus.broadcast_many(%s, array_fill('x'::text, array[%s]))", name, count)
+    found = {each.stream: (each.messages, each.more) for each in fleet.streams()}
+    assert found == {"nine": (9, False), "ten": (10, False), "eleven": (10, True), "many": (10, True)}
+    pruned = sql.one("select msg_id from pgbus.messages where stream = 'many' order by msg_id desc offset 5 limit 1")
+    sql.run("delete from pgbus.messages where stream = 'many' and msg_id <= %s", pruned)
+    sql.run("insert into pgbus.horizons values ('many', %s)", pruned)
+    assert fleet.streams()[1][:3] == ("many", 5, False)
+
+
+def test_the_list_reads_no_more_than_the_limit_of_each_stream(
+    fleet: Fleet, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COUNTED", 10)
+    for name in "abc":
+        sql.run("select pgbus.broadcast_many(%s, array_fill(repeat('x', 200), array[20000]))", name)
+    sql.run("vacuum analyze pgbus.messages")
+    statement = module._STREAMS.replace("%s", "11")
+    sql.run("set enable_seqscan = off")
+    plan = sql.one("explain (analyze, buffers, timing off, format json)" + statement)[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100

@@ -65,7 +65,6 @@ EACH_STREAM = 5
 STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     Queries: {
         "transaction": None,
-        "streams": None,  # the command that lists all streams
         "broadcast": lambda q: [q.broadcast(s, "x", PUBLIC) for s in APPENDED] + [q.broadcast(BUSY, "x", Publication(key="k"))],
         "broadcast_many": lambda q: [q.broadcast_many(s, ["x", "y"], PUBLIC, keys) for s in EACH for keys in (None, ["a", None])],
         "broadcast_ephemeral": lambda q: [q.broadcast_ephemeral(BUSY, size * "x", PUBLIC) for size in (1, 9000)],
@@ -111,8 +110,10 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     Fleet: {
         "beat": lambda f: f.beat("w1", "host", 1, 1.0, {}),
         "workers": lambda f: f.workers(),
+        "with_samples": lambda f: [f.with_samples(), f.with_samples("host", "service")],
         "leave": lambda f: f.leave("w1"),
         "retained": lambda f: f.retained(QUIET),
+        "streams": None,  # the command that lists all streams
     },
     Checks: {
         **dict.fromkeys(("server", "pooler", "encoding", "in_recovery", "connections", "clock_offset", "oldest_transaction",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from timeit import repeat
@@ -209,6 +210,48 @@ def test_any_worker_answers_for_all_workers_of_its_port(pgbus_databases: TestDat
         serving.stop()
     with Bus(url) as bus:
         assert bus.database.fleet.workers() == []
+
+
+@pytest.fixture
+def two_hosts(site: Site) -> Iterator[None]:
+    """Beside the site, another worker of it, a worker of another server of its host, and one of another host."""
+    roll_call, fleet = site.instance.roll_call, site.instance.database.fleet
+    here = socket.gethostname()
+    samples = packed(site.instance.backstage.metrics.collect())  # type: ignore[attr-defined]
+    others = {
+        "sibling": (here, 11, roll_call.service),
+        "stranger": (here, 12, "x 1 2"),
+        "far": ("far.away", 13, "x 1 2"),
+    }
+    for id, (host, pid, service) in others.items():
+        fleet.beat(id, host, pid, 1.0, {"service": service, "samples": samples})
+    yield
+    for id in others:
+        fleet.leave(id)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [("", {(None, 0), (None, 11)}), ("?hosts=own", {(None, 0), (None, 11)}),
+     ("?hosts=all", {("here", 0), ("here", 11), ("here", 12), ("far.away", 13)})],
+)  # fmt: skip
+def test_a_scrape_is_answered_for_the_own_server_or_for_all_hosts(
+    query: str, found: set[tuple[str | None, int]], site: Site, two_hosts: None
+) -> None:
+    environ = {"QUERY_STRING": query[1:], "wsgi.multiprocess": True, "REQUEST_METHOD": "GET", "HTTP_ACCEPT": ""}
+    answer = site.instance.backstage._metrics(environ)  # type: ignore[attr-defined]
+    [family] = [each for each in text_string_to_metric_families(answer.body.decode()) if each.name == "pgbus_ready"]
+    names = {socket.gethostname(): "here"}
+    told = {
+        (names.get(host := sample.labels.get("host"), host), int(sample.labels["worker"])) for sample in family.samples
+    }
+    assert {(host, 0 if pid == os.getpid() else pid) for host, pid in told} == found
+    assert len(family.samples) == len(found)
+
+
+def test_another_value_of_hosts_is_refused(site: Site) -> None:
+    answer = site.get("/metrics?hosts=some")
+    assert (answer.status, answer.body) == (400, b"hosts is own or all\n")
 
 
 def test_a_worker_that_cannot_write_its_numbers_still_serves(pgbus_database: str) -> None:
