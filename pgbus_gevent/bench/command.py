@@ -16,6 +16,7 @@ from ..settings.table import Settings
 from . import machine
 from .audiences import AUDIENCES
 from .deliveries import MANY, MIXED, REPLAY, SLOW
+from .fleet import FLEET
 from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
 from .presence import PRESENCE
@@ -27,7 +28,21 @@ from .scenarios import FANOUT, IDLE, PACED, Scenario
 
 SCENARIOS = {
     scenario.name: scenario
-    for scenario in (IDLE, FANOUT, PACED, MANY, REPLAY, SLOW, MIXED, AUDIENCES, PUBLISH, REQUESTS, PRESENCE, RETENTION)
+    for scenario in (
+        IDLE,
+        FANOUT,
+        PACED,
+        MANY,
+        REPLAY,
+        SLOW,
+        MIXED,
+        AUDIENCES,
+        PUBLISH,
+        REQUESTS,
+        PRESENCE,
+        RETENTION,
+        FLEET,
+    )
 }
 
 _ABOUT = """\
@@ -50,11 +65,14 @@ examples:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help="the scenarios to run; default: all but retention"
+        "scenarios", nargs="*", metavar="SCENARIO", help="the scenarios to run; default: all but retention and fleet"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--clients", type=_positive, metavar="N", help="the number of clients in each scenario")
     parser.add_argument("--messages", type=_positive, metavar="N", help="the number of messages in a burst")
+    parser.add_argument(
+        "--fleets", type=_positive, nargs="+", metavar="N", help="the numbers of workers in the scenario fleet"
+    )
     parser.add_argument("--seconds", type=float, metavar="S", help="the duration of scenarios that publish at a rate")
     parser.add_argument(
         "--repeat", type=_positive, default=3, metavar="N", help="runs of each scenario; medians are shown; default: 3"
@@ -108,7 +126,9 @@ class _Bench:
         self._repeat = arguments.repeat
         self._json = arguments.json
         self._peers_dir = arguments.peers_dir
-        self._scale = Scale(arguments.clients, arguments.messages, arguments.seconds)
+        fleets = tuple(arguments.fleets) if arguments.fleets else None
+        self._scale = Scale(arguments.clients, arguments.messages, arguments.seconds, fleets)
+        self._data_dir = arguments.data_dir
         self._peers = self._choose(arguments.peers)
 
     def _choose(self, wanted: list[str] | None) -> list[str]:
@@ -155,7 +175,7 @@ class _Bench:
                     say(f"{scenario.name}, run {n + 1} of {self._repeat}, {name}")
                 try:
                     with ExitStack() as stack:
-                        run = Run(url, postmaster, name, self._scale, stack, self._peers_dir)
+                        run = Run(url, postmaster, name, self._scale, stack, self._peers_dir, self._data_dir)
                         for variant, metrics in scenario.run(run).items():
                             key = (name, variant)
                             found.setdefault(key, Result(scenario.name, *key)).runs.append(metrics)

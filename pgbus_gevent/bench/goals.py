@@ -65,6 +65,15 @@ GOALS = (
     Goal("publish", "all_after_ms", (OURS, "broadcast, 64, delivered"), at_most=1000),
     Goal("requests", "p50", (OURS, "healthz"), at_most=5.0),
     Goal("requests", "p50", (OURS, "broadcast"), at_most=20.0),
+    Goal("fleet", "statements_per_second", (OURS, "steward, 100, 10/s"), at_most=200),
+    Goal("fleet", "database_cpu_percent", (OURS, "steward, 100, 10/s"), at_most=10),
+    # The number of workers to the power of 0.1: from 1 to 100 workers, a factor of 1.58.
+    *(
+        Goal("fleet", metric, (OURS, f"redis, 100, {rate}"), (OURS, f"redis, 1, {rate}"), at_most=1.58)
+        for metric in ("statements_per_second", "database_cpu_percent")
+        for rate in ("10/s", "100/s")
+    ),
+    Goal("fleet", "p50", (OURS, "redis, 100, 100/s"), (OURS, "no steward, 1, 100/s"), at_most=2.0),
     Goal("retention", "published_per_second", (OURS, "last third"), at_least=990),
     *(
         Goal("retention", metric, (OURS, "last third"), (OURS, "first third"), at_most=1.5)

@@ -28,6 +28,7 @@ FRAME = 215
 """Bytes of a message on the wire, unless a scenario says otherwise."""
 
 _SETTLE = 0.3
+_OPTIONS = {"max_connections": "300"}
 _GET = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{more}\r\n"
 
 
@@ -42,11 +43,15 @@ class Scale:
     clients: int | None = None
     messages: int | None = None
     seconds: float | None = None
+    fleets: tuple[int, ...] | None = None
 
 
 @dataclass
 class Server:
-    """A server under test. ``database`` says whether it uses PostgreSQL, whose CPU time then counts."""
+    """A server under test. ``database`` says whether it uses PostgreSQL, whose CPU time then counts.
+
+    ``ports`` are those of all of its workers, if it has several; ``port`` is the first.
+    """
 
     program: Program
     pids: list[int]
@@ -56,6 +61,7 @@ class Server:
     way: str
     options: dict[str, Any]
     database: bool = False
+    ports: list[int] = field(default_factory=list)
 
     def requests(self, streams: Sequence[str], *, since: Sequence[int] = (), headers: Sequence[str] = ()) -> list[str]:
         """Return the requests of clients of these streams.
@@ -99,6 +105,7 @@ class Run:
     scale: Scale
     stack: ExitStack
     peers: Path = PEERS
+    data_dir: str | None = None
     _programs: dict[str, Program] = field(default_factory=dict, init=False)
 
     # scale
@@ -137,17 +144,22 @@ class Run:
 
         The arguments are for our own server: ``settings``, and the number of filters for the labels ``user:0``, ``user:1``, …
         """
-        url = ["--database-url", self.database_url]
         if self.server_name == OURS:
             more = [] if filters is None else ["--filters", str(filters)]
-            program = Program.module("server", *url, *more, "--settings", json.dumps(settings))
+            program = self.start_server(self.database_url, *more, settings=settings)
         else:
-            program = Program(self.server_name, [sys.executable, str(self.peers / f"{self.server_name}.py"), *url])
+            adapter = str(self.peers / f"{self.server_name}.py")
+            program = Program(self.server_name, [sys.executable, adapter, "--database-url", self.database_url])
         self._started(program)
         found = program.receive(STARTING)
         if "missing" in found:
             raise Missing(found["missing"])
         return Server(program, **found)
+
+    @staticmethod
+    def start_server(url: str, *arguments: str, settings: Mapping[str, Any]) -> Program:
+        """Start our own server on a database. The caller closes it."""
+        return Program.module("server", "--database-url", url, *arguments, "--settings", json.dumps(settings))
 
     # doing
 
@@ -218,11 +230,14 @@ class Cpu:
 
 
 @contextmanager
-def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str, int | None]]:
+def database(
+    url: str | None, data_dir: str | None = None, *, options: Mapping[str, str] = _OPTIONS
+) -> Iterator[tuple[str, int | None]]:
     """Yield the URL of a database with the schema, and the process id of its server.
 
     With ``url``, that is the given database, and the process id is None. Otherwise it is a new database in a directory that is
-    removed at the end, made below ``data_dir`` or in the system's directory for temporary files.
+    removed at the end, made below ``data_dir`` or in the system's directory for temporary files. ``options`` are PostgreSQL's
+    settings for it.
     """
     with ExitStack() as stack:
         pid = None
@@ -231,7 +246,7 @@ def database(url: str | None, data_dir: str | None = None) -> Iterator[tuple[str
                 tempfile.TemporaryDirectory(prefix="pgbus-bench-", dir=data_dir, ignore_cleanup_errors=True)
             )
             Path(directory).chmod(0o711)  # if root runs this, the server runs as another user
-            embedded = stack.enter_context(EmbeddedPostgres.open(directory, options={"max_connections": "300"}))
+            embedded = stack.enter_context(EmbeddedPostgres.open(directory, options=options))
             url = embedded.url
             pid = int(next(Path(directory).glob("postgres-*/postmaster.pid")).read_text().split()[0])
         settings = Settings(database_url=url, secret=("the secret of the benchmark",))

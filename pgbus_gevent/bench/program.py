@@ -84,13 +84,17 @@ class Program:
             raise BenchFailed(f"the benchmark's process {self.name!r} failed: {found['error']}")
         return found
 
-    def close(self) -> None:
-        """End the program: close its stdin, and kill it if that is not enough. Idempotent."""
+    def end(self) -> None:
+        """Tell the program to end, by closing its stdin. It does not wait for the end."""
         if self._process.stdin and not self._process.stdin.closed:
             try:
                 self._process.stdin.close()
             except OSError:
                 pass  # the program has ended, and the buffered commands with it
+
+    def close(self) -> None:
+        """End the program, and kill it if closing its stdin is not enough. Idempotent."""
+        self.end()
         for end in (self._process.terminate, self._process.kill):
             try:
                 self._process.wait(_ENDING)

@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--settings", type=json.loads, default={}, help="further settings, as JSON")
     parser.add_argument("--filters", type=int, help="register so many filters, and authorise clients by their headers")
+    parser.add_argument("--instances", type=int, default=1, help="how many workers run in this process")
+    parser.add_argument("--no-steward", action="store_true", help="take no part in the election of the steward")
     arguments = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -50,17 +52,14 @@ def main() -> None:
         # As many as the machine allows, so that the Instance does not warn about the limit.
         **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
     )
-    instance = Instance(settings).start()
-    for n in range(arguments.filters or 0):
-        instance.filters.register(f"user:{n}", partial(is_label, f"user:{n}"))
-    hook = authorize if settings.presence or arguments.filters is not None else None
-    server = Server(listen("127.0.0.1", 0), StreamApp(instance, authorize=hook))
-    server.start()
+    instances = [Instance(settings) for _ in range(arguments.instances)]
+    servers = [_serve(instance, arguments) for instance in instances]
     gc.collect()
     gc.freeze()
     answer(
         pids=[os.getpid()],
-        port=server.server_port,
+        port=servers[0].server_port,
+        ports=[server.server_port for server in servers],
         path=f"{settings.prefix}/streams/{{stream}}",
         marker="pgbus:connected",
         way="sql",
@@ -69,10 +68,23 @@ def main() -> None:
     )
     # In a patched process, sys.stdin is read in a thread. With this file, the event loop waits for input.
     for _ in commands(FileObjectPosix(sys.stdin.fileno(), "r", close=False)):
-        answer(**counters(instance))
-    server.close()
-    instance.shutdown(1.0)
-    gevent.sleep(0)
+        answer(**counters(instances[0]))
+    for server in servers:
+        server.close()
+    gevent.joinall([gevent.spawn(instance.shutdown, 1.0) for instance in instances])
+
+
+def _serve(instance: Instance, arguments: argparse.Namespace) -> Server:
+    """Start an Instance and its server."""
+    if arguments.no_steward:
+        del instance.tasks["steward"]  # each worker then sweeps for itself
+    instance.start()
+    for n in range(arguments.filters or 0):
+        instance.filters.register(f"user:{n}", partial(is_label, f"user:{n}"))
+    hook = authorize if instance.settings.presence or arguments.filters is not None else None
+    server = Server(listen("127.0.0.1", 0), StreamApp(instance, authorize=hook))
+    server.start()
+    return server
 
 
 def authorize(environ: Mapping[str, Any], stream: str) -> bool | Subscriber:

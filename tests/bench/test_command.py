@@ -34,6 +34,7 @@ SOMETIMES = {
     "dead_rows",
     "horizons_kb",
     "prune_ms",
+    "redis_cpu_percent",
 }
 """Metrics that some rows of a scenario lack."""
 
@@ -51,7 +52,7 @@ def bench(cli: Cli, *arguments: str) -> dict[str, Any]:
 # scenarios
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fleet"])
 def test_a_scenario_gives_rows_with_all_its_columns(name: str, cli: Cli, pgbus_database: str) -> None:
     told = bench(cli, name, *TINY, "--peers", "loop", "--database-url", pgbus_database)
     rows = told["results"]
@@ -61,6 +62,23 @@ def test_a_scenario_gives_rows_with_all_its_columns(name: str, cli: Cli, pgbus_d
         assert (row["scenario"], row["runs"]) == (name, 1)
         assert set(SCENARIOS[name].columns) - set(row) <= SOMETIMES
         assert row.get("lost", 0) == 0
+
+
+@pytest.mark.slow
+def test_a_fleet_is_measured_in_each_way_and_at_each_rate(cli: Cli) -> None:
+    cli.patience = 120.0  # for two or three fleets, on a server of PostgreSQL of their own
+    with TemporaryDirectory(prefix="pgbus-", dir="/tmp") as directory:
+        Path(directory).chmod(0o711)
+        ended = cli.run("bench", "fleet", *TINY, "--fleets", "2", "--data-dir", directory, "--json")
+        assert os.listdir(directory) == []
+    assert ended.status == 0, ended.err
+    rows = {row["variant"]: row for row in json.loads(ended.out)["results"]}
+    ways = ["no steward", "steward", *(["redis"] if "redis is left out" not in ended.err else [])]
+    assert list(rows) == [f"{way}, 2, {rate}" for way in ways for rate in ("idle", "10/s", "100/s")]
+    for row in rows.values():
+        assert set(SCENARIOS["fleet"].columns) - set(row) <= SOMETIMES
+        assert (row["workers"], row["processes"], row.get("lost", 0)) == (2, 2, 0)
+        assert {"p50", "call_p99"} & row.keys() == ({"p50", "call_p99"} if row["rate"] else set())
 
 
 def test_the_fresh_database_is_removed(cli: Cli) -> None:

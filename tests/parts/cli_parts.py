@@ -38,13 +38,14 @@ class Cli:
 
     def __init__(self, data_dir: Path, database: str = "") -> None:
         self.variables = {"PGBUS_DATA_DIR": str(data_dir), "PGBUS_DATABASE_URL": database}
+        self.patience = PATIENCE  # seconds
 
     def run(self, *arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
         done = subprocess.run(
             [*PROGRAM, *arguments],
             input=stdin,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=self.patience,
             cwd="/",
             env=environment(**{**self.variables, **variables}),
         )
