@@ -9,6 +9,7 @@ from ..errors import DatabaseError, DatabaseUnavailable, MissingSetting
 from ..settings.retention import Retention
 from ..settings.table import Settings
 from .addresses import Route
+from .caps import CapQueries
 from .checks import Checks
 from .connect import connect
 from .fleet import Fleet
@@ -75,6 +76,7 @@ class Database:
             )
         self.presence = PresenceQueries(self.pool)
         self.fleet = Fleet(self.pool)
+        self.caps = CapQueries(self.pool)
         self.stewardship = Stewardship(self.pool)
         self.operators = OperatorQueries(self.pool)
         self.pruning = Pruning(

@@ -45,7 +45,7 @@ class Upstream:
         self.fleet = LocalRoll(self.queries)
         self.operators = LocalOperators()
         # An edge keeps no presence and removes no messages, so the parts for these are made, but never run.
-        self.presence = self.pruning = self.stewardship = self.standby = None
+        self.presence = self.pruning = self.stewardship = self.standby = self.caps = None
 
     def listen(self) -> WakeSession:
         """Open a session for new messages."""

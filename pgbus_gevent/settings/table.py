@@ -193,10 +193,11 @@ class Settings:
         10_000, kinds.integer(1), "Limits", "--max-connections", "the most stream connections of one worker")
     max_per_owner: int = _setting(
         0, kinds.integer(0), "Limits", "--max-per-owner",
-        "the most stream connections of one owner, as named by the authorize hook, per worker; 0 is no limit")
+        "the most stream connections of one owner, as named by the authorize hook, on all workers together; 0 is no limit")
     max_per_address: int = _setting(
         0, kinds.integer(0), "Limits", "--max-per-address",
-        "the most stream connections of one client address, per worker; 0 is no limit. All clients of a proxy have its address")
+        "the most stream connections of one client address, on all workers together; 0 is no limit. All clients of a proxy have"
+        " its address")
     ring_messages: int = _setting(
         1000, kinds.integer(1), "Limits", None, "the most messages of one stream that a worker keeps in memory")
     ring_bytes: int = _setting(

@@ -8,7 +8,7 @@ import resource
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from ..core.board import Board
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
 from ..core.filters import Filters
+from ..core.fleet_counts import FleetCounts
 from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
@@ -50,8 +51,9 @@ class Clients:
     Greenlets that accept, several tasks and the event loop call these methods. Because none of them yields, no other greenlet
     sees a client that is half registered or half removed.
 
-    ``presence`` is called for every member that comes, goes or changes. ``send_buffer`` is the size of a socket's send buffer in
-    bytes. ``dead_after`` is how many seconds the kernel waits for a peer that acknowledges nothing.
+    ``presence`` is called for every member that comes, goes or changes. ``elsewhere`` has the connections on other workers, which
+    caps count too. ``send_buffer`` is the size of a socket's send buffer in bytes. ``dead_after`` is how many seconds the kernel
+    waits for a peer that acknowledges nothing.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Clients:
         presence: Presence | None = None,
         filters: Filters | None = None,
         identities: Identities | None = None,
+        elsewhere: FleetCounts | None = None,
         send_buffer: int = 65536,
         dead_after: float = 30.0,
     ) -> None:
@@ -77,6 +80,7 @@ class Clients:
         self._presence = presence
         self._audience = Audience(filters or Filters(), board.registry)
         self._identities = identities
+        self._elsewhere = elsewhere or FleetCounts()
         self._send_buffer = send_buffer
         self._dead_after = dead_after
         self._lingering: set[Client] = set()
@@ -113,11 +117,21 @@ class Clients:
         limits = self._limits
         if len(self._registry) >= limits.connections:
             return "overloaded"
-        if owner is not None and 0 < limits.per_owner <= self._owners[owner]:
+        if owner is not None and self._at_cap("owner", owner, self._owners, limits.per_owner):
             return "too-many-connections"
-        if address and 0 < limits.per_address <= self._addresses[network_of(address)]:
+        if address and self._at_cap("address", network_of(address), self._addresses, limits.per_address):
             return "too-many-connections"
         return None
+
+    def _at_cap(self, kind: str, text: str, counts: Mapping[str, int], cap: int) -> bool:
+        return 0 < cap <= counts.get(text, 0) + self._elsewhere.elsewhere(kind, text)
+
+    def counts(self) -> list[tuple[str, Mapping[str, int], int]]:
+        """Return, for owners and for addresses, the connections of each, and the cap; 0 for none."""
+        return [
+            ("owner", self._owners, self._limits.per_owner),
+            ("address", self._addresses, self._limits.per_address),
+        ]
 
     @property
     def unready(self) -> str | None:
@@ -241,7 +255,7 @@ class Clients:
             return
         if not self._remove(client, reason):
             return
-        if reason == "unavailable":
+        if reason in ("unavailable", "too-many-connections"):
             retry = refusal_retry()
         self._lingering.add(client)
         client.finish(sse.shutdown(reason, retry), monotonic())
@@ -257,6 +271,18 @@ class Clients:
         for client in theirs:
             self.end(client, "revoked")
         return len(theirs)
+
+    def end_newest(self, kind: str, text: str, kept: int) -> int:
+        """Close the newest connections of an owner or an address, so that ``kept`` remain. Return how many were closed."""
+        theirs = [
+            client
+            for client in self._registry.clients()
+            if (client.owner if kind == "owner" else network_of(client.address)) == text
+        ]
+        theirs.sort(key=lambda client: client.opened_at)
+        for client in theirs[kept:]:
+            self.end(client, "too-many-connections")
+        return len(theirs[kept:])
 
     def end_all(self) -> Iterator[None]:
         """Send every client away, each with its own random time for coming back. A step of the generator ends one client."""

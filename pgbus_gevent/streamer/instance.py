@@ -17,6 +17,7 @@ from gevent.event import Event
 from ..core.board import Board
 from ..core.events import Events
 from ..core.filters import Filters
+from ..core.fleet_counts import FleetCounts
 from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
@@ -28,6 +29,7 @@ from ..errors import NotPatched
 from ..settings.table import Settings
 from .clients import Clients
 from .dispatcher import StreamEventDispatcher
+from .fleet_caps import FleetCaps
 from .health import Health
 from .heartbeat import Heartbeat, tick_of
 from .large_ephemerals import LargeEphemerals
@@ -120,6 +122,7 @@ class Instance:
             database, patience=settings.away_after, what="the database" if self.upstream is None else "the origin"
         )
         self.health = Health(self.pulse)
+        counts = FleetCounts(settings.secret)
         self.clients = Clients(
             board,
             limits=Limits.of(settings),
@@ -127,6 +130,7 @@ class Instance:
             presence=self.presence,
             filters=self.filters,
             identities=identities,
+            elsewhere=counts,
             send_buffer=settings.send_buffer,
             dead_after=settings.write_deadline + 5.0,  # after our own deadline, which closes with a reason
         )
@@ -161,8 +165,13 @@ class Instance:
         self.listener = Listener(database, board)
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
+        self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
         self.roll_call = RollCall(database.fleet, board, self.clients, port=settings.port)
         self.pruner = Pruner(database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after)
+        self._add_duties()
+
+    def _add_duties(self) -> None:
+        settings = self.settings
         self.steward.add_duty("revocations", self.revocations.watch, settings.catch_up_interval)
         self.steward.add_duty("presence", self.presence.expire, self.presence.expire_interval)
         if settings.prune_interval:
@@ -184,6 +193,8 @@ class Instance:
         self._add_task("pulse", self.pulse.run)
         if writes:
             self._add_task("presence", self.presence.run)
+        if writes and (settings.max_per_owner or settings.max_per_address):
+            self._add_task("caps", self.fleet_caps.run)
         if not read_only:
             self._add_task("roll-call", self.roll_call.run)
         if self.standby_watch is not None:

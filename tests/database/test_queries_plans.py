@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from database_parts import Session, opened_sessions
 
+from pgbus_gevent.core.fleet_counts import Report
 from pgbus_gevent.database import batch, using
+from pgbus_gevent.database.caps import CapQueries
 from pgbus_gevent.database.checks import Checks
 from pgbus_gevent.database.fleet import Fleet
 from pgbus_gevent.database.operators import OperatorQueries
@@ -106,6 +108,10 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "leave": lambda p: p.leave(BUSY, "ada", "c1"),
         "flush": lambda p: p.flush(),
         "sweep": lambda p: p.sweep(),  # reads all members that are present, and nothing else
+    },
+    CapQueries: {
+        "report": lambda c: c.report("w1", Report([1], [2], [3]), pause=2.0),
+        "leave": lambda c: c.leave("w1"),
     },
     Fleet: {
         "beat": lambda f: f.beat("w1", "host", 1, 1.0, {}),
@@ -237,9 +243,9 @@ class Explained(Session):
 def nested(text: str) -> bool:
     """Whether a statement only touches the pages of its nested statements, which are explained separately."""
     words = " ".join(text.split())
-    # Besides, the first call of `_beat` in a session reads the catalog for all the functions that it calls.
+    # Besides, the first call of `_beat` or `_report_caps` in a session reads the catalog for all that it calls.
     return (text.startswith("select pgbus.") and "from" not in text) or any(
-        f" from pgbus.{function}(" in words for function in ("squatters", "_beat")
+        f" from pgbus.{function}(" in words for function in ("squatters", "_beat", "_report_caps")
     )
 
 

@@ -37,7 +37,7 @@ READING = [
 ]  # fmt: skip
 SERVING = [
     "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus._ring_control()",
-    "pgbus.presence_sweep()",
+    "pgbus.presence_sweep()", "pgbus._report_caps('w', '{1}', '{1}', '{1}', 2)", "pgbus._leave_caps('w')",
     "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')", "pgbus._presence_flush()",
 ]  # fmt: skip
 PRUNING = [
@@ -47,7 +47,7 @@ PRUNING = [
 FOR_NO_ROLE = [
     "pgbus.change_channels()", "pgbus._append('s', '{x}', '{e}', '{v}', '{c}')", "pgbus._jump('s', 0)", "pgbus._draw('s', 1)",
     "pgbus._append_once('s', '{x}', '{e}', '{v}', '{c}', '{k}')", "pgbus._flush()", "pgbus._touch('s', 1, true)",
-    "pgbus._pace_rings()", "pgbus._tend_fleet()", "pgbus._clear_revocations()",
+    "pgbus._pace_rings()", "pgbus._tend_fleet()", "pgbus._sum_caps()", "pgbus._clear_revocations()",
     "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}', true)", "pgbus.grant_publisher('postgres')",
     "pgbus._presence_tell('s', '{}', true)", "pgbus._presence_announce('s', '{}')",
     "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
@@ -55,7 +55,7 @@ FOR_NO_ROLE = [
     "pgbus._notify_stream('s', 'x')", "pgbus._notify_moved('s', 's')", "pgbus._bucket('s')",
 ]  # fmt: skip
 TABLES = [
-    "operator_sessions", "token_guesses",
+    "operator_sessions", "token_guesses", "cap_reports", "cap_sums",
     "messages", "horizons", "outbox", "ephemerals", "presence", "presence_crowds", "presence_news",
     "workers", "revocations", "prune_round", "channel_names", "epoch",
     "jumping", "migrations",

@@ -273,6 +273,122 @@ end
 $$;
 
 
+-- caps --------------------------------------------------------------------------------------------------------
+
+-- How many connections the owners and addresses have that are near a cap, by the worker that serves them. A key is a
+-- digest that only the workers can make. The three arrays have one length.
+create unlogged table pgbus.cap_reports (
+  worker   text collate "C" primary key,
+  teller   name        not null default session_user,
+  seen_at  timestamptz not null,
+  keys     bigint[]    not null,
+  counts   integer[]   not null,
+  caps     integer[]   not null
+) with (fillfactor = 50);
+
+-- The one row is the last sum of the reports: the keys that have half of their cap or more, with their connections on
+-- all workers. If a key is above its cap, `kept` says how many of them each of `holders` may keep; the last three arrays
+-- have one length.
+create unlogged table pgbus.cap_sums (
+  single     boolean          primary key default true check (single),
+  summed_at  double precision not null,        -- Unix seconds
+  keys       bigint[]         not null default '{}',
+  totals     bigint[]         not null default '{}',
+  above      bigint[]         not null default '{}',
+  holders    text[] collate "C" not null default '{}',
+  kept       bigint[]         not null default '{}'
+);
+
+-- Replaces a worker's report, and returns the last sum: `instant` and `summed_at` are in Unix seconds, `above` and
+-- `kept` are for this worker. If the last sum is older than `pause` seconds, the reports are summed first.
+create function pgbus._report_caps(worker text, keys bigint[], counts integer[], caps integer[], pause double precision,
+                                   out instant double precision, out summed_at double precision, out known bigint[],
+                                   out totals bigint[], out above bigint[], out kept bigint[])
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  me text collate "C" := worker;
+begin
+  if pgbus._good_stream(me) is not true or cardinality(keys) > 1000
+     or cardinality(keys) is distinct from cardinality(counts) or cardinality(keys) is distinct from cardinality(caps)
+     or 0 >= any (counts) or 0 >= any (caps)
+  then
+    raise exception 'bad report of a worker: it has the counts and the caps of at most 1000 keys'
+      using errcode = 'invalid_parameter_value';
+  end if;
+  insert into pgbus.cap_reports as r (worker, teller, seen_at, keys, counts, caps)
+  values (me, pgbus._caller(), clock_timestamp(), keys, counts, caps)
+  on conflict on constraint cap_reports_pkey do update
+  set seen_at = excluded.seen_at, keys = excluded.keys, counts = excluded.counts, caps = excluded.caps
+  where r.teller = excluded.teller;
+  if not found then
+    raise exception 'the worker % belongs to another role', to_json(me) using errcode = 'insufficient_privilege';
+  end if;
+  instant := extract(epoch from clock_timestamp());
+  if not exists (select from pgbus.cap_sums s where abs(instant - s.summed_at) < pause) then
+    perform pgbus._sum_caps();
+  end if;
+  select s.summed_at, s.keys, s.totals,
+         array(select a.key from unnest(s.above, s.holders) with ordinality as a(key, holder, n)
+               where a.holder = me order by a.n),
+         array(select a.kept from unnest(s.kept, s.holders) with ordinality as a(kept, holder, n)
+               where a.holder = me order by a.n)
+  into summed_at, known, totals, above, kept
+  from pgbus.cap_sums s;
+end
+$$;
+
+-- Sums the reports of the last 12 seconds. If another transaction is doing it, this one does nothing.
+create function pgbus._sum_caps() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into pgbus.cap_sums (summed_at) values (0) on conflict do nothing;
+  perform from pgbus.cap_sums for update skip locked;
+  if not found then
+    return;
+  end if;
+  delete from pgbus.cap_reports d
+  where d.worker in (
+    select r.worker from pgbus.cap_reports r
+    where r.seen_at < clock_timestamp() - interval '5 minutes' limit 100 for update skip locked);
+  with reports as (
+    select r.worker, u.key, u.count, u.cap
+    from pgbus.cap_reports r, unnest(r.keys, r.counts, r.caps) as u(key, count, cap)
+    where r.seen_at > clock_timestamp() - interval '12 seconds'
+  ), totals as (
+    -- During a change of the setting, the workers have different caps. The smaller one counts.
+    select r.key, sum(r.count) as total, min(r.cap) as cap
+    from reports r
+    group by r.key
+    having sum(r.count) * 2 >= min(r.cap)
+    order by sum(r.count)::float8 / min(r.cap) desc, r.key
+    limit 1000
+  ), shares as (
+    select r.worker, r.key, r.count,
+           greatest(0, t.cap - (sum(r.count) over (partition by r.key order by r.worker) - r.count)) as kept
+    from reports r join totals t on t.key = r.key
+    where t.total > t.cap
+  ), excess as (
+    select s.worker, s.key, s.kept from shares s where s.count > s.kept order by s.key, s.worker limit 1000
+  )
+  update pgbus.cap_sums s
+  set summed_at = extract(epoch from clock_timestamp()),
+      keys = coalesce((select array_agg(t.key order by t.key) from totals t), '{}'),
+      totals = coalesce((select array_agg(t.total order by t.key) from totals t), '{}'),
+      above = coalesce((select array_agg(e.key order by e.key, e.worker) from excess e), '{}'),
+      holders = coalesce((select array_agg(e.worker order by e.key, e.worker) from excess e), '{}'),
+      kept = coalesce((select array_agg(e.kept order by e.key, e.worker) from excess e), '{}');
+end
+$$;
+
+-- Removes the report of a worker that ends.
+create function pgbus._leave_caps(worker text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from pgbus.cap_reports r where r.worker = _leave_caps.worker collate "C" and r.teller = pgbus._caller();
+end
+$$;
+
+
 -- disconnecting -----------------------------------------------------------------------------------------------
 
 -- Which owners lose their connections. The notification on the control channel is only a hint: workers read the

@@ -1,0 +1,103 @@
+"""Caps over all workers, from SQL: the reports of the workers, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from database_parts import Session, Sessions, raises, together
+
+ALWAYS, NEVER = 0.0, 1e9  # seconds between two sums
+
+
+@pytest.fixture(autouse=True)
+def empty(sql: Session) -> Iterator[None]:
+    sql.run("truncate pgbus.cap_reports, pgbus.cap_sums")
+    yield
+
+
+def report(sql: Session, worker: str, cap: int, counts: dict[int, int], pause: float = ALWAYS) -> tuple[Any, Any]:
+    """Return the totals and what this worker may keep."""
+    caps = [cap] * len(counts)
+    [(known, totals, above, kept)] = sql.run(
+        "select known, totals, above, kept from pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], %s)",
+        *(worker, list(counts), list(counts.values()), caps, pause),
+    )
+    return dict(zip(known, totals, strict=True)), dict(zip(above, kept, strict=True))
+
+
+def test_keys_with_half_of_their_cap_or_more_are_summed(sql: Session) -> None:
+    report(sql, "a", 10, {1: 3, 2: 1, -7: 9})
+    assert report(sql, "b", 10, {1: 2, 2: 3}) == ({1: 5, -7: 9}, {})
+    assert report(sql, "b", 10, {}) == ({-7: 9}, {})
+
+
+def test_a_sum_is_made_once_in_its_pause(sql: Session) -> None:
+    report(sql, "a", 10, {1: 5})
+    assert report(sql, "b", 10, {1: 5}, NEVER) == ({1: 5}, {})
+    assert report(sql, "c", 10, {}) == ({1: 10}, {})
+
+
+def test_above_a_cap_each_worker_may_keep_a_part_and_all_parts_are_the_cap(sql: Session) -> None:
+    for worker in ("a", "b", "c"):
+        report(sql, worker, 10, {1: 6, 2: 3})
+    kept = [report(sql, worker, 10, {1: 6, 2: 3})[1] for worker in ("a", "b", "c")]
+    assert kept == [{}, {1: 4}, {1: 0}]  # the first keeps its six
+
+
+def test_the_smaller_of_different_caps_counts(sql: Session) -> None:
+    report(sql, "a", 10, {1: 4})
+    assert report(sql, "b", 6, {1: 4}) == ({1: 8}, {1: 2})
+
+
+def test_a_worker_that_has_left_or_is_silent_does_not_count(sql: Session) -> None:
+    report(sql, "a", 4, {1: 3})
+    report(sql, "b", 4, {1: 2})
+    sql.call("_leave_caps", "a")
+    assert report(sql, "c", 4, {}) == ({1: 2}, {})
+    sql.run("update pgbus.cap_reports set seen_at = seen_at - interval '12 seconds'")
+    assert report(sql, "c", 4, {}) == ({}, {})
+    sql.run("update pgbus.cap_reports set seen_at = seen_at - interval '5 minutes'")
+    report(sql, "c", 4, {})
+    assert sql.run("select worker from pgbus.cap_reports") == [("c",)]
+
+
+def test_workers_that_report_at_once_do_not_wait_for_one_another(sql: Session, sessions: Sessions) -> None:
+    report(sql, "a", 4, {1: 3})
+    other = sessions()
+    with other.transaction():
+        other.run("select from pgbus.cap_sums for update")  # stands for one that is just summing
+        sql.run("set lock_timeout = '5s'")
+        assert report(sql, "b", 4, {1: 3}) == ({1: 3}, {})  # the last sum
+        sql.run("reset lock_timeout")
+    workers = [(sessions(), f"w{n}") for n in range(6)]
+    together(*[lambda one=one, name=name: [report(one, name, 20, {1: 3}) for _ in range(20)] for one, name in workers])
+    sql.call("_leave_caps", "a")
+    sql.call("_leave_caps", "b")
+    assert report(sql, "c", 20, {})[0] == {1: 18}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("", [1], [1], [1]),
+        ("a", [1], [1, 2], [1]),
+        ("a", [1], [1], []),
+        ("a", [1], [0], [1]),
+        ("a", [1], [1], [-1]),
+        ("a", list(range(1001)), [1] * 1001, [1] * 1001),
+        ("a", None, [1], [1]),
+    ],
+)
+def test_a_bad_report_is_refused(sql: Session, arguments: tuple[Any, ...]) -> None:
+    with raises("22023", "bad report"):
+        sql.run("select pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], 2)", *arguments)
+
+
+def test_a_report_of_a_thousand_keys_fits(sql: Session) -> None:
+    counts = dict.fromkeys(range(-500, 500), 2)
+    report(sql, "a", 2, counts)
+    totals, kept = report(sql, "b", 2, counts)
+    assert totals == dict.fromkeys(range(-500, 500), 4)
+    assert kept == dict.fromkeys(range(-500, 500), 0)

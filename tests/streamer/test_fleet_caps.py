@@ -1,0 +1,173 @@
+"""Caps over all workers: several real workers, with their own servers, on one database."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import gevent
+import pytest
+from streamer_parts import make_board
+from support import Serving, run, serving, session, until
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.fleet_counts import FleetCounts, Report, Sum
+from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.fleet_caps import FleetCaps
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.testing.client import StreamClient
+from pgbus_gevent.web.stream_app import StreamApp
+
+Serve = Callable[..., Serving]
+CAP = 4
+
+
+def app(instance: Instance) -> StreamApp:
+    """Return an application whose authorize hook believes the headers of a request."""
+    instance.fleet_caps.interval = 0.1
+    instance.fleet_caps.pause = 0.1
+    return StreamApp(instance, authorize=lambda environ, stream: Subscriber(owner=environ.get("HTTP_X_OWNER")))
+
+
+@pytest.fixture
+def serve(pgbus_settings: Settings) -> Iterator[Serve]:
+    """Starts workers, which share a database."""
+    with ExitStack() as stack:
+
+        def one(**changes: Any) -> Serving:
+            return stack.enter_context(serving(pgbus_settings, app=app, **{"max_per_owner": CAP, **changes}))
+
+        yield one
+
+
+def come(worker: Serving, owner: str = "ada") -> StreamClient:
+    return worker.client("orders", headers={"X-Owner": owner})
+
+
+def reason(client: StreamClient) -> str | None:
+    """Return why a client was refused or sent away; None if it is served."""
+    until(lambda: bool(client.frames), "it is answered")
+    ended = [frame for frame in client.frames if frame.event == "pgbus:shutdown"]
+    return str(ended[0].data) if ended else None
+
+
+def served(*clients: StreamClient) -> list[StreamClient]:
+    return [client for client in clients if not client.closed]
+
+
+def elsewhere(worker: Serving, kind: str = "owner", text: str = "ada") -> int:
+    return worker.instance.clients._elsewhere.elsewhere(kind, text)
+
+
+def test_a_connection_is_refused_if_the_other_workers_have_the_rest_of_the_cap(serve: Serve) -> None:
+    one, two, three = serve(), serve(), serve()
+    first = [come(one), come(one), come(two)]
+    until(lambda: elsewhere(three) == 3, "the third worker knows")
+    last = come(three)
+    assert reason(last) is None
+    assert "too-many-connections" in (reason(come(three)) or "")
+    until(lambda: elsewhere(one) == 2 and elsewhere(two) == 3, "they know of it")
+    for worker in (one, two, three):
+        assert "too-many-connections" in (reason(come(worker)) or "")
+    assert reason(come(one, "bob")) is None
+
+    first[2].close()
+    until(lambda: elsewhere(three) == 2, "a place is free")
+    assert reason(come(three)) is None
+    assert served(first[0], first[1], last) == [first[0], first[1], last]
+
+
+def test_addresses_have_their_cap_over_all_workers_too(serve: Serve) -> None:
+    one, two = (serve(max_per_owner=0, max_per_address=2) for _ in range(2))
+    come(one)
+    come(two)
+    until(lambda: elsewhere(one, "address", "127.0.0.1") == 1, "the first worker knows")
+    assert "too-many-connections" in (reason(come(one)) or "")
+
+
+def test_after_a_burst_at_all_workers_the_newest_above_the_cap_are_sent_away(serve: Serve) -> None:
+    workers = [serve() for _ in range(3)]
+    clients = [[come(worker) for _ in range(CAP)] for worker in workers]
+    bob = [come(worker, "bob") for worker in workers]
+    assert all(reason(client) is None for theirs in [*clients, bob] for client in theirs)
+    everybody = [client for theirs in clients for client in theirs]
+    until(lambda: len(served(*everybody)) == CAP, "as many as the cap remain", timeout=20)
+    gevent.sleep(1.0)  # some further sums
+    assert len(served(*everybody)) == CAP and len(served(*bob)) == 3
+    for theirs in clients:
+        assert [client.closed for client in theirs] == sorted(client.closed for client in theirs)  # the newest went
+    for client in everybody:
+        if client.closed:
+            assert "too-many-connections" in (reason(client) or "")
+            assert b"retry: " in client.raw
+
+
+def test_clients_of_a_worker_that_stops_find_room_at_another(serve: Serve) -> None:
+    stops, stays = serve(), serve()
+    for _ in range(CAP):
+        come(stops)
+    until(lambda: elsewhere(stays) == CAP, "the other worker knows")
+    stops.instance.shutdown()
+    until(lambda: elsewhere(stays) == 0, "it knows that they are gone")
+    assert reason(come(stays)) is None
+
+
+def test_the_report_of_a_worker_that_was_killed_expires(serve: Serve, pgbus_database: str) -> None:
+    worker = serve()
+    key = worker.instance.clients._elsewhere._key(("owner", "ada"))
+    with session(pgbus_database) as connection:  # stands for a worker that is not heard of again
+        until(lambda: run(connection, "select worker from pgbus.cap_reports"), "the worker reports")
+        run(
+            connection,
+            "insert into pgbus.cap_reports (worker, seen_at, keys, counts, caps)"
+            " values ('ghost', clock_timestamp() - interval '10 seconds', array[%s::bigint], '{4}', '{4}')",
+            key,
+        )
+    until(lambda: elsewhere(worker) == CAP, "it counts")
+    until(lambda: elsewhere(worker) == 0, "it does not count any more")
+    assert reason(come(worker)) is None
+
+
+def test_without_caps_nothing_is_reported(serve: Serve, pgbus_database: str) -> None:
+    worker = serve(max_per_owner=0)
+    assert "caps" not in worker.instance.tasks
+
+
+class Away:
+    """A database that is away while ``away`` is set."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.counts = FleetCounts()
+
+    def report(self, worker: str, report: Report, *, pause: float) -> Sum:
+        if self.away:
+            raise DatabaseUnavailable("away")
+        return Sum(1.0, 1.0, {self.counts._key(("owner", "ada")): 3}, {})
+
+    def leave(self, worker: str) -> None:
+        raise AssertionError("a worker that cannot report does not say goodbye")
+
+
+def test_during_an_outage_each_worker_goes_by_its_own_counts(pgbus_bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    source, clients = Away(), Instance(pgbus_bus.settings).clients
+    part = FleetCaps(source, make_board(), clients, source.counts, interval=0.01)
+    job = gevent.spawn(part.run)
+    try:
+        until(lambda: source.counts.elsewhere("owner", "ada") == 3, "it knows")
+        source.away = True
+        until(lambda: source.counts.elsewhere("owner", "ada") == 0, "it has forgotten")
+        until(lambda: "caps hold on this worker alone" in caplog.text, "it says so")
+        source.away = False
+        with caplog.at_level(logging.INFO):
+            until(lambda: "caps hold over all workers" in caplog.text, "it says so")
+        assert source.counts.elsewhere("owner", "ada") == 3
+        source.away = True
+        until(lambda: source.counts.elsewhere("owner", "ada") == 0, "it has forgotten again")
+    finally:
+        job.kill()
+    assert caplog.text.count("caps hold on this worker alone") == 2
