@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import psycopg2.extensions as ext
@@ -13,7 +14,10 @@ from database_parts import Session, Sessions, opened_sessions, raises, until
 from support import serving
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.buckets import buckets_of
 from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, Wake, parse
+from pgbus_gevent.database import Database, green
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.settings.table import Settings
@@ -189,6 +193,35 @@ def test_publishing_as_a_publisher(owner: Session, sessions: Sessions, stream: s
                 publisher.call("broadcast_ephemeral", name, "x" * size)
         assert publisher.call("last_id", name) == owner.read(name)[-1][0]
         assert owner.data(name) == list("abcdef")
+
+
+def test_a_server_hears_what_a_publisher_publishes_in_every_way(
+    owner: Session, sessions: Sessions, owned: str, stream: str
+) -> None:
+    """The publisher may not call the function that notifies, and the server only asks for the names of the channels."""
+    owner.call("grant_publisher", PUBLISHER)
+    owner.call("grant_server", SERVER)
+    publisher, others = sessions(role=PUBLISHER), [f"{stream} {n}" for n in range(5)]
+    settings = Settings(database_url=as_role(owned, SERVER))
+    green.install()
+    with closing(Database(settings)) as database, closing(database.listen()) as session:
+        session.follow([stream, *others])
+        publisher.call("broadcast", stream, "a")
+        publisher.call("broadcast_ephemeral", stream, "a")
+        publisher.call("broadcast_ephemeral", stream, "a" * 9000)
+        publisher.call("broadcast_many", stream, ["a", "b"])
+        with publisher.transaction():
+            for name in others:
+                publisher.call("broadcast_on_commit", name, "a")
+        heard: list[Wake] = []
+        until(
+            lambda: heard.extend(map(parse, session.receive(0.2)[0])) or len(heard) > 4 + len(buckets_of(others)) - 1,
+            "all is heard",
+        )
+    single = [wake for wake in heard if not isinstance(wake, Moved)]
+    moved = [name for wake in heard if isinstance(wake, Moved) for name in wake.streams or []]
+    assert [type(wake) for wake in single] == [NewMessage, Ephemeral, Ephemeral]
+    assert sorted(moved) == [stream, *others]
 
 
 def test_everything_works_if_execute_was_revoked_from_public(pgbus_databases: TestDatabases) -> None:
