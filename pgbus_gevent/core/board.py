@@ -94,6 +94,8 @@ class Board:
         self.unsure = True
         """Whether the next sweep must be a probe, because the table may have gone back in time."""
         self.steward_until = 0.0  # when this worker ceases to rely on the steward's rings, in monotonic seconds
+        self.losses = 0
+        """How often the table may have lost messages, or has: the doubts about all logs, and the rewinds."""
         self.pace = 0.0
         """The least time between two notifications of the doorbell, in seconds."""
         self.workers = 1
@@ -239,6 +241,7 @@ class Board:
 
         Every client that was sent a lost message gets a gap event, and then everything that is retained.
         """
+        self.losses += 1
         log.rewind(to, horizon=horizon)
         if log.retired:
             return  # the stream may have a new log, which was opened with what the table has now
@@ -258,6 +261,7 @@ class Board:
 
         Clients that come now wait until the table has been asked.
         """
+        self.losses += 1
         for log in self.registry.logs():
             log.doubts += 1
         self.taps.resync()

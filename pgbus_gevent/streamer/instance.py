@@ -153,7 +153,7 @@ class Instance:
         self.standby_watch: StandbyWatch | None = None
         self.standby_reads: StandbyReads | None = None
         if database.standby is not None and not read_only:  # to check the standby, the primary writes
-            self.standby_watch = StandbyWatch(database.standby)
+            self.standby_watch = StandbyWatch(database.standby, board)
             reads = self.standby_reads = StandbyReads(
                 database.queries, database.standby, self.standby_watch, board.registry
             )

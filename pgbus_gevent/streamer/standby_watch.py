@@ -12,6 +12,7 @@ from typing import Protocol
 
 import gevent
 
+from ..core.board import Board
 from ..core.retries import Seldom
 from ..core.rows import Opening, OpenQuestion, PageRows
 from ..core.standby import Mark, State, trouble
@@ -65,8 +66,10 @@ class StandbyWatch:
     It yields in statements and pauses. Meanwhile others may report a fault; the end of a check overrules that.
     """
 
-    def __init__(self, standby: Standby, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, standby: Standby, board: Board, *, clock: Callable[[], float] = monotonic) -> None:
         self._standby = standby
+        self._board = board
+        self._losses = 0
         self._clock = clock
         self._mark: Mark | None = None
         self._logged = ""
@@ -102,6 +105,7 @@ class StandbyWatch:
 
     def renew(self) -> Mark | None:
         """Have the primary set a mark, and return it, or None if it does not answer. It yields."""
+        self._losses = self._board.losses
         try:
             self._mark = self._standby.mark()
         except DatabaseError as error:
@@ -110,9 +114,14 @@ class StandbyWatch:
         return self._mark
 
     def recent(self) -> Mark | None:
-        """Return a mark that is at most ten seconds old, or None if the primary does not answer. It yields if there is none."""
+        """Return a recent mark, or None if the primary does not answer. It yields if there is none.
+
+        A mark from before a loss may be that of another primary, whose standby may still have what was lost.
+        """
         mark = self._mark
-        return self.renew() if mark is None or self._clock() - mark.taken > _MARK_LASTS else mark
+        if mark is None or self._losses != self._board.losses or self._clock() - mark.taken > _MARK_LASTS:
+            return self.renew()
+        return mark
 
     def wait_for(self, session: Session, mark: Mark) -> State:
         """Return what the standby shows once it has reached the mark, or after :data:`PATIENCE`. It yields.

@@ -15,7 +15,7 @@ import pytest
 from database_parts import Proxy
 from psycopg2.extensions import make_dsn, parse_dsn
 from support import Serving, gaps, get, holds, received, run, serving, session, stored, until
-from ways import standby
+from ways import kill_server, standby
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database.standby import Session
@@ -443,6 +443,50 @@ def test_a_standby_that_replays_late_serves_what_it_has(pair: Pair) -> None:
     finally:
         pair.on_standby("alter system reset recovery_min_apply_delay")
         pair.on_standby("select pg_reload_conf()")
+
+
+def test_a_standby_of_the_old_primary_serves_no_lost_messages_after_a_failover(
+    pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One standby is promoted without the last commits. The other one, which the worker reads, still has them."""
+    monkeypatch.setattr("pgbus_gevent.streamer.standby_watch.INTERVAL", 60.0)
+    monkeypatch.setattr("pgbus_gevent.streamer.standby_watch._MARK_LASTS", 60.0)
+    databases = TestDatabases()
+    try:
+        url = databases.make()
+        with standby(url) as heir, standby(url) as witness:
+            places = [parse_dsn(one) for one in (url, heir)]
+            both = make_dsn(
+                url, host=",".join(one["host"] for one in places), port=",".join(str(one["port"]) for one in places)
+            )
+            pair = Pair(url, witness, pgbus_settings)
+            settings = replace(pair.settings, database_url=str(both), catch_up_interval=60.0)
+            fill(pair, 100)
+            pair.replayed()
+            with serving(settings) as server, session(heir) as on_heir:
+                used(server)
+                live = server.client("orders", since=0)
+                until(lambda: len(live.messages) == 100, "all of them")
+                until(lambda: len(stored(on_heir, "orders")) == 100, "the heir has them")
+                for change in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
+                    run(on_heir, f"alter system set {change}")
+                run(on_heir, "select pg_reload_conf()")
+                receives = "select 1 from pg_stat_activity where backend_type = 'walreceiver'"
+                until(lambda: not run(on_heir, receives), "it is cut off")
+                fill(pair, 60)
+                until(lambda: len(live.messages) == 160, "they are delivered")
+                pair.replayed()
+                server.instance.standby_watch.check()
+                kill_server(url)
+                run(on_heir, "select pg_promote()")
+                until(lambda: run(on_heir, "select not pg_is_in_recovery()") == [(True,)], "it is promoted")
+                run(on_heir, "select pgbus.broadcast_many('orders', array(select 'new' from generate_series(1, 10)))")
+                until(lambda: live.messages[-1].data == "new", "it goes on", PATIENCE)
+                newcomer = server.client("orders", since=0)
+                until(lambda: newcomer.messages and newcomer.messages[-1].data == "new", "all of it", PATIENCE)
+                assert received(newcomer) == stored(on_heir, "orders")
+    finally:
+        databases.close()
 
 
 # all at once
