@@ -39,14 +39,17 @@ class LocalRoll:
         """Forget the row."""
         self._row = None
 
-    def workers(self, *, samples: bool = False) -> list[_Worker]:
+    def with_samples(self, host: str | None = None, service: str | None = None) -> list[_Worker]:
+        """Return this worker, whatever host and service are asked for: an edge knows no others."""
+        return self.workers()
+
+    def workers(self) -> list[_Worker]:
         """Return this worker."""
         if self._row is None:
             return []
         id, host, pid, started_at, facts, written_at = self._row
         now = time()
-        kept = facts if samples else {name: value for name, value in facts.items() if name != "samples"}
-        return [_Worker(id, host, pid, now - started_at, now - written_at, kept)]
+        return [_Worker(id, host, pid, now - started_at, now - written_at, facts)]
 
     def retained(self, stream: str) -> NoReturn:
         """Raise :class:`DatabaseUnavailable`, because only the origin could count the messages of a stream."""

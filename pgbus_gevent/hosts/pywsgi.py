@@ -18,6 +18,7 @@ from gevent import pywsgi
 from gevent.pool import Pool
 
 from ..core.client import StreamRequest
+from ..core.hop import READS
 from ..web.take_over import TAKE_OVER, Taker, framing, takes_chunks
 from .closing_server import LAST_CALL, ClosingServer
 from .listening import listen as listen
@@ -278,7 +279,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         logger.debug("%s: %s", self._address, ex)
 
     def log_request(self) -> None:
-        access_logger.info('%s "%s %s" %s', self._address, self.command or "-", self._shown_path, self._shown_status)
+        # The reads of edges would hide all other requests.
+        log = access_logger.debug if (self.path or "").endswith(READS) else access_logger.info
+        log('%s "%s %s" %s', self._address, self.command or "-", self._shown_path, self._shown_status)
 
     @property
     def _address(self) -> str:

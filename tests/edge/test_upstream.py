@@ -249,3 +249,21 @@ def test_live_messages_come_over_the_connection_and_cost_no_read(edge: Serving, 
         pgbus_bus.stream("orders").broadcast(str(n))
     until_messages(client, 60)
     assert (upstream.queries.counts["pages"], upstream.queries.counts["openings"]) == before
+
+
+def test_the_console_and_the_metrics_of_an_edge_show_its_own_connections(
+    origin: Serving, pgbus_settings: Settings
+) -> None:
+    operator = "operator-token-of-the-edge"
+    with edge_of(pgbus_settings, origin.url, operator_token=operator) as edge:
+        edge.live("orders")
+        headers = {"Authorization": f"Bearer {operator}"}
+        found = json.loads(get(edge.url, "/pgbus/console/connections", **headers).body)
+        assert [row["streams"] for row in found["rows"]] == [["orders"]]
+        until(lambda: edge.instance.database.fleet.workers(), "the edge has a row of its own", PATIENCE)
+        [row] = edge.instance.database.fleet.with_samples()
+        assert (row.id, row.facts["service"]) == (edge.instance.roll_call.id, edge.instance.roll_call.service)
+        assert get(edge.url, "/pgbus/console/retained?stream=orders", **headers).status == 503
+        wrong = {"Authorization": "Bearer another-operator-token"}
+        assert get(edge.url, "/pgbus/metrics", **wrong).status == 401
+        assert get(edge.url, "/pgbus/metrics?hosts=all", **headers).status == 200
