@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from ..core.registry import Registry
@@ -44,8 +45,11 @@ class Upstream:
         self.queries = OriginReads(self.pool)
         self.fleet = LocalRoll(self.queries)
         self.operators = LocalOperators()
-        # An edge keeps no presence and removes no messages, so the parts for these are made, but never run.
-        self.presence = self.pruning = self.stewardship = self.standby = self.caps = None
+        self.standby = None
+
+    def __getattr__(self, name: str) -> Absent:
+        """Return a stand-in for what only a database has. The parts that would use it are made, but not run at an edge."""
+        return Absent(name)
 
     def listen(self) -> WakeSession:
         """Open a session for new messages."""
@@ -87,3 +91,13 @@ class Upstream:
     def close(self) -> None:
         """Close the connections that are kept. Idempotent."""
         self.pool.close()
+
+
+class Absent:
+    """A part of a database that an edge does not have. Using it raises :class:`DatabaseUnavailable`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise DatabaseUnavailable(f"an edge has no database, so no {self._what}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from gevent.event import Event
+from streamer_parts import FakeClient
 
 from pgbus_gevent.core import following, taps, wakes
 from pgbus_gevent.core.board import Board
@@ -147,3 +148,20 @@ def test_a_stream_is_kept_for_a_tap_and_forgotten_with_the_last_one(board: Board
     assert log.retired
     assert len(board.taps) == 0
     assert not board.looks
+
+
+def test_a_client_that_leaves_does_not_take_the_stream_from_an_edge(board: Board) -> None:
+    tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
+    client = FakeClient(stream="a")
+    board.join(client, client.request.places)
+    board.leave(client)
+    assert board.log("a") is log
+    board.extend(log, [row(6, 5)])
+    assert [wake.id for wake in taken(tap) if isinstance(wake, NewMessage)] == [6]
+    other = FakeClient(stream="a")
+    board.join(other, other.request.places)
+    following.leave(board, tap)
+    assert board.log("a") is log
+    board.leave(other)
+    assert board.log("a") is None

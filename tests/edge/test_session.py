@@ -151,6 +151,19 @@ def test_silence_ends_the_session(origin: Serving, monkeypatch: pytest.MonkeyPat
             session.close()
 
 
+def test_an_origin_with_a_new_session_has_the_edge_look_for_missed_messages(
+    origin: Serving, session: WakeSession
+) -> None:
+    origin.instance.board.resync()
+    lost = []
+
+    def told() -> bool:
+        lost.append(session.receive(0.1)[1])
+        return any(lost)
+
+    until(told, "the session says that messages may be lost", PATIENCE)
+
+
 def test_an_origin_that_stops_says_so(origin: Serving, session: WakeSession) -> None:
     for tap in origin.instance.board.taps:
         tap.end()
