@@ -15,13 +15,15 @@ from typing import Protocol
 import gevent
 
 from ..core.board import Board
-from ..core.id_tail import Hole, IdTail
+from ..core.id_tail import Hole
 from ..core.outlet import Outlet
 from ..core.retries import Trouble
-from ..core.rows import DutyAnswer, DutyQuestion, IdRow, IdTailRows
+from ..core.rows import DutyAnswer, DutyQuestion, IdTailRows
 from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+from . import steward_sweeps
 from .steward_duties import Duty
 from .steward_ear import Ear
+from .steward_sweeps import StewardSweeps
 
 logger = logging.getLogger("pgbus_gevent.steward")
 
@@ -37,11 +39,8 @@ DEAF_AFTER = 20.0
 DEAF_FOR = 600.0
 """Seconds for which such a worker then leaves the first turn in an election to the others."""
 
-RENEW = 0.4
-"""The longest time between two signs of a steward, in seconds."""
-
 RENEW_ALONE = 0.8
-"""The same for a steward that does not sweep, because it has no company, and its worker looks after itself."""
+"""Seconds between two signs of a steward that does not sweep, because it has no company, and its worker looks after itself."""
 
 ALONE = 10.0
 """Seconds without a sign of any steward after which each worker does the duties itself."""
@@ -58,25 +57,10 @@ RELY = 3.0
 That is longer than a takeover takes, so that it does not make all workers sweep for themselves.
 """
 
-AFTER_DOORBELL = (0.004, 0.012, 0.05, 0.25)
-"""Seconds from a notification to each of the tails that follow it. If one finds a message that did not ring, they start again."""
-
-DEAF_PAUSE = 0.1
-"""Seconds between two tails while the steward does not hear."""
-
-GRACE = 0.003
-"""How long the steward waits for the notifications of the messages that it has found, in seconds, before it rings for them."""
-
-PAGE = 1000
-"""The most messages that one tail reads. After some full pages the steward has everybody look instead."""
-
-_PAGES = 5
-_MAX_SHARE = 0.2  # the largest share of time that tails take
-_LONGEST_REST = 0.02  # seconds; a tail takes long only if the database is busy
 _ASK_PER_WORKER = 0.02  # seconds between two questions of a worker, for each worker of the fleet
 
 
-class Source(Protocol):
+class Source(steward_sweeps.Source, Protocol):
     """The statements that it needs; :class:`pgbus_gevent.database.stewardship.Stewardship` has them."""
 
     def duty(self, question: DutyQuestion) -> DutyAnswer: ...
@@ -84,8 +68,6 @@ class Source(Protocol):
     def ids(
         self, question: DutyQuestion, above: int | None, holes: Sequence[tuple[int, int]], *, bind: bool, limit: int
     ) -> IdTailRows: ...
-    def ring_for(self, ids: Sequence[int]) -> bool: ...
-    def ring_everybody(self) -> bool: ...
 
 
 class Steward:
@@ -118,19 +100,30 @@ class Steward:
         self._number = 0
         self._began = clock()
         self._answered = False  # whether the database has answered the last question
-        self._elected = self._company = self._rings = False
-        self._until, self._stage = 0.0, 0
-        self._tail, self._begins = IdTail(), True
+        self._elected = False
+        self._until = 0.0
+        self.company = False
+        """Whether there are other workers that hear."""
+        self.sweeps = StewardSweeps(source, board, ear)
         self._deaf_since: float | None = None
         self._last_turn_until = 0.0
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
         self.elections = 0
-        self.tails = 0
-        self.rung = 0
-        """For how many messages this worker has rung."""
         self.duties: list[Duty] = []
         self.outlets: list[Outlet] = ear.outlets
+
+    @property
+    def state(self) -> str:
+        """For operators: ``this worker``, ``another worker``, or ``none`` if there has been no sign of one for a while."""
+        if self.leads:
+            return "this worker"
+        return "none" if self.silence is None or self.silence > RELY else "another worker"
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since the last sign of the steward; None before the first."""
+        return None if self.seen is None else self._clock() - self.seen
 
     @property
     def leads(self) -> bool:
@@ -172,7 +165,7 @@ class Steward:
                 began = self._clock()
                 try:
                     if self._sweeping:
-                        self._sweep()
+                        self.sweeps.sweep(self, began)
                     else:
                         self._note(began, self._source.duty(self._question()))
                     self._answered = True
@@ -182,15 +175,18 @@ class Steward:
                     self._answered = not isinstance(error, (DatabaseUnavailable, PoolTimeout))
                     trouble.begins(error)
                     # A ring may have failed, and the messages for it are not read again.
-                    self._begins = True
-                self._pause(self._clock() - began)
+                    self.sweeps.begins = True
+                if self._sweeping:
+                    self.sweeps.pause(self._clock() - began)
+                else:
+                    gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.75, 1.0))
         finally:
             self._ear.wanted.clear()
             self._leave()
 
     @property
     def _sweeping(self) -> bool:
-        return self._elected and (self._company or bool(self.outlets))
+        return self._elected and (self.company or bool(self.outlets))
 
     @property
     def _ask_interval(self) -> float:
@@ -208,7 +204,7 @@ class Steward:
             hears = False
             self._last_turn_until = now + DEAF_FOR
         first = hears and now >= self._last_turn_until
-        return DutyQuestion(self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self._rings)
+        return DutyQuestion(self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self.sweeps.rings)
 
     def _note(self, asked: float, answer: DutyAnswer) -> None:
         """Note the answer to a question that was sent at ``asked``."""
@@ -219,20 +215,20 @@ class Steward:
             if answer.rings:
                 self._rely()
         if answer.leads and not self._elected:
-            self._elected, self._stage = True, 0
+            self._elected = True
             self.elections += 1
             logger.info("this worker is the steward now")
         elif self._elected and not answer.leads:
             self._resign()
             logger.info("another worker is the steward now")
-        if self._elected and answer.company and not self._company:
-            self._begins = True  # the others may not know what did not ring while there was no company
-        self._company = answer.company
+        if self._elected and answer.company and not self.company:
+            self.sweeps.begins = True  # the others may not know what did not ring while there was no company
+        self.company = answer.company
         if self._sweeping:
             self._ear.wanted.set()
         else:
             self._ear.wanted.clear()
-            self._rings = False
+            self.sweeps.rings = False
 
     def _rely(self) -> None:
         """Have this worker rely on the steward, which has given a sign."""
@@ -242,9 +238,9 @@ class Steward:
             board.doorbell.set()  # the sweeper may wait for long
 
     def _resign(self) -> None:
-        self._elected = self._company = self._rings = False
+        self._elected = self.company = False
         self._until = 0.0
-        self._tail, self._begins = IdTail(), True
+        self.sweeps.reset()
 
     def _leave(self) -> None:
         if not self._elected:
@@ -255,96 +251,10 @@ class Steward:
         except DatabaseError:
             pass  # the lease ends by itself
 
-    # sweeps
-
-    def _pause(self, took: float) -> None:
-        """Wait for the next question or tail. A notification begins a series of tails."""
-        if not self._sweeping:
-            gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.75, 1.0))
-            return
-        gevent.sleep(min(took * (1 / _MAX_SHARE - 1), _LONGEST_REST))
-        doorbell = self._ear.doorbell
-        if self._stage == len(AFTER_DOORBELL):
-            if not doorbell.wait(RENEW if self._ear.hears else DEAF_PAUSE):
-                return
-            self._stage = 0
-        elif doorbell.is_set() and self._stage:
-            self._stage = 0
-        doorbell.clear()
-        stage = self._stage
-        gevent.sleep(AFTER_DOORBELL[stage] - (AFTER_DOORBELL[stage - 1] if stage else -self._board.pace))
-        self._stage = stage + 1
-
-    def _sweep(self) -> None:
-        if self._begins:
-            self._start()
-            return
-        if self._company and not self._rings:
-            self._rings = self._source.ring_everybody()
-        holes = self._tail.question(self._clock(), everything=self._stage == len(AFTER_DOORBELL))
-        for _ in range(_PAGES):
-            rows = self._read(holes)
-            found = [*rows.holes, *rows.above]
-            self._hand_on(found)
-            if len(rows.holes) == PAGE:
-                break
-            if len(rows.above) < PAGE or self._begins:
-                return
-            holes = []
-        self._begins = True
-
-    def _start(self) -> None:
-        """Begin at the newest messages, and have everybody look for those that were missed before."""
+    def ask(self, above: int | None, holes: Sequence[Hole], *, bind: bool) -> tuple[float, IdTailRows]:
+        """Ask for ids, and note the sign that comes with it. Return when it was asked, and the answer. For the sweeps."""
         asked = self._clock()
-        rows = self._source.ids(self._question(), None, [], bind=False, limit=PAGE)
+        ranges = [(hole.low, hole.high) for hole in holes]
+        rows = self._source.ids(self._question(), above, ranges, bind=bind, limit=steward_sweeps.PAGE)
         self._note(asked, rows.duty)
-        if not self._sweeping:
-            return
-        newest = [row.id for row in rows.above]
-        self._tail.start(newest, asked, last=rows.last, complete=len(newest) < PAGE)
-        self._begins = False
-        self._stage = 0
-        for outlet in self.outlets:
-            outlet.restarted()
-        # If the notification queue is half full, the workers sweep for themselves until there is room.
-        self._rings = self._company and self._source.ring_everybody()
-
-    def _read(self, holes: Sequence[Hole]) -> IdTailRows:
-        self.tails += 1
-        asked = self._clock()
-        rows = self._source.ids(
-            self._question(),
-            self._tail.top,
-            [(hole.low, hole.high) for hole in holes],
-            bind=self._tail.needs_bound(asked),
-            limit=PAGE,
-        )
-        self._tail.saw(
-            holes,
-            [row.id for row in rows.holes],
-            [row.id for row in rows.above],
-            ended_below=rows.ended_below,
-            last=rows.last,
-            now=asked,
-        )
-        if rows.bound is not None:
-            self._tail.bind(rows.bound, asked)
-        self._note(asked, rows.duty)
-        return rows
-
-    def _hand_on(self, found: Sequence[IdRow]) -> None:
-        """Ring for the messages that did not ring."""
-        unheard = [row for row in found if not self._ear.has_heard(*row)]
-        if unheard and self._ear.hears:
-            gevent.sleep(GRACE)
-            unheard = [row for row in unheard if not self._ear.has_heard(*row)]
-        if not unheard:
-            return
-        self._stage = 0
-        ids = sorted(row.id for row in unheard)
-        for outlet in self.outlets:
-            outlet.found(ids)
-        if self._rings:
-            self._ear.rang(ids)
-            self._rings = self._source.ring_for(ids)
-            self.rung += len(ids) * self._rings
+        return asked, rows

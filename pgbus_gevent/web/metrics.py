@@ -86,6 +86,7 @@ class Metrics:
             *self._clients(),
             *self._delivery(),
             *self._database(),
+            *self._steward(),
             *self._hop(),
             *self._extras(),
             *process.families(),
@@ -139,6 +140,19 @@ class Metrics:
         )
         yield gauge("pgbus_ring_bytes", "Memory used by recent messages, in bytes", board.budget.used)
         yield gauge("pgbus_ring_max_bytes", "The most memory for recent messages, in bytes", board.budget.limit)
+
+    def _steward(self) -> Iterable[Metric]:
+        steward = self._instance.steward
+        if self._instance.settings.upstream is not None:
+            return
+        yield gauge("pgbus_steward", "1 while this worker is the steward of its database, else 0", steward.leads)
+        if steward.silence is not None:
+            yield gauge("pgbus_steward_silence_seconds", "Time since the last sign of the steward", steward.silence)
+        yield counter("pgbus_steward_elections", "How often this worker became the steward", steward.elections)
+        yield counter(
+            "pgbus_steward_tails", "Tails of the steward for messages that did not ring", steward.sweeps.tails
+        )
+        yield counter("pgbus_steward_rung", "Messages for which this worker rang as the steward", steward.sweeps.rung)
 
     def _database(self) -> Iterable[Metric]:
         instance, pool = self._instance, self._instance.database.pool

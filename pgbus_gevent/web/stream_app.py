@@ -157,6 +157,8 @@ class StreamApp:
             state["detail"] = detail
         if self.instance.listener.deaf:
             state["listen"] = self.instance.listener.deaf
+        if self._settings.upstream is None:
+            state["steward"] = self.instance.steward.state
         if (watch := self.instance.standby_watch) is not None:
             # The fault may quote PostgreSQL, and everybody sees this; the log has it.
             state["standby"] = "not used; the log says why" if watch.fault else "used"

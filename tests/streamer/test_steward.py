@@ -18,6 +18,7 @@ from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion, IdTailRows
 from pgbus_gevent.database.stewardship import Stewardship
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer import steward as steward_module
+from pgbus_gevent.streamer import steward_sweeps
 from pgbus_gevent.streamer.steward import LEASE, Steward
 from pgbus_gevent.streamer.steward_duties import do_duty
 from pgbus_gevent.streamer.steward_ear import Ear
@@ -63,7 +64,7 @@ def steward(source: Office | Stewardship, board: Board, **how: Any) -> Steward:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steward_module, "RENEW", 0.01)
+    monkeypatch.setattr(steward_sweeps, "RENEW", 0.01)
     monkeypatch.setattr(steward_module, "RENEW_ALONE", 0.01)
     monkeypatch.setattr(steward_module, "ASK", (0.01, 0.02))
 

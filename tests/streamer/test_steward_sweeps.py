@@ -87,7 +87,7 @@ def test_a_worker_without_company_sweeps_for_itself(fleet: Fleet, sql: Session) 
     assert client.next().data == "by hand"
     assert worker.instance.board.follow_all
     assert not worker.instance.ear.hears
-    assert worker.instance.steward.tails == 0
+    assert worker.instance.steward.sweeps.tails == 0
 
 
 def test_a_message_that_did_not_ring_arrives_at_all_workers_within_a_second(pair: Fleet, sql: Session) -> None:
@@ -97,7 +97,7 @@ def test_a_message_that_did_not_ring_arrives_at_all_workers_within_a_second(pair
         began = monotonic()
         assert [client.next().data for client in clients] == [str(n)] * 2
         assert monotonic() - began < 1.0
-    assert sum(worker.instance.steward.rung for worker in pair.workers) == 5
+    assert sum(worker.instance.steward.sweeps.rung for worker in pair.workers) == 5
 
 
 def test_messages_whose_transactions_could_not_ring_arrive_in_order(
@@ -120,9 +120,9 @@ def test_a_message_that_rang_is_not_rung_for_again(pair: Fleet, pgbus_bus: Bus) 
         pgbus_bus.stream("orders").broadcast(str(n))
         assert [client.next().data for client in clients] == [str(n)] * 2
     steward = pair.leaders[0].instance.steward
-    before = steward.tails
-    until(lambda: steward.tails > before + 3, "it sweeps on")
-    assert steward.rung <= 2, "a notification may be later than the tail that finds its message, but rarely is"
+    before = steward.sweeps.tails
+    until(lambda: steward.sweeps.tails > before + 3, "it sweeps on")
+    assert steward.sweeps.rung <= 2, "a notification may be later than the tail that finds its message, but rarely is"
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
@@ -135,8 +135,8 @@ def test_a_transaction_that_stays_open_while_others_commit_is_found_when_it_comm
     slow.run(INSERT, "orders", "drawn first")
     for n in range(30):
         pgbus_bus.stream("stock").broadcast(str(n))
-    tails = sum(worker.instance.steward.tails for worker in pair.workers)
-    until(lambda: sum(worker.instance.steward.tails for worker in pair.workers) > tails + 12, "seconds pass")
+    tails = sum(worker.instance.steward.sweeps.tails for worker in pair.workers)
+    until(lambda: sum(worker.instance.steward.sweeps.tails for worker in pair.workers) > tails + 12, "seconds pass")
     slow.run("commit")
     began = monotonic()
     assert client.next().data == "drawn first"
@@ -268,10 +268,10 @@ def test_the_sequence_of_ids_may_be_set_back_by_hand(pair: Fleet, sql: Session, 
     steward = pair.leaders[0].instance.steward
     pgbus_bus.stream("orders").broadcast("before")
     assert client.next().data == "before"
-    until(lambda: steward._tail.top, "the steward has seen it")
+    until(lambda: steward.sweeps.top, "the steward has seen it")
     last = sql.one("select last_value from pgbus.message_ids")
     sql.run("select setval('pgbus.message_ids', %s)", last - 1_000_000)
-    until(lambda: (steward._tail.top or 0) <= last - 1_000_000, "the steward follows the sequence")
+    until(lambda: steward.sweeps.top <= last - 1_000_000, "the steward follows the sequence")
     sql.run(INSERT, "stock", "by hand, below")
     other = pair.workers[1].live("stock", since=0)
     assert other.next(timeout=2).data == "by hand, below"

@@ -518,7 +518,8 @@ def test_a_healthy_site_says_so_in_json(site: Site) -> None:
     told = json.loads(health.body)
     assert told["status"] == "ok"
     assert set(told["parts"].values()) == {"running"} and {"listener", "dispatcher", "heartbeat"} <= set(told["parts"])
-    assert json.loads(readiness.body) == {"status": "ready"}
+    assert json.loads(readiness.body)["status"] == "ready"
+    wait_for(lambda: json.loads(site.get("/readyz").body)["steward"] == "this worker", "a single worker is the steward")
 
 
 def check_refusal(site: Site, reason: str) -> None:
@@ -557,7 +558,7 @@ def test_a_draining_site_refuses_with_restart_and_is_not_ready(pgbus_databases: 
         check_refusal(site, "restart")
         readiness, health = site.get("/readyz"), site.get("/healthz")
         assert (readiness.status, health.status) == (503, 503)
-        assert json.loads(readiness.body) == {"status": "unready", "reason": "restart"}
+        assert {"status": "unready", "reason": "restart"}.items() <= json.loads(readiness.body).items()
         assert json.loads(health.body)["parts"]["listener"] == "stopped"
 
 
@@ -568,7 +569,8 @@ def test_a_full_site_refuses_with_overloaded_and_is_not_ready_until_there_is_roo
         with site.watch(STREAM) as client:
             client.next("pgbus:connected")
             check_refusal(site, "overloaded")
-            assert json.loads(site.get("/readyz").body) == {"status": "unready", "reason": "overloaded"}
+            told = json.loads(site.get("/readyz").body)
+            assert {"status": "unready", "reason": "overloaded"}.items() <= told.items()
             assert (site.get("/readyz").status, site.get("/healthz").status) == (503, 200)
         wait_for(lambda: len(site.instance.registry) == 0, "the client's leaving is noticed")
         assert site.get("/readyz").status == 200
