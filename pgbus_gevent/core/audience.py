@@ -48,8 +48,7 @@ class Audience:
             return cursor
         if subscription.lost is not None or (subscription.unproven and log.suspects(cursor)):
             return cursor  # the client must be told of a loss, for which the database is asked
-        held, filtered = subscription.place.subscriber.labels, self._filters.labels
-        return log.past_others(cursor, held | filtered if held and filtered else held or filtered)
+        return log.past_others(cursor, subscription.place.subscriber.labels, self._filters.labels)
 
     def move_past_others(self, subscription: Subscription) -> int:
         """Move the cursor of a subscription to :meth:`past_others`, and return it."""
@@ -64,9 +63,9 @@ class Audience:
             return self._of_several(subscription, chunk)
         if chunk.data is not None:
             return chunk.data
-        if self._sees_unlabelled_only(subscription, chunk):
+        if (self._registry.labels_held or not chunk.labels) and self._sees_unlabelled_only(subscription, chunk):
             return chunk.unlabelled
-        return b"".join(frame.data for frame in chunk.frames if self._permits(subscription, frame))
+        return b"".join([frame.data for frame in self._permitted(subscription, chunk)])
 
     def ephemerals_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
         """Return ephemeral frames, which have no ids, for one connection.
@@ -77,9 +76,7 @@ class Audience:
         if len(subscriptions) == 1:
             return self.frames_for(subscription, chunk)
         index = subscriptions.index(subscription)
-        return b"".join(
-            sse.of_stream(frame.data, index) for frame in chunk.frames if self._permits(subscription, frame)
-        )
+        return b"".join([sse.of_stream(frame.data, index) for frame in self._permitted(subscription, chunk)])
 
     def _of_several(self, subscription: Subscription, chunk: Chunk) -> bytes:
         """Return the frames for a connection with several streams: each id carries the client's cursor in every stream."""
@@ -87,28 +84,35 @@ class Audience:
         index = subscriptions.index(subscription)
         cursors = [each.cursor or 0 for each in subscriptions]
         parts = []
-        for frame in chunk.frames:
-            if self._permits(subscription, frame):
-                cursors[index] = frame.id
-                parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
+        for frame in self._permitted(subscription, chunk):
+            cursors[index] = frame.id
+            parts.append(sse.readdressed(frame.data, composite_id(index, cursors)))
         return b"".join(parts)
 
     def _sees_unlabelled_only(self, subscription: Subscription, chunk: Chunk) -> bool:
-        """Whether a connection may see each frame without a label, and no other one. If so, the frames are joined once for all."""
-        labels = chunk.labels
-        return (
-            subscription.client.id not in chunk.excluded
-            and labels.isdisjoint(subscription.place.subscriber.labels)
-            # Otherwise each frame is checked, because a filter has to decide, or to log that it is missing.
-            and (not labels or (self._registry.labels_held and NOBODY not in labels))
-            and not self._filters.decide(labels)
-        )
+        """Whether a connection may see each frame without a label, and no other one. If so, the frames are joined once for all.
 
-    def _permits(self, subscription: Subscription, frame: Frame) -> bool:
-        if frame.exclude is not None and frame.exclude == subscription.client.id:
+        Call it only if labels are held or the chunk has none. Otherwise a filter has to decide, or to log that it is missing.
+        """
+        labels = chunk.labels
+        if labels and (NOBODY in labels or self._filters.decide(labels)):
             return False
-        label, subscriber = frame.visible_to, subscription.place.subscriber
-        if label is None or label in subscriber.labels:
-            return True
-        held = self._registry.labels_held
-        return self._filters.permits(label, subscriber.context, subscription.log.name, held=held)
+        held = subscription.place.subscriber.labels
+        return subscription.client.id not in chunk.excluded and labels.isdisjoint(held)
+
+    def _permitted(self, subscription: Subscription, chunk: Chunk) -> list[Frame]:
+        """Return the frames that one connection may see."""
+        subscriber = subscription.place.subscriber
+        own, labels, permits = subscription.client.id, subscriber.labels, self._filters.permits
+        found = []
+        for frame in chunk.frames:
+            if frame.exclude == own:
+                continue
+            label = frame.visible_to
+            if (
+                label is None
+                or label in labels
+                or permits(label, subscriber.context, subscription.log.name, held=self._registry.labels_held)
+            ):
+                found.append(frame)
+        return found

@@ -40,13 +40,14 @@ class RingLabels:
         """Whether a message above ``cursor`` is for every client."""
         return bool(self._everybody) and self._everybody[-1] > cursor
 
-    def next_above(self, cursor: int, labels: Collection[str]) -> int | None:
+    def next_above(self, cursor: int, *labels: Collection[str]) -> int | None:
         """Return the first id above ``cursor`` of a message for every client or with one of ``labels``, or None."""
         found = _next(self._everybody, cursor)
-        # Either may be large: the labels of one client, or those of the ring.
-        for label in labels if len(labels) < len(self._by_label) else [*self._by_label]:
-            if label in labels and label in self._by_label:
-                id = _next(self._by_label[label], cursor)
+        for some in labels:
+            # Either may be large: the labels of one client or of all filters, or those of the ring.
+            for label in some if len(some) < len(self._by_label) else self._by_label:
+                ids = self._by_label.get(label) if label in some else None
+                id = _next(ids, cursor) if ids is not None else None
                 if id is not None and (found is None or id < found):
                     found = id
         return found

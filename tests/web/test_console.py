@@ -23,7 +23,9 @@ from site_parts import Site, running_site
 from streamer_parts import FakeClient, added, make_board
 from support import run, session, until
 
+from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_counter import StreamCounter
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.testing.client import StreamClient
@@ -692,6 +694,19 @@ def test_other_greenlets_run_while_a_table_is_made() -> None:
     tables.connections(Wanted("id", False, "", 0))
     greenlet.kill()
     assert len(turns) > 5
+
+
+def test_a_reader_whose_cursor_rests_below_messages_for_others_lacks_none() -> None:
+    tables, registry, *_ = crowd(1, readers=3)
+    log = registry.log("orders:0")
+    assert log is not None
+    reader, holder, _ = registry.subscriptions("orders:0")
+    registry.replace(holder, Subscriber(labels=["a"]))
+    log.extend([Row(id, None, "x", "a", None, id - 1) for id in (1, 2)])
+    assert tables.streams(Wanted("behind", True, "", 0))["rows"][0]["behind"] == 1
+    rows = tables.connections(Wanted("lag", True, "", 0))["rows"]
+    assert [(row["lag"], row["state"]) for row in rows] == [(2, "behind"), (0, "live"), (0, "live")]
+    assert reader.cursor == 0  # looking at it moves nothing
 
 
 def test_a_page_beyond_the_last_shows_the_last() -> None:
