@@ -13,13 +13,14 @@ from ..errors import InvalidArgument
 from .connections import CONNECTIONS, DISCONNECT
 from .doctor import DOCTOR
 from .program import PROGRAM, Parser, add_common_flags, load_settings, program_errors
+from .relay import RELAY
 from .streams import BROADCAST, SIGN, STREAMS
 from .tail import TAIL
 from .upkeep import MIGRATE, PRUNE
 
 COMMANDS = {
     command.name: command
-    for command in (BROADCAST, TAIL, STREAMS, CONNECTIONS, SIGN, DISCONNECT, MIGRATE, PRUNE, DOCTOR, BENCH)
+    for command in (BROADCAST, TAIL, STREAMS, CONNECTIONS, SIGN, DISCONNECT, MIGRATE, PRUNE, RELAY, DOCTOR, BENCH)
 }
 
 _SERVE = "serve the streams, and an application beside them"

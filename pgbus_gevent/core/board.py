@@ -21,6 +21,7 @@ from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from .events import Broadcast, Events
 from .frames import Frame, Stored
 from .registry import Registry
+from .relay_signs import RelaySigns, until_next
 from .replay import Page
 from .retries import Trouble
 from .schedule import Schedule
@@ -34,9 +35,6 @@ logger = logging.getLogger("pgbus_gevent.board")
 
 MAX_LARGE = 10_000
 """The most ephemeral messages that wait while a large one is fetched. Beyond that, new ones are dropped."""
-
-POLL_SHARE = 0.1
-"""The factor by which intervals between questions to the database are shortened while no notifications are heard."""
 
 
 class Board:
@@ -96,6 +94,7 @@ class Board:
         self.steward_until = 0.0  # when this worker ceases to rely on the steward's rings, in monotonic seconds
         self.losses = 0
         """How often the table may have lost messages, or has: the doubts about all logs, and the rewinds."""
+        self.relay = RelaySigns()
         self.pace = 0.0
         """The least time between two notifications of the doorbell, in seconds."""
         self.workers = 1
@@ -253,8 +252,9 @@ class Board:
                 self.ready.add(subscription)
 
     def until_next(self, interval: float) -> float:
-        """Return the seconds until the next question to the database: ``interval``, or less while no notifications are heard."""
-        return interval if self.listening.is_set() else interval * POLL_SHARE
+        """Return the seconds until the next question to the database: ``interval``, or what the fleet and its wakes allow."""
+        listening = self.listening.is_set()
+        return until_next(interval, workers=self.workers, listening=listening, relayed=listening and self.relay.heard)
 
     def doubt(self) -> None:
         """Put all logs in doubt, because a session with the database was lost.

@@ -244,8 +244,9 @@ class Relay:
             self._news.clear()
             if self._overflowed:
                 raise RedisUnavailable(f"more than {QUEUE} wakes wait to be published")
+            before = publisher.published
             publisher.publish(self._outgoing())
-            self.published = publisher.published
+            self.published += publisher.published - before
             now = self._clock()
             if now - beaten >= BEACON_INTERVAL:
                 publisher.beacon()

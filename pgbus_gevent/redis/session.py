@@ -79,6 +79,8 @@ class RedisSession:
         """The reign of the last beacon."""
         self.logs = False
         """Whether that reign keeps logs."""
+        self.beacon_at: float | None = None
+        """When the last beacon came that all channels share, in monotonic seconds."""
         self.forged = 0
         """How many texts were ignored because no relay of this database had sealed them."""
         try:
@@ -227,7 +229,7 @@ class RedisSession:
         if self.reign not in {"", sealed.reign}:
             # Redis may have lost logs, or the relay wakes. Not all workers should ask the database about it at once.
             self._resync_at = self._clock() + random.uniform(0, RESYNC_SPREAD)
-        self.reign, self.logs = sealed.reign, bool(logs)
+        self.reign, self.logs, self.beacon_at = sealed.reign, bool(logs), self._clock()
         self._news.set()
 
     def _fail(self, error: Exception) -> None:

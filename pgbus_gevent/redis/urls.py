@@ -7,6 +7,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from ..errors import InvalidSetting
+from ..settings.wake import hide
 
 ALLOWED = (
     "give redis://host:6379/0, rediss:// for TLS, redis+sentinel://host1,host2/name or redis+cluster://host1,host2;"
@@ -69,12 +70,6 @@ def parse(url: str) -> RedisURL:
         )
     except ValueError:
         raise InvalidSetting("wake", hide(url), ALLOWED) from None
-
-
-def hide(url: str) -> str:
-    """Return the URL without its passwords, for logs and errors."""
-    url = re.sub(r"(?<=://)[^/]*@", "***@", url)
-    return re.sub(r"(sentinel_password=)[^&]*", r"\1***", url)
 
 
 def _address(text: str, port: int) -> Address:

@@ -23,6 +23,7 @@ from pgbus_gevent.settings.casting import about as _about
 from pgbus_gevent.settings.casting import setting as _setting
 from pgbus_gevent.settings.contradictions import refuse_contradictions
 from pgbus_gevent.settings.retention import Rule, rules
+from pgbus_gevent.settings.wake import wake as wake_kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,9 +72,9 @@ class Settings:
         "a streaming standby of the database; replay, and the checks for missed messages, are read from it",
         words="none (the primary is read)")
     wake: str = _setting(
-        "postgres", kinds.choice("postgres", "poll"), "Database", "--wake",
-        "what tells workers of new messages: postgres (LISTEN), or poll (nothing: they ask the database ten times per"
-        " catch_up_interval, and get no ephemeral messages)")
+        "postgres", wake_kind(), "Database", "--wake",
+        "what tells workers of new messages: postgres (LISTEN); poll (nothing: they ask the database ten times per"
+        " catch_up_interval, and get no ephemeral messages); or the URL of a Redis or Valkey")
     upstream: str | None = _setting(
         None, origins.upstream(), "Database", "--upstream",
         "the address of the origin, with its prefix. It makes this server an edge, which has no database",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import gevent
@@ -25,8 +25,9 @@ from ..core.stream_counter import StreamCounter
 from ..core.stream_log import RingLimits
 from ..database import Database, green
 from ..edge import Upstream
-from ..errors import NotPatched
+from ..errors import InvalidSetting, NotPatched
 from ..settings.table import Settings
+from ..settings.wake import hide, is_redis
 from .clients import Clients
 from .dispatcher import StreamEventDispatcher
 from .fleet_caps import FleetCaps
@@ -34,11 +35,12 @@ from .health import Health
 from .heartbeat import Heartbeat, tick_of
 from .large_ephemerals import LargeEphemerals
 from .limits import Limits
-from .listener import Listener
+from .listener import Listener, WakeSource
 from .presence import PresenceKeeper
 from .pruner import Pruner
 from .pulse import Pulse
 from .reader import Reader
+from .reader import Source as ReaderSource
 from .revocations import Rechecks, Revocations
 from .roll_call import RollCall
 from .standby_reads import Primary, StandbyReads
@@ -50,6 +52,9 @@ from .steward_ear import Ear
 from .sweeper import Sweeper
 from .task import Task
 from .turns import breathe
+
+if TYPE_CHECKING:
+    from ..redis.parts import RedisParts
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 
@@ -157,12 +162,13 @@ class Instance:
             reads = self.standby_reads = StandbyReads(
                 database.queries, database.standby, self.standby_watch, board.registry
             )
-        self.reader = Reader(reads, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
-        self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.ear = Ear(database)
         self.steward = Steward(database.stewardship, board, self.ear, may_lead=not read_only)
+        near, wakes = self._with_redis(reads)
+        self.reader = Reader(near, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
+        self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
-        self.listener = Listener(database, board)
+        self.listener = Listener(wakes, board)
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
@@ -176,6 +182,21 @@ class Instance:
         self.steward.add_duty("presence", self.presence.expire, self.presence.expire_interval)
         if settings.prune_interval:
             self.steward.add_duty("pruning", self.pruner.prune, settings.prune_interval)
+
+    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource]:
+        """Return where the reader reads and where wakes come from: Redis, if the settings name one."""
+        wake = self.settings.wake
+        self.redis: RedisParts | None = None
+        if not is_redis(wake) or self.upstream is not None:
+            return reads, self.database
+        try:
+            from ..redis.parts import RedisParts
+        except ImportError:
+            remedy = "it needs redis-py: install pgbus-gevent with the extra `redis`"
+            raise InvalidSetting("wake", hide(wake), remedy) from None
+        self.redis = RedisParts(wake, self.database, reads, self.board, self.steward)
+        self.steward.outlets.append(self.redis.relay)
+        return self.redis.reads, self.redis.wakes
 
     def _add_tasks(self, read_only: bool) -> None:
         settings = self.settings
@@ -205,6 +226,8 @@ class Instance:
             self._add_task("listener", self.listener.run)
         if settings.wake != "poll" and self.upstream is None:
             self._add_task("steward-ear", self.ear.run)
+        if self.redis is not None and writes:
+            self._add_task("relay", self.redis.relay.run)
         if settings.prune_interval and writes:
             self._add_task("pruner", self.pruner.run)
         if writes:
@@ -273,6 +296,8 @@ class Instance:
         self.clients.cut_off()
         # 5. Stop the heartbeat, which ended slow consumers meanwhile, and close the database.
         self.tasks["heartbeat"].stop(_left(deadline))
+        if self.redis is not None:
+            self.redis.close()
         self.database.close()
 
     def _failed(self, name: str) -> None:

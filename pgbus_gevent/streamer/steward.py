@@ -139,7 +139,7 @@ class Steward:
 
     @property
     def _seen_or_began(self) -> float:
-        return self._began if self.seen is None else self.seen
+        return max(self._began if self.seen is None else self.seen, self._board.relay.until)
 
     def add_duty(self, name: str, run: Callable[[], float | None], interval: float) -> None:
         """Have ``run`` called every ``interval`` seconds, or a little earlier, while this worker is the steward.
@@ -180,6 +180,9 @@ class Steward:
                     self.sweeps.pause(self._clock() - began)
                 else:
                     gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.75, 1.0))
+                # The relay is the steward's, so while its beacons come there is no need to ask.
+                while not self._elected and (left := self._board.relay.until - self._clock()) > 0:
+                    gevent.sleep(left)
         finally:
             self._ear.wanted.clear()
             self._leave()
@@ -190,12 +193,10 @@ class Steward:
 
     @property
     def _ask_interval(self) -> float:
-        shortest, longest = ASK
-        return min(longest, max(shortest, _ASK_PER_WORKER * self._board.workers))
+        return max(ASK[0], min(_ASK_PER_WORKER * self._board.workers, ASK[1]))
 
     def _question(self) -> DutyQuestion:
-        now = self._clock()
-        hears = self._board.listening.is_set()
+        now, hears = self._clock(), self._board.relay.can_hear(self._board.listening.is_set())
         if not self._sweeping or self._ear.hears:
             self._deaf_since = None
         elif self._deaf_since is None:

@@ -87,6 +87,7 @@ class Metrics:
             *self._delivery(),
             *self._database(),
             *self._steward(),
+            *self._redis(),
             *self._hop(),
             *self._extras(),
             *process.families(),
@@ -186,6 +187,20 @@ class Metrics:
             )
             yield gauge("pgbus_standby_up", "1 while reads go to the standby, else 0", not watch.fault)
             yield gauge("pgbus_standby_lag_seconds", "How far the standby was behind at the last check", watch.lag)
+
+    def _redis(self) -> Iterable[Metric]:
+        redis = self._instance.redis
+        if redis is None:
+            return
+        relay = redis.relay
+        yield gauge("pgbus_redis_up", "1 while wakes come through Redis, else 0", redis.wakes.session is not None)
+        yield counter("pgbus_redis_fallbacks", "Times that PostgreSQL was used instead of Redis", redis.wakes.fallbacks)
+        yield counters(
+            "pgbus_redis_reads", "Openings and pages of streams, by where they came from", "from", redis.reads.answered
+        )
+        yield gauge("pgbus_relay_up", "1 while this worker relays to Redis, else 0", relay.publishing)
+        yield counter("pgbus_relay_wakes", "Wakes published to Redis", relay.published)
+        yield gauge("pgbus_relay_lag_seconds", "How long the last wake waited to be published", relay.lag)
 
     def _hop(self) -> Iterable[Metric]:
         taps, upstream = list(self._instance.board.taps), self._instance.upstream

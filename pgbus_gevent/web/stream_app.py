@@ -162,6 +162,8 @@ class StreamApp:
         if (watch := self.instance.standby_watch) is not None:
             # The fault may quote PostgreSQL, and everybody sees this; the log has it.
             state["standby"] = "not used; the log says why" if watch.fault else "used"
+        if (redis := self.instance.redis) is not None:
+            state["redis"] = "used" if redis.wakes.on_redis else "not used, PostgreSQL is; the log says why"
         return json_answer(200 if reason is None else 503, state)
 
     def _stream_view(self, raw_name: str, environ: Environ) -> Found:

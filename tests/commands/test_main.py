@@ -26,7 +26,8 @@ from pgbus_gevent.errors import InvalidArgument, TokenExpired
 from pgbus_gevent.testing.databases import TestDatabases
 
 COMMANDS = [
-    "serve", "broadcast", "tail", "streams", "connections", "sign", "disconnect", "migrate", "prune", "doctor", "bench",
+    "serve", "broadcast", "tail", "streams", "connections", "sign", "disconnect", "migrate", "prune", "relay",
+    "doctor", "bench",
 ]  # fmt: skip
 SECRET = "a secret of the test"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pgbus_gevent.errors import InvalidSetting
-from pgbus_gevent.redis.urls import RedisURL, hide, parse
+from pgbus_gevent.redis.urls import RedisURL, parse
+from pgbus_gevent.settings.wake import hide
 
 
 @pytest.mark.parametrize(

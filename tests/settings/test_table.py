@@ -319,7 +319,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("page_size", 10_001, "1 to 10000"),
     ("readers", 33, "1 to 32"),
     ("demo_speed", 0, "a number from 0.1 to 100000"),
-    ("wake", "off", "postgres or poll"),
+    ("wake", "off", "postgres, poll, redis://"),
     *(("migrate", value, "true or false") for value in ("maybe", "", 2, 1.0, [1])),
     *(
         ("prefix", value, "starts with /")

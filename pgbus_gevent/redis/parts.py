@@ -1,0 +1,41 @@
+"""The parts of a worker with Redis, made from its settings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.board import Board
+from . import reads, relay, wakes
+from .reads import RedisReads
+from .relay import Relay
+from .urls import parse
+from .wakes import RedisWakes
+
+
+class Database(wakes.Database, Protocol):
+    """What they need of the database; :class:`pgbus_gevent.database.Database` has it."""
+
+    @property
+    def fleet(self) -> relay.Names: ...
+    @property
+    def stewardship(self) -> relay.Messages: ...
+    @property
+    def queries(self) -> relay.Ephemerals: ...
+
+
+class RedisParts:
+    """Where wakes come from, where recent messages are read, and the relay, which publishes while this worker is the steward.
+
+    ``wake`` is the setting, ``source`` what is asked if Redis does not know an answer. Raises :class:`InvalidSetting`.
+    """
+
+    def __init__(self, wake: str, database: Database, source: reads.Source, board: Board, duty: relay.Duty) -> None:
+        url = parse(wake)
+        self.wakes = RedisWakes(url, database, database.fleet, board)
+        self.reads = RedisReads(url, source, self.wakes, board)
+        self.relay = Relay(url, database.fleet, database.stewardship, database.queries, duty)
+
+    def close(self) -> None:
+        """Close the connections that no greenlet owns. Idempotent."""
+        self.wakes.close()
+        self.reads.discard_idle()

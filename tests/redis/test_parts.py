@@ -1,0 +1,233 @@
+"""Whole workers with Redis: exact, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from redis_parts import RedisServer, needs_redis, redis_cluster, redis_sentinels, redis_server
+from requests import get
+from support import Serving, serving, until, until_messages
+
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.redis import wakes
+from pgbus_gevent.settings.table import Settings
+
+pytestmark = [needs_redis, pytest.mark.program]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakes, "RETURN", 1.0)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server() as one:
+        yield one
+
+
+@contextmanager
+def fleet(settings: Settings, url: str, count: int = 2, **changes: Any) -> Iterator[list[Serving]]:
+    """Run workers of one database, and wait until all get their wakes from Redis."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(serving(settings, wake=url, public=("*",), **changes)) for _ in range(count)]
+        until(lambda: all(map(on_redis, workers)), "all workers use Redis")
+        yield workers
+
+
+def on_redis(worker: Serving) -> bool:
+    redis = worker.instance.redis
+    return (
+        redis is not None and redis.wakes.on_redis and worker.instance.listener.live and redis.wakes.session is not None
+    )
+
+
+def relays(workers: list[Serving]) -> list[Serving]:
+    return [worker for worker in workers if worker.instance.redis and worker.instance.redis.relay.publishing]
+
+
+def data(client: Any) -> list[str]:
+    return [message.data for message in client.messages]
+
+
+@pytest.mark.parametrize("kind", ["single", "cluster", "sentinels"])
+def test_messages_ephemerals_and_kicks_go_through_redis(kind: str, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
+    make = {"single": redis_server, "cluster": redis_cluster, "sentinels": redis_sentinels}[kind]
+    with make() as redis, fleet(pgbus_settings, redis.url) as workers:  # type: ignore[operator]
+        clients = [worker.live("orders") for worker in workers]
+        stream = pgbus_bus.stream("orders")
+        for n in range(50):
+            stream.broadcast(str(n))
+        stream.broadcast("x" * 100_000)
+        for client in clients:
+            until_messages(client, 51)
+            assert data(client) == [*map(str, range(50)), "x" * 100_000]
+        stream.broadcast("soon gone", ephemeral=True)
+        stream.broadcast("y" * 50_000, ephemeral=True)
+        for client in clients:
+            until_messages(client, 53)
+            assert data(client)[51:] == ["soon gone", "y" * 50_000]
+        assert len(relays(workers)) == 1
+        assert all(worker.instance.redis.relay.published > 50 for worker in relays(workers))  # type: ignore[union-attr]
+
+
+def test_a_message_takes_milliseconds_and_no_statement_of_the_worker_that_gets_it(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    pgbus_bus.stream("orders").broadcast("the first append after a start changes the names in Redis")
+    with fleet(pgbus_settings, server.url) as workers:
+        (relay,) = relays(workers)
+        other = next(worker for worker in workers if worker is not relay)
+        client = other.live("orders")
+        until(lambda: not other.instance.board.follow_all, "the worker relies on the relay")
+        reads, sweeps = other.instance.reader.reads, other.instance.sweeper.sweeps
+        for n in range(100):
+            pgbus_bus.stream("orders").broadcast(str(n))
+            until(lambda n=n: len(client.messages) > n, "the message arrives")
+        assert other.instance.reader.reads - reads <= 3  # a probe may see a message before its wake comes
+        assert other.instance.sweeper.sweeps - sweeps <= 8  # probes, by their interval
+
+
+def test_metrics_and_readyz_say_what_is_used(pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer) -> None:
+    with fleet(pgbus_settings, server.url, 1) as (worker,):
+        client = worker.live("orders")
+        pgbus_bus.stream("orders").broadcast("x")
+        until_messages(client, 1)
+        metrics = get(f"{worker.url}/pgbus/metrics").text
+        assert "pgbus_redis_up" in metrics and "pgbus_relay_up" in metrics and "pgbus_redis_reads_total" in metrics
+        assert get(f"{worker.url}/pgbus/readyz").json()["redis"] == "used"
+        server.kill()
+        until(lambda: get(f"{worker.url}/pgbus/readyz").json()["redis"].startswith("not used"), "readyz says so")
+        assert worker.instance.redis is not None and worker.instance.redis.wakes.fallbacks == 1
+        assert get(f"{worker.url}/pgbus/readyz").ok
+
+
+def test_the_command_relay_relays_and_leaves_at_once(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer, tmp_path: Path
+) -> None:
+    assert pgbus_settings.database_url is not None
+    command = [sys.executable, "-m", "pgbus_gevent", "relay", "--wake", server.url]
+    environment = {**os.environ, "PGBUS_DATABASE_URL": pgbus_settings.database_url, "PGBUS_LOG_LEVEL": "info"}
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
+    try:
+        until(lambda: "relaying to Redis" in (tmp_path / "log").read_text(), "the relay is elected")
+        with fleet(pgbus_settings, server.url, 1) as (worker,):
+            client = worker.live("orders")
+            pgbus_bus.stream("orders").broadcast("x")
+            until_messages(client, 1)
+            assert relays([worker]) == []
+            process.terminate()
+            assert process.wait(20) == 0
+            until(lambda: relays([worker]), "the worker relays now")
+            pgbus_bus.stream("orders").broadcast("y")
+            until_messages(client, 2)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_clients_start_and_resume_from_redis(pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer) -> None:
+    with fleet(pgbus_settings, server.url) as workers:
+        ids = [pgbus_bus.stream("orders").broadcast(str(n)) for n in range(20)]
+        until(lambda: sum(one.instance.redis.relay.published for one in workers) >= 20, "all are relayed")  # type: ignore[union-attr]
+        client = workers[0].live("orders", since=ids[9])
+        until_messages(client, 10)
+        assert data(client) == list(map(str, range(10, 20)))
+        assert workers[0].instance.redis.reads.answered["redis"] > 0  # type: ignore[union-attr]
+
+
+def test_without_redis_workers_use_postgresql_and_return(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    with fleet(pgbus_settings, server.url) as workers:
+        clients = [worker.live("orders") for worker in workers]
+        stream = pgbus_bus.stream("orders")
+        stream.broadcast("before")
+        server.kill()
+        until(lambda: not any(map(on_redis, workers)), "the workers notice")
+        for n in range(20):
+            stream.broadcast(str(n))
+            gevent.sleep(0.02)
+        for client in clients:
+            until_messages(client, 21)
+        server.start()
+        until(lambda: all(map(on_redis, workers)), "the workers return", 40)
+        stream.broadcast("after")
+        for client in clients:
+            until_messages(client, 22)
+            assert data(client) == ["before", *map(str, range(20)), "after"]
+
+
+def test_another_worker_relays_when_the_relay_dies(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    with fleet(pgbus_settings, server.url, 3) as workers:
+        (relay,) = relays(workers)
+        others = [worker for worker in workers if worker is not relay]
+        clients = [worker.live("orders") for worker in others]
+        relay.instance.tasks["relay"].stop(1.0)
+        relay.instance.tasks["steward"].stop(1.0)
+        began = time.monotonic()
+        until(lambda: relays(others), "another one relays")
+        assert time.monotonic() - began < 8
+        for n in range(10):
+            pgbus_bus.stream("orders").broadcast(str(n))
+        for client in clients:
+            until_messages(client, 10)
+            assert data(client) == list(map(str, range(10)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_killed(
+    seed: int, pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    chance = random.Random(seed)
+    with fleet(pgbus_settings, server.url) as workers:
+        names = ["a", "b"]
+        sent: dict[str, list[str]] = {name: [] for name in names}
+        late: list[tuple[Any, str, int]] = []
+        clients = [(worker.live(name), name) for worker in workers for name in names]
+
+        def publish() -> None:
+            for n in range(400):
+                name = chance.choice(names)
+                last = pgbus_bus.stream(name).broadcast(str(n))
+                sent[name].append(str(n))
+                if n % 40 == 20:
+                    late.append((chance.choice(workers).client(name, since=last), name, len(sent[name])))
+                gevent.sleep(0.02)
+
+        publisher = gevent.spawn(publish)
+        while not publisher.dead:
+            fault = chance.choice(["flush", "fill", "kill", "clients", "nothing"])
+            if fault == "flush":
+                server.client.flushall()
+            elif fault == "fill":
+                server.client.config_set("maxmemory", 1)
+                gevent.sleep(0.5)
+                server.client.config_set("maxmemory", 0)
+            elif fault == "kill":
+                server.kill()
+                gevent.sleep(chance.uniform(0, 1.0))
+                server.start()
+            elif fault == "clients":
+                server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            gevent.sleep(chance.uniform(0.3, 1.5))
+        publisher.get()
+        for client, name in clients:
+            until_messages(client, len(sent[name]), 40)
+            assert data(client) == sent[name]
+        for client, name, start in late:
+            until_messages(client, len(sent[name]) - start, 40)
+            assert data(client) == sent[name][start:]

@@ -1,0 +1,165 @@
+"""A worker's wakes come from Redis, and from PostgreSQL while Redis is of no use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from redis_parts import RedisServer, needs_redis, redis_server
+from streamer_parts import make_board
+from support import free_port, until
+
+from pgbus_gevent.core.board import Board
+from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis import wakes
+from pgbus_gevent.redis.keys import Keys
+from pgbus_gevent.redis.publisher import Publisher
+from pgbus_gevent.redis.urls import parse
+from pgbus_gevent.redis.wakes import RedisWakes
+
+pytestmark = [needs_redis, pytest.mark.program]
+
+
+class Database:
+    """PostgreSQL, as the wakes need it. Its session hears nothing."""
+
+    cause = "none"
+
+    def __init__(self) -> None:
+        self.generation = "g1"
+        self.asked = 0
+        self.listens = 0
+        self._interrupted = False
+
+    def redis_names(self) -> tuple[str, str]:
+        self.asked += 1
+        return "secret", self.generation
+
+    def listen(self) -> Any:
+        self.listens += 1
+        return self
+
+    def receive(self, timeout: float) -> tuple[list[str], bool]:
+        gevent.sleep(0.01)
+        return ["from postgres"], False
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def follow(self, streams: Any) -> None: ...
+    def narrow(self, streams: Any) -> None: ...
+    def hears(self) -> bool:
+        return True
+
+    def ping(self) -> None: ...
+    def close(self) -> None: ...
+    def discard_idle(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as one:
+        yield one
+
+
+@contextmanager
+def relay(server: RedisServer, generation: str = "g1") -> Iterator[Publisher]:
+    publisher = Publisher(parse(server.url), Keys("secret", generation, sharded=False))
+
+    def beat() -> None:
+        while True:
+            publisher.beacon()
+            gevent.sleep(0.1)
+
+    greenlet = gevent.spawn(beat)
+    try:
+        yield publisher
+    finally:
+        greenlet.kill()
+        publisher.close()
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakes, "RETURN", 0.3)
+
+
+def source(url: str) -> tuple[RedisWakes, Database, Board]:
+    database, board = Database(), make_board()
+    return RedisWakes(parse(url), database, database, board), database, board
+
+
+def test_with_a_relay_wakes_come_from_redis_and_its_signs_of_life_are_on_the_board(server: RedisServer) -> None:
+    found, database, board = source(server.url)
+    with relay(server):
+        session = found.listen()
+        assert session.hears() and found.session is not None and found.trouble == ""
+        session.receive(0.5)
+        assert board.relay.heard and board.relay.reaches
+        assert board.steward_until > monotonic() + 2 and board.relay.until > monotonic()
+        session.close()
+    assert not board.relay.heard and found.session is None and database.listens == 0
+
+
+def test_without_redis_postgresql_is_used_until_redis_is_back(fast: None, server: RedisServer) -> None:
+    port = free_port()
+    found, _, board = source(f"redis://127.0.0.1:{port}")
+    session = found.listen()
+    assert session.receive(1.0) == (["from postgres"], False)
+    assert (found.fallbacks, board.relay.heard, board.relay.reaches) == (1, False, False) and str(port) in found.trouble
+    with pytest.raises(RedisUnavailable):
+        found.listen().close()
+        raise RedisUnavailable("it was tried again, and counted once")
+    assert found.fallbacks == 1
+    other = RedisServer(port=port)
+    try:
+        with relay(other), pytest.raises(RedisUnavailable, match="back"):
+            until(lambda: session.receive(0.1) is None, "the session ends")
+        session.close()
+        found.listen().close()
+        assert found.on_redis
+    finally:
+        other.close()
+
+
+def test_a_redis_without_a_relay_is_of_no_use(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, database, board = source(server.url.replace("//", "//"))
+    database.generation = "another"
+    found.listen().close()
+    assert board.relay.reaches and "relay" in found.trouble and database.listens == 1
+
+
+def test_in_a_large_fleet_few_workers_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakes, "MOST_SPREAD", 0.01)
+    listening = 0
+    for _ in range(200):
+        found, database, board = source("redis://127.0.0.1:1")
+        board.workers = 1000
+        try:
+            found.listen().close()
+        except RedisUnavailable:
+            pass
+        listening += database.listens
+    assert listening < 40  # of a thousand workers, about forty listen
+
+
+def test_after_a_failover_of_postgresql_the_names_are_asked_for_again(server: RedisServer) -> None:
+    found, database, _ = source(server.url)
+    with relay(server, "g1"):
+        session = found.listen()
+        assert session.hears()
+        database.generation = "g2"
+    with relay(server, "g2"):
+        with pytest.raises(RedisUnavailable):
+            until(lambda: session.receive(0.1) is None, "the session ends")
+        session.close()
+
+        def returned() -> bool:
+            found.listen().close()
+            return found.on_redis
+
+        until(returned, "Redis is used with the new names")
