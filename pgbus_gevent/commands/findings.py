@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..core.shown import json_line
 from ..database import Database
 from ..database.checks import ABSURD, Checks
 from ..database.schema import migrations
@@ -275,20 +276,36 @@ def _dead_rows(database: Database, checks: Checks) -> Finding | None:
 
 
 def _retention(database: Database, checks: Checks) -> Finding | None:
-    if (checks.schema_version() or 0) < migrations()[-1].version:
-        return None
-    try:
-        stated = database.pruning.stated()
-    except DatabaseError as error:
-        if error.sqlstate == "42501":
-            return None  # only roles that prune may read it, and the check "rights" reports that
-        raise
-    if len(stated) < 2:
+    stated = _as_a_pruner(checks, database.pruning.stated)
+    if stated is None or len(stated) < 2:
         return None
     text = "; ".join(f"{teller} has {kept}" for kept, teller in stated)
     return Finding(
         "retention", WARN, f"servers disagree: {text}", "give all of them the same retention: the longest applies"
     )
+
+
+def _overdue(database: Database, checks: Checks) -> Finding | None:
+    found = _as_a_pruner(checks, database.pruning.overdue)
+    if found is None or found[1] <= max(60.0, 6 * database.settings.prune_interval):
+        return None
+    stream, seconds = found
+    text = f"the oldest message of {json_line(stream)} is {_lasting(seconds)} beyond its retention"
+    return Finding(
+        "pruning", WARN, text, "see the warnings about old messages in the servers' logs, and docs/retention.md"
+    )
+
+
+def _as_a_pruner(checks: Checks, ask: Callable[[], Any]) -> Any:
+    """Return None if only a role that prunes may ask, because the check "rights" reports that."""
+    if (checks.schema_version() or 0) < migrations()[-1].version:
+        return None
+    try:
+        return ask()
+    except DatabaseError as error:
+        if error.sqlstate == "42501":
+            return None
+        raise
 
 
 _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
@@ -299,6 +316,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "ids": _ids,
     "locks": _locks,
     "retention": _retention,
+    "pruning": _overdue,
     "pooler": _pooler,
     "listen": _listen,
     "sessions": _sessions,
@@ -310,7 +328,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
 }
 
 
-_INSIDE = ("schema", "rights", "ids", "locks", "retention", "listen", "vacuum")
+_INSIDE = ("schema", "rights", "ids", "locks", "retention", "pruning", "listen", "vacuum")
 """Checks that read from the schema."""
 
 

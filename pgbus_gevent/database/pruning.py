@@ -28,6 +28,15 @@ class Pruned(NamedTuple):
     overdue: float
 
 
+_OLDEST = """
+select s.stream, extract(epoch from clock_timestamp() - o.created_at)
+from pgbus._streams_below(null, %s) as s(stream)
+cross join lateral (
+  select m.created_at from pgbus.messages m
+  where m.stream = s.stream and m.msg_id > (select pgbus._horizon(s.stream)) order by m.msg_id limit 1) o
+"""
+
+
 class Stated(NamedTuple):
     """A retention that servers have stated. ``teller`` names one of these servers, by host and process id."""
 
@@ -106,6 +115,20 @@ class Pruning:
         """Return the retentions that servers have stated, with one entry for all servers that state the same."""
         rows = self._all("select r.kept, r.teller from pgbus._told_retentions() r")
         return [Stated(_read(kept, teller), teller) for kept, teller in rows]
+
+    def overdue(self, limit: int = 1000) -> tuple[str, float] | None:
+        """Return the stream that pruning is most behind with, of at most ``limit`` streams, and by how many seconds.
+
+        The retentions that servers have stated apply. Returns None if no server has stated one, or there are no messages.
+        """
+        retentions = [stated.retention for stated in self.stated()]
+        if not retentions:
+            return None
+        found = [
+            (float(age) - keep_longest(retentions, str(stream))[0], str(stream))
+            for stream, age in self._all(_OLDEST, limit)
+        ]
+        return max(((stream, seconds) for seconds, stream in found), key=lambda each: each[1], default=None)
 
     def _ask(self) -> float:
         """Read the stated retentions. Returns for how many more seconds ours is stated."""

@@ -112,6 +112,22 @@ def test_the_command_removes_nothing_that_a_server_keeps(
     assert json.loads(cli.ok("prune", "--retention", "1m", "--json").splitlines()[0])["removed"] == 3
 
 
+def test_doctor_says_if_messages_are_kept_longer_than_the_retention(
+    sql: Session, pgbus_settings: Settings, pgbus_database: str, tmp_path: Path
+) -> None:
+    def told() -> list[str]:
+        return [one for one in Cli(tmp_path, pgbus_database).run("doctor").out.splitlines() if " pruning " in one]
+
+    assert told() == [], "no server keeps anything"
+    with serving(pgbus_settings, prune_interval=3600, retention="1h"):
+        until(lambda: sql.one("select count(*) from pgbus.retentions") == 1, "it tells")
+        sql.run("update pgbus.messages set created_at = now() - interval '150 minutes' where stream = 'audit:1'")
+        (line,) = told()
+        assert line.startswith("warn") and 'the oldest message of "audit:1" is 90 minutes beyond its retention' in line
+        sql.run("update pgbus.messages set created_at = now()")
+        assert told() == []
+
+
 def test_nothing_is_removed_while_a_retention_cannot_be_read(
     sql: Session, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
