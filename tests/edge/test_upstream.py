@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from edge_parts import TOKEN, edge_of, edge_settings
 from raw_http import ask
+from serve_parts import environment
 from support import PATIENCE, Serving, gaps, get, received, run, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
@@ -267,3 +272,32 @@ def test_the_console_and_the_metrics_of_an_edge_show_its_own_connections(
         wrong = {"Authorization": "Bearer another-operator-token"}
         assert get(edge.url, "/pgbus/metrics", **wrong).status == 401
         assert get(edge.url, "/pgbus/metrics?hosts=all", **headers).status == 200
+
+
+def test_serve_names_the_origin_and_refuses_a_database_beside_it(origin: Serving, tmp_path: Path) -> None:
+    upstream = f"{origin.url}/pgbus"
+    with running_program(tmp_path, "--upstream", upstream, PGBUS_WORKER_TOKEN=TOKEN, PGBUS_SECRET="s" * 16) as program:
+        assert program.stdout is not None
+        line = program.stdout.readline()
+        found = re.fullmatch(rf"pgbus_gevent serves (http://127\.0\.0\.1:\d+)/ origin {upstream} pid \d+\n", line)
+        assert found is not None, line
+        assert get(found[1], "/").body == b"This is an edge of pgbus-gevent. It serves the streams of its origin.\n"
+    with running_program(tmp_path, "--upstream", upstream, "--database-url", "postgresql://h/d") as program:
+        assert program.wait(PATIENCE) == 2
+        assert "an edge has no database: leave out --database-url, or --upstream" in (tmp_path / "log").read_text()
+
+
+@contextmanager
+def running_program(folder: Path, *flags: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Run ``serve`` as an edge, and end it with SIGTERM."""
+    command = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "0", *flags]
+    environ = environment(DATABASE_URL="postgresql://elsewhere/ignored", **variables)
+    with (
+        open(folder / "log", "w") as log,
+        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=log, text=True) as program,
+    ):
+        try:
+            yield program
+        finally:
+            program.terminate()
+            program.wait(PATIENCE)
