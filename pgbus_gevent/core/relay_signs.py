@@ -8,7 +8,7 @@ POLL_SHARE = 0.1
 POLL_PER_WORKER = 0.01
 """Seconds for each worker between two such questions, so that a large fleet does not overwhelm the database."""
 
-RELAYED_PER_WORKER = 0.5
+RELAYED_PER_WORKER = 2.0
 """Seconds for each worker between two questions to the database that nothing has caused, while a relay's beacons are heard."""
 
 RELAYED_MOST = 300.0

@@ -123,9 +123,8 @@ class Instance:
             ttl=settings.presence_ttl,
             grace=settings.presence_grace,
         )
-        self.pulse = Pulse(
-            database, patience=settings.away_after, what="the database" if self.upstream is None else "the origin"
-        )
+        what = "the origin" if self.upstream else "the database"
+        self.pulse = Pulse(database, patience=settings.away_after, what=what, relay=board.relay)
         self.health = Health(self.pulse)
         counts = FleetCounts(settings.secret)
         self.clients = Clients(

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import gevent
 
+from ..core.relay_signs import RelaySigns
 from ..core.retries import Trouble
 from ..errors import (
     DatabaseError,
@@ -32,7 +33,10 @@ SCHEMA_INTERVAL = 10.0
 UNREADY_AFTER = 4.0
 """Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
 
+RELAYED_INTERVAL = 60.0
+"""The same while the beacons of a relay come, which also show that the database answers."""
 
+_RELAY_LASTS = 2.0  # seconds for which RelaySigns.until lies after a beacon
 _LEAST = 0.05  # seconds
 
 
@@ -51,7 +55,7 @@ class Pulse:
     """The greenlet that asks; :meth:`run` is its loop. The other methods never yield.
 
     ``patience`` is how many seconds the database may be away before new clients are refused. ``what`` is the word for the source in
-    messages; an edge asks its origin.
+    messages; an edge asks its origin. The beacons of a ``relay`` are signs of life, too.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Pulse:
         *,
         patience: float,
         what: str = "the database",
+        relay: RelaySigns | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
@@ -68,6 +73,7 @@ class Pulse:
         self._began: float | None = None
         self._reached = False
         self._check_at = 0.0
+        self._relay = relay or RelaySigns()
         self._what = what
         self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
         self.fault = ""
@@ -83,19 +89,26 @@ class Pulse:
             now = self._clock()
             if self._is_due(now):
                 self._ask()
-                self._check_at = now + SCHEMA_INTERVAL * random.uniform(0.75, 1.0)
+                interval = RELAYED_INTERVAL if self._relay.until > now else SCHEMA_INTERVAL
+                self._check_at = now + interval * random.uniform(0.75, 1.0)
             gevent.sleep(self._rest)
 
     def _is_due(self, now: float) -> bool:
         unknown = not self._reached or self._silence.lasts or bool(self.fault)
-        return unknown or now >= self._check_at or now - self._source.answered >= INTERVAL
+        return unknown or now >= self._check_at or now - self._signed >= INTERVAL
 
     @property
     def _rest(self) -> float:
         """The seconds until the last answer has grown old, so that a silence is noticed in time."""
         if not self._reached or self._silence.lasts or self.fault:
             return INTERVAL
-        return max(_LEAST, min(INTERVAL, self._source.answered + INTERVAL - self._clock()))
+        return max(_LEAST, min(INTERVAL, self._signed + INTERVAL - self._clock()))
+
+    @property
+    def _signed(self) -> float:
+        """When the database last gave a sign of life: an answer, or a beacon, unless this worker itself gets no answer."""
+        answered = self._source.answered
+        return answered if self._silence.lasts else max(answered, self._relay.until - _RELAY_LASTS)
 
     def _ask(self) -> None:
         try:
@@ -120,10 +133,10 @@ class Pulse:
 
     @property
     def silence(self) -> float:
-        """Seconds since the database last answered any question of this worker."""
+        """Seconds since the last sign of life of the database."""
         if self._began is None:
             return 0.0
-        return self._clock() - max(self._began, self._source.answered)
+        return self._clock() - max(self._began, self._signed)
 
     @property
     def away(self) -> bool:

@@ -23,6 +23,9 @@ logger = logging.getLogger("pgbus_gevent.roll_call")
 INTERVAL = 5.0
 """Seconds between two statements."""
 
+RELAYED_INTERVAL = 15.0
+"""The longest time between two statements in a large fleet with a relay, in seconds. A worker expires after 20 s of silence."""
+
 _FIRST = 0.5
 _GIVEN_UP = 300.0  # seconds until the next try if the role has no right to write, or the schema is older
 
@@ -144,6 +147,8 @@ class RollCall:
             if took <= self._quickest:
                 self._quickest = took
                 self.clock_offset = there - (began + took / 2)
+        if self._board.relay.heard:
+            return max(INTERVAL, min(self._board.until_next(INTERVAL), RELAYED_INTERVAL))
         return INTERVAL
 
     def _leave(self) -> None:

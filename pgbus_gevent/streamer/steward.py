@@ -122,8 +122,8 @@ class Steward:
 
     @property
     def silence(self) -> float | None:
-        """Seconds since the last sign of the steward; None before the first."""
-        return None if self.seen is None else self._clock() - self.seen
+        """Seconds since the last sign of the steward, or while its relay counts as alive, 0; None before the first."""
+        return None if self.seen is None else max(0.0, self._clock() - max(self.seen, self._board.relay.until))
 
     @property
     def leads(self) -> bool:

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from streamer_parts import wait_until
 
+from pgbus_gevent.core.relay_signs import RelaySigns
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import pulse as module
 from pgbus_gevent.streamer.pulse import Pulse
@@ -50,8 +51,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def beating(patient: Patient) -> Iterator[Pulse]:
-    pulse = Pulse(patient, patience=60.0)
+def beating(patient: Patient, relay: RelaySigns | None = None) -> Iterator[Pulse]:
+    pulse = Pulse(patient, patience=60.0, relay=relay)
     pulse.begin(True)
     greenlet = gevent.spawn(pulse.run)
     try:
@@ -93,3 +94,20 @@ def test_a_silence_ends_with_a_question_of_its_own_and_not_with_another_answer()
             wait_until(lambda: patient.asked > asked + 2, "a fault is looked at again often")
             patient.error = None
             wait_until(lambda: not pulse.fault and not pulse.trouble)
+
+
+def test_the_beacons_of_a_relay_are_signs_of_life_but_not_while_this_worker_gets_no_answer() -> None:
+    patient, relay = Patient(), RelaySigns()
+    relay.until = monotonic() + 2.0
+    with beating(patient, relay) as pulse:
+        wait_until(lambda: patient.asked == 1)
+        for _ in range(100):
+            relay.until = monotonic() + 2.0
+            gevent.sleep(0.01)
+        assert patient.asked == 1 and pulse.silence < 0.1
+        relay.until = 0.0
+        wait_until(lambda: patient.asked > 1)
+        patient.error = DatabaseUnavailable("away")
+        wait_until(lambda: pulse._silence.lasts)
+        relay.until = monotonic() + 2.0
+        wait_until(lambda: pulse.silence > 0.5)
