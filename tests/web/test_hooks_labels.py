@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import gevent
+import pytest
 from site_parts import Site, running_site
 from support import until
 
@@ -44,6 +46,43 @@ def test_a_connection_gets_the_messages_of_its_labels_live_and_by_replay(pgbus_d
             for client in (late, two):
                 until(lambda client=client: len(client.messages) == 41, "everything by replay")
                 assert [each.data for each in client.messages] == [f"8.{n}" for n in range(40)] + ["all"]
+
+
+@pytest.mark.slow
+def test_clients_that_are_cut_off_lose_and_repeat_nothing_and_see_nothing_of_others(pgbus_database: str) -> None:
+    names, dice, sent = [f"user:{n}" for n in range(6)], random.Random(), []
+    with running_site(pgbus_database, public=("*",), ring_messages=20, send_buffer=8192, heartbeat=1.0) as site:
+        site.app = StreamApp(site.instance, labelled)
+        orders = site.bus.stream("orders")
+        first = orders.broadcast("the first")
+        held = [dice.sample(names, n % 3) for n in range(12)]
+        clients = [watch(site, ",".join(labels), f"&since={first}") for labels in held]
+
+        def publish(who: str) -> None:
+            for n in range(80):
+                label = dice.choice([*names, *names, None, "nobody"])
+                data = f"{who}{n} " + "x" * dice.choice([1, 3000])
+                sent.append((data, label))
+                orders.broadcast(data, visible_to=label)
+                gevent.sleep(dice.random() * 0.02)
+
+        def cut() -> None:
+            for _ in range(30):
+                client = dice.choice(clients)
+                client.drop()
+                gevent.sleep(dice.random() * 0.05)
+                client.resume()
+
+        gevent.joinall([gevent.spawn(publish, "a"), gevent.spawn(publish, "b"), gevent.spawn(cut)], raise_error=True)
+        orders.broadcast("the last")
+        for client, labels in zip(clients, held, strict=True):
+            until(lambda client=client: client.messages and client.messages[-1].data == "the last", "the last message")
+            *got, _ = [message.data for message in client.messages]
+            assert sorted(got) == sorted(data for data, label in sent if label is None or label in labels)
+            ids = [int(message.id or 0) for message in client.messages]
+            assert ids == sorted(ids)
+            assert not any(frame.event == "pgbus:gap-detected" for frame in client.frames)
+            client.close()
 
 
 def test_a_recheck_changes_the_labels(pgbus_database: str) -> None:
