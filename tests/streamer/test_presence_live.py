@@ -61,8 +61,12 @@ def come(worker: Serving, member: str, stream: str = ROOM) -> StreamClient:
 
 def news(client: StreamClient) -> list[tuple[str, str, int]]:
     """Return op, member and count of each announcement that a client got."""
-    told = [json.loads(frame.data) for frame in client.messages if frame.event == "presence"]
-    return [(one["op"], one["member"], one["count"]) for one in told]
+    changes = [(one, told["count"]) for told in announcements(client) for one in told.get("members", [told])]
+    return [(one["op"], one["member"], count) for one, count in changes if "member" in one]
+
+
+def announcements(client: StreamClient) -> list[dict[str, Any]]:
+    return [json.loads(frame.data) for frame in client.messages if frame.event == "presence"]
 
 
 def names(bus: Bus, stream: str = ROOM) -> list[str]:
@@ -143,6 +147,48 @@ def test_ghosts_of_a_worker_that_was_killed_leave_once(serve: Serve, pgbus_bus: 
     until(lambda: all(("leave", "ghost", 2) in news(client) for client in clients), "the ghost leaves", timeout=15)
     gevent.sleep(0.5)
     assert [sum(one[:2] == ("leave", "ghost") for one in news(client)) for client in clients] == [1, 1]
+
+
+def test_members_that_come_at_once_at_two_workers_are_each_announced_once(serve: Serve, pgbus_bus: Bus) -> None:
+    workers = [serve(), serve()]
+    follower = workers[0].live(ROOM)
+    for n in range(60):
+        workers[n % 2].client(ROOM, headers={"X-Member": f"m{n}"})
+    until(lambda: len(names(pgbus_bus)) == 60, "all are there")
+    until(lambda: len(news(follower)) >= 60, "all are announced")
+    gevent.sleep(0.3)
+    assert sorted(news(follower), key=lambda one: one[2]) == news(follower)
+    assert sorted(member for _, member, _ in news(follower)) == sorted(names(pgbus_bus))
+    assert {op for op, *_ in news(follower)} == {"join"}
+
+
+def test_what_a_worker_that_died_did_not_announce_is_announced_by_the_steward(
+    serve: Serve, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    stays, dies = serve(), serve()
+    follower = stays.live(ROOM)
+    pgbus_bus.database.presence.record([(ROOM, f"m{n}", "c", "{}") for n in range(30)], ttl=60.0, grace=0.0)
+    until(lambda: len(news(follower)) == 30, "the crowd is announced")
+    with session(pgbus_database) as connection:
+        run(connection, "update pgbus.presence_crowds set announced_at = clock_timestamp() + interval '1 hour'")
+        come(dies, "ada")
+        until(lambda: "ada" in names(pgbus_bus), "she is written")
+        dies.instance.tasks["presence"].stop(1.0)
+        assert len(news(follower)) == 30
+        run(connection, "update pgbus.presence_crowds set due_at = clock_timestamp()")
+    until(lambda: news(follower)[30:] == [("join", "ada", 31)], "she is announced", timeout=15)
+
+
+def test_a_large_crowd_is_counted_and_a_smaller_one_is_named_again(serve: Serve, pgbus_bus: Bus) -> None:
+    client = serve().live(ROOM)
+    source = pgbus_bus.database.presence
+    changes = [(ROOM, f"m{n}", "c", "{}") for n in range(300)]
+    source.record(changes, ttl=60.0, grace=0.0)
+    until(lambda: announcements(client) == [{"count": 300}], "its number comes")
+    source.record([(*change[:3], None) for change in changes[100:]], ttl=60.0, grace=0.0)
+    until(lambda: announcements(client)[1:] == [{"op": "refresh", "count": 100}], "names come back", timeout=15)
+    pgbus_bus.stream(ROOM).presence.join("ada")
+    until(lambda: news(client) == [("join", "ada", 101)], "she is named")
 
 
 def test_streams_go_on_while_presence_cannot_be_written(
