@@ -17,8 +17,13 @@ def bucket_of(stream: str) -> int:
 
 
 def buckets_of(streams: Iterable[str]) -> frozenset[int]:
-    """Return the buckets of some streams."""
-    return frozenset(map(bucket_of, streams))
+    """Return the buckets of some streams. Of many streams, only so many are looked at until every bucket is found."""
+    found: set[int] = set()
+    for stream in streams:
+        found.add(bucket_of(stream))
+        if len(found) == BUCKETS:
+            return ALL_BUCKETS
+    return frozenset(found)
 
 
 def channel(doorbell: str, bucket: int) -> str:

@@ -15,7 +15,14 @@ def test_streams_spread_over_all_buckets() -> None:
     for n in range(6400):
         sizes[bucket_of(f"user:{n}")] += 1
     assert min(sizes) > 60 and max(sizes) < 150
-    assert buckets_of(f"user:{n}" for n in range(6400)) == ALL_BUCKETS
+
+
+def test_of_many_streams_only_some_are_looked_at() -> None:
+    names = (f"user:{n}" for n in range(10**6))
+    assert buckets_of(names) == ALL_BUCKETS
+    assert int(next(names).removeprefix("user:")) < 3000
+    assert buckets_of(["orders"]) == {28}
+    assert buckets_of([]) == frozenset()
 
 
 def test_a_bucket_names_its_channel() -> None:

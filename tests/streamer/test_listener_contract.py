@@ -12,7 +12,7 @@ from time import monotonic
 import gevent
 import pytest
 from redis_parts import needs_redis
-from support import Serving, get, run, serving, until
+from support import PATIENCE, Serving, get, run, serving, until
 from support import session as session_of
 from wake_parts import SOURCES, Source, running
 
@@ -253,6 +253,18 @@ def test_every_message_after_the_first_frame_arrives_once_and_in_order(server: S
         received = [int(frame.id or 0) for frame in client.messages]
         assert received == sorted(set(received))
         assert [number for number in received if number in ids] == ids
+
+
+def test_ephemeral_messages_come_if_the_source_carries_them(server: Serving, pgbus_bus: Bus) -> None:
+    carries = server.instance.settings.wake != "poll"
+    client = server.live("orders")
+    orders = pgbus_bus.stream("orders")
+    for data in ("small", "large" * 3000):
+        orders.broadcast(data, ephemeral=True)
+        if carries:
+            assert client.next(timeout=PATIENCE).data == data
+    orders.broadcast("stored")
+    assert client.next(timeout=PATIENCE).data == "stored"
 
 
 def test_a_worker_is_ready_and_says_nothing_about_a_source_that_is_meant_to_be_as_it_is(server: Serving) -> None:
