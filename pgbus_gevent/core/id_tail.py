@@ -55,7 +55,8 @@ class IdTail:
         """
         floor = newest[0] if newest else last + 1
         known = max(0, floor - 1 - BELOW) if self.top is None else self.top
-        self.holes = [hole for hole in self.holes if hole.high < floor]
+        # Only cut off at the floor: below it, a hole may belong to a transaction that is still open.
+        self.holes = [hole._replace(high=min(hole.high, floor - 1)) for hole in self.holes if hole.low < floor]
         self.top = newest[-1] if newest else last
         self._add([known, *newest] if complete and known < floor else newest, now)
         if complete and not newest:

@@ -248,3 +248,12 @@ def test_a_sequence_that_was_set_back_takes_the_tail_with_it() -> None:
     tail.saw([], [], [], ended_below=1, last=15, now=0.1)
     assert tail.top == 15
     assert tail.holes == []
+
+
+def test_a_hole_that_the_newest_messages_reach_into_is_kept_at_a_new_start() -> None:
+    tail = IdTail()
+    tail.start([], 0.0, last=0, complete=True)
+    tail.start([], 1.0, last=2, complete=True)
+    assert [(hole.low, hole.high) for hole in tail.holes] == [(1, 2)]
+    tail.start([2], 2.0, last=2, complete=True)
+    assert [(hole.low, hole.high) for hole in tail.holes] == [(1, 1)]
