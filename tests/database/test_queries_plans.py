@@ -120,10 +120,12 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "with_samples": lambda f: [f.with_samples(), f.with_samples("host", "service")],
         "leave": lambda f: f.leave("w1"),
         "retained": lambda f: f.retained(QUIET),
+        "redis_names": lambda f: f.redis_names(),
         "streams": None,  # the command that lists all streams
     },
     Checks: {
         **dict.fromkeys(("server", "pooler", "encoding", "in_recovery", "connections", "clock_offset", "oldest_transaction",
+                         "cluster", "position", "has_replayed",
                          "queue_usage", "rows"), None),  # reads none of our tables
         "schema_version": lambda c: c.schema_version(),
         "owner_who_denies": lambda c: c.owner_who_denies(),
