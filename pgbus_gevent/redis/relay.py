@@ -25,6 +25,9 @@ logger = logging.getLogger("pgbus_gevent.relay")
 QUEUE = 20_000
 """The most wakes that wait to be published. If more come, a new reign begins, so that the workers look into the database."""
 
+ROUND = 2000
+"""The most wakes that are published before the relay looks whether a beacon is due."""
+
 BEACON_INTERVAL = 1.0
 """Seconds between two beacons."""
 
@@ -257,7 +260,7 @@ class Relay:
                 checked = now
 
     def _outgoing(self) -> Iterator[Outgoing]:
-        while self._queue:
+        for _ in range(min(len(self._queue), ROUND)):
             came, payload, id = self._queue.popleft()
             now = self._clock()
             self.lag = now - came
@@ -271,6 +274,8 @@ class Relay:
             elif id is not None:  # a message that is too large for Redis
                 yield from self._sequencer.add(Outgoing(wake.streams[0], payload, id), None, now)
         yield from self._sequencer.due(self._clock())
+        if self._queue:
+            self._news.set()
 
     def _large(self, wake: Ephemeral, payload: str) -> str:
         """Return a wake with the content of a large ephemeral message, so that not every worker has to fetch it."""

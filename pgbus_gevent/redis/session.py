@@ -202,9 +202,9 @@ class RedisSession:
         if sealed is None:
             self.forged += 1
             return
+        # Also a message, because in a flood a beacon waits behind many.
+        self._heard_at[link.address] = self._clock()
         is_beacon = sealed.payload.startswith('["beacon"')
-        if is_beacon:
-            self._heard_at[link.address] = self._clock()
         if self.keys.sharded or channel == self.keys.control:
             hearing = self._hearing.get(channel)
             if hearing is None:

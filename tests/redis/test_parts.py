@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -167,6 +168,27 @@ def test_without_redis_workers_use_postgresql_and_return(
         for client in clients:
             until_messages(client, 22)
             assert data(client) == ["before", *map(str, range(20)), "after"]
+
+
+def test_a_redis_that_hangs_delays_messages_by_seconds_only(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    with fleet(pgbus_settings, server.url) as workers:
+        clients = [worker.live("orders") for worker in workers]
+        server.signal(signal.SIGSTOP)
+        try:
+            pgbus_bus.stream("orders").broadcast("while it hangs")
+            began = time.monotonic()
+            for client in clients:
+                until_messages(client, 1)
+            assert time.monotonic() - began < 15
+        finally:
+            server.signal(signal.SIGCONT)
+        until(lambda: all(map(on_redis, workers)), "the workers return", 40)
+        pgbus_bus.stream("orders").broadcast("after")
+        for client in clients:
+            until_messages(client, 2)
+            assert data(client) == ["while it hangs", "after"]
 
 
 def test_another_worker_relays_when_the_relay_dies(
