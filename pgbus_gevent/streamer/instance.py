@@ -224,7 +224,7 @@ class Instance:
         if settings.wake != "poll":
             self._add_task("listener", self.listener.run)
         if settings.wake != "poll" and self.upstream is None:
-            self._add_task("steward-ear", self.ear.run)
+            self._add_task("ear", self.ear.run)
         if self.redis is not None and writes:
             self._add_task("relay", self.redis.relay.run)
         if settings.prune_interval and writes:

@@ -17,7 +17,7 @@ from pgbus_gevent.streamer.sweeper import Sweeper
 
 PARTS = [
     "dispatcher", "heartbeat", "ephemerals", "reader-0", "reader-1", "sweeper", "listener", "presence", "revocations",
-    "pruner", "pulse", "roll-call",
+    "pruner", "pulse", "roll-call", "steward", "ear", "duty-presence", "duty-pruning", "duty-revocations",
 ]  # fmt: skip
 
 

@@ -225,7 +225,7 @@ class Both:
 def test_messages_arrive_while_the_steward_does_not_hear(pair: Fleet, sql: Session, pgbus_bus: Bus) -> None:
     clients = [worker.live("orders") for worker in pair.workers]
     leader = pair.leaders[0]
-    assert leader.instance.tasks["steward-ear"].stop(5)
+    assert leader.instance.tasks["ear"].stop(5)
     until(lambda: not leader.instance.ear.hears, "it is deaf")
     for n in range(10):
         if n % 2:
