@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.pywsgi import WSGIServer
+from support import until
 
 from pgbus_gevent.edge.origin import Origin
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
@@ -140,7 +141,7 @@ def test_reads_beyond_the_size_of_the_pool_wait_their_turn(site: Site, origins: 
     site.answer = slow
     origin = origins(site.url)
     jobs = [gevent.spawn(origin.ask, "/edges/reads", {}, timeout=5.0) for _ in range(2)]
-    gevent.sleep(0.1)
+    until(lambda: origin.in_use == 2, "both are under way")
     with pytest.raises(PoolTimeout):
         origin.ask("/edges/reads", {}, timeout=5.0)
     assert [job.get(timeout=5) for job in jobs] == [{}, {}]
