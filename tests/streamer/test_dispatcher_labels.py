@@ -322,6 +322,7 @@ STEPS = st.one_of(
     st.tuples(st.just("note"), AUDIENCE, st.integers(1, 5)),
     CONNECT,
     st.tuples(st.just("relabel"), CLIENT, LABELS),
+    st.tuples(st.just("register"), st.sampled_from(["green", "nobody holds it"])),
     st.tuples(st.just("beat"), CLIENT),
     st.tuples(st.just("jam"), CLIENT),
     st.tuples(st.just("unblock"), CLIENT),
@@ -342,7 +343,8 @@ class Sent(NamedTuple):
 
 
 class Run:
-    """One interleaving. ``history`` has, for each client, since when it held which labels."""
+    """One interleaving. ``held`` has, for each client, since when it held which labels; ``filtered``, since when a label has a
+    filter."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -350,8 +352,8 @@ class Run:
         self.sent: dict[str, Sent] = {}
         self.held: dict[str, list[tuple[int, frozenset[str]]]] = {}
         self.now = 0
-        self.killed = False
-        parts.filters.register("even", lambda context, stream: context == 0)
+        self.filtered: dict[str | None, int] = {}
+        self.do_register("even")
 
     def do(self, step: str, *arguments: Any) -> None:
         self.now += 1
@@ -382,6 +384,10 @@ class Run:
             relabel(self.parts, client, *labels)
             self.held[client.id].append((self.now, frozenset(labels)))
 
+    def do_register(self, label: str) -> None:
+        self.parts.filters.register(label, lambda context, stream: context == 0)
+        self.filtered.setdefault(label, self.now)
+
     def do_beat(self, pick: int) -> None:
         """Do as the heartbeat does with a cursor that may rest."""
         if self.open:
@@ -410,7 +416,6 @@ class Run:
             log.clear_ring()
 
     def do_kill(self, which: int) -> None:
-        self.killed = True
         self.parts.restart(which)
 
     def finish(self) -> None:
@@ -422,14 +427,16 @@ class Run:
 
     # judging
 
-    def labels(self, client: FakeClient, at: int) -> frozenset[str]:
-        return [labels for since, labels in self.held[client.id] if since <= at][-1]
+    def may_see(self, client: FakeClient, sent: Sent) -> list[bool]:
+        """Return, for each moment since a message was sent, whether the client might see it then."""
+        return [self._may_see(client, sent, at) for at in range(sent.at, self.now + 1)]
 
-    def may_see(self, client: FakeClient, sent: Sent, labels: frozenset[str]) -> bool:
+    def _may_see(self, client: FakeClient, sent: Sent, at: int) -> bool:
         if sent.exclude == client.id:
             return False
-        context = client.request.places[0].subscriber.context
-        return sent.label is None or sent.label in labels or (sent.label == "even" and context == 0)
+        labels = [labels for since, labels in self.held[client.id] if since <= at][-1]
+        permitted = client.request.places[0].subscriber.context == 0 and self.filtered.get(sent.label, at + 1) <= at
+        return sent.label is None or sent.label in labels or permitted
 
     def check(self, client: FakeClient) -> None:
         if not client.received:
@@ -447,15 +454,11 @@ class Run:
         notes = [int(data.split()[1]) for data in got if data.startswith("note")]
         assert notes == sorted(set(notes))
         for data in got:
-            sent = self.sent[data]
-            held = [self.labels(client, at) for at in range(sent.at, self.now + 1)]
-            assert any(self.may_see(client, sent, labels) for labels in held), "seen without the label"
+            assert any(self.may_see(client, self.sent[data])), "seen without the label"
         if client in self.open:
             for data, sent in self.sent.items():
-                held = [self.labels(client, at) for at in range(sent.at, self.now + 1)]
                 if not data.startswith("note") and int(data) > start:
-                    surely = all(self.may_see(client, sent, labels) for labels in held)
-                    assert int(data) in durable or not surely, f"{data} is lost"
+                    assert int(data) in durable or not all(self.may_see(client, sent)), f"{data} is lost"
 
 
 def breathe(times: int) -> None:
