@@ -237,9 +237,9 @@ class Queries:
         """
         return revocations.read(partial(self._all, read="revocations"), after, recent=recent)
 
-    def ring_control(self) -> None:
-        """Have all workers read the revocations."""
-        self._all("select pgbus._ring_control()", read="revocations")
+    def ring_control(self) -> bool:
+        """Have all workers read the revocations. Returns False if no notification can be sent now."""
+        return bool(self._all("select pgbus._ring_control()", read="revocations")[0][0])
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
         """Return the newest id of all streams, or 0, and the newest ids of the streams whose newest id differs from the given head.

@@ -34,11 +34,11 @@ others."""
 class Source(Protocol):
     """The statements that it needs; :class:`pgbus_gevent.database.queries.Queries` has them.
 
-    ``ring_control`` sends a control notification to all workers.
+    ``ring_control`` sends a control notification to all workers, and returns whether that is possible now.
     """
 
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked: ...
-    def ring_control(self) -> None: ...
+    def ring_control(self) -> bool: ...
 
 
 class Revocations:
@@ -63,6 +63,7 @@ class Revocations:
         self._seen: set[int] = set()
         self._resyncs = board.resyncs
         self._watching = False
+        self._unannounced = False
         self._recent_at = 0.0
 
     def run(self) -> None:
@@ -72,8 +73,8 @@ class Revocations:
             watching, self._watching = self._watching, False
             try:
                 found = self.check(monotonic())
-                if watching and found:
-                    self._source.ring_control()
+                if watching:
+                    self._announce(found)
                 trouble.ends()
             except DatabaseError as error:
                 trouble.begins(error)
@@ -82,6 +83,12 @@ class Revocations:
             if self._board.listening.is_set():
                 pause = max(pause, SELDOM)
             self._board.control.wait(pause * random.uniform(0.75, 1.0))
+
+    def _announce(self, found: bool) -> None:
+        """Have the other workers read, now if that is possible, else with the next look."""
+        self._unannounced |= found
+        if self._unannounced:
+            self._unannounced = not self._source.ring_control()
 
     def watch(self) -> None:
         """Look for revocations for all workers: a duty of the steward."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import gevent
 import pytest
 from database_parts import Session, opened_sessions
-from streamer_parts import make_board
+from streamer_parts import make_board, wait_until
 
 from pgbus_gevent.core.rows import Mark, Revoked
 from pgbus_gevent.database import Database
@@ -25,12 +27,18 @@ class Worker:
         self.now = 1000.0
         self.reads: list[list[str]] = []
         self._ended: list[str] = []
+        self.rings = 0
+        self.can_ring = True
         self.part = Revocations(self, self.board, self, interval=5.0)  # type: ignore[arg-type]
 
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked:
         found = self._database.queries.revocations(after, recent=recent)
         self.reads.append([owner for _, owner in found.rows])
         return found
+
+    def ring_control(self) -> bool:
+        self.rings += 1
+        return self.can_ring
 
     def end_owner(self, owner: str) -> int:
         self._ended.append(owner)
@@ -205,3 +213,53 @@ def test_after_a_failure_nothing_is_lost(worker: Worker, sql: Session) -> None:
         worker.ended()
     worker.revocations = asked  # type: ignore[method-assign]
     assert worker.ended() == ["ada"]
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    greenlet = gevent.spawn(worker.part.run)
+    try:
+        yield
+    finally:
+        greenlet.kill()
+
+
+def look(worker: Worker) -> None:
+    """Look for all workers, as the steward does, and wait until that is done."""
+    reads = len(worker.reads)
+    wait_until(lambda: not worker.board.control.is_set())
+    worker.part.watch()
+    wait_until(lambda: len(worker.reads) > reads)
+    gevent.sleep(0)
+
+
+def test_the_steward_announces_what_no_notification_announced(worker: Worker, sql: Session) -> None:
+    with running(worker):
+        wait_until(lambda: worker.reads)
+        look(worker)
+        assert worker.rings == 0, "there was nothing new"
+        revoke_as(sql, "ada", 2**62)
+        look(worker)
+        wait_until(lambda: worker.rings == 1)
+        look(worker)
+        assert worker.rings == 1
+        revoke_as(sql, "bob", 2**62)
+        worker.board.control.set()  # a notification, which all workers hear
+        wait_until(lambda: "bob" in worker.reads[-1] and not worker.board.control.is_set())
+        look(worker)
+        assert worker.rings == 1
+
+
+def test_the_steward_announces_it_later_if_the_queue_is_full(worker: Worker, sql: Session) -> None:
+    with running(worker):
+        wait_until(lambda: worker.reads)
+        worker.can_ring = False
+        revoke_as(sql, "ada", 2**62)
+        for rings in (1, 2, 3):
+            look(worker)
+            wait_until(lambda rings=rings: worker.rings == rings)
+        worker.can_ring = True
+        look(worker)
+        wait_until(lambda: worker.rings == 4)
+        look(worker)
+        assert worker.rings == 4

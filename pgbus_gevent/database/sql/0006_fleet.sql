@@ -426,11 +426,15 @@ transaction.
 Errors: 22023 for an empty owner.';
 
 
--- Has every worker read the revocations.
-create function pgbus._ring_control() returns void
+-- Has every worker read the revocations. Returns false if no notification can be sent now.
+create function pgbus._ring_control() returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c where pgbus._can_notify();
+  if not pgbus._can_notify() then
+    return false;
+  end if;
+  perform pg_notify(c.control, '["control"]') from pgbus.channel_names c;
+  return true;
 end
 $$;
 
