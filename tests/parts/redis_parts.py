@@ -29,6 +29,7 @@ class RedisServer:
         self.folder = Path(tempfile.mkdtemp(prefix="pgbus-redis-"))
         self._options = options
         self._sentinel = sentinel
+        self._password = next((line.split()[1] for line in options if line.startswith("requirepass ")), None)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -39,7 +40,7 @@ class RedisServer:
     @property
     def client(self) -> Redis:
         """Return a new client; the caller need not close it."""
-        return Redis(port=self.port, socket_timeout=5)
+        return Redis(port=self.port, socket_timeout=5, password=self._password)
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
