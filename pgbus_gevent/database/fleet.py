@@ -139,6 +139,13 @@ class Fleet:
         )
         return {"count": min(count, COUNTED), "more": count > COUNTED}
 
+    def beat_many(self, beats: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], float, int]:
+        """Report that several workers live, with their facts by id. Return the ids of those that were on the roll, the pace in
+        seconds, and the number of workers."""
+        statement = "select b.taken, b.pause, b.workers from pgbus._beat_many(%s::jsonb) b"
+        taken, pause, workers = self._all(statement, (json.dumps({id: dict(facts) for id, facts in beats.items()}),))[0]
+        return set(taken), pause / 1000, int(workers)
+
     def redis_names(self) -> tuple[str, str]:
         """Return what the names in Redis are made from: a secret of the database, and its generation."""
         secret, generation = self._all("select n.secret, n.generation from pgbus._redis_names() n", ())[0]

@@ -38,6 +38,8 @@ class Keys:
         self._era = self._digest(f"era {generation}")[:12]
         self.control = f"{self.prefix}:control"
         """The channel that everybody hears, with the beacons of all shards that have no channel of their own."""
+        self.roll = f"{self.prefix}:{{roll}}:reports"
+        self.answers = f"{self.prefix}:{{roll}}:answers"
 
     def _digest(self, text: str) -> str:
         return hmac.digest(self._secret, text.encode(), "sha256").hex()

@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..core.board import Board
-from . import reads, relay, wakes
+from . import reads, relay, roll, wakes
 from .reads import RedisReads
 from .relay import Relay
+from .roll import RedisRoll
 from .urls import parse
 from .wakes import RedisWakes
+
+
+class Fleet(relay.Names, roll.Fleet, Protocol):
+    """The statements about the fleet; :class:`pgbus_gevent.database.fleet.Fleet` has them."""
 
 
 class Database(wakes.Database, Protocol):
     """What they need of the database; :class:`pgbus_gevent.database.Database` has it."""
 
     @property
-    def fleet(self) -> relay.Names: ...
+    def fleet(self) -> Fleet: ...
     @property
     def stewardship(self) -> relay.Messages: ...
     @property
@@ -33,6 +38,7 @@ class RedisParts:
         url = parse(wake)
         self.wakes = RedisWakes(url, database, database.fleet, board)
         self.reads = RedisReads(url, source, self.wakes, board)
+        self.roll = RedisRoll(url, database.fleet, self.wakes)
         self.relay = Relay(url, database.fleet, database.stewardship, database.queries, duty)
 
     def close(self) -> None:

@@ -43,6 +43,7 @@ from .reader import Reader
 from .reader import Source as ReaderSource
 from .revocations import Rechecks, Revocations
 from .roll_call import RollCall
+from .roll_call import Source as Roll
 from .standby_reads import Primary, StandbyReads
 from .standby_watch import StandbyWatch
 from .starting import Shared
@@ -163,7 +164,7 @@ class Instance:
             )
         self.ear = Ear(database)
         self.steward = Steward(database.stewardship, board, self.ear, may_lead=not read_only)
-        near, wakes = self._with_redis(reads)
+        near, wakes, roll = self._with_redis(reads)
         self.reader = Reader(near, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
         self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
@@ -171,7 +172,7 @@ class Instance:
         self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
-        self.roll_call = RollCall(database.fleet, board, self.clients, port=settings.port)
+        self.roll_call = RollCall(roll, board, self.clients, port=settings.port)
         self.pruner = Pruner(database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after)
         self._add_duties()
 
@@ -182,12 +183,12 @@ class Instance:
         if settings.prune_interval:
             self.steward.add_duty("pruning", self.pruner.prune, settings.prune_interval)
 
-    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource]:
-        """Return where the reader reads and where wakes come from: Redis, if the settings name one."""
+    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource, Roll]:
+        """Return where the reader reads, where wakes come from, and where workers report: Redis, if the settings name one."""
         wake = self.settings.wake
         self.redis: RedisParts | None = None
         if not is_redis(wake) or self.upstream is not None:
-            return reads, self.database
+            return reads, self.database, self.database.fleet
         try:
             from ..redis.parts import RedisParts
         except ImportError:
@@ -195,7 +196,8 @@ class Instance:
             raise InvalidSetting("wake", hide(wake), remedy) from None
         self.redis = RedisParts(wake, self.database, reads, self.board, self.steward)
         self.steward.outlets.append(self.redis.relay)
-        return self.redis.reads, self.redis.wakes
+        self.steward.add_duty("roll", self.redis.roll.collect, 5.0)
+        return self.redis.reads, self.redis.wakes, self.redis.roll
 
     def _add_tasks(self, read_only: bool) -> None:
         settings = self.settings

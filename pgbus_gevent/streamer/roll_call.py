@@ -23,7 +23,7 @@ logger = logging.getLogger("pgbus_gevent.roll_call")
 INTERVAL = 5.0
 """Seconds between two statements."""
 
-RELAYED_INTERVAL = 15.0
+RELAYED_INTERVAL = 10.0
 """The longest time between two statements in a large fleet with a relay, in seconds. A worker expires after 20 s of silence."""
 
 _FIRST = 0.5

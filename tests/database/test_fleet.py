@@ -161,3 +161,17 @@ def test_the_list_reads_no_more_than_the_limit_of_each_stream(
     sql.run("set enable_seqscan = off")
     plan = sql.one("explain (analyze, buffers, timing off, format json)" + statement)[0]["Plan"]
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
+
+
+def test_the_reports_of_many_workers_are_taken_in_one_statement(fleet: Fleet, sql: Session) -> None:
+    for n in (1, 2):
+        beat(fleet, n)
+    sql.run("update pgbus.workers set seen_at = seen_at - interval '15 s'")
+    sql.run("update pgbus.workers set teller = 'another' where id = 'w2'")
+    taken, _, workers = fleet.beat_many({"w1": {"n": 7}, "w2": {"n": 7}, "unknown": {}, "x": {"n": 1e300}})
+    assert (taken, workers) == ({"w1"}, 2)
+    assert [(one.id, one.facts, one.silent < 5) for one in fleet.workers()] == [
+        ("w1", {"n": 7}, True),
+        ("w2", {}, False),
+    ]
+    assert fleet.beat_many({})[0] == set()

@@ -502,6 +502,32 @@ end
 $$;
 
 
+-- Takes the reports of workers that have a row already, as a JSON object by their ids. Returns the ids that were taken.
+-- A report that _beat would refuse is left out, and so is that of a worker of another role.
+create function pgbus._beat_many(beats jsonb, out taken text[], out pause bigint, out workers bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  counted bigint;
+begin
+  with updated as (
+    update pgbus.workers w set seen_at = clock_timestamp(), facts = b.value
+    from jsonb_each(beats) b
+    where w.id = b.key and w.teller = pgbus._caller() and jsonb_typeof(b.value) = 'object'
+          and octet_length(b.value::text) <= 1000000
+          and not jsonb_path_exists(b.value, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))')
+    returning w.id)
+  select coalesce(array_agg(u.id), '{}') into taken from updated u;
+  counted := coalesce(pg_sequence_last_value('pgbus.counted_workers'), 0);
+  if abs(extract(epoch from clock_timestamp()) * 1000 - counted / 10000) >= 5000 then
+    perform pgbus._tend_fleet();
+    counted := pg_sequence_last_value('pgbus.counted_workers');
+  end if;
+  pause := coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0);
+  workers := greatest(1, counted % 10000);
+end
+$$;
+
+
 -- Redis -------------------------------------------------------------------------------------------------------
 
 -- What the names in Redis are made from: a secret of this database, and its generation. The generation changes when

@@ -1,0 +1,170 @@
+"""The roll of the workers through Redis: workers report there, and the steward writes all reports in one statement."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from time import monotonic, time
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import RedisUnavailable
+from .links import TIMEOUT, Command, Pipes
+from .session import RedisSession
+from .urls import RedisURL
+
+logger = logging.getLogger("pgbus_gevent.roll")
+
+COLLECT = 5.0
+"""Seconds between two statements of the steward."""
+
+BELATED = 3
+"""How many reports of a worker may be without an answer. Then it reports to the database itself."""
+
+KEPT = 60
+"""Seconds for which reports and answers are kept in Redis."""
+
+FORGOTTEN = 30.0
+"""Seconds after which a report that is not renewed is removed."""
+
+
+class Fleet(Protocol):
+    """The statements; :class:`pgbus_gevent.database.fleet.Fleet` has them."""
+
+    def beat(
+        self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
+    ) -> tuple[float, float, int]: ...
+    def leave(self, id: str) -> None: ...
+    def beat_many(self, beats: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], float, int]: ...
+
+
+class Wakes(Protocol):
+    """Where the current session with Redis is found; None while there is none."""
+
+    @property
+    def session(self) -> RedisSession | None: ...
+
+
+class Report(NamedTuple):
+    """A report: its number, its text, and when it was first seen, in monotonic seconds."""
+
+    number: int
+    facts: Mapping[str, Any]
+    seen: float
+
+
+class RedisRoll:
+    """The roll as the worker's roll call needs it. A worker's first report goes to the database, where it gets its row.
+
+    Later ones go to Redis, if the steward has answered one of the last. Without answers, they go to the database again.
+    """
+
+    def __init__(
+        self,
+        url: RedisURL,
+        fleet: Fleet,
+        wakes: Wakes,
+        *,
+        clock: Callable[[], float] = monotonic,
+        wall_clock: Callable[[], float] = time,
+    ) -> None:
+        self._url = url
+        self._fleet = fleet
+        self._wakes = wakes
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._number = 0
+        self._offset = 0.0
+        self._seen: dict[str, Report] = {}
+
+    # a worker
+
+    def beat(
+        self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
+    ) -> tuple[float, float, int]:
+        """Report that a worker lives. Return the database's time, the pace of the doorbell and the number of workers."""
+        answer = self._report(id, facts)
+        if answer is not None:
+            return self._wall_clock() + self._offset, *answer
+        began = self._wall_clock()
+        now, pace, workers = self._fleet.beat(id, host, pid, started_at, facts)
+        self._offset = now - (began + self._wall_clock()) / 2
+        return now, pace, workers
+
+    def _report(self, id: str, facts: Mapping[str, Any]) -> tuple[float, int] | None:
+        """Report in Redis. Return the pace and the number of workers if a recent report was answered."""
+        session = self._wakes.session
+        if session is None or not session.fresh:
+            return None
+        self._number += 1
+        keys = session.keys
+        report = keys.seal(session.reign, self._number, json.dumps([id, dict(facts)]))
+        pipes = None
+        try:
+            pipes = Pipes(self._url, timeout=TIMEOUT)
+            found = pipes.run(
+                [
+                    (keys.roll, ("HSET", keys.roll, id, report)),
+                    (keys.roll, ("EXPIRE", keys.roll, KEPT)),
+                    (keys.answers, ("HGET", keys.answers, id)),
+                ]
+            )[2]
+        except RedisUnavailable:
+            return None
+        finally:
+            if pipes is not None:
+                pipes.close()
+        sealed = keys.open(found) if isinstance(found, bytes) else None
+        if sealed is None:
+            return None
+        whose, pace, workers = json.loads(sealed.payload)
+        is_recent = whose == id and self._number - sealed.number <= BELATED
+        return (float(pace), int(workers)) if is_recent else None
+
+    def leave(self, id: str) -> None:
+        """Take a worker off the roll. Its report in Redis is not renewed, and so is removed."""
+        self._fleet.leave(id)
+
+    # the steward
+
+    def collect(self) -> None:
+        """Write the reports of all workers to the database: a duty of the steward."""
+        session = self._wakes.session
+        if session is None or not session.fresh:
+            return
+        keys = session.keys
+        pipes = Pipes(self._url)
+        try:
+            (found,) = pipes.run([(keys.roll, ("HGETALL", keys.roll))])
+            if isinstance(found, Exception):
+                raise RedisUnavailable(f"Redis refuses the roll: {found}")
+            alive, gone = self._sort(session, dict(zip(found[::2], found[1::2], strict=True)))
+            if alive:
+                known, pace, workers = self._fleet.beat_many({id: report.facts for id, report in alive.items()})
+                commands: list[tuple[str, Command]] = []
+                for id in known:
+                    answer = keys.seal(session.reign, alive[id].number, json.dumps([id, pace, workers]))
+                    commands.append((keys.answers, ("HSET", keys.answers, id, answer)))
+                pipes.run([*commands, (keys.answers, ("EXPIRE", keys.answers, KEPT))])
+            if gone:
+                pipes.run([(key, ("HDEL", key, *gone)) for key in (keys.roll, keys.answers)])
+        finally:
+            pipes.close()
+
+    def _sort(self, session: RedisSession, found: Mapping[bytes, bytes]) -> tuple[dict[str, Report], set[str]]:
+        """Return the reports that are new since the last time, and the workers whose report is old."""
+        now, seen, new = self._clock(), self._seen, {}
+        self._seen = {}
+        for name, data in found.items():
+            sealed = session.keys.open(data)
+            id = name.decode(errors="replace")
+            if sealed is None:
+                continue
+            last = seen.get(id)
+            if last is None or last.number != sealed.number:
+                whose, facts = json.loads(sealed.payload)
+                if whose != id:
+                    continue
+                last = new[id] = Report(sealed.number, facts, now)
+            self._seen[id] = last
+        return new, {id for id, report in self._seen.items() if now - report.seen > FORGOTTEN}

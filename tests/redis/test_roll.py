@@ -1,0 +1,131 @@
+"""The roll through Redis: one statement for the reports of all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from redis_parts import RedisServer, needs_redis, redis_server
+
+from pgbus_gevent.redis import roll
+from pgbus_gevent.redis.keys import Keys
+from pgbus_gevent.redis.roll import RedisRoll
+from pgbus_gevent.redis.urls import parse
+
+pytestmark = [needs_redis, pytest.mark.program]
+
+KEYS = Keys("secret", "g", sharded=False)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server() as one:
+        yield one
+
+
+class Fleet:
+    """The roll in the database, in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Mapping[str, Any]] = {}
+        self.beats = 0
+        self.statements = 0
+
+    def beat(
+        self, id: str, host: str, pid: int, started_at: float, facts: Mapping[str, Any]
+    ) -> tuple[float, float, int]:
+        self.beats += 1
+        self.rows[id] = facts
+        return 1000.0, 0.0, len(self.rows)
+
+    def beat_many(self, beats: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], float, int]:
+        self.statements += 1
+        known = beats.keys() & self.rows.keys()
+        self.rows.update({id: beats[id] for id in known})
+        return set(known), 0.25, len(self.rows)
+
+    def leave(self, id: str) -> None:
+        del self.rows[id]
+
+
+def worker(server: RedisServer, fleet: Fleet, *, on_redis: bool = True, **clock: Any) -> RedisRoll:
+    session = SimpleNamespace(fresh=True, keys=KEYS, reign="r")
+    wakes: Any = SimpleNamespace(session=session if on_redis else None)
+    return RedisRoll(parse(server.url), fleet, wakes, **clock)
+
+
+def beat(one: RedisRoll, id: str, count: int) -> int:
+    return one.beat(id, "h", 1, 0.0, {"count": count})[2]
+
+
+def test_reports_of_many_workers_are_one_statement(server: RedisServer) -> None:
+    fleet = Fleet()
+    workers = {f"w{n}": worker(server, fleet) for n in range(20)}
+    for id, one in workers.items():
+        beat(one, id, 1)
+    assert fleet.beats == 20
+    steward = next(iter(workers.values()))
+    for count in range(2, 6):
+        steward.collect()
+        for id, one in workers.items():
+            assert one.beat(id, "h", 1, 0.0, {"count": count})[1:] == (0.25, 20)
+    steward.collect()
+    assert (fleet.beats, fleet.statements) == (20, 5)
+    assert all(facts == {"count": 5} for facts in fleet.rows.values())
+
+
+def test_without_answers_a_worker_reports_to_the_database(server: RedisServer) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet)
+    beat(one, "w", 1)
+    one.collect()
+    for count in range(2, 8):
+        beat(one, "w", count)
+    assert fleet.beats == 1 + 7 - 1 - roll.BELATED
+    assert fleet.rows["w"] == {"count": 7}
+
+
+def test_a_worker_that_the_database_does_not_know_reports_there(server: RedisServer) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet)
+    beat(one, "w", 1)
+    fleet.leave("w")
+    one.collect()
+    beat(one, "w", 2)
+    assert fleet.beats == 2 and "w" in fleet.rows
+
+
+def test_without_redis_the_database_is_used(server: RedisServer) -> None:
+    fleet = Fleet()
+    beat(worker(server, fleet, on_redis=False), "w", 1)
+    gone = worker(server, fleet)
+    server.kill()
+    beat(gone, "v", 1)
+    assert fleet.beats == 2
+
+
+def test_a_worker_that_ends_is_not_reported_again_and_its_report_is_removed(server: RedisServer) -> None:
+    now = [0.0]
+    fleet = Fleet()
+    one = worker(server, fleet, clock=lambda: now[0])
+    beat(one, "w", 1)
+    one.collect()
+    one.leave("w")
+    now[0] += roll.FORGOTTEN + 1
+    one.collect()
+    assert fleet.statements == 1 and server.client.hlen(KEYS.roll) == server.client.hlen(KEYS.answers) == 0
+
+
+def test_a_forged_report_is_ignored(server: RedisServer) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet)
+    beat(one, "w", 1)
+    beat(one, "v", 1)
+    server.client.hset(KEYS.roll, "w", server.client.hget(KEYS.roll, "v"))
+    server.client.hset(KEYS.roll, "x", b"forged")
+    one.collect()
+    gevent.sleep(0)
+    assert fleet.statements == 1 and fleet.rows == {"w": {"count": 1}, "v": {"count": 1}}
