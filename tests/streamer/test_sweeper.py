@@ -561,3 +561,93 @@ def test_if_rings_hold_more_than_is_checked_at_once_they_take_turns(
     assert kept.count([]) == 1
     checked(sweeping)
     assert [log.ids for log in sweeping.registry.logs()] == [[], []]
+
+
+# relying on a steward
+
+
+class Relying(Sweeping):
+    """A sweeper that relies on a steward, with one stream whose first probe is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(monkeypatch)
+        self.client = self.watch("orders")
+        self.board.steward_until = 1e9
+        self.interval = 0.4
+        self.start()
+        wait_until(lambda: not self.board.follow_all and not self.board.unsure)
+        self.interval = 1000.0
+        wait_until(lambda: self.table.reads)
+        breathe()
+        self.rest()
+
+    def rest(self) -> None:
+        """Wait until the sweeper waits for the doorbell, in an interval that does not end."""
+        gevent.sleep(0.45)
+        self.table.reads.clear()
+
+
+@pytest.fixture
+def relying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Relying]:
+    made = Relying(monkeypatch)
+    yield made
+    assert made.greenlet is not None
+    made.greenlet.kill()
+
+
+def test_a_worker_that_relies_on_the_steward_does_not_sweep_after_a_notification(relying: Relying) -> None:
+    for _ in range(3):
+        relying.board.doorbell.set()
+        wait_until(lambda: not relying.board.doorbell.is_set())
+    assert relying.table.reads == []
+
+
+def test_it_probes_if_something_is_in_doubt(relying: Relying) -> None:
+    relying.table.append("orders")
+    relying.board.resync()
+    wait_until(lambda: "moved" in relying.table.reads)
+    assert relying.moved == ["orders"]
+    assert "tail" not in relying.table.reads
+
+
+def test_it_sweeps_for_itself_when_the_steward_is_gone(relying: Relying) -> None:
+    relying.board.steward_until = relying.now
+    wait_until(lambda: relying.board.follow_all)
+    relying.table.append("orders")
+    relying.board.doorbell.set()
+    wait_until(lambda: "tail" in relying.table.reads)
+
+
+def test_it_sweeps_for_itself_when_it_does_not_hear(relying: Relying) -> None:
+    relying.board.listening.clear()
+    relying.interval = 0.1
+    wait_until(lambda: relying.board.follow_all)
+    wait_until(lambda: len(relying.table.reads) > 3)
+
+
+def test_a_probe_that_fails_is_not_repeated_at_once(relying: Relying) -> None:
+    relying.table.failures = 3
+    before = relying.now
+    relying.board.resync()
+    wait_until(lambda: relying.table.reads.count("moved") >= 4)
+    assert relying.now - before >= 3 * sweeper.RETRY / 2
+
+
+def test_an_edge_never_follows_all_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Sweeping(monkeypatch)
+    made.watch("orders")
+    made.board.follow_all, made.board.steward_until = False, float("inf")
+    made.board.listening.clear()
+    made.interval = 0.01
+    made.start()
+    try:
+        wait_until(lambda: made.table.reads)
+        assert not made.board.follow_all
+        made.board.listening.set()
+        wait_until(lambda: made.part._relying)
+        made.board.listening.clear()
+        wait_until(lambda: not made.part._relying)
+        assert not made.board.follow_all
+    finally:
+        assert made.greenlet is not None
+        made.greenlet.kill()
