@@ -35,7 +35,7 @@ class Office:
 
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
-        self.lease = question.lease
+        self.lease, self.hears = question.lease, question.hears
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
@@ -117,6 +117,23 @@ def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None
         assert office.lease == LEASE
         board.listening.clear()
         wait_until(lambda: office.lease == steward_module.DEAF_LEASE)
+
+
+def test_a_steward_that_cannot_hear_for_long_gives_way_to_workers_that_can() -> None:
+    now = 100.0
+    office = Office()
+    office.answer = DutyAnswer(leads=True, age=0.0, rings=True, company=True)
+    part = steward(office, hearing(), clock=lambda: now)
+    with running(part):
+        wait_until(lambda: part.sweeps.tails > 0)
+        assert (office.hears, office.lease) == (True, LEASE)
+        now += steward_module.DEAF_AFTER + 0.1
+        wait_until(lambda: not office.hears)
+        office.answer = DutyAnswer(leads=False, age=0.0, rings=True, company=True)
+        wait_until(lambda: office.hears)
+        assert office.lease == steward_module.DEAF_LEASE, "the others have the first turn"
+        now += steward_module.DEAF_FOR + 0.1
+        wait_until(lambda: office.lease == LEASE)
 
 
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:

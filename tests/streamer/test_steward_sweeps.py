@@ -5,7 +5,8 @@ The interval of the workers' own probes is a minute, so a message that arrives e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from time import monotonic
 from typing import Any
@@ -285,6 +286,50 @@ def test_a_message_with_an_id_far_ahead_does_not_blind_the_steward(pair: Fleet, 
     for n in range(3):
         sql.run(INSERT, "orders", str(n))
         assert client.next(timeout=2).data == str(n)
+
+
+class Recorded:
+    """An outlet that records what it gets."""
+
+    def __init__(self) -> None:
+        self.payloads: list[str] = []
+        self.ids: list[int] = []
+        self.restarts = 0
+
+    def heard(self, payloads: list[str]) -> None:
+        self.payloads += payloads
+
+    def found(self, ids: Sequence[int]) -> None:
+        self.ids += ids
+
+    def restarted(self) -> None:
+        self.restarts += 1
+
+
+def test_an_outlet_gets_every_message_of_every_stream_heard_or_found_even_without_company(
+    fleet: Fleet, sql: Session, pgbus_bus: Bus
+) -> None:
+    worker = fleet.add(catch_up_interval=1.0)
+    outlet = Recorded()
+    worker.instance.steward.outlets.append(outlet)
+    until(lambda: worker.instance.ear.hears and outlet.restarts == 1, "the steward sweeps")
+    for n in range(50):
+        if n % 5:
+            pgbus_bus.stream(f"s{n % 7}").broadcast(str(n))
+        else:
+            sql.run(INSERT, f"s{n % 7}", str(n))
+    pgbus_bus.stream("s1").broadcast("x" * 20_000)  # its wake has no content, so it counts as not heard
+    stored = {id for (id,) in sql.run("select msg_id from pgbus.messages")}
+
+    def got() -> set[int]:
+        wakes = [json.loads(payload) for payload in outlet.payloads]
+        return {wake[2] for wake in wakes if wake[0] == "message"} | set(outlet.ids)
+
+    until(lambda: got() == stored, "it gets them all")
+    pgbus_bus.stream("s1").broadcast("now", ephemeral=True)
+    until(lambda: any(json.loads(payload)[0] == "ephemeral" for payload in outlet.payloads), "ephemeral ones, too")
+    assert not worker.instance.steward.sweeps.rings
+    assert [wake for _, _, wake in pgbus_bus.database.stewardship.wakes([max(stored)], size=100)] == ['["moved", "s1"]']
 
 
 def test_the_statement_that_asks_for_ids_reads_an_index(sql: Session, pgbus_bus: Bus) -> None:
