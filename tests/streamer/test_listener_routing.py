@@ -68,6 +68,18 @@ def test_streams_that_moved_get_a_look_if_they_have_clients(routing: Routing) ->
     assert routing.looks == ["orders", "stock"]
 
 
+@pytest.mark.parametrize("payload", ['["moved"]', "nonsense"])
+@pytest.mark.parametrize("follow_all", [True, False])
+def test_if_no_stream_is_named_a_worker_that_does_not_sweep_after_every_notification_probes(
+    routing: Routing, payload: str, follow_all: bool
+) -> None:
+    routing.board.unsure, routing.board.follow_all = False, follow_all
+    routing.listener.hear(['["moved", "orders"]'])
+    assert not routing.board.unsure
+    routing.listener.hear([payload])
+    assert routing.board.unsure is not follow_all
+
+
 @pytest.mark.parametrize("payloads", [["nonsense"], ['["moved"]', '["large", "news", 7]']])
 def test_any_payload_sets_the_doorbell(routing: Routing, payloads: list[str]) -> None:
     routing.listener.hear(payloads)
