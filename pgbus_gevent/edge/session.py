@@ -32,6 +32,9 @@ logger = logging.getLogger("pgbus_gevent.edge")
 OPEN_TIMEOUT = 5.0
 """Seconds until the origin must have greeted a new line."""
 
+AT_ONCE = 1.0
+"""If a new line fails within so many seconds, it is tried a second time. Meanwhile nothing else is heard."""
+
 SILENCE = 3 * HEARTBEAT
 """Seconds without a byte after which a line counts as dead."""
 
@@ -184,7 +187,14 @@ class WakeSession:
         self._replace(wanted, replaced)
 
     def _replace(self, streams: Iterable[str], replaced: list[Line]) -> None:
-        line = self._line(streams)
+        began = monotonic()
+        try:
+            line = self._line(streams)
+        except DatabaseUnavailable:
+            # Behind a balancer, the next request may lead to another server. The other lines are not given up for one that stops.
+            if monotonic() - began > AT_ONCE:
+                raise
+            line = self._line(streams)
         self._changed = self._overlap = monotonic()
         self._lines = [each for each in self._lines if each not in replaced] + [line]
         self._lingering.update(dict.fromkeys(replaced, self._changed + LINGER))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from edge_parts import TOKEN, hop
-from support import PATIENCE, Serving, serving, until
+from support import PATIENCE, Serving, free_port, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core import wakes
@@ -136,6 +136,23 @@ def test_a_cut_ends_the_session_after_what_came_before_it(origin: Serving, pgbus
             network.cut()
             with pytest.raises(DatabaseUnavailable, match=r"ended the connection|was cut"):
                 until(lambda: session.receive(0.1) is None, "it raises")
+        finally:
+            session.close()
+
+
+def test_a_new_line_that_leads_to_a_server_that_stops_is_tried_again(origin: Serving, pgbus_bus: Bus) -> None:
+    with hop(origin.url) as network:
+        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+        try:
+            [port] = network.targets
+            network.targets = [port, free_port()]  # each second connection is refused
+            for name in names(6):
+                session.follow([name])
+            pgbus_bus.stream("many:5").broadcast("x")
+            assert heard(session, 1)
+            network.open = False
+            with pytest.raises(DatabaseUnavailable, match="did not answer"):
+                session.follow(["another"])
         finally:
             session.close()
 
