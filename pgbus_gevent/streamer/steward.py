@@ -45,7 +45,7 @@ RENEW_ALONE = 0.8
 ALONE = 10.0
 """Seconds without a sign of any steward after which each worker does the duties itself."""
 
-ASK = (0.7, 2.0)
+ASK = (0.7, 4.0)
 """The shortest and the longest time between two questions of another worker, in seconds. The larger the fleet, the longer."""
 
 FIRST = 0.5
@@ -179,7 +179,7 @@ class Steward:
                 if self._sweeping:
                     self.sweeps.pause(self._clock() - began)
                 else:
-                    gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.75, 1.0))
+                    gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.85, 1.0))
                 # The relay is the steward's, so while its beacons come there is no need to ask.
                 while not self._elected and (left := self._board.relay.until - self._clock()) > 0:
                     gevent.sleep(left)

@@ -147,14 +147,14 @@ def test_others_know_when_the_steward_gave_its_last_sign() -> None:
 
 
 def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steward_module, "ASK", (0.7, 2.0))
+    monkeypatch.setattr(steward_module, "ASK", (0.7, 4.0))
     board = hearing()
     part = steward(Office(), board)
     assert part._ask_interval == 0.7
     board.workers = 50
     assert part._ask_interval == 1.0
-    board.workers = 200
-    assert part._ask_interval == 2.0
+    board.workers = 1000
+    assert part._ask_interval == 4.0
 
 
 def test_a_steward_that_is_stopped_gives_its_lease_back() -> None:
