@@ -57,7 +57,7 @@ RELY = 3.0
 That is longer than a takeover takes, so that it does not make all workers sweep for themselves.
 """
 
-_ASK_PER_WORKER = 0.02  # seconds between two questions of a worker, for each worker of the fleet
+_ASK_PER_WORKER = 0.03  # seconds between two questions of a worker, for each worker of the fleet
 
 
 class Source(steward_sweeps.Source, Protocol):

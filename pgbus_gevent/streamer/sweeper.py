@@ -49,6 +49,9 @@ TAIL_ROWS = 1000
 TAIL_REST = 0.02
 """The longest rest after a tail, in seconds. A tail takes long only if the database is busy; then a later one brings more."""
 
+CHECK_SELDOM = 4
+"""In a fleet with a steward, how many intervals pass between two of the checks of rings, because every worker makes them."""
+
 CHECKED_MESSAGES = 5000
 """How many messages in rings are compared with the table in each interval. If there are more, the streams take turns."""
 
@@ -244,7 +247,7 @@ class Sweeper:
         if self._next_check is None or now < self._next_check:
             self._next_check = self._next_check or now + self.interval
             return
-        self._next_check = now + self.interval
+        self._next_check = now + self.interval * (CHECK_SELDOM if self._relying else 1)
         if not self._unchecked:
             self._unchecked = self._board.registry.logs()
         held: list[tuple[StreamLog, int, list[int]]] = []

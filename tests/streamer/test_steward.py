@@ -152,7 +152,7 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
     part = steward(Office(), board)
     assert part._ask_interval == 0.7
     board.workers = 50
-    assert part._ask_interval == 1.0
+    assert part._ask_interval == 1.5
     board.workers = 1000
     assert part._ask_interval == 4.0
 
