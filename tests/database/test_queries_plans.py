@@ -116,6 +116,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     },
     Fleet: {
         "beat": lambda f: f.beat("w1", "host", 1, 1.0, {}),
+        "beat_many": lambda f: f.beat_many({"w1": {}, "w2": {}}),
         "workers": lambda f: f.workers(),
         "with_samples": lambda f: [f.with_samples(), f.with_samples("host", "service")],
         "leave": lambda f: f.leave("w1"),
