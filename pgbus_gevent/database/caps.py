@@ -19,7 +19,7 @@ class CapQueries:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._patience = Patience(READ)
+        self._patience = Patience(READ, waits=True)
 
     def _all(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with self._pool.connection(self._patience) as connection, connection.cursor() as cursor:
