@@ -118,6 +118,7 @@ class RollCall:
             "messages": total.broadcasts,
             "unready": self._clients.unready,
             "service": self.service,
+            "relayed": self._board.relay.heard,
         }
         for source in self._fact_sources:
             facts.update(source.facts())

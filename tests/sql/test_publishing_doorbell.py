@@ -416,3 +416,18 @@ def test_the_beat_of_a_worker_sets_the_pace(pgbus_bus: Bus) -> None:
     assert [fleet.beat(f"w{n}", "h", n, 0.0, {}).pace for n in range(9)] == [0.0] * 3 + [0.001] * 4 + [0.002] * 2
     with opened_sessions(pgbus_bus.database.url) as opener:
         assert opener().one("select pg_sequence_last_value('pgbus.ring_pause')") == 2
+
+
+def test_workers_that_hear_a_relay_do_not_slow_the_bells(pgbus_bus: Bus) -> None:
+    fleet = pgbus_bus.database.fleet
+    assert [fleet.beat(f"w{n}", "h", n, 0.0, {"relayed": True}).pace for n in range(9)] == [0.0] * 9
+    assert fleet.beat("x", "h", 1, 0.0, {}).workers == 10, "they count as workers"
+    with opened_sessions(pgbus_bus.database.url) as opener:
+        for relayed, pause in [(False, 2), (True, 0)]:
+            for n in range(9):
+                fleet.beat(f"w{n}", "h", n, 0.0, {"relayed": relayed})
+            assert int(opener().call("_pace_rings")) == pause
+        for n in range(9):
+            fleet.beat(f"w{n}", "h", n, 0.0, {})
+        fleet.beat_many({f"w{n}": {} for n in range(9)})
+        assert int(opener().call("_pace_rings")) == 0, "reports through a relay are those of workers that hear one"

@@ -79,7 +79,7 @@ def test_a_worker_writes_its_row_again_and_again_and_leaves_at_the_end() -> None
     greenlet.kill()
     assert {id for id, _ in roll.told} == {call.id} == set(roll.left)
     told = roll.told[0][1]
-    assert (told["connections"], told["unready"], told["more"]) == (0, None, 7)
+    assert (told["connections"], told["unready"], told["more"], told["relayed"]) == (0, None, 7, False)
     assert told["service"].endswith(" 8080")
     assert teller.heard == ["begins", "ends"]
 

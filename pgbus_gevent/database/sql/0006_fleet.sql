@@ -13,7 +13,8 @@ create unlogged table pgbus.workers (
   pid         integer     not null,
   started_at  timestamptz not null,
   seen_at     timestamptz not null default clock_timestamp(),
-  facts       jsonb       not null
+  facts       jsonb       not null,
+  relayed     boolean     not null default false  -- it hears a relay, and does not LISTEN
 ) with (fillfactor = 50);
 
 -- How many workers live, and when they were counted: the milliseconds of Unix time, times 10,000, plus the number. A
@@ -38,9 +39,10 @@ begin
     raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are '
                     'a JSON object with numbers below 1e18' using errcode = 'invalid_parameter_value';
   end if;
-  insert into pgbus.workers as w (id, teller, host, pid, started_at, facts)
-  values (id, pgbus._caller(), host, pid, to_timestamp(started_at), facts)
-  on conflict on constraint workers_pkey do update set seen_at = excluded.seen_at, facts = excluded.facts
+  insert into pgbus.workers as w (id, teller, host, pid, started_at, facts, relayed)
+  values (id, pgbus._caller(), host, pid, to_timestamp(started_at), facts, coalesce(facts->'relayed' = 'true', false))
+  on conflict on constraint workers_pkey do update
+  set seen_at = excluded.seen_at, facts = excluded.facts, relayed = excluded.relayed
   where w.teller = excluded.teller
   returning w.xmax = 0 into is_new;  -- a row that was updated has an xmax
   if not found then
@@ -89,17 +91,19 @@ create function pgbus._caller() returns name
 language sql stable
 return case current_setting('role') when 'none' then session_user else current_setting('role')::name end;
 
--- Sets the pause between rings by the number of workers, and returns it, in milliseconds. Each ring wakes every
--- worker, and each worker then looks for messages that did not ring. In a large fleet rings keep a distance, or they
+-- Sets the pause between rings by the number of workers that LISTEN, and returns it, in milliseconds. Each ring wakes
+-- every such worker, and each worker then looks for messages that did not ring. In a large fleet rings keep a distance, or they
 -- would cost the publishers a good part of what the database can do. In a small one they are cheap, and a message
 -- that rings arrives earlier. A quarter of a millisecond for each worker: a hundred workers are then woken at most
 -- forty times a second.
 create function pgbus._pace_rings() returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  living bigint := (select count(*) from pgbus.workers w where w.seen_at > clock_timestamp() - interval '20 seconds');
-  pause  bigint := least(25, living / 4);
+  living bigint;
+  pause  bigint;
 begin
+  select count(*), least(25, count(*) filter (where not w.relayed) / 4) into living, pause
+  from pgbus.workers w where w.seen_at > clock_timestamp() - interval '20 seconds';
   perform setval('pgbus.counted_workers',
                  (date_part('epoch', clock_timestamp()) * 1000)::bigint * 10000 + least(living, 9999));
   if pause <> coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0) then
@@ -510,7 +514,7 @@ declare
   counted bigint;
 begin
   with updated as (
-    update pgbus.workers w set seen_at = clock_timestamp(), facts = b.value
+    update pgbus.workers w set seen_at = clock_timestamp(), facts = b.value, relayed = true
     from jsonb_each(beats) b
     where w.id = b.key and w.teller = pgbus._caller() and jsonb_typeof(b.value) = 'object'
           and octet_length(b.value::text) <= 1000000
