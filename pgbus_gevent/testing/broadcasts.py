@@ -27,6 +27,7 @@ def assert_broadcasts(bus: Bus, stream: str, n: int) -> Iterator[list[Message]]:
         bus.database.url, connect_timeout=settings.connect_timeout, statement_timeout=settings.statement_timeout
     )
     try:
+        ear.follow([stream])
         yield found
         found += _stored(bus, stream, watermark)
         found += _ephemeral(bus, stream, ear)

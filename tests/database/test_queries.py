@@ -260,13 +260,6 @@ def test_the_tail_leaves_out_large_data_and_data_of_other_streams(asking: Querie
 # publishing and reading
 
 
-def test_streams_are_listed_with_their_number_of_messages_and_head(asking: Queries, sql: Session, stream: str) -> None:
-    ids = publish(sql, stream, *"abc")
-    [(name, count, head, at)] = [row for row in asking.streams() if row[0] == stream]
-    assert (name, count, head) == (stream, 3, ids[-1])
-    assert at.tzinfo is not None
-
-
 def test_published_messages_can_be_read(asking: Queries, stream: str) -> None:
     id = asking.broadcast(stream, "a", Publication("e", "admins", "c7", "k"))
     assert asking.broadcast(stream, "a", Publication(key="k")) == id
