@@ -249,11 +249,12 @@ def test_live_messages_come_over_the_connection_and_cost_no_read(edge: Serving, 
     client = edge.live("orders")
     upstream = edge.instance.upstream
     assert upstream is not None
-    before = upstream.queries.counts["pages"], upstream.queries.counts["openings"]
+    before = upstream.queries.counts["pages"] + upstream.queries.counts["openings"]
     for n in range(60):
         pgbus_bus.stream("orders").broadcast(str(n))
     until_messages(client, 60)
-    assert (upstream.queries.counts["pages"], upstream.queries.counts["openings"]) == before
+    # A message that overtakes the answer to the first read of the stream costs one more read, however many follow.
+    assert upstream.queries.counts["pages"] + upstream.queries.counts["openings"] <= before + 1
 
 
 def test_the_console_and_the_metrics_of_an_edge_show_its_own_connections(
