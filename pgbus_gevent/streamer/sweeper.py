@@ -235,9 +235,10 @@ class Sweeper:
             if log.name not in found:
                 log.settle(doubted)
             # A head above the table's needs a look even if the log has moved during the statement, because it may have moved on
-            # from a message that does not exist. Otherwise a log that has moved since has got the news from the listener.
-            now, head = found.get(log.name), heads[log.name]
-            if now is not None and not log.retired and (now < head or log.head == head):
+            # from a message that does not exist. Otherwise the log may have moved to the table's head meanwhile, or beyond; if
+            # it has moved less far, the rest may be a message that nobody rings for.
+            now = found.get(log.name)
+            if now is not None and not log.retired and (now < heads[log.name] or now > log.head):
                 self._board.looks.add(log)
                 moved = True
         return moved

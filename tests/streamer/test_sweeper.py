@@ -625,6 +625,26 @@ def test_it_sweeps_for_itself_when_it_does_not_hear(relying: Relying) -> None:
     wait_until(lambda: len(relying.table.reads) > 3)
 
 
+def test_a_message_above_those_that_came_during_the_only_probe_is_found(relying: Relying) -> None:
+    relying.table.append("orders")
+    relying.table.append("orders")  # nobody rings for this one
+    log = relying.registry.log("orders")
+    assert log is not None
+    moved = relying.table.moved
+
+    def slow(heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]:
+        found = moved(heads, pruned)
+        log.extend(relying.table.rows["orders"][:1])
+        return found
+
+    relying.table.moved = slow  # type: ignore[method-assign]
+    relying.board.resync()
+    wait_until(lambda: "moved" in relying.table.reads)
+    wait_until(lambda: not relying.board.unsure)
+    breathe()
+    assert log.head == relying.table.head("orders")
+
+
 def test_a_probe_that_fails_is_not_repeated_at_once(relying: Relying) -> None:
     relying.table.failures = 3
     before = relying.now
