@@ -174,8 +174,8 @@ class Steward:
                     # If the database is away, the duties could not be done either, and each would log it.
                     self._answered = not isinstance(error, (DatabaseUnavailable, PoolTimeout))
                     trouble.begins(error)
-                    # A ring may have failed, and the messages for it are not read again.
-                    self.sweeps.begins = True
+                    # A ring may have failed, and the messages for it are not read again. Nobody is to rely on rings meanwhile.
+                    self.sweeps.begins, self.sweeps.rings = True, False
                 if self._sweeping:
                     self.sweeps.pause(self._clock() - began)
                 else:

@@ -32,10 +32,11 @@ class Office:
         self.asked = 0
         self.left = 0
         self.takes = 0.0
+        self.rings = False
 
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
-        self.lease, self.hears = question.lease, question.hears
+        self.lease, self.hears, self.rings = question.lease, question.hears, question.rings
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
@@ -134,6 +135,24 @@ def test_a_steward_that_cannot_hear_for_long_gives_way_to_workers_that_can() -> 
         assert office.lease == steward_module.DEAF_LEASE, "the others have the first turn"
         now += steward_module.DEAF_FOR + 0.1
         wait_until(lambda: office.lease == LEASE)
+
+
+def test_a_steward_whose_rings_fail_does_not_say_that_it_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office()
+    office.answer = DutyAnswer(leads=True, age=0.0, rings=True, company=True)
+    with running(steward(office, hearing())):
+        wait_until(lambda: office.rings)
+
+        def fail() -> bool:
+            raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
+
+        monkeypatch.setattr(office, "ring_everybody", fail)
+        office.answer = None
+        wait_until(lambda: not office.rings)
+        office.answer = DutyAnswer(leads=True, age=0.0, rings=True, company=True)
+        before = office.asked
+        wait_until(lambda: office.asked > before + 5)
+        assert not office.rings
 
 
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
