@@ -61,6 +61,7 @@ class StewardSweeps:
         self._ear = ear
         self._tail = IdTail()
         self._stage = 0
+        self._asked_all = 0.0  # when all holes were last asked for, in monotonic seconds
         self.begins = True
         """Whether the next sweep begins anew."""
         self.rings = False
@@ -130,7 +131,11 @@ class StewardSweeps:
         tail = (
             self._tail
         )  # the answer may say that this worker is not the steward any more, and then there is another one
-        holes = tail.question(now, everything=self._stage == len(AFTER_DOORBELL)) if first else []
+        # While notifications never end, the series does not get to its end either.
+        everything = self._stage == len(AFTER_DOORBELL) or now - self._asked_all >= RENEW
+        holes = tail.question(now, everything=everything) if first else []
+        if first and everything:
+            self._asked_all = now
         asked, rows = leader.ask(tail.top, holes, bind=tail.needs_bound(now))
         tail.saw(
             holes,
