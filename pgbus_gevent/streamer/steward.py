@@ -223,7 +223,11 @@ class Steward:
             self._resign()
             logger.info("another worker is the steward now")
         if self._elected and answer.company and not self.company:
-            self.sweeps.begins = True  # the others may not know what did not ring while there was no company
+            # The others may not know what did not ring while there was no company. Outlets know it: their workers need not look.
+            if self._sweeping:
+                self.sweeps.rings = False  # the next sweep has the others look
+            else:
+                self.sweeps.begins = True
         self.company = answer.company
         if self._sweeping:
             self._ear.wanted.set()

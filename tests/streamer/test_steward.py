@@ -155,6 +155,36 @@ def test_a_steward_whose_rings_fail_does_not_say_that_it_rings(monkeypatch: pyte
         assert not office.rings
 
 
+class Restarts:
+    """An outlet that counts how often it has its workers look."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def heard(self, payloads: list[str]) -> None: ...
+
+    def found(self, ids: Sequence[int]) -> None: ...
+
+    def restarted(self) -> None:
+        self.count += 1
+
+
+def test_company_that_comes_does_not_have_the_workers_of_an_outlet_look() -> None:
+    office = Office()
+    part = steward(office, hearing())
+    outlet = Restarts()
+    part.outlets.append(outlet)
+    with running(part):
+        wait_until(lambda: outlet.count == 1 and part.sweeps.tails > 3)
+        assert not office.rings
+        for company in (True, False, True):
+            office.answer = DutyAnswer(leads=True, age=0.0, rings=False, company=company)
+            before = part.sweeps.tails
+            wait_until(lambda before=before: part.sweeps.tails > before + 3)  # type: ignore[misc]
+        assert office.rings
+        assert outlet.count == 1
+
+
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
     office = Office(leads=False, age=0.5)
     part = steward(office, hearing(), clock=lambda: 100.0)
