@@ -187,7 +187,11 @@ class Listener:
             if logs and not self._follows_all:
                 session.follow([log.name for log in logs])
         for log in logs:
-            board.heard(log)
+            if self.live and log.is_open and not log.retired:
+                # It was opened while the session was new, and a message since then may have been missed.
+                board.looks.add(log)
+            else:
+                board.heard(log)
 
     def _narrow(self, session: Session) -> None:
         """Stop following the streams that have no client here."""

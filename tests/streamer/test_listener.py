@@ -145,6 +145,23 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
+def test_a_log_that_was_opened_while_the_session_was_new_is_looked_at_once_it_is_heard(listening: Listening) -> None:
+    listening.board.follow_all = False
+    logs: list[StreamLog] = []
+
+    def come() -> None:
+        if not logs:  # the first client comes during the LISTEN of a new session, and a reader opens its log before the next one
+            logs.append(added(listening.board, FakeClient("orders")).log)
+            logs[0].open(head=0, horizon=0, oldest=0, floor=0, rows=[])
+        breathe()
+
+    added(listening.board, FakeClient("stock", "stock"))
+    listening.on_follow = come
+    listening.live()
+    wait_until(lambda: logs and logs[0] not in listening.board.unheard)
+    assert logs[0] in listening.board.looks
+
+
 def test_it_hands_on_payloads_in_order(listening: Listening) -> None:
     listening.live().inbox += [["a", "b"], ["c"]]
     listening.told("up, live=True", "a", "b", "c")
