@@ -63,17 +63,22 @@ class Revocations:
         self._seen: set[int] = set()
         self._resyncs = board.resyncs
         self._watching = False
+        self._watches_until = 0.0
         self._unannounced = False
         self._recent_at = 0.0
 
     def run(self) -> None:
         """Read revocations and end connections, for ever."""
         trouble = Trouble(logger, "cannot look for revoked connections, trying again: %s")
+        rung = True
         while True:
             watching, self._watching = self._watching, False
+            resyncs = self._resyncs
             try:
                 found = self.check(monotonic())
-                if watching:
+                # What the steward reads by itself, perhaps no notification has announced, and the next look does not find it again.
+                alone = not rung or self._resyncs != resyncs
+                if watching or (alone and monotonic() < self._watches_until):
                     self._announce(found)
                 trouble.ends()
             except DatabaseError as error:
@@ -82,7 +87,7 @@ class Revocations:
             pause = self._board.until_next(self._interval)
             if self._board.listening.is_set():
                 pause = max(pause, SELDOM)
-            self._board.control.wait(pause * random.uniform(0.75, 1.0))
+            rung = self._board.control.wait(pause * random.uniform(0.75, 1.0))
 
     def _announce(self, found: bool) -> None:
         """Have the other workers read, now if that is possible, else with the next look."""
@@ -92,6 +97,7 @@ class Revocations:
 
     def watch(self) -> None:
         """Look for revocations for all workers: a duty of the steward."""
+        self._watches_until = monotonic() + 2 * self._interval
         if not self._board.control.is_set():
             self._watching = True
             self._board.control.set()

@@ -250,6 +250,20 @@ def test_the_steward_announces_what_no_notification_announced(worker: Worker, sq
         assert worker.rings == 1
 
 
+def test_the_steward_announces_what_it_reads_because_its_session_is_new(worker: Worker, sql: Session) -> None:
+    with running(worker):
+        wait_until(lambda: worker.reads)
+        revoke_as(sql, "ada", 2**62)
+        worker.board.resync()
+        wait_until(lambda: "ada" in worker.reads[-1] and not worker.board.control.is_set())
+        gevent.sleep(0)
+        assert worker.rings == 0, "it is not the steward yet"
+        look(worker)
+        revoke_as(sql, "bob", 2**62)
+        worker.board.resync()
+        wait_until(lambda: worker.rings == 1)
+
+
 def test_the_steward_announces_it_later_if_the_queue_is_full(worker: Worker, sql: Session) -> None:
     with running(worker):
         wait_until(lambda: worker.reads)
