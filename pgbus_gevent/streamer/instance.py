@@ -158,10 +158,8 @@ class Instance:
         self.standby_watch: StandbyWatch | None = None
         self.standby_reads: StandbyReads | None = None
         if database.standby is not None and not read_only:  # to check the standby, the primary writes
-            self.standby_watch = StandbyWatch(database.standby, board)
-            reads = self.standby_reads = StandbyReads(
-                database.queries, database.standby, self.standby_watch, board.registry
-            )
+            self.standby_watch = watch = StandbyWatch(database.standby, board)
+            reads = self.standby_reads = StandbyReads(reads, database.standby, watch, board.registry)
         self.ear = Ear(database)
         self.steward = Steward(database.stewardship, board, self.ear, may_lead=not read_only)
         near, wakes, roll = self._with_redis(reads)
@@ -169,7 +167,9 @@ class Instance:
         self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
         self.listener = Listener(wakes, board)
-        self.revocations = Revocations(database.queries, board, self.clients, interval=settings.catch_up_interval)
+        self.revocations = Revocations(
+            database.queries, board, self.clients, interval=settings.catch_up_interval, outlets=self.ear.outlets
+        )
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
         self.roll_call = RollCall(roll, board, self.clients, port=settings.port)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from time import monotonic
 from typing import Protocol
 
 import gevent
 
 from ..core.board import Board
+from ..core.outlet import Outlet
 from ..core.retries import Trouble
 from ..core.rows import Mark, Revoked
+from ..core.wakes import CONTROL
 from ..errors import DatabaseError
 from .clients import Clients
 
@@ -50,13 +53,17 @@ class Revocations:
 
     A notification may not have been sent, because the queue was half full. So the steward reads every ``interval`` seconds,
     and sends another notification if it finds something that none had announced. The others read seldom by themselves.
+    ``outlets`` are those of the steward; they are told directly, because the steward may not hear notifications either.
     """
 
-    def __init__(self, source: Source, board: Board, clients: Clients, *, interval: float) -> None:
+    def __init__(
+        self, source: Source, board: Board, clients: Clients, *, interval: float, outlets: Sequence[Outlet] = ()
+    ) -> None:
         self._source = source
         self._board = board
         self._clients = clients
         self._interval = interval
+        self._outlets = outlets
         self._mark: Mark | None = None
         # The revocations that were read in the last minutes. Without it, a second read would end the connections with which the
         # owner came back since.
@@ -91,6 +98,9 @@ class Revocations:
 
     def _announce(self, found: bool) -> None:
         """Have the other workers read, now if that is possible, else with the next look."""
+        if found:
+            for outlet in self._outlets:
+                outlet.heard([CONTROL])
         self._unannounced |= found
         if self._unannounced:
             self._unannounced = not self._source.ring_control()

@@ -150,7 +150,8 @@ def test_a_log_that_was_opened_while_the_session_was_new_is_looked_at_once_it_is
     logs: list[StreamLog] = []
 
     def come() -> None:
-        if not logs:  # the first client comes during the LISTEN of a new session, and a reader opens its log before the next one
+        # The first client comes during the LISTEN of a new session, and a reader opens its log before the next LISTEN.
+        if not logs:
             logs.append(added(listening.board, FakeClient("orders")).log)
             logs[0].open(head=0, horizon=0, oldest=0, floor=0, rows=[])
         breathe()

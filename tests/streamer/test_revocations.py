@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from database_parts import Session, opened_sessions, until
 from streamer_parts import make_board, wait_until
 
 from pgbus_gevent.core.rows import Mark, Revoked
+from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.database import Database
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, Revocations
@@ -29,7 +30,8 @@ class Worker:
         self._ended: list[str] = []
         self.rings = 0
         self.can_ring = True
-        self.part = Revocations(self, self.board, self, interval=5.0)  # type: ignore[arg-type]
+        self.outlets: list[Told] = []
+        self.part = Revocations(self, self.board, self, interval=5.0, outlets=self.outlets)  # type: ignore[arg-type]
 
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked:
         found = self._database.queries.revocations(after, recent=recent)
@@ -262,6 +264,36 @@ def test_the_steward_announces_what_it_reads_because_its_session_is_new(worker: 
         revoke_as(sql, "bob", 2**62)
         worker.board.resync()
         wait_until(lambda: worker.rings == 1)
+
+
+class Told:
+    """An outlet that records what it is told."""
+
+    def __init__(self) -> None:
+        self.payloads: list[str] = []
+
+    def heard(self, payloads: list[str]) -> None:
+        self.payloads += payloads
+
+    def found(self, ids: Sequence[int]) -> None: ...
+
+    def restarted(self) -> None: ...
+
+
+def test_the_steward_tells_its_outlets_even_if_the_queue_is_full(worker: Worker, sql: Session) -> None:
+    outlet = Told()
+    worker.outlets.append(outlet)
+    worker.can_ring = False
+    with running(worker):
+        wait_until(lambda: worker.reads)
+        look(worker)
+        assert outlet.payloads == []
+        revoke_as(sql, "ada", 2**62)
+        look(worker)
+        wait_until(lambda: outlet.payloads == [CONTROL])
+        look(worker)
+        wait_until(lambda: worker.rings == 2)
+        assert outlet.payloads == [CONTROL], "once is enough, because it does not go through the queue"
 
 
 def test_the_steward_announces_it_later_if_the_queue_is_full(worker: Worker, sql: Session) -> None:

@@ -34,7 +34,9 @@ class Open:
             self.asked.append(self.now)
         ids = [] if above is None or self.newest <= above else [self.newest]
         duty = DutyAnswer(leads=True, age=0.0, rings=True, company=True)
-        return self.now, IdTailRows(duty, 10, self.newest, 20 if bind else None, [], [IdRow(id, "orders") for id in ids])
+        return self.now, IdTailRows(
+            duty, 10, self.newest, 20 if bind else None, [], [IdRow(id, "orders") for id in ids]
+        )
 
 
 def test_while_notifications_never_end_old_holes_are_still_asked_for() -> None:
