@@ -118,7 +118,8 @@ class Steward:
         """For operators: ``this worker``, ``another worker``, or ``none`` if there has been no sign of one for a while."""
         if self.leads:
             return "this worker"
-        return "none" if self.silence is None or self.silence > RELY else "another worker"
+        # With the time between two questions, as for reliance: a worker of a large fleet hears of a sign only then.
+        return "none" if self.silence is None or self.silence > self._ask_interval + RELY else "another worker"
 
     @property
     def silence(self) -> float | None:

@@ -206,6 +206,22 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
     assert part._ask_interval == 4.0
 
 
+def test_between_two_questions_of_a_large_fleet_there_is_still_a_steward(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    board = hearing()
+    part = steward(Office(leads=False, age=0.4), board, clock=lambda: now)
+    assert part.state == "none"
+    with running(part):
+        wait_until(lambda: part.seen is not None)
+    assert part.state == "another worker"
+    monkeypatch.setattr(steward_module, "ASK", (0.7, 4.0))
+    board.workers = 200
+    now += 4.0
+    assert part.state == "another worker"
+    now += steward_module.RELY
+    assert part.state == "none"
+
+
 def test_a_steward_that_is_stopped_gives_its_lease_back() -> None:
     office = Office()
     part = steward(office, hearing())
