@@ -277,7 +277,7 @@ $$;
 
 -- Rings at COMMIT, if the transaction gets a bell without waiting. NOTIFY holds a lock of the whole cluster until the
 -- commit has been flushed to disk, and every publisher would queue behind it. Messages that did not ring are found by
--- the sweep that each worker makes after every ring.
+-- the sweeps that follow every ring: those of the steward, or of each worker if there is none.
 create function pgbus._ring() returns trigger
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare

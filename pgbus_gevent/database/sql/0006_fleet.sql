@@ -92,9 +92,9 @@ language sql stable
 return case current_setting('role') when 'none' then session_user else current_setting('role')::name end;
 
 -- Sets the pause between rings by the number of workers that LISTEN, and returns it, in milliseconds. Each ring wakes
--- every such worker, and each worker then looks for messages that did not ring. In a large fleet rings keep a distance, or they
--- would cost the publishers a good part of what the database can do. In a small one they are cheap, and a message
--- that rings arrives earlier. A quarter of a millisecond for each worker: a hundred workers are then woken at most
+-- every such worker, or those that follow the bucket if the server wakes only these. In a large fleet rings keep a
+-- distance, or they would cost the publishers a good part of what the database can do; the steward finds the messages
+-- in between. In a small one they are cheap, and a message that rings arrives earlier. A quarter of a millisecond for each worker: a hundred workers are then woken at most
 -- forty times a second.
 create function pgbus._pace_rings() returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
