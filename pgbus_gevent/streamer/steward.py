@@ -160,7 +160,7 @@ class Steward:
         self._began = self._clock()
         self._resign()
         self._board.listening.wait(FIRST)  # otherwise a worker that hears would take its place a moment later
-        trouble = Trouble(logger, "cannot ask who is the steward, trying again: %s")
+        trouble = Trouble(logger, "cannot ask who is the steward, or ring as the steward, trying again: %s")
         try:
             while True:
                 began = self._clock()
@@ -177,7 +177,9 @@ class Steward:
                     trouble.begins(error)
                     # A ring may have failed, and the messages for it are not read again. Nobody is to rely on rings meanwhile.
                     self.sweeps.begins, self.sweeps.rings = True, False
-                if self._sweeping:
+                if self._sweeping and trouble.lasts:
+                    gevent.sleep(steward_sweeps.RENEW)  # a series of tails would ask in vain every few milliseconds
+                elif self._sweeping:
                     self.sweeps.pause(self._clock() - began)
                 else:
                     gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.85, 1.0))

@@ -185,6 +185,22 @@ def test_company_that_comes_does_not_have_the_workers_of_an_outlet_look() -> Non
         assert outlet.count == 1
 
 
+def test_a_steward_whose_rings_fail_does_not_ask_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steward_sweeps, "RENEW", 0.2)
+    office = Office()
+    office.answer = DutyAnswer(leads=True, age=0.0, rings=False, company=True)
+    rings: list[float] = []
+
+    def fail() -> bool:
+        rings.append(monotonic())
+        raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
+
+    monkeypatch.setattr(office, "ring_everybody", fail)
+    with running(steward(office, hearing())):
+        wait_until(lambda: len(rings) == 4)
+    assert rings[-1] - rings[0] >= 0.5
+
+
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
     office = Office(leads=False, age=0.5)
     part = steward(office, hearing(), clock=lambda: 100.0)
