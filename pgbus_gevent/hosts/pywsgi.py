@@ -279,8 +279,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         logger.debug("%s: %s", self._address, ex)
 
     def log_request(self) -> None:
-        # The reads of edges would hide all other requests.
-        log = access_logger.debug if (self.path or "").endswith(READS) else access_logger.info
+        # The reads of edges would hide all other requests. Those that were refused are shown, because they may be guesses.
+        path = (self.path or "").partition("?")[0]
+        log = access_logger.debug if path.endswith(READS) and self._shown_status == "200" else access_logger.info
         log('%s "%s %s" %s', self._address, self.command or "-", self._shown_path, self._shown_status)
 
     @property

@@ -842,6 +842,12 @@ def test_the_access_log_has_neither_the_query_nor_a_signed_name(port: int, log: 
     assert log() == ['127.0.0.1 "GET /pgbus/streams/<signed>" 200', '127.0.0.1 "GET /a%22b" 200']
 
 
+def test_the_access_log_leaves_out_reads_of_edges_and_nothing_else(port: int, log: Callable[[], list[str]]) -> None:
+    ask(port, "/pgbus/edges/reads")
+    ask(port, "/pgbus/metrics?x=/edges/reads")
+    assert log() == ['127.0.0.1 "GET /pgbus/metrics" 200']
+
+
 # handing the socket over ---------------------------------------------------------------------------------------------
 
 
