@@ -40,7 +40,8 @@ class Edges:
         self._instance = instance
         self._settings = settings
         self._door = (
-            Door("worker", settings.worker_token, settings.secret, instance.database.operators)
+            # Edges come through the proxy through which everybody comes, so it does not shut.
+            Door("worker", settings.worker_token, settings.secret, instance.database.operators, shuts=False)
             if settings.worker_token
             else None
         )

@@ -12,6 +12,8 @@ from site_parts import Site, running_site
 
 from pgbus_gevent.core.hop import HOP, VERSION_HEADER
 from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web import guesses
+from pgbus_gevent.web.guesses import TRIES
 
 OLD, NEW = "the-old-worker-token", "the-new-worker-token"
 
@@ -30,6 +32,17 @@ def read(site: Site, question: Any, token: str | None = NEW, version: str = str(
 def test_each_of_the_worker_tokens_is_accepted_and_no_other(site: Site) -> None:
     for token, status in ((OLD, 200), (NEW, 200), ("a-token-of-somebody", 401), (None, 401)):
         assert read(site, {"read": "clock"}, token).status == status
+
+
+def test_guesses_through_the_same_proxy_do_not_keep_edges_out(
+    pgbus_databases: TestDatabases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guesses, "DIFFERENT", TRIES + 2)
+    with running_site(pgbus_databases.make(), worker_token=(NEW,)) as site:
+        found = [read(site, {"read": "clock"}, f"a-guess-of-somebody-{n}").status for n in range(TRIES + 5)]
+        assert set(found[:TRIES]) == {401}
+        assert set(found[TRIES + 1 :]) == {429}
+        assert read(site, {"read": "clock"}).status == 200
 
 
 def test_without_worker_tokens_no_edge_is_let_in(pgbus_databases: TestDatabases) -> None:
