@@ -6,6 +6,7 @@ side cannot read changes :data:`HOP`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -46,6 +47,11 @@ class Source(Protocol):
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]: ...
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked: ...
+
+
+def written(value: Any) -> bytes:
+    """Return a question or an answer as JSON, as short as it can be."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def answer(source: Source, read: Mapping[str, Any]) -> Any:

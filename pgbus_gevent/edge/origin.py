@@ -15,13 +15,16 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from ..core.hop import HOP, VERSION_HEADER
+from ..core.hop import HOP, VERSION_HEADER, written
 from ..errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
 logger = logging.getLogger("pgbus_gevent.edge")
 
 MAX_ANSWER = 64 * 1024 * 1024
-"""The largest answer to a read, in bytes. The largest that the parts ask for is about 8 MB, before JSON."""
+"""The largest answer to a read, in bytes. The parts ask for about 8 MB, but each message comes whole, however large it is."""
+
+PIECE = 64 * 1024
+"""The largest part of an answer that is read in one go, in bytes."""
 
 _REFUSALS = {
     401: "its worker token is not one of the origin's: give both the same PGBUS_WORKER_TOKEN",
@@ -33,6 +36,10 @@ _REFUSALS = {
     429: "too many wrong worker tokens came from this address: give both the same PGBUS_WORKER_TOKEN, and wait a minute",
 }
 """What an answer of the origin means, and what to do, by its status."""
+
+
+class AnswerTooLarge(OriginRefused):
+    """An answer to a read has more than :data:`MAX_ANSWER` bytes."""
 
 
 class Origin:
@@ -72,7 +79,8 @@ class Origin:
         """Send a question, and return the answer. Asking twice must do no harm, because a question is sent again if the connection
         that was kept for it turns out to be closed.
 
-        Raises :class:`DatabaseUnavailable` if there is no answer within ``timeout``, and :class:`OriginRefused`.
+        Raises :class:`DatabaseUnavailable` if the answer does not begin within ``timeout``, or stops for so long, and
+        :class:`OriginRefused`.
         """
         if not self._room.acquire(timeout=self._pool_timeout):
             raise PoolTimeout(self._pool_timeout, self.size)
@@ -89,7 +97,7 @@ class Origin:
             self._room.release()
 
     def _answer(self, path: str, question: Mapping[str, Any], timeout: float) -> Any:
-        body = json.dumps(question, separators=(",", ":")).encode()
+        body = written(question)
         late = DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")
         with gevent.Timeout(timeout, late):
             while self._idle:
@@ -105,12 +113,12 @@ class Origin:
             else:
                 connection = self._connect()
                 response = self._sent(connection, path, body)
-            return self._read(connection, response)
+        return self._read(connection, response, timeout)
 
-    def _read(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Any:
+    def _read(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, timeout: float) -> Any:
         kept = False
         try:
-            data = response.read(MAX_ANSWER + 1)
+            data = _body(response, timeout)
             _check(response, data)
             found = json.loads(data)
             self.answered = monotonic()
@@ -135,7 +143,7 @@ class Origin:
 
         Reading raises TimeoutError after ``silence`` seconds without a byte. Raises as :meth:`ask` does.
         """
-        body = json.dumps(question, separators=(",", ":")).encode()
+        body = written(question)
         with gevent.Timeout(timeout, DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")):
             connection = self._connect(silence)
             try:
@@ -200,6 +208,23 @@ class Origin:
     def close(self) -> None:
         """Close all connections that are kept. Idempotent."""
         self.discard_idle()
+
+
+def _body(response: http.client.HTTPResponse, timeout: float) -> bytes:
+    """The whole body of an answer. Each piece has ``timeout`` seconds: the answer may be large, and the network slow."""
+    data = bytearray()
+    while True:
+        with gevent.Timeout(timeout, DatabaseUnavailable(f"the origin's answer stopped for {timeout:g} s")):
+            piece = response.read(PIECE)
+        if not piece:
+            break
+        data += piece
+        if len(data) > MAX_ANSWER:
+            raise AnswerTooLarge(f"its answer to a read has more than {MAX_ANSWER} bytes")
+    if response.length:
+        # The standard library ends such a body without an error.
+        raise http.client.IncompleteRead(b"", response.length)
+    return bytes(data)
 
 
 def _release() -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from ..core import hop
 from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
 from ..errors import OriginRefused
-from .origin import Origin
+from .origin import AnswerTooLarge, Origin
 
 TIMEOUT = 8.0
-"""Seconds for the answer to a read."""
+"""Seconds until an answer to a read must begin, and for which it may stop."""
 
 RANGES_PER_READ = 1000
 """The most ranges of one question about an inventory."""
@@ -30,15 +30,26 @@ class OriginReads:
         self.counts[kind] += 1
         return self._origin.ask(hop.READS, {"read": kind, **question}, timeout=TIMEOUT)
 
+    def _ask_for_each(self, kind: str, of: Sequence[Any], *, limit: int, size: int) -> list[Any]:
+        """Ask about several streams, in halves if the answer is too large because of large messages."""
+        try:
+            return list(self._ask(kind, of=of, limit=limit, size=size))
+        except AnswerTooLarge:
+            if len(of) < 2:
+                raise
+        half = len(of) // 2
+        found = self._ask_for_each(kind, of[:half], limit=limit, size=size)
+        return found + self._ask_for_each(kind, of[half:], limit=limit, size=size)
+
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         """Return the state of each stream, and its newest messages."""
-        found = self._ask("openings", of=questions, limit=limit, size=size)
+        found = self._ask_for_each("openings", questions, limit=limit, size=size)
         with _Shape():
             return hop.openings(found)
 
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]:
         """Return a page for each (stream, cursor)."""
-        found = self._ask("pages", of=after, limit=limit, size=size)
+        found = self._ask_for_each("pages", after, limit=limit, size=size)
         with _Shape():
             return hop.pages(found)
 

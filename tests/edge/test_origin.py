@@ -15,9 +15,11 @@ import gevent
 import pytest
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
+from gevent.server import StreamServer
 from support import until
 
-from pgbus_gevent.edge.origin import Origin
+from pgbus_gevent.edge.origin import PIECE, AnswerTooLarge, Origin
+from pgbus_gevent.edge.reads import OriginReads
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
 TOKEN = "a-worker-token-for-tests"
@@ -135,6 +137,60 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(site: Site, origins: C
     given_up.set()  # so that the answering greenlet does not outlive the test
     assert monotonic() - began < 5.0
     assert (origin.in_use, origin.failures) == (0, 1)
+
+
+def test_an_answer_that_breaks_off_is_an_absence_and_no_refusal(origins: Callable[..., Origin]) -> None:
+    def serve(sock: Any, _: object) -> None:
+        received = b""
+        while not received.endswith(b"{}"):
+            received += sock.recv(65536)
+        sock.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"at":')
+
+    server = StreamServer(("127.0.0.1", 0), serve)
+    server.start()
+    try:
+        with pytest.raises(DatabaseUnavailable, match="broke off"):
+            origins(f"http://127.0.0.1:{server.server_port}/pgbus").ask("/edges/reads", {}, timeout=5.0)
+    finally:
+        server.stop(1)
+
+
+def test_an_answer_may_take_longer_than_the_timeout_while_it_comes(origins: Callable[..., Origin]) -> None:
+    def serve(sock: Any, _: object) -> None:
+        received = b""
+        while not received.endswith(b"{}"):
+            received += sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (8 * PIECE))
+        for _ in range(8):
+            gevent.sleep(0.1)
+            sock.sendall(b"x" * PIECE)
+
+    server = StreamServer(("127.0.0.1", 0), serve)
+    server.start()
+    try:
+        # It is refused for what it says, so it has been read to the end.
+        with pytest.raises(OriginRefused, match="not JSON"):
+            origins(f"http://127.0.0.1:{server.server_port}/pgbus").ask("/edges/reads", {}, timeout=0.4)
+    finally:
+        server.stop(1)
+
+
+def test_a_read_with_too_large_an_answer_is_asked_in_halves(
+    site: Site, origins: Callable[..., Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.edge.origin.MAX_ANSWER", 1000)
+
+    def answer() -> tuple[str, bytes]:
+        asked = json.loads(site.requests[-1]["body"])["of"]
+        rows = [[cursor + 1, None, "x" * 200, None, None, cursor] for _, cursor in asked]
+        return "200 OK", json.dumps([[[row], 0, False, 0, 0] for row in rows]).encode()
+
+    site.answer = answer
+    pages = OriginReads(origins(site.url)).pages([(f"s{n}", n) for n in range(10)], limit=10, size=1000)
+    assert [page.rows[0].id for page in pages] == list(range(1, 11))
+    site.answer = lambda: ("200 OK", b"x" * 2000)
+    with pytest.raises(AnswerTooLarge):
+        OriginReads(origins(site.url)).pages([("s", 1)], limit=10, size=1000)
 
 
 def test_reads_beyond_the_size_of_the_pool_wait_their_turn(site: Site, origins: Callable[..., Origin]) -> None:
