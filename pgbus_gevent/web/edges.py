@@ -94,9 +94,7 @@ class Edges:
             return text(503, f"this server cannot read: {error}", ("retry-after", "1"))
         except (InvalidArgument, ValueError, TypeError, KeyError, AttributeError) as error:
             return text(400, f"malformed read: {ascii(error)[:200]}")
-        return Answer(
-            200, hop.written(found), [("content-type", "application/json"), ("cache-control", "no-store")]
-        )
+        return Answer(200, hop.written(found), [("content-type", "application/json"), ("cache-control", "no-store")])
 
     def _clock(self) -> Answer:
         trouble = self._instance.pulse.trouble
