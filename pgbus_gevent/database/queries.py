@@ -232,8 +232,8 @@ class Queries:
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked:
         """Return the revocations of the transactions that had not ended at the mark ``after``.
 
-        The revocations of the last ten minutes come too with ``recent``, and alone if there is no mark, or if the mark does not
-        count any more, because the server was replaced or restarted, or the table was restored.
+        The revocations of the last ten minutes come too with ``recent``, and alone if there is no mark. If the mark does not count
+        any more, because the server was replaced or restarted, or the table was restored, all that are kept come.
         """
         return revocations.read(partial(self._all, read="revocations"), after, recent=recent)
 

@@ -1,4 +1,4 @@
-"""The statement that reads revocations: what is new since a mark, or the last ten minutes."""
+"""The statement that reads revocations: what is new since a mark, the last ten minutes, or all that are kept."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ left join (select id, owner, revoked_at from pgbus.revocations where {condition}
 order by r.revoked_at
 """
 _RECENT = _STATEMENT.format(condition="revoked_at > clock_timestamp() - interval '10 minutes'")
+_KEPT = _STATEMENT.format(condition="true")
 _NEW = _STATEMENT.format(condition="xid >= %s::xid8")
 
 _Ask = Callable[[str, tuple[str, ...]], list[tuple[Any, ...]]]
@@ -29,7 +30,8 @@ def read(ask: _Ask, after: Mark | None, *, recent: bool) -> Revoked:
         return _revoked(ask(_RECENT, ()))
     new = _revoked(ask(_NEW, (str(after.xid),)))
     if new.mark.home != after.home:
-        return _revoked(ask(_RECENT, ()))
+        # All that are kept, because the worker may have been cut off for longer than ten minutes.
+        return _revoked(ask(_KEPT, ()))
     if recent:
         # The mark is that of the first statement, whose snapshot is the older one.
         return Revoked(new.rows + _revoked(ask(_RECENT, ())).rows, new.mark)

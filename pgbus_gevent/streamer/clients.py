@@ -284,11 +284,15 @@ class Clients:
             self.end(client, "too-many-connections")
         return len(theirs[kept:])
 
-    def end_all(self) -> Iterator[None]:
-        """Send every client away, each with its own random time for coming back. A step of the generator ends one client."""
+    def end_all(self, *, owned: bool = False) -> Iterator[None]:
+        """Send every client away, or each with an owner, with its own random time for coming back.
+
+        A step of the generator ends one client.
+        """
         for client in self._registry.clients():
-            self.end(client, "restart", retry=random.uniform(1.0, 5.0))
-            yield
+            if client.owner is not None or not owned:
+                self.end(client, "restart", retry=random.uniform(1.0, 5.0))
+                yield
 
     @property
     def lingering(self) -> bool:

@@ -17,6 +17,7 @@ from ..core.rows import Mark, Revoked
 from ..core.wakes import CONTROL
 from ..errors import DatabaseError
 from .clients import Clients
+from .turns import breathe
 
 logger = logging.getLogger("pgbus_gevent.revocations")
 
@@ -34,6 +35,12 @@ SELDOM = 60.0
 others."""
 
 
+KEPT = 3300.0
+"""Seconds after which revocations may have been removed unread; the database keeps them a little longer."""
+
+_SLICE = 200
+
+
 class Source(Protocol):
     """The statements that it needs; :class:`pgbus_gevent.database.queries.Queries` has them.
 
@@ -49,7 +56,8 @@ class Revocations:
 
     It reads after a control notification, when the listener has a new session, and otherwise now and then. It reads what is new
     since its last mark. With a new session, and every few minutes, it reads the last ten minutes again, because the server may be
-    another one.
+    another one. If it could not read for :data:`KEPT` seconds, as at an edge that was cut off, it does not know who was revoked
+    meanwhile. It then has all clients with an owner come back, so that they are authorized anew.
 
     A notification may not have been sent, because the queue was half full. So the steward reads every ``interval`` seconds,
     and sends another notification if it finds something that none had announced. The others read seldom by themselves.
@@ -73,6 +81,7 @@ class Revocations:
         self._watches_until = 0.0
         self._unannounced = False
         self._recent_at = 0.0
+        self._read_at = 0.0
 
     def run(self) -> None:
         """Read revocations and end connections, for ever."""
@@ -123,6 +132,9 @@ class Revocations:
         recent = resyncs != self._resyncs or now >= self._recent_at
         found = self._source.revocations(self._mark, recent=recent)
         ids = {id for id, _ in found.rows}
+        if self._mark is not None and now - self._read_at > KEPT:
+            self._end_all()
+        self._read_at = now
         # The revocations of the first read are older than every connection of this worker.
         is_new = self._mark is not None and not ids <= self._seen
         if is_new:
@@ -137,6 +149,12 @@ class Revocations:
         self._mark = found.mark
         self._resyncs = resyncs
         return is_new
+
+    def _end_all(self) -> None:
+        logger.warning("revocations could not be read for too long: all connections with an owner are to come back")
+        for n, _ in enumerate(self._clients.end_all(owned=True), 1):
+            if n % _SLICE == 0:
+                breathe()
 
     def _end(self, owner: str) -> None:
         number = self._clients.end_owner(owner)

@@ -15,7 +15,7 @@ from pgbus_gevent.core.rows import Mark, Revoked
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.database import Database
 from pgbus_gevent.settings.table import Settings
-from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, Revocations
+from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, KEPT, Revocations
 
 
 class Worker:
@@ -28,6 +28,7 @@ class Worker:
         self.now = 1000.0
         self.reads: list[list[str]] = []
         self._ended: list[str] = []
+        self.all_ended = 0
         self.rings = 0
         self.can_ring = True
         self.outlets: list[Told] = []
@@ -45,6 +46,11 @@ class Worker:
     def end_owner(self, owner: str) -> int:
         self._ended.append(owner)
         return 1
+
+    def end_all(self, *, owned: bool) -> list[None]:
+        assert owned
+        self.all_ended += 1
+        return []
 
     def ended(self) -> list[str]:
         """Read, and return the owners whose connections it ends now."""
@@ -203,6 +209,29 @@ def test_now_and_then_the_last_minutes_are_read_again(listening: bool, worker: W
     revoke_as(sql, "old", 3, ago="11 minutes")
     worker.now += pause + 1
     assert worker.ended() == []
+
+
+def test_after_a_long_cut_and_a_failover_all_that_are_kept_are_read(worker: Worker, sql: Session) -> None:
+    worker.ended()
+    assert worker.part._mark is not None
+    worker.part._mark = worker.part._mark._replace(home="another server")
+    revoke_as(sql, "ada", 3, ago="30 minutes")
+    worker.now += 1800
+    worker.board.resync()
+    assert worker.ended() == ["ada"]
+    assert worker.all_ended == 0
+
+
+def test_a_worker_that_was_cut_off_for_too_long_has_everybody_authorized_anew(worker: Worker) -> None:
+    worker.now += 2 * KEPT
+    worker.ended()
+    assert worker.all_ended == 0, "it has no connections before its first read"
+    worker.now += KEPT + 1
+    worker.ended()
+    assert worker.all_ended == 1
+    worker.now += KEPT - 1
+    worker.ended()
+    assert worker.all_ended == 1
 
 
 def test_after_a_failure_nothing_is_lost(worker: Worker, sql: Session) -> None:
