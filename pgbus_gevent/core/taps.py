@@ -24,8 +24,8 @@ RESYNC = '["resync"]'
 MAX_EPHEMERALS = 10_000
 """The most ephemeral messages that wait in a tap."""
 
-MAX_EPHEMERAL_BYTES = 8 * 1024 * 1024
-"""The most bytes of ephemeral messages that wait in a tap."""
+MAX_EPHEMERAL_SIZE = 8 * 1024 * 1024
+"""The most characters of ephemeral messages that wait in a tap, unless a single one is larger."""
 
 TAKE_BYTES = 256 * 1024
 """About how many bytes of messages one call of :meth:`Tap.take` returns, and at most how many of one stream."""
@@ -42,13 +42,11 @@ class Tap:
         self.greeted = False
         """Whether the edge has been told that it follows its streams. From then on it reads them, and must hear of all messages."""
         self.ended = False
-        self.dropped = 0
-        """How many ephemeral messages were dropped because the edge did not take them."""
         self._cursors: dict[StreamLog, int | None] = {}  # None: the edge has to read the stream
         self._unopened: set[StreamLog] = set()
         self._moved: dict[StreamLog, float | None] = {}  # with the time of the append, as far as it is known
         self._ephemerals: deque[str] = deque()
-        self._ephemeral_bytes = 0
+        self._ephemeral_size = 0
         self._control = self._resync = False
 
     def __len__(self) -> int:
@@ -103,15 +101,17 @@ class Tap:
         self._resync = True
         self.flag.set()
 
-    def ephemeral(self, message: Ephemeral) -> None:
-        """Keep an ephemeral message for the edge. If too many wait, it is dropped."""
+    def ephemeral(self, message: Ephemeral) -> bool:
+        """Keep an ephemeral message for the edge. If too many or too large ones wait, drop it and return False."""
         payload = _written(["ephemeral", *message])
-        if len(self._ephemerals) >= MAX_EPHEMERALS or self._ephemeral_bytes + len(payload) > MAX_EPHEMERAL_BYTES:
-            self.dropped += 1
-            return
+        size = len(payload)  # in characters
+        full = len(self._ephemerals) >= MAX_EPHEMERALS or self._ephemeral_size + size > MAX_EPHEMERAL_SIZE
+        if self._ephemerals and full:
+            return False
         self._ephemerals.append(payload)
-        self._ephemeral_bytes += len(payload)
+        self._ephemeral_size += size
         self.flag.set()
+        return True
 
     def end(self) -> None:
         """End the connection, because the worker stops."""
@@ -134,7 +134,7 @@ class Tap:
         # After the messages, because an edge that has just begun to follow a stream opens its log with them.
         payloads += self._ephemerals
         self._ephemerals.clear()
-        self._ephemeral_bytes = 0
+        self._ephemeral_size = 0
         return payloads
 
     def _signs(self) -> Iterator[str]:
@@ -167,6 +167,8 @@ class Taps:
     def __init__(self) -> None:
         self._taps: dict[Tap, None] = {}
         self._of: dict[StreamLog, dict[Tap, None]] = {}
+        self.dropped = 0
+        """How many ephemeral messages were dropped because edges did not take them."""
 
     def __len__(self) -> int:
         return len(self._taps)
@@ -206,7 +208,7 @@ class Taps:
     def ephemeral(self, log: StreamLog, message: Ephemeral) -> None:
         """Give an ephemeral message to the taps of its stream."""
         for tap in self._of.get(log, ()):
-            tap.ephemeral(message)
+            self.dropped += not tap.ephemeral(message)
 
     def control(self) -> None:
         """Tell all taps that something other than a message has changed."""

@@ -145,7 +145,7 @@ class WakeSession:
         self._registry = registry
         self._inbox: Queue[Any] = Queue(BACKLOG)
         self._lingering: dict[Line, float] = {}
-        self._numbers: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._numbers: OrderedDict[tuple[str, int], float] = OrderedDict()  # and when each came
         self._overlap = 0.0
         self._failure: DatabaseError | None = None
         self._needed = frozenset(log.name for log in registry.logs())
@@ -236,18 +236,18 @@ class WakeSession:
 
     def _is_repeated(self, payload: str) -> bool:
         """Whether an ephemeral message has come on another line already. Other messages are known by their ids."""
-        if not payload.startswith('["ephemeral",') or monotonic() - self._overlap > OVERLAP:
+        if not payload.startswith('["ephemeral",'):
             return False
         try:
             _, stream, number, *_ = json.loads(payload)
         except ValueError:
             return False
-        if (stream, number) in self._numbers:
-            return True
-        self._numbers[stream, number] = None
+        # Remembered also while there is one line: the next one may lead to a worker that hears of this message later.
+        now, before = monotonic(), self._numbers.get((stream, number), float("-inf"))
+        self._numbers[stream, number] = now
         if len(self._numbers) > NUMBERS:
             self._numbers.popitem(last=False)
-        return False
+        return max(now - self._overlap, now - before) <= OVERLAP
 
     def _end_lingering(self) -> None:
         now = monotonic()

@@ -207,6 +207,11 @@ class Metrics:
         if self._instance.settings.worker_token:
             yield gauge("pgbus_edge_connections", "Connections on which edges hear of new messages", len(taps))
             yield gauge("pgbus_edge_streams", "Streams that edges follow, for each connection", sum(map(len, taps)))
+            yield counter(
+                "pgbus_edge_ephemerals_dropped",
+                "Ephemeral messages dropped because an edge did not take them",
+                self._instance.board.taps.dropped,
+            )
         if upstream is None:
             return
         yield counters("pgbus_hop_reads", "Reads that the edge asked its origin for", "kind", upstream.queries.counts)

@@ -128,13 +128,22 @@ def test_streams_take_turns_when_much_has_moved(board: Board) -> None:
 
 def test_ephemeral_messages_come_in_order_and_are_dropped_when_too_many_wait(board: Board) -> None:
     tap = tapped(board, {"a": None}, greeted=False)
+    log = opened(board, "a", 5)
     messages = [Ephemeral("a", n, None, str(n), None, None) for n in range(taps.MAX_EPHEMERALS + 3)]
     for message in messages:
-        tap.ephemeral(message)
+        board.taps.ephemeral(log, message)
     assert taken(tap) == messages[: taps.MAX_EPHEMERALS]
-    assert tap.dropped == 3
-    tap.ephemeral(messages[-1])
+    assert board.taps.dropped == 3
+    board.taps.ephemeral(log, messages[-1])
     assert taken(tap) == [messages[-1]]
+
+
+def test_a_very_large_ephemeral_message_passes_if_no_other_waits(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "MAX_EPHEMERAL_SIZE", 1000)
+    tap = tapped(board, {"a": None}, greeted=False)
+    large = Ephemeral("a", 1, None, "x" * 2000, None, None)
+    assert [tap.ephemeral(large), tap.ephemeral(large)] == [True, False]
+    assert taken(tap) == [large]
 
 
 def test_a_stream_is_kept_for_a_tap_and_forgotten_with_the_last_one(board: Board) -> None:

@@ -17,7 +17,7 @@ from pgbus_gevent.core.wakes import Ephemeral, NewMessage, Wake
 from pgbus_gevent.core.work import Flag
 from pgbus_gevent.edge import session as subject
 from pgbus_gevent.edge.origin import Origin
-from pgbus_gevent.edge.session import SMALL, WakeSession
+from pgbus_gevent.edge.session import SMALL, Line, WakeSession
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused
 from pgbus_gevent.settings.table import Settings
 
@@ -92,6 +92,21 @@ def test_a_stream_that_moves_to_another_line_loses_nothing_that_is_on_its_way(
     assert sorted(set(seen)) == ids
     hints = [each.data for each in found if isinstance(each, Ephemeral)]
     assert sorted(hints) == sorted(set(hints)) == sorted(f"hint {n}" for n in range(20))
+
+
+def test_an_ephemeral_message_that_an_origin_hears_late_comes_once(session: WakeSession) -> None:
+    [line] = session._lines
+    payloads = [json.dumps(["ephemeral", "a", n, None, "x", None, None], separators=(",", ":")) for n in range(2)]
+
+    def heard_from(found: Line, payload: str) -> list[str]:
+        session._inbox.put((found, payload))
+        return session.receive(1.0)[0]
+
+    assert heard_from(line, payloads[0]) == payloads[:1]
+    session.follow(["another"])
+    [later] = session._lines
+    assert heard_from(later, payloads[0]) == []
+    assert heard_from(later, payloads[1]) == payloads[1:]
 
 
 def test_a_large_line_stays_while_a_small_one_takes_new_streams(
