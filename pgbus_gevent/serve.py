@@ -116,8 +116,8 @@ class _Service:
 
     def _complete_edge(self, settings: Settings) -> Settings:
         """The settings of an edge, which has neither a database nor the demo."""
-        if self._stated & {"database_url", "listen_url"}:
-            raise InvalidArgument("an edge has no database: leave out --database-url, or --upstream")
+        for name in sorted(self._stated & {"database_url", "listen_url", "replica_url"}):
+            raise InvalidArgument(f"an edge has no database: leave out --{name.replace('_', '-')}, or --upstream")
         if self._app_name is None:
             check_secret(settings)
         return settings

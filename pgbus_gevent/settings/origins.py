@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from .casting import Kind, matches, text, texts
 
 _HIDDEN = "***"
@@ -12,7 +14,17 @@ def upstream() -> Kind[str]:
     allowed = (
         "http://host[:port]/pgbus or https://…, with the prefix of the origin, without user, query and trailing slash"
     )
-    return text("URL", allowed, matches(r"https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?(?:/[\w.~-]+)+"))
+    fits = matches(r"https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?(?:/[\w.~-]+)+")
+    return text("URL", allowed, lambda word: fits(word) and _is_split(word))
+
+
+def _is_split(url: str) -> bool:
+    """Whether the standard library takes a URL apart. It refuses some ports and IPv6 addresses."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def tokens(least: int) -> Kind[tuple[str, ...]]:

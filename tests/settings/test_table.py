@@ -349,6 +349,10 @@ REFUSED: list[tuple[str, object, str]] = [
         for value in ("", "db.example.com", "mysql://h/d?a=b", "sqlite:///x", 5)
     ),
     ("database_url", "postgresql+psycopg2://h/d", "postgresql://"),
+    *(
+        ("upstream", value, "http://host[:port]/pgbus")
+        for value in ("https://a", "a/pgbus", "https://ada@a/pgbus", "https://a:65536/pgbus", "https://[::1::]/pgbus")
+    ),
 ]
 
 
