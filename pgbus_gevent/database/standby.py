@@ -107,6 +107,10 @@ class Standby:
         with self.pool.connection(self._patience) as connection:
             yield Session(connection)
 
+    def discard_idle(self) -> None:
+        """Close the sessions that are kept. The URL may lead to another server now."""
+        self.pool.discard_idle()
+
     def close(self) -> None:
         """Close the pool. Idempotent."""
         self.pool.close()

@@ -58,6 +58,7 @@ class Standby(Protocol):
 
     def mark(self) -> Mark: ...
     def session(self) -> AbstractContextManager[Session]: ...
+    def discard_idle(self) -> None: ...
 
 
 class StandbyWatch:
@@ -102,6 +103,9 @@ class StandbyWatch:
         except DatabaseError as error:
             self.lag = None
             self._set(trouble(error))
+        if self.fault:
+            # Of several servers, the next session may be with another one. A session outlives the promotion of its server.
+            self._standby.discard_idle()
 
     def renew(self) -> Mark | None:
         """Have the primary set a mark, and return it, or None if it does not answer. It yields."""
