@@ -1,8 +1,8 @@
 """Taps: what an origin keeps for each connection of an edge, so that the edge hears of new messages.
 
 A tap is level-triggered, like a client: it holds a cursor for each stream that the edge follows, and no messages, except ephemeral
-ones. Messages come from the rings. If a ring does not reach back to a cursor, the tap only says that the stream has moved, and the
-edge reads it. So a tap has a bound, and a slow edge loses nothing.
+ones. Messages come from the rings. If a ring does not reach back to a cursor, or its log is in doubt, the tap only says that the
+stream has moved, and the edge reads it. So a tap has a bound, and a slow edge loses nothing.
 
 :meth:`Tap.take` returns payloads as :mod:`pgbus_gevent.core.wakes` parses them, as if they came from the database.
 """
@@ -148,7 +148,9 @@ class Tap:
         cursor = self._cursors[log]
         if cursor == log.head:
             return
-        chunk = None if cursor is None or cursor > log.head else log.after(cursor, TAKE_BYTES)
+        # While the log is in doubt, it may have messages that the table has lost, and the edge may know that already.
+        unsure = cursor is None or cursor > log.head or log.in_doubt
+        chunk = None if cursor is None or unsure else log.after(cursor, TAKE_BYTES)
         if chunk is None or any(not frame.data for frame in chunk.frames):
             self._cursors[log] = log.head
             yield _written(["moved", log.name])

@@ -111,6 +111,18 @@ def test_a_rewind_and_a_doubt_reach_the_edge(board: Board) -> None:
     assert tap.take()[:2] == [RESYNC, CONTROL]
 
 
+def test_messages_of_a_log_in_doubt_are_left_to_a_read(board: Board) -> None:
+    tapped(board, {"a": None})
+    log = opened(board, "a", 5)
+    board.extend(log, [row(6, 5)])
+    board.doubt()
+    tap = tapped(board, {"a": 5})
+    assert taken(tap) == [Moved(["a"])]
+    log.settle(log.doubts)
+    board.extend(log, [row(7, 6)])
+    assert [wake.id for wake in taken(tap) if isinstance(wake, NewMessage)] == [7]
+
+
 def test_streams_take_turns_when_much_has_moved(board: Board) -> None:
     tap = tapped(board, {"a": None, "b": None}, greeted=False)
     logs = [opened(board, name, 5) for name in "ab"]
