@@ -23,6 +23,9 @@ logger = logging.getLogger("pgbus_gevent.edge")
 MAX_ANSWER = 64 * 1024 * 1024
 """The largest answer to a read, in bytes. The parts ask for about 8 MB, but each message comes whole, however large it is."""
 
+ADDRESS_TIMEOUT = 2.0
+"""The longest time, in seconds, for one address of the origin's name: after it, there is time left for another one."""
+
 PIECE = 64 * 1024
 """The largest part of an answer that is read in one go, in bytes."""
 
@@ -61,7 +64,7 @@ class Origin:
             "user-agent": f"pgbus-gevent/{_release()}",
             VERSION_HEADER: str(HOP),
         }
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = min(connect_timeout, ADDRESS_TIMEOUT)
         self._pool_timeout = pool_timeout
         self._context: ssl.SSLContext | None = None
         self._room = BoundedSemaphore(size)

@@ -19,12 +19,12 @@ def upstream() -> Kind[str]:
 
 
 def _is_split(url: str) -> bool:
-    """Whether the standard library takes a URL apart. It refuses some ports and IPv6 addresses."""
+    """Whether the standard library takes a URL apart, and can look its host up."""
     try:
-        urlsplit(url).port  # noqa: B018
+        parts = urlsplit(url)
+        return parts.port != 0 and bool((parts.hostname or "").encode("idna"))
     except ValueError:
         return False
-    return True
 
 
 def tokens(least: int) -> Kind[tuple[str, ...]]:

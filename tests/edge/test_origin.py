@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,6 +22,7 @@ from support import until
 
 from pgbus_gevent.edge.origin import PIECE, AnswerTooLarge, Origin
 from pgbus_gevent.edge.reads import OriginReads
+from pgbus_gevent.edge.session import OPEN_TIMEOUT
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
 TOKEN = "a-worker-token-for-tests"
@@ -191,6 +194,26 @@ def test_a_read_with_too_large_an_answer_is_asked_in_halves(
     site.answer = lambda: ("200 OK", b"x" * 2000)
     with pytest.raises(AnswerTooLarge):
         OriginReads(origins(site.url)).pages([("s", 1)], limit=10, size=1000)
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next_one(
+    site: Site, origins: Callable[..., Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # the queue is full, so the kernel answers no more
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(silent.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+            for address in (silent.getsockname(), ("127.0.0.1", site.port))
+        ]
+        monkeypatch.setattr("gevent.socket.getaddrinfo", lambda *_: found)
+        origin = origins(site.url, connect_timeout=5.0)
+        connection, response = origin.open("/edges/wakes", {}, timeout=OPEN_TIMEOUT, silence=6.0)
+        assert response.status == 200
+        connection.close()
 
 
 def test_reads_beyond_the_size_of_the_pool_wait_their_turn(site: Site, origins: Callable[..., Origin]) -> None:

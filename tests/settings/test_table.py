@@ -351,7 +351,14 @@ REFUSED: list[tuple[str, object, str]] = [
     ("database_url", "postgresql+psycopg2://h/d", "postgresql://"),
     *(
         ("upstream", value, "http://host[:port]/pgbus")
-        for value in ("https://a", "a/pgbus", "https://ada@a/pgbus", "https://a:65536/pgbus", "https://[::1::]/pgbus")
+        for value in (
+            "https://a",
+            "a/pgbus",
+            "https://ada@a/pgbus",
+            "https://a:65536/pgbus",
+            "https://[::1::]/pgbus",
+            "http://a..b/pgbus",
+        )
     ),
 ]
 
