@@ -146,8 +146,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
             self._turn = monotonic()
 
     def MessageClass(self, *_: Any) -> Fields:
-        # The head was read and checked already.
-        return self._fields
+        return self._fields  # the head was read and checked already
 
     def _headers(self) -> Iterator[tuple[str, str]]:
         return self._fields.environ()
@@ -280,9 +279,9 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def log_request(self) -> None:
         # The reads of edges would hide all other requests. Those that were refused are shown, because they may be guesses.
-        path = (self.path or "").partition("?")[0]
-        log = access_logger.debug if path.endswith(READS) and self._shown_status == "200" else access_logger.info
-        log('%s "%s %s" %s', self._address, self.command or "-", self._shown_path, self._shown_status)
+        path, status = self._shown_path, self._shown_status
+        log = access_logger.debug if path.endswith(READS) and status == "200" else access_logger.info
+        log('%s "%s %s" %s', self._address, self.command or "-", path, status)
 
     @property
     def _address(self) -> str:

@@ -285,14 +285,10 @@ class Clients:
         return len(theirs[kept:])
 
     def end_all(self, *, owned: bool = False) -> Iterator[None]:
-        """Send every client away, or each with an owner, with its own random time for coming back.
-
-        A step of the generator ends one client.
-        """
-        for client in self._registry.clients():
-            if client.owner is not None or not owned:
-                self.end(client, "restart", retry=random.uniform(1.0, 5.0))
-                yield
+        """Send every client away, or each that has an owner. A step of the generator ends one, with a random time to come back."""
+        for client in [each for each in self._registry.clients() if each.owner is not None or not owned]:
+            self.end(client, "restart", retry=random.uniform(1.0, 5.0))
+            yield
 
     @property
     def lingering(self) -> bool:
