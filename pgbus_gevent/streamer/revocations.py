@@ -101,7 +101,7 @@ class Revocations:
                 trouble.begins(error)
             gevent.sleep(_LEAST_PAUSE)
             pause = self._board.until_next(self._interval)
-            if self._board.listening.is_set():
+            if self._board.listening.is_set() and not trouble.lasts:
                 pause = max(pause, SELDOM)
             rung = self._board.control.wait(pause * random.uniform(0.75, 1.0))
 

@@ -14,6 +14,7 @@ from streamer_parts import make_board, wait_until
 from pgbus_gevent.core.rows import Mark, Revoked
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.database import Database
+from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, KEPT, Revocations
 
@@ -253,6 +254,24 @@ def running(worker: Worker) -> Iterator[None]:
         yield
     finally:
         greenlet.kill()
+
+
+def test_a_read_that_failed_is_tried_again_soon(worker: Worker, sql: Session) -> None:
+    worker.part._interval = 0.1
+    asked, failures = worker.revocations, [DatabaseUnavailable("away")]
+
+    def failing(*arguments: Any, **options: Any) -> Revoked:
+        if worker.reads and failures:
+            raise failures.pop()
+        return asked(*arguments, **options)
+
+    worker.revocations = failing  # type: ignore[method-assign]
+    with running(worker):
+        wait_until(lambda: worker.reads)
+        sql.call("disconnect", "ada")
+        worker.board.control.set()
+        wait_until(lambda: "ada" in worker._ended)
+    assert not failures
 
 
 def look(worker: Worker) -> None:
