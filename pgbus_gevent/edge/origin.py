@@ -147,17 +147,21 @@ class Origin:
         Reading raises TimeoutError after ``silence`` seconds without a byte. Raises as :meth:`ask` does.
         """
         body = written(question)
-        with gevent.Timeout(timeout, DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")):
-            connection = self._connect(silence)
-            try:
-                response = self._sent(connection, path, body)
-                if response.status != 200:
-                    _check(response, response.read(1000))
-                return connection, response
-            except BaseException:
-                self.failures += 1
-                connection.close()
-                raise
+        late = DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")
+        try:
+            with gevent.Timeout(timeout, late):
+                connection = self._connect(silence)
+                try:
+                    response = self._sent(connection, path, body)
+                    if response.status != 200:
+                        _check(response, response.read(1000))
+                    return connection, response
+                except BaseException:
+                    connection.close()
+                    raise
+        except (DatabaseUnavailable, OriginRefused):
+            self.failures += 1
+            raise
 
     # connections
 

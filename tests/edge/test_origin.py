@@ -216,6 +216,15 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next_one(
         connection.close()
 
 
+def test_a_connection_that_cannot_be_opened_counts_as_a_failure(origins: Callable[..., Origin]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    origin = origins(f"http://127.0.0.1:{port}/pgbus")
+    with pytest.raises(DatabaseUnavailable, match="cannot reach the origin"):
+        origin.open("/edges/wakes", {}, timeout=2.0, silence=6.0)
+    assert origin.failures == 1
+
+
 def test_reads_beyond_the_size_of_the_pool_wait_their_turn(site: Site, origins: Callable[..., Origin]) -> None:
     def slow() -> tuple[str, bytes]:
         gevent.sleep(0.5)
