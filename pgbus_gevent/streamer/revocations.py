@@ -38,6 +38,9 @@ others."""
 KEPT = 3300.0
 """Seconds after which revocations may have been removed unread; the database keeps them a little longer."""
 
+SEEN = 2 * KEPT
+"""Seconds for which a revocation that was read is remembered: longer than the database keeps it."""
+
 _SLICE = 200
 
 
@@ -73,9 +76,9 @@ class Revocations:
         self._interval = interval
         self._outlets = outlets
         self._mark: Mark | None = None
-        # The revocations that were read in the last minutes. Without it, a second read would end the connections with which the
-        # owner came back since.
-        self._seen: set[int] = set()
+        # The revocations that were read while they were kept, and when. Without it, a second read would end the connections with
+        # which the owner came back since.
+        self._seen: dict[int, float] = {}
         self._resyncs = board.resyncs
         self._watching = False
         self._watches_until = 0.0
@@ -136,16 +139,15 @@ class Revocations:
             self._end_all()
         self._read_at = now
         # The revocations of the first read are older than every connection of this worker.
-        is_new = self._mark is not None and not ids <= self._seen
+        is_new = self._mark is not None and not ids <= self._seen.keys()
         if is_new:
             for id, owner in dict(found.rows).items():
                 if id not in self._seen:
                     self._end(owner)
         if recent or self._mark is None or self._mark.home != found.mark.home:
-            self._seen = ids
+            self._seen = {id: at for id, at in self._seen.items() if now - at < SEEN}
             self._recent_at = now + (AGAIN if self._board.listening.is_set() else AGAIN_UNHEARD)
-        else:
-            self._seen |= ids
+        self._seen |= dict.fromkeys(ids, now)
         self._mark = found.mark
         self._resyncs = resyncs
         return is_new

@@ -16,7 +16,7 @@ from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.database import Database
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
-from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, KEPT, Revocations
+from pgbus_gevent.streamer.revocations import AGAIN, AGAIN_UNHEARD, KEPT, SEEN, Revocations
 
 
 class Worker:
@@ -221,6 +221,23 @@ def test_after_a_long_cut_and_a_failover_all_that_are_kept_are_read(worker: Work
     worker.board.resync()
     assert worker.ended() == ["ada"]
     assert worker.all_ended == 0
+
+
+def test_after_a_failover_an_owner_who_came_back_long_ago_stays(worker: Worker, sql: Session) -> None:
+    worker.ended()
+    sql.call("disconnect", "bob")
+    assert worker.ended() == ["bob"]
+    sql.run("update pgbus.revocations set revoked_at = now() - interval '30 minutes'")
+    worker.now += 1800
+    worker.board.resync()
+    assert worker.ended() == []
+    assert worker.part._mark is not None
+    worker.part._mark = worker.part._mark._replace(home="another server")
+    assert worker.ended() == []
+    worker.now += 2 * SEEN
+    worker.board.resync()
+    worker.ended()
+    assert len(worker.part._seen) == 0, "nothing is remembered for ever"
 
 
 def test_a_worker_that_was_cut_off_for_too_long_has_everybody_authorized_anew(worker: Worker) -> None:
