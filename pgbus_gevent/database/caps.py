@@ -10,7 +10,7 @@ from .pool import Pool
 
 _REPORT = """
 select c.instant, c.summed_at, c.known, c.totals, c.above, c.kept
-from pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], %s) c
+from pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], %s, %s) c
 """
 
 
@@ -29,8 +29,8 @@ class CapQueries:
     def report(self, worker: str, report: Report, *, pause: float) -> Sum:
         """Replace the report of a worker. Returns the last sum of all reports, which is at most ``pause`` seconds old."""
         # As texts: PostgreSQL would parse each number of an ARRAY[…] as an expression, which takes several times as long.
-        arrays = (f"{{{','.join(map(str, column))}}}" for column in report)
-        ((instant, summed_at, known, totals, above, kept),) = self._all(_REPORT, worker, *arrays, pause)
+        arrays = (f"{{{','.join(map(str, column))}}}" for column in (report.keys, report.counts, report.caps))
+        ((instant, summed_at, known, totals, above, kept),) = self._all(_REPORT, worker, *arrays, pause, report.grew)
         return Sum(
             instant,
             summed_at,

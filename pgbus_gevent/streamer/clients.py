@@ -124,7 +124,12 @@ class Clients:
         return None
 
     def _at_cap(self, kind: str, text: str, counts: Mapping[str, int], cap: int) -> bool:
-        return 0 < cap <= counts.get(text, 0) + self._elsewhere.elsewhere(kind, text)
+        here = counts.get(text, 0)
+        if not 0 < cap <= here + self._elsewhere.elsewhere(kind, text):
+            return False
+        if here < cap:
+            self._elsewhere.ask()  # the others may have room by now, so the client should not be refused again
+        return True
 
     def counts(self) -> list[tuple[str, Mapping[str, int], int]]:
         """Return, for owners and for addresses, the connections of each, and the cap; 0 for none."""
@@ -204,11 +209,13 @@ class Clients:
         """
         if client not in self._registry:
             return
-        self._count(client, -1)
-        client.owner = owner_of(subscribers)
+        owner = owner_of(subscribers)
+        if owner != client.owner:
+            self._count(client, -1)
+            client.owner = owner
+            self._count(client, 1)
         known = identity_of(client, self._identities)
         before, client.expires_at = client.expires_at, end_of(subscribers)
-        self._count(client, 1)
         for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
             self._rename(subscription, subscriber)
         if client.expires_at is not None and (before is None or client.expires_at < before):
@@ -230,11 +237,16 @@ class Clients:
             self._presence.renamed(subscription, before)
 
     def _count(self, client: Client, one: int) -> None:
-        for counts, key in ((self._owners, client.owner), (self._addresses, network_of(client.address))):
+        for kind, counts, key, cap in (
+            ("owner", self._owners, client.owner, self._limits.per_owner),
+            ("address", self._addresses, network_of(client.address), self._limits.per_address),
+        ):
             if key:
+                before = counts[key]
                 counts[key] += one
                 if not counts[key]:
                     del counts[key]
+                self._elsewhere.changed((kind, key), max(before, before + one), cap, grew=one > 0)
 
     # departures
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+from time import monotonic
 from typing import Protocol
 
 import gevent
+from gevent.event import Event
 
 from ..core.board import Board
 from ..core.fleet_counts import FleetCounts, Report, Sum
@@ -21,8 +23,15 @@ INTERVAL = 5.0
 """The longest time between two reports, in seconds."""
 
 PAUSE = 2.0
-"""The shortest time between two sums of all reports, in seconds."""
+"""The longest age of the sum that a worker is content with, in seconds, if nothing has changed."""
 
+LEAST = 0.1
+"""The shortest time between two reports, in seconds, in a small fleet."""
+
+LEAST_EACH = 0.02
+"""The same for each worker of a large fleet, so that all together report at most fifty times in a second."""
+
+_REST = 10  # the time between two reports is at least so many times as long as the last one took
 _FIRST = 0.5  # seconds until the first report, with which a new worker learns what the others have
 _STALE = 3  # reports that fail one after the other, after which the last sum is forgotten
 
@@ -36,6 +45,9 @@ class Source(Protocol):
 
 class FleetCaps:
     """The greenlet that reports and learns; :meth:`run` is its loop.
+
+    It reports at once when a count near its cap changes, and goes on until two sums have the change; otherwise every
+    ``interval`` seconds.
 
     ``counts`` is shared with ``Clients``, which refuses a connection if its owner or address has reached the cap with it.
     """
@@ -58,6 +70,8 @@ class FleetCaps:
         self.pause = pause
         self._worker = ""
         self._failures = 0
+        self._flag = counts.flag = Event()
+        self._least = LEAST
         self._trouble = Trouble(
             logger,
             "caps hold on this worker alone, because the other workers cannot be asked: %s",
@@ -67,27 +81,35 @@ class FleetCaps:
     def run(self) -> None:
         """Report, for ever. At the end, take the report back, so that the clients find room elsewhere."""
         self._worker = secrets.token_hex(8)  # made here, because the process may fork between __init__ and run
-        pause = min(_FIRST, self.interval)
+        _sleep(min(_FIRST, self.interval))
         try:
             while True:
-                gevent.sleep(pause * random.uniform(0.75, 1.0))
-                pause = self.interval
                 try:
                     self.report()
                 except DatabaseError as error:
                     self._failed(error)
-                else:
-                    self._failures = 0
-                    self._trouble.ends()
+                    _sleep(self.interval)
+                    continue
+                self._failures = 0
+                self._trouble.ends()
+                least = min(self._least, self.interval)
+                _sleep(least)
+                if self._counts.settled:
+                    self._flag.wait((self.interval - least) * random.uniform(0.75, 1.0))
         finally:
             self._leave()
 
     def report(self) -> None:
         """Report once, and end the connections that are above a cap. It yields during the statement."""
-        report = self._counts.report(self._clients.counts(), self._board.workers)
-        found = self._source.report(self._worker, report, pause=self.pause)
+        workers = self._board.workers
+        pause = self.pause if self._counts.settled else min(self.pause, self._least / 2)
+        report = self._counts.report(self._clients.counts(), workers)
+        began = monotonic()
+        found = self._source.report(self._worker, report, pause=pause)
+        self._least = max(LEAST, LEAST_EACH * workers, _REST * (monotonic() - began))
         for name, kept in self._counts.learn(report, found):
             self._clients.end_newest(*name, kept)
+            self._least = 0.0  # the others must not count them any more, or they might end some of theirs too
 
     def _failed(self, error: DatabaseError) -> None:
         self._failures += 1
@@ -103,3 +125,7 @@ class FleetCaps:
             self._source.leave(self._worker)
         except DatabaseError:
             pass  # the report expires
+
+
+def _sleep(seconds: float) -> None:
+    gevent.sleep(seconds * random.uniform(0.75, 1.0))

@@ -76,6 +76,60 @@ def test_connections_end_only_if_two_sums_one_after_the_other_were_above_the_cap
     assert counts.learn(report, Sum(5.0, 5.0, {ada: 8}, {ada: 1, bob: 1})) == []
 
 
+def test_a_change_near_the_cap_is_reported_until_two_sums_have_it() -> None:
+    counts = FleetCounts()
+    ada = key(counts, "ada")
+    assert counts.settled
+    counts.changed(("owner", "ada"), 1, 100, grew=True)
+    assert counts.settled  # far from the cap
+    counts.changed(("owner", "ada"), 1, 4, grew=True)
+    assert not counts.settled
+    report = counts.report(owners(4, ada=1), workers=4)
+    assert report.grew
+    counts.learn(report, Sum(10.0, 9.9, {ada: 1}, {}))  # the sum is older than the report
+    assert not counts.settled
+    report = counts.report(owners(4, ada=1), workers=4)
+    assert not report.grew
+    counts.learn(report, Sum(10.1, 10.1, {ada: 1}, {}))
+    assert not counts.settled
+    counts.learn(report, Sum(10.2, 10.1, {ada: 1}, {}))  # the same sum again
+    assert not counts.settled
+    counts.learn(report, Sum(10.3, 10.3, {ada: 1}, {}))
+    assert counts.settled
+
+
+def test_a_change_during_a_report_is_in_the_next_one() -> None:
+    counts = FleetCounts()
+    ada = key(counts, "ada")
+    counts.changed(("owner", "ada"), 1, 4, grew=True)
+    report = counts.report(owners(4, ada=1), workers=4)
+    counts.changed(("owner", "ada"), 2, 4, grew=True)
+    for at in (10.0, 10.1, 10.2):
+        assert not counts.settled
+        counts.learn(report, Sum(at, at, {ada: 1}, {}))
+        report = counts.report(owners(4, ada=2), workers=4)
+        assert report.grew is (at == 10.0)
+    assert counts.settled
+
+
+def test_a_worker_with_connections_above_a_cap_goes_on_reporting() -> None:
+    counts = FleetCounts()
+    ada, bob = key(counts, "ada"), key(counts, "bob")
+    report = counts.report(owners(4, ada=4), workers=2)
+    counts.learn(report, Sum(1.0, 1.0, {ada: 8}, {ada: 1}))
+    assert not counts.settled
+    counts.learn(report, Sum(2.0, 2.0, {ada: 4}, {bob: 1}))  # not in its report
+    assert counts.settled
+
+
+def test_a_refusal_for_the_sake_of_the_others_asks_them_once() -> None:
+    counts = FleetCounts()
+    counts.ask()
+    assert not counts.settled
+    counts.learn(counts.report(owners(4), workers=2), Sum(1.0, 1.0, {}, {}))
+    assert counts.settled
+
+
 def test_counts_that_are_not_known_any_more_are_forgotten() -> None:
     counts = FleetCounts()
     ada = key(counts, "ada")

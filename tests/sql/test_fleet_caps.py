@@ -17,12 +17,15 @@ def empty(sql: Session) -> Iterator[None]:
     yield
 
 
-def report(sql: Session, worker: str, cap: int, counts: dict[int, int], pause: float = ALWAYS) -> tuple[Any, Any]:
+def report(
+    sql: Session, worker: str, cap: int, counts: dict[int, int], pause: float = ALWAYS, *, grew: bool = False
+) -> tuple[Any, Any]:
     """Return the totals and what this worker may keep."""
     caps = [cap] * len(counts)
     [(known, totals, above, kept)] = sql.run(
-        "select known, totals, above, kept from pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], %s)",
-        *(worker, list(counts), list(counts.values()), caps, pause),
+        "select known, totals, above, kept"
+        " from pgbus._report_caps(%s, %s::bigint[], %s::integer[], %s::integer[], %s, %s)",
+        *(worker, list(counts), list(counts.values()), caps, pause, grew),
     )
     return dict(zip(known, totals, strict=True)), dict(zip(above, kept, strict=True))
 
@@ -44,6 +47,15 @@ def test_above_a_cap_each_worker_may_keep_a_part_and_all_parts_are_the_cap(sql: 
         report(sql, worker, 10, {1: 6, 2: 3})
     kept = [report(sql, worker, 10, {1: 6, 2: 3})[1] for worker in ("a", "b", "c")]
     assert kept == [{}, {1: 4}, {1: 0}]  # the first keeps its six
+
+
+def test_above_a_cap_those_that_have_grown_last_end_some(sql: Session) -> None:
+    for worker in ("c", "b", "a"):
+        report(sql, worker, 4, {1: 2})
+    kept = [report(sql, worker, 4, {1: 2})[1] for worker in ("a", "b", "c")]
+    assert kept == [{1: 0}, {}, {}]
+    assert report(sql, "c", 4, {1: 3}, grew=True)[1] == {1: 0}
+    assert [report(sql, worker, 4, {1: 2})[1] for worker in ("a", "b")] == [{}, {}]
 
 
 def test_the_smaller_of_different_caps_counts(sql: Session) -> None:

@@ -17,7 +17,7 @@ from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.fleet_counts import FleetCounts, Report, Sum
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
-from pgbus_gevent.streamer.fleet_caps import FleetCaps
+from pgbus_gevent.streamer.fleet_caps import INTERVAL, PAUSE, FleetCaps
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.web.stream_app import StreamApp
@@ -108,6 +108,17 @@ def test_after_a_burst_at_all_workers_the_newest_above_the_cap_are_sent_away(
         if client.closed:
             assert "too-many-connections" in (reason(client) or "")
             assert b"retry: " in client.raw
+
+
+def test_a_burst_at_all_workers_is_over_within_a_second_though_reports_are_rare(serve: Serve) -> None:
+    workers = [serve(max_per_owner=3) for _ in range(4)]
+    for worker in workers:
+        worker.instance.fleet_caps.interval, worker.instance.fleet_caps.pause = INTERVAL, PAUSE
+    gevent.sleep(0.5)  # the first reports
+    clients = [come(workers[n % 4]) for n in range(12)]
+    until(lambda: sum(len(worker.instance.clients._registry) for worker in workers) == 3, "the cap", timeout=1.0)
+    gevent.sleep(0.5)
+    assert len(served(*clients)) == 3
 
 
 def test_clients_of_a_worker_that_stops_find_room_at_another(serve: Serve, pgbus_database: str) -> None:

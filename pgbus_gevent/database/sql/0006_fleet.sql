@@ -285,6 +285,7 @@ create unlogged table pgbus.cap_reports (
   worker   text collate "C" primary key,
   teller   name        not null default session_user,
   seen_at  timestamptz not null,
+  grown_at timestamptz not null default clock_timestamp(),  -- when a count last grew that is near its cap
   keys     bigint[]    not null,
   counts   integer[]   not null,
   caps     integer[]   not null
@@ -304,8 +305,10 @@ create unlogged table pgbus.cap_sums (
 );
 
 -- Replaces a worker's report, and returns the last sum: `instant` and `summed_at` are in Unix seconds, `above` and
--- `kept` are for this worker. If the last sum is older than `pause` seconds, the reports are summed first.
+-- `kept` are for this worker. If the last sum is older than `pause` seconds, the reports are summed first. `grew`: a count
+-- that is near its cap has grown since the last report.
 create function pgbus._report_caps(worker text, keys bigint[], counts integer[], caps integer[], pause double precision,
+                                   grew boolean default false,
                                    out instant double precision, out summed_at double precision, out known bigint[],
                                    out totals bigint[], out above bigint[], out kept bigint[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -322,7 +325,8 @@ begin
   insert into pgbus.cap_reports as r (worker, teller, seen_at, keys, counts, caps)
   values (me, pgbus._caller(), clock_timestamp(), keys, counts, caps)
   on conflict on constraint cap_reports_pkey do update
-  set seen_at = excluded.seen_at, keys = excluded.keys, counts = excluded.counts, caps = excluded.caps
+  set seen_at = excluded.seen_at, keys = excluded.keys, counts = excluded.counts, caps = excluded.caps,
+      grown_at = case when grew then excluded.grown_at else r.grown_at end
   where r.teller = excluded.teller;
   if not found then
     raise exception 'the worker % belongs to another role', to_json(me) using errcode = 'insufficient_privilege';
@@ -341,7 +345,9 @@ begin
 end
 $$;
 
--- Sums the reports of the last 12 seconds. If another transaction is doing it, this one does nothing.
+-- Sums the reports of the last 12 seconds. If another transaction is doing it, this one does nothing. Above a cap, the
+-- workers keep their connections in the order in which they last grew. The ones that have to end some are thus those that
+-- have grown last, and these ask for the sum at once; the others may not ask for seconds.
 create function pgbus._sum_caps() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
@@ -355,7 +361,7 @@ begin
     select r.worker from pgbus.cap_reports r
     where r.seen_at < clock_timestamp() - interval '5 minutes' limit 100 for update skip locked);
   with reports as (
-    select r.worker, u.key, u.count, u.cap
+    select r.worker, r.grown_at, u.key, u.count, u.cap
     from pgbus.cap_reports r, unnest(r.keys, r.counts, r.caps) as u(key, count, cap)
     where r.seen_at > clock_timestamp() - interval '12 seconds'
   ), totals as (
@@ -368,7 +374,7 @@ begin
     limit 1000
   ), shares as (
     select r.worker, r.key, r.count,
-           greatest(0, t.cap - (sum(r.count) over (partition by r.key order by r.worker) - r.count)) as kept
+           greatest(0, t.cap - (sum(r.count) over (partition by r.key order by r.grown_at, r.worker) - r.count)) as kept
     from reports r join totals t on t.key = r.key
     where t.total > t.cap
   ), excess as (
