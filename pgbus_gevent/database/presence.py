@@ -55,11 +55,10 @@ class PresenceQueries:
 
     # the streamer's
 
-    def record(self, changes: Sequence[Change], *, ttl: float, grace: float) -> tuple[list[int], float | None]:
+    def record(self, changes: Sequence[Change], *, ttl: float, grace: float) -> tuple[list[int], list[float]]:
         """Write joins and leaves, and announce the result, or let it wait for other changes.
 
-        Returns the indexes of the changes that must be tried again, and in how many seconds to call :meth:`flush`, None if no
-        announcement waits.
+        Returns the indexes of the changes that must be tried again, and in how many seconds to call :meth:`flush`, once for each.
         """
         streams, members, connections, metadata = (list(column) for column in zip(*changes, strict=True))
         ((again, due),) = self._all(
@@ -70,7 +69,7 @@ class PresenceQueries:
         return [int(place) - 1 for place in again], due
 
     def flush(self) -> float | None:
-        """Announce what has waited long enough. Returns in how many seconds the next is due, None if nothing waits."""
+        """Announce what has waited long enough. Returns in how many seconds to try again, None if nothing has stayed."""
         due: float | None = self._all("select pgbus._presence_flush()", patience=self._keeping)[0][0]
         return due
 

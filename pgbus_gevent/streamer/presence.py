@@ -4,7 +4,7 @@ Connections do not wait for it. Arrivals and departures are noted in memory, and
 A lease expires unless it is renewed. If a worker is killed, or cannot reach the database, its leases expire by themselves; another
 worker then removes them and announces that the members have left.
 
-At a crowd, announcements wait a moment in the database for further changes. The worker that wrote the last change comes back to
+At a crowd, announcements wait a moment in the database for further changes. The worker that wrote the first change comes back to
 announce them; if it dies before, the next sweep does.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -40,6 +40,8 @@ EXPIRE_INTERVAL = 5.0
 
 _BUSY_PAUSE = 0.05  # before a change of a stream is tried again whose presence lock was taken
 _HELD_PAUSE = 0.25  # the same if no change at all could be written; also the least pause between two sweeps
+_TOGETHER = 0.02
+_REST = 20  # the time between two sweeps is at least so many times as long as the last one took, for it reads the table
 _BACKOFF = 1.0, 10.0  # the first and the longest pause while the database is away
 
 _BAD_DATA = "22", "23", "54"  # classes of SQLSTATE: data exception, integrity constraint violation, limit exceeded
@@ -55,7 +57,7 @@ class Source(Protocol):
     ``sweep`` removes expired leases, and ``flush`` announces what has waited long enough.
     """
 
-    def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> tuple[list[int], float | None]: ...
+    def record(self, changes: Sequence[_Change], *, ttl: float, grace: float) -> tuple[list[int], list[float]]: ...
     def flush(self) -> float | None: ...
     def touch_many(self, leases: Sequence[_Lease], *, ttl: float) -> list[int]: ...
     def sweep(self) -> float | None: ...
@@ -100,7 +102,7 @@ class PresenceKeeper:
         self._writing = False
         self._flag = Event()
         self._touch_at = clock() + self._touch_interval()
-        self._flush_at: float | None = None
+        self._flushes: list[float] = []  # when announcements are due that this worker is to make, in order
         self._refused = Trouble(logger, "a member of %r is not tracked, and further ones are not logged: %s")
         self._overflow = Trouble(
             logger, "more than %d departures of members wait for the database: the oldest members are left to expire"
@@ -188,8 +190,7 @@ class PresenceKeeper:
 
     def _pause(self) -> float | None:
         due = [self._touch_at] if self._here else []
-        if self._flush_at is not None:
-            due.append(self._flush_at)
+        due += self._flushes[:1]
         return max(0.0, min(due) - self._clock()) if due else None
 
     def _do_due_work(self) -> None:
@@ -198,12 +199,20 @@ class PresenceKeeper:
             self._touch()
         if not self.settled:
             self._write(self._take(BATCH), self._grace)
-        if self._flush_at is not None and self._clock() >= self._flush_at:
-            self._flush_due(self._source.flush())
+        if self._flushes and self._clock() >= self._flushes[0]:
+            again = self._source.flush()
+            now = self._clock()
+            self._flushes = [at for at in self._flushes if at > now]
+            self._flush_in([] if again is None else [again])
 
-    def _flush_due(self, due: float | None) -> None:
-        """Note in how many seconds announcements are due; None if none wait."""
-        self._flush_at = None if due is None else self._clock() + due
+    def _flush_in(self, seconds: Iterable[float]) -> None:
+        """Note in how many seconds announcements are due. Those that are due nearly together are one flush, the later one."""
+        now = self._clock()
+        found: list[float] = []
+        for at in sorted([*self._flushes, *(now + each for each in seconds)], reverse=True):
+            if not found or at < found[-1] - _TOGETHER:
+                found.append(at)
+        self._flushes = found[::-1]
 
     def _failed(self, error: DatabaseError) -> None:
         if error.sqlstate in ("42883", "42P01"):  # no such function, no such table
@@ -255,8 +264,7 @@ class PresenceKeeper:
                 logger.error("PostgreSQL refuses the member %r: %s", changes[0][1], error)
                 return []
         else:
-            if due is not None:
-                self._flush_due(due if self._flush_at is None else min(due, self._flush_at - self._clock()))
+            self._flush_in(due)
             return [changes[index] for index in again]
         middle = len(changes) // 2
         return self._record(changes[:middle], grace) + self._record(changes[middle:], grace)
@@ -293,8 +301,10 @@ class PresenceKeeper:
 
     def expire(self) -> float | None:
         """Remove the expired leases of all workers. Return in how many seconds the next one expires, or None."""
+        began = self._clock()
         due = self._source.sweep()
-        return None if due is None else max(_HELD_PAUSE, due) + random.uniform(0.0, 0.05)
+        least = max(_HELD_PAUSE, _REST * (self._clock() - began))
+        return None if due is None else max(least, due) + random.uniform(0.0, 0.05)
 
     # the end
 

@@ -160,7 +160,8 @@ class Memory:
         self.statements: list[str] = []
         self.sizes: list[int] = []
         self.failure: Exception | None = None
-        self.due: float | None = None  # in how many seconds announcements are due
+        self.due: list[float] = []  # in how many seconds announcements are due
+        self.held: float | None = None  # in how many seconds to try again to announce
         self.busy: set[str] = set()
         self.on_statement: Callable[[], object] = lambda: None
 
@@ -175,7 +176,7 @@ class Memory:
 
     def record(
         self, changes: Sequence[tuple[str, str, str, str | None]], *, ttl: float, grace: float
-    ) -> tuple[list[int], float | None]:
+    ) -> tuple[list[int], list[float]]:
         self._statement("record")
         self.sizes.append(len(changes))
         if any(member == "poison" for _, member, _, _ in changes):
@@ -195,7 +196,7 @@ class Memory:
 
     def flush(self) -> float | None:
         self._statement("flush")
-        return self.due
+        return self.held
 
     def _expire(self, concerned: set[tuple[str, str]]) -> None:
         gone = {place[:2] for place, (end, _) in self.rows.items() if place[:2] in concerned and end <= self.now}
@@ -328,24 +329,36 @@ def test_a_member_that_leaves_before_it_was_written_is_not_written(kept: Kept) -
 
 
 def test_announcements_that_wait_are_flushed_when_they_are_due(kept: Kept) -> None:
-    kept.memory.due = 0.6
+    kept.memory.due = [0.61, 0.6, 1.7]
     kept.keeper.joined(seat("c1", "room", "ada"))
     kept.step()
     kept.at(0.5)
     assert "flush" not in kept.memory.statements
-    kept.memory.due = None
-    kept.at(10)
+    kept.at(1.5)
     assert kept.memory.statements.count("flush") == 1
+    kept.at(10)
+    assert kept.memory.statements.count("flush") == 2
+
+
+def test_announcements_that_could_not_be_made_are_tried_again(kept: Kept) -> None:
+    kept.memory.due, kept.memory.held = [0.1], 0.25
+    kept.keeper.joined(seat("c1", "room", "ada"))
+    kept.step()
+    kept.at(2)
+    assert kept.memory.statements.count("flush") == 4
+    kept.memory.held = None
+    kept.at(10)
+    assert kept.memory.statements.count("flush") == 5
 
 
 def test_a_flush_that_fails_is_tried_again(kept: Kept) -> None:
-    kept.memory.due = 0.1
+    kept.memory.due = [0.1]
     kept.keeper.joined(seat("c1", "room", "ada"))
     kept.step()
     kept.memory.now, kept.memory.failure = 1.0, DatabaseUnavailable("away")
     with pytest.raises(DatabaseUnavailable):
         kept.step()
-    kept.memory.failure = kept.memory.due = None
+    kept.memory.failure = None
     kept.step()
     kept.at(3)
     assert kept.memory.statements.count("flush") == 2

@@ -415,25 +415,28 @@ begin
 end
 $$;
 
--- Announces what has waited long enough, at up to 100 streams, whoever wrote it. Returns in how many seconds the next
--- changes are due; null if none wait. Another transaction may hold the presence of a stream; then they stay due.
+-- Announces what has waited long enough, at up to 100 streams, whoever wrote it. If some of it stays due, because there
+-- are more streams or because another transaction holds the presence of one, returns in how many seconds to try again,
+-- else null. What is not due yet does not count: each of several workers would come back for the changes of all others.
 create function pgbus._presence_flush() returns double precision
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  name text collate "C";
+  name  text collate "C";
+  tried integer := 0;
+  held  boolean := false;
 begin
   for name in
     select c.stream from pgbus.presence_crowds c where c.due_at <= clock_timestamp() order by c.due_at limit 100
   loop
-    if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(name))
-       -- Again under the lock, because another transaction may just have announced them.
-       and exists (select from pgbus.presence_crowds c where c.stream = name and c.due_at <= clock_timestamp()) then
+    tried := tried + 1;
+    if not pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(name)) then
+      held := true;
+    -- Again under the lock, because another transaction may just have announced them.
+    elsif exists (select from pgbus.presence_crowds c where c.stream = name and c.due_at <= clock_timestamp()) then
       perform pgbus._presence_announce(name, '{}');
     end if;
   end loop;
-  return (
-    select greatest(0.02, extract(epoch from min(c.due_at) - clock_timestamp())) from pgbus.presence_crowds c
-    where c.due_at is not null having count(*) > 0);
+  return case when held then 0.25 when tried = 100 then 0.02 end;
 end
 $$;
 
@@ -442,14 +445,17 @@ $$;
 
 -- Writes what happened at the streams of a worker. An arrival has metadata, a departure has none. `again`: the
 -- positions, from 1, of the changes that are to be tried again, because another transaction holds the presence of
--- their streams. `due`: in how many seconds the worker is to call _presence_flush, or null.
+-- their streams. `due`: in how many seconds the worker is to call _presence_flush, once for each. Only the first worker
+-- whose changes wait at a stream comes back for all of them, or the next one if it has not come in time.
 create function pgbus._presence_record(stream text[], member text[], connection text[], metadata jsonb[],
-                                      ttl interval, grace interval, out again integer[], out due double precision)
+                                      ttl interval, grace interval, out again integer[], out due double precision[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   batch record;
+  told  integer;
 begin
   again := '{}';
+  due := '{}';
   for batch in
     select a.stream,
            coalesce(array_agg(a.member order by n) filter (where a.metadata is not null), '{}') as arrivals,
@@ -463,15 +469,16 @@ begin
     group by a.stream
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
-      perform pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
-                                    batch.departures, batch.departed, grace, '{}', false);
+      told := pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
+                                     batch.departures, batch.departed, grace, '{}', false);
+      due := due || array(
+        select extract(epoch from c.due_at - clock_timestamp())::double precision from pgbus.presence_crowds c
+        where c.stream = batch.stream collate "C"
+              and (told > 0 and c.waiting = told or c.due_at < clock_timestamp() - interval '0.25 seconds'));
     else
       again := again || batch.places;
     end if;
   end loop;
-  due := (
-    select extract(epoch from min(c.due_at) - clock_timestamp()) from pgbus.presence_crowds c
-    where c.stream = any (_presence_record.stream));
 end
 $$;
 
