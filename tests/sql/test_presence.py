@@ -550,6 +550,20 @@ def test_the_sweep_announces_what_a_worker_that_died_has_left(sql: Session, ear:
     assert heard(ear, sql) == [("join", "m0030", 31)]
 
 
+def test_a_stream_that_is_locked_does_not_keep_the_sweep_from_others(
+    sql: Session, sessions: Sessions, ear: Ear, stream: str
+) -> None:
+    record(sql, joins(f"{stream} locked", range(2000)))
+    record(sql, [(stream, "ada", "1", "{}")])
+    sql.run("update pgbus.presence set expires_at = clock_timestamp() - interval '1 second'")
+    other = sessions()
+    with other.transaction():
+        other.run("select pgbus._lock_presence(%s)", f"{stream} locked")
+        for _ in range(50):
+            assert sql.call("presence_sweep") == 0
+    assert sql.one("select count(*) from pgbus.presence where stream = %s", stream) == 0
+
+
 def test_a_large_crowd_is_only_counted_and_a_smaller_one_asks_for_a_refresh(
     sql: Session, ear: Ear, stream: str
 ) -> None:

@@ -502,9 +502,10 @@ begin
   into places, next_at
   from pgbus.presence p;
   ignored := set_config('enable_seqscan', setting, true);
-  -- A limit, so that the rows of a large worker that has died are removed in several short transactions.
+  -- A limit, so that the rows of a large worker that has died are removed in several short transactions. Any of them, or
+  -- those of a stream whose presence is locked could keep the others out.
   if cardinality(places) > 1000 then
-    places := places[1:1000];
+    places := array(select p.place from unnest(places) as p(place) order by random() limit 1000);
     next_at := instant;
   end if;
   for batch in
