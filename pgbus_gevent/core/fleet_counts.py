@@ -87,10 +87,11 @@ class FleetCounts:
     def changed(self, name: Name, connections: int, cap: int, *, grew: bool) -> None:
         """Note that an owner or an address has one connection more here, or one less.
 
-        ``connections`` is the larger one of the two numbers. If it is near the cap, the other workers should know at once.
+        ``connections`` is the larger one of the two numbers. The other workers should know at once if it is this worker's even
+        share of the cap, or if the connections on all workers are three quarters of the cap.
         """
         if cap and (
-            2 * max(self._workers, _FEW) * connections >= cap or 2 * (connections + self.elsewhere(*name)) >= cap
+            max(self._workers, _FEW) * connections >= cap or 4 * (connections + self.elsewhere(*name)) >= 3 * cap
         ):
             self._changed = True
             self._grew |= grew
@@ -135,7 +136,7 @@ class FleetCounts:
         self._names = {self._key(each.name): each.name for each in near}
         return Report(list(self._names), [each.connections for each in near], [each.cap for each in near], grew)
 
-    def learn(self, report: Report, found: Sum) -> list[tuple[Name, int]]:
+    def learn(self, report: Report, found: Sum) -> dict[Name, int]:
         """Take the answer to a report. Return the owners and addresses of which connections are to end, and how many to keep.
 
         Those are the ones that have been above their caps in two sums one after the other. After one sum, the excess may only be
@@ -153,10 +154,10 @@ class FleetCounts:
         }
         self._await(found)
         if found.summed_at == self._summed_at:
-            return []
+            return {}
         self._summed_at = found.summed_at
         before, self._above = self._above, set(found.kept)
-        return [(self._names[key], kept) for key, kept in found.kept.items() if key in before and key in self._names]
+        return {self._names[key]: kept for key, kept in found.kept.items() if key in before and key in self._names}
 
     def _await(self, found: Sum) -> None:
         if self._changed:

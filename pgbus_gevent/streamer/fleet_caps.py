@@ -103,12 +103,13 @@ class FleetCaps:
         """Report once, and end the connections that are above a cap. It yields during the statement."""
         workers = self._board.workers
         pause = self.pause if self._counts.settled else min(self.pause, self._least / 2)
-        report = self._counts.report(self._clients.counts(), workers)
         began = monotonic()
+        report = self._counts.report(self._clients.counts(), workers)
         found = self._source.report(self._worker, report, pause=pause)
         self._least = max(LEAST, LEAST_EACH * workers, _REST * (monotonic() - began))
-        for name, kept in self._counts.learn(report, found):
-            self._clients.end_newest(*name, kept)
+        kept = self._counts.learn(report, found)
+        if kept:
+            self._clients.end_newest(kept)
             self._least = 0.0  # the others must not count them any more, or they might end some of theirs too
 
     def _failed(self, error: DatabaseError) -> None:

@@ -55,7 +55,7 @@ def test_what_other_workers_have_is_the_sum_without_what_it_knew_of_this_one() -
     ada = key(counts, "ada")
     assert counts.elsewhere("owner", "ada") == 0
     report = counts.report(owners(10, ada=2), workers=2)
-    assert counts.learn(report, Sum(100.0, 99.0, {ada: 6}, {})) == []
+    assert counts.learn(report, Sum(100.0, 99.0, {ada: 6}, {})) == {}
     assert counts.elsewhere("owner", "ada") == 6  # the sum is older than the report
     assert counts.elsewhere("owner", "max") == counts.elsewhere("address", "ada") == 0
     report = counts.report(owners(10, ada=5), workers=2)
@@ -69,11 +69,11 @@ def test_connections_end_only_if_two_sums_one_after_the_other_were_above_the_cap
     counts = FleetCounts()
     ada, bob = key(counts, "ada"), key(counts, "bob")
     report = counts.report(owners(4, ada=4, bob=4), workers=2)
-    assert counts.learn(report, Sum(1.0, 1.0, {ada: 8}, {ada: 1})) == []
-    assert counts.learn(report, Sum(2.0, 1.0, {ada: 8}, {ada: 1})) == []  # the same sum again
-    assert counts.learn(report, Sum(3.0, 3.0, {ada: 8, bob: 8}, {ada: 2, bob: 0})) == [(("owner", "ada"), 2)]
-    assert counts.learn(report, Sum(4.0, 4.0, {}, {})) == []
-    assert counts.learn(report, Sum(5.0, 5.0, {ada: 8}, {ada: 1, bob: 1})) == []
+    assert counts.learn(report, Sum(1.0, 1.0, {ada: 8}, {ada: 1})) == {}
+    assert counts.learn(report, Sum(2.0, 1.0, {ada: 8}, {ada: 1})) == {}  # the same sum again
+    assert counts.learn(report, Sum(3.0, 3.0, {ada: 8, bob: 8}, {ada: 2, bob: 0})) == {("owner", "ada"): 2}
+    assert counts.learn(report, Sum(4.0, 4.0, {}, {})) == {}
+    assert counts.learn(report, Sum(5.0, 5.0, {ada: 8}, {ada: 1, bob: 1})) == {}
 
 
 def test_a_change_near_the_cap_is_reported_until_two_sums_have_it() -> None:
