@@ -162,7 +162,9 @@ class StreamLog:
 
     def _drop(self, count: int, size: int) -> None:
         self.floor = self._ids[count - 1]
-        self._labels.drop(self.floor, {frame.visible_to for frame in self._frames[:count] if frame.visible_to})
+        self._labels.drop(
+            self.floor, {frame.visible_to for frame in self._frames[:count] if frame.visible_to is not None}
+        )
         del self._ids[:count], self._frames[:count]
         self._bytes -= size
         self._budget.gave(self, size, all_of_it=not self._ids)
@@ -242,7 +244,11 @@ class StreamLog:
         """Return the labels of the messages above ``cursor``. Return None if every client must be checked for one of them."""
         if cursor < self.floor or self._labels.everybody_above(cursor):
             return None
-        return {frame.visible_to for frame in self._frames[bisect_right(self._ids, cursor) :] if frame.visible_to}
+        return {
+            frame.visible_to
+            for frame in self._frames[bisect_right(self._ids, cursor) :]
+            if frame.visible_to is not None
+        }
 
     def note_pass(self, head: int, epoch: int, *, all_clients: bool) -> None:
         """Remember the end of a pass that began with this head and epoch."""

@@ -272,3 +272,11 @@ def test_messages_that_were_pruned_before_they_came_leave_no_gap_in_the_ring() -
     assert log.after(5, 1000) is None, "they have to read a page, which tells of the gap"
     chunk = log.after(8, 1000)
     assert chunk is not None and [frame.id for frame in chunk.frames] == [9]
+
+
+def test_an_empty_label_which_only_a_row_written_by_hand_has_is_a_label_too() -> None:
+    log = open_log()
+    for id in range(1, 3 * MAX_FRAMES):
+        log.extend([row(id, visible_to="", prev_id=id - 1)])
+    assert log.labels_above(log.head - 1) == {""}
+    assert log._labels._by_label[""] == log.ids
