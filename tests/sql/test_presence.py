@@ -518,16 +518,29 @@ def test_the_first_worker_whose_changes_wait_comes_back_for_all(
     [seconds] = due(sql, joins(stream, range(30, 32)))
     assert seconds > 1000
     assert due(sql, joins(stream, range(32, 34))) == [] == due(sql, joins(stream, range(32, 34)))
-    sql.run("update pgbus.presence_crowds set due_at = clock_timestamp() - interval '1 second'")
-    [seconds] = due(sql, joins(stream, range(32, 33)))  # the first one has not come
-    assert seconds < 0
-
+    let_go(sql)
     other = sessions()
     with other.transaction():
         other.run("select pgbus._lock_presence(%s)", stream)
         assert sql.call("_presence_flush") == 0.25
     assert sql.call("_presence_flush") is None
     assert len(heard(ear, sql)) == 34
+
+
+def test_a_worker_comes_back_also_for_what_an_application_has_changed(sql: Session, ear: Ear, stream: str) -> None:
+    record(sql, joins(stream, range(300)))
+    hold(sql)
+    sql.call("presence_join", stream, "bot")  # it is only counted, so it waits
+    assert len(due(sql, joins(stream, range(300, 301)))) == 1
+    expire(sql, stream, "m0001")
+    assert sql.call("presence_sweep") < 100  # the worker comes back
+    let_go(sql)
+    flush(sql)
+    hold(sql)
+    expire(sql, stream, "m0002")
+    sql.run("update pgbus.presence set expires_at = clock_timestamp() + interval '2 hours' where member <> 'm0002'")
+    assert 3000 < sql.call("presence_sweep") < 3700  # the sweep comes back for what it has changed
+    assert [news["count"] for news in announced(ear, sql)] == [300, 301]
 
 
 def test_what_waits_comes_before_a_later_change(sql: Session, ear: Ear, stream: str) -> None:

@@ -37,7 +37,8 @@ create unlogged table pgbus.presence_crowds (
   counted       boolean          not null,      -- whether announcements have the number of the members, and no names
   announced_at  timestamptz      not null,
   waiting       bigint           not null default 0,  -- how many changes have not been announced
-  due_at        timestamptz                     -- when they are to be announced; null if none waits
+  due_at        timestamptz,                    -- when they are to be announced; null if none waits
+  followed      boolean          not null default false  -- whether a worker comes back to announce them
 ) with (fillfactor = 50);
 
 -- The changes that wait, in their order. If there are too many to be named, or if they are counted, they are not here.
@@ -100,8 +101,8 @@ create function pgbus.presence_join(stream text, member text, metadata jsonb def
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform pgbus._lock_presence(stream);
-  return pgbus._presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
-                               '{}', '{}', interval '0', '{}', true) > 0;
+  return (pgbus._presence_settle(stream, array[member], array[connection], array[coalesce(metadata, '{}')], ttl,
+                                '{}', '{}', interval '0', '{}', true)).changes > 0;
 end
 $$;
 
@@ -116,8 +117,8 @@ create function pgbus.presence_leave(stream text, member text, connection text d
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform pgbus._lock_presence(stream);
-  return pgbus._presence_settle(stream, '{}', '{}', '{}', interval '1 second',
-                               array[member], array[connection], grace, '{}', true) > 0;
+  return (pgbus._presence_settle(stream, '{}', '{}', '{}', interval '1 second',
+                                array[member], array[connection], grace, '{}', true)).changes > 0;
 end
 $$;
 
@@ -180,13 +181,13 @@ of those that are not there any more and have to join again.
 Errors: 22023 for a bad ttl.';
 
 -- Writes what happened at one stream, whose presence is locked, and announces the result; returns how many members have
--- joined and left. The first three arrays have one length, and so do the next two. `others` are members of which some
--- rows may have expired. `alone` is as in _presence_tell.
+-- joined and left, and `due` as _presence_tell does. The first three arrays have one length, and so do the next two.
+-- `others` are members of which some rows may have expired. `alone` is as in _presence_tell.
 create function pgbus._presence_settle(
   stream text,
   arrivals text[], arrival_connections text[], arrival_metadata jsonb[], ttl interval,
   departures text[], departure_connections text[], grace interval,
-  others text[], alone boolean) returns integer
+  others text[], alone boolean, out changes integer, out due double precision)
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- An argument has its caller's collation, which would conflict with a column's.
@@ -269,10 +270,10 @@ begin
       where not exists (select from pgbus.presence p where p.stream = name and p.member = g.member collate "C")
     ) c
     order by c.op, c.member);
-  if cardinality(news) > 0 then
-    perform pgbus._presence_tell(name, news, alone);
+  changes := cardinality(news);
+  if changes > 0 then
+    due := pgbus._presence_tell(name, news, alone);
   end if;
-  return cardinality(news);
 end
 $$;
 
@@ -340,7 +341,9 @@ return least(greatest(members * 0.0001, 0.05), 1) * interval '1 second';
 
 -- Announces changes at one stream, whose presence is locked, or lets them wait. `alone`: they are a transaction of their
 -- own, after which nobody may come to announce what waits until the next sweep. So they wait only if they are counted.
-create function pgbus._presence_tell(stream text, news pgbus.presence_news[], alone boolean) returns void
+-- Returns in how many seconds the caller is to come back, with _presence_flush, to announce what waits; null if it need
+-- not, because nothing waits or another caller comes back. If all came back, the statements would grow with the workers.
+create function pgbus._presence_tell(stream text, news pgbus.presence_news[], alone boolean) returns double precision
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   name    text collate "C" := stream;
@@ -356,10 +359,13 @@ begin
       from unnest(news) with ordinality as w(stream, n, op, member, metadata, place)
       order by w.place;
     end if;
-    update pgbus.presence_crowds c set waiting = c.waiting + cardinality(news), due_at = ends_at where c.stream = name;
-  else
-    perform pgbus._presence_announce(name, news);
+    update pgbus.presence_crowds c
+    set waiting = c.waiting + cardinality(news), due_at = ends_at, followed = c.followed or not alone
+    where c.stream = name;
+    return case when not (alone or crowd.followed) then extract(epoch from ends_at - clock_timestamp()) end;
   end if;
+  perform pgbus._presence_announce(name, news);
+  return null;
 end
 $$;
 
@@ -407,7 +413,7 @@ begin
     values (name, total, counts, clock_timestamp())
     on conflict on constraint presence_crowds_pkey do update
     set members = excluded.members, counted = excluded.counted, announced_at = excluded.announced_at,
-        waiting = 0, due_at = null;
+        waiting = 0, due_at = null, followed = false;
   elsif crowd.stream is not null then
     delete from pgbus.presence_crowds c where c.stream = name;
   end if;
@@ -445,14 +451,13 @@ $$;
 
 -- Writes what happened at the streams of a worker. An arrival has metadata, a departure has none. `again`: the
 -- positions, from 1, of the changes that are to be tried again, because another transaction holds the presence of
--- their streams. `due`: in how many seconds the worker is to call _presence_flush, once for each. Only the first worker
--- whose changes wait at a stream comes back for all of them, or the next one if it has not come in time.
+-- their streams. `due`: in how many seconds the worker is to call _presence_flush, once for each.
 create function pgbus._presence_record(stream text[], member text[], connection text[], metadata jsonb[],
                                       ttl interval, grace interval, out again integer[], out due double precision[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   batch record;
-  told  integer;
+  later double precision;
 begin
   again := '{}';
   due := '{}';
@@ -469,12 +474,11 @@ begin
     group by a.stream
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
-      told := pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
-                                     batch.departures, batch.departed, grace, '{}', false);
-      due := due || array(
-        select extract(epoch from c.due_at - clock_timestamp())::double precision from pgbus.presence_crowds c
-        where c.stream = batch.stream collate "C"
-              and (told > 0 and c.waiting = told or c.due_at < clock_timestamp() - interval '0.25 seconds'));
+      later := (pgbus._presence_settle(batch.stream, batch.arrivals, batch.arrived, batch.belongings, ttl,
+                                       batch.departures, batch.departed, grace, '{}', false)).due;
+      if later is not null then
+        due := due || later;
+      end if;
     else
       again := again || batch.places;
     end if;
@@ -491,6 +495,7 @@ declare
   setting text := current_setting('enable_seqscan');
   ignored text;
   batch   record;
+  later   double precision;
 begin
   if pg_relation_size('pgbus.presence') = 0 then
     return pgbus._presence_flush();
@@ -516,14 +521,14 @@ begin
     group by p.stream
   loop
     if pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(batch.stream)) then
-      perform pgbus._presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}', interval '0',
-                                    batch.members, false);
+      later := least(later, (pgbus._presence_settle(batch.stream, '{}', '{}', '{}', interval '1 second', '{}', '{}',
+                                                    interval '0', batch.members, false)).due);
     else
       next_at := instant;
     end if;
   end loop;
   -- Also what a worker wrote that has died since.
-  return least(pgbus._presence_flush(),
+  return least(pgbus._presence_flush(), later,
                case when next_at is not null then greatest(0, extract(epoch from next_at - clock_timestamp())) end);
 end
 $$;
