@@ -31,7 +31,7 @@ LEAST = 0.1
 LEAST_EACH = 0.02
 """The same for each worker of a large fleet, so that all together report at most fifty times in a second."""
 
-_REST = 10  # the time between two reports is at least so many times as long as the last one took
+_REST = 3  # the time between two reports is at least so many times as long as the last one took
 _FIRST = 0.5  # seconds until the first report, with which a new worker learns what the others have
 _STALE = 3  # reports that fail one after the other, after which the last sum is forgotten
 
