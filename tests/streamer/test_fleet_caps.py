@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
-from streamer_parts import make_board
+from streamer_parts import Parts, make_board
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
@@ -17,8 +17,10 @@ from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.fleet_counts import FleetCounts, Report, Sum
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.clients import Clients
 from pgbus_gevent.streamer.fleet_caps import INTERVAL, PAUSE, FleetCaps
 from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.streamer.limits import Limits
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.web.stream_app import StreamApp
 
@@ -147,6 +149,44 @@ def test_the_report_of_a_worker_that_was_killed_expires(serve: Serve, pgbus_data
     until(lambda: elsewhere(worker) == CAP, "it counts")
     until(lambda: elsewhere(worker) == 0, "it does not count any more")
     assert reason(come(worker)) is None
+
+
+def test_a_recheck_that_finds_the_same_owner_is_no_change() -> None:
+    with Parts() as parts:
+        counts = FleetCounts()
+        clients = Clients(parts.board, limits=Limits(100, per_owner=3), elsewhere=counts)
+        client = parts.connect()
+        clients.adopt(client, [Subscriber(owner="ada")])
+        assert not counts.settled
+        for at in (1.0, 2.0):
+            counts.learn(counts.report(clients.counts(), workers=1), Sum(at, at, {}, {}))
+        assert counts.settled
+        clients.adopt(client, [Subscriber(owner="ada", context="newer")])
+        assert counts.settled
+        clients.adopt(client, [Subscriber(owner="bob")])
+        assert not counts.settled
+
+
+def test_a_refusal_for_the_sake_of_others_has_the_worker_ask_them() -> None:
+    with Parts() as parts:
+        counts = FleetCounts()
+        clients = Clients(parts.board, limits=Limits(100, per_owner=3), elsewhere=counts)
+        counts.learn(Report([], [], []), Sum(1.0, 1.0, {counts._key(("owner", "ada")): 3}, {}))
+        assert counts.settled and clients.refusal("ada") == "too-many-connections"
+        assert not counts.settled
+
+
+def test_one_that_is_above_the_caps_of_owner_and_address_is_sent_away_once() -> None:
+    with Parts() as parts:
+        clients = Clients(parts.board, limits=Limits(100))
+        several = [parts.connect() for _ in range(4)]
+        for client in several:
+            client.owner, client.address = "ada", "10.0.0.1"
+            clients._count(client, 1)
+            parts.board.counter.connected(["orders"])
+        clients.end_newest({("owner", "ada"): 3, ("address", "10.0.0.1"): 2})
+        assert [client.closed for client in several] == [False, False, True, True]
+        assert not any(client.aborted for client in several)
 
 
 def test_without_caps_nothing_is_reported(serve: Serve, pgbus_database: str) -> None:
