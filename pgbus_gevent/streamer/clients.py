@@ -18,7 +18,7 @@ from ..core.board import Board
 from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
 from ..core.filters import Filters
-from ..core.fleet_counts import FleetCounts, Name
+from ..core.fleet_counts import FleetCounts
 from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
@@ -283,19 +283,6 @@ class Clients:
         for client in theirs:
             self.end(client, "revoked")
         return len(theirs)
-
-    def end_newest(self, kept: Mapping[Name, int]) -> None:
-        """Close the newest connections of some owners and addresses, so that of each as many remain as ``kept`` says."""
-        theirs: dict[Name, list[Client]] = {name: [] for name in kept}
-        for client in self._registry.clients():
-            for name in (("owner", client.owner or ""), ("address", network_of(client.address))):
-                if name in theirs:
-                    theirs[name].append(client)
-        for name, clients in theirs.items():
-            # Without those that were closed just now, for their owner.
-            left = sorted((client for client in clients if not client.closed), key=lambda client: client.opened_at)
-            for client in left[kept[name] :]:
-                self.end(client, "too-many-connections")
 
     def end_all(self, *, owned: bool = False) -> Iterator[None]:
         """Send every client away, or each that has an owner. A step of the generator ends one, with a random time to come back."""

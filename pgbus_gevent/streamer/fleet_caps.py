@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+from collections.abc import Mapping
 from time import monotonic
 from typing import Protocol
 
@@ -12,10 +13,12 @@ import gevent
 from gevent.event import Event
 
 from ..core.board import Board
-from ..core.fleet_counts import FleetCounts, Report, Sum
+from ..core.client import Client
+from ..core.fleet_counts import FleetCounts, Name, Report, Sum
 from ..core.retries import Trouble
 from ..errors import DatabaseError
 from .clients import Clients
+from .limits import network_of
 
 logger = logging.getLogger("pgbus_gevent.caps")
 
@@ -109,8 +112,21 @@ class FleetCaps:
         self._least = max(LEAST, LEAST_EACH * workers, _REST * (monotonic() - began))
         kept = self._counts.learn(report, found)
         if kept:
-            self._clients.end_newest(kept)
+            self.end_newest(kept)
             self._least = 0.0  # the others must not count them any more, or they might end some of theirs too
+
+    def end_newest(self, kept: Mapping[Name, int]) -> None:
+        """Close the newest connections of some owners and addresses, so that of each as many remain as ``kept`` says."""
+        theirs: dict[Name, list[Client]] = {name: [] for name in kept}
+        for client in self._board.registry.clients():
+            for name in (("owner", client.owner or ""), ("address", network_of(client.address))):
+                if name in theirs:
+                    theirs[name].append(client)
+        for name, clients in theirs.items():
+            # Without those that were closed just now, for their owner.
+            left = sorted((client for client in clients if not client.closed), key=lambda client: client.opened_at)
+            for client in left[kept[name] :]:
+                self._clients.end(client, "too-many-connections")
 
     def _failed(self, error: DatabaseError) -> None:
         self._failures += 1

@@ -184,7 +184,8 @@ def test_one_that_is_above_the_caps_of_owner_and_address_is_sent_away_once() -> 
             client.owner, client.address = "ada", "10.0.0.1"
             clients._count(client, 1)
             parts.board.counter.connected(["orders"])
-        clients.end_newest({("owner", "ada"): 3, ("address", "10.0.0.1"): 2})
+        part = FleetCaps(Away(), parts.board, clients, FleetCounts())
+        part.end_newest({("owner", "ada"): 3, ("address", "10.0.0.1"): 2})
         assert [client.closed for client in several] == [False, False, True, True]
         assert not any(client.aborted for client in several)
 
