@@ -162,7 +162,7 @@ class FleetCounts:
     def _await(self, found: Sum) -> None:
         if self._changed:
             return  # something has changed while the statement ran
-        if self._told_at is None:
+        if self._told_at is None or found.instant < self._told_at:  # the database's clock may be set back
             self._told_at = found.instant
         if self._summed_at != found.summed_at >= self._told_at:
             self._awaited = max(0, self._awaited - 1)

@@ -98,6 +98,16 @@ def test_a_change_near_the_cap_is_reported_until_two_sums_have_it() -> None:
     assert counts.settled
 
 
+def test_a_change_is_settled_although_the_clock_was_set_back() -> None:
+    counts = FleetCounts()
+    counts.changed(("owner", "ada"), 1, 4, grew=True)
+    report = counts.report(owners(4, ada=1), workers=4)
+    counts.learn(report, Sum(5000.0, 5000.0, {}, {}))
+    for at in (10.0, 11.0):
+        counts.learn(report, Sum(at, at, {}, {}))
+    assert counts.settled
+
+
 def test_a_change_during_a_report_is_in_the_next_one() -> None:
     counts = FleetCounts()
     ada = key(counts, "ada")
