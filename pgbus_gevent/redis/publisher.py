@@ -126,6 +126,10 @@ class Publisher:
             channels += self.keys.all_channels()
         return [self._say(channel, payload) for channel in channels]
 
+    def renew(self) -> None:
+        """Begin a new reign, because the relay may have missed messages: no log of the last one counts as complete any more."""
+        self._begin(logs=self.logs)
+
     def beacon(self) -> None:
         """Tell everybody that the relay is at work, and check that Redis has kept what was written. Call it every second."""
         if not self._pipes.current:

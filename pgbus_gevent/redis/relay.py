@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,12 @@ logger = logging.getLogger("pgbus_gevent.relay")
 
 QUEUE = 20_000
 """The most wakes that wait to be published. If more come, a new reign begins, so that the workers look into the database."""
+
+QUEUE_BYTES = 64 * 1024 * 1024
+"""The most bytes of them, because messages that did not ring may be large."""
+
+FETCHED = 50
+"""The most messages whose content is fetched by one statement."""
 
 ROUND = 2000
 """The most wakes that are published before the relay looks whether a beacon is due."""
@@ -44,6 +50,7 @@ REMEMBERED = 100_000
 """The number of streams whose last message is remembered."""
 
 MOVED = '["moved"]'
+_UNSTORED = '["ephemeral"', '["large"', '["control"'
 _PAUSES = 0.1, 5.0  # the first and the longest between two publishers, in seconds
 
 
@@ -163,8 +170,9 @@ class Relay:
         self._duty = duty
         self._clock = clock
         self._queue: deque[tuple[float, str, int | None]] = deque()
+        self._bytes = 0
         self._news = Event()
-        self._overflowed = False
+        self._taking = self._overflowed = self._restarted = False
         self._sequencer = Sequencer()
         self.publishing = False
         """Whether this worker publishes to Redis now."""
@@ -177,31 +185,42 @@ class Relay:
 
     def heard(self, payloads: list[str]) -> None:
         """Take the payloads of notifications."""
-        if not self.publishing:
-            return
-        now = self._clock()
         # The steward finds the messages of a wake that only says that something moved.
-        self._queue.extend((now, payload, None) for payload in payloads if not payload.startswith('["moved"'))
-        self._bound()
+        self._add((payload, None) for payload in payloads if not payload.startswith('["moved"'))
 
     def found(self, ids: Sequence[int]) -> None:
         """Take the ids of messages that did not ring, or only with the names of their streams."""
-        if self.publishing:
-            now = self._clock()
-            self._queue.extend((now, wake, id) for id, _, wake in self._messages.wakes(ids, size=LARGEST))
-            self._bound()
+        for n in range(0, len(ids), FETCHED):
+            if self._taking and not self._overflowed:
+                self._add((wake, id) for id, _, wake in self._messages.wakes(ids[n : n + FETCHED], size=LARGEST))
 
     def restarted(self) -> None:
-        """Have the workers look, because messages may have been missed."""
-        if self.publishing:
-            self._queue.append((self._clock(), MOVED, None))
-            self._news.set()
+        """Begin a new reign, so that the workers look, because messages may have been missed.
 
-    def _bound(self) -> None:
-        if len(self._queue) > QUEUE:
-            self._queue.clear()
+        No log may count as complete any more. That includes the messages that wait here, because a missed one may follow them.
+        """
+        kept = [each for each in self._queue if each[1].startswith(_UNSTORED)]
+        self._empty()
+        self._queue.extend(kept)
+        self._bytes = sum(len(payload) for _, payload, _ in kept)
+        self._restarted = True
+        self._news.set()
+
+    def _add(self, wakes: Iterable[tuple[str, int | None]]) -> None:
+        if not self._taking or self._overflowed:
+            return
+        now = self._clock()
+        for payload, id in wakes:
+            self._queue.append((now, payload, id))
+            self._bytes += len(payload)
+        if len(self._queue) > QUEUE or self._bytes > QUEUE_BYTES:
+            self._empty()
             self._overflowed = True
         self._news.set()
+
+    def _empty(self) -> None:
+        self._queue.clear()
+        self._bytes = 0
 
     # publishing
 
@@ -216,26 +235,28 @@ class Relay:
             publisher = None
             try:
                 names = self._names.redis_names()
-                publisher = Publisher(self._url, Keys(*names, sharded=self._url.kind == "cluster"))
+                # Before the first beacon: workers that hear it ask the database, and what comes after that must be published.
                 self._begin()
+                publisher = Publisher(self._url, Keys(*names, sharded=self._url.kind == "cluster"))
+                self.publishing = True
+                self.reigns += 1
+                logger.info("relaying to Redis")
                 backoff.reset()
                 trouble.ends()
                 self._publish(publisher, names)
             except DatabaseError as error:
                 trouble.begins(error)
             finally:
-                self.publishing = False
+                self.publishing = self._taking = False
                 if publisher is not None:
                     publisher.close()
             gevent.sleep(backoff.next())
 
     def _begin(self) -> None:
-        self._queue.clear()
-        self._overflowed = False
+        self._empty()
+        self._overflowed = self._restarted = False
         self._sequencer = Sequencer()
-        self.publishing = True
-        self.reigns += 1
-        logger.info("relaying to Redis")
+        self._taking = True
 
     def _publish(self, publisher: Publisher, names: tuple[str, str]) -> None:
         """Publish until this worker is no longer the steward, or something forces a new reign."""
@@ -246,7 +267,12 @@ class Relay:
             self._news.wait(max(0.0, min(wait, wait if due is None else due - self._clock())))
             self._news.clear()
             if self._overflowed:
-                raise RedisUnavailable(f"more than {QUEUE} wakes wait to be published")
+                raise RedisUnavailable(f"more than {QUEUE} wakes, or {QUEUE_BYTES} bytes, wait to be published")
+            if self._restarted:
+                self._restarted = False
+                self._sequencer = Sequencer()
+                publisher.renew()
+                self.reigns += 1
             before = publisher.published
             publisher.publish(self._outgoing())
             self.published += publisher.published - before
@@ -260,8 +286,12 @@ class Relay:
                 checked = now
 
     def _outgoing(self) -> Iterator[Outgoing]:
-        for _ in range(min(len(self._queue), ROUND)):
+        for _ in range(ROUND):
+            # While a batch is published, the queue may be emptied.
+            if not self._queue or self._restarted:
+                break
             came, payload, id = self._queue.popleft()
+            self._bytes -= len(payload)
             now = self._clock()
             self.lag = now - came
             wake = parse(payload)
@@ -273,7 +303,8 @@ class Relay:
                 yield Outgoing(None, CONTROL if isinstance(wake, Control) else MOVED)
             elif id is not None:  # a message that is too large for Redis
                 yield from self._sequencer.add(Outgoing(wake.streams[0], payload, id), None, now)
-        yield from self._sequencer.due(self._clock())
+        if not self._restarted:
+            yield from self._sequencer.due(self._clock())
         if self._queue:
             self._news.set()
 

@@ -225,18 +225,16 @@ class Steward:
         elif self._elected and not answer.leads:
             self._resign()
             logger.info("another worker is the steward now")
-        if self._elected and answer.company and not self.company:
+        if self._elected and answer.company and not self._sweeping:
             # The others may not know what did not ring while there was no company. Outlets know it: their workers need not look.
-            if self._sweeping:
-                self.sweeps.rings = False  # the next sweep has the others look
-            else:
-                self.sweeps.begins = True
+            self.sweeps.begins = True
         self.company = answer.company
+        if not self.company:
+            self.sweeps.rings = False  # nobody hears it; before it rings again, it has everybody look
         if self._sweeping:
             self._ear.wanted.set()
         else:
             self._ear.wanted.clear()
-            self.sweeps.rings = False
 
     def _rely(self) -> None:
         """Have this worker rely on the steward, which has given a sign."""

@@ -13,6 +13,7 @@ from gevent.event import Event
 from ..core import wakes
 from ..core.outlet import Outlet
 from ..core.retries import Backoff, Trouble
+from ..core.wakes import CONTROL
 from ..errors import DatabaseError, Deaf
 
 logger = logging.getLogger("pgbus_gevent.steward_ear")
@@ -94,13 +95,14 @@ class Ear:
             session.follow(None)
             self.heard.clear()
             self.hears = True
+            self.take([CONTROL])  # control notifications may have been missed, and the outlets' workers hear no others
             backoff.reset()
             trouble.ends()
             asked = self._clock()
             while self.wanted.is_set():
                 payloads, lost = session.receive(_WAIT)
                 if payloads or lost:
-                    self.take(payloads)
+                    self.take([*payloads, CONTROL] if lost else payloads)
                 if self._clock() - asked >= PING_INTERVAL:
                     session.ping()
                     asked = self._clock()

@@ -122,6 +122,8 @@ class StewardSweeps:
         self.begins = False
         for outlet in self._ear.outlets:
             outlet.restarted()
+        # What rang until now may be forgotten by the outlets, so the next tail finds it as a message that did not ring.
+        self._ear.heard.clear()
         # If the notification queue is half full, the workers sweep for themselves until there is room.
         self.rings = leader.company and self._source.ring_everybody()
 
