@@ -14,6 +14,17 @@ RELAYED_PER_WORKER = 2.0
 RELAYED_MOST = 300.0
 """The longest time between two such questions of one worker, in seconds."""
 
+SPREAD = 0.005
+"""Seconds for each worker of the fleet over which the workers turn to the database after the relay has failed."""
+
+MOST_SPREAD = 10.0
+"""The most seconds over which they do."""
+
+
+def spread(workers: int) -> float:
+    """Return the seconds over which a fleet of so many workers turns to the database."""
+    return min(MOST_SPREAD, SPREAD * workers)
+
 
 class RelaySigns:
     """The state of the way through a relay. A worker without one leaves it as it is."""

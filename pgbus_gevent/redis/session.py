@@ -24,7 +24,7 @@ SILENCE = 3.5
 """Seconds without a beacon after which a connection, or the relay, counts as dead. A beacon comes every second."""
 
 RESYNC_SPREAD = 1.0
-"""Seconds over which workers ask the database again after a new reign has begun."""
+"""Seconds over which workers ask the database again after a new reign has begun; in a large fleet, over more."""
 
 NAMES_AT_ONCE = 500
 """The most channels in one command."""
@@ -75,6 +75,10 @@ class RedisSession:
         self._error: Exception | None = None
         self._news = Event()
         self._acknowledged = Event()
+        self.spread = RESYNC_SPREAD
+        """Over how many seconds the workers of this fleet ask the database again."""
+        self.changed = False
+        """Whether the session has ended because the names have changed."""
         self.reign = ""
         """The reign of the last beacon."""
         self.logs = False
@@ -225,10 +229,11 @@ class RedisSession:
     def _note_beacon(self, sealed: Sealed) -> None:
         _, generation, logs = json.loads(sealed.payload)
         if generation != self.keys.generation:
+            self.changed = True
             raise RedisUnavailable("PostgreSQL was restarted or has failed over, so the names in Redis change")
         if self.reign not in {"", sealed.reign}:
             # Redis may have lost logs, or the relay wakes. Not all workers should ask the database about it at once.
-            self._resync_at = self._clock() + random.uniform(0, RESYNC_SPREAD)
+            self._resync_at = self._clock() + random.uniform(0, self.spread)
         self.reign, self.logs, self.beacon_at = sealed.reign, bool(logs), self._clock()
         self._news.set()
 

@@ -11,9 +11,10 @@ from typing import Protocol
 import gevent
 
 from ..core.board import Board
+from ..core.relay_signs import spread
 from ..errors import DatabaseError, RedisUnavailable
 from .keys import Keys
-from .session import RedisSession
+from .session import RESYNC_SPREAD, RedisSession
 from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.wakes")
@@ -30,10 +31,8 @@ RETURN = 8.0
 LISTENERS = 40
 """About how many workers LISTEN in PostgreSQL while Redis is of no use. In a larger fleet, the others ask the database."""
 
-SPREAD = 0.005
-"""Seconds for each worker of the fleet over which the workers begin to ask the database after Redis has failed."""
-
-MOST_SPREAD = 10.0
+TOO_MANY = 2
+"""A worker that LISTENs ceases to if about this many times as many do, because the fleet is larger than it knew."""
 
 
 class Session(Protocol):
@@ -79,6 +78,8 @@ class RedisWakes:
         self._board = board
         self._clock = clock
         self._known: tuple[str, str] | None = None
+        # Drawn once for each outage. Drawn at each try, in the end every worker would LISTEN.
+        self._lot = random.random()
         self._ready: RedisSession | None = None
         self.session: RedisSession | None = None
         """The session with Redis, while there is one."""
@@ -116,6 +117,7 @@ class RedisWakes:
         if self._known is None:
             self._known = self._names.redis_names()
         self._board.relay.reaches = False
+        # If it cannot connect, the names are kept. Otherwise each try of each worker would ask the database for them.
         session = RedisSession(self._url, Keys(*self._known, sharded=self._url.kind == "cluster"))
         try:
             self._board.relay.reaches = True
@@ -132,14 +134,22 @@ class RedisWakes:
         if self.on_redis:
             self.on_redis = False
             self.fallbacks += 1
+            self._lot = random.random()
             logger.warning("Redis is of no use, so PostgreSQL is used until it is back; nothing is lost: %s", error)
             # Not all workers at once, because each now asks the database what it has missed.
-            gevent.sleep(random.uniform(0, min(MOST_SPREAD, SPREAD * self._board.workers)))
+            gevent.sleep(random.uniform(0, spread(self._board.workers)))
 
     def _meanwhile(self) -> Session:
-        if random.random() * self._board.workers > LISTENERS:
-            raise RedisUnavailable(f"{self.trouble}; this worker asks the database from time to time")
+        self._yield_to_others(LISTENERS)
         return _Meanwhile(self._database.listen(), self)
+
+    def _yield_to_others(self, listeners: float) -> None:
+        if self._lot * self._board.workers > listeners:
+            raise RedisUnavailable(f"{self.trouble}; this worker asks the database from time to time")
+
+    def check(self) -> None:
+        """Raise :class:`RedisUnavailable` if too many workers LISTEN. A new worker does not know yet how large the fleet is."""
+        self._yield_to_others(TOO_MANY * LISTENERS)
 
     def look(self) -> bool:
         """Try to return to Redis. Return whether the next :meth:`listen` does."""
@@ -162,6 +172,8 @@ class RedisWakes:
             self.session = None
             self._board.relay.heard = False
             self.trouble = "the session with Redis was lost"
+            if session.changed:
+                self._known = None
 
 
 class _OnBoard:
@@ -195,6 +207,7 @@ class _OnBoard:
             self._signed = at
             self._board.steward_until = at + RELY
             self._board.relay.until = at + random.uniform(*ASK_AFTER)
+            self._session.spread = max(RESYNC_SPREAD, spread(self._board.workers))
             if self._board.follow_all:
                 self._board.doorbell.set()  # the sweeper may wait for long, and now it can rely on the relay
 
@@ -234,9 +247,10 @@ class _Meanwhile:
         return self._session.receive(timeout)
 
     def ping_redis(self) -> None:
-        """Raise :class:`RedisUnavailable` if this session is no longer needed."""
+        """Raise :class:`RedisUnavailable` if this session is no longer needed, or too many workers have one."""
         if self._back:
             raise RedisUnavailable("Redis is back, so the worker leaves the session with PostgreSQL")
+        self._wakes.check()
 
     def ping(self) -> None:
         """Return if the session lives."""

@@ -22,6 +22,7 @@ from typing import Protocol
 import gevent
 
 from ..core.board import Board
+from ..core.relay_signs import spread
 from ..core.retries import Trouble
 from ..core.rows import Row, TailRow
 from ..core.stream_log import StreamLog
@@ -120,6 +121,8 @@ class Sweeper:
         while True:
             if self._relies():
                 self._pause_relying()
+                if not self._can_rely:
+                    continue  # first it is spread over time how the workers turn to the database
             else:
                 self._pause()
             began = self._clock()
@@ -141,10 +144,19 @@ class Sweeper:
             else:
                 gevent.sleep(min(rest, TAIL_REST))
 
-    def _relies(self) -> bool:
+    @property
+    def _can_rely(self) -> bool:
         """Whether there is no need to sweep, because a steward rings for messages, and this worker hears that."""
+        return self._board.listening.is_set() and self._clock() < self._board.steward_until
+
+    def _relies(self) -> bool:
+        """Change the mode if necessary, and return whether it relies on the steward. It yields if a relay was lost."""
         board = self._board
-        relies = board.listening.is_set() and self._clock() < board.steward_until
+        relies = self._can_rely
+        if self._relying and not relies and board.relay.reaches is not None:
+            # The workers of a fleet lose a relay at the same moment.
+            gevent.sleep(random.uniform(0, spread(board.workers)))
+            relies = self._can_rely
         if relies != self._relying:
             self._relying = relies
             # An edge always relies on its origin, which it can only ask about the streams of its clients.
@@ -167,7 +179,7 @@ class Sweeper:
             if board.unsure and any(log.is_open for log in board.registry.logs()):
                 gevent.sleep(min(left, SPREAD * min(board.workers, 100) * random.random()))
                 break
-            if not (board.listening.is_set() and self._clock() < board.steward_until):
+            if not self._can_rely:
                 return
             if board.doorbell.wait(min(left, 0.5)):
                 board.doorbell.clear()

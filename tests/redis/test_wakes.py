@@ -13,6 +13,7 @@ from redis_parts import RedisServer, needs_redis, redis_server
 from streamer_parts import make_board
 from support import free_port, until
 
+from pgbus_gevent.core import relay_signs
 from pgbus_gevent.core.board import Board
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis import wakes
@@ -134,7 +135,7 @@ def test_a_redis_without_a_relay_is_of_no_use(server: RedisServer, monkeypatch: 
 
 
 def test_in_a_large_fleet_few_workers_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakes, "MOST_SPREAD", 0.01)
+    monkeypatch.setattr(relay_signs, "MOST_SPREAD", 0.01)
     listening = 0
     for _ in range(200):
         found, database, board = source("redis://127.0.0.1:1")
@@ -163,3 +164,45 @@ def test_after_a_failover_of_postgresql_the_names_are_asked_for_again(server: Re
             return found.on_redis
 
         until(returned, "Redis is used with the new names")
+
+
+def test_a_long_outage_does_not_make_more_workers_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_signs, "MOST_SPREAD", 0.01)
+    listening = 0
+    for _ in range(50):
+        found, database, board = source("redis://127.0.0.1:1")
+        board.workers = 1000
+        for _ in range(20):  # the listener tries again and again
+            try:
+                found.listen().close()
+            except RedisUnavailable:
+                pass
+        listening += database.listens > 0
+        assert database.asked == 1  # nor does each try ask for the names
+    assert listening < 15
+
+
+def test_a_worker_that_learns_how_large_the_fleet_is_leaves_postgresql_to_others() -> None:
+    found, _, board = source("redis://127.0.0.1:1")
+    found._lot = 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("random.random", lambda: 0.5)
+        session = found.listen()
+    session.receive(0.1)
+    board.workers = 1000
+    with pytest.raises(RedisUnavailable, match="from time to time"):
+        session.receive(0.1)
+    session.close()
+
+
+def test_after_a_change_of_the_names_redis_is_used_at_once(server: RedisServer) -> None:
+    found, database, _ = source(server.url)
+    with relay(server, "g1"):
+        session = found.listen()
+        database.generation = "g2"
+        with relay(server, "g2"), pytest.raises(RedisUnavailable, match="names"):
+            until(lambda: session.receive(0.1) is None, "the session ends")
+    with relay(server, "g2"):
+        session.close()
+        found.listen().close()
+        assert (found.on_redis, found.fallbacks, database.listens) == (True, 0, 0)

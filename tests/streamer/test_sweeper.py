@@ -645,6 +645,19 @@ def test_a_message_above_those_that_came_during_the_only_probe_is_found(relying:
     assert log.head == relying.table.head("orders")
 
 
+def test_the_workers_of_a_fleet_that_lose_a_relay_take_their_turns(
+    relying: Relying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    relying.board.relay.reaches, relying.board.workers = True, 1000
+    relying.slept.clear()
+    asked: list[list[str]] = []
+    relying.on_sleep = lambda: asked.append(list(relying.table.reads))
+    relying.board.listening.clear()
+    wait_until(lambda: relying.board.follow_all)
+    assert relying.slept[0] == 5.0 and asked[0] == []
+
+
 def test_a_probe_that_fails_is_not_repeated_at_once(relying: Relying) -> None:
     relying.table.failures = 3
     before = relying.now
