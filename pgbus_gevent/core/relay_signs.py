@@ -38,8 +38,8 @@ class RelaySigns:
         """Whether this worker reaches the servers through which relays publish. None: it uses no relay."""
 
     def can_hear(self, listening: bool) -> bool:
-        """Whether wakes can reach this worker: those of a relay, if it uses one, or else notifications, if it is ``listening``."""
-        return listening if self.reaches is None else self.reaches
+        """Whether wakes can reach this worker: notifications, if it is ``listening``, or those of a relay."""
+        return listening or bool(self.reaches)
 
 
 def until_next(interval: float, *, workers: int, listening: bool, relayed: bool) -> float:

@@ -208,7 +208,10 @@ class Steward:
             hears = False
             self._last_turn_until = now + DEAF_FOR
         first = hears and now >= self._last_turn_until
-        return DutyQuestion(self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self.sweeps.rings)
+        relays = bool(self.outlets) and bool(self._board.relay.reaches)
+        return DutyQuestion(
+            self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self.sweeps.rings, relays
+        )
 
     def _note(self, asked: float, answer: DutyAnswer) -> None:
         """Note the answer to a question that was sent at ``asked``."""

@@ -22,15 +22,23 @@ class Answer(NamedTuple):
 
 
 def ask(
-    session: Session, me: int, *, may_lead: bool = True, lease: int = 1200, hears: bool = True, rings: bool = True
+    session: Session,
+    me: int,
+    *,
+    may_lead: bool = True,
+    lease: int = 1200,
+    hears: bool = True,
+    rings: bool = True,
+    relays: bool = False,
 ) -> Answer:
     """Ask who is the steward, as worker ``me``."""
-    return Answer(*session.run("select * from pgbus._duty(%s, %s, %s, %s, %s)", me, may_lead, lease, hears, rings)[0])
+    question = me, may_lead, lease, hears, rings, relays
+    return Answer(*session.run("select * from pgbus._duty(%s, %s, %s, %s, %s, %s)", *question)[0])
 
 
 def sign_at(session: Session, offset_ms: int, *, kind: int = 3) -> None:
     """Set the time of the last sign to so many milliseconds from now."""
-    session.run("select setval('pgbus.steward_sign', %s)", (int(time.time() * 1000) + offset_ms) * 4 + kind)
+    session.run("select setval('pgbus.steward_sign', %s)", (int(time.time() * 1000) + offset_ms) * 8 + kind)
 
 
 @pytest.fixture
@@ -99,6 +107,19 @@ def test_a_lease_that_was_given_back_is_taken_by_the_next_one_that_asks(sessions
     assert not ask(session, 2).leads, "only the steward can give it back"
     session.call("_leave_duty", 1)
     assert ask(session, 2).leads
+
+
+def test_a_worker_that_relays_takes_the_place_of_one_that_does_not(sessions: Sessions) -> None:
+    session = sessions()
+    assert ask(session, 1).leads
+    assert not ask(session, 2).leads
+    assert ask(session, 3, relays=True, hears=False).leads
+    assert not ask(session, 1).leads, "that it hears is no reason to take the relay's place"
+    assert not ask(session, 4, relays=True, hears=False).leads, "one relay does not take the place of another"
+    assert ask(session, 5, relays=True).leads, "unless it hears, and the other does not"
+    assert not ask(session, 3, relays=True, hears=False).leads
+    assert ask(session, 5, hears=True).leads, "it has lost Redis"
+    assert ask(session, 4, relays=True, hears=False).leads
 
 
 def test_a_worker_that_hears_takes_the_place_of_one_that_does_not(sessions: Sessions) -> None:

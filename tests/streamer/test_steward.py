@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -37,6 +38,13 @@ class Office:
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
         self.lease, self.hears, self.rings = question.lease, question.hears, question.rings
+
+
+        self.relays = False
+
+    def duty(self, question: DutyQuestion) -> DutyAnswer:
+        self.asked += 1
+        self.lease, self.hears, self.relays = question.lease, question.hears, question.relays
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
@@ -108,6 +116,18 @@ def test_a_slow_answer_does_not_prolong_a_lease() -> None:
         now += LEASE + 0.1
         wait_until(lambda: office.asked == 2)
         assert not part.leads
+
+
+def test_a_worker_without_redis_hears_what_postgresql_notifies_and_one_with_redis_can_relay() -> None:
+    office = Office(leads=False)
+    board = hearing()
+    part = steward(office, board)
+    part.outlets.append(SimpleNamespace())  # type: ignore[arg-type]
+    with running(part):
+        for reaches, relays in ((None, False), (False, False), (True, True)):
+            board.relay.reaches, office.asked = reaches, 0
+            wait_until(lambda relays=relays: office.relays == relays and office.asked)  # type: ignore[misc]
+            assert office.hears, "the steward rings for it too while Redis is away"
 
 
 def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None:
@@ -310,6 +330,6 @@ def test_the_election_recovers_if_a_failover_takes_the_sequences_back(pgbus_bus:
         with running(part):
             wait_until(lambda: part.leads)
             # To a steward of former times, whose number nobody has.
-            session.run("select setval('pgbus.steward', 7), setval('pgbus.steward_sign', 4003)")
+            session.run("select setval('pgbus.steward', 7), setval('pgbus.steward_sign', 8003)")
             wait_until(lambda: session.one("select pg_sequence_last_value('pgbus.steward')") != 7)
             wait_until(lambda: part.leads)
