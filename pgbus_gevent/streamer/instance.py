@@ -173,7 +173,9 @@ class Instance:
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
         self.roll_call = RollCall(roll, board, self.clients, port=settings.port)
-        self.pruner = Pruner(database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after)
+        self.pruner = Pruner(
+            database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after, board=board
+        )
         self._add_duties()
 
     def _add_duties(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import gevent
 
+from ..core.board import Board
 from ..core.retries import Seldom, Trouble
 from ..errors import DatabaseError
 
@@ -71,7 +72,7 @@ class Pruner:
     to the others, and takes part in the round if nobody goes on with it.
 
     ``interval`` is the longest time between two rounds, in seconds. ``forget_after`` is how many seconds a stream may be without
-    messages before its horizon is removed. ``sleep`` waits the given seconds.
+    messages before its horizon is removed. ``board`` knows how large the fleet is. ``sleep`` waits the given seconds.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Pruner:
         *,
         interval: float,
         forget_after: float,
+        board: Board | None = None,
         clock: Callable[[], float] = monotonic,
         sleep: Callable[[float], object] = gevent.sleep,
     ) -> None:
         self._source = source
         self._interval = interval
         self._forget_after = forget_after
+        self._board = board
         self._clock = clock
         self._sleep = sleep
         self._forgetting: str | None = None
@@ -116,7 +119,11 @@ class Pruner:
         while True:
             pause = self._interval if self._clock() < helps_until else max(HELP_EVERY, self._interval)
             # Wait first, so that workers that are started again and again do not each begin with a round.
-            self._sleep(pause * random.uniform(0.5, 1.0))
+            share = random.uniform(0.5, 1.0)
+            slept = share * self._spaced(pause)
+            self._sleep(slept)
+            if (more := share * self._spaced(pause) - slept) > 0:
+                self._sleep(more)  # a new worker learns only meanwhile that the fleet is large
             turns = self.turns
             try:
                 # A round may begin half an interval after the last one, and the steward waits at most a whole one.
@@ -126,6 +133,10 @@ class Pruner:
                 trouble.begins(error)
             if self.turns > turns:
                 helps_until = self._clock() + helps_for
+
+    def _spaced(self, pause: float) -> float:
+        """Return a longer pause in a large fleet with a relay, whose statements must not grow with its workers."""
+        return pause if self._board is None else max(pause, self._board.until_next(pause))
 
     def prune(self) -> None:
         """Prune for all workers. Raises :class:`DatabaseError`."""

@@ -33,7 +33,7 @@ SCHEMA_INTERVAL = 10.0
 UNREADY_AFTER = 4.0
 """Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
 
-RELAYED_INTERVAL = 60.0
+RELAYED_INTERVAL = 300.0
 """The same while the beacons of a relay come, which also show that the database answers."""
 
 _RELAY_LASTS = 2.0  # seconds for which RelaySigns.until lies after a beacon
@@ -72,7 +72,8 @@ class Pulse:
         self._clock = clock
         self._began: float | None = None
         self._reached = False
-        self._check_at = 0.0
+        self._checked: float | None = None
+        self._share = 1.0
         self._relay = relay or RelaySigns()
         self._what = what
         self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
@@ -89,13 +90,15 @@ class Pulse:
             now = self._clock()
             if self._is_due(now):
                 self._ask()
-                interval = RELAYED_INTERVAL if self._relay.until > now else SCHEMA_INTERVAL
-                self._check_at = now + interval * random.uniform(0.75, 1.0)
+                self._checked, self._share = now, random.uniform(0.75, 1.0)
             gevent.sleep(self._rest)
 
     def _is_due(self, now: float) -> bool:
         unknown = not self._reached or self._silence.lasts or bool(self.fault)
-        return unknown or now >= self._check_at or now - self._signed >= INTERVAL
+        # The interval of now and not that of the last question, which a new worker asks before it hears the relay.
+        interval = RELAYED_INTERVAL if self._relay.until > now else SCHEMA_INTERVAL
+        is_old = self._checked is None or now >= self._checked + interval * self._share
+        return unknown or is_old or now - self._signed >= INTERVAL
 
     @property
     def _rest(self) -> float:

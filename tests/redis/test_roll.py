@@ -89,13 +89,27 @@ def test_without_answers_a_worker_reports_to_the_database(server: RedisServer) -
 
 
 def test_a_worker_that_the_database_does_not_know_reports_there(server: RedisServer) -> None:
+    now = [0.0]
     fleet = Fleet()
-    one = worker(server, fleet)
+    one = worker(server, fleet, clock=lambda: now[0])
     beat(one, "w", 1)
     fleet.leave("w")
     one.collect()
+    now[0] += roll.TRUSTED
     beat(one, "w", 2)
     assert fleet.beats == 2 and "w" in fleet.rows
+
+
+def test_a_new_worker_waits_for_its_first_answer(server: RedisServer) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet, on_redis=False)
+    beat(one, "w", 1)
+    one._wakes = worker(server, fleet)._wakes  # it hears the relay now, and has no report in Redis yet
+    beat(one, "w", 2)
+    one.collect()
+    beat(one, "w", 3)
+    one.collect()
+    assert fleet.beats == 1 and fleet.rows["w"] == {"count": 3}
 
 
 def test_without_redis_the_database_is_used(server: RedisServer) -> None:

@@ -11,6 +11,7 @@ import gevent
 import pytest
 from cli_parts import Cli
 from database_parts import Session, until
+from streamer_parts import make_board
 from support import serving
 
 from pgbus_gevent.bus import Bus
@@ -350,3 +351,24 @@ def test_the_command_refuses_a_database_without_a_schema(cli: Cli, pgbus_databas
     sql.run("drop schema pgbus cascade")
     sql.close()
     assert "migrate" in cli.fails(1, "prune")
+
+
+def test_in_a_large_fleet_with_a_relay_a_worker_looks_seldom_from_the_start() -> None:
+    rounds = Rounds()
+    board = make_board()
+    rounds.pruner = Pruner(
+        rounds, interval=10.0, forget_after=99.0, board=board, clock=lambda: rounds.now, sleep=rounds._sleep
+    )
+
+    def learn() -> None:
+        board.listening.set()
+        board.relay.heard, board.workers = True, 100
+        if len(rounds.kinds()) == 2:
+            raise KeyboardInterrupt
+
+    rounds.on_sleep = learn
+    with pytest.raises(KeyboardInterrupt):
+        rounds.pruner.run()
+    assert rounds.kinds() == ["turn", "turn"]
+    first, more, *later = [each for each in rounds.slept if each > 1.0]
+    assert first <= 10.0 and 100.0 <= first + more <= 200.0 and all(100.0 <= each <= 200.0 for each in later)

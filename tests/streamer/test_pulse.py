@@ -111,3 +111,15 @@ def test_the_beacons_of_a_relay_are_signs_of_life_but_not_while_this_worker_gets
         wait_until(lambda: pulse._silence.lasts)
         relay.until = monotonic() + 2.0
         wait_until(lambda: pulse.silence > 0.5)
+
+
+def test_a_worker_that_comes_to_hear_a_relay_asks_about_the_schema_as_seldom_as_others() -> None:
+    patient, relay = Patient(), RelaySigns()
+    now = 100.0
+    pulse = Pulse(patient, patience=5.0, relay=relay, clock=lambda: now)
+    pulse._checked, pulse._reached, patient.answered = now, True, now
+    now += module.SCHEMA_INTERVAL
+    patient.answered = now
+    assert pulse._is_due(now)
+    relay.until = now + 2.0
+    assert not pulse._is_due(now)
