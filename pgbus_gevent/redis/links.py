@@ -25,6 +25,10 @@ _ALL_SLOTS = 0, 16383
 TIMEOUT = 3.0
 """Seconds for connecting to a server, and for each answer."""
 
+FIND_TIMEOUT = 1.0
+"""The same for the question where the servers are. Before each beacon it is asked again, and a beacon must not be late because a
+Sentinel, or a node of the cluster, is away."""
+
 
 @contextmanager
 def translated(where: object) -> Iterator[None]:
@@ -95,10 +99,14 @@ class Link:
 
 
 class Layout:
-    """Which server has which slots of keys. ``ranges`` are first and last slot, with the server that has them."""
+    """Which server has which slots of keys. ``ranges`` are first and last slot, with the server that has them.
 
-    def __init__(self, ranges: Sequence[tuple[int, int, Address]]) -> None:
+    ``source`` is the host of the URL that said so.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int, Address]], source: Address | None = None) -> None:
         self._ranges = sorted(ranges)
+        self.source = source
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._ranges == other._ranges
@@ -127,7 +135,9 @@ class Pipes:
     @property
     def current(self) -> bool:
         """Whether the servers still have what they had; this asks them."""
-        return find(self._url) == self._layout
+        found = find(self._url, first=self._layout.source)
+        self._layout.source = found.source
+        return found == self._layout
 
     def run(self, commands: Sequence[tuple[str, Command]]) -> list[Any]:
         """Send each command to the server of the name beside it. Return the answers in the order of the commands.
@@ -153,15 +163,16 @@ class Pipes:
             one.close()
 
 
-def find(url: RedisURL) -> Layout:
-    """Ask which servers there are. Raises :class:`RedisUnavailable` if nobody knows."""
+def find(url: RedisURL, *, first: Address | None = None) -> Layout:
+    """Ask which servers there are, the host ``first`` before the others. Raises :class:`RedisUnavailable` if nobody knows."""
     if url.kind == "single":
         return Layout([(*_ALL_SLOTS, url.hosts[0])])
     last: RedisUnavailable | None = None
-    for host in url.hosts:
+    for host in sorted(url.hosts, key=lambda host: host != first):
         try:
             with link(url, host, sentinel=url.kind == "sentinel") as one:
-                return _master(url, one) if url.kind == "sentinel" else _slots(one)
+                ranges = _master(url, one) if url.kind == "sentinel" else _slots(one)
+                return Layout(ranges, source=host)
         except RedisUnavailable as error:
             last = error
     raise RedisUnavailable(str(last))
@@ -169,15 +180,15 @@ def find(url: RedisURL) -> Layout:
 
 @contextmanager
 def link(url: RedisURL, address: Address, *, sentinel: bool = False) -> Iterator[Link]:
-    """Connect for the time of a block."""
-    one = Link(url, address, sentinel=sentinel)
+    """Connect for the time of a block, to ask where the servers are."""
+    one = Link(url, address, sentinel=sentinel, timeout=FIND_TIMEOUT)
     try:
         yield one
     finally:
         one.close()
 
 
-def _master(url: RedisURL, sentinel: Link) -> Layout:
+def _master(url: RedisURL, sentinel: Link) -> list[tuple[int, int, Address]]:
     found = sentinel.one("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
     if not found:
         raise RedisUnavailable(f"the Sentinel at {sentinel.where} knows no master {url.service!r}")
@@ -188,17 +199,17 @@ def _master(url: RedisURL, sentinel: Link) -> Layout:
             raise RedisUnavailable(
                 f"Redis at {one.where} is not a master, though the Sentinel at {sentinel.where} says so"
             )
-    return Layout([(*_ALL_SLOTS, address)])
+    return [(*_ALL_SLOTS, address)]
 
 
-def _slots(node: Link) -> Layout:
+def _slots(node: Link) -> list[tuple[int, int, Address]]:
     ranges = []
     for first, last, (host, port, *_), *_ in node.one("CLUSTER", "SLOTS"):
         # A node that does not know its own address names none. Then it is the one that was asked.
         ranges.append((int(first), int(last), (_text(host or b"") or node.address[0], int(port))))
     if not ranges:
         raise RedisUnavailable(f"the Redis cluster of {node.where} has no slots")
-    return Layout(ranges)
+    return ranges
 
 
 def _text(value: bytes | str) -> str:

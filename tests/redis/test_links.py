@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from redis_parts import needs_redis, redis_server
 from support import free_port
 
 from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis import links
 from pgbus_gevent.redis.links import Layout, Link, Pipes, find
 from pgbus_gevent.redis.urls import parse
 
@@ -80,3 +83,17 @@ def test_a_cluster_is_found_by_any_node_that_answers_and_a_sentinel_must_know_th
 def test_a_slot_that_no_node_has_is_an_error() -> None:
     with pytest.raises(RedisUnavailable, match="slot"):
         Layout([(0, 0, ("h", 1))]).of("key")
+
+
+def test_a_node_that_hangs_delays_the_question_where_the_servers_are_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with redis_server() as server, socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(links, "_slots", lambda node: node.one("PING") and [(0, 16383, node.address)])
+        began = monotonic()
+        pipes = Pipes(parse(f"redis+cluster://127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{server.port}"))
+        assert monotonic() - began < 2 * links.FIND_TIMEOUT
+        began = monotonic()
+        assert all(pipes.current for _ in range(5))
+        assert monotonic() - began < links.FIND_TIMEOUT
+        pipes.close()
