@@ -23,14 +23,20 @@ BEACON = '["beacon","%s",%d]'
 BATCH = 200
 """The most wakes that are sent before their answers are read."""
 
-REIGN_LASTS = 60
-"""Seconds after which the key of a reign expires, if no beacon renews it."""
+REIGN_LASTS = 3600
+"""Seconds after which the key of a reign expires, if no beacon renews it. Longer than a log lasts, because a full Redis with the
+policy ``volatile-ttl`` evicts the keys first that expire first, and each time the key of a reign is gone, all workers look."""
 
 LARGEST_ENTRY = 8000
 """The most bytes of a message in a log. Of a larger one, the log only has the id."""
 
-TRY_LOGS = 10.0
-"""Seconds until the logs are tried again after Redis was full."""
+TRY_LOGS = 10.0, 600.0
+"""Seconds until the logs are tried again after Redis was full, at first and at most. Each try has all workers look twice."""
+
+ROOM = 0.75
+"""The share of the limit to which the logs must have shrunk before messages are appended again."""
+
+_NODE = 100  # XADD with MAXLEN ~ trims only whole nodes, and so many entries are in one
 
 
 class Outgoing(NamedTuple):
@@ -42,30 +48,36 @@ class Outgoing(NamedTuple):
 
 
 class LogBudget:
-    """The bytes that the logs of all streams may hold together: those that were added within ``ttl`` seconds.
+    """About how many bytes the logs of all streams hold together. ``keep`` is how many messages are kept of each.
 
-    A log's key expires ``ttl`` seconds after the last message, so Redis never holds much more than that.
+    A log's key expires ``ttl`` seconds after its last message.
     """
 
-    def __init__(self, limit: int, ttl: float) -> None:
+    def __init__(self, limit: int, ttl: float, keep: int) -> None:
         self._limit = limit
         self._ttl = ttl
-        self._added: deque[tuple[float, int]] = deque()
-        self._sum = 0
+        self._keep = keep + _NODE
+        self._logs: dict[str, tuple[float, int, float]] = {}  # in the order of their last message
+        self._sum = 0.0
 
-    def add(self, size: int, now: float) -> None:
-        """Count ``size`` bytes, added at ``now``."""
-        if not self._added or now - self._added[-1][0] >= 1.0:
-            self._added.append((now, 0))
-        at, before = self._added[-1]
-        self._added[-1] = at, before + size
-        self._sum += size
+    def add(self, key: str, size: int, now: float) -> None:
+        """Count ``size`` bytes, added to a log at ``now``."""
+        _, count, mean = self._logs.pop(key, (now, 0, 0.0))
+        self._sum -= count * mean
+        count = min(count + 1, self._keep)
+        mean += (size - mean) / count  # of a full log, the oldest messages go, which are taken to be of the mean size
+        self._sum += count * mean
+        self._logs[key] = now, count, mean
 
-    def full(self, now: float) -> bool:
-        """Whether the limit is exceeded."""
-        while self._added and now - self._added[0][0] > self._ttl:
-            self._sum -= self._added.popleft()[1]
-        return self._sum > self._limit
+    def used(self, now: float) -> float:
+        """Return the share of the limit that the logs use."""
+        while self._logs:
+            key, (at, count, mean) = next(iter(self._logs.items()))
+            if now - at <= self._ttl:
+                break
+            del self._logs[key]
+            self._sum -= count * mean
+        return self._sum / self._limit
 
 
 class Publisher:
@@ -93,11 +105,13 @@ class Publisher:
         self._keep = keep
         self._ttl = ttl
         self._clock = clock
-        self._budget = LogBudget(budget, ttl)
+        self._budget = LogBudget(budget, ttl, keep)
         self._counts: Counter[str] = Counter()
         self.logs = False
         """Whether whole messages are appended to logs."""
         self._logs_tried = 0.0
+        self._try_after = TRY_LOGS[0] / 2
+        self.reign = ""
         self.published = 0
         self._pipes = Pipes(url)
         self._begin()
@@ -106,15 +120,28 @@ class Publisher:
 
     def _begin(self, *, logs: bool = True) -> None:
         """Begin a new reign, with a beacon for everybody."""
-        self.reign = f"{int(time() * 1000):x}.{secrets.token_hex(4)}"
+        former, self.reign = self.reign, f"{int(time() * 1000):x}.{secrets.token_hex(4)}"
         self._counts.clear()
+        now = self._clock()
+        if self.logs and not logs:
+            self._try_later(lasted=now - self._logs_tried)
         self.logs = False
-        self._logs_tried = self._clock()
-        if logs and not self._budget.full(self._clock()):
-            names = [self.keys.reign(shard, self.reign) for shard in self._shards()]
-            answers = self._run([(name, ("SET", name, 1, "EX", REIGN_LASTS)) for name in names])
-            self.logs = not any(_is_full(answer) for answer in answers)
+        self._logs_tried = now
+        if former:
+            names = [self.keys.reign(shard, former) for shard in self._shards()]
+            self._run([(name, ("UNLINK", name)) for name in names])
+        self.logs = logs and self._budget.used(now) < 1.0 and self._has_room()
         self._run(self._beacons())
+
+    def _has_room(self) -> bool:
+        """Write the keys of the reign. Return whether Redis had room for them."""
+        names = [self.keys.reign(shard, self.reign) for shard in self._shards()]
+        answers = self._run([(name, ("SET", name, 1, "EX", REIGN_LASTS)) for name in names])
+        return not any(_is_full(answer) for answer in answers)
+
+    def _try_later(self, *, lasted: float = 0.0) -> None:
+        """Choose when to try the logs again, which have ``lasted`` so many seconds. Later each time, if they never last."""
+        self._try_after = TRY_LOGS[0] if lasted > 2 * self._try_after else min(2 * self._try_after, TRY_LOGS[1])
 
     def _shards(self) -> Iterable[int]:
         return range(SHARDS) if self.keys.sharded else range(1)
@@ -136,10 +163,13 @@ class Publisher:
             raise RedisUnavailable("the master has changed, or slots have moved to other nodes")
         now = self._clock()
         if not self.logs:
-            if now - self._logs_tried >= TRY_LOGS and not self._budget.full(now):
-                self._begin()
-                return
-        elif self._budget.full(now):
+            if now - self._logs_tried >= self._try_after and self._budget.used(now) < ROOM:
+                if self._has_room():
+                    self._begin()
+                    return
+                self._logs_tried = now
+                self._try_later()
+        elif self._budget.used(now) >= 1.0:
             logger.warning("the logs in Redis have reached their limit: publishing without logs for a while")
             self._begin(logs=False)
             return
@@ -175,7 +205,7 @@ class Publisher:
         answers = self._run(commands)
         self.published += len(batch)
         if any(_is_full(answers[n]) for n in appended):
-            logger.warning("Redis is full (maxmemory): publishing without logs, and trying again in %g s", TRY_LOGS)
+            logger.warning("Redis is full (maxmemory, or its disk): publishing without logs, and trying again later")
             self._begin(logs=False)
             return
         # A log that has a newer entry already would lack this message: it came late, or the newer one does not exist.
@@ -184,7 +214,7 @@ class Publisher:
 
     def _append(self, key: str, id: int, sealed: bytes) -> list[Command]:
         entry = sealed if len(sealed) <= LARGEST_ENTRY else b""
-        self._budget.add(len(entry) + 64, self._clock())
+        self._budget.add(key, len(entry) + 64, self._clock())
         return [("XADD", key, "MAXLEN", "~", self._keep, f"{id}-0", "m", entry), ("EXPIRE", key, self._ttl)]
 
     @property
@@ -212,7 +242,9 @@ class Publisher:
 
 
 def _is_full(answer: object) -> bool:
-    return isinstance(answer, Exception) and str(answer).startswith(("OOM", "command not allowed when used memory"))
+    # MISCONF: it cannot write to its disk. NOREPLICAS: too few replicas. PUBLISH works all the same.
+    refusals = "OOM", "command not allowed when used memory", "MISCONF", "NOREPLICAS"
+    return isinstance(answer, Exception) and str(answer).startswith(refusals)
 
 
 def _is_known(answer: Exception) -> bool:

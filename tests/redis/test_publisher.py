@@ -111,14 +111,66 @@ def test_all_logs_together_have_a_limit(server: RedisServer) -> None:
         assert server.client.dbsize() == before
 
 
-def test_the_budget_counts_what_was_added_within_the_lifetime_of_a_log() -> None:
-    budget = LogBudget(100, ttl=10)
-    budget.add(60, 0.0)
-    budget.add(60, 5.0)
-    assert budget.full(5.0)
-    assert not budget.full(11.0)
-    budget.add(60, 12.0)
-    assert budget.full(12.0)
+def test_the_budget_counts_the_logs_that_have_not_expired() -> None:
+    budget = LogBudget(100, ttl=10, keep=5)
+    budget.add("a", 60, 0.0)
+    budget.add("b", 60, 5.0)
+    assert budget.used(5.0) == 1.2
+    assert budget.used(11.0) == 0.6
+    budget.add("a", 60, 12.0)
+    assert budget.used(12.0) == 1.2
+    assert budget.used(30.0) == 0.0
+
+
+def test_the_budget_counts_only_messages_that_are_kept() -> None:
+    budget = LogBudget(1000, ttl=10, keep=900)
+    for n in range(100_000):
+        budget.add("a", 1, n / 1000)
+    assert budget.used(100.0) == pytest.approx(1.0)
+
+
+def test_logs_that_never_last_are_tried_more_seldom(server: RedisServer) -> None:
+    now = [1000.0]
+    publisher = Publisher(parse(server.url), KEYS, clock=lambda: now[0])
+    try:
+        reigns, tries, id = set(), 0, 0
+        server.client.config_set("maxmemory", 1)
+        for _ in range(3600):
+            now[0] += 1.0
+            id += 1
+            publisher.publish([message("a", id)])
+            publisher.beacon()
+            reigns.add(publisher.reign)
+        assert len(reigns) == 1, "without room, there is no new reign"
+        server.client.config_set("maxmemory", 0)
+        for _ in range(3600):
+            now[0] += 1.0
+            publisher.beacon()
+            if publisher.logs:
+                server.client.config_set("maxmemory", 1)
+                id += 1
+                publisher.publish([message("a", id)])
+                server.client.config_set("maxmemory", 0)
+                tries += 1
+        assert 4 <= tries <= 8
+    finally:
+        publisher.close()
+
+
+def test_a_redis_that_cannot_write_to_its_disk_gets_wakes_but_no_logs(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        server.client.config_set("min-replicas-to-write", 1)
+        publisher.publish([message("a", 1)])
+        assert not publisher.logs and publisher.published == 1
+
+
+def test_the_key_of_a_reign_outlives_the_logs_and_goes_with_the_reign(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        key = KEYS.reign(0, publisher.reign)
+        publisher.publish([message("a", 1)])
+        assert server.client.ttl(key) > server.client.ttl(KEYS.log("a"))
+        publisher.renew()
+        assert not server.client.exists(key) and server.client.exists(KEYS.reign(0, publisher.reign))
 
 
 def test_a_server_that_stops_being_a_master_is_refused(server: RedisServer) -> None:
