@@ -72,15 +72,21 @@ class Keys:
         """Return the key that exists while a reign lasts. If it is gone, Redis has lost what the relay wrote."""
         return f"{self.shard_channel(shard)}:reign:{reign}"
 
-    def seal(self, reign: str, number: int, payload: str) -> bytes:
-        """Return a text to publish, with the proof that a relay of this database made it."""
-        text = f"{reign} {number} {payload}".encode()
-        return hmac.digest(self._secret, text, "sha256").hex()[:_SEAL].encode() + b" " + text
+    def seal(self, reign: str, number: int, payload: str, *, place: str = "") -> bytes:
+        """Return a text to publish, with the proof that a relay of this database made it.
 
-    def open(self, data: bytes) -> Sealed | None:
-        """Return what was sealed, or None if no relay of this database made it."""
+        ``place`` is empty for wakes; otherwise it is the key for which the text was made. It proves nothing anywhere else.
+        """
+        text = f"{reign} {number} {payload}".encode()
+        return self._proof(place, text) + b" " + text
+
+    def open(self, data: bytes, *, place: str = "") -> Sealed | None:
+        """Return what was sealed, or None if no relay of this database made it for this ``place``."""
         seal, text = data[:_SEAL], data[_SEAL + 1 :]
-        if not hmac.compare_digest(seal, hmac.digest(self._secret, text, "sha256").hex()[:_SEAL].encode()):
+        if not hmac.compare_digest(seal, self._proof(place, text)):
             return None
         reign, number, payload = text.split(b" ", 2)
         return Sealed(reign.decode(), int(number), payload.decode())
+
+    def _proof(self, place: str, text: bytes) -> bytes:
+        return hmac.digest(self._secret, place.encode() + b" " + text, "sha256").hex()[:_SEAL].encode()

@@ -18,6 +18,9 @@ logger = logging.getLogger("pgbus_gevent.roll")
 COLLECT = 5.0
 """Seconds between two statements of the steward."""
 
+AT_ONCE = 200
+"""The most reports in one statement, because each may have many kilobytes."""
+
 BELATED = 3
 """How many reports of a worker may be without an answer. Then it reports to the database itself."""
 
@@ -105,7 +108,7 @@ class RedisRoll:
             return None
         self._number += 1
         keys = session.keys
-        report = keys.seal(session.reign, self._number, json.dumps([id, dict(facts)]))
+        report = keys.seal(session.reign, self._number, json.dumps([id, dict(facts)]), place=keys.roll)
         pipes = None
         try:
             pipes = Pipes(self._url, timeout=TIMEOUT)
@@ -121,7 +124,7 @@ class RedisRoll:
         finally:
             if pipes is not None:
                 pipes.close()
-        sealed = keys.open(found) if isinstance(found, bytes) else None
+        sealed = keys.open(found, place=keys.answers) if isinstance(found, bytes) else None
         if sealed is None:
             return self._last if self._clock() - self._told < TRUSTED else None
         whose, pace, workers = json.loads(sealed.payload)
@@ -146,11 +149,13 @@ class RedisRoll:
             if isinstance(found, Exception):
                 raise RedisUnavailable(f"Redis refuses the roll: {found}")
             alive, gone = self._sort(session, dict(zip(found[::2], found[1::2], strict=True)))
-            if alive:
-                known, pace, workers = self._fleet.beat_many({id: report.facts for id, report in alive.items()})
+            ids = list(alive)
+            for some in (ids[n : n + AT_ONCE] for n in range(0, len(ids), AT_ONCE)):
+                known, pace, workers = self._fleet.beat_many({id: alive[id].facts for id in some})
                 commands: list[tuple[str, Command]] = []
                 for id in known:
-                    answer = keys.seal(session.reign, alive[id].number, json.dumps([id, pace, workers]))
+                    text = json.dumps([id, pace, workers])
+                    answer = keys.seal(session.reign, alive[id].number, text, place=keys.answers)
                     commands.append((keys.answers, ("HSET", keys.answers, id, answer)))
                 pipes.run([*commands, (keys.answers, ("EXPIRE", keys.answers, KEPT))])
             if gone:
@@ -163,7 +168,7 @@ class RedisRoll:
         now, seen, new = self._clock(), self._seen, {}
         self._seen = {}
         for name, data in found.items():
-            sealed = session.keys.open(data)
+            sealed = session.keys.open(data, place=session.keys.roll)
             id = name.decode(errors="replace")
             if sealed is None:
                 continue

@@ -137,9 +137,14 @@ def test_a_forged_report_is_ignored(server: RedisServer) -> None:
     fleet = Fleet()
     one = worker(server, fleet)
     beat(one, "w", 1)
-    beat(one, "v", 1)
+    other = worker(server, fleet)
+    beat(other, "v", 1)
     server.client.hset(KEYS.roll, "w", server.client.hget(KEYS.roll, "v"))
     server.client.hset(KEYS.roll, "x", b"forged")
+    wake = KEYS.seal("r", 1, '["message","a",1,0,1.5,null,"data",null,null]')  # published, and so known to everybody
+    server.client.hset(KEYS.roll, "y", wake)
     one.collect()
+    server.client.hset(KEYS.answers, "v", wake)
     gevent.sleep(0)
     assert fleet.statements == 1 and fleet.rows == {"w": {"count": 1}, "v": {"count": 1}}
+    beat(other, "v", 2)
