@@ -69,8 +69,8 @@ class StreamLog:
 
     __slots__ = (
         "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_labels", "_lost", "_max_bytes", "_max_frames",
-        "_settled", "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest", "passed",
-        "passed_by_all",
+        "_settled", "announced", "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
+        "passed", "passed_by_all",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -82,6 +82,8 @@ class StreamLog:
         self.is_open = False
         # When the oldest message that waits for a pass was appended, in Unix seconds, if its notification said so.
         self.appended_at: float | None = None
+        # The highest id above the head that a wake or a probe has named.
+        self.announced = 0
         self.epoch = 0
         self.passed = 0
         self.passed_by_all = 0
@@ -185,6 +187,7 @@ class StreamLog:
         self.horizon = horizon
         self.oldest = min(self.oldest, to)
         self.appended_at = None
+        self.announced = 0
         # The next messages are above `to`, and may be below a head that was passed before.
         self.passed = min(self.passed, to)
         self.passed_by_all = min(self.passed_by_all, to)

@@ -3,7 +3,8 @@
 An entry of a log is a message with the id of the one before it. So the entries show whether one is missing: because Redis was
 flushed or full, has failed over to a replica that lagged behind, or has trimmed the log. Two things do not show in the entries:
 
-- Whether there are newer messages. So an answer from Redis never says that there are none.
+- Whether there are newer messages. So an answer from Redis never says that there are none, except after the messages that a look
+  was for: newer ones come as wakes, or with a new reign.
 - Whether the last entry is the newest message of its stream, for a client that wants only what is new. It counts as that only if it
   was written in the reign of the relay that is at work now; a relay begins a new reign if Redis may have lost something.
 """
@@ -118,13 +119,17 @@ class RedisReads:
         session = self._session()
         wanted = [n for n, (stream, cursor) in enumerate(after) if cursor and self._is_certain(stream)]
         found: dict[int, PageRows] = {}
+        announced = {n: self._announced(*after[n]) for n in wanted}
+        most = min(ENTRIES, limit)
         if session is not None and wanted:
             commands: list[tuple[str, Command]] = []
             for n in wanted:
                 key = session.keys.log(after[n][0])
-                commands.append((key, ("XRANGE", key, f"{after[n][1]}-0", "+", "COUNT", min(ENTRIES, limit))))
+                commands.append((key, ("XRANGE", key, f"{after[n][1]}-0", "+", "COUNT", most)))
             for n, answer in zip(wanted, self._ask(commands), strict=False):
-                page = _page(after[n][1], self._entries(session, after[n][0], answer or []))
+                entries = self._entries(session, after[n][0], answer or [])
+                reign = session.reign if session.logs and len(entries) < most else None
+                page = _page(after[n][1], entries, reign, announced[n])
                 if page is not None and session is self._session():
                     found[n] = page
         rest = [n for n in range(len(after)) if n not in found]
@@ -149,6 +154,11 @@ class RedisReads:
         log = self._board.log(stream)
         waiting = self._board.waiting(log) if log is not None else {}
         return max((MAX_ID if each.place.invalid_cursor else each.start or 0 for each in waiting), default=0)
+
+    def _announced(self, stream: str, cursor: int) -> int | None:
+        """Return the id for which there is a look at a stream, or None if it is for another reason, or for a client's page."""
+        log = self._board.log(stream)
+        return log.announced if log is not None and log.head == cursor < log.announced else None
 
     def _count(self, all_of_them: int, postgres: int) -> None:
         self.answered["postgres"] += postgres
@@ -230,8 +240,13 @@ def _opening(question: OpenQuestion, newest: Sequence[Entry | None], reign: str)
     return Opening(head, 0, first.id, start, floor, [entry.row for entry in entries])
 
 
-def _page(cursor: int, entries: Sequence[Entry | None]) -> PageRows | None:
-    """Return the messages above a cursor, or None if the entries do not have the next one."""
+def _page(
+    cursor: int, entries: Sequence[Entry | None], reign: str | None = None, announced: int | None = None
+) -> PageRows | None:
+    """Return the messages above a cursor, or None if the entries do not have the next one.
+
+    If the entries are all of the log, ``reign`` is the present one, and ``announced`` the message that a look is for.
+    """
     rows: list[Row] = []
     last = cursor
     for entry in entries:
@@ -241,5 +256,10 @@ def _page(cursor: int, entries: Sequence[Entry | None]) -> PageRows | None:
             break
         rows.append(entry.row)
         last = entry.message.id
+    if not rows:
+        return None
+    newest = entries[-1]
+    is_all = newest is not None and newest.message.id == last and newest.reign == reign
     # `more`: the reader asks again, and so in the end the database whether there are no newer ones.
-    return PageRows(rows, 0, True, anchor=cursor) if rows else None
+    more = not (is_all and announced is not None and announced <= last)
+    return PageRows(rows, 0, more, anchor=cursor)

@@ -242,4 +242,5 @@ class Listener:
                 log.appended_at = at
             self._board.extend(log, [message])
         else:
+            log.announced = max(log.announced, message.id)
             self._board.look(log)

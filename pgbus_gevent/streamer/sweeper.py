@@ -251,6 +251,7 @@ class Sweeper:
             # it has moved less far, the rest may be a message that nobody rings for.
             now = found.get(log.name)
             if now is not None and not log.retired and (now < heads[log.name] or now > log.head):
+                log.announced = max(log.announced, now)
                 self._board.looks.add(log)
                 moved = True
         return moved

@@ -132,6 +132,38 @@ def test_a_client_starts_resumes_and_replays_without_the_database(worker: Worker
     assert replay.ids == with_replay[-3:] and worker.table.reads == []
 
 
+def test_a_gap_is_filled_without_the_database(worker: Worker) -> None:
+    worker.append()
+    wait_until(lambda: worker.heard == 1, "the wake is heard")
+    client = worker.parts.connect()
+    worker.settled(client)
+    hear = worker._listener.hear
+    worker._listener.hear = lambda payloads: None  # type: ignore[method-assign]  # a wake is lost
+    lost = worker.append()
+    wait_until(lambda: worker.heard == 2, "it was dropped")
+    worker._listener.hear = hear  # type: ignore[method-assign]
+    worker.table.reads.clear()
+    new = worker.append()
+    wait_until(lambda: client.ids == [lost, new], "both arrive")
+    gevent.sleep(0.1)
+    assert worker.table.reads == []
+
+
+def test_a_probe_is_not_content_with_what_redis_has(worker: Worker) -> None:
+    first = worker.append()
+    wait_until(lambda: worker.heard == 1, "the wake is heard")
+    client = worker.parts.connect()
+    worker.settled(client)
+    message = worker.table.append("orders")
+    worker.publisher.publish([Outgoing("orders", json.dumps(["message", *message]), message.id)])
+    missed = worker.append(relayed=False)
+    log = worker.board.log("orders")
+    assert log is not None and first < missed
+    log.announced = missed  # as a probe does
+    worker.board.looks.add(log)
+    wait_until(lambda: client.ids == [message.id, missed], "the table's last message arrives, too")
+
+
 def test_a_cursor_that_redis_does_not_have_goes_to_the_database(worker: Worker) -> None:
     old = [worker.append(relayed=False) for _ in range(3)]
     ids = [worker.append() for _ in range(3)]
