@@ -14,10 +14,10 @@ from ..streamer.instance import Instance
 from .program import Command, database_settings, say
 
 _ABOUT = """\
-Take part in the election of the steward, as every worker does, and while elected, relay messages to Redis. It serves no clients.
+Relay messages to Redis, and do what else is to be done once for all workers. It serves no clients.
 
-`serve --wake redis://…` does the same beside serving. Run this command, on two machines, if the relay should have a process of
-its own. It ends with SIGTERM or Ctrl-C; another process then takes its place."""
+`serve --wake redis://…` does the same beside serving, if none of these runs. Run this command, on two machines, if the relay should
+have a process of its own. It ends with SIGTERM or Ctrl-C; another process then takes its place."""
 
 _EXAMPLES = """\
 examples:
@@ -38,7 +38,9 @@ def _relay(arguments: argparse.Namespace, settings: Settings) -> int:
     with database_settings(settings) as settings:
         stopper = Stopper(settings.grace)
         stopper.watch_signals()
-        instance = Instance(settings, on_failure=stopper.fail).start()
+        instance = Instance(settings, on_failure=stopper.fail)
+        instance.steward.only_relays = True
+        instance.start()
         say("relaying; send SIGTERM to stop")
         stopper.wait()
         instance.shutdown()

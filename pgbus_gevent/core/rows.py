@@ -85,8 +85,8 @@ class DutyQuestion(NamedTuple):
     """What the worker with the number ``me`` tells when it asks who is the steward.
 
     If there is no steward, or it has given no sign for ``lease`` seconds, this worker becomes the steward if it ``may_lead``.
-    ``hears`` says whether it hears notifications, ``rings`` whether it rings for messages that did not ring, and ``relays`` whether
-    it can relay messages to Redis. A worker that can takes the place of a steward that cannot.
+    ``hears`` says whether it hears notifications, and ``rings`` whether it rings for messages that did not ring. ``rank`` is 0 if
+    it cannot relay messages to Redis, 1 if it can, and 2 if it does nothing else. It takes the place of a steward of lower rank.
     """
 
     me: int
@@ -94,7 +94,7 @@ class DutyQuestion(NamedTuple):
     lease: float
     hears: bool
     rings: bool
-    relays: bool = False
+    rank: int = 0
 
 
 class DutyAnswer(NamedTuple):

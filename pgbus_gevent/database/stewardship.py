@@ -9,7 +9,7 @@ from ..core.rows import DutyAnswer, DutyQuestion, IdRow, IdTailRows
 from .patience import LIFE, READ, Patience
 from .pool import Pool
 
-_ANSWER = """pgbus._duty(%(me)s, %(may_lead)s, %(lease)s, %(hears)s, %(rings)s, %(relays)s) d"""
+_ANSWER = """pgbus._duty(%(me)s, %(may_lead)s, %(lease)s, %(hears)s, %(rings)s, %(rank)s) d"""
 
 _DUTY = f"select d.leads, d.age, d.rings, d.company from {_ANSWER}"
 

@@ -110,6 +110,9 @@ class Steward:
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
         self.elections = 0
+        self._asked_rank = 0
+        self.only_relays = False
+        """Whether this worker does nothing else than relay, so that it takes the place of one that has clients."""
         self.duties: list[Duty] = []
         self.outlets: list[Outlet] = ear.outlets
 
@@ -183,8 +186,8 @@ class Steward:
                     self.sweeps.pause(self._clock() - began)
                 else:
                     gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.85, 1.0))
-                # The relay is the steward's, so while its beacons come there is no need to ask.
-                while not self._elected and (left := self._board.relay.until - self._clock()) > 0:
+                # The relay is the steward's, so while its beacons come there is no need to ask, unless our rank is a new one.
+                while not self._elected and self._rank <= self._asked_rank and (left := self._relayed_for) > 0:
                     gevent.sleep(left)
         finally:
             self._ear.wanted.clear()
@@ -193,6 +196,10 @@ class Steward:
     @property
     def _sweeping(self) -> bool:
         return self._elected and (self.company or bool(self.outlets))
+
+    @property
+    def _relayed_for(self) -> float:
+        return self._board.relay.until - self._clock()
 
     @property
     def _ask_interval(self) -> float:
@@ -208,10 +215,13 @@ class Steward:
             hears = False
             self._last_turn_until = now + DEAF_FOR
         first = hears and now >= self._last_turn_until
-        relays = bool(self.outlets) and bool(self._board.relay.reaches)
-        return DutyQuestion(
-            self._number, self._may_lead, LEASE if first else DEAF_LEASE, hears, self.sweeps.rings, relays
-        )
+        lease = LEASE if first else DEAF_LEASE
+        self._asked_rank = self._rank
+        return DutyQuestion(self._number, self._may_lead, lease, hears, self.sweeps.rings, self._asked_rank)
+
+    @property
+    def _rank(self) -> int:
+        return (2 if self.only_relays else 1) if self.outlets and self._board.relay.reaches else 0
 
     def _note(self, asked: float, answer: DutyAnswer) -> None:
         """Note the answer to a question that was sent at ``asked``."""

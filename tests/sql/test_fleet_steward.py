@@ -29,16 +29,16 @@ def ask(
     lease: int = 1200,
     hears: bool = True,
     rings: bool = True,
-    relays: bool = False,
+    rank: int = 0,
 ) -> Answer:
     """Ask who is the steward, as worker ``me``."""
-    question = me, may_lead, lease, hears, rings, relays
+    question = me, may_lead, lease, hears, rings, rank
     return Answer(*session.run("select * from pgbus._duty(%s, %s, %s, %s, %s, %s)", *question)[0])
 
 
 def sign_at(session: Session, offset_ms: int, *, kind: int = 3) -> None:
     """Set the time of the last sign to so many milliseconds from now."""
-    session.run("select setval('pgbus.steward_sign', %s)", (int(time.time() * 1000) + offset_ms) * 8 + kind)
+    session.run("select setval('pgbus.steward_sign', %s)", (int(time.time() * 1000) + offset_ms) * 16 + kind)
 
 
 @pytest.fixture
@@ -109,17 +109,19 @@ def test_a_lease_that_was_given_back_is_taken_by_the_next_one_that_asks(sessions
     assert ask(session, 2).leads
 
 
-def test_a_worker_that_relays_takes_the_place_of_one_that_does_not(sessions: Sessions) -> None:
+def test_a_worker_takes_the_place_of_one_of_lower_rank(sessions: Sessions) -> None:
     session = sessions()
     assert ask(session, 1).leads
     assert not ask(session, 2).leads
-    assert ask(session, 3, relays=True, hears=False).leads
+    assert ask(session, 3, rank=1, hears=False).leads
     assert not ask(session, 1).leads, "that it hears is no reason to take the relay's place"
-    assert not ask(session, 4, relays=True, hears=False).leads, "one relay does not take the place of another"
-    assert ask(session, 5, relays=True).leads, "unless it hears, and the other does not"
-    assert not ask(session, 3, relays=True, hears=False).leads
-    assert ask(session, 5, hears=True).leads, "it has lost Redis"
-    assert ask(session, 4, relays=True, hears=False).leads
+    assert not ask(session, 4, rank=1, hears=False).leads, "one relay does not take the place of another"
+    assert ask(session, 5, rank=1).leads, "unless it hears, and the other does not"
+    assert not ask(session, 3, rank=1, hears=False).leads
+    assert ask(session, 6, rank=2).leads, "it has no clients"
+    assert not ask(session, 5, rank=1).leads
+    assert ask(session, 6).leads, "it has lost Redis"
+    assert ask(session, 4, rank=1).leads
 
 
 def test_a_worker_that_hears_takes_the_place_of_one_that_does_not(sessions: Sessions) -> None:

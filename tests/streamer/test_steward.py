@@ -42,9 +42,12 @@ class Office:
 
         self.relays = False
 
+
+        self.rank = 0
+
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
-        self.lease, self.hears, self.relays = question.lease, question.hears, question.relays
+        self.lease, self.hears, self.rank = question.lease, question.hears, question.rank
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
@@ -124,10 +127,32 @@ def test_a_worker_without_redis_hears_what_postgresql_notifies_and_one_with_redi
     part = steward(office, board)
     part.outlets.append(SimpleNamespace())  # type: ignore[arg-type]
     with running(part):
-        for reaches, relays in ((None, False), (False, False), (True, True)):
-            board.relay.reaches, office.asked = reaches, 0
-            wait_until(lambda relays=relays: office.relays == relays and office.asked)  # type: ignore[misc]
+        for reaches, only_relays, rank in ((None, False, 0), (False, True, 0), (True, False, 1), (True, True, 2)):
+            board.relay.reaches, part.only_relays, office.asked = reaches, only_relays, 0
+            wait_until(lambda rank=rank: office.rank == rank and office.asked)  # type: ignore[misc]
             assert office.hears, "the steward rings for it too while Redis is away"
+
+
+def test_while_beacons_come_a_worker_asks_only_if_its_rank_has_risen() -> None:
+    office = Office(leads=False)
+    board = hearing()
+    part = steward(office, board)
+    part.outlets.append(SimpleNamespace())  # type: ignore[arg-type]
+
+    def beacon() -> bool:
+        board.relay.until = monotonic() + 0.05
+        return True
+
+    with running(part):
+        wait_until(lambda: beacon() and office.asked)
+        gevent.sleep(0.02)
+        asked = office.asked
+        for _ in range(10):
+            beacon()
+            gevent.sleep(0.02)
+        assert office.asked == asked
+        board.relay.reaches, part.only_relays = True, True
+        wait_until(lambda: beacon() and office.asked > asked and office.rank == 2)
 
 
 def test_a_worker_that_does_not_hear_waits_longer_before_it_takes_over() -> None:
@@ -330,6 +355,6 @@ def test_the_election_recovers_if_a_failover_takes_the_sequences_back(pgbus_bus:
         with running(part):
             wait_until(lambda: part.leads)
             # To a steward of former times, whose number nobody has.
-            session.run("select setval('pgbus.steward', 7), setval('pgbus.steward_sign', 8003)")
+            session.run("select setval('pgbus.steward', 7), setval('pgbus.steward_sign', 16003)")
             wait_until(lambda: session.one("select pg_sequence_last_value('pgbus.steward')") != 7)
             wait_until(lambda: part.leads)

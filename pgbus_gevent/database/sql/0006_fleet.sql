@@ -121,8 +121,8 @@ $$;
 -- where PostgreSQL has that, because nothing in them is worth keeping: after a crash or a failover, there is an
 -- election.
 -- - `steward` is the number of the steward;
--- - `steward_sign` is when it last gave a sign of life, in milliseconds of Unix time, times eight; plus 4 if it relays
---   to Redis, plus 2 if it rings for messages that did not ring, plus 1 if it hears notifications;
+-- - `steward_sign` is when it last gave a sign of life, in milliseconds of Unix time, times 16; plus 4 times its rank,
+--   plus 2 if it rings for messages that did not ring, plus 1 if it hears notifications;
 -- - `steward_company` is when another worker that hears last asked for the steward, in milliseconds.
 create sequence pgbus.steward as bigint minvalue 0 start with 0;
 create sequence pgbus.steward_sign as bigint minvalue 0 start with 0;
@@ -140,8 +140,8 @@ $$;
 
 -- Asks who is the steward, and renews the lease of the worker `me` if it is. If it is not, but `may_lead`, it becomes
 -- the steward in these cases: nobody is; the steward has given no sign for `lease` milliseconds; the steward does not
--- hear, and this worker does; or the steward does not relay, and this worker does. A steward that relays keeps its place
--- from workers that do not, because without a relay no worker can use Redis.
+-- hear, and this worker, of no lower rank, does; or the steward's rank is lower. The rank is 0 for a worker that cannot relay
+-- to Redis, 1 for one that can, and 2 for one that does nothing else. Without a relay, no worker can use Redis.
 --
 -- Nothing breaks if two workers take themselves for the steward, as for a moment after one was stopped and continued.
 -- The lock only keeps all workers from being elected at once. Any role can take any advisory lock, so after five leases
@@ -150,23 +150,24 @@ $$;
 -- Returns whether `me` is the steward, the age of the steward's last sign in milliseconds (null if there is none),
 -- whether the steward rings, and whether another worker that hears has asked within the last ten seconds.
 create function pgbus._duty(me bigint, may_lead boolean, lease integer, hears boolean, inout rings boolean,
-                            relays boolean default false,
+                            rank integer default 0,
                             out leads boolean, out age bigint, out company boolean)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   now_ms  bigint := date_part('epoch', clock_timestamp()) * 1000;
   sign    bigint;
-  own     bigint := now_ms * 8 + relays::integer * 4 + rings::integer * 2 + hears::integer;
+  own     bigint := now_ms * 16 + rank * 4 + rings::integer * 2 + hears::integer;
+  theirs  integer;
   ignored text;
 begin
   for tries in 1 .. 2 loop
     leads := coalesce(pg_sequence_last_value('pgbus.steward'), 0) = me;
     sign := coalesce(pg_sequence_last_value('pgbus.steward_sign'), 0);
     -- abs(), here and below: a clock that was set back must not make a lease longer than it is.
-    age := abs(now_ms - sign / 8);
+    age := abs(now_ms - sign / 16);
+    theirs := sign / 4 % 4;
     exit when leads or not may_lead
-              or (age < lease and not (relays and (sign & 4) = 0)
-                  and not (hears and (sign & 1) = 0 and (relays or (sign & 4) = 0)));
+              or (age < lease and rank <= theirs and not (hears and sign % 2 = 0 and rank = theirs));
     if tries = 1 then
       -- Then again, because the one that had the lock may have become the steward.
       exit when not pg_try_advisory_xact_lock(1885823588, 0)
@@ -179,14 +180,14 @@ begin
   end loop;
   -- The sequences are logged in PostgreSQL 14, and nobody needs to wait until they have been written.
   if leads and may_lead then
-    if abs(own - sign) >= 800 or (own & 7) <> (sign & 7) then
+    if abs(own - sign) >= 1600 or own % 16 <> sign % 16 then
       ignored := set_config('synchronous_commit', 'off', true);
       perform setval('pgbus.steward_sign', own);
     end if;
     age := 0;
   else
     leads := false;
-    rings := (sign & 2) > 0;
+    rings := sign % 4 >= 2;
     if hears and current_setting('transaction_read_only') = 'off'
        and abs(now_ms - coalesce(pg_sequence_last_value('pgbus.steward_company'), 0)) >= 500
     then
