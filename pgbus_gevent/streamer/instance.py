@@ -173,13 +173,11 @@ class Instance:
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
         self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
         self.roll_call = RollCall(roll, board, self.clients, port=settings.port)
-        self.pruner = Pruner(
-            database.pruning, interval=settings.prune_interval, forget_after=settings.forget_after, board=board
-        )
         self._add_duties()
 
     def _add_duties(self) -> None:
-        settings = self.settings
+        settings, source = self.settings, self.database.pruning
+        self.pruner = Pruner(source, self.board, interval=settings.prune_interval, forget_after=settings.forget_after)
         self.steward.add_duty("revocations", self.revocations.watch, settings.catch_up_interval)
         self.steward.add_duty("presence", self.presence.expire, self.presence.expire_interval)
         if settings.prune_interval:

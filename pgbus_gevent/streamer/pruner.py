@@ -78,10 +78,10 @@ class Pruner:
     def __init__(
         self,
         source: Source,
+        board: Board | None = None,
         *,
         interval: float,
         forget_after: float,
-        board: Board | None = None,
         clock: Callable[[], float] = monotonic,
         sleep: Callable[[float], object] = gevent.sleep,
     ) -> None:

@@ -357,7 +357,7 @@ def test_in_a_large_fleet_with_a_relay_a_worker_looks_seldom_from_the_start() ->
     rounds = Rounds()
     board = make_board()
     rounds.pruner = Pruner(
-        rounds, interval=10.0, forget_after=99.0, board=board, clock=lambda: rounds.now, sleep=rounds._sleep
+        rounds, board, interval=10.0, forget_after=99.0, clock=lambda: rounds.now, sleep=rounds._sleep
     )
 
     def learn() -> None:
