@@ -20,6 +20,12 @@ from .urls import Address, RedisURL
 BACKLOG = 10_000
 """The most wakes that are held. When more come, the oldest are dropped, and :meth:`RedisSession.receive` says so."""
 
+BACKLOG_BYTES = 64 * 1024 * 1024
+"""The most bytes of them, because a wake through Redis may be large."""
+
+TURN = 100
+"""The most texts that are read before other greenlets run. In a flood there is always one more, and reading it never waits."""
+
 SILENCE = 3.5
 """Seconds without a beacon after which a connection, or the relay, counts as dead. A beacon comes every second."""
 
@@ -70,6 +76,7 @@ class RedisSession:
         self._everything = False
         self._hearing: dict[str, Hearing] = {}
         self._payloads: deque[str] = deque()
+        self._size = 0
         self._lost = False
         self._resync_at: float | None = None
         self._error: Exception | None = None
@@ -171,8 +178,10 @@ class RedisSession:
         """Read one connection, until it fails."""
         try:
             while True:
-                if link.wait(_POLL):
-                    self._take(link, link.read())
+                for _ in range(TURN):
+                    if link.wait(_POLL):
+                        self._take(link, link.read())
+                gevent.sleep(0)
         except Exception as error:  # the greenlet that uses the session raises it
             if self._links.get(link.address) is link:
                 self._fail(error)
@@ -221,8 +230,9 @@ class RedisSession:
                 self._note_beacon(sealed)
             return
         self._payloads.append(sealed.payload)
-        if len(self._payloads) > BACKLOG:
-            self._payloads.popleft()
+        self._size += len(sealed.payload)
+        while len(self._payloads) > BACKLOG or self._size > BACKLOG_BYTES:
+            self._size -= len(self._payloads.popleft())
             self._lost = True
         self._news.set()
 
@@ -264,6 +274,7 @@ class RedisSession:
             self._resync_at, self._lost = None, True
         payloads, lost = list(self._payloads), self._lost
         self._payloads.clear()
+        self._size = 0
         self._lost = False
         return payloads, lost
 

@@ -20,6 +20,7 @@ from redis_parts import (
 )
 from support import until
 
+import pgbus_gevent.redis.session as session_module
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.publisher import Outgoing, Publisher
@@ -249,3 +250,44 @@ def test_sentinel_fails_over_and_both_sides_find_the_new_master() -> None:
                 return None
 
         until(again, "the new master is found", 30, pause=0.3)
+
+
+class Flood:
+    """A connection on which there is always one more text, up to ``count`` of ``size`` bytes."""
+
+    address, where = ("127.0.0.1", 1), "127.0.0.1:1"
+
+    def __init__(self, keys: Keys, count: int, size: int) -> None:
+        text = keys.seal("r", 1, json.dumps(["ephemeral", "a", 1, None, "x" * size, None, None]))
+        self._answer = [b"message", keys.channel("a").encode(), text]
+        self.left = count
+
+    def wait(self, timeout: float) -> bool:
+        return True
+
+    def read(self) -> list[bytes]:
+        if not self.left:
+            raise RedisUnavailable("the end")
+        self.left -= 1
+        return self._answer
+
+
+def test_a_flood_leaves_other_greenlets_their_turns(single: RedisServer) -> None:
+    with hearing(single.url) as session:
+        flood = Flood(session.keys, 3000, 10)
+        reader = gevent.spawn(session._read, flood)
+        turns = 0
+        while not reader.dead:
+            payloads, lost = session.receive(1.0)
+            assert len(payloads) <= 200 and not lost
+            turns += 1
+        assert turns >= 10 and flood.left == 0
+
+
+def test_large_wakes_that_wait_have_a_limit(single: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "BACKLOG_BYTES", 100_000)
+    with hearing(single.url) as session:
+        gevent.spawn(session._read, Flood(session.keys, 50, 10_000)).join()
+        payloads, lost = session.receive(0.1)
+        assert lost and 5 <= len(payloads) <= 10
+        assert session._size == 0
