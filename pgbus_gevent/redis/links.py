@@ -175,6 +175,8 @@ def find(url: RedisURL, *, first: Address | None = None) -> Layout:
                 return Layout(ranges, source=host)
         except RedisUnavailable as error:
             last = error
+        except (ValueError, TypeError, IndexError) as error:
+            last = RedisUnavailable(f"the answer of {host[0]}:{host[1]} about its servers cannot be read: {error!r}")
     raise RedisUnavailable(str(last))
 
 

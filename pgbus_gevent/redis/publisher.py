@@ -114,7 +114,11 @@ class Publisher:
         self.reign = ""
         self.published = 0
         self._pipes = Pipes(url)
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
 
     # the reign
 

@@ -97,3 +97,10 @@ def test_a_node_that_hangs_delays_the_question_where_the_servers_are_only_once(
         assert all(pipes.current for _ in range(5))
         assert monotonic() - began < links.FIND_TIMEOUT
         pipes.close()
+
+
+def test_an_answer_that_cannot_be_read_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server() as server:
+        monkeypatch.setattr(Link, "one", lambda self, *command: [[0, None, [b"h"]]])
+        with pytest.raises(RedisUnavailable, match="cannot be read"):
+            find(parse(f"redis+cluster://127.0.0.1:{server.port}"))
