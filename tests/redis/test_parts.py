@@ -172,6 +172,35 @@ def test_without_redis_workers_use_postgresql_and_return(
             assert data(client) == ["before", *map(str, range(20)), "after"]
 
 
+def test_while_redis_is_away_the_workers_rely_on_the_steward(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    with fleet(pgbus_settings, server.url, 3) as workers:
+        server.kill()
+        instances = [worker.instance for worker in workers]
+        until(lambda: all(each.listener.live and each.redis.wakes.session is None for each in instances), "they LISTEN")  # type: ignore[union-attr]
+        until(lambda: any(each.steward.sweeps.rings for each in instances), "the steward rings", 20)
+        until(lambda: sum(each.sweeper._relying for each in instances) >= 2, "the others rely on it", 20)
+        client = workers[0].live("orders")
+        pgbus_bus.stream("orders").broadcast("rung")
+        until_messages(client, 1)
+
+
+def test_a_worker_with_redis_leads_before_one_without(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+) -> None:
+    with serving(pgbus_settings, public=("*",)) as plain:
+        until(lambda: plain.instance.steward.leads, "the first worker leads")
+        with fleet(pgbus_settings, server.url) as workers:
+            assert len(relays(workers)) == 1
+            clients = [worker.live("orders") for worker in (plain, *workers)]
+            for n in range(5):
+                pgbus_bus.stream("orders").broadcast(str(n))
+            for client in clients:
+                until_messages(client, 5)
+                assert data(client) == list(map(str, range(5)))
+
+
 def test_a_redis_that_hangs_delays_messages_by_seconds_only(
     pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
 ) -> None:
