@@ -34,20 +34,12 @@ class Office:
         self.left = 0
         self.takes = 0.0
         self.rings = False
-
-    def duty(self, question: DutyQuestion) -> DutyAnswer:
-        self.asked += 1
-        self.lease, self.hears, self.rings = question.lease, question.hears, question.rings
-
-
-        self.relays = False
-
-
         self.rank = 0
 
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
-        self.lease, self.hears, self.rank = question.lease, question.hears, question.rank
+        self.lease, self.hears, self.rings = question.lease, question.hears, question.rings
+        self.rank = question.rank
         gevent.sleep(self.takes)
         if self.answer is None:
             raise DatabaseUnavailable("PostgreSQL is not available, because the test says so")
