@@ -28,6 +28,9 @@ The message of each says what is wrong and what to do. Data that a handler may n
 
 from __future__ import annotations
 
+NO_RIGHT = "42501"
+"""PostgreSQL's code for a statement that the role has no right to run."""
+
 
 class PgbusError(Exception):
     """The base class of all errors that pgbus_gevent raises on purpose."""

@@ -7,12 +7,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import DatabaseError
+from ..errors import NO_RIGHT, DatabaseError
 from ..settings.retention import Retention, keep_longest
 from .patience import CHANGE, Patience
 from .pool import Pool
 
-_NO_RIGHT = "42501"  # insufficient_privilege
 _READ_ONLY = "25006"  # read_only_sql_transaction
 
 
@@ -85,7 +84,7 @@ class Pruning:
                     " not end, give the primary's URL",
                     error.sqlstate,
                 ) from error
-            if error.sqlstate == _NO_RIGHT:
+            if error.sqlstate == NO_RIGHT:
                 raise DatabaseError(
                     f"this role may not remove messages ({error}): grant it the rights in docs/retention.md, or set"
                     " prune_interval=0 to leave pruning to other servers",

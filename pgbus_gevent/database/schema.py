@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..errors import DatabaseError, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..errors import NO_RIGHT, DatabaseError, SchemaMismatch, SchemaTooNew, SchemaTooOld
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-_NO_RIGHT = "42501"  # insufficient_privilege
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _SERVES = re.compile(r"^-- serves: (\d+)$", re.MULTILINE)
@@ -196,4 +195,4 @@ def check_serving(connection: ext.connection) -> None:
         cursor.execute("select has_table_privilege('pgbus.messages', 'select'), current_user")
         may, role = cursor.fetchone() or (False, "")
     if not may:
-        raise DatabaseError(f"role {role} may not read pgbus.messages: grant it the rights in docs/sql.md", _NO_RIGHT)
+        raise DatabaseError(f"role {role} may not read pgbus.messages: grant it the rights in docs/sql.md", NO_RIGHT)

@@ -16,7 +16,7 @@ import gevent
 
 from ..core.board import Board
 from ..core.retries import Seldom, Trouble
-from ..errors import DatabaseError
+from ..errors import NO_RIGHT, DatabaseError
 
 logger = logging.getLogger("pgbus_gevent.pruner")
 
@@ -142,8 +142,9 @@ class Pruner:
         """Prune for all workers. Raises :class:`DatabaseError`."""
         try:
             self.take_part()
-        except DatabaseError:
-            self._lag.fails(self._clock())
+        except DatabaseError as error:
+            if error.sqlstate != NO_RIGHT:  # then another worker prunes, and knows by how much messages are overdue
+                self._lag.fails(self._clock())
             raise
 
     def take_part(self, patience: float = 0.0) -> int:

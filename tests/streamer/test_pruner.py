@@ -15,7 +15,7 @@ from streamer_parts import make_board
 from support import serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.errors import DatabaseError
+from pgbus_gevent.errors import NO_RIGHT, DatabaseError
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import pruner as module
 from pgbus_gevent.streamer.pruner import HELP_FOR, HOLDS, MAX_SHARE, MESSAGES, STREAMS, Pruner
@@ -38,6 +38,7 @@ class Rounds:
         self.positions: list[str | None] = [None]
         self.takes = 0.0
         self.failures = 0
+        self.sqlstate: str | None = None
         self.told: list[float] = []
         self.overdue = 0.0
         self.on_sleep: Callable[[], object] = lambda: None
@@ -51,7 +52,7 @@ class Rounds:
     def _note(self, *what: Any) -> None:
         if self.failures:
             self.failures -= 1
-            raise DatabaseError("away")
+            raise DatabaseError("away", self.sqlstate)
         self.asked.append(what)
         self.now += self.takes
 
@@ -252,6 +253,16 @@ def test_while_pruning_fails_messages_are_overdue_by_more_and_more() -> None:
     assert 120 <= (rounds.pruner.overdue or 0) <= 124
     rounds.pruner.prune()
     assert rounds.pruner.overdue == 0.0
+
+
+def test_a_steward_without_the_right_to_prune_does_not_say_that_messages_are_overdue() -> None:
+    rounds = Rounds()
+    rounds.failures, rounds.sqlstate = 3, NO_RIGHT
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            rounds.pruner.prune()
+        rounds.now += 40
+    assert rounds.pruner.overdue is None, "another worker prunes"
 
 
 def test_a_backlog_that_is_made_up_for_soon_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
