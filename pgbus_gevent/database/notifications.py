@@ -105,8 +105,13 @@ class ListenSession:
 
     def _listen_on(self, buckets: frozenset[int]) -> None:
         wanted = frozenset((self._control, *(channel(self._doorbell, bucket) for bucket in buckets)))
-        statements = [_listen(name) for name in sorted(wanted - self._channels)]
-        statements += [f'unlisten "{name}"' for name in sorted(self._channels - wanted)]
+        gone = self._channels - wanted
+        if len(gone) > len(wanted):
+            # In one transaction, so nothing is missed. A worker that has followed all streams would have 63 statements.
+            statements = ["unlisten *", *(_listen(name) for name in sorted({self._probe, *wanted}))]
+        else:
+            statements = [_listen(name) for name in sorted(wanted - self._channels)]
+            statements += [f'unlisten "{name}"' for name in sorted(gone)]
         if statements:
             self._run("; ".join(statements))
         self._buckets, self._channels = buckets, wanted

@@ -104,6 +104,21 @@ def test_a_bucket_that_is_followed_costs_no_statement(database: str, monkeypatch
         session.narrow(["s", b, a])
 
 
+def test_leaving_most_channels_takes_few_statements(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = apart(2)
+    with closing(listening(database)) as session, opened_sessions(database) as opener:
+        session.follow(None)
+        sent: list[str] = []
+        run = session._run
+        monkeypatch.setattr(session, "_run", lambda statement, *_: sent.append(statement) or run(statement))
+        session.narrow([a])
+        monkeypatch.undo()
+        assert len("; ".join(sent).split(";")) <= 4
+        assert heard(session, opener(), a, b) == [a]
+        session.ping()
+        assert session.hears()
+
+
 def test_the_streams_are_followed_on_the_new_channels_too(database: str) -> None:
     a, b = apart(2)
     with closing(listening(database)) as session, opened_sessions(database) as opener:
