@@ -6,7 +6,6 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from time import monotonic, time
 from typing import Any, NamedTuple
 
@@ -22,6 +21,9 @@ BEACON = '["beacon","%s",%d]'
 
 BATCH = 200
 """The most wakes that are sent before their answers are read."""
+
+BATCH_SIZE = 4 * 1024 * 1024
+"""The size of wakes, in characters, after which a batch ends."""
 
 REIGN_LASTS = 3600
 """Seconds after which the key of a reign expires, if no beacon renews it. Longer than a log lasts, because a full Redis with the
@@ -189,8 +191,15 @@ class Publisher:
 
     def publish(self, wakes: Iterable[Outgoing]) -> None:
         """Publish wakes in this order; those of one stream arrive in it."""
-        waiting = iter(wakes)
-        while batch := list(islice(waiting, BATCH)):
+        batch: list[Outgoing] = []
+        size = 0
+        for wake in wakes:
+            batch.append(wake)
+            size += len(wake.payload)
+            if len(batch) >= BATCH or size >= BATCH_SIZE:
+                self._publish(batch)
+                batch, size = [], 0
+        if batch:
             self._publish(batch)
 
     def _publish(self, batch: Sequence[Outgoing]) -> None:

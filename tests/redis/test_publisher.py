@@ -10,6 +10,7 @@ import pytest
 from redis_parts import RedisServer, needs_redis, redis_server
 
 from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis import publisher as publisher_module
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.publisher import LogBudget, Outgoing, Publisher
 from pgbus_gevent.redis.urls import parse
@@ -187,6 +188,17 @@ def test_a_message_that_comes_after_a_newer_one_leaves_no_hole(server: RedisServ
         assert ids(server) == []
         publisher.publish([message("a", 4)])
         assert ids(server) == [4]
+
+
+def test_large_wakes_are_sent_in_small_batches(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "BATCH_SIZE", 50_000)
+    with publishing(server) as publisher:
+        batches: list[int] = []
+        send = publisher._publish
+        monkeypatch.setattr(publisher, "_publish", lambda batch: batches.append(len(batch)) or send(batch))
+        publisher.publish(message("large", n, 20_000) for n in range(1, 11))
+        assert batches == [3, 3, 3, 1]
+        assert publisher.published == 10
 
 
 def test_of_a_large_message_the_log_has_only_the_id(server: RedisServer) -> None:
