@@ -73,10 +73,12 @@ class Ephemerals(Protocol):
 
 
 class Duty(Protocol):
-    """Whether this worker is the steward; :class:`pgbus_gevent.streamer.steward.Steward` says it."""
+    """Whether this worker is the steward, and hears; :class:`pgbus_gevent.streamer.steward.Steward` says it."""
 
     @property
     def leads(self) -> bool: ...
+    @property
+    def hears(self) -> bool: ...
 
 
 class Held(NamedTuple):
@@ -229,7 +231,9 @@ class Relay:
         backoff = Backoff(*_PAUSES)
         trouble = Trouble(logger, "cannot publish to Redis, so the workers use PostgreSQL; trying again: %s")
         while True:
-            if not self._duty.leads:
+            # A relay that does not hear would keep the workers from LISTEN, and ephemeral messages would be lost. If one that
+            # publishes becomes deaf, the steward gives its lease back after a while.
+            if not (self._duty.leads and self._duty.hears):
                 gevent.sleep(0.1)
                 continue
             publisher = None

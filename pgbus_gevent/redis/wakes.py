@@ -22,8 +22,11 @@ logger = logging.getLogger("pgbus_gevent.wakes")
 RELY = 4.5
 """Seconds after a beacon for which the worker relies on the relay to find messages that did not ring."""
 
-ASK_AFTER = (1.6, 2.2)
-"""Seconds without a beacon, at random, after which a worker asks who is the steward, because the relay may have died."""
+ASK_AFTER = (1.3, 1.8)
+"""Seconds without a beacon, at random, after which a worker asks who is the steward, because the relay may have died.
+
+Another worker is to take its place within two seconds.
+"""
 
 RETURN = 8.0
 """The longest time in seconds between two tries to return to Redis."""

@@ -19,7 +19,7 @@ from ..core.id_tail import Hole
 from ..core.outlet import Outlet
 from ..core.retries import Trouble
 from ..core.rows import DutyAnswer, DutyQuestion, IdTailRows
-from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+from ..errors import NO_RIGHT, DatabaseError, DatabaseUnavailable, PoolTimeout
 from . import steward_sweeps
 from .steward_duties import Duty
 from .steward_ear import Ear
@@ -37,7 +37,7 @@ DEAF_AFTER = 20.0
 """Seconds after which a steward that cannot hear gives way to a worker that can."""
 
 DEAF_FOR = 600.0
-"""Seconds for which such a worker then leaves the first turn in an election to the others."""
+"""Seconds for which such a worker then leaves the first turn in an election to the others, or does not lead at all."""
 
 RENEW_ALONE = 0.8
 """Seconds between two signs of a steward that does not sweep, because it has no company, and its worker looks after itself."""
@@ -56,6 +56,15 @@ RELY = 3.0
 
 That is longer than a takeover takes, so that it does not make all workers sweep for themselves.
 """
+
+SIGN_BEFORE_RING = 0.6
+"""How old the steward's last sign may be before it rings, in seconds. With an older one, the ring could outlast the lease."""
+
+MISSED_SPREAD = 0.5
+"""Seconds after the end of a lease over which workers that miss the relay's beacons ask."""
+
+MISSED_ASKERS = 20
+"""About how many of them do so, however large the fleet."""
 
 _ASK_PER_WORKER = 0.03  # seconds between two questions of a worker, for each worker of the fleet
 
@@ -107,6 +116,9 @@ class Steward:
         self.sweeps = StewardSweeps(source, board, ear)
         self._deaf_since: float | None = None
         self._last_turn_until = 0.0
+        self._yields_until = 0.0  # until when it does not lead at all
+        self._yields_as_deaf = False  # why: otherwise it has no right to ring
+        self._signed = 0.0  # when its last sign was sent, in monotonic seconds
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
         self.elections = 0
@@ -128,6 +140,11 @@ class Steward:
     def silence(self) -> float | None:
         """Seconds since the last sign of the steward, or while its relay counts as alive, 0; None before the first."""
         return None if self.seen is None else max(0.0, self._clock() - max(self.seen, self._board.relay.until))
+
+    @property
+    def hears(self) -> bool:
+        """Whether this worker hears the notifications of all streams, as the steward."""
+        return self._ear.hears
 
     @property
     def leads(self) -> bool:
@@ -170,6 +187,7 @@ class Steward:
                 try:
                     if self._sweeping:
                         self.sweeps.sweep(self, began)
+                        self._give_way_if_deaf()
                     else:
                         self._note(began, self._source.duty(self._question()))
                     self._answered = True
@@ -178,6 +196,10 @@ class Steward:
                     # If the database is away, the duties could not be done either, and each would log it.
                     self._answered = not isinstance(error, (DatabaseUnavailable, PoolTimeout))
                     trouble.begins(error)
+                    if not self._answered:
+                        self._deaf_since = None  # nobody hears without the database
+                    elif self._sweeping and error.sqlstate == NO_RIGHT:
+                        self._give_way("may not ring")
                     # A ring may have failed, and the messages for it are not read again. Nobody is to rely on rings meanwhile.
                     self.sweeps.begins, self.sweeps.rings = True, False
                 if self._sweeping and trouble.lasts:
@@ -185,7 +207,7 @@ class Steward:
                 elif self._sweeping:
                     self.sweeps.pause(self._clock() - began)
                 else:
-                    gevent.sleep(RENEW_ALONE if self._elected else self._ask_interval * random.uniform(0.85, 1.0))
+                    gevent.sleep(RENEW_ALONE if self._elected else self._until_next_question())
                 # The relay is the steward's, so while its beacons come there is no need to ask, unless our rank is a new one.
                 while not self._elected and self._rank <= self._asked_rank and (left := self._relayed_for) > 0:
                     gevent.sleep(left)
@@ -214,19 +236,46 @@ class Steward:
         elif now - self._deaf_since > DEAF_AFTER:
             hears = False
             self._last_turn_until = now + DEAF_FOR
+        if self._yields_as_deaf and self._board.listening.is_set() and not self._board.relay.heard:
+            self._yields_until = 0.0  # it hears PostgreSQL, because no relay is at work
         first = hears and now >= self._last_turn_until
         lease = LEASE if first else DEAF_LEASE
+        may_lead = self._may_lead and now >= self._yields_until
         self._asked_rank = self._rank
-        return DutyQuestion(self._number, self._may_lead, lease, hears, self.sweeps.rings, self._asked_rank)
+        return DutyQuestion(self._number, may_lead, lease, hears, self.sweeps.rings, self._asked_rank)
 
     @property
     def _rank(self) -> int:
         return (2 if self.only_relays else 1) if self.outlets and self._board.relay.reaches else 0
 
+    def _until_next_question(self) -> float:
+        pause = self._ask_interval * random.uniform(0.85, 1.0)
+        relay, workers = self._board.relay, self._board.workers
+        if relay.heard and self.seen is not None and random.random() * workers < MISSED_ASKERS:
+            # No beacon came, but the steward has given a sign since the last one. It may have died after that.
+            left = self.seen + LEASE - self._clock()
+            if left > 0:
+                pause = min(pause, left + MISSED_SPREAD * random.random())
+        return pause
+
+    def _give_way_if_deaf(self) -> None:
+        """Let another worker relay. Others do not ask for the steward while beacons come, so it has to leave by itself."""
+        if self.outlets and self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_AFTER:
+            self._give_way("does not hear notifications")
+            self._yields_as_deaf = True
+
+    def _give_way(self, why: str) -> None:
+        logger.warning("this worker %s, so it leaves the duties of the steward to others for %g s", why, DEAF_FOR)
+        self._yields_until, self._yields_as_deaf = self._clock() + DEAF_FOR, False
+        self._deaf_since = None
+        self._ear.wanted.clear()
+        self._leave()
+
     def _note(self, asked: float, answer: DutyAnswer) -> None:
         """Note the answer to a question that was sent at ``asked``."""
         # From the question on, not from the answer: it may have been under way for long.
         self._until = asked + LEASE if answer.leads else 0.0
+        self._signed = asked
         if answer.age is not None:
             self.seen = asked - answer.age
             if answer.rings:
@@ -269,6 +318,12 @@ class Steward:
             self._source.leave_duty(self._number)
         except DatabaseError:
             pass  # the lease ends by itself
+
+    def sign(self) -> None:
+        """Give a sign if the last one is not recent. For the sweeps, before a statement that may take long."""
+        now = self._clock()
+        if now - self._signed > SIGN_BEFORE_RING:
+            self._note(now, self._source.duty(self._question()))
 
     def ask(self, above: int | None, holes: Sequence[Hole], *, bind: bool) -> tuple[float, IdTailRows]:
         """Ask for ids, and note the sign that comes with it. Return when it was asked, and the answer. For the sweeps."""

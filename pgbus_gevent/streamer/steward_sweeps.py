@@ -44,6 +44,7 @@ class Leader(Protocol):
 
     @property
     def company(self) -> bool: ...
+    def sign(self) -> None: ...
     def ask(self, above: int | None, holes: Sequence[Hole], *, bind: bool) -> tuple[float, IdTailRows]: ...
 
 
@@ -101,10 +102,13 @@ class StewardSweeps:
             self._begin(leader)
             return
         if leader.company and not self.rings:
+            leader.sign()
+            if self.begins:
+                return  # another worker is the steward
             self.rings = self._source.ring_everybody()
         for page in range(_PAGES):
             rows = self._read(leader, now, first=page == 0)
-            self._hand_on([*rows.holes, *rows.above])
+            self._hand_on(leader, [*rows.holes, *rows.above])
             if len(rows.holes) == PAGE:
                 break
             if len(rows.above) < PAGE or self.begins:
@@ -151,7 +155,7 @@ class StewardSweeps:
             tail.bind(rows.bound, asked)
         return rows
 
-    def _hand_on(self, found: Sequence[IdRow]) -> None:
+    def _hand_on(self, leader: Leader, found: Sequence[IdRow]) -> None:
         """Ring for the messages that did not ring."""
         unheard = [row for row in found if not self._ear.has_heard(*row)]
         if unheard and self._ear.hears:
@@ -161,9 +165,11 @@ class StewardSweeps:
             return
         self._stage = 0
         ids = sorted(row.id for row in unheard)
+        leader.sign()
         for outlet in self._ear.outlets:
             outlet.found(ids)
-        if self.rings:
+        leader.sign()
+        if self.rings:  # False if another worker is the steward by now, which has everybody look
             self._ear.rang(ids)
             self.rings = self._source.ring_for(ids)
             self.rung += len(ids) * self.rings

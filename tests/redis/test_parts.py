@@ -251,6 +251,25 @@ def test_another_worker_relays_when_the_relay_dies(
             assert data(client) == list(map(str, range(10)))
 
 
+def test_another_worker_relays_if_the_relay_hears_nothing_for_long(
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steward_module, "DEAF_AFTER", 1.0)
+    stream = pgbus_bus.stream("orders")
+    stream.broadcast("the first append after a start changes the names in Redis")
+    with fleet(pgbus_settings, server.url) as workers:
+        (relay,) = relays(workers)
+        (other,) = (worker for worker in workers if worker is not relay)
+        clients = [worker.live("orders") for worker in workers]
+        relay.instance.tasks["ear"].stop(1.0)
+        until(lambda: relays(workers) == [other], "the other one relays")
+        until(lambda: all(map(on_redis, workers)), "all workers use Redis")
+        stream.broadcast("soon gone", ephemeral=True)
+        for client in clients:
+            until_messages(client, 1)
+            assert data(client) == ["soon gone"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_killed(
     seed: int, pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer

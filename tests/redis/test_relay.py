@@ -69,7 +69,8 @@ class Source:
     """The database of a relay, in memory. It is also its duty."""
 
     def __init__(self) -> None:
-        self.leads = True
+        self.leads = self.hears = True
+        self.fetched: list[int] = []
         self.generation = "g1"
         self.messages: dict[int, str] = {}
 
@@ -77,6 +78,7 @@ class Source:
         return "secret", self.generation
 
     def wakes(self, ids: Sequence[int], *, size: int) -> list[tuple[int, str, str]]:
+        self.fetched.append(len(ids))
         return [(id, "a", self.messages[id]) for id in sorted(ids)]
 
     def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
@@ -228,6 +230,35 @@ class TestRelay:
             source.leads = True
             until(lambda: relay.publishing and "lost" in heard, "it publishes again, and the workers look")
             assert heard == ["lost"]
+
+    def test_many_large_messages_at_once_are_fetched_in_slices_and_begin_a_new_reign(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay_module, "QUEUE_BYTES", 1_000_000)
+        source = Source()
+        for n in range(1, 1001):
+            source.messages[n] = json.dumps(["message", "a", n, n - 1, 1.5, None, "x" * 10_000, None, None])
+        with relaying(server, source) as relay, hearing(server) as heard:
+            relay.found(range(1, 1001))
+            assert sum(source.fetched) <= 150 and max(source.fetched) <= 50
+            until(lambda: relay.reigns == 2 and relay.publishing, "a new reign begins, so the workers look")
+            payload = source.message(1001)
+            relay.found([1001])
+            until(lambda: payload in heard, "and the next message arrives")
+
+    def test_a_steward_that_hears_nothing_does_not_begin_to_relay(self, server: RedisServer) -> None:
+        source = Source()
+        with relaying(server, source) as relay:
+            source.hears = False
+            gevent.sleep(0.2)
+            assert relay.publishing, "it may hear again soon"
+            source.leads = False
+            until(lambda: not relay.publishing, "the relay stops")
+            source.leads = True
+            gevent.sleep(0.5)
+            assert not relay.publishing
+            source.hears = True
+            until(lambda: relay.publishing, "it relays now")
 
     def test_a_changed_generation_ends_the_sessions(self, server: RedisServer) -> None:
         source = Source()

@@ -15,9 +15,9 @@ from streamer_parts import make_board, wait_until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.board import Board
-from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion, IdTailRows
+from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion, IdRow, IdTailRows
 from pgbus_gevent.database.stewardship import Stewardship
-from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.errors import NO_RIGHT, DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import steward as steward_module
 from pgbus_gevent.streamer import steward_sweeps
 from pgbus_gevent.streamer.steward import LEASE, Steward
@@ -35,9 +35,11 @@ class Office:
         self.takes = 0.0
         self.rings = False
         self.rank = 0
+        self.may_lead = True
 
     def duty(self, question: DutyQuestion) -> DutyAnswer:
         self.asked += 1
+        self.may_lead = question.may_lead
         self.lease, self.hears, self.rings = question.lease, question.hears, question.rings
         self.rank = question.rank
         gevent.sleep(self.takes)
@@ -222,6 +224,104 @@ def test_company_that_comes_does_not_have_the_workers_of_an_outlet_look() -> Non
         assert outlet.count == 1
 
 
+def test_a_steward_with_a_relay_that_cannot_hear_for_long_gives_its_lease_back() -> None:
+    """While its beacons come, nobody else asks."""
+    now = 100.0
+    office, board = Office(), hearing()
+    board.relay.reaches = board.relay.heard = True
+    part = steward(office, board, clock=lambda: now)
+    part.outlets.append(Restarts())
+    with running(part):
+        wait_until(lambda: part.leads and part.sweeps.tails > 0)
+        now += steward_module.DEAF_AFTER + 0.1
+        wait_until(lambda: office.left == 1)
+        assert not part.leads
+        office.answer = DutyAnswer(leads=False, age=None, rings=False, company=False)
+        wait_until(lambda: not office.may_lead)
+        board.relay.heard = False
+        wait_until(lambda: office.may_lead)  # no relay is at work, and this worker hears PostgreSQL
+
+
+def test_an_outage_of_the_database_does_not_make_a_steward_give_way() -> None:
+    now = 100.0
+    office = Office()
+    part = steward(office, hearing(), clock=lambda: now)
+    part.outlets.append(Restarts())
+    with running(part):
+        wait_until(lambda: part.leads and part.sweeps.tails > 0)
+        office.answer = None
+        for _ in range(int(steward_module.DEAF_AFTER) + 1):
+            now += 1.0
+            before = office.asked
+            wait_until(lambda before=before: office.asked > before)  # type: ignore[misc]
+        office.answer = DutyAnswer(leads=True, age=0.0, rings=False, company=False)
+        before = office.asked
+        wait_until(lambda: office.asked > before + 5)
+        assert office.left == 0 and part.leads
+
+
+def test_a_steward_that_may_not_ring_leaves_it_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office()
+    office.answer = DutyAnswer(leads=True, age=0.0, rings=False, company=True)
+
+    def refuse() -> bool:
+        office.answer = DutyAnswer(leads=False, age=None, rings=False, company=True)
+        raise DatabaseError("permission denied for function _ring_everybody", NO_RIGHT)
+
+    monkeypatch.setattr(office, "ring_everybody", refuse)
+    part = steward(office, hearing())
+    with running(part):
+        wait_until(lambda: office.left == 1)
+        wait_until(lambda: not office.may_lead)
+        assert not part.leads
+
+
+class Slow(Office):
+    """One message is found, and the outlet that takes it is slow. ``steps`` has the statements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = DutyAnswer(leads=True, age=0.0, rings=True, company=True)
+        self.now = 100.0
+        self.steps: list[str] = []
+        self.successor = False
+
+    def duty(self, question: DutyQuestion) -> DutyAnswer:
+        self.steps.append("question")
+        return super().duty(question)._replace(leads=not (self.successor and self.steps.count("tail") > 1))
+
+    def ids(self, *arguments: Any, bind: bool, limit: int) -> IdTailRows:
+        self.steps.append("tail")
+        assert self.answer is not None
+        new = [IdRow(7, "a")] if self.steps.count("tail") == 2 else []
+        gevent.sleep(0)
+        return IdTailRows(self.answer, 1, 9, None, [], new)
+
+    def ring_for(self, ids: Sequence[int]) -> bool:
+        self.steps.append("ring")
+        return True
+
+    def heard(self, payloads: list[str]) -> None: ...
+
+    def found(self, ids: Sequence[int]) -> None:
+        self.now += steward_module.SIGN_BEFORE_RING + 0.1
+
+    def restarted(self) -> None: ...
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_a_steward_gives_a_sign_before_it_rings_if_the_last_one_is_old(successor: bool) -> None:
+    office = Slow()
+    office.successor = successor
+    part = steward(office, hearing(), clock=lambda: office.now)
+    part.outlets.append(office)
+    with running(part):
+        wait_until(lambda: office.steps.count("tail") > 1 and len(office.steps) > office.steps.index("tail") + 3)
+    found = [n for n, step in enumerate(office.steps) if step == "tail"][1]
+    assert office.steps[found + 1] == "question"
+    assert (office.steps[found + 2] == "ring") is not successor
+
+
 def test_a_steward_whose_rings_fail_does_not_ask_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steward_sweeps, "RENEW", 0.2)
     office = Office()
@@ -236,6 +336,19 @@ def test_a_steward_whose_rings_fail_does_not_ask_all_the_time(monkeypatch: pytes
     with running(steward(office, hearing())):
         wait_until(lambda: len(rings) == 4)
     assert rings[-1] - rings[0] >= 0.5
+
+
+def test_who_misses_the_beacons_of_a_relay_asks_again_when_the_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steward may have died just after a sign, and the next ordinary question of a large fleet is too late."""
+    monkeypatch.setattr(steward_module, "ASK", (4.0, 4.0))
+    office, board = Office(leads=False, age=0.9), hearing()
+    board.relay.reaches = board.relay.heard = True
+    board.relay.until = monotonic() - 0.1
+    with running(steward(office, board)):
+        wait_until(lambda: office.asked == 1)
+        began = monotonic()
+        wait_until(lambda: office.asked == 2)
+    assert LEASE - 0.9 - 0.05 <= monotonic() - began < LEASE - 0.9 + steward_module.MISSED_SPREAD + 0.5
 
 
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
