@@ -36,7 +36,7 @@ UNREADY_AFTER = 4.0
 RELAYED_INTERVAL = 300.0
 """The same while the beacons of a relay come, which also show that the database answers."""
 
-_RELAY_LASTS = 2.0  # seconds for which RelaySigns.until lies after a beacon
+_RELAY_LASTS = 1.5  # seconds for which RelaySigns.until lies after a beacon
 _LEAST = 0.05  # seconds
 
 

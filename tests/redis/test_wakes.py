@@ -106,6 +106,21 @@ def test_with_a_relay_wakes_come_from_redis_and_its_signs_of_life_are_on_the_boa
     assert not board.relay.heard and found.session is None and database.listens == 0
 
 
+def test_a_worker_that_hears_no_beacon_asks_for_the_steward_early_enough_for_a_takeover_in_two_seconds(
+    server: RedisServer,
+) -> None:
+    found, _, board = source(server.url)
+    with relay(server):
+        session = found.listen()
+        asks = set()
+        while len(asks) < 20:
+            session.receive(0.5)
+            assert found.session is not None and found.session.beacon_at is not None
+            asks.add(board.relay.until - found.session.beacon_at)
+        session.close()
+    assert min(asks) > 1.2 and max(asks) < 1.9
+
+
 def test_without_redis_postgresql_is_used_until_redis_is_back(fast: None, server: RedisServer) -> None:
     port = free_port()
     found, _, board = source(f"redis://127.0.0.1:{port}")
