@@ -39,6 +39,9 @@ DEAF_AFTER = 20.0
 DEAF_FOR = 600.0
 """Seconds for which such a worker then leaves the first turn in an election to the others, or does not lead at all."""
 
+BACK_AFTER = 60.0
+"""The same for a worker whose listener hears PostgreSQL then, because nobody relays. Not at once: the ear may not get a session."""
+
 RENEW_ALONE = 0.8
 """Seconds between two signs of a steward that does not sweep, because it has no company, and its worker looks after itself."""
 
@@ -117,7 +120,7 @@ class Steward:
         self._deaf_since: float | None = None
         self._last_turn_until = 0.0
         self._yields_until = 0.0  # until when it does not lead at all
-        self._yields_as_deaf = False  # why: otherwise it has no right to ring
+        self._back_from: float | None = None  # from when it may lead again if it turns out that it hears
         self._signed = 0.0  # when its last sign was sent, in monotonic seconds
         self.seen: float | None = None
         """When the steward last gave a sign, in monotonic seconds; None before the first."""
@@ -236,8 +239,8 @@ class Steward:
         elif now - self._deaf_since > DEAF_AFTER:
             hears = False
             self._last_turn_until = now + DEAF_FOR
-        if self._yields_as_deaf and self._board.listening.is_set() and not self._board.relay.heard:
-            self._yields_until = 0.0  # it hears PostgreSQL, because no relay is at work
+        if self._back_from is not None and self._board.listening.is_set() and not self._board.relay.heard:
+            self._yields_until = self._back_from  # its listener hears PostgreSQL, because no relay is at work
         first = hears and now >= self._last_turn_until
         lease = LEASE if first else DEAF_LEASE
         may_lead = self._may_lead and now >= self._yields_until
@@ -262,11 +265,11 @@ class Steward:
         """Let another worker relay. Others do not ask for the steward while beacons come, so it has to leave by itself."""
         if self.outlets and self._deaf_since is not None and self._clock() - self._deaf_since > DEAF_AFTER:
             self._give_way("does not hear notifications")
-            self._yields_as_deaf = True
+            self._back_from = self._clock() + BACK_AFTER
 
     def _give_way(self, why: str) -> None:
         logger.warning("this worker %s, so it leaves the duties of the steward to others for %g s", why, DEAF_FOR)
-        self._yields_until, self._yields_as_deaf = self._clock() + DEAF_FOR, False
+        self._yields_until, self._back_from = self._clock() + DEAF_FOR, None
         self._deaf_since = None
         self._ear.wanted.clear()
         self._leave()

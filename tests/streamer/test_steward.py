@@ -238,6 +238,10 @@ def test_a_steward_with_a_relay_that_cannot_hear_for_long_gives_its_lease_back()
         assert not part.leads
         office.answer = DutyAnswer(leads=False, age=None, rings=False, company=False)
         wait_until(lambda: not office.may_lead)
+        now += steward_module.BACK_AFTER + 0.1
+        before = office.asked
+        wait_until(lambda: office.asked > before + 2)
+        assert not office.may_lead
         board.relay.heard = False
         wait_until(lambda: office.may_lead)  # no relay is at work, and this worker hears PostgreSQL
 
