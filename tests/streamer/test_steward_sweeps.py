@@ -339,7 +339,7 @@ def test_the_statement_that_asks_for_ids_reads_an_index(sql: Session, pgbus_bus:
     last = sql.one("select last_value from pgbus.message_ids")
     parameters: dict[str, Any] = {
         "me": 1, "may_lead": True, "lease": 1200, "hears": True, "rings": True, "rank": 0, "bind": False, "limit": 1000,
-            "above": last - 10,
+        "above": last - 10,
         "lows": [last - 5000, last - 900], "highs": [last - 4990, last - 900],
     }  # fmt: skip
     with closing(psycopg2.connect(pgbus_bus.database.url)) as connection, connection.cursor() as cursor:

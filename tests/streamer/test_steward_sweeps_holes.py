@@ -29,6 +29,8 @@ class Open:
     def ring_everybody(self) -> bool:
         return True
 
+    def sign(self) -> None: ...
+
     def ask(self, above: int | None, holes: Sequence[Hole], *, bind: bool) -> tuple[float, IdTailRows]:
         if any(hole.low <= 5 <= hole.high for hole in holes):
             self.asked.append(self.now)
