@@ -3,40 +3,32 @@
 A *line* is one request to the origin, which names the streams to follow and the edge's head of each, and whose answer is an event
 stream that does not end. The set of streams of a line does not change, so every proxy and every balancer passes it on. To follow
 more streams, the session opens another line before it closes one. Because a line starts at the edge's heads, nothing is lost in
-between, whichever worker of the origin each line leads to.
+between, whichever worker of the origin each line leads to. While a line opens, the others are heard.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from contextlib import suppress
-from time import monotonic, time
-from typing import Any
+from time import monotonic
 
 import gevent
-from gevent.queue import Empty, Full, Queue
+from gevent.event import Event
 
-from ..core.hop import GREETING, HEARTBEAT, HOP, SHUTDOWN, WAKES
 from ..core.registry import Registry
-from ..core.sse_parser import ParsedFrame, Parser
+from ..core.retries import Backoff
 from ..core.taps import RESYNC
-from ..errors import DatabaseError, DatabaseUnavailable, OriginRefused
+from ..core.work import Flag
+from ..errors import DatabaseError, DatabaseUnavailable
+from .line import SILENCE, Inbox, Line
 from .origin import Origin
 
 logger = logging.getLogger("pgbus_gevent.edge")
 
-OPEN_TIMEOUT = 5.0
-"""Seconds until the origin must have greeted a new line."""
-
-AT_ONCE = 1.0
-"""If a new line fails within so many seconds, it is tried a second time. Meanwhile nothing else is heard."""
-
-SILENCE = 3 * HEARTBEAT
-"""Seconds without a byte after which a line counts as dead."""
+OPEN_PATIENCE = 4.0
+"""Seconds for which a new line is tried again after it has failed. After that, the session is given up."""
 
 SMALL = 256
 """A line that follows up to so many streams is replaced by one that follows more. A larger one stays, and a second one opens."""
@@ -53,89 +45,20 @@ LINGER = 0.5
 OVERLAP = 5.0
 """Seconds after a new line in which an ephemeral message may come on two lines."""
 
-BACKLOG = 1000
-"""How many payloads wait for the listener. Beyond that the lines are not read, so the origin notes only which streams move."""
-
 NUMBERS = 4096
 """How many numbers of ephemeral messages are remembered, so that one that comes on two lines is taken once."""
 
 
-class Line:
-    """One connection for new messages. Its greenlet puts what comes into ``inbox``, with itself."""
-
-    def __init__(self, origin: Origin, streams: dict[str, int | None], inbox: Queue[Any]) -> None:
-        self.streams = frozenset(streams)
-        self._inbox = inbox
-        self._parser = Parser()
-        self._connection, self._response = origin.open(
-            WAKES, {"streams": streams}, timeout=OPEN_TIMEOUT, silence=SILENCE
-        )
-        self.heard = monotonic()
-        self.lag: float | None = None
-        self.greeting: dict[str, Any] = {}
-        self._reader: gevent.Greenlet[..., None] | None = None
-        try:
-            with gevent.Timeout(OPEN_TIMEOUT, DatabaseUnavailable("the origin did not greet the edge in time")):
-                early = self._greeted()
-        except BaseException:
-            self.close()
-            raise
-        self._reader = gevent.spawn(self._run, early)
-
-    def _greeted(self) -> list[ParsedFrame]:
-        while True:
-            frames = self._next()
-            for n, frame in enumerate(frames):
-                if frame.event == GREETING:
-                    self.greeting = _greeting(frame.data)
-                    return frames[n + 1 :]
-                if frame.event == SHUTDOWN:
-                    raise DatabaseUnavailable("the origin is stopping")
-
-    def _next(self) -> list[ParsedFrame]:
-        try:
-            data = self._response.read1(65536)
-        except TimeoutError:
-            raise DatabaseUnavailable(f"nothing came from the origin for {SILENCE:g} s, not even a heartbeat") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise DatabaseUnavailable(
-                f"the connection to the origin was cut: {error or type(error).__name__}"
-            ) from None
-        if not data:
-            raise DatabaseUnavailable("the origin ended the connection")
-        self.heard = monotonic()
-        return self._parser.feed(data)
-
-    def _run(self, frames: list[ParsedFrame]) -> None:
-        try:
-            while True:
-                for frame in frames:
-                    self._take(frame)
-                frames = self._next()
-        except DatabaseError as error:
-            self._inbox.put((self, error))
-
-    def _take(self, frame: ParsedFrame) -> None:
-        if frame.comment is not None and frame.comment.startswith("heartbeat "):
-            with suppress(ValueError):
-                self.lag = time() - float(frame.comment.removeprefix("heartbeat "))
-        if frame.event == SHUTDOWN:
-            raise DatabaseUnavailable("the origin is stopping")
-        if frame.event == "message" and frame.data:
-            self._inbox.put((self, frame.data))
-
-    def close(self) -> None:
-        """Close the connection. Idempotent."""
-        if self._reader is not None and self._reader is not gevent.getcurrent():
-            self._reader.kill()
-        self._response.close()
-        self._connection.close()
+_PAUSES = 0.05, 1.0  # the first and the longest between two tries, in seconds
 
 
 class WakeSession:
     """A session of :class:`pgbus_gevent.streamer.listener.Listener`, which alone uses it.
 
     ``registry`` has the logs of the worker. The session begins with their streams. Raises the errors of :class:`Origin`.
+
+    A greenlet of its own, the opener, opens further lines. It alone changes the set of lines; while it waits for the origin, the
+    listener takes what the lines hear, and may ask for more streams.
     """
 
     cause = "the origin sends nothing"
@@ -143,12 +66,16 @@ class WakeSession:
     def __init__(self, origin: Origin, registry: Registry) -> None:
         self._origin = origin
         self._registry = registry
-        self._inbox: Queue[Any] = Queue(BACKLOG)
+        self._inbox = Inbox()
         self._lingering: dict[Line, float] = {}
         self._numbers: OrderedDict[tuple[str, int], float] = OrderedDict()  # and when each came
         self._overlap = 0.0
-        self._failure: DatabaseError | None = None
+        self._failure: Exception | None = None
         self._needed = frozenset(log.name for log in registry.logs())
+        self._wanted: set[str] = set()  # the streams for the next line, and the flag that says that it is there
+        self._heard = Event()
+        self._fold = False
+        self._opener: gevent.Greenlet[..., None] | None = None
         self._lines = [self._line(self._needed)]
         self._changed = monotonic()
 
@@ -164,19 +91,66 @@ class WakeSession:
 
     # streams
 
-    def follow(self, streams: Collection[str] | None) -> None:
-        """Hear of these streams too. None, for all streams, adds none: an origin that needs them all hears them itself."""
-        new = frozenset(streams or ()) - frozenset().union(*(line.streams for line in self._lines))
-        self._needed |= frozenset(streams or ())
-        if new:
-            self._open(new)
+    def follow(self, streams: Collection[str] | None) -> Flag | None:
+        """Hear of these streams too. Return None if they are heard already, otherwise a flag that is set when they are.
+
+        None, for all streams, adds none: an origin that needs them all hears them itself.
+        """
+        wanted = frozenset(streams or ())
+        self._needed |= wanted
+        new = self._unheard(wanted)
+        if not new:
+            return None
+        self._wanted |= new
+        self._open()
+        return self._heard
 
     def narrow(self, streams: Collection[str]) -> None:
         """Hear only of these streams, once lines are replaced."""
         self._needed = frozenset(streams)
 
-    def _open(self, new: Iterable[str]) -> None:
+    def _unheard(self, streams: Iterable[str]) -> set[str]:
+        return {name for name in streams if not any(name in line.streams for line in self._lines)}
+
+    def _open(self) -> None:
+        """Have the opener do what there is to do."""
+        if self._opener is None or self._opener.ready():
+            self._opener = gevent.spawn(self._run_opener)
+
+    def _run_opener(self) -> None:
+        try:
+            while self._wanted or self._fold:
+                if self._wanted:
+                    # What is wanted from now on waits for the next line.
+                    streams, self._wanted = self._wanted, set()
+                    heard, self._heard = self._heard, Event()
+                    self._extend(streams)
+                    heard.set()
+                    self._inbox.interrupt()
+                else:
+                    self._fold = False
+                    self._make_one_line()
+        except Exception as error:  # raised by receive()
+            self._inbox.put(None, error)
+
+    def _extend(self, streams: Iterable[str]) -> None:
+        """Follow further streams, and try it again for a while if that fails.
+
+        Behind a balancer, the next request may lead to another server. The other lines are not given up for one that stops.
+        """
+        backoff, end = Backoff(*_PAUSES), monotonic() + OPEN_PATIENCE
+        while True:
+            try:
+                return self._add(self._unheard(streams))
+            except DatabaseUnavailable:
+                if monotonic() > end:
+                    raise
+            gevent.sleep(backoff.next())
+
+    def _add(self, new: set[str]) -> None:
         """Open a line for ``new`` and for the streams of the lines that it replaces, and then close those."""
+        if not new:
+            return
         wanted = set(new)
         replaced: list[Line] = []
         for line in sorted(self._lines, key=lambda line: len(line.streams)):
@@ -186,18 +160,23 @@ class WakeSession:
             wanted |= line.streams & self._needed
         self._replace(wanted, replaced)
 
-    def _replace(self, streams: Iterable[str], replaced: list[Line]) -> None:
-        began = monotonic()
+    def _make_one_line(self) -> None:
         try:
-            line = self._line(streams)
-        except DatabaseUnavailable:
-            # Behind a balancer, the next request may lead to another server. The other lines are not given up for one that stops.
-            if monotonic() - began > AT_ONCE:
-                raise
-            line = self._line(streams)
+            self._replace(self._needed, self._lines)
+        except DatabaseError as error:
+            logger.debug("the lines to the origin stay as they are, because another one could not be opened: %s", error)
+            self._changed = monotonic()  # so that it is tried again later
+
+    def _replace(self, streams: Iterable[str], replaced: Collection[Line]) -> None:
+        line = self._line(streams)
         self._changed = self._overlap = monotonic()
         self._lines = [each for each in self._lines if each not in replaced] + [line]
         self._lingering.update(dict.fromkeys(replaced, self._changed + LINGER))
+        # The new line begins with what the origin knew when it took the request, and the first read of such a stream may have seen
+        # less. A message in between comes only on the old line, which is not read for ever.
+        again = [name for name in line.unknown if any(name in each.streams for each in replaced)]
+        if again:
+            self._inbox.put(line, json.dumps(["moved", *again]))
 
     def _line(self, streams: Iterable[str]) -> Line:
         logs = {name: self._registry.log(name) for name in streams}
@@ -213,26 +192,18 @@ class WakeSession:
             raise self._failure
         payloads: list[str] = []
         lost = False
-        for line, found in self._waiting(timeout):
+        for line, found in self._inbox.take(timeout):
             if isinstance(found, str):
                 lost |= found == RESYNC
                 if found != RESYNC and not self._is_repeated(found):
                     payloads.append(found)
-            elif found is not None and line in self._lines:
+            elif line is None or line in self._lines:
                 # Raised by the next call, because the payloads before it are good.
                 self._failure = found
         self._end_lingering()
         if self._failure is not None and not payloads:
             raise self._failure
         return payloads, lost
-
-    def _waiting(self, timeout: float) -> list[tuple[Line | None, str | DatabaseError | None]]:
-        found = []
-        with suppress(Empty):
-            found.append(self._inbox.get(timeout=timeout))
-            while len(found) < BACKLOG:
-                found.append(self._inbox.get_nowait())
-        return found
 
     def _is_repeated(self, payload: str) -> bool:
         """Whether an ephemeral message has come on another line already. Other messages are known by their ids."""
@@ -257,8 +228,7 @@ class WakeSession:
 
     def interrupt(self) -> None:
         """Have :meth:`receive` return, or the next one if none waits. For other greenlets; it never yields."""
-        with suppress(Full):  # then receive() does not wait
-            self._inbox.put_nowait((None, None))
+        self._inbox.interrupt()
 
     # life
 
@@ -270,28 +240,18 @@ class WakeSession:
         """Raise :class:`DatabaseUnavailable` if a line is dead. Make one line of several if no new one has come for a while."""
         self._end_lingering()
         now = monotonic()
-        if any(now - line.heard > SILENCE and not self._inbox.full() for line in self._lines):
+        if any(line.is_silent(now) for line in self._lines):
             raise DatabaseUnavailable(f"nothing came from the origin for {SILENCE:g} s, not even a heartbeat")
         followed = sum(len(line.streams) for line in self._lines)
         stale = followed > 2 * max(SMALL, len(self._needed))
         if (len(self._lines) > 1 or stale) and now - self._changed > FOLD_AFTER:
-            self._replace(self._needed, self._lines)
+            self._fold = True
+            self._open()
 
     def close(self) -> None:
         """End all lines. Idempotent."""
+        if self._opener is not None:
+            self._opener.kill()
         for line in [*self._lines, *self._lingering]:
             line.close()
         self._lingering.clear()
-
-
-def _greeting(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-        if found["hop"] != HOP:
-            raise OriginRefused(
-                f"the origin speaks version {found['hop']!r:.20} of the protocol between edge and origin, and this release"
-                f" version {HOP}: upgrade the older of the two"
-            )
-        return dict(found)
-    except (ValueError, TypeError, KeyError):
-        raise OriginRefused("its greeting is not as this release expects it") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic, time
 from typing import Protocol
@@ -14,7 +15,9 @@ from ..core import wakes
 from ..core.board import Board
 from ..core.events import ListenerDown, ListenerUp
 from ..core.retries import Backoff
+from ..core.stream_log import StreamLog
 from ..core.wakes import CONTROL
+from ..core.work import Flag
 from ..errors import DatabaseError, Deaf
 
 logger = logging.getLogger("pgbus_gevent.listener")
@@ -50,7 +53,8 @@ class Session(Protocol):
     """A session that hears wakes; :class:`pgbus_gevent.database.notifications.ListenSession` is one.
 
     It hears control wakes, and those of the streams that it follows, perhaps among others. ``follow`` adds streams, or all streams
-    with None: from its return on, each of their wakes is heard. ``narrow`` says which streams are needed from now on; the others
+    with None: from its return on, each of their wakes is heard; or, if it returns a flag, from the moment on at which the session
+    sets it and makes ``receive`` return. ``narrow`` says which streams are needed from now on; the others
     need not be followed any more. ``receive`` waits, and returns the payloads that came and whether others may be lost.
     ``interrupt`` makes it return early, or the next one if none waits; only this method is for other greenlets, and it never
     yields. ``hears`` says whether a wake that is sent now arrives, ``cause`` the likely reason if not. ``ping`` returns if the
@@ -59,7 +63,7 @@ class Session(Protocol):
 
     @property
     def cause(self) -> str: ...
-    def follow(self, streams: Collection[str] | None) -> None: ...
+    def follow(self, streams: Collection[str] | None) -> Flag | None: ...
     def narrow(self, streams: Collection[str]) -> None: ...
     def receive(self, timeout: float) -> tuple[list[str], bool]: ...
     def interrupt(self) -> None: ...
@@ -103,6 +107,7 @@ class Listener:
         """Why the session is deaf, or an empty text."""
         self.reconnects = 0
         self._follows_all = False
+        self._late: deque[tuple[Flag, list[StreamLog]]] = deque()  # logs whose wakes are heard when the flag is set
         self._narrowed = 0.0
 
     @property
@@ -127,6 +132,7 @@ class Listener:
                 self._lost(error, first=first)
             finally:
                 self._board.following.session = None
+                self._give_up_late()
                 self._board.deafen()
                 if session is not None:
                     session.close()
@@ -157,6 +163,8 @@ class Listener:
             if self._board.following.is_set():
                 self._follow(session)
             payloads, lost = session.receive(_WAIT)
+            while self._late and self._late[0][0].is_set():
+                self._heard(self._late.popleft()[1])
             if payloads:
                 self.hear(payloads)
                 if CONTROL in payloads:
@@ -183,15 +191,35 @@ class Listener:
         if board.follow_all and not self._follows_all:
             session.follow(None)
             self._follows_all = True
-        with board.unheard.taking() as logs:
+        logs = board.unheard.take()
+        later = None
+        try:
             if logs and not self._follows_all:
-                session.follow([log.name for log in logs])
+                later = session.follow([log.name for log in logs])
+        except BaseException:
+            board.unheard.give_back(logs)
+            raise
+        if later is None:
+            self._heard(logs)
+        else:
+            self._late.append((later, logs))
+
+    def _heard(self, logs: list[StreamLog]) -> None:
+        """Note that the wakes of these logs are heard from now on."""
+        board = self._board
         for log in logs:
+            board.unheard.done(log)
             if self.live and log.is_open and not log.retired:
                 # It was opened while the session was new, and a message since then may have been missed.
                 board.looks.add(log)
             else:
                 board.heard(log)
+
+    def _give_up_late(self) -> None:
+        """Note that the session has ended before it heard the wakes of some logs."""
+        for _, logs in self._late:
+            self._board.unheard.give_back(logs)
+        self._late.clear()
 
     def _narrow(self, session: Session) -> None:
         """Stop following the streams that have no client here."""

@@ -20,9 +20,9 @@ from gevent.pywsgi import WSGIServer
 from gevent.server import StreamServer
 from support import until
 
+from pgbus_gevent.edge.line import OPEN_TIMEOUT
 from pgbus_gevent.edge.origin import PIECE, AnswerTooLarge, Origin
 from pgbus_gevent.edge.reads import OriginReads
-from pgbus_gevent.edge.session import OPEN_TIMEOUT
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
 TOKEN = "a-worker-token-for-tests"

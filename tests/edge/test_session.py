@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import gevent
 import pytest
 from edge_parts import TOKEN, hop
 from support import PATIENCE, Serving, free_port, serving, until
@@ -15,9 +16,11 @@ from pgbus_gevent.core.board import Board, RingLimits
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.wakes import Ephemeral, NewMessage, Wake
 from pgbus_gevent.core.work import Flag
+from pgbus_gevent.edge import line as lines
 from pgbus_gevent.edge import session as subject
+from pgbus_gevent.edge.line import Line
 from pgbus_gevent.edge.origin import Origin
-from pgbus_gevent.edge.session import SMALL, Line, WakeSession
+from pgbus_gevent.edge.session import SMALL, WakeSession
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused
 from pgbus_gevent.settings.table import Settings
 
@@ -59,14 +62,22 @@ def heard(session: WakeSession, count: int) -> list[Wake]:
     return [each for each in found if isinstance(each, NewMessage | Ephemeral)]
 
 
+def follow(session: WakeSession, streams: list[str]) -> None:
+    """Follow streams, and wait until they are heard."""
+    flag = session.follow(streams)
+    assert flag is None or flag.wait(PATIENCE)
+
+
 def names(count: int, prefix: str = "many") -> list[str]:
     return [f"{prefix}:{n}" for n in range(count)]
 
 
-def test_from_the_return_of_follow_on_each_message_is_heard(session: WakeSession, pgbus_bus: Bus) -> None:
+def test_from_the_moment_on_at_which_a_stream_is_followed_each_message_is_heard(
+    session: WakeSession, pgbus_bus: Bus
+) -> None:
     ids = []
     for name in names(30):
-        session.follow([name])
+        follow(session, [name])
         ids.append(pgbus_bus.stream(name).broadcast("durable"))
         pgbus_bus.stream(name).broadcast("hint", ephemeral=True)
     found = heard(session, 60)
@@ -81,12 +92,12 @@ def test_a_stream_that_moves_to_another_line_loses_nothing_that_is_on_its_way(
 ) -> None:
     log = board.registry.hold("orders")
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
-    session.follow(["orders"])
+    follow(session, ["orders"])
     ids = []
     for n in range(20):
         ids.append(pgbus_bus.stream("orders").broadcast(str(n)))
         pgbus_bus.stream("orders").broadcast(f"hint {n}", ephemeral=True)
-        session.follow([f"another:{n}"])  # replaces the line, while the messages may be anywhere
+        follow(session, [f"another:{n}"])  # replaces the line, while the messages may be anywhere
     found = heard(session, 40)
     seen = [each.id for each in found if isinstance(each, NewMessage)]
     assert sorted(set(seen)) == ids
@@ -99,32 +110,78 @@ def test_an_ephemeral_message_that_an_origin_hears_late_comes_once(session: Wake
     payloads = [json.dumps(["ephemeral", "a", n, None, "x", None, None], separators=(",", ":")) for n in range(2)]
 
     def heard_from(found: Line, payload: str) -> list[str]:
-        session._inbox.put((found, payload))
+        session._inbox.put(found, payload)
         return session.receive(1.0)[0]
 
     assert heard_from(line, payloads[0]) == payloads[:1]
-    session.follow(["another"])
+    follow(session, ["another"])
     [later] = session._lines
     assert heard_from(later, payloads[0]) == []
     assert heard_from(later, payloads[1]) == payloads[1:]
 
 
+def test_messages_are_heard_while_a_line_opens(origin: Serving, pgbus_bus: Bus) -> None:
+    with hop(origin.url) as network:
+        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+        try:
+            follow(session, ["orders"])
+            network.opens.clear()
+            flag = session.follow(["another"])
+            pgbus_bus.stream("orders").broadcast("x")
+            assert heard(session, 1)
+            assert session.follow(["orders"]) is None
+            assert flag is not None
+            assert not flag.is_set()
+            network.opens.set()
+            until(lambda: session.receive(0.1) and flag.is_set(), "the other stream is followed", PATIENCE)
+            pgbus_bus.stream("another").broadcast("y")
+            assert heard(session, 1)
+        finally:
+            session.close()
+
+
+def test_a_stream_that_moves_to_another_line_before_its_first_read_is_read_again(session: WakeSession) -> None:
+    follow(session, ["orders"])  # the edge has no head of it yet
+    follow(session, ["another"])
+    found: list[str] = []
+
+    def looked() -> bool:
+        found.extend(session.receive(0.1)[0])
+        return bool(found)
+
+    until(looked, "it is told to read", PATIENCE)
+    assert found == ['["moved", "orders"]']
+
+
+def test_an_inbox_has_room_for_so_many_payloads_and_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BACKLOG", 3)
+    monkeypatch.setattr(lines, "BACKLOG_SIZE", 100)
+    for payloads, room in (["a" * 200, "b"], 1), (["a" * 60, "b" * 30, "c" * 20], 2), (list("abcd"), 3):
+        inbox = lines.Inbox()
+        writer = gevent.spawn(lambda inbox=inbox, payloads=payloads: [inbox.put(None, each) for each in payloads])
+        until(lambda inbox=inbox: inbox.blocked == 1, "it is full")
+        assert [found for _, found in inbox.take(1.0)] == payloads[:room]
+        writer.join(PATIENCE)
+        assert inbox.blocked == 0
+        assert [found for _, found in inbox.take(1.0)] == payloads[room:]
+
+
 def test_a_large_line_stays_while_a_small_one_takes_new_streams(
     session: WakeSession, origin: Serving, monkeypatch: pytest.MonkeyPatch, pgbus_bus: Bus
 ) -> None:
-    session.follow(names(4 * SMALL))
+    follow(session, names(4 * SMALL))
     [large] = session._lines
     for name in names(20, "new"):
-        session.follow([name])
+        follow(session, [name])
     assert session.lines == 2
     assert large in session._lines
     for prefix in ("a", "b", "c", "d"):
-        session.follow(names(SMALL + 10, prefix))
+        follow(session, names(SMALL + 10, prefix))
         assert session.lines <= subject.MOST_LINES
     monkeypatch.setattr(subject, "FOLD_AFTER", 0.0)
     session.narrow([*names(20, "new"), "many:5"])
     session.ping()
-    assert [len(line.streams) for line in session._lines] == [21]
+    until(lambda: [len(line.streams) for line in session._lines] == [21], "one line is left", PATIENCE)
     pgbus_bus.stream("many:5").broadcast("x")
     assert len({each.id for each in heard(session, 1) if isinstance(each, NewMessage)}) == 1
     until(lambda: session.receive(0.05) and len(origin.instance.board.taps) == 1, "the others end", PATIENCE)
@@ -136,7 +193,7 @@ def test_a_session_begins_with_the_streams_of_the_worker(origin: Serving, board:
     with_head = WakeSession(requests_to(origin.url), board.registry)
     try:
         assert with_head.lines == 1
-        with_head.follow(["orders"])
+        follow(with_head, ["orders"])
         assert with_head.lines == 1
         missed = pgbus_bus.stream("orders").broadcast("b")
         assert [each.id for each in heard(with_head, 1) if isinstance(each, NewMessage)] == [missed]
@@ -155,25 +212,31 @@ def test_a_cut_ends_the_session_after_what_came_before_it(origin: Serving, pgbus
             session.close()
 
 
-def test_a_new_line_that_leads_to_a_server_that_stops_is_tried_again(origin: Serving, pgbus_bus: Bus) -> None:
+def test_a_new_line_that_leads_to_a_server_that_stops_is_tried_again(
+    origin: Serving, pgbus_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with hop(origin.url) as network:
         session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
         try:
             [port] = network.targets
             network.targets = [port, free_port()]  # each second connection is refused
             for name in names(6):
-                session.follow([name])
+                follow(session, [name])
             pgbus_bus.stream("many:5").broadcast("x")
             assert heard(session, 1)
+            monkeypatch.setattr(subject, "OPEN_PATIENCE", 0.3)
             network.open = False
+            flag = session.follow(["another"])
             with pytest.raises(DatabaseUnavailable, match="did not answer"):
-                session.follow(["another"])
+                until(lambda: session.receive(0.1) is None, "it raises")
+            assert flag is not None
+            assert not flag.is_set()
         finally:
             session.close()
 
 
 def test_silence_ends_the_session(origin: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "SILENCE", 0.5)
+    monkeypatch.setattr(lines, "SILENCE", 0.5)
     with hop(origin.url) as network:
         session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
         try:
@@ -212,7 +275,7 @@ def test_a_wrong_token_ends_the_attempt_with_what_to_do(origin: Serving, board: 
 @pytest.mark.parametrize(("greeting", "says"), [({"hop": 2}, "upgrade the older"), ([], "not as this release")])
 def test_a_greeting_of_another_release_is_refused(greeting: object, says: str) -> None:
     with pytest.raises(OriginRefused, match=says):
-        subject._greeting(json.dumps(greeting))
+        lines._greeting(json.dumps(greeting))
 
 
 def test_an_interrupt_ends_a_wait_and_is_not_lost(session: WakeSession) -> None:

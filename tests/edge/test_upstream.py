@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_parts import TOKEN, edge_of, edge_settings
+from edge_parts import TOKEN, edge_of, edge_settings, hop
 from raw_http import ask
 from serve_parts import environment
 from support import PATIENCE, Serving, gaps, get, received, run, serving, session, stored, until, until_messages
@@ -255,6 +255,26 @@ def test_live_messages_come_over_the_connection_and_cost_no_read(edge: Serving, 
     until_messages(client, 60)
     # A message that overtakes the answer to the first read of the stream costs one more read, however many follow.
     assert upstream.queries.counts["pages"] + upstream.queries.counts["openings"] <= before + 1
+
+
+def test_messages_come_while_a_new_stream_waits_for_its_connection(
+    origin: Serving, pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    with hop(origin.url) as network, edge_of(pgbus_settings, network.url) as edge:
+        client = edge.live("orders")
+        network.opens.clear()
+        late = edge.client("another", since=0)
+        until(lambda: network.waiting, "the connection for it is being opened")
+        for n in range(10):
+            pgbus_bus.stream("orders").broadcast(str(n))
+            pgbus_bus.stream("orders").broadcast(f"hint {n}", ephemeral=True)
+            assert {client.next(timeout=1.0).data for _ in range(2)} == {str(n), f"hint {n}"}
+        assert not late.frames
+        network.opens.set()
+        late.next("pgbus:connected", timeout=PATIENCE)
+        pgbus_bus.stream("another").broadcast("x")
+        assert late.next(timeout=PATIENCE).data == "x"
+        assert edge.instance.listener.reconnects == 0
 
 
 def test_the_console_and_the_metrics_of_an_edge_show_its_own_connections(

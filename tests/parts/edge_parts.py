@@ -29,7 +29,12 @@ class Hop:
         self.flows = Event()
         self.flows.set()
         self.open = True
+        self.opens = Event()
+        self.opens.set()
+        """While it is clear, new connections hang."""
         self.taken = 0
+        self.waiting = 0
+        """How many new connections hang."""
         self._sockets: list[socket.socket] = []
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
@@ -39,6 +44,9 @@ class Hop:
         if not self.open:
             return
         self.taken += 1
+        self.waiting += 1
+        self.opens.wait()
+        self.waiting -= 1
         with (
             suppress(OSError),
             socket.create_connection(("127.0.0.1", self.targets[self.taken % len(self.targets)])) as server,
@@ -70,6 +78,7 @@ class Hop:
 
     def close(self) -> None:
         self.flows.set()
+        self.opens.set()
         self.cut()
         self._server.stop(1)
 

@@ -31,6 +31,8 @@ class Session:
         self.pings = 0
         self.followed: list[object] = []
         self.interrupts = 0
+        self.later: Event | None = None
+        """What ``follow`` returns."""
         self.on_follow: Callable[[], object] = lambda: self.listening.on_follow()
         self.on_ping: Callable[[], object] = lambda: None
 
@@ -51,9 +53,10 @@ class Session:
     def cause(self) -> str:
         return "a pooler in transaction mode"
 
-    def follow(self, streams: Collection[str] | None) -> None:
+    def follow(self, streams: Collection[str] | None) -> Event | None:
         self.on_follow()
         self.followed.append("all" if streams is None else sorted(streams))
+        return self.later
 
     def narrow(self, streams: Collection[str]) -> None:
         self.followed.append(("only", sorted(streams)))
@@ -187,7 +190,9 @@ def test_a_lost_session_is_closed_and_another_opened(listening: Listening, caplo
     listening.live().inbox += [["b"]]
     listening.told("up, live=True", "a", "down", "up, live=True", "b")
     assert (first.closed, listening.part.reconnects) == (1, 1)
-    assert warnings(caplog) == ["the LISTEN session is lost, opening a new one: terminated by an administrator"]
+    assert warnings(caplog) == [
+        "the LISTEN session is lost, opening a new one: terminated by an administrator"
+    ]
 
 
 def test_every_log_is_in_doubt_from_the_loss_of_the_session_on(listening: Listening) -> None:
@@ -323,6 +328,40 @@ def following(listening: Listening) -> Listening:
 def joined(listening: Listening, id: str, stream: str) -> StreamLog:
     """A client comes that is the first of its stream."""
     return added(listening.board, FakeClient(id, stream)).log
+
+
+def test_a_stream_that_is_heard_later_is_looked_at_then_and_payloads_come_meanwhile(following: Listening) -> None:
+    session, board = following.live(), following.board
+    session.later = first = Event()
+    orders = joined(following, "ada", "orders")
+    wait_until(lambda: session.followed == [["orders"]])
+    session.later = second = Event()
+    stock = joined(following, "bob", "stock")
+    wait_until(lambda: session.followed == [["orders"], ["stock"]])
+    for log in (orders, stock):
+        board.look(log)
+    session.inbox.append(["a"])
+    following.told("up, live=True", "a")
+    assert not board.looks
+    first.set()
+    wait_until(lambda: orders in board.looks)
+    assert (orders in board.unheard, stock in board.unheard, stock in board.looks) == (False, True, False)
+    second.set()
+    wait_until(lambda: stock in board.looks)
+    assert not board.unheard
+
+
+def test_a_stream_that_is_heard_later_does_not_wait_for_a_session_that_is_lost(following: Listening) -> None:
+    session, board = following.live(), following.board
+    session.later = Event()
+    log = joined(following, "ada", "orders")
+    wait_until(lambda: session.followed == [["orders"]])
+    assert log not in board.looks
+    session.inbox.append("cut")
+    wait_until(lambda: log in board.looks)
+    wait_until(lambda: len(following.sessions) == 2)
+    following.live()
+    assert following.sessions[-1].followed == [["orders"]]
 
 
 def test_it_follows_the_streams_that_have_clients_before_it_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
