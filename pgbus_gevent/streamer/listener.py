@@ -235,7 +235,7 @@ class Listener:
             self._board.doubt()
             self._down.emit(ListenerDown(str(error)))
         if self.live or first:
-            logger.warning("the LISTEN session is lost, opening a new one: %s", error)
+            logger.warning("the session for new messages is lost, opening a new one: %s", error)
 
     def hear(self, payloads: list[str]) -> None:
         """Put the wakes in ``payloads`` on the board, in this order."""

@@ -165,7 +165,7 @@ def main(url: str) -> None:
         figures |= {"bus": publishing.get(), "plain bus": float(in_plain.get()), "pool": reading.get()}
         seconds_until(lambda: not instance.listener.live, began)
         figures |= {
-            "listen": noticed.seconds["the LISTEN session is lost, opening a new one: %s"],
+            "listen": noticed.seconds["the session for new messages is lost, opening a new one: %s"],
             "pulse": noticed.seconds["the database does not answer: %s"],
         }
         command(*blackhole, "del", "blackhole", HERE)

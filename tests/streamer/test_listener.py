@@ -191,7 +191,7 @@ def test_a_lost_session_is_closed_and_another_opened(listening: Listening, caplo
     listening.told("up, live=True", "a", "down", "up, live=True", "b")
     assert (first.closed, listening.part.reconnects) == (1, 1)
     assert warnings(caplog) == [
-        "the LISTEN session is lost, opening a new one: terminated by an administrator"
+        "the session for new messages is lost, opening a new one: terminated by an administrator"
     ]
 
 
@@ -247,7 +247,7 @@ def test_a_database_that_is_away_from_the_start_is_logged_once(
     listening = Listening(monkeypatch)
     listening.refusals = ["refused"] * 10
     listening.live()
-    assert warnings(caplog) == ["the LISTEN session is lost, opening a new one: refused"]
+    assert warnings(caplog) == ["the session for new messages is lost, opening a new one: refused"]
     assert listening.log == ["up, live=True"], "nothing that was never up goes down"
     assert listening.part.reconnects == 0
     listening.greenlet.kill()
