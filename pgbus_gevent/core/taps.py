@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .frames import Frame
 from .stream_log import StreamLog
@@ -31,6 +31,43 @@ TAKE_BYTES = 256 * 1024
 """About how many bytes of messages one call of :meth:`Tap.take` returns, and at most how many of one stream."""
 
 
+TEXTS_SIZE = 1024 * 1024
+"""About how many characters of payloads are kept for the other taps of a stream."""
+
+
+class Texts:
+    """The payloads of the newest messages that taps have taken, so that a message for many edges is written once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], tuple[Frame, str, str]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        """How many messages are kept."""
+        return len(self._kept)
+
+    def of(self, stream: str, frame: Frame, appended_at: float | None) -> str:
+        """Return the payload of a message. Only the time differs from tap to tap, because not each of them knows it."""
+        key = stream, frame.id
+        kept = self._kept.get(key)
+        if kept is None or kept[0] is not frame:
+            kept = self._keep(key, (frame, *_message(stream, frame)))
+        _, head, tail = kept
+        return f"{head}{json.dumps(appended_at)}{tail}"
+
+    def _keep(self, key: tuple[str, int], kept: tuple[Frame, str, str]) -> tuple[Frame, str, str]:
+        self._forget(key)
+        self._kept[key] = kept
+        self._size += len(kept[2])
+        while self._size > TEXTS_SIZE:
+            self._forget(next(iter(self._kept)))
+        return kept
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        if key in self._kept:
+            self._size -= len(self._kept.pop(key)[2])
+
+
 class Tap:
     """The streams that one connection of an edge follows. Nothing here yields, so each method is atomic.
 
@@ -39,6 +76,7 @@ class Tap:
 
     def __init__(self, flag: Flag) -> None:
         self.flag = flag
+        self.texts = Texts()
         self.greeted = False
         """Whether the edge has been told that it follows its streams. From then on it reads them, and must hear of all messages."""
         self.ended = False
@@ -156,7 +194,7 @@ class Tap:
             yield _written(["moved", log.name])
             return
         for n, frame in enumerate(chunk.frames):
-            yield _message(log.name, frame, None if n else appended_at)
+            yield self.texts.of(log.name, frame, None if n else appended_at)
         self._cursors[log] = chunk.cursor
         if chunk.cursor != log.head:
             self._moved[log] = None
@@ -169,6 +207,7 @@ class Taps:
     def __init__(self) -> None:
         self._taps: dict[Tap, None] = {}
         self._of: dict[StreamLog, dict[Tap, None]] = {}
+        self._texts = Texts()
         self.dropped = 0
         """How many ephemeral messages were dropped because edges did not take them."""
 
@@ -181,6 +220,7 @@ class Taps:
     def add(self, tap: Tap, logs: Mapping[StreamLog, int | None]) -> None:
         """Have ``tap`` follow the logs, each from its cursor."""
         self._taps[tap] = None
+        tap.texts = self._texts
         for log, cursor in logs.items():
             self._of.setdefault(log, {})[tap] = None
             tap.follow(log, cursor)
@@ -223,10 +263,12 @@ class Taps:
             tap.resync()
 
 
-def _message(stream: str, frame: Frame, appended_at: float | None) -> str:
+def _message(stream: str, frame: Frame) -> tuple[str, str]:
+    """Return the payload of a message, in two parts: what comes before the time of the append, and what comes after it."""
     event, data = _content(frame.data.decode())
     prev_id = frame.prev_id if frame.prev_id >= 0 else None
-    return _written(["message", stream, frame.id, prev_id, appended_at, event, data, frame.visible_to, frame.exclude])
+    head, tail = ["message", stream, frame.id, prev_id], [event, data, frame.visible_to, frame.exclude]
+    return f"{_written(head)[:-1]},", f",{_written(tail)[1:]}"
 
 
 def _content(frame: str) -> tuple[str | None, str]:
@@ -236,5 +278,5 @@ def _content(frame: str) -> tuple[str | None, str]:
     return event, "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
 
 
-def _written(payload: list[object]) -> str:
+def _written(payload: Sequence[object]) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

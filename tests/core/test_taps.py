@@ -10,6 +10,7 @@ from streamer_parts import FakeClient
 
 from pgbus_gevent.core import following, taps, wakes
 from pgbus_gevent.core.board import Board
+from pgbus_gevent.core.frames import encode
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingLimits, StreamLog
 from pgbus_gevent.core.taps import RESYNC, Tap
@@ -156,6 +157,40 @@ def test_a_very_large_ephemeral_message_passes_if_no_other_waits(board: Board, m
     large = Ephemeral("a", 1, None, "x" * 2000, None, None)
     assert [tap.ephemeral(large), tap.ephemeral(large)] == [True, False]
     assert taken(tap) == [large]
+
+
+def test_a_message_is_written_once_for_all_edges(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    really = taps._message
+    monkeypatch.setattr(taps, "_message", lambda stream, frame: written.append(frame.id) or really(stream, frame))
+    some = [tapped(board, {"a": None, "b": None}, greeted=False) for _ in range(3)]
+    a, b = (opened(board, name, 5) for name in "ab")
+    a.appended_at = 2.5
+    board.extend(a, [row(6, 5, "x", visible_to="admins")])
+    board.extend(b, [row(7, 5, "y"), row(8, 7, "z")])
+    expected = [
+        NewMessage("a", 6, 5, 2.5, None, "x", "admins", None),
+        NewMessage("b", 7, 5, None, None, "y", None, None),
+        NewMessage("b", 8, 7, None, None, "z", None, None),
+    ]
+    assert [taken(tap) for tap in some] == [expected] * 3
+    assert written == [6, 7, 8]
+    a.appended_at = None
+    # Another edge that comes back gets the message without its time.
+    assert taken(tapped(board, {"a": 5})) == [expected[0]._replace(created_at=None)]
+    assert written == [6, 7, 8]
+
+
+def test_few_texts_are_kept_and_no_text_of_a_message_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "TEXTS_SIZE", 1000)
+    texts = taps.Texts()
+    for id in range(100):
+        texts.of("a", encode(row(id, None, "x" * 100)), None)
+    assert 5 <= len(texts) < 10
+    texts.of("a", encode(row(100, None, "x" * 2000)), None)
+    assert len(texts) == 0
+    lost, found = (wakes.parse(texts.of("a", encode(row(101, 100, each)), None)) for each in ("lost", "found"))
+    assert [each.data for each in (lost, found) if isinstance(each, NewMessage)] == ["lost", "found"]
 
 
 def test_a_stream_is_kept_for_a_tap_and_forgotten_with_the_last_one(board: Board) -> None:
