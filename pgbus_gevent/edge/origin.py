@@ -23,6 +23,9 @@ logger = logging.getLogger("pgbus_gevent.edge")
 MAX_ANSWER = 64 * 1024 * 1024
 """The largest answer to a read, in bytes. The parts ask for about 8 MB, but each message comes whole, however large it is."""
 
+MAX_MESSAGE = 1024 * 1024 * 1024
+"""The largest answer to a read that asks for a single message, in bytes. PostgreSQL takes texts of up to so many bytes."""
+
 ADDRESS_TIMEOUT = 2.0
 """The longest time, in seconds, for one address of the origin's name: after it, there is time left for another one."""
 
@@ -42,7 +45,7 @@ _REFUSALS = {
 
 
 class AnswerTooLarge(OriginRefused):
-    """An answer to a read has more than :data:`MAX_ANSWER` bytes."""
+    """An answer to a read has more bytes than the question allowed."""
 
 
 class Origin:
@@ -78,18 +81,19 @@ class Origin:
 
     # reads
 
-    def ask(self, path: str, question: Mapping[str, Any], *, timeout: float) -> Any:
-        """Send a question, and return the answer. Asking twice must do no harm, because a question is sent again if the connection
-        that was kept for it turns out to be closed.
+    def ask(self, path: str, question: Mapping[str, Any], *, timeout: float, most: int | None = None) -> Any:
+        """Send a question, and return the answer, of up to ``most`` bytes, or :data:`MAX_ANSWER` if it is None.
+
+        Asking twice must do no harm, because a question is sent again if the connection that was kept for it proves to be closed.
 
         Raises :class:`DatabaseUnavailable` if the answer does not begin within ``timeout``, or stops for so long, and
-        :class:`OriginRefused`.
+        :class:`OriginRefused`, of which :class:`AnswerTooLarge` is one.
         """
         if not self._room.acquire(timeout=self._pool_timeout):
             raise PoolTimeout(self._pool_timeout, self.size)
         self.in_use += 1
         try:
-            return self._answer(path, question, timeout)
+            return self._answer(path, question, timeout, most or MAX_ANSWER)
         except (DatabaseUnavailable, OriginRefused):
             self.failures += 1
             # The other connections may be dead as well, and each would take a whole timeout to prove it.
@@ -99,7 +103,7 @@ class Origin:
             self.in_use -= 1
             self._room.release()
 
-    def _answer(self, path: str, question: Mapping[str, Any], timeout: float) -> Any:
+    def _answer(self, path: str, question: Mapping[str, Any], timeout: float, most: int) -> Any:
         body = written(question)
         late = DatabaseUnavailable(f"the origin did not answer within {timeout:g} s")
         with gevent.Timeout(timeout, late):
@@ -116,12 +120,14 @@ class Origin:
             else:
                 connection = self._connect()
                 response = self._sent(connection, path, body)
-        return self._read(connection, response, timeout)
+        return self._read(connection, response, timeout, most)
 
-    def _read(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, timeout: float) -> Any:
+    def _read(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, timeout: float, most: int
+    ) -> Any:
         kept = False
         try:
-            data = _body(response, timeout)
+            data = _body(response, timeout, most)
             _check(response, data)
             found = json.loads(data)
             self.answered = monotonic()
@@ -217,7 +223,7 @@ class Origin:
         self.discard_idle()
 
 
-def _body(response: http.client.HTTPResponse, timeout: float) -> bytes:
+def _body(response: http.client.HTTPResponse, timeout: float, most: int) -> bytes:
     """The whole body of an answer. Each piece has ``timeout`` seconds: the answer may be large, and the network slow."""
     data = bytearray()
     while True:
@@ -226,8 +232,8 @@ def _body(response: http.client.HTTPResponse, timeout: float) -> bytes:
         if not piece:
             break
         data += piece
-        if len(data) > MAX_ANSWER:
-            raise AnswerTooLarge(f"its answer to a read has more than {MAX_ANSWER} bytes")
+        if len(data) > most:
+            raise AnswerTooLarge(f"its answer to a read has more than {most} bytes")
     if response.length:
         # The standard library ends such a body without an error.
         raise http.client.IncompleteRead(b"", response.length)

@@ -9,7 +9,7 @@ from typing import Any
 from ..core import hop
 from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
 from ..errors import OriginRefused
-from .origin import AnswerTooLarge, Origin
+from .origin import MAX_MESSAGE, AnswerTooLarge, Origin
 
 TIMEOUT = 8.0
 """Seconds until an answer to a read must begin, and for which it may stop."""
@@ -26,17 +26,22 @@ class OriginReads:
         self.counts: Counter[str] = Counter()
         """How many reads of each kind were sent."""
 
-    def _ask(self, kind: str, **question: Any) -> Any:
+    def _ask(self, kind: str, most: int | None = None, **question: Any) -> Any:
         self.counts[kind] += 1
-        return self._origin.ask(hop.READS, {"read": kind, **question}, timeout=TIMEOUT)
+        return self._origin.ask(hop.READS, {"read": kind, **question}, timeout=TIMEOUT, most=most)
 
     def _ask_for_each(self, kind: str, of: Sequence[Any], *, limit: int, size: int) -> list[Any]:
-        """Ask about several streams, in halves if the answer is too large because of large messages."""
+        """Ask about several streams: in halves if large messages make the answer too large, and at last for one message."""
         try:
             return list(self._ask(kind, of=of, limit=limit, size=size))
         except AnswerTooLarge:
-            if len(of) < 2:
+            if not of:
                 raise
+        if len(of) == 1:
+            try:
+                return list(self._ask(kind, MAX_MESSAGE, of=of, limit=1, size=1))
+            except AnswerTooLarge as error:
+                raise OriginRefused(f"a message of the stream {of[0][0]!r} is too large to be read: {error}") from None
         half = len(of) // 2
         found = self._ask_for_each(kind, of[:half], limit=limit, size=size)
         return found + self._ask_for_each(kind, of[half:], limit=limit, size=size)

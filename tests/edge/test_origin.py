@@ -21,7 +21,7 @@ from gevent.server import StreamServer
 from support import until
 
 from pgbus_gevent.edge.line import OPEN_TIMEOUT
-from pgbus_gevent.edge.origin import PIECE, AnswerTooLarge, Origin
+from pgbus_gevent.edge.origin import PIECE, Origin
 from pgbus_gevent.edge.reads import OriginReads
 from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
@@ -191,9 +191,30 @@ def test_a_read_with_too_large_an_answer_is_asked_in_halves(
     site.answer = answer
     pages = OriginReads(origins(site.url)).pages([(f"s{n}", n) for n in range(10)], limit=10, size=1000)
     assert [page.rows[0].id for page in pages] == list(range(1, 11))
-    site.answer = lambda: ("200 OK", b"x" * 2000)
-    with pytest.raises(AnswerTooLarge):
-        OriginReads(origins(site.url)).pages([("s", 1)], limit=10, size=1000)
+
+
+def test_a_very_large_message_is_read_by_itself_and_named_if_that_fails(
+    site: Site, origins: Callable[..., Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.edge.origin.MAX_ANSWER", 1000)
+    monkeypatch.setattr("pgbus_gevent.edge.reads.MAX_MESSAGE", 5000)
+    sizes = {"small": 10, "large": 3000}
+
+    def answer() -> tuple[str, bytes]:
+        asked = json.loads(site.requests[-1]["body"])
+        rows = [
+            [[[n + 1, None, "x" * sizes[name], None, None, n] for n in range(min(2, asked["limit"]))], 0, True, 0, 0]
+            for name, _ in asked["of"]
+        ]
+        return "200 OK", json.dumps(rows).encode()
+
+    site.answer = answer
+    reads = OriginReads(origins(site.url))
+    pages = reads.pages([("small", 0), ("large", 0), ("small", 0)], limit=10, size=1000)
+    assert [[row.id for row in page.rows] for page in pages] == [[1, 2], [1], [1, 2]]
+    sizes["large"] = 6000
+    with pytest.raises(OriginRefused, match="a message of the stream 'large' is too large to be read"):
+        reads.pages([("small", 0), ("large", 0)], limit=10, size=1000)
 
 
 def test_an_address_that_does_not_answer_leaves_time_for_the_next_one(
