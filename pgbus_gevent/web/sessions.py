@@ -36,7 +36,8 @@ def asked(question: Callable[[], T]) -> T | None:
             return question()
     except DatabaseError as error:
         logger.info(
-            "the console cannot ask the database about logins, and goes by the sessions of this worker: %s", error
+            "the database was not asked about a login or a wrong token, so this worker goes by those that it knows: %s",
+            error,
         )
     return None
 
