@@ -76,6 +76,7 @@ class Revocations:
         self._interval = interval
         self._outlets = outlets
         self._mark: Mark | None = None
+        self._late = False  # whether a read before the first one has failed
         # The revocations that were read while they were kept, and when. Without it, a second read would end the connections with
         # which the owner came back since.
         self._seen: dict[int, float] = {}
@@ -133,13 +134,19 @@ class Revocations:
         self._board.control.clear()
         resyncs = self._board.resyncs
         recent = resyncs != self._resyncs or now >= self._recent_at
-        found = self._source.revocations(self._mark, recent=recent)
+        try:
+            found = self._source.revocations(self._mark, recent=recent)
+        except DatabaseError:
+            self._late = self._mark is None
+            raise
         ids = {id for id, _ in found.rows}
         if self._mark is not None and now - self._read_at > KEPT:
             self._end_all()
         self._read_at = now
-        # The revocations of the first read are older than every connection of this worker.
-        is_new = self._mark is not None and not ids <= self._seen.keys()
+        # The revocations of the first read are older than every connection of this worker, unless clients came while no read
+        # was possible: at an edge, which authorizes them itself, or with a hook that needs no database. Owners who were revoked
+        # before that may be sent away for it too. They come back, and are authorized anew.
+        is_new = (self._mark is not None or self._late) and not ids <= self._seen.keys()
         if is_new:
             for id, owner in dict(found.rows).items():
                 if id not in self._seen:
@@ -148,7 +155,7 @@ class Revocations:
             self._seen = {id: at for id, at in self._seen.items() if now - at < SEEN}
             self._recent_at = now + (AGAIN if self._board.listening.is_set() else AGAIN_UNHEARD)
         self._seen |= dict.fromkeys(ids, now)
-        self._mark = found.mark
+        self._mark, self._late = found.mark, False
         self._resyncs = resyncs
         return is_new
 

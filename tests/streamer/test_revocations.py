@@ -264,6 +264,23 @@ def test_after_a_failure_nothing_is_lost(worker: Worker, sql: Session) -> None:
     assert worker.ended() == ["ada"]
 
 
+def test_clients_that_came_before_the_first_read_was_possible_are_not_forgotten(worker: Worker, sql: Session) -> None:
+    asked, failures = worker.revocations, [DatabaseUnavailable("away")]
+
+    def failing(*arguments: Any, **options: Any) -> Revoked:
+        if failures:
+            raise failures.pop()
+        return asked(*arguments, **options)
+
+    worker.revocations = failing  # type: ignore[method-assign]
+    with pytest.raises(DatabaseUnavailable):
+        worker.ended()
+    sql.call("disconnect", "ada")
+    assert worker.ended() == ["ada"]
+    worker.board.resync()
+    assert worker.ended() == []
+
+
 @contextmanager
 def running(worker: Worker) -> Iterator[None]:
     greenlet = gevent.spawn(worker.part.run)
