@@ -63,7 +63,9 @@ RETRY = 1.0
 """Seconds until such a worker tries a probe again that has failed."""
 
 SPREAD = 0.0025
-"""Seconds for each worker of the fleet, up to a hundred, over which probes are spread that all of them were told to make."""
+"""Seconds for each worker of the fleet, up to a hundred, over which probes are spread that all of them were told to make.
+
+An edge does not know how many others its origin has, and reckons with a hundred."""
 
 FEW_STREAMS = 200
 """Up to this many streams, a tail names the streams that it wants. With more, naming them costs more than it saves."""
@@ -177,7 +179,8 @@ class Sweeper:
         end = self._clock() + self.interval * random.uniform(0.75, 1.0)
         while (left := end - self._clock()) > 0:
             if board.unsure and any(log.is_open for log in board.registry.logs()):
-                gevent.sleep(min(left, SPREAD * min(board.workers, 100) * random.random()))
+                workers = 100 if board.steward_until == inf else min(board.workers, 100)
+                gevent.sleep(min(left, SPREAD * workers * random.random()))
                 break
             if not self._can_rely:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
+from math import inf
 from types import SimpleNamespace
 
 import gevent
@@ -608,6 +609,18 @@ def test_it_probes_if_something_is_in_doubt(relying: Relying) -> None:
     wait_until(lambda: "moved" in relying.table.reads)
     assert relying.moved == ["orders"]
     assert "tail" not in relying.table.reads
+
+
+@pytest.mark.parametrize(("until", "workers", "spread"), [(1e9, 1, 0.0025), (1e9, 40, 0.1), (inf, 1, 0.25)])
+def test_probes_that_all_are_told_to_make_are_spread_over_the_fleet_and_over_all_edges(
+    relying: Relying, monkeypatch: pytest.MonkeyPatch, until: float, workers: int, spread: float
+) -> None:
+    monkeypatch.setattr(sweeper.random, "random", lambda: 1.0)
+    relying.board.steward_until, relying.board.workers = until, workers
+    relying.slept.clear()
+    relying.board.resync()
+    wait_until(lambda: "moved" in relying.table.reads)
+    assert spread in relying.slept
 
 
 def test_it_sweeps_for_itself_when_the_steward_is_gone(relying: Relying) -> None:
