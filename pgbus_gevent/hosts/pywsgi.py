@@ -22,6 +22,7 @@ from ..core.hop import READS
 from ..web.take_over import TAKE_OVER, Taker, framing, takes_chunks
 from .closing_server import LAST_CALL, ClosingServer
 from .listening import listen as listen
+from .listening import tune
 from .request_body import Body, Patience, SlowClient
 from .request_head import BadHead, Fields, check_head, read_head, shown_path
 
@@ -329,9 +330,7 @@ class Server(ClosingServer):
 
     def init_socket(self) -> None:
         super().init_socket()
-        if self.socket.family in (socket.AF_INET, socket.AF_INET6):
-            # Accepted sockets inherit it. Without it, an answer in two parts waits 40 ms for the client's delayed ACK.
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(self.socket)
 
     def do_read(self) -> Any:
         try:
