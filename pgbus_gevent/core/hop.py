@@ -20,6 +20,12 @@ HOP = 1
 VERSION_HEADER = "pgbus-hop"
 """The header with the version, in requests and answers."""
 
+VIA_HEADER = "pgbus-via"
+"""The header with the ids of the edges that a read has passed, separated by commas."""
+
+MAX_EDGES = 8
+"""The most edges that a read may pass."""
+
 WAKES, READS = "/edges/wakes", "/edges/reads"
 """The paths below the prefix: for the connection on which new messages come, and for reads."""
 

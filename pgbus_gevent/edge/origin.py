@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
+import secrets
 import ssl
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +18,7 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from ..core.hop import HOP, VERSION_HEADER, written
+from ..core.hop import HOP, VERSION_HEADER, VIA_HEADER, written
 from ..errors import DatabaseUnavailable, OriginRefused, PoolTimeout
 
 logger = logging.getLogger("pgbus_gevent.edge")
@@ -29,6 +32,9 @@ MAX_MESSAGE = 1024 * 1024 * 1024
 ADDRESS_TIMEOUT = 2.0
 """The longest time, in seconds, for one address of the origin's name: after it, there is time left for another one."""
 
+passed: ContextVar[str] = ContextVar("passed", default="")
+"""The ids of the edges that the read has passed which this greenlet answers, separated by commas. Each greenlet has its own."""
+
 PIECE = 64 * 1024
 """The largest part of an answer that is read in one go, in bytes."""
 
@@ -39,6 +45,7 @@ _REFUSALS = {
     " origin's prefix, and the release of the origin",
     413: "a proxy before the origin takes no request of this size: raise its limit",
     426: "the origin's release speaks another version of the protocol between edge and origin: upgrade the older of the two",
+    508: "the origin is an edge whose own origin leads back here: correct PGBUS_UPSTREAM of one of them",
     429: "too many wrong worker tokens came from this address: give both the same PGBUS_WORKER_TOKEN, and wait a minute",
 }
 """What an answer of the origin means, and what to do, by its status."""
@@ -67,6 +74,7 @@ class Origin:
             "user-agent": f"pgbus-gevent/{_release()}",
             VERSION_HEADER: str(HOP),
         }
+        self._id = secrets.token_hex(4)
         self._connect_timeout = min(connect_timeout, ADDRESS_TIMEOUT)
         self._pool_timeout = pool_timeout
         self._context: ssl.SSLContext | None = None
@@ -78,6 +86,11 @@ class Origin:
         """When the origin last answered a read, on the monotonic clock."""
         self.failures = 0
         """How many requests got no answer, or one that could not be used."""
+
+    @property
+    def id(self) -> str:
+        """What this process calls itself in requests. A process that has forked has another id than its parent."""
+        return f"{self._id}{os.getpid():x}"
 
     # reads
 
@@ -209,7 +222,8 @@ class Origin:
             raise
 
     def _send(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
-        connection.request("POST", f"{self._path}{path}", body, self._headers)
+        via = ",".join(filter(None, (passed.get(), self.id)))
+        connection.request("POST", f"{self._path}{path}", body, {**self._headers, VIA_HEADER: via})
         return connection.getresponse()
 
     def discard_idle(self) -> None:

@@ -15,6 +15,7 @@ from gevent.event import Event
 from ..core import following, hop, sse
 from ..core.retries import Seldom
 from ..core.taps import Tap
+from ..edge import origin
 from ..errors import DatabaseError, InvalidArgument
 from ..streamer.instance import Instance
 from . import requests
@@ -84,6 +85,7 @@ class Edges:
     def _read(self, environ: Environ) -> Answer:
         question = self._question(environ)
         self.reads += 1
+        passed = origin.passed.set(self._passed(environ))
         try:
             if question.get("read") == "clock":
                 return self._clock()
@@ -94,7 +96,18 @@ class Edges:
             return text(503, f"this server cannot read: {error}", ("retry-after", "1"))
         except (InvalidArgument, ValueError, TypeError, KeyError, AttributeError) as error:
             return text(400, f"malformed read: {ascii(error)[:200]}")
+        finally:
+            origin.passed.reset(passed)
         return Answer(200, hop.written(found), [("content-type", "application/json"), ("cache-control", "no-store")])
+
+    def _passed(self, environ: Environ) -> str:
+        """The ids of the edges that a read has passed. Raises Refused (508) if this is one of them, or if they are too many."""
+        found = str(environ.get("HTTP_PGBUS_VIA") or "")
+        ids = found.split(",")
+        upstream = self._instance.upstream
+        if len(ids) > hop.MAX_EDGES or (upstream is not None and upstream.pool.id in ids):
+            raise Refused(text(508, "this read has come here before: there are edges that name each other as origin"))
+        return found
 
     def _clock(self) -> Answer:
         trouble = self._instance.pulse.trouble

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from support import PATIENCE, Serving, gaps, get, received, run, serving, sessio
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.filters import Filters
-from pgbus_gevent.errors import InvalidSetting, MissingSetting
+from pgbus_gevent.errors import DatabaseError, InvalidSetting, MissingSetting
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.web.stream_app import StreamApp
@@ -231,6 +232,20 @@ def test_an_edge_of_an_edge_delivers_too(
         pgbus_bus.stream("orders").broadcast("hint", ephemeral=True)
         until_messages(client, 2)
         assert {each.data for each in client.messages} == {"far", "hint"}
+
+
+def test_edges_that_name_each_other_as_origin_say_so_at_once(pgbus_settings: Settings) -> None:
+    with hop("http://127.0.0.1:1") as network:
+        first_settings = edge_settings(pgbus_settings, network.url)
+        with serving(first_settings, connect_timeout=0.2) as first:
+            second_settings = edge_settings(pgbus_settings, first.url)
+            with serving(second_settings, connect_timeout=0.2) as second:
+                network.targets = [second.server.port]
+                for each in (first, second):
+                    began = monotonic()
+                    with pytest.raises(DatabaseError, match="whose own origin leads back here"):
+                        each.instance.database.queries.revocations()
+                    assert monotonic() - began < 4.0
 
 
 def test_the_metrics_tell_of_the_hop(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
