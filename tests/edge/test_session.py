@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from time import monotonic
 
 import gevent
 import pytest
@@ -138,6 +139,44 @@ def test_messages_are_heard_while_a_line_opens(origin: Serving, pgbus_bus: Bus) 
             assert heard(session, 1)
         finally:
             session.close()
+
+
+def test_a_session_ends_while_a_line_opens_and_leaves_no_line(origin: Serving) -> None:
+    with hop(origin.url) as network:
+        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+        network.opens.clear()
+        flag = session.follow(["orders"])
+        until(lambda: network.waiting, "the line is being opened")
+        began = monotonic()
+        session.close()
+        assert monotonic() - began < 1.0
+        network.opens.set()
+        until(lambda: len(origin.instance.board.taps) == 0, "the origin has no line of it", PATIENCE)
+        assert flag is not None
+        assert not flag.is_set()
+
+
+def test_lines_become_one_again_although_the_first_try_fails(
+    origin: Serving, session: WakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(session, names(SMALL + 10))
+    follow(session, ["another"])
+    assert session.lines == 2
+    monkeypatch.setattr(subject, "FOLD_AFTER", 0.0)
+    really, failures = session._line, [DatabaseUnavailable("not now")]
+
+    def failing(streams: Iterable[str]) -> Line:
+        if failures:
+            raise failures.pop()
+        return really(streams)
+
+    monkeypatch.setattr(session, "_line", failing)
+    session.ping()
+    until(lambda: not failures, "it fails")
+    assert session.receive(0.05) is not None
+    assert session.lines == 2
+    session.ping()
+    until(lambda: session.lines == 1, "one line is left", PATIENCE)
 
 
 def test_a_stream_that_moves_to_another_line_before_its_first_read_is_read_again(session: WakeSession) -> None:
