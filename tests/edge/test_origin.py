@@ -105,6 +105,7 @@ def test_a_kept_connection_that_was_closed_is_replaced_without_an_error(
         ("404 Not Found", OriginRefused, "check the path in PGBUS_UPSTREAM"),
         ("413 Content Too Large", OriginRefused, "a proxy before the origin"),
         ("426 Upgrade Required", OriginRefused, "upgrade the older of the two"),
+        ("508 Loop Detected", OriginRefused, "leads back here"),
         ("301 Moved Permanently", OriginRefused, "check the address in PGBUS_UPSTREAM"),
         ("503 Service Unavailable", DatabaseUnavailable, "the origin answered 503: no"),
     ],
