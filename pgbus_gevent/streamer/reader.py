@@ -88,7 +88,7 @@ class Reader:
     def run(self) -> None:
         """Read what the board asks for, for ever."""
         backoff = Backoff(_PAUSES[0], _PAUSES[1])
-        trouble = Trouble(logger, "cannot read from the database, trying again: %s")
+        trouble = Trouble(logger, "cannot read messages, trying again: %s")
         kinds = [self._look_some, self._page_some]
         flag = self._board.reading
         while True:
