@@ -24,7 +24,9 @@ PAST = timedelta(milliseconds=1)
 @pytest.fixture(autouse=True)
 def empty(sql: Session) -> Iterator[None]:
     sql.run("truncate pgbus.presence, pgbus.presence_crowds, pgbus.presence_news")
+    pause = sql.one("select pg_get_functiondef('pgbus._presence_pause'::regproc)")
     yield
+    sql.run(pause)
 
 
 def members(sql: Session, stream: str) -> list[str]:
@@ -56,8 +58,11 @@ def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
 
 
 def hold(sql: Session) -> None:
-    """Let the pause after the last announcement last for an hour."""
-    sql.run("update pgbus.presence_crowds set announced_at = clock_timestamp() + interval '1 hour'")
+    """Let the pause after an announcement last for an hour, until the end of the test."""
+    sql.run(
+        "create or replace function pgbus._presence_pause(members bigint) returns interval"
+        " language sql immutable parallel safe return interval '1 hour'"
+    )
 
 
 def let_go(sql: Session) -> None:
@@ -551,6 +556,33 @@ def test_what_waits_comes_before_a_later_change(sql: Session, ear: Ear, stream: 
     sql.call("presence_join", stream, "bot")  # alone, so it does not wait
     [news] = announced(ear, sql)
     assert [one["member"] for one in news["members"]] == ["m0030", "bot"] and news["count"] == 32
+
+
+def test_changes_do_not_wait_until_the_database_s_clock_is_as_late_as_before(
+    sql: Session, ear: Ear, stream: str
+) -> None:
+    record(sql, joins(stream, range(30)))
+    announced(ear, sql)
+    sql.run("update pgbus.presence_crowds set announced_at = announced_at + interval '1 hour'")
+    [seconds] = due(sql, joins(stream, range(30, 31)))
+    assert 0 < seconds <= 0.05
+    flush(sql)
+    assert heard(ear, sql) == [("join", "m0030", 31)]
+
+
+def test_what_was_to_wait_for_a_moment_does_not_wait_until_the_clock_is_as_late_as_before(
+    sql: Session, ear: Ear, stream: str
+) -> None:
+    record(sql, joins(stream, range(30)))
+    record(sql, joins(stream, range(30, 31)))
+    sql.run("update pgbus.presence_crowds set announced_at = announced_at + interval '1 hour'")
+    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '50 ms'")
+    record(sql, joins(stream, range(31, 32)))  # it does not put off what waits
+    assert sql.one("select due_at < clock_timestamp() + interval '1 second' from pgbus.presence_crowds") is True
+    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '50 ms'")
+    announced(ear, sql)
+    assert sql.call("_presence_flush") is None
+    assert heard(ear, sql) == [("join", "m0030", 32), ("join", "m0031", 32)]
 
 
 def test_the_sweep_announces_what_a_worker_that_died_has_left(sql: Session, ear: Ear, stream: str) -> None:

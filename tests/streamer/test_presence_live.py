@@ -170,7 +170,11 @@ def test_what_a_worker_that_died_did_not_announce_is_announced_by_the_steward(
     pgbus_bus.database.presence.record([(ROOM, f"m{n}", "c", "{}") for n in range(30)], ttl=60.0, grace=0.0)
     until(lambda: len(news(follower)) == 30, "the crowd is announced")
     with session(pgbus_database) as connection:
-        run(connection, "update pgbus.presence_crowds set announced_at = clock_timestamp() + interval '1 hour'")
+        run(
+            connection,
+            "create or replace function pgbus._presence_pause(members bigint) returns interval"
+            " language sql immutable parallel safe return interval '1 hour'",
+        )
         come(dies, "ada")
         until(lambda: "ada" in names(pgbus_bus), "she is written")
         dies.instance.tasks["presence"].stop(1.0)

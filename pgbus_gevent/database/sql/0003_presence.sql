@@ -351,6 +351,9 @@ declare
   ends_at timestamptz;
 begin
   select c.* into crowd from pgbus.presence_crowds c where c.stream = name;
+  if crowd.announced_at > clock_timestamp() then  -- the clock was set back
+    crowd.announced_at := clock_timestamp();
+  end if;
   ends_at := crowd.announced_at + pgbus._presence_pause(crowd.members);
   if ends_at > clock_timestamp() and (crowd.counted or not alone) then
     if not crowd.counted and crowd.waiting + cardinality(news) <= pgbus._presence_named() then
@@ -360,7 +363,8 @@ begin
       order by w.place;
     end if;
     update pgbus.presence_crowds c
-    set waiting = c.waiting + cardinality(news), due_at = ends_at, followed = c.followed or not alone
+    set waiting = c.waiting + cardinality(news), due_at = least(c.due_at, ends_at),
+        followed = c.followed or not alone
     where c.stream = name;
     return case when not (alone or crowd.followed) then extract(epoch from ends_at - clock_timestamp()) end;
   end if;
@@ -424,6 +428,7 @@ $$;
 -- Announces what has waited long enough, at up to 100 streams, whoever wrote it. If some of it stays due, because there
 -- are more streams or because another transaction holds the presence of one, returns in how many seconds to try again,
 -- else null. What is not due yet does not count: each of several workers would come back for the changes of all others.
+-- What is due later than a whole pause from now is announced too: the clock was set back after it was written.
 create function pgbus._presence_flush() returns double precision
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -432,13 +437,19 @@ declare
   held  boolean := false;
 begin
   for name in
-    select c.stream from pgbus.presence_crowds c where c.due_at <= clock_timestamp() order by c.due_at limit 100
+    select c.stream from pgbus.presence_crowds c
+    where c.due_at <= clock_timestamp() or c.due_at > clock_timestamp() + pgbus._presence_pause(c.members)
+    order by c.due_at limit 100
   loop
     tried := tried + 1;
     if not pg_try_advisory_xact_lock(1885823600, pgbus._lock_number(name)) then
       held := true;
     -- Again under the lock, because another transaction may just have announced them.
-    elsif exists (select from pgbus.presence_crowds c where c.stream = name and c.due_at <= clock_timestamp()) then
+    elsif exists (
+      select from pgbus.presence_crowds c
+      where c.stream = name
+            and (c.due_at <= clock_timestamp() or c.due_at > clock_timestamp() + pgbus._presence_pause(c.members)))
+    then
       perform pgbus._presence_announce(name, '{}');
     end if;
   end loop;
