@@ -75,6 +75,15 @@ def test_a_worker_that_has_left_or_is_silent_does_not_count(sql: Session) -> Non
     assert sql.run("select worker from pgbus.cap_reports") == [("c",)]
 
 
+def test_nothing_ends_for_the_sake_of_a_worker_that_has_been_silent_for_six_seconds(sql: Session) -> None:
+    report(sql, "killed", 4, {1: 3})
+    report(sql, "a", 4, {1: 2})
+    assert report(sql, "a", 4, {1: 2}) == ({1: 5}, {1: 1})
+    sql.run("update pgbus.cap_reports set seen_at = seen_at - interval '6 seconds'")
+    assert report(sql, "a", 4, {1: 2}) == ({1: 5}, {}), "it still counts"
+    assert report(sql, "b", 4, {1: 3}) == ({1: 8}, {1: 2})
+
+
 def test_workers_that_report_at_once_do_not_wait_for_one_another(sql: Session, sessions: Sessions) -> None:
     report(sql, "a", 4, {1: 3})
     other = sessions()

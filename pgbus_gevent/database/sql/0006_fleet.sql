@@ -353,6 +353,9 @@ $$;
 -- Sums the reports of the last 12 seconds. If another transaction is doing it, this one does nothing. Above a cap, the
 -- workers keep their connections in the order in which they last grew. The ones that have to end some are thus those that
 -- have grown last, and these ask for the sum at once; the others may not ask for seconds.
+--
+-- Connections end only because of reports of the last 6 seconds; a worker that lives reports at least every 5. The clients of
+-- a worker that was killed come back elsewhere while its report still counts, and must not be ended because of themselves.
 create function pgbus._sum_caps() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
@@ -366,7 +369,7 @@ begin
     select r.worker from pgbus.cap_reports r
     where r.seen_at < clock_timestamp() - interval '5 minutes' limit 100 for update skip locked);
   with reports as (
-    select r.worker, r.grown_at, u.key, u.count, u.cap
+    select r.worker, r.grown_at, r.seen_at > clock_timestamp() - interval '6 seconds' as fresh, u.key, u.count, u.cap
     from pgbus.cap_reports r, unnest(r.keys, r.counts, r.caps) as u(key, count, cap)
     where r.seen_at > clock_timestamp() - interval '12 seconds'
   ), totals as (
@@ -381,7 +384,7 @@ begin
     select r.worker, r.key, r.count,
            greatest(0, t.cap - (sum(r.count) over (partition by r.key order by r.grown_at, r.worker) - r.count)) as kept
     from reports r join totals t on t.key = r.key
-    where t.total > t.cap
+    where t.total > t.cap and r.fresh
   ), excess as (
     select s.worker, s.key, s.kept from shares s where s.count > s.kept order by s.key, s.worker limit 1000
   )
