@@ -287,13 +287,14 @@ def _retention(database: Database, checks: Checks) -> Finding | None:
 
 def _overdue(database: Database, checks: Checks) -> Finding | None:
     found = _as_a_pruner(checks, database.pruning.overdue)
-    if found is None or found[1] <= max(60.0, 6 * database.settings.prune_interval):
+    if found is None:
         return None
-    stream, seconds = found
-    text = f"the oldest message of {json_line(stream)} is {_lasting(seconds)} beyond its retention"
-    return Finding(
-        "pruning", WARN, text, "see the warnings about old messages in the servers' logs, and docs/retention.md"
-    )
+    part = "" if found.all else f" (of the {found.streams:,} streams whose names sort last)"
+    if found.seconds <= max(60.0, 6 * database.settings.prune_interval):
+        return None if found.all else Finding("pruning", OK, f"no message is long beyond its retention{part}")
+    text = f"the oldest message of {json_line(found.stream)} is {_lasting(found.seconds)} beyond its retention{part}"
+    todo = "see the warnings about old messages in the servers' logs, and docs/retention.md"
+    return Finding("pruning", WARN, text, todo)
 
 
 def _as_a_pruner(checks: Checks, ask: Callable[[], Any]) -> Any:

@@ -29,11 +29,23 @@ class Pruned(NamedTuple):
 
 _OLDEST = """
 select s.stream, extract(epoch from clock_timestamp() - o.created_at)
-from pgbus._streams_below(null, %s) as s(stream)
-cross join lateral (
+from pgbus._streams_below(%s, %s) as s(stream)
+left join lateral (
   select m.created_at from pgbus.messages m
-  where m.stream = s.stream and m.msg_id > (select pgbus._horizon(s.stream)) order by m.msg_id limit 1) o
+  where m.stream = s.stream and m.msg_id > (select pgbus._horizon(s.stream)) order by m.msg_id limit 1) o on true
 """
+
+
+class Overdue(NamedTuple):
+    """The stream that pruning is most behind with, and by how many seconds.
+
+    ``streams`` is how many streams have been looked at, and ``all`` says that there are no others.
+    """
+
+    stream: str
+    seconds: float
+    streams: int
+    all: bool
 
 
 class Stated(NamedTuple):
@@ -115,19 +127,24 @@ class Pruning:
         rows = self._all("select r.kept, r.teller from pgbus._told_retentions() r")
         return [Stated(_read(kept, teller), teller) for kept, teller in rows]
 
-    def overdue(self, limit: int = 1000) -> tuple[str, float] | None:
-        """Return the stream that pruning is most behind with, of at most ``limit`` streams, and by how many seconds.
+    def overdue(self, limit: int = 1000, statements: int = 20) -> Overdue | None:
+        """Return the stream that pruning is most behind with. Each of at most ``statements`` looks at ``limit`` streams.
 
         The retentions that servers have stated apply. Returns None if no server has stated one, or there are no messages.
         """
         retentions = [stated.retention for stated in self.stated()]
         if not retentions:
             return None
-        found = [
-            (float(age) - keep_longest(retentions, str(stream))[0], str(stream))
-            for stream, age in self._all(_OLDEST, limit)
-        ]
-        return max(((stream, seconds) for seconds, stream in found), key=lambda each: each[1], default=None)
+        worst: tuple[float, str] | None = None
+        below: str | None = None
+        streams, is_end = 0, False
+        while not is_end and streams < statements * limit:
+            found = self._all(_OLDEST, below, limit)
+            streams, is_end = streams + len(found), len(found) < limit
+            below = min((str(stream) for stream, _ in found), default=None)
+            late = [(float(age) - keep_longest(retentions, name)[0], name) for name, age in found if age is not None]
+            worst = max(late if worst is None else [*late, worst], default=None)
+        return None if worst is None else Overdue(worst[1], worst[0], streams, is_end)
 
     def _ask(self) -> float:
         """Read the stated retentions. Returns for how many more seconds ours is stated."""

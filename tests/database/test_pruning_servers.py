@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from support import serving
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.commands.findings import OK, WARN, findings
+from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.settings.retention import Retention, Rule, keep_longest
 from pgbus_gevent.settings.table import Settings
 
@@ -110,6 +112,39 @@ def test_the_command_removes_nothing_that_a_server_keeps(
         assert LONG in ended.err and SHORT in ended.err and " pid " in ended.err and len(ended.err.splitlines()) == 1
     sql.run("delete from pgbus.retentions")
     assert json.loads(cli.ok("prune", "--retention", "1m", "--json").splitlines()[0])["removed"] == 3
+
+
+def test_the_latest_stream_is_found_with_several_statements_or_it_says_how_many_were_looked_at(
+    sql: Session, pgbus_bus: Bus
+) -> None:
+    pruning = pgbus_bus.database.pruning
+    assert pruning.overdue(2) is None, "no server has stated a retention"
+    pruning.tell(600.0)
+    for n in range(5):
+        pgbus_bus.stream(f"room:{n}").broadcast("new")
+    sql.run("update pgbus.messages set created_at = now() - interval '3 hours' where stream = 'audit:1'")
+    for limit in (1, 2, 7, 8):
+        found = pruning.overdue(limit)
+        assert found is not None and (found.stream, found.streams, found.all) == ("audit:1", 7, True)
+        assert 7200 <= found.seconds < 7300
+    found = pruning.overdue(3, statements=2)
+    assert found is not None and (found.stream, found.streams, found.all) == ("orders", 6, False)
+
+
+def test_doctor_says_if_it_has_not_looked_at_all_streams(
+    sql: Session, pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pgbus_bus.stream("room:1").broadcast("new")
+    pgbus_bus.database.pruning.tell(600.0)
+    overdue = Pruning.overdue
+    for statements, level, text in (
+        (1, OK, "no message is long beyond its retention (of the 1 streams whose names sort last)"),
+        (2, WARN, "60 minutes beyond its retention (of the 2 streams whose names sort last)"),
+        (9, WARN, '"audit:1" is 60 minutes beyond its retention'),
+    ):
+        monkeypatch.setattr(Pruning, "overdue", lambda self, statements=statements: overdue(self, 1, statements))
+        [found] = [each for each in findings(Settings(database_url=pgbus_database)) if each.check == "pruning"]
+        assert found.level == level and found.text.endswith(text)
 
 
 def test_doctor_says_if_messages_are_kept_longer_than_the_retention(

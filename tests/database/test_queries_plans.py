@@ -96,7 +96,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "below": lambda p: [p.below(None, 200), p.below("s 1", 5)],
         "prune": lambda p: [p.prune([s], 30) for s in EACH],
         "forget": lambda p: [p.forget(None, 0.001, 20), p.forget("s", 0.001, 20)],
-        "overdue": lambda p: p.overdue(20),
+        "overdue": lambda p: p.overdue(20, 1),
         "prune_ephemerals": lambda p: p.prune_ephemerals(20),
     },
     PresenceQueries: {
