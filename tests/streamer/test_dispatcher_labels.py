@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.client import Place, StreamRequest, Subscriber
+from pgbus_gevent.core.cursor import parse_composite
 from pgbus_gevent.core.events import Passed
 from pgbus_gevent.core.filters import NOBODY
 from pgbus_gevent.core.wakes import NewMessage
@@ -489,6 +490,178 @@ def test_every_interleaving_delivers_to_the_holders_in_order_and_once(
             run.check(client)
         for client in run.open:
             parts.leave(client)
+        assert parts.budget.used == 0
+        assert not parts.registry._holders
+        gevent.sleep(0)
+
+
+# Every interleaving, with two streams in each connection
+
+BOTH = ["orders", "stock"]
+STREAM = st.integers(0, 1)
+WATCH = st.tuples(LABELS, LABELS, st.booleans(), st.booleans())
+STEPS_OF_TWO = st.one_of(
+    st.tuples(st.just("publish"), STREAM, AUDIENCE, st.integers(1, 5), st.just(True)),
+    st.tuples(st.just("publish"), STREAM, AUDIENCE, st.integers(1, 5), st.booleans()),
+    st.tuples(st.just("publish"), STREAM, st.sampled_from(HELD), st.integers(1, 5), st.just(True)),
+    st.tuples(st.just("come back"), CLIENT, st.booleans(), st.booleans()),
+    st.tuples(st.just("cut"), CLIENT, AUDIENCE, st.integers(0, 2), BREATHS),
+    st.tuples(st.just("beat"), CLIENT),
+    st.tuples(st.just("jam"), CLIENT, st.integers(0, 2)),
+    st.tuples(st.just("unblock"), CLIENT),
+    st.tuples(st.just("look"), STREAM),
+    st.tuples(st.just("forget the ring"), STREAM),
+    st.tuples(st.just("kill"), st.integers(0, 2)),
+)
+
+
+class Watcher:
+    """A client of both streams with labels for each, over several connections. It resumes with the last id that it got."""
+
+    def __init__(self, parts: Parts, labels: list[list[str]], since: list[int] | None, jammed: bool) -> None:
+        self.parts = parts
+        self.labels = labels
+        self.got: list[list[int]] = [[], []]
+        self.start: list[int] | None = None
+        self.last: list[int] | None = None
+        self.connect(since, jammed)
+
+    def connect(self, cursors: list[int] | None, jammed: bool) -> None:
+        self.client = self.parts.client()
+        places = [
+            Place(name, since=since, subscriber=Subscriber(labels=labels))
+            for name, since, labels in zip(BOTH, cursors or [None, None], self.labels, strict=True)
+        ]
+        self.client.request = StreamRequest(tuple(places))
+        self.client.jammed = jammed
+        self.parts.join(self.client)
+
+    def unblock(self) -> None:
+        self.client.on_send = lambda: None
+        self.client.unblock()
+
+    def take(self) -> None:
+        """Note what came over the connection, once for each connection."""
+        assert self.client.controls("gap-detected") == []
+        for event in self.client.events:
+            if not event.id:
+                continue
+            self.last = parse_composite(event.id, 2)
+            self.start = self.start or self.last
+            if not event.event.startswith("pgbus:"):
+                self.got[int(event.id.partition("~")[0])].append(int(event.data))
+
+    def come_back(self, cut: bool, jammed: bool) -> None:
+        """Come back over another connection. ``cut`` says that the bytes that wait for it are lost."""
+        if not cut:
+            self.unblock()
+        self.take()
+        self.parts.leave(self.client)
+        self.connect(self.last, jammed)
+
+    def may_see(self, stream: int, label: str | None) -> bool:
+        return label is None or label in self.labels[stream]
+
+
+class RunOfTwo:
+    """One interleaving with two streams. ``sent`` has the ids and labels of each."""
+
+    def __init__(self, parts: Parts, first: list[tuple[list[str], list[str], bool, bool]]) -> None:
+        self.parts = parts
+        self.sent: list[list[tuple[int, str | None]]] = [[], []]
+        self.watchers = [Watcher(parts, [a, b], [0, 0] if all else None, jammed) for a, b, all, jammed in first]
+
+    def do(self, step: str, *arguments: Any) -> None:
+        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
+
+    def watcher(self, pick: int) -> Watcher:
+        return self.watchers[pick % len(self.watchers)]
+
+    def do_publish(self, stream: int, label: str | None, count: int, ring: bool) -> None:
+        for _ in range(count):
+            self.sent[stream].append((self.parts.publish(BOTH[stream], ring=ring, visible_to=label), label))
+
+    def do_come_back(self, pick: int, cut: bool, jammed: bool) -> None:
+        watcher = self.watcher(pick)
+        if watcher.client.received:  # otherwise it would begin anew, now
+            watcher.come_back(cut, jammed)
+
+    def do_cut(self, pick: int, label: str | None, sends: int, breaths: int) -> None:
+        """Cut a client off while both streams move, after it has taken so many sends more."""
+        self.do_jam(pick, sends)
+        for stream in (0, 1):
+            self.do_publish(stream, label, 1, True)
+        breathe(breaths)
+        self.do_come_back(pick, True, False)
+
+    def do_beat(self, pick: int) -> None:
+        for subscription in self.watcher(pick).client.subscriptions:
+            if subscription.cursor is not None:
+                self.parts.board.ready.add(subscription)
+
+    def do_jam(self, pick: int, sends: int) -> None:
+        """Have a client take so many sends more, and then none."""
+        client = self.watcher(pick).client
+        jams = iter([*[False] * sends, True])
+
+        def on_send() -> None:
+            client.jammed |= next(jams, False)
+
+        client.on_send = on_send
+
+    def do_unblock(self, pick: int) -> None:
+        self.watcher(pick).unblock()
+
+    def do_look(self, stream: int) -> None:
+        self.parts.look(BOTH[stream])
+
+    def do_forget_the_ring(self, stream: int) -> None:
+        log = self.parts.registry.log(BOTH[stream])
+        if log is not None:
+            log.clear_ring()
+
+    def do_kill(self, which: int) -> None:
+        self.parts.restart(which)
+
+    def finish(self) -> None:
+        for watcher in self.watchers:
+            watcher.unblock()
+        for name in BOTH:
+            self.parts.look(name)
+        at_rest(self.parts)
+        for watcher in self.watchers:
+            watcher.take()
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.lists(st.tuples(STREAM, AUDIENCE), max_size=10),
+    first=st.lists(WATCH, min_size=2, max_size=5),
+    steps=st.lists(st.tuples(STEPS_OF_TWO, BREATHS), min_size=20, max_size=80),
+    ring=st.sampled_from([4, 12, 50]),
+    slowness=st.integers(0, 4),
+)
+def test_every_interleaving_of_two_streams_delivers_to_the_holders_over_all_their_connections(
+    finely_grained: None, before: list[Any], first: list[Any], steps: list[tuple[Any, int]], ring: int, slowness: int
+) -> None:
+    table = Table()
+    table.on_read = lambda: breathe(slowness)
+    with Parts(table, ring_messages=ring, page_size=2) as parts:
+        old = [(stream, parts.publish(BOTH[stream], ring=False, visible_to=label), label) for stream, label in before]
+        run = RunOfTwo(parts, first)
+        for stream, id, label in old:
+            run.sent[stream].append((id, label))
+        for step, breaths in steps:
+            run.do(*step)
+            breathe(breaths)
+        run.finish()
+        for watcher in run.watchers:
+            assert watcher.start is not None
+            for stream, sent in enumerate(run.sent):
+                due = [id for id, label in sent if id > watcher.start[stream] and watcher.may_see(stream, label)]
+                assert watcher.got[stream] == due
+            parts.leave(watcher.client)
         assert parts.budget.used == 0
         assert not parts.registry._holders
         gevent.sleep(0)
