@@ -91,6 +91,7 @@ class Load:
         self._connections: dict[int, Connection] = {}
         self._epoll = select.epoll()
         self._opening = 0
+        self._opened_at = 0
         self._pending: list[tuple[Group, tuple[str, int], bytes, bool, int]] = []
         self._marker = b""
         self._mark = stamps.MARK
@@ -111,7 +112,8 @@ class Load:
         """Open connections and receive, for at most ``seconds``. Answers twice: when it begins, and with the report.
 
         It ends earlier once all connections are open and each group has the number of frames in ``until`` and the number of
-        clients in ``caught_up`` that have caught up, or once nothing has come for ``quiet`` seconds after something has.
+        clients in ``caught_up`` that have caught up, or once nothing has come for ``quiet`` seconds after something has, or
+        after the last connection that this call opens.
         ``marker`` is the text in a response that shows that its client is connected. ``mark`` is the text that is counted as a
         frame, by default the mark of our publishers.
         """
@@ -122,6 +124,7 @@ class Load:
         for opening in open:
             self._plan(**opening)
         self._pending.reverse()
+        self._opened_at = 0
         answer(running=True)
         began, cpu = monotonic(), process_time()
         self._loop(began + seconds, lambda: self._reached(until, caught_up, quiet), timed)
@@ -184,7 +187,8 @@ class Load:
         if self._pending or self._opening:
             return False
         if quiet is not None:
-            last = max((group.last for group in groups.values()), default=0)
+            # Without _opened_at, the presence scenario would wait in vain if all members came before the first announcement.
+            last = max((group.last for group in groups.values()), default=0) or self._opened_at
             return last > 0 and stamps.now() - last > quiet * 1e6
         if until is None and caught_up is None:
             return False
@@ -213,6 +217,7 @@ class Load:
             self._opening -= 1
             connection.group.opened += 1
             connection.group.opened_at = monotonic()
+            self._opened_at = stamps.now()
             if not connection.reads:
                 self._epoll.unregister(connection.sock.fileno())
         elif len(connection.head) > _HEAD_LIMIT:

@@ -81,6 +81,7 @@ class Reader:
         self._read = board.events.signal(Read)
         self._lowest_next: WeakKeyDictionary[StreamLog, bool] = WeakKeyDictionary()
         self._kept = KeptPages(PAGES_KEPT)
+        self._trouble = Trouble(logger, "cannot read messages, trying again: %s")  # one for all greenlets that run this
         self.reads = 0
 
     # the loop
@@ -88,7 +89,6 @@ class Reader:
     def run(self) -> None:
         """Read what the board asks for, for ever."""
         backoff = Backoff(_PAUSES[0], _PAUSES[1])
-        trouble = Trouble(logger, "cannot read messages, trying again: %s")
         kinds = [self._look_some, self._page_some]
         flag = self._board.reading
         while True:
@@ -99,12 +99,14 @@ class Reader:
                 # Each kind comes first in turn. When many streams move, there is always one more to look at.
                 kinds.reverse()
             except DatabaseError as error:
-                trouble.begins(error)
+                self._trouble.begins(error)
                 gevent.sleep(backoff.next())
                 continue
-            backoff.reset()
-            trouble.ends()
-            if not busy and not flag.wait(KEEP_SECONDS if self._kept else None):
+            # A greenlet that finds no work, because another one has taken it, does not know whether the outage is over.
+            if busy:
+                backoff.reset()
+                self._trouble.ends()
+            elif not flag.wait(KEEP_SECONDS if self._kept else None):
                 self._kept.clear()
 
     def _report(self, kind: str, found: Sequence[Opening | PageRows], began: float) -> None:
