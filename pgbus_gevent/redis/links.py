@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import redis
 from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
@@ -39,6 +40,12 @@ def translated(where: object) -> Iterator[None]:
         raise RedisUnavailable(f"Redis at {where} is not available: {error}") from error
 
 
+# Without these, redis-py looks for its version in the file system and tells it to the server, each time it connects.
+_UNNAMED: dict[str, Any] = (
+    {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
+
+
 class Link:
     """One connection to one server. Two greenlets may use it, if one only sends and the other only reads."""
 
@@ -55,6 +62,7 @@ class Link:
             "username": url.sentinel_username if sentinel else url.username,
             "password": url.sentinel_password if sentinel else url.password,
             "db": 0 if sentinel else url.db,
+            **_UNNAMED,
         }
         if url.tls:
             options |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": url.ca_file}

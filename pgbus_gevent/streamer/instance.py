@@ -125,7 +125,7 @@ class Instance:
             grace=settings.presence_grace,
         )
         what = "the origin" if self.upstream else "the database"
-        self.pulse = Pulse(database, patience=settings.away_after, what=what, relay=board.relay)
+        self.pulse = Pulse(database, patience=settings.away_after, what=what, board=board)
         self.health = Health(self.pulse)
         counts = FleetCounts(settings.secret)
         self.clients = Clients(

@@ -40,6 +40,9 @@ PING_SOON = 0.5
 NARROW_INTERVAL = 60.0
 """Seconds after which the session stops following the streams that have no client any more."""
 
+NARROW_SOON = 5.0
+"""The same for a session that follows all streams and no longer has to, because its worker relies on the steward now."""
+
 MAX_DISTANCE = 86_400.0
 """How far, in seconds, an id or a time of an append may differ from this host's clock. An id is at most the database's clock in
 microseconds."""
@@ -176,13 +179,18 @@ class Listener:
             if self._clock() - asked >= self.ping_interval:
                 session.ping()
                 asked = self._clock()
-            if self._clock() - self._narrowed >= NARROW_INTERVAL:
+            if self._clock() - self._narrowed >= self._narrow_interval:
                 self._narrow(session)
 
     @property
     def ping_interval(self) -> float:
         """The time between two pings, in seconds."""
         return max(PING_INTERVAL, min(self._board.workers / _PINGS, PING_INTERVAL_MOST))
+
+    @property
+    def _narrow_interval(self) -> float:
+        needless = self._follows_all and not self._board.follow_all
+        return min(NARROW_SOON, NARROW_INTERVAL) if needless else NARROW_INTERVAL
 
     def _follow(self, session: Session) -> None:
         """Follow the streams that are not heard yet."""

@@ -46,6 +46,7 @@ longer; also after its start."""
 BEHIND = 60.0
 """By how many seconds messages may be overdue, and for how long, before that is logged; or six intervals, if that is longer."""
 
+_HELP_PER_WORKER = 0.3  # seconds between two looks of a worker that is not the steward, for each worker of the fleet
 _LATE = 0.5  # seconds by which the steward may be late before another worker prunes
 _LEAST_PAUSE = 0.005
 
@@ -135,8 +136,10 @@ class Pruner:
                 helps_until = self._clock() + helps_for
 
     def _spaced(self, pause: float) -> float:
-        """Return a longer pause in a large fleet with a relay, whose statements must not grow with its workers."""
-        return pause if self._board is None else max(pause, self._board.until_next(pause))
+        """Return a longer pause in a large fleet, whose statements must not grow with its workers."""
+        if self._board is None:
+            return pause
+        return max(pause, self._board.until_next(pause), min(_HELP_PER_WORKER * self._board.workers, HELP_EVERY))
 
     def prune(self) -> None:
         """Prune for all workers. Raises :class:`DatabaseError`."""

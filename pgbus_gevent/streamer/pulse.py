@@ -10,6 +10,7 @@ from typing import Protocol
 
 import gevent
 
+from ..core.board import Board
 from ..core.relay_signs import RelaySigns
 from ..core.retries import Trouble
 from ..errors import (
@@ -30,14 +31,18 @@ INTERVAL = 2.0
 SCHEMA_INTERVAL = 10.0
 """The longest time between two questions about the schema, in seconds."""
 
+SCHEMA_INTERVAL_MOST = 30.0
+"""The same in a large fleet."""
+
 UNREADY_AFTER = 4.0
 """Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
 
 RELAYED_INTERVAL = 300.0
-"""The same while the beacons of a relay come, which also show that the database answers."""
+"""The same for any fleet while the beacons of a relay come, which also show that the database answers."""
 
 _RELAY_LASTS = 1.5  # seconds for which RelaySigns.until lies after a beacon
 _LEAST = 0.05  # seconds
+_PER_WORKER = 0.3  # seconds between two questions about the schema, for each worker of the fleet
 
 
 class Source(Protocol):
@@ -55,7 +60,8 @@ class Pulse:
     """The greenlet that asks; :meth:`run` is its loop. The other methods never yield.
 
     ``patience`` is how many seconds the database may be away before new clients are refused. ``what`` is the word for the source in
-    messages; an edge asks its origin. The beacons of a ``relay`` are signs of life, too.
+    messages; an edge asks its origin. The ``board`` knows the size of the fleet, and of a relay, whose beacons are signs of
+    life, too.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class Pulse:
         *,
         patience: float,
         what: str = "the database",
-        relay: RelaySigns | None = None,
+        board: Board | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
@@ -74,7 +80,8 @@ class Pulse:
         self._reached = False
         self._checked: float | None = None
         self._share = 1.0
-        self._relay = relay or RelaySigns()
+        self._board = board
+        self._relay = RelaySigns() if board is None else board.relay
         self._what = what
         self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
         self.fault = ""
@@ -96,9 +103,14 @@ class Pulse:
     def _is_due(self, now: float) -> bool:
         unknown = not self._reached or self._silence.lasts or bool(self.fault)
         # The interval of now and not that of the last question, which a new worker asks before it hears the relay.
-        interval = RELAYED_INTERVAL if self._relay.until > now else SCHEMA_INTERVAL
+        interval = RELAYED_INTERVAL if self._relay.until > now else self._schema_interval
         is_old = self._checked is None or now >= self._checked + interval * self._share
         return unknown or is_old or now - self._signed >= INTERVAL
+
+    @property
+    def _schema_interval(self) -> float:
+        workers = 1 if self._board is None else self._board.workers
+        return max(SCHEMA_INTERVAL, min(_PER_WORKER * workers, SCHEMA_INTERVAL_MOST))
 
     @property
     def _rest(self) -> float:

@@ -23,8 +23,10 @@ logger = logging.getLogger("pgbus_gevent.roll_call")
 INTERVAL = 5.0
 """Seconds between two statements."""
 
-RELAYED_INTERVAL = 10.0
-"""The longest time between two statements in a large fleet with a relay, in seconds. A worker expires after 20 s of silence."""
+INTERVAL_MOST = 10.0
+"""The longest time between two statements in a large fleet, in seconds. A worker expires after 20 s of silence."""
+
+_PER_WORKER = 0.1  # seconds between two statements of a worker, for each worker of the fleet
 
 _FIRST = 0.5
 _GIVEN_UP = 300.0  # seconds until the next try if the role has no right to write, or the schema is older
@@ -148,9 +150,7 @@ class RollCall:
             if took <= self._quickest:
                 self._quickest = took
                 self.clock_offset = there - (began + took / 2)
-        if self._board.relay.heard:
-            return max(INTERVAL, min(self._board.until_next(INTERVAL), RELAYED_INTERVAL))
-        return INTERVAL
+        return max(INTERVAL, min(_PER_WORKER * workers, INTERVAL_MOST))
 
     def _leave(self) -> None:
         if not self._on_the_roll:

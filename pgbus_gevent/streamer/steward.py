@@ -69,7 +69,7 @@ MISSED_SPREAD = 0.5
 MISSED_ASKERS = 20
 """About how many of them do so, however large the fleet."""
 
-_ASK_PER_WORKER = 0.03  # seconds between two questions of a worker, for each worker of the fleet
+_ASK_PER_WORKER = 0.04  # seconds between two questions of a worker, for each worker of the fleet
 
 
 class Source(steward_sweeps.Source, Protocol):

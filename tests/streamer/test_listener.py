@@ -440,8 +440,9 @@ def test_it_follows_all_streams_as_long_as_the_board_says_so(listening: Listenin
     joined(listening, "2", "stock")
     wait_until(lambda: not board.unheard)
     assert session.followed == ["all"], "it hears them all until it narrows"
-    listening.now += listener.NARROW_INTERVAL
+    listening.now += listener.NARROW_SOON
     wait_until(lambda: len(session.followed) == 2)
+    listening.now += listener.NARROW_SOON
     joined(listening, "3", "third")
     wait_until(lambda: not board.unheard)
     board.follow_all = True

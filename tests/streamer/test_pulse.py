@@ -8,9 +8,9 @@ from time import monotonic
 
 import gevent
 import pytest
-from streamer_parts import wait_until
+from streamer_parts import make_board, wait_until
 
-from pgbus_gevent.core.relay_signs import RelaySigns
+from pgbus_gevent.core.board import Board
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.streamer import pulse as module
 from pgbus_gevent.streamer.pulse import Pulse
@@ -51,8 +51,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def beating(patient: Patient, relay: RelaySigns | None = None) -> Iterator[Pulse]:
-    pulse = Pulse(patient, patience=60.0, relay=relay)
+def beating(patient: Patient, board: Board | None = None) -> Iterator[Pulse]:
+    pulse = Pulse(patient, patience=60.0, board=board)
     pulse.begin(True)
     greenlet = gevent.spawn(pulse.run)
     try:
@@ -97,9 +97,10 @@ def test_a_silence_ends_with_a_question_of_its_own_and_not_with_another_answer()
 
 
 def test_the_beacons_of_a_relay_are_signs_of_life_but_not_while_this_worker_gets_no_answer() -> None:
-    patient, relay = Patient(), RelaySigns()
+    patient, board = Patient(), make_board()
+    relay = board.relay
     relay.until = monotonic() + 2.0
-    with beating(patient, relay) as pulse:
+    with beating(patient, board) as pulse:
         wait_until(lambda: patient.asked == 1)
         for _ in range(100):
             relay.until = monotonic() + 2.0
@@ -114,12 +115,28 @@ def test_the_beacons_of_a_relay_are_signs_of_life_but_not_while_this_worker_gets
 
 
 def test_a_worker_that_comes_to_hear_a_relay_asks_about_the_schema_as_seldom_as_others() -> None:
-    patient, relay = Patient(), RelaySigns()
+    patient, board = Patient(), make_board()
+    relay = board.relay
     now = 100.0
-    pulse = Pulse(patient, patience=5.0, relay=relay, clock=lambda: now)
+    pulse = Pulse(patient, patience=5.0, board=board, clock=lambda: now)
     pulse._checked, pulse._reached, patient.answered = now, True, now
     now += module.SCHEMA_INTERVAL
     patient.answered = now
     assert pulse._is_due(now)
     relay.until = now + 2.0
     assert not pulse._is_due(now)
+
+
+def test_workers_of_a_large_fleet_ask_about_the_schema_less_often() -> None:
+    patient, board = Patient(), make_board()
+    now = 100.0
+    pulse = Pulse(patient, patience=5.0, board=board, clock=lambda: now)
+    pulse._checked, pulse._reached = now, True
+    now += module.SCHEMA_INTERVAL_MOST - 1
+    patient.answered = now
+    assert pulse._is_due(now)
+    board.workers = 100
+    assert not pulse._is_due(now)
+    now += 1
+    patient.answered = now
+    assert pulse._is_due(now)

@@ -69,6 +69,16 @@ def calling(roll: Roll, board: Board | None = None, **options: Any) -> RollCall:
     return RollCall(roll, board, Clients(board, limits=Limits(1)), **options)
 
 
+def test_workers_of_a_large_fleet_write_their_rows_less_often() -> None:
+    roll = Roll()
+    call = calling(roll)
+    alone = call._report()
+    roll.workers = 50
+    of_fifty = call._report()
+    roll.workers = 1000
+    assert alone < of_fifty < call._report() == roll_call.INTERVAL_MOST
+
+
 def test_a_worker_writes_its_row_again_and_again_and_leaves_at_the_end() -> None:
     roll = Roll()
     call = calling(roll, port=8080)

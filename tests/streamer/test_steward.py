@@ -371,7 +371,7 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
     part = steward(Office(), board)
     assert part._ask_interval == 0.7
     board.workers = 50
-    assert part._ask_interval == 1.5
+    assert part._ask_interval == 2.0
     board.workers = 1000
     assert part._ask_interval == 4.0
 
