@@ -23,16 +23,16 @@ from ..errors import DatabaseError, Deaf
 logger = logging.getLogger("pgbus_gevent.listener")
 
 PING_INTERVAL = 2.0
-"""Seconds between two pings, in a fleet of up to fifty workers.
+"""Seconds between two pings, in a fleet of up to forty workers.
 
 A ping asks the server whether it answers, and for the current names of the channels. It is sent even while notifications come,
 because they may come on a channel whose name has been replaced.
 """
 
-PING_INTERVAL_MOST = 4.0
+PING_INTERVAL_MOST = 5.0
 """Seconds between two pings in a large fleet."""
 
-_PINGS = 25.0  # of all workers together, in a second, until the longest interval is reached
+_PINGS = 20.0  # of all workers together, in a second, until the longest interval is reached
 
 PING_SOON = 0.5
 """Seconds until the next ping after a control notification."""

@@ -15,7 +15,7 @@ from .steward_ear import Ear
 RENEW = 0.4
 """The longest time between two tails, in seconds. Each is also a sign that the steward lives."""
 
-AFTER_DOORBELL = (0.004, 0.012, 0.05, 0.25)
+AFTER_DOORBELL = (0.004, 0.02, 0.25)
 """Seconds from a notification to each of the tails that follow it. If one finds a message that did not ring, they start again."""
 
 DEAF_PAUSE = 0.1
