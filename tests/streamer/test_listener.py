@@ -276,7 +276,7 @@ def test_after_a_silence_the_server_is_asked_whether_it_lives(listening: Listeni
     assert asked[:3] == [listener.PING_INTERVAL * n for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("workers", "interval"), [(1, 2.0), (50, 2.0), (75, 3.0), (100, 4.0), (5000, 4.0)])
+@pytest.mark.parametrize(("workers", "interval"), [(1, 2.0), (50, 2.5), (75, 3.75), (100, 5.0), (5000, 5.0)])
 def test_a_large_fleet_asks_less_often(listening: Listening, workers: int, interval: float) -> None:
     listening.part._board.workers = workers
     assert listening.part.ping_interval == interval
