@@ -17,7 +17,7 @@ from database_parts import BELL, Session, Sessions, opened_sessions
 from support import Serving, serving, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.database.stewardship import _ABOVE, _NEWEST
+from pgbus_gevent.database.stewardship import _ABOVE, _FIRST, _IN_HOLES, _NEWEST
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import steward as steward_module
 
@@ -343,10 +343,14 @@ def test_the_statement_that_asks_for_ids_reads_an_index(sql: Session, pgbus_bus:
         "lows": [last - 5000, last - 900], "highs": [last - 4990, last - 900],
     }  # fmt: skip
     with closing(psycopg2.connect(pgbus_bus.database.url)) as connection, connection.cursor() as cursor:
-        for statement, most in ((_ABOVE, 100), (_NEWEST, 200)):
+        for statement, most, scans in (
+            (_FIRST + _ABOVE, 50, 1),
+            (_FIRST + _IN_HOLES + _ABOVE, 100, 2),
+            (_FIRST + _NEWEST, 200, 1),
+        ):
             cursor.execute("explain (analyze, buffers) " + statement, parameters)
             plan = "\n".join(row[0] for row in cursor.fetchall())
             assert "Seq Scan on messages" not in plan, plan
-            assert plan.count("messages_by_id") >= 2, plan
+            assert plan.count("messages_by_id") == scans, plan
             hits = int(plan.split("shared hit=")[1].split()[0])
             assert hits < most * 10, plan
