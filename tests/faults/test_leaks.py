@@ -55,7 +55,8 @@ class State:
         for name, part in parts.items():
             for path, size in sizes(part, name, set()):
                 self.containers[path] += size
-        self.descriptors = len(os.listdir("/proc/self/fd"))
+        pool = instance.database.pool  # it grows with its work, and shrinks a while later
+        self.descriptors = len(os.listdir("/proc/self/fd")) - len(pool._idle) - len(pool._used)
         self.greenlets = len(greenlets())
         self.watchers = gevent.get_hub().loop.activecnt
         self.budget = instance.board.budget.used
