@@ -35,7 +35,7 @@ _PER_MESSAGE = 3
 """The statements of the publisher for each message: BEGIN, the call, and COMMIT. They do not count."""
 
 _STARTING = 180.0
-_SETTLE = 6.0  # seconds until each worker has reported itself, and knows of the others
+_SETTLE = 30.0  # seconds until each worker has reported itself, knows of the others, and hears only its own streams
 _OPTIONS = {"max_connections": "600", "shared_preload_libraries": "pg_stat_statements"}
 
 

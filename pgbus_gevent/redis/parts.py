@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..core.board import Board
-from . import reads, relay, roll, wakes
+from ..core.wake_source import WakeSource
+from . import reads, relay, roll
 from .reads import RedisReads
 from .relay import Relay
 from .roll import RedisRoll
@@ -17,7 +18,7 @@ class Fleet(relay.Names, roll.Fleet, Protocol):
     """The statements about the fleet; :class:`pgbus_gevent.database.fleet.Fleet` has them."""
 
 
-class Database(wakes.Database, Protocol):
+class Database(WakeSource, Protocol):
     """What they need of the database; :class:`pgbus_gevent.database.Database` has it."""
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import gevent
 
 from ..core.board import Board
 from ..core.relay_signs import spread
+from ..core.wake_source import Session, WakeSource
 from ..errors import DatabaseError, RedisUnavailable
 from .keys import Keys
 from .session import RESYNC_SPREAD, RedisSession
@@ -38,27 +39,6 @@ TOO_MANY = 2
 """A worker that LISTENs ceases to if about this many times as many do, because the fleet is larger than it knew."""
 
 
-class Session(Protocol):
-    """A session of PostgreSQL that hears wakes; :class:`pgbus_gevent.database.notifications.ListenSession` is one."""
-
-    @property
-    def cause(self) -> str: ...
-    def follow(self, streams: Collection[str] | None) -> None: ...
-    def narrow(self, streams: Collection[str]) -> None: ...
-    def receive(self, timeout: float) -> tuple[list[str], bool]: ...
-    def interrupt(self) -> None: ...
-    def hears(self) -> bool: ...
-    def ping(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Database(Protocol):
-    """Opens sessions of PostgreSQL; :class:`pgbus_gevent.database.Database` is one."""
-
-    def listen(self) -> Session: ...
-    def discard_idle(self) -> None: ...
-
-
 class Names(Protocol):
     """The statement that asks for a secret of the database and its generation."""
 
@@ -73,7 +53,7 @@ class RedisWakes:
     """
 
     def __init__(
-        self, url: RedisURL, database: Database, names: Names, board: Board, *, clock: Callable[[], float] = monotonic
+        self, url: RedisURL, database: WakeSource, names: Names, board: Board, *, clock: Callable[[], float] = monotonic
     ) -> None:
         self._url = url
         self._database = database

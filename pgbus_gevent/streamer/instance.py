@@ -23,6 +23,7 @@ from ..core.names import PublicNames
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..core.stream_log import RingLimits
+from ..core.wake_source import WakeSource
 from ..database import Database, green
 from ..edge import Upstream
 from ..errors import InvalidSetting, NotPatched
@@ -35,7 +36,7 @@ from .health import Health
 from .heartbeat import Heartbeat, tick_of
 from .large_ephemerals import LargeEphemerals
 from .limits import Limits
-from .listener import Listener, WakeSource
+from .listener import Listener
 from .presence import PresenceKeeper
 from .pruner import Pruner
 from .pulse import Pulse

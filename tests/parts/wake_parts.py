@@ -11,13 +11,13 @@ from database_parts import NOTIFY, Proxy, opened_sessions
 from gevent.lock import RLock
 from redis_parts import redis_cluster, redis_server
 
+from pgbus_gevent.core.wake_source import Session
 from pgbus_gevent.database import green
 from pgbus_gevent.database.notifications import ListenSession
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.publisher import Outgoing, Publisher
 from pgbus_gevent.redis.session import RedisSession
 from pgbus_gevent.redis.urls import parse
-from pgbus_gevent.streamer.listener import Session
 
 
 class Source(Protocol):

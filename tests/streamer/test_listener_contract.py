@@ -17,10 +17,10 @@ from support import session as session_of
 from wake_parts import SOURCES, Source, running
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.wake_source import Session
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.settings.table import Settings
-from pgbus_gevent.streamer.listener import Session
 from pgbus_gevent.testing.databases import TestDatabases
 
 NOTICED_WITHIN = 12.0
