@@ -23,6 +23,8 @@ select application_name, state, query from pg_stat_activity
 where datname = %s and backend_type = 'client backend' order by backend_start
 """
 
+_COPIES_FILES = "select current_setting('fsync') = 'off' and current_setting('server_version_num')::integer >= 150000"
+
 
 class TestDatabases:
     """Makes databases on the server at ``url``, or on an embedded server until :meth:`close`.
@@ -47,6 +49,7 @@ class TestDatabases:
         self._prefix = f"pgbus_test_{os.getpid()}_{secrets.token_hex(3)}"  # several machines may test on one server
         self._numbers = count(1)
         self._template: str | None = None
+        self._strategy: str | None = None
         self._made: list[str] = []
 
     def make(self) -> str:
@@ -65,7 +68,11 @@ class TestDatabases:
         return str(ext.make_dsn(self.url, dbname=name))
 
     def _create(self, name: str, template: str = "template0") -> str:
-        self._run(f'create database "{name}" template "{template}" encoding "UTF8"')
+        if self._strategy is None:
+            # Copying files takes half the time of the default since PostgreSQL 15, if its checkpoints need no fsync.
+            ((copies,),) = self._run(_COPIES_FILES)
+            self._strategy = "strategy file_copy" if copies else ""
+        self._run(f'create database "{name}" template "{template}" encoding "UTF8" {self._strategy}')
         self._made.append(name)
         return name
 
