@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
+from ..errors import RedisUnavailable
 from .work import Flag
+
+
+class Leaving(RedisUnavailable):
+    """A session with PostgreSQL ends because Redis is of use again, which is no trouble."""
 
 
 class Session(Protocol):

@@ -12,7 +12,7 @@ import gevent
 
 from ..core.board import Board
 from ..core.relay_signs import spread
-from ..core.wake_source import Session, WakeSource
+from ..core.wake_source import Leaving, Session, WakeSource
 from ..errors import DatabaseError, RedisUnavailable
 from .keys import Keys
 from .session import RESYNC_SPREAD, RedisSession
@@ -225,14 +225,14 @@ class _Meanwhile:
         self._session.interrupt()
 
     def receive(self, timeout: float) -> tuple[list[str], bool]:
-        """Wait for payloads. Raises :class:`RedisUnavailable` to end the session when Redis is back."""
+        """Wait for payloads. Raises :class:`Leaving` to end the session when Redis is back."""
         self.ping_redis()
         return self._session.receive(timeout)
 
     def ping_redis(self) -> None:
-        """Raise :class:`RedisUnavailable` if this session is no longer needed, or too many workers have one."""
+        """Raise :class:`Leaving` if this session is no longer needed, or :class:`RedisUnavailable` if too many workers have one."""
         if self._back:
-            raise RedisUnavailable("Redis is back, so the worker leaves the session with PostgreSQL")
+            raise Leaving("Redis is back")
         self._wakes.check()
 
     def ping(self) -> None:

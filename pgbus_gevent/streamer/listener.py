@@ -15,7 +15,7 @@ from ..core.board import Board
 from ..core.events import ListenerDown, ListenerUp
 from ..core.retries import Backoff
 from ..core.stream_log import StreamLog
-from ..core.wake_source import Session, WakeSource
+from ..core.wake_source import Leaving, Session, WakeSource
 from ..core.wakes import CONTROL
 from ..core.work import Flag
 from ..errors import DatabaseError, Deaf
@@ -212,7 +212,9 @@ class Listener:
             self._source.discard_idle()
             self._board.doubt()
             self._down.emit(ListenerDown(str(error)))
-        if self.live or first:
+        if isinstance(error, Leaving):
+            logger.info("opening another session for new messages: %s", error)
+        elif self.live or first:
             logger.warning("the session for new messages is lost, opening a new one: %s", error)
 
     def hear(self, payloads: list[str]) -> None:

@@ -152,8 +152,9 @@ def test_clients_start_and_resume_from_redis(pgbus_settings: Settings, pgbus_bus
 
 
 def test_without_redis_workers_use_postgresql_and_return(
-    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+    pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "pgbus_gevent.listener")
     with fleet(pgbus_settings, server.url) as workers:
         clients = [worker.live("orders") for worker in workers]
         stream = pgbus_bus.stream("orders")
@@ -171,6 +172,8 @@ def test_without_redis_workers_use_postgresql_and_return(
         for client in clients:
             until_messages(client, 22)
             assert data(client) == ["before", *map(str, range(20)), "after"]
+    returned = [record for record in caplog.records if "Redis is back" in record.getMessage()]
+    assert [record.levelname for record in returned] == ["INFO"] * len(workers), "a return is no trouble"
 
 
 def test_while_redis_is_away_the_workers_rely_on_the_steward(
