@@ -16,13 +16,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import free_port, until
 
-needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+PROGRAM = next(filter(shutil.which, ("redis-server", "valkey-server")), None)
+needs_redis = pytest.mark.skipif(PROGRAM is None, reason="neither redis-server nor valkey-server is installed")
 
 START = 20.0  # seconds
 
 
 class RedisServer:
-    """One process of redis-server on a free port of the loopback, without persistence. ``options`` are lines of redis.conf."""
+    """One process of Redis or Valkey on a free port of the loopback, without persistence. ``options`` are lines of redis.conf."""
 
     def __init__(self, *options: str, port: int | None = None, sentinel: bool = False) -> None:
         self.port = port or free_port()
@@ -54,7 +55,8 @@ class RedisServer:
         ]
         config = self.folder / "redis.conf"
         config.write_text("\n".join(lines) + "\n")
-        arguments = ["redis-server", str(config), *(["--sentinel"] if self._sentinel else [])]
+        assert PROGRAM is not None
+        arguments = [PROGRAM, str(config), *(["--sentinel"] if self._sentinel else [])]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(arguments, stdout=log, stderr=log)
         until(self.answers, "Redis answers", START)
