@@ -11,6 +11,7 @@ from ..hosts.running import Stopper
 from ..settings.table import Settings
 from ..settings.wake import hide, is_redis
 from ..streamer.instance import Instance
+from ..web.backstage import backstage_of
 from .program import Command, database_settings, say
 
 _ABOUT = """\
@@ -40,6 +41,7 @@ def _relay(arguments: argparse.Namespace, settings: Settings) -> int:
         stopper.watch_signals()
         instance = Instance(settings, on_failure=stopper.fail)
         instance.steward.only_relays = True
+        backstage_of(instance)  # writes the relay's metrics to the roll, where the servers find them
         instance.start()
         say("relaying; send SIGTERM to stop")
         stopper.wait()

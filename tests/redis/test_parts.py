@@ -15,6 +15,7 @@ from typing import Any
 
 import gevent
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis_parts import RedisServer, needs_redis, redis_cluster, redis_sentinels, redis_server
 from requests import get
 from support import Serving, serving, until, until_messages
@@ -131,6 +132,7 @@ def test_the_command_relay_relays_and_leaves_at_once(
             pgbus_bus.stream("orders").broadcast("x")
             until_messages(client, 1)
             assert relays([worker]) == []
+            until(lambda: up(worker) == [("pgbus_relay_up", 1.0), ("pgbus_steward", 1.0)], "metrics show the relay")
             process.terminate()
             assert process.wait(20) == 0
             until(lambda: relays([worker]), "the worker relays now")
@@ -139,6 +141,14 @@ def test_the_command_relay_relays_and_leaves_at_once(
     finally:
         process.kill()
         process.wait(10)
+
+
+def up(worker: Serving) -> list[tuple[str, float]]:
+    """Return the gauges that are 1 at the steward alone, summed over the workers of all hosts."""
+    body = get(f"{worker.url}/pgbus/metrics?hosts=all").text
+    families = {family.name: family for family in text_string_to_metric_families(body)}
+    names = "pgbus_relay_up", "pgbus_steward"
+    return [(name, sum(sample.value for sample in families[name].samples)) for name in names]
 
 
 def test_clients_start_and_resume_from_redis(pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer) -> None:
