@@ -223,6 +223,15 @@ def test_a_slot_that_moves_ends_the_session_and_the_publisher_finds_the_new_node
                 until(lambda: session.receive(0.1) is None, "the session ends")
             with pytest.raises(RedisUnavailable):
                 publisher.publish([message("a", 1, 0)])
+
+        def finds_it() -> bool:
+            try:
+                with publishing(cluster.url):
+                    return True
+            except RedisUnavailable:
+                return False  # the nodes have not told one another yet; a relay tries again too
+
+        until(finds_it, "the new node is found")
         with publishing(cluster.url) as publisher, hearing(cluster.url) as session:
             session.follow(["a"])
             publisher.publish([message("a", 1, 0)])
