@@ -1,7 +1,7 @@
 """How many connections an owner or an address has on other workers, as far as its cap needs it.
 
-A worker reports its counts that are near a cap to the database, which sums them. The sum comes back with the answer to a report.
-Nothing here yields.
+A worker reports its counts that are near a cap to the database, or to Redis, and the reports of all workers are summed. The sum
+comes back with the answer to a report. Nothing here yields.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """The database's answer to a report; times in Unix seconds.
+    """The answer to a report; times in Unix seconds, by the clock of the database or of Redis.
 
     ``totals`` has the connections on all workers, of the keys that have half of their cap or more. ``kept`` has how many this
     worker may keep, of the keys that are above their cap.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..core.fleet_counts import Report, Sum
@@ -41,3 +42,8 @@ class CapQueries:
     def leave(self, worker: str) -> None:
         """Remove the report of a worker that ends."""
         self._all("select pgbus._leave_caps(%s)", worker)
+
+    def others(self, workers: Iterable[str]) -> bool:
+        """Return whether a worker other than these has a report that counts."""
+        ((found,),) = self._all("select pgbus._other_cap_reports(%s::text[])", list(workers))
+        return bool(found)

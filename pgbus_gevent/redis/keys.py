@@ -40,9 +40,17 @@ class Keys:
         """The channel that everybody hears, with the beacons of all shards that have no channel of their own."""
         self.roll = f"{self.prefix}:{{roll}}:reports"
         self.answers = f"{self.prefix}:{{roll}}:answers"
+        self.cap_reports = f"{self.prefix}:{{caps}}:reports"
+        self.cap_sum = f"{self.prefix}:{{caps}}:sum"
+        self.cap_turn = f"{self.prefix}:{{caps}}:turn"
+        self.leases = f"{self.prefix}:{{leases}}:requests"
 
     def _digest(self, text: str) -> str:
         return hmac.digest(self._secret, text.encode(), "sha256").hex()
+
+    def lease_answer(self, worker: str) -> str:
+        """Return the key of the answer to a worker that asked to have its leases renewed."""
+        return f"{self.prefix}:{{leases}}:answer:{worker}"
 
     def shard(self, stream: str) -> int:
         """Return the number of a stream's shard."""

@@ -6,7 +6,9 @@ from typing import Protocol
 
 from ..core.board import Board
 from ..core.wake_source import WakeSource
-from . import reads, relay, roll
+from . import caps, leases, reads, relay, roll
+from .caps import RedisCaps
+from .leases import RedisLeases
 from .reads import RedisReads
 from .relay import Relay
 from .roll import RedisRoll
@@ -22,6 +24,10 @@ class Database(WakeSource, Protocol):
     """What they need of the database; :class:`pgbus_gevent.database.Database` has it."""
 
     @property
+    def caps(self) -> caps.Queries: ...
+    @property
+    def presence(self) -> leases.Presence: ...
+    @property
     def fleet(self) -> Fleet: ...
     @property
     def stewardship(self) -> relay.Messages: ...
@@ -30,7 +36,9 @@ class Database(WakeSource, Protocol):
 
 
 class RedisParts:
-    """Where wakes come from, where recent messages are read, and the relay, which publishes while this worker is the steward.
+    """Where wakes come from, where recent messages are read, and where workers report.
+
+    ``relay`` publishes while this worker is the steward.
 
     ``wake`` is the setting, ``source`` what is asked if Redis does not know an answer. Raises :class:`InvalidSetting`.
     """
@@ -40,9 +48,12 @@ class RedisParts:
         self.wakes = RedisWakes(url, database, database.fleet, board)
         self.reads = RedisReads(url, source, self.wakes, board)
         self.roll = RedisRoll(url, database.fleet, self.wakes)
+        self.caps = RedisCaps(url, database.caps, self.wakes)
+        self.leases = RedisLeases(url, database.presence, self.wakes)
         self.relay = Relay(url, database.fleet, database.stewardship, database.queries, duty)
 
     def close(self) -> None:
         """Close the connections that no greenlet owns. Idempotent."""
         self.wakes.close()
         self.reads.discard_idle()
+        self.caps.close()

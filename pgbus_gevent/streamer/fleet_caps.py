@@ -40,7 +40,7 @@ _STALE = 3  # reports that fail one after the other, after which the last sum is
 
 
 class Source(Protocol):
-    """The statements that it needs; :class:`pgbus_gevent.database.caps.CapQueries` has them."""
+    """Where it reports; :class:`pgbus_gevent.database.caps.CapQueries` is one."""
 
     def report(self, worker: str, report: Report, *, pause: float) -> Sum: ...
     def leave(self, worker: str) -> None: ...

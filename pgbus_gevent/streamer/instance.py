@@ -32,6 +32,7 @@ from ..settings.wake import hide, is_redis
 from .clients import Clients
 from .dispatcher import StreamEventDispatcher
 from .fleet_caps import FleetCaps
+from .fleet_caps import Source as Caps
 from .health import Health
 from .heartbeat import Heartbeat, tick_of
 from .large_ephemerals import LargeEphemerals
@@ -163,7 +164,7 @@ class Instance:
             reads = self.standby_reads = StandbyReads(reads, database.standby, watch, board.registry)
         self.ear = Ear(database)
         self.steward = Steward(database.stewardship, board, self.ear, may_lead=not read_only)
-        near, wakes, roll = self._with_redis(reads)
+        near, wakes, roll, caps = self._with_redis(reads)
         self.reader = Reader(near, board, page_size=settings.page_size, ring_messages=settings.ring_messages)
         self.sweeper = Sweeper(reads, board, interval=settings.catch_up_interval)
         self.large_ephemerals = LargeEphemerals(database.queries, board)
@@ -172,7 +173,7 @@ class Instance:
             database.queries, board, self.clients, interval=settings.catch_up_interval, outlets=self.ear.outlets
         )
         self.rechecks = Rechecks(board, self.clients, interval=settings.recheck)
-        self.fleet_caps = FleetCaps(database.caps, board, self.clients, counts)
+        self.fleet_caps = FleetCaps(caps, board, self.clients, counts)
         self.roll_call = RollCall(roll, board, self.clients, port=settings.port)
         self._add_duties()
 
@@ -184,21 +185,22 @@ class Instance:
         if settings.prune_interval:
             self.steward.add_duty("pruning", self.pruner.prune, settings.prune_interval)
 
-    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource, Roll]:
+    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource, Roll, Caps]:
         """Return where the reader reads, where wakes come from, and where workers report: Redis, if the settings name one."""
         wake = self.settings.wake
         self.redis: RedisParts | None = None
         if not is_redis(wake) or self.upstream is not None:
-            return reads, self.database, self.database.fleet
+            return reads, self.database, self.database.fleet, self.database.caps
         try:
             from ..redis.parts import RedisParts
         except ImportError:
-            remedy = "it needs redis-py: pip install 'pgbus-gevent[redis]'"
-            raise InvalidSetting("wake", hide(wake), remedy) from None
+            raise InvalidSetting("wake", hide(wake), "it needs redis-py: pip install 'pgbus-gevent[redis]'") from None
         self.redis = RedisParts(wake, self.database, reads, self.board, self.steward)
         self.steward.outlets.append(self.redis.relay)
+        self.presence.renewals = self.redis.leases
         self.steward.add_duty("roll", self.redis.roll.collect, 5.0)
-        return self.redis.reads, self.redis.wakes, self.redis.roll
+        self.steward.add_duty("leases", self.redis.leases.collect, 5.0)
+        return self.redis.reads, self.redis.wakes, self.redis.roll, self.redis.caps
 
     def _add_tasks(self, read_only: bool) -> None:
         settings = self.settings

@@ -63,6 +63,12 @@ class Source(Protocol):
     def sweep(self) -> float | None: ...
 
 
+class Renewals(Protocol):
+    """Where leases are renewed: the database, or Redis."""
+
+    def touch_many(self, leases: Sequence[_Lease], *, ttl: float) -> list[int]: ...
+
+
 def metadata_of(context: Any) -> Mapping[str, Any]:
     """Return the metadata of a connected member: the mapping under ``presence`` in its context, or an empty one."""
     found = context.get("presence") if isinstance(context, Mapping) else None
@@ -90,6 +96,8 @@ class PresenceKeeper:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._source = source
+        self.renewals: Renewals = source
+        """Where leases are renewed."""
         self._tracked = tracked
         self._ttl = ttl
         self._grace = grace
@@ -280,8 +288,9 @@ class PresenceKeeper:
 
     def _touch(self) -> None:
         leases = [change[:3] for key, change in self._here.items() if key not in self._arrivals]
-        missing = self._source.touch_many(leases, ttl=self._ttl) if leases else []
-        # Only after the statement, so that a renewal that fails is tried again. A lease outlasts two missed renewals.
+        missing = self.renewals.touch_many(leases, ttl=self._ttl) if leases else []
+        # Only after the statement, so that a renewal that fails is tried again. A lease outlasts two missed renewals,
+        # or one after a renewal through Redis that was lost.
         self._touch_at = self._clock() + self._touch_interval()
         for index in missing:
             # The lease expired while this worker or the database was stopped, or was lost in a crash of the database.

@@ -112,6 +112,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
     },
     CapQueries: {
         "report": lambda c: c.report("w1", Report([1], [2], [3]), pause=2.0),
+        "others": lambda c: c.others(["w1"]),
         "leave": lambda c: c.leave("w1"),
     },
     Fleet: {

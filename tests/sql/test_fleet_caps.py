@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 from database_parts import Session, Sessions, raises, together
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pgbus_gevent.core.cap_sums import CapSum, Reported, sum_reports
+from pgbus_gevent.core.fleet_counts import Report
 
 ALWAYS, NEVER = 0.0, 1e9  # seconds between two sums
 
@@ -122,3 +127,61 @@ def test_a_report_of_a_thousand_keys_fits(sql: Session) -> None:
     totals, kept = report(sql, "b", 2, counts)
     assert totals == dict.fromkeys(range(-500, 500), 4)
     assert kept == dict.fromkeys(range(-500, 500), 0)
+
+
+def test_workers_that_report_only_here_are_found(sql: Session) -> None:
+    assert sql.call("_other_cap_reports", []) is False
+    report(sql, "a", 4, {1: 3})
+    report(sql, "b", 4, {})
+    assert sql.call("_other_cap_reports", ["a"]) is sql.call("_other_cap_reports", []) is True
+    assert sql.call("_other_cap_reports", ["a", "b", "c"]) is False
+    sql.run("update pgbus.cap_reports set seen_at = seen_at - interval '12 seconds'")
+    assert sql.call("_other_cap_reports", []) is False
+
+
+# the same sum in Python, for reports in Redis
+
+keys = st.integers(-3, 3) | st.sampled_from([-(2**63), 2**63 - 1])
+numbers = st.tuples(st.integers(1, 9) | st.just(2**31 - 1), st.integers(1, 12) | st.just(2**31 - 1))
+ages = st.sampled_from([0, 1, 4, 8, 10, 14, 100])  # seconds, some away from the limits of 6 and 12
+reports = st.lists(st.tuples(ages, st.integers(0, 4), st.dictionaries(keys, numbers, max_size=6)), max_size=8)
+
+
+def both_sums(sql: Session, found: list[tuple[int, int, dict[int, tuple[int, int]]]]) -> tuple[CapSum, CapSum]:
+    """Return the sums of the same reports by SQL and in Python. A report is its age, when it grew, and counts with caps by key."""
+    sql.run("truncate pgbus.cap_reports, pgbus.cap_sums")
+    reported = []
+    for n, (age, grown_at, counts) in enumerate(found):
+        columns = [list(counts), [count for count, _ in counts.values()], [cap for _, cap in counts.values()]]
+        sql.run(
+            "insert into pgbus.cap_reports (worker, seen_at, grown_at, keys, counts, caps) values (%s,"
+            " clock_timestamp() - make_interval(secs => %s), to_timestamp(%s), %s::bigint[], %s::integer[], %s::integer[])",
+            *(f"w{n:02}", age, grown_at, *columns),
+        )
+        reported.append(Reported(f"w{n:02}", 1000.0 - age, grown_at, Report(*columns)))
+    sql.call("_sum_caps")
+    [(known, totals, above, holders, parts)] = sql.run("select keys, totals, above, holders, kept from pgbus.cap_sums")
+    kept: dict[str, dict[int, int]] = {}
+    for key, holder, part in zip(above, holders, parts, strict=True):
+        kept.setdefault(holder, {})[key] = part
+    return CapSum(dict(zip(known, totals, strict=True)), kept), sum_reports(reported, 1000.5)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(found=reports)
+def test_sql_and_python_make_the_same_sum(
+    sql: Session, found: list[tuple[int, int, dict[int, tuple[int, int]]]]
+) -> None:
+    by_sql, by_python = both_sums(sql, found)
+    assert by_python == by_sql
+
+
+def test_sql_and_python_keep_the_same_bounds(sql: Session) -> None:
+    several = [(0, n, {key: (1 + key * (n + 1) % 7, 2 + key % 5) for key in range(n, 3000, 3)}) for n in range(3)]
+    some = [(0, n, {key: (3 + key % 3, 4) for key in range(700 * n, 700 * n + 1000)}) for n in range(3)]
+    for found in several, some:
+        by_sql, by_python = both_sums(sql, found)
+        assert by_python == by_sql
+        assert len(by_python.totals) == 1000 >= sum(map(len, by_python.kept.values())) > 0

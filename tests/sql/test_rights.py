@@ -42,6 +42,7 @@ READING = [
 SERVING = [
     "pgbus.channels()", "pgbus._beat('w', 'h', 1, 1, '{}')", "pgbus._leave_roll('w')", "pgbus._ring_control()",
     "pgbus.presence_sweep()", "pgbus._report_caps('w', '{1}', '{1}', '{1}', 2)", "pgbus._leave_caps('w')",
+    "pgbus._other_cap_reports('{w}')",
     "pgbus._presence_record('{s}', '{m}', '{c}', '{null}', '1s', '0s')", "pgbus._presence_flush()",
 ]  # fmt: skip
 PRUNING = [

@@ -356,6 +356,8 @@ $$;
 --
 -- Connections end only because of reports of the last 6 seconds; a worker that lives reports at least every 5. The clients of
 -- a worker that was killed come back elsewhere while its report still counts, and must not be ended because of themselves.
+--
+-- `sum_reports` in pgbus_gevent/core/cap_sums.py has the same rules, for reports in Redis.
 create function pgbus._sum_caps() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
@@ -395,6 +397,18 @@ begin
       above = coalesce((select array_agg(e.key order by e.key, e.worker) from excess e), '{}'),
       holders = coalesce((select array_agg(e.worker order by e.key, e.worker) from excess e), '{}'),
       kept = coalesce((select array_agg(e.kept order by e.key, e.worker) from excess e), '{}');
+end
+$$;
+
+-- Returns whether a worker other than these has a report that counts. Workers that report through Redis ask, because then they
+-- must all report here too.
+create function pgbus._other_cap_reports(workers text[]) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (
+    select r.worker from pgbus.cap_reports r where r.seen_at > clock_timestamp() - interval '12 seconds'
+    except
+    select w.id collate "C" from unnest(workers) w(id));
 end
 $$;
 

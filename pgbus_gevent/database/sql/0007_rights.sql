@@ -40,7 +40,7 @@ begin
           '_duty', '_leave_duty', '_report_caps', '_leave_caps', '_wakes', '_ring_for', '_ring_everybody',
           '_presence_record', '_presence_flush', 'presence_touch_many', 'presence_sweep', 'squatters']);
   perform pgbus._grant_rights(grantee, array['mark'], array['_mark']);
-  perform pgbus._grant_rights(grantee, '{}', array['_redis_names', '_beat_many']);
+  perform pgbus._grant_rights(grantee, '{}', array['_redis_names', '_beat_many', '_other_cap_reports']);
 end
 $$;
 
