@@ -87,7 +87,8 @@ _ENVIRONMENT = f"""
 `{PROGRAM} COMMAND --help` explains a command.
 
 The database is given by --database-url, PGBUS_DATABASE_URL or DATABASE_URL; without any, it is the embedded one that
-`serve` keeps in its data directory. Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.
+`serve` keeps in its data directory. An edge (PGBUS_UPSTREAM) has none: run commands at its
+origin. Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.
 
 examples:
   {PROGRAM} serve

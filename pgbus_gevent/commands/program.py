@@ -149,11 +149,17 @@ def load_settings(arguments: argparse.Namespace) -> Settings:
 def database_settings(settings: Settings) -> Iterator[Settings]:
     """Yield the settings with a ``database_url``. If none is given, it is that of the embedded server, which runs for the block.
 
-    Raises :class:`EmbeddedError` if the data directory has no database.
+    The setting ``upstream`` is left out, because only ``serve`` can be an edge. Raises :class:`InvalidArgument` if it is set
+    without a ``database_url``, and :class:`EmbeddedError` if the data directory has no database.
     """
     if settings.database_url is not None:
-        yield settings
+        yield replace(settings, upstream=None)
         return
+    if settings.upstream is not None:
+        # The embedded database of this machine is not that of the origin, so a message in it would reach nobody.
+        raise InvalidArgument(
+            "upstream is set, so this is an edge, which has no database: run the command at the origin, or give --database-url"
+        )
     with EmbeddedPostgres.open(settings.data_dir, create=False) as server:
         yield replace(settings, database_url=server.url)
 

@@ -16,7 +16,7 @@ from time import time
 
 import psycopg2
 import pytest
-from cli_parts import PATIENCE, PROGRAM, Cli, environment
+from cli_parts import PATIENCE, PROGRAM, Cli, Tail, environment
 
 from pgbus_gevent import __version__
 from pgbus_gevent.bus import Bus
@@ -112,6 +112,34 @@ def test_no_embedded_database_is_a_failure_and_none_is_made(arguments: list[str]
     said = lonely.fails(1, *arguments)
     assert f"no embedded database in {tmp_path}" in said
     assert list(tmp_path.iterdir()) == []
+
+
+OF_THE_DATABASE = [*NEED_A_DATABASE, ["connections"], ["disconnect", "ada"], ["prune"], ["doctor"]]
+UPSTREAM = "http://127.0.0.1:1/pgbus"
+
+
+@pytest.mark.parametrize("arguments", OF_THE_DATABASE, ids=" ".join)
+def test_a_command_that_needs_the_database_says_that_an_edge_has_none(
+    arguments: list[str], lonely: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "pgbus.toml"
+    file.write_text(f'upstream = "{UPSTREAM}"\n')
+    for said in (
+        lonely.fails(2, *arguments, PGBUS_UPSTREAM=UPSTREAM),
+        lonely.fails(2, *arguments, "--config", str(file)),
+    ):
+        assert said == (
+            "upstream is set, so this is an edge, which has no database: run the command at the origin, or give --database-url"
+        )
+
+
+def test_a_command_at_an_edge_uses_the_database_that_it_is_given(cli: Cli, pgbus_bus: Bus) -> None:
+    edge = {"PGBUS_UPSTREAM": UPSTREAM, "PGBUS_WORKER_TOKEN": "w" * 16}
+    cli.ok("broadcast", "orders", "a", **edge)
+    assert [message.data for message in pgbus_bus.stream("orders")] == ["a"]
+    with Tail(cli, "orders", "--json", "--since", "0", **edge) as tail:
+        assert tail.message()["data"] == "a"
+    assert cli.ok("sign", "orders", "--secret", SECRET, **edge)
 
 
 @pytest.mark.parametrize("arguments", [["tail", "a"], ["streams"], ["broadcast", "a", "b", "--no-migrate"]])
