@@ -114,11 +114,15 @@ class Deaf(DatabaseError):
 
 
 class OriginRefused(DatabaseError):
-    """The origin of an edge answers, but does not serve this edge. ``reason`` (str) says why, and what to do."""
+    """The origin of an edge answers, but does not serve this edge. ``reason`` (str) says why, and what to do.
 
-    def __init__(self, reason: str) -> None:
+    ``known`` (bool) says that the pulse was refused for the same reason. It logs the reason, so the other parts need not.
+    """
+
+    def __init__(self, reason: str, *, known: bool = False) -> None:
         super().__init__(f"the origin does not serve this edge: {reason}")
         self.reason = reason
+        self.known = known
 
 
 class PoolTimeout(DatabaseError):
@@ -178,3 +182,8 @@ class EmbeddedError(PgbusError):
 
 class NotPatched(PgbusError, RuntimeError):
     """The process is not patched for gevent, so a single blocking call would stop every client."""
+
+
+def is_known(error: object) -> bool:
+    """Whether the pulse logs the error: the origin of an edge refuses all that this edge asks, for one reason."""
+    return isinstance(error, OriginRefused) and error.known

@@ -6,6 +6,8 @@ import logging
 import random
 from collections.abc import Callable, Hashable
 
+from ..errors import is_known
+
 
 class Backoff:
     """Pauses between tries, in seconds: ``first``, then twice as long each time, up to ``most``.
@@ -31,7 +33,10 @@ class Backoff:
 
 
 class Trouble:
-    """A fault that lasts for a while. It is logged once when it begins, and when it ends if the text ``over`` is given."""
+    """A fault that lasts for a while. It is logged once when it begins, and when it ends if the text ``over`` is given.
+
+    An error that the pulse logs, because the origin refuses all that this edge asks, is not logged here.
+    """
 
     def __init__(self, logger: logging.Logger, message: str, *, over: str = "", level: int = logging.WARNING) -> None:
         self._logger = logger
@@ -40,18 +45,20 @@ class Trouble:
         self._level = level
         self.lasts = False
         """Whether the fault lasts now."""
+        self._logged = False
 
     def begins(self, *arguments: object) -> None:
         """Log the fault, with ``arguments`` for the message, unless it has been logged and has not ended since."""
-        if not self.lasts:
+        if not self._logged and not any(map(is_known, arguments)):
             self._logger.log(self._level, self._message, *arguments)
+            self._logged = True
         self.lasts = True
 
     def ends(self) -> None:
         """Note that the fault is over."""
-        if self.lasts and self._over:
+        if self._logged and self._over:
             self._logger.info(self._over)
-        self.lasts = False
+        self.lasts = self._logged = False
 
 
 class Seldom:

@@ -46,7 +46,9 @@ _REFUSALS = {
     413: "a proxy before the origin takes no request of this size: raise its limit",
     426: "the origin's release speaks another version of the protocol between edge and origin: upgrade the older of the two",
     508: "the origin is an edge whose own origin leads back here: correct PGBUS_UPSTREAM of one of them",
-    429: "too many wrong worker tokens came from this address: give both the same PGBUS_WORKER_TOKEN, and wait a minute",
+    # The right token is let in at any time.
+    429: "its worker token is not one of the origin's, or a proxy before the origin limits requests, because too many came from"
+    " this address: give both the same PGBUS_WORKER_TOKEN",
 }
 """What an answer of the origin means, and what to do, by its status."""
 
@@ -83,7 +85,10 @@ class Origin:
         self.size = size
         self.in_use = 0
         self.answered = float("-inf")
-        """When the origin last answered a read, on the monotonic clock."""
+        """When the origin last answered a read, be it with a refusal, on the monotonic clock."""
+        self.refusal = ""
+        """Why the origin refused the last question of the pulse; empty if it did not."""
+        self._cause = ""  # why it refused the last request, without the 429 that follow a refusal
         self.failures = 0
         """How many requests got no answer, or one that could not be used."""
 
@@ -107,8 +112,10 @@ class Origin:
         self.in_use += 1
         try:
             return self._answer(path, question, timeout, most or MAX_ANSWER)
-        except (DatabaseUnavailable, OriginRefused):
+        except (DatabaseUnavailable, OriginRefused) as error:
             self.failures += 1
+            if isinstance(error, OriginRefused):
+                self.answered = monotonic()
             # The other connections may be dead as well, and each would take a whole timeout to prove it.
             self.discard_idle()
             raise
@@ -141,7 +148,7 @@ class Origin:
         kept = False
         try:
             data = _body(response, timeout, most)
-            _check(response, data)
+            self._check(response, data)
             found = json.loads(data)
             self.answered = monotonic()
             kept = not response.will_close and response.isclosed()
@@ -155,6 +162,21 @@ class Origin:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    def _check(self, response: http.client.HTTPResponse, data: bytes) -> None:
+        """Raise the error that the status of an answer stands for, unless it is 200."""
+        status = response.status
+        if status == 200:
+            self._cause = ""
+            return
+        said = data[:300].decode("utf-8", "replace").strip()
+        if status in (408, 500, 502, 503, 504):
+            raise DatabaseUnavailable(f"the origin answered {status}: {said}")
+        if status != 429 or not self._cause:
+            meaning = _REFUSALS.get(status, "check the address in PGBUS_UPSTREAM")
+            self._cause = f"{meaning} (it answered {status}: {said.splitlines()[0] if said else ''})"
+        # A 429 that follows another refusal does not say why: it comes because this edge has asked again.
+        raise OriginRefused(self._cause, known=self._cause == self.refusal)
 
     # new messages
 
@@ -173,7 +195,8 @@ class Origin:
                 try:
                     response = self._sent(connection, path, body)
                     if response.status != 200:
-                        _check(response, response.read(1000))
+                        self._check(response, response.read(1000))
+                    self._cause = ""
                     return connection, response
                 except BaseException:
                     connection.close()
@@ -257,14 +280,3 @@ def _body(response: http.client.HTTPResponse, timeout: float, most: int) -> byte
 def _release() -> str:
     """The version of the package, read from its module, which no lower layer may import."""
     return str(sys.modules[__name__.partition(".")[0]].__version__)
-
-
-def _check(response: http.client.HTTPResponse, data: bytes) -> None:
-    """Raise the error that the status of an answer stands for, unless it is 200."""
-    if response.status == 200:
-        return
-    said = data[:300].decode("utf-8", "replace").strip()
-    if response.status in (408, 500, 502, 503, 504):
-        raise DatabaseUnavailable(f"the origin answered {response.status}: {said}")
-    meaning = _REFUSALS.get(response.status, "check the address in PGBUS_UPSTREAM")
-    raise OriginRefused(f"{meaning} (it answered {response.status}: {said.splitlines()[0] if said else ''})")

@@ -72,8 +72,8 @@ class Upstream:
             )
         try:
             self.check_life()
-        except OriginRefused as error:
-            logger.error("%s", error)
+        except OriginRefused:
+            pass  # the pulse asks at once, too, and logs it
         except DatabaseUnavailable as error:
             logger.warning("the origin is away, and the edge waits for it: %s", error)
             return False
@@ -86,7 +86,12 @@ class Upstream:
 
     def check_life(self) -> None:
         """Raise :class:`DatabaseError`, within seconds, unless the origin answers and its database does too."""
-        self.queries.clock()
+        try:
+            self.queries.clock()
+        except OriginRefused as error:
+            self.pool.refusal = error.reason
+            raise
+        self.pool.refusal = ""
 
     def close(self) -> None:
         """Close the connections that are kept. Idempotent."""

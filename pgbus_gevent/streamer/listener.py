@@ -18,7 +18,7 @@ from ..core.stream_log import StreamLog
 from ..core.wake_source import Leaving, Session, WakeSource
 from ..core.wakes import CONTROL
 from ..core.work import Flag
-from ..errors import DatabaseError, Deaf
+from ..errors import DatabaseError, Deaf, is_known
 
 logger = logging.getLogger("pgbus_gevent.listener")
 
@@ -93,6 +93,7 @@ class Listener:
         backoff, first = Backoff(*_PAUSES, least_share=0.3), True
         while True:
             session = None
+            told = True
             try:
                 session = self._open()
                 backoff.reset()
@@ -103,13 +104,14 @@ class Listener:
                 self.deaf = str(error)
             except DatabaseError as error:
                 self._lost(error, first=first)
+                told = not is_known(error)
             finally:
                 self._board.following.session = None
                 self._give_up_late()
                 self._board.deafen()
                 if session is not None:
                     session.close()
-            first = False
+            first = first and not told
             gevent.sleep(_DEAF_PAUSE * random.uniform(0.3, 1.0) if self.deaf else backoff.next())
 
     def _open(self) -> Session:
@@ -214,7 +216,7 @@ class Listener:
             self._down.emit(ListenerDown(str(error)))
         if isinstance(error, Leaving):
             logger.info("opening another session for new messages: %s", error)
-        elif self.live or first:
+        elif (self.live or first) and not is_known(error):  # what is known, the pulse logs
             logger.warning("the session for new messages is lost, opening a new one: %s", error)
 
     def hear(self, payloads: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import gevent
 
 from ..core.board import Board
-from ..errors import DatabaseError, DatabaseUnavailable, PoolTimeout
+from ..errors import DatabaseError, DatabaseUnavailable, OriginRefused, PoolTimeout
 from .clients import Clients
 
 logger = logging.getLogger("pgbus_gevent.roll_call")
@@ -133,7 +133,7 @@ class RollCall:
             there, pace, workers = self._source.beat(
                 self.id, socket.gethostname(), os.getpid(), self.started_at, self._facts()
             )
-        except (DatabaseUnavailable, PoolTimeout):
+        except (DatabaseUnavailable, PoolTimeout, OriginRefused):
             # The pulse logs the outage. Not on the roll: a statement at the worker's end would only delay the end.
             self._on_the_roll = False
             return INTERVAL

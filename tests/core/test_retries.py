@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from pgbus_gevent.core.retries import Backoff, Seldom, Trouble
+from pgbus_gevent.errors import OriginRefused
 
 logger = logging.getLogger("pgbus_gevent.tests")
 
@@ -35,6 +36,19 @@ def test_trouble_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCap
     trouble.ends()
     trouble.begins("c")
     assert caplog.messages == ["it fails: a", "it works again", "it fails: c"]
+
+
+def test_trouble_that_the_pulse_logs_is_not_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trouble = Trouble(logger, "it fails: %s", over="it works again")
+    trouble.begins(OriginRefused("token", known=True))
+    assert trouble.lasts
+    trouble.ends()
+    assert not trouble.lasts
+    trouble.begins(OriginRefused("token", known=True))
+    trouble.begins("another cause")
+    trouble.ends()
+    assert caplog.messages == ["it fails: another cause", "it works again"]
 
 
 def test_each_kind_is_logged_once_a_minute_and_the_others_are_counted() -> None:

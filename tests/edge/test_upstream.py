@@ -22,8 +22,10 @@ from support import PATIENCE, Serving, gaps, get, received, run, serving, sessio
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.filters import Filters
+from pgbus_gevent.core.hop import READS
 from pgbus_gevent.errors import DatabaseError, InvalidSetting, MissingSetting
 from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer import pulse
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.web.stream_app import StreamApp
 
@@ -221,6 +223,53 @@ def test_an_edge_with_a_wrong_token_is_not_ready_and_says_what_to_do(
         assert "give both the same PGBUS_WORKER_TOKEN" in state["detail"]
     assert "the origin does not serve this edge: its worker token" in caplog.text
     assert "an edge at 127.0.0.1 was refused" in caplog.text
+
+
+def refused_edge(settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> str:
+    """Run an edge that its origin refuses for a while, and return the detail of its readyz at the end."""
+    for name, value in (("INTERVAL", 0.05), ("UNREADY_AFTER", 0.3)):
+        monkeypatch.setattr(pulse, name, value)
+    caplog.set_level(logging.INFO)
+    with serving(settings, connect_timeout=0.2, away_after=0.5) as edge:
+        upstream = edge.instance.upstream
+        assert upstream is not None
+        end = monotonic() + 2.0
+        until(lambda: upstream.pool.failures > 30 and monotonic() > end, "it is refused for a while", PATIENCE)
+        state = json.loads(get(edge.url, "/pgbus/readyz").body)
+    assert state["status"] == "unready"
+    said = [each for each in caplog.records if "the origin does not serve this edge" in each.getMessage()]
+    assert [(each.name, each.levelname) for each in said] == [("pgbus_gevent.pulse", "ERROR")]
+    assert "pgbus.workers" not in caplog.text
+    return str(state["detail"])
+
+
+def test_the_first_cause_is_shown_once_in_the_log_and_in_readyz_while_the_origin_refuses_an_edge(
+    origin: Serving, pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The origin answers 401, and 429 after ten wrong tokens."""
+    settings = edge_settings(pgbus_settings, origin.url, worker_token="another-worker-token")
+    detail = refused_edge(settings, monkeypatch, caplog)
+    assert detail.startswith("the origin does not serve this edge: its worker token is not one of the origin's")
+    assert "it answered 401" in detail
+
+
+def test_an_edge_that_starts_when_too_many_wrong_tokens_have_come_is_told_to_check_its_token(
+    origin: Serving, pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(11):
+        ask(origin.server.port, f"/pgbus{READS}", "POST", b"{}", Authorization="Bearer a-wrong-worker-token")
+    settings = edge_settings(pgbus_settings, origin.url, worker_token="another-worker-token")
+    detail = refused_edge(settings, monkeypatch, caplog)
+    assert "it answered 429" in detail
+    assert "its worker token is not one of the origin's" in detail
+
+
+def test_an_origin_without_a_worker_token_is_named_as_the_cause(
+    pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(pgbus_settings) as origin:
+        detail = refused_edge(edge_settings(pgbus_settings, origin.url), monkeypatch, caplog)
+    assert "the origin takes no edges: set PGBUS_WORKER_TOKEN there" in detail
 
 
 def test_an_edge_of_an_edge_delivers_too(
