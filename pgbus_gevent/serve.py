@@ -37,7 +37,7 @@ from .hosts.running import Stopper, run_until_stopped
 from .hosts.serving import build, check_secret, load_app, raise_descriptor_limit
 from .settings.casting import redact_url
 from .settings.flags import add_flags, flags_given
-from .settings.table import Settings, stated
+from .settings.table import Settings, places
 from .web.operators import MADE_TOKEN, make_token
 
 __all__ = ["load_app", "main"]
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.load(**flags)
         configure(settings.log_level, settings.log_format)
         with ExitStack() as stack:
-            outcome.status = _Service(settings, arguments.app, stated(**flags), stack).run()
+            outcome.status = _Service(settings, arguments.app, places(**flags), stack).run()
     return outcome.status
 
 
@@ -79,11 +79,15 @@ def _parser() -> Parser:
 
 
 class _Service:
-    """The state of the program. ``stack`` closes all that was opened, in reverse order."""
+    """The state of the program. ``stack`` closes all that was opened, in reverse order.
 
-    def __init__(self, settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> None:
+    ``places`` has the settings that were given to it, each with its flag, variable or file.
+    """
+
+    def __init__(self, settings: Settings, app_name: str | None, places: dict[str, str], stack: ExitStack) -> None:
         self._stack = stack
-        self._stated = stated
+        self._places = places
+        self._stated = frozenset(places)
         self._app_name = app_name
         self._embedded: EmbeddedPostgres | None = None
         self._made_token = None if settings.operator_token else make_token()
@@ -117,7 +121,9 @@ class _Service:
     def _complete_edge(self, settings: Settings) -> Settings:
         """The settings of an edge, which has neither a database nor the demo."""
         for name in sorted(self._stated & {"database_url", "listen_url", "replica_url"}):
-            raise InvalidArgument(f"an edge has no database: leave out --{name.replace('_', '-')}, or --upstream")
+            raise InvalidArgument(
+                f"an edge has no database: leave out {self._places[name]}, or {self._places['upstream']}"
+            )
         if self._app_name is None:
             check_secret(settings)
         return settings

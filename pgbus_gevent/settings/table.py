@@ -239,7 +239,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         given = {"data_dir": _Given(default_data_dir(environ), "")} | _gather(environ, config, keywords)
         known = entries()
-        return cls(**{name: _cast(known[name], *value) for name, value in given.items()})
+        return cls(**{name: _cast(known[name], each.value, each.source) for name, each in given.items()})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{entry.name}={_shown(entry, getattr(self, entry.name))!r}" for entry in fields(self))
@@ -251,13 +251,13 @@ def entries() -> dict[str, Field[Any]]:
     return {entry.name: entry for entry in fields(Settings)}
 
 
-def stated(*, config: str | Path | None = None, **keywords: object) -> frozenset[str]:
-    """Return the names of the settings that were given to this process, by keyword, variable or file.
+def places(*, config: str | Path | None = None, **keywords: object) -> dict[str, str]:
+    """Return the settings that were given to this process, each with its place: its flag for a keyword, a variable, or a file.
 
     ``DATABASE_URL`` does not count, because other programs use it too. Raises the errors of `Settings.load`.
     """
     given = _gather({name: value for name, value in os.environ.items() if name != "DATABASE_URL"}, config, keywords)
-    return frozenset(given)
+    return {name: each.place or entries()[name].metadata["flag"] or name for name, each in given.items()}
 
 
 def shown(name: str, value: object) -> str:
@@ -271,10 +271,11 @@ def _gather(environ: Mapping[str, str], config: str | Path | None, keywords: Map
 
 
 class _Given(NamedTuple):
-    """A value before it is cast, and its source in the words of an error."""
+    """A value before it is cast, its source in the words of an error, and the variable or file that it is from."""
 
     value: object
     source: str
+    place: str = ""
 
 
 def _cast(entry: Field[Any], value: object, source: str = "") -> Any:
@@ -307,7 +308,7 @@ def _from_toml(path: str | Path | None) -> dict[str, _Given]:
         reason = getattr(error, "strerror", None) or error
         raise InvalidSetting("config", str(path), f"expected a readable TOML file: {reason}") from None
     source = f"; given in {path}"
-    return {name: _Given(value, source) for name, value in _known(table, source)}
+    return {name: _Given(value, source, f"{name} in {path}") for name, value in _known(table, source)}
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
@@ -316,7 +317,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
     # The last one wins. PGBUS_DATABASE_URL is meant for pgbus, while DATABASE_URL is for all programs.
     order = {"DATABASE_URL": "database_url", **settings}
     set_here = {name: variable for variable, name in order.items() if environ.get(variable, "").strip()}
-    return {name: _Given(environ[variable], f"; given by {variable}") for name, variable in set_here.items()}
+    return {name: _Given(environ[variable], f"; given by {variable}", variable) for name, variable in set_here.items()}
 
 
 def _warn_of_strangers(environ: Iterable[str], known: list[str]) -> None:

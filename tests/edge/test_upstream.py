@@ -29,6 +29,8 @@ from pgbus_gevent.streamer import pulse
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.web.stream_app import StreamApp
 
+URL = "postgresql://h/d"
+
 
 @pytest.fixture
 def origin(pgbus_settings: Settings) -> Iterator[Serving]:
@@ -372,6 +374,15 @@ def test_serve_names_the_origin_and_refuses_a_database_beside_it(origin: Serving
     with running_program(tmp_path, "--upstream", upstream, "--database-url", "postgresql://h/d") as program:
         assert program.wait(PATIENCE) == 2
         assert "an edge has no database: leave out --database-url, or --upstream" in (tmp_path / "log").read_text()
+
+
+def test_serve_names_the_variable_and_the_file_from_which_a_database_and_an_origin_come(tmp_path: Path) -> None:
+    file = tmp_path / "pgbus.toml"
+    file.write_text('upstream = "http://127.0.0.1:1/pgbus"\n')
+    with running_program(tmp_path, "--config", str(file), PGBUS_REPLICA_URL=URL, PGBUS_DATABASE_URL=URL) as program:
+        assert program.wait(PATIENCE) == 2
+    said = f"an edge has no database: leave out PGBUS_DATABASE_URL, or upstream in {file}\n"
+    assert (tmp_path / "log").read_text().endswith(said)
 
 
 @contextmanager
