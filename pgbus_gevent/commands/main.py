@@ -54,7 +54,7 @@ def _run(name: str, *rest: str) -> int:
         raise InvalidArgument(f"there is no command {name!r}; {hint}")
     parser = Parser(prog=f"{PROGRAM} {name}", description=command.about, epilog=command.examples)
     command.add_arguments(parser)
-    add_common_flags(parser, *command.flags)
+    add_common_flags(parser, *command.flags, log_level=command.log_level)
     # Intermixed, so that flags may stand between the names of several streams.
     arguments = parser.parse_intermixed_args(list(rest))
     settings = load_settings(arguments)

@@ -89,6 +89,7 @@ class Command(NamedTuple):
 
     ``summary`` is its line in the list of commands; ``about`` and ``examples`` are texts of its own help. ``flags`` are the
     settings that it takes, ``add_arguments`` adds its other arguments to a parser, and ``run`` returns its exit status.
+    ``log_level`` is the level of its log if none is given.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Command(NamedTuple):
     flags: tuple[str, ...]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Settings], int]
+    log_level: str = "warning"
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,14 +119,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog.split()[0]}: {visible(message)} (see `{self.prog} --help`)\n")
 
 
-def add_common_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add the flags of the settings ``names``, of the TOML file, and of logging."""
+def add_common_flags(parser: argparse.ArgumentParser, *names: str, log_level: str) -> None:
+    """Add the flags of the settings ``names``, of the TOML file, and of logging, whose default is ``log_level``."""
     add_flags(parser, *names, "config")
     group = parser.add_argument_group("Logging to stderr")
     group.add_argument(
         "--log-level",
         metavar="LEVEL",
-        help="the least severe records that are logged: debug, info, warning or error; PGBUS_LOG_LEVEL; default: warning",
+        help="the least severe records that are logged: debug, info, warning or error; PGBUS_LOG_LEVEL;"
+        f" default: {log_level}",
     )
     group.add_argument("--log-format", metavar="FORMAT", help="text or json; PGBUS_LOG_FORMAT; default: text")
 

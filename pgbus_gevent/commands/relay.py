@@ -57,4 +57,5 @@ RELAY = Command(
     ("database_url", "listen_url", "data_dir", "wake", "migrate"),
     _add,
     _relay,
+    log_level="info",  # _relay configures it, because it runs for as long as a server
 )

@@ -59,6 +59,11 @@ def test_every_command_explains_itself(command: str, lonely: Cli) -> None:
     assert "--data-dir" in out
 
 
+@pytest.mark.parametrize("command, level", [("relay", "info"), ("streams", "warning")])
+def test_help_says_which_records_a_command_logs(command: str, level: str, lonely: Cli) -> None:
+    assert f"PGBUS_LOG_LEVEL; default: {level}" in " ".join(lonely.ok(command, "--help").split())
+
+
 def test_version(lonely: Cli) -> None:
     assert lonely.ok("--version") == f"pgbus-gevent {__version__}\n"
 
