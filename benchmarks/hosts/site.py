@@ -136,6 +136,7 @@ class Site:
             "PGBUS_PUBLIC": STREAMS,
             "PGBUS_MIGRATE": "false",
             "PGBUS_HEARTBEAT": "5",
+            "PGBUS_RETENTION": "86400",  # at the end, the table must still have all messages
             "PGBUS_MAX_CONNECTIONS": "6000",
             "PYTHONUNBUFFERED": "1",
         }
