@@ -77,19 +77,24 @@ CALLABLE = {
 
 
 @pytest.fixture(scope="module")
-def database(pgbus_databases: TestDatabases) -> Iterator[str]:
-    """A database in which the owner owns only the schema."""
-    url = pgbus_databases.make_empty()
-    with opened_sessions(url) as opener:
-        superuser = opener()
+def roles(pgbus_databases: TestDatabases) -> Iterator[None]:
+    with opened_sessions(pgbus_databases.url) as opener:
         for role in ROLES:
-            superuser.run(f"create role {role}")
-        superuser.run(f"create schema pgbus authorization {OWNER}")
-    yield url
-    pgbus_databases.drop(url)
+            opener().run(f"create role {role}")
+    yield
     with opened_sessions(pgbus_databases.url) as opener:
         for role in ROLES:
             opener().run(f"drop role {role}")
+
+
+@pytest.fixture(scope="module")
+def database(pgbus_databases: TestDatabases, roles: None) -> Iterator[str]:
+    """A database in which the owner owns only the schema."""
+    url = pgbus_databases.make_empty()
+    with opened_sessions(url) as opener:
+        opener().run(f"create schema pgbus authorization {OWNER}")
+    yield url
+    pgbus_databases.drop(url)
 
 
 def as_role(url: str, role: str) -> str:
@@ -225,6 +230,7 @@ def test_a_server_hears_what_a_publisher_publishes_in_every_way(
     assert sorted(moved) == [stream, *others]
 
 
+@pytest.mark.usefixtures("roles")
 def test_everything_works_if_execute_was_revoked_from_public(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
@@ -245,6 +251,7 @@ def test_everything_works_if_execute_was_revoked_from_public(pgbus_databases: Te
     pgbus_databases.drop(url)
 
 
+@pytest.mark.usefixtures("roles")
 def test_default_privileges_do_not_reveal_the_channels(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make_empty()
     with opened_sessions(url) as opener:
