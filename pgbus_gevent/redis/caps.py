@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import gevent
 
@@ -133,7 +133,7 @@ class RedisCaps:
         if session is not None:
             with self._failing(), self._pipes(session) as pipes:
                 name = session.keys.cap_reports
-                _run(pipes, name, ("HDEL", name, worker))
+                pipes.ask(name, ("HDEL", name, worker))
         if self._clock() - self._told < COUNTED:
             self._database.leave(worker)
 
@@ -186,13 +186,12 @@ class RedisCaps:
             return None
         with self._failing(), self._pipes(session) as pipes:
             keys, name = session.keys, session.keys.cap_reports
-            now = _seconds(_run(pipes, name, ("TIME",))[0])
+            now = _seconds(pipes.ask(name, ("TIME",))[0])
             grown_at = now if self._grew or self._grown_at is None else self._grown_at
             self._number += 1
             text = json.dumps([now, grown_at, report.keys, report.counts, report.caps])
             sealed = keys.seal(session.reign, self._number, text, place=f"{name} {worker}")
-            *_, time, last = _run(
-                pipes,
+            *_, time, last = pipes.ask(
                 name,
                 ("HSET", name, worker, sealed),
                 ("EXPIRE", name, KEPT),
@@ -216,7 +215,7 @@ class RedisCaps:
             last = None
         if last is None or abs(instant - last.summed_at) >= pause:
             turn = ("SET", keys.cap_turn, worker, "NX", "PX", TURN_MS)
-            if _run(pipes, keys.cap_turn, turn)[0] is not None or last is None:
+            if pipes.ask(keys.cap_turn, turn)[0] is not None or last is None:
                 last = self._sum(pipes, session)
         self._newest = last.summed_at
         return last
@@ -224,7 +223,7 @@ class RedisCaps:
     def _sum(self, pipes: Pipes, session: RedisSession) -> RedisSum:
         """Sum the reports in Redis, and write the sum."""
         keys, name = session.keys, session.keys.cap_reports
-        time, found = _run(pipes, name, ("TIME",), ("HGETALL", name))  # what was there at this time is among them
+        time, found = pipes.ask(name, ("TIME",), ("HGETALL", name))  # what was there at this time is among them
         now = _seconds(time)
         fresh: list[str] = []
         old: list[bytes] = []
@@ -233,7 +232,7 @@ class RedisCaps:
         self._number += 1
         sealed = keys.seal(session.reign, self._number, last.text(), place=keys.cap_sum)
         removal: list[Command] = [("HDEL", name, *old)] if old else []
-        _run(pipes, name, ("SET", keys.cap_sum, sealed, "EX", KEPT), ("DEL", keys.cap_turn), *removal)
+        pipes.ask(name, ("SET", keys.cap_sum, sealed, "EX", KEPT), ("DEL", keys.cap_turn), *removal)
         return last
 
 
@@ -267,15 +266,6 @@ def _opened(keys: Keys, place: str, data: bytes | None) -> str | None:
     """Return what a worker of this database has sealed for a place, or None."""
     sealed = keys.open(data, place=place) if data is not None else None
     return sealed.payload if sealed is not None else None
-
-
-def _run(pipes: Pipes, name: str, *commands: Command) -> list[Any]:
-    """Send commands to the server that has ``name``. Return the answers; raise :class:`RedisUnavailable` for an error reply."""
-    answers = pipes.run([(name, command) for command in commands])
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise RedisUnavailable(f"Redis refuses the counts for caps: {answer}")
-    return answers
 
 
 def _seconds(time: Sequence[bytes]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import gevent
 
@@ -115,10 +115,10 @@ class RedisLeases:
         place = keys.lease_answer(request.worker)
         pipes = Pipes(self._url, timeout=TIMEOUT)
         try:
-            time, found = _run(pipes, name, ("TIME",), ("GET", place))
+            time, found = pipes.ask(name, ("TIME",), ("GET", place))
             text = json.dumps([int(time[0]), request.ttl, request.leases])
             sealed = keys.seal(session.reign, request.number, text, place=f"{name} {request.worker}")
-            _run(pipes, name, ("HSET", name, request.worker, sealed), ("EXPIRE", name, KEPT))
+            pipes.ask(name, ("HSET", name, request.worker, sealed), ("EXPIRE", name, KEPT))
         finally:
             pipes.close()
         answer = keys.open(found, place=place) if found is not None else None
@@ -134,7 +134,7 @@ class RedisLeases:
         name = session.keys.leases
         pipes = Pipes(self._url)
         try:
-            time, found = _run(pipes, name, ("TIME",), ("HGETALL", name))
+            time, found = pipes.ask(name, ("TIME",), ("HGETALL", name))
             if not found:
                 return
             waiting: dict[float, list[Request]] = {}  # by their ttl, which a statement has one of
@@ -152,7 +152,7 @@ class RedisLeases:
             for batch in waiting.values():
                 self._renew(session, pipes, batch)
             # A request that was written meanwhile is removed as well. Its worker gets no answer, and renews its leases itself.
-            _run(pipes, name, ("HDEL", name, *found[::2]))
+            pipes.ask(name, ("HDEL", name, *found[::2]))
         finally:
             pipes.close()
 
@@ -169,7 +169,7 @@ class RedisLeases:
             place = keys.lease_answer(request.worker)
             sealed = keys.seal(session.reign, request.number, json.dumps(indexes), place=place)
             commands.append(("SET", place, sealed, "EX", KEPT))
-        _run(pipes, keys.leases, *commands)
+        pipes.ask(keys.leases, *commands)
 
 
 def _request(keys: Keys, name: bytes, data: bytes, now: int) -> Request | None:
@@ -182,12 +182,3 @@ def _request(keys: Keys, name: bytes, data: bytes, now: int) -> Request | None:
     if abs(now - at) > COUNTED:
         return None
     return Request(worker, sealed.number, ttl, [(stream, member, connection) for stream, member, connection in leases])
-
-
-def _run(pipes: Pipes, name: str, *commands: Command) -> list[Any]:
-    """Send commands to the server that has ``name``. Return the answers; raise :class:`RedisUnavailable` for an error reply."""
-    answers = pipes.run([(name, command) for command in commands])
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise RedisUnavailable(f"Redis refuses the renewal of leases: {answer}")
-    return answers

@@ -165,6 +165,14 @@ class Pipes:
                 answers[n] = self._links[address].read()
         return answers
 
+    def ask(self, name: str, *commands: Command) -> list[Any]:
+        """Send commands to the server that has ``name``. Return the answers; raise :class:`RedisUnavailable` for an error reply."""
+        answers = self.run([(name, command) for command in commands])
+        for answer, command in zip(answers, commands, strict=True):
+            if isinstance(answer, Exception):
+                raise RedisUnavailable(f"Redis refuses {command[0]!r}: {answer}")
+        return answers
+
     def close(self) -> None:
         """Close the connections. Idempotent."""
         for one in self._links.values():
