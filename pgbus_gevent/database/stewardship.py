@@ -55,6 +55,11 @@ class Stewardship:
         self._tails = Patience(READ)
         self._rings = Patience(READ)
 
+    @property
+    def answered(self) -> float:
+        """The time, on the monotonic clock, at which the database last answered a statement of the pool."""
+        return self._pool.answered
+
     def _all(self, statement: str, parameters: Any, patience: Patience | None = None) -> list[tuple[Any, ...]]:
         patience = patience or Patience(LIFE, waits=True)
         with self._pool.connection(patience) as connection, connection.cursor() as cursor:

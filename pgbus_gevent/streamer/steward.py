@@ -51,6 +51,9 @@ ALONE = 10.0
 ASK = (0.7, 4.0)
 """The shortest and the longest time between two questions of another worker, in seconds. The larger the fleet, the longer."""
 
+ASK_IN_SILENCE = 1.8
+"""Seconds after the database's last answer after which the question is asked early. Otherwise the pulse would have to ask."""
+
 FIRST = 0.5
 """How long a new worker waits for its listener before it takes part in the election, in seconds."""
 
@@ -73,8 +76,13 @@ _ASK_PER_WORKER = 0.04  # seconds between two questions of a worker, for each wo
 
 
 class Source(steward_sweeps.Source, Protocol):
-    """The statements that it needs; :class:`pgbus_gevent.database.stewardship.Stewardship` has them."""
+    """The statements that it needs; :class:`pgbus_gevent.database.stewardship.Stewardship` has them.
 
+    ``answered`` is when the database last answered any statement of this worker, in monotonic seconds.
+    """
+
+    @property
+    def answered(self) -> float: ...
     def duty(self, question: DutyQuestion) -> DutyAnswer: ...
     def leave_duty(self, me: int) -> None: ...
     def ids(
@@ -209,11 +217,13 @@ class Steward:
                     gevent.sleep(steward_sweeps.RENEW)  # a series of tails would ask in vain every few milliseconds
                 elif self._sweeping:
                     self.sweeps.pause(self._clock() - began)
+                elif self._elected:
+                    gevent.sleep(RENEW_ALONE)
                 else:
-                    gevent.sleep(RENEW_ALONE if self._elected else self._until_next_question())
+                    self._pause()
                 # The relay is the steward's, so while its beacons come there is no need to ask, unless our rank is a new one.
-                while not self._elected and self._rank <= self._asked_rank and (left := self._relayed_for) > 0:
-                    gevent.sleep(left)
+                while not self._elected and self._rank <= self._asked_rank and self._board.relay.until > self._clock():
+                    gevent.sleep(max(0.0, self._board.relay.until - self._clock()))
         finally:
             self._ear.wanted.clear()
             self._leave()
@@ -221,10 +231,6 @@ class Steward:
     @property
     def _sweeping(self) -> bool:
         return self._elected and (self.company or bool(self.outlets))
-
-    @property
-    def _relayed_for(self) -> float:
-        return self._board.relay.until - self._clock()
 
     @property
     def _ask_interval(self) -> float:
@@ -260,6 +266,13 @@ class Steward:
             if left > 0:
                 pause = min(pause, left + MISSED_SPREAD * random.random())
         return pause
+
+    def _pause(self) -> None:
+        """Wait for the next question to another steward."""
+        now = self._clock()
+        first, last = now + ASK[0], now + self._until_next_question()
+        while (left := min(last, max(first, self._source.answered + ASK_IN_SILENCE)) - self._clock()) > 0:
+            gevent.sleep(left)
 
     def _give_way_if_deaf(self) -> None:
         """Let another worker relay. Others do not ask for the steward while beacons come, so it has to leave by itself."""

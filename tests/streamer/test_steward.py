@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ class Office:
     """The election, in memory. ``answer`` is the answer to every question; if it is None, the database is away."""
 
     def __init__(self, *, leads: bool = True, age: float | None = 0.0) -> None:
+        self.answered = inf
         self.answer: DutyAnswer | None = DutyAnswer(leads, age, rings=False, company=False)
         self.asked = 0
         self.left = 0
@@ -374,6 +376,42 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
     assert part._ask_interval == 2.0
     board.workers = 1000
     assert part._ask_interval == 4.0
+
+
+def test_a_worker_that_has_not_heard_from_the_database_for_a_while_asks_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steward_module, "ASK", (0.1, 4.0))
+    monkeypatch.setattr(steward_module, "ASK_IN_SILENCE", 0.3)
+    office, board = Office(leads=False), hearing()
+    board.workers = 200
+    asked: list[float] = []
+    duty = office.duty
+
+    def ask(question: DutyQuestion) -> DutyAnswer:
+        asked.append(monotonic())
+        answer = duty(question)
+        office.answered = monotonic()
+        return answer
+
+    monkeypatch.setattr(office, "duty", ask)
+    with running(steward(office, board)):
+        wait_until(lambda: len(asked) == 2)
+        gevent.sleep(0.2)
+        office.answered = monotonic()  # another statement was answered
+        answered = office.answered
+        wait_until(lambda: len(asked) == 3)
+    assert 0.3 <= asked[1] - asked[0] < 2.0
+    assert asked[2] - answered >= 0.3
+
+
+def test_a_database_that_does_not_answer_is_not_asked_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steward_module, "ASK", (0.1, 4.0))
+    office, board = Office(leads=False), hearing()
+    office.answer, office.answered = None, 0.0
+    board.workers = 200
+    with running(steward(office, board)):
+        wait_until(lambda: office.asked == 1)
+        gevent.sleep(0.5)
+    assert office.asked <= 7
 
 
 def test_between_two_questions_of_a_large_fleet_there_is_still_a_steward(monkeypatch: pytest.MonkeyPatch) -> None:

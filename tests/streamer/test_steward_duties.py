@@ -32,6 +32,8 @@ TAKEN_OVER = 8.0
 class Nobody:
     """An election that this worker never wins. ``error`` is raised instead of the answer."""
 
+    answered = 0.0
+
     def __init__(self, age: float | None = None, error: Exception | None = None) -> None:
         self.age, self.error, self.asked = age, error, 0
 
