@@ -25,7 +25,7 @@ from ..core.retries import Trouble
 from ..errors import RedisUnavailable
 from .keys import Keys
 from .links import Command, Pipes
-from .session import RedisSession
+from .session import RedisSession, Wakes
 from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.caps")
@@ -58,13 +58,6 @@ class Queries(Protocol):
     def report(self, worker: str, report: Report, *, pause: float) -> Sum: ...
     def leave(self, worker: str) -> None: ...
     def others(self, workers: Iterable[str]) -> bool: ...
-
-
-class Wakes(Protocol):
-    """Where the current session with Redis is found; None while there is none."""
-
-    @property
-    def session(self) -> RedisSession | None: ...
 
 
 class RedisSum(NamedTuple):

@@ -16,7 +16,7 @@ import gevent
 from ..errors import RedisUnavailable
 from .keys import Keys
 from .links import Command, Pipes
-from .session import RedisSession
+from .session import RedisSession, Wakes
 from .urls import RedisURL
 
 COLLECT = 5.0
@@ -48,13 +48,6 @@ class Presence(Protocol):
     """The statement; :class:`pgbus_gevent.database.presence.PresenceQueries` has it."""
 
     def touch_many(self, places: Sequence[Lease], *, ttl: float) -> list[int]: ...
-
-
-class Wakes(Protocol):
-    """Where the current session with Redis is found; None while there is none."""
-
-    @property
-    def session(self) -> RedisSession | None: ...
 
 
 class Request(NamedTuple):

@@ -24,7 +24,7 @@ from ..core.wakes import NewMessage, parse
 from ..errors import RedisUnavailable
 from ..messages import MAX_ID
 from .links import Command, Pipes
-from .session import RedisSession
+from .session import RedisSession, Wakes
 from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.redis")
@@ -44,13 +44,6 @@ class Source(Protocol):
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
-
-
-class Wakes(Protocol):
-    """Where the current session with Redis is found; None while there is none."""
-
-    @property
-    def session(self) -> RedisSession | None: ...
 
 
 class Entry(NamedTuple):

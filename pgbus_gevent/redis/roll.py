@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import RedisUnavailable
 from .links import TIMEOUT, Command, Pipes
-from .session import RedisSession
+from .session import RedisSession, Wakes
 from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.roll")
@@ -43,13 +43,6 @@ class Fleet(Protocol):
     ) -> tuple[float, float, int]: ...
     def leave(self, id: str) -> None: ...
     def beat_many(self, beats: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], float, int]: ...
-
-
-class Wakes(Protocol):
-    """Where the current session with Redis is found; None while there is none."""
-
-    @property
-    def session(self) -> RedisSession | None: ...
 
 
 class Report(NamedTuple):

@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
@@ -307,3 +307,10 @@ class RedisSession:
             reader.kill(block=False)
         for link in self._links.values():
             link.close()
+
+
+class Wakes(Protocol):
+    """Where the parts of a worker find its current session with Redis; None while there is none."""
+
+    @property
+    def session(self) -> RedisSession | None: ...
