@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 SHARDS = 256
 """In a cluster, the streams are spread over so many channels, each with its log keys on one node."""
@@ -22,6 +22,12 @@ class Sealed(NamedTuple):
     reign: str
     number: int
     payload: str
+
+
+class Names(Protocol):
+    """The statement that asks for a secret of the database and its generation."""
+
+    def redis_names(self) -> tuple[str, str]: ...
 
 
 class Keys:

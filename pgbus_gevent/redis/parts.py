@@ -8,6 +8,7 @@ from ..core.board import Board
 from ..core.wake_source import WakeSource
 from . import caps, leases, reads, relay, roll
 from .caps import RedisCaps
+from .keys import Names
 from .leases import RedisLeases
 from .reads import RedisReads
 from .relay import Relay
@@ -16,7 +17,7 @@ from .urls import parse
 from .wakes import RedisWakes
 
 
-class Fleet(relay.Names, roll.Fleet, Protocol):
+class Fleet(Names, roll.Fleet, Protocol):
     """The statements about the fleet; :class:`pgbus_gevent.database.fleet.Fleet` has them."""
 
 

@@ -16,7 +16,7 @@ from ..core.retries import Backoff, Trouble
 from ..core.rows import EphemeralRow
 from ..core.wakes import CONTROL, Control, Ephemeral, NewMessage, parse
 from ..errors import DatabaseError, RedisUnavailable
-from .keys import Keys
+from .keys import Keys, Names
 from .publisher import Outgoing, Publisher
 from .urls import RedisURL
 
@@ -52,12 +52,6 @@ REMEMBERED = 100_000
 MOVED = '["moved"]'
 _UNSTORED = '["ephemeral"', '["large"', '["control"'
 _PAUSES = 0.1, 5.0  # the first and the longest between two publishers, in seconds
-
-
-class Names(Protocol):
-    """The statement that asks for a secret of the database and its generation."""
-
-    def redis_names(self) -> tuple[str, str]: ...
 
 
 class Messages(Protocol):

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
 
 import gevent
 
@@ -14,7 +13,7 @@ from ..core.board import Board
 from ..core.relay_signs import spread
 from ..core.wake_source import Leaving, Session, WakeSource
 from ..errors import DatabaseError, RedisUnavailable
-from .keys import Keys
+from .keys import Keys, Names
 from .session import RESYNC_SPREAD, RedisSession
 from .urls import RedisURL
 
@@ -37,12 +36,6 @@ LISTENERS = 40
 
 TOO_MANY = 2
 """A worker that LISTENs ceases to if about this many times as many do, because the fleet is larger than it knew."""
-
-
-class Names(Protocol):
-    """The statement that asks for a secret of the database and its generation."""
-
-    def redis_names(self) -> tuple[str, str]: ...
 
 
 class RedisWakes:
