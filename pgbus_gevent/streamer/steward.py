@@ -269,10 +269,10 @@ class Steward:
 
     def _pause(self) -> None:
         """Wait for the next question to another steward."""
-        now = self._clock()
-        first, last = now + ASK[0], now + self._until_next_question()
-        while (left := min(last, max(first, self._source.answered + ASK_IN_SILENCE)) - self._clock()) > 0:
-            gevent.sleep(left)
+        left, least = self._until_next_question(), ASK[0]
+        while (step := min(left, max(least, self._source.answered + ASK_IN_SILENCE - self._clock()))) > 0:
+            gevent.sleep(step)
+            left, least = left - step, least - step
 
     def _give_way_if_deaf(self) -> None:
         """Let another worker relay. Others do not ask for the steward while beacons come, so it has to leave by itself."""
