@@ -94,8 +94,8 @@ return case current_setting('role') when 'none' then session_user else current_s
 -- Sets the pause between rings by the number of workers that LISTEN, and returns it, in milliseconds. Each ring wakes
 -- every such worker, or those that follow the bucket if the server wakes only these. In a large fleet rings keep a
 -- distance, or they would cost the publishers a good part of what the database can do; the steward finds the messages
--- in between. In a small one they are cheap, and a message that rings arrives earlier. A quarter of a millisecond for each worker: a hundred workers are then woken at most
--- forty times a second.
+-- in between. In a small one they are cheap, and a message that rings arrives earlier. A quarter of a millisecond for
+-- each worker: a hundred workers are then woken at most forty times a second.
 create function pgbus._pace_rings() returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -140,8 +140,8 @@ $$;
 
 -- Asks who is the steward, and renews the lease of the worker `me` if it is. If it is not, but `may_lead`, it becomes
 -- the steward in these cases: nobody is; the steward has given no sign for `lease` milliseconds; the steward does not
--- hear, and this worker, of no lower rank, does; or the steward's rank is lower. The rank is 0 for a worker that cannot relay
--- to Redis, 1 for one that can, and 2 for one that does nothing else. Without a relay, no worker can use Redis.
+-- hear, and this worker, of no lower rank, does; or the steward's rank is lower. The rank is 0 for a worker that cannot
+-- relay to Redis, 1 for one that can, and 2 for one that does nothing else. Without a relay, no worker can use Redis.
 --
 -- Nothing breaks if two workers take themselves for the steward, as for a moment after one was stopped and continued.
 -- The lock only keeps all workers from being elected at once. Any role can take any advisory lock, so after five leases
@@ -573,6 +573,7 @@ begin
   select c.doorbell || ' ' || c.control into secret from pgbus.channels() c;
   generation := left(encode(sha256(convert_to(concat_ws(' ',
     pgbus._home(), number,
-    case when pg_sequence_last_value('pgbus.jumped') = number then pg_sequence_last_value('pgbus.floor') end), 'UTF8')), 'hex'), 24);
+    case when pg_sequence_last_value('pgbus.jumped') = number then pg_sequence_last_value('pgbus.floor') end),
+    'UTF8')), 'hex'), 24);
 end
 $$;
