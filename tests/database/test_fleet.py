@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg2.errors
 import pytest
 from database_parts import Session, opened_sessions
 
@@ -175,3 +176,13 @@ def test_the_reports_of_many_workers_are_taken_in_one_statement(fleet: Fleet, sq
         ("w2", {}, False),
     ]
     assert fleet.beat_many({})[0] == set()
+
+
+@pytest.mark.parametrize("facts", ["[]", "null", '{"a": {"b": [1e400]}}', f'{{"a": "{"x" * 1_000_001}"}}'])
+def test_facts_that_one_report_may_not_have_are_left_out_of_many(facts: str, fleet: Fleet, sql: Session) -> None:
+    for n in (1, 2):
+        beat(fleet, n)
+    with pytest.raises(psycopg2.errors.InvalidParameterValue):
+        sql.run("select pgbus._beat('w1', 'h', 1, 0, %s)", facts)
+    assert sql.one("select taken from pgbus._beat_many(%s)", f'{{"w1": {facts}, "w2": {{"n": 1e18}}}}') == ["w2"]
+    assert {one.id: one.facts for one in fleet.workers()} == {"w1": {}, "w2": {"n": 1e18}}

@@ -21,6 +21,13 @@ create unlogged table pgbus.workers (
 -- sequence, because writing to one leaves no dead row, and every session sees the change at once.
 create sequence pgbus.counted_workers as bigint minvalue 0 start with 0;
 
+-- Whether all other workers can read the facts of a worker: a JSON object of bounded size with numbers below 1e18.
+-- PostgreSQL inlines this.
+create function pgbus._good_facts(facts jsonb) returns boolean
+language sql immutable parallel safe
+return jsonb_typeof(facts) = 'object' and octet_length(facts::text) <= 1000000
+       and not jsonb_path_exists(facts, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))');
+
 -- Records that a worker lives. Returns the database's time, in Unix seconds, the least distance of two rings, in
 -- milliseconds, and how many workers live.
 create function pgbus._beat(id text, host text, pid integer, started_at float8, facts jsonb,
@@ -32,9 +39,7 @@ declare
 begin
   -- All other workers read this row.
   if pgbus._good_stream(id) is not true or pgbus._good_stream(host) is not true or pid is null
-     or (started_at between 0 and 1e11) is not true
-     or jsonb_typeof(facts) is distinct from 'object' or octet_length(facts::text) > 1000000
-     or jsonb_path_exists(facts, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))')
+     or (started_at between 0 and 1e11) is not true or pgbus._good_facts(facts) is not true
   then
     raise exception 'bad facts of a worker: its id and host are names, its start is in Unix seconds, and the facts are '
                     'a JSON object with numbers below 1e18' using errcode = 'invalid_parameter_value';
@@ -53,6 +58,29 @@ begin
   -- One beat in five seconds does what the fleet needs, so its cost does not grow with the number of beats. Nobody has
   -- to be elected for this: if two beats do it at once, both find the same.
   if is_new or abs(instant * 1000 - counted / 10000) >= 5000 then
+    perform pgbus._tend_fleet();
+    counted := pg_sequence_last_value('pgbus.counted_workers');
+  end if;
+  pause := coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0);
+  workers := greatest(1, counted % 10000);
+end
+$$;
+
+-- Takes the reports of workers that have a row already, as a JSON object by their ids. Returns the ids that were taken.
+-- A report that _beat would refuse is left out, and so is that of a worker of another role.
+create function pgbus._beat_many(beats jsonb, out taken text[], out pause bigint, out workers bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  counted bigint;
+begin
+  with updated as (
+    update pgbus.workers w set seen_at = clock_timestamp(), facts = b.value, relayed = true
+    from jsonb_each(beats) b
+    where w.id = b.key and w.teller = pgbus._caller() and pgbus._good_facts(b.value)
+    returning w.id)
+  select coalesce(array_agg(u.id), '{}') into taken from updated u;
+  counted := coalesce(pg_sequence_last_value('pgbus.counted_workers'), 0);
+  if abs(extract(epoch from clock_timestamp()) * 1000 - counted / 10000) >= 5000 then
     perform pgbus._tend_fleet();
     counted := pg_sequence_last_value('pgbus.counted_workers');
   end if;
@@ -530,32 +558,6 @@ begin
     mark := setval('pgbus.mark', tenths << 28 | run);
   end if;
   wal := pg_current_wal_insert_lsn() - '0/0'::pg_lsn;
-end
-$$;
-
-
--- Takes the reports of workers that have a row already, as a JSON object by their ids. Returns the ids that were taken.
--- A report that _beat would refuse is left out, and so is that of a worker of another role.
-create function pgbus._beat_many(beats jsonb, out taken text[], out pause bigint, out workers bigint)
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  counted bigint;
-begin
-  with updated as (
-    update pgbus.workers w set seen_at = clock_timestamp(), facts = b.value, relayed = true
-    from jsonb_each(beats) b
-    where w.id = b.key and w.teller = pgbus._caller() and jsonb_typeof(b.value) = 'object'
-          and octet_length(b.value::text) <= 1000000
-          and not jsonb_path_exists(b.value, '$.** ? (@.type() == "number" && (@ > 1e18 || @ < -1e18))')
-    returning w.id)
-  select coalesce(array_agg(u.id), '{}') into taken from updated u;
-  counted := coalesce(pg_sequence_last_value('pgbus.counted_workers'), 0);
-  if abs(extract(epoch from clock_timestamp()) * 1000 - counted / 10000) >= 5000 then
-    perform pgbus._tend_fleet();
-    counted := pg_sequence_last_value('pgbus.counted_workers');
-  end if;
-  pause := coalesce(pg_sequence_last_value('pgbus.ring_pause'), 0);
-  workers := greatest(1, counted % 10000);
 end
 $$;
 
