@@ -14,6 +14,7 @@
     ├── DatabaseError                       PostgreSQL refused a statement, or could not be reached
     │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
     │   ├── RedisUnavailable                Redis was not reached, went away, or has no relay
+    │   │   └── RedisRefused                Redis answers, and refuses the login or a command
     │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
     │   ├── OriginRefused                   the origin of an edge answers, but does not serve this edge
     │   ├── PoolTimeout                     every pooled connection stayed busy
@@ -100,6 +101,20 @@ class DatabaseUnavailable(DatabaseError):
 
 class RedisUnavailable(DatabaseError):
     """Redis was not reached, went away, refused a command, or no relay publishes there. Nothing is lost: PostgreSQL is asked."""
+
+
+class RedisRefused(RedisUnavailable):
+    """Redis answers, and refuses the login or a command of this user.
+
+    ``reason`` (str) says what it refuses, and ``todo`` (str) which setting or right to correct. ``kind`` (str) is the same for
+    refusals of the same cause, also if they come from different servers.
+    """
+
+    def __init__(self, reason: str, todo: str, kind: str) -> None:
+        super().__init__(f"{reason}: {todo}; until then, workers listen to PostgreSQL")
+        self.reason = reason
+        self.todo = todo
+        self.kind = kind
 
 
 class Deaf(DatabaseError):

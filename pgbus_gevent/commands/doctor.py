@@ -6,12 +6,14 @@ import argparse
 
 from ..core.shown import json_line, visible
 from ..settings.table import Settings
-from .findings import FAIL, findings
+from .finding import FAIL
+from .findings import findings
 from .program import FAILED, Command, add_json, database_settings
 
 _DOCTOR = """\
-Check what the streams depend on: the database, its schema and the rights on it, LISTEN, clocks, limits, and causes of a slow
-database. Each check prints a line, and if there is a problem, another one that says what to do.
+Check what the streams depend on: the database, its schema and the rights on it, LISTEN, the steward, clocks, limits, causes of a
+slow database, and if --wake names one, Redis: its login, its rights, and whether a relay's beacons come. Each check prints a
+line, and if there is a problem, another one that says what to do.
 
 The exit status is 1 if a check fails; warnings do not count. This command changes nothing."""
 

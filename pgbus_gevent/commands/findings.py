@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..core.shown import json_line
 from ..database import Database
@@ -13,8 +13,8 @@ from ..database.checks import ABSURD, Checks
 from ..database.schema import migrations
 from ..errors import DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
 from ..settings.table import Settings
-
-OK, WARN, FAIL = "ok", "warn", "fail"
+from .finding import FAIL, OK, WARN, Finding, lasting
+from .fleet_findings import redis_findings, sessions, steward
 
 OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
@@ -23,17 +23,8 @@ _REPLAYS_WITHIN = 2.0  # seconds
 _DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_WAKE=poll"
 
 
-class Finding(NamedTuple):
-    """The result of a check. ``level`` is ok, warn or fail. ``todo`` says what to do, and is empty if there is no problem."""
-
-    check: str
-    level: str
-    text: str
-    todo: str = ""
-
-
 def findings(settings: Settings) -> Iterator[Finding]:
-    """Run the checks, and yield the findings. If the database cannot be reached, only this machine is checked."""
+    """Run the checks, and yield the findings. If the database cannot be reached, only Redis and this machine are checked."""
     database = Database(settings, read_only=True)
     checks = Checks(database.pool)
     try:
@@ -45,6 +36,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
             for name, check in _CHECKS.items():
                 if not denied or name not in _INSIDE:
                     yield from _guarded(name, check, database, checks)
+        yield from redis_findings(database, database_answers=reached.level != FAIL)
     finally:
         database.close()
     yield _descriptors(settings)
@@ -193,18 +185,6 @@ def _pooler(database: Database, checks: Checks) -> Finding | None:
     return Finding("pooler", OK, text)
 
 
-def _sessions(database: Database, checks: Checks) -> Finding:
-    used, most = checks.connections()
-    wanted = database.settings.workers * (database.settings.pool_size + 1)
-    text = f"{used} of {most} sessions are in use; a server with these settings takes up to {wanted}"
-    if wanted > most:
-        return Finding("sessions", FAIL, text, "lower PGBUS_POOL_SIZE or PGBUS_WORKERS, or raise max_connections")
-    if used + wanted > most:
-        todo = "lower PGBUS_POOL_SIZE or raise max_connections, unless the sessions in use are those of this server"
-        return Finding("sessions", WARN, text, todo)
-    return Finding("sessions", OK, text)
-
-
 def _clock(database: Database, checks: Checks) -> Finding:
     offset = checks.clock_offset()
     text = f"the server's clock is {abs(offset) * 1000:.0f} ms {'ahead of' if offset > 0 else 'behind'} this machine's"
@@ -239,7 +219,7 @@ def _transactions(database: Database, checks: Checks) -> Finding:
     if oldest is None or oldest.seconds < 60:
         return Finding("transactions", OK, "no transaction is older than a minute")
     session = f"process {oldest.pid} ({oldest.application or 'without a name'}, {oldest.state})"
-    text = f"{session} has had a transaction open for {_lasting(oldest.seconds)}"
+    text = f"{session} has had a transaction open for {lasting(oldest.seconds)}"
     if oldest.seconds < 600:
         return Finding("transactions", OK, text)
     todo = "end it if it is not needed: rows that were removed since cannot be vacuumed, and reads get slower"
@@ -261,7 +241,7 @@ def _dead_rows(database: Database, checks: Checks) -> Finding | None:
     rows = checks.rows()
     if rows is None:
         return None
-    vacuumed = "never vacuumed" if rows.vacuumed is None else f"vacuumed {_lasting(rows.vacuumed)} ago"
+    vacuumed = "never vacuumed" if rows.vacuumed is None else f"vacuumed {lasting(rows.vacuumed)} ago"
     text = f"about {rows.live:,} messages, {rows.dead:,} dead rows, {vacuumed}"
     if not rows.autovacuum:
         return Finding("vacuum", WARN, f"{text}; autovacuum is off", "turn it on, at least for pgbus.messages")
@@ -292,7 +272,7 @@ def _overdue(database: Database, checks: Checks) -> Finding | None:
     part = "" if found.all else f" (of the {found.streams:,} streams whose names sort last)"
     if found.seconds <= max(60.0, 6 * database.settings.prune_interval):
         return None if found.all else Finding("pruning", OK, f"no message is long beyond its retention{part}")
-    text = f"the oldest message of {json_line(found.stream)} is {_lasting(found.seconds)} beyond its retention{part}"
+    text = f"the oldest message of {json_line(found.stream)} is {lasting(found.seconds)} beyond its retention{part}"
     todo = "see the warnings about old messages in the servers' logs, and docs/retention.md"
     return Finding("pruning", WARN, text, todo)
 
@@ -319,8 +299,9 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "retention": _retention,
     "pruning": _overdue,
     "pooler": _pooler,
+    "steward": steward,
     "listen": _listen,
-    "sessions": _sessions,
+    "sessions": sessions,
     "clock": _clock,
     "standby": _standby,
     "transactions": _transactions,
@@ -329,7 +310,7 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
 }
 
 
-_INSIDE = ("schema", "rights", "ids", "locks", "retention", "pruning", "listen", "vacuum")
+_INSIDE = ("schema", "rights", "ids", "locks", "retention", "pruning", "steward", "listen", "vacuum")
 """Checks that read from the schema."""
 
 
@@ -341,10 +322,3 @@ def _descriptors(settings: Settings) -> Finding:
         return Finding("descriptors", OK, f"the limit of open files is {limit}; {wanted:,} are needed")
     text = f"the limit of open files is {hard:,}, but {settings.max_connections:,} connections need {wanted:,}"
     return Finding("descriptors", WARN, text, "raise it (ulimit -Hn, LimitNOFILE=), or lower PGBUS_MAX_CONNECTIONS")
-
-
-def _lasting(seconds: float) -> str:
-    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -92,6 +92,8 @@ class Board:
         self.unsure = True
         """Whether the next sweep must be a probe, because the table may have gone back in time."""
         self.steward_until = 0.0  # when this worker ceases to rely on the steward's rings, in monotonic seconds
+        self.election_number = 0
+        """The number of this worker in the elections of the steward."""
         self.losses = 0
         """How often the table may have lost messages, or has: the doubts about all logs, and the rewinds."""
         self.relay = RelaySigns()

@@ -115,6 +115,14 @@ class Rows(NamedTuple):
     autovacuum: bool
 
 
+class LastSign(NamedTuple):
+    """The steward's number, the age of its last sign in seconds (None: it has given its lease back), and whether it heard."""
+
+    number: int
+    age: float | None
+    hears: bool
+
+
 class Pooler(NamedTuple):
     """Whether a pooler stands before the server, and whether it accepts our settings in the startup packet."""
 
@@ -201,6 +209,11 @@ class Checks:
         began = time()
         there = float(self._one("select extract(epoch from clock_timestamp())"))
         return there - (began + time()) / 2
+
+    def steward(self) -> LastSign:
+        """Return the last sign of the steward."""
+        ((number, age, hears),) = self._all("select s.number, s.age, s.hears from pgbus._steward() s")
+        return LastSign(int(number), None if age is None else age / 1000, bool(hears))
 
     def oldest_transaction(self) -> Oldest | None:
         """Return the transaction that has held back vacuum longest, or None."""

@@ -16,7 +16,8 @@ from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
 
-from ..errors import RedisUnavailable
+from ..errors import RedisRefused, RedisUnavailable
+from .refusals import LOGIN, SENTINEL_LOGIN, failure
 from .urls import Address, RedisURL
 
 Command = tuple[str | bytes | int, ...]
@@ -32,12 +33,12 @@ Sentinel, or a node of the cluster, is away."""
 
 
 @contextmanager
-def translated(where: object) -> Iterator[None]:
-    """Raise :class:`RedisUnavailable` for every error of redis-py and of the socket."""
+def translated(where: object, login: str = LOGIN) -> Iterator[None]:
+    """Raise :class:`RedisUnavailable` for every error of redis-py and of the socket. ``login`` says where the login is given."""
     try:
         yield
     except (RedisError, OSError) as error:
-        raise RedisUnavailable(f"Redis at {where} is not available: {error}") from error
+        raise failure(f"Redis at {where}", error, "is not available", login=login) from error
 
 
 # Without these, redis-py looks for its version in the file system and tells it to the server, each time it connects.
@@ -52,6 +53,7 @@ class Link:
     def __init__(self, url: RedisURL, address: Address, *, sentinel: bool = False, timeout: float = TIMEOUT) -> None:
         self.address = address
         self.where = f"{address[0]}:{address[1]}"
+        self._login = SENTINEL_LOGIN if sentinel else LOGIN
         options: dict[str, Any] = {
             "host": address[0],
             "port": address[1],
@@ -68,17 +70,17 @@ class Link:
             options |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": url.ca_file}
         kind: Any = SSLConnection if url.tls else Connection
         self._connection = kind(**options)
-        with translated(self.where):
+        with translated(self.where, self._login):
             self._connection.connect()
 
     def send(self, commands: Iterable[Command]) -> None:
         """Send commands, without waiting for the answers."""
-        with translated(self.where):
+        with translated(self.where, self._login):
             self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
 
     def read(self) -> Any:
         """Return the next answer; an error reply is returned as a ``ResponseError``."""
-        with translated(self.where):
+        with translated(self.where, self._login):
             try:
                 return self._connection.read_response()
             except ResponseError as error:
@@ -86,7 +88,7 @@ class Link:
 
     def wait(self, timeout: float) -> bool:
         """Return whether something came within ``timeout`` seconds."""
-        with translated(self.where):
+        with translated(self.where, self._login):
             return bool(self._connection.can_read(timeout))
 
     def ask(self, *commands: Command) -> list[Any]:
@@ -98,7 +100,7 @@ class Link:
         """Send one command and return its answer. Raises :class:`RedisUnavailable` for an error reply."""
         (answer,) = self.ask(command)
         if isinstance(answer, Exception):
-            raise RedisUnavailable(f"Redis at {self.where} refuses {command[0]!r}: {answer}")
+            raise failure(f"Redis at {self.where}", answer, f"refuses {command[0]!r}", login=self._login)
         return answer
 
     def close(self) -> None:
@@ -118,6 +120,11 @@ class Layout:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._ranges == other._ranges
+
+    @property
+    def servers(self) -> list[Address]:
+        """The servers, each once."""
+        return sorted({address for _, _, address in self._ranges})
 
     def of(self, name: str) -> Address:
         """Return the server of a key or a sharded channel. Raises :class:`RedisUnavailable` if no server has its slot."""
@@ -170,7 +177,7 @@ class Pipes:
         answers = self.run([(name, command) for command in commands])
         for answer, command in zip(answers, commands, strict=True):
             if isinstance(answer, Exception):
-                raise RedisUnavailable(f"Redis refuses {command[0]!r}: {answer}")
+                raise failure("Redis", answer, f"refuses {command[0]!r}")
         return answers
 
     def close(self) -> None:
@@ -183,17 +190,19 @@ def find(url: RedisURL, *, first: Address | None = None) -> Layout:
     """Ask which servers there are, the host ``first`` before the others. Raises :class:`RedisUnavailable` if nobody knows."""
     if url.kind == "single":
         return Layout([(*_ALL_SLOTS, url.hosts[0])])
-    last: RedisUnavailable | None = None
+    last, refusal = RedisUnavailable("the URL names no server"), None
     for host in sorted(url.hosts, key=lambda host: host != first):
         try:
             with link(url, host, sentinel=url.kind == "sentinel") as one:
                 ranges = _master(url, one) if url.kind == "sentinel" else _slots(one)
                 return Layout(ranges, source=host)
+        except RedisRefused as error:
+            refusal = error
         except RedisUnavailable as error:
             last = error
         except (ValueError, TypeError, IndexError) as error:
             last = RedisUnavailable(f"the answer of {host[0]}:{host[1]} about its servers cannot be read: {error!r}")
-    raise RedisUnavailable(str(last))
+    raise refusal or last
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import RedisUnavailable
 from .keys import SHARDS, Keys
 from .links import Command, Pipes
+from .refusals import failure
 from .urls import RedisURL
 
 logger = logging.getLogger("pgbus_gevent.redis")
@@ -246,7 +247,7 @@ class Publisher:
         answers = self._pipes.run(commands)
         for answer, (_, command) in zip(answers, commands, strict=True):
             if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer)):
-                raise RedisUnavailable(f"Redis refuses {command[0]!r}: {answer}")
+                raise failure("Redis", answer, f"refuses {command[0]!r}")
         return answers
 
     def close(self) -> None:

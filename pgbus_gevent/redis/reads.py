@@ -24,6 +24,7 @@ from ..core.wakes import NewMessage, parse
 from ..errors import RedisUnavailable
 from ..messages import MAX_ID
 from .links import Command, Pipes
+from .refusals import failure
 from .session import RedisSession, Wakes
 from .urls import RedisURL
 
@@ -182,7 +183,7 @@ class RedisReads:
             answers = pipes.run(commands)
             for answer in answers:
                 if isinstance(answer, Exception):
-                    raise RedisUnavailable(f"Redis refuses to read a log: {answer}")
+                    raise failure("Redis", answer, "refuses to read a log")
         except RedisUnavailable as error:
             self._rest_until = self._clock() + REST * random.uniform(0.5, 1.0)
             self._trouble.begins(error)

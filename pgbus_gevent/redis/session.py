@@ -15,6 +15,7 @@ from gevent.event import Event
 from ..errors import RedisUnavailable
 from .keys import Keys, Sealed
 from .links import TIMEOUT, Command, Link, find
+from .refusals import failure
 from .urls import Address, RedisURL
 
 BACKLOG = 10_000
@@ -188,7 +189,7 @@ class RedisSession:
 
     def _take(self, link: Link, answer: Any) -> None:
         if isinstance(answer, Exception):
-            raise RedisUnavailable(f"Redis at {link.where} refuses a subscription: {answer}")
+            raise failure(f"Redis at {link.where}", answer, "refuses a subscription")
         kind = answer[0].decode()
         channel = answer[1].decode() if answer[1] is not None else ""
         if kind in {"message", "smessage"}:

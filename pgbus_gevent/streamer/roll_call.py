@@ -121,6 +121,9 @@ class RollCall:
             "unready": self._clients.unready,
             "service": self.service,
             "relayed": self._board.relay.heard,
+            "number": str(
+                self._board.election_number
+            ),  # `doctor` finds the steward by it; as text, because it is large
         }
         for source in self._fact_sources:
             facts.update(source.facts())

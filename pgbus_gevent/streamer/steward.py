@@ -117,7 +117,6 @@ class Steward:
         self._ear = ear
         self._may_lead = may_lead
         self._clock = clock
-        self._number = 0
         self._began = clock()
         self._answered = False  # whether the database has answered the last question
         self._elected = False
@@ -187,7 +186,8 @@ class Steward:
 
     def run(self) -> None:
         """Ask who is the steward, and sweep if it is this worker, for ever. At the end, give the lease back."""
-        self._number = secrets.randbits(62) + 1  # made here, because the process may fork between __init__ and run
+        # Made here, because the process may fork between __init__ and run.
+        self._board.election_number = secrets.randbits(62) + 1
         self._began = self._clock()
         self._resign()
         self._board.listening.wait(FIRST)  # otherwise a worker that hears would take its place a moment later
@@ -251,7 +251,7 @@ class Steward:
         lease = LEASE if first else DEAF_LEASE
         may_lead = self._may_lead and now >= self._yields_until
         self._asked_rank = self._rank
-        return DutyQuestion(self._number, may_lead, lease, hears, self.sweeps.rings, self._asked_rank)
+        return DutyQuestion(self._board.election_number, may_lead, lease, hears, self.sweeps.rings, self._asked_rank)
 
     @property
     def _rank(self) -> int:
@@ -331,7 +331,7 @@ class Steward:
             return
         self._resign()
         try:
-            self._source.leave_duty(self._number)
+            self._source.leave_duty(self._board.election_number)
         except DatabaseError:
             pass  # the lease ends by itself
 

@@ -17,7 +17,8 @@ from database_parts import Session, opened_sessions, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.commands import findings as checks_of_doctor
-from pgbus_gevent.commands.findings import FAIL, OK, WARN, Finding, findings
+from pgbus_gevent.commands.finding import FAIL, OK, WARN, Finding
+from pgbus_gevent.commands.findings import findings
 from pgbus_gevent.database import Database
 from pgbus_gevent.database.checks import Checks, Oldest, Rows
 from pgbus_gevent.database.notifications import ListenSession
@@ -27,7 +28,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 NAMES = {
     "database", "primary", "encoding", "schema", "rights", "listen", "ids", "locks", "sessions", "clock", "transactions",
-    "notifications", "vacuum", "descriptors",
+    "notifications", "vacuum", "descriptors", "steward",
 }  # fmt: skip
 
 

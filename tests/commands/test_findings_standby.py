@@ -9,7 +9,8 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from support import run, session, until
 from ways import standby
 
-from pgbus_gevent.commands.findings import FAIL, OK, WARN, Finding, findings
+from pgbus_gevent.commands.finding import FAIL, OK, WARN, Finding
+from pgbus_gevent.commands.findings import findings
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 

@@ -18,7 +18,8 @@ import pytest
 from support import free_port, get, received, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.findings import FAIL, OK, findings
+from pgbus_gevent.commands.finding import FAIL, OK
+from pgbus_gevent.commands.findings import findings
 from pgbus_gevent.database import Database, green
 from pgbus_gevent.database.connect import connect
 from pgbus_gevent.errors import DatabaseError, Deaf

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support import serving
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.findings import OK, WARN, findings
+from pgbus_gevent.commands.finding import OK, WARN
+from pgbus_gevent.commands.findings import findings
 from pgbus_gevent.database.pruning import Pruning
 from pgbus_gevent.settings.retention import Retention, Rule, keep_longest
 from pgbus_gevent.settings.table import Settings

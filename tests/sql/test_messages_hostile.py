@@ -13,7 +13,8 @@ import pytest
 from database_parts import BELL, Ear, Session, Sessions, is_waiting, opened_sessions, own_server, raises, until
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.commands.findings import FAIL, findings
+from pgbus_gevent.commands.finding import FAIL
+from pgbus_gevent.commands.findings import findings
 from pgbus_gevent.core.wakes import Moved, NewMessage, parse
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases

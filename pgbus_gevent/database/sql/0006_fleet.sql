@@ -239,6 +239,20 @@ end
 $$;
 
 
+-- Returns the number of the last steward, the age of its last sign in milliseconds (null if it has given its lease
+-- back), and whether it heard notifications then. For operators; changes nothing.
+create function pgbus._steward(out number bigint, out age bigint, out hears boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  sign bigint := coalesce(pg_sequence_last_value('pgbus.steward_sign'), 0);
+begin
+  number := coalesce(pg_sequence_last_value('pgbus.steward'), 0);
+  age := case when sign > 0 then abs((date_part('epoch', clock_timestamp()) * 1000)::bigint - sign / 16) end;
+  hears := sign % 2 = 1;
+end
+$$;
+
+
 -- Returns the wakes of messages, by their ids, in the order of the ids; of a message whose wake is longer than `size`
 -- bytes, one that only names its stream.
 create function pgbus._wakes(ids bigint[], size integer)

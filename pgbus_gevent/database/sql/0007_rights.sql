@@ -37,7 +37,7 @@ begin
   perform pgbus._grant_rights(
     grantee, array['messages', 'horizons', 'ephemerals', 'revocations', 'workers', 'message_ids', 'forgotten'],
     array['channels', '_head', '_horizon', '_beat', '_leave_roll', '_ring_control',
-          '_duty', '_leave_duty', '_report_caps', '_leave_caps', '_wakes', '_ring_for', '_ring_everybody',
+          '_duty', '_leave_duty', '_steward', '_report_caps', '_leave_caps', '_wakes', '_ring_for', '_ring_everybody',
           '_presence_record', '_presence_flush', 'presence_touch_many', 'presence_sweep', 'squatters']);
   perform pgbus._grant_rights(grantee, array['mark'], array['_mark']);
   perform pgbus._grant_rights(grantee, '{}', array['_redis_names', '_beat_many', '_other_cap_reports']);
@@ -61,7 +61,7 @@ comment on function pgbus.grant_pruner(name) is
 create function pgbus.grant_operator(grantee name) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
-  perform pgbus._grant_rights(grantee, array['workers', 'revocations'], array['disconnect', 'squatters']);
+  perform pgbus._grant_rights(grantee, array['workers', 'revocations'], array['disconnect', 'squatters', '_steward']);
 end
 $$;
 

@@ -1,0 +1,24 @@
+"""The result of a check of ``doctor``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+
+class Finding(NamedTuple):
+    """The result of a check. ``level`` is ok, warn or fail. ``todo`` says what to do, and is empty if there is no problem."""
+
+    check: str
+    level: str
+    text: str
+    todo: str = ""
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration, as text."""
+    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {name}"
+    return f"{seconds:.0f} seconds"
