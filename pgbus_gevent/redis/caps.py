@@ -23,8 +23,9 @@ from ..core.cap_sums import COUNTED, FRESH, Reported, sum_reports
 from ..core.fleet_counts import Report, Sum
 from ..core.retries import Trouble
 from ..errors import RedisUnavailable
+from . import hashes
 from .keys import Keys
-from .links import Command, Pipes
+from .links import Pipes
 from .session import RedisSession, Wakes
 from .urls import RedisURL
 
@@ -48,6 +49,9 @@ set back."""
 
 KEPT = 60
 """Seconds for which reports and the sum are kept in Redis. Older reports are removed."""
+
+SIZE = 1024 * 1024
+"""The most bytes of the sum that are read. What is longer is not of a worker; a sum of a thousand keys has about 100,000."""
 
 _SLICE = 2000  # keys that are read before other greenlets run
 
@@ -189,7 +193,7 @@ class RedisCaps:
                 ("HSET", name, worker, sealed),
                 ("EXPIRE", name, KEPT),
                 ("TIME",),
-                ("GET", keys.cap_sum),
+                ("GETRANGE", keys.cap_sum, 0, SIZE),
             )
             self._grew, self._grown_at = False, grown_at
             instant = _seconds(time)
@@ -197,7 +201,7 @@ class RedisCaps:
         return None
 
     def _last(
-        self, pipes: Pipes, session: RedisSession, worker: str, data: bytes | None, instant: float, pause: float
+        self, pipes: Pipes, session: RedisSession, worker: str, data: bytes, instant: float, pause: float
     ) -> RedisSum:
         """Return the last sum, which ``data`` is, or a new one if it is older than ``pause`` seconds."""
         keys = session.keys
@@ -216,7 +220,7 @@ class RedisCaps:
     def _sum(self, pipes: Pipes, session: RedisSession) -> RedisSum:
         """Sum the reports in Redis, and write the sum."""
         keys, name = session.keys, session.keys.cap_reports
-        time, found = pipes.ask(name, ("TIME",), ("HGETALL", name))  # what was there at this time is among them
+        found, (time,) = hashes.read(pipes, name, ("TIME",))  # what was there at this time is among them
         now = _seconds(time)
         fresh: list[str] = []
         old: list[bytes] = []
@@ -224,8 +228,7 @@ class RedisCaps:
         last = RedisSum(now, sums.totals, sums.kept, self._database.others(fresh))
         self._number += 1
         sealed = keys.seal(session.reign, self._number, last.text(), place=keys.cap_sum)
-        removal: list[Command] = [("HDEL", name, *old)] if old else []
-        pipes.ask(name, ("SET", keys.cap_sum, sealed, "EX", KEPT), ("DEL", keys.cap_turn), *removal)
+        pipes.ask(name, ("SET", keys.cap_sum, sealed, "EX", KEPT), ("DEL", keys.cap_turn), *hashes.removal(name, old))
         return last
 
 
@@ -255,9 +258,9 @@ def _reports(keys: Keys, found: Sequence[bytes], now: float, fresh: list[str], o
             gevent.sleep(0)
 
 
-def _opened(keys: Keys, place: str, data: bytes | None) -> str | None:
+def _opened(keys: Keys, place: str, data: bytes) -> str | None:
     """Return what a worker of this database has sealed for a place, or None."""
-    sealed = keys.open(data, place=place) if data is not None else None
+    sealed = keys.open(data, place=place)
     return sealed.payload if sealed is not None else None
 
 

@@ -113,11 +113,14 @@ def _commands(keys: Keys, layout: Layout, address: Address) -> Iterator[Command]
         if layout.of(name) == address:
             yield "HSET", name, "doctor", ""
             yield "HGET", name, "doctor"
+            yield "HLEN", name
+            yield "HSTRLEN", name, "doctor"
+            yield "MEMORY", "USAGE", name, "SAMPLES", 0
             yield "HGETALL", name
             yield "HDEL", name, "doctor"
             yield ("TIME",)
     if layout.of(keys.cap_turn) == address:
-        yield "GET", keys.cap_sum
+        yield "GETRANGE", keys.cap_sum, 0, 1
         yield "DEL", keys.cap_turn
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import gevent
 
 from ..errors import RedisUnavailable
+from . import hashes
 from .keys import Keys
 from .links import Command, Pipes
 from .session import RedisSession, Wakes
@@ -36,6 +37,9 @@ COUNTED = 12
 
 KEPT = 60
 """Seconds for which requests and answers are kept in Redis."""
+
+SIZE = 10_000
+"""The most bytes of an answer that are read. What is longer is not of the steward."""
 
 TIMEOUT = 1.0
 """Seconds for an answer of Redis to a worker, which then asks the database."""
@@ -108,13 +112,13 @@ class RedisLeases:
         place = keys.lease_answer(request.worker)
         pipes = Pipes(self._url, timeout=TIMEOUT)
         try:
-            time, found = pipes.ask(name, ("TIME",), ("GET", place))
+            time, found = pipes.ask(name, ("TIME",), ("GETRANGE", place, 0, SIZE))
             text = json.dumps([int(time[0]), request.ttl, request.leases])
             sealed = keys.seal(session.reign, request.number, text, place=f"{name} {request.worker}")
             pipes.ask(name, ("HSET", name, request.worker, sealed), ("EXPIRE", name, KEPT))
         finally:
             pipes.close()
-        answer = keys.open(found, place=place) if found is not None else None
+        answer = keys.open(found, place=place)
         return (answer.number, json.loads(answer.payload)) if answer is not None else None
 
     # the steward
@@ -127,7 +131,7 @@ class RedisLeases:
         name = session.keys.leases
         pipes = Pipes(self._url)
         try:
-            time, found = pipes.ask(name, ("TIME",), ("HGETALL", name))
+            found, (time,) = hashes.read(pipes, name, ("TIME",))
             if not found:
                 return
             waiting: dict[float, list[Request]] = {}  # by their ttl, which a statement has one of
@@ -145,7 +149,7 @@ class RedisLeases:
             for batch in waiting.values():
                 self._renew(session, pipes, batch)
             # A request that was written meanwhile is removed as well. Its worker gets no answer, and renews its leases itself.
-            pipes.ask(name, ("HDEL", name, *found[::2]))
+            pipes.ask(name, *hashes.removal(name, found[::2]))
         finally:
             pipes.close()
 

@@ -173,10 +173,15 @@ class Pipes:
         return answers
 
     def ask(self, name: str, *commands: Command) -> list[Any]:
-        """Send commands to the server that has ``name``. Return the answers; raise :class:`RedisUnavailable` for an error reply."""
+        """Send commands to the server that has ``name``. Return the answers; raise :class:`RedisUnavailable` for an error reply.
+
+        If another program has put a value of another type at a command's key, it is removed. Otherwise it would stay for ever.
+        """
         answers = self.run([(name, command) for command in commands])
         for answer, command in zip(answers, commands, strict=True):
             if isinstance(answer, Exception):
+                if str(answer).startswith("WRONGTYPE"):
+                    self.run([(name, ("UNLINK", command[1]))])
                 raise failure("Redis", answer, f"refuses {command[0]!r}")
         return answers
 

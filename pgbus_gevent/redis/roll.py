@@ -9,6 +9,7 @@ from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import RedisUnavailable
+from . import hashes
 from .links import TIMEOUT, Command, Pipes
 from .session import RedisSession, Wakes
 from .urls import RedisURL
@@ -27,6 +28,9 @@ BELATED = 3
 TRUSTED = 12.0
 """Seconds after a report to the database for which a report in Redis counts even without an answer, because the steward may not
 have been there to take one yet. A worker expires after 20 s of silence."""
+
+SIZE = 10_000
+"""The most bytes of an answer that is read. What is longer is not of the steward."""
 
 KEPT = 60
 """Seconds for which reports and answers are kept in Redis."""
@@ -105,19 +109,19 @@ class RedisRoll:
         pipes = None
         try:
             pipes = Pipes(self._url, timeout=TIMEOUT)
-            found = pipes.run(
-                [
-                    (keys.roll, ("HSET", keys.roll, id, report)),
-                    (keys.roll, ("EXPIRE", keys.roll, KEPT)),
-                    (keys.answers, ("HGET", keys.answers, id)),
-                ]
-            )[2]
+            *_, size = pipes.ask(
+                keys.roll,
+                ("HSET", keys.roll, id, report),
+                ("EXPIRE", keys.roll, KEPT),
+                ("HSTRLEN", keys.answers, id),
+            )
+            found = pipes.ask(keys.answers, ("HGET", keys.answers, id))[0] if 0 < size <= SIZE else None
         except RedisUnavailable:
             return None
         finally:
             if pipes is not None:
                 pipes.close()
-        sealed = keys.open(found, place=keys.answers) if isinstance(found, bytes) else None
+        sealed = keys.open(found, place=keys.answers) if found is not None else None
         if sealed is None:
             return self._last if self._clock() - self._told < TRUSTED else None
         whose, pace, workers = json.loads(sealed.payload)
@@ -138,9 +142,7 @@ class RedisRoll:
         keys = session.keys
         pipes = Pipes(self._url)
         try:
-            (found,) = pipes.run([(keys.roll, ("HGETALL", keys.roll))])
-            if isinstance(found, Exception):
-                raise RedisUnavailable(f"Redis refuses the roll: {found}")
+            found, _ = hashes.read(pipes, keys.roll)
             alive, gone = self._sort(session, dict(zip(found[::2], found[1::2], strict=True)))
             ids = list(alive)
             for some in (ids[n : n + AT_ONCE] for n in range(0, len(ids), AT_ONCE)):
@@ -151,25 +153,33 @@ class RedisRoll:
                     answer = keys.seal(session.reign, alive[id].number, text, place=keys.answers)
                     commands.append((keys.answers, ("HSET", keys.answers, id, answer)))
                 pipes.run([*commands, (keys.answers, ("EXPIRE", keys.answers, KEPT))])
-            if gone:
-                pipes.run([(key, ("HDEL", key, *gone)) for key in (keys.roll, keys.answers)])
+            for key in (keys.roll, keys.answers):
+                pipes.ask(key, *hashes.removal(key, gone))
         finally:
             pipes.close()
 
-    def _sort(self, session: RedisSession, found: Mapping[bytes, bytes]) -> tuple[dict[str, Report], set[str]]:
-        """Return the reports that are new since the last time, and the workers whose report is old."""
+    def _sort(self, session: RedisSession, found: Mapping[bytes, bytes]) -> tuple[dict[str, Report], list[bytes]]:
+        """Return the reports that are new since the last time, and the names of the fields to remove.
+
+        Those are the workers whose report is old, and what no worker has written.
+        """
         now, seen, new = self._clock(), self._seen, {}
         self._seen = {}
+        gone: list[bytes] = []
         for name, data in found.items():
             sealed = session.keys.open(data, place=session.keys.roll)
             id = name.decode(errors="replace")
             if sealed is None:
+                gone.append(name)
                 continue
             last = seen.get(id)
             if last is None or last.number != sealed.number:
                 whose, facts = json.loads(sealed.payload)
                 if whose != id:
+                    gone.append(name)
                     continue
                 last = new[id] = Report(sealed.number, facts, now)
             self._seen[id] = last
-        return new, {id for id, report in self._seen.items() if now - report.seen > FORGOTTEN}
+            if now - last.seen > FORGOTTEN:
+                gone.append(name)
+        return new, gone

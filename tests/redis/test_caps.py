@@ -16,7 +16,7 @@ from support import Serving, run, serving, session, until
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.fleet_counts import Report, Sum
 from pgbus_gevent.errors import DatabaseUnavailable
-from pgbus_gevent.redis import caps, wakes
+from pgbus_gevent.redis import caps, hashes, wakes
 from pgbus_gevent.redis.caps import RedisCaps, RedisSum
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.urls import parse
@@ -272,6 +272,34 @@ def test_reports_that_no_worker_has_made_for_their_place_do_not_count(fleet: Fle
     assert client.hkeys(name) == [b"a"]
 
 
+def test_what_is_too_large_for_reports_is_removed_and_the_database_used_meanwhile(
+    fleet: Fleet, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "FIELDS", 100)
+    fleet.report("a", 4, {1: 2})
+    server.client.hset(KEYS.cap_reports, mapping={f"x{n}": "x" for n in range(200)})
+    assert fleet["a"].report("a", report(4, {1: 2}), pause=ALWAYS) == DATABASE
+    fleet.now += caps.REST
+    assert fleet.report("a", 4, {1: 2}) == ({1: 2}, {})
+    assert server.client.hkeys(KEYS.cap_reports) == [b"a"]
+
+
+def test_no_more_is_read_of_a_sum_than_workers_write(fleet: Fleet, server: RedisServer) -> None:
+    fleet.report("a", 4, {1: 2})
+    server.client.set(KEYS.cap_sum, b"x" * 20 * caps.SIZE)
+    before = server.client.info("stats")["total_net_output_bytes"]
+    assert fleet.report("a", 4, {1: 2}, NEVER) == ({1: 2}, {})
+    assert server.client.info("stats")["total_net_output_bytes"] - before < 2 * caps.SIZE
+    assert server.client.strlen(KEYS.cap_sum) < 1000
+
+
+def test_a_sum_of_as_many_keys_as_there_can_be_is_not_too_long() -> None:
+    keys = range(-(2**63), -(2**63) + 1000)
+    most = dict.fromkeys(keys, 10**9)
+    kept = {f"{key:016x}": {key: 10**9} for key in range(2**63 - 1000, 2**63)}
+    assert len(KEYS.seal("r" * 32, 10**9, RedisSum(2e9 + 1 / 3, most, kept, True).text())) < caps.SIZE / 4
+
+
 def test_a_report_that_is_repeated_later_counts_no_longer_than_it_would_have(fleet: Fleet, server: RedisServer) -> None:
     plant(server, "a", {1: 3}, age=8)
     repeated = server.client.hget(KEYS.cap_reports, "a")
@@ -366,6 +394,9 @@ def test_whatever_is_wrong_with_redis_the_database_is_used(fault: str, fleet: Fl
         server.client.execute_command("CLIENT", "PAUSE", 60_000)
     assert fleet["a"].report("a", report(4, {1: 2}), pause=ALWAYS) == DATABASE
     assert fleet.database.reports == ["a"]
+    if fault.startswith("wrong type"):  # what another program has written does not stay
+        fleet.now += caps.REST
+        assert fleet.report("a", 4, {1: 2}) == ({1: 2}, {})
 
 
 def test_an_error_of_the_database_is_raised_and_the_next_report_works(fleet: Fleet) -> None:

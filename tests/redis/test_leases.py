@@ -13,7 +13,8 @@ from redis_parts import RedisServer, needs_redis, redis_cluster, redis_server
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.core.client import Subscriber
-from pgbus_gevent.redis import leases, wakes
+from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis import hashes, leases, wakes
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.leases import Lease, RedisLeases
 from pgbus_gevent.redis.urls import parse
@@ -184,6 +185,30 @@ def test_an_answer_that_the_steward_has_not_made_is_not_believed(server: RedisSe
         server.client.set(place, forged)
     assert touch(one, ADA) == []
     assert len(presence.statements) == 4
+
+
+def test_what_is_too_large_for_requests_or_an_answer_is_not_read(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "FIELDS", 100)
+    presence = Presence(ADA)
+    one, client = worker(server.url, presence), server.client
+    touch(one, ADA)
+    client.hset(KEYS.leases, mapping={f"x{n}": "x" for n in range(200)})
+    with pytest.raises(RedisUnavailable, match="201 fields"):
+        one.collect()
+    assert not client.exists(KEYS.leases)
+    client.set(KEYS.lease_answer(one._worker), b"x" * 20 * leases.SIZE)
+    before = client.info("stats")["total_net_output_bytes"]
+    assert touch(one, ADA) == [] and len(presence.statements) == 2
+    assert client.info("stats")["total_net_output_bytes"] - before < 10 * leases.SIZE
+    one.collect()
+    assert touch(one, ADA) == [] and len(presence.statements) == 3  # the steward's
+
+
+def test_an_answer_about_as_many_leases_as_there_can_be_is_not_too_long() -> None:
+    text = json.dumps(list(range(leases.MOST)))
+    assert len(KEYS.seal("r" * 32, 10**9, text)) < leases.SIZE / 4
 
 
 def test_what_is_kept_in_redis_expires(server: RedisServer) -> None:

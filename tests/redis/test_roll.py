@@ -10,7 +10,8 @@ import gevent
 import pytest
 from redis_parts import RedisServer, needs_redis, redis_server
 
-from pgbus_gevent.redis import roll
+from pgbus_gevent.errors import RedisUnavailable
+from pgbus_gevent.redis import hashes, roll
 from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.roll import RedisRoll
 from pgbus_gevent.redis.urls import parse
@@ -148,3 +149,45 @@ def test_a_forged_report_is_ignored(server: RedisServer) -> None:
     gevent.sleep(0)
     assert fleet.statements == 1 and fleet.rows == {"w": {"count": 1}, "v": {"count": 1}}
     beat(other, "v", 2)
+
+
+def test_what_no_worker_has_written_is_removed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "FIELDS", 100)
+    fleet = Fleet()
+    one, client = worker(server, fleet), server.client
+    beat(one, "w", 1)
+    one.collect()
+    beat(one, "w", 2)
+    client.hset(KEYS.roll, "v", client.hget(KEYS.roll, "w"))  # the report of another worker
+    client.hset(KEYS.roll, mapping={b"\xff\xfe": b"", "x": b"forged"})
+    one.collect()
+    assert client.hkeys(KEYS.roll) == [b"w"] and fleet.rows == {"w": {"count": 2}}
+    client.hset(KEYS.roll, mapping={f"x{n}": "x" for n in range(200)})
+    with pytest.raises(RedisUnavailable, match="201 fields"):
+        one.collect()
+    beat(one, "w", 3)
+    one.collect()
+    assert client.hkeys(KEYS.roll) == [b"w"] and fleet.rows == {"w": {"count": 3}}
+
+
+def test_an_answer_that_is_too_long_is_not_read(server: RedisServer) -> None:
+    fleet = Fleet()
+    one, client = worker(server, fleet), server.client
+    beat(one, "w", 1)
+    client.hset(KEYS.answers, "w", b"x" * 20 * roll.SIZE)
+    before = client.info("stats")["total_net_output_bytes"]
+    beat(one, "w", 2)
+    assert client.info("stats")["total_net_output_bytes"] - before < 10 * roll.SIZE
+    one.collect()
+    beat(one, "w", 3)
+    assert client.hstrlen(KEYS.answers, "w") < 1000
+
+
+def test_a_roll_of_another_type_is_removed(server: RedisServer) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet)
+    server.client.set(KEYS.roll, "x")
+    beat(one, "w", 1)
+    beat(one, "w", 2)
+    one.collect()
+    assert server.client.hkeys(KEYS.roll) == [b"w"] and fleet.rows == {"w": {"count": 2}}
