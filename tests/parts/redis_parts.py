@@ -10,16 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
+from typing import Any
 
+import gevent
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 from support import free_port, until
 
+from pgbus_gevent.redis.keys import Keys
+from pgbus_gevent.redis.publisher import Publisher
+
 PROGRAM = next(filter(shutil.which, ("redis-server", "valkey-server")), None)
 needs_redis = pytest.mark.skipif(PROGRAM is None, reason="neither redis-server nor valkey-server is installed")
 
 START = 20.0  # seconds
+
+KEYS = Keys("secret", "g", sharded=False)
 
 
 class RedisServer:
@@ -198,6 +206,27 @@ def redis_sentinels() -> Iterator[RedisSentinels]:
         yield sentinels
     finally:
         sentinels.close()
+
+
+def fresh_session(keys: Keys = KEYS) -> Any:
+    """Return what stands for a session that has just heard a beacon."""
+    return SimpleNamespace(fresh=True, keys=keys, reign="r")
+
+
+@contextmanager
+def beating(publisher: Publisher) -> Iterator[None]:
+    """Send the beacons of a publisher while the block runs."""
+
+    def beat() -> None:
+        while True:
+            publisher.beacon()
+            gevent.sleep(0.1)
+
+    greenlet = gevent.spawn(beat)
+    try:
+        yield
+    finally:
+        greenlet.kill()
 
 
 def collected(receive: object, count: int, timeout: float = 10.0) -> list[str]:

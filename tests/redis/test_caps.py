@@ -10,7 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_cluster, redis_server
+from redis_parts import KEYS, RedisServer, fresh_session, needs_redis, redis_cluster
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.core.client import Subscriber
@@ -27,7 +27,6 @@ from pgbus_gevent.web.stream_app import StreamApp
 
 pytestmark = [needs_redis, pytest.mark.program]
 
-KEYS = Keys("secret", "g", sharded=False)
 ALWAYS, NEVER = 0.0, 1e9  # seconds between two sums
 DATABASE = Sum(1.0, 1.0, {1: 99}, {})
 
@@ -70,7 +69,7 @@ class Fleet:
 
     def __getitem__(self, name: str) -> RedisCaps:
         if name not in self.workers:
-            found: Any = SimpleNamespace(session=SimpleNamespace(fresh=True, keys=self.keys, reign="r"))
+            found: Any = SimpleNamespace(session=fresh_session(self.keys))
             self.workers[name] = RedisCaps(parse(self.url), self.database, found, clock=lambda: self.now)
         return self.workers[name]
 
@@ -88,12 +87,6 @@ class Fleet:
 
 def report(cap: int, counts: dict[int, int], *, grew: bool = False) -> Report:
     return Report([*counts], [*counts.values()], [cap] * len(counts), grew)
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
 
 
 @pytest.fixture
@@ -247,7 +240,7 @@ def test_connections_are_used_again_in_one_session_and_closed_with_it(fleet: Fle
         fleet.report("a", 4, {1: 3})
     assert connections() == 1 and client.info("stats")["total_connections_received"] == made
     found: Any = fleet["a"]._wakes
-    found.session = SimpleNamespace(fresh=True, keys=KEYS, reign="r")
+    found.session = fresh_session()
     fleet.report("a", 4, {1: 3})
     assert client.info("stats")["total_connections_received"] == made + 1
     until(lambda: connections() == 1, "the former connection is closed")

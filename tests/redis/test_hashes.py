@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_server
+from redis_parts import RedisServer, needs_redis
 
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis import hashes
@@ -14,12 +14,6 @@ from pgbus_gevent.redis.links import Pipes
 from pgbus_gevent.redis.urls import parse
 
 pytestmark = [needs_redis, pytest.mark.program]
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_cluster, redis_server
+from redis_parts import KEYS, RedisServer, fresh_session, needs_redis, redis_cluster
 from support import Serving, run, serving, session, until
 
 from pgbus_gevent.core.client import Subscriber
@@ -24,7 +24,6 @@ from pgbus_gevent.web.stream_app import StreamApp
 
 pytestmark = [needs_redis, pytest.mark.program]
 
-KEYS = Keys("secret", "g", sharded=False)
 ADA, BOB = ("room", "ada", "1"), ("room", "bob", "2")
 CYD, DAN = ("hall", "cyd", "3"), ("hall", "dan", "4")
 
@@ -42,19 +41,13 @@ class Presence:
 
 
 def worker(url: str, presence: Presence, keys: Keys = KEYS) -> RedisLeases:
-    found: Any = SimpleNamespace(session=SimpleNamespace(fresh=True, keys=keys, reign="r"))
+    found: Any = SimpleNamespace(session=fresh_session(keys))
     return RedisLeases(parse(url), presence, found)
 
 
 def touch(one: RedisLeases, *places: Lease, ttl: float = 45.0) -> list[Lease]:
     """Renew, and return the leases that are gone."""
     return [places[index] for index in one.touch_many(places, ttl=ttl)]
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
 
 
 def test_leases_of_many_workers_are_renewed_in_one_statement(server: RedisServer) -> None:
@@ -134,7 +127,7 @@ def test_a_new_session_does_not_take_an_answer_of_the_former_one(server: RedisSe
     touch(one, ADA)
     one.collect()
     found: Any = one._wakes
-    found.session = SimpleNamespace(fresh=True, keys=KEYS, reign="r")
+    found.session = fresh_session()
     touch(one, ADA)
     assert len(presence.statements) == 3
 

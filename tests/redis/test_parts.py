@@ -33,12 +33,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wakes, "RETURN", 1.0)
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
-
-
 @contextmanager
 def fleet(settings: Settings, url: str, count: int = 2, **changes: Any) -> Iterator[list[Serving]]:
     """Run workers of one database, and wait until all get their wakes from Redis."""

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_server
+from redis_parts import KEYS, RedisServer, needs_redis
 
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis import publisher as publisher_module
-from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.publisher import LogBudget, Outgoing, Publisher
 from pgbus_gevent.redis.urls import parse
 
 pytestmark = [needs_redis, pytest.mark.program]
 
-KEYS = Keys("a secret of the database", "g", sharded=False)
 
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
-
-
-@contextmanager
-def publishing(server: RedisServer, **options: int) -> Iterator[Publisher]:
-    publisher = Publisher(parse(server.url), KEYS, **options)
-    try:
-        yield publisher
-    finally:
-        publisher.close()
+def publishing(server: RedisServer, **options: int) -> closing[Publisher]:
+    return closing(Publisher(parse(server.url), KEYS, **options))
 
 
 def message(stream: str, id: int, size: int = 10) -> Outgoing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
-from redis_parts import RedisCluster, RedisServer, needs_redis, redis_cluster, redis_server
+from redis_parts import RedisCluster, RedisServer, needs_redis, redis_server
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.wakes import NewMessage
@@ -23,18 +23,6 @@ from pgbus_gevent.streamer.listener import Listener
 from pgbus_gevent.streamer.reader import Reader
 
 pytestmark = [needs_redis, pytest.mark.program]
-
-
-@pytest.fixture(scope="module")
-def single() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    with redis_cluster() as servers:
-        yield servers
 
 
 class Worker:

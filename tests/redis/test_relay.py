@@ -89,12 +89,6 @@ class Source:
         return self.messages[id]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
-
-
 @contextmanager
 def relaying(server: RedisServer, source: Source) -> Iterator[Relay]:
     relay = Relay(parse(server.url), source, source, source, source)
@@ -139,9 +133,9 @@ def hearing(server: RedisServer, generation: str = "g1", *, knows_reign: bool = 
 class TestRelay:
     """On a real server."""
 
-    def test_what_the_steward_hears_and_finds_is_heard_in_order_and_once(self, server: RedisServer) -> None:
+    def test_what_the_steward_hears_and_finds_is_heard_in_order_and_once(self, single: RedisServer) -> None:
         source = Source()
-        with relaying(server, source) as relay, hearing(server) as heard:
+        with relaying(single, source) as relay, hearing(single) as heard:
             payloads = [source.message(n) for n in range(1, 11)]
             relay.heard([payloads[0], payloads[4], payloads[9]])
             relay.found(range(1, 11))
@@ -151,10 +145,10 @@ class TestRelay:
             until(lambda: heard[10:] == ['["control"]'], "control wakes are passed on")
 
     def test_a_wake_that_only_names_streams_is_left_to_the_message_that_the_steward_finds(
-        self, server: RedisServer
+        self, single: RedisServer
     ) -> None:
         source = Source()
-        with relaying(server, source) as relay, hearing(server) as heard:
+        with relaying(single, source) as relay, hearing(single) as heard:
             relay.heard(['["moved","a"]', '["moved"]'])
             payload = source.message(1)
             relay.found([1])
@@ -163,16 +157,16 @@ class TestRelay:
             relay.found([2])
             until(lambda: heard[1:] == ['["moved","a"]'], "of a very large message, the stream is named")
 
-    def test_a_large_ephemeral_message_is_fetched_once_for_all_workers(self, server: RedisServer) -> None:
-        with relaying(server, Source()) as relay, hearing(server) as heard:
+    def test_a_large_ephemeral_message_is_fetched_once_for_all_workers(self, single: RedisServer) -> None:
+        with relaying(single, Source()) as relay, hearing(single) as heard:
             relay.heard(['["large","a",7]', '["large","a",8]'])
             until(lambda: len(heard) == 2, "both arrive")
             assert json.loads(heard[0]) == ["ephemeral", "a", 7, "note", "x" * 10_000, None, None]
             assert heard[1] == '["large","a",8]'
 
-    def test_a_steward_that_starts_again_begins_a_new_reign(self, server: RedisServer) -> None:
+    def test_a_steward_that_starts_again_begins_a_new_reign(self, single: RedisServer) -> None:
         source = Source()
-        with relaying(server, source) as relay, hearing(server, knows_reign=True) as heard:
+        with relaying(single, source) as relay, hearing(single, knows_reign=True) as heard:
             relay.heard([source.message(1)])
             until(lambda: len(heard) == 1, "the message arrives")
             relay.heard([source.message(2), '["ephemeral","a",9,null,"x",null,null]'])
@@ -182,27 +176,27 @@ class TestRelay:
             assert heard[1:] == ['["ephemeral","a",9,null,"x",null,null]', "lost"] and relay.reigns == 2
 
     def test_a_flood_of_wakes_begins_a_new_reign_and_does_not_end_the_task(
-        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+        self, single: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay_module, "QUEUE", 500)
         source = Source()
-        with relaying(server, source) as relay, hearing(server, knows_reign=True) as heard:
+        with relaying(single, source) as relay, hearing(single, knows_reign=True) as heard:
             relay.heard([source.message(n) for n in range(1, 501)])
             gevent.sleep(0)  # the relay publishes its first batch, and waits for the answers
             relay.heard([source.message(n) for n in range(501, 1002)])
             until(lambda: relay.reigns == 2 and "lost" in heard, "a new reign begins, and the workers look")
 
     def test_large_messages_that_wait_have_a_limit_too(
-        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+        self, single: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay_module, "QUEUE_BYTES", 1000)
         source = Source()
-        with relaying(server, source) as relay:
+        with relaying(single, source) as relay:
             relay.heard([source.message(n) for n in range(1, 101)])
             until(lambda: relay.reigns == 2, "a new reign begins")
 
     def test_what_comes_while_the_first_beacon_is_sent_is_published(
-        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+        self, single: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         source = Source()
         relays: list[Relay] = []
@@ -213,17 +207,17 @@ class TestRelay:
                 relays[0].heard([source.message(1)])
 
         monkeypatch.setattr(relay_module, "Publisher", Slow)
-        relays.append(Relay(parse(server.url), source, source, source, source))
-        with hearing(server) as heard:
+        relays.append(Relay(parse(single.url), source, source, source, source))
+        with hearing(single) as heard:
             greenlet = gevent.spawn(relays[0].run)
             try:
                 until(lambda: heard == [source.message(1)], "the message arrives")
             finally:
                 greenlet.kill()
 
-    def test_a_relay_that_is_not_the_steward_publishes_nothing(self, server: RedisServer) -> None:
+    def test_a_relay_that_is_not_the_steward_publishes_nothing(self, single: RedisServer) -> None:
         source = Source()
-        with relaying(server, source) as relay, hearing(server) as heard:
+        with relaying(single, source) as relay, hearing(single) as heard:
             source.leads = False
             until(lambda: not relay.publishing, "the relay stops")
             relay.heard([source.message(1)])
@@ -232,13 +226,13 @@ class TestRelay:
             assert heard == ["lost"]
 
     def test_many_large_messages_at_once_are_fetched_in_slices_and_begin_a_new_reign(
-        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+        self, single: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay_module, "QUEUE_BYTES", 1_000_000)
         source = Source()
         for n in range(1, 1001):
             source.messages[n] = json.dumps(["message", "a", n, n - 1, 1.5, None, "x" * 10_000, None, None])
-        with relaying(server, source) as relay, hearing(server) as heard:
+        with relaying(single, source) as relay, hearing(single) as heard:
             relay.found(range(1, 1001))
             assert sum(source.fetched) <= 150 and max(source.fetched) <= 50
             until(lambda: relay.reigns == 2 and relay.publishing, "a new reign begins, so the workers look")
@@ -246,9 +240,9 @@ class TestRelay:
             relay.found([1001])
             until(lambda: payload in heard, "and the next message arrives")
 
-    def test_a_steward_that_hears_nothing_does_not_begin_to_relay(self, server: RedisServer) -> None:
+    def test_a_steward_that_hears_nothing_does_not_begin_to_relay(self, single: RedisServer) -> None:
         source = Source()
-        with relaying(server, source) as relay:
+        with relaying(single, source) as relay:
             source.hears = False
             gevent.sleep(0.2)
             assert relay.publishing, "it may hear again soon"
@@ -260,9 +254,9 @@ class TestRelay:
             source.hears = True
             until(lambda: relay.publishing, "it relays now")
 
-    def test_a_changed_generation_ends_the_sessions(self, server: RedisServer) -> None:
+    def test_a_changed_generation_ends_the_sessions(self, single: RedisServer) -> None:
         source = Source()
-        with relaying(server, source), hearing(server) as heard:
+        with relaying(single, source), hearing(single) as heard:
             source.generation = "g2"
             until(lambda: heard and "failed over" in heard[-1], "the session ends")
 

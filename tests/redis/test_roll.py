@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_server
+from redis_parts import KEYS, RedisServer, fresh_session, needs_redis
 
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis import hashes, roll
-from pgbus_gevent.redis.keys import Keys
 from pgbus_gevent.redis.roll import RedisRoll
 from pgbus_gevent.redis.urls import parse
 
 pytestmark = [needs_redis, pytest.mark.program]
-
-KEYS = Keys("secret", "g", sharded=False)
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
 
 
 class Fleet:
@@ -53,8 +44,7 @@ class Fleet:
 
 
 def worker(server: RedisServer, fleet: Fleet, *, on_redis: bool = True, **clock: Any) -> RedisRoll:
-    session = SimpleNamespace(fresh=True, keys=KEYS, reign="r")
-    wakes: Any = SimpleNamespace(session=session if on_redis else None)
+    wakes: Any = SimpleNamespace(session=fresh_session() if on_redis else None)
     return RedisRoll(parse(server.url), fleet, wakes, **clock)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from time import monotonic
 
 import gevent
@@ -12,6 +12,7 @@ import pytest
 from redis_parts import (
     RedisCluster,
     RedisServer,
+    beating,
     collected,
     needs_redis,
     redis_cluster,
@@ -32,18 +33,6 @@ pytestmark = [needs_redis, pytest.mark.program]
 SECRET = "a secret of the database"
 
 
-@pytest.fixture(scope="module")
-def single() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    with redis_cluster() as servers:
-        yield servers
-
-
 @pytest.fixture(params=["single", "cluster"])
 def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param).url)
@@ -53,38 +42,12 @@ def keys_for(url: str, generation: str = "g") -> Keys:
     return Keys(SECRET, generation, sharded=url.startswith("redis+cluster"))
 
 
-@contextmanager
-def publishing(url: str, generation: str = "g", **options: int) -> Iterator[Publisher]:
-    publisher = Publisher(parse(url), keys_for(url, generation), **options)
-    try:
-        yield publisher
-    finally:
-        publisher.close()
+def publishing(url: str, generation: str = "g", **options: int) -> closing[Publisher]:
+    return closing(Publisher(parse(url), keys_for(url, generation), **options))
 
 
-@contextmanager
-def hearing(url: str, generation: str = "g") -> Iterator[RedisSession]:
-    session = RedisSession(parse(url), keys_for(url, generation))
-    try:
-        yield session
-    finally:
-        session.close()
-
-
-@contextmanager
-def beating(publisher: Publisher) -> Iterator[None]:
-    """Send the beacons of a publisher while the block runs."""
-
-    def beat() -> None:
-        while True:
-            publisher.beacon()
-            gevent.sleep(0.2)
-
-    greenlet = gevent.spawn(beat)
-    try:
-        yield
-    finally:
-        greenlet.kill()
+def hearing(url: str, generation: str = "g") -> closing[RedisSession]:
+    return closing(RedisSession(parse(url), keys_for(url, generation)))
 
 
 def message(stream: str, id: int, prev_id: int) -> Outgoing:

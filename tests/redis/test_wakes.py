@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
-from redis_parts import RedisServer, needs_redis, redis_server
+from redis_parts import RedisServer, beating, needs_redis
 from streamer_parts import make_board
 from support import free_port, until
 
@@ -61,27 +61,11 @@ class Database:
     def discard_idle(self) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as one:
-        yield one
-
-
 @contextmanager
 def relay(server: RedisServer, generation: str = "g1") -> Iterator[Publisher]:
-    publisher = Publisher(parse(server.url), Keys("secret", generation, sharded=False))
-
-    def beat() -> None:
-        while True:
-            publisher.beacon()
-            gevent.sleep(0.1)
-
-    greenlet = gevent.spawn(beat)
-    try:
+    keys = Keys("secret", generation, sharded=False)
+    with closing(Publisher(parse(server.url), keys)) as publisher, beating(publisher):
         yield publisher
-    finally:
-        greenlet.kill()
-        publisher.close()
 
 
 @pytest.fixture
@@ -94,9 +78,9 @@ def source(url: str) -> tuple[RedisWakes, Database, Board]:
     return RedisWakes(parse(url), database, database, board), database, board
 
 
-def test_with_a_relay_wakes_come_from_redis_and_its_signs_of_life_are_on_the_board(server: RedisServer) -> None:
-    found, database, board = source(server.url)
-    with relay(server):
+def test_with_a_relay_wakes_come_from_redis_and_its_signs_of_life_are_on_the_board(single: RedisServer) -> None:
+    found, database, board = source(single.url)
+    with relay(single):
         session = found.listen()
         assert session.hears() and found.session is not None and found.trouble == ""
         session.receive(0.5)
@@ -107,10 +91,10 @@ def test_with_a_relay_wakes_come_from_redis_and_its_signs_of_life_are_on_the_boa
 
 
 def test_a_worker_that_hears_no_beacon_asks_for_the_steward_early_enough_for_a_takeover_in_two_seconds(
-    server: RedisServer,
+    single: RedisServer,
 ) -> None:
-    found, _, board = source(server.url)
-    with relay(server):
+    found, _, board = source(single.url)
+    with relay(single):
         session = found.listen()
         asks = set()
         while len(asks) < 20:
@@ -121,7 +105,7 @@ def test_a_worker_that_hears_no_beacon_asks_for_the_steward_early_enough_for_a_t
     assert min(asks) > 1.2 and max(asks) < 1.9
 
 
-def test_without_redis_postgresql_is_used_until_redis_is_back(fast: None, server: RedisServer) -> None:
+def test_without_redis_postgresql_is_used_until_redis_is_back(fast: None) -> None:
     port = free_port()
     found, _, board = source(f"redis://127.0.0.1:{port}")
     session = found.listen()
@@ -142,8 +126,8 @@ def test_without_redis_postgresql_is_used_until_redis_is_back(fast: None, server
         other.close()
 
 
-def test_a_redis_without_a_relay_is_of_no_use(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, database, board = source(server.url.replace("//", "//"))
+def test_a_redis_without_a_relay_is_of_no_use(single: RedisServer) -> None:
+    found, database, board = source(single.url)
     database.generation = "another"
     found.listen().close()
     assert board.relay.reaches and "relay" in found.trouble and database.listens == 1
@@ -163,13 +147,13 @@ def test_in_a_large_fleet_few_workers_listen(monkeypatch: pytest.MonkeyPatch) ->
     assert listening < 40  # of a thousand workers, about forty listen
 
 
-def test_after_a_failover_of_postgresql_the_names_are_asked_for_again(server: RedisServer) -> None:
-    found, database, _ = source(server.url)
-    with relay(server, "g1"):
+def test_after_a_failover_of_postgresql_the_names_are_asked_for_again(single: RedisServer) -> None:
+    found, database, _ = source(single.url)
+    with relay(single, "g1"):
         session = found.listen()
         assert session.hears()
         database.generation = "g2"
-    with relay(server, "g2"):
+    with relay(single, "g2"):
         with pytest.raises(RedisUnavailable):
             until(lambda: session.receive(0.1) is None, "the session ends")
         session.close()
@@ -210,14 +194,14 @@ def test_a_worker_that_learns_how_large_the_fleet_is_leaves_postgresql_to_others
     session.close()
 
 
-def test_after_a_change_of_the_names_redis_is_used_at_once(server: RedisServer) -> None:
-    found, database, _ = source(server.url)
-    with relay(server, "g1"):
+def test_after_a_change_of_the_names_redis_is_used_at_once(single: RedisServer) -> None:
+    found, database, _ = source(single.url)
+    with relay(single, "g1"):
         session = found.listen()
         database.generation = "g2"
-        with relay(server, "g2"), pytest.raises(RedisUnavailable, match="names"):
+        with relay(single, "g2"), pytest.raises(RedisUnavailable, match="names"):
             until(lambda: session.receive(0.1) is None, "the session ends")
-    with relay(server, "g2"):
+    with relay(single, "g2"):
         session.close()
         found.listen().close()
         assert (found.on_redis, found.fallbacks, database.listens) == (True, 0, 0)
