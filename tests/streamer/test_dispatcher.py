@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import ephemeral_buffers, sse
 from pgbus_gevent.core.frames import Chunk, Frame, make_chunk
 from pgbus_gevent.core.replay import Page, PageFrames
 from pgbus_gevent.core.wakes import Ephemeral
-from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
+from pgbus_gevent.streamer import dispatcher, turns
 
 
 @pytest.fixture(autouse=True)
-def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
-    monkeypatch.setattr(dispatcher, "SLICE", 2)
-    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
-    monkeypatch.setattr(ephemeral_passes, "EPHEMERAL_BYTES", 50)
-    monkeypatch.setattr(ephemeral_passes, "SLICE", 2)
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
-    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
-    yield
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> None:
+    grain_finely(monkeypatch)
 
 
 def frame(data: str, **values: Any) -> Frame:
@@ -55,7 +47,6 @@ STREAMS = st.sampled_from(["orders", "orders", "orders", "stock"])
 CONNECT = st.tuples(
     st.just("connect"), STREAMS, st.sampled_from(["now", "oldest", "middle", "newest", "replay"]), st.booleans()
 )
-CLIENT = st.integers(0, 20)
 STEPS = st.one_of(
     st.tuples(st.just("publish"), STREAMS, st.just(1), st.just(True)),
     st.tuples(st.just("publish"), STREAMS, st.integers(1, 6), st.just(True)),
@@ -71,20 +62,15 @@ STEPS = st.one_of(
     st.tuples(st.just("database away"), st.integers(1, 3)),
     st.tuples(st.just("kill"), st.integers(0, 2)),
 )
-BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
 
 
-class Run:
-    """One interleaving."""
+class OfTwoStreams(Run):
+    """One interleaving, with clients of two streams."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.open: list[FakeClient] = []
+        super().__init__(parts)
         self.ephemerals: dict[str, list[str]] = {"orders": [], "stock": []}
         self.killed = False
-
-    def do(self, step: str, *arguments: Any) -> None:
-        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
 
     def do_publish(self, stream: str, count: int, ring: bool) -> None:
         for _ in range(count):
@@ -97,37 +83,15 @@ class Run:
             self.parts.ephemeral(data, stream)
 
     def do_connect(self, stream: str, start: str, jammed: bool) -> None:
-        ids = self.parts.table.ids(stream)
-        since = {"oldest": 0, "middle": ids[len(ids) // 2] if ids else 0, "newest": self.parts.table.head(stream)}
-        request = {"replay": 3} if start == "replay" else {"since": since.get(start)}
+        request = {"replay": 3} if start == "replay" else {"since": self.since(stream, start)}
         self.open.append(self.parts.connect(stream, jammed=jammed, **request))
-
-    def do_jam(self, pick: int) -> None:
-        if self.open:
-            self.open[pick % len(self.open)].jammed = True
-
-    def do_unblock(self, pick: int) -> None:
-        if self.open:
-            self.open[pick % len(self.open)].unblock()
-
-    def do_leave(self, pick: int) -> None:
-        if self.open:
-            self.parts.leave(self.open.pop(pick % len(self.open)))
-
-    def do_look(self, stream: str) -> None:
-        self.parts.look(stream)
-
-    def do_forget_the_ring(self, stream: str) -> None:
-        log = self.parts.registry.log(stream)
-        if log is not None:
-            log.clear_ring()
 
     def do_database_away(self, reads: int) -> None:
         self.parts.table.failures = reads
 
     def do_kill(self, which: int) -> None:
         self.killed = True
-        self.parts.restart(which)
+        super().do_kill(which)
 
     def finish(self) -> None:
         self.parts.table.failures = 0
@@ -163,7 +127,7 @@ def check(client: FakeClient, table: Table, *, complete: bool) -> None:
     assert [message.data for message in durable] == [str(id) for id in ids]
 
 
-def check_ephemerals(client: FakeClient, run: Run) -> None:
+def check_ephemerals(client: FakeClient, run: OfTwoStreams) -> None:
     """They come in order, and all of them from the greeting on; a dispatcher that is killed loses those that it had taken."""
     received = [message.data for message in client.messages if message.event == "note"]
     sent = run.ephemerals[client.stream]
@@ -171,11 +135,6 @@ def check_ephemerals(client: FakeClient, run: Run) -> None:
     assert ranks == sorted(set(ranks))
     if ranks and not run.killed:
         assert ranks == list(range(ranks[0], len(sent) if client in run.open else ranks[-1] + 1))
-
-
-def breathe(times: int) -> None:
-    for _ in range(times):
-        turns.breathe()
 
 
 @pytest.mark.slow
@@ -194,10 +153,8 @@ def test_every_interleaving_delivers_in_order_and_once(
         table.append("orders")
     table.on_read = lambda: breathe(slowness)
     with Parts(table, ring_messages=4, page_size=2) as parts:
-        run = Run(parts)
-        for step, breaths in [*((connect, 3) for connect in first), *steps]:
-            run.do(*step)
-            breathe(breaths)
+        run = OfTwoStreams(parts)
+        run.take([*((connect, 3) for connect in first), *steps])
         run.finish()
         for client in parts.clients:
             check(client, table, complete=client in run.open)

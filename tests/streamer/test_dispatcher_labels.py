@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gevent
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.client import Place, StreamRequest, Subscriber
@@ -17,7 +17,6 @@ from pgbus_gevent.core.cursor import parse_composite
 from pgbus_gevent.core.events import Passed
 from pgbus_gevent.core.filters import NOBODY
 from pgbus_gevent.core.wakes import NewMessage
-from pgbus_gevent.streamer import dispatcher, ephemeral_passes, reader, turns
 from pgbus_gevent.streamer.clients import Clients
 from pgbus_gevent.streamer.limits import Limits
 
@@ -25,16 +24,8 @@ HELD = ["red", "blue", "green"]
 
 
 @pytest.fixture
-def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
-    monkeypatch.setattr(dispatcher, "SLICE", 2)
-    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 60)
-    monkeypatch.setattr(ephemeral_passes, "EPHEMERAL_BYTES", 50)
-    monkeypatch.setattr(ephemeral_passes, "SLICE", 2)
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
-    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
-    yield
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> None:
+    grain_finely(monkeypatch, chunk_bytes=60)
 
 
 def connect(parts: Parts, *labels: str, context: Any = None, jammed: bool = False, **place: Any) -> FakeClient:
@@ -312,7 +303,6 @@ def test_a_message_that_the_ring_dropped_before_its_pass_reaches_everybody() -> 
 
 LABELS = st.lists(st.sampled_from(HELD), max_size=2, unique=True)
 AUDIENCE = st.sampled_from([None, None, "red", "red", "blue", "green", "even", "nobody holds it"])
-CLIENT = st.integers(0, 20)
 CONNECT = st.tuples(
     st.just("connect"), LABELS, st.integers(0, 1), st.sampled_from(["now", "oldest", "middle", "newest"]), st.booleans()
 )
@@ -332,7 +322,6 @@ STEPS = st.one_of(
     st.tuples(st.just("forget the ring")),
     st.tuples(st.just("kill"), st.integers(0, 2)),
 )
-BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
 
 
 class Sent(NamedTuple):
@@ -343,13 +332,12 @@ class Sent(NamedTuple):
     at: int
 
 
-class Run:
+class Labelled(Run):
     """One interleaving. ``held`` has, for each client, since when it held which labels; ``filtered``, since when a label has a
     filter."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.open: list[FakeClient] = []
+        super().__init__(parts)
         self.sent: dict[str, Sent] = {}
         self.held: dict[str, list[tuple[int, frozenset[str]]]] = {}
         self.now = 0
@@ -358,7 +346,7 @@ class Run:
 
     def do(self, step: str, *arguments: Any) -> None:
         self.now += 1
-        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
+        super().do(step, *arguments)
 
     def do_publish(self, label: str | None, count: int, ring: bool, exclude: int | None) -> None:
         excluded = self.open[exclude % len(self.open)].id if exclude is not None and self.open else None
@@ -373,9 +361,7 @@ class Run:
             self.parts.ephemeral(data, visible_to=label)
 
     def do_connect(self, labels: list[str], context: int, start: str, jammed: bool) -> None:
-        ids = self.parts.table.ids("orders")
-        since = {"oldest": 0, "middle": ids[len(ids) // 2] if ids else 0, "newest": self.parts.table.head("orders")}
-        client = connect(self.parts, *labels, context=context, jammed=jammed, since=since.get(start))
+        client = connect(self.parts, *labels, context=context, jammed=jammed, since=self.since("orders", start))
         self.open.append(client)
         self.held[client.id] = [(-1, frozenset(labels))]
 
@@ -395,29 +381,6 @@ class Run:
             subscription = self.open[pick % len(self.open)].subscriptions[0]
             if subscription.cursor is not None:
                 self.parts.board.ready.add(subscription)
-
-    def do_jam(self, pick: int) -> None:
-        if self.open:
-            self.open[pick % len(self.open)].jammed = True
-
-    def do_unblock(self, pick: int) -> None:
-        if self.open:
-            self.open[pick % len(self.open)].unblock()
-
-    def do_leave(self, pick: int) -> None:
-        if self.open:
-            self.parts.leave(self.open.pop(pick % len(self.open)))
-
-    def do_look(self) -> None:
-        self.parts.look("orders")
-
-    def do_forget_the_ring(self) -> None:
-        log = self.parts.registry.log("orders")
-        if log is not None:
-            log.clear_ring()
-
-    def do_kill(self, which: int) -> None:
-        self.parts.restart(which)
 
     def finish(self) -> None:
         for client in self.open:
@@ -462,11 +425,6 @@ class Run:
                     assert int(data) in durable or not all(self.may_see(client, sent)), f"{data} is lost"
 
 
-def breathe(times: int) -> None:
-    for _ in range(times):
-        turns.breathe()
-
-
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -481,10 +439,8 @@ def test_every_interleaving_delivers_to_the_holders_in_order_and_once(
     table = Table()
     table.on_read = lambda: breathe(slowness)
     with Parts(table, ring_messages=ring, page_size=2) as parts:
-        run = Run(parts)
-        for step, breaths in [*((each, 3) for each in first), *steps]:
-            run.do(*step)
-            breathe(breaths)
+        run = Labelled(parts)
+        run.take([*((each, 3) for each in first), *steps])
         run.finish()
         for client in parts.clients:
             run.check(client)
@@ -507,10 +463,10 @@ STEPS_OF_TWO = st.one_of(
     st.tuples(st.just("come back"), CLIENT, st.booleans(), st.booleans()),
     st.tuples(st.just("cut"), CLIENT, AUDIENCE, st.integers(0, 2), BREATHS),
     st.tuples(st.just("beat"), CLIENT),
-    st.tuples(st.just("jam"), CLIENT, st.integers(0, 2)),
+    st.tuples(st.just("jam after"), CLIENT, st.integers(0, 2)),
     st.tuples(st.just("unblock"), CLIENT),
-    st.tuples(st.just("look"), STREAM),
-    st.tuples(st.just("forget the ring"), STREAM),
+    st.tuples(st.just("look"), st.sampled_from(BOTH)),
+    st.tuples(st.just("forget the ring"), st.sampled_from(BOTH)),
     st.tuples(st.just("kill"), st.integers(0, 2)),
 )
 
@@ -563,16 +519,13 @@ class Watcher:
         return label is None or label in self.labels[stream]
 
 
-class RunOfTwo:
+class OfTwoStreams(Run):
     """One interleaving with two streams. ``sent`` has the ids and labels of each."""
 
     def __init__(self, parts: Parts, first: list[tuple[list[str], list[str], bool, bool]]) -> None:
-        self.parts = parts
+        super().__init__(parts)
         self.sent: list[list[tuple[int, str | None]]] = [[], []]
         self.watchers = [Watcher(parts, [a, b], [0, 0] if all else None, jammed) for a, b, all, jammed in first]
-
-    def do(self, step: str, *arguments: Any) -> None:
-        getattr(self, f"do_{step.replace(' ', '_')}")(*arguments)
 
     def watcher(self, pick: int) -> Watcher:
         return self.watchers[pick % len(self.watchers)]
@@ -588,7 +541,7 @@ class RunOfTwo:
 
     def do_cut(self, pick: int, label: str | None, sends: int, breaths: int) -> None:
         """Cut a client off while both streams move, after it has taken so many sends more."""
-        self.do_jam(pick, sends)
+        self.do_jam_after(pick, sends)
         for stream in (0, 1):
             self.do_publish(stream, label, 1, True)
         breathe(breaths)
@@ -599,7 +552,7 @@ class RunOfTwo:
             if subscription.cursor is not None:
                 self.parts.board.ready.add(subscription)
 
-    def do_jam(self, pick: int, sends: int) -> None:
+    def do_jam_after(self, pick: int, sends: int) -> None:
         """Have a client take so many sends more, and then none."""
         client = self.watcher(pick).client
         jams = iter([*[False] * sends, True])
@@ -611,17 +564,6 @@ class RunOfTwo:
 
     def do_unblock(self, pick: int) -> None:
         self.watcher(pick).unblock()
-
-    def do_look(self, stream: int) -> None:
-        self.parts.look(BOTH[stream])
-
-    def do_forget_the_ring(self, stream: int) -> None:
-        log = self.parts.registry.log(BOTH[stream])
-        if log is not None:
-            log.clear_ring()
-
-    def do_kill(self, which: int) -> None:
-        self.parts.restart(which)
 
     def finish(self) -> None:
         for watcher in self.watchers:
@@ -649,12 +591,10 @@ def test_every_interleaving_of_two_streams_delivers_to_the_holders_over_all_thei
     table.on_read = lambda: breathe(slowness)
     with Parts(table, ring_messages=ring, page_size=2) as parts:
         old = [(stream, parts.publish(BOTH[stream], ring=False, visible_to=label), label) for stream, label in before]
-        run = RunOfTwo(parts, first)
+        run = OfTwoStreams(parts, first)
         for stream, id, label in old:
             run.sent[stream].append((id, label))
-        for step, breaths in steps:
-            run.do(*step)
-            breathe(breaths)
+        run.take(steps)
         run.finish()
         for watcher in run.watchers:
             assert watcher.start is not None

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
-from pgbus_gevent.streamer import dispatcher, reader, turns
+from pgbus_gevent.streamer import dispatcher
 
 
 @pytest.fixture(autouse=True)
-def finely_grained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make turns, chunks and pauses as small as possible, so that every interleaving can happen."""
-    monkeypatch.setattr(dispatcher, "SLICE", 2)
-    monkeypatch.setattr(dispatcher, "CHUNK_BYTES", 20)
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(dispatcher, "_CACHED_CURSORS", 2)
-    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0))
-    yield
-
-
-def breathe(times: int) -> None:
-    for _ in range(times):
-        turns.breathe()
+def finely_grained(monkeypatch: pytest.MonkeyPatch) -> None:
+    grain_finely(monkeypatch)
 
 
 def settled(parts: Parts) -> None:
@@ -611,7 +601,6 @@ def test_a_client_is_told_of_a_loss_even_if_the_dispatcher_was_started_again() -
 
 # Every interleaving
 
-CLIENT = st.integers(0, 20)
 STEPS = st.one_of(
     st.tuples(st.just("publish"), st.integers(1, 6), st.booleans()),
     st.tuples(st.just("publish"), st.just(1), st.just(True)),
@@ -625,20 +614,17 @@ STEPS = st.one_of(
     st.tuples(st.just("doubt")),
     st.tuples(st.just("kill"), st.integers(0, 2)),
 )
-BREATHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 20])
 
 
-class Run:
+class OfLosses(Run):
     """One interleaving of messages and clients that come and go."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        super().__init__(parts)
+        self.open = parts.clients
         self.table = parts.table
         self.prev: dict[int, int] = {}
         self.lost: set[int] = set()
-
-    def do(self, step: str, *arguments: Any) -> None:
-        getattr(self, f"do_{step}")(*arguments)
 
     def do_publish(self, count: int, ring: bool) -> None:
         for _ in range(count):
@@ -658,33 +644,13 @@ class Run:
         self.table.prune("orders", count)
 
     def do_connect(self, start: str, pick: int) -> None:
-        ids = self.table.ids("orders")
         known = [place.cursor for client in self.parts.clients if (place := client.subscription) and place.cursor]
-        since = {
-            "oldest": 0,
-            "middle": ids[len(ids) // 2] if ids else 0,
-            "newest": self.table.head("orders"),
-            "other": known[pick % len(known)] if known else None,
-        }
-        self.parts.connect("orders", **({"replay": 3} if start == "replay" else {"since": since.get(start)}))
-
-    def do_jam(self, pick: int) -> None:
-        if self.parts.clients:
-            self.parts.clients[pick % len(self.parts.clients)].jammed = True
-
-    def do_unblock(self, pick: int) -> None:
-        if self.parts.clients:
-            self.parts.clients[pick % len(self.parts.clients)].unblock()
-
-    def do_look(self) -> None:
-        self.parts.look()
+        since = known[pick % len(known)] if start == "other" and known else self.since("orders", start)
+        self.parts.connect("orders", **({"replay": 3} if start == "replay" else {"since": since}))
 
     def do_doubt(self) -> None:
         for log in self.parts.registry.logs():
             log.doubts += 1
-
-    def do_kill(self, which: int) -> None:
-        self.parts.restart(which)
 
     def finish(self) -> None:
         for client in self.parts.clients:
@@ -733,14 +699,12 @@ def test_every_interleaving_ends_with_the_messages_of_the_table(
     before: int, steps: list[tuple[Any, int]], slowness: int, ring: int
 ) -> None:
     with Parts(Table(), ring_messages=ring, page_size=2) as parts:
-        run = Run(parts)
+        run = OfLosses(parts)
         run.do_publish(before, False)
         parts.table.on_read = lambda: breathe(slowness)
         for kind in ("oldest", "now"):
             run.do_connect(kind, 0)
-        for step, breaths in steps:
-            run.do(*step)
-            breathe(breaths)
+        run.take(steps)
         run.finish()
         for client in parts.clients:
             run.check(client)
