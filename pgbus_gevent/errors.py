@@ -111,7 +111,7 @@ class RedisRefused(RedisUnavailable):
     """
 
     def __init__(self, reason: str, todo: str, kind: str) -> None:
-        super().__init__(f"{reason}: {todo}; until then, workers listen to PostgreSQL")
+        super().__init__(f"{reason}: {todo}")
         self.reason = reason
         self.todo = todo
         self.kind = kind

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Hashable
 
-from ..errors import is_known
+from ..errors import RedisRefused, is_known
 
 
 class Backoff:
@@ -35,7 +35,8 @@ class Backoff:
 class Trouble:
     """A fault that lasts for a while. It is logged once when it begins, and when it ends if the text ``over`` is given.
 
-    An error that the pulse logs, because the origin refuses all that this edge asks, is not logged here.
+    An error that the pulse logs, because the origin refuses all that this edge asks, is not logged here. A refusal of Redis is
+    logged as an error, because a person has to correct something, and once more if it becomes one of another kind.
     """
 
     def __init__(self, logger: logging.Logger, message: str, *, over: str = "", level: int = logging.WARNING) -> None:
@@ -46,12 +47,14 @@ class Trouble:
         self.lasts = False
         """Whether the fault lasts now."""
         self._logged = False
+        self._refusal = ""  # the kind of the refusal that was logged
 
     def begins(self, *arguments: object) -> None:
         """Log the fault, with ``arguments`` for the message, unless it has been logged and has not ended since."""
-        if not self._logged and not any(map(is_known, arguments)):
-            self._logger.log(self._level, self._message, *arguments)
-            self._logged = True
+        refusal = next((each.kind for each in arguments if isinstance(each, RedisRefused)), self._refusal)
+        if (not self._logged or refusal != self._refusal) and not any(map(is_known, arguments)):
+            self._logger.log(logging.ERROR if refusal else self._level, self._message, *arguments)
+            self._logged, self._refusal = True, refusal
         self.lasts = True
 
     def ends(self) -> None:
@@ -59,6 +62,7 @@ class Trouble:
         if self._logged and self._over:
             self._logger.info(self._over)
         self.lasts = self._logged = False
+        self._refusal = ""
 
 
 class Seldom:

@@ -7,18 +7,22 @@ more. The worker reads it when it renews the next time, a third of a lease later
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import gevent
 
-from ..errors import RedisUnavailable
+from ..core.retries import Trouble
+from ..errors import RedisRefused, RedisUnavailable
 from . import hashes
 from .keys import Keys
 from .links import Command, Pipes
 from .session import RedisSession, Wakes
 from .urls import RedisURL
+
+logger = logging.getLogger("pgbus_gevent.leases")
 
 COLLECT = 5.0
 """The longest time in seconds between two rounds of the steward."""
@@ -77,6 +81,7 @@ class RedisLeases:
         self._worker = ""
         self._number = 0
         self._asked: tuple[RedisSession, Request] | None = None
+        self._refusals = Trouble(logger, "the leases of this worker are renewed in PostgreSQL: %s")
 
     # a worker
 
@@ -98,8 +103,11 @@ class RedisLeases:
         request = Request(self._worker, self._number, ttl, list(leases))
         try:
             answer = self._exchange(session, request)
-        except RedisUnavailable:
+        except RedisUnavailable as error:
+            if isinstance(error, RedisRefused):
+                self._refusals.begins(error)
             return None
+        self._refusals.ends()
         self._asked = session, request
         # With another session, the database may be another server, which has none of the leases.
         if asked is None or asked[0] is not session or answer is None or answer[0] != asked[1].number:

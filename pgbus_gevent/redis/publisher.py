@@ -118,10 +118,26 @@ class Publisher:
         self.published = 0
         self._pipes = Pipes(url)
         try:
+            self._check_rights()
             self._begin()
         except BaseException:
             self.close()
             raise
+
+    def _check_rights(self) -> None:
+        """Have Redis refuse now what it would refuse with the first message.
+
+        Otherwise workers would rely on a reign that ends at once, again and again. The commands change nothing.
+        """
+        commands: list[tuple[str, Command]] = []
+        for shard in self._shards():
+            name = self.keys.reign(shard, "none")  # there is no such key
+            commands += [
+                (name, ("XADD", name, "NOMKSTREAM", "MAXLEN", "~", self._keep, "1-0", "m", "")),
+                (name, ("EXPIRE", name, self._ttl)),
+                (name, ("UNLINK", name)),
+            ]
+        self._run(commands)
 
     # the reign
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
@@ -15,7 +16,7 @@ from gevent.event import Event
 from ..core.retries import Backoff, Trouble
 from ..core.rows import EphemeralRow
 from ..core.wakes import CONTROL, Control, Ephemeral, NewMessage, parse
-from ..errors import DatabaseError, RedisUnavailable
+from ..errors import DatabaseError, RedisRefused, RedisUnavailable
 from .keys import Keys, Names
 from .publisher import Outgoing, Publisher
 from .urls import RedisURL
@@ -48,6 +49,9 @@ LARGEST = 1024 * 1024
 
 REMEMBERED = 100_000
 """The number of streams whose last message is remembered."""
+
+REFUSED = 30.0
+"""The longest time in seconds until the next try after Redis has refused the login or a right, which somebody has to correct."""
 
 MOVED = '["moved"]'
 _UNSTORED = '["ephemeral"', '["large"', '["control"'
@@ -223,7 +227,7 @@ class Relay:
     def run(self) -> None:
         """Publish while this worker is the steward, for ever."""
         backoff = Backoff(*_PAUSES)
-        trouble = Trouble(logger, "cannot publish to Redis, so the workers use PostgreSQL; trying again: %s")
+        trouble = Trouble(logger, "cannot publish to Redis, so workers listen to PostgreSQL; trying again: %s")
         while True:
             # A relay that does not hear would keep the workers from LISTEN, and ephemeral messages would be lost. If one that
             # publishes becomes deaf, the steward gives its lease back after a while.
@@ -231,6 +235,7 @@ class Relay:
                 gevent.sleep(0.1)
                 continue
             publisher = None
+            pause = 0.0
             try:
                 names = self._names.redis_names()
                 # Before the first beacon: workers that hear it ask the database, and what comes after that must be published.
@@ -242,13 +247,16 @@ class Relay:
                 backoff.reset()
                 trouble.ends()
                 self._publish(publisher, names)
+            except RedisRefused as error:
+                trouble.begins(error)
+                pause = REFUSED * random.uniform(0.5, 1.0)
             except DatabaseError as error:
                 trouble.begins(error)
             finally:
                 self.publishing = self._taking = False
                 if publisher is not None:
                     publisher.close()
-            gevent.sleep(backoff.next())
+            gevent.sleep(pause or backoff.next())
 
     def _begin(self) -> None:
         self._empty()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import RedisUnavailable
+from ..core.retries import Trouble
+from ..errors import RedisRefused, RedisUnavailable
 from . import hashes
 from .links import TIMEOUT, Command, Pipes
 from .session import RedisSession, Wakes
@@ -82,6 +83,7 @@ class RedisRoll:
         self._last: tuple[float, int] | None = None
         self._told = 0.0
         self._seen: dict[str, Report] = {}
+        self._refusals = Trouble(logger, "this worker reports to PostgreSQL: %s")
 
     # a worker
 
@@ -116,11 +118,14 @@ class RedisRoll:
                 ("HSTRLEN", keys.answers, id),
             )
             found = pipes.ask(keys.answers, ("HGET", keys.answers, id))[0] if 0 < size <= SIZE else None
-        except RedisUnavailable:
+        except RedisUnavailable as error:
+            if isinstance(error, RedisRefused):
+                self._refusals.begins(error)
             return None
         finally:
             if pipes is not None:
                 pipes.close()
+        self._refusals.ends()
         sealed = keys.open(found, place=keys.answers) if found is not None else None
         if sealed is None:
             return self._last if self._clock() - self._told < TRUSTED else None

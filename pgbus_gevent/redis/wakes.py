@@ -11,8 +11,9 @@ import gevent
 
 from ..core.board import Board
 from ..core.relay_signs import spread
+from ..core.retries import Trouble
 from ..core.wake_source import Leaving, Session, WakeSource
-from ..errors import DatabaseError, RedisUnavailable
+from ..errors import DatabaseError, RedisRefused, RedisUnavailable
 from .keys import Keys, Names
 from .session import RESYNC_SPREAD, RedisSession
 from .urls import RedisURL
@@ -30,6 +31,9 @@ Another worker is to take its place within two seconds.
 
 RETURN = 8.0
 """The longest time in seconds between two tries to return to Redis."""
+
+REFUSED = 30.0
+"""The longest time in seconds until the next try after Redis has refused the login or a right, which somebody has to correct."""
 
 LISTENERS = 40
 """About how many workers LISTEN in PostgreSQL while Redis is of no use. In a larger fleet, the others ask the database."""
@@ -57,6 +61,13 @@ class RedisWakes:
         # Drawn once for each outage. Drawn at each try, in the end every worker would LISTEN.
         self._lot = random.random()
         self._ready: RedisSession | None = None
+        self._refusal: RedisRefused | None = None
+        self._refused_until = 0.0
+        self._trouble = Trouble(
+            logger,
+            "Redis is of no use, so workers listen to PostgreSQL until it is; nothing is lost: %s",
+            over="using Redis again",
+        )
         self.session: RedisSession | None = None
         """The session with Redis, while there is one."""
         self.on_redis = True
@@ -78,8 +89,7 @@ class RedisWakes:
             except RedisUnavailable as error:
                 self._fall_back(error)
                 return self._meanwhile()
-        if not self.on_redis:
-            logger.info("using Redis again")
+        self._trouble.ends()
         self.on_redis, self.trouble = True, ""
         self.session = session
         self._board.relay.heard = True
@@ -89,7 +99,19 @@ class RedisWakes:
         """Do nothing: a session that is lost with Redis says nothing about the sessions of the database."""
 
     def _connect(self) -> RedisSession:
-        """Return a session that has heard a beacon."""
+        """Return a session that has heard a beacon. After a refusal, Redis is not asked for a while."""
+        if self._refusal is not None and self._clock() < self._refused_until:
+            raise self._refusal.with_traceback(None)
+        try:
+            session = self._open()
+        except RedisRefused as error:
+            self._refusal = error
+            self._refused_until = self._clock() + REFUSED * random.uniform(0.5, 1.0)
+            raise
+        self._refusal = None
+        return session
+
+    def _open(self) -> RedisSession:
         if self._known is None:
             self._known = self._names.redis_names()
         self._board.relay.reaches = False
@@ -107,11 +129,11 @@ class RedisWakes:
 
     def _fall_back(self, error: RedisUnavailable) -> None:
         self.trouble = str(error)
+        self._trouble.begins(error)
         if self.on_redis:
             self.on_redis = False
             self.fallbacks += 1
             self._lot = random.random()
-            logger.warning("Redis is of no use, so PostgreSQL is used until it is back; nothing is lost: %s", error)
             # Not all workers at once, because each now asks the database what it has missed.
             gevent.sleep(random.uniform(0, spread(self._board.workers)))
 
@@ -134,6 +156,7 @@ class RedisWakes:
                 self._ready = self._connect()
             except DatabaseError as error:
                 self.trouble = str(error)
+                self._trouble.begins(error)
         return self._ready is not None
 
     def close(self) -> None:

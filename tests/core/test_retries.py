@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from pgbus_gevent.core.retries import Backoff, Seldom, Trouble
-from pgbus_gevent.errors import OriginRefused
+from pgbus_gevent.errors import OriginRefused, RedisRefused
 
 logger = logging.getLogger("pgbus_gevent.tests")
 
@@ -49,6 +49,24 @@ def test_trouble_that_the_pulse_logs_is_not_logged_here(caplog: pytest.LogCaptur
     trouble.begins("another cause")
     trouble.ends()
     assert caplog.messages == ["it fails: another cause", "it works again"]
+
+
+def test_a_refusal_of_redis_is_an_error_once_for_each_change_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trouble = Trouble(logger, "it fails: %s")
+    login, right = RedisRefused("no login", "correct it", "login"), RedisRefused("no right", "grant it", "right")
+    for error in ("away", "away", login, login, "away", login, right, right, login):
+        trouble.begins(error)
+    trouble.ends()
+    trouble.begins(login)
+    trouble.ends()
+    trouble.begins("away")
+    levels = [(record.levelname, record.getMessage()[10:18]) for record in caplog.records]
+    assert levels == [
+        ("WARNING", "away"), ("ERROR", "no login"), ("ERROR", "no right"), ("ERROR", "no login"), ("ERROR", "no login"),
+        ("WARNING", "away"),
+    ]  # fmt: skip
+    assert caplog.messages[1] == "it fails: no login: correct it"
 
 
 def test_each_kind_is_logged_once_a_minute_and_the_others_are_counted() -> None:

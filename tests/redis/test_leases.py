@@ -275,3 +275,17 @@ def test_members_of_several_workers_stay_though_only_the_steward_renews(
             renew(one)
         assert answers[2:] == [set(), set()]
         the_steward_renews()
+
+
+def test_a_right_that_is_missing_is_told_once_and_the_database_renews(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence = Presence(ADA)
+    one = worker(server.url, presence)
+    with server.client as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-hset")
+        for _ in range(3):
+            touch(one, ADA)
+    assert len(presence.statements) == 3
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "'hset'" in told and "docs/redis.md" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import gevent
 import pytest
@@ -128,6 +129,11 @@ def hearing(server: RedisServer, generation: str = "g1", *, knows_reign: bool = 
         session.close()
 
 
+def connections(admin: Any) -> int:
+    """How many connections there were."""
+    return int(admin.info("stats")["total_connections_received"])
+
+
 @needs_redis
 @pytest.mark.program
 class TestRelay:
@@ -185,6 +191,30 @@ class TestRelay:
             gevent.sleep(0)  # the relay publishes its first batch, and waits for the answers
             relay.heard([source.message(n) for n in range(501, 1002)])
             until(lambda: relay.reigns == 2 and "lost" in heard, "a new reign begins, and the workers look")
+
+    @pytest.mark.parametrize("right", ["xadd", "expire", "unlink", "publish", "set"])
+    def test_a_right_that_is_missing_is_told_once_before_any_worker_relies_on_the_relay(
+        self, right: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(relay_module, "REFUSED", 0.5)
+        with redis_server() as server, server.client as admin:
+            admin.execute_command("ACL", "SETUSER", "app", "on", ">pw", "+@all", "&*", "~*", f"-{right}")
+            source = Source()
+            relay = Relay(parse(server.url.replace("//", "//app:pw@")), source, source, source, source)
+            with hearing(server) as heard:
+                greenlet = gevent.spawn(relay.run)
+                try:
+                    tries = until(lambda: connections(admin), "it tries")
+                    until(lambda: connections(admin) - tries >= 3, "it tries again")
+                    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+                    assert len(told) == 1 and f"'{right}'" in told[0] and "docs/redis.md" in told[0]
+                    assert relay.reigns == 0 and heard == []
+                    admin.execute_command("ACL", "SETUSER", "app", f"+{right}")
+                    until(lambda: relay.publishing, "it publishes")
+                    relay.heard([source.message(1)])
+                    until(lambda: source.messages[1] in heard, "the message arrives")
+                finally:
+                    greenlet.kill()
 
     def test_large_messages_that_wait_have_a_limit_too(
         self, single: RedisServer, monkeypatch: pytest.MonkeyPatch

@@ -181,3 +181,27 @@ def test_a_roll_of_another_type_is_removed(server: RedisServer) -> None:
     beat(one, "w", 2)
     one.collect()
     assert server.client.hkeys(KEYS.roll) == [b"w"] and fleet.rows == {"w": {"count": 2}}
+
+
+def test_a_right_that_is_missing_is_told_once_and_the_worker_reports_to_the_database(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Fleet()
+    one = worker(server, fleet)
+    with server.client as admin:
+        beat(one, "w", 1)
+        one.collect()
+        beat(one, "w", 2)
+        one.collect()
+        assert fleet.beats == 1
+        admin.execute_command("ACL", "SETUSER", "default", "-hset")
+        for count in range(3, 6):  # the last answer is recent
+            beat(one, "w", count)
+        assert (fleet.beats, fleet.rows["w"]) == (4, {"count": 5})
+        (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert "'hset'" in told and "docs/redis.md" in told
+        admin.execute_command("ACL", "SETUSER", "default", "+hset")
+        beat(one, "w", 6)
+        one.collect()
+        beat(one, "w", 7)
+        assert fleet.beats == 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
-from redis_parts import RedisServer, beating, needs_redis
+from redis_parts import RedisServer, beating, needs_redis, redis_server
 from streamer_parts import make_board
 from support import free_port, until
 
@@ -205,3 +205,80 @@ def test_after_a_change_of_the_names_redis_is_used_at_once(single: RedisServer) 
         session.close()
         found.listen().close()
         assert (found.on_redis, found.fallbacks, database.listens) == (True, 0, 0)
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+def connections(admin: Any) -> int:
+    """How many connections there were."""
+    return int(admin.info("stats")["total_connections_received"])
+
+
+@pytest.mark.parametrize(
+    ("login", "kind", "setting"),
+    [
+        ("", "NOAUTH", "give the user and the password in PGBUS_WAKE"),
+        ("app:pw-one@", "WRONGPASS", "correct the user and the password in PGBUS_WAKE"),
+        ("app:pw-two@", "NOPERM", "docs/redis.md"),
+    ],
+)
+def test_a_refusal_is_one_error_and_what_is_corrected_in_redis_heals_by_itself(
+    login: str,
+    kind: str,
+    setting: str,
+    fast: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(wakes, "REFUSED", 1.0)
+    with redis_server("requirepass secret") as one, one.client as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">pw-two", "-@all", "resetchannels")
+        found, _, _ = source(one.url.replace("//", f"//{login}"))
+        session = found.listen()
+        assert session.receive(1.0) == (["from postgres"], False)
+        before = connections(admin)
+        until(lambda: connections(admin) - before >= 3, "it tries again")
+        (message,) = refusals(caplog)
+        assert kind in message and setting in message and "workers listen to PostgreSQL" in message
+        assert kind in found.trouble and "pw-" not in message
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">pw-one", ">pw-two", "+@all", "&*", "~*")
+        admin.execute_command("ACL", "SETUSER", "default", "nopass")
+        with relay(one):
+            with pytest.raises(RedisUnavailable, match="back"):
+                until(lambda: session.receive(0.1) is None, "the session ends")
+            session.close()
+            found.listen().close()
+        assert found.on_redis and found.fallbacks == 1 and len(refusals(caplog)) == 1
+
+
+def test_after_a_refusal_redis_is_left_alone_for_a_while(fast: None) -> None:
+    """Neither the look for its return nor the listener, which may try again after a tenth of a second, connects each time."""
+    with redis_server("requirepass secret") as one, one.client as admin:
+        found, _, board = source(one.url)
+        board.workers = 10_000  # so that this worker does not LISTEN in PostgreSQL
+        found._lot = 1.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(relay_signs, "MOST_SPREAD", 0.01)
+            patch.setattr("random.random", lambda: 1.0)
+            before = connections(admin)
+            for _ in range(20):
+                with pytest.raises(RedisUnavailable, match="NOAUTH"):
+                    found.listen()
+                assert not found.look()
+        assert connections(admin) - before == 1
+
+
+def test_an_outage_that_becomes_a_refusal_is_told_as_that(fast: None, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    found, _, _ = source(f"redis://127.0.0.1:{port}")
+    session = found.listen()
+    assert refusals(caplog) == []
+    other = RedisServer("requirepass secret", port=port)
+    try:
+        until(lambda: refusals(caplog), "it is told")
+        assert "NOAUTH" in refusals(caplog)[0] and "NOAUTH" in found.trouble
+    finally:
+        session.close()
+        other.close()
