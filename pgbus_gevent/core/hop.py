@@ -7,12 +7,12 @@ side cannot read changes :data:`HOP`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..messages import MAX_ID
 from .names import check_name
-from .rows import Mark, Opening, OpenQuestion, PageRows, Revoked, Row
+from .rows import ChangeReads, Mark, MessageReads, Opening, OpenQuestion, PageRows, Revoked, Row
 
 HOP = 1
 """The version of the hop."""
@@ -45,13 +45,9 @@ MAX_ROWS, MAX_SIZE = 10_000, 1024 * 1024
 """The most messages, and about the most bytes, that a read may ask for of one stream."""
 
 
-class Source(Protocol):
+class Source(MessageReads, ChangeReads, Protocol):
     """The reads of the streamer that an edge asks its origin for."""
 
-    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
-    def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]: ...
-    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked: ...
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
 
 
 class Row(NamedTuple):
@@ -69,6 +70,20 @@ class OpenQuestion(NamedTuple):
     stream: str
     cursor: int | None
     replay: int | None
+
+
+class MessageReads(Protocol):
+    """The reads that bring messages; :class:`pgbus_gevent.database.queries.Queries` has them."""
+
+    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
+    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
+
+
+class ChangeReads(Protocol):
+    """The reads that show what has changed; :class:`pgbus_gevent.database.queries.Queries` has them."""
+
+    def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
+    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
 
 
 class EphemeralRow(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..core.board import Board
+from ..core.rows import MessageReads
 from ..core.wake_source import WakeSource
-from . import caps, leases, reads, relay, roll
+from . import caps, leases, relay, roll
 from .caps import RedisCaps
 from .keys import Names
 from .leases import RedisLeases
@@ -44,7 +45,7 @@ class RedisParts:
     ``wake`` is the setting, ``source`` what is asked if Redis does not know an answer. Raises :class:`InvalidSetting`.
     """
 
-    def __init__(self, wake: str, database: Database, source: reads.Source, board: Board, duty: relay.Duty) -> None:
+    def __init__(self, wake: str, database: Database, source: MessageReads, board: Board, duty: relay.Duty) -> None:
         url = parse(wake)
         self.wakes = RedisWakes(url, database, database.fleet, board)
         self.reads = RedisReads(url, source, self.wakes, board)

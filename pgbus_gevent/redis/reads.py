@@ -15,11 +15,11 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ..core.board import Board
 from ..core.retries import Trouble
-from ..core.rows import Opening, OpenQuestion, PageRows, Row
+from ..core.rows import MessageReads, Opening, OpenQuestion, PageRows, Row
 from ..core.wakes import NewMessage, parse
 from ..errors import RedisUnavailable
 from ..messages import MAX_ID
@@ -38,13 +38,6 @@ TIMEOUT = 1.0
 
 REST = 5.0
 """The longest time in seconds for which Redis is not asked again after a failure."""
-
-
-class Source(Protocol):
-    """The queries of PostgreSQL, or of another source in front of it."""
-
-    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
 
 
 class Entry(NamedTuple):
@@ -67,7 +60,7 @@ class RedisReads:
     """
 
     def __init__(
-        self, url: RedisURL, source: Source, wakes: Wakes, board: Board, *, clock: Callable[[], float] = monotonic
+        self, url: RedisURL, source: MessageReads, wakes: Wakes, board: Board, *, clock: Callable[[], float] = monotonic
     ) -> None:
         self._url = url
         self._source = source

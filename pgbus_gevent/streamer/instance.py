@@ -21,6 +21,7 @@ from ..core.fleet_counts import FleetCounts
 from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
+from ..core.rows import MessageReads
 from ..core.stream_counter import StreamCounter
 from ..core.stream_log import RingLimits
 from ..core.wake_source import WakeSource
@@ -42,7 +43,6 @@ from .presence import PresenceKeeper
 from .pruner import Pruner
 from .pulse import Pulse
 from .reader import Reader
-from .reader import Source as ReaderSource
 from .revocations import Rechecks, Revocations
 from .roll_call import RollCall
 from .roll_call import Source as Roll
@@ -185,7 +185,7 @@ class Instance:
         if settings.prune_interval:
             self.steward.add_duty("pruning", self.pruner.prune, settings.prune_interval)
 
-    def _with_redis(self, reads: Primary) -> tuple[ReaderSource, WakeSource, Roll, Caps]:
+    def _with_redis(self, reads: Primary) -> tuple[MessageReads, WakeSource, Roll, Caps]:
         """Return where the reader reads, where wakes come from, and where workers report: Redis, if the settings name one."""
         wake = self.settings.wake
         self.redis: RedisParts | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import gevent
@@ -20,7 +19,7 @@ from ..core.events import Read
 from ..core.kept_pages import KeptPages
 from ..core.replay import Page, PageFrames
 from ..core.retries import Backoff, Trouble
-from ..core.rows import Opening, OpenQuestion, PageRows
+from ..core.rows import MessageReads, Opening, OpenQuestion, PageRows
 from ..core.stream_log import StreamLog
 from ..errors import DatabaseError
 from ..messages import MAX_ID
@@ -42,13 +41,6 @@ KEEP_SECONDS = 5.0
 _PAUSES = 0.05, 2.0  # the first and the longest pause between tries while the database is away, in seconds
 
 
-class Source(Protocol):
-    """The queries that the reader needs; :class:`pgbus_gevent.database.queries.Queries` has them."""
-
-    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
-
-
 _Looks = dict[StreamLog, list[Subscription]]
 
 
@@ -66,7 +58,7 @@ class Reader:
 
     def __init__(
         self,
-        source: Source,
+        source: MessageReads,
         board: Board,
         *,
         page_size: int = 500,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Protocol
@@ -14,7 +14,7 @@ import gevent
 
 from ..core.board import Board
 from ..core.retries import Seldom
-from ..core.rows import Opening, OpenQuestion, PageRows
+from ..core.rows import ChangeReads, MessageReads
 from ..core.standby import Mark, State, trouble
 from ..errors import DatabaseError
 
@@ -36,13 +36,8 @@ _MARK_LASTS = 10.0  # seconds for which a mark of the primary serves to check se
 _CONFLICT = "40001"  # the only statement that is cancelled; the session and the standby are sound
 
 
-class Reads(Protocol):
+class Reads(MessageReads, ChangeReads, Protocol):
     """The reads that a standby can answer; :class:`pgbus_gevent.database.queries.Queries` has them."""
-
-    def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]: ...
-    def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]: ...
-    def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
-    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
 
 
 class Session(Protocol):

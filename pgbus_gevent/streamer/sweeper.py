@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
 from typing import Protocol
@@ -24,7 +24,7 @@ import gevent
 from ..core.board import Board
 from ..core.relay_signs import spread
 from ..core.retries import Trouble
-from ..core.rows import Row, TailRow
+from ..core.rows import ChangeReads, Row, TailRow
 from ..core.stream_log import StreamLog
 from ..core.tail import Tail
 from ..errors import DatabaseError
@@ -73,11 +73,9 @@ FEW_STREAMS = 200
 _REST = 1 / MAX_SHARE - 1
 
 
-class Source(Protocol):
+class Source(ChangeReads, Protocol):
     """The queries that it needs; :class:`pgbus_gevent.database.queries.Queries` has them."""
 
-    def moved(self, heads: dict[str, int], pruned: Collection[str]) -> tuple[int, dict[str, int]]: ...
-    def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]: ...
     def tail(self, above: int, holes: Sequence[int], streams: Sequence[str] | None, *, limit: int) -> list[TailRow]: ...
 
 
