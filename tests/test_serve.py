@@ -197,7 +197,7 @@ def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
         assert served.get("/page?token=secret").status == 500
         wait_for(lambda: '/page\\" 500' in served.stderr, "the access log has it")
         records: list[dict[str, Any]] = [json.loads(line) for line in served.stderr.splitlines()]
-    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    assert all({"time", "pid", "level", "logger", "message"} <= record.keys() for record in records)
     (failed,) = [record for record in records if record["level"] == "error"]
     assert "RuntimeError: a bug" in failed["exception"]
     assert not any("token=secret" in line for line in served.stderr.splitlines())

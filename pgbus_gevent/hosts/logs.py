@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from ..core.shown import visible, visible_lines
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
 
 def hold() -> None:
@@ -31,7 +31,7 @@ def configure(level: str, format: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger and message in a line, and a traceback below it. Control characters for terminals are escaped."""
+    """Time, process id, level, logger and message in a line, and a traceback below it. Control characters are escaped."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
@@ -44,11 +44,12 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, with ``time``, ``level``, ``logger``, ``message``, and ``exception`` if there is one."""
+    """One JSON object per line, with ``time``, ``pid``, ``level``, ``logger``, ``message``, and ``exception`` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": _time(record),
+            "pid": record.process,  # with several workers, it tells which one wrote the line
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -316,13 +316,14 @@ def test_records_are_logged_as_json_even_those_from_before_the_format_was_known(
     record = json.loads(line)
     assert abs(time() - _seconds(record.pop("time"))) < 60
     assert "PGBUS_RETENTION" in record.pop("message")
+    assert record.pop("pid") > 1
     assert record == {"level": "warning", "logger": "pgbus_gevent.settings"}
 
 
 def test_a_log_level_holds_for_every_record(cli: Cli) -> None:
     assert cli.ok("streams", "--log-level", "error", PGBUS_RETENSION="1h")
     _, _, err = cli.run("streams", PGBUS_RETENSION="1h")
-    assert re.fullmatch(r"\S+T\S+Z WARNING pgbus_gevent\.settings: PGBUS_RETENSION [^\n]+\n", err)
+    assert re.fullmatch(r"\S+T\S+Z \d+ WARNING pgbus_gevent\.settings: PGBUS_RETENSION [^\n]+\n", err)
 
 
 def test_an_interrupt_ends_a_command_in_silence(lonely: Cli) -> None:

@@ -76,6 +76,17 @@ def test_two_workers_serve_one_port_and_send_their_clients_away_at_the_end(folde
         assert "Traceback" not in served.errors and "CRITICAL" not in served.errors
 
 
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_line_of_the_log_tells_which_worker_wrote_it(format: str, folder: Path, pgbus_database: str) -> None:
+    def writers() -> set[int]:
+        lines = [line for line in served.errors.splitlines() if "pgbus_gevent.listener" in line]
+        return {int(json.loads(line)["pid"] if format == "json" else line.split()[1]) for line in lines}
+
+    with serving(folder, pgbus_database, "--log-format", format) as served:
+        until(lambda: len(writers()) == 2, "both workers listen, and say so")
+        assert writers() < served.children()
+
+
 def test_a_hangup_replaces_the_workers_and_clients_miss_nothing(folder: Path, pgbus_database: str) -> None:
     with serving(folder, pgbus_database) as served, ExitStack() as stack:
         browsers = [Browser(served.port, "orders") for _ in range(20)]
