@@ -47,13 +47,15 @@ class Sum(NamedTuple):
     """The answer to a report; times in Unix seconds, by the clock of the database or of Redis.
 
     ``totals`` has the connections on all workers, of the keys that have half of their cap or more. ``kept`` has how many this
-    worker may keep, of the keys that are above their cap.
+    worker may keep, of the keys that are above their cap. ``partial``: there may be workers that have not reported
+    to this place yet.
     """
 
     instant: float
     summed_at: float
     totals: Mapping[int, int]
     kept: Mapping[int, int]
+    partial: bool = False
 
 
 class FleetCounts:
@@ -65,6 +67,9 @@ class FleetCounts:
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secret = blake2b(secrets[-1].encode() if secrets else b"").digest()
         self._elsewhere: dict[int, int] = {}
+        self._before: dict[int, int] | None = (
+            None  # what it was when the sums began to be partial; None if they are not
+        )
         self._names: dict[int, Name] = {}  # of the keys in the last report
         self._reports: deque[tuple[float, dict[int, int]]] = deque(maxlen=_REMEMBERED)
         self._above: set[int] = set()  # the keys that were above their caps in the last sum
@@ -149,9 +154,12 @@ class FleetCounts:
         for instant, counts in self._reports:
             if instant <= found.summed_at:
                 mine = counts
-        self._elsewhere = {
-            key: total - mine.get(key, 0) for key, total in found.totals.items() if total > mine.get(key, 0)
-        }
+        elsewhere = {key: total - mine.get(key, 0) for key, total in found.totals.items() if total > mine.get(key, 0)}
+        self._before = (self._elsewhere if self._before is None else self._before) if found.partial else None
+        # What was known before counts too, or each worker would let in as many as the cap until all have reported.
+        for key, count in (self._before or {}).items():
+            elsewhere[key] = max(count, elsewhere.get(key, 0))
+        self._elsewhere = elsewhere
         self._await(found)
         if found.summed_at == self._summed_at:
             return {}
@@ -171,7 +179,8 @@ class FleetCounts:
 
     def forget(self) -> None:
         """Forget the counts of other workers, because they are not known any more."""
-        self._elsewhere.clear()
+        self._elsewhere = {}
+        self._before = None
         self._reports.clear()
         self._above.clear()
         self._awaited = 0

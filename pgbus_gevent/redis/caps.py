@@ -102,6 +102,10 @@ class RedisCaps:
         self._grew = False
         self._grown_at: float | None = None
         self._newest = -inf
+        self._reported: tuple[RedisSession, float] | None = None  # when this worker last reported in Redis
+        self._on_redis = False  # whether the last sum was of Redis
+        self._partial = False
+        self._partial_until = -inf
         self._trouble = Trouble(
             logger,
             "the counts for caps go to PostgreSQL until Redis is of use again: %s",
@@ -119,9 +123,22 @@ class RedisCaps:
         found = self._through_redis(worker, report, pause)
         if found is not None and not found[1].others:
             instant, last = found
-            return Sum(instant, last.summed_at, last.totals, last.kept.get(worker, {}))
+            self._on_redis = True
+            return self._marked(Sum(instant, last.summed_at, last.totals, last.kept.get(worker, {})))
+        if self._on_redis and not self._partial:
+            self._partial_until = self._clock() + COUNTED
+        self._on_redis = False
         self._told = self._clock()
-        return self._database.report(worker, report, pause=pause)
+        return self._marked(self._database.report(worker, report, pause=pause))
+
+    def _marked(self, found: Sum) -> Sum:
+        """Mark a sum as partial if this worker has lately changed to the database.
+
+        The other workers do so one after the other. There is a sum that is not partial between two changes that count, so that
+        no connection that is gone counts for more than that time.
+        """
+        self._partial = self._clock() < self._partial_until
+        return found._replace(partial=self._partial)
 
     def leave(self, worker: str) -> None:
         """Remove the report of a worker that ends."""
@@ -154,6 +171,7 @@ class RedisCaps:
             yield
         except RedisUnavailable as error:
             self._rest_until = self._clock() + REST * random.uniform(0.5, 1.0)
+            self._reported = None
             self._trouble.begins(error)
         else:
             self._trouble.ends()
@@ -188,7 +206,7 @@ class RedisCaps:
             self._number += 1
             text = json.dumps([now, grown_at, report.keys, report.counts, report.caps])
             sealed = keys.seal(session.reign, self._number, text, place=f"{name} {worker}")
-            *_, time, last = pipes.ask(
+            is_new, _, time, last = pipes.ask(
                 name,
                 ("HSET", name, worker, sealed),
                 ("EXPIRE", name, KEPT),
@@ -197,8 +215,22 @@ class RedisCaps:
             )
             self._grew, self._grown_at = False, grown_at
             instant = _seconds(time)
+            self._expect(session, is_new=bool(is_new))
             return instant, self._last(pipes, session, worker, last, instant, pause)
         return None
+
+    def _expect(self, session: RedisSession, *, is_new: bool) -> None:
+        """Note that this worker has reported. ``is_new``: Redis had no report of it.
+
+        Raises :class:`RedisUnavailable` if there should have been one. Then those of the other workers may be lost as well, and
+        a sum would not have them.
+        """
+        before, now = self._reported, self._clock()
+        self._reported = session, now
+        if is_new and before is not None and before[0] is session and now - before[1] < KEPT / 2:
+            raise RedisUnavailable(
+                "Redis has lost the reports: it was flushed, evicts keys, or another program removed them"
+            )
 
     def _last(
         self, pipes: Pipes, session: RedisSession, worker: str, data: bytes, instant: float, pause: float

@@ -140,6 +140,25 @@ def test_a_refusal_for_the_sake_of_the_others_asks_them_once() -> None:
     assert counts.settled
 
 
+def test_what_was_known_of_the_others_counts_while_a_sum_may_not_have_all_of_them() -> None:
+    counts = FleetCounts()
+    ada, bob, cyd = (key(counts, name) for name in ("ada", "bob", "cyd"))
+    report = counts.report(owners(10, ada=2), workers=2)
+    counts.learn(report, Sum(1.0, 1.0, {ada: 7, bob: 6}, {}))
+
+    def learn(at: float, totals: dict[int, int], *, partial: bool) -> list[int]:
+        counts.learn(report, Sum(at, at, totals, {}, partial))
+        return [counts.elsewhere("owner", name) for name in ("ada", "bob", "cyd")]
+
+    assert learn(2.0, {}, partial=True) == [5, 6, 0]
+    assert learn(3.0, {ada: 9, bob: 5, cyd: 5}, partial=True) == [7, 6, 5]
+    assert learn(4.0, {ada: 6}, partial=True) == [5, 6, 0]  # as before, and not as they were meanwhile
+    assert learn(5.0, {ada: 3}, partial=False) == [1, 0, 0]
+    assert learn(6.0, {}, partial=True) == [1, 0, 0]
+    counts.forget()
+    assert learn(7.0, {}, partial=True) == [0, 0, 0]
+
+
 def test_counts_that_are_not_known_any_more_are_forgotten() -> None:
     counts = FleetCounts()
     ada = key(counts, "ada")
