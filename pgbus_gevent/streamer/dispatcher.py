@@ -23,18 +23,15 @@ from ..core.replay import Page, admit, missed
 from ..core.stream_log import StreamLog
 from .clients import Clients
 from .ephemeral_passes import EphemeralPasses
-from .turns import Job, Turns
+from .turns import SLICE, Job, Turns
 
 logger = logging.getLogger("pgbus_gevent.dispatcher")
 
 CHUNK_BYTES = 64 * 1024
 """About how many bytes one send carries. As many are kept for a client that then stops reading."""
 
-SLICE = 100
-"""How many connections of one stream are served before another job runs."""
-
 BEHIND_SLICE = 5
-"""The same for connections that are behind. Each is sent up to :data:`CHUNK_BYTES`, which costs ten times as much."""
+"""As :data:`SLICE`, for connections that are behind. Each is sent up to :data:`CHUNK_BYTES`, which costs ten times as much."""
 
 _CACHED_CURSORS = 32
 

@@ -13,15 +13,12 @@ from ..core.ephemeral_buffers import EphemeralBuffer
 from ..core.frames import Chunk
 from ..core.retries import Trouble
 from .clients import Clients
-from .turns import Job
+from .turns import SLICE, Job
 
 logger = logging.getLogger("pgbus_gevent.dispatcher")
 
 EPHEMERAL_BYTES = 64 * 1024
 """About how many bytes one send carries."""
-
-SLICE = 100
-"""How many connections of one stream are served before another job runs."""
 
 
 class EphemeralPasses:

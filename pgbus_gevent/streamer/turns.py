@@ -23,6 +23,9 @@ BULK_SECONDS = 0.0002
 """How many seconds of each turn the bulk jobs get, at least one step. Turns are short unless thousands of clients connect: then the
 greetings and the live messages go ahead of the pages."""
 
+SLICE = 100
+"""How many connections of one stream a job serves in one step."""
+
 Job = Iterator[None]
 """A generator. At each ``yield``, other jobs and other greenlets may run."""
 
