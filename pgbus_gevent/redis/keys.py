@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 SHARDS = 256
 """In a cluster, the streams are spread over so many channels, each with its log keys on one node."""
 
+CHANGED = "PostgreSQL was restarted or has failed over, so the names in Redis change"
+"""Why a relay, or a session of a worker, ends if the generation has changed."""
+
 _SEAL = 22  # characters of base16, 88 bits
 
 

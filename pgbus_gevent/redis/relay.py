@@ -17,7 +17,7 @@ from ..core.retries import Backoff, Trouble
 from ..core.rows import EphemeralRow
 from ..core.wakes import CONTROL, Control, Ephemeral, NewMessage, parse
 from ..errors import DatabaseError, RedisRefused, RedisUnavailable
-from .keys import Keys, Names
+from .keys import CHANGED, Keys, Names
 from .publisher import Outgoing, Publisher
 from .urls import RedisURL
 
@@ -288,7 +288,7 @@ class Relay:
                 beaten = self._clock()
             if now - checked >= CHECK_INTERVAL:
                 if self._names.redis_names() != names:
-                    raise RedisUnavailable("PostgreSQL was restarted or has failed over, so the names in Redis change")
+                    raise RedisUnavailable(CHANGED)
                 checked = now
 
     def _outgoing(self) -> Iterator[Outgoing]:

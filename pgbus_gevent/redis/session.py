@@ -13,7 +13,7 @@ import gevent
 from gevent.event import Event
 
 from ..errors import RedisUnavailable
-from .keys import Keys, Sealed
+from .keys import CHANGED, Keys, Sealed
 from .links import TIMEOUT, Command, Link, find
 from .refusals import failure
 from .urls import Address, RedisURL
@@ -241,7 +241,7 @@ class RedisSession:
         _, generation, logs = json.loads(sealed.payload)
         if generation != self.keys.generation:
             self.changed = True
-            raise RedisUnavailable("PostgreSQL was restarted or has failed over, so the names in Redis change")
+            raise RedisUnavailable(CHANGED)
         if self.reign not in {"", sealed.reign}:
             # Redis may have lost logs, or the relay wakes. Not all workers should ask the database about it at once.
             self._resync_at = self._clock() + random.uniform(0, self.spread)
