@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidArgument
+from .names import utf8
 
 MAX_MEMBER_BYTES = 255
 MAX_METADATA_BYTES = 4096
@@ -62,7 +63,4 @@ def metadata_text(metadata: Mapping[str, Any] | None) -> str:
 def _size(text: str, what: str) -> int:
     if not isinstance(text, str):
         raise InvalidArgument(f"{what} is text, not {type(text).__name__}")
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{what} has a lone surrogate in it, which UTF-8 cannot encode: {text[:80]!r}") from None
+    return len(utf8(text, what))

@@ -42,7 +42,7 @@ def check_name(name: str) -> str:
     """Return ``name``, or raise :class:`InvalidName`."""
     if not isinstance(name, str):
         raise InvalidName(f"a stream name is text, not {type(name).__name__}")
-    size = len(_utf8(name, "stream name", InvalidName))
+    size = len(utf8(name, "stream name", InvalidName))
     if not 1 <= size <= MAX_NAME_BYTES:
         raise InvalidName(f"a stream name has 1 to {MAX_NAME_BYTES} bytes in UTF-8, this one has {size}")
     if any(unicodedata.category(character) == "Cc" for character in name):
@@ -62,7 +62,7 @@ def check_event(event: str | None) -> str | None:
         raise InvalidEvent(
             f"event names that start with {CONTROL_PREFIX!r} are reserved for control frames: choose another for {event[:80]!r}"
         )
-    _utf8(event, "event name", InvalidEvent)
+    utf8(event, "event name", InvalidEvent)
     return event
 
 
@@ -72,7 +72,7 @@ def check_data(data: str) -> str:
         raise InvalidArgument(f"data is text, not {type(data).__name__}; encode it first, for example with json.dumps")
     if "\0" in data:
         raise InvalidArgument("data has a NUL character in it, which PostgreSQL cannot store")
-    _utf8(data, "data", InvalidArgument)
+    utf8(data, "data")
     return data
 
 
@@ -87,7 +87,7 @@ def check_label(label: str | None, what: str) -> str | None:
         raise InvalidArgument(f"{what} is text or None, not {type(label).__name__}")
     if not label or "\0" in label:
         raise InvalidArgument(f"{what} is empty, or has a NUL character in it: leave it out, or give a text")
-    _utf8(label, what, InvalidArgument)
+    utf8(label, what)
     return label
 
 
@@ -103,7 +103,7 @@ def check_owner(owner: str) -> str:
     """Return ``owner``, or raise :class:`InvalidArgument`: a text for PostgreSQL that is not empty."""
     if not isinstance(owner, str) or not owner or "\0" in owner:
         raise InvalidArgument(f"owner is a text that is not empty, without NUL characters, not {_quoted(owner)}")
-    _utf8(owner, "owner", InvalidArgument)
+    utf8(owner, "owner")
     return owner
 
 
@@ -140,7 +140,8 @@ def check_keys(keys: Sequence[str | None] | None, count: int) -> list[str | None
     return [check_key(key) for key in keys]
 
 
-def _utf8(text: str, what: str, error: type[InvalidArgument]) -> bytes:
+def utf8(text: str, what: str, error: type[InvalidArgument] = InvalidArgument) -> bytes:
+    """Return ``text``, which errors call ``what``, as UTF-8, or raise ``error``."""
     try:
         return text.encode()
     except UnicodeEncodeError:
