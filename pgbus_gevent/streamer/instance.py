@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -58,8 +57,6 @@ from .turns import breathe
 
 if TYPE_CHECKING:
     from ..redis.parts import RedisParts
-
-logger = logging.getLogger("pgbus_gevent.streamer")
 
 _instances: WeakSet[Instance] = WeakSet()
 # All Instances of this process, for hosts that fork: they start them after the fork and stop them before the process ends.
@@ -268,8 +265,8 @@ class Instance:
         self.clients.fit()
         for task in self.tasks.values():
             task.start()
-        if "listener" in self.tasks and not self.board.listening.wait(self.settings.connect_timeout):
-            logger.warning("not listening yet after %g s; still trying", self.settings.connect_timeout)
+        if "listener" in self.tasks:
+            self.listener.await_session(self.settings.connect_timeout, unless=lambda: self.draining)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Send every client away and stop. It yields, for at most ``timeout`` seconds, by default the setting ``grace``.

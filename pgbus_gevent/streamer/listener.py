@@ -32,6 +32,8 @@ because they may come on a channel whose name has been replaced.
 PING_INTERVAL_MOST = 5.0
 """Seconds between two pings in a large fleet."""
 
+_LOOK = 0.1  # seconds until it is noticed that nobody waits for the session any more
+
 _PINGS = 20.0  # of all workers together, in a second, until the longest interval is reached
 
 PING_SOON = 0.5
@@ -113,6 +115,14 @@ class Listener:
                     session.close()
             first = first and not told
             gevent.sleep(_DEAF_PAUSE * random.uniform(0.3, 1.0) if self.deaf else backoff.next())
+
+    def await_session(self, timeout: float, *, unless: Callable[[], bool]) -> None:
+        """Yield until wakes are heard, for at most ``timeout`` seconds, or until ``unless`` returns True."""
+        end = monotonic() + timeout
+        while not unless() and not self._board.listening.wait(max(0.0, min(_LOOK, end - monotonic()))):
+            if monotonic() >= end:
+                logger.warning("not listening yet after %g s; still trying", timeout)
+                return
 
     def _open(self) -> Session:
         session = self._source.listen()

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from support import PATIENCE, Serving, connect, get, raw_client, serve_process, 
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.streamer.task import Task
 from pgbus_gevent.testing.client import StreamClient
 
 GRACE = 1.0
@@ -42,6 +45,18 @@ def stalled_clients(url: str, bus: Bus, count: int = 10) -> list[socket.socket]:
     until(lambda: len(witness.messages) == 20, "the witness has all")
     witness.close()
     return socks
+
+
+def test_a_shutdown_ends_a_start_that_waits_for_the_listener(pgbus_settings: Settings) -> None:
+    instance = Instance(replace(pgbus_settings, connect_timeout=60.0))
+    instance.tasks["listener"] = Task("listener", lambda: gevent.sleep(60), on_failure=lambda name: None)
+    starting = gevent.spawn(instance.start)
+    until(lambda: instance.tasks["dispatcher"].running, "the tasks run")
+    gevent.sleep(0.3)
+    assert not starting.ready()
+    instance.shutdown(timeout=0.5)
+    starting.join(5.0)
+    assert starting.successful()
 
 
 # a process
