@@ -13,6 +13,7 @@
     │   └── TokenExpired
     ├── DatabaseError                       PostgreSQL refused a statement, or could not be reached
     │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
+    │   │   └── OriginUnready               the origin of an edge answers that it cannot serve now
     │   ├── RedisUnavailable                Redis was not reached, went away, or has no relay
     │   │   └── RedisRefused                Redis answers, and refuses the login or a command
     │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
@@ -97,6 +98,14 @@ class DatabaseError(PgbusError):
 
 class DatabaseUnavailable(DatabaseError):
     """PostgreSQL was not reached, went away, or did not answer in time. The statement may or may not have been executed."""
+
+
+class OriginUnready(DatabaseUnavailable):
+    """The origin of an edge answers that it cannot serve now, as while its database is away. ``reason`` (str) says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the origin answers that it cannot serve now: {reason}")
+        self.reason = reason
 
 
 class RedisUnavailable(DatabaseError):

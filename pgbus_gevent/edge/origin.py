@@ -19,7 +19,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from ..core.hop import HOP, VERSION_HEADER, VIA_HEADER, written
-from ..errors import DatabaseUnavailable, OriginRefused, PoolTimeout
+from ..errors import DatabaseUnavailable, OriginRefused, OriginUnready, PoolTimeout
 
 logger = logging.getLogger("pgbus_gevent.edge")
 
@@ -170,6 +170,8 @@ class Origin:
             self._cause = ""
             return
         said = data[:300].decode("utf-8", "replace").strip()
+        if status == 503 and response.getheader(VERSION_HEADER):  # said by the origin, and not by a proxy before it
+            raise OriginUnready(said.partition("\n")[0])
         if status in (408, 500, 502, 503, 504):
             raise DatabaseUnavailable(f"the origin answered {status}: {said}")
         if status != 429 or not self._cause:

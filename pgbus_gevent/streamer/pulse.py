@@ -17,6 +17,7 @@ from ..errors import (
     DatabaseError,
     DatabaseUnavailable,
     OriginRefused,
+    OriginUnready,
     PoolTimeout,
     SchemaMismatch,
     SchemaTooNew,
@@ -83,6 +84,8 @@ class Pulse:
         self._board = board
         self._relay = RelaySigns() if board is None else board.relay
         self._what = what
+        self._unready = Trouble(logger, f"{what} cannot serve: %s", over=f"{what} can serve again")
+        self._reason = ""  # why the source cannot serve, if it says so
         self._silence = Trouble(logger, f"{what} does not answer: %s", over=f"{what} answers again")
         self.fault = ""
         """What is wrong with the schema, if the database answers; else empty."""
@@ -101,7 +104,7 @@ class Pulse:
             gevent.sleep(self._rest)
 
     def _is_due(self, now: float) -> bool:
-        unknown = not self._reached or self._silence.lasts or bool(self.fault)
+        unknown = not self._reached or self._lasts or bool(self.fault)
         # The interval of now and not that of the last question, which a new worker asks before it hears the relay.
         interval = RELAYED_INTERVAL if self._relay.until > now else self._schema_interval
         is_old = self._checked is None or now >= self._checked + interval * self._share
@@ -115,7 +118,7 @@ class Pulse:
     @property
     def _rest(self) -> float:
         """The seconds until the last answer has grown old, so that a silence is noticed in time."""
-        if not self._reached or self._silence.lasts or self.fault:
+        if not self._reached or self._lasts or self.fault:
             return INTERVAL
         return max(_LEAST, min(INTERVAL, self._signed + INTERVAL - self._clock()))
 
@@ -123,13 +126,22 @@ class Pulse:
     def _signed(self) -> float:
         """When the database last gave a sign of life: an answer, or a beacon, unless this worker itself gets no answer."""
         answered = self._source.answered
-        return answered if self._silence.lasts else max(answered, self._relay.until - _RELAY_LASTS)
+        return answered if self._lasts else max(answered, self._relay.until - _RELAY_LASTS)
+
+    @property
+    def _lasts(self) -> bool:
+        """Whether the last question got no answer, or only the answer that the source cannot serve."""
+        return self._silence.lasts or self._unready.lasts
 
     def _ask(self) -> None:
         try:
             self._source.check_life()
+        except OriginUnready as error:
+            self._unready.begins(error.reason)
+            self._reason = error.reason
         except (DatabaseUnavailable, PoolTimeout) as error:
             self._silence.begins(error)
+            self._reason = ""
         except DatabaseError as error:
             # readyz shows the fault to everybody, so PostgreSQL's own message goes only to the log.
             known = isinstance(error, (OriginRefused, SchemaMismatch, SchemaTooNew, SchemaTooOld))
@@ -145,6 +157,8 @@ class Pulse:
     def _answered(self) -> None:
         self._reached = True
         self._silence.ends()
+        self._unready.ends()
+        self._reason = ""
 
     @property
     def silence(self) -> float:
@@ -159,11 +173,15 @@ class Pulse:
         return bool(self.fault) or self.silence > self._patience
 
     @property
+    def _unready_because(self) -> str:
+        return f"{self._what} cannot serve: {self._reason}" if self._reason else ""
+
+    @property
     def trouble(self) -> str:
         """Why this worker is not ready; empty if it is."""
-        if self._began is not None and not self._reached:
-            return f"{self._what} has not answered yet"
         silence = self.silence
+        if self._began is not None and not self._reached:
+            return self._unready_because or f"{self._what} has not answered yet"
         if silence > min(UNREADY_AFTER, self._patience):
-            return f"{self._what} has not answered for {silence:.0f} s"
+            return self._unready_because or f"{self._what} has not answered for {silence:.0f} s"
         return self.fault

@@ -112,7 +112,8 @@ class Edges:
     def _clock(self) -> Answer:
         trouble = self._instance.pulse.trouble
         if trouble:
-            return text(503, trouble, ("retry-after", "1"))
+            # The header tells the edge that the text is this server's, for the edge's readyz, which anybody may read.
+            return text(503, trouble, ("retry-after", "1"), (hop.VERSION_HEADER, str(hop.HOP)))
         return json_answer(200, {"at": self._now(), "release": release()})
 
     def _now(self) -> float:

@@ -23,7 +23,7 @@ from support import until
 from pgbus_gevent.edge.line import OPEN_TIMEOUT
 from pgbus_gevent.edge.origin import PIECE, Origin
 from pgbus_gevent.edge.reads import OriginReads
-from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, PoolTimeout
+from pgbus_gevent.errors import DatabaseUnavailable, OriginRefused, OriginUnready, PoolTimeout
 
 TOKEN = "a-worker-token-for-tests"
 
@@ -116,6 +116,13 @@ def test_an_answer_that_refuses_says_what_to_do(
     site.answer = lambda: (status, b"no")
     with pytest.raises(error, match=says):
         origins(site.url).ask("/edges/reads", {}, timeout=5.0)
+
+
+def test_what_a_proxy_says_is_not_taken_for_the_origins_own_words(site: Site, origins: Callable[..., Origin]) -> None:
+    site.answer = lambda: ("503 Service Unavailable", b"the database is away")
+    with pytest.raises(DatabaseUnavailable) as caught:
+        origins(site.url).ask("/edges/reads", {}, timeout=5.0)
+    assert not isinstance(caught.value, OriginUnready)
 
 
 def test_an_answer_that_is_not_json_is_not_from_an_origin(site: Site, origins: Callable[..., Origin]) -> None:

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+from database_parts import Proxy
 from edge_parts import TOKEN, edge_of, edge_settings, hop
 from raw_http import ask
 from serve_parts import environment
@@ -272,6 +273,43 @@ def test_an_origin_without_a_worker_token_is_named_as_the_cause(
     with serving(pgbus_settings) as origin:
         detail = refused_edge(edge_settings(pgbus_settings, origin.url), monkeypatch, caplog)
     assert "the origin takes no edges: set PGBUS_WORKER_TOKEN there" in detail
+
+
+@pytest.mark.parametrize("starts", ["before", "meanwhile"])
+def test_an_origin_whose_database_is_away_is_told_from_one_that_is_silent(
+    starts: str,
+    pgbus_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in (("INTERVAL", 0.1), ("UNREADY_AFTER", 1.5)):
+        monkeypatch.setattr(pulse, name, value)
+    caplog.set_level(logging.INFO, "pgbus_gevent.pulse")
+
+    def detail(of: Serving) -> str:
+        return str(json.loads(get(of.url, "/pgbus/readyz").body).get("detail", ""))
+
+    def messages() -> list[str]:
+        return [each.getMessage() for each in caplog.records if "the origin" in each.getMessage()]
+
+    with ExitStack() as stack:
+        proxy = Proxy(str(pgbus_settings.database_url))
+        stack.callback(proxy.stop)
+        origin = stack.enter_context(serving(pgbus_settings, worker_token=TOKEN, database_url=proxy.url, migrate=False))
+        settings = edge_settings(pgbus_settings, origin.url, connect_timeout=0.2)
+        if starts == "before":
+            edge = stack.enter_context(serving(settings))
+            until(lambda: edge.instance.listener.live and not detail(edge), "the edge serves")
+        proxy.dead = True
+        until(lambda: "the database has not answered" in detail(origin), "the origin's database is away")
+        if starts == "meanwhile":
+            edge = stack.enter_context(serving(settings))
+        says = r"the origin cannot serve: the database has not answered for \d+ s"
+        until(lambda: re.fullmatch(says, detail(edge)), "the edge says whose fault it is")
+        assert len([each for each in messages() if each.startswith("the origin cannot serve: ")]) == 1
+        proxy.dead = False
+        until(lambda: not detail(edge), "the edge serves again")
+        until(lambda: "the origin can serve again" in messages(), "the log says so")
 
 
 def test_an_edge_of_an_edge_delivers_too(
