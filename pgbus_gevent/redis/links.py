@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AskError, RedisError, ResponseError
 
 from ..errors import RedisRefused, RedisUnavailable
 from .refusals import LOGIN, SENTINEL_LOGIN, failure
@@ -180,8 +180,12 @@ class Pipes:
         answers = self.run([(name, command) for command in commands])
         for answer, command in zip(answers, commands, strict=True):
             if isinstance(answer, Exception):
-                if str(answer).startswith("WRONGTYPE"):
+                if of_another_type(answer):
                     self.run([(name, ("UNLINK", command[1]))])
+                if isinstance(
+                    answer, AskError
+                ):  # also MOVED; redis-py leaves only the slot and the address of its text
+                    raise RedisUnavailable("a slot of the Redis cluster moves to another node")
                 raise failure("Redis", answer, f"refuses {command[0]!r}")
         return answers
 
@@ -189,6 +193,11 @@ class Pipes:
         """Close the connections. Idempotent."""
         for one in self._links.values():
             one.close()
+
+
+def of_another_type(answer: object) -> bool:
+    """Whether an error reply says that a key has a value of another type. Only another program can have put it there."""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
 def find(url: RedisURL, *, first: Address | None = None) -> Layout:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import RedisUnavailable
 from .keys import SHARDS, Keys
-from .links import Command, Pipes
+from .links import Command, Pipes, of_another_type
 from .refusals import failure
 from .urls import RedisURL
 
@@ -238,7 +238,8 @@ class Publisher:
             logger.warning("Redis is full (maxmemory, or its disk): publishing without logs, and trying again later")
             self._begin(logs=False)
             return
-        # A log that has a newer entry already would lack this message: it came late, or the newer one does not exist.
+        # A log that has a newer entry already would lack this message: it came late, or the newer one does not exist. A key
+        # with a value of another type is no log.
         spoilt = {key for n, key in appended.items() if isinstance(answers[n], Exception)}
         self._run([(key, ("UNLINK", key)) for key in spoilt])
 
@@ -262,7 +263,7 @@ class Publisher:
         """Return the answers to commands; errors that are no failure are among them."""
         answers = self._pipes.run(commands)
         for answer, (_, command) in zip(answers, commands, strict=True):
-            if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer)):
+            if isinstance(answer, Exception) and not (_is_full(answer) or _is_known(answer) or of_another_type(answer)):
                 raise failure("Redis", answer, f"refuses {command[0]!r}")
         return answers
 

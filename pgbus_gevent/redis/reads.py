@@ -23,7 +23,7 @@ from ..core.rows import MessageReads, Opening, OpenQuestion, PageRows, Row
 from ..core.wakes import NewMessage, parse
 from ..errors import RedisUnavailable
 from ..messages import MAX_ID
-from .links import Command, Pipes
+from .links import Command, Pipes, of_another_type
 from .refusals import failure
 from .session import RedisSession, Wakes
 from .urls import RedisURL
@@ -174,6 +174,8 @@ class RedisReads:
         try:
             pipes = self._idle.pop() if self._idle else Pipes(self._url, timeout=TIMEOUT)
             answers = pipes.run(commands)
+            # The relay removes a value of another type when it appends to this log.
+            answers = [[] if of_another_type(answer) else answer for answer in answers]
             for answer in answers:
                 if isinstance(answer, Exception):
                     raise failure("Redis", answer, "refuses to read a log")

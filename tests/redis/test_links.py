@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
 import pytest
-from redis_parts import needs_redis, redis_server
+from redis_parts import RedisCluster, needs_redis, redis_server
 from support import free_port
 
 from pgbus_gevent.errors import RedisUnavailable
@@ -104,3 +105,11 @@ def test_an_answer_that_cannot_be_read_is_no_other_error(monkeypatch: pytest.Mon
         monkeypatch.setattr(Link, "one", lambda self, *command: [[0, None, [b"h"]]])
         with pytest.raises(RedisUnavailable, match="cannot be read"):
             find(parse(f"redis+cluster://127.0.0.1:{server.port}"))
+
+
+def test_an_error_says_that_a_slot_has_moved(cluster: RedisCluster) -> None:
+    with closing(Pipes(parse(cluster.url))) as pipes:
+        wrong = next(address for address in pipes._layout.servers if address != pipes._layout.of("a"))
+        pipes._layout = Layout([(0, 16383, wrong)])
+        with pytest.raises(RedisUnavailable, match="a slot of the Redis cluster moves to another node"):
+            pipes.ask("a", ("GET", "a"))

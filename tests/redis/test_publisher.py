@@ -175,6 +175,16 @@ def test_a_message_that_comes_after_a_newer_one_leaves_no_hole(server: RedisServ
         assert ids(server) == [4]
 
 
+def test_a_value_of_another_type_in_place_of_a_log_is_removed_and_publishing_goes_on(server: RedisServer) -> None:
+    with publishing(server) as publisher:
+        reign = publisher.reign
+        server.client.set(KEYS.log("a"), "of another program")
+        publisher.publish([message("a", 1), message("b", 2)])
+        assert ids(server) == [] and ids(server, "b") == [2]
+        publisher.publish([message("a", 3)])
+        assert ids(server) == [3] and publisher.reign == reign
+
+
 def test_large_wakes_are_sent_in_small_batches(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher_module, "BATCH_SIZE", 50_000)
     with publishing(server) as publisher:

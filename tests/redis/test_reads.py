@@ -229,6 +229,27 @@ def test_an_entry_that_no_relay_wrote_is_not_believed(single: RedisServer) -> No
         assert other.ids == []
 
 
+def test_a_value_of_another_type_in_place_of_a_log_costs_only_its_stream_a_question_to_the_database(
+    single: RedisServer,
+) -> None:
+    with Worker(single.url) as worker:
+        ids = [worker.append() for _ in range(3)]
+        others = [worker.append("other") for _ in range(3)]
+        key = worker.publisher.keys.log("orders")
+        single.client.delete(key)
+        single.client.set(key, "of another program")
+        client = worker.parts.connect(since=ids[0])
+        worker.settled(client)
+        assert client.ids == ids[1:] and worker.reads.answered["redis"] == 0
+        before = len(worker.table.reads)
+        other = worker.parts.connect("other", since=others[0])
+        worker.settled(other)
+        assert other.ids == others[1:] and len(worker.table.reads) == before
+        ids += [worker.append(), worker.append()]
+        worker.settled(client)
+        assert client.ids == ids[1:] and single.client.xlen(key) == 1
+
+
 def test_a_redis_that_goes_away_costs_one_short_wait(single: RedisServer) -> None:
     with redis_server() as server, Worker(server.url) as worker:
         ids = [worker.append() for _ in range(3)]
