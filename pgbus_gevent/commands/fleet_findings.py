@@ -29,7 +29,7 @@ def sessions(database: Database, checks: Checks) -> Finding:
     settings = database.settings
     listens = settings.wake != "poll"
     wanted = settings.workers * (settings.pool_size + listens) + listens
-    text = f"{used} of {most} sessions are in use; a server with these settings takes up to {wanted}"
+    text = f"{used} of {most} sessions are in use; a server with --workers {settings.workers} takes up to {wanted}"
     text += f": for each worker {settings.pool_size} in its pool"
     if listens:
         text += " and one that listens, and one more if a worker of it is the steward"

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,35 @@ def test_a_missing_right_is_named_and_nothing_is_changed_in_redis(pgbus_settings
         assert server.client.keys("*") == []
 
 
+@contextmanager
+def with_users(kind: str) -> Iterator[tuple[str, list[RedisServer]]]:
+    """Run servers with the user that the page describes. Gives the URL with its login, and the servers."""
+    with ExitStack() as stack:
+        if kind == "single":
+            servers = [stack.enter_context(redis_server())]
+            url = servers[0].url
+        elif kind == "cluster":
+            cluster = stack.enter_context(redis_cluster())
+            servers, url = cluster.nodes, cluster.url
+        else:
+            sentinels = stack.enter_context(redis_sentinels())
+            servers, url = sentinels.servers, f"{sentinels.url}?sentinel_username=asker&sentinel_password=other"
+            rights = "-@all", "+sentinel|get-master-addr-by-name"
+            for each in sentinels.sentinels:
+                each.client.execute_command("ACL", "SETUSER", "asker", "on", ">other", *rights)
+        for each in servers:
+            allow(each)
+        yield url.replace("//", "//pgbus:s3cret@"), servers
+
+
 @needs_redis
+@pytest.mark.parametrize("kind", ["single", "cluster", "sentinel"])
 def test_the_user_that_the_page_describes_has_all_rights_that_workers_need(
-    pgbus_settings: Settings, pgbus_bus: Bus
+    kind: str, pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
-    with redis_server() as server:
-        allow(server)
-        url = server.url.replace("//", "//pgbus:s3cret@")
-        assert look(pgbus_settings, wake=url)["redis-rights"].level == OK
+    with with_users(kind) as (url, servers):
+        found = look(pgbus_settings, wake=url)
+        assert (found["redis"].level, found["redis-rights"].level) == (OK, OK)
         with worker(pgbus_settings, wake=url, max_per_owner=5) as one:
             until(lambda: on_redis(one), "it uses Redis", 30)
             client = one.live("orders")
@@ -144,8 +166,9 @@ def test_the_user_that_the_page_describes_has_all_rights_that_workers_need(
                 pgbus_bus.stream("orders").broadcast(str(n))
             until_messages(client, 20)
             until(lambda: "1 of 1" in look(pgbus_settings, wake=url)["relay"].text, "it reports", 30)
-        log = server.client.execute_command("ACL", "LOG")
-        assert [entry for entry in log if "info" not in str(entry)] == []  # which doctor can do without
+        for server in servers:
+            log = server.client.execute_command("ACL", "LOG")
+            assert [entry for entry in log if "info" not in str(entry)] == []  # which doctor can do without
 
 
 @needs_redis
