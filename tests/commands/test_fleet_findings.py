@@ -72,6 +72,14 @@ def test_the_steward_is_named_and_so_is_that_there_is_none(pgbus_settings: Setti
     database.close()
 
 
+def test_a_steward_that_hears_nothing_is_a_warning_unless_the_database_is_polled(pgbus_settings: Settings) -> None:
+    with worker(pgbus_settings, wake="poll") as one:
+        until(lambda: one.instance.steward.leads, "it is the steward", 30)
+        found = look(pgbus_settings)["steward"]
+        assert found.level == WARN and "hears no notifications" in found.text and "the check listen" in found.todo
+        assert look(pgbus_settings, wake="poll")["steward"].level == OK
+
+
 # Redis
 
 
