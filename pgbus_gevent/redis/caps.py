@@ -37,6 +37,12 @@ TIMEOUT = 1.0
 REST = 5.0
 """The longest time in seconds for which Redis is not asked again after a failure."""
 
+LONGEST_REST = 60.0
+"""The same if Redis loses the reports again and again."""
+
+LASTING = 180.0
+"""Seconds without a loss of the reports after which the next one counts as the first."""
+
 USABLE = 6.0
 """Seconds for which a sum is of use to a worker that cannot have a newer one, because another worker is summing."""
 
@@ -103,6 +109,9 @@ class RedisCaps:
         self._grown_at: float | None = None
         self._newest = -inf
         self._reported: tuple[RedisSession, float] | None = None  # when this worker last reported in Redis
+        self._rest = REST
+        self._losses = 0
+        self._lost_at = -inf
         self._on_redis = False  # whether the last sum was of Redis
         self._partial = False
         self._partial_until = -inf
@@ -170,8 +179,8 @@ class RedisCaps:
         try:
             yield
         except RedisUnavailable as error:
-            self._rest_until = self._clock() + REST * random.uniform(0.5, 1.0)
-            self._reported = None
+            self._rest_until = self._clock() + self._rest * random.uniform(0.5, 1.0)
+            self._rest, self._reported = REST, None
             self._trouble.begins(error)
         else:
             self._trouble.ends()
@@ -228,6 +237,9 @@ class RedisCaps:
         before, now = self._reported, self._clock()
         self._reported = session, now
         if is_new and before is not None and before[0] is session and now - before[1] < KEPT / 2:
+            self._losses = self._losses + 1 if now - self._lost_at < LASTING else 1
+            self._lost_at = now
+            self._rest = min(REST * 2 ** (self._losses - 1), LONGEST_REST)
             raise RedisUnavailable(
                 "Redis has lost the reports: it was flushed, evicts keys, or another program removed them"
             )

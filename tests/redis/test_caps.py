@@ -318,6 +318,26 @@ def test_if_redis_loses_reports_the_database_is_used_until_all_have_reported_aga
     assert found.totals == {1: 6}
 
 
+def test_if_reports_never_last_the_database_is_used_for_longer(fleet: Fleet, server: RedisServer) -> None:
+    def rest() -> float:
+        """Lose a report, and return after how many seconds Redis is used again."""
+        fleet.report("a", 10, {1: 3})
+        server.client.delete(KEYS.cap_reports)
+        began = fleet.now
+        for _ in range(1000):
+            if fleet["a"].report("a", report(10, {1: 3}), pause=ALWAYS)[:4] != DATABASE[:4]:
+                return fleet.now - began
+            fleet.now += 0.5
+        raise AssertionError("it is never used again")
+
+    rests = [rest() for _ in range(8)]
+    for n, least in enumerate((2.5, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0, 30.0)):
+        assert least <= rests[n] <= 2 * least + 0.5
+    fleet.now += caps.LASTING
+    fleet.report("a", 10, {1: 3})
+    assert rest() <= caps.REST + 0.5
+
+
 def test_a_worker_whose_reports_expired_while_it_was_suspended_reports_anew(fleet: Fleet, server: RedisServer) -> None:
     fleet.report("a", 10, {1: 5})
     fleet.now += caps.KEPT
