@@ -134,6 +134,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "missing_rights": lambda c: c.missing_rights(),
         "ids": lambda c: c.ids(),  # reads all horizons, at the start of a server
         "squatters": lambda c: c.squatters(),
+        "steward": lambda c: c.steward(),
     },
     OperatorQueries: {
         "open_session": lambda o: o.open_session(b"id", b"token", 60.0),
