@@ -15,13 +15,29 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 def cpu(pids: Iterable[int]) -> float:
     """Return the CPU seconds that the processes have used so far."""
-    return sum(sum(_times(pid)[:2]) for pid in pids) / _TICK
+    return sum(_used(pid) for pid in pids)
 
 
 def cpu_of_family(parent: int) -> float:
     """Return the CPU seconds of a process and its children so far, including children that have ended."""
-    children = sum(sum(_times(pid)[:2]) for pid in _children(parent))
-    return (sum(_times(parent)) + children) / _TICK
+    ended = sum(_times(parent)[2:]) / _TICK
+    return ended + cpu([parent, *_children(parent)])
+
+
+def _used(pid: int) -> float:
+    # The scheduler counts nanoseconds, but no threads that have ended. The other count has these, and is rounded down to ticks of
+    # 10 ms: the sum over two hundred sessions of PostgreSQL, each with a few milliseconds, would be off by a seventh.
+    return max(sum(_times(pid)[:2]) / _TICK, _scheduled(pid))
+
+
+def _scheduled(pid: int) -> float:
+    total = 0.0
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):  # it has ended, or the kernel does not count
+        return 0.0
+    return total
 
 
 def _times(pid: int) -> list[int]:
