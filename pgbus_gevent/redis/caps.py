@@ -112,6 +112,7 @@ class RedisCaps:
         self._rest = REST
         self._losses = 0
         self._lost_at = -inf
+        self._doubted = False  # whether no report has lasted since some were lost
         self._on_redis = False  # whether the last sum was of Redis
         self._partial = False
         self._partial_until = -inf
@@ -224,25 +225,27 @@ class RedisCaps:
             )
             self._grew, self._grown_at = False, grown_at
             instant = _seconds(time)
-            self._expect(session, is_new=bool(is_new))
-            return instant, self._last(pipes, session, worker, last, instant, pause)
+            if self._reports_last(session, is_new=bool(is_new)):
+                return instant, self._last(pipes, session, worker, last, instant, pause)
         return None
 
-    def _expect(self, session: RedisSession, *, is_new: bool) -> None:
-        """Note that this worker has reported. ``is_new``: Redis had no report of it.
+    def _reports_last(self, session: RedisSession, *, is_new: bool) -> bool:
+        """Note that this worker has reported, and return whether Redis keeps reports. ``is_new``: Redis had none of it.
 
         Raises :class:`RedisUnavailable` if there should have been one. Then those of the other workers may be lost as well, and
-        a sum would not have them.
+        a sum would not have them. After that, a report has to last until the next one before a sum is believed again.
         """
         before, now = self._reported, self._clock()
         self._reported = session, now
         if is_new and before is not None and before[0] is session and now - before[1] < KEPT / 2:
             self._losses = self._losses + 1 if now - self._lost_at < LASTING else 1
-            self._lost_at = now
+            self._lost_at, self._doubted = now, True
             self._rest = min(REST * 2 ** (self._losses - 1), LONGEST_REST)
             raise RedisUnavailable(
                 "Redis has lost the reports: it was flushed, evicts keys, or another program removed them"
             )
+        self._doubted = self._doubted and is_new
+        return not self._doubted
 
     def _last(
         self, pipes: Pipes, session: RedisSession, worker: str, data: bytes, instant: float, pause: float

@@ -318,6 +318,21 @@ def test_if_redis_loses_reports_the_database_is_used_until_all_have_reported_aga
     assert found.totals == {1: 6}
 
 
+def test_after_a_loss_a_report_has_to_last_before_a_sum_is_believed(fleet: Fleet, server: RedisServer) -> None:
+    """Otherwise a worker would believe for seconds in a sum without the others, whose reports go on getting lost."""
+    for worker in ("a", "b"):
+        fleet.report(worker, 10, {1: 3})
+    for _ in range(4):
+        server.client.delete(KEYS.cap_reports)
+        assert fleet["a"].report("a", report(10, {1: 3}), pause=ALWAYS)[:4] == DATABASE[:4], "it notices the loss"
+        server.client.delete(KEYS.cap_reports)
+        fleet.now += caps.LONGEST_REST
+        assert fleet["a"].report("a", report(10, {1: 3}), pause=ALWAYS)[:4] == DATABASE[:4], "it is the first"
+    fleet.report("b", 10, {1: 3})
+    fleet.report("b", 10, {1: 3})
+    assert fleet.report("a", 10, {1: 3}) == ({1: 6}, {})
+
+
 def test_if_reports_never_last_the_database_is_used_for_longer(fleet: Fleet, server: RedisServer) -> None:
     def rest() -> float:
         """Lose a report, and return after how many seconds Redis is used again."""
@@ -332,10 +347,10 @@ def test_if_reports_never_last_the_database_is_used_for_longer(fleet: Fleet, ser
 
     rests = [rest() for _ in range(8)]
     for n, least in enumerate((2.5, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0, 30.0)):
-        assert least <= rests[n] <= 2 * least + 0.5
+        assert least <= rests[n] <= 2 * least + 1.0
     fleet.now += caps.LASTING
     fleet.report("a", 10, {1: 3})
-    assert rest() <= caps.REST + 0.5
+    assert rest() <= caps.REST + 1.0
 
 
 def test_a_worker_whose_reports_expired_while_it_was_suspended_reports_anew(fleet: Fleet, server: RedisServer) -> None:
