@@ -29,6 +29,9 @@ logger = logging.getLogger("pgbus_gevent.pulse")
 INTERVAL = 2.0
 """Seconds without an answer after which the database is asked. Mostly other statements of the worker are answered before."""
 
+INTERVAL_MOST = 3.0
+"""The same in a large fleet."""
+
 SCHEMA_INTERVAL = 10.0
 """The longest time between two questions about the schema, in seconds."""
 
@@ -36,7 +39,8 @@ SCHEMA_INTERVAL_MOST = 30.0
 """The same in a large fleet."""
 
 UNREADY_AFTER = 4.0
-"""Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one."""
+"""Seconds without an answer after which this worker is not ready: longer than a healthy database can leave it without one. In a
+large fleet, it is longer by as much as the interval is."""
 
 RELAYED_INTERVAL = 300.0
 """The same for any fleet while the beacons of a relay come, which also show that the database answers."""
@@ -44,6 +48,12 @@ RELAYED_INTERVAL = 300.0
 _RELAY_LASTS = 1.5  # seconds for which RelaySigns.until lies after a beacon
 _LEAST = 0.05  # seconds
 _PER_WORKER = 0.3  # seconds between two questions about the schema, for each worker of the fleet
+_SILENCE_PER_WORKER = 0.03  # seconds without an answer, for each worker of the fleet
+
+
+def longest_silence(workers: int) -> float:
+    """Return after how many seconds without an answer a worker asks the database, in a fleet of so many workers."""
+    return max(INTERVAL, min(_SILENCE_PER_WORKER * workers, INTERVAL_MOST))
 
 
 class Source(Protocol):
@@ -108,19 +118,26 @@ class Pulse:
         # The interval of now and not that of the last question, which a new worker asks before it hears the relay.
         interval = RELAYED_INTERVAL if self._relay.until > now else self._schema_interval
         is_old = self._checked is None or now >= self._checked + interval * self._share
-        return unknown or is_old or now - self._signed >= INTERVAL
+        return unknown or is_old or now - self._signed >= self._interval
+
+    @property
+    def _workers(self) -> int:
+        return 1 if self._board is None else self._board.workers
+
+    @property
+    def _interval(self) -> float:
+        return longest_silence(self._workers)
 
     @property
     def _schema_interval(self) -> float:
-        workers = 1 if self._board is None else self._board.workers
-        return max(SCHEMA_INTERVAL, min(_PER_WORKER * workers, SCHEMA_INTERVAL_MOST))
+        return max(SCHEMA_INTERVAL, min(_PER_WORKER * self._workers, SCHEMA_INTERVAL_MOST))
 
     @property
     def _rest(self) -> float:
         """The seconds until the last answer has grown old, so that a silence is noticed in time."""
         if not self._reached or self._lasts or self.fault:
             return INTERVAL
-        return max(_LEAST, min(INTERVAL, self._signed + INTERVAL - self._clock()))
+        return max(_LEAST, min(self._interval, self._signed + self._interval - self._clock()))
 
     @property
     def _signed(self) -> float:
@@ -182,6 +199,6 @@ class Pulse:
         silence = self.silence
         if self._began is not None and not self._reached:
             return self._unready_because or f"{self._what} has not answered yet"
-        if silence > min(UNREADY_AFTER, self._patience):
+        if silence > min(UNREADY_AFTER + self._interval - INTERVAL, self._patience):
             return self._unready_because or f"{self._what} has not answered for {silence:.0f} s"
         return self.fault

@@ -21,6 +21,7 @@ from ..core.retries import Trouble
 from ..core.rows import DutyAnswer, DutyQuestion, IdTailRows
 from ..errors import NO_RIGHT, DatabaseError, DatabaseUnavailable, PoolTimeout
 from . import steward_sweeps
+from .pulse import longest_silence
 from .steward_duties import Duty
 from .steward_ear import Ear
 from .steward_sweeps import StewardSweeps
@@ -51,8 +52,8 @@ ALONE = 10.0
 ASK = (0.7, 4.0)
 """The shortest and the longest time between two questions of another worker, in seconds. The larger the fleet, the longer."""
 
-ASK_IN_SILENCE = 1.8
-"""Seconds after the database's last answer after which the question is asked early. Otherwise the pulse would have to ask."""
+ASK_EARLIER = 0.2
+"""Seconds before the pulse would ask whether the database answers. If nothing was answered until then, this question is early."""
 
 FIRST = 0.5
 """How long a new worker waits for its listener before it takes part in the election, in seconds."""
@@ -269,8 +270,8 @@ class Steward:
 
     def _pause(self) -> None:
         """Wait for the next question to another steward."""
-        left, least = self._until_next_question(), ASK[0]
-        while (step := min(left, max(least, self._source.answered + ASK_IN_SILENCE - self._clock()))) > 0:
+        left, least, silence = self._until_next_question(), ASK[0], longest_silence(self._board.workers) - ASK_EARLIER
+        while (step := min(left, max(least, self._source.answered + silence - self._clock()))) > 0:
             gevent.sleep(step)
             left, least = left - step, least - step
 
@@ -282,8 +283,7 @@ class Steward:
 
     def _give_way(self, why: str) -> None:
         logger.warning("this worker %s, so it leaves the duties of the steward to others for %g s", why, DEAF_FOR)
-        self._yields_until, self._back_from = self._clock() + DEAF_FOR, None
-        self._deaf_since = None
+        self._yields_until, self._back_from, self._deaf_since = self._clock() + DEAF_FOR, None, None
         self._ear.wanted.clear()
         self._leave()
 

@@ -140,3 +140,25 @@ def test_workers_of_a_large_fleet_ask_about_the_schema_less_often() -> None:
     now += 1
     patient.answered = now
     assert pulse._is_due(now)
+
+
+def test_workers_of_a_large_fleet_ask_after_a_longer_silence_and_are_ready_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 2.0)
+    monkeypatch.setattr(module, "SCHEMA_INTERVAL", 60.0)
+    patient, board = Patient(), make_board()
+    patient.answered = now = 100.0
+    pulse = Pulse(patient, patience=60.0, board=board, clock=lambda: now)
+    pulse.begin(True)
+    pulse._checked = now
+    for workers, silence in ((1, 2.0), (80, 2.4), (100, 3.0), (5000, 3.0)):
+        board.workers = workers
+        now = 100.0 + silence - 0.01
+        assert not pulse._is_due(now)
+        now = 100.0 + silence + 0.01
+        assert pulse._is_due(now)
+        now = 100.0 + silence + 1.99
+        assert pulse.trouble == ""
+        now = 100.0 + silence + 2.01
+        assert "has not answered" in pulse.trouble

@@ -380,7 +380,7 @@ def test_the_larger_the_fleet_the_longer_between_two_questions(monkeypatch: pyte
 
 def test_a_worker_that_has_not_heard_from_the_database_for_a_while_asks_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steward_module, "ASK", (0.1, 4.0))
-    monkeypatch.setattr(steward_module, "ASK_IN_SILENCE", 0.3)
+    monkeypatch.setattr(steward_module, "longest_silence", lambda workers: 0.3 + steward_module.ASK_EARLIER)
     office, board = Office(leads=False), hearing()
     board.workers = 200
     asked: list[float] = []
