@@ -40,10 +40,10 @@ def _predicted(about: dict[str, Any], c: Constants) -> float:
         return c.first_memory + clients * c.connection_memory
     if quantity == "opening":
         return clients * c.open_cpu
-    streams = clients if quantity == "many CPU" else 1
+    streams = clients if quantity == "many CPU" else about.get("streams", 1)
     plan = Plan(
         connections=clients, workers=about.get("workers", 1), streams=streams, rate=about["rate"] or 1e-9,
-        database_cores=2, spread=streams == 1,
+        redis=about.get("redis", False), database_cores=2, spread=quantity != "many CPU",
     )  # fmt: skip
     if quantity == "appends":
         # These sessions only LISTEN, each to a stream that nobody publishes to.

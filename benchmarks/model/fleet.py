@@ -15,6 +15,12 @@ from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pgbus_gevent.core.relay_signs import until_next
+from pgbus_gevent.streamer.listener import _PINGS, PING_INTERVAL, PING_INTERVAL_MOST
+from pgbus_gevent.streamer.pulse import RELAYED_INTERVAL
+from pgbus_gevent.streamer.roll_call import _PER_WORKER, INTERVAL, INTERVAL_MOST
+from pgbus_gevent.streamer.steward import _ASK_PER_WORKER, ASK
+
 CONSTANTS = Path(__file__).with_name("constants.json")
 
 SAMPLE = 40
@@ -28,6 +34,9 @@ RELAYS = 2
 
 MOST_MESSAGES = 4000
 """The most messages of a simulation."""
+
+CATCH_UP = 5.0
+"""The setting ``catch_up_interval``, as it is by default."""
 
 LOOK = 64
 """The most streams in one statement of a reader."""
@@ -81,6 +90,24 @@ class Plan:
         return min(MOST_PACE, PACE * self.workers)
 
 
+def questions(workers: int, *, redis: bool) -> float:
+    """Return how many questions a second an idle worker asks the database. In a large fleet, each worker asks less."""
+    probes = 1 / until_next(CATCH_UP, workers=workers, listening=True, relayed=redis)
+    if redis:
+        return (
+            probes + 1 / RELAYED_INTERVAL
+        )  # the roll, the election and the listener's pings do not go through PostgreSQL
+    asks = 1 / max(ASK[0], min(_ASK_PER_WORKER * workers, ASK[1]))
+    pings = 1 / max(PING_INTERVAL, min(workers / _PINGS, PING_INTERVAL_MOST))
+    reports = 1 / max(INTERVAL, min(_PER_WORKER * workers, INTERVAL_MOST))
+    return probes + asks + pings + reports
+
+
+def askers(workers: int, *, redis: bool = False) -> float:
+    """Return how many workers of a small fleet that LISTENs ask as much as these."""
+    return workers * questions(workers, redis=redis) / questions(1, redis=False)
+
+
 class Costs(NamedTuple):
     """What a fleet uses. CPU is in cores; a worker has one core, and so has a shard of Redis."""
 
@@ -99,9 +126,11 @@ def costs(plan: Plan, c: Constants) -> Costs:
     rings = min(plan.rate, 1 / plan.pace)
     heard = min(plan.hearing, plan.listeners)
     wakes = rings * plan.listeners
-    database = plan.rate * c.append_cpu + plan.workers * c.idle_database_cpu
+    asking = askers(plan.workers, redis=plan.redis)
+    fleet = c.relay_cpu + plan.workers * c.report_cpu if plan.redis else c.fleet_cpu
+    database = fleet + asking * c.idle_database_cpu + plan.rate * c.append_cpu
     database += rings * c.ring_cpu + rings * (heard * c.wake_cpu + (plan.listeners - heard) * c.wake_other_cpu)
-    statements = c.fleet_statements + plan.workers * c.idle_statements
+    statements = (c.relay_statements if plan.redis else c.fleet_statements) + asking * c.idle_statements
     statements += rings * c.steward_statements + plan.rate * heard * c.statements_hearing
     deliveries = plan.rate * plan.clients_of_a_stream / plan.workers
     messages = plan.rate * plan.hearing / plan.workers

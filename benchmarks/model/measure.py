@@ -7,13 +7,9 @@ unit is the slope between a small and a large run. The points are other sizes, w
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,13 @@ import psycopg2
 
 from pgbus_gevent.bench import lab, machine
 from pgbus_gevent.bench.deliveries import many
+from pgbus_gevent.bench.fleet import measured, row_name
 from pgbus_gevent.bench.publishing import BROADCAST, _crowd
 from pgbus_gevent.bench.scenarios import STREAM, idle, paced
 from pgbus_gevent.core import sse
+
+from . import redis_server
+from .fleet import askers
 
 HERE = Path(__file__).parent
 CONSTANTS, POINTS = HERE / "constants.json", HERE / "points.json"
@@ -38,6 +38,15 @@ PUBLISHERS, LISTENERS = 64, 100
 
 FLEETS, FLEET_BETWEEN = (2, 8), 4
 """Workers on one database: the first two give the costs, the third is a point."""
+
+FLEETS_IDLE, WAKES = (8, 40), 100.0
+"""Workers that are mostly idle, and the messages a second that wake them without being for them."""
+
+FLEETS_RELAYED = (1, 40)
+"""Workers that hear Redis."""
+
+FLEET_LARGE = 100
+"""Workers of a fleet that gives only points."""
 
 RATE = 20.0
 SECONDS = 12.0
@@ -64,11 +73,11 @@ class Found:
         print(f"  point {name}: {value:.4g} {unit}", flush=True)
 
 
-PARTS = ("connections", "deliveries", "streams", "appends", "fleets", "bytes", "redis")
+PARTS = ("connections", "deliveries", "streams", "appends", "fleets", "idle", "relayed", "large", "bytes", "redis")
 
 
 def measure(directory: str | None, parts: Sequence[str] = PARTS) -> None:
-    """Measure these parts, and put what they find into both files. All of them take about six minutes."""
+    """Measure these parts, and put what they find into both files. All of them take about twelve minutes."""
     found = Found()
     with lab.database(None, directory) as (url, postmaster):
 
@@ -82,6 +91,9 @@ def measure(directory: str | None, parts: Sequence[str] = PARTS) -> None:
             "streams": lambda: _streams(found, run),
             "appends": lambda: _appends(found, run),
             "fleets": lambda: _fleets(found, run, url),
+            "idle": lambda: _idle(found, run),
+            "relayed": lambda: _relayed(found, run),
+            "large": lambda: _large(found, run),
             "bytes": lambda: _bytes(found),
             "redis": lambda: _redis(found),
         }
@@ -172,7 +184,7 @@ def _appends(found: Found, run: Any) -> None:
 def _fleets(found: Found, run: Any, url: str) -> None:
     rows = {}
     for count in (*FLEETS, FLEET_BETWEEN):
-        kinds = ("all", "none") if count == FLEET_BETWEEN else ("all", "one", "none")
+        kinds = ("all", "none")
         rows[count] = {kind: run(lambda r, count=count, kind=kind: _fleet(r, url, count, kind)) for kind in kinds}
     few, most = FLEETS
     messages = RATE * SECONDS
@@ -187,16 +199,12 @@ def _fleets(found: Found, run: Any, url: str) -> None:
     idle_statements = slope("none", "statements") / SECONDS
     idle_cpu = slope("none", "database_cpu") / SECONDS
     found.constant("idle_statements", idle_statements, "1/s", source("nothing is published") + ": slope")
-    found.constant("idle_database_cpu", idle_cpu, "cores", source("nothing is published") + ": slope")
-    shared, alone = source("all follow the stream"), source("one follows the stream")
+    shared = source("all follow the stream")
     found.constant(
         "statements_hearing", slope("all", "statements") / messages - idle_statements / RATE, "1/message", shared
     )
     found.constant(
         "wake_cpu", slope("all", "database_cpu") / messages - idle_cpu / RATE, "s", f"{shared}: PostgreSQL, a worker"
-    )
-    found.constant(
-        "wake_other_cpu", slope("one", "database_cpu") / messages - idle_cpu / RATE, "s", f"{alone}: another worker"
     )
     found.constant(
         "heard_cpu", slope("all", "workers_cpu") / messages, "s", f"{shared}: CPU of a worker with one client"
@@ -227,6 +235,56 @@ def _fleets(found: Found, run: Any, url: str) -> None:
         quantity="statements", workers=FLEET_BETWEEN, rate=0.0,
     )  # fmt: skip
     found.point("CPU of 4 workers", at["all"]["workers_cpu"] / SECONDS, "cores", quantity="workers CPU", **plan)
+
+
+def _idle(found: Found, run: Any) -> None:
+    few, most = FLEETS_IDLE
+    rows = run(lambda r: measured(r, FLEETS_IDLE, ways=("steward",), rates=(0.0, WAKES)))
+
+    def cores(workers: int, rate: float) -> float:
+        return float(rows[row_name("steward", workers, rate)]["database_cpu_percent"]) / 100
+
+    idle = (cores(most, 0.0) - cores(few, 0.0)) / (askers(most) - askers(few))
+    woken = (cores(most, WAKES) - cores(few, WAKES)) - (cores(most, 0.0) - cores(few, 0.0))
+    source = f"{few} and {most} workers with a client each"
+    found.constant("idle_database_cpu", idle, "cores", f"{source}, nothing is published: slope")
+    found.constant("fleet_cpu", max(0.0, cores(few, 0.0) - askers(few) * idle), "cores", f"{source}: the rest, idle")
+    found.constant(
+        "wake_other_cpu", woken / (WAKES * (most - few)), "s", f"{source}, {WAKES:.0f} messages/s: another worker"
+    )
+
+
+def _relayed(found: Found, run: Any) -> None:
+    few, most = FLEETS_RELAYED
+    rows = run(lambda r: measured(r, FLEETS_RELAYED, ways=("redis",), rates=(0.0,)))
+    first, last = (rows[row_name("redis", workers, 0.0)] for workers in FLEETS_RELAYED)
+    source = f"{few} and {most} workers that hear Redis, nothing is published"
+    found.constant("relay_statements", first["statements_per_second"], "1/s", f"{source}: the first")
+    found.constant("relay_cpu", first["database_cpu_percent"] / 100, "cores", f"{source}: PostgreSQL, the first")
+    each = (last["database_cpu_percent"] - first["database_cpu_percent"]) / 100 / (most - few)
+    each -= (askers(most, redis=True) - askers(few, redis=True)) / (most - few) * found.value("idle_database_cpu")
+    found.constant(
+        "report_cpu",
+        max(0.0, each),
+        "cores",
+        f"{source}: PostgreSQL, for each worker, whose report the steward passes on",
+    )
+
+
+def _large(found: Found, run: Any) -> None:
+    rows = run(lambda r: measured(r, [FLEET_LARGE], ways=("steward", "redis"), rates=(0.0, 10.0)))
+    for way, words in (("steward", ""), ("redis", ", Redis")):
+        for rate, load in ((0.0, ", idle"), (10.0, "")):
+            row = rows[row_name(way, FLEET_LARGE, rate)]
+            plan = {"workers": FLEET_LARGE, "streams": FLEET_LARGE, "rate": rate, "redis": way == "redis"}
+            found.point(
+                f"statements, {FLEET_LARGE} workers{words}{load}", row["statements_per_second"], "1/s",
+                quantity="statements", **plan,
+            )  # fmt: skip
+            found.point(
+                f"PostgreSQL's CPU, {FLEET_LARGE} workers{words}{load}", row["database_cpu_percent"] / 100, "cores",
+                quantity="database CPU", **plan,
+            )  # fmt: skip
 
 
 def _fleet(run: lab.Run, url: str, workers: int, follow: str) -> dict[str, float]:
@@ -274,84 +332,5 @@ def _bytes(found: Found) -> None:
 
 
 def _redis(found: Found) -> None:
-    few, most = 1, 101
-    messages = 100_000
-    with _redis_server() as (port, pid):
-        used = {}
-        for count in (few, most):
-            with ExitStack() as stack:
-                ears = [stack.enter_context(closing(_connected(port))) for _ in range(count)]
-                for ear in ears:
-                    ear.sendall(b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nc\r\n")
-                    ear.recv(100)
-                began = machine.cpu([pid])
-                _publish(port, ears, messages if count == few else messages // 20)
-                used[count] = (machine.cpu([pid]) - began) / (messages if count == few else messages // 20)
-        hop = _hop(port)
-    slope = (used[most] - used[few]) / (most - few)
-    source = f"redis-server, PUBLISH of 400 bytes in pipelines of 20, {few} and {most} subscribers"
-    found.constant("redis_subscriber_cpu", slope, "s", f"{source}: slope")
-    found.constant("redis_publish_cpu", used[few] - few * slope, "s", f"{source}: the rest")
-    found.constant(
-        "redis_hop",
-        hop,
-        "s",
-        "redis-server, PUBLISH to the receipt by one subscriber, plain sockets, p50 of 2,000",
-    )
-
-
-@contextmanager
-def _redis_server() -> Iterator[tuple[int, int]]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        raise SystemExit("redis-server is not installed: apt install redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            for _ in range(200):
-                try:
-                    _connected(port).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _hop(port: int) -> float:
-    delays = []
-    with closing(_connected(port)) as ear, closing(_connected(port)) as publisher:
-        ear.sendall(b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nh\r\n")
-        ear.recv(100)
-        for _ in range(2000):
-            began = time.perf_counter()
-            publisher.sendall(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nh\r\n$1\r\nx\r\n")
-            ear.recv(1000)
-            delays.append(time.perf_counter() - began)
-            publisher.recv(100)
-    return sorted(delays)[1000]
-
-
-def _connected(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), 10)
-
-
-def _publish(port: int, ears: list[socket.socket], messages: int) -> None:
-    command = b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$400\r\n" + b"x" * 400 + b"\r\n"
-    with closing(_connected(port)) as publisher:
-        for _ in range(messages // 20):
-            publisher.sendall(command * 20)
-            answers = b""
-            while answers.count(b"\r\n") < 20:
-                answers += publisher.recv(4096)
-            for ear in ears:
-                left = 20 * (400 + 32)
-                while left > 0:
-                    left -= len(ear.recv(65536))
+    for name, value, source in redis_server.costs():
+        found.constant(name, value, "s", source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import sleep
 from typing import Any, NamedTuple
@@ -49,19 +49,32 @@ class Way(NamedTuple):
 
 
 def fleet(run: Run) -> Rows:
+    return measured(run, run.scale.fleets or SIZES)
+
+
+def measured(
+    run: Run, sizes: Sequence[int], *, ways: Collection[str] | None = None, rates: Sequence[float] = RATES
+) -> Rows:
+    """Return what fleets of these ``sizes`` cost with these ``ways``, or with all, at each rate of messages."""
     rows: Rows = {}
     # Its own server, because statements are counted by an extension that must be loaded at the start.
     with database(None, run.data_dir, options=_OPTIONS) as (url, postmaster), _redis() as redis:
         assert postmaster is not None
         counter = _Counter(url)
         for way in (Way("no steward", {}, steward=False), Way("steward", {}), *redis):
-            for size in run.scale.fleets or SIZES:
+            if ways is not None and way.name not in ways:
+                continue
+            for size in sizes:
                 with ExitStack() as stack:
                     fleet = _Fleet(run, stack, url, way, size)
-                    for rate in RATES:
-                        name = f"{way.name}, {size}, {f'{rate:g}/s' if rate else 'idle'}"
-                        rows[name] = fleet.measure(rate, counter, postmaster)
+                    for rate in rates:
+                        rows[row_name(way.name, size, rate)] = fleet.measure(rate, counter, postmaster)
     return rows
+
+
+def row_name(way: str, size: int, rate: float) -> str:
+    """Return the name of a row of the result."""
+    return f"{way}, {size}, {f'{rate:g}/s' if rate else 'idle'}"
 
 
 @contextmanager
