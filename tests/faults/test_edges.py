@@ -150,7 +150,7 @@ def test_the_ledger_is_exact_while_the_network_misbehaves(pgbus_database: str, p
         client.resume()
     assert assert_exact(clients, pgbus_database) > 1000
     hints = [[each.data for each in client.messages if each.id is None] for client, _ in clients[8:]]
-    assert sum(map(len, hints)) > 10
+    assert sum(map(len, hints)) > 0, "some of the ephemeral messages come; how many depends on the speed of the machine"
     assert [len(each) - len(set(each)) for each in hints] == [0] * len(hints)
     for client, _ in clients:
         client.close()
