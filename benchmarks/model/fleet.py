@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import exp
+from math import exp, fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,7 +268,7 @@ class _Simulation:
 
     def _percentiles(self) -> Delays:
         ordered = sorted(self._delays)
-        whole, so_far, found = sum(weight for _, weight in ordered), 0.0, []
+        whole, so_far, found = fsum(weight for _, weight in ordered), 0.0, []
         for share in (0.5, 0.99):
             so_far = 0.0
             for delay, weight in ordered:

@@ -81,7 +81,7 @@ def _of_number(workers: list[Worker], number: int) -> Worker | None:
 def _name(worker: Worker | None) -> str:
     if worker is None:
         return "a worker that is not on the roll (yet)"
-    return f"the worker {worker.host}, process {worker.pid}, which runs for {lasting(worker.age)},"
+    return f"the worker {worker.host}, process {worker.pid}, which has run for {lasting(worker.age)},"
 
 
 def _run(workers: list[Worker]) -> str:
