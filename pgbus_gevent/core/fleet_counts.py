@@ -67,9 +67,8 @@ class FleetCounts:
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secret = blake2b(secrets[-1].encode() if secrets else b"").digest()
         self._elsewhere: dict[int, int] = {}
-        self._before: dict[int, int] | None = (
-            None  # what it was when the sums began to be partial; None if they are not
-        )
+        # What it was when the sums began to be partial; None if they are not.
+        self._before: dict[int, int] | None = None
         self._names: dict[int, Name] = {}  # of the keys in the last report
         self._reports: deque[tuple[float, dict[int, int]]] = deque(maxlen=_REMEMBERED)
         self._above: set[int] = set()  # the keys that were above their caps in the last sum

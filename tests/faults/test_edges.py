@@ -149,9 +149,17 @@ def test_the_ledger_is_exact_while_the_network_misbehaves(pgbus_database: str, p
         client.url = here.url
         client.resume()
     assert assert_exact(clients, pgbus_database) > 1000
-    hints = [[each.data for each in client.messages if each.id is None] for client, _ in clients[8:]]
-    assert sum(map(len, hints)) > 0, "some of the ephemeral messages come; how many depends on the speed of the machine"
-    assert [len(each) - len(set(each)) for each in hints] == [0] * len(hints)
+    # How many ephemeral messages came through is up to chance. Now that the network behaves, each client gets one.
+    with session(pgbus_database) as connection:
+        for stream in STREAMS:
+            run(connection, "select pgbus.broadcast_ephemeral(%s, 'the last hint')", stream)
+
+    def hints(client: StreamClient) -> list[str]:
+        return [each.data for each in client.messages if each.id is None]
+
+    until(lambda: all("the last hint" in hints(client) for client, _ in clients), "each client gets it", 30.0)
+    for client, _ in clients[8:]:
+        assert len(hints(client)) == len(set(hints(client)))
     for client, _ in clients:
         client.close()
 
