@@ -165,6 +165,21 @@ class StreamClient:
             self._wait(deadline)
         return self.response
 
+    def wait_started(self, timeout: float = 5.0) -> None:
+        """Wait until the stream starts, is refused or ends, but at most ``timeout`` seconds.
+
+        A stream starts with the frame ``pgbus:connected``. The client gets every message that is published after it.
+        """
+        deadline = monotonic() + timeout
+        while not (self.closed or self._refused or any(frame.event == "pgbus:connected" for frame in self.frames)):
+            if monotonic() >= deadline:
+                return
+            self._wait(deadline)
+
+    @property
+    def _refused(self) -> bool:
+        return self.response is not None and self.response.status != 200
+
     def wait_closed(self, timeout: float = 5.0) -> None:
         """Wait until the server closes the connection. Raises AssertionError if it does not within ``timeout`` seconds."""
         deadline = monotonic() + timeout

@@ -248,7 +248,8 @@ def pgbus_server(pgbus_instance: Instance) -> Iterator[RunningServer]:
 def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamClient]]:
     """A function that connects a ``StreamClient`` to the server: ``pgbus_client("orders", since=None, headers=None, query="")``.
 
-    It takes one stream name or several, signed or public. Clients are closed after the test. Raises OSError.
+    It takes one stream name or several, signed or public. It returns when the stream starts or is refused, or after 5 seconds.
+    Clients are closed after the test. Raises OSError.
     """
     from .client import StreamClient, stream_path
 
@@ -265,6 +266,8 @@ def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamCl
             path += ("&" if "?" in path else "?") + query
         client = StreamClient(pgbus_server.url, path, since=since, headers=headers)
         clients.append(client)
+        # Otherwise, a message that the test publishes next may come before the client, who then starts after it.
+        client.wait_started()
         return client
 
     yield connect

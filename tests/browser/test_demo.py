@@ -42,7 +42,7 @@ def visiting(browser: Browser, site: Site) -> Iterator[Profile]:
 def visitor(browser: Browser, site: Site) -> Iterator[Profile]:
     with visiting(browser, site) as found:
         yield found
-    until(lambda: len(site.instance.registry) == 0, "its connections are gone")
+    until(lambda: not (site.instance.registry or site.server.idle or site.server.new), "its connections are gone")
 
 
 @pytest.fixture

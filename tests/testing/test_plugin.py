@@ -46,6 +46,24 @@ def test_the_page_is_born_stale(pgbus_bus, pgbus_client):
     assert [frame.data for frame in client.messages] == ["missed", "while away"] and client.frames
 
 
+def test_a_client_has_started(pgbus_server, pgbus_bus, pgbus_client):
+    streams = pgbus_server.app
+
+    def late(environ, start_response):
+        gevent.sleep(0.3)
+        return streams(environ, start_response)
+
+    pgbus_server.app = late
+    client = pgbus_client("orders")
+    pgbus_bus.stream("orders").broadcast("x")
+    assert client.next().data == "x"
+
+
+def test_a_client_that_is_refused(pgbus_server, pgbus_client):
+    pgbus_server.app = lambda environ, start_response: [start_response("404 Not Found", []) and b""]
+    assert pgbus_client("orders").wait_for_response().status == 404
+
+
 def test_each_has_a_database_of_its_own(pgbus_database, pgbus_bus):
     with psycopg2.connect(pgbus_database) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from pgbus.messages")
@@ -115,7 +133,7 @@ def test_many_waits_at_once(pgbus_bus, n):
 def test_plain_pytest(project: Project) -> None:
     """The installed package and one line of settings are enough for the fixtures."""
     found = project.write(pytest_ini=PATCHED, test_shop=FIXTURES).pytest("-W", "error")
-    assert found.status == 0 and "9 passed" in found, found
+    assert found.status == 0 and "11 passed" in found, found
 
 
 def test_its_own_embedded_server(project: Project) -> None:
@@ -135,7 +153,7 @@ def test_xdist(project: Project) -> None:
     where = "\nimport os\ndef test_where(pgbus_databases): open(f'url-{os.getpid()}', 'w').write(pgbus_databases.url)\n"
     project.write(pytest_ini=PATCHED, test_shop=FIXTURES + where, test_two=FIXTURES + where)
     found = project.pytest("-n", "2", "--dist", "loadfile", timeout=120)
-    assert found.status == 0 and "20 passed" in found, found
+    assert found.status == 0 and "24 passed" in found, found
     urls = [path.read_text() for path in project.directory.glob("url-*")]
     assert len(urls) == 2 and len(set(urls)) == 1
     (url,) = set(urls)
