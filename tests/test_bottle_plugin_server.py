@@ -109,7 +109,7 @@ def test_our_server_shuts_down_gracefully(number: int, tmp_path: Path, database:
         wait_for(lambda: app.page("/handlers") == "1", "the slow request is being served")
         began = monotonic()
         assert app.stop(number) == 0
-        assert monotonic() - began < 3.0
+        assert monotonic() - began < 8.0
         assert client.next("pgbus:shutdown").data == '{"reason":"restart"}'
         client.wait_closed()
         assert slow.get() == "slow, but there"
@@ -125,7 +125,7 @@ def test_gevents_server_ends_at_once_and_the_client_continues_on_another(
         client.next()
         began = monotonic()
         assert app.stop(signal.SIGTERM) == -signal.SIGTERM
-        assert monotonic() - began < 2.0
+        assert monotonic() - began < 5.0
         client.wait_closed()
         ids.append(bus.stream("orders").broadcast("meanwhile"))
     with running(tmp_path, database, "server='gevent'") as app:
@@ -157,7 +157,7 @@ def test_options_go_to_the_server(tmp_path: Path, database: str) -> None:
         assert b"the head of the request has more than 2000 bytes" in answer
         with connected(app.port) as idle:
             began = monotonic()
-            assert idle.recv(1) == b"" and monotonic() - began < 2.0
+            assert idle.recv(1) == b"" and monotonic() - began < 8.0
         assert app.stop() == 0
         assert app.log == "bottle.run has returned\n"
 
@@ -165,7 +165,7 @@ def test_options_go_to_the_server(tmp_path: Path, database: str) -> None:
 def test_the_limits_of_the_settings_apply_unless_options_override_them(tmp_path: Path, database: str) -> None:
     with running(tmp_path, database, "server=Server", PGBUS_REQUEST_TIMEOUT="0.3") as app, connected(app.port) as idle:
         began = monotonic()
-        assert idle.recv(1) == b"" and monotonic() - began < 2.0
+        assert idle.recv(1) == b"" and monotonic() - began < 8.0
 
 
 def test_a_part_that_fails_permanently_ends_the_program_with_status_1(tmp_path: Path, database: str) -> None:

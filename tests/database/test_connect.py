@@ -106,11 +106,11 @@ def test_the_hub_runs_on_while_a_port_is_mute(mute: int) -> None:
             gevent.sleep(0.01)
 
     ticker = gevent.spawn(tick)
-    with suppress(DatabaseUnavailable), opened(f"postgresql://u@127.0.0.1:{mute}/d", connect_timeout=0.3):
+    with suppress(DatabaseUnavailable), opened(f"postgresql://u@127.0.0.1:{mute}/d", connect_timeout=2.0):
         pass
     ticker.kill()
     assert len(ticks) > 10
-    assert max(later - earlier for earlier, later in pairwise(ticks)) < 0.25
+    assert max(later - earlier for earlier, later in pairwise(ticks)) < 1.5
 
 
 def test_a_refused_connection_says_so_at_once(refusing: int) -> None:

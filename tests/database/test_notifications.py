@@ -141,36 +141,40 @@ def test_a_notification_between_the_listen_and_the_next_wait_is_heard(database: 
 # interrupt
 
 
-def test_a_wait_is_interrupted_by_another_greenlet(database: str) -> None:
+@pytest.fixture
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a wait last so long that its end cannot be mistaken for an interrupt."""
+    monkeypatch.setattr(notifications, "_POLL", 2 * PATIENCE)
+
+
+def test_a_wait_is_interrupted_by_another_greenlet(database: str, long_waits: None) -> None:
     with closing(listening(database)) as session:
-        waiting = gevent.spawn(session.receive, PATIENCE)
+        waiting = gevent.spawn(session.receive, 2 * PATIENCE)
         until(session._wake.linkcount, "it waits")
-        began = monotonic()
         session.interrupt()
         assert waiting.get(timeout=PATIENCE) == ([], False)
-        assert monotonic() - began < 0.9, "it is not the end of the longest wait that made it return"
 
 
-def test_an_interrupt_before_the_wait_is_not_lost(database: str) -> None:
+def test_an_interrupt_before_the_wait_is_not_lost(database: str, long_waits: None) -> None:
     with closing(listening(database)) as session:
         session.interrupt()
         session.interrupt()
         began = monotonic()
-        session.receive(PATIENCE)
-        assert monotonic() - began < 0.9
+        session.receive(2 * PATIENCE)
+        assert monotonic() - began < PATIENCE
         session.receive(0.01)  # nothing is left of it
         assert not session._wake.is_set()
 
 
-def test_an_interrupt_during_a_statement_ends_the_next_wait(database: str) -> None:
+def test_an_interrupt_during_a_statement_ends_the_next_wait(database: str, long_waits: None) -> None:
     with closing(listening(database)) as session:
         asking = gevent.spawn(session._run, "select pg_sleep(0.1)")
         gevent.sleep(0.02)
         session.interrupt()
         asking.get(timeout=PATIENCE)
         began = monotonic()
-        session.receive(PATIENCE)
-        assert monotonic() - began < 0.9
+        session.receive(2 * PATIENCE)
+        assert monotonic() - began < PATIENCE
 
 
 def test_interrupts_and_notifications_that_come_together_lose_neither(database: str) -> None:

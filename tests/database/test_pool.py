@@ -276,12 +276,11 @@ def test_statements_that_need_not_be_prompt_share_one_connection(
 
 def test_a_prompt_statement_does_not_wait_for_them(make_pool: MakePool) -> None:
     pool = make_pool(5)
-    slow = gevent.spawn(chore, pool, 1.0)
+    slow = gevent.spawn(chore, pool, 20.0)
     until(lambda: pool.in_use == 1, "it runs")
-    began = monotonic()
     run(pool)
-    assert monotonic() - began < 0.9 and not slow.ready()
-    slow.get(timeout=PATIENCE)
+    assert not slow.ready()
+    slow.kill()
 
 
 def test_a_slow_one_delays_the_others_only_for_a_moment(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from time import monotonic
 
 import gevent
 import pytest
@@ -147,9 +146,8 @@ def test_a_session_ends_while_a_line_opens_and_leaves_no_line(origin: Serving) -
         network.opens.clear()
         flag = session.follow(["orders"])
         until(lambda: network.waiting, "the line is being opened")
-        began = monotonic()
         session.close()
-        assert monotonic() - began < 1.0
+        assert network.waiting, "it did not wait for the line"
         network.opens.set()
         until(lambda: len(origin.instance.board.taps) == 0, "the origin has no line of it", PATIENCE)
         assert flag is not None

@@ -75,7 +75,7 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
         until(lambda: not server.instance.listener.live, "the loss is noticed")
         began = monotonic()
         client = server.live("orders")
-        assert monotonic() - began < 1.0
+        assert monotonic() - began < 5.0
         assert get(server.url, "/pgbus/readyz").status == 200
         pgbus_bus.stream("orders").broadcast("found by a sweep")
         assert client.next(timeout=3).data == "found by a sweep"
@@ -117,15 +117,15 @@ def test_clients_that_wait_for_the_database_count_as_connections(pgbus_settings:
 def test_a_client_that_waited_longer_than_the_setting_is_refused_and_served_after_the_return(
     pgbus_settings: Settings, pgbus_database: str
 ) -> None:
-    with plain_serving(pgbus_settings, away_after=1.0) as server:
+    with plain_serving(pgbus_settings, away_after=3.0) as server:
         with refusing(pgbus_database):
             early = server.client("orders")
-            early.wait_closed(8)
+            early.wait_closed(20)
             assert early.frames[-1].event == "pgbus:shutdown" and "unavailable" in early.frames[-1].data
             began = monotonic()
             late = server.client("orders")
             late.wait_closed(8)
-            assert "unavailable" in late.frames[-1].data and monotonic() - began < 0.8, "it is refused at once"
+            assert "unavailable" in late.frames[-1].data and monotonic() - began < 2.5, "it is refused at once"
             assert get(server.url, "/pgbus/healthz").status == 200
         until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
         server.live("orders")
@@ -294,18 +294,19 @@ def mute() -> Iterator[str]:
 def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
     mute: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    instance = Instance(Settings(database_url=mute, secret="x" * 16, connect_timeout=1.0, public=("*",)))
+    instance = Instance(Settings(database_url=mute, secret="x" * 16, connect_timeout=4.0, public=("*",)))
     with server_of(StreamApp(instance)) as url:
         began = monotonic()
         for _ in range(3):
             answer = get(url, "/pgbus/healthz")
             assert answer.status == 200 and b"starting" in answer.body
-        assert monotonic() - began < 0.9
+        assert monotonic() - began < 3.5
         asked = [gevent.spawn(get, url, "/pgbus/readyz") for _ in range(6)]
-        gevent.joinall(asked, timeout=10, raise_error=True)
+        gevent.joinall(asked, timeout=30, raise_error=True)
         assert {one.value.status for one in asked} == {503}
-        assert monotonic() - began < 3.5, "one after the other they would take six seconds"
-        assert 1 <= caplog.text.count("the streamer cannot start") <= 3
+        assert monotonic() - began < 15.0, "one after the other they would take 24 seconds"
+        until(lambda: "the streamer cannot start" in caplog.text, "the attempt has failed")
+        assert caplog.text.count("the streamer cannot start") == 1
     instance.shutdown(1.0)
 
 
@@ -316,9 +317,9 @@ def test_callers_of_current_share_one_attempt_and_a_pause_after_it(mute: str) ->
             streamer.current(database_url=mute, secret="x" * 16, connect_timeout=0.5)
 
     began = monotonic()
-    gevent.joinall([gevent.spawn(ask) for _ in range(6)], timeout=10, raise_error=True)
+    gevent.joinall([gevent.spawn(ask) for _ in range(20)], timeout=15, raise_error=True)
     ask()
-    assert monotonic() - began < 2.0
+    assert monotonic() - began < 5.0, "one after the other they would take ten seconds"
     streamer.reset()
 
 

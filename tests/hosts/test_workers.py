@@ -120,7 +120,7 @@ def test_a_second_signal_ends_all_at_once(folder: Path, pgbus_database: str) -> 
         served.signal(signal.SIGINT)
         assert served.wait() == 128 + signal.SIGINT
         until(lambda: gone(children), "the workers have ended too")
-        assert monotonic() - began < 2
+        assert monotonic() - began < 10
 
 
 def test_the_workers_do_not_outlive_the_program(folder: Path, pgbus_database: str) -> None:

@@ -26,7 +26,7 @@ from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher
 from pgbus_gevent.streamer.reader import Reader
 
 
-def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = 5.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = 20.0) -> None:
     """Yield until ``condition`` is true. Fail if that takes longer than ``timeout`` seconds."""
     deadline = monotonic() + timeout
     while not condition():

