@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kinds
 import pytest
+from hypothesis import HealthCheck, settings
 
 # If the package is installed, pytest has already found its plugin.
 _installed = bool(entry_points(group="pytest11", name="pgbus_gevent"))
@@ -19,6 +20,10 @@ pytest_plugins = [
     "release_parts",
     "browser_fixtures",
 ]
+
+# An example that takes long is the machine's fault: this process stood still. Tests of linear time measure it themselves.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes
 # inherit that. Then no test could end a server with Ctrl-C.

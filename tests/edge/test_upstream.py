@@ -334,7 +334,7 @@ def test_edges_that_name_each_other_as_origin_say_so_at_once(pgbus_settings: Set
                     began = monotonic()
                     with pytest.raises(DatabaseError, match="whose own origin leads back here"):
                         each.instance.database.queries.revocations()
-                    assert monotonic() - began < 4.0
+                    assert monotonic() - began < 8.0
 
 
 def test_the_metrics_tell_of_the_hop(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:

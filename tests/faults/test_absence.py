@@ -191,7 +191,7 @@ def test_statements_of_the_statement_timeout_end_with_the_session_that_was_found
         gevent.sleep(0.2)
         proxy.dead = True
         began = monotonic()
-        gevent.joinall(asked, timeout=8)
+        gevent.joinall(asked, timeout=20)
         assert [type(one.exception) for one in asked] == [DatabaseUnavailable] * 2
         assert monotonic() - began < 5.0
         proxy.dead = False

@@ -38,6 +38,7 @@ class Publisher:
         self.number = number
         self.committed: dict[str, list[str]] = defaultdict(list)
         self.retried = 0
+        self.done = False
         self._url = url
         self._isolation = isolation
 
@@ -50,6 +51,7 @@ class Publisher:
                 batch = [(self.random.choice(STREAMS), f"{self.number}.{sent + n}") for n in range(count)]
                 if self._transaction(connection, batch):
                     sent += count
+        self.done = True
 
     def _transaction(self, connection: psycopg2.extensions.connection, batch: list[tuple[str, str]]) -> bool:
         """Return whether these messages are done, by a commit or a rollback; False if they must be tried again."""
@@ -134,7 +136,8 @@ def test_every_client_gets_every_committed_message_once_and_in_order_whatever_ha
         if trouble:
             restless.append(gevent.spawn(end_sessions, pgbus_database, seed))
         publishers = [Publisher(pgbus_database, isolation, n, seed) for n in range(PUBLISHERS)]
-        gevent.joinall([gevent.spawn(publisher.run) for publisher in publishers], timeout=40, raise_error=True)
+        gevent.joinall([gevent.spawn(publisher.run) for publisher in publishers], timeout=120, raise_error=True)
+        assert all(publisher.done for publisher in publishers), "they have published in time"
         took = monotonic() - began
         gevent.killall(restless)
 

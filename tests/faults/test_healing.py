@@ -93,7 +93,8 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
             stream = choose.choice(streams)
             late.append((stream, server.client(stream, since=0)))
             kill(name, choose.choice([gevent.GreenletExit, RuntimeError]))
-        gevent.joinall(publishers, timeout=60, raise_error=True)
+        gevent.joinall(publishers, timeout=120, raise_error=True)
+        assert all(publisher.successful() for publisher in publishers)
         with session(pgbus_database) as connection:
             expected = {stream: stored(connection, stream) for stream in streams}
         assert not any(client.closed for _, client in late), "no client is turned away"

@@ -153,7 +153,7 @@ def test_64_publishers_at_full_speed_lose_nothing_and_all_is_there_at_once_when_
             f" the last one {max(late) * 1000:.0f} ms after they stopped"
         )
     assert 0 < rung < total
-    assert max(late) <= 1.0
+    assert max(late) <= 3.0
 
 
 # restarts

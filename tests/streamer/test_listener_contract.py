@@ -167,24 +167,30 @@ def test_an_interrupt_ends_a_wait_and_one_before_the_wait_is_not_lost(session: S
     while session.receive(0.0)[0]:
         pass
     for waits in (True, False):
-        waiting = gevent.spawn(session.receive, 0.9)
-        if waits:
-            gevent.sleep(0.05)
-        began = monotonic()
-        session.interrupt()
-        assert waiting.get(timeout=10) == ([], False)
-        assert monotonic() - began < 0.7
+        times = []
+        for _ in range(5):
+            waiting = gevent.spawn(session.receive, 0.9)
+            if waits:
+                gevent.sleep(0.05)
+            began = monotonic()
+            session.interrupt()
+            assert waiting.get(timeout=10) == ([], False)
+            times.append(monotonic() - began)
+        assert sorted(times)[2] < 0.7
 
 
 def test_an_interrupt_while_a_stream_is_being_followed_is_not_lost(session: Session) -> None:
-    session.receive(0.0)
-    following = gevent.spawn(session.follow, ["new"])
-    gevent.sleep(0)
-    session.interrupt()
-    following.get(timeout=10)
-    began = monotonic()
-    session.receive(0.9)
-    assert monotonic() - began < 0.7
+    times = []
+    for n in range(5):
+        session.receive(0.0)
+        following = gevent.spawn(session.follow, [f"new:{n}"])
+        gevent.sleep(0)
+        session.interrupt()
+        following.get(timeout=10)
+        began = monotonic()
+        session.receive(0.9)
+        times.append(monotonic() - began)
+    assert sorted(times)[2] < 0.7
 
 
 def test_neither_an_interrupt_nor_a_wake_displaces_the_other(source: Source, session: Session) -> None:
