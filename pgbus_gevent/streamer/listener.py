@@ -92,18 +92,20 @@ class Listener:
 
     def run(self) -> None:
         """Listen, and open the session again when it is lost, for ever."""
-        backoff, first = Backoff(*_PAUSES, least_share=0.3), True
+        backoff, first, suspected = Backoff(*_PAUSES, least_share=0.3), True, False
         while True:
             session = None
             told = True
             try:
                 session = self._open()
                 backoff.reset()
-                first = True
+                first, suspected = True, False
                 self._listen(session)
             except Deaf as error:
-                self._lost(error, first=not self.deaf)
-                self.deaf = str(error)
+                # The probe of a busy server may be late once. Behind a pooler, the next session is deaf too.
+                self._lost(error, first=suspected and not self.deaf)
+                self.deaf = str(error) if suspected else ""
+                suspected = True
             except DatabaseError as error:
                 self._lost(error, first=first)
                 told = not is_known(error)

@@ -264,6 +264,22 @@ def test_a_deaf_session_is_not_taken_for_a_live_one(
     [warning] = warnings(caplog)
     assert "pooler in transaction mode" in warning
     assert "PGBUS_LISTEN_URL" in warning
+    assert listening.slept[0] <= 0.1
+    assert all(5.0 <= pause <= 20.0 for pause in listening.slept[1:])
+    listening.greenlet.kill()
+
+
+def test_a_session_that_does_not_hear_once_is_replaced_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = Listening(monkeypatch)
+    listening.deaf = 1
+    listening.live()
+    assert [session.closed for session in listening.sessions] == [1, 0]
+    assert len(listening.slept) == 1
+    assert listening.slept[0] <= 0.1
+    assert warnings(caplog) == []
+    assert listening.part.deaf == ""
     listening.greenlet.kill()
 
 
