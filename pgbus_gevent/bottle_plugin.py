@@ -251,7 +251,7 @@ class Server(bottle.ServerAdapter):  # type: ignore[misc]  # bottle has no types
         self.port = port
         if not self.quiet:
             # Bottle has printed port 0, so print its line again with the real one.
-            print(f"Listening on http://{self.host}:{port}/", file=sys.stderr, flush=True)
+            print(f"Listening on http://{self.host}:{port}/\n", end="", file=sys.stderr, flush=True)
 
 
 def _end_for_reloader() -> None:

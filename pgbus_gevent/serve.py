@@ -191,7 +191,8 @@ class _Service:
         source = f"database {visible(str(redact_url(settings.database_url)))}"
         if settings.upstream is not None:
             source = f"origin {settings.upstream}"
-        print(f"pgbus_gevent serves http://{host}:{port}/ {source} pid {os.getpid()}", flush=True)
+        # With its end in one write: if output is not buffered, print() writes it alone, and a worker's log may come in between.
+        print(f"pgbus_gevent serves http://{host}:{port}/ {source} pid {os.getpid()}\n", end="", flush=True)
         if self._made_token is not None:
             # Log it, because programs that read stdout expect a single line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"

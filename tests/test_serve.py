@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from raw_http import wait_for
-from serve_parts import SECRET, command, environment, serving
+from serve_parts import ANNOUNCED, SECRET, command, environment, serving
 from support import until
 
 from pgbus_gevent.bus import Bus
@@ -189,6 +189,18 @@ def test_an_ipv6_address_is_printed_as_in_a_url(tmp_path: Path, own: dict[str, s
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", "--host", "::1", **own) as served:
         assert served.host == "[::1]"
+
+
+def test_the_announcement_is_one_write_so_that_no_line_of_a_worker_comes_in_between(own: dict[str, str]) -> None:
+    read, write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # it keeps writes apart
+    with read, subprocess.Popen(command(), env=environment(PYTHONUNBUFFERED="1", **own), stdout=write) as process:
+        write.close()
+        read.settimeout(30.0)
+        try:
+            assert ANNOUNCED.fullmatch(read.recv(10_000).decode())
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
