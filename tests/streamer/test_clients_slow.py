@@ -31,8 +31,8 @@ from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
-PROMPT = 0.25
-"""Seconds within which 99 of 100 messages must arrive on a quiet machine."""
+WRITE_DEADLINE = 3.0
+"""Seconds for which the others would wait if a client that does not read held them up."""
 
 
 def lags(clients: list[StreamClient], sent: dict[str, float]) -> list[float]:
@@ -56,7 +56,7 @@ def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_
             gevent.sleep(0.01)
         return sent
 
-    env = {"PGBUS_WRITE_DEADLINE": "1", "PGBUS_SEND_BUFFER": "16384"}
+    env = {"PGBUS_WRITE_DEADLINE": str(WRITE_DEADLINE), "PGBUS_SEND_BUFFER": "16384"}
     with serve_process(pgbus_database, **env) as server, session(pgbus_database) as connection:
         others = [connect(server.url, "orders") for _ in range(99)]
         stalled = connect(server.url, "orders")
@@ -87,7 +87,7 @@ def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_
             client.close()
     with capsys.disabled():
         print(f"\np99 of 99 clients: {p99_before * 1000:.0f} ms before, {p99 * 1000:.0f} ms beside a stalled one")
-    assert p99 < max(PROMPT, 4 * p99_before)
+    assert p99 < WRITE_DEADLINE / 2
 
 
 def connections(server: ServeProcess) -> list[Any]:
