@@ -191,7 +191,7 @@ class _Service:
         source = f"database {visible(str(redact_url(settings.database_url)))}"
         if settings.upstream is not None:
             source = f"origin {settings.upstream}"
-        # With its end in one write: if output is not buffered, print() writes it alone, and a worker's log may come in between.
+        # One write: without buffering, print() writes the newline separately, and a worker's log line could come in between.
         print(f"pgbus_gevent serves http://{host}:{port}/ {source} pid {os.getpid()}\n", end="", flush=True)
         if self._made_token is not None:
             # Log it, because programs that read stdout expect a single line.

@@ -102,9 +102,10 @@ class Listener:
                 first, suspected = True, False
                 self._listen(session)
             except Deaf as error:
-                # The probe of a busy server may be late once. Behind a pooler, the next session is deaf too.
-                self._lost(error, first=suspected and not self.deaf)
-                self.deaf = str(error) if suspected else ""
+                # The first probe of a session may be late on a busy server. Behind a pooler, the next session is deaf too.
+                certain = suspected or session is not None
+                self._lost(error, first=certain and not self.deaf)
+                self.deaf = str(error) if certain else ""
                 suspected = True
             except DatabaseError as error:
                 self._lost(error, first=first)

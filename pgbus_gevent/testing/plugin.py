@@ -266,7 +266,7 @@ def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamCl
             path += ("&" if "?" in path else "?") + query
         client = StreamClient(pgbus_server.url, path, since=since, headers=headers)
         clients.append(client)
-        # Otherwise, a message that the test publishes next may come before the client, who then starts after it.
+        # Otherwise, a message that the test publishes next may come before the client, which then starts after it.
         client.wait_started()
         return client
 

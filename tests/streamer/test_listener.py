@@ -14,7 +14,7 @@ from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import ListenerDown
 from pgbus_gevent.core.stream_log import RingLimits, StreamLog
 from pgbus_gevent.core.wakes import CONTROL
-from pgbus_gevent.errors import DatabaseUnavailable
+from pgbus_gevent.errors import DatabaseUnavailable, Deaf
 from pgbus_gevent.streamer import listener
 from pgbus_gevent.streamer.listener import Listener
 from pgbus_gevent.streamer.turns import breathe
@@ -253,10 +253,7 @@ def test_a_database_that_is_away_from_the_start_is_logged_once(
     listening.greenlet.kill()
 
 
-def test_a_deaf_session_is_not_taken_for_a_live_one(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    listening = Listening(monkeypatch)
+def test_a_deaf_session_is_not_taken_for_a_live_one(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
     listening.deaf = 3
     listening.live()
     assert [session.closed for session in listening.sessions] == [1, 1, 1, 0]
@@ -266,13 +263,11 @@ def test_a_deaf_session_is_not_taken_for_a_live_one(
     assert "PGBUS_LISTEN_URL" in warning
     assert listening.slept[0] <= 0.1
     assert all(5.0 <= pause <= 20.0 for pause in listening.slept[1:])
-    listening.greenlet.kill()
 
 
-def test_a_session_that_does_not_hear_once_is_replaced_at_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_new_session_that_does_not_hear_is_replaced_at_once(
+    listening: Listening, caplog: pytest.LogCaptureFixture
 ) -> None:
-    listening = Listening(monkeypatch)
     listening.deaf = 1
     listening.live()
     assert [session.closed for session in listening.sessions] == [1, 0]
@@ -280,7 +275,18 @@ def test_a_session_that_does_not_hear_once_is_replaced_at_once(
     assert listening.slept[0] <= 0.1
     assert warnings(caplog) == []
     assert listening.part.deaf == ""
-    listening.greenlet.kill()
+
+
+def test_a_session_that_was_live_and_becomes_deaf_is_not_replaced_for_some_time(listening: Listening) -> None:
+    session = listening.live()
+
+    def another_session_answers() -> None:
+        raise Deaf("a pooler in transaction mode is in between")
+
+    session.on_ping = another_session_answers
+    listening.waits = 1.0
+    wait_until(lambda: listening.slept)
+    assert 5.0 <= listening.slept[0] <= 20.0
 
 
 def test_after_a_silence_the_server_is_asked_whether_it_lives(listening: Listening) -> None:
