@@ -105,7 +105,11 @@ class Listener:
                 # The first probe of a session may be late on a busy server. Behind a pooler, the next session is deaf too.
                 certain = suspected or session is not None
                 self._lost(error, first=certain and not self.deaf)
-                self.deaf = str(error) if certain else ""
+                if certain:
+                    self.deaf = str(error)
+                else:
+                    backoff.reset()
+                    told = False
                 suspected = True
             except DatabaseError as error:
                 self._lost(error, first=first)

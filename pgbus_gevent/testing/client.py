@@ -166,7 +166,7 @@ class StreamClient:
         return self.response
 
     def wait_started(self, timeout: float = 5.0) -> None:
-        """Wait until the stream starts, is refused or ends, but at most ``timeout`` seconds.
+        """Wait until the stream starts for the first time, is refused or ends, but at most ``timeout`` seconds.
 
         A stream starts with the frame ``pgbus:connected``. The client gets every message that is published after it.
         """

@@ -277,6 +277,30 @@ def test_a_new_session_that_does_not_hear_is_replaced_at_once(
     assert listening.part.deaf == ""
 
 
+def test_a_suspicion_does_not_hide_that_the_next_session_cannot_be_had(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listen = listening.listen
+
+    def listen_once() -> Session:
+        session = listen()
+        listening.refusals = ["refused"] * (5 if len(listening.sessions) == 1 else 0)
+        return session
+
+    monkeypatch.setattr(listening, "listen", listen_once)
+    listening.deaf = 1
+    listening.live()
+    assert warnings(caplog) == ["the session for new messages is lost, opening a new one: refused"]
+
+
+def test_a_new_session_that_does_not_hear_is_replaced_at_once_after_an_outage_too(listening: Listening) -> None:
+    listening.refusals = ["refused"] * 10
+    listening.deaf = 1
+    listening.live()
+    assert listening.slept[9] > 0.5
+    assert listening.slept[10] <= 0.1
+
+
 def test_a_session_that_was_live_and_becomes_deaf_is_not_replaced_for_some_time(listening: Listening) -> None:
     session = listening.live()
 
