@@ -81,24 +81,26 @@ class Reader:
     def run(self) -> None:
         """Read what the board asks for, for ever."""
         backoff = Backoff(_PAUSES[0], _PAUSES[1])
-        kinds = [self._look_some, self._page_some]
+        kinds = [self._page_some, self._look_some]
         flag = self._board.reading
         while True:
             # Cleared before work is taken from the board. Work that is added during a read sets the flag again.
             flag.clear()
+            reads = self.reads
+            # Each kind comes first in turn. When many streams move, there is always one more to look at; and a kept page can
+            # be given out although looks fail.
+            kinds.reverse()
             try:
                 busy = kinds[0]() or kinds[1]()
-                # Each kind comes first in turn. When many streams move, there is always one more to look at.
-                kinds.reverse()
             except DatabaseError as error:
                 self._trouble.begins(error)
                 gevent.sleep(backoff.next())
                 continue
-            # A greenlet that finds no work, because another one has taken it, does not know whether the outage is over.
-            if busy:
+            # Work that took no statement, such as a page that was kept, does not say whether the outage is over.
+            if self.reads != reads:
                 backoff.reset()
                 self._trouble.ends()
-            elif not flag.wait(KEEP_SECONDS if self._kept else None):
+            if not busy and not flag.wait(KEEP_SECONDS if self._kept else None):
                 self._kept.clear()
 
     def _report(self, kind: str, found: Sequence[Opening | PageRows], began: float) -> None:

@@ -425,6 +425,28 @@ def test_an_outage_of_the_database_loses_no_message(
     assert len(warnings) == 2, "it is said once for each outage, and not for each try"
 
 
+def test_a_kept_page_does_not_end_an_outage(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(reader, "_PAUSES", (0.002, 0.002))
+    table = Table()
+    for _ in range(20):
+        table.append("orders")
+    with Parts(table, readers=1, ring_messages=2) as parts:
+        settled(parts, parts.connect(since=0))
+        table.failures = 10**6
+        for _ in range(5):
+            parts.look("orders")
+            before = len(table.reads)
+            wait_until(lambda: len(table.reads) > before + 2)
+            # This client is sent the page that was read for the first one.
+            late = parts.connect(since=100)
+            wait_until(lambda: late.ids == table.ids("orders", 100))
+        wait_until(lambda: len(table.reads) > before + 6)
+        table.failures = 0
+        wait_until(lambda: not parts.reading)
+    warnings = [record for record in caplog.records if "cannot read messages" in record.getMessage()]
+    assert len(warnings) == 1
+
+
 def test_tries_are_spaced_out_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
