@@ -433,14 +433,18 @@ def test_a_kept_page_does_not_end_an_outage(monkeypatch: pytest.MonkeyPatch, cap
     with Parts(table, readers=1, ring_messages=2) as parts:
         settled(parts, parts.connect(since=0))
         table.failures = 10**6
-        for _ in range(5):
-            parts.look("orders")
+        parts.look("orders")
+
+        def more_tries() -> None:
             before = len(table.reads)
-            wait_until(lambda: len(table.reads) > before + 2)
+            wait_until(lambda: len(table.reads) > before + 4)
+
+        for _ in range(5):
+            more_tries()
             # This client is sent the page that was read for the first one.
             late = parts.connect(since=100)
-            wait_until(lambda: late.ids == table.ids("orders", 100))
-        wait_until(lambda: len(table.reads) > before + 6)
+            wait_until(lambda client=late: client.ids == table.ids("orders", 100))
+        more_tries()
         table.failures = 0
         wait_until(lambda: not parts.reading)
     warnings = [record for record in caplog.records if "cannot read messages" in record.getMessage()]
