@@ -103,7 +103,13 @@ const libraries = {
     const { default: Reconnecting } = require("reconnecting-eventsource");
     return new Reconnecting(target, { eventSourceClass: require("eventsource-2") });
   }),
-  "launchdarkly-eventsource": standard((target) => new (require("launchdarkly-eventsource").EventSource)(target)),
+  "launchdarkly-eventsource": standard((target) => {
+    // Without the first, it gives up a connection after five seconds of silence, the timeout of Node's agent. Without the second,
+    // the error of a connection that it gives up ends the process.
+    const source = new (require("launchdarkly-eventsource").EventSource)(target, { readTimeoutMillis: 60_000 });
+    source.addEventListener("error", () => {});
+    return source;
+  }),
   "sse.js": (target, take) => {
     globalThis.XMLHttpRequest = XMLHttpRequest;
     const source = new sse.SSE(target, { autoReconnect: true });

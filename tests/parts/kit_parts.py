@@ -51,7 +51,7 @@ class Project:
             (self.directory / (f"{stem}.ini" if ini else f"{name}.py")).write_text(text)
         return self
 
-    def pytest(self, *arguments: str, program: tuple[str, ...] = ("-m", "pytest"), timeout: float = 60.0) -> Outcome:
+    def pytest(self, *arguments: str, program: tuple[str, ...] = ("-m", "pytest"), timeout: float = 150.0) -> Outcome:
         """Run pytest. Its output includes stderr."""
         command = [sys.executable, *program, "-p", "no:cacheprovider", *arguments]
         done = subprocess.run(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 from urllib.parse import urlencode
 from wsgiref.util import setup_testing_defaults
@@ -656,9 +656,9 @@ def crowd(streams: int, readers: int = 1) -> tuple[Tables, Registry, StreamCount
 @pytest.mark.parametrize("sort", ["name", "readers", "behind", "rate", "messages", "head", "ring"])
 def test_ten_thousand_streams_are_sorted_filtered_and_paged_quickly(sort: str) -> None:
     tables, *_ = crowd(10_000)
-    began = monotonic()
+    began = process_time()
     page = tables.streams(Wanted(sort, True, "9", 3))
-    took = monotonic() - began
+    took = process_time() - began
     print(f"by {sort}: {took * 1e3:.0f} ms")
     assert took < 3.0  # on a machine of its own: a twentieth
     matching = sum("9" in str(n) for n in range(10_000))
@@ -670,9 +670,9 @@ def test_ten_thousand_streams_are_sorted_filtered_and_paged_quickly(sort: str) -
 @pytest.mark.slow
 def test_ten_thousand_connections_are_paged_quickly() -> None:
     tables, *_ = crowd(10_000)
-    began = monotonic()
+    began = process_time()
     page = tables.connections(Wanted("owner", False, "user-99", 0))
-    took = monotonic() - began
+    took = process_time() - began
     print(f"connections: {took * 1e3:.0f} ms")
     assert took < 3.0  # on a machine of its own: a twentieth
     assert page["matched"] == 1 + 10 + 100 and page["rows"][0]["owner"] == "user-99"
