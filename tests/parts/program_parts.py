@@ -87,7 +87,7 @@ class Program:
         return client
 
     def wait_ready(self) -> None:
-        deadline = monotonic() + PATIENCE
+        deadline = monotonic() + 3 * PATIENCE  # it may have to make a cluster of databases first
         while True:
             assert self.process.poll() is None, f"it ended with status {self.process.returncode}:\n{self.log}"
             assert monotonic() < deadline, f"it does not listen:\n{self.log}"
