@@ -7,6 +7,7 @@ or a slot moved. Here, each node has one connection, and any surprise ends the s
 from __future__ import annotations
 
 import ssl
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,21 @@ _UNNAMED: dict[str, Any] = (
 )
 
 
+@contextmanager
+def _closing_if_killed(connection: Any) -> Iterator[None]:
+    """Close the socket if the greenlet is killed while it connects, as it is when a worker ends.
+
+    redis-py closes it after errors only. Until then it has the socket in a variable of a function, which the exception keeps
+    alive for as long as somebody has the exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        connection.disconnect()
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
 class Link:
     """One connection to one server. Two greenlets may use it, if one only sends and the other only reads."""
 
@@ -70,7 +86,7 @@ class Link:
             options |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": url.ca_file}
         kind: Any = SSLConnection if url.tls else Connection
         self._connection = kind(**options)
-        with translated(self.where, self._login):
+        with _closing_if_killed(self._connection), translated(self.where, self._login):
             self._connection.connect()
 
     def send(self, commands: Iterable[Command]) -> None:

@@ -9,14 +9,16 @@ from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
+import gevent
 import pytest
 from redis_parts import RedisCluster, needs_redis, redis_server
-from support import free_port
+from support import free_port, full_backlog, until
 
 from pgbus_gevent.errors import RedisUnavailable
 from pgbus_gevent.redis import links
 from pgbus_gevent.redis.links import Layout, Link, Pipes, find
 from pgbus_gevent.redis.urls import parse
+from pgbus_gevent.testing.leaks import descriptors
 
 pytestmark = [needs_redis, pytest.mark.program]
 
@@ -98,6 +100,16 @@ def test_a_node_that_hangs_delays_the_question_where_the_servers_are_only_once(
         assert all(pipes.current for _ in range(5))
         assert monotonic() - began < links.FIND_TIMEOUT
         pipes.close()
+
+
+def test_no_socket_is_left_if_the_greenlet_is_killed_while_it_connects() -> None:
+    with full_backlog() as address:
+        before = descriptors()
+        connecting = gevent.spawn(Link, parse(f"redis://127.0.0.1:{address[1]}"), address)
+        until(lambda: len(descriptors()) > len(before), "it connects")
+        connecting.kill()
+        assert isinstance(connecting.value, gevent.GreenletExit)  # this keeps what it has in its traceback
+        assert descriptors() == before
 
 
 def test_an_answer_that_cannot_be_read_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
