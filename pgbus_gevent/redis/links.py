@@ -52,8 +52,8 @@ _UNNAMED: dict[str, Any] = (
 def _closing_if_killed(connection: Any) -> Iterator[None]:
     """Close the socket if the greenlet is killed while it connects, as it is when a worker ends.
 
-    redis-py closes it after errors only. Until then it has the socket in a variable of a function, which the exception keeps
-    alive for as long as somebody has the exception.
+    redis-py closes it after ordinary errors only. While it connects, the socket is in a local variable, and the exception keeps
+    that variable alive for as long as anybody holds the exception.
     """
     try:
         yield
