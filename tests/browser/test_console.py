@@ -28,6 +28,14 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 PATH = "/pgbus/console"
 TOKEN = "operator-token-of-the-site"
 
+# Each name of a worker that the page shows, with what the list of workers marks as "this one" at that moment.
+NOTE_MARKED = """
+  window.marked = [];
+  addEventListener('DOMContentLoaded', () => new MutationObserver(() => marked.push([
+    document.getElementById('worker').textContent, document.querySelector('#fleet .here')?.textContent,
+  ])).observe(document.getElementById('worker'), { childList: true }));
+"""
+
 
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
@@ -234,7 +242,7 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
         profile = Profile(browser, serving.url)
         try:
             (link,) = until(lambda: re.findall(r"/console(\?token=\S+)", serving.log), "its URL is logged")
-            page = profile.open(f"{PATH}{link}")
+            page = profile.open(f"{PATH}{link}", NOTE_MARKED)
             assert page.eval("location.search") == ""
             for _ in range(2):
                 page.until("document.querySelectorAll('#fleet tbody button').length === 1", "both are listed", 20)
@@ -245,6 +253,8 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
             chosen = text(page, "#worker")
             holds(lambda: text(page, "#worker") == chosen, "it stays", 3.0)
             assert text(page, "#status") == "serving" and profile.errors == []
+            changes = page.eval("marked")
+            assert len(changes) >= 3 and all(f" {marked.split()[2]} " in name for name, marked in changes[1:]), changes
         finally:
             profile.close()
         serving.stop()

@@ -14,6 +14,7 @@ let hello = null; // the first frame of the worker
 let points = []; // its snapshots, oldest first
 let slow = null; // the last "slow" frame
 let before = null; // the "slow" frame before that
+let roll = null; // the last list of workers, from whichever of them
 let wanted = ""; // the id of the chosen worker
 let tries = 0;
 let paused = false;
@@ -256,6 +257,7 @@ function open() {
   on("now", look);
   on("slow", (said) => {
     [before, slow] = [slow, { ...said, at: Date.now() / 1000 }];
+    roll = said;
     facts();
     fleet();
   });
@@ -281,6 +283,7 @@ function greeted(said) {
   points = [...kept, ...missing].sort((a, b) => a.at - b.at);
   $("worker").textContent = `${said.host} · process ${said.pid} · version ${said.version}`;
   $("logout").hidden = !said.guarded;
+  if (roll) fleet(); // otherwise the worker that was left would still be marked, and this one could be chosen once more
   for (const table of tables) table.refresh();
 }
 
@@ -347,10 +350,10 @@ function facts() {
 
 function fleet() {
   const section = $("fleet");
-  const workers = slow.fleet ?? [];
+  const workers = roll.fleet ?? [];
   const empty = section.querySelector(".empty");
   empty.hidden = workers.length > 0;
-  empty.textContent = slow.trouble ? "The database does not answer." : "No worker has reported yet.";
+  empty.textContent = roll.trouble ? "The database does not answer." : "No worker has reported yet.";
   const hosts = new Set(workers.map((worker) => worker.host)).size;
   section.querySelector(".count").textContent = hosts > 1 ? `${workers.length} on ${hosts} hosts` : workers.length || "";
   const rows = workers.map((worker) => {
