@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -46,9 +46,11 @@ def mute() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def refusing() -> tuple[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return "127.0.0.1", str(server.getsockname()[1])
+def refusing() -> Iterator[tuple[str, str]]:
+    """A host and port without a listener, which no other program gets meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield "127.0.0.1", str(held.getsockname()[1])
 
 
 def place(url: str) -> tuple[str, str]:
@@ -60,8 +62,20 @@ def at(url: str, *places: tuple[str, str], **more: Any) -> str:
     return str(ext.make_dsn(url, host=",".join(h for h, _ in places), port=",".join(p for _, p in places), **more))
 
 
-def opened(url: str, **more: Any) -> Any:
-    return closing(connect(url, application_name="x", connect_timeout=0.5, statement_timeout=10.0, **more))
+def opened(url: str, connect_timeout: float = 20.0, **more: Any) -> Any:
+    return closing(connect(url, application_name="x", connect_timeout=connect_timeout, statement_timeout=20.0, **more))
+
+
+TIMEOUTS = (0.5, 2.0, 8.0)
+"""For a URL with a host that costs the whole timeout. The servers may be too busy for the short ones."""
+
+
+def soon_opened(url: str, **more: Any) -> Any:
+    """Like :func:`opened`, but with the shortest timeout that will do."""
+    for timeout in TIMEOUTS[:-1]:
+        with suppress(DatabaseUnavailable):
+            return opened(url, timeout, **more)
+    return opened(url, TIMEOUTS[-1], **more)
 
 
 def is_standby(connection: Any) -> bool:
@@ -76,7 +90,7 @@ def test_the_primary_is_reached_whatever_is_listed_first(
 ) -> None:
     url, other = pair
     known = {"p": place(url), "s": place(other), "d": refusing, "m": mute}
-    with opened(at(url, *(known[letter] for letter in order))) as connection:
+    with soon_opened(at(url, *(known[letter] for letter in order))) as connection:
         assert not is_standby(connection)
 
 
@@ -155,17 +169,17 @@ def test_a_name_that_no_name_server_answers_is_given_up(pair: tuple[str, str], m
 
     def resolve(name: Any, *arguments: Any, **more: Any) -> Any:
         if name == "slow.invalid":
-            gevent.sleep(20)
+            gevent.sleep(100)
         return original(name, *arguments, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     began = monotonic()
-    with opened(at(url, ("slow.invalid", "5432"), place(url))) as connection:
+    with soon_opened(at(url, ("slow.invalid", "5432"), place(url))) as connection:
         assert not is_standby(connection)
-    assert monotonic() - began < 5.0
+    assert monotonic() - began < 60.0
     with (
         pytest.raises(DatabaseUnavailable, match=r"slow\.invalid does not resolve: no name server answered in time"),
-        opened(at(url, ("slow.invalid", "5432"))),
+        opened(at(url, ("slow.invalid", "5432")), 0.5),
     ):
         pass
 
@@ -177,19 +191,23 @@ def test_an_address_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_connect_goes_straight_to_the_address_that_was_the_primary(
-    pair: tuple[str, str], mute: tuple[str, str]
+    pair: tuple[str, str],
 ) -> None:
     url, other = pair
     route = Route()
-    with opened(at(url, mute, place(other), place(url)), route=route) as connection:
-        assert not is_standby(connection)
-    times = []
-    for _ in range(5):
-        began = monotonic()
-        with opened(at(url, mute, place(other), place(url)), route=route) as connection:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        hosts = ("127.0.0.1", str(mute.getsockname()[1])), place(other), place(url)
+        with soon_opened(at(url, *hosts), route=route) as connection:
             assert not is_standby(connection)
-        times.append(monotonic() - began)
-    assert min(times) < 0.4, "the mute one takes half a second"
+        for _ in range(len(TIMEOUTS)):  # those that may have been made to it
+            mute.settimeout(0.1)
+            with suppress(TimeoutError):
+                mute.accept()[0].close()
+        for _ in range(5):
+            with opened(at(url, *hosts), route=route) as connection:
+                assert not is_standby(connection)
+        with pytest.raises(TimeoutError):
+            mute.accept()
 
 
 def test_a_worker_follows_a_failover_to_the_host_that_was_listed_first(pgbus_settings: Settings) -> None:
@@ -207,7 +225,7 @@ def test_a_worker_follows_a_failover_to_the_host_that_was_listed_first(pgbus_set
                 kill_server(url)
                 with session(other) as on_standby:
                     run(on_standby, "select pg_promote()")
-                until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready", 10)
+                until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready", 60)
 
                 def published() -> bool:
                     try:
@@ -216,7 +234,7 @@ def test_a_worker_follows_a_failover_to_the_host_that_was_listed_first(pgbus_set
                         return False
                     return True
 
-                until(published, "the new primary takes it", 15)
-                assert client.next(timeout=10).data == "after" and not client.closed
+                until(published, "the new primary takes it", 60)
+                assert client.next(timeout=60).data == "after" and not client.closed
     finally:
         databases.close()

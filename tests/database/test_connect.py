@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,7 +15,7 @@ import gevent
 import psycopg2
 import psycopg2.extensions as ext
 import pytest
-from database_parts import Proxy, opened_sessions
+from database_parts import PATIENCE, Proxy, is_waiting, opened_sessions, until
 
 from pgbus_gevent.database import green
 from pgbus_gevent.database.connect import connect, translate
@@ -25,7 +24,7 @@ from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgum
 ROOT = Path(green.__file__).parents[2]
 
 
-def opened(url: str, connect_timeout: float = 5.0, statement_timeout: float = 20.0, **more: Any) -> Any:
+def opened(url: str, connect_timeout: float = PATIENCE, statement_timeout: float = 20.0, **more: Any) -> Any:
     """A context manager of a connection."""
     return closing(
         connect(
@@ -57,10 +56,11 @@ def mute() -> Iterator[int]:
 
 
 @pytest.fixture
-def refusing() -> int:
-    """A port without a listener."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def refusing() -> Iterator[int]:
+    """A port without a listener, which no other program gets meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def with_hosts(url: str, *before: tuple[str, int]) -> str:
@@ -78,8 +78,8 @@ def proxy(database: str) -> Iterator[Proxy]:
 
 
 @contextmanager
-def takes(least: float, most: float) -> Iterator[None]:
-    """Assert how many seconds the block takes."""
+def takes(least: float, most: float = PATIENCE) -> Iterator[None]:
+    """Assert how many seconds the block takes. At most: this process and the server may stand still for some of them."""
     began = monotonic()
     yield
     assert least <= monotonic() - began <= most
@@ -90,7 +90,7 @@ def takes(least: float, most: float) -> Iterator[None]:
 
 def test_a_mute_port_is_given_up_at_the_connect_timeout(mute: int) -> None:
     with (
-        takes(0.3, 3.0),
+        takes(0.3),
         pytest.raises(DatabaseUnavailable, match="did not answer the connect in time"),
         opened(f"postgresql://u@127.0.0.1:{mute}/d", connect_timeout=0.3),
     ):
@@ -98,33 +98,34 @@ def test_a_mute_port_is_given_up_at_the_connect_timeout(mute: int) -> None:
 
 
 def test_the_hub_runs_on_while_a_port_is_mute(mute: int) -> None:
-    ticks: list[float] = []
-
-    def tick() -> None:
-        while True:
-            ticks.append(monotonic())
-            gevent.sleep(0.01)
-
-    ticker = gevent.spawn(tick)
-    with suppress(DatabaseUnavailable), opened(f"postgresql://u@127.0.0.1:{mute}/d", connect_timeout=2.0):
-        pass
-    ticker.kill()
-    assert len(ticks) > 10
-    assert max(later - earlier for earlier, later in pairwise(ticks)) < 1.5
+    url = f"postgresql://u@127.0.0.1:{mute}/d"
+    connecting = gevent.spawn(connect, url, application_name="x", connect_timeout=PATIENCE, statement_timeout=1.0)
+    for _ in range(20):
+        gevent.sleep(0.01)
+    assert not connecting.ready(), "it has held up all others"
+    connecting.kill()
 
 
 def test_a_refused_connection_says_so_at_once(refusing: int) -> None:
     with (
-        takes(0, 3.0),
+        takes(0),
         pytest.raises(DatabaseUnavailable, match=rf"refused \(address 127\.0\.0\.1, port {refusing}\)$"),
-        opened(f"postgresql://u@127.0.0.1:{refusing}/d"),
+        opened(f"postgresql://u@127.0.0.1:{refusing}/d", connect_timeout=2 * PATIENCE),
     ):
         pass
 
 
 def test_a_host_that_is_mute_is_stepped_over(database: str, mute: int) -> None:
-    with takes(0.3, 4.0), opened(with_hosts(database, ("127.0.0.1", mute)), connect_timeout=0.3) as connection:
-        assert one(connection, "select 1") == 1
+    def found(timeout: float) -> Any:
+        with takes(timeout), opened(with_hosts(database, ("127.0.0.1", mute)), connect_timeout=timeout) as connection:
+            return one(connection, "select 1")
+
+    # The mute host costs the whole timeout, but a busy server needs more than a moment.
+    for timeout in (0.3, 1.0, 4.0):
+        with suppress(DatabaseUnavailable):
+            assert found(timeout) == 1
+            return
+    assert found(16.0) == 1
 
 
 def test_a_host_that_refuses_is_stepped_over(database: str, refusing: int) -> None:
@@ -251,41 +252,38 @@ def test_text_is_exchanged_in_utf8_whatever_else_is_set(
 
 
 def test_a_statement_is_ended_by_the_server_at_its_timeout(database: str) -> None:
-    with opened(database, statement_timeout=0.2) as connection:
-        with takes(0.2, 3.0), pytest.raises(psycopg2.errors.QueryCanceled):
-            one(connection, "select pg_sleep(10)")
+    # Not shorter, because each statement has it, and those of the connect too.
+    with opened(database, statement_timeout=1.5) as connection:
+        with takes(1.5), pytest.raises(psycopg2.errors.QueryCanceled):
+            one(connection, "select pg_sleep(60)")
         assert one(connection, "select 1") == 1
 
 
 def test_a_server_that_no_longer_answers_is_given_up(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(green, "STATEMENT_GRACE", 0.3)
-    with opened(proxy.url, statement_timeout=0.2) as connection:
+    with opened(proxy.url) as connection:
         assert one(connection, "select 1") == 1
+        monkeypatch.setattr(green, "STATEMENT_GRACE", 0.3)
+        connection.statement_timeout = 0.2
         proxy.dead = True
-        with takes(0.4, 4.0), pytest.raises(psycopg2.OperationalError, match="did not answer the statement in time"):
+        with takes(0.5), pytest.raises(psycopg2.OperationalError, match="did not answer the statement in time"):
             one(connection, "select 1")
         assert connection.closed
 
 
 def test_a_server_that_falls_silent_while_connecting_is_given_up(proxy: Proxy) -> None:
     proxy.dead = True
-    with takes(0.3, 3.0), pytest.raises(DatabaseUnavailable, match="in time"), opened(proxy.url, connect_timeout=0.3):
+    with takes(0.3), pytest.raises(DatabaseUnavailable, match="in time"), opened(proxy.url, connect_timeout=0.3):
         pass
 
 
 def test_other_connections_of_the_process_wait_as_psycogreen_lets_them(database: str) -> None:
-    ticks = [0]
-
-    def tick() -> None:
-        while True:
-            ticks[0] += 1
-            gevent.sleep(0.01)
-
-    ticker = gevent.spawn(tick)
-    with closing(psycopg2.connect(database)) as connection:
-        one(connection, "select pg_sleep(0.2)")
-    ticker.kill()
-    assert ticks[0] > 5
+    with opened_sessions(database) as opener:
+        holder, waiter = opener(), opener()  # of plain psycopg2
+        holder.run("select pg_advisory_lock(7)")
+        waiting = waiter.spawn("select pg_advisory_lock(7)")
+        until(lambda: is_waiting(holder, waiter), "others go on while it waits")
+        holder.run("select pg_advisory_unlock(7)")
+        waiting.get(timeout=PATIENCE)
 
 
 UNPATCHED = """
@@ -293,9 +291,10 @@ import sys, time
 from pgbus_gevent.database.connect import connect
 began = time.monotonic()
 try:
-    connection = connect(sys.argv[1], application_name="x", connect_timeout=1, statement_timeout=0.3)
+    times = {"connect_timeout": float(sys.argv[2]), "statement_timeout": float(sys.argv[3])}
+    connection = connect(sys.argv[1], application_name="x", **times)
     cursor = connection.cursor()
-    cursor.execute("select pg_sleep(10)")
+    cursor.execute("select pg_sleep(100)")
 except Exception as error:
     print(f"{type(error).__name__} after {time.monotonic() - began:.1f}")
 """
@@ -303,13 +302,13 @@ except Exception as error:
 
 @pytest.mark.parametrize("at", ["a mute port", "the database"])
 def test_a_process_that_is_not_patched_keeps_the_timeouts_too(at: str, database: str, mute: int) -> None:
-    url = database if at == "the database" else f"postgresql://u@127.0.0.1:{mute}/d"
+    arguments = [database, "20", "1.5"] if at == "the database" else [f"postgresql://u@127.0.0.1:{mute}/d", "1", "20"]
     done = subprocess.run(
-        [sys.executable, "-c", UNPATCHED, url], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", UNPATCHED, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     kind, seconds = done.stdout.split(" after ")
     assert kind == ("QueryCanceled" if at == "the database" else "DatabaseUnavailable")
-    assert float(seconds) < 5
+    assert float(seconds) < 2 * PATIENCE
 
 
 # errors
@@ -341,10 +340,10 @@ def test_errors_become_the_packages_own(
 def test_an_interrupted_connect_is_closed_even_if_its_traceback_is_kept() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"postgresql://127.0.0.1:{server.getsockname()[1]}/x"
-        connecting = gevent.spawn(connect, url, application_name="x", connect_timeout=10.0, statement_timeout=10.0)
+        connecting = gevent.spawn(connect, url, application_name="x", connect_timeout=PATIENCE, statement_timeout=10.0)
         peer, _ = server.accept()
         with peer:
-            peer.settimeout(5.0)
+            peer.settimeout(PATIENCE / 2)
             assert peer.recv(1000)  # it waits for the answer to its startup packet
             connecting.kill(RuntimeError("as a log would keep it"))
             held = connecting.exc_info
