@@ -13,7 +13,7 @@ from pgbus_gevent.redis import hashes
 from pgbus_gevent.redis.links import Pipes
 from pgbus_gevent.redis.urls import parse
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.web.stream_app import StreamApp
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 ADA, BOB = ("room", "ada", "1"), ("room", "bob", "2")
 CYD, DAN = ("hall", "cyd", "3"), ("hall", "dan", "4")

@@ -13,7 +13,7 @@ from pgbus_gevent.redis import publisher as publisher_module
 from pgbus_gevent.redis.publisher import LogBudget, Outgoing, Publisher
 from pgbus_gevent.redis.urls import parse
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 
 def publishing(server: RedisServer, **options: int) -> closing[Publisher]:

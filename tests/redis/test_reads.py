@@ -22,7 +22,7 @@ from pgbus_gevent.redis.urls import parse
 from pgbus_gevent.streamer.listener import Listener
 from pgbus_gevent.streamer.reader import Reader
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 
 class Worker:

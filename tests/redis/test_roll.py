@@ -15,7 +15,7 @@ from pgbus_gevent.redis import hashes, roll
 from pgbus_gevent.redis.roll import RedisRoll
 from pgbus_gevent.redis.urls import parse
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 
 class Fleet:

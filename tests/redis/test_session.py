@@ -28,7 +28,7 @@ from pgbus_gevent.redis.publisher import Outgoing, Publisher
 from pgbus_gevent.redis.session import RedisSession
 from pgbus_gevent.redis.urls import parse
 
-pytestmark = [needs_redis, pytest.mark.program]
+pytestmark = [needs_redis, pytest.mark.program, pytest.mark.usefixtures("patient")]
 
 SECRET = "a secret of the database"
 
@@ -96,7 +96,7 @@ def test_a_session_without_a_relay_hears_nothing(url: str) -> None:
     with hearing(url) as session:
         assert not session.hears(0.3)
         with publishing(url) as publisher, beating(publisher):
-            assert session.hears(3.0)
+            assert session.hears()
             assert session.reign == publisher.reign and session.logs
 
 
@@ -106,9 +106,9 @@ def test_silence_of_the_beacons_ends_the_session(url: str) -> None:
         session = RedisSession(parse(url), keys_for(url), clock=lambda: now[0])
         try:
             publisher.beacon()
-            assert session.hears(3.0)
+            assert session.hears()
             session.ping()
-            now[0] += 10
+            now[0] += session_module.SILENCE + 1
             with pytest.raises(RedisUnavailable, match="no beacon"):
                 session.ping()
         finally:
@@ -141,12 +141,13 @@ def test_a_beacon_reveals_a_lost_message_on_a_sharded_channel(cluster: RedisClus
 
 def test_a_new_reign_makes_the_worker_look(url: str) -> None:
     with hearing(url) as session:
-        for n in range(2):
-            with publishing(url) as publisher:
-                publisher.beacon()
-                reign = publisher.reign
-                until(lambda reign=reign: session.receive(0.1) and session.reign == reign, f"reign {n} is heard")
-        until(lambda: session._lost or session.receive(0.1)[1], "the session says that something may be lost", 5)
+        with publishing(url) as publisher:
+            publisher.beacon()
+            until(lambda: session.receive(0.1) and session.reign == publisher.reign, "the first reign is heard")
+        with publishing(url) as publisher:
+            publisher.beacon()
+            until(lambda: session.receive(0.1)[1], "the session says that something may be lost")
+            assert session.reign == publisher.reign
 
 
 def test_forged_wakes_are_ignored(single: RedisServer) -> None:
@@ -179,15 +180,20 @@ def test_a_slot_that_moves_ends_the_session_and_the_publisher_finds_the_new_node
             target = cluster.nodes[(owner + 1) % 3]
             node = target.client.execute_command("CLUSTER", "MYID")
             publisher.publish([])
-            for server in [target, *(each for each in cluster.nodes if each is not target)]:
-                server.client.execute_command("FLUSHALL")
-                server.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", node)
+
+            def move() -> None:
+                for server in [target, *(each for each in cluster.nodes if each is not target)]:
+                    server.client.execute_command("FLUSHALL")
+                    server.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", node)
+
+            move()
             with pytest.raises(RedisUnavailable):
                 until(lambda: session.receive(0.1) is None, "the session ends")
             with pytest.raises(RedisUnavailable):
                 publisher.publish([message("a", 1, 0)])
 
         def finds_it() -> bool:
+            move()  # again, because a node that hears of it late may claim the slot in between
             try:
                 with publishing(cluster.url):
                     return True
@@ -207,6 +213,7 @@ def test_sentinel_fails_over_and_both_sides_find_the_new_master() -> None:
             session.follow(["a"])
             publisher.publish([message("a", 1, 0)])
             assert len(collected(session.receive, 1)) == 1
+            sentinels.hurry()
             sentinels.servers[0].kill()
             with pytest.raises(RedisUnavailable):
                 until(lambda: session.receive(0.1) is None, "the session ends")
@@ -221,7 +228,7 @@ def test_sentinel_fails_over_and_both_sides_find_the_new_master() -> None:
             except RedisUnavailable:
                 return None
 
-        until(again, "the new master is found", 30, pause=0.3)
+        until(again, "the new master is found", 90, pause=0.3)
 
 
 class Flood:
