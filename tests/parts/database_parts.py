@@ -27,7 +27,8 @@ from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.databases import TestDatabases
 
-PATIENCE = 20.0
+PATIENCE = 40.0
+"""Seconds that a test waits for what mostly takes a moment. A busy machine may stand still for several of them."""
 BELL = 1885823596
 """The first number of the advisory locks of the two doorbells; the second is 0 or 1."""
 
