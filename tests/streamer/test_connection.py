@@ -24,7 +24,7 @@ class Connected:
 
     def __init__(self, *, client_left: bool = False, **options: Any) -> None:
         ours, self.peer = tcp_pair()
-        self.peer.settimeout(5.0)
+        self.peer.settimeout(60.0)
         if client_left:
             self.peer.close()
         self.sock = plain(ours)

@@ -28,7 +28,7 @@ class Written:
 
     def __init__(self, *, tcp: bool = False) -> None:
         ours, self.peer = tcp_pair() if tcp else socket.socketpair()
-        self.peer.settimeout(5.0)
+        self.peer.settimeout(60.0)
         self.now = 100.0
         self.unblocked_count = 0
         self.reasons: list[str] = []

@@ -88,6 +88,8 @@ def test_a_pass_emits_one_event_with_the_number_of_connections(monkeypatch: pyte
     with parts:
         clients = [parts.connect("orders" if n % 2 else "stock") for n in range(40)]
         wait_until(lambda: all(client.admitted for client in clients), "all are live")
+        # Otherwise a pass that began before the messages could bring them to some of the clients.
+        wait_until(lambda: not parts.delivering and not parts.reading, "the parts come to rest")
         before = len(passes)
         for stream in ("orders", "stock"):
             parts.publish(stream)

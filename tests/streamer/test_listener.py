@@ -502,6 +502,7 @@ def test_streams_without_clients_are_not_followed_any_more_after_a_minute(follow
     added(board, client)
     joined(following, "2", "stock")
     board.leave(client)
+    wait_until(lambda: session.followed == [["stock"]])
     following.now += listener.NARROW_INTERVAL - 0.1
     wait_until(lambda: session.pings > 0)
     assert session.followed[1:] == []
