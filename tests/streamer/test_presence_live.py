@@ -16,7 +16,7 @@ import pytest
 from program_parts import ROOT, Program, program
 from raw_http import ask
 from streamer_parts import seat
-from support import Serving, run, serving, session, until
+from support import PATIENCE, Serving, run, serving, session, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Subscriber
@@ -93,8 +93,9 @@ def test_browsers_see_one_another_come_and_go(serve: Serve, pgbus_bus: Bus) -> N
     assert [one for one in news(ada) if one[1] == "max"] == [("join", "max", 2), ("leave", "max", 1)]
 
 
-def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bus: Bus) -> None:
-    workers = [serve(), serve()]
+def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bus: Bus, pgbus_database: str) -> None:
+    # The grace is over when the test says so, because a reload may take long on a busy machine.
+    workers = [serve(presence_grace=60.0), serve(presence_grace=60.0)]
     follower = workers[0].live(ROOM)
     come(workers[0], "ada")
     tab = come(workers[0], "max")
@@ -102,8 +103,17 @@ def test_a_reload_is_no_event_at_whichever_worker_it_ends(serve: Serve, pgbus_bu
     for n in range(1, 5):
         tab.close()
         tab = come(workers[n % 2], "max")
-    gevent.sleep(2.5 * GRACE)
-    assert len(news(follower)) == 2 and sorted(names(pgbus_bus)) == ["ada", "max"]
+    keepers = [worker.instance.presence for worker in workers]
+    until(lambda: sum(map(len, keepers)) == 2 and all(keeper.settled for keeper in keepers), "the old tabs have left")
+    with session(pgbus_database) as connection:
+        run(connection, "update pgbus.presence set expires_at = clock_timestamp() where leaving")
+        until(lambda: not run(connection, "select from pgbus.presence where leaving"), "their leases are removed")
+    # Announcements arrive in their order, so whatever was announced by now has come before this one.
+    pgbus_bus.stream(ROOM).presence.join("zoe")
+    until(lambda: ("join", "zoe", 3) in news(follower), "the next news comes")
+    pgbus_bus.stream(ROOM).presence.leave("zoe")
+    assert [one[:2] for one in news(follower) if one[1] != "zoe"] == [("join", "ada"), ("join", "max")]
+    assert sorted(names(pgbus_bus)) == ["ada", "max"]
 
 
 def test_a_connection_to_another_stream_or_without_a_name_is_no_member(serve: Serve, pgbus_bus: Bus) -> None:
@@ -121,7 +131,7 @@ def test_a_member_that_an_application_joins_is_announced_to_browsers(serve: Serv
     orders = pgbus_bus.stream("orders").presence
     orders.ttl = 0.3
     orders.join("bot")
-    until(lambda: news(client) == [("join", "bot", 1), ("leave", "bot", 0)], "it comes, and expires", timeout=15)
+    until(lambda: news(client) == [("join", "bot", 1), ("leave", "bot", 0)], "it comes, and expires")
 
 
 def test_a_worker_that_restarts_does_not_make_members_flicker(serve: Serve, pgbus_bus: Bus) -> None:
@@ -144,7 +154,7 @@ def test_ghosts_of_a_worker_that_was_killed_leave_once(serve: Serve, pgbus_bus: 
     until(lambda: len(names(pgbus_bus)) == 2, "both have come")
     with session(pgbus_database) as connection:  # stands for a worker: it joins, and is not heard of again
         run(connection, "select pgbus.presence_join(%s, 'ghost', '{}', 'c1', interval '0.3 seconds')", ROOM)
-    until(lambda: all(("leave", "ghost", 2) in news(client) for client in clients), "the ghost leaves", timeout=15)
+    until(lambda: all(("leave", "ghost", 2) in news(client) for client in clients), "the ghost leaves")
     gevent.sleep(0.5)
     assert [sum(one[:2] == ("leave", "ghost") for one in news(client)) for client in clients] == [1, 1]
 
@@ -180,7 +190,7 @@ def test_what_a_worker_that_died_did_not_announce_is_announced_by_the_steward(
         dies.instance.tasks["presence"].stop(1.0)
         assert len(news(follower)) == 30
         run(connection, "update pgbus.presence_crowds set due_at = clock_timestamp()")
-    until(lambda: news(follower)[30:] == [("join", "ada", 31)], "she is announced", timeout=15)
+    until(lambda: news(follower)[30:] == [("join", "ada", 31)], "she is announced")
 
 
 def test_a_large_crowd_is_counted_and_a_smaller_one_is_named_again(serve: Serve, pgbus_bus: Bus) -> None:
@@ -190,7 +200,7 @@ def test_a_large_crowd_is_counted_and_a_smaller_one_is_named_again(serve: Serve,
     source.record(changes, ttl=60.0, grace=0.0)
     until(lambda: announcements(client) == [{"count": 300}], "its number comes")
     source.record([(*change[:3], None) for change in changes[100:]], ttl=60.0, grace=0.0)
-    until(lambda: announcements(client)[1:] == [{"op": "refresh", "count": 100}], "names come back", timeout=15)
+    until(lambda: announcements(client)[1:] == [{"op": "refresh", "count": 100}], "names come back")
     pgbus_bus.stream(ROOM).presence.join("ada")
     until(lambda: news(client) == [("join", "ada", 101)], "she is named")
 
@@ -205,9 +215,9 @@ def test_streams_go_on_while_presence_cannot_be_written(
         come(worker, "max").close()
         until(lambda: worker.instance.presence.failing, "presence fails")
         pgbus_bus.stream(ROOM).broadcast("all the same")
-        assert ada.next().data == "all the same" and worker.instance.alive
+        assert ada.next(timeout=PATIENCE).data == "all the same" and worker.instance.alive
         run(connection, "alter table pgbus.elsewhere rename to presence")
-    until(lambda: names(pgbus_bus) == ["ada"], "it is made up for", timeout=15)
+    until(lambda: names(pgbus_bus) == ["ada"], "it is made up for", timeout=2 * PATIENCE)
     assert sum("cannot write presence" in record.message for record in caplog.records) == 1
 
 
@@ -218,17 +228,22 @@ def test_a_crash_of_the_database_which_empties_the_table_is_made_up_for(
     come(worker, "ada")
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
     with session(pgbus_database) as connection:
-        run(connection, "truncate pgbus.presence")
-    assert names(pgbus_bus) == []
+        # In one transaction, because the worker notices at any moment.
+        assert run(connection, "truncate pgbus.presence; select count(*) from pgbus.presence") == [(0,)]
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there again")
 
 
-def test_members_stay_longer_than_a_lease(serve: Serve, pgbus_bus: Bus) -> None:
-    worker = serve(presence_ttl=1.5)
+def test_the_lease_of_a_member_is_renewed_and_nothing_is_announced(
+    serve: Serve, pgbus_bus: Bus, pgbus_database: str
+) -> None:
+    # The lease outlasts a worker that stands still for some seconds. It is renewed every four to five seconds.
+    worker = serve(presence_ttl=15.0)
     follower = worker.live(ROOM)
     come(worker, "ada")
     until(lambda: names(pgbus_bus) == ["ada"], "ada is there")
-    gevent.sleep(3.5)
+    with session(pgbus_database) as connection:
+        [(first,)] = run(connection, "select expires_at from pgbus.presence")
+        until(lambda: run(connection, "select true from pgbus.presence where expires_at > %s", first), "it is renewed")
     assert names(pgbus_bus) == ["ada"] and news(follower) == [("join", "ada", 1)]
 
 
@@ -246,7 +261,7 @@ def test_thousands_of_members_come_in_a_few_statements(pgbus_bus: Bus) -> None:
     assert pgbus_bus.stream("room 7").presence.count() == 20
     keeper._touch()
     assert keeper.settled
-    keeper.finish(5.0)
+    keeper.finish(60.0)
     assert [member.connections for member in pgbus_bus.stream("room 7").presence.members()] == [0] * 20
 
 
@@ -276,7 +291,7 @@ def test_the_application_in_the_documentation_and_a_worker_of_it_that_is_killed(
         r"^```python\n(from gevent import monkey.*?)^```$", (ROOT / "docs/presence.md").read_text(), re.M | re.S
     )
     (tmp_path / "rooms.py").write_text(code)
-    how: dict[str, Any] = {"database_url": pgbus_database, "cwd": tmp_path, "PGBUS_PRESENCE_TTL": "3s"}
+    how: dict[str, Any] = {"database_url": pgbus_database, "cwd": tmp_path, "PGBUS_PRESENCE_TTL": "60s"}
     with program("rooms.py", **how) as stays, program("rooms.py", **how) as dies, ExitStack() as clients:
         assert ask(stays.port, "/members").status == 403
         cookies = {name: log_in(stays, name) for name in ("ada", "max", "zoe")}
@@ -290,6 +305,14 @@ def test_the_application_in_the_documentation_and_a_worker_of_it_that_is_killed(
         dies.process.send_signal(signal.SIGKILL)
         until(lambda: zoe.closed, "the connection is cut")
         clients.enter_context(follow(stays, cookies["zoe"]))
+        members = pgbus_bus.stream(ROOM).presence.members
+        until(lambda: {one.member: one.connections for one in members()}["zoe"] == 2, "zoe is back")
+        with session(pgbus_database) as connection:  # stands for the time until the leases of the dead worker end
+            run(
+                connection,
+                "update pgbus.presence set expires_at = clock_timestamp() where member = 'max'"
+                " or member = 'zoe' and connected_at = (select min(connected_at) from pgbus.presence where member = 'zoe')",
+            )
         until(lambda: ("leave", "max", 2) in news(ada), "the ghost leaves")
         assert set(listed(stays, cookies["ada"])) == {"ada", "zoe"}
         assert not any(op == "leave" and member == "zoe" for op, member, _ in news(ada))
