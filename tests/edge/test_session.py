@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -40,7 +41,7 @@ def board() -> Board:
 
 
 def requests_to(url: str, token: str = TOKEN) -> Origin:
-    return Origin(f"{url}/pgbus", token, connect_timeout=2.0, pool_timeout=2.0, size=2)
+    return Origin(f"{url}/pgbus", token, connect_timeout=PATIENCE, pool_timeout=PATIENCE, size=2)
 
 
 @pytest.fixture
@@ -88,8 +89,9 @@ def test_from_the_moment_on_at_which_a_stream_is_followed_each_message_is_heard(
 
 
 def test_a_stream_that_moves_to_another_line_loses_nothing_that_is_on_its_way(
-    session: WakeSession, board: Board, pgbus_bus: Bus
+    session: WakeSession, board: Board, pgbus_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subject, "LINGER", PATIENCE)  # a message may be on its way for longer than usual
     log = board.registry.hold("orders")
     log.open(head=0, horizon=0, oldest=0, floor=0, rows=[])
     follow(session, ["orders"])
@@ -275,7 +277,13 @@ def test_a_new_line_that_leads_to_a_server_that_stops_is_tried_again(
 def test_silence_ends_the_session(origin: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "SILENCE", 0.5)
     with hop(origin.url) as network:
-        session = WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+
+        def opened() -> WakeSession | None:
+            with suppress(DatabaseUnavailable):  # the greeting is late
+                return WakeSession(requests_to(network.url), Registry(lambda name: None))  # type: ignore[arg-type,return-value]
+            return None
+
+        session = until(opened, "the origin greets", PATIENCE)
         try:
             network.flows.clear()
             with pytest.raises(DatabaseUnavailable, match="not even a heartbeat"):
@@ -317,4 +325,4 @@ def test_a_greeting_of_another_release_is_refused(greeting: object, says: str) -
 
 def test_an_interrupt_ends_a_wait_and_is_not_lost(session: WakeSession) -> None:
     session.interrupt()
-    assert session.receive(5.0) == ([], False)
+    assert session.receive(PATIENCE) == ([], False)

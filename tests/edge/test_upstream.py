@@ -128,7 +128,7 @@ def test_disconnect_ends_the_connections_of_an_owner_at_the_edge(
     # A revocation that is in the first read is older than every connection, so it ends none.
     until(lambda: edge.instance.revocations._mark, "the edge has read the revocations", PATIENCE)
     pgbus_bus.disconnect("ada")
-    until(lambda: ada.closed, "ada's connection ends", 3.0)
+    until(lambda: ada.closed, "ada's connection ends")
     assert json.loads(ada.frames[-1].data) == {"reason": "revoked"}
     pgbus_bus.stream("orders").broadcast("on")
     until_messages(bob, 1)
@@ -141,9 +141,14 @@ def test_signed_names_are_verified_at_the_edge(edge: Serving, pgbus_settings: Se
     pgbus_bus.stream("private").broadcast("for the holder")
     assert private.next(timeout=PATIENCE).data == "for the holder"
     assert get(edge.url, f"/pgbus/streams/{pgbus_bus.sign('private', expires_in=0.01)}x").status == 404
-    short = edge.client(pgbus_bus.sign("private", expires_in=1.5))
-    until(lambda: short.closed, "the connection ends when the name expires", 10.0)
-    assert json.loads(short.frames[-1].data) == {"reason": "expired"}
+
+    def expired() -> list[str]:
+        """Return the data of all frames of a connection whose name expires; none if it has expired before the connection begins."""
+        short = edge.client(pgbus_bus.sign("private", expires_in=1.5))
+        until(lambda: short.closed, "the connection ends when the name expires")
+        return [frame.data for frame in short.frames]
+
+    assert json.loads(until(expired, "it connects in time")[-1]) == {"reason": "expired"}
 
 
 def test_one_connection_and_one_set_of_streams_for_many_clients(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
@@ -216,14 +221,18 @@ def test_an_edge_needs_a_worker_token_and_keeps_no_presence(pgbus_settings: Sett
         Bus(settings=edge_settings(pgbus_settings, "http://127.0.0.1:1")).stream("orders").broadcast("x")
 
 
+@pytest.mark.usefixtures("starting_at_once")
 def test_an_edge_with_a_wrong_token_is_not_ready_and_says_what_to_do(
     origin: Serving, pgbus_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = edge_settings(pgbus_settings, origin.url, worker_token="another-worker-token")
-    with caplog.at_level(logging.WARNING), serving(settings, connect_timeout=0.2) as edge:
-        state = json.loads(until(lambda: get(edge.url, "/pgbus/readyz"), "it answers").body)
-        assert state["status"] == "unready"
-        assert "give both the same PGBUS_WORKER_TOKEN" in state["detail"]
+    with caplog.at_level(logging.WARNING), serving(settings) as edge:
+
+        def told() -> bool:
+            state = json.loads(get(edge.url, "/pgbus/readyz").body)
+            return state["status"] == "unready" and "give both the same PGBUS_WORKER_TOKEN" in state["detail"]
+
+        until(told, "it is not ready, and says why")
     assert "the origin does not serve this edge: its worker token" in caplog.text
     assert "an edge at 127.0.0.1 was refused" in caplog.text
 
@@ -233,7 +242,7 @@ def refused_edge(settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: py
     for name, value in (("INTERVAL", 0.05), ("UNREADY_AFTER", 0.3)):
         monkeypatch.setattr(pulse, name, value)
     caplog.set_level(logging.INFO)
-    with serving(settings, connect_timeout=0.2, away_after=0.5) as edge:
+    with serving(settings, away_after=0.5) as edge:
         upstream = edge.instance.upstream
         assert upstream is not None
         end = monotonic() + 2.0
@@ -246,6 +255,7 @@ def refused_edge(settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: py
     return str(state["detail"])
 
 
+@pytest.mark.usefixtures("starting_at_once")
 def test_the_first_cause_is_shown_once_in_the_log_and_in_readyz_while_the_origin_refuses_an_edge(
     origin: Serving, pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +266,7 @@ def test_the_first_cause_is_shown_once_in_the_log_and_in_readyz_while_the_origin
     assert "it answered 401" in detail
 
 
+@pytest.mark.usefixtures("starting_at_once")
 def test_an_edge_that_starts_when_too_many_wrong_tokens_have_come_is_told_to_check_its_token(
     origin: Serving, pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,6 +278,7 @@ def test_an_edge_that_starts_when_too_many_wrong_tokens_have_come_is_told_to_che
     assert "its worker token is not one of the origin's" in detail
 
 
+@pytest.mark.usefixtures("starting_at_once")
 def test_an_origin_without_a_worker_token_is_named_as_the_cause(
     pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,6 +287,7 @@ def test_an_origin_without_a_worker_token_is_named_as_the_cause(
     assert "the origin takes no edges: set PGBUS_WORKER_TOKEN there" in detail
 
 
+@pytest.mark.usefixtures("starting_at_once")
 @pytest.mark.parametrize("starts", ["before", "meanwhile"])
 def test_an_origin_whose_database_is_away_is_told_from_one_that_is_silent(
     starts: str,
@@ -296,10 +309,12 @@ def test_an_origin_whose_database_is_away_is_told_from_one_that_is_silent(
         proxy = Proxy(str(pgbus_settings.database_url))
         stack.callback(proxy.stop)
         origin = stack.enter_context(serving(pgbus_settings, worker_token=TOKEN, database_url=proxy.url, migrate=False))
-        settings = edge_settings(pgbus_settings, origin.url, connect_timeout=0.2)
+        settings = edge_settings(pgbus_settings, origin.url)
         if starts == "before":
             edge = stack.enter_context(serving(settings))
-            until(lambda: edge.instance.listener.live and not detail(edge), "the edge serves")
+            # On a busy machine, both may have been in doubt for a moment.
+            until(lambda: edge.instance.listener.live and not detail(edge) and not detail(origin), "the edge serves")
+        caplog.clear()
         proxy.dead = True
         until(lambda: "the database has not answered" in detail(origin), "the origin's database is away")
         if starts == "meanwhile":
@@ -323,18 +338,17 @@ def test_an_edge_of_an_edge_delivers_too(
         assert {each.data for each in client.messages} == {"far", "hint"}
 
 
+@pytest.mark.usefixtures("starting_at_once")
 def test_edges_that_name_each_other_as_origin_say_so_at_once(pgbus_settings: Settings) -> None:
-    with hop("http://127.0.0.1:1") as network:
-        first_settings = edge_settings(pgbus_settings, network.url)
-        with serving(first_settings, connect_timeout=0.2) as first:
-            second_settings = edge_settings(pgbus_settings, first.url)
-            with serving(second_settings, connect_timeout=0.2) as second:
-                network.targets = [second.server.port]
-                for each in (first, second):
-                    began = monotonic()
-                    with pytest.raises(DatabaseError, match="whose own origin leads back here"):
-                        each.instance.database.queries.revocations()
-                    assert monotonic() - began < 8.0
+    with ExitStack() as stack:
+        network = stack.enter_context(hop("http://127.0.0.1:1"))
+        first = stack.enter_context(serving(edge_settings(pgbus_settings, network.url)))
+        second = stack.enter_context(serving(edge_settings(pgbus_settings, first.url)))
+        network.targets = [second.server.port]
+        for each in (first, second):
+            # If the question went round and round, the answer would be that the origin did not answer in time.
+            with pytest.raises(DatabaseError, match="whose own origin leads back here"):
+                each.instance.database.queries.revocations()
 
 
 def test_the_metrics_tell_of_the_hop(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
@@ -349,11 +363,19 @@ def test_the_metrics_tell_of_the_hop(origin: Serving, edge: Serving, pgbus_bus: 
     assert re.search(r"^pgbus_edge_streams\{.*\} 1.0$", at_origin, re.MULTILINE)
 
 
-def test_live_messages_come_over_the_connection_and_cost_no_read(edge: Serving, pgbus_bus: Bus) -> None:
+def test_live_messages_come_over_the_connection_and_cost_no_read(
+    origin: Serving, pgbus_settings: Settings, pgbus_bus: Bus
+) -> None:
+    # A probe may see a message before it has come over the connection, and have it read. So there are few.
+    with edge_of(pgbus_settings, origin.url, catch_up_interval=60.0) as edge:
+        check_that_live_messages_cost_no_read(edge, pgbus_bus)
+
+
+def check_that_live_messages_cost_no_read(edge: Serving, pgbus_bus: Bus) -> None:
     client = edge.live("orders")
     upstream = edge.instance.upstream
     assert upstream is not None
-    # The probe that follows the first client may see a message before it has come over the connection, and have it read.
+    # One follows the first client.
     until(lambda: upstream.queries.counts["moved"] and not upstream.pool.in_use, "the first probe is over", PATIENCE)
     before = upstream.queries.counts["pages"] + upstream.queries.counts["openings"]
     for n in range(60):
@@ -374,7 +396,7 @@ def test_messages_come_while_a_new_stream_waits_for_its_connection(
         for n in range(10):
             pgbus_bus.stream("orders").broadcast(str(n))
             pgbus_bus.stream("orders").broadcast(f"hint {n}", ephemeral=True)
-            assert {client.next(timeout=1.0).data for _ in range(2)} == {str(n), f"hint {n}"}
+            assert {client.next(timeout=PATIENCE).data for _ in range(2)} == {str(n), f"hint {n}"}
         assert not late.frames
         network.opens.set()
         late.next("pgbus:connected", timeout=PATIENCE)
