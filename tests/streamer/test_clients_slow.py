@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -14,7 +13,6 @@ import pytest
 from support import (
     ServeProcess,
     connect,
-    percentile,
     raw_client,
     received,
     serve_process,
@@ -25,69 +23,79 @@ from support import (
     until_messages,
 )
 
-from pgbus_gevent.bus import Bus
+from pgbus_gevent.bus import Bus, Stream
 from pgbus_gevent.core.ephemeral_buffers import MAX_WAITING
 from pgbus_gevent.core.wakes import Ephemeral
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
-WRITE_DEADLINE = 3.0
-"""Seconds for which the others would wait if a client that does not read held them up."""
+BATCH = 10
+"""How many messages of 3 kB are published before all are awaited. They fit into a socket, so that a client that reads is never
+blocked, however long a process stands still."""
 
 
-def lags(clients: list[StreamClient], sent: dict[str, float]) -> list[float]:
-    """Return the seconds from commit to arrival of each message at each client."""
-    found = []
-    for client in clients:
-        arrived = {frame.id: at for frame, at in zip(client.frames, client.times, strict=True)}
-        found += [arrived[id] - at for id, at in sent.items()]
-    return found
+def slow_down(client: StreamClient) -> None:
+    """Have a client stop reading. Its receive buffer stays small: the kernel enlarges those of clients that read much at once."""
+    assert client._socket is not None
+    client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    client.pause()
 
 
-def test_a_client_that_stops_reading_is_closed_by_the_deadline_while_the_others_go_on_and_gets_all_by_its_cursor(
-    pgbus_database: str, pgbus_bus: Bus, capsys: pytest.CaptureFixture[str]
+def publish(stream: Stream, readers: list[StreamClient], count: int) -> None:
+    """Publish so many messages, and wait until each of the clients has them."""
+    total = len(readers[0].messages) + count
+    for number in range(count):
+        stream.broadcast("x" * 3000)
+        if number % BATCH == BATCH - 1:
+            so_far = total - count + number + 1
+            until(lambda: all(len(client.messages) == so_far for client in readers), "those who read have all")  # noqa: B023
+    assert all(len(client.messages) == total for client in readers)
+
+
+def test_a_client_that_stops_reading_does_not_hold_up_the_others(pgbus_database: str, pgbus_bus: Bus) -> None:
+    # If they had to wait for it, it would be until the deadline.
+    env = {"PGBUS_WRITE_DEADLINE": "600", "PGBUS_SEND_BUFFER": "16384"}
+    with serve_process(pgbus_database, **env) as server:
+        others = [connect(server.url, "orders") for _ in range(99)]
+        stalled = connect(server.url, "orders")
+        for client in (*others, stalled):
+            client.next("pgbus:connected", timeout=20)
+        slow_down(stalled)
+        publish(pgbus_bus.stream("orders"), others, 150)
+        assert len(stalled.messages) < 150
+        assert len(connections(server)) == 100
+        for client in (*others, stalled):
+            client.close()
+
+
+def test_a_client_that_stops_reading_is_closed_by_the_deadline_and_gets_all_by_its_cursor(
+    pgbus_database: str, pgbus_bus: Bus
 ) -> None:
     stream = pgbus_bus.stream("orders")
-
-    def publish(rounds: int) -> dict[str, float]:
-        sent = {}
-        for _ in range(rounds):
-            sent[str(stream.broadcast("x" * 3000))] = monotonic()
-            gevent.sleep(0.01)
-        return sent
-
-    env = {"PGBUS_WRITE_DEADLINE": str(WRITE_DEADLINE), "PGBUS_SEND_BUFFER": "16384"}
+    env = {"PGBUS_WRITE_DEADLINE": "3", "PGBUS_SEND_BUFFER": "16384"}
     with serve_process(pgbus_database, **env) as server, session(pgbus_database) as connection:
         others = [connect(server.url, "orders") for _ in range(99)]
         stalled = connect(server.url, "orders")
         for client in (*others, stalled):
             client.next("pgbus:connected", timeout=20)
-
-        before = publish(100)
-        until(lambda: all(len(client.messages) == 100 for client in others), "the others have the first 100")
-        stalled.pause()
-        sent = publish(150)
+        publish(stream, [*others, stalled], 100)
+        slow_down(stalled)
+        publish(stream, others, 150)
         until(lambda: len(connections(server)) == 99, "the stalled one is closed")
-        sent |= publish(20)
-        total = 100 + len(sent)
-        until(lambda: all(len(client.messages) == total for client in others), "the others have all")
+        publish(stream, others, 20)
 
         stalled.go_on()
-        stalled.wait_closed()
-        assert len(stalled.messages) < total
+        stalled.wait_closed(timeout=20)
+        assert len(stalled.messages) < 270
         stalled.resume()
-        until_messages(stalled, total)
+        until_messages(stalled, 270)
         expected = stored(connection, "orders")
         assert received(stalled) == expected
         for client in others:
             assert received(client) == expected
             assert not client.closed
-        p99_before, p99 = percentile(lags(others, before), 0.99), percentile(lags(others, sent), 0.99)
         for client in (*others, stalled):
             client.close()
-    with capsys.disabled():
-        print(f"\np99 of 99 clients: {p99_before * 1000:.0f} ms before, {p99 * 1000:.0f} ms beside a stalled one")
-    assert p99 < WRITE_DEADLINE / 2
 
 
 def connections(server: ServeProcess) -> list[Any]:
@@ -101,23 +109,23 @@ def test_a_stalled_client_costs_a_bounded_amount_of_memory_and_gets_fifty_megaby
     pgbus_database: str, pgbus_bus: Bus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = pgbus_bus.stream("orders")
-    with serve_process(pgbus_database, PGBUS_WRITE_DEADLINE="60") as server, session(pgbus_database) as connection:
+    with serve_process(pgbus_database, PGBUS_WRITE_DEADLINE="600") as server, session(pgbus_database) as connection:
         reading, stalled = connect(server.url, "orders"), connect(server.url, "orders")
         for client in (reading, stalled):
             client.next("pgbus:connected", timeout=20)
         stream.broadcast("x" * 64_000)
-        reading.next()
+        reading.next(timeout=20)
         stalled.pause()
         rss = [server.rss]
         for n in range(100):
             stream.broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
             rss.append(server.rss)
-        until(lambda: len(reading.messages) == 801, "the reading one has all")
+        until(lambda: len(reading.messages) == 801, "the reading one has all", timeout=60)
         rss.append(server.rss)
         assert not stalled.closed and len(stalled.messages) < 100
 
         stalled.go_on()
-        until(lambda: len(stalled.messages) == 801, "the stalled one has all")
+        until(lambda: len(stalled.messages) == 801, "the stalled one has all", timeout=60)
         rss.append(server.rss)
         expected = stored(connection, "orders")
         assert received(stalled) == expected
@@ -147,10 +155,11 @@ def talk(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("leave", [half_close, reset, socket.socket.close, talk])
 @pytest.mark.parametrize("stalled", [False, True])
-def test_clients_that_leave_in_any_way_are_gone_within_five_seconds_with_their_descriptors(
+def test_clients_that_leave_in_any_way_are_gone_soon_with_their_descriptors(
     leave: Callable[[socket.socket], None], stalled: bool, pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
-    with serving(pgbus_settings, write_deadline=60.0, send_buffer=4096) as server:
+    # No heartbeat comes in time, with which it would be noticed too.
+    with serving(pgbus_settings, write_deadline=600.0, heartbeat=300.0, send_buffer=4096) as server:
         instance = server.instance
         witness = server.live("orders")
         before = len(psutil.Process().net_connections("tcp"))
@@ -162,11 +171,9 @@ def test_clients_that_leave_in_any_way_are_gone_within_five_seconds_with_their_d
             until(
                 lambda: sum(client.blocked_since is not None for client in instance.registry.clients()) == 50, "blocked"
             )
-        began = monotonic()
         for sock in socks:
             leave(sock)
-        until(lambda: len(instance.registry) == 1, "they are gone", timeout=5.0)
-        assert monotonic() - began < 5.0
+        until(lambda: len(instance.registry) == 1, "they are gone")
         for sock in socks:
             sock.close()
         until(lambda: len(psutil.Process().net_connections("tcp")) <= before, "their descriptors are free")

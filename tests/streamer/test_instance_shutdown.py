@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +22,8 @@ from pgbus_gevent.streamer.task import Task
 from pgbus_gevent.testing.client import StreamClient
 
 GRACE = 1.0
-SLACK = 3.0
-"""Seconds by which the end of a process may exceed its limit on a busy machine."""
+LONG = 600.0
+"""Seconds, for limits that must not be over before a test is."""
 
 REFUSED = re.compile(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: \{"reason":"([a-z-]+)"\}\n\n')
 
@@ -55,7 +54,7 @@ def test_a_shutdown_ends_a_start_that_waits_for_the_listener(pgbus_settings: Set
     gevent.sleep(0.3)
     assert not starting.ready()
     instance.shutdown(timeout=0.5)
-    starting.join(5.0)
+    starting.join(PATIENCE)
     assert starting.successful()
 
 
@@ -94,23 +93,21 @@ def test_farewells_to_slow_clients_copy_nothing(pgbus_database: str, pgbus_bus: 
 def test_a_signal_ends_a_server_with_a_hundred_clients_in_good_order(
     number: signal.Signals, pgbus_database: str, pgbus_bus: Bus
 ) -> None:
-    with serve_process(pgbus_database, "--grace", str(GRACE)) as server:
+    # If it waited longer than the grace, it would end with another status: by an alarm five seconds later.
+    with serve_process(pgbus_database, "--grace", str(GRACE), PGBUS_WRITE_DEADLINE=str(LONG)) as server:
         clients = [connect(server.url, f"s:{n % 5}") for n in range(90)]
         for client in clients:
             client.next("pgbus:connected", timeout=20)
         stalled = stalled_clients(server.url, pgbus_bus)
-        began = monotonic()
         server.signal(number)
 
-        assert server.wait(GRACE + SLACK) == 0
-        took = monotonic() - began
+        assert server.wait() == 0
         for client in clients:
-            client.wait_closed()
+            client.wait_closed(PATIENCE)
         told = [farewell(client) for client in clients]
         assert {reason for reason, _ in told} == {"restart"}
         assert all(1000 <= retry <= 5000 for _, retry in told)
         assert len({retry for _, retry in told}) > 45, "they come back at different times"
-        assert took < GRACE + SLACK
         for sock in stalled:
             sock.close()
 
@@ -121,25 +118,23 @@ def test_if_all_clients_read_it_ends_at_once(pgbus_database: str) -> None:
         for client in clients:
             client.next("pgbus:connected", timeout=20)
         server.signal()
-        assert server.wait(10) == 0
+        assert server.wait() == 0
         for client in clients:
-            client.wait_closed()
+            client.wait_closed(PATIENCE)
             assert farewell(client)[0] == "restart"
 
 
 def test_a_second_signal_ends_it_at_once(pgbus_database: str, pgbus_bus: Bus) -> None:
-    with serve_process(pgbus_database, "--grace", "30") as server:
+    with serve_process(pgbus_database, "--grace", str(LONG), PGBUS_WRITE_DEADLINE=str(LONG)) as server:
         reading = connect(server.url, "orders")
         reading.next("pgbus:connected", timeout=20)
         stalled = stalled_clients(server.url, pgbus_bus)
         server.signal()
-        reading.wait_closed()
+        reading.wait_closed(PATIENCE)
         assert farewell(reading)[0] == "restart"
         assert server.process.poll() is None, "it waits for those that do not read"
-        began = monotonic()
         server.signal()
-        assert server.wait(5) == 128 + signal.SIGTERM
-        assert monotonic() - began < 6.0
+        assert server.wait() == 128 + signal.SIGTERM
         for sock in stalled:
             sock.close()
 
@@ -153,23 +148,23 @@ def test_neither_idle_nor_half_sent_requests_keep_it_from_ending(pgbus_database:
         socks[3].sendall(b"GET /pgbus/healthz HTTP/1.1\r\nHost: test\r\n\r\n")
         assert socks[3].recv(1000).startswith(b"HTTP/1.1 200")
         server.signal()
-        assert server.wait(GRACE + SLACK) == 0
+        assert server.wait() == 0  # by an alarm, five seconds after the grace, the status would be another one
         for sock in socks:
             sock.close()
 
 
 def test_a_request_that_was_on_its_way_is_refused_as_the_server_drains(pgbus_database: str, pgbus_bus: Bus) -> None:
-    with serve_process(pgbus_database, "--grace", "5") as server:
+    with serve_process(pgbus_database, "--grace", str(LONG), PGBUS_WRITE_DEADLINE=str(LONG)) as server:
         stalled = stalled_clients(server.url, pgbus_bus, 2)
         witness = connect(server.url, "orders")
         witness.next("pgbus:connected", timeout=20)
         address = (urlsplit(server.url).hostname, urlsplit(server.url).port or 0)
-        browser, probe = (socket.create_connection(address, timeout=10) for _ in range(2))
+        browser, probe = (socket.create_connection(address, timeout=PATIENCE) for _ in range(2))
         browser.sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nAccept: text/event-stream\r\n")
         probe.sendall(b"GET /pgbus/readyz HTTP/1.1\r\n")
         assert get(server.url, "/pgbus/readyz").status == 200, "so the two were accepted before"
         server.signal()
-        witness.wait_closed()
+        witness.wait_closed(PATIENCE)
 
         browser.sendall(b"Host: test\r\n\r\n")
         answer = to_end(browser)
@@ -183,7 +178,7 @@ def test_a_request_that_was_on_its_way_is_refused_as_the_server_drains(pgbus_dat
             get(server.url, "/pgbus/healthz")
         for sock in (*stalled, browser, probe):
             sock.close()
-        assert server.wait(5 + SLACK) == 0
+        assert server.wait() == 0
 
 
 def to_end(sock: socket.socket) -> bytes:
@@ -201,13 +196,13 @@ def draining(server: Serving, bus: Bus) -> tuple[Any, list[socket.socket]]:
     """Make the Instance drain. It does not end before its clients, which do not read, are closed."""
     stalled = stalled_clients(server.url, bus, 2)
     until(lambda: any(client.blocked_since is not None for client in server.instance.registry.clients()), "they stall")
-    running = gevent.spawn(server.instance.shutdown, 10.0)
+    running = gevent.spawn(server.instance.shutdown, LONG)
     until(lambda: server.instance.draining and not server.instance.registry.clients(), "it drains")
     return running, stalled
 
 
 def test_new_clients_are_refused_while_an_instance_drains(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
-    with serving(pgbus_settings) as server:
+    with serving(pgbus_settings, write_deadline=LONG) as server:
         running, stalled = draining(server, pgbus_bus)
         answer = get(server.url, "/pgbus/streams/orders", Accept="text/html, text/event-stream;q=0.9")
         found = REFUSED.fullmatch(answer.body)
@@ -218,22 +213,22 @@ def test_new_clients_are_refused_while_an_instance_drains(pgbus_settings: Settin
         assert get(server.url, "/pgbus/readyz").status == 503
         for sock in stalled:
             sock.close()
-        running.get(timeout=10)
+        running.get(timeout=PATIENCE)
 
 
 def test_a_slow_client_that_reads_on_during_the_drain_gets_its_bytes_and_the_last_frame(
     pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
-    with serving(pgbus_settings, send_buffer=4096) as server:
+    with serving(pgbus_settings, send_buffer=4096, write_deadline=LONG) as server:
         slow = server.live("orders")
         slow.pause()
         sent = [pgbus_bus.stream("orders").broadcast(f"{n} " + "x" * 60_000) for n in range(20)]
         until(lambda: server.instance.registry.clients()[0].blocked_since is not None, "it stalls")
-        running = gevent.spawn(server.instance.shutdown, 10.0)
+        running = gevent.spawn(server.instance.shutdown, LONG)
         until(lambda: not server.instance.registry.clients(), "it drains")
         slow.go_on()
-        running.get(timeout=10)
-        slow.wait_closed()
+        running.get(timeout=PATIENCE)
+        slow.wait_closed(PATIENCE)
         assert farewell(slow)[0] == "restart"
         got = [int(frame.id or 0) for frame in slow.messages]
         assert got == sent[: len(got)]
@@ -242,8 +237,8 @@ def test_a_slow_client_that_reads_on_during_the_drain_gets_its_bytes_and_the_las
 def test_a_shutdown_may_be_asked_for_by_many_at_once(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings) as server:
         client = server.live("orders")
-        gevent.joinall([gevent.spawn(server.instance.shutdown) for _ in range(10)], timeout=10, raise_error=True)
-        client.wait_closed()
+        gevent.joinall([gevent.spawn(server.instance.shutdown) for _ in range(10)], timeout=PATIENCE, raise_error=True)
+        client.wait_closed(PATIENCE)
         assert [frame.event for frame in client.frames if frame.dispatches][-1] == "pgbus:shutdown"
         assert sum(frame.event == "pgbus:shutdown" for frame in client.frames) == 1
 
@@ -274,17 +269,18 @@ def test_above_max_connections_a_browser_is_told_to_come_back_and_others_get_503
         assert clients[0].next().data == "while it was away"
 
 
-def until_answered(client: StreamClient) -> None:
-    until(lambda: client.frames and client.frames[-1].dispatches, "it is answered")
+def answer(client: StreamClient) -> str:
+    """Return the name of a client's first event. A heartbeat may have come after it."""
+    return str(until(lambda: next((frame.event for frame in client.frames if frame.dispatches), ""), "it is answered"))
 
 
 def test_a_burst_of_clients_never_takes_more_than_max_connections(pgbus_settings: Settings) -> None:
     with serving(pgbus_settings, max_connections=20) as server:
         most = 0
         clients = [server.client(f"s:{n}") for n in range(100)]
+        told = []
         for client in clients:
-            until_answered(client)
+            told.append(answer(client))
             most = max(most, len(server.instance.registry))
-        told = [client.frames[-1].event for client in clients]
         assert told.count("pgbus:connected") == most == 20
         assert told.count("pgbus:shutdown") == 80
