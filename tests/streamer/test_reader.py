@@ -311,7 +311,8 @@ def test_a_cursor_is_not_ahead_while_there_is_more_to_read() -> None:
         client = parts.connect(since=90)
         settled(parts)
         assert client.controls("gap-detected") == []
-        assert parts.table.reads.count("pages") == 5
+        # One more if the client waits again only while the last page is being read.
+        assert parts.table.reads.count("pages") in (5, 6)
 
 
 def test_a_replay_brings_messages_without_a_notification_to_the_others_too() -> None:
@@ -426,6 +427,7 @@ def test_an_outage_of_the_database_loses_no_message(
 
 
 def test_a_kept_page_does_not_end_an_outage(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(reader, "KEEP_SECONDS", 600.0)
     monkeypatch.setattr(reader, "_PAUSES", (0.002, 0.002))
     table = Table()
     for _ in range(20):
@@ -506,7 +508,8 @@ def test_nothing_stays_of_clients_that_left_while_the_database_was_away(monkeypa
 # pages that are kept
 
 
-def test_a_page_also_serves_clients_that_come_a_moment_later() -> None:
+def test_a_page_also_serves_clients_that_come_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "KEEP_SECONDS", 600.0)  # however slow the machine is
     table = Table()
     for _ in range(20):
         table.append("orders")

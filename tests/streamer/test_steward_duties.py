@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 from database_parts import Session, opened_sessions
 from streamer_parts import make_board, wait_until
-from support import Serving, serving, until
+from support import PATIENCE, Serving, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion
@@ -24,9 +23,6 @@ from pgbus_gevent.streamer import steward as steward_module
 from pgbus_gevent.streamer.steward import ALONE, Steward
 from pgbus_gevent.streamer.steward_duties import do_duty
 from pgbus_gevent.streamer.steward_ear import Ear
-
-TAKEN_OVER = 8.0
-"""Seconds within which another worker must have done the duties of one that ended: the lease, and the wait of a short duty."""
 
 
 class Nobody:
@@ -97,6 +93,12 @@ def test_a_duty_may_ask_to_be_done_again_sooner() -> None:
 
 
 @pytest.fixture
+def lasting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A steward that stands still for some seconds, as all workers of this process do on a busy machine, stays the steward."""
+    monkeypatch.setattr(steward_module, "LEASE", 60.0)
+
+
+@pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Serving], Counter[str]]:
     """Count the duties of a server, by name."""
 
@@ -128,7 +130,7 @@ DUTIES = {"revocations", "presence", "pruning"}
 
 
 def test_one_worker_does_the_duties_and_another_one_takes_over(
-    pgbus_settings: Settings, pgbus_bus: Bus, counted: Callable[[Serving], Counter[str]]
+    pgbus_settings: Settings, pgbus_bus: Bus, counted: Callable[[Serving], Counter[str]], lasting: None
 ) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(serving(pgbus_settings, **QUICK)) for _ in range(3)]
@@ -139,30 +141,27 @@ def test_one_worker_does_the_duties_and_another_one_takes_over(
         busy = [n for n, count in enumerate(counts) if count.total() > before[n]]
         assert len(busy) == 1 and servers[busy[0]].instance.steward.leads
         others = [n for n in range(3) if n not in busy]
-        ended = monotonic()
         servers[busy[0]].instance.shutdown(1.0)
         before = [count.total() for count in counts]
         until(lambda: any(counts[n].total() > before[n] for n in others), "another one takes over")
-        assert monotonic() - ended < TAKEN_OVER
 
 
 def test_members_expire_and_messages_are_pruned_when_the_steward_has_died(
-    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies without a word: it is not stopped, and its sessions stay open."""
+    monkeypatch.setattr(steward_module, "ALONE", 600.0)  # the other one does the duties only as the steward
     with opened_sessions(pgbus_database) as opener, ExitStack() as stack:
         sql = opener()
         servers = [stack.enter_context(serving(pgbus_settings, **QUICK, presence=("room",))) for _ in range(2)]
-        until(lambda: any(server.instance.steward.leads for server in servers), "one leads")
-        dead = next(server.instance for server in servers if server.instance.steward.leads)
+        workers = [server.instance for server in servers]
+        dead = until(lambda: next((worker for worker in workers if worker.steward.leads), None), "one leads")
         dead.steward._leave = lambda: None  # type: ignore[method-assign]
         for task in dead.tasks.values():
             task.stop(1.0)
-        began = monotonic()
         fill(sql)
         until(lambda: sql.one("select count(*) from pgbus.presence") == 0, "the member leaves")
         until(lambda: sql.one("select count(*) from pgbus.messages") == 0, "the messages are removed")
-        assert monotonic() - began < TAKEN_OVER
 
 
 def fill(sql: Session) -> None:
@@ -173,7 +172,7 @@ def fill(sql: Session) -> None:
 
 
 def test_a_steward_that_leaves_pruning_to_others_does_not_keep_them_from_it(
-    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str, lasting: None
 ) -> None:
     with opened_sessions(pgbus_database) as opener:
         sql = opener()
@@ -205,7 +204,7 @@ def test_two_that_do_the_duties_at_once_do_no_harm(
             until(lambda: sql.one("select count(*) from pgbus.presence") == 0, "the members leave")
             pgbus_bus.stream("room").broadcast("end")
             events = []
-            while (event := client.next(timeout=10)).data != "end":
+            while (event := client.next(timeout=PATIENCE)).data != "end":
                 events.append(json.loads(event.data))
             changes = [change for event in events for change in event.get("members", [event])]
             gone = [change["member"] for change in changes if change.get("op") == "leave"]
@@ -220,7 +219,8 @@ def test_a_revocation_that_no_notification_announced_reaches_all_workers(
     with opened_sessions(pgbus_database) as opener, ExitStack() as stack:
         servers = [stack.enter_context(serving(pgbus_settings, catch_up_interval=0.3)) for _ in range(3)]
         until(lambda: any(server.instance.steward.leads for server in servers), "one leads")
-        gevent.sleep(0.5)  # all have read once
+        parts = [server.instance.revocations for server in servers]
+        until(lambda: all(part._mark is not None for part in parts), "all have read once")
         ended: list[str] = []
         for server in servers:
             server.instance.clients.end_owner = lambda owner: ended.append(owner) or 1  # type: ignore[func-returns-value, method-assign]
