@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import sleep
 from types import FrameType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -66,15 +66,17 @@ class Before:
 
 
 def settled(look: Callable[[], list[T]]) -> list[T]:
-    """Call ``look`` until it finds nothing, for at most :data:`SETTLE` seconds, and return its last result. Collects garbage."""
-    end = monotonic() + SETTLE
-    pause = 0.001
-    while found := look():
-        if monotonic() > end:
-            break
+    """Call ``look`` until it finds nothing, and return its last result. Collects garbage.
+
+    Pauses between two calls for :data:`SETTLE` seconds at most, all in all. The clock is not asked: if the process stands still,
+    as on a busy machine, nothing gets to end meanwhile.
+    """
+    left, pause = SETTLE, 0.001
+    while (found := look()) and left > 0:
         sleep(pause)  # in a patched process, this lets other greenlets run
         if pause > 0.01:
             gc.collect()
+        left -= pause
         pause = min(pause * 2, 0.25)
     return found
 

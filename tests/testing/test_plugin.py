@@ -8,11 +8,13 @@ import re
 import tempfile
 from pathlib import Path
 from textwrap import dedent
+from time import sleep
 
 import pytest
 from kit_parts import PATCHED, ROOT, Project
 
 import pgbus_gevent.testing
+from pgbus_gevent.testing import leaks
 from pgbus_gevent.testing.databases import TestDatabases
 
 
@@ -231,6 +233,14 @@ def test_others_are_left_alone(project: Project) -> None:
 
 
 IMPATIENT = "from pgbus_gevent.testing import leaks\nleaks.SETTLE = 0.3\n"
+
+
+def test_time_in_which_the_process_stands_still_is_no_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "SETTLE", 0.05)
+    monkeypatch.setattr(leaks, "sleep", lambda seconds: sleep(0.1))
+    looks = iter([["a greenlet"], ["a greenlet"], []])
+    assert leaks.settled(lambda: next(looks)) == []
+
 
 LEAKS = """
 import os, socket, threading, time
