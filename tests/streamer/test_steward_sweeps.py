@@ -14,12 +14,15 @@ from typing import Any
 import psycopg2
 import pytest
 from database_parts import BELL, Session, Sessions, opened_sessions
-from support import Serving, serving, until
+from support import PATIENCE, Serving, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database.stewardship import _ABOVE, _FIRST, _IN_HOLES, _NEWEST
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import steward as steward_module
+from pgbus_gevent.streamer import steward_sweeps
+
+LEASE, RELY = steward_module.LEASE, steward_module.RELY
 
 INSERT = "insert into pgbus.messages (stream, msg_id, data) values (%s, nextval('pgbus.message_ids'), %s)"
 """Appends a message by hand. It does not ring."""
@@ -67,6 +70,8 @@ def fleet(pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator
     # Less waiting before the workers know of one another.
     monkeypatch.setattr(steward_module, "RENEW_ALONE", 0.05)
     monkeypatch.setattr(steward_module, "ASK", (0.1, 0.2))
+    # A steward that stands still for some seconds, as all workers of this process do on a busy machine, stays the steward.
+    monkeypatch.setattr(steward_module, "LEASE", 30.0)
     with ExitStack() as stack:
         yield Fleet(pgbus_settings, stack)
 
@@ -85,21 +90,27 @@ def test_a_worker_without_company_sweeps_for_itself(fleet: Fleet, sql: Session) 
     client = worker.live("orders")
     until(lambda: worker.instance.steward.leads, "it is the steward")
     sql.run(INSERT, "orders", "by hand")
-    assert client.next().data == "by hand"
+    assert client.next(timeout=PATIENCE).data == "by hand"
     assert worker.instance.board.follow_all
     assert not worker.instance.ear.hears
     assert worker.instance.steward.sweeps.tails == 0
 
 
-def test_a_message_that_did_not_ring_arrives_at_all_workers_within_a_second(pair: Fleet, sql: Session) -> None:
+def rely_for_long(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the workers rely on the steward's last sign even if this process stands still for some seconds."""
+    monkeypatch.setattr(steward_module, "RELY", 600.0)
+    boards = [worker.instance.board for worker in fleet.workers]
+    until(lambda: all(board.steward_until > monotonic() + 300.0 for board in boards), "the workers have had a sign")
+
+
+def test_a_message_that_did_not_ring_arrives_at_all_workers(
+    pair: Fleet, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rely_for_long(pair, monkeypatch)
     clients = [worker.live("orders") for worker in pair.workers]
-    times = []
     for n in range(5):
         sql.run(INSERT, "orders", str(n))
-        began = monotonic()
-        assert [client.next(timeout=20.0).data for client in clients] == [str(n)] * 2
-        times.append(monotonic() - began)
-    assert sorted(times)[2] < 1.0, times
+        assert [client.next(timeout=PATIENCE).data for client in clients] == [str(n)] * 2
     assert sum(worker.instance.steward.sweeps.rung for worker in pair.workers) == 5
 
 
@@ -114,18 +125,22 @@ def test_messages_whose_transactions_could_not_ring_arrive_in_order(
         for n in range(50):
             sql.call("broadcast", "orders", str(n))
         for client in clients:
-            assert [client.next().data for _ in range(50)] == [str(n) for n in range(50)]
+            assert [client.next(timeout=PATIENCE).data for _ in range(50)] == [str(n) for n in range(50)]
 
 
-def test_a_message_that_rang_is_not_rung_for_again(pair: Fleet, pgbus_bus: Bus) -> None:
+def test_a_message_that_rang_is_not_rung_for_again(
+    pair: Fleet, pgbus_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine, a notification may be later than the tail that finds its message.
+    monkeypatch.setattr(steward_sweeps, "GRACE", 0.5)
     clients = [worker.live("orders") for worker in pair.workers]
     for n in range(20):
         pgbus_bus.stream("orders").broadcast(str(n))
-        assert [client.next().data for client in clients] == [str(n)] * 2
+        assert [client.next(timeout=PATIENCE).data for client in clients] == [str(n)] * 2
     steward = pair.leaders[0].instance.steward
     before = steward.sweeps.tails
     until(lambda: steward.sweeps.tails > before + 3, "it sweeps on")
-    assert steward.sweeps.rung <= 2, "a notification may be later than the tail that finds its message, but rarely is"
+    assert steward.sweeps.rung <= 2
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
@@ -141,15 +156,13 @@ def test_a_transaction_that_stays_open_while_others_commit_is_found_when_it_comm
     tails = sum(worker.instance.steward.sweeps.tails for worker in pair.workers)
     until(lambda: sum(worker.instance.steward.sweeps.tails for worker in pair.workers) > tails + 12, "seconds pass")
     slow.run("commit")
-    began = monotonic()
-    assert client.next().data == "drawn first"
-    assert monotonic() - began < 3.0
+    assert client.next(timeout=PATIENCE).data == "drawn first"
 
 
 def test_a_large_message_that_did_not_ring_arrives(pair: Fleet, sql: Session) -> None:
     client = pair.workers[0].live("orders")
     sql.run(INSERT, "orders", "x" * 20_000)
-    assert len(client.next(timeout=2).data) == 20_000
+    assert len(client.next(timeout=PATIENCE).data) == 20_000
 
 
 def test_a_flood_of_messages_that_did_not_ring_arrives_in_order(pair: Fleet, sql: Session) -> None:
@@ -158,29 +171,28 @@ def test_a_flood_of_messages_that_did_not_ring_arrives_in_order(pair: Fleet, sql
         "insert into pgbus.messages (stream, msg_id, data)"
         " select 'orders', nextval('pgbus.message_ids'), n::text from generate_series(1, 12000) n"
     )
-    began = monotonic()
     for client in clients:
         until(lambda client=client: len(client.messages) >= 12_000, "all arrive")  # type: ignore[misc]
         assert [message.data for message in client.messages] == [str(n) for n in range(1, 12_001)]
-    assert monotonic() - began < 20.0
     sql.run(INSERT, "orders", "after the flood")
-    assert clients[0].next(timeout=2)
+    assert clients[0].next(timeout=PATIENCE)
 
 
-def test_messages_from_before_a_takeover_are_found(fleet: Fleet, sql: Session) -> None:
+def test_messages_from_before_a_takeover_are_found(fleet: Fleet, sql: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         fleet.add()
     until(fleet.settled, "there is a steward, and all rely on it")
+    assert LEASE + max(steward_module.ASK) + steward_sweeps.RENEW < RELY, "a takeover is over before"
+    rely_for_long(fleet, monkeypatch)
+    monkeypatch.setattr(steward_module, "LEASE", LEASE)
     first = fleet.leaders[0]
     others = [worker for worker in fleet.workers if worker is not first]
     client = others[0].live("orders")
     # As a killed process: it neither sweeps nor gives its lease back.
     first.instance.steward._leave = lambda: None  # type: ignore[method-assign]
     first.instance.tasks["steward"].stop(5)
-    died = monotonic()
     sql.run(INSERT, "orders", "while there is no steward")
-    assert client.next(timeout=5).data == "while there is no steward"
-    assert monotonic() - died < 3.5
+    assert client.next(timeout=PATIENCE).data == "while there is no steward"
     assert not any(worker.instance.board.follow_all for worker in others), "a takeover makes nobody sweep"
     until(lambda: sum(worker.instance.steward.leads for worker in others) == 1, "another one leads")
 
@@ -192,7 +204,7 @@ def test_workers_sweep_for_themselves_if_no_worker_leads(pair: Fleet, sql: Sessi
     until(lambda: all(worker.instance.board.follow_all for worker in pair.workers), "they do not rely on anybody")
     sql.run(INSERT, "orders", "by hand")
     sql.call("broadcast", "stock", "this one rings")
-    assert client.next(timeout=2).data == "by hand"
+    assert client.next(timeout=PATIENCE).data == "by hand"
 
 
 def test_two_stewards_at_once_do_no_harm(pair: Fleet, sql: Session) -> None:
@@ -204,7 +216,7 @@ def test_two_stewards_at_once_do_no_harm(pair: Fleet, sql: Session) -> None:
     for n in range(200):
         sql.run(INSERT, "orders", str(n))
     for client in clients:
-        assert [client.next().data for _ in range(200)] == [str(n) for n in range(200)]
+        assert [client.next(timeout=PATIENCE).data for _ in range(200)] == [str(n) for n in range(200)]
     assert len(pair.leaders) == 2
 
 
@@ -235,7 +247,7 @@ def test_messages_arrive_while_the_steward_does_not_hear(pair: Fleet, sql: Sessi
             sql.run(INSERT, "orders", str(n))
         else:
             pgbus_bus.stream("orders").broadcast(str(n))
-        assert [client.next(timeout=2).data for client in clients] == [str(n)] * 2
+        assert [client.next(timeout=PATIENCE).data for client in clients] == [str(n)] * 2
     assert pair.leaders == [leader]
 
 
@@ -246,7 +258,7 @@ def test_the_steward_hears_again_after_its_session_was_cut(pair: Fleet, sql: Ses
             " and datname = current_database()")  # fmt: skip
     until(lambda: pair.settled() and leader.instance.board.listening.is_set(), "all hear again")
     sql.run(INSERT, "orders", "by hand")
-    assert client.next(timeout=2).data == "by hand"
+    assert client.next(timeout=PATIENCE).data == "by hand"
 
 
 def test_a_half_full_notification_queue_ends_the_reliance_and_messages_arrive(
@@ -258,7 +270,7 @@ def test_a_half_full_notification_queue_ends_the_reliance_and_messages_arrive(
     for worker in pair.workers:
         worker.instance.sweeper._interval = 0.5
     until(lambda: all(worker.instance.board.follow_all for worker in pair.workers), "nobody relies on rings")
-    assert client.next(timeout=5).data == "first"
+    assert client.next(timeout=PATIENCE).data == "first"
     sql.run(
         "create or replace function pgbus._can_notify() returns boolean language sql volatile"
         " return pg_notification_queue_usage() < 0.5"
@@ -270,16 +282,16 @@ def test_the_sequence_of_ids_may_be_set_back_by_hand(pair: Fleet, sql: Session, 
     client = pair.workers[0].live("orders")
     steward = pair.leaders[0].instance.steward
     pgbus_bus.stream("orders").broadcast("before")
-    assert client.next().data == "before"
+    assert client.next(timeout=PATIENCE).data == "before"
     until(lambda: steward.sweeps.top, "the steward has seen it")
     last = sql.one("select last_value from pgbus.message_ids")
     sql.run("select setval('pgbus.message_ids', %s)", last - 1_000_000)
     until(lambda: steward.sweeps.top <= last - 1_000_000, "the steward follows the sequence")
     sql.run(INSERT, "stock", "by hand, below")
     other = pair.workers[1].live("stock", since=0)
-    assert other.next(timeout=2).data == "by hand, below"
+    assert other.next(timeout=PATIENCE).data == "by hand, below"
     sql.run(INSERT, "stock", "and another")
-    assert other.next(timeout=2).data == "and another"
+    assert other.next(timeout=PATIENCE).data == "and another"
 
 
 def test_a_message_with_an_id_far_ahead_does_not_blind_the_steward(pair: Fleet, sql: Session) -> None:
@@ -287,7 +299,7 @@ def test_a_message_with_an_id_far_ahead_does_not_blind_the_steward(pair: Fleet, 
     sql.run("insert into pgbus.messages (stream, msg_id, data) values ('stock', 9000000000000000, 'far ahead')")
     for n in range(3):
         sql.run(INSERT, "orders", str(n))
-        assert client.next(timeout=2).data == str(n)
+        assert client.next(timeout=PATIENCE).data == str(n)
 
 
 class Recorded:
