@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -102,6 +103,14 @@ def told(process: Any, line: str = "") -> str:
     return str(process.stdout.readline())
 
 
+def until_unshared(pid: int) -> None:
+    """Wait until a process has a network namespace of its own."""
+    end = monotonic() + 30.0
+    while os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        assert monotonic() < end, "unshare has made no namespace"
+        gevent.sleep(0.02)
+
+
 def connected(pid: int) -> None:
     """Join this namespace with that of a process."""
     command("ip", "link", "set", "lo", "up")
@@ -137,7 +146,7 @@ def main(url: str) -> None:
     with ExitStack() as stack:
         path = f"{own['host']}/.s.PGSQL.{own.get('port', '5432')}"
         forwarder = stack.enter_context(child("unshare", "--net", sys.executable, "-c", FORWARDER, path))
-        gevent.sleep(0.5)  # wait until unshare has made the namespace
+        until_unshared(forwarder.pid)
         connected(forwarder.pid)
         told(forwarder)
         through = str(ext.make_dsn(url, host=THERE, port=PORT))
@@ -163,11 +172,12 @@ def main(url: str) -> None:
         reading = gevent.spawn(seconds_of, lambda: instance.database.queries.last_id("orders"))
         figures = {"readyz": seconds_until(lambda: instance.unready, began)}
         figures |= {"bus": publishing.get(), "plain bus": float(in_plain.get()), "pool": reading.get()}
-        seconds_until(lambda: not instance.listener.live, began)
-        figures |= {
-            "listen": noticed.seconds["the session for new messages is lost, opening a new one: %s"],
-            "pulse": noticed.seconds["the database does not answer: %s"],
+        logged = {
+            "listen": "the session for new messages is lost, opening a new one: %s",
+            "pulse": "the database does not answer: %s",
         }
+        seconds_until(lambda: noticed.seconds.keys() >= set(logged.values()), began)
+        figures |= {name: noticed.seconds[message] for name, message in logged.items()}
         command(*blackhole, "del", "blackhole", HERE)
         began = monotonic()
         with Bus(url, secret="x" * 16) as direct:

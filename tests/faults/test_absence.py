@@ -8,13 +8,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from time import monotonic
 
 import gevent
 import psycopg2.extensions as ext
 import pytest
 from database_parts import Proxy
-from support import connect, get, holds, run, session, until
+from support import PATIENCE, connect, get, holds, run, session, until
 from support import serving as plain_serving
 
 from pgbus_gevent import streamer
@@ -65,7 +64,11 @@ def refusing(url: str) -> Iterator[None]:
 def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_cannot_be_had_again(
     pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with plain_serving(pgbus_settings, catch_up_interval=1.0) as server, session(pgbus_database) as connection:
+    # If it waited for its session, a newcomer would have to wait for a minute.
+    with (
+        plain_serving(pgbus_settings, catch_up_interval=1.0, away_after=60.0) as server,
+        session(pgbus_database) as connection,
+    ):
 
         def refused() -> None:
             raise DatabaseUnavailable("no LISTEN today")
@@ -73,12 +76,10 @@ def test_a_newcomer_is_served_at_once_although_the_listen_session_was_lost_and_c
         monkeypatch.setattr(server.instance.database, "listen", refused)
         assert run(connection, KILL_LISTENERS) == [(True,)]
         until(lambda: not server.instance.listener.live, "the loss is noticed")
-        began = monotonic()
         client = server.live("orders")
-        assert monotonic() - began < 5.0
-        assert get(server.url, "/pgbus/readyz").status == 200
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready")
         pgbus_bus.stream("orders").broadcast("found by a sweep")
-        assert client.next(timeout=3).data == "found by a sweep"
+        assert client.next(timeout=PATIENCE).data == "found by a sweep"
 
 
 def test_messages_are_looked_for_ten_times_as_often_without_listen(pgbus_settings: Settings, pgbus_bus: Bus) -> None:
@@ -94,19 +95,19 @@ def test_a_client_that_comes_while_the_database_is_away_for_a_moment_waits_and_i
 ) -> None:
     id = pgbus_bus.stream("orders").broadcast("before")
     pgbus_bus.close()
-    with plain_serving(pgbus_settings) as server:
+    with plain_serving(pgbus_settings, away_after=60.0) as server:
         server.live("other")
         with refusing(pgbus_database):
             clients = [server.client(f"new:{n}") for n in range(20)] + [server.client("orders", since=id - 1)]
             holds(lambda: not any(client.closed for client in clients), "they wait", 0.7)
             assert not any(client.frames for client in clients)
         for client in clients:
-            client.next("pgbus:connected", timeout=8)
-        assert clients[-1].next().data == "before"
+            client.next("pgbus:connected", timeout=PATIENCE)
+        assert clients[-1].next(timeout=PATIENCE).data == "before"
 
 
 def test_clients_that_wait_for_the_database_count_as_connections(pgbus_settings: Settings, pgbus_database: str) -> None:
-    with plain_serving(pgbus_settings, max_connections=3) as server, refusing(pgbus_database):
+    with plain_serving(pgbus_settings, max_connections=3, away_after=60.0) as server, refusing(pgbus_database):
         waiting = [server.client(f"new:{n}") for n in range(3)]
         until(lambda: len(server.instance.registry) == 3, "they wait")
         answer = get(server.url, "/pgbus/streams/orders", Accept="text/event-stream")
@@ -120,28 +121,30 @@ def test_a_client_that_waited_longer_than_the_setting_is_refused_and_served_afte
     with plain_serving(pgbus_settings, away_after=3.0) as server:
         with refusing(pgbus_database):
             early = server.client("orders")
-            early.wait_closed(20)
+            early.wait_closed(PATIENCE)
             assert early.frames[-1].event == "pgbus:shutdown" and "unavailable" in early.frames[-1].data
-            began = monotonic()
+            taken = server.instance.counter.total.total_connections
             late = server.client("orders")
-            late.wait_closed(8)
-            assert "unavailable" in late.frames[-1].data and monotonic() - began < 2.5, "it is refused at once"
+            late.wait_closed(PATIENCE)
+            assert "unavailable" in late.frames[-1].data
+            assert server.instance.counter.total.total_connections == taken, "it is refused at once"
             assert get(server.url, "/pgbus/healthz").status == 200
-        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again")
         server.live("orders")
 
 
 def test_a_server_that_starts_while_the_database_is_away_serves_once_it_is_there(
     pgbus_settings: Settings, pgbus_database: str
 ) -> None:
-    with refusing(pgbus_database), plain_serving(pgbus_settings, migrate=False, connect_timeout=0.3) as server:
+    settings = replace(pgbus_settings, migrate=False, connect_timeout=2.0, away_after=60.0)
+    with refusing(pgbus_database), plain_serving(settings) as server:
         client = server.client("orders")
         holds(lambda: not client.closed, "it waits", 0.5)
         assert get(server.url, "/pgbus/readyz").status == 503
         with session(str(ext.make_dsn(pgbus_database, dbname="postgres"))) as admin:
             name = ext.parse_dsn(pgbus_database)["dbname"]
             run(admin, f'alter database "{name}" allow_connections true')
-        client.next("pgbus:connected", timeout=8)
+        client.next("pgbus:connected", timeout=PATIENCE)
 
 
 # signs of life
@@ -167,15 +170,14 @@ def test_a_database_that_stops_answering_is_noticed_and_one_that_answers_new_ses
     settings = replace(pgbus_settings, database_url=proxy.url, connect_timeout=1.0, catch_up_interval=1.0)
     with plain_serving(settings) as server, session(pgbus_database) as connection:
         client = server.live("orders")
-        began = monotonic()
         proxy.dead = True
-        until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed", 2.0)
+        until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed")
         assert get(server.url, "/pgbus/healthz").status == 200
         run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
         proxy.dead = False  # the old sessions have lost bytes and stay mute
-        assert client.next(timeout=4.0).data == "meanwhile"
-        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 4.0)
-        assert monotonic() - began < 10.0
+        # Earlier than by the statement timeout of half a minute.
+        assert client.next(timeout=PATIENCE).data == "meanwhile"
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again")
 
 
 @pytest.mark.usefixtures("quick")
@@ -184,18 +186,20 @@ def test_statements_of_the_statement_timeout_end_with_the_session_that_was_found
 ) -> None:
     # All connections of the pool run statements that may take half a minute.
     settings = replace(pgbus_settings, database_url=proxy.url, pool_size=2, connect_timeout=1.0)
-    with plain_serving(settings) as server:
+    with plain_serving(settings) as server, session(pgbus_database) as connection:
         server.live("orders")
         queries = server.instance.database.queries
-        asked = [gevent.spawn(queries._all, "select pg_sleep(0.7)") for _ in range(2)]
-        gevent.sleep(0.2)
+        asked = [gevent.spawn(queries._all, "select pg_sleep(60)") for _ in range(2)]
+        running = (
+            "select pid from pg_stat_activity where query = 'select pg_sleep(60)' and datname = current_database()"
+        )
+        until(lambda: len(run(connection, running)) == 2, "both run")
         proxy.dead = True
-        began = monotonic()
-        gevent.joinall(asked, timeout=20)
+        gevent.joinall(asked, timeout=PATIENCE)
         assert [type(one.exception) for one in asked] == [DatabaseUnavailable] * 2
-        assert monotonic() - began < 5.0
+        run(connection, f"select pg_terminate_backend(pid) from ({running}) asked")
         proxy.dead = False
-        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 4.0)
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again")
         server.live("new")
 
 
@@ -210,17 +214,23 @@ def test_a_read_that_takes_long_on_a_database_that_answers_is_not_cut_off_for_ev
         timeout=5.0,
     )
     queries = Queries(opened)
-    beating = gevent.spawn(lambda: [(queries.ping(), gevent.sleep(0.05)) for _ in range(200)])
+    beating = gevent.spawn(lambda: [(queries.ping(), gevent.sleep(0.05)) for _ in range(1000)])
     tries = 0
     try:
-        while True:
-            tries += 1
-            assert tries < 8
-            try:
-                queries._all("select pg_sleep(0.7)", read="pages")
-                break
-            except DatabaseUnavailable:
-                pass
+        with session(pgbus_database) as holder:
+            while True:
+                tries += 1
+                assert tries < 8
+                # The read takes 0.7 seconds, or longer on a busy machine, but never less.
+                run(holder, "select pg_advisory_lock(7)")
+                releasing = gevent.spawn_later(0.7, run, holder, "select pg_advisory_unlock(7)")
+                try:
+                    queries._all("select pg_advisory_xact_lock(7)", read="pages")
+                    break
+                except DatabaseUnavailable:
+                    pass
+                finally:
+                    releasing.join()
         assert tries > 2
         assert queries._reading["pages"].seconds == 0.2, "the next one is waited for as before"
     finally:
@@ -237,16 +247,22 @@ def test_a_server_is_not_ready_while_the_schema_is_missing(
     monkeypatch.setattr(pulse, "SCHEMA_INTERVAL", 0.2)
     with plain_serving(pgbus_settings) as server, session(pgbus_database) as connection:
         server.live("orders")
-        assert get(server.url, "/pgbus/readyz").status == 200
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready")
         run(connection, "alter schema pgbus rename to elsewhere")
-        until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed", 5)
-        told = json.loads(get(server.url, "/pgbus/readyz").body)
-        assert told["reason"] == "unavailable" and "schema" in told["detail"]
+        until(lambda: "schema" in unready_detail(server.url), "it is noticed")
         refused = connect(server.url, "orders")
-        refused.wait_closed(5)
+        refused.wait_closed(PATIENCE)
         assert "unavailable" in refused.frames[-1].data
         run(connection, "alter schema elsewhere rename to pgbus")
-        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again")
+
+
+def unready_detail(url: str) -> str:
+    """Return why a server says that it is not ready; empty if it is ready."""
+    answer = get(url, "/pgbus/readyz")
+    told = json.loads(answer.body)
+    assert (answer.status == 503) == (told.get("reason") == "unavailable")
+    return str(told.get("detail", ""))
 
 
 @pytest.mark.parametrize("what", ["usage on schema pgbus", "select on pgbus.messages"])
@@ -259,11 +275,9 @@ def test_a_server_is_not_ready_while_its_role_may_not_read(
         server.live("orders")
         with session(pgbus_database) as connection:
             run(connection, f"revoke {what} from {role}")
-            until(lambda: get(server.url, "/pgbus/readyz").status == 503, "it is noticed", 8)
-            told = json.loads(get(server.url, "/pgbus/readyz").body)
-            assert told["reason"] == "unavailable" and "the log says why" in told["detail"]
+            until(lambda: "the log says why" in unready_detail(server.url), "it is noticed")
             run(connection, f"grant {what} to {role}")
-        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again", 8)
+        until(lambda: get(server.url, "/pgbus/readyz").status == 200, "it is ready again")
         server.live("orders")
 
 
@@ -294,17 +308,16 @@ def mute() -> Iterator[str]:
 def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
     mute: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    instance = Instance(Settings(database_url=mute, secret="x" * 16, connect_timeout=4.0, public=("*",)))
+    instance = Instance(Settings(database_url=mute, secret="x" * 16, connect_timeout=8.0, public=("*",)))
     with server_of(StreamApp(instance)) as url:
-        began = monotonic()
         for _ in range(3):
             answer = get(url, "/pgbus/healthz")
             assert answer.status == 200 and b"starting" in answer.body
-        assert monotonic() - began < 3.5
-        asked = [gevent.spawn(get, url, "/pgbus/readyz") for _ in range(6)]
+        assert "the streamer cannot start" not in caplog.text, "the attempt is under way"
+        # One after the other they would take 48 seconds.
+        asked = [gevent.spawn(get, url, "/pgbus/readyz", timeout=30) for _ in range(6)]
         gevent.joinall(asked, timeout=30, raise_error=True)
-        assert {one.value.status for one in asked} == {503}
-        assert monotonic() - began < 15.0, "one after the other they would take 24 seconds"
+        assert {one.value.status for one in asked if one.value} == {503} and all(one.value for one in asked)
         until(lambda: "the streamer cannot start" in caplog.text, "the attempt has failed")
         assert caplog.text.count("the streamer cannot start") == 1
     instance.shutdown(1.0)
@@ -314,24 +327,24 @@ def test_healthz_never_waits_for_the_first_start_and_requests_share_one_attempt(
 def test_callers_of_current_share_one_attempt_and_a_pause_after_it(mute: str) -> None:
     def ask() -> None:
         with pytest.raises(DatabaseUnavailable):
-            streamer.current(database_url=mute, secret="x" * 16, connect_timeout=0.5)
+            streamer.current(database_url=mute, secret="x" * 16, connect_timeout=1.0)
 
-    began = monotonic()
-    gevent.joinall([gevent.spawn(ask) for _ in range(20)], timeout=15, raise_error=True)
+    asking = [gevent.spawn(ask) for _ in range(30)]
+    gevent.joinall(asking, timeout=15, raise_error=True)
+    assert all(one.ready() for one in asking), "one after the other they would take half a minute"
     ask()
-    assert monotonic() - began < 5.0, "one after the other they would take ten seconds"
     streamer.reset()
 
 
 def test_a_stream_waits_for_a_first_start_that_fails_for_a_moment(
     pgbus_settings: Settings, pgbus_database: str
 ) -> None:
-    instance = Instance(replace(pgbus_settings, public=("*",)))
+    instance = Instance(replace(pgbus_settings, public=("*",), away_after=60.0))
     with server_of(StreamApp(instance)) as url:
         with refusing(pgbus_database):
             client = connect(url, "orders")
             holds(lambda: not client.closed, "it waits", 0.5)
-        client.next("pgbus:connected", timeout=8)
+        client.next("pgbus:connected", timeout=PATIENCE)
         client.close()
     instance.shutdown(1.0)
 

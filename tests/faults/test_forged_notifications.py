@@ -14,6 +14,7 @@ from support import Serving, get, reasons, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.buckets import bucket_of, channel
+from pgbus_gevent.database import notifications
 from pgbus_gevent.messages import MAX_ID
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import listener
@@ -23,7 +24,9 @@ CATCH_UP = 0.5
 
 
 @pytest.fixture
-def server(pgbus_settings: Settings) -> Iterator[Serving]:
+def server(pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    # If PostgreSQL stands still for a moment, the session is not given up, and no ephemeral message is lost with it.
+    monkeypatch.setattr(notifications, "LIFE", 60.0)
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as found:
         yield found
 

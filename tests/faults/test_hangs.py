@@ -19,7 +19,7 @@ from gevent.server import StreamServer
 from support import connect, holds, received, run, serve_process, serving, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
-from pgbus_gevent.database import green
+from pgbus_gevent.database import green, notifications
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import listener as listener_module
 
@@ -49,16 +49,15 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 
 def test_messages_arrive_although_the_listen_session_hangs(
-    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
+    pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(notifications, "LIFE", 60.0)  # so that no new session finds them
     with serving(pgbus_settings, catch_up_interval=CATCH_UP) as server, session(pgbus_database) as connection:
         client = server.live("orders")
         with stopped(sessions_of(connection, "pgbus-listen")):
-            began = monotonic()
             for n in range(20):
                 pgbus_bus.stream("orders").broadcast(str(n))
             until(lambda: len(client.messages) == 20, "they are found by looking")
-            assert monotonic() - began < CATCH_UP + 2.0
         pgbus_bus.stream("orders").broadcast("last")
         until(lambda: len(client.messages) == 21, "and once it goes on")
         assert received(client) == stored(connection, "orders")
@@ -92,10 +91,10 @@ def test_a_server_ends_within_its_grace_although_the_database_hangs(pgbus_databa
             waiting = connect(server.url, "another")
             began = monotonic()
             server.signal()
-            assert server.wait(8) == 0
-            assert monotonic() - began < 6.0
+            assert server.wait(30) == 0
+            assert monotonic() - began < 15.0
         for client in (*clients, waiting):
-            client.wait_closed()
+            client.wait_closed(20)
             assert client.frames[-1].event == "pgbus:shutdown"
 
 
@@ -124,15 +123,15 @@ def test_a_look_for_new_messages_that_hung_does_not_put_off_the_next_one(
         # Within a transaction, pg_stat_activity keeps showing the sessions of its first use.
         waiting = "select 1 from pg_locks where not granted and relation = 'pgbus.messages'::regclass"
         until(lambda: run(connection, waiting), "it hangs")
-        holds(lambda: not client.closed, "it is connected", 1.5)
+        holds(lambda: not client.closed, "it is connected", 4.0)
         run(connection, "select pgbus.broadcast('orders', 'meanwhile')")
         connection.commit()
-        assert client.next().data == "meanwhile"
+        assert client.next(timeout=20).data == "meanwhile"
 
         began = monotonic()
         pgbus_bus.stream("orders").broadcast("behind it")
         assert client.next(timeout=20).data == "behind it"
-        assert monotonic() - began < 2.5
+        assert monotonic() - began < 10.0, "a rest of four times as long as the look would have taken 16 seconds"
 
 
 # the path

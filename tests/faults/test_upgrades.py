@@ -18,7 +18,7 @@ import gevent
 import psycopg2.extensions as ext
 import pytest
 from cli_parts import Cli
-from database_parts import Session, opened_sessions, until
+from database_parts import PATIENCE, Session, opened_sessions, until
 from host_parts import APP, Host, gunicorn, host
 from release_parts import LIBRARY, Releases
 
@@ -190,17 +190,17 @@ def test_a_migration_that_waits_for_a_table_lets_publishers_pass(
         with reader.transaction():
             reader.run("select * from pgbus.messages")
             migration = gevent.spawn(migrate, database)
-            waits = []
-            end = monotonic() + 1.5
-            while monotonic() < end:
+            waits = [0.0]
+            begun = monotonic()
+            while monotonic() - begun < 1.5 or (max(waits) <= 0.05 and monotonic() - begun < PATIENCE):
                 began = monotonic()
                 publisher.call("broadcast", "orders", "x")
                 waits.append(monotonic() - began)
             assert not migration.ready()
-        # 0.2 s behind the migration, plus the delay of a busy machine.
-        assert max(waits) < 1.0, f"a publisher waited for {max(waits):.2f} s"
+        # 0.2 s behind the migration, plus the delay of a busy machine. Behind the reader, the statement would time out after 20 s.
+        assert max(waits) < 10.0, f"a publisher waited for {max(waits):.2f} s"
         assert max(waits) > 0.05, "none of them met the migration"
-        assert migration.get(timeout=20) == [LATER.version]
+        assert migration.get(timeout=PATIENCE) == [LATER.version]
 
 
 def test_a_session_that_blocks_a_migration_for_too_long_is_named(
@@ -212,14 +212,14 @@ def test_a_session_that_blocks_a_migration_for_too_long_is_named(
         with reader.transaction():
             reader.run("select * from pgbus.messages")
             with pytest.raises(DatabaseUnavailable, match=f"other sessions hold locks on it: session {reader.pid} "):
-                migrate(database, timeout=0.5)
+                migrate(database, timeout=2.0)
 
 
 def test_one_of_several_concurrent_upgrades_migrates(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = LATER._replace(sql=f"{LATER.sql}; select pg_sleep(0.3)")
     release(monkeypatch, *KNOWN, slow)
     jobs = [gevent.spawn(migrate, database) for _ in range(6)]
-    assert sorted(job.get(timeout=20) for job in jobs) == [[], [], [], [], [], [slow.version]]
+    assert sorted(job.get(timeout=60) for job in jobs) == [[], [], [], [], [], [slow.version]]
 
 
 def test_a_migrator_that_dies_half_way_leaves_nothing_and_the_next_one_begins_again(
@@ -316,13 +316,19 @@ def test_a_short_statement_timeout_of_the_role_is_not_ours(shop: str, owner: Ses
 NEWER = f"insert into pgbus.migrations (version, name, serves, checksum) values ({NEWEST + 1}, 'newer', %s, '')"
 
 
+def both(served: Host) -> set[int]:
+    """Return the two workers of a server, once both answer."""
+    found: set[int] = until(lambda: len(found := served.serving(2)) == 2 and found, "both serve")
+    return found
+
+
 def test_a_worker_that_restarts_beside_a_schema_that_does_not_serve_it_leaves_the_port_to_the_others(
     database: str, sql: Session, tmp_path: Path
 ) -> None:
     # A worker that ran on would notice within ten seconds, and also refuse new clients.
     (tmp_path / "app.py").write_text(f"from pgbus_gevent.streamer import pulse\npulse.SCHEMA_INTERVAL = 3600.0\n{APP}")
     with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served, ExitStack() as stack:
-        stays, restarts = served.serving(2)
+        stays, restarts = both(served)
         sql.run(NEWER, NEWEST + 1)
         os.kill(restarts, signal.SIGKILL)
         until(lambda: "upgrade pgbus-gevent here too" in served.errors, "the next one is refused, and says so")
@@ -340,8 +346,8 @@ def test_a_worker_beside_a_schema_that_stops_serving_it_is_not_ready_until_that_
     with host(tmp_path, database, *gunicorn("-w", "1")) as served:
         here = served.live()
         sql.run(NEWER, NEWEST + 1)
-        until(lambda: served.ask("/pgbus/readyz").status == 503, "it notices")
-        assert b"upgrade pgbus-gevent here too" in served.ask("/pgbus/readyz").body
+        until(lambda: b"upgrade pgbus-gevent here too" in served.ask("/pgbus/readyz").body, "it notices")
+        assert served.ask("/pgbus/readyz").status == 503
         assert served.ask("/pgbus/healthz").status == 200
         assert not here.closed
         sql.run("delete from pgbus.migrations where version = %s", NEWEST + 1)
@@ -351,7 +357,7 @@ def test_a_worker_beside_a_schema_that_stops_serving_it_is_not_ready_until_that_
 def test_a_worker_restarts_beside_a_newer_schema_that_serves_it(database: str, sql: Session, tmp_path: Path) -> None:
     with host(tmp_path, database, *gunicorn("-w", "2"), workers=2) as served:
         sql.run(NEWER, NEWEST)
-        restarts = served.serving(2).pop()
+        restarts = both(served).pop()
         os.kill(restarts, signal.SIGKILL)
         until(lambda: restarts not in served.children(), "it has gone")
         served.wait_until_it_serves(2)
@@ -389,7 +395,7 @@ def test_serve_refuses_a_schema_that_it_cannot_work_on_in_one_line(
     command = [sys.executable, "-m", "pgbus_gevent.serve", "--port", "PORT", "--workers", workers, *flags, "app:app"]
     served = Host(tmp_path, database, command)
     try:
-        assert served.wait() == 1
+        assert served.wait(60) == 1
         last = served.errors.splitlines()[-1]
         assert last.startswith("pgbus-gevent: ") and said in last and "Traceback" not in served.errors
     finally:

@@ -38,6 +38,9 @@ from pgbus_gevent.web.stream_app import StreamApp
 PATIENCE = 20.0
 """Seconds that a condition may take which holds within one on a machine of its own."""
 
+START = 60.0
+"""Seconds that a process may take until it serves."""
+
 
 def free_port() -> int:
     """Return a free port outside the kernel's ephemeral range, so that it is still free when a server starts a moment later."""
@@ -164,7 +167,7 @@ class ServeProcess:
         self.pid = self.process.pid
         self._stdout = cast(Any, self.process.stdout)
         line = ""
-        with gevent.Timeout(PATIENCE, False):  # type: ignore[arg-type]  # False: end the block without an exception
+        with gevent.Timeout(START, False):  # type: ignore[arg-type]  # False: end the block without an exception
             line = self._stdout.readline()
         found = re.search(r"http://\S+(?=/ )", line)
         if found is None:
