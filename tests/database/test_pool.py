@@ -323,7 +323,9 @@ def test_closing_lets_a_query_finish_and_then_closes_its_connection(make_pool: M
     pool = make_pool()
     sql.run("select pg_advisory_lock(7)")
     job = gevent.spawn(run, pool, "select 'done' from pg_advisory_xact_lock(7)")
-    until(lambda: sql.one("select count(*) from pg_locks where locktype = 'advisory' and not granted"), "the query runs")
+    waits = "locktype = 'advisory' and objid = 7 and not granted"
+    here = "database = (select oid from pg_database where datname = current_database())"
+    until(lambda: sql.one(f"select count(*) from pg_locks where {waits} and {here}"), "the query runs")
     pool.close()
     sql.run("select pg_advisory_unlock(7)")
     assert job.get(timeout=PATIENCE) == "done"

@@ -30,8 +30,8 @@ def run(pool, statement="select pg_backend_pid()"):
         cursor.execute(statement)
         return cursor.fetchone()[0]
 def make(size):
-    opener = partial(connect, sys.argv[1], application_name="x", connect_timeout=5, statement_timeout=10)
-    return Pool(opener, size=size, timeout=10)
+    opener = partial(connect, sys.argv[1], application_name="x", connect_timeout=120, statement_timeout=30)
+    return Pool(opener, size=size, timeout=60)
 """
 
 FORK = """
@@ -105,6 +105,6 @@ def test_forks_and_threads_work(code: str, patched: str, database: str) -> None:
     patch = "import gevent.monkey; gevent.monkey.patch_all()\n" if patched == "patched" else ""
     done = subprocess.run(
         [sys.executable, "-c", patch + PRELUDE + code, database, patched],
-        cwd=ROOT, capture_output=True, text=True, timeout=30,
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.stdout.strip(), done.returncode) == ("ok", 0), done.stderr

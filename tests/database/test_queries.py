@@ -337,7 +337,8 @@ def test_a_killed_transaction_leaves_nothing(asking: Queries, sql: Session, stre
             cursor.execute("select pg_sleep(30)")
 
     job = gevent.spawn(transact)
-    until(lambda: sql.one("select count(*) from pg_stat_activity where query = 'select pg_sleep(30)'"), "it sleeps")
+    asleep = "query = 'select pg_sleep(30)' and datname = current_database()"
+    until(lambda: sql.one(f"select count(*) from pg_stat_activity where {asleep}"), "it sleeps")
     job.kill()
     sql.run("set lock_timeout = '10s'")
     sql.call("broadcast", stream, "y")
