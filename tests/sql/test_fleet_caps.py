@@ -94,7 +94,7 @@ def test_workers_that_report_at_once_do_not_wait_for_one_another(sql: Session, s
     other = sessions()
     with other.transaction():
         other.run("select from pgbus.cap_sums for update")  # stands for one that is just summing
-        sql.run("set lock_timeout = '5s'")
+        sql.run("set lock_timeout = '15s'")
         assert report(sql, "b", 4, {1: 3}) == ({1: 3}, {})  # the last sum
         sql.run("reset lock_timeout")
     workers = [(sessions(), f"w{n}") for n in range(6)]

@@ -41,13 +41,13 @@ def test_replicated_rows_are_delivered_and_ids_continue_above_them_after_a_cut_o
         old, new = sources(), copies()
         before = [old.call("broadcast", "orders", f"before {n}") for n in range(3)]
         subscribed(old, new, server.url)
-        until(lambda: len(new.data("orders")) == 3, "the table is copied")
+        until(lambda: len(new.data("orders")) == 3, "the table is copied", 80)
         with serving(replace(pgbus_settings, database_url=copy), catch_up_interval=CATCH_UP) as serves:
             live, behind = serves.live("orders"), serves.live("orders", since=before[0])
             for n in range(5):
                 old.call("broadcast", "orders", f"live {n}")
                 old.call("broadcast_many", "stock", ["x", "y"])
-            until(lambda: len(live.messages) == 5 and len(behind.messages) == 7, "the rows arrive", 15)
+            until(lambda: len(live.messages) == 5 and len(behind.messages) == 7, "the rows arrive")
             assert received(live) == old.read("orders", before[-1])
             assert received(behind) == old.read("orders", before[0])
             last = old.read("orders")[-1][0]

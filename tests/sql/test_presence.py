@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import psycopg2
 import pytest
-from database_parts import Ear, Session, Sessions, is_waiting, raises, together, until
+from database_parts import Ear, Session, Sessions, is_waiting, opened_sessions, raises, together, until
 
 from pgbus_gevent.core.wakes import Ephemeral, parse
 
@@ -57,11 +57,11 @@ def heard(ear: Ear, sql: Session) -> list[tuple[str, str, int]]:
     return found
 
 
-def hold(sql: Session) -> None:
-    """Let the pause after an announcement last for an hour, until the end of the test."""
+def hold(sql: Session, pause: str = "1 hour") -> None:
+    """Let the pause after an announcement last so long, until the end of the test."""
     sql.run(
         "create or replace function pgbus._presence_pause(members bigint) returns interval"
-        " language sql immutable parallel safe return interval '1 hour'"
+        f" language sql immutable parallel safe return interval '{pause}'"
     )
 
 
@@ -293,7 +293,12 @@ def test_concurrent_sweeps_announce_each_member_once(sql: Session, sessions: Ses
     assert {(op, count) for op, _, count in news} == {("leave", 0)}
 
 
-def test_the_sweep_reads_the_table_once_and_an_empty_one_not_at_all(sql: Session, stream: str) -> None:
+def test_the_sweep_reads_the_table_once_and_an_empty_one_not_at_all(pgbus_database: str, stream: str) -> None:
+    with opened_sessions(pgbus_database) as opener:  # in which no session of an earlier test reports its reads late
+        check_scans(opener(), stream)
+
+
+def check_scans(sql: Session, stream: str) -> None:
     def scans() -> int:
         sql.run(
             "select pg_stat_force_next_flush()" if sql.connection.server_version >= 150000 else "select pg_sleep(1)"
@@ -302,7 +307,6 @@ def test_the_sweep_reads_the_table_once_and_an_empty_one_not_at_all(sql: Session
             sql.one("select seq_scan + idx_scan from pg_stat_user_tables where relid = 'pgbus.presence'::regclass")
         )
 
-    sql.run("truncate pgbus.presence")
     before = scans()
     assert sql.call("presence_sweep") is None
     assert scans() == before
@@ -345,10 +349,10 @@ def test_a_sweep_asks_to_be_called_again_if_a_stream_is_locked(sql: Session, ses
 
 
 def test_a_touch_renews_leases_and_returns_the_connections_without_one(sql: Session, ear: Ear, stream: str) -> None:
-    second = timedelta(seconds=1)
-    sql.call("presence_join", stream, "here", "{}", "1", second)
-    sql.call("presence_join", stream, "expired", "{}", "1", second)
-    sql.call("presence_join", stream, "leaving", "{}", "1", second)
+    short = timedelta(seconds=20)
+    sql.call("presence_join", stream, "here", "{}", "1", short)
+    sql.call("presence_join", stream, "expired", "{}", "1", short)
+    sql.call("presence_join", stream, "leaving", "{}", "1", short)
     sql.call("presence_leave", stream, "leaving", "1", timedelta(minutes=1))
     expire(sql, stream, "expired")
     names = ["nobody", "here", "expired", "leaving"]
@@ -359,7 +363,7 @@ def test_a_touch_renews_leases_and_returns_the_connections_without_one(sql: Sess
     assert [place for (place,) in rows] == [1, 3, 4]
     left = "select extract(epoch from expires_at - clock_timestamp()) from pgbus.presence where member = %s"
     assert 30 < sql.one(left, "here") <= 45
-    assert sql.one(left, "leaving") <= 1
+    assert sql.one(left, "leaving") <= 20
     assert [news[0] for news in heard(ear, sql)] == ["join"] * 3
 
 
@@ -429,7 +433,7 @@ def test_no_transaction_waits_for_one_that_touches(sql: Session, sessions: Sessi
         sql.call("presence_join", stream, name)
     with toucher.transaction():
         assert toucher.call("presence_touch", stream, "ada") is True
-        sql.run("set lock_timeout = '2s'")
+        sql.run("set lock_timeout = '15s'")
         expire(sql, stream, "max")
         sql.call("presence_sweep")
         assert sql.call("presence_touch", stream, "ada") is True
@@ -561,11 +565,13 @@ def test_what_waits_comes_before_a_later_change(sql: Session, ear: Ear, stream: 
 def test_changes_do_not_wait_until_the_database_s_clock_is_as_late_as_before(
     sql: Session, ear: Ear, stream: str
 ) -> None:
+    hold(sql, "1 minute")
     record(sql, joins(stream, range(30)))
     announced(ear, sql)
     sql.run("update pgbus.presence_crowds set announced_at = announced_at + interval '1 hour'")
     [seconds] = due(sql, joins(stream, range(30, 31)))
-    assert 0 < seconds <= 0.05
+    assert 0 < seconds <= 60
+    let_go(sql)
     flush(sql)
     assert heard(ear, sql) == [("join", "m0030", 31)]
 
@@ -573,13 +579,14 @@ def test_changes_do_not_wait_until_the_database_s_clock_is_as_late_as_before(
 def test_what_was_to_wait_for_a_moment_does_not_wait_until_the_clock_is_as_late_as_before(
     sql: Session, ear: Ear, stream: str
 ) -> None:
+    hold(sql, "1 minute")
     record(sql, joins(stream, range(30)))
     record(sql, joins(stream, range(30, 31)))
     sql.run("update pgbus.presence_crowds set announced_at = announced_at + interval '1 hour'")
-    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '50 ms'")
+    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '1 minute'")
     record(sql, joins(stream, range(31, 32)))  # it does not put off what waits
-    assert sql.one("select due_at < clock_timestamp() + interval '1 second' from pgbus.presence_crowds") is True
-    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '50 ms'")
+    assert sql.one("select due_at <= clock_timestamp() + interval '1 minute' from pgbus.presence_crowds") is True
+    sql.run("update pgbus.presence_crowds set due_at = announced_at + interval '1 minute'")
     announced(ear, sql)
     assert sql.call("_presence_flush") is None
     assert heard(ear, sql) == [("join", "m0030", 32), ("join", "m0031", 32)]

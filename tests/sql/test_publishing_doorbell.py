@@ -191,7 +191,8 @@ def test_a_transaction_notifies_in_each_bucket_about_the_streams_of_that_bucket(
         with sql.transaction():
             for name in names:
                 sql.call("broadcast", name, "x")
-        [payload] = session.receive(PATIENCE)[0]
+        # One wait may end before the server delivers.
+        [payload] = until(lambda: session.receive(PATIENCE)[0], "a notification comes")
         assert parse(payload) == Moved([name for name in names if bucket_of(name) == bucket_of(names[0])])
 
 
@@ -298,7 +299,7 @@ def test_a_commit_that_waits_for_the_lock_of_a_stream_delays_no_notification(
 
 def test_a_transaction_without_a_bell_neither_waits_nor_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
     holder, quick = sessions(), sessions()
-    quick.run("set lock_timeout = '1s'")
+    quick.run("set lock_timeout = '15s'")
     with holder.transaction():
         # The holder publishes, as a transaction that holds a bell should, so it is no squatter.
         holder.call("broadcast", f"{stream} held", "x")
@@ -322,9 +323,14 @@ def test_publishers_ring_once_a_second_if_a_session_keeps_the_bells_and_it_is_na
     quick.call("broadcast", stream, "x")
     assert len(ear.heard_until(quick)) == 1
     assert f"the doorbell is held by process {holder.pid}, which does not publish" in quick.connection.notices[-1]
-    quick.run("select setval('pgbus.last_look', (extract(epoch from clock_timestamp()) * 1000)::bigint + 900)")
-    quick.call("broadcast", stream, "y")
+    # In one go, so that no second passes in between.
+    quick.run(
+        "begin; select pgbus.broadcast(%s, 'y');"
+        " select setval('pgbus.last_look', (extract(epoch from clock_timestamp()) * 1000)::bigint + 900); commit",
+        stream,
+    )
     assert ear.heard_until(quick) == []
+    holder.run("select pg_advisory_unlock_all()")  # its backend may end later than the next test begins
 
 
 def test_another_transaction_rings_during_a_long_commit_that_rings(sessions: Sessions, ear: Ear, stream: str) -> None:
@@ -375,7 +381,7 @@ def a_minute(sql: Session) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("ago", "notifications"),
-    [(30_000, 0), (61_000, 1), (-30_000, 0), (-61_000, 1)],
+    [(20_000, 0), (61_000, 1), (-30_000, 0), (-600_000, 1)],
     ids=["too soon", "long ago", "a clock set back by a little", "a clock set back by much"],
 )
 @pytest.mark.parametrize("function", ["broadcast", "broadcast_on_commit"])

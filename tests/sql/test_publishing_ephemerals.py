@@ -112,7 +112,7 @@ def test_clearing_does_not_wait_for_another_transaction_that_clears(sessions: Se
     for _ in range(3):
         one.call("broadcast_ephemeral", stream, LARGE)
     make_old(one)
-    other.run("set lock_timeout = '1s'")
+    other.run("set lock_timeout = '15s'")
     with one.transaction():
         one.call("broadcast_ephemeral", stream, LARGE)
         other.call("broadcast_ephemeral", stream, LARGE)

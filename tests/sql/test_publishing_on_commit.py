@@ -24,7 +24,7 @@ def test_a_queued_message_gets_its_id_at_the_commit(sessions: Sessions, stream: 
 
 def test_an_open_transaction_with_queued_messages_blocks_no_other(sessions: Sessions, stream: str) -> None:
     slow, quick = sessions(), sessions()
-    quick.run("set lock_timeout = '1s'")
+    quick.run("set lock_timeout = '15s'")
     with slow.transaction():
         slow.call("broadcast_on_commit", stream, "slow")
         for function in ("broadcast", "broadcast_on_commit"):
@@ -147,7 +147,7 @@ def test_opposite_orders_of_streams_never_deadlock(isolation: str, sessions: Ses
 
 def test_postgresql_detects_a_deadlock_of_broadcasts_in_opposite_orders(sessions: Sessions, stream: str) -> None:
     one, other, watcher = sessions(), sessions(), sessions()
-    one.run("begin")
+    one.run("begin; set local deadlock_timeout = '1min'")  # the other one finds it
     other.run("begin; set local deadlock_timeout = '10ms'")
     one.call("broadcast", f"{stream} a", "x")
     other.call("broadcast", f"{stream} b", "x")
