@@ -277,8 +277,9 @@ def test_an_owner_without_the_right_to_identify_the_server_can_serve(
         migrate(url_of_owner)
         with serving(replace(pgbus_settings, database_url=url_of_owner)) as server:
             client = server.live("orders")
+            until(lambda: server.instance.listener.live, "it listens")
             opener(role=OWNER).call("broadcast_ephemeral", "orders", "x")
-            assert client.next().data == "x"
+            assert client.next(timeout=PATIENCE).data == "x"
         assert opener(role=OWNER).run("select * from pgbus.squatters()") == []
     pgbus_databases.drop(url)
 
