@@ -16,8 +16,8 @@ from weakref import WeakSet
 
 T = TypeVar("T")
 
-SETTLE = 2.0
-"""Seconds that things get to end by themselves."""
+SETTLE = 10.0
+"""Seconds that things get to end by themselves. A session ends in the server, which a busy machine may hold up."""
 
 _DESCRIPTORS = "/proc/self/fd"
 # Event loops open these when they first need them. A leaked loop is found by its thread or greenlet.
