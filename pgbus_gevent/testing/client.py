@@ -13,6 +13,9 @@ from gevent.event import Event
 
 from ..core.sse_parser import ParsedFrame, Parser
 
+PATIENCE = 20.0
+"""Seconds that a wait may take by default. A busy machine takes seconds for what takes milliseconds otherwise."""
+
 
 class Response(NamedTuple):
     """The status and headers that came before the stream. Header names are in lower case."""
@@ -138,7 +141,7 @@ class StreamClient:
 
     # looking
 
-    def next(self, event: str | None = None, timeout: float = 5.0) -> ParsedFrame:
+    def next(self, event: str | None = None, timeout: float = PATIENCE) -> ParsedFrame:
         """Return the next message, or the next frame named ``event``, which may be a control frame.
 
         Raises AssertionError if none comes within ``timeout`` seconds.
@@ -156,7 +159,7 @@ class StreamClient:
                 raise AssertionError(f"{what} did not come within {timeout:g} s{' (closed)' if self.closed else ''}")
             self._wait(deadline)
 
-    def wait_for_response(self, timeout: float = 5.0) -> Response:
+    def wait_for_response(self, timeout: float = PATIENCE) -> Response:
         """Wait for the status and headers. Raises AssertionError if they do not come within ``timeout`` seconds."""
         deadline = monotonic() + timeout
         while self.response is None:
@@ -165,7 +168,7 @@ class StreamClient:
             self._wait(deadline)
         return self.response
 
-    def wait_started(self, timeout: float = 5.0) -> None:
+    def wait_started(self, timeout: float = PATIENCE) -> None:
         """Wait until the stream starts for the first time, is refused or ends, but at most ``timeout`` seconds.
 
         A stream starts with the frame ``pgbus:connected``. The client gets every message that is published after it.
@@ -180,7 +183,7 @@ class StreamClient:
     def _refused(self) -> bool:
         return self.response is not None and self.response.status != 200
 
-    def wait_closed(self, timeout: float = 5.0) -> None:
+    def wait_closed(self, timeout: float = PATIENCE) -> None:
         """Wait until the server closes the connection. Raises AssertionError if it does not within ``timeout`` seconds."""
         deadline = monotonic() + timeout
         while not self.closed:
