@@ -12,6 +12,9 @@ import kinds
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pgbus_gevent.testing import leaks
+from pgbus_gevent.testing.client import StreamClient
+
 # If the package is installed, pytest has already found its plugin.
 _installed = bool(entry_points(group="pytest11", name="pgbus_gevent"))
 pytest_plugins = [
@@ -24,6 +27,12 @@ pytest_plugins = [
 # An example that takes long is the machine's fault: this process stood still. Tests of linear time measure it themselves.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+# The kit's patience is that of its users. Here, waiting longer costs nothing, and this process or PostgreSQL may stand still.
+PATIENCE = 20.0
+for wait in (StreamClient.next, StreamClient.wait_for_response, StreamClient.wait_started, StreamClient.wait_closed):
+    wait.__defaults__ = (*(wait.__defaults__ or ())[:-1], PATIENCE)
+leaks.SETTLE = PATIENCE / 2
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes
 # inherit that. Then no test could end a server with Ctrl-C.

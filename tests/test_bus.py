@@ -255,7 +255,7 @@ def test_a_bus_works_again_after_its_sessions_were_ended(bus: Bus, sql: Session,
 
 def test_a_killed_publisher_costs_no_connection(database: str, sessions: Sessions, stream: str) -> None:
     holder = sessions()
-    with Bus(database, pool_size=1, pool_timeout=5.0) as bus:
+    with Bus(database, pool_size=1, pool_timeout=30.0) as bus:
         bus.stream(stream).last_id()
         with holder.transaction():
             holder.call("broadcast", stream, "a")
@@ -295,7 +295,7 @@ print(len(ids))
 
 
 def test_threads_of_a_process_that_is_not_patched_can_publish(empty: str) -> None:
-    done = subprocess.run([sys.executable, "-c", THREADS, empty], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", THREADS, empty], cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert done.stdout.strip() == "200", done.stderr
     with opened_sessions(empty) as opener:
         assert opener().one("select count(distinct data) from pgbus.messages") == 200
@@ -307,19 +307,28 @@ from gevent import monkey; monkey.patch_all()
 import sys, gevent
 from pgbus_gevent import Bus
 bus, ticks = Bus(sys.argv[1], migrate=False), []
+LOCK = "select pg_advisory_xact_lock(7)"
 
 def tick():
-    while True:
+    for _ in range(5):
         gevent.sleep(0.01)
         ticks.append(1)
 
-gevent.spawn(tick)
-with bus.transaction() as cursor:
-    cursor.execute("select pg_sleep(0.5)")
-print(len(ticks))
+# The statement of this transaction waits until the other one has ended, and that waits for the ticks.
+with bus.transaction() as holder:
+    holder.execute(LOCK)
+    def wait():
+        with bus.transaction() as cursor:
+            cursor.execute(LOCK)
+            return len(ticks)
+
+    waiting = gevent.spawn(wait)
+    gevent.sleep(0)
+    tick()
+print(waiting.get())
 """
     found = subprocess.run(
-        [sys.executable, "-c", program, pgbus_database], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program, pgbus_database], capture_output=True, text=True, timeout=90, check=True
     )
     assert int(found.stdout) >= 5
 

@@ -11,12 +11,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
+from typing import Any
 
 import gevent
 import pytest
 from host_parts import Browser, Host, check_streams, gunicorn, host, publish, shutdown_retry
-from support import received, run, session, stored, until
+from support import PATIENCE, received, run, session, stored, until
 
+from pgbus_gevent.gunicorn_worker import Worker
 from pgbus_gevent.testing.client import StreamClient
 
 CLIENTS = 200
@@ -55,7 +58,7 @@ def test_each_worker_starts_its_streamer_after_the_fork_and_says_farewell_to_cli
     command = gunicorn("-w", "2", "--graceful-timeout", "20", "--access-logfile", "-", *flags)
     with host(tmp_path, pgbus_database, *command, workers=2) as served, session(pgbus_database) as admin:
         listeners = "select count(*) from pg_stat_activity where (application_name, datname) = (%s, current_database())"
-        assert run(admin, listeners, "pgbus-listen") == [(2,)]
+        until(lambda: run(admin, listeners, "pgbus-listen") == [(2,)], "each of them listens, and nobody else")
         with ExitStack() as stack:
             clients = [stack.enter_context(served.live()) for _ in range(40)]
             id = publish(pgbus_database, "hello")
@@ -70,16 +73,28 @@ def test_each_worker_starts_its_streamer_after_the_fork_and_says_farewell_to_cli
 
 
 def test_a_client_that_does_not_read_does_not_prolong_a_shutdown(tmp_path: Path, pgbus_database: str) -> None:
-    command = gunicorn("--graceful-timeout", "3")
-    with host(tmp_path, pgbus_database, *command, PGBUS_SEND_BUFFER="4kB") as served, served.live() as client:
+    command = gunicorn("--graceful-timeout", "30")
+    variables = {"PGBUS_SEND_BUFFER": "4kB", "PGBUS_GRACE": "2"}
+    with host(tmp_path, pgbus_database, *command, **variables) as served, served.live() as client:
         client.pause()
         for _ in range(20):
             publish(pgbus_database, "x" * 500_000)
         began = monotonic()
         served.signal()
         assert served.wait() == 0
-        assert monotonic() - began < 3.5
+        assert monotonic() - began < 15
         assert "SIGKILL" not in served.errors
+
+
+def test_a_worker_has_drained_a_second_before_the_master_would_kill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[float] = []
+    instance = SimpleNamespace(settings=SimpleNamespace(grace=60.0), shutdown=drained.append)
+    monkeypatch.setattr("pgbus_gevent.gunicorn_worker.streamer.instances", lambda: [instance])
+    monkeypatch.setattr("pgbus_gevent.gunicorn_worker.publish_held_back", drained.append)
+    worker: Any = Worker.__new__(Worker)
+    worker.cfg, worker._slot = SimpleNamespace(graceful_timeout=60), SimpleNamespace(leave=lambda: None)
+    worker._drain([])
+    assert len(drained) == 2 and 40.0 < drained[1] <= drained[0] <= 59.0
 
 
 def test_a_started_instance_is_refused_with_preload_in_one_line(tmp_path: Path, pgbus_database: str) -> None:
@@ -100,7 +115,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_continue_on_others(
     tmp_path: Path, pgbus_database: str
 ) -> None:
     with ExitStack() as stack:
-        served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2", "-t", "2"), workers=2))
+        served = stack.enter_context(host(tmp_path, pgbus_database, *gunicorn("-w", "2", "-t", "8"), workers=2))
         before = served.serving()
         browsers = [Browser(served.port, "orders") for _ in range(20)]
         for browser in browsers:
@@ -110,7 +125,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_continue_on_others(
         until(lambda: all(browser.ids == ids for browser in browsers), "all have the first message")
         hung = gevent.spawn(served.ask, "/hang")
         stack.callback(hung.kill)
-        until(lambda: "WORKER TIMEOUT" in served.errors, "the master has noticed")
+        until(lambda: "WORKER TIMEOUT" in served.errors, "the master has noticed", 2 * PATIENCE)
         ids.append(publish(pgbus_database, "after"))
         until(lambda: all(browser.ids == ids for browser in browsers), "all have both messages")
         until(lambda: len(served.serving() & before) == 1 and len(served.serving()) == 2, "one was replaced")
@@ -133,10 +148,12 @@ def test_clients_of_a_killed_worker_reconnect_to_others_with_their_cursors(tmp_p
         for browser in browsers:
             stack.callback(browser.close)
         until(lambda: all(browser.connections for browser in browsers), "all are connected")
+        # The one that has more of them. If a worker stands still meanwhile, the shares are not even.
+        most, fullest = until(lambda: _fullest(served, 40), "both workers tell how many they have")
         with Publishing(pgbus_database, "orders", 100) as publishing:
             until(lambda: publishing.sent > 30, "some were published")
-            os.kill(next(iter(served.serving())), signal.SIGKILL)
-            until(lambda: sum(browser.connections > 1 for browser in browsers) >= 15, "its clients have come back")
+            os.kill(fullest, signal.SIGKILL)
+            until(lambda: sum(browser.connections > 1 for browser in browsers) >= most, "its clients have come back")
             sent = publishing.sent
             until(lambda: publishing.sent > sent + 30, "some more were published")
         with session(pgbus_database) as connection:
@@ -203,7 +220,7 @@ def test_a_worker_that_serves_tls_streams_through_the_body(tmp_path: Path, pgbus
         sock = until(lambda: _tls(context, served.port), "it takes connections")
         with sock:
             sock.sendall(b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: t\r\nAccept: text/event-stream\r\n\r\n")
-            sock.settimeout(10)
+            sock.settimeout(20)
             found = b""
             while b"pgbus:connected" not in found:
                 found += sock.recv(65536)
@@ -296,10 +313,17 @@ def test_the_workers_get_even_shares(workers: int, tmp_path: Path, pgbus_databas
     command = gunicorn("-w", str(workers))
     with host(tmp_path, pgbus_database, *command, workers=workers, PGBUS_READERS="1") as served:
         for pause in (None, 0.0, 0.01):
-            clients = _connect(served, 40 * workers, pause)
-            shares = until(partial(_shares, served, workers, len(clients)), "all workers have reported their share")
-            print(f"shares of {len(clients)}: {sorted(shares)}")
-            assert all(28 <= share <= 52 for share in shares)
+            clients: list[StreamClient] = []
+            # A worker that stands still for a moment gets fewer. It gets the more of those that come next, so a second crowd, or
+            # a third one, makes the shares even. Without the balance, they would be as uneven as those of the first one.
+            for crowd in range(1, 4):
+                clients += _connect(served, 40 * workers, pause)
+                shares = until(partial(_shares, served, workers, len(clients)), "all workers have reported their share")
+                print(f"shares of {len(clients)}: {sorted(shares)}")
+                if all(abs(share - 40 * crowd) <= 12 for share in shares):
+                    break
+            else:
+                pytest.fail(f"the shares stay uneven: {shares}")
             for client in clients:
                 client.close()
             until(lambda: _shares(served, workers, 0), "all have left")
@@ -322,14 +346,24 @@ def _connect(served: Host, count: int, pause: float | None) -> list[StreamClient
 
 
 def _shares(served: Host, workers: int, count: int) -> list[int]:
-    """Wait until there are ``count`` streams in all, and return how many each worker has."""
+    """Return how many streams each worker has; an empty list if they are not yet ``count`` in all."""
+    return list(_loads(served, workers, count).values())
+
+
+def _fullest(served: Host, count: int) -> tuple[int, int] | None:
+    """Return the number of streams, and the process, of the worker that has more of them, once both have ``count`` in all."""
+    found = _loads(served, 2, count)
+    return max(((streams, pid) for pid, streams in found.items()), default=None)
+
+
+def _loads(served: Host, workers: int, count: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for _ in range(20 * workers):
         pid, _, streams = served.about()
         found[pid] = streams
         if len(found) == workers:
-            return list(found.values()) if sum(found.values()) == count else []
-    return []
+            return found if sum(found.values()) == count else {}
+    return {}
 
 
 # gunicorn's own workers ----------------------------------------------------------------------------------------------
@@ -341,7 +375,7 @@ HOOK = "from pgbus_gevent.hosts.running import drain_first as post_worker_init\n
 def test_the_application_runs_under_gunicorns_own_workers(worker: str, tmp_path: Path, pgbus_database: str) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(HOOK)
     command = gunicorn("--graceful-timeout", "20", "--access-logfile", "-", worker=worker)
-    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "1.5"}
+    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "4"}
     with (
         host(tmp_path, pgbus_database, *command, **variables) as served,
         served.live() as client,

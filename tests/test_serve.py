@@ -51,7 +51,7 @@ not_callable = 7
 def refused(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     """Return the status and the only line of a ``serve`` that refuses to serve."""
     done = subprocess.run(
-        command(*arguments), cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=30
+        command(*arguments), cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=90
     )
     assert done.stdout == ""
     assert done.stderr.startswith("pgbus-gevent: ") and done.stderr.count("\n") == 1, done.stderr
@@ -120,10 +120,10 @@ def test_the_embedded_database_is_restarted_after_a_kill(workers: str, home: Pat
                     return False
                 return True
 
-            until(published, "it accepts messages again", 30)
-            assert client.next(timeout=15).id == str(ids[0]) and not client.closed
+            until(published, "it accepts messages again", 60)
+            assert client.next(timeout=40).id == str(ids[0]) and not client.closed
         # The server accepts messages a moment before the program that has started it says so.
-        until(lambda: "was started again" in served.stderr, "the log says that it was started again", 20)
+        until(lambda: "was started again" in served.stderr, "the log says that it was started again", 40)
 
 
 def test_the_secret_is_kept_in_the_data_directory_for_its_owner_alone(home: Path) -> None:
@@ -195,12 +195,12 @@ def test_the_announcement_is_one_write_so_that_no_line_of_a_worker_comes_in_betw
     read, write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # it keeps writes apart
     with read, subprocess.Popen(command(), env=environment(PYTHONUNBUFFERED="1", **own), stdout=write) as process:
         write.close()
-        read.settimeout(30.0)
+        read.settimeout(80.0)
         try:
             assert ANNOUNCED.fullmatch(read.recv(10_000).decode())
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
@@ -218,10 +218,10 @@ def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
 def test_serve_warns_of_a_low_limit_of_open_files(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", limit=300, **own) as served:
-        (warning,) = [line for line in served.stderr.splitlines() if "WARNING" in line]
+        (warning,) = [line for line in served.stderr.splitlines() if "WARNING" in line and "open files" in line]
         assert "the limit of 300 open files is below max_connections=10000" in warning and "ulimit -n" in warning
     with serving(tmp_path, "app:application", "--max-connections", "40", limit=300, **own) as served:
-        assert "WARNING" not in served.stderr
+        assert "open files" not in served.stderr
 
 
 def test_the_hook_and_the_filters_of_an_application_are_used(tmp_path: Path, own: dict[str, str]) -> None:
@@ -296,7 +296,7 @@ def test_a_missing_hook_or_filters_give_one_line_and_status_2(
 def test_a_failing_import_of_an_application_is_shown_with_its_traceback(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text("import nothere")
     done = subprocess.run(
-        command("app:application"), cwd=tmp_path, env=environment(**own), capture_output=True, text=True, timeout=30
+        command("app:application"), cwd=tmp_path, env=environment(**own), capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "No module named 'nothere'" in done.stderr
@@ -345,10 +345,10 @@ def test_a_host_of_another_machine_gives_one_line_and_status_1(tmp_path: Path, o
 
 
 def test_an_unreachable_database_gives_one_line_and_status_1(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    url = f"postgresql://user:hunter2@127.0.0.1:{port}/nothere"
-    status, line = refused(tmp_path, PGBUS_DATABASE_URL=url, PGBUS_SECRET=SECRET)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it does not listen, and nobody else gets the port
+        url = f"postgresql://user:hunter2@127.0.0.1:{unused.getsockname()[1]}/nothere"
+        status, line = refused(tmp_path, PGBUS_DATABASE_URL=url, PGBUS_SECRET=SECRET)
     assert status == 1
     assert line.startswith("cannot connect to PostgreSQL: ") and "Connection refused" in line
     assert "hunter2" not in line

@@ -190,8 +190,9 @@ def test_a_worker_that_cannot_serve_leaves_the_clients_to_the_other_one(broken: 
         until(lambda: "the streamer cannot start" in served.errors, "one of the two workers cannot start")
         for _ in range(60):
             stack.enter_context(served.live())
-        assert {served.about()[2] for _ in range(20)} == {60}, "all are at the one that answers everything"
-        assert {ask(served.port, "/pgbus/readyz").status for _ in range(20)} == {200}
+        # If that worker stands still for seconds, the other one answers meanwhile.
+        until(lambda: {served.about()[2] for _ in range(20)} == {60}, "all are at the one that answers everything")
+        until(lambda: {ask(served.port, "/pgbus/readyz").status for _ in range(20)} == {200}, "it is ready")
 
 
 def test_if_no_worker_can_serve_clients_and_health_checks_are_still_answered(broken: Path, pgbus_database: str) -> None:
@@ -199,12 +200,14 @@ def test_if_no_worker_can_serve_clients_and_health_checks_are_still_answered(bro
     served = Host(broken, pgbus_database, command, ALL_BROKEN="yes", PGBUS_AWAY_AFTER="1")
     try:
         until(lambda: served.errors.count("the streamer cannot start") >= 2, "both workers cannot start")
+        took = []
         for _ in range(10):
             began = monotonic()
             assert ask(served.port, "/pgbus/readyz").status == 503
             told = ask(served.port, "/pgbus/streams/orders", Accept="text/event-stream")
             assert told.status == 200 and b'"reason":"unavailable"' in told.body
-            assert monotonic() - began < 5.0
+            took.append(monotonic() - began)
+        assert sorted(took)[5] < 5.0, took  # the middle one, because a process may stand still
     finally:
         served.close()
 
@@ -235,9 +238,18 @@ class Sharers:
 
     def _show(self) -> None:
         while True:
-            for server in self.servers:
-                server.show(monotonic())
+            self.show()
             gevent.sleep(0.05)
+
+    def show(self) -> None:
+        """Have both show their load now."""
+        for server in self.servers:
+            server.show(monotonic())
+
+    def can_serve(self, *able: bool) -> None:
+        """Change which of the two can serve."""
+        self.able[:] = able
+        self.show()
 
     def _application(self, number: int) -> Callable[..., Any]:
         def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -269,16 +281,13 @@ def sharers() -> Iterator[Sharers]:
 
 @pytest.mark.slow
 def test_a_server_that_cannot_serve_leaves_the_port_and_comes_back_to_it(sharers: Sharers) -> None:
-    sharers.able[0] = False
-    gevent.sleep(0.2)  # until both have shown their load
+    sharers.can_serve(False, True)
     assert sharers.answering() == {1}
-    sharers.able = [True, False]
-    gevent.sleep(0.2)
+    sharers.can_serve(True, False)
     assert sharers.answering() == {0}
-    sharers.able = [False, False]
-    gevent.sleep(0.2)
+    sharers.can_serve(False, False)
     assert sharers.answering()
-    sharers.able = [True, True]
+    sharers.can_serve(True, True)
     until(lambda: sharers.answering(100) == {0, 1}, "both have a part in it")
 
 
@@ -297,8 +306,7 @@ def test_it_closes_connections_after_an_answer_while_another_server_can_serve(sh
 
 @pytest.mark.slow
 def test_a_server_that_cannot_serve_accepts_if_the_other_one_hangs(sharers: Sharers) -> None:
-    sharers.able[0] = False
-    gevent.sleep(0.2)
+    sharers.can_serve(False, True)
     sharers._shows.kill()
     sharers.servers[1].stop_accepting()
     until(lambda: sharers.answering(1) == {0}, "it answers")

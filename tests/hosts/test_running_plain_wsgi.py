@@ -6,7 +6,7 @@ from time import monotonic
 
 import pytest
 from plain_parts import HEARTBEAT, plain
-from support import get, greenlets, holds, received, session, stored, until, until_messages
+from support import PATIENCE, get, greenlets, holds, received, session, stored, until, until_messages
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
@@ -52,11 +52,12 @@ def test_a_client_that_leaves_is_noticed_within_a_heartbeat(pgbus_settings: Sett
     with plain(pgbus_settings) as server:
         before = len(greenlets())
         clients = [server.live("orders") for _ in range(20)]
-        began = monotonic()
+        sent = server.instance.heartbeat.sent
         for client in clients:
             client.drop()
-        until(lambda: len(server.instance.registry) == 0, "all are gone", timeout=10)
-        assert monotonic() - began < 4 * HEARTBEAT + 2.0
+        until(lambda: len(server.instance.registry) == 0, "all are gone")
+        # The first write to a client that has left still succeeds. One more may be on its way.
+        assert server.instance.heartbeat.sent - sent <= 3 * len(clients)
         assert server.instance.counter.streams == {}
         until(lambda: len(greenlets()) <= before, "their greenlets are gone")
 
@@ -65,7 +66,8 @@ def test_a_client_that_leaves_is_noticed_within_a_heartbeat(pgbus_settings: Sett
 def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
     slow: str, pgbus_settings: Settings, pgbus_bus: Bus, pgbus_database: str
 ) -> None:
-    deadline = 1.0 if slow == "for good" else 30.0
+    # The deadline is that of the reading one too, so this process may stand still for as long.
+    deadline = 5.0 if slow == "for good" else 60.0
     with plain(pgbus_settings, write_deadline=deadline) as server, session(pgbus_database) as connection:
         orders = pgbus_bus.stream("orders")
         reading, stalled = server.live("orders"), server.live("orders")
@@ -75,9 +77,9 @@ def test_a_client_that_does_not_read_is_closed_and_costs_the_others_nothing(
             orders.broadcast_many([f"{n}.{i} " + "x" * 64_000 for i in range(8)])
         until(lambda: len(reading.messages) == 200, "the reading one has all")
         if slow == "for good":
-            until(lambda: len(server.instance.registry) == 1, "the stalled one is closed")
+            until(lambda: len(server.instance.registry) == 1, "the stalled one is closed", 2 * PATIENCE)
             stalled.go_on()
-            stalled.wait_closed(timeout=20)
+            stalled.wait_closed()
             assert len(stalled.messages) < 200
             stalled.resume()
         else:
@@ -115,5 +117,5 @@ def test_a_client_that_does_not_read_does_not_keep_a_shutdown_from_its_end(
         before = len(greenlets())
         began = monotonic()
         server.instance.shutdown()
-        assert monotonic() - began < 1.0 + 3.0
+        assert monotonic() - began < 15.0  # its write deadline would be longer
         until(lambda: len(greenlets()) < before, "its greenlet is gone")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from time import monotonic
 
 import pytest
 from host_parts import APP, check_streams, host, shutdown_retry
-from support import until
+from support import PATIENCE, until
 
 UWSGI = Path(sys.executable).with_name("uwsgi")
 
@@ -34,15 +33,13 @@ def test_it_streams_sees_clients_leave_and_closes_slow_ones(
     lazy: tuple[str, ...], tmp_path: Path, pgbus_database: str
 ) -> None:
     (tmp_path / "app.py").write_text(APP + HOOK)
-    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "1.5"}
+    variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "4"}
     one = [*COMMAND[:-1], "1", *lazy]
     with host(tmp_path, pgbus_database, *one, **variables) as served, served.live() as client, served.live() as slow:
         check_streams(served, pgbus_database, client, slow)
-        began = monotonic()
         served.signal()
         assert 1000 <= shutdown_retry(client) <= 5000
-        served.wait()
-        assert monotonic() - began < 10
+        served.wait(PATIENCE)
         assert "Traceback" not in served.errors
 
 

@@ -98,7 +98,7 @@ def test_a_hangup_replaces_the_workers_and_clients_miss_nothing(folder: Path, pg
         served.signal(signal.SIGHUP)
         until(lambda: any(browser.told for browser in browsers), "some were sent away")
         ids.append(publish(pgbus_database, "meanwhile"))
-        until(lambda: all(browser.connections == 2 for browser in browsers), "all have come back")
+        until(lambda: all(browser.connections >= 2 for browser in browsers), "all have come back")
         until(lambda: all(browser.ids == ids for browser in browsers), "all have both")
         assert not served.serving() & before
         served.signal()
@@ -189,9 +189,10 @@ def test_an_application_that_is_not_there_ends_it_with_status_2(folder: Path, pg
 
 
 def test_a_database_that_is_not_there_is_one_line_and_status_1(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it does not listen, and nobody else gets the port
         port = unused.getsockname()[1]
-    status, log = refused(folder, f"postgresql://127.0.0.1:{port}/nothere", "app:app")
+        status, log = refused(folder, f"postgresql://127.0.0.1:{port}/nothere", "app:app")
     assert status == 1
     assert log.startswith("pgbus-gevent: cannot connect to PostgreSQL: ") and log.count("\n") == 1
 
@@ -205,7 +206,7 @@ def test_without_gunicorn_one_line_says_what_to_install(folder: Path, pgbus_data
         env={**os.environ, "PYTHONPATH": str(ROOT), "PGBUS_SECRET": SECRET},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 1
     assert done.stderr == "pgbus-gevent: more than one worker needs gunicorn: pip install 'pgbus-gevent[workers]'\n"
@@ -262,4 +263,4 @@ def test_instances_on_different_databases_and_prefixes_do_not_touch_one_another(
         publish(first, "the last")
         assert clients["/c"].next().data == "the last"
         assert [len(client.messages) for client in clients.values()] == [1, 1, 2]
-        assert instances["/c"].unready is None
+        until(lambda: instances["/c"].unready is None, "the other one is ready")

@@ -69,7 +69,10 @@ class CuttingProxy:
         line.greeted += 1
         rest = received[greeting:]
         while first and not (rest and len(rest) >= line.cut):
-            rest += server.recv(65536)
+            data = server.recv(65536)
+            if not data:
+                return
+            rest += data
         if first:
             client.sendall(rest[: line.cut])
             line.cut_at = monotonic()

@@ -91,7 +91,7 @@ class Host:
 
     def wait_until_it_serves(self, workers: int = 1) -> None:
         """Wait until ``workers`` processes have answered."""
-        until(lambda: len(self.serving(workers)) >= workers, f"{workers} workers serve", pause=0.05)
+        until(lambda: len(self.serving(workers)) >= workers, f"{workers} workers serve", 3 * PATIENCE, pause=0.05)
 
     def serving(self, workers: int = 2) -> set[int]:
         """Return the processes that are ready, of ``workers``. Connections that are open at the same time find them.
@@ -138,7 +138,7 @@ class Host:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = 3 * PATIENCE) -> int:
         """Return its exit status. Raises AssertionError if it does not end."""
         try:
             return int(self.process.wait(timeout))

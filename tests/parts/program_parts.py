@@ -97,7 +97,7 @@ class Program:
             except OSError:
                 gevent.sleep(0.02)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 3 * PATIENCE) -> int:
         """Send a signal, and return the exit status."""
         self.process.send_signal(number)
         try:

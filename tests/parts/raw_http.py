@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import gevent
 
-TIMEOUT = 5.0
+TIMEOUT = 10.0
+"""Seconds until an exchange is given up."""
+
+PATIENCE = 20.0
+"""Seconds that a condition may take which holds within one on a machine of its own."""
 
 
 class Answer(NamedTuple):
@@ -103,7 +107,7 @@ def get(target: str, headers: Mapping[str, str] | None = None, version: str = "1
     return f"GET {target} HTTP/{version}\r\n{lines}\r\n".encode("latin-1")
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> None:
     """Return once ``condition`` holds. Raises AssertionError if it does not in time."""
     deadline = monotonic() + timeout
     while not condition():

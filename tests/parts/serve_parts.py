@@ -14,6 +14,7 @@ from pathlib import Path
 
 import gevent
 from raw_http import Answer, ask
+from support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ class Serving:
         self.process = process
         self._stderr = stderr
         assert process.stdout is not None
-        with gevent.Timeout(30):
+        with gevent.Timeout(4 * PATIENCE):  # it may have to make a cluster of databases first
             self.line = process.stdout.readline()
         match = ANNOUNCED.fullmatch(self.line)
         assert match is not None, (self.line, self.stderr)
@@ -57,7 +58,7 @@ class Serving:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(3 * PATIENCE)
 
 
 @contextmanager

@@ -22,14 +22,18 @@ SECRETS = ("an old secret of the site", "the new secret of the site")
 PUBLISH_TOKEN = "publish-token-of-the-site"
 MAX_BODY = 1000
 DEADLINE = 0.5
+"""The deadline of an impatient site, in seconds."""
+
+PATIENCE = 30.0
+"""Seconds: deadlines of the product that no test is about. If this process stands still, they end nothing."""
 
 SETTINGS: dict[str, Any] = {
     "secret": SECRETS,
     "public": ("public", "demo:*", "Ca[sz]e:?", "d*"),
     "publish_token": PUBLISH_TOKEN,
     "max_body": MAX_BODY,
-    "request_timeout": DEADLINE,
-    "connect_timeout": 2.0,
+    "request_timeout": PATIENCE,
+    "connect_timeout": PATIENCE,
     "grace": 1.0,
 }
 
@@ -85,3 +89,14 @@ def running_site(database_url: str, **changes: Any) -> Iterator[Site]:
         yield site
     finally:
         site.close()
+
+
+@contextmanager
+def impatient_site(database_url: str, **changes: Any) -> Iterator[Site]:
+    """Run a site that gives the authorize hook, and the body of a broadcast, no more than :data:`DEADLINE`.
+
+    The server itself stays patient: it closes no connection whose request is late because this process stands still.
+    """
+    with running_site(database_url, request_timeout=DEADLINE, **changes) as site:
+        site.server.request_timeout = PATIENCE
+        yield site

@@ -9,15 +9,15 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from time import monotonic, perf_counter, time
+from time import perf_counter, process_time, time
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import gevent
 import pytest
 from raw_http import ask, connected, exchange, get, parse, read_until
-from site_parts import PUBLISH_TOKEN, Site, running_site
-from support import until
+from site_parts import PUBLISH_TOKEN, Site, impatient_site, running_site
+from support import PATIENCE, until
 
 from pgbus_gevent import Subscriber
 from pgbus_gevent.bus import Bus
@@ -26,6 +26,7 @@ from pgbus_gevent.errors import InvalidArgument
 from pgbus_gevent.hosts.request_head import MAX_SHOWN, shown_path
 from pgbus_gevent.streamer.limits import network_of
 from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.backstage import backstage_of
 from pgbus_gevent.web.requests import MAX_FIELDS
 from pgbus_gevent.web.stream_app import StreamApp
 
@@ -36,7 +37,7 @@ ORIGIN = "https://shop.example"
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
     with running_site(
-        pgbus_databases.make(), operator_token=OPERATOR, cors_origins=(ORIGIN,), request_timeout=10.0, max_body=100_000
+        pgbus_databases.make(), operator_token=OPERATOR, cors_origins=(ORIGIN,), max_body=100_000
     ) as site:
         yield site
 
@@ -144,6 +145,10 @@ def test_no_request_is_a_500_or_a_traceback(
                     continue
             # There is no answer if the client left before its body was complete.
             assert not answer or (answer.startswith(b"HTTP/1.1 ") and answer[9:12] != b"500"), (request, answer)
+        # A feed of the console notices a second later that its client has left, and its line in the access log would come in
+        # another test.
+        watched: Any = backstage_of(site.instance).feed
+        until(lambda: watched._watchers == 0, "the feeds that were asked for have ended")
 
 
 @pytest.mark.parametrize(
@@ -228,12 +233,10 @@ def test_the_hook_is_asked_for_every_method(
 
 
 def test_a_hook_that_does_not_answer_is_a_403_in_time(pgbus_database: str, caplog: pytest.LogCaptureFixture) -> None:
-    with running_site(pgbus_database, request_timeout=0.5) as site:
+    with impatient_site(pgbus_database) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: gevent.sleep(3600) or True)
-        began = monotonic()
         assert site.get("/streams/demo:x").status == 403
         assert site.get("/streams?stream=demo:x", Accept="text/event-stream").status == 403
-        assert monotonic() - began < 5.0
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         "the authorize hook raised for stream 'demo:x': refused"
     ]
@@ -248,7 +251,7 @@ def test_a_hook_that_hangs_in_a_recheck_delays_no_other_client(pgbus_database: s
             gevent.sleep(3600)
         return Subscriber(owner) if owner in allowed else False
 
-    with running_site(pgbus_database, request_timeout=0.5, recheck=0.2) as site:
+    with impatient_site(pgbus_database, recheck=0.2) as site:
         site.app = StreamApp(site.instance, hook)
         with site.watch("demo:x", X_Owner="ada") as ada, site.watch("demo:x", X_Owner="bob") as bob:
             ada.next("pgbus:connected")
@@ -421,9 +424,9 @@ def test_a_request_costs_no_more_than_its_size_warrants(
 
 def test_hiding_signed_names_takes_time_in_proportion_to_the_text() -> None:
     for piece in ("WyI", ".eJ", "WyIa.", "%57yI", "WyIa" + "." + "b" * 26 + "."):
-        began = perf_counter()
+        began = process_time()
         hide_signed(piece * (1_000_000 // len(piece)))
-        assert perf_counter() - began < 5.0
+        assert process_time() - began < 5.0
 
 
 def test_characters_that_stay_encoded_cost_no_call() -> None:
@@ -469,12 +472,12 @@ def test_a_body_has_a_deadline_behind_any_server(pgbus_database: str) -> None:
             gevent.sleep(3600)
             return b""
 
-    with running_site(pgbus_database, request_timeout=0.3) as site:
+    with impatient_site(pgbus_database) as site:
         environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/pgbus/streams/demo:x"}
         setup_testing_defaults(environ)
         environ |= {"wsgi.input": Never(), "CONTENT_LENGTH": "5", "HTTP_AUTHORIZATION": f"Bearer {PUBLISH_TOKEN}"}
         started: list[str] = []
-        with gevent.Timeout(10):
+        with gevent.Timeout(40):
             StreamApp(site.instance)(environ, lambda status, headers: started.append(status))
     assert started == ["408 Request Timeout"]
 
@@ -745,20 +748,19 @@ def test_a_client_that_left_during_a_recheck_counts_for_no_owner(pgbus_database:
 
 def test_a_recheck_adopts_an_earlier_expiry(pgbus_database: str) -> None:
     now: dict[str, Any] = {"answer": True}
-    with running_site(pgbus_database, recheck=0.1) as site:
+    # Otherwise the connection would be looked at after a minute or more.
+    with running_site(pgbus_database, recheck=0.1, heartbeat=200.0, write_deadline=200.0, away_after=200.0) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: now["answer"])
         with site.watch("demo:again") as client:
             client.next("pgbus:connected")
-            began = monotonic()
             now["answer"] = Subscriber(expires_at=time() + 1.0)
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "expired"
-            assert monotonic() - began < 10
 
 
 def test_a_recheck_does_not_outlast_the_signed_name(pgbus_database: str) -> None:
     with running_site(pgbus_database, recheck=0.1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: Subscriber("ada", expires_at=time() + 1000))
-        with site.watch(site.sign("orders", expires_in=1.5)) as client:
+        with site.watch(site.sign("orders", expires_in=4.0)) as client:
             client.next("pgbus:connected")
             assert json.loads(client.next("pgbus:shutdown").data)["reason"] == "expired"
 
@@ -809,6 +811,7 @@ def test_no_value_from_a_lax_parser_causes_an_error(
 ) -> None:
     monkeypatch.setattr("pgbus_gevent.web.operators._WRONG_TOKEN_PAUSE", 0.0)
     monkeypatch.setattr("pgbus_gevent.web.guesses.Guesses.note", lambda *_: True)
+    monkeypatch.setattr("pgbus_gevent.web.sessions._TIMEOUT", PATIENCE)  # a logout waits for PostgreSQL
     app, started = StreamApp(site.instance), []
     for path in PATHS:
         for method in ("GET", "POST", "OPTIONS", "HEAD"):

@@ -7,8 +7,8 @@ import logging
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import time
+from contextlib import ExitStack, contextmanager, suppress
+from time import monotonic, time
 from typing import Any
 from urllib.parse import quote
 from wsgiref.util import setup_testing_defaults
@@ -20,9 +20,10 @@ import psycopg2.extensions as ext
 import pytest
 from gevent.pywsgi import WSGIServer
 from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, read_until, wait_for
-from site_parts import DEADLINE, MAX_BODY, PUBLISH_TOKEN, Site, running_site
+from site_parts import DEADLINE, MAX_BODY, PUBLISH_TOKEN, Site, impatient_site, running_site
 
 from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.errors import PoolTimeout
 from pgbus_gevent.hosts.pywsgi import listen
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
@@ -43,6 +44,12 @@ STREAM_HEADERS = {
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
     with running_site(pgbus_databases.make()) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def impatient(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with impatient_site(pgbus_databases.make()) as site:
         yield site
 
 
@@ -114,9 +121,18 @@ def as_get_and_head(site: Site, path: str) -> tuple[bytes, bytes]:
     "path", ["/healthz", "/readyz", "/nothing", "/streams", "/streams/unknown", f"/streams/{STREAM}?since=x"]
 )
 def test_a_head_answers_like_its_get_without_the_body(path: str, site: Site) -> None:
+    until_settled(site)
     whole, head = (raw.partition(b"\r\n\r\n") for raw in as_get_and_head(site, path))
     assert head[2] == b"" and whole[2]
     assert undated(head[0]) == undated(whole[0])
+
+
+def until_settled(site: Site) -> None:
+    """Wait until the answer of readyz changes no more."""
+    wait_for(
+        lambda: json.loads(site.get("/readyz").body) == {"status": "ready", "steward": "this worker"},
+        "it is the steward",
+    )
 
 
 def undated(head: bytes) -> list[bytes]:
@@ -415,8 +431,8 @@ def request_head(*lines: str) -> bytes:
 
 
 @pytest.mark.parametrize("head", [request_head("Content-Length: 9"), request_head("Transfer-Encoding: chunked")])
-def test_a_body_that_trickles_in_is_408_at_the_deadline(head: bytes, site: Site) -> None:
-    with connected(site.port, head) as sock:
+def test_a_body_that_trickles_in_is_408_at_the_deadline(head: bytes, impatient: Site) -> None:
+    with connected(impatient.port, head) as sock:
 
         def trickle() -> None:
             try:
@@ -432,9 +448,9 @@ def test_a_body_that_trickles_in_is_408_at_the_deadline(head: bytes, site: Site)
     assert answer.status == 408 and answer.headers["connection"] == "close"
 
 
-def test_a_body_that_stops_is_408_and_one_that_ends_early_is_400(site: Site) -> None:
+def test_a_body_that_stops_is_408_and_one_that_ends_early_is_400(site: Site, impatient: Site) -> None:
     request = request_head("Content-Length: 9") + b"abc"
-    assert parse(exchange(site.port, request)).status == 408
+    assert parse(exchange(impatient.port, request)).status == 408
     with connected(site.port, request) as sock:
         sock.shutdown(socket.SHUT_WR)
         answer = parse(read_to_end(sock))
@@ -490,10 +506,18 @@ def test_without_a_publish_token_broadcasting_is_403(pgbus_databases: TestDataba
 
 def test_a_broadcast_without_a_free_connection_is_503(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), pool_size=1, pool_timeout=0.2) as site:
-        with site.instance.database.pool.connection():
+        with ExitStack() as stack:
+
+            def is_taken() -> bool:
+                with suppress(PoolTimeout):  # a task of the site has it for now
+                    stack.enter_context(site.instance.database.pool.connection())
+                    return True
+                return False
+
+            wait_for(is_taken, "the connection is free")
             answer = site.publish(STREAM)
         assert (answer.status, answer.line) == (503, "the database is not available now")
-        assert site.publish(STREAM).status == 201
+        wait_for(lambda: site.publish(STREAM).status == 201, "the connection is free again")
 
 
 def test_a_broadcast_that_the_database_refuses_is_500_and_only_the_log_says_why(
@@ -512,27 +536,29 @@ def test_a_broadcast_that_the_database_refuses_is_500_and_only_the_log_says_why(
 
 
 def test_a_healthy_site_says_so_in_json(site: Site) -> None:
+    until_settled(site)
     health, readiness = site.get("/healthz"), site.get("/readyz")
-    assert (health.status, readiness.status) == (200, 200)
+    assert health.status == 200
     assert health.headers["content-type"] == readiness.headers["content-type"] == "application/json"
     told = json.loads(health.body)
     assert told["status"] == "ok"
     assert set(told["parts"].values()) == {"running"} and {"listener", "dispatcher", "heartbeat"} <= set(told["parts"])
-    assert json.loads(readiness.body)["status"] == "ready"
-    wait_for(lambda: json.loads(site.get("/readyz").body)["steward"] == "this worker", "a single worker is the steward")
 
 
 def check_refusal(site: Site, reason: str) -> None:
     """Check that the site refuses streams for a passing reason: an EventSource comes back, other clients get 503."""
+    took = []
     for accept in ("text/event-stream", "text/html, text/event-stream;q=0.9", "Text/Event-Stream"):
-        began = time()
+        began = monotonic()
         raw = exchange(site.port, get(f"/pgbus/streams/{STREAM}", {"Accept": accept}))
+        took.append(monotonic() - began)
         answer = parse(raw)
-        assert answer.status == 200 and time() - began < 2
+        assert answer.status == 200
         assert STREAM_HEADERS.items() <= answer.headers.items()
         match = re.fullmatch(rb'retry: (\d+)\nevent: pgbus:shutdown\ndata: {"reason":"(.*)"}\n\n', answer.body)
         assert match is not None and match[2].decode() == reason
         assert 5000 <= int(match[1]) <= 15000
+    assert min(took) < 2, "they were held"  # the quickest, because this process may stand still
     for headers in ({}, {"Accept": "*/*"}, {"Accept": "text/html"}):
         answer = site.get(f"/streams/{STREAM}", **headers)
         assert (answer.status, answer.line) == (503, f"not now: {reason}")
@@ -573,7 +599,7 @@ def test_a_full_site_refuses_with_overloaded_and_is_not_ready_until_there_is_roo
             assert {"status": "unready", "reason": "overloaded"}.items() <= told.items()
             assert (site.get("/readyz").status, site.get("/healthz").status) == (503, 200)
         wait_for(lambda: len(site.instance.registry) == 0, "the client's leaving is noticed")
-        assert site.get("/readyz").status == 200
+        wait_for(lambda: site.get("/readyz").status == 200, "it is ready")
         with site.watch(STREAM) as client:
             client.next("pgbus:connected")
 
@@ -602,18 +628,21 @@ def test_a_site_without_its_database_refuses_with_unavailable_until_it_is_back(p
             assert int(answer.headers["retry-after"]) >= 1
         finally:
             close_database(pgbus_databases, url, True)
-        wait_for(lambda: site.get("/readyz").status == 200, "it is ready again", 10)
+        wait_for(lambda: site.get("/readyz").status == 200, "it is ready again", 40)
         assert site.publish(STREAM).status == 201
 
 
 def test_a_polling_site_without_its_database_is_not_ready_either(pgbus_databases: TestDatabases) -> None:
     url = pgbus_databases.make()
-    with running_site(url, wake="poll", away_after=0.5) as site:
-        assert site.get("/readyz").status == 200
+    with running_site(url, wake="poll", away_after=2.0) as site:
+        wait_for(lambda: site.get("/readyz").status == 200, "it is ready")
         close_database(pgbus_databases, url, False)
         try:
-            wait_for(lambda: site.get("/readyz").status == 503, "it is not ready")
-            assert json.loads(site.get("/readyz").body)["reason"] == "unavailable"
+            wait_for(
+                lambda: site.instance.pulse.trouble and site.instance.pulse.silence > 2.5, "no answer comes any more"
+            )
+            answer = site.get("/readyz")
+            assert (answer.status, json.loads(answer.body)["reason"]) == (503, "unavailable")
         finally:
             close_database(pgbus_databases, url, True)
 
@@ -740,7 +769,7 @@ def test_a_stream_in_the_body_passes_the_standard_validator(site: Site) -> None:
     status, headers, body = call(validator(StreamApp(site.instance)), f"/pgbus/streams/{STREAM}")
     chunks = iter(body)
     found = b""
-    with gevent.Timeout(5):
+    with gevent.Timeout(40):
         while b"pgbus:connected" not in found:
             found += next(chunks)
         site.bus.stream(STREAM).broadcast("through the body")

@@ -19,11 +19,11 @@ import pytest
 from cutting_proxy import CuttingProxy, Line
 from gevent.pool import Pool
 from gevent.subprocess import PIPE, Popen
-from site_parts import Site, running_site
+from site_parts import PATIENCE, Site, running_site
 
 from pgbus_gevent.core import chunked, sse
 from pgbus_gevent.testing.databases import TestDatabases
-from pgbus_gevent.web.returners import BURST
+from pgbus_gevent.web.returners import BURST, LEAST
 
 HERE = Path(__file__).parents[1]
 RETRY = 3.5
@@ -86,8 +86,8 @@ def run(site: Site, proxy: CuttingProxy, library: str, stream: str) -> Outcome:
         _go_through(outcome, site.bus.stream(stream).broadcast)
     finally:
         process.stdin.close()
-        process.wait(10)
-        gevent.joinall(readers, 5)
+        process.wait(PATIENCE)
+        gevent.joinall(readers, PATIENCE)
         process.stdout.close()
         process.stderr.close()
     return outcome
@@ -102,7 +102,7 @@ def _go_through(outcome: Outcome, publish: Callable[[str], int]) -> None:
     _wait(lambda: all(line.greeted > 1 for line in outcome.lines))
     outcome.ids.append(publish(THIRD))
     # Before the next heartbeat, which would flush data that the client holds back.
-    _wait(lambda: all(events and events[-1].data == THIRD for events in outcome.events.values()), 10.0)
+    _wait(lambda: all(events and events[-1].data == THIRD for events in outcome.events.values()))
 
 
 def _read(process: Popen, outcome: Outcome) -> None:
@@ -115,7 +115,7 @@ def _read_errors(process: Popen, outcome: Outcome) -> None:
     outcome.errors = process.stderr.read().decode()
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 40.0) -> bool:
+def _wait(condition: Callable[[], bool], seconds: float = 50.0) -> bool:
     deadline = monotonic() + seconds
     while not condition() and monotonic() < deadline:
         gevent.sleep(0.02)
@@ -175,7 +175,7 @@ def test_a_refused_client_that_comes_back_at_once_makes_few_connections(pgbus_da
         original, seen = site.app, []
 
         def counting(environ: dict[str, Any], start_response: Any) -> Any:
-            seen.append(environ["PATH_INFO"])
+            seen.append(monotonic())
             return original(environ, start_response)
 
         with site.watch("demo:taken") as client:
@@ -185,13 +185,13 @@ def test_a_refused_client_that_comes_back_at_once_makes_few_connections(pgbus_da
             process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=HERE)
             try:
                 assert _wait(lambda: original._returners.held == 1), "it is held"
-                assert len(seen) == BURST + 1
                 gevent.sleep(2.0)
-                assert len(seen) <= BURST + 2
+                # One more each time that a client may come back; at a standstill of this process or of the client, that is several.
+                assert BURST < len(seen) <= BURST + 1 + (monotonic() - seen[0]) / LEAST
                 client.close()
-                assert _wait(lambda: len(site.instance.registry) == 1, 8.0), "it is served when there is room"
+                assert _wait(lambda: len(site.instance.registry) == 1), "it is served when there is room"
             finally:
                 process.stdin.close()
-                process.wait(10)
+                process.wait(PATIENCE)
                 process.stdout.close()
                 process.stderr.close()

@@ -168,7 +168,7 @@ def test_an_expired_signed_name_is_403(site: Site) -> None:
 
 def test_a_connection_ends_when_its_signed_name_expires(open_site: Site) -> None:
     # Late enough that the connection is open by then, even on a busy machine.
-    with open_site.watch(open_site.sign("orders", expires_in=3)) as client:
+    with open_site.watch(open_site.sign("orders", expires_in=4)) as client:
         assert json.loads(client.next("pgbus:shutdown").data) == {"reason": "expired"}
         client.wait_closed()
 
