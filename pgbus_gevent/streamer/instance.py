@@ -243,8 +243,8 @@ class Instance:
     def start(self) -> Instance:
         """Start the tasks, after migrating the schema if the setting ``migrate`` says so. Return the Instance itself.
 
-        It yields until the listener is live, but at most for the setting ``connect_timeout``. Greenlets that call it at the same
-        time share one attempt.
+        It yields until the listener is live and revocations were read, but at most for the setting ``connect_timeout``. Greenlets
+        that call it at the same time share one attempt.
 
         Raises :class:`NotPatched` if the process is not patched for gevent, and :class:`DatabaseError` if the schema is not up
         to date and cannot be migrated. If it is to be migrated and the database is away, that is a :class:`DatabaseUnavailable`.
@@ -265,8 +265,10 @@ class Instance:
         self.clients.fit()
         for task in self.tasks.values():
             task.start()
+        end = monotonic() + self.settings.connect_timeout
         if "listener" in self.tasks:
             self.listener.await_session(self.settings.connect_timeout, unless=lambda: self.draining)
+        self.revocations.await_look(0.0 if self.draining else max(0.0, end - monotonic()))
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Send every client away and stop. It yields, for at most ``timeout`` seconds, by default the setting ``grace``.

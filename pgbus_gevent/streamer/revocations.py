@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 import gevent
+from gevent.event import Event
 
 from ..core.board import Board
 from ..core.outlet import Outlet
@@ -77,6 +78,7 @@ class Revocations:
         self._outlets = outlets
         self._mark: Mark | None = None
         self._late = False  # whether a read before the first one has failed
+        self._looked = Event()  # set when the first read is over, even if it has failed
         # The revocations that were read while they were kept, and when. Without it, a second read would end the connections with
         # which the owner came back since.
         self._seen: dict[int, float] = {}
@@ -103,11 +105,16 @@ class Revocations:
                 trouble.ends()
             except DatabaseError as error:
                 trouble.begins(error)
+            self._looked.set()
             gevent.sleep(_LEAST_PAUSE)
             pause = self._board.until_next(self._interval)
             if self._board.listening.is_set() and not trouble.lasts:
                 pause = max(pause, SELDOM)
             rung = self._board.control.wait(pause * random.uniform(0.75, 1.0))
+
+    def await_look(self, timeout: float) -> None:
+        """Yield until the first read is over, for at most ``timeout`` seconds."""
+        self._looked.wait(timeout)
 
     def _announce(self, found: bool) -> None:
         """Have the other workers read, now if that is possible, else with the next look."""
@@ -143,10 +150,11 @@ class Revocations:
         if self._mark is not None and now - self._read_at > KEPT:
             self._end_all()
         self._read_at = now
-        # The revocations of the first read are older than every connection of this worker, unless clients came while no read
-        # was possible: at an edge, which authorizes them itself, or with a hook that needs no database. Owners who were revoked
-        # before that may be sent away for it too. They come back, and are authorized anew.
-        is_new = (self._mark is not None or self._late) and not ids <= self._seen.keys()
+        # The revocations of the first read are older than every connection of this worker, unless clients came before it, or while
+        # no read was possible: at an edge, which authorizes them itself, or with a hook that needs no database. Owners who were
+        # revoked before that may be sent away for it too. They come back, and are authorized anew.
+        counts = self._mark is not None or self._late or any(client.owner for client in self._board.registry.clients())
+        is_new = counts and not ids <= self._seen.keys()
         if is_new:
             for id, owner in dict(found.rows).items():
                 if id not in self._seen:
