@@ -209,7 +209,7 @@ def test_the_stream_is_the_body_if_the_server_keeps_its_sockets(site: Site) -> N
     try:
         site.url = f"http://127.0.0.1:{plain.server_port}"
         round_trip(site, site.page(), site.bus, "orders")
-        with gevent.Timeout(5):
+        with gevent.Timeout(40):
             while plugin.instance.registry.clients():
                 gevent.sleep(0.01)
                 site.bus.stream("orders").broadcast("a write is how it learns that the client has left")

@@ -31,6 +31,14 @@ def ports() -> tuple[int, int]:
     return free_port(), free_port()
 
 
+def status(port: int, path: str) -> int:
+    """The status of a GET; 0 if there is no answer."""
+    try:
+        return ask(port, path).status
+    except OSError:
+        return 0
+
+
 @pytest.fixture
 def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
     """The port of HAProxy."""
@@ -48,10 +56,7 @@ def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
 
     def answers() -> bool:
         assert process.poll() is None, (tmp_path / "log").read_text()
-        try:
-            return bool(ask(ports[0], "/").status)
-        except OSError:
-            return False
+        return bool(status(ports[0], "/"))
 
     try:
         until(answers, "HAProxy accepts")
@@ -69,7 +74,7 @@ def serve(ports: tuple[int, int], pgbus_settings: Settings) -> Iterator[Callable
         def ready() -> Callable[[], None]:
             stop = start()
             # HAProxy checks the server from time to time.
-            until(lambda: ask(ports[0], "/pgbus/readyz").status == 200, "HAProxy knows that it is ready")
+            until(lambda: status(ports[0], "/pgbus/readyz") == 200, "HAProxy knows that it is ready")
             return stop
 
         yield ready

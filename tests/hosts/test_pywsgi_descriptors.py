@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raw_http import read_until
 from serve_parts import SECRET, serving
-from support import holds, run, session, until
+from support import PATIENCE, holds, run, session, until
 
 from pgbus_gevent.database import Database, schema
 from pgbus_gevent.settings.table import Settings
@@ -24,7 +25,7 @@ REQUEST = b"GET /pgbus/streams/orders HTTP/1.1\r\nHost: test\r\nAccept: text/eve
 def first_of(sock: socket.socket) -> bytes:
     """The first bytes from the server, which show what happened."""
     data = b""
-    sock.settimeout(10)
+    sock.settimeout(PATIENCE)
     while b"event: " not in data and (more := sock.recv(4096)):
         data += more
     return data
@@ -59,8 +60,7 @@ def test_more_refusals_than_there_are_descriptors_end_nothing(tmp_path: Path, pg
         with session(pgbus_database) as connection:
             run(connection, "select pgbus.broadcast('orders', 'still there')")
         for sock in connected:
-            while b"still there" not in sock.recv(4096):
-                pass
+            read_until(sock, b"still there")
 
 
 def status(served: Any, path: str) -> int:

@@ -37,7 +37,11 @@ ORIGIN = "https://shop.example"
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
     with running_site(
-        pgbus_databases.make(), operator_token=OPERATOR, cors_origins=(ORIGIN,), max_body=100_000
+        pgbus_databases.make(),
+        operator_token=OPERATOR,
+        cors_origins=(ORIGIN,),
+        max_body=100_000,
+        away_after=600.0,  # a test that keeps the process busy keeps PostgreSQL's answers away, too
     ) as site:
         yield site
 
