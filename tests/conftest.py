@@ -12,7 +12,6 @@ import kinds
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pgbus_gevent.testing import leaks
 from pgbus_gevent.testing.client import StreamClient
 
 # If the package is installed, pytest has already found its plugin.
@@ -32,7 +31,6 @@ settings.load_profile("suite")
 PATIENCE = 20.0
 for wait in (StreamClient.next, StreamClient.wait_for_response, StreamClient.wait_started, StreamClient.wait_closed):
     wait.__defaults__ = (*(wait.__defaults__ or ())[:-1], PATIENCE)
-leaks.SETTLE = PATIENCE / 2
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes
 # inherit that. Then no test could end a server with Ctrl-C.
