@@ -18,6 +18,9 @@ TIMEOUT = 10.0
 PATIENCE = 20.0
 """Seconds that a condition may take which holds within one on a machine of its own."""
 
+PATIENCE = 20.0
+"""Seconds for an answer, which comes within one on a machine of its own."""
+
 
 class Answer(NamedTuple):
     """One answer, as the standard library's parser reads it. Header names are in lower case."""
@@ -37,7 +40,7 @@ class Answer(NamedTuple):
 
 def ask(port: int, target: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
     """Send one request on a new connection. An underscore in a header's name stands for a hyphen."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, target, body, {"Connection": "close", **names})
