@@ -119,6 +119,10 @@ def stop(server: Server, instances: Sequence[Instance], grace: float) -> None:
     # Include the Instances that the application made after the start.
     every = {*instances, *all_instances()}
     gevent.joinall([gevent.spawn(instance.shutdown, grace) for instance in every], timeout=grace + 1.0)
+    for instance in every:
+        # One whose tasks do not end, or that stood still for seconds, has not come so far.
+        for _ in instance.clients.end_all():
+            pass
     server.stop(max(0.1, min(_OTHER_REQUESTS, deadline - monotonic())))
     publish_held_back(deadline - monotonic())
 
