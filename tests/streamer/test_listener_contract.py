@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
@@ -18,12 +19,13 @@ from wake_parts import SOURCES, Source, running
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.wake_source import Session
+from pgbus_gevent.database import notifications
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
-NOTICED_WITHIN = 12.0
+NOTICED_WITHIN = 20.0
 """Seconds within which a session must notice that it is lost."""
 
 KINDS = [pytest.param(kind, marks=[needs_redis] if "redis" in kind else []) for kind in SOURCES]
@@ -120,7 +122,7 @@ def test_a_stream_that_is_still_needed_loses_nothing_while_others_are_given_up(
     session.narrow(["kept"])
     session.follow(None)
     session.narrow(["kept"])
-    sending.get(timeout=20)
+    sending.get(timeout=PATIENCE)
     assert [found for found in heard(session, wake("kept", 99)) if "kept" in found] == [
         wake("kept", n) for n in range(100)
     ]
@@ -160,37 +162,39 @@ def test_a_session_that_lives_hears_itself(session: Session) -> None:
 def test_a_session_returns_at_the_timeout_at_the_latest(session: Session) -> None:
     began = monotonic()
     assert session.receive(0.2) == ([], False)
-    assert monotonic() - began < 5.0
+    assert monotonic() - began < PATIENCE
 
 
-def test_an_interrupt_ends_a_wait_and_one_before_the_wait_is_not_lost(session: Session) -> None:
+@pytest.fixture
+def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is not interrupted waits until the test has failed."""
+    monkeypatch.setattr(notifications, "_POLL", 600.0)
+
+
+def received(session: Session) -> gevent.Greenlet[..., tuple[list[str], bool]]:
+    return gevent.spawn(session.receive, 600.0)
+
+
+def test_an_interrupt_ends_a_wait_and_one_before_the_wait_is_not_lost(session: Session, waits_long: None) -> None:
     while session.receive(0.0)[0]:
         pass
     for waits in (True, False):
-        times = []
         for _ in range(5):
-            waiting = gevent.spawn(session.receive, 0.9)
+            waiting = received(session)
             if waits:
                 gevent.sleep(0.05)
-            began = monotonic()
             session.interrupt()
-            assert waiting.get(timeout=10) == ([], False)
-            times.append(monotonic() - began)
-        assert sorted(times)[2] < 0.7
+            assert waiting.get(timeout=PATIENCE) == ([], False)
 
 
-def test_an_interrupt_while_a_stream_is_being_followed_is_not_lost(session: Session) -> None:
-    times = []
+def test_an_interrupt_while_a_stream_is_being_followed_is_not_lost(session: Session, waits_long: None) -> None:
     for n in range(5):
         session.receive(0.0)
         following = gevent.spawn(session.follow, [f"new:{n}"])
         gevent.sleep(0)
         session.interrupt()
-        following.get(timeout=10)
-        began = monotonic()
-        session.receive(0.9)
-        times.append(monotonic() - began)
-    assert sorted(times)[2] < 0.7
+        following.get(timeout=PATIENCE)
+        received(session).get(timeout=PATIENCE)
 
 
 def test_neither_an_interrupt_nor_a_wake_displaces_the_other(source: Source, session: Session) -> None:
@@ -275,8 +279,13 @@ def test_ephemeral_messages_come_if_the_source_carries_them(server: Serving, pgb
 
 def test_a_worker_is_ready_and_says_nothing_about_a_source_that_is_meant_to_be_as_it_is(server: Serving) -> None:
     server.live("orders")
-    answer = get(server.url, "/pgbus/readyz")
-    assert (answer.status, "listen" in json.loads(answer.body)) == (200, False)
+
+    def ready() -> Any:
+        """A worker that has stood still for some seconds is not ready until the database has answered again."""
+        answer = get(server.url, "/pgbus/readyz")
+        return answer.status == 200 and json.loads(answer.body)
+
+    assert "listen" not in until(ready, "it is ready")
 
 
 @pytest.mark.parametrize("wake", ["postgres", "poll"])
@@ -294,7 +303,7 @@ def test_a_restart_of_the_database_loses_nothing(
         with session_of(settings.database_url or "") as connection:
             for n in range(3):
                 run(connection, "select pgbus.broadcast('orders', %s)", str(n))
-        until(lambda: len(client.messages) == 4, "the others arrive")
+        until(lambda: len(client.messages) == 4, "the others arrive", 3 * PATIENCE)
         assert [frame.data for frame in client.messages] == ["before", "0", "1", "2"]
 
 

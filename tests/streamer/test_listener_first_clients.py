@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import gevent
 import pytest
+from gevent.event import Event
 from support import PATIENCE, Serving, serving, until
 
 from pgbus_gevent.bus import Bus
@@ -59,13 +60,13 @@ def test_an_ephemeral_message_right_after_the_first_frame_arrives(
     server: Serving, database: Slow, pgbus_bus: Bus
 ) -> None:
     database.before = lambda: gevent.sleep(0.01)
-    for n in range(200):
+    for n in range(100):
         stream = pgbus_bus.stream(f"s{n}")
         client = server.live(stream.name)
         stream.broadcast(str(n), ephemeral=True)
         assert client.next(timeout=PATIENCE).data == str(n)
         client.close()
-    assert database.listens >= 200
+    assert database.listens >= 100
 
 
 def test_a_message_that_is_committed_between_the_listen_and_the_look_arrives_once(
@@ -86,9 +87,12 @@ def test_a_message_that_is_committed_between_the_listen_and_the_look_arrives_onc
 
 
 def test_clients_that_come_together_are_followed_by_a_few_statements(server: Serving, database: Slow) -> None:
-    database.before = lambda: gevent.sleep(0.2)
+    begun = Event()
+    database.before = begun.wait
     before = database.listens
     clients = [server.client(f"together:{n}") for n in range(100)]
+    until(lambda: len(server.instance.registry) == 100, "all wait")
+    begun.set()
     for client in clients:
         client.next("pgbus:connected", timeout=PATIENCE)
     assert database.listens - before < 10
