@@ -89,7 +89,7 @@ class RedisServer:
         """End the process without a chance to say goodbye. It may be started again."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(START)
             self._process = None
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ class Program:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         shutil.rmtree(self.folder)
 
 
