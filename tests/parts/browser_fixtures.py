@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 from browser_parts import Browser, Front, Page, Profile, element, profile
@@ -11,12 +12,16 @@ from site_parts import Site, running_site
 
 from pgbus_gevent.testing.databases import TestDatabases
 
+PATIENT: dict[str, Any] = {"retry": 0.2, "heartbeat": 10.0, "request_timeout": 20.0, "connect_timeout": 20.0}
+"""Settings of a site for browsers. If any process stands still for some seconds, no connection is taken for dead, and no request
+for too slow: the element gives a connection up after three heartbeats without a byte."""
+
 numbers = count()
 
 
 @pytest.fixture(scope="module")
 def browser_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with running_site(pgbus_databases.make(), retry=0.2, heartbeat=1.0) as site:
+    with running_site(pgbus_databases.make(), **PATIENT) as site:
         yield site
 
 

@@ -33,8 +33,15 @@ PAGE = """<!doctype html>
 <title>A page</title>
 <script>
   const seen = [];
+  // A tab takes the connection over if the leading one has not answered within three seconds, which it may not on a busy machine.
+  let patient = true;
+  {
+    const { setTimeout: start } = window;
+    window.setTimeout = (act, ms, ...more) => start(act, patient && ms === 3000 ? 30_000 : ms, ...more);
+  }
   for (const name of ["pgbus:open", "pgbus:message", "pgbus:gap", "pgbus:close", "message", "order.paid"])
-    document.addEventListener(name, (event) => seen.push([name, event.detail, event.target.id]));
+    document.addEventListener(name, (event) =>
+      seen.push([name, event.detail, event.target.id, event.target.state, performance.now()]));
 </script>
 HEAD
 <script type="module" src="/pgbus/pgbus.js"></script>
@@ -125,7 +132,7 @@ class Profile:
             """
             const { context, errors } = kept.profiles[arg.profile];
             const page = await context.newPage();
-            page.setDefaultTimeout(15_000);
+            page.setDefaultTimeout(35_000);
             page.on("pageerror", (error) => errors.push(String(error)));
             if (arg.init) await page.addInitScript(arg.init);
             await page.goto(arg.url);
@@ -152,8 +159,23 @@ class Profile:
         self._browser.run("await kept.profiles[arg].context.close()", self._number)
 
 
+EVALUATE = """
+  for (let n = 1; ; n++) {
+    try {
+      return await kept.pages[arg[0]].evaluate(arg[1]);
+    } catch (error) {
+      if (n === 5 || !String(error).includes("context was destroyed")) throw error;
+    }
+  }
+"""
+"""If the page changes to another document in the middle of this, the other one is asked."""
+
+
 class Page:
-    """A tab. Its document keeps the events that bubble up to it in ``seen``, as ``[name, detail, id of the target]``."""
+    """A tab. Its document keeps the events that bubble up to it in ``seen``. With ``patient = false`` it takes over soon.
+
+    Each is ``[name, detail, id of the target, state of the target, milliseconds]``, as they were at that moment.
+    """
 
     def __init__(self, browser: Browser, number: int) -> None:
         self._browser = browser
@@ -163,7 +185,7 @@ class Page:
         """Return the value of an expression on the page, or the result of a function ``(arg) => …`` there."""
         if arg is not None:
             expression = f"({expression})({json.dumps(arg)})"
-        return self._browser.run("return await kept.pages[arg[0]].evaluate(arg[1])", [self._number, expression])
+        return self._browser.run(EVALUATE, [self._number, expression])
 
     def until(self, expression: str, what: str = "", timeout: float = PATIENCE) -> Any:
         """Wait until an expression is true on the page."""
@@ -172,6 +194,11 @@ class Page:
     def seen(self, name: str = "pgbus:message") -> list[Any]:
         """Return the details of the events of that name."""
         return list(self.eval("(name) => seen.filter(([given]) => given === name).map(([, detail]) => detail)", name))
+
+    def seen_first(self, name: str) -> tuple[str, float]:
+        """Return the state of the element at the first event of that name, and when that was, in milliseconds of the page."""
+        state, at = self.eval("(name) => seen.find(([given]) => given === name).slice(3)", name)
+        return str(state), float(at)
 
     def until_seen(self, count: int, name: str = "pgbus:message") -> list[Any]:
         """Wait for ``count`` events of that name, and return their details. Fail if there are more."""
@@ -268,7 +295,7 @@ class Front:
             return self.streams(environ, start_response)  # type: ignore[no-any-return]
         if path in self.gates:
             self.waiting += 1
-            self.gates[path].wait(PATIENCE)
+            self.gates[path].wait(3 * PATIENCE)
             self.waiting -= 1
         if path in LIBRARIES:
             return _whole(start_response, "text/javascript", LIBRARIES[path].read_bytes())

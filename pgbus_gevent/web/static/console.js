@@ -356,30 +356,43 @@ function fleet() {
   empty.textContent = roll.trouble ? "The database does not answer." : "No worker has reported yet.";
   const hosts = new Set(workers.map((worker) => worker.host)).size;
   section.querySelector(".count").textContent = hosts > 1 ? `${workers.length} on ${hosts} hosts` : workers.length || "";
-  const rows = workers.map((worker) => {
-    const row = make("tr");
-    const name = make("td", "", "grow");
-    const here = worker.id === hello.worker;
-    const text = `${worker.host} · ${worker.pid}`;
-    if (here || worker.host !== hello.host) name.append(make("span", here ? `${text} (this one)` : text, here ? "here" : ""));
-    else {
-      const go = make("button", text, "link");
-      go.type = "button";
-      go.addEventListener("click", () => {
-        notice();
-        wanted = worker.id;
-        open();
-      });
-      name.append(go);
-    }
-    name.title = text;
-    const quiet = worker.silent > 12;
-    const state = make("td", quiet ? `silent for ${age(worker.silent)}` : worker.unready ? "not ready" : "serving", "state");
-    state.dataset.level = quiet || worker.unready ? "warn" : "good";
-    row.append(name, make("td", amount(worker.connections), "number"), make("td", amount(worker.streams), "number wide"), make("td", age(worker.age), "number wide"), state);
-    return row;
+  const rows = new Map(workers.map((worker) => [worker.id, fleetRow(worker)]));
+  fleetRows = rows;
+  place(section.querySelector("tbody"), [...rows.values()]);
+}
+
+let fleetRows = new Map(); // by the worker's id
+
+function fleetRow(worker) {
+  const row = fleetRows.get(worker.id) ?? make("tr");
+  if (!row.children.length) row.append(...["grow", "number", "number wide", "number wide", "state"].map((name) => make("td", "", name)));
+  const [name, connections, streams, lived, state] = row.children;
+  const text = `${worker.host} · ${worker.pid}`;
+  const kind = worker.id === hello.worker ? "here" : worker.host === hello.host ? "near" : "far";
+  if (name.dataset.kind !== kind) {
+    name.dataset.kind = kind;
+    if (kind === "near") name.replaceChildren(chooser(text, worker.id));
+    else name.replaceChildren(kind === "here" ? make("span", `${text} (this one)`, "here") : make("span", text));
+  }
+  name.title = text;
+  const quiet = worker.silent > 12;
+  say(connections, amount(worker.connections));
+  say(streams, amount(worker.streams));
+  say(lived, age(worker.age));
+  say(state, quiet ? `silent for ${age(worker.silent)}` : worker.unready ? "not ready" : "serving", quiet || worker.unready ? "warn" : "good");
+  return row;
+}
+
+/** A button that shows another worker. */
+function chooser(text, id) {
+  const go = make("button", text, "link");
+  go.type = "button";
+  go.addEventListener("click", () => {
+    notice();
+    wanted = id;
+    open();
   });
-  section.querySelector("tbody").replaceChildren(...rows);
+  return go;
 }
 
 function warnings(found) {
@@ -411,6 +424,14 @@ async function ask(path, fields, options = {}) {
     await sleep(15);
   }
   throw new Error("the worker cannot be reached");
+}
+
+/**
+ * Put rows into a table. Replacing a row takes the focus from a button in it, and a click that is under way is lost, so rows are
+ * replaced only if they have changed or moved.
+ */
+function place(body, rows) {
+  if (rows.length !== body.children.length || rows.some((row, n) => body.children[n] !== row)) body.replaceChildren(...rows);
 }
 
 class Table {
@@ -492,9 +513,7 @@ class Table {
       rows.set(key, row);
     }
     this.rows = rows;
-    const list = [...rows.values()];
-    // Replacing a row takes the focus from a button in it, so rows are replaced only if they have changed or moved.
-    if (list.length !== this.body.children.length || list.some((row, n) => this.body.children[n] !== row)) this.body.replaceChildren(...list);
+    place(this.body, [...rows.values()]);
   }
 
   build(data) {
