@@ -29,7 +29,7 @@ def test_tabs_without_shared_features_have_a_connection_each(
     pages = [tabs.open(path, init=BLOCKED[what]) for _ in range(2)]
     for page in pages:
         page.until_open()
-    assert front.live == 2
+    front.until_live(2)
     publish(front.site, stream, "a")
     for page in pages:
         page.until_data(["a"])

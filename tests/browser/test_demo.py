@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
+from browser_fixtures import PATIENT
 from browser_parts import Browser, Page, Profile, missing
 from demo_parts import running_demo
+from gevent.event import Event
 from site_parts import Site
 from support import holds, until
 
-from pgbus_gevent.demo.answers import TOPICS
+from pgbus_gevent.demo.answers import TOPICS, Writer
 from pgbus_gevent.testing.databases import TestDatabases
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -23,7 +26,7 @@ WATCH = "window.broken = []; addEventListener('securitypolicyviolation', (e) => 
 
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with running_demo(pgbus_databases.make(), retry=0.2, heartbeat=1.0, presence_grace=0.5) as site:
+    with running_demo(pgbus_databases.make(), **PATIENT, presence_grace=0.5) as site:
         yield site
 
 
@@ -188,8 +191,17 @@ def test_messages_during_a_cut_are_replayed_in_order(lab: Page) -> None:
 
 
 def test_a_cut_connection_recovers_by_itself(lab: Page) -> None:
+    # The cut lasts five seconds, or longer, until the message is published.
+    lab.eval(
+        """{
+          const later = setTimeout;
+          const held = (act) => function go() { window.said ? act() : later(go, 20); };
+          window.setTimeout = (act, ms) => later(ms === 5000 ? held(act) : act, ms);
+        }"""
+    )
     click(lab, "#cut-for")
     say(lab, "meanwhile")
+    lab.eval("void (window.said = true)")
     lab.until("!document.getElementById('verdict').hidden", "there is a verdict")
     assert feed(lab, "ada", ".replayed") == ["meanwhile"]
 
@@ -219,7 +231,9 @@ def test_a_browser_without_an_echo_gets_none_live_and_none_later(visitor: Profil
     assert "no echo" not in feed(arrive(visitor, "/lab"), "ada")
 
 
-def test_the_browsers_that_are_present_are_counted(visitor: Profile, other: Profile, lab: Page) -> None:
+def test_the_browsers_that_are_present_are_counted(
+    visitor: Profile, other: Profile, lab: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = "document.getElementById('tabs').textContent"
     lab.until(f"{here} === '1 visitor here'")
     arrive(visitor, "/").until(f"{here} === '1 visitor here'", "tabs of one browser count once")
@@ -228,9 +242,13 @@ def test_the_browsers_that_are_present_are_counted(visitor: Profile, other: Prof
     board.until(f"{here} === '2 visitors here'")
     names = "[...document.querySelectorAll('#members li')].map((item) => item.textContent).join()"
     before = lab.eval(names)
-    board.do("await page.reload()")
-    board.until(OPEN)
-    holds(lambda: lab.eval(names) == before, "a reload is no event", 1.0)
+    note = f"new MutationObserver(() => lists.push({names})).observe(document.getElementById('members'), {{ childList: true }})"
+    lab.eval(f"(window.lists = [], void {note})")
+    with monkeypatch.context() as patch:
+        patch.setattr(site.instance.presence, "_grace", 60.0)  # however long the reload takes here
+        board.do("await page.reload()")
+        board.until(OPEN)
+        holds(lambda: lab.eval(f"lists.every((list) => list === {before!r})"), "a reload is no event", 1.0)
     board.close()
     lab.until(f"{here} === '1 visitor here'")
 
@@ -243,25 +261,45 @@ def test_eight_tabs_are_all_live_and_the_ninth_loads(visitor: Profile, site: Sit
     for page in pages:
         page.until("document.body.textContent.includes('to all eight')")
     assert pages[0].eval("fetch('demo/board.json').then(({ status }) => status)") == 200
-    assert len(site.instance.registry) == (2 if path == "/lab" else 1)
+    connections = 2 if path == "/lab" else 1
+    until(lambda: len(site.instance.registry) == connections, f"all eight have {connections} together")
 
 
 def test_the_demo_comes_back_when_its_connections_are_lost(lab: Page, site: Site) -> None:
+    # It does not wait for long, so the page notes its states.
+    lab.eval(
+        """{
+          window.states = [];
+          const connection = document.getElementById("connection");
+          const note = new MutationObserver(() => states.push(connection.dataset.state));
+          note.observe(connection, { attributeFilter: ["data-state"] });
+        }"""
+    )
     for client in site.instance.registry.clients():
         site.instance.clients.end(client, "error")
-    lab.until("document.getElementById('connection').dataset.state === 'waiting'")
+    lab.until("states[0] === 'waiting' && states.at(-1) === 'open'", "it has waited, and is open again")
     lab.until(OPEN)
     say(lab, "back")
     for user in ("ada", "bob"):
         until_shown(lab, user, "back")
 
 
-def test_an_answer_continues_after_a_reload_without_a_gap(lab: Page) -> None:
+def test_an_answer_continues_after_a_reload_without_a_gap(lab: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    reloaded = Event()
+    step, numbers = Writer.step, count()
+
+    def step_but_wait_for_the_reload(writer: Writer) -> bool:
+        if next(numbers) == 20:
+            reloaded.wait(60)
+        return step(writer)
+
+    monkeypatch.setattr(Writer, "step", step_but_wait_for_the_reload)
     click(lab, "[data-topic=woods]")
     lab.until("document.querySelectorAll('#words span').length > 10", "it is being written")
     lab.do("await page.reload()")
     lab.until(OPEN)
     lab.until("document.querySelector('#words.writing') !== null", "it is being written still")
+    reloaded.set()
     lab.until(f"document.querySelectorAll('#words span').length === {len(TOPICS['woods'].words)}", "it is whole")
     assert lab.eval("document.getElementById('words').textContent.trim()") == " ".join(TOPICS["woods"].words)
     assert lab.eval("document.querySelectorAll('#words .again').length") > 10

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from browser_parts import Browser, Front, Profile, element, missing, publish, says, status
 from gevent.event import Event
+from support import until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -77,7 +78,7 @@ def test_an_exception_of_foreign_code_is_reported_and_loses_no_message(
         page.until_data(data)
         assert page.seen("pgbus:close") == []
         assert page.eval("seen.filter(([name]) => name === 'message').length") == 3
-    assert "foreign" in "".join(tabs.errors)
+    until(lambda: "foreign" in "".join(tabs.errors), "it is reported")
     assert (front.live, len(front.asked)) == (1, 1)
 
 
@@ -117,7 +118,7 @@ def test_options_that_throw_reject_only_the_call_of_connect(
     page.until("document.querySelectorAll('[state=open]').length == 2")
     publish(front.site, stream, "a")
     page.until_data(["a", "a"])
-    assert front.live == 1
+    front.until_live(1)
 
 
 def test_cursors_given_as_text_are_compared_as_numbers(tabs: Profile, front: Front) -> None:
@@ -181,7 +182,7 @@ def test_an_element_moved_by_its_handler_gets_each_message_once(
         page.until(f"seen.some(([, detail]) => detail.data === '{data}')")
     page.until_data(["a", "b", "c"])
     assert len(page.seen("message")) == 3
-    assert front.live == 1
+    front.until_live(1)
 
 
 def test_an_element_removed_by_its_handler_gets_no_more_and_none_twice(
@@ -232,7 +233,9 @@ def test_leaving_a_page_fires_no_close(tabs: Profile, front: Front, stream: str)
     page = tabs.open(front.page(element(stream)), init=keep)
     page.until_open()
     other = front.page("", path="/elsewhere")
-    page.do(f"await Promise.all([page.waitForURL('**{other}'), page.evaluate(() => void (location = '{other}'))])")
+    page.do(
+        f"await Promise.all([page.waitForURL('**{other}'), page.evaluate(() => void setTimeout(() => (location = '{other}')))])"
+    )
     front.until_live(0)
     assert page.eval("localStorage.closed ?? null") is None
 
@@ -292,7 +295,7 @@ WAITS = """
   window.waits = [];
   Math.random = () => 0.999;
   const { setTimeout: real } = window;
-  const ours = (ms) => ![15, 250, 3000, 15000].includes(ms);
+  const ours = (ms) => ![15, 250, 3000, 15000, 30000].includes(ms);
   window.setTimeout = (act, ms) => (ours(ms) && waits.push(Math.round(ms)), real(act, Math.min(ms, 20)));
 """
 """A page that draws the longest waits, records them, and shortens them."""
@@ -388,6 +391,9 @@ def test_only_the_exact_content_type_is_a_stream(
         [hello],
     )[1]
     page = tabs.open(front.page(element(stream, 'shared="page"')))
-    close = page.until("seen.some(([name]) => name === 'pgbus:close')") and page.seen("pgbus:close")[0]
-    assert len(page.seen("pgbus:open")) == int(taken)
+    page.until("seen.some(([name]) => name === 'pgbus:close')")
+    close = page.seen("pgbus:close")[0]
+    # It comes back, so there may be more by now.
+    names = page.eval("seen.map(([name]) => name)")
+    assert names[: names.index("pgbus:close")] == ["pgbus:open"] * taken
     assert (close["reason"], close["willRetry"]) == (("ended", True) if taken else ("content-type", False))

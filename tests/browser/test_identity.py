@@ -46,7 +46,7 @@ def test_each_login_gets_exactly_the_messages_that_it_may_see(
         page.until_data(["for admins", "for all"])
     for page in pages["bob"]:
         page.until_data(["for all"])
-    assert front.live == 2
+    front.until_live(2)
 
 
 def test_tabs_of_one_login_share_a_connection_with_or_without_tags(
@@ -96,7 +96,7 @@ def test_open_tabs_end_when_the_server_answers_for_another_login(
         assert page.data() == ["before"]
     new = arrive(tabs, front, element(stream, 'since="0"'))
     new.until_data(["before", "for admins"])
-    assert front.live == 1
+    front.until_live(1)
 
 
 def test_a_follower_that_takes_over_ends_if_the_login_has_changed(
@@ -243,7 +243,7 @@ def test_tabs_with_and_without_cookies_share_nothing(tabs: Profile, front: Front
     publish(front.site, stream, "a")
     for page in pages:
         page.until_data(["a"])
-    assert front.live == 2
+    front.until_live(2)
 
 
 @pytest.mark.parametrize("how", ["its connection is lost", "it takes the connection over"])

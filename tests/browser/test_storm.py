@@ -10,6 +10,7 @@ from itertools import count
 import gevent
 import pytest
 from browser_parts import Front, Page, Profile, element, missing, publish
+from gevent.event import Event
 from login_parts import Logins, browser_site, log_in, logins, paths, whisper
 from support import until
 
@@ -28,18 +29,22 @@ SEEN = (
 def talk(front: Front, stream: str) -> Iterator[list[str]]:
     """Publish messages for all, and every third one for admins alone."""
     sent: list[str] = []
+    over = Event()
 
     def send() -> None:
+        # Not killed, because what is cut off in the middle of publishing may never come.
         for number in count():
+            if over.wait(0.01):
+                return
             sent.append(f"for {'admins' if number % 3 == 0 else 'all'} {number}")
             (whisper if number % 3 == 0 else publish)(front if number % 3 == 0 else front.site, stream, sent[-1])
-            gevent.sleep(0.01)
 
     talker = gevent.spawn(send)
     try:
         yield sent
     finally:
-        talker.kill()
+        over.set()
+        talker.join()
 
 
 class Crowd:

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from browser_fixtures import PATIENT
 from browser_parts import Front, Profile
 from site_parts import Site, running_site
 
@@ -52,7 +53,7 @@ class Logins:
 
 @pytest.fixture(scope="module")
 def browser_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with running_site(pgbus_databases.make(), retry=0.2, heartbeat=1.0, recheck=RECHECK) as site:
+    with running_site(pgbus_databases.make(), **PATIENT, recheck=RECHECK) as site:
         site.instance.filters.register("admins", lambda context, stream: bool(context and context["admin"]))
         yield site
 
