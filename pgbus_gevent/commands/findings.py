@@ -167,9 +167,10 @@ def _listen(database: Database, checks: Checks) -> Finding | None:
     except DatabaseUnavailable as error:
         return Finding("listen", FAIL, str(error), "check PGBUS_LISTEN_URL, and the server's max_connections")
     try:
-        began = monotonic()
-        if session.hears():
-            return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
+        for _ in range(2):  # a busy server may only be late once
+            began = monotonic()
+            if session.hears():
+                return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
         return Finding("listen", FAIL, f"no notification comes back: {session.cause}", _DEAF)
     finally:
         session.close()

@@ -28,14 +28,14 @@ def pair() -> Iterator[tuple[str, str]]:
 
 
 def look(url: str, replica: str | None) -> Finding | None:
-    found = findings(Settings(database_url=url, replica_url=replica, connect_timeout=2.0, max_connections=10))
+    found = findings(Settings(database_url=url, replica_url=replica, connect_timeout=20.0, max_connections=10))
     return {one.check: one for one in found}.get("standby")
 
 
 def test_a_sound_standby(pair: tuple[str, str]) -> None:
-    found = look(*pair)
-    assert found is not None
-    assert (found.level, found.todo) == (OK, "")
+    # A standby on a busy machine may be late at first.
+    found = until(lambda: (one := look(*pair)) and one.level == OK and one, "it replays in time", 60)
+    assert found.todo == ""
     assert look(pair[0], None) is None, "without a standby, nothing is said"
 
 

@@ -29,7 +29,7 @@ USER = re.search(r"^ACL SETUSER pgbus (.*?)\n```", DOCS.read_text(), re.S | re.M
 
 
 def look(settings: Settings, **changes: Any) -> dict[str, Finding]:
-    changes = {"connect_timeout": 2.0, "max_connections": 10, **changes}
+    changes = {"connect_timeout": 20.0, "max_connections": 10, **changes}
     return {found.check: found for found in findings(replace(settings, **changes))}
 
 
@@ -52,8 +52,12 @@ def test_besides_its_pool_a_worker_has_one_session_and_the_steward_another_one(p
         until(lambda: first.instance.ear.hears or second.instance.ear.hears, "the steward hears", 30)
         with session(str(pgbus_settings.database_url)) as sql:
             statement = "select application_name from pg_stat_activity where datname = current_database()"
-            names = [name for (name,) in run(sql, statement) if name.startswith("pgbus-") and name != "pgbus-pool"]
-    assert names == ["pgbus-listen"] * 3
+
+            def others() -> list[str]:
+                return [name for (name,) in run(sql, statement) if name.startswith("pgbus-") and name != "pgbus-pool"]
+
+            # For a moment, a session may be replaced by another one.
+            until(lambda: others() == ["pgbus-listen"] * 3, "there are three")
 
 
 def test_the_steward_is_named_and_so_is_that_there_is_none(pgbus_settings: Settings) -> None:
@@ -189,11 +193,14 @@ def test_the_servers_and_the_worker_whose_beacons_arrive_are_named(kind: str, pg
         with worker(pgbus_settings, wake=servers.url) as one:
             until(lambda: on_redis(one), "it uses Redis", 30)
             name = f"the worker {socket.gethostname()}, process {os.getpid()}"
-            until(
-                lambda: name in (found := look(pgbus_settings, wake=servers.url))["relay"].text and found, "it is named"
-            )
-            found = look(pgbus_settings, wake=servers.url)
-        assert {found[check].level for check in ("redis", "redis-rights", "relay", "steward")} == {OK}
+
+            def sound() -> dict[str, Finding] | None:
+                found = look(pgbus_settings, wake=servers.url)
+                levels = {found[check].level for check in ("redis", "redis-rights", "relay", "steward")}
+                return found if name in found["relay"].text and levels == {OK} else None
+
+            # Once, a beacon may be late.
+            found = until(sound, "it is named, and there is nothing to complain of", 60)
         words = {"single": "a single server", "sentinel": "the Sentinels know as 'pgbus'", "cluster": "a cluster of 3"}
         assert words[kind] in found["redis"].text
         assert "a beacon came within" in found["relay"].text

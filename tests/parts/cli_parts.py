@@ -17,7 +17,7 @@ from pgbus_gevent.bus import Bus
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "pgbus_gevent"]
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything here may take."""
 
 
