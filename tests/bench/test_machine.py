@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from time import process_time
 
 from pgbus_gevent.bench import machine
@@ -42,11 +43,15 @@ def spend(process: subprocess.Popen[str], seconds: float) -> float:
 
 
 def test_it_counts_less_than_a_tick() -> None:
+    shares = []
     with spender() as process:
-        began = spend(process, 0.001), machine.cpu([process.pid])
-        ended = spend(process, 0.005), machine.cpu([process.pid])
-    own, counted = ended[0] - began[0], ended[1] - began[1]
-    assert 0.7 * own < counted < 1.3 * own
+        for _ in range(15):
+            began = spend(process, 0.001), machine.cpu([process.pid])
+            ended = spend(process, 0.005), machine.cpu([process.pid])
+            shares.append((ended[1] - began[1]) / (ended[0] - began[0]))
+    # The process also spends CPU before and after it looks at its own count, sometimes much. In ticks, it would be none or twice
+    # as much.
+    assert 0.7 < median(shares) < 1.3
 
 
 def test_a_family_has_the_children_that_live_and_those_that_have_ended() -> None:

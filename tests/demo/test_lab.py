@@ -229,6 +229,12 @@ def ask_for(bus: Bus, topic: str) -> bool:
         return answers.start(cursor, topic)
 
 
+def hold_the_lease(bus: Bus) -> None:
+    """Make the lease of the last step a minute longer, if it has one, because this process may stand still for some seconds."""
+    with bus.transaction() as cursor:
+        cursor.execute("update demo_answers set leased_until = leased_until + interval '1 min'")
+
+
 def test_an_answer_that_is_asked_for_twice_is_written_once(site: Site, post: Callable[..., Answer]) -> None:
     found = [post("/lab/answer", {"topic": topic}).status for topic in ("woods", "woods", "sea")]
     assert found == [201, 200, 200]
@@ -257,10 +263,13 @@ def test_one_of_two_writers_writes_and_the_other_takes_over(pgbus_bus: Bus) -> N
     assert ask_for(pgbus_bus, "sea") and not ask_for(pgbus_bus, "woods")
     one, other = Writer(pgbus_bus, pace=0.01), Writer(pgbus_bus, pace=0.01)
     assert one.step() and one.step()
+    hold_the_lease(pgbus_bus)
     assert not other.step()
     with pgbus_bus.transaction() as cursor:
         cursor.execute("update demo_answers set leased_until = now() - interval '1 s'")
-    assert other.step() and not one.step()
+    assert other.step()
+    hold_the_lease(pgbus_bus)
+    assert not one.step()
     other.wake()
     other.wake()
     until(lambda: len(words(pgbus_bus)) > 10, "it is written")
