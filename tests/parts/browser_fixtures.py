@@ -12,9 +12,9 @@ from site_parts import Site, running_site
 
 from pgbus_gevent.testing.databases import TestDatabases
 
-PATIENT: dict[str, Any] = {"retry": 0.2, "heartbeat": 10.0, "request_timeout": 20.0, "connect_timeout": 20.0}
-"""Settings of a site for browsers. If any process stands still for some seconds, no connection is taken for dead, and no request
-for too slow: the element gives a connection up after three heartbeats without a byte."""
+PATIENT: dict[str, Any] = {"retry": 0.2, "heartbeat": 10.0}
+"""Settings of a site for browsers. If any process stands still for some seconds, no connection is taken for dead: the element gives
+one up after three heartbeats without a byte."""
 
 numbers = count()
 
