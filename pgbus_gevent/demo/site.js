@@ -116,7 +116,7 @@ async function meet() {
   const mine = (early = []);
   try {
     const answer = await fetch(`demo/here.json?tab=${tab}`);
-    if (!answer.ok || mine !== early) return;
+    if (!answer.ok) throw new Error(answer.status);
     const found = await answer.json();
     if (mine !== early) return; // a newer connection fetches the list again
     you = found.you;
@@ -125,7 +125,8 @@ async function meet() {
     early = null;
     showHere();
   } catch {
-    // The next connection fetches it again.
+    // As when the database is away for a moment. Changes are not shown before there is a list.
+    if (mine === early) later = setTimeout(meet, 2000 + 2000 * Math.random());
   }
 }
 

@@ -253,16 +253,37 @@ def test_the_browsers_that_are_present_are_counted(
     lab.until(f"{here} === '1 visitor here'")
 
 
+def test_the_list_of_visitors_is_asked_for_again_if_it_could_not_be_had(visitor: Profile) -> None:
+    init = """
+      const { fetch: real } = window;
+      window.asked = 0;
+      window.fetch = (url, options) =>
+        String(url).includes("here.json") && !asked++ ? Promise.resolve(new Response("", { status: 503 })) : real(url, options);
+    """
+    page = visitor.open("/lab", init=init)
+    page.until("document.getElementById('tabs').textContent === '1 visitor here'")
+    assert page.eval("asked") > 1
+
+
 @pytest.mark.parametrize("path", ["/", "/lab"])
 def test_eight_tabs_are_all_live_and_the_ninth_loads(visitor: Profile, site: Site, path: str) -> None:
     """Over HTTP/1.1, a browser opens at most six connections to an origin."""
-    pages = [arrive(visitor, path) for _ in range(8)]
-    site.bus.stream("demo:lab" if path == "/lab" else "demo:hello").broadcast("to all eight")
-    for page in pages:
-        page.until("document.body.textContent.includes('to all eight')")
-    assert pages[0].eval("fetch('demo/board.json').then(({ status }) => status)") == 200
-    connections = 2 if path == "/lab" else 1
-    until(lambda: len(site.instance.registry) == connections, f"all eight have {connections} together")
+    first = arrive(visitor, path)
+    if path == "/":
+        hold_the_clock(
+            site, "'the test', now() + interval '10 min'"
+        )  # eight boards in motion would occupy this machine
+    try:
+        pages = [first, *(arrive(visitor, path) for _ in range(7))]
+        site.bus.stream("demo:lab" if path == "/lab" else "demo:hello").broadcast("to all eight")
+        for page in pages:
+            page.until("document.body.textContent.includes('to all eight')")
+        assert first.eval("fetch('demo/board.json').then(({ status }) => status)") == 200
+        connections = 2 if path == "/lab" else 1
+        until(lambda: len(site.instance.registry) == connections, f"all eight have {connections} together")
+    finally:
+        if path == "/":
+            hold_the_clock(site, "null, null")
 
 
 def test_the_demo_comes_back_when_its_connections_are_lost(lab: Page, site: Site) -> None:
