@@ -172,7 +172,7 @@ def test_a_flood_of_messages_that_did_not_ring_arrives_in_order(pair: Fleet, sql
         " select 'orders', nextval('pgbus.message_ids'), n::text from generate_series(1, 12000) n"
     )
     for client in clients:
-        until(lambda client=client: len(client.messages) >= 12_000, "all arrive")  # type: ignore[misc]
+        until(lambda client=client: len(client.messages) >= 12_000, "all arrive", 2 * PATIENCE)  # type: ignore[misc]
         assert [message.data for message in client.messages] == [str(n) for n in range(1, 12_001)]
     sql.run(INSERT, "orders", "after the flood")
     assert clients[0].next(timeout=PATIENCE)
