@@ -259,13 +259,17 @@ def test_a_reload_and_a_new_master_lose_and_repeat_no_message(tmp_path: Path, pg
         with Publishing(pgbus_database, "ticks", 200) as publishing:
             until(lambda: publishing.sent > 100, "some were published")
             served.signal(signal.SIGHUP)
-            until(lambda: all(browser.connections > 1 for browser in browsers), "all have come back after the reload")
+            until(
+                lambda: all(browser.connections > 1 for browser in browsers),
+                "all have come back after the reload",
+                2 * PATIENCE,
+            )
             assert not served.serving() & first
             served.signal(signal.SIGUSR2)
             until(lambda: (tmp_path / "pid.2").exists(), "there is a new master", timeout=40)
             new = int((tmp_path / "pid.2").read_text())
             stack.callback(_kill, new)
-            until(lambda: served.about()[1] == new, "its workers serve")
+            until(lambda: served.about()[1] == new, "its workers serve", 3 * PATIENCE)
             counts = [browser.connections for browser in browsers]
             served.signal(signal.SIGTERM)
             assert served.wait() == 0
