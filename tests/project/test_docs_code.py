@@ -83,7 +83,7 @@ def test_data_can_be_parsed(block: Block) -> None:
 
 def test_shell_commands_can_be_parsed() -> None:
     for block in of("sh"):
-        done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, ""), str(block)
 
 

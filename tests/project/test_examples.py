@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import gevent
 import pytest
-from program_parts import ROOT, Program, program, tag_in
+from program_parts import PATIENCE, ROOT, Program, program, tag_in
 from raw_http import ask
 from support import until
 
@@ -45,16 +45,16 @@ def orders(example: Program, bus: Bus) -> None:
     on_page = json.loads(re.findall(r"const order of (\[.*\])\) show", page, re.DOTALL)[0])
     assert on_page[0] == {"id": 1, "item": evil, "state": "open"}
     with example.watch(*tag_in(page)) as client:
-        streamed = [json.loads(client.next("order").data) for _ in range(count - len(on_page))]
+        streamed = [json.loads(client.next("order", PATIENCE).data) for _ in range(count - len(on_page))]
         assert streamed and [order["id"] for order in on_page + streamed] == [*range(1, count + 1)]
 
         assert example.post("/orders/1/pay").status == 303
-        assert json.loads(client.next("order").data) == {"id": 1, "item": evil, "state": "paid"}
+        assert json.loads(client.next("order", PATIENCE).data) == {"id": 1, "item": evil, "state": "paid"}
         # What fails is neither done nor told.
         assert example.post(f"/orders/{count + 1}/pay").status == 404
         assert example.post("/orders", item=" ").status == 400
         assert example.post("/orders", item="milk").status == 303
-        assert json.loads(client.next("order").data)["item"] == "milk"
+        assert json.loads(client.next("order", PATIENCE).data)["item"] == "milk"
 
 
 def departures(example: Program, bus: Bus) -> None:
@@ -62,7 +62,7 @@ def departures(example: Program, bus: Bus) -> None:
     assert "Departures" in example.page()
     with example.watch("/pgbus/streams/demo:hello") as client:
         id = bus.stream("demo:hello").broadcast("hello")
-        frame = client.next()
+        frame = client.next(timeout=PATIENCE)
         assert (frame.id, frame.data) == (str(id), "hello")
 
 
@@ -91,9 +91,9 @@ def chat(example: Program, bus: Bus) -> None:
         assert given.status == 204
 
     with StreamClient(example.url, path, headers={"Cookie": cookie}) as mine:
-        connection = json.loads(mine.next("pgbus:connected").data)["connectionId"]
+        connection = json.loads(mine.next("pgbus:connected", PATIENCE).data)["connectionId"]
         with StreamClient(example.url, path, headers={"Cookie": cookie}) as other:
-            other.next("pgbus:connected")
+            other.next("pgbus:connected", PATIENCE)
 
             def shown() -> list[bool]:
                 return [json.loads(frame.data)["typing"] for frame in other.frames if frame.event == "typing"]
@@ -101,7 +101,7 @@ def chat(example: Program, bus: Bus) -> None:
             began = monotonic()
             for _ in range(10):
                 post("typing", connection=connection)
-            assert json.loads(other.next("typing").data)["typing"] is True
+            assert json.loads(other.next("typing", PATIENCE).data)["typing"] is True
             post("say", connection=connection, text="<b>hello</b>")
             # Ephemeral messages have no promised order against stored ones.
             until(lambda: not shown()[-1], "typing is hidden again")
@@ -109,12 +109,12 @@ def chat(example: Program, bus: Bus) -> None:
             assert len(shown()) < 5 + 2 * took, "ten keys make few messages"
             assert [json.loads(frame.data)["text"] for frame in until(said_by(other), "it is said")] == ["<b>hello</b>"]
             post("say", text="to all")
-            assert json.loads(mine.next("said").data)["text"] == "to all"
+            assert json.loads(mine.next("said", PATIENCE).data)["text"] == "to all"
         names = until(lambda: json.loads(example.get("/garden/here").body)["names"], "one is there")
         assert len(names) == 1 and names[0].startswith("Guest ")
         assert json.loads(example.get("/lobby/here").body)["names"] == []
     with StreamClient(example.url, path, headers={"Cookie": cookie}) as late:
-        assert [json.loads(late.next("said").data)["text"] for _ in range(2)] == ["<b>hello</b>", "to all"]
+        assert [json.loads(late.next("said", PATIENCE).data)["text"] for _ in range(2)] == ["<b>hello</b>", "to all"]
 
 
 def bakery(example: Program, bus: Bus) -> None:
@@ -131,20 +131,20 @@ def bakery(example: Program, bus: Bus) -> None:
             break
     assert "&lt;b&gt;rye&lt;/b&gt;" in page and f"wheat {on_page}" not in page and f">{on_page} open<" in page
     with example.watch(*tag_in(page)) as client:
-        early = client.next()
+        early = client.next(timeout=PATIENCE)
         assert early.event == "message" and f"wheat {on_page}" in early.data and f"{on_page + 1} open" in early.data
         assert example.post("/orders/1/baking").status == 204
-        data = client.next().data
+        data = client.next(timeout=PATIENCE).data
         assert '<turbo-stream action="replace" target="order-1">' in data and f"{on_page + 1} open" in data
         assert example.post("/orders/1/done").status == 204
-        assert f"{on_page} open" in client.next().data
+        assert f"{on_page} open" in client.next(timeout=PATIENCE).data
         # What fails is neither done nor told.
         assert [example.post(path).status for path in ("/orders/1/baking", "/orders/99/done", "/orders/2/sold")] == [
             404
         ] * 3
         assert example.post("/orders", item=" ").status == 400
         assert example.post("/orders", item="last").status == 204
-        assert "last" in client.next().data
+        assert "last" in client.next(timeout=PATIENCE).data
     assert "done" in example.page()
 
 
@@ -155,7 +155,7 @@ def assistant(example: Program, bus: Bus) -> None:
     assert example.post(conversation, question="?").status == 400
     assert example.post(conversation, question="Why live in the woods?").status == 204
     with example.watch(path, 0) as first:
-        first.next("word")
+        first.next("word", PATIENCE)
         with example.watch(path, 0) as second:
             told = [words(client) for client in (first, second)]
             assert told[0] == told[1]
@@ -183,11 +183,11 @@ def table(example: Program, bus: Bus) -> None:
     with example.watch(*tag_in(page)) as client:
         with bus.transaction() as cursor:
             cursor.execute("update stock set quantity = 0 where item = 'rice'; delete from stock where item = 'sugar'")
-        one, other = json.loads(client.next().data), json.loads(client.next().data)
+        one, other = json.loads(client.next(timeout=PATIENCE).data), json.loads(client.next(timeout=PATIENCE).data)
         assert (one["op"], one["old"]["quantity"], one["new"]["quantity"]) == ("update", 5, 0)
         assert (other["op"], other["old"]["item"], other["new"]) == ("delete", "sugar", None)
         assert example.post("/run/insert").status == 204
-        assert json.loads(client.next().data)["new"]["item"] == "tea"
+        assert json.loads(client.next(timeout=PATIENCE).data)["new"]["item"] == "tea"
         assert example.post("/run/drop").status == 404
     assert '"quantity":0' in example.page()
 
@@ -196,7 +196,7 @@ def wall(example: Program, bus: Bus) -> None:
     """A text is shown to visitors that come later."""
     assert example.post("/", text="<b>hello</b>").status == 204
     with example.watch(path_in(example.page())) as client:
-        assert client.next().data == "<b>hello</b>"
+        assert client.next(timeout=PATIENCE).data == "<b>hello</b>"
 
 
 ROUND_TRIPS: dict[str, Callable[[Program, Bus], None]] = {
@@ -242,7 +242,7 @@ def test_an_example_brings_its_own_database(tmp_path: Path) -> None:
     with program(str(ROOT / "examples/bottle_app.py"), database_url="", cwd=tmp_path, PGBUS_DATA_DIR="data") as example:
         assert example.post("/", text="hello").status == 204
         with example.watch(path_in(example.page())) as client:
-            assert client.next().data == "hello"
+            assert client.next(timeout=PATIENCE).data == "hello"
         assert example.stop(signal.SIGINT) == 0
         assert "Traceback" not in example.log
 

@@ -92,7 +92,7 @@ SERVE = ("-m", "pgbus_gevent.serve")
 def serves(*flags: str, database_url: str, folder: Path, **env: str) -> None:
     env["PYTHONPATH"] = ""
     with program(*SERVE, *flags, database_url=database_url, cwd=folder, **env) as served:
-        until(lambda: "pgbus_gevent serves http://" in served.log, "it serves", PATIENCE)
+        until(lambda: "pgbus_gevent serves http://" in served.log, "it serves", 3 * PATIENCE)
         assert "board" in served.page("/") and served.page("/pgbus/healthz")
         assert served.stop() == 0, served.log
     assert "Traceback" not in served.log
@@ -104,10 +104,10 @@ def test_the_package_alone_serves_and_names_the_extra_for_several_workers(
     make()
     serves(database_url=pgbus_database, folder=tmp_path)
     refused = Program([*SERVE, "--workers", "2"], pgbus_database, tmp_path, None, PYTHONPATH="")
-    assert refused.process.wait(PATIENCE) == 1
+    assert refused.process.wait(3 * PATIENCE) == 1
     assert refused.log == "pgbus-gevent: more than one worker needs gunicorn: pip install 'pgbus-gevent[workers]'\n"
     no_database = Program(SERVE, "", tmp_path, None, PYTHONPATH="", PGBUS_DATA_DIR=str(tmp_path / "data"))
-    assert no_database.process.wait(PATIENCE) == 1
+    assert no_database.process.wait(3 * PATIENCE) == 1
     assert "pip install 'pgbus-gevent[embedded]'" in no_database.log and len(no_database.log.splitlines()) == 1
 
 
@@ -122,7 +122,7 @@ def test_the_extra_redis_is_named_where_it_is_needed_and_has_what_redis_needs(
     away = ("--wake", "redis://user:hidden@127.0.0.1:1")
     folder = make()
     refused = Program([*SERVE, *away], pgbus_database, tmp_path, None, PYTHONPATH="")
-    assert refused.process.wait(PATIENCE) == 2
+    assert refused.process.wait(3 * PATIENCE) == 2
     assert "pip install 'pgbus-gevent[redis]'" in refused.log and "hidden" not in refused.log
     assert len(refused.log.splitlines()) == 1
     shutil.rmtree(folder)
@@ -141,7 +141,7 @@ def test_the_extra_test_has_the_needs_of_the_pytest_plugin(make: Make, tmp_path:
         "def test_it(pgbus_bus, pgbus_client):\n"
         "    client = pgbus_client('orders')\n"
         "    pgbus_bus.stream('orders').broadcast('x')\n"
-        "    assert client.next().data == 'x'\n"
+        "    assert client.next(timeout=60).data == 'x'\n"
     )
     done = subprocess.run(
         [
@@ -157,7 +157,7 @@ def test_the_extra_test_has_the_needs_of_the_pytest_plugin(make: Make, tmp_path:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
     )

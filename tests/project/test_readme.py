@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import psycopg2
 import pytest
-from program_parts import ROOT, SECRET, program, tag_in
+from program_parts import PATIENCE, ROOT, SECRET, program, tag_in
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
@@ -50,9 +50,9 @@ def test_the_bottle_application_runs(tmp_path: Path, pgbus_settings: Settings) -
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         path, since = tag_in(shop.page("/orders"))
         with StreamClient(shop.url, path, since=since) as client:
-            assert client.next("pgbus:connected")
+            assert client.next("pgbus:connected", PATIENCE)
             assert shop.stop() == 0
-            client.next("pgbus:shutdown")
+            client.next("pgbus:shutdown", PATIENCE)
 
 
 USERS = """
@@ -78,8 +78,8 @@ def test_the_server_in_the_users_own_process_runs(tmp_path: Path, pgbus_settings
         ada = {"Cookie": "user=ada"}
         assert own.head_status(path) == 403 and own.head_status(other, **ada) == 403
         with StreamClient(own.url, path, headers=ada) as client:
-            client.next("pgbus:connected")
+            client.next("pgbus:connected", PATIENCE)
             pgbus_bus.stream("orders").broadcast("paid")
-            assert client.next().data == "paid"
+            assert client.next(timeout=PATIENCE).data == "paid"
             assert own.stop() == 0
-            client.next("pgbus:shutdown")
+            client.next("pgbus:shutdown", PATIENCE)
