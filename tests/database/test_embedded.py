@@ -56,9 +56,9 @@ class Program:
     def line(self) -> str:
         """Return the next line that it prints."""
         assert self.process.stdout
-        assert select.select([self.process.stdout], [], [], 30)[0], "it said nothing for 30 s"
+        assert select.select([self.process.stdout], [], [], 120)[0], "it said nothing for 120 s"
         line: bytes = self.process.stdout.readline()
-        assert line, self.process.communicate(timeout=30)[1].decode()
+        assert line, self.process.communicate(timeout=120)[1].decode()
         return line.decode().strip()
 
     def tell(self, line: str) -> None:
@@ -67,7 +67,7 @@ class Program:
 
     def end(self, code: str = "") -> str:
         """Let it run ``code`` and end. Returns what it wrote to stderr."""
-        errors: bytes = self.process.communicate(code.encode(), timeout=30)[1]
+        errors: bytes = self.process.communicate(code.encode(), timeout=120)[1]
         return errors.decode()
 
     def kill(self) -> None:
@@ -292,9 +292,13 @@ def test_a_killed_process_neither_keeps_the_server_nor_hinders_the_next(
 def test_a_process_killed_while_it_starts_the_server_does_not_hinder_the_next(
     new_dir: Path, start: Callable[..., Program]
 ) -> None:
-    for file in ("postgres-18.gate", "postgres-18.new/PG_VERSION", "postgres-18/postmaster.pid"):
+    stages = [
+        new_dir / file for file in ("postgres-18.gate", "postgres-18.new/PG_VERSION", "postgres-18/postmaster.pid")
+    ]
+    for n in range(len(stages)):
         program = start(new_dir)
-        wait_until((new_dir / file).exists)
+        # Or a later stage, which removes the file of the earlier one.
+        wait_until(lambda n=n: any(stage.exists() for stage in stages[n:]))  # type: ignore[misc]
         program.kill()
     with EmbeddedPostgres.open(new_dir) as server:
         assert accepts(server.url)
@@ -384,18 +388,29 @@ except KeyboardInterrupt:
 
 
 def test_under_gevent_the_other_greenlets_go_on_while_it_waits(new_dir: Path, start: Callable[..., Program]) -> None:
+    # A thread counts the time, because it stands still with the process, if the machine is busy.
     count = """
 import gevent
-ticks = []
+from gevent.monkey import get_original
+sleep = get_original("time", "sleep")
+ticks, turns, longest = 0, 0, 0
 def tick():
-    while True: ticks.append(time.monotonic()); gevent.sleep(0.005)
-gevent.spawn(tick)
+    global ticks
+    while True: sleep(0.005); ticks += 1
+def turn():
+    global turns, longest
+    while True:
+        before = ticks
+        gevent.sleep(0.005)
+        turns, longest = turns + 1, max(longest, ticks - before)
+get_original("_thread", "start_new_thread")(tick, ())
+gevent.spawn(turn)
 """
-    report = "print(len(ticks), max(b - a for a, b in zip(ticks, ticks[1:])), flush=True)\n"
-    program = start(new_dir, PATCH + "import time\n" + count + OPEN + report + OBEY)
+    report = "print(turns, longest, flush=True)\n"
+    program = start(new_dir, PATCH + count + OPEN + report + OBEY)
     url = program.line()
-    ticks, longest = program.line().split()
-    assert int(ticks) > 10 and float(longest) < 0.5, "starting the server takes much longer"
+    turns, longest = program.line().split()
+    assert int(turns) > 10 and int(longest) < 100, "starting the server takes several hundred"
     program.end()
     assert not accepts(url)
 
@@ -623,8 +638,8 @@ def test_a_close_that_fails_is_logged(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = EmbeddedPostgres.open(data_dir)
-    monkeypatch.setattr(embedded, "TIMEOUT", 1)
-    with (data_dir / "postgres-18.gate").open("w") as gate:
+    with (data_dir / "postgres-18.gate").open("w") as gate, monkeypatch.context() as hasty:
+        hasty.setattr(embedded, "TIMEOUT", 1)
         fcntl.flock(gate, fcntl.LOCK_EX)
         server.close()
     assert "may have been left running" in caplog.text
