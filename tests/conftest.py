@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -87,5 +87,6 @@ def embedded_data_is_removed(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Remove the data of embedded servers. For root it is outside pytest's folders, which the server's user cannot enter."""
     yield
     for origin in Path("/var/lib/pgbus-gevent").glob("data-*/data-dir"):
-        if Path(origin.read_text().strip()).is_relative_to(tmp_path_factory.getbasetemp()):
-            shutil.rmtree(origin.parent)
+        with suppress(FileNotFoundError):  # another process of this run removes its own at the same time
+            if Path(origin.read_text().strip()).is_relative_to(tmp_path_factory.getbasetemp()):
+                shutil.rmtree(origin.parent)

@@ -143,6 +143,7 @@ def test_doctor_says_if_it_has_not_looked_at_all_streams(
         (2, WARN, "60 minutes beyond its retention (of the 2 streams whose names sort last)"),
         (9, WARN, '"audit:1" is 60 minutes beyond its retention'),
     ):
+        sql.run("update pgbus.messages set created_at = now() - interval '2 hours' where stream <> 'room:1'")
         monkeypatch.setattr(Pruning, "overdue", lambda self, statements=statements: overdue(self, 1, statements))
         [found] = [each for each in findings(Settings(database_url=pgbus_database)) if each.check == "pruning"]
         assert found.level == level and found.text.endswith(text)
