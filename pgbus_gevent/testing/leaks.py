@@ -52,7 +52,12 @@ class Before:
         try:
             return settled(self._left)
         finally:
-            self._stop_watching()
+            self.close()
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+        self._stop_watching()
+        self._stop_watching = lambda: None
 
     def _left(self) -> list[str]:
         found = [_name_greenlet(one) for one in list(self._greenlets) if not one.dead]

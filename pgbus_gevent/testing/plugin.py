@@ -142,7 +142,8 @@ def _pgbus_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     request.config.stash[_BEFORE] = before
     yield
     del request.config.stash[_BEFORE]
-    _fail_for(request, before.left())
+    _fail_for(request, before.left)
+    before.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -157,9 +158,9 @@ def pytest_fixture_setup(
         return (yield)
 
 
-def _fail_for(request: pytest.FixtureRequest, left: list[str]) -> None:
+def _fail_for(request: pytest.FixtureRequest, look: Callable[[], list[str]]) -> None:
     # Skips a failed test: its exception keeps everything alive that the test used.
-    if left and _FAILED not in request.node.stash:
+    if _FAILED not in request.node.stash and (left := look()):
         lines = "\n  ".join(left)
         pytest.fail(
             f"the test left behind:\n  {lines}\n(the option pgbus_leaks sets which tests are checked)", pytrace=False
@@ -196,9 +197,11 @@ def pgbus_database(request: pytest.FixtureRequest, pgbus_databases: TestDatabase
     """The URL, a ``str``, of a fresh database with the schema. It is dropped after the test, which fails if sessions are left."""
     url = pgbus_databases.make()
     yield url
-    left = pgbus_databases.left(url) if options.checks_leaks(request.node) else []
-    pgbus_databases.drop(url)
-    _fail_for(request, left)
+    try:
+        if options.checks_leaks(request.node):
+            _fail_for(request, lambda: pgbus_databases.left(url))
+    finally:
+        pgbus_databases.drop(url)
 
 
 @pytest.fixture
