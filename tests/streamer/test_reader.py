@@ -40,7 +40,7 @@ def settled(parts: Parts, *clients: FakeClient) -> None:
         return subscription is None or (subscription.cursor is not None and subscription.cursor >= head)
 
     wait_until(
-        lambda: all(map(at_the_head, clients or parts.clients)) and not parts.reading, "reads are left over", 20.0
+        lambda: all(map(at_the_head, clients or parts.clients)) and not parts.reading, "reads are left over", 60.0
     )
 
 
