@@ -27,10 +27,8 @@ pytest_plugins = [
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-# The kit's patience is that of its users. Here, waiting longer costs nothing, and this process or PostgreSQL may stand still.
-PATIENCE = 20.0
-for wait in (StreamClient.next, StreamClient.wait_for_response, StreamClient.wait_started, StreamClient.wait_closed):
-    wait.__defaults__ = (*(wait.__defaults__ or ())[:-1], PATIENCE)
+# Waiting longer costs nothing here, and this process or PostgreSQL may stand still.
+StreamClient.patience = 20.0
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes
 # inherit that. Then no test could end a server with Ctrl-C.

@@ -13,9 +13,6 @@ from gevent.event import Event
 
 from ..core.sse_parser import ParsedFrame, Parser
 
-PATIENCE = 20.0
-"""Seconds that a wait may take by default. A busy machine takes seconds for what takes milliseconds otherwise."""
-
 
 class Response(NamedTuple):
     """The status and headers that came before the stream. Header names are in lower case."""
@@ -34,6 +31,9 @@ class StreamClient:
     which each frame came. :attr:`last_id`, a ``str`` or None, is the cursor, as a browser keeps it. :meth:`next` returns
     messages one by one.
     """
+
+    patience: float = 5.0
+    """Seconds that a wait without a ``timeout`` may take. Set it on the class if the machine that runs the tests is busy."""
 
     def __init__(
         self, url: str, path: str, *, since: int | str | None = None, headers: Mapping[str, str] | None = None
@@ -141,11 +141,12 @@ class StreamClient:
 
     # looking
 
-    def next(self, event: str | None = None, timeout: float = PATIENCE) -> ParsedFrame:
+    def next(self, event: str | None = None, timeout: float | None = None) -> ParsedFrame:
         """Return the next message, or the next frame named ``event``, which may be a control frame.
 
         Raises AssertionError if none comes within ``timeout`` seconds.
         """
+        timeout = self.patience if timeout is None else timeout
         deadline = monotonic() + timeout
         while True:
             while self._taken < len(self.frames):
@@ -159,8 +160,9 @@ class StreamClient:
                 raise AssertionError(f"{what} did not come within {timeout:g} s{' (closed)' if self.closed else ''}")
             self._wait(deadline)
 
-    def wait_for_response(self, timeout: float = PATIENCE) -> Response:
+    def wait_for_response(self, timeout: float | None = None) -> Response:
         """Wait for the status and headers. Raises AssertionError if they do not come within ``timeout`` seconds."""
+        timeout = self.patience if timeout is None else timeout
         deadline = monotonic() + timeout
         while self.response is None:
             assert not self.closed, "the server closed before it answered"
@@ -168,11 +170,12 @@ class StreamClient:
             self._wait(deadline)
         return self.response
 
-    def wait_started(self, timeout: float = PATIENCE) -> None:
+    def wait_started(self, timeout: float | None = None) -> None:
         """Wait until the stream starts for the first time, is refused or ends, but at most ``timeout`` seconds.
 
         A stream starts with the frame ``pgbus:connected``. The client gets every message that is published after it.
         """
+        timeout = self.patience if timeout is None else timeout
         deadline = monotonic() + timeout
         while not (self.closed or self._refused or any(frame.event == "pgbus:connected" for frame in self.frames)):
             if monotonic() >= deadline:
@@ -183,8 +186,9 @@ class StreamClient:
     def _refused(self) -> bool:
         return self.response is not None and self.response.status != 200
 
-    def wait_closed(self, timeout: float = PATIENCE) -> None:
+    def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until the server closes the connection. Raises AssertionError if it does not within ``timeout`` seconds."""
+        timeout = self.patience if timeout is None else timeout
         deadline = monotonic() + timeout
         while not self.closed:
             assert monotonic() < deadline, f"still open after {timeout:g} s"

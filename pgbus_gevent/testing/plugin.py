@@ -251,7 +251,7 @@ def pgbus_server(pgbus_instance: Instance) -> Iterator[RunningServer]:
 def pgbus_client(pgbus_server: RunningServer) -> Iterator[Callable[..., StreamClient]]:
     """A function that connects a ``StreamClient`` to the server: ``pgbus_client("orders", since=None, headers=None, query="")``.
 
-    It takes one stream name or several, signed or public. It returns when the stream starts or is refused, or after 20 seconds.
+    It takes one stream name or several, signed or public. It returns when the stream starts or is refused, or after 5 seconds.
     Clients are closed after the test. Raises OSError.
     """
     from .client import StreamClient, stream_path
