@@ -260,14 +260,16 @@ class RedisCaps:
         if last is None or abs(instant - last.summed_at) >= pause:
             turn = ("SET", keys.cap_turn, worker, "NX", "PX", TURN_MS)
             if pipes.ask(keys.cap_turn, turn)[0] is not None or last is None:
-                last = self._sum(pipes, session)
+                last = self._sum(pipes, session, worker)
         self._newest = last.summed_at
         return last
 
-    def _sum(self, pipes: Pipes, session: RedisSession) -> RedisSum:
+    def _sum(self, pipes: Pipes, session: RedisSession, worker: str) -> RedisSum:
         """Sum the reports in Redis, and write the sum."""
         keys, name = session.keys, session.keys.cap_reports
         found, (time,) = hashes.read(pipes, name, ("TIME",))  # what was there at this time is among them
+        if worker.encode() not in found[::2]:
+            self._reports_last(session, is_new=True)  # lost since this worker reported, and with it those of the others
         now = _seconds(time)
         fresh: list[str] = []
         old: list[bytes] = []

@@ -343,6 +343,21 @@ def test_if_redis_loses_reports_the_database_is_used_until_all_have_reported_aga
     assert found.totals == {1: 6}
 
 
+def test_a_sum_is_not_made_of_reports_that_were_lost_after_the_worker_has_reported(
+    fleet: Fleet, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for worker in ("a", "b"):
+        fleet.report(worker, 10, {1: 3})
+    read = hashes.read
+
+    def late(pipes: Pipes, name: str, *commands: Any) -> Any:
+        server.client.delete(name)
+        return read(pipes, name, *commands)
+
+    monkeypatch.setattr(hashes, "read", late)
+    assert fleet["a"].report("a", report(10, {1: 3}), pause=ALWAYS) == AFTER_REDIS
+
+
 def test_after_a_loss_a_report_has_to_last_before_a_sum_is_believed(fleet: Fleet, server: RedisServer) -> None:
     """Otherwise a worker would believe for seconds in a sum without the others, whose reports go on getting lost."""
     for worker in ("a", "b"):
