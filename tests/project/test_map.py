@@ -13,6 +13,7 @@ SUBJECTS = {
     "browser": "the element and the pages in a real browser",
     "faults": "what may go wrong around a whole worker",
     "project": "the repository: layers, documentation, distributions, tools",
+    "spin": "the models of the ordering rules for Spin",
     "sql": "the SQL functions; a file carries the name of a file in database/sql",
 }
 """Folders that mirror no folder of Python modules, and what their tests are about."""
