@@ -1,0 +1,47 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import clock, world
+from .oracle import Figures
+from .plan import draw
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--deliveries", type=int, default=0)
+    options = parser.parse_args()
+    world.install()
+    figures = Figures()
+    began = clock.real_monotonic()
+    seed = options.seed
+    failed = 0
+    while True:
+        history = draw(seed)
+        one = world.World(history)
+        at = clock.real_monotonic()
+        failure = one.run()
+        took = clock.real_monotonic() - at
+        figures.add(one.figures)
+        print(
+            seed,
+            f"{took:.2f} s",
+            one.figures.deliveries,
+            one.figures.gaps,
+            f"{one.figures.worst_idle:.2f}",
+            clock.loop().steps,
+            failure or "",
+            history.troubles if failure else "",
+            flush=True,
+        )
+        failed += failure is not None
+        seed += 1
+        if seed - options.seed >= options.seeds and figures.deliveries >= options.deliveries:
+            break
+    print(figures, f"{figures.deliveries / (clock.real_monotonic() - began):.0f}/s", failed, "failed")
+    return 1 if failed else 0

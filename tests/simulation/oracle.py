@@ -1,0 +1,308 @@
+"""The judge: what each client has to get, and what it got.
+
+A client gets exactly the committed messages that it is entitled to after its cursor, in order, once, or is told of a gap. The
+oracle knows every commit, and sees each piece of bytes when a worker hands it to a socket.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .loop import CLOCK
+from .server import Message, Server
+
+
+class Failure(Exception):
+    """A promise was broken. ``kind`` is ``lost``, ``repeated``, ``order``, ``forbidden``, ``gap``, ``idle``, ``ephemeral``
+    or ``worker``."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+class Rights(Protocol):
+    """What a client may see, and since when."""
+
+    name: str
+
+    def may_see(self, label: str) -> bool: ...
+    def steady_since(self, label: str) -> float: ...
+
+
+@dataclass
+class Figures:
+    """What is counted over all simulations."""
+
+    deliveries: int = 0
+    ephemerals: int = 0
+    gaps: int = 0
+    unproven: int = 0
+    worst_idle: float = 0.0
+    broken: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Figures) -> None:
+        """Add those of another simulation."""
+        self.deliveries += other.deliveries
+        self.ephemerals += other.ephemerals
+        self.gaps += other.gaps
+        self.unproven += other.unproven
+        self.worst_idle = max(self.worst_idle, other.worst_idle)
+        self.broken += other.broken
+
+
+class Seat:
+    """A client in one stream, on one connection: how far it was served, and what it was told.
+
+    ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
+    of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
+    told. ``since`` is when the client was ready to get messages.
+    """
+
+    __slots__ = ("asked", "connection", "heard", "lost", "lost_at", "position", "rights", "since", "stream", "told")
+
+    def __init__(self, stream: str, rights: Rights, asked: int | None) -> None:
+        self.stream = stream
+        self.rights = rights
+        self.asked = asked
+        self.position: int | None = None
+        self.told = False
+        self.lost: int | None = None
+        self.lost_at = 0.0
+        self.since = CLOCK.now
+        self.connection = ""
+        self.heard = 0  # the number of its last ephemeral message
+
+    def lose(self, id: int) -> None:
+        """Note that the database has lost the message ``id``, the last that the client was sent."""
+        self.lost = id
+        self.lost_at = CLOCK.now
+
+
+class Oracle:
+    """Judges one simulation. Raises :class:`Failure` at once."""
+
+    def __init__(self, server: Server, figures: Figures) -> None:
+        self._server = server
+        self.figures = figures
+        self._next: dict[tuple[str, int], Message] = {}
+        self._last: dict[str, int] = {}
+        self._lost: dict[tuple[str, int], Message] = {}
+        self._ephemerals: dict[str, tuple[int, Message]] = {}
+        self.failure: Failure | None = None
+        """The first promise that was broken."""
+        self.excused_until = 0.0
+        """Until when clients may stay behind, because of a trouble."""
+        self.bound = 5.0
+        """How long a client may stay behind and idle after that, in seconds."""
+
+    def fail(self, failure: Failure) -> None:
+        """Note that a promise was broken."""
+        self.figures.broken[failure.kind] += 1
+        if self.failure is None:
+            self.failure = failure
+
+    # what happens in the database
+
+    def committed(self, messages: list[Message]) -> None:
+        """Note what was committed."""
+        for message in messages:
+            stream = message.stream
+            before = self._last.get(stream, 0)
+            if message.id <= before:
+                raise Failure("worker", f"the model gave an id twice: {stream} {message.id}")
+            self._next[stream, before] = message
+            self._last[stream] = message.id
+
+    def went_back(self, lost: list[Message]) -> None:
+        """Note what the database has lost."""
+        for message in lost:
+            self._lost[message.stream, message.id] = message
+            self._next.pop((message.stream, message.id), None)
+        for stream in {message.stream for message in lost}:
+            history = self._server.stream(stream).history
+            self._last[stream] = history[-1].id if history else 0
+            self._next.pop((stream, self._last[stream]), None)
+
+    def seat_lost(self, seat: Seat) -> None:
+        """Note for a client that the last message that it was sent may have been lost."""
+        if seat.position is not None and (seat.stream, seat.position) in self._lost:
+            seat.lose(seat.position)
+
+    def forged(self, stream: str, id: int) -> None:
+        """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
+        self._lost[stream, id] = Message(stream, "forged", None, None, None)
+
+    def sent_ephemeral(self, number: int, message: Message) -> None:
+        """Note an ephemeral message."""
+        message.id = number
+        self._ephemerals[message.data] = (number, message)
+
+    # what clients get
+
+    def greeted(self, seat: Seat, connection: str, start: int) -> None:
+        """A client was told where it starts."""
+        seat.connection = connection
+        head = self._last.get(seat.stream, 0)
+        lost = (seat.stream, start) in self._lost
+        if start > head and not lost and seat.asked != start:
+            raise Failure("lost", f"{seat.rights.name} starts at {start} in {seat.stream}, beyond the head {head}")
+        if seat.asked is not None and start not in (seat.asked, 0):
+            raise Failure("lost", f"{seat.rights.name} asked for {seat.asked} in {seat.stream} and starts at {start}")
+        seat.position = start
+        seat.lost = start if lost else seat.asked if seat.asked and not start else None
+        seat.since = CLOCK.now
+
+    def gap(self, seat: Seat, data: str) -> None:
+        """A client was told of a gap."""
+        told = json.loads(data)
+        reason, requested = told["reason"], told["requestedId"]
+        self.figures.gaps += 1
+        seat.told = True
+        if reason == "ahead":
+            if (seat.stream, requested) not in self._lost:
+                raise Failure(
+                    "gap", f"{seat.rights.name} was told of a loss of {requested} in {seat.stream} that was none"
+                )
+            seat.lost = None
+            seat.position = 0
+        elif reason == "expired" and not 0 < requested < self._server.stream(seat.stream).highest_horizon:
+            raise Failure("gap", f"{seat.rights.name} was told that {requested} in {seat.stream} is expired")
+
+    def message(self, seat: Seat, id: int, data: str) -> None:
+        """A client was sent a stored message."""
+        self.figures.deliveries += 1
+        position = seat.position
+        if position is None:
+            raise Failure("order", f"{seat.rights.name} got {id} of {seat.stream} before its greeting")
+        following = self._next.get((seat.stream, position))
+        if following is None or following.id != id:
+            following = self._odd(seat, position, id)
+            if following is None:
+                return
+        if following.data != data:
+            raise Failure("order", f"{seat.rights.name} got other data for {id} of {seat.stream}: {data!r}")
+        if (following.visible_to or following.exclude) and not self._may_see(seat, following):
+            raise Failure("forbidden", f"{seat.rights.name} got {id} of {seat.stream}, for {following.visible_to}")
+        if seat.lost is not None:
+            self._untold(seat, following)
+        seat.position = id
+        seat.told = False
+        seat.since = CLOCK.now
+
+    def _odd(self, seat: Seat, position: int, id: int) -> Message | None:
+        """Judge a message that is not simply the next one. Return it if it is to be judged as any other."""
+        name, stream = seat.rights.name, seat.stream
+        if id <= position:
+            kind = "repeated" if id == position else "order"
+            raise Failure(kind, f"{name} got {id} of {stream} after {position}")
+        lost = self._lost.get((stream, id))
+        if lost is not None:
+            seat.position = id
+            seat.lose(id)
+            return None
+        history = self._server.stream(stream).history
+        first = bisect_right(history, position, key=_id)
+        for message in history[first:]:
+            if message.id == id:
+                return message
+            if message.id > id:
+                break
+            self._skipped(seat, position, message, id)
+        raise Failure("order", f"{name} got {id} of {stream}, which was never committed")
+
+    def _skipped(self, seat: Seat, position: int, message: Message, by: int) -> None:
+        """Judge a message that was left out."""
+        if not self._is_entitled(seat, message):
+            return
+        if message.gone and (seat.told or position == 0):
+            return
+        what = "pruned, without a word" if message.gone else "lost"
+        raise Failure("lost", f"{seat.rights.name} did not get {message.id} of {seat.stream}, but {by}: {what}")
+
+    def _untold(self, seat: Seat, following: Message) -> None:
+        """A message follows one of a lost timeline, and the client was told nothing."""
+        history = self._server.stream(seat.stream).history
+        index = bisect_right(history, seat.lost or 0, key=_id)
+        # Only a worker that did not see the loss may need a proof, and it has none if that row names no predecessor.
+        if seat.lost != seat.asked or history[index].prev_id or seat.position == 0:
+            raise Failure(
+                "gap", f"{seat.rights.name} has {seat.lost} of {seat.stream}, which is lost, and was not told"
+            )
+        self.figures.unproven += 1
+        seat.lost = None
+
+    def ephemeral(self, seat: Seat, data: str) -> None:
+        """A client was sent an ephemeral message."""
+        self.figures.ephemerals += 1
+        found = self._ephemerals.get(data)
+        if found is None:
+            raise Failure("ephemeral", f"{seat.rights.name} got {data!r}, which nobody sent")
+        number, message = found
+        if message.stream != seat.stream:
+            raise Failure("forbidden", f"{seat.rights.name} got {data!r} of {message.stream} in {seat.stream}")
+        if not self._may_see(seat, message):
+            raise Failure("forbidden", f"{seat.rights.name} got {data!r}, for {message.visible_to}")
+        if number <= seat.heard:
+            raise Failure("ephemeral", f"{seat.rights.name} got {data!r} of {seat.stream} after number {seat.heard}")
+        seat.heard = number
+
+    # entitlement
+
+    def _may_see(self, seat: Seat, message: Message) -> bool:
+        if message.exclude is not None and message.exclude == seat.connection:
+            return False
+        return message.visible_to is None or seat.rights.may_see(message.visible_to)
+
+    def _is_entitled(self, seat: Seat, message: Message) -> bool:
+        """Whether a client had the right to see a message ever since it was committed."""
+        if not self._may_see(seat, message):
+            return False
+        return message.visible_to is None or seat.rights.steady_since(message.visible_to) < message.seen_at
+
+    # idle clients
+
+    def missing(self, seat: Seat) -> Message | None:
+        """Return the oldest message that a client lacks."""
+        if seat.position is None:
+            return None
+        position = seat.position
+        while (following := self._next.get((seat.stream, position))) is not None:
+            if self._is_entitled(seat, following) and not following.gone:
+                return following
+            position = following.id
+        if position and position != self._last.get(seat.stream, 0):
+            history = self._server.stream(seat.stream).history
+            for message in history[bisect_right(history, position, key=_id) :]:
+                if self._is_entitled(seat, message) and not message.gone:
+                    return message
+        return None
+
+    def look(self, seat: Seat) -> None:
+        """See how long a client has been behind and idle."""
+        if seat.lost is not None and seat.lost != seat.asked:
+            since = max(seat.lost_at, seat.since, self.excused_until)
+            self._judge_idle(seat, CLOCK.now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
+            return
+        message = self.missing(seat)
+        if message is None:
+            return
+        since = max(message.seen_at, seat.since, self.excused_until, seat.rights.steady_since(message.visible_to or ""))
+        self._judge_idle(seat, CLOCK.now - since, f"lacks {message.id} of {seat.stream}")
+
+    def _judge_idle(self, seat: Seat, idle: float, what: str) -> None:
+        self.figures.worst_idle = max(self.figures.worst_idle, idle)
+        if idle > self.bound:
+            raise Failure("idle", f"{seat.rights.name} {what}, and has been idle for {idle:.1f} s")
+
+    def waits(self, seat: Seat, since: float) -> None:
+        """See how long a client has waited for its greeting."""
+        self._judge_idle(seat, CLOCK.now - max(since, self.excused_until), f"was not greeted in {seat.stream}")
+
+
+def _id(message: Message) -> int:
+    return message.id

@@ -1,0 +1,179 @@
+"""Draws a history from a seed. Each seed has a subset of the troubles, so that none hides the others (swarm testing)."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from .history import History
+
+TROUBLES = (
+    "late", "rollback", "commit", "repeatable", "several", "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart",
+    "back", "sequence", "prune", "kill", "stop", "wound", "drop", "stall", "labels", "rights", "whisper", "large", "replay",
+    "quit", "exclude",
+)  # fmt: skip
+
+TASKS = ("dispatcher", "reader-0", "sweeper", "listener", "steward", "ear", "heartbeat", "ephemerals")
+
+
+class Plan:
+    """Draws one history."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random = Random(seed)
+        self.troubles = {name for name in TROUBLES if random.random() < 0.4}
+        self.seconds = random.choice((20.0, 30.0, 45.0))
+        self.streams = [f"s{n}" for n in range(random.choice((1, 2, 3, 6)))]
+        self.workers = random.choice((1, 1, 2, 3))
+        self.clients = random.choice((10, 30, 60))
+        self.rate = random.choice((2.0, 8.0, 25.0))
+        self.operations: list[list[Any]] = []
+        self.history = History(
+            seed, self.workers, self._settings(), self._scheduler(), self.operations, sorted(self.troubles)
+        )
+
+    def has(self, trouble: str) -> bool:
+        """Whether this history has a trouble."""
+        return trouble in self.troubles
+
+    def _settings(self) -> dict[str, Any]:
+        random = self.random
+        return {
+            "ring_messages": random.choice((3, 10, 50, 1000)),
+            "page_size": random.choice((2, 10, 100)),
+            "readers": random.choice((1, 2)),
+            "pool_size": random.choice((2, 3, 5)),
+            "catch_up_interval": random.choice((1.0, 2.0, 5.0)),
+            "heartbeat": random.choice((2.0, 15.0)),
+            "write_deadline": random.choice((3.0, 20.0)),
+            "away_after": 10.0,
+        }
+
+    def _scheduler(self) -> dict[str, Any]:
+        random = self.random
+        return {
+            "shuffle": random.random() < 0.5,
+            "step": random.choice((1e-6, 1e-5, 1e-4)),
+            "look": random.choice((1e-7, 1e-6, 2e-5)),
+            "latency": random.choice((0.0002, 0.001, 0.005)),
+            "slow": random.choice((0.5, 2.0, 10.0)),
+        }
+
+    def at(self, low: float = 1.0, high: float | None = None) -> float:
+        """Return a time."""
+        return round(self.random.uniform(low, self.seconds if high is None else high), 4)
+
+    def add(self, at: float, name: str, *arguments: Any) -> None:
+        """Add an operation."""
+        self.operations.append([at, name, *arguments])
+
+    # what is in every history
+
+    def draw(self) -> History:
+        """Draw the operations."""
+        for number in range(self.clients):
+            self._client(number)
+        at = 0.3
+        while at < self.seconds:
+            self._publish(round(at, 4))
+            at += self.random.expovariate(self.rate) * self.random.choice((0.02, 1.0, 1.0, 3.0))
+        self._database()
+        self._workers()
+        self.operations.sort(key=lambda operation: operation[0])
+        return self.history
+
+    def _publish(self, at: float) -> None:
+        random = self.random
+        kinds = ["now", *(kind for kind in ("commit", "repeatable") if self.has(kind))]
+        count = random.choice((1, 1, 2, 5, 20)) if self.has("several") else 1
+        if self.has("several") and random.random() < 0.3:
+            streams = [random.choice(self.streams) for _ in range(count)]
+        else:
+            streams = [random.choice(self.streams)] * count
+        holds = random.choice((0.0, 0.01, 0.2, 1.0)) if self.has("late") and random.random() < 0.2 else 0.0
+        fails = self.has("rollback") and random.random() < 0.15
+        label = self._label()
+        size = random.choice((9000, 3000)) if self.has("large") and random.random() < 0.1 else 0
+        self.add(at, "publish", streams, random.choice(kinds), holds, fails, label, size)
+        if self.has("whisper") and random.random() < 0.3:
+            label = None if label is not None and label.startswith("exclude") else label
+            self.add(at, "whisper", random.choice(self.streams), label, self.has("large") and random.random() < 0.3)
+
+    def _label(self) -> str | None:
+        random = self.random
+        if self.has("rights") and random.random() < 0.3:
+            return random.choice(("red", "blue", "green"))
+        if self.has("labels") and random.random() < 0.3:
+            return random.choice(("own1", "own2"))
+        if self.has("exclude") and random.random() < 0.1:
+            return f"exclude {random.randrange(self.clients)}"
+        return None
+
+    def _client(self, number: int) -> None:
+        random = self.random
+        at = self.at(0.0, random.choice((0.5, 0.5, self.seconds * 0.8)))
+        count = min(len(self.streams), random.choice((1, 1, 1, 2, 3)))
+        streams = random.sample(self.streams, count)
+        cursor = random.choice((None, 0)) if self.has("replay") else None
+        replay = random.choice((None, 1, 5, 50)) if self.has("replay") else None
+        labels = random.sample(("own1", "own2"), random.randint(0, 2)) if self.has("labels") else []
+        rights = random.sample(("red", "blue", "green"), random.randint(0, 3)) if self.has("rights") else []
+        self.add(at, "join", number, streams, cursor, replay, labels, rights)
+        if self.has("drop"):
+            for _ in range(random.choice((0, 1, 3))):
+                self.add(self.at(at), "drop", number, random.choice((0, 0, 1, 2)), round(random.expovariate(1.0), 3))
+        if self.has("stall") and random.random() < 0.4:
+            begins = self.at(at)
+            self.add(begins, "stall", number, random.choice((0, 10, 500)))
+            self.add(round(begins + random.choice((0.5, 2.0, 6.0, 25.0)), 4), "flow", number)
+        if self.has("rights") and random.random() < 0.3:
+            for _ in range(3):
+                self.add(self.at(at), "change", number, random.choice(("red", "blue", "green")))
+        if self.has("quit") and random.random() < 0.3:
+            self.add(self.at(at), "quit", number)
+
+    # troubles
+
+    def _times(self, trouble: str, most: int) -> list[float]:
+        return [self.at(2.0) for _ in range(self.random.randint(1, most))] if self.has(trouble) else []
+
+    def _database(self) -> None:
+        random = self.random
+        for at in self._times("noise", 4):
+            shares = [random.choice((0.0, 0.1, 0.5, 1.0)), random.choice((0.0, 0.2)), random.choice((0.0, 0.1, 0.5))]
+            self.add(at, "noise", *shares, random.choice((0.05, 0.5, 3.0)), random.choice((2.0, 10.0)))
+        for at in self._times("full", 2):
+            self.add(at, "full", random.choice((1.0, 8.0)))
+        for at in self._times("forge", 4):
+            self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
+        for at in self._times("cut", 5):
+            self.add(at, "cut", random.choice(("listen", "pool", "all")), random.randrange(self.workers))
+        for at in self._times("hang", 2):
+            kind = random.choice(("listen", "pool", "all"))
+            self.add(at, "hang", kind, random.randrange(self.workers), random.choice((1.0, 4.0, 12.0)))
+        for at in self._times("hole", 1):
+            self.add(at, "hole", random.choice((0.5, 3.0, 7.0)))
+        for at in self._times("slow", 2):
+            self.add(at, "slow", random.choice((0.02, 0.1)), random.choice((1.0, 5.0)))
+        for at in self._times("restart", 2):
+            self.add(at, "restart", random.choice((0.05, 1.0, 4.0)), 0.0)
+        for at in self._times("back", 3):
+            self.add(at, "restart", random.choice((0.05, 1.0)), random.choice((0.1, 1.0, 5.0)))
+        for at in self._times("sequence", 2):
+            self.add(at, "sequence", random.choice((1, 20, 10**5)))
+        for at in self._times("prune", 8):
+            self.add(at, "prune", random.choice(self.streams), random.choice((0, 1, 10, 50)))
+
+    def _workers(self) -> None:
+        random = self.random
+        for at in self._times("kill", 3):
+            self.add(at, "kill", random.randrange(self.workers), random.choice((0.1, 1.0, 3.0)), False)
+        for at in self._times("stop", 2):
+            self.add(at, "kill", random.randrange(self.workers), random.choice((2.5, 4.0)), True)
+        for at in self._times("wound", 6):
+            self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
+
+
+def draw(seed: int) -> History:
+    """Return the history of a seed."""
+    return Plan(seed).draw()
