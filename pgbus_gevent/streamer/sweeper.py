@@ -215,6 +215,7 @@ class Sweeper:
         """Sweep once. Return whether it found a message that no notification had brought."""
         logs = [log for log in self._board.registry.logs() if log.is_open]
         if not logs:
+            self._forget(now)
             return False
         self.sweeps += 1
         if probing:
@@ -256,6 +257,11 @@ class Sweeper:
                 self._board.looks.add(log)
                 moved = True
         return moved
+
+    def _forget(self, now: float) -> None:
+        """Keep nothing of streams that nobody watches any more; with none watched, no sweep would ever drop it."""
+        self._unchecked.clear()
+        self._tail.holes(now)
 
     def _check_rings(self, now: float) -> None:
         """Clear rings that do not agree with the table, because messages were deleted from, or added to, the middle of a stream."""

@@ -564,6 +564,22 @@ def test_if_rings_hold_more_than_is_checked_at_once_they_take_turns(
     assert [log.ids for log in sweeping.registry.logs()] == [[], []]
 
 
+def test_logs_whose_check_is_due_are_not_kept_when_nobody_watches_a_stream(
+    sweeping: Sweeping, holding: StreamLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "CHECKED_MESSAGES", 1)
+    for name in ("stock", "news"):
+        sweeping.watch(name)
+        sweeping.table.append(name)
+    sweeping.ring()
+    checked(sweeping)
+    assert len(sweeping.part._unchecked) == 2
+    for client in sweeping.registry.clients():
+        sweeping.board.leave(client)
+    sweeping.ring()
+    assert sweeping.part._unchecked == []
+
+
 # relying on a steward
 
 
