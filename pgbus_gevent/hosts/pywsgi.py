@@ -20,7 +20,8 @@ from gevent.pool import Pool
 from ..core.client import StreamRequest
 from ..core.hop import READS
 from ..web.take_over import TAKE_OVER, Taker, framing, takes_chunks
-from .closing_server import LAST_CALL, ClosingServer
+from .accepting import AcceptingServer
+from .closing_server import LAST_CALL
 from .listening import listen as listen
 from .listening import tune
 from .request_body import Body, Patience, SlowClient
@@ -49,7 +50,6 @@ _WSGIHandler: Any = pywsgi.WSGIHandler
 _CONNECTION_HEADERS = (b"connection", b"content-encoding", b"content-length", b"transfer-encoding")
 _NEXT_TURN = 1e-6  # seconds; with 0, other greenlets would run, but not those that wait for a socket
 _RESET = struct.pack("ii", 1, 0)
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Handler(_WSGIHandler):  # type: ignore[misc]
@@ -80,21 +80,23 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def handle_one_request(self) -> bool | None:
         """Serve one request. Return True if the connection can take another one."""
-        try:
-            if not self._read_request():
+        with self.server.room.waits(self.socket):
+            try:
+                if not self._read_request():
+                    return None
+            except BadHead as error:
+                self._refuse(error)
                 return None
-        except BadHead as error:
-            self._refuse(error)
-            return None
-        except OSError as error:
-            logger.debug("%s left before it had sent a whole head: %s", self._address, error)
-            return None
+            except OSError as error:
+                logger.debug("%s left before it had sent a whole head: %s", self._address, error)
+                return None
         self.environ = self.get_environ()
         self.application = self.server.application
         self._patience = Patience(self.server.request_timeout)
         self.handle_one_response()
         if self.socket is not None and not self.wsgi_input.complete:
-            self._linger()
+            with self.server.room.waits(self.socket):
+                self._linger()
         return None if self.close_connection or self.socket is None else True
 
     def _read_request(self) -> bool:
@@ -297,7 +299,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         return str(self._orig_status or "-").partition(" ")[0]
 
 
-class Server(ClosingServer):
+class Server(AcceptingServer):
     """Serves a WSGI application, and offers it the socket of each request, so that :class:`StreamApp` can take it over.
 
     ``request_timeout`` is in seconds. It limits how long a request's head may take, how long a connection may be idle before it,
@@ -331,16 +333,6 @@ class Server(ClosingServer):
     def init_socket(self) -> None:
         super().init_socket()
         tune(self.socket)
-
-    def do_read(self) -> Any:
-        try:
-            return super().do_read()
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                logger.error("cannot accept connections: %s; trying again", error.strerror)
-                # For this exception, too, gevent pauses a little longer each time, but it prints no traceback.
-                raise gevent.GreenletExit from error
-            raise
 
 
 @lru_cache(maxsize=2)

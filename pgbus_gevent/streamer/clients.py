@@ -23,7 +23,7 @@ from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
 from .connection import Connection
-from .limits import RESERVE, Limits, network_of, refusal_retry
+from .limits import Limits, network_of, refusal_retry, reserve
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 
@@ -97,15 +97,15 @@ class Clients:
     def fit(self) -> None:
         """Lower the limit of connections to the limit of open files, so that descriptors are left for health checks."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        reserve = min(RESERVE, soft // 2)
-        if soft == resource.RLIM_INFINITY or soft - reserve >= self.most:
+        kept = reserve(soft)
+        if soft == resource.RLIM_INFINITY or soft - kept >= self.most:
             return
         logger.warning(
             "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are accepted at most;"
             " raise the limit (ulimit -n), or lower max_connections",
-            *(soft, self.most, reserve, soft - reserve),
+            *(soft, self.most, kept, soft - kept),
         )
-        self._limits = self._limits._replace(connections=soft - reserve)
+        self._limits = self._limits._replace(connections=soft - kept)
 
     def refusal(self, owner: str | None = None, address: str = "") -> str | None:
         """Return why a new connection of this owner and address is refused now, or None.

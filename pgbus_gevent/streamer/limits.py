@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+import resource
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
 RESERVE = 256
-"""File descriptors that are kept free for health checks, the database and files; at most half of the process's limit."""
+"""File descriptors that are kept free for health checks, the database and files."""
+
+WAITING = 1000
+"""The most connections of our server that have no request. They take at most an eighth of the process's limit of descriptors."""
+
+_WAITING_SHARE = 8
 
 _TRANSLATED = IPv6Network("64:ff9b::/96")
 
@@ -46,6 +52,17 @@ def network_of(address: str) -> str:
     if found in _TRANSLATED:
         return str(IPv4Address(int(found) & 0xFFFFFFFF))
     return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
+
+
+def most_waiting(descriptors: int) -> int:
+    """Return how many connections may be without a request in a process that may have this many descriptors."""
+    return WAITING if descriptors == resource.RLIM_INFINITY else max(1, min(WAITING, descriptors // _WAITING_SHARE))
+
+
+def reserve(descriptors: int) -> int:
+    """Return how many of a process's descriptors are not for streams: those of :data:`RESERVE` and of connections without a
+    request, but at most half of all."""
+    return min(RESERVE + most_waiting(descriptors), descriptors // 2)
 
 
 def refusal_retry() -> float:

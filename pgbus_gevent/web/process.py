@@ -6,10 +6,15 @@ import os
 import resource
 import sys
 from functools import cache
+from typing import Any
+from weakref import WeakSet
 
 from prometheus_client.core import Metric
 
 from .families import counter, gauge
+
+doors: WeakSet[Any] = WeakSet()
+"""The servers of this process that are ours; a server adds itself. Each has a ``room`` with connections without a request."""
 
 _DESCRIPTORS = "/proc/self/fd"
 
@@ -19,7 +24,14 @@ def families() -> list[Metric]:
     cpu = os.times()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = float("inf") if soft == resource.RLIM_INFINITY else float(soft)
+    rooms = [door.room for door in doors]
     return [
+        gauge("pgbus_waiting_connections", "Connections of our server without a request", sum(map(len, rooms))),
+        counter(
+            "pgbus_waiting_connections_closed",
+            "Connections without a request that were closed because there were too many",
+            sum(room.closed for room in rooms),
+        ),
         counter("process_cpu_seconds", "CPU time, user and system, in seconds", cpu.user + cpu.system),
         gauge("process_resident_memory_bytes", "Resident memory in bytes", resident_bytes()),
         gauge("process_open_fds", "Open file descriptors", open_descriptors()),
