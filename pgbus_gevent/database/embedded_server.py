@@ -250,6 +250,19 @@ class Server:
         return places.Account(entry.pw_uid, entry.pw_gid)
 
 
+def wheel_programs() -> tuple[Path, places.Account | None]:
+    """Return the folder with the programs of the wheel, and for root the account that may run them.
+
+    It is for tests that start servers of their own. Raises EmbeddedError if the wheel is missing.
+    """
+    server = Server(Path("/"), {})
+    if os.geteuid() != 0:
+        return server._package / "pginstall" / "bin", None
+    entry = _system_user()
+    account = places.Account(entry.pw_uid, entry.pw_gid)
+    return places.programs(server._package, server._version, account) / "bin", account
+
+
 def _system_user() -> pwd.struct_passwd:
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell=/usr/sbin/nologin", SYSTEM_USER]
     for _ in range(50):

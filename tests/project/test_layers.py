@@ -59,6 +59,7 @@ PURE = {
 
 DRIVER = {
     "testing/databases.py": "makes and drops databases, which only the kit does",
+    "testing/chaos/": "publishes as applications do, and breaks sessions, on connections of its own",
     "bench/": "publishes as an application does, on connections of its own",
 }
 """The modules outside database/ that may import psycopg2, and why."""

@@ -1,0 +1,249 @@
+"""The conductor: starts everything, brings one fault about after the other with calm in between, and has the judge look."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from . import faults_workers as _faults_workers  # noqa: F401  # registers its faults
+from .faults import FAULTS, Fault, Scene, Skipped
+from .hooks import ROOM
+from .journal import History, read_histories, read_journal
+from .judge import Finding, judge_client, judge_publishing
+from .ledger import read_truth
+from .parts import TOKEN, Parts
+from .processes import ChaosFailed, Guard, Part, until
+from .publishing import AUDIENCE, COALESCED, EPHEMERAL, EXCLUDING, PLAIN, SHORT, TABLE
+
+_CONNECTING = 60.0
+_HEALING = 120.0
+_CATCHING_UP = 90.0
+_QUIET = 8.0
+"""Seconds without a new message after which the clients have everything: more than a catch-up interval."""
+
+
+@dataclass
+class Options:
+    """What the run is like. Times are seconds."""
+
+    seconds: float = 120.0
+    clients: int = 200
+    seed: int = 0
+    outage: float = 4.0
+    calm: float = 4.0
+    faults: Sequence[str] = ()
+    kinds: str = ""
+    binaries: Path | None = None
+    out: Path | None = None
+    keep: bool = False
+
+
+@dataclass
+class Window:
+    """A fault, and the time until the next one begins. The first window, named ``calm``, has none."""
+
+    name: str
+    began: float
+    ended: float = 0.0
+    healed: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What a run has left to report."""
+
+    options: Options
+    windows: list[Window]
+    histories: list[History] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    committed: dict[int, float] = field(default_factory=dict)
+    """When each committed message was sent."""
+    publishers: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    ended: float = 0.0
+
+
+class Conductor:
+    """One run. ``say`` takes lines that show its progress."""
+
+    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+        self._options, self._say = options, say
+        self._chance = random.Random(options.seed)
+        self._began = time.monotonic()
+        self._outcome = Outcome(options, [])
+
+    def run(self) -> Outcome:
+        """Do everything. Raises :class:`ChaosFailed` if a part does not start, or does not recover."""
+        folder = Path(tempfile.mkdtemp(prefix="pgbus-chaos-"))
+        folder.chmod(0o755)  # PostgreSQL runs as another user if this is root
+        (folder / "logs").mkdir()
+        guard = Guard(folder, keep=self._options.keep)
+        try:
+            self._folder = folder
+            self._parts = Parts(folder, self._options.binaries)
+            self._scene = Scene(self._parts, self._chance, self._options.outage)
+            try:
+                self._start()
+                self._break()
+                self._finish()
+            finally:
+                self._parts.close()
+        finally:
+            guard.close()
+        if self._options.keep:
+            self._say(f"logs and data are in {folder}")
+        return self._outcome
+
+    def _start(self) -> None:
+        self._say(f"seed {self._options.seed}: starting PostgreSQL, a standby and the workers")
+        self._parts.start()
+        self._plan()
+        arguments = [str(self._folder / "plan"), str(self._folder / "histories"), *self._parts.places]
+        self._clients = self._parts.python("clients", f"{__package__}.clients", *arguments)
+        self._clients.start()
+        self._scene.programs["clients"] = self._clients
+        self._scene.clients = self._options.clients
+        until(
+            lambda: self._ask()["connected"] == self._options.clients, _CONNECTING, "not every client is connected", 0.3
+        )
+        words = [str(self._folder), self._parts.publishers_url, *self._parts.places]
+        options = ["--token", TOKEN, "--kinds", self._options.kinds]
+        self._publishers = self._parts.python("publishers", f"{__package__}.publishers", *words, *options)
+        self._publishers.start()
+        self._tell_publishers()
+        self._say(f"{self._options.clients} clients are connected")
+
+    def _plan(self) -> None:
+        """Write down who watches what."""
+        others = [*AUDIENCE, *EXCLUDING, *SHORT, *TABLE, *COALESCED, *EPHEMERAL, ROOM, *AUDIENCE]
+        plan = []
+        for number in range(self._options.clients):
+            if number % 5 in (0, 1):
+                streams = [others[(number // 2) % len(others)]]
+            elif number % 5 == 2:
+                streams = self._chance.sample([*PLAIN, *AUDIENCE, *SHORT, *TABLE], 3)
+            else:
+                streams = [PLAIN[number % len(PLAIN)]]
+            plan.append([number, number, streams])
+        (self._folder / "plan").write_text(json.dumps(plan))
+
+    def _ask(self) -> dict[str, Any]:
+        answer = _call(self._clients, "clients")
+        if answer["failed"]:
+            raise ChaosFailed(f"clients failed: {answer['failed'][:3]}")
+        return answer
+
+    def _tell_publishers(self) -> None:
+        answer = _call(self._publishers, "publishers")
+        if answer["failed"]:
+            raise ChaosFailed(f"publishers failed: {answer['failed'][:3]}")
+        self._outcome.publishers = answer["counts"]
+
+    # the faults
+
+    def _break(self) -> None:
+        ending = time.monotonic() + self._options.seconds
+        self._outcome.windows.append(Window("calm", time.monotonic()))
+        self._rest()
+        deck: list[Fault] = []
+        while time.monotonic() < ending:
+            if not deck:
+                names = [name for name in self._options.faults or FAULTS if name not in self._outcome.skipped]
+                deck = [FAULTS[name] for name in names]
+                self._chance.shuffle(deck)
+            if not deck:
+                raise ChaosFailed("no fault can be brought about here")
+            self._bring(deck.pop())
+        self._tell_publishers()
+
+    def _bring(self, fault: Fault) -> None:
+        window = Window(fault.name, time.monotonic())
+        try:
+            fault.bring(self._scene)
+        except Skipped as reason:
+            self._outcome.skipped[fault.name] = str(reason)
+            self._say(f"{self._clock()} {fault.name}: skipped, because {reason}")
+            return
+        except psycopg2.Error as error:
+            raise ChaosFailed(f"{fault.name} cannot be brought about: {error}") from error
+        window.ended = time.monotonic()
+        until(self._parts.healed, _HEALING, f"the parts have not recovered from {fault.name}", 0.2)
+        window.healed = time.monotonic()
+        self._outcome.windows.append(window)
+        self._rest()
+        clients = self._ask()
+        self._tell_publishers()
+        self._say(
+            f"{self._clock()} {fault.name:28} broken {window.ended - window.began:5.1f} s,"
+            f" ready after {window.healed - window.ended:5.1f} s; {clients['delivered']} delivered,"
+            f" {clients['connected']} of {self._options.clients} clients connected"
+        )
+
+    def _rest(self) -> None:
+        time.sleep(self._options.calm * self._chance.uniform(0.7, 1.3))
+
+    def _clock(self) -> str:
+        seconds = time.monotonic() - self._began
+        return f"{seconds // 60:3.0f}:{seconds % 60:02.0f}"
+
+    # the end
+
+    def _finish(self) -> None:
+        self._say(f"{self._clock()} the publishers stop, and the clients catch up")
+        self._publishers.stdin.close()
+        if not self._publishers.wait(60):
+            raise ChaosFailed("the publishers do not end")
+        self._catch_up()
+        self._outcome.ended = time.monotonic()
+        self._clients.stdin.close()
+        if not self._clients.wait(60):
+            raise ChaosFailed("the clients do not end")
+        outcome = self._outcome
+        outcome.histories = list(read_histories(self._folder / "histories"))
+        attempts = list(read_journal(self._folder / "journal.jsonl"))
+        truths, ledger = read_truth(self._parts.primary, self._scene.taken)
+        sent = {attempt.message: attempt.sent for attempt in attempts}
+        for truth in truths.values():
+            for row in (*truth.present.values(), *truth.pruned.values(), *truth.taken.values()):
+                outcome.committed[row.message] = sent.get(row.message, 0.0)
+        outcome.findings = list(judge_publishing(attempts, ledger, truths))
+        for history in outcome.histories:
+            if history.stream in truths:
+                outcome.findings += judge_client(history, truths[history.stream], self._scene.losses)
+
+    def _catch_up(self) -> None:
+        ending = time.monotonic() + _CATCHING_UP
+        delivered, since = -1, time.monotonic()
+        while time.monotonic() < ending:
+            answer = self._ask()
+            if answer["delivered"] != delivered or answer["connected"] < self._options.clients:
+                delivered, since = answer["delivered"], time.monotonic()
+            elif time.monotonic() - since > _QUIET:
+                return
+            time.sleep(0.5)
+
+
+def _call(part: Part, name: str) -> dict[str, Any]:
+    try:
+        part.stdin.write("\n")
+        part.stdin.flush()
+        line = part.stdout.readline()
+    except OSError:
+        line = ""
+    if not line:
+        raise ChaosFailed(f"the program of the {name} has ended; its log says why")
+    return dict(json.loads(line))
+
+
+def fresh_seed() -> int:
+    """Return a seed that no run had before."""
+    return int.from_bytes(os.urandom(4), "big")
