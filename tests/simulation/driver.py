@@ -17,8 +17,9 @@ from pgbus_gevent.errors import DatabaseUnavailable
 
 from . import clock
 from .answers import answer
+from .database import Ear
 from .loop import CLOCK
-from .server import Listener, Server
+from .server import Server
 
 _FIRST_DESCRIPTOR = 10_000_000
 
@@ -96,7 +97,7 @@ class Session:
         self.broken = False
         self.hung = False
         self.notifies: MutableSequence[Notify] = deque()
-        self.listener: Listener | None = None
+        self.listener: Ear | None = None
         self._under_way: deque[tuple[float, Notify]] = deque()
         self._arrived: list[Notify] = []
         self._last_arrival = 0.0
@@ -117,8 +118,8 @@ class Session:
 
     def _leave(self) -> None:
         self._network.sessions.pop(self._descriptor, None)
-        if self.listener is not None and self.listener in self._network.server.listeners:
-            self._network.server.listeners.remove(self.listener)
+        if self.listener is not None:
+            self.listener.close()
 
     # what the product calls
 
@@ -199,20 +200,20 @@ class Session:
             self._listen(statement)
             return []
         if statement.startswith("notify"):
-            self._network.server.broadcast(statement.split('"')[1], "")
+            self._network.server.notify(statement.split('"')[1], "")
             return []
         if "pg_listening_channels" in statement:
             server = self._network.server
             listens = self.listener is not None and parameters[0] in self.listener.channels
-            return [(self._descriptor, listens, server.doorbell_name, server.control_name)]
+            return [(self._descriptor, listens, server.doorbell, server.control)]
         return answer(self._network.server, statement, parameters)
 
     # LISTEN
 
     def _listen(self, statement: str) -> None:
         if self.listener is None:
-            self.listener = Listener(self._deliver)
-            self._network.server.listeners.append(self.listener)
+            self.listener = self._network.server.listen()
+            self.listener.on_arrival = self._hear
         for part in statement.split("; "):
             word, _, name = part.partition(" ")
             if part == "unlisten *":
@@ -221,6 +222,11 @@ class Session:
                 self.listener.channels.discard(name.strip('"'))
             else:
                 self.listener.channels.add(name.strip('"'))
+
+    def _hear(self) -> None:
+        if self.listener is not None:
+            for channel, payload in self.listener.take():
+                self._deliver(channel, payload)
 
     def _deliver(self, channel: str, payload: str) -> None:
         """Send a notification over the network, which may lose, repeat or delay it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -44,13 +45,13 @@ def publish(
         label, exclude = None, visitor.connection if visitor is not None else None
     messages = [world.message(stream, label, exclude, size) for stream in streams]
     # The locks of its streams are held until it ends, so others wait for it.
-    world.spawn(lambda: world.publisher().run(messages, kind=kind, holds=holds, fails=fails))
+    world.spawn(partial(world.server.publish, messages, kind=kind, holds=holds, fails=fails))
 
 
 @operation
 def whisper(world: World, stream: str, label: str | None, large: bool) -> None:
     """Publish an ephemeral message."""
-    world.ephemeral(world.message(stream, label), large)
+    world.spawn(world.server.whisper, world.message(stream, label, size=8000 if large else 0))
 
 
 # clients
@@ -153,11 +154,11 @@ def full(world: World, seconds: float) -> None:
 def forge(world: World, stream: str, ahead: int, named: bool) -> None:
     """Somebody forges a notification about a message that does not exist."""
     server = world.server
-    head = server.stream(stream).head
-    id = server.sequence + ahead
+    head = server.head(stream, server.now(None))
+    id = server.message_ids.last_value + ahead
     world.oracle.forged(stream, id)
     payload = ["message", stream, id, head if named else None, CLOCK.time(), None, "forged", None, None]
-    server.on_notify(server.doorbell(stream), json.dumps(payload))
+    world.spawn(server.notify, server.channel(stream), json.dumps(payload))
 
 
 # sessions
@@ -230,14 +231,12 @@ def restart(world: World, seconds: float, back: float) -> None:
     world.network.away = True
     world.network.cut()
     server = world.server
-    lost = server.go_back(CLOCK.now - back) if back else []
-    if back:
+    lost = server.go_back(back)
+    if lost:
         world.oracle.went_back(lost)
         for visitor in world.visitors.values():
             for seat in visitor.seats:
                 world.oracle.seat_lost(seat)
-    else:
-        server.crash()
 
     def end() -> None:
         world.network.away = False
@@ -249,14 +248,13 @@ def restart(world: World, seconds: float, back: float) -> None:
 @operation
 def sequence(world: World, back: int) -> None:
     """The sequence of the ids is set back."""
-    world.server.sequence = max(1, world.server.sequence - back)
+    world.server.message_ids.set(world.server.message_ids.last_value - back)
 
 
 @operation
 def prune(world: World, stream: str, keep: int) -> None:
     """Old messages are removed."""
-    found = world.server.stream(stream)
-    found.prune(len(found.rows) - keep)
+    world.spawn(world.server.prune, stream, keep)
 
 
 # workers

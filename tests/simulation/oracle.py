@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .ledger import Message, id_of
 from .loop import CLOCK
-from .server import Message, Server
+from .server import Server
 
 
 class Failure(Exception):
@@ -92,7 +93,7 @@ class Oracle:
         self._next: dict[tuple[str, int], Message] = {}
         self._last: dict[str, int] = {}
         self._lost: dict[tuple[str, int], Message] = {}
-        self._ephemerals: dict[str, tuple[int, Message]] = {}
+        self._ephemerals: dict[str, Message] = {}
         self.failure: Failure | None = None
         """The first promise that was broken."""
         self.excused_until = 0.0
@@ -137,10 +138,10 @@ class Oracle:
         """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
         self._lost[stream, id] = Message(stream, "forged", None, None, None)
 
-    def sent_ephemeral(self, number: int, message: Message) -> None:
-        """Note an ephemeral message."""
-        message.id = number
-        self._ephemerals[message.data] = (number, message)
+    def sent_ephemeral(self, message: Message) -> None:
+        """Note an ephemeral message. Numbers follow commits."""
+        message.id, message.seen_at = len(self._ephemerals) + 1, CLOCK.now
+        self._ephemerals[message.data] = message
 
     # what clients get
 
@@ -206,7 +207,7 @@ class Oracle:
             seat.lose(id)
             return None
         history = self._server.stream(stream).history
-        first = bisect_right(history, position, key=_id)
+        first = bisect_right(history, position, key=id_of)
         for message in history[first:]:
             if message.id == id:
                 return message
@@ -227,7 +228,7 @@ class Oracle:
     def _untold(self, seat: Seat, following: Message) -> None:
         """A message follows one of a lost timeline, and the client was told nothing."""
         history = self._server.stream(seat.stream).history
-        index = bisect_right(history, seat.lost or 0, key=_id)
+        index = bisect_right(history, seat.lost or 0, key=id_of)
         # Only a worker that did not see the loss may need a proof, and it has none if that row names no predecessor.
         if seat.lost != seat.asked or history[index].prev_id or seat.position == 0:
             raise Failure(
@@ -242,7 +243,7 @@ class Oracle:
         found = self._ephemerals.get(data)
         if found is None:
             raise Failure("ephemeral", f"{seat.rights.name} got {data!r}, which nobody sent")
-        number, message = found
+        message, number = found, found.id
         if message.stream != seat.stream:
             raise Failure("forbidden", f"{seat.rights.name} got {data!r} of {message.stream} in {seat.stream}")
         if not self._may_see(seat, message):
@@ -277,7 +278,7 @@ class Oracle:
             position = following.id
         if position and position != self._last.get(seat.stream, 0):
             history = self._server.stream(seat.stream).history
-            for message in history[bisect_right(history, position, key=_id) :]:
+            for message in history[bisect_right(history, position, key=id_of) :]:
                 if self._is_entitled(seat, message) and not message.gone:
                     return message
         return None
@@ -302,7 +303,3 @@ class Oracle:
     def waits(self, seat: Seat, since: float) -> None:
         """See how long a client has waited for its greeting."""
         self._judge_idle(seat, CLOCK.now - max(since, self.excused_until), f"was not greeted in {seat.stream}")
-
-
-def _id(message: Message) -> int:
-    return message.id

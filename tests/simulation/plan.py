@@ -56,7 +56,7 @@ class Plan:
             "step": random.choice((1e-6, 1e-5, 1e-4)),
             "look": random.choice((1e-7, 1e-6, 2e-5)),
             "latency": random.choice((0.0002, 0.001, 0.005)),
-            "slow": random.choice((0.5, 2.0, 10.0)),
+            "commit": random.choice((0.0005, 0.002, 0.01)),
         }
 
     def at(self, low: float = 1.0, high: float | None = None) -> float:

@@ -23,9 +23,10 @@ from pgbus_gevent.streamer.instance import Instance
 from . import clock
 from .driver import Network, Session
 from .history import History
+from .ledger import Message
 from .loop import CLOCK
 from .oracle import Failure, Figures, Oracle
-from .server import Message, Publisher, Server, ephemeral
+from .server import Server
 from .visitors import Visitor
 
 LABELS = ("red", "blue", "green")
@@ -125,12 +126,13 @@ class World:
         self.chance = Random(history.seed * 7 + 1)
         loop.shuffle = history.scheduler["shuffle"]
         CLOCK.step, CLOCK.look = history.scheduler["step"], history.scheduler["look"]
-        self.server = Server(Random(history.seed * 7 + 2))
+        self.server = Server(Random(history.seed * 7 + 2), step=history.scheduler["commit"], seed=history.seed)
         self.network = Network(self.server, Random(history.seed * 7 + 3))
         self.network.latency = history.scheduler["latency"]
         self.oracle = Oracle(self.server, self.figures)
         self.oracle.bound = history.settings["catch_up_interval"] + 0.6
         self.server.on_commit = self.oracle.committed
+        self.server.on_ephemeral = self.oracle.sent_ephemeral
         self.visitors: dict[int, Visitor] = {}
         self.greenlets: list[Greenlet[..., Any]] = []
         self.workers = [Worker(self, f"w{number}") for number in range(history.workers)]
@@ -222,16 +224,6 @@ class World:
         self._messages += 1
         data = f"{self._messages}" + (" " + "x" * size if size else "")
         return Message(stream, data, "e" if self._messages % 3 else None, label, exclude)
-
-    def publisher(self) -> Publisher:
-        """Return a new transaction."""
-        return Publisher(self.server, self.chance, slow=self.history.scheduler["slow"])
-
-    def ephemeral(self, message: Message, large: bool) -> None:
-        """Publish an ephemeral message."""
-        # Noted first, because the notification may reach a client within the call.
-        self.oracle.sent_ephemeral(self.server.next_ephemeral, message)
-        ephemeral(self.server, message, large=large)
 
 
 class _Errors(logging.Handler):
