@@ -305,7 +305,7 @@ def json_list(value: str) -> list[Any] | None:
     """Return the list in a text that is a JSON array of texts; None for any other text, such as ``[ab]*``."""
     try:
         found = json.loads(value) if value.lstrip().startswith("[") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if found is not None and all(isinstance(item, str) for item in found) else None
 

@@ -304,7 +304,7 @@ def _from_toml(path: str | Path | None) -> dict[str, _Given]:
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last one for arrays in arrays in arrays
         reason = getattr(error, "strerror", None) or error
         raise InvalidSetting("config", str(path), f"expected a readable TOML file: {reason}") from None
     source = f"; given in {path}"

@@ -170,13 +170,18 @@ def test_toml_takes_native_values(toml: Callable[[str], Path]) -> None:
     assert (settings.public, settings.secret) == (("a,b", "c:*"), (SECRET,))
 
 
-@pytest.mark.parametrize("content", [b"port = ", b"port = 1\nport = 2", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"port = ", b"port = 1\nport = 2", b"\xff\xfe", b"public = " + b"[" * 5000])
 def test_a_file_that_is_not_toml_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     with pytest.raises(InvalidSetting, match="TOML") as refusal:
         load(config=path)
     assert (refusal.value.name, refusal.value.value) == ("config", str(path))
+
+
+def test_lists_in_lists_without_an_end_are_refused_by_name() -> None:
+    with pytest.raises(InvalidSetting, match="cors_origins"):
+        load({"PGBUS_CORS_ORIGINS": "[" * 5000})
 
 
 def test_a_toml_file_that_is_missing_is_refused(tmp_path: Path) -> None:
