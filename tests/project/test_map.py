@@ -12,6 +12,7 @@ PACKAGE = Path(pgbus_gevent.__file__).parent
 SUBJECTS = {
     "browser": "the element and the pages in a real browser",
     "faults": "what may go wrong around a whole worker",
+    "fuzz": "inputs that nobody thought of, for each way into the package",
     "project": "the repository: layers, documentation, distributions, tools",
     "spin": "the models of the ordering rules for Spin",
     "sql": "the SQL functions; a file carries the name of a file in database/sql",
