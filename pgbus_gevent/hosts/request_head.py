@@ -27,6 +27,7 @@ _AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9
 _TARGET = rb"/[^\x00-\x20#\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20#\x7f]*)?"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (" + _TARGET + rb") (HTTP/1\.[01])\r\n")
 _ABSOLUTE = re.compile(rb"[A-Za-z]+://(" + _AUTHORITY + rb")(.*)", re.DOTALL)
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _HOST = re.compile(_AUTHORITY)
 # Refused are: a space before the colon, a line that continues another, a CR inside a line, and a line that ends in a lone LF.
 # Parsers have disagreed about each of them. The only control character in a value is the tab (RFC 9110, section 5.5).
@@ -130,7 +131,8 @@ class Fields:
 def check_head(lines: list[bytes]) -> tuple[bytes, Fields]:
     """Return the request line and the fields of a head. Raises :class:`BadHead` if the head can be read in more than one way.
 
-    If the target is an absolute URL, it is replaced by its path, and Host by its authority (RFC 9112, section 3.2.2).
+    If the target is an absolute URL, it is replaced by its path, and Host by its authority (RFC 9112, section 3.2.2). Bytes of the
+    target that are not ASCII are percent-encoded, which is what they mean to every server.
     """
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
@@ -139,12 +141,18 @@ def check_head(lines: list[bytes]) -> tuple[bytes, Fields]:
     _check_framing(pairs, is_1_1=match[3] == b"HTTP/1.1")
     absolute = _ABSOLUTE.fullmatch(match[2])
     if absolute is None:
-        return lines[0], Fields(pairs)
+        # gevent splits the line at what Unicode calls white space, so it would cut a target off at the bytes 85 and A0.
+        line = lines[0] if lines[0].isascii() else b" ".join([match[1], _encoded(match[2]), match[3]]) + b"\r\n"
+        return line, Fields(pairs)
     path = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
     host = ("host", absolute[1].decode("latin-1"))
-    return b" ".join([match[1], path, match[3]]) + b"\r\n", Fields(
+    return b" ".join([match[1], _encoded(path), match[3]]) + b"\r\n", Fields(
         [host, *(pair for pair in pairs if pair[0] != "host")]
     )
+
+
+def _encoded(target: bytes) -> bytes:
+    return _NOT_ASCII.sub(lambda match: b"%%%02X" % match[0][0], target)
 
 
 def _pairs(lines: list[bytes]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import monotonic, process_time
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 from wsgiref.validate import validator
 
 import gevent
@@ -411,6 +412,23 @@ def test_a_tls_hello_gets_400_or_is_closed_in_time(impatient: Server, port: int,
     assert not answer or parse(answer).status == 400
     assert len(log()) <= 1
     assert recovers(impatient)
+
+
+@pytest.mark.parametrize(
+    "target", [b"/a\xa0", b"/a\x85b", b"/\xa0?x=\xa0", b"http://test/a\xa0", b"/%A0\xc3\xa0"], ids=ascii
+)
+def test_bytes_that_are_white_space_in_unicode_cut_no_target_off(target: bytes, port: int) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        found = environ["PATH_INFO"].encode("latin-1") + b"?" + unquote_to_bytes(environ["QUERY_STRING"])
+        start_response("200 OK", [("Content-Length", str(len(found)))])
+        return [found]
+
+    server = Server(listen("127.0.0.1", 0), app)
+    server.start()
+    raw = exchange(int(server.server_port), b"GET %s HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n" % target)
+    path, _, query = target.removeprefix(b"http://test").partition(b"?")
+    assert parse(raw).body == unquote_to_bytes(path) + b"?" + query
+    server.stop(1.0)
 
 
 def test_values_have_white_space_around_them(port: int) -> None:
