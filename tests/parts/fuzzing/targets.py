@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fuzzing import pure
+from fuzzing import pure, web, wire
 from fuzzing.engine import Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (*pure.TARGETS,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (*pure.TARGETS, *web.TARGETS, *wire.TARGETS)}
 """By name."""
 
 
