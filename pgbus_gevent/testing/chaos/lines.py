@@ -161,8 +161,11 @@ def _reset(pair: _Pair) -> None:
     for writer in (pair.writer, pair.upstream):
         connection = writer and writer.get_extra_info("socket")
         if connection:
-            # A close with this option sends RST, as a host does that was restarted.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            try:
+                # A close with this option sends RST, as a host does that was restarted.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            except OSError:
+                pass  # it is closed already
     pair.abort()
 
 

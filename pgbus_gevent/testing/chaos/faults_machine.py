@@ -1,0 +1,64 @@
+"""Faults of the machine: its disk and its clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from .faults import Scene, Skipped, fault
+from .processes import until
+
+
+@fault
+def disk_full(scene: Scene) -> None:
+    """The file system of the primary's data has no room any more. PostgreSQL may end, and is then started again."""
+    primary = scene.parts.primary
+    disk = primary.data.parent
+    if not os.path.ismount(disk):
+        raise Skipped("no file system could be mounted for the data, which needs root")
+    used = os.statvfs(disk)
+    kilobytes = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024 + 64
+    _resize(disk, f"{kilobytes}k")
+    try:
+        scene.wait()
+    finally:
+        _resize(disk, scene.parts.disk_size)
+
+
+def _resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True, timeout=20)
+
+
+@fault
+def worker_clock_back(scene: Scene) -> None:
+    """One server is started again with its wall clock an hour behind, and later with the right one."""
+    worker = scene.chance.choice(scene.parts.workers)
+    clock = _an_hour_ago()
+    for extra in (clock, {}):
+        worker.part.stop(signal.SIGTERM, 30.0)
+        worker.part.start(extra)
+        until(worker.ready, 60, f"the server at {worker.host} is not ready")
+        if extra:
+            scene.wait()
+
+
+@fault
+def postgres_clock_back(scene: Scene) -> None:
+    """PostgreSQL is started again with its wall clock an hour behind, and later with the right one."""
+    primary = scene.parts.primary
+    clock = _an_hour_ago()
+    for extra in (clock, {}):
+        primary.stop(signal.SIGINT)
+        primary.start(extra)
+        if extra:
+            scene.wait()
+
+
+def _an_hour_ago() -> dict[str, str]:
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        raise Skipped("faketime is not installed")
+    # The monotonic clock stays as it is, as it does if somebody sets the wall clock.
+    return {"LD_PRELOAD": str(found[0]), "FAKETIME": "-1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

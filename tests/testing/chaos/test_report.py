@@ -1,0 +1,52 @@
+"""The report counts what was wrong, and delays, for the fault to which they belong."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from pgbus_gevent.testing.chaos import plot, report
+from pgbus_gevent.testing.chaos.conductor import Options, Outcome, Window
+from pgbus_gevent.testing.chaos.journal import History
+from pgbus_gevent.testing.chaos.judge import Finding
+
+CALM, BROKEN = Window("calm", 100.0), Window("clients-cut", 110.0, 115.0, 116.0)
+
+
+def outcome(*findings: Finding) -> Outcome:
+    """Three messages: one in the calm, one while something was broken, and one that the fault held up."""
+    one = History(0, 0, "chaos:plain-0")
+    for message, sent, received in ((1, 101.0, 101.5), (2, 112.0, 118.0), (3, 109.9, 112.9)):
+        one.message(message * 10, message, sent, received)
+    one.mark(112.5, "told", event="shutdown", reason="restart")
+    committed = {1: 101.0, 2: 112.0, 3: 109.9}
+    return Outcome(Options(seed=7), [CALM, BROKEN], [one], list(findings), committed)
+
+
+def test_messages_and_delays_belong_to_a_window() -> None:
+    calm, broken = report.lines_of(outcome())
+    assert (calm.committed, calm.delivered, calm.delays) == (2, 2, [0.5])
+    assert (broken.committed, broken.delivered) == (1, 1)
+    assert [round(delay, 3) for delay in broken.delays] == [6.0, 3.0]
+    assert broken.recovered == 3.0
+    assert broken.told == {"shutdown restart": 1}
+
+
+def test_a_repeated_message_counts_once_as_delivered() -> None:
+    found = outcome()
+    found.histories[0].message(10, 1, 101.0, 119.0)
+    assert [line.delivered for line in report.lines_of(found)] == [2, 1]
+
+
+def test_a_finding_is_in_the_text_and_in_the_json() -> None:
+    found = outcome(Finding("lost", "chaos:plain-0", 0, 20, 2, 0.0))
+    assert "wrong: lost: message 2 of chaos:plain-0, id 20, client 0" in report.text(found)
+    value = report.as_json(found)
+    assert value["total"]["lost"] == 1
+    assert [line["lost"] for line in value["faults"]] == [0, 1]
+
+
+def test_the_plot_has_a_row_for_each_fault() -> None:
+    tree = ElementTree.fromstring(plot.svg(outcome()))
+    texts = ["".join(element.itertext()) for element in tree.iter() if element.tag.endswith("text")]
+    assert {"calm", "clients-cut"} <= set(texts)
+    assert "3 messages, 3 deliveries to 200 clients: 0 lost" in texts[0]
