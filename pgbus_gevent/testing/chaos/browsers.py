@@ -18,24 +18,18 @@ from .processes import ChaosFailed, Part
 Batch = Sequence[tuple[str, str, str]]
 
 
-def chromium(
-    folder: Path, environment: dict[str, str], places: Sequence[str], collector: str, pages: Sequence[tuple[int, str]]
-) -> Part:
-    """Return Chromium with one tab for each page. A page is the number of a client, and the name of its stream."""
+def chromium(folder: Path, environment: dict[str, str], place: str, collector: str, client: int, stream: str) -> Part:
+    """Return a Chromium whose page is this client. ``place`` is the URL of the worker that serves the page."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise ChaosFailed("--browsers needs Chromium")
-    urls = []
-    for index, (client, stream) in enumerate(pages):
-        query = urlencode({"client": client, "stream": stream, "collector": collector})
-        urls.append(f"{places[index % len(places)]}/page?{query}")
-    # Tabs in the background must not be slowed down, and pages of a loopback address may call another one.
-    awake = ["background-timer-throttling", "renderer-backgrounding", "backgrounding-occluded-windows"]
+    query = urlencode({"client": client, "stream": stream, "collector": collector})
+    # A page of a loopback address may call another one.
     features = "--disable-features=BlockInsecurePrivateNetworkRequests,LocalNetworkAccessChecks"
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", features]
-    flags += [f"--disable-{what}" for what in awake]
-    command = [program, *flags, f"--user-data-dir={folder / 'chromium'}", *urls]
-    return Part(command, folder / "logs" / "chromium.log", environment)
+    home = f"--user-data-dir={folder / f'chromium-{client}'}"
+    log = folder / "logs" / f"chromium-{client}.log"
+    return Part([program, *flags, home, f"{place}/page?{query}"], log, environment)
 
 
 async def collect(port: int, take: Callable[[int, Batch], None]) -> None:

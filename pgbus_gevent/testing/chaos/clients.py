@@ -29,6 +29,15 @@ SILENCE = 7.0
 
 _CONNECTING = 5.0
 
+_CUTS: dict[type[Exception], str] = {
+    httpx.RemoteProtocolError: "cut off",
+    httpx.ReadError: "reset",
+    httpx.ReadTimeout: "silent",
+    httpx.ConnectError: "refused",
+    httpx.ConnectTimeout: "no answer",
+}
+"""What the ends of a connection are called in the report."""
+
 
 class Client:
     """One EventSource with one stream or several."""
@@ -67,9 +76,9 @@ class Client:
         while True:
             try:
                 await self._connect(http)
-                self._mark("cut", how="closed")
+                self._mark("cut", how="ended")
             except httpx.HTTPError as error:
-                self._mark("cut", how=type(error).__name__)
+                self._mark("cut", how=_CUTS.get(type(error), type(error).__name__))
             self.connected = False
             await asyncio.sleep(self._retry * random.uniform(0.5, 1.0))
 

@@ -127,11 +127,11 @@ class Conductor:
         arguments += ["--browsers", str(self._options.browsers), "--collector", str(collector)]
         self._clients = self._parts.python("clients", f"{__package__}.clients", *arguments)
         self._clients.start()
-        if self._options.browsers:
-            first = self._options.clients - self._options.browsers
-            pages = [(number, PLAIN[number % len(PLAIN)]) for number in range(first, self._options.clients)]
-            url = f"http://127.0.0.1:{collector}/"
-            chromium(self._folder, self._parts.environment, self._parts.places, url, pages).start()
+        url = f"http://127.0.0.1:{collector}/"
+        for number in range(self._options.clients - self._options.browsers, self._options.clients):
+            place = self._parts.places[number % len(self._parts.places)]
+            stream = PLAIN[number % len(PLAIN)]
+            chromium(self._folder, self._parts.environment, place, url, number, stream).start()
         self._scene.programs["clients"] = self._clients
         self._scene.clients = self._options.clients
         until(

@@ -95,7 +95,7 @@ def _told(what: str, data: dict[str, Any]) -> str:
         return f"{data['event']} {data['reason']}".strip()
     if what == "status":
         return f"status {data['status']}"
-    return f"cut ({data['how']})" if what == "cut" else ""
+    return str(data["how"]) if what == "cut" else ""
 
 
 def by_fault(lines: list[Line]) -> list[Line]:
