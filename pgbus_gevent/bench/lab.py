@@ -21,7 +21,7 @@ from .program import ROOT, STARTING, BenchFailed, Program
 OURS = "pgbus"
 """The name of our own server among the servers under test."""
 
-PEERS = ROOT / "benchmarks" / "peers"
+PEERS = ROOT / "benchmarks" / "peers" / "speed"
 """The directory of the adapters in a checkout. Each ``.py`` file is a program that behaves like :mod:`.server`."""
 
 FRAME = 215

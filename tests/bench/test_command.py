@@ -106,7 +106,7 @@ def test_wrong_names_are_refused(cli: Cli) -> None:
 
 
 def test_the_adapters_are_there() -> None:
-    assert adapters(ROOT / "benchmarks" / "peers") == ["loop", "loop-c", "nchan", "pg-sse"]
+    assert adapters(ROOT / "benchmarks" / "peers" / "speed") == ["loop", "loop-c", "nchan", "pg-sse"]
 
 
 # its parts

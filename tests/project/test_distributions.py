@@ -69,9 +69,8 @@ def sources(*folders: str) -> set[str]:
     """Return the files that the repository has in some folders."""
     found = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {path.relative_to(ROOT).as_posix() for path in found}
-    return {
-        name for name in names if "__pycache__" not in name and "node_modules" not in name and "_cache/" not in name
-    }
+    made = ("__pycache__", "node_modules", "_cache/", ".venv/")
+    return {name for name in names if not any(part in name for part in made)}
 
 
 def test_both_archives_have_the_version_of_the_package(built: Built) -> None:

@@ -1,0 +1,1 @@
+"""Other servers beside ours: ``speed`` has their adapters for the benchmark; the modules here count what arrives under faults."""

@@ -1,0 +1,97 @@
+"""Faults side by side: ``python -m benchmarks.peers --seed 14 --write`` runs each peer under each fault, one after the other.
+
+The peers' packages from PyPI and npm are installed beside this module; a peer whose Debian packages are missing is left out, and
+named. ``--write`` also writes the tables and the chart of docs/peers.md; ``--from FILE`` writes them from an earlier run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+
+from pgbus_gevent.database.embedded import EmbeddedPostgres
+
+from .adapters import PEERS
+from .environment import Environment
+from .faults import FAULTS
+from .report import collect, table, write
+from .scenario import Size, applies, open_postgres, run
+from .site import Failed
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs/peers.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print, and write."""
+    options = parse(arguments)
+    if options.source is not None:
+        found = json.loads(options.source.read_text())
+    else:
+        environment = Environment()
+        chosen = [PEERS[name] for name in options.peers]
+        environment.install(need for peer in chosen for need in peer.needs)
+        found = collect(options.seed, options.seconds, options.clients, chosen, environment)
+        with open_postgres() as postgres:
+            runs(options, environment, found, postgres)
+    print(table(found))
+    if options.write:
+        write(ROOT, found)
+    elif options.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def runs(
+    options: argparse.Namespace, environment: Environment, found: dict[str, Any], postgres: EmbeddedPostgres
+) -> None:
+    """Run what was chosen. With ``--write``, what is there so far is kept in docs/peers.json."""
+    size = Size(options.seconds, options.clients)
+    for name in options.peers:
+        peer = PEERS[name]
+        missing = environment.missing(peer.needs)
+        if missing:
+            print(f"{name}: left out; {missing}", file=sys.stderr)
+            found["missing"][name] = missing
+            continue
+        for fault in (FAULTS[each] for each in options.faults):
+            if not applies(peer, fault):
+                continue
+            began = time.monotonic()
+            try:
+                outcome = run(peer, fault, size, options.seed, environment, postgres).as_json()
+            except (Failed, httpx.HTTPError, psycopg.Error) as failure:
+                outcome = {"failed": f"{type(failure).__name__}: {failure}"}
+            found["runs"].setdefault(name, {})[fault.name] = outcome
+            told = outcome.get("failed") or "{percent:.2f} % of {verdict}".format(**outcome)
+            print(f"{name}, {fault.name}: {told} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+            if options.write:
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Run peers under faults.")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is random")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
+    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=10.0, help="the load of each run")
+    parser.add_argument("--clients", type=int, default=40, help="over four streams")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON too")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/peers.md, docs/peers.json and docs/images/peers.svg"
+    )
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="take the result of an earlier run")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
