@@ -18,9 +18,13 @@ STREAMS_EACH = 32
 """The most streams of one connection."""
 
 
-def names(count: int = 100_000, watched: int = 2000, edge: bool = False, say: Any = print) -> dict[str, Any]:
+def names(
+    count: int = 100_000, watched: int = 2000, edge: bool = False, database_url: str | None = None, say: Any = print
+) -> dict[str, Any]:
     """Ask for ``count`` names in each way over HTTP, publish to ten times as many, and watch 32 on each of ``watched``."""
-    with site(edge=edge, ring_messages="100", max_connections=str(watched + 100), public="open:*") as target:
+    with site(
+        database_url=database_url, edge=edge, ring_messages="100", max_connections=str(watched + 100), public="open:*"
+    ) as target:
         served = target.front
         _ask(served, max(200, count // 20))
         gets_in(served, "open:first")

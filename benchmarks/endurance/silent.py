@@ -27,9 +27,11 @@ HOLDER = "import socket, sys, time; a = sys.argv; s = [socket.create_connection(
 _TCP_REPAIR = 19  # of <linux/tcp.h>; a socket in this state is closed without telling the other side
 
 
-def silent(connections: int = 8000, limit: int = 2000, seconds: float = 30.0, say: Any = print) -> dict[str, Any]:
+def silent(
+    connections: int = 8000, limit: int = 2000, seconds: float = 30.0, database_url: str | None = None, say: Any = print
+) -> dict[str, Any]:
     """Open ``connections`` at a server that may have ``limit`` descriptors, and let them drip bytes for ``seconds``."""
-    with site(limit=limit, request_timeout="5") as target:
+    with site(database_url=database_url, limit=limit, request_timeout="5") as target:
         served = target.front
         reader = Reader(served, "ordinary")
         until(lambda: reader.connected, 20, "the first client is served")

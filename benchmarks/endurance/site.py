@@ -57,7 +57,7 @@ def _leak_item() -> None:
 
 _PLANTS: dict[str, Callable[[], object]] = {
     "item": _leak_item,
-    "object": lambda: _LEAKED.append([]),
+    "object": lambda: _LEAKED.extend([] for _ in range(100)),
     "descriptor": lambda: os.open("/dev/null", os.O_RDONLY),
     "greenlet": lambda: gevent.spawn(gevent.sleep, 10_000),
 }

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from pgbus_gevent.edge.session import SMALL
+from pgbus_gevent.core.taps import TEXTS_SIZE
+from pgbus_gevent.edge.session import NUMBERS, SMALL
 from pgbus_gevent.web.returners import MAX_KNOWN
 
 from .churn import Churn
@@ -38,10 +39,14 @@ SPARE = {"objects": 3000, "descriptors": 4, "greenlets": 2, "watchers": 6, "data
 BOUNDS = {
     "stream_apps[]._returners._due": MAX_KNOWN,
     "revocations._seen": 5000,
-    "instance.upstream.session._needed": 2 * SMALL,
+    "_complaints._logged": 1000,
+    "upstream.session._needed": 2 * SMALL,
+    "upstream.session._numbers": NUMBERS,
+    "board.taps._texts._kept": TEXTS_SIZE // 100,
 }
-"""Containers that stay filled, and the most that they may hold: clients that were refused, revocations of the last minutes, and the
-streams that an edge still follows."""
+"""Containers that stay filled, and the most that they may hold: clients that were refused, revocations of the last minutes, labels
+that were logged, the streams that an edge still follows, the ephemeral messages that it has had, and texts of messages for edges,
+whose bytes are bounded."""
 
 
 class State(NamedTuple):
@@ -94,11 +99,11 @@ def settle(target: Site, before: State | None, seconds: float) -> State:
 
 def soak(
     minutes: float, *, rounds: int = 5, edge: bool = False, redis: bool = False, workers: int = 1, seed: int = 1,
-    settling: float = 60.0, faults: bool = True, say: Any = print,
+    settling: float = 60.0, database_url: str | None = None, faults: bool = True, say: Any = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a round to warm up and ``rounds`` others over ``minutes``, and report what has grown since the warm-up."""
     length = minutes * 60 / (rounds + 1)
-    with site(edge=edge, redis=redis, **{**SETTINGS, "workers": str(workers)}) as target:
+    with site(database_url=database_url, edge=edge, redis=redis, **{**SETTINGS, "workers": str(workers)}) as target:
         states = []
         counts: Counter[str] = Counter()
         for number in range(rounds + 1):

@@ -26,7 +26,7 @@ OWN = 20_000
 
 def stalled(
     clients: int = 9500, size: int = 65536, messages: int = 40, rate: float = 2.0, deadline: float = 20.0,
-    distinct: bool = False, send_buffer: str = "64KB", say: Any = print,
+    distinct: bool = False, database_url: str | None = None, send_buffer: str = "64KB", say: Any = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Let ``clients`` stall while ``messages`` of ``size`` bytes come at ``rate`` per second.
 
@@ -36,7 +36,7 @@ def stalled(
         "max_connections": str(clients + 200), "write_deadline": f"{deadline:g}", "send_buffer": send_buffer,
         "retention": "1h", "max_body": "16MB",
     }  # fmt: skip
-    with site(**settings) as target:
+    with site(database_url=database_url, **settings) as target:
         served = target.front
         starts = _prepare(target, clients, size) if distinct else [None]
         readers = [Reader(served, "big") for _ in range(HEALTHY)]

@@ -178,13 +178,21 @@ class Site:
 
 
 @contextmanager
-def site(*, edge: bool = False, redis: bool = False, limit: int | None = None, **settings: str) -> Iterator[Site]:
-    """Start everything in a temporary folder, and stop it at the end. ``settings`` are those of the server with the clients."""
+def site(
+    *,
+    database_url: str | None = None,
+    edge: bool = False,
+    redis: bool = False,
+    limit: int | None = None,
+    **settings: str,
+) -> Iterator[Site]:
+    """Start everything in a temporary folder, and stop it at the end. ``settings`` are those of the server with the clients.
+
+    ``database_url`` is that of an empty database with the schema; without it, PostgreSQL is started too.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbus-endurance-")))
-        databases = TestDatabases()
-        stack.callback(databases.close)
-        url = databases.make()
+        url = database_url or stack.enter_context(_database())
         common = {
             "secret": SECRET,
             "public": "*",
@@ -210,6 +218,15 @@ def site(*, edge: bool = False, redis: bool = False, limit: int | None = None, *
         for served in {origin, front}:
             until(lambda served=served: _ready(served), START, "a server is ready")
         yield Site(url, front, origin, port)
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    databases = TestDatabases()
+    try:
+        yield databases.make()
+    finally:
+        databases.close()
 
 
 def _ready(served: Served) -> bool:
