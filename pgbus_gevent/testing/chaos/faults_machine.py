@@ -7,13 +7,16 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psycopg2
+
 from .faults import Scene, Skipped, fault
+from .postgres import Cluster
 from .processes import until
 
 
 @fault
 def disk_full(scene: Scene) -> None:
-    """The file system of the primary's data has no room any more. PostgreSQL may end, and is then started again."""
+    """The file system of the primary's data has no room any more. PostgreSQL ends, and is started when there is room."""
     primary = scene.parts.primary
     disk = primary.data.parent
     if not os.path.ismount(disk):
@@ -22,9 +25,19 @@ def disk_full(scene: Scene) -> None:
     kilobytes = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024 + 64
     _resize(disk, f"{kilobytes}k")
     try:
+        _use_up_the_log(primary)
         scene.wait()
     finally:
         _resize(disk, scene.parts.disk_size)
+
+
+def _use_up_the_log(primary: Cluster) -> None:
+    """Begin new segments of the log until there is no file left that can be used again. PostgreSQL ends then."""
+    try:
+        for _ in range(60):
+            primary.sql("select pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
+    except psycopg2.Error:
+        pass  # it has ended
 
 
 def _resize(disk: Path, size: str) -> None:
