@@ -7,6 +7,8 @@ import argparse
 from . import clock, world
 from .oracle import Figures
 from .plan import draw
+from .planted import planted
+from .planted.faults import FAULTS
 
 
 def main() -> int:
@@ -15,8 +17,31 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--deliveries", type=int, default=0)
+    parser.add_argument("--planted", nargs="?", const="all")
     options = parser.parse_args()
     world.install()
+    if options.planted:
+        for fault in FAULTS:
+            if options.planted in ("all", fault.name):
+                found = []
+                began = clock.real_monotonic()
+                with planted(fault):
+                    for seed in range(options.seed, options.seed + options.seeds):
+                        failure = world.World(draw(seed)).run()
+                        if failure:
+                            found.append((seed, failure.kind))
+                            if options.planted != "all":
+                                print(seed, failure)
+                print(
+                    fault.name,
+                    len(found),
+                    "of",
+                    options.seeds,
+                    f"{clock.real_monotonic() - began:.0f} s",
+                    found[:4],
+                    flush=True,
+                )
+        return 0
     figures = Figures()
     began = clock.real_monotonic()
     seed = options.seed

@@ -10,7 +10,9 @@ from typing import Any
 import gevent
 
 from . import clock
+from .database.locks import BELL
 from .loop import CLOCK
+from .oracle import CALM_AFTER
 from .visitors import Visitor
 from .world import World
 
@@ -132,6 +134,7 @@ def noise(world: World, lose: float, repeat: float, delay: float, late: float, s
     """Notifications are lost, repeated and delayed for a while."""
     network = world.network
     network.lose, network.repeat, network.delay, network.late = lose, repeat, delay, late
+    world.excuse(0.0, seconds + late + CALM_AFTER)
 
     def end() -> None:
         network.lose = network.repeat = network.delay = 0.0
@@ -143,6 +146,7 @@ def noise(world: World, lose: float, repeat: float, delay: float, late: float, s
 def full(world: World, seconds: float) -> None:
     """The notification queue is full for a while."""
     world.server.can_notify = False
+    world.excuse(0.0, seconds + CALM_AFTER)
 
     def end() -> None:
         world.server.can_notify = True
@@ -161,6 +165,17 @@ def forge(world: World, stream: str, ahead: int, named: bool) -> None:
     world.spawn(server.notify, server.channel(stream), json.dumps(payload))
 
 
+@operation
+def squat(world: World, seconds: float) -> None:
+    """A session holds the bells, so that no commit rings for a while."""
+    session = world.server.session()
+    session.begin()
+    if session.transaction is not None:
+        for bell in (0, 1):
+            world.server.locks.take((BELL, bell), session.transaction)
+    after(seconds, session.close)
+
+
 # sessions
 
 
@@ -173,7 +188,8 @@ def cut(world: World, kind: str, worker: int) -> None:
             session.worker == name and (kind == "all" or (kind == "listen") == (session.listener is not None))
         )
     )
-    world.excuse(RECONNECT)
+    # After a lost LISTEN session the table is asked at once; if others are lost, there may be another steward.
+    world.excuse(RECONNECT, RECONNECT if kind == "listen" else RECONNECT + 2.5)
 
 
 @operation
@@ -248,6 +264,7 @@ def restart(world: World, seconds: float, back: float) -> None:
 @operation
 def sequence(world: World, back: int) -> None:
     """The sequence of the ids is set back."""
+    world.excuse(0.0)
     world.server.message_ids.set(world.server.message_ids.last_value - back)
 
 
@@ -278,4 +295,4 @@ def wound(world: World, worker: int, task: str) -> None:
     greenlet = found.instance.tasks[task]._greenlet if found.serves and task in found.instance.tasks else None
     if greenlet is not None and not greenlet.dead:
         gevent.kill(greenlet)
-        world.excuse(0.5)
+        world.excuse(0.5, 2.0 if task in ("dispatcher", "heartbeat", "reader-0") else RECONNECT + 2.5)

@@ -9,12 +9,19 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from .ledger import Message, id_of
 from .loop import CLOCK
 from .server import Server
+
+CALM_AFTER = 6.0
+"""Seconds from the start of a fleet until it has a steward that all rely on."""
+
+PROMPT = 1.5
+"""Seconds within which a message arrives while there is calm and a steward: it looks every 0.4 s."""
 
 
 class Failure(Exception):
@@ -64,7 +71,19 @@ class Seat:
     told. ``since`` is when the client was ready to get messages.
     """
 
-    __slots__ = ("asked", "connection", "heard", "lost", "lost_at", "position", "rights", "since", "stream", "told")
+    __slots__ = (
+        "asked",
+        "connection",
+        "heard",
+        "lost",
+        "lost_at",
+        "position",
+        "ready",
+        "rights",
+        "since",
+        "stream",
+        "told",
+    )
 
     def __init__(self, stream: str, rights: Rights, asked: int | None) -> None:
         self.stream = stream
@@ -74,7 +93,7 @@ class Seat:
         self.told = False
         self.lost: int | None = None
         self.lost_at = 0.0
-        self.since = CLOCK.now
+        self.since = self.ready = CLOCK.now
         self.connection = ""
         self.heard = 0  # the number of its last ephemeral message
 
@@ -100,6 +119,13 @@ class Oracle:
         """Until when clients may stay behind, because of a trouble."""
         self.bound = 5.0
         """How long a client may stay behind and idle after that, in seconds."""
+        self.calm_from = CLOCK.now + CALM_AFTER
+        """From when nothing disturbs the workers. While there is calm, ephemeral messages arrive."""
+        self.troubled_at = 0.0
+        """When the last trouble began."""
+        self.has_steward = False
+        """Whether there are several workers, so that the steward looks for messages that did not ring."""
+        self._whispers: dict[str, list[Message]] = {}
 
     def fail(self, failure: Failure) -> None:
         """Note that a promise was broken."""
@@ -142,6 +168,7 @@ class Oracle:
         """Note an ephemeral message. Numbers follow commits."""
         message.id, message.seen_at = len(self._ephemerals) + 1, CLOCK.now
         self._ephemerals[message.data] = message
+        self._whispers.setdefault(message.stream, []).append(message)
 
     # what clients get
 
@@ -154,9 +181,11 @@ class Oracle:
             raise Failure("lost", f"{seat.rights.name} starts at {start} in {seat.stream}, beyond the head {head}")
         if seat.asked is not None and start not in (seat.asked, 0):
             raise Failure("lost", f"{seat.rights.name} asked for {seat.asked} in {seat.stream} and starts at {start}")
+        if seat.position is not None:
+            raise Failure("repeated", f"{seat.rights.name} was greeted twice")
         seat.position = start
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
-        seat.since = CLOCK.now
+        seat.since = seat.ready = CLOCK.now
 
     def gap(self, seat: Seat, data: str) -> None:
         """A client was told of a gap."""
@@ -250,7 +279,19 @@ class Oracle:
             raise Failure("forbidden", f"{seat.rights.name} got {data!r}, for {message.visible_to}")
         if number <= seat.heard:
             raise Failure("ephemeral", f"{seat.rights.name} got {data!r} of {seat.stream} after number {seat.heard}")
+        for other in self._unheard(seat):
+            if other.id < number:
+                raise Failure("ephemeral", f"{seat.rights.name} got {data!r} of {seat.stream}, and not {other.data!r}")
         seat.heard = number
+
+    def _unheard(self, seat: Seat) -> Iterator[Message]:
+        """Return the ephemeral messages that a client lacks although nothing has disturbed them."""
+        whispers = self._whispers.get(seat.stream, ())
+        for message in reversed(whispers):
+            if message.id <= seat.heard or message.seen_at <= max(seat.ready, self.calm_from, self.troubled_at):
+                return
+            if self._is_entitled(seat, message):
+                yield message
 
     # entitlement
 
@@ -289,11 +330,18 @@ class Oracle:
             since = max(seat.lost_at, seat.since, self.excused_until)
             self._judge_idle(seat, CLOCK.now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
             return
+        now = CLOCK.now
+        for whisper in self._unheard(seat):
+            if now - whisper.seen_at > PROMPT:
+                raise Failure("ephemeral", f"{seat.rights.name} did not get {whisper.data!r} of {seat.stream}")
         message = self.missing(seat)
         if message is None:
             return
-        since = max(message.seen_at, seat.since, self.excused_until, seat.rights.steady_since(message.visible_to or ""))
-        self._judge_idle(seat, CLOCK.now - since, f"lacks {message.id} of {seat.stream}")
+        since = max(message.seen_at, seat.since, seat.rights.steady_since(message.visible_to or ""))
+        what = f"lacks {message.id} of {seat.stream}"
+        self._judge_idle(seat, now - max(since, self.excused_until), what)
+        if self.has_steward and now - max(since, self.calm_from) > PROMPT:
+            raise Failure("idle", f"{seat.rights.name} {what} for {now - since:.1f} s, although there is calm")
 
     def _judge_idle(self, seat: Seat, idle: float, what: str) -> None:
         self.figures.worst_idle = max(self.figures.worst_idle, idle)

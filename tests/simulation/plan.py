@@ -10,7 +10,7 @@ from .history import History
 TROUBLES = (
     "late", "rollback", "commit", "repeatable", "several", "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart",
     "back", "sequence", "prune", "kill", "stop", "wound", "drop", "stall", "labels", "rights", "whisper", "large", "replay",
-    "quit", "exclude",
+    "quit", "exclude", "squat",
 )  # fmt: skip
 
 TASKS = ("dispatcher", "reader-0", "sweeper", "listener", "steward", "ear", "heartbeat", "ephemerals")
@@ -144,9 +144,15 @@ class Plan:
             self.add(at, "noise", *shares, random.choice((0.05, 0.5, 3.0)), random.choice((2.0, 10.0)))
         for at in self._times("full", 2):
             self.add(at, "full", random.choice((1.0, 8.0)))
+        for at in self._times("squat", 3):
+            self.add(at, "squat", random.choice((0.5, 3.0, 15.0)))
         for at in self._times("forge", 4):
             self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
-        for at in self._times("cut", 5):
+        published = [operation[0] for operation in self.operations if operation[1] == "publish"]
+        for at in self._times("cut", 8):
+            if published and random.random() < 0.7:
+                # Shortly before a commit, which the session that follows has then missed.
+                at = max(0.0, round(random.choice(published) - random.uniform(0.0, 0.1), 4))
             self.add(at, "cut", random.choice(("listen", "pool", "all")), random.randrange(self.workers))
         for at in self._times("hang", 2):
             kind = random.choice(("listen", "pool", "all"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,8 @@ class Visitor:
     def stall(self, room: int) -> None:
         """Read nothing any more."""
         self.stalled = True
+        for seat in self.seats:
+            seat.ready = inf
         if self.line is not None:
             self.line.stall(room)
 
@@ -157,7 +160,7 @@ class Visitor:
         """Read again."""
         self.stalled = False
         for seat in self.seats:
-            seat.since = CLOCK.now
+            seat.since = seat.ready = CLOCK.now
         if self.line is not None:
             self.line.flow()
 

@@ -25,7 +25,7 @@ from .driver import Network, Session
 from .history import History
 from .ledger import Message
 from .loop import CLOCK
-from .oracle import Failure, Figures, Oracle
+from .oracle import CALM_AFTER, Failure, Figures, Oracle
 from .server import Server
 from .visitors import Visitor
 
@@ -131,6 +131,7 @@ class World:
         self.network.latency = history.scheduler["latency"]
         self.oracle = Oracle(self.server, self.figures)
         self.oracle.bound = history.settings["catch_up_interval"] + 0.6
+        self.oracle.has_steward = history.workers > 1
         self.server.on_commit = self.oracle.committed
         self.server.on_ephemeral = self.oracle.sent_ephemeral
         self.visitors: dict[int, Visitor] = {}
@@ -150,9 +151,12 @@ class World:
             self.greenlets = [each for each in self.greenlets if not each.dead]
         self.greenlets.append(gevent.spawn(function, *arguments))
 
-    def excuse(self, seconds: float) -> None:
-        """Note a trouble from which workers may need so many seconds to recover."""
-        self.oracle.excused_until = max(self.oracle.excused_until, CLOCK.now + seconds)
+    def excuse(self, seconds: float, unrest: float | None = None) -> None:
+        """Note a trouble from which workers may need so many seconds to recover, and ``unrest`` until there is calm again."""
+        oracle, now = self.oracle, CLOCK.now
+        oracle.excused_until = max(oracle.excused_until, now + seconds)
+        oracle.calm_from = max(oracle.calm_from, now + (seconds + CALM_AFTER if unrest is None else unrest))
+        oracle.troubled_at = now
 
     def pick(self) -> Worker | None:
         """Return the worker to which the next client is sent."""
