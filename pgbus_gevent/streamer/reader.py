@@ -185,11 +185,12 @@ class Reader:
     def _is_lost(self, log: StreamLog, head: int, page: PageRows) -> bool:
         """Whether the table has lost the message ``head``, which was the log's head before ``page`` was read.
 
-        If so, rewind the log. A message that was pruned is not lost. The statement's snapshot cannot be too old to have the head,
-        because the head was committed before the statement began.
+        If so, rewind the log. A message that was pruned is not lost, unless its pruning is lost too: then the horizon is gone,
+        although nobody has forgotten the stream. The statement's snapshot cannot be too old to have the head, because the head
+        was committed before the statement began.
         """
         newest = max(page.anchor, page.horizon)
-        if newest >= head or log.horizon >= head:
+        if newest >= head or (log.horizon >= head and page.forgotten >= head):
             return False
         logger.warning(
             "the last message of %r in the table is %d, but a message %d was announced: the table has"

@@ -104,6 +104,21 @@ def test_a_message_that_follows_an_older_one_than_the_head_has_the_head_checked(
         assert newcomer.ids == client.ids[10:]
 
 
+def test_a_loss_that_takes_the_pruning_of_the_last_message_back_is_told() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 10)
+        earlier = parts.table.rows["orders"][:7]
+        parts.table.prune("orders", 10)
+        parts.look()
+        settled(parts)
+        parts.table.rows["orders"] = earlier
+        parts.table.horizons.clear()
+        parts.publish()
+        settled(parts)
+        assert reasons(client) == ["ahead"]
+        assert client.ids[10:] == parts.table.ids("orders")
+
+
 def test_a_cursor_that_is_known_to_be_lost_is_ahead_though_there_are_higher_ids() -> None:
     with Parts(ring_messages=20) as parts:
         parts.connect()
@@ -186,7 +201,7 @@ def test_pruned_messages_are_not_lost_even_if_the_horizon_is_forgotten() -> None
         parts.look()
         settled(parts)
         assert parts.log().pruned
-        del parts.table.horizons["orders"]
+        parts.table.forgotten = parts.table.horizons.pop("orders")
         parts.look()
         wait_until(lambda: not parts.reading)
         parts.publish()
