@@ -1,72 +1,141 @@
-"""The command line."""
+"""The command line. The simulations run in other processes (:mod:`tests.simulation.child`)."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
 
-from . import clock, world
-from .oracle import Figures
-from .plan import draw
-from .planted import planted
-from .planted.faults import FAULTS
+from .children import Children, Result
+from .figures import Figures
+from .history import History
+from .shrink import Shrinker
+
+FOLDER = Path(__file__).parent
+SEEDS = FOLDER / "seeds.txt"
+HISTORIES = FOLDER / "histories"
+_PROGRESS = 10.0  # seconds
 
 
-def main() -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--deliveries", type=int, default=0)
-    parser.add_argument("--planted", nargs="?", const="all")
-    options = parser.parse_args()
-    world.install()
-    if options.planted:
-        for fault in FAULTS:
-            if options.planted in ("all", fault.name):
-                found = []
-                began = clock.real_monotonic()
-                with planted(fault):
-                    for seed in range(options.seed, options.seed + options.seeds):
-                        failure = world.World(draw(seed)).run()
-                        if failure:
-                            found.append((seed, failure.kind))
-                            if options.planted != "all":
-                                print(seed, failure)
-                print(
-                    fault.name,
-                    len(found),
-                    "of",
-                    options.seeds,
-                    f"{clock.real_monotonic() - began:.0f} s",
-                    found[:4],
-                    flush=True,
-                )
-        return 0
-    figures = Figures()
-    began = clock.real_monotonic()
-    seed = options.seed
-    failed = 0
-    while True:
-        history = draw(seed)
-        one = world.World(history)
-        at = clock.real_monotonic()
-        failure = one.run()
-        took = clock.real_monotonic() - at
-        figures.add(one.figures)
-        print(
-            seed,
-            f"{took:.2f} s",
-            one.figures.deliveries,
-            one.figures.gaps,
-            f"{one.figures.worst_idle:.2f}",
-            clock.loop().steps,
-            failure or "",
-            history.troubles if failure else "",
-            flush=True,
-        )
-        failed += failure is not None
-        seed += 1
-        if seed - options.seed >= options.seeds and figures.deliveries >= options.deliveries:
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation",
+        description="Run whole workers under a virtual clock; see docs/simulation.md.",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="the first seed (1)")
+    parser.add_argument("--seeds", type=int, help="how many seeds to run")
+    parser.add_argument("--deliveries", type=int, help="run until so many messages have been delivered")
+    parser.add_argument("--seconds", type=float, help="run for so long")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes run them (1)")
+    parser.add_argument(
+        "--planted", nargs="?", const="all", metavar="NAME", help="plant faults, and count who finds them"
+    )
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run the history in a file")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the shortest history that fails into a file")
+    parser.add_argument("--no-shrink", action="store_true", help="do not look for the shortest history that fails")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 1 if a promise was broken."""
+    chosen = options(arguments)
+    with Children(chosen.jobs) as children:
+        if chosen.replay:
+            result = children.run(History.read(chosen.replay))
+            print(result.failure or "no promise was broken")
+            return int(result.failure is not None)
+        if chosen.planted:
+            return plant(children, chosen)
+        return simulate(children, chosen)
+
+
+def simulate(children: Children, chosen: argparse.Namespace) -> int:
+    """Run seeds, and print the figures."""
+    figures, began, told = Figures(), time.monotonic(), time.monotonic()
+    failed: Result | None = None
+    run = 0
+    for result in children.results(_seeds(chosen, began)):
+        run += 1
+        figures.add(Figures(**result.figures))
+        if result.failure is not None:
+            failed = failed or result
+            print(f"seed {result.seed}: {result.failure[1]}", flush=True)
+        if time.monotonic() - told >= _PROGRESS:
+            told = time.monotonic()
+            print(f"{told - began:.0f} s, {run} seeds, {figures.deliveries:,} deliveries", file=sys.stderr, flush=True)
+        enough = chosen.deliveries is not None and figures.deliveries >= chosen.deliveries
+        if failed is not None or enough:
             break
-    print(figures, f"{figures.deliveries / (clock.real_monotonic() - began):.0f}/s", failed, "failed")
-    return 1 if failed else 0
+    seconds = time.monotonic() - began
+    print(f"{run} seeds from {chosen.seed}, {seconds:.0f} s, {figures.deliveries / seconds:,.0f} deliveries a second")
+    print(figures.text())
+    if failed is None:
+        return 0
+    if not chosen.no_shrink:
+        show(shorten(children, failed.seed), chosen.write)
+    return 1
+
+
+def _seeds(chosen: argparse.Namespace, began: float) -> Iterator[dict[str, Any]]:
+    few = chosen.seeds if chosen.seeds or chosen.deliveries or chosen.seconds else 20
+    for n in count():
+        if (few and n >= few) or (chosen.seconds and time.monotonic() - began >= chosen.seconds):
+            return
+        yield {"seed": chosen.seed + n}
+
+
+def shorten(children: Children, seed: int, fault: str = "") -> History:
+    """Return the shortest history that fails as the seed does."""
+    from .plan import draw
+
+    history = draw(seed)
+    kind = None
+
+    def fails(candidate: History) -> float | None:
+        nonlocal kind
+        failure = children.run(candidate, fault).failure
+        if failure is None or failure[0] != (kind or failure[0]):
+            return None
+        kind = failure[0]
+        return failure[2]
+
+    shortest = Shrinker(fails).shrink(history)
+    shortest.planted = fault
+    return shortest
+
+
+def show(history: History, path: Path | None) -> None:
+    """Print a history, and write it."""
+    print(f"the shortest history has {len(history.operations)} operations:")
+    print(json.dumps({key: value for key, value in asdict(history).items() if key != "operations"}))
+    for operation in history.operations:
+        print(json.dumps(operation))
+    if path is not None:
+        history.write(path)
+
+
+def plant(children: Children, chosen: argparse.Namespace) -> int:
+    """Plant each fault, run seeds, and print in how many it was found."""
+    from .planted.faults import FAULTS
+
+    seeds = chosen.seeds or 40
+    missed = 0
+    print(f"| fault | found in {seeds} seeds | first seed | broken promises |\n| --- | --- | --- | --- |")
+    for fault in FAULTS:
+        if chosen.planted not in ("all", fault.name):
+            continue
+        commands = ({"seed": chosen.seed + n, "planted": fault.name} for n in range(seeds))
+        found = {each.seed: each.failure[0] for each in children.results(commands) if each.failure is not None}
+        kinds = ", ".join(sorted(set(found.values())))
+        print(f"| `{fault.name}` | {len(found)} | {min(found, default='—')} | {kinds} |", flush=True)
+        missed += not found
+        if chosen.write and found:
+            show(shorten(children, min(found), fault.name), chosen.write / f"{fault.name}.json")
+    return int(missed > 0)

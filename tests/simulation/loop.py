@@ -15,6 +15,8 @@ START = 1_000.0
 EPOCH = 1_790_000_000.0
 """Unix time minus monotonic time."""
 
+MOST = 3_000_000
+
 _LAST = -2  # the lowest priority of a watcher, as of libev
 
 
@@ -186,6 +188,8 @@ class VirtualLoop:
         self.shuffle = False
         self.error_handler: Any = None
         self.steps = 0
+        self.most = MOST
+        """After how many steps it ends: then greenlets wake each other for ever, and no time passes."""
         self._callbacks: deque[Callback] = deque()
         self._timers: list[tuple[float, int, int, int, Timer]] = []
         self._count = 0
@@ -276,7 +280,7 @@ class VirtualLoop:
 
     def run(self, nowait: bool = False, once: bool = False) -> None:
         """Run until nothing remains to be done."""
-        while self._callbacks or self._timers:
+        while (self._callbacks or self._timers) and self.steps < self.most:
             self._run_callbacks()
             if not self._callbacks:
                 self._run_timers()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
+from .figures import Figures
 from .ledger import Message, id_of
 from .loop import CLOCK
 from .server import Server
@@ -40,27 +40,6 @@ class Rights(Protocol):
 
     def may_see(self, label: str) -> bool: ...
     def steady_since(self, label: str) -> float: ...
-
-
-@dataclass
-class Figures:
-    """What is counted over all simulations."""
-
-    deliveries: int = 0
-    ephemerals: int = 0
-    gaps: int = 0
-    unproven: int = 0
-    worst_idle: float = 0.0
-    broken: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: Figures) -> None:
-        """Add those of another simulation."""
-        self.deliveries += other.deliveries
-        self.ephemerals += other.ephemerals
-        self.gaps += other.gaps
-        self.unproven += other.unproven
-        self.worst_idle = max(self.worst_idle, other.worst_idle)
-        self.broken += other.broken
 
 
 class Seat:
@@ -115,6 +94,7 @@ class Oracle:
         self._ephemerals: dict[str, Message] = {}
         self.failure: Failure | None = None
         """The first promise that was broken."""
+        self.failed_at = 0.0
         self.excused_until = 0.0
         """Until when clients may stay behind, because of a trouble."""
         self.bound = 5.0
@@ -129,9 +109,9 @@ class Oracle:
 
     def fail(self, failure: Failure) -> None:
         """Note that a promise was broken."""
-        self.figures.broken[failure.kind] += 1
+        self.figures.broke(failure.kind)
         if self.failure is None:
-            self.failure = failure
+            self.failure, self.failed_at = failure, CLOCK.now
 
     # what happens in the database
 
@@ -159,6 +139,9 @@ class Oracle:
         """Note for a client that the last message that it was sent may have been lost."""
         if seat.position is not None and (seat.stream, seat.position) in self._lost:
             seat.lose(seat.position)
+            if self._lost[seat.stream, seat.position].gone:
+                # Its pruning was lost too. A worker that knew of that finds the loss with the next message.
+                seat.lost_at = inf
 
     def forged(self, stream: str, id: int) -> None:
         """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
@@ -198,10 +181,11 @@ class Oracle:
                 raise Failure(
                     "gap", f"{seat.rights.name} was told of a loss of {requested} in {seat.stream} that was none"
                 )
-            seat.lost = None
             seat.position = 0
         elif reason == "expired" and not 0 < requested < self._server.stream(seat.stream).highest_horizon:
             raise Failure("gap", f"{seat.rights.name} was told that {requested} in {seat.stream} is expired")
+        # A lost cursor that is below the horizon counts as expired: the client is told, and all that is retained follows.
+        seat.lost = None
 
     def message(self, seat: Seat, id: int, data: str) -> None:
         """A client was sent a stored message."""

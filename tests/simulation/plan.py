@@ -7,13 +7,28 @@ from typing import Any
 
 from .history import History
 
+VARIETY = (
+    "late", "rollback", "commit", "repeatable", "several", "squat", "labels", "rights", "whisper", "large", "replay", "drop",
+    "stall", "quit", "exclude", "prune", "quiet",
+)  # fmt: skip
+"""What disturbs no worker, so that everything is to arrive as promptly as ever."""
+
 TROUBLES = (
-    "late", "rollback", "commit", "repeatable", "several", "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart",
-    "back", "sequence", "prune", "kill", "stop", "wound", "drop", "stall", "labels", "rights", "whisper", "large", "replay",
-    "quit", "exclude", "squat",
+    "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart", "back", "sequence", "kill", "stop", "wound",
 )  # fmt: skip
 
-TASKS = ("dispatcher", "reader-0", "sweeper", "listener", "steward", "ear", "heartbeat", "ephemerals")
+TASKS = (
+    "dispatcher",
+    "dispatcher",
+    "dispatcher",
+    "reader-0",
+    "sweeper",
+    "listener",
+    "steward",
+    "ear",
+    "heartbeat",
+    "ephemerals",
+)
 
 
 class Plan:
@@ -21,12 +36,19 @@ class Plan:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        self.troubles = {name for name in TROUBLES if random.random() < 0.4}
-        self.seconds = random.choice((20.0, 30.0, 45.0))
+        density = random.choice((0.08, 0.2, 0.45))
+        self.troubles = {name for name in VARIETY if random.random() < 0.5}
+        self.troubles |= {name for name in TROUBLES if random.random() < density}
+        self.troubled = random.choice((5.0, 10.0, 20.0)) if self.troubles.intersection(TROUBLES) else 1.0
+        self.seconds = self.troubled + random.choice((8.0, 16.0))
         self.streams = [f"s{n}" for n in range(random.choice((1, 2, 3, 6)))]
-        self.workers = random.choice((1, 1, 2, 3))
+        self.quiet_from = {
+            name: self.seconds * random.choice((0.2, 0.5, 0.8, 1.0)) if self.has("quiet") else self.seconds
+            for name in self.streams
+        }
+        self.workers = random.choice((1, 2, 2, 3))
         self.clients = random.choice((10, 30, 60))
-        self.rate = random.choice((2.0, 8.0, 25.0))
+        self.rate = random.choice((0.7, 3.0, 25.0))
         self.operations: list[list[Any]] = []
         self.history = History(
             seed, self.workers, self._settings(), self._scheduler(), self.operations, sorted(self.troubles)
@@ -43,7 +65,7 @@ class Plan:
             "page_size": random.choice((2, 10, 100)),
             "readers": random.choice((1, 2)),
             "pool_size": random.choice((2, 3, 5)),
-            "catch_up_interval": random.choice((1.0, 2.0, 5.0)),
+            "catch_up_interval": random.choice((1.0, 3.0, 5.0)),
             "heartbeat": random.choice((2.0, 15.0)),
             "write_deadline": random.choice((3.0, 20.0)),
             "away_after": 10.0,
@@ -54,7 +76,7 @@ class Plan:
         return {
             "shuffle": random.random() < 0.5,
             "step": random.choice((1e-6, 1e-5, 1e-4)),
-            "look": random.choice((1e-7, 1e-6, 2e-5)),
+            "look": random.choice((1e-7, 1e-6, 2e-5, 3e-4 if self.rate < 5.0 else 1e-5)),
             "latency": random.choice((0.0002, 0.001, 0.005)),
             "commit": random.choice((0.0005, 0.002, 0.01)),
         }
@@ -84,13 +106,16 @@ class Plan:
 
     def _publish(self, at: float) -> None:
         random = self.random
+        busy = [name for name in self.streams if at < self.quiet_from[name]]
+        if not busy:
+            return
         kinds = ["now", *(kind for kind in ("commit", "repeatable") if self.has(kind))]
         count = random.choice((1, 1, 2, 5, 20)) if self.has("several") else 1
         if self.has("several") and random.random() < 0.3:
-            streams = [random.choice(self.streams) for _ in range(count)]
+            streams = [random.choice(busy) for _ in range(count)]
         else:
-            streams = [random.choice(self.streams)] * count
-        holds = random.choice((0.0, 0.01, 0.2, 1.0)) if self.has("late") and random.random() < 0.2 else 0.0
+            streams = [random.choice(busy)] * count
+        holds = random.choice((0.01, 0.2, 1.0, 3.0)) if self.has("late") and random.random() < 0.2 else 0.0
         fails = self.has("rollback") and random.random() < 0.15
         label = self._label()
         size = random.choice((9000, 3000)) if self.has("large") and random.random() < 0.1 else 0
@@ -135,7 +160,16 @@ class Plan:
     # troubles
 
     def _times(self, trouble: str, most: int) -> list[float]:
-        return [self.at(2.0) for _ in range(self.random.randint(1, most))] if self.has(trouble) else []
+        """Return when a trouble comes. What disturbs workers comes in the first part, so that there is calm in the second."""
+        last = self.troubled if trouble in TROUBLES else self.seconds
+        return [self.at(1.0, last) for _ in range(self.random.randint(1, most))] if self.has(trouble) else []
+
+    def _near_a_commit(self, at: float, low: float, high: float) -> float:
+        """Return a time near that of a publisher, or mostly: what happens there matters most."""
+        published = [each[0] for each in self.operations if each[1] == "publish"]
+        if published and self.random.random() < 0.8:
+            at = max(0.5, round(self.random.choice(published) + self.random.uniform(low, high), 4))
+        return at
 
     def _database(self) -> None:
         random = self.random
@@ -145,15 +179,15 @@ class Plan:
         for at in self._times("full", 2):
             self.add(at, "full", random.choice((1.0, 8.0)))
         for at in self._times("squat", 3):
-            self.add(at, "squat", random.choice((0.5, 3.0, 15.0)))
+            self.add(at, "squat", random.choice((0.5, 5.0, 30.0)))
         for at in self._times("forge", 4):
             self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
-        published = [operation[0] for operation in self.operations if operation[1] == "publish"]
         for at in self._times("cut", 8):
-            if published and random.random() < 0.7:
+            kind = random.choice(("listen", "listen", "pool", "all"))
+            if kind == "listen":
                 # Shortly before a commit, which the session that follows has then missed.
-                at = max(0.0, round(random.choice(published) - random.uniform(0.0, 0.1), 4))
-            self.add(at, "cut", random.choice(("listen", "pool", "all")), random.randrange(self.workers))
+                at = self._near_a_commit(at, -0.09, 0.0)
+            self.add(at, "cut", kind, random.randrange(self.workers))
         for at in self._times("hang", 2):
             kind = random.choice(("listen", "pool", "all"))
             self.add(at, "hang", kind, random.randrange(self.workers), random.choice((1.0, 4.0, 12.0)))
@@ -176,7 +210,8 @@ class Plan:
             self.add(at, "kill", random.randrange(self.workers), random.choice((0.1, 1.0, 3.0)), False)
         for at in self._times("stop", 2):
             self.add(at, "kill", random.randrange(self.workers), random.choice((2.5, 4.0)), True)
-        for at in self._times("wound", 6):
+        for at in self._times("wound", 8):
+            at = min(self._near_a_commit(at, 0.0, 0.02), self.troubled)
             self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
 
 

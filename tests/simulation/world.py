@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+from gevent.exceptions import LoopExit
 from gevent.greenlet import Greenlet
 
 import pgbus_gevent.database
@@ -22,10 +23,11 @@ from pgbus_gevent.streamer.instance import Instance
 
 from . import clock
 from .driver import Network, Session
+from .figures import Figures
 from .history import History
 from .ledger import Message
-from .loop import CLOCK
-from .oracle import CALM_AFTER, Failure, Figures, Oracle
+from .loop import CLOCK, START
+from .oracle import CALM_AFTER, Failure, Oracle
 from .server import Server
 from .visitors import Visitor
 
@@ -35,8 +37,8 @@ LABELS = ("red", "blue", "green")
 LOOK = 0.5
 """Seconds between two looks at which clients are idle."""
 
-SETTLE = 32.0
-"""Seconds at the end without operations and troubles, after which everybody must have everything."""
+SETTLE = 3.0
+"""Seconds at the end, after the time in which everybody must have everything."""
 
 _worlds: list[World] = []
 
@@ -164,6 +166,11 @@ class World:
         self._turn += 1
         return serving[self._turn % len(serving)] if serving else None
 
+    @property
+    def failed_at(self) -> float:
+        """When the first promise was broken, in seconds from the beginning."""
+        return self.oracle.failed_at - START
+
     # running
 
     def run(self) -> Failure | None:
@@ -175,6 +182,8 @@ class World:
         logger.propagate = False
         try:
             self._run()
+        except LoopExit:
+            self.oracle.fail(Failure("worker", f"{clock.loop().steps} steps were not enough"))
         finally:
             logger.removeHandler(handler)
             self._end()
@@ -196,7 +205,7 @@ class World:
             if self.oracle.failure is not None:
                 return
             OPERATIONS[name](self, *arguments)
-        end = max(CLOCK.now, self.oracle.excused_until) + SETTLE
+        end = max(CLOCK.now, self.oracle.excused_until) + self.oracle.bound + SETTLE
         while CLOCK.now < end and self.oracle.failure is None:
             gevent.sleep(1.0)
 

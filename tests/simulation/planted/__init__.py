@@ -32,6 +32,10 @@ class Fault(NamedTuple):
     edits: tuple[Edit, ...]
 
 
+_texts: dict[Any, str] = {}
+# The texts of the functions that were edited.
+
+
 @contextmanager
 def planted(fault: Fault) -> Iterator[None]:
     """Plant a fault for the duration of a block."""
@@ -57,14 +61,17 @@ def _edited(edit: Edit) -> Iterator[None]:
 
 
 def _changed(module_name: str, before: Any, edit: Edit) -> Any:
-    function = before.fget if isinstance(before, property) else before
-    text = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+    function: Any = before.fget if isinstance(before, property) else before
+    function = getattr(function, "__wrapped__", function)
+    # Python does not know the text of a function that was edited before.
+    text = _texts.get(function) or textwrap.dedent(inspect.getsource(function))
     if text.count(edit.old) != 1:
         raise ValueError(f"{edit.where} does not have {edit.old!r} exactly once")
+    text = text.replace(edit.old, edit.new)
     found: dict[str, Any] = {}
-    code = compile(
-        text.replace(edit.old, edit.new), f"<planted in {edit.where}>", "exec", __future__.annotations.compiler_flag
-    )
+    code = compile(text, f"<planted in {edit.where}>", "exec", __future__.annotations.compiler_flag)
     exec(code, vars(sys.modules[module_name]), found)  # the text is ours, and this is a test
     (result,) = found.values()
+    if callable(result):
+        _texts[getattr(result, "__wrapped__", result)] = text
     return result

@@ -36,13 +36,13 @@ FAULTS = (
         (
             Edit(
                 f"{_DISPATCHER}._pass",
-                "subscription.cursor = chunk.cursor\n                try:",
+                "subscription.cursor = chunk.cursor\n            try:",
                 "try:",
             ),
             Edit(
                 f"{_DISPATCHER}._pass",
-                "            sent += 1\n",
-                "            sent += 1\n            yield\n            subscription.cursor = chunk.cursor\n",
+                "        sent += 1\n",
+                "        sent += 1\n        yield\n        subscription.cursor = chunk.cursor\n",
             ),
         ),
     ),
