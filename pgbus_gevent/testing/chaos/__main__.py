@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
         binaries=given.postgres_bin,
         keep=given.keep,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     try:
         outcome = Conductor(options, lambda line: print(line, flush=True)).run()
     except ChaosFailed as error:
@@ -75,4 +74,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # an orderly end, as with Ctrl-C
     sys.exit(main())

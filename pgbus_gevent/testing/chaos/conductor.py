@@ -28,7 +28,7 @@ from .processes import ChaosFailed, Guard, Part, until
 from .publishing import AUDIENCE, COALESCED, EPHEMERAL, EXCLUDING, PLAIN, SHORT, TABLE
 from .register import FAULTS
 
-_CONNECTING = 60.0
+_CONNECTING = 120.0
 _HEALING = 120.0
 _CATCHING_UP = 90.0
 _QUIET = 8.0
@@ -226,9 +226,10 @@ class Conductor:
 
     def _rest(self, at_least: float = 0.0) -> None:
         """Break nothing for a while."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self._parts.listening_changes()
         time.sleep(max(at_least, self._options.calm * self._chance.uniform(0.7, 1.3)))
-        self._calms.append((began, time.monotonic()))
+        if self._parts.listening_changes() == before:
+            self._calms.append((began, time.monotonic()))
 
     def _clock(self) -> str:
         seconds = time.monotonic() - self._began

@@ -52,7 +52,7 @@ def worker_clock_back(scene: Scene) -> None:
     for extra in (clock, {}):
         worker.part.stop(signal.SIGTERM, 30.0)
         worker.part.start(extra)
-        until(worker.ready, 60, f"the server at {worker.host} is not ready")
+        until(worker.ready, 120, f"the server at {worker.host} is not ready")
         if extra:
             scene.wait()
 

@@ -17,7 +17,7 @@ def standby_promoted(scene: Scene) -> None:
     """The primary is stopped, and the standby, which has everything, takes its place. A new standby is made."""
     parts = scene.parts
     old, new = parts.primary, _standby(scene)
-    until(lambda: old.caught_up(new), 30, "the standby has not what the primary has")
+    until(lambda: old.caught_up(new), 90, "the standby has not what the primary has")
     old.stop(signal.SIGINT)  # in this mode, a primary ends only when its standbys have everything
     new.promote()
     parts.lead_to(new)
@@ -30,7 +30,7 @@ def standby_promoted_with_loss(scene: Scene) -> None:
     """The primary is killed, and a standby takes its place that lacks the last commits. A new standby is made."""
     parts = scene.parts
     old, new = parts.primary, _standby(scene)
-    until(lambda: old.caught_up(new), 30, "the standby has not what the primary has")
+    until(lambda: old.caught_up(new), 90, "the standby has not what the primary has")
     new.cut_replication()
     time.sleep(min(scene.outage, 3.0))
     old.part.kill()

@@ -12,7 +12,7 @@ from .faults import Scene, Skipped, fault
 from .parts import Worker
 from .processes import until
 
-_STARTING = 60.0
+_STARTING = 120.0
 
 
 def _some(scene: Scene) -> Worker:

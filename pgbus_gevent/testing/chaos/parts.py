@@ -27,7 +27,7 @@ _SECRET = "the secret of a chaos run"
 RETENTION = 300.0
 """Seconds. Whoever must know all messages has to look more often than this."""
 
-_STARTING = 60.0
+_STARTING = 120.0
 
 _BOUNCER = """
 [databases]
@@ -229,6 +229,11 @@ class Parts:
         if not self.primary.part.running:
             self.primary.start(wait=False)
         return self.primary.answers() and all(worker.ready() for worker in self.workers)
+
+    def listening_changes(self) -> int:
+        """Return how often the workers have logged that they listen, or do not."""
+        logs = [self.folder / "logs" / f"worker-{name}.log" for name in ("one", "two")]
+        return sum(log.read_bytes().count(b"pgbus_gevent.listener:") for log in logs)
 
     def close(self) -> None:
         """End everything."""

@@ -19,7 +19,7 @@ from .processes import Account, ChaosFailed, Part, until
 
 USER = "postgres"
 DATABASE = "chaos"
-STARTING = 60.0
+STARTING = 120.0
 
 _SETTINGS = {
     **OPTIONS,

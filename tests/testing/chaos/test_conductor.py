@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.program
 @pytest.mark.pgbus_timeout(900)
+@pytest.mark.skipif("PGBUS_TEST_DATABASE_URL" in os.environ, reason="it has a server of its own, and runs once in CI")
 def test_two_minutes_of_faults_lose_repeat_and_disorder_nothing(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
