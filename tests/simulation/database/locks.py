@@ -15,6 +15,7 @@ STREAM = "stream"
 BELL = "bell"
 """The two bells of the doorbell, 0 and 1."""
 PRUNING: Key = ("pruning", 0)
+ELECTION: Key = ("election", 0)
 NOTIFYING: Key = ("notifying", 0)
 """PostgreSQL's own lock of the notification queue: from before the commit's WAL record until the transaction has ended."""
 

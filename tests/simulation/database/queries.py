@@ -163,7 +163,7 @@ class Stewardship(_Asking):
     answered = 0.0
 
     def duty(self, question: rows.DutyQuestion) -> rows.DutyAnswer:
-        return self._do("duty", lambda own: stewardship.duty(self.server, question))
+        return self._do("duty", lambda own: stewardship.duty(self.server, own, question))
 
     def leave_duty(self, me: int) -> None:
         self._do("leave_duty", lambda own: stewardship.leave(self.server, me))
@@ -181,7 +181,7 @@ class Stewardship(_Asking):
             at = self.server.snapshot(own)
             ended_below, last = self.server.ended_below, self.server.message_ids.last_value
             return rows.IdTailRows(
-                stewardship.duty(self.server, question),
+                stewardship.duty(self.server, own, question),
                 *(ended_below, last, self.server.assign_xid(own) if bind else None),
                 *(reading.in_ranges(self.server, at, holes, limit), reading.ids_above(self.server, at, above, limit)),
             )

@@ -177,8 +177,9 @@ class Server:
 
     def _advance(self, statement: Statement, error: Exception | None = None) -> None:
         while not statement.done:
-            request = statement.advance(error)
-            error = None
+            session = statement.session
+            request = statement.advance(error or session.doom)
+            error = session.doom = None
             if isinstance(request, str):
                 if self.pause(statement, request):
                     statement.paused_at = request
@@ -195,12 +196,12 @@ class Server:
     def _ended(self, statement: Statement) -> None:
         session, transaction = statement.session, statement.transaction
         session.statement = None
-        if statement.error is not None:
-            transaction.failed = True
         if statement.ends_transaction:
             session.transaction = None
             if statement.error is not None:
                 self.abort(transaction)
+        elif statement.error is not None:
+            self.fail_transaction(transaction)
         statement.on_end()
 
     def resume(self, statement: Statement) -> None:
@@ -288,6 +289,15 @@ class Server:
         transaction.undo_all()
         self._close(transaction)
         self.run_ready()
+
+    def fail_transaction(self, transaction: Transaction) -> None:
+        """Undo the transaction, or its innermost subtransaction, after an error. It stays open, and does nothing any more."""
+        transaction.failed = True
+        if transaction.savepoints:
+            transaction.undo_innermost()
+            self.give_back(transaction)
+        else:
+            self.abort(transaction)
 
     def _close(self, transaction: Transaction) -> None:
         self.open_transactions.remove(transaction)

@@ -27,6 +27,8 @@ class Session:
         self.statement: Statement | None = None
         """The statement that runs or waits."""
         self.lock_timeout = 0.0
+        self.doom: Exception | None = None
+        """Raised in place of what the next statement does, as a serialization failure that the model does not know of."""
         self.lost: Exception | None = None
 
     # transactions
@@ -48,7 +50,8 @@ class Session:
         transaction = self._open_transaction()
         self._check_idle()
         self.transaction = None
-        self.server.abort(transaction)
+        if transaction in self.server.open_transactions:
+            self.server.abort(transaction)
 
     def savepoint(self, name: str) -> None:
         self._good_transaction().savepoint(name)
@@ -71,7 +74,7 @@ class Session:
 
     def _check_savepoint(self, transaction: Transaction, name: str) -> None:
         if not transaction.has(name):
-            transaction.failed = True
+            self.server.fail_transaction(transaction)
             raise DatabaseError(f'savepoint "{name}" does not exist', "3B001")
 
     def _open_transaction(self) -> Transaction:

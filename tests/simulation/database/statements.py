@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from pgbus_gevent.errors import DatabaseError
+from pgbus_gevent.errors import PgbusError
 
 from .locks import REQUEUE, STREAM, Key
 
@@ -74,7 +74,7 @@ class Statement:
             return self._work.throw(error) if error is not None else next(self._work)
         except StopIteration as end:
             self._end(end.value, None)
-        except DatabaseError as raised:
+        except PgbusError as raised:
             self._end(None, raised)
         return None
 

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion
 
+from .locks import ELECTION
+
 if TYPE_CHECKING:
     from .server import Server
+    from .transactions import Transaction
 
 
-def duty(server: Server, question: DutyQuestion) -> DutyAnswer:
+def duty(server: Server, transaction: Transaction, question: DutyQuestion) -> DutyAnswer:
     """Ask who is the steward, renew the lease of the one that asks if it is, or let it become the steward."""
     now = round(server.clock() * 1000)
     lease = round(question.lease * 1000)
@@ -19,7 +22,7 @@ def duty(server: Server, question: DutyQuestion) -> DutyAnswer:
     leads = (server.steward.last or 0) == question.me
     age, theirs, hears = abs(now - sign // 16), sign // 4 % 4, bool(sign % 2)
     stands = age < lease and question.rank <= theirs and not (question.hears and not hears and question.rank == theirs)
-    if not leads and question.may_lead and not stands:
+    if not leads and question.may_lead and not stands and server.locks.take(ELECTION, transaction):
         server.steward.set(question.me)
         leads, sign = True, 0
     rings, shown = question.rings, 0

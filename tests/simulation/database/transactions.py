@@ -102,6 +102,13 @@ class Transaction:
         self._undo_to(0)
         self.notifications.clear()
 
+    def undo_innermost(self) -> None:
+        """Undo what was done since the last savepoint, after an error."""
+        savepoint = self.savepoints[-1]
+        self._undo_to(savepoint.undo)
+        del self.notifications[savepoint.notes :]
+        self.settings = dict(savepoint.settings)
+
     def has(self, name: str) -> bool:
         """Whether there is a savepoint of this name."""
         return any(savepoint.name == name for savepoint in self.savepoints)
