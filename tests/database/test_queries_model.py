@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 from database_parts import opened_sessions
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from model_database_parts import RealSide, run
-from model_parts import SESSIONS, Step
+from model_faults_parts import FAULTS, Fault, forget, planted
+from model_parts import SESSIONS, Start, Step, Taken, replay
 
 HISTORIES = int(os.environ.get("PGBUS_MODEL_HISTORIES", "60"))
 """How many histories are compared."""
@@ -83,8 +85,10 @@ def real(database: str) -> Iterator[RealSide]:
 
 
 @pytest.mark.slow
-def test_the_model_answers_as_the_database_does(real: RealSide) -> None:
-    taken = []
+def test_the_model_answers_as_the_database_does_and_a_model_with_a_fault_does_not(
+    real: RealSide, tmp_path: Path
+) -> None:
+    recorded: list[tuple[Start, list[Taken]]] = []
 
     @settings(
         max_examples=HISTORIES,
@@ -98,7 +102,20 @@ def test_the_model_answers_as_the_database_does(real: RealSide) -> None:
     @given(st.lists(steps(), min_size=20, max_size=60))
     def compare(history: list[Step]) -> None:
         note(f"{history}")
-        taken.append(len(run(real, history)[1]))
+        recorded.append(run(real, history))
 
     compare()
-    assert sum(taken) > 8 * HISTORIES
+    assert sum(len(taken) for _, taken in recorded) > 10 * HISTORIES
+    found = {fault.name: _finds(fault, recorded, tmp_path / str(n), n) for n, fault in enumerate(FAULTS)}
+    for name, number in found.items():
+        print(f"| {name} | {number} |")
+    assert [name for name, number in found.items() if number == 0] == []
+
+
+def _finds(fault: Fault, recorded: list[tuple[Start, list[Taken]]], directory: Path, number: int) -> int:
+    """Return in how many histories a fault is found."""
+    model = planted(fault, directory, number)
+    try:
+        return sum(bool(replay(start, taken, model)) for start, taken in recorded)
+    finally:
+        forget(model)

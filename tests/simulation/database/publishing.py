@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pgbus_gevent.errors import DatabaseError, InvalidArgument
 
 from . import deferred, doorbell
+from .ids import draw
 from .locks import STREAM
 from .statements import DRAWN, SERIALIZATION, Work
 from .tables import EphemeralRow, MessageRow, RevocationRow
@@ -117,16 +118,6 @@ def append_once(server: Server, transaction: Transaction, messages: Sequence[Out
     key = messages[-1].key
     row = None if key is None else server.messages.with_key(stream, key, server.snapshot(transaction))
     return None if row is None else row.id
-
-
-def draw(server: Server, transaction: Transaction, stream: str, size: int) -> tuple[list[int], int]:
-    """Draw ids for a stream that is locked. Returns them, and the stream's last id before."""
-    ids = [server.draw(server.message_ids, transaction) for _ in range(size)]
-    head = server.head(stream, server.snapshot(transaction))
-    if ids[0] <= head or not server.is_good_id(ids[0]):
-        ids = [server.jump(stream, head, transaction)]
-        ids += [server.draw(server.message_ids, transaction) for _ in range(1, size)]
-    return ids, head
 
 
 def insert(

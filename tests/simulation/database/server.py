@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 from pgbus_gevent.errors import DatabaseError
 
-from . import deferred
+from . import deferred, ids
 from .listening import Ear
 from .locks import Locks
 from .sequences import Sequence, Wal
@@ -21,16 +20,6 @@ from .transactions import Snapshot, Transaction, Version
 
 _Key = TypeVar("_Key")
 _Row = TypeVar("_Row", bound=Version)
-
-LEAP = 100_000
-"""How far a jump moves the ids at least."""
-TOO_FAR = 315_360_000_000_000
-"""Ten years, in microseconds: an id that lies so far ahead was written by hand."""
-
-
-def lock_number(stream: str) -> int:
-    """Return the number of a stream's lock. PostgreSQL has another hash; which streams share a lock may differ."""
-    return zlib.crc32(stream.encode()) & 2047
 
 
 class Server:
@@ -45,7 +34,7 @@ class Server:
         self,
         clock: Callable[[], float],
         *,
-        lock_number: Callable[[str], int] = lock_number,
+        lock_number: Callable[[str], int] = ids.lock_number,
         pause: Callable[[Statement, str], bool] = lambda statement, point: False,
         choose: Callable[[int], int] = lambda number: 0,
         breaks_deadlocks: bool = True,
@@ -292,6 +281,8 @@ class Server:
 
     def fail_transaction(self, transaction: Transaction) -> None:
         """Undo the transaction, or its innermost subtransaction, after an error. It stays open, and does nothing any more."""
+        if transaction.failed:
+            return
         transaction.failed = True
         if transaction.savepoints:
             transaction.undo_innermost()
@@ -339,15 +330,6 @@ class Server:
     def random_id(self) -> int:
         return self._random.getrandbits(52)
 
-    @property
-    def epoch(self) -> int:
-        """The number of the epoch: one run of this server on these files."""
-        return zlib.crc32(f"{self.file} {self.started_at}".encode())
-
-    def is_good_id(self, id: int) -> bool:
-        """Whether an id belongs to this epoch, and so is above all ids of earlier ones."""
-        return self.jumped.last == self.epoch and self.floor.last is not None and self.floor.last < id
-
     def head(self, stream: str, snapshot: Snapshot) -> int:
         """Return the id of the stream's newest message, or its horizon."""
         horizon = self.horizon(stream, snapshot)
@@ -356,20 +338,3 @@ class Server:
     def horizon(self, stream: str, snapshot: Snapshot) -> int:
         row = self.horizons.get(stream, snapshot)
         return 0 if row is None else row.id
-
-    def jump(self, stream: str, head: int, transaction: Transaction) -> int:
-        """Return an id above all ids that anybody may have seen; ``pgbus._jump``."""
-        for _ in range(20):
-            clock, last = round(self.clock() * 1e6), self.message_ids.last_value
-            highest = max(head, self.floor.last or 0)
-            if highest > max(clock, last) + TOO_FAR:
-                raise DatabaseError(f"stream {stream!r} has a message or a horizon with the id {head}", "55000")
-            if last <= highest or not self.is_good_id(last):
-                last = self.message_ids.set(max(clock, last + LEAP, highest + LEAP))
-                self.floor.set(last)
-                self.jumped.set(self.epoch)
-                self.jumps += 1
-            id = self.draw(self.message_ids, transaction)
-            if id > head and self.is_good_id(id):
-                return id
-        raise DatabaseError(f"the sequence pgbus.message_ids gives no id above {head}", "55000")
