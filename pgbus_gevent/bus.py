@@ -10,8 +10,6 @@ from time import monotonic, time
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import gevent
-
 from .core.client import Subscriber
 from .core.filters import Filters
 from .core.identity import Identities
@@ -64,7 +62,7 @@ class Bus:
         if settings is not None and (options or database_url is not None):
             raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
-        self.filters = Filters(monotonic, catch=(Exception, gevent.Timeout))
+        self.filters = Filters(monotonic)
         """The filters that ``visible_to`` names: ``bus.filters.register("admins", lambda context, stream: …)``."""
         self.signer = Signer(self.settings.secret)
         self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
@@ -156,11 +154,7 @@ class Bus:
         """The attribute with the identity of the user that the element is made for; empty if that is unknown."""
         subscribers = [subscriber or self.subscriber_of(name) for name in names]
         known = [each for each in subscribers if each is not None]
-        identity = (
-            Identities(self.settings.secret, catch=(Exception, gevent.Timeout)).of(*known)
-            if len(known) == len(names)
-            else None
-        )
+        identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
         return "" if identity is None else f' identity="{identity}"'
 
     def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:

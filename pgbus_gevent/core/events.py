@@ -138,17 +138,16 @@ class _Handler:
 class Signal(Generic[E]):
     """The handlers of one kind of event. A part uses it so: ``if signal.handlers: signal.emit(Kind(…))``.
 
-    ``catch`` names the exceptions that a handler may raise without harm. With a ``clock``, which returns monotonic seconds, they
+    Whatever a handler raises does no harm. With a ``clock``, which returns monotonic seconds, exceptions
     are logged once a minute for each handler; without one, only the first exception of each handler is logged.
     """
 
-    __slots__ = ("_catch", "_reports", "handlers")
+    __slots__ = ("_reports", "handlers")
 
-    def __init__(self, *, clock: Clock | None = None, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
+    def __init__(self, *, clock: Clock | None = None) -> None:
         self.handlers: tuple[_Handler, ...] = ()
         """The handlers in the order in which they subscribed; empty if there are none."""
         self._reports = Seldom(clock)
-        self._catch = catch
 
     def subscribe(self, handler: Callable[[E], object]) -> Callable[[], None]:
         """Call ``handler`` with each event from now on. Return a function that ends this; it may be called again."""
@@ -163,11 +162,11 @@ class Signal(Generic[E]):
         return unsubscribe
 
     def emit(self, event: E) -> None:
-        """Call all handlers, in the order in which they subscribed. Exceptions that ``catch`` names are logged, not raised."""
+        """Call all handlers, in the order in which they subscribed. Exceptions are logged, not raised."""
         for one in self.handlers:
             try:
                 one.handler(event)
-            except self._catch:
+            except BaseException:
                 # An application's handler must not stop the delivery of messages.
                 self._report(one, event)
 
@@ -183,10 +182,10 @@ class Signal(Generic[E]):
 
 
 class Events:
-    """The events of one Instance: a :class:`Signal` for each kind, made with the same ``clock`` and ``catch``."""
+    """The events of one Instance: a :class:`Signal` for each kind, made with the same ``clock``."""
 
-    def __init__(self, *, clock: Clock | None = None, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
-        self._signals: dict[type[Any], Signal[Any]] = {kind: Signal(clock=clock, catch=catch) for kind in KINDS}
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._signals: dict[type[Any], Signal[Any]] = {kind: Signal(clock=clock) for kind in KINDS}
 
     def signal(self, kind: type[E]) -> Signal[E]:
         """Return the signal of a kind. Raises :class:`InvalidArgument` if it is not one of :data:`KINDS`."""

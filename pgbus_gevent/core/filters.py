@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InvalidArgument
 from .retries import Seldom
+from .shown import described
 
 logger = logging.getLogger("pgbus_gevent.filters")
 
@@ -22,18 +23,17 @@ class Filters:
     """The predicates that ``visible_to`` names. If a filter is not registered, or raises, nobody gets the message.
 
     A message that nobody gets for this reason is logged as a warning: once a minute for each label if ``clock`` is given, which
-    returns monotonic seconds, and otherwise once. ``catch`` names the exceptions that a predicate may raise. ``default`` decides
-    about labels for which no predicate is registered.
+    returns monotonic seconds, and otherwise once. ``default`` decides about labels for which no predicate is registered.
+
+    Whatever a predicate raises is caught, also what would end the process or the greenlet that delivers.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] | None = None,
         *,
-        catch: tuple[type[BaseException], ...] = (Exception,),
         default: Predicate | None = None,
     ) -> None:
-        self._catch = catch
         self._default = default
         self._predicates: dict[str, Predicate] = {}
         self._complaints = Seldom(clock)
@@ -83,8 +83,8 @@ class Filters:
             return False
         try:
             return bool(predicate(context, stream))
-        except self._catch as error:
-            self._complain(label, f"the filter {label!r} raised {error!r}: messages visible to it are")
+        except BaseException as error:
+            self._complain(label, f"the filter {label!r} raised {described(error)}: messages visible to it are")
             return False
 
     def _complain(self, label: str, what: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from .client import ANYBODY, Subscriber
 from .retries import Seldom
+from .shown import described
 
 logger = logging.getLogger("pgbus_gevent.identity")
 
@@ -43,12 +44,10 @@ class Unknown(TypeError):
 class Identities:
     """Makes identities with the newest of ``secrets``, which are in order, the oldest first.
 
-    Without a secret, only the anonymous subscriber has an identity, because it has nothing to hide. ``catch`` names the
-    exceptions that a context's own method may raise.
+    Without a secret, only the anonymous subscriber has an identity, because it has nothing to hide.
     """
 
-    def __init__(self, secrets: Iterable[str], *, catch: tuple[type[BaseException], ...] = (Exception,)) -> None:
-        self._catch = catch
+    def __init__(self, secrets: Iterable[str]) -> None:
         newest = [*secrets][-1:]
         self._key = newest[0].encode() if newest else None
         self._complaints = Seldom(most=100)
@@ -83,16 +82,14 @@ class Identities:
         try:
             labels = [subscriber.labels] if subscriber.labels else []
             return who, self._digest("what", canonical([owner, context, member, *labels]))
-        except (
-            self._catch
-        ) as error:  # Unknown, an exception of the context's own code, or a context that contains itself
+        except BaseException as error:  # Unknown, one of the context's own code, or a context that contains itself
             self._complain(type(context).__name__, error)
             return who, ""
 
     def _complain(self, kind: str, error: BaseException) -> None:
         """Warn once for each type of context, because this happens with every connection."""
         if self._complaints.due(kind) is not None:
-            why = "" if isinstance(error, Unknown) else f" ({error!r})"
+            why = "" if isinstance(error, Unknown) else f" ({described(error)})"
             logger.warning(
                 "a context of type %s cannot be compared%s, so tabs with one do not share a connection. Give it a method %s",
                 kind,

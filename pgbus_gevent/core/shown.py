@@ -29,6 +29,14 @@ def json_line(value: Any) -> str:
     return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
+def described(error: BaseException) -> str:
+    """Return the ``repr`` of an exception of an application's own code, which may itself raise, or be long."""
+    try:
+        return f"{error!r:.300}"
+    except Exception:
+        return f"a {type(error).__name__} that cannot be shown"
+
+
 def _spelt(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -93,7 +93,7 @@ class Instance:
         self.upstream = Upstream(settings) if settings.upstream is not None and database is None else None
         # An Upstream has all of a Database that the tasks of an edge use.
         self.database = database or cast(Database, self.upstream) or Database(settings, read_only=read_only)
-        self.filters = filters or Filters(monotonic, catch=(Exception, gevent.Timeout))
+        self.filters = filters or Filters(monotonic)
         self.stream_apps: WeakSet[Any] = WeakSet()  # the WSGI applications that serve this Instance's streams
         self.backstage: object = None  # the Backstage of these applications: metrics, console, publishing over HTTP
         self.on_failure = on_failure
@@ -104,8 +104,7 @@ class Instance:
             RingLimits(settings.ring_messages, settings.ring_bytes, settings.ring_budget),
             tick=tick_of(settings.heartbeat, settings.write_deadline, settings.away_after),
             counter=counter,
-            # gevent.Timeout is not an Exception. A handler that waits, though it must not, may raise one.
-            events=events or Events(clock=monotonic, catch=(Exception, gevent.Timeout)),
+            events=events or Events(clock=monotonic),
         )
         if self.upstream is not None:
             self.upstream.registry = self.board.registry
@@ -116,7 +115,7 @@ class Instance:
     def _build(self, read_only: bool) -> None:
         """Make the parts. Each is given the board and, if it needs it, the database."""
         settings, database, board = self.settings, self.database, self.board
-        identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
+        identities = Identities(settings.secret)
         self.presence = PresenceKeeper(
             database.presence,
             tracked=PublicNames(settings.presence),

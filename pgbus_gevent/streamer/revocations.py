@@ -206,7 +206,7 @@ class Rechecks:
                     continue
                 try:
                     answer = client.recheck()
-                except (Exception, gevent.Timeout):
+                except BaseException:
                     if not failed:
                         logger.exception("the authorize hook raised when it was asked again; asking later")
                     failed = True

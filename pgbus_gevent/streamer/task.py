@@ -18,6 +18,7 @@ MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
 """Seconds."""
 
+_AGAIN = 0.5  # seconds until a task that is to stop is killed once more
 _PAUSE = 0.1  # seconds before a restart, so that a task that dies at once does not use all of the CPU
 
 
@@ -79,7 +80,10 @@ class Task:
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is None:
             return True
-        greenlet.kill(block=True, timeout=timeout)
+        end = monotonic() + timeout
+        while not greenlet.dead and (left := end - monotonic()) > 0:
+            # Again and again, because an application's code that waited in it may have caught the first exception.
+            greenlet.kill(block=True, timeout=min(left, _AGAIN))
         if not greenlet.dead:
             logger.error("%s did not stop within %g s", self.name, timeout)
         return bool(greenlet.dead)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic, time
+from typing import cast
 
 import gevent
 
@@ -46,12 +47,13 @@ class Hook:
 
     def subscriber(self, environ: Environ, place: Place) -> Subscriber:
         """The subscriber for one stream. Raises Refused: 403."""
+        found = None
         try:
-            answer = self._answer(environ, place.stream)
-        except (Exception, gevent.Timeout) as error:
+            found = self._judged(self._answer(environ, place.stream), place)
+        except (
+            BaseException
+        ) as error:  # SystemExit too, which would end the process, and what an answer's own methods raise
             self._complain(f"the authorize hook raised for stream {place.stream!r}", error)
-            answer = False
-        found = self._judged(answer, place)
         if found is None:
             raise Refused(text(403, "you may not watch this stream"))
         return found
@@ -82,7 +84,8 @@ class Hook:
         signed = place.subscriber
         if answer is True:
             return signed
-        if isinstance(answer, Subscriber):
+        if issubclass(type(answer), Subscriber):  # not isinstance(), which asks the answer what it is
+            answer = cast(Subscriber, answer)
             try:
                 check_subscriber(answer)
             except InvalidArgument as error:
@@ -109,7 +112,7 @@ class Hook:
         logger.error(
             "%s: refused%s%s",
             fault,
-            f": {error}" if error and not raised else "",
+            f": {error}" if error is not None and not raised else "",
             more,
             exc_info=error if raised else None,
         )

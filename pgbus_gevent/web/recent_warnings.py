@@ -46,7 +46,7 @@ class RecentWarnings(logging.Handler):
         try:
             message = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
-                message += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+                message += f" ({type(record.exc_info[1]).__name__}: {_text_of(record.exc_info[1])})"
         except Exception:
             self.handleError(record)
             return
@@ -60,3 +60,10 @@ class RecentWarnings(logging.Handler):
     def newest(self) -> list[Warned]:
         """The records that are kept, newest first."""
         return list(reversed(self._kept))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be shown"  # an exception of the application's own code

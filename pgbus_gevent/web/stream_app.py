@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import gevent
-
 from ..core import events, sse
 from ..core.client import ANYBODY, Place, StreamRequest, Subscriber
 from ..core.identity import Identities
@@ -69,7 +67,7 @@ class StreamApp:
         self._hook = None if authorize is None else Hook(authorize, settings.request_timeout)
         self._settings = settings
         self._starter = Starter(instance.start, patience=settings.away_after)
-        self._identities = Identities(settings.secret, catch=(Exception, gevent.Timeout))
+        self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
         self._backstage = backstage_of(instance)

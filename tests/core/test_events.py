@@ -116,24 +116,17 @@ def test_each_handler_has_its_own_minute(caplog: pytest.LogCaptureFixture) -> No
     assert len(caplog.records) == 3
 
 
-def test_an_exception_that_is_not_to_be_caught_is_raised(caplog: pytest.LogCaptureFixture) -> None:
-    """A greenlet that is killed in a handler has to end. A host may name more exceptions that are harmless."""
-
-    class Timeout(BaseException):
-        pass
-
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_handler_that_wants_to_end_the_process_does_not(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     def handler(event: Gap) -> None:
-        raise Timeout
+        raise kind
 
-    for catch in ((Exception,), (Exception, Timeout)):
-        events = Events(catch=catch)
-        events.subscribe(Gap, handler)
-        if Timeout in catch:
-            events.emit(Gap("s", "ahead"))
-        else:
-            with pytest.raises(Timeout):
-                events.emit(Gap("s", "ahead"))
-    assert len(caplog.records) == 1
+    events = Events()
+    events.subscribe(Gap, handler)
+    events.emit(Gap("s", "ahead"))
+    assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 def test_a_signal_alone_works_without_a_clock(caplog: pytest.LogCaptureFixture) -> None:

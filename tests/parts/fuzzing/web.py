@@ -91,7 +91,8 @@ _POST = b"POST /pgbus/streams/public" + _HEAD + b"Authorization: Bearer " + PUBL
 
 HTTP = Target(
     "http", http,
-    (_GET, _POST, b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n", b"5;a=b\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n",
+    (_GET, _POST, b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n", b"5;a=b\r\nhello\r\n", b"0\r\n\r\n",
+     b"0\r\nX: y\r\n\r\n",
      b"Content-Length: 5\r\n\r\nhello", b"Content-Length: ", b"GET /pgbus/healthz" + _HEAD + b"\r\n",
      b"HEAD /pgbus/streams/public",
      b"GET /a\xa0b" + _HEAD + b"\r\n", _HEAD, b"\r\n", b"\r", b"\n", b"\0", b" ", b":", b";", b'"', b"=",
@@ -147,12 +148,15 @@ TAKEN = Target(
 
 PATHS = (
     "/streams", "/streams/", "/healthz", "/readyz", "/metrics", "/pgbus.js", "/console", "/console/feed", "/console/streams",
-    "/console/connections", "/console/retained", "/console/kick", "/console/login", "/console/logout", "/edges/wakes", "/edges/reads",
+    "/console/connections", "/console/retained", "/console/kick", "/console/login", "/console/logout", "/edges/wakes",
+    "/edges/reads",
     "/nothing", "", "/streams/public", "/answers/cancel",
 )  # fmt: skip
 FIELDS = (
-    "HTTP_ACCEPT", "HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_LAST_EVENT_ID", "HTTP_ORIGIN", "HTTP_HOST", "HTTP_IF_NONE_MATCH",
-    "CONTENT_LENGTH", "CONTENT_TYPE", "REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_SEC_FETCH_SITE", "SCRIPT_NAME", "HTTP_PGBUS_HOP",
+    "HTTP_ACCEPT", "HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_LAST_EVENT_ID", "HTTP_ORIGIN", "HTTP_HOST",
+    "HTTP_IF_NONE_MATCH",
+    "CONTENT_LENGTH", "CONTENT_TYPE", "REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_SEC_FETCH_SITE", "SCRIPT_NAME",
+    "HTTP_PGBUS_HOP",
     "HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "SERVER_PROTOCOL", "HTTP_USER_AGENT", "HTTP_PGBUS_VIA", "HTTP_REFERER",
 )  # fmt: skip
 METHODS = ("GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "PUT", "X")
@@ -205,7 +209,8 @@ def routes(url: str) -> Iterator[Check]:
 
 ROUTES = Target(
     "routes", routes,
-    (b"\0", b"\x01", b"\x02", b"\x06", b"\n", b"public", b"demo:x", b"?", b"/", b"%2F", b"%00", b"%ff", b"%ED%A0%80", b"\xff", b"\xa0", b"stream=public",
+    (b"\0", b"\x01", b"\x02", b"\x06", b"\n", b"public", b"demo:x", b"?", b"/", b"%2F", b"%00", b"%ff", b"%ED%A0%80",
+     b"\xff", b"\xa0", b"stream=public",
      b"&stream=demo:a", b"since=0", b"replay=5", b"lastEventId=0~1.2", b"poll=0", b"poll=1e999", b"identity", b"token=x",
      b"worker=x",
      b"sort=name", b"page=-1", b"text=", b"key=k", b"Bearer " + OPERATOR.encode(), b"text/event-stream", b"*/*", b"close",
@@ -250,7 +255,8 @@ def broadcasts(url: str) -> Iterator[Check]:
 
 BROADCASTS = Target(
     "broadcasts", broadcasts,
-    (b"\n", b"event=a", b"&visible_to=admins", b"&exclude=0123456789abcdef", b"&key=k", b"&ephemeral=1", b"&ephemeral=x", b"=", b"&", b"%0A",
+    (b"\n", b"event=a", b"&visible_to=admins", b"&exclude=0123456789abcdef", b"&key=k", b"&ephemeral=1", b"&ephemeral=x",
+     b"=", b"&", b"%0A",
      b"%00", b"%ff", b"%ED%A0%80", b"\0", b"\xff", b"\xed\xa0\x80", "é".encode(), b"x" * 999, b"\r\n", b"pgbus:x",
      b"event=", b"\xf4\x90\x80\x80", b"}{",
      b"y" * 255, b"event=" + b"e" * 3000, b"&key=" + b"k" * 1001),

@@ -100,7 +100,8 @@ _HEAD = b" HTTP/1.1\r\nHost: t\r\n"
 
 REQUESTS = Target(
     "requests", requests,
-    (b"GET /a" + _HEAD + b"\r\n", b"POST /b" + _HEAD, b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n", b"5;a=b\r\nhello\r\n",
+    (b"GET /a" + _HEAD + b"\r\n", b"POST /b" + _HEAD, b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n",
+     b"5;a=b\r\nhello\r\n",
      b"5 ; a = \"b\"\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"0;x\r\nX: y\r\nZ: \xa0\r\n\r\n",
      b"Content-Length: 5\r\n\r\nhello", b"\r\n",
      b"Content-Length: ", b"\r", b"\n", b" ", b"\t", b":", b";", b"=", b'"', b"\0", b"\x0b", b"\xa0", b"\x85", b"%A0",
