@@ -80,10 +80,9 @@ class Task:
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is None:
             return True
-        end = monotonic() + timeout
-        while not greenlet.dead and (left := end - monotonic()) > 0:
-            # Again and again, because an application's code that waited in it may have caught the first exception.
-            greenlet.kill(block=True, timeout=min(left, _AGAIN))
+        # Several times, because an application's code that waited in it may have caught the first exception.
+        for _ in range(times := max(1, round(timeout / _AGAIN))):
+            greenlet.kill(block=True, timeout=timeout / times)
         if not greenlet.dead:
             logger.error("%s did not stop within %g s", self.name, timeout)
         return bool(greenlet.dead)

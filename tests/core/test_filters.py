@@ -71,6 +71,33 @@ def test_nobody_gets_a_message_if_the_truth_of_the_answer_raises() -> None:
     assert not filters.permits("admins", None, "orders")
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+def test_a_predicate_that_wants_to_end_the_process_does_not(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def predicate(context: Any, stream: str) -> bool:
+        raise kind("x" * 10_000)
+
+    filters = Filters()
+    filters.register("admins", predicate)
+    assert not filters.permits("admins", None, "orders")
+    assert kind.__name__ in caplog.text and len(caplog.text) < 1000
+
+
+def test_an_exception_that_cannot_be_shown_is_one_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(Exception):
+        def __repr__(self) -> str:
+            raise ValueError
+
+    def predicate(context: Any, stream: str) -> bool:
+        raise Odd
+
+    filters = Filters()
+    filters.register("admins", predicate)
+    assert not filters.permits("admins", None, "orders")
+    assert "a Odd that cannot be shown" in caplog.text
+
+
 def test_labels_are_not_patterns_and_not_folded() -> None:
     filters = Filters()
     filters.register("admins", lambda context, stream: True)

@@ -164,6 +164,19 @@ def test_it_can_be_started_after_a_stop(ends: list[Callable[[], None]]) -> None:
     assert work.task.stop(1.0)
 
 
+def test_a_task_whose_code_swallows_the_first_kill_stops_all_the_same() -> None:
+    def swallow() -> None:
+        try:
+            gevent.sleep(60)
+        except gevent.GreenletExit:
+            gevent.sleep(60)
+
+    work = Work(swallow)
+    work.task.start()
+    wait_until(lambda: work.runs)
+    assert work.task.stop(20.0)
+
+
 def test_a_stop_is_bounded_and_names_the_task_that_did_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     release = Event()
 

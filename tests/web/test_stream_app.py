@@ -671,12 +671,22 @@ def times_out(environ: Any, stream: str) -> bool:
     raise gevent.Timeout(1)
 
 
+def ends_the_process(environ: Any, stream: str) -> bool:
+    raise SystemExit(1)
+
+
+def is_interrupted(environ: Any, stream: str) -> bool:
+    raise KeyboardInterrupt
+
+
 REFUSING_HOOKS: dict[str, tuple[Callable[[Any, str], Any], str | None]] = {
     "says no": (lambda environ, stream: False, None),
     "says nothing": (lambda environ, stream: None, "answered a NoneType"),
     "says something that is true": (lambda environ, stream: "yes", "answered a str"),
     "says 1": (lambda environ, stream: 1, "answered a int"),
     "raises": (fails, "the authorize hook raised for stream 'demo:a': refused"),
+    "ends the process": (ends_the_process, "the authorize hook raised for stream 'demo:a': refused"),
+    "is interrupted": (is_interrupted, "the authorize hook raised for stream 'demo:a': refused"),
     "times out": (times_out, "the authorize hook raised for stream 'demo:a': refused"),
 }
 

@@ -76,8 +76,10 @@ class Crooked(Subscriber):
 
 
 ERRORS: tuple[Callable[[], BaseException], ...] = (
-    ValueError, Bad, Worse, SystemExit, KeyboardInterrupt, GeneratorExit, gevent.GreenletExit, lambda: gevent.Timeout(1), StopIteration,
-    RecursionError, MemoryError, OSError, UnicodeError, lambda: SystemExit("x" * 100_000), lambda: ValueError("\0\ud800\n" * 50),
+    ValueError, Bad, Worse, SystemExit, KeyboardInterrupt, GeneratorExit, gevent.GreenletExit, lambda: gevent.Timeout(1),
+    StopIteration,
+    RecursionError, MemoryError, OSError, UnicodeError, lambda: SystemExit("x" * 100_000),
+    lambda: ValueError("\0\ud800\n" * 50),
     AssertionError, lambda: TimeoutError(110, "late"), BaseException, StopAsyncIteration, ConnectionResetError,
 )  # fmt: skip
 
@@ -159,8 +161,11 @@ def hooks(url: str) -> Iterator[Check]:
 
 HOOKS = Target(
     "hooks", hooks,
-    tuple(bytes([first, kind, error]) for first in range(3) for kind in (0, 3, 5, 10) for error in range(len(ERRORS)))
-    + (b"\0\x08", b"\0\x09", b"\0\x0a", b"\0\x0b", b"\x04", b"\x06", b"\x0a\x0a\x0a\x0a", b"\xff", b"\n", b"\x07ada\n", b"\x09\x05", b"\x0f\x03", b"x" * 200),
+    (
+        *(bytes([first, kind, error]) for first in range(3) for kind in (0, 3, 5, 10) for error in range(len(ERRORS))),
+        *(b"\0\x08", b"\0\x09", b"\0\x0a", b"\0\x0b", b"\x04", b"\x06", b"\x0a\x0a\x0a\x0a", b"\xff", b"\n", b"\x07ada\n"),
+        *(b"\x09\x05", b"\x0f\x03", b"x" * 200),
+    ),
     most=4000, needs="database",
     allowed=("the authorize hook ", "the handler "),
     about="answers and exceptions of the authorize hook, filters, contexts and handlers of events",

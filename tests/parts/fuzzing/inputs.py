@@ -172,4 +172,4 @@ class Taker:
             return self.pick((2**53, 2**53 - 1, 2**63, -1, 0, 10**400, 1, 253402300800))
         if kind < 13:
             return [self.value(depth + 1) for _ in range(min(self.byte() % 9, self.left))]
-        return {str(self.value(depth + 1)): self.value(depth + 1) for _ in range(min(self.byte() % 6, self.left))}
+        return {self.text(): self.value(depth + 1) for _ in range(min(self.byte() % 6, self.left))}
