@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ChaosFailed as error:
         print(f"the run failed (seed {options.seed}): {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print(report.text(outcome))
     if given.json:
         given.json.write_text(json.dumps(report.as_json(outcome), indent=1) + "\n")

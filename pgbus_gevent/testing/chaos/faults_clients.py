@@ -25,7 +25,7 @@ def clients_cut_often(scene: Scene) -> None:
 
 @fault
 def clients_half_open(scene: Scene) -> None:
-    """Nothing passes any more through half of the clients' connections, and neither side is told."""
+    """Nothing passes through half of the clients' connections any more, and neither side is told for 12 seconds."""
     for worker in scene.parts.workers:
         scene.parts.lines.half_open(worker.line, 0.5)
     scene.wait()

@@ -16,6 +16,7 @@ from .processes import Part
 
 _CHUNK = 65536
 _BACKLOG = 1024
+_FORGOTTEN = 12.0  # seconds
 _MOST = 1 << 20  # bytes on the way in one direction of one connection
 
 
@@ -43,7 +44,10 @@ class Lines:
         self._send(line=name, held=held)
 
     def half_open(self, name: str, share: float) -> None:
-        """Forget this share of the connections: no byte comes through any more, and nobody is told."""
+        """Forget this share of the connections: no byte comes through any more, and nobody is told for 12 seconds.
+
+        Then they are reset, as the keepalive of TCP does. A browser's EventSource, unlike pgbus.js, has nothing else to notice it.
+        """
         self._send(line=name, half_open=share)
 
     def slow(self, name: str, delay: float = 0.0, rate: float = 0.0) -> None:
@@ -149,6 +153,7 @@ class _Exchange:
             (line.open.clear if command["held"] else line.open.set)()
         for pair in _some(line.pairs, command.get("half_open", 0.0)):
             pair.alive.clear()
+            asyncio.get_running_loop().call_later(_FORGOTTEN, pair.abort)
         for pair in _some(line.pairs, command.get("cut", 0.0)):
             _reset(pair)
 
