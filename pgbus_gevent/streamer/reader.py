@@ -169,7 +169,7 @@ class Reader:
         for (log, start, epoch, doubts), page in zip(starts, pages, strict=True):
             if log.epoch == epoch:
                 log.settle(doubts)
-            if log.epoch != epoch or self._is_lost(log, start, page):
+            if log.epoch != epoch or self._is_lost(log, start, page) or _lacks_head(log, start, page):
                 for subscription in looks[log]:
                     subscription.verified = False
                 self._board.looks.add(log)
@@ -275,6 +275,15 @@ class Reader:
         lowest = self._lowest_next.get(log, True)
         self._lowest_next[log] = not lowest
         return min(cursors) if lowest else cursors[0]
+
+
+def _lacks_head(log: StreamLog, start: int, page: PageRows) -> bool:
+    """Whether the log's head was added after ``start`` was read from it, and is missing among the rows around it.
+
+    Then the statement ran on a server that has lost the head, and its rows must not follow it. The next look asks for the head.
+    """
+    above = next((row.id for row in page.rows if row.id >= log.head), log.head)
+    return start < log.head < above and page.horizon < log.head
 
 
 def _replays(waiting: Iterable[Subscription]) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from gevent.event import Event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
@@ -117,6 +118,25 @@ def test_a_loss_that_takes_the_pruning_of_the_last_message_back_is_told() -> Non
         settled(parts)
         assert reasons(client) == ["ahead"]
         assert client.ids[10:] == parts.table.ids("orders")
+
+
+def test_a_message_that_came_while_the_table_was_asked_and_was_lost_before_it_answered_is_lost() -> None:
+    """The statement waits for a connection, and gets one to a server that does not have the last commit."""
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 2)
+        held = Event()
+        parts.table.on_read = held.wait
+        reads = len(parts.table.reads)
+        parts.look()
+        wait_until(lambda: len(parts.table.reads) > reads, "the look was not begun")
+        parts.publish()
+        wait_until(lambda: client.ids == [10, 20, 30], "the message was not sent")
+        parts.table.lose("orders", 1)
+        parts.publish(ring=False)
+        held.set()
+        settled(parts)
+        assert reasons(client) == ["ahead"]
+        assert client.ids == [10, 20, 30, 10, 20, 40]
 
 
 def test_a_cursor_that_is_known_to_be_lost_is_ahead_though_there_are_higher_ids() -> None:
