@@ -65,12 +65,15 @@ class StreamLog:
 
     ``doubts`` counts how often the table may have lost messages, because a session with the database was lost or is new.
     :attr:`in_doubt` says that the table has not been asked since.
+
+    ``recheck`` is the cursor above which the ring must be compared with the table, because of two messages with the same id, or a
+    message that the ring lacks, one is not what the table has. It is None if there is no such contradiction.
     """
 
     __slots__ = (
         "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_labels", "_lost", "_max_bytes", "_max_frames",
         "_settled", "announced", "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
-        "passed", "passed_by_all",
+        "passed", "passed_by_all", "recheck",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -88,6 +91,7 @@ class StreamLog:
         self.passed = 0
         self.passed_by_all = 0
         self.doubts = 0
+        self.recheck: int | None = None
         self._settled = 0
         self._lost: list[tuple[int, int]] = []
         self._ids: list[int] = []
@@ -188,6 +192,7 @@ class StreamLog:
         self.oldest = min(self.oldest, to)
         self.appended_at = None
         self.announced = 0
+        self.recheck = None
         # The next messages are above `to`, and may be below a head that was passed before.
         self.passed = min(self.passed, to)
         self.passed_by_all = min(self.passed_by_all, to)
@@ -205,6 +210,29 @@ class StreamLog:
     def was_lost(self, cursor: int) -> bool:
         """Whether this log knows that the table has lost the message ``cursor``. The cursor must not be above the head."""
         return any(below < cursor <= last for below, last in self._lost)
+
+    def contradicts(self, row: Stored) -> bool:
+        """Whether the ring has another message than ``row`` at its id, or none although it is complete there.
+
+        Then one of the two was announced, but is not in the table. ``recheck`` is set.
+        """
+        if not self.is_open or not self.floor < row.id <= self.head:
+            return False
+        index = bisect_left(self._ids, row.id)
+        if index < len(self._ids) and _same(self._frames[index], encode(row)):
+            return False
+        below = self._ids[index - 1] if index else self.floor
+        self.recheck = below if self.recheck is None else min(self.recheck, below)
+        self.doubts += 1  # so that only the primary is asked
+        return True
+
+    def agrees(self, after: int, up_to: int, rows: Iterable[Stored]) -> bool:
+        """Whether the ring has above ``after``, and up to ``up_to``, the same messages as the table: ``rows`` up to there."""
+        if after < self.floor:
+            return True  # the ring does not have these messages any more
+        start, end = bisect_right(self._ids, after), bisect_right(self._ids, up_to)
+        there = [encode(row) for row in rows if row.id <= up_to]
+        return len(there) == end - start and all(map(_same, self._frames[start:end], there))
 
     @property
     def pruned(self) -> bool:
@@ -302,3 +330,8 @@ class StreamLog:
             return self.head
         # Not the floor, which may be a cursor that a client invented. The client will send this one back as a message's id.
         return self._ids[-count - 1] if count < len(self._ids) else None
+
+
+def _same(one: Frame, other: Frame) -> bool:
+    # Not the predecessor, which a publisher in REPEATABLE READ may not have known.
+    return one[:4] == other[:4]

@@ -258,8 +258,14 @@ class Listener:
 
     def _take(self, message: wakes.NewMessage) -> None:
         log = self._board.log(message.stream)
-        if log is None or (log.is_open and message.id <= log.head):
-            return  # known already; if the head is wrong and too high, the next probe finds it
+        if log is None:
+            return
+        if log.is_open and message.id <= log.head:
+            # Known already, unless a forged notification came first, with the id that was to be the next one. If only the head is
+            # wrong and too high, the next probe finds it.
+            if log.contradicts(message):
+                self._board.look(log)
+            return
         now = self._wall_clock()
         # A role that knows the channel's name can forge a message, and an id so high that all later messages would be ignored.
         # A message is therefore taken only if it is plainly the next one; otherwise a reader asks the table.

@@ -116,6 +116,7 @@ class Reader:
         with board.looks.taking(STREAMS_PER_READ) as logs:
             # Only clients that wait before the statement begins. One that comes during it may know of a newer message than the
             # statement sees, so it waits for the next look.
+            self._recheck([log for log in logs if log.recheck is not None])
             looks = {log: [each for each in board.waiting(log) if each.cursor is None] for log in logs}
             opening = {log: waiting for log, waiting in looks.items() if not log.is_open or _replays(waiting)}
             self._open(opening)
@@ -124,6 +125,25 @@ class Reader:
             if board.stop_waiting(subscription):
                 board.ready.add(subscription)
         return bool(logs)
+
+    def _recheck(self, logs: Sequence[StreamLog]) -> None:
+        """Compare rings with the table. If a ring has another message, it was forged: start again below it."""
+        if not logs:
+            return
+        began = self._clock()
+        asked = [(log, log.recheck or 0, log.head, log.epoch) for log in logs]
+        after = [(log.name, cursor) for log, cursor, _, _ in asked]
+        pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
+        self._report("follow", pages, began)
+        for (log, cursor, head, epoch), page in zip(asked, pages, strict=True):
+            if log.epoch != epoch:
+                continue
+            log.recheck = None
+            up_to = page.rows[-1].id if page.more and page.rows else head
+            if page.horizon <= cursor and not log.agrees(cursor, min(head, up_to), page.rows):
+                logger.warning("a message of %r above %d was announced that the table does not have", log.name, cursor)
+                self._board.rewind(log, cursor, horizon=max(log.horizon, page.horizon))
+                self._board.extend(log, page.rows)
 
     def _open(self, looks: _Looks) -> None:
         """Open the logs of streams that are new here, and find the start of clients that want more than the ring has."""

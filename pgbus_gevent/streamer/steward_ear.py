@@ -129,6 +129,11 @@ class Ear:
         """Whether a message rang. It is forgotten then, because the steward asks once for each."""
         return self.heard.pop(id, None) == stream
 
+    def forget(self, ids: list[int]) -> None:
+        """Forget that these messages rang, if they did."""
+        for id in ids:
+            self.heard.pop(id, None)
+
     def rang(self, ids: list[int]) -> None:
         """Note that the steward rings for these messages."""
         self.rung.update(dict.fromkeys(ids))

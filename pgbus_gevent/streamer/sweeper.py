@@ -294,10 +294,15 @@ class Sweeper:
     def _take(self, row: TailRow) -> bool:
         """Put a message from a tail into its log, or have a reader look. Return whether the message was new."""
         log = self._board.registry.log(row.stream)
-        if log is None or not log.is_open or row.id <= log.head:
+        if log is None or not log.is_open:
             return False
-        if row.data is not None:
-            self._board.take_next(log, Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id))
+        found = None if row.data is None else Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id)
+        if row.id <= log.head:
+            if found is not None and log.contradicts(found):
+                self._board.looks.add(log)
+            return False
+        if found is not None:
+            self._board.take_next(log, found)
         else:
             self._board.looks.add(log)
         return True

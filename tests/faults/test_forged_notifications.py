@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as ext
 import pytest
+from database_parts import BELL
 from support import Serving, get, reasons, run, serving, session, stored, until
 
 from pgbus_gevent.bus import Bus
@@ -122,6 +123,33 @@ def test_an_impossible_id_silences_no_stream(
     until_last(client, "b")
     assert [int(frame.id or 0) for frame in client.messages] == [id for id, _ in stored(connection, "orders")]
     assert reasons(client) == []
+
+
+@pytest.mark.parametrize("rings", [True, False], ids=["rings", "does not ring"])
+def test_a_forged_message_with_the_very_next_id_hides_no_message(
+    rings: bool, server: Serving, pgbus_bus: Bus, pgbus_database: str, connection: Any
+) -> None:
+    client, other = server.live("orders"), server.live("orders", query="replay=5")
+    head = pgbus_bus.stream("orders").broadcast("a")
+    until_last(client, "a")
+    with session(pgbus_database) as squatter:
+        if not rings:
+            run(squatter, "select pg_advisory_lock(%s, bell) from generate_series(0, 15) bell", BELL)
+        for number in range(5):
+            # The forged notification is the first one of the transaction, so it comes before that of the message.
+            run(connection, "begin")
+            [(id,)] = run(connection, "select pgbus.broadcast('orders', %s)", f"b{number}")
+            notify(connection, doorbell(connection), *message(id, head))
+            run(connection, "commit")
+            head = id
+    pgbus_bus.stream("orders").broadcast("c")
+    for each in (client, other):
+        until_last(each, "c")
+        expected = [id for id, _ in stored(connection, "orders")]
+        frames = [(int(frame.id or 0), frame.data) for frame in each.messages]
+        assert set(stored(connection, "orders")) <= set(frames)
+        assert [id for id, data in frames if data != "forged"][-len(expected) :] == expected
+        assert set(reasons(each)) <= {"ahead"}
 
 
 def test_unreadable_payloads_delay_nothing(server: Serving, pgbus_bus: Bus, connection: Any) -> None:
