@@ -121,7 +121,8 @@ class Served:
     def metric(self, name: str) -> float:
         """The sum of a metric over all workers."""
         page = self.ask("/pgbus/metrics")[1].decode()
-        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if re.match(rf"{name}[{{ ]", line))
+        lines = [line for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} ")) or "{" in name]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     def censuses(self) -> dict[int, dict[str, Any]]:
         """The census of each worker, by its process id."""

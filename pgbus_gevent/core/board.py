@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from . import sse
+from .backlog import Backlog
 from .client import Client, Place, Subscription
 from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
 from .events import Broadcast, Events
@@ -81,7 +82,7 @@ class Board:
         self.following = SessionFlag()
         self.unheard: Work[StreamLog] = Work(self.following)
         self._follow_all = True
-        self.schedule, self.taps = Schedule(tick), Taps()
+        self.schedule, self.taps, self.backlog = Schedule(tick), Taps(), Backlog()
         self.ephemeral_buffers = EphemeralBuffers()
         self.large: deque[Ephemeral] = deque()
         self.dropped = 0  # ephemeral messages, because too many were waiting

@@ -158,6 +158,7 @@ class Clients:
             chunked=chunked,
             send_buffer=self._send_buffer,
             dead_after=self._dead_after,
+            backlog=self._board.backlog,
         )
         self._register(connection, request)
         return connection

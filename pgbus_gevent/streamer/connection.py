@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import gevent
 
 from ..core import chunked as chunks
+from ..core.backlog import Backlog
 from ..core.client import Client, StreamRequest
 
 _Parts = list[memoryview | bytearray]
@@ -43,6 +44,7 @@ class IoWriter:
     """
 
     __slots__ = (
+        "_backlog",
         "_clock",
         "_closing",
         "_handler",
@@ -54,11 +56,19 @@ class IoWriter:
         "blocked_since",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, handler: SocketHandler, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: SocketHandler,
+        *,
+        backlog: Backlog | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._sock: socket.socket | None = sock
         self._handler = handler
         self._clock = clock
         self._rest: _Parts | None = None
+        self._backlog = backlog or Backlog()
         self._closing = False
         self._input = 0
         self.blocked_since: float | None = None
@@ -118,6 +128,7 @@ class IoWriter:
 
     def _wait_for(self, rest: _Parts, now: float) -> None:
         self._rest = rest
+        self._backlog.hold(self._handler, rest, now)
         self.blocked_since = now
         assert self._sock is not None
         self._writer = gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
@@ -137,8 +148,7 @@ class IoWriter:
         if self._rest:
             self.blocked_since = self._clock()  # the client takes bytes; only one that takes none is a slow consumer
             return
-        self._rest = None
-        self.blocked_since = None
+        self._let_go()
         _end(self._writer)
         self._writer = None
         if self._closing:
@@ -189,9 +199,14 @@ class IoWriter:
         _end(self._reader)
         _end(self._writer)
         self._reader = self._writer = None
+        self._let_go()
+        sock.close()
+
+    def _let_go(self) -> None:
+        """Keep none of the bytes that waited."""
+        self._backlog.release(self._handler)
         self._rest = None
         self.blocked_since = None
-        sock.close()
 
 
 class ClientHandler(Protocol):
@@ -225,6 +240,7 @@ class Connection(Client):
         chunked: bool = False,
         send_buffer: int = 65536,
         dead_after: float = 30.0,
+        backlog: Backlog | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(id, request, now=clock())
@@ -232,7 +248,7 @@ class Connection(Client):
         self._chunked = chunked
         _tune(sock, send_buffer, dead_after)
         self._clients = clients
-        self._writer = IoWriter(sock, self, clock=clock)
+        self._writer = IoWriter(sock, self, backlog=backlog, clock=clock)
 
     @property
     def blocked_since(self) -> float | None:

@@ -6,6 +6,7 @@ not all due at once, and a client is not checked before it is due.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from time import monotonic, time
@@ -13,9 +14,13 @@ from time import monotonic, time
 import gevent
 
 from ..core import sse
+from ..core.backlog import HURRY, MAX_BYTES
 from ..core.board import Board
 from ..core.client import Client
+from ..core.retries import Trouble
 from .clients import Clients
+
+logger = logging.getLogger("pgbus_gevent.streamer")
 
 _MAX_TICK = 0.25  # seconds
 
@@ -36,8 +41,9 @@ class Heartbeat:
     """The greenlet that checks connections; :meth:`run` is its loop.
 
     It takes the clients that are due from the board's schedule. ``interval`` is the longest silence before a heartbeat. A client
-    that takes no byte for ``write_deadline`` is a slow consumer. A client that is not admitted within ``admit_deadline``, because
-    the database is away, is sent away with the reason ``unavailable``. All are in seconds. ``wall_clock`` returns Unix seconds.
+    that takes no byte for ``write_deadline`` is a slow consumer, and so are the slowest if too many bytes wait. A client
+    that is not admitted within ``admit_deadline``, because the database is away, is sent away with the reason ``unavailable``. All
+    are in seconds. ``wall_clock`` returns Unix seconds.
     """
 
     def __init__(
@@ -66,6 +72,11 @@ class Heartbeat:
         self._clock = clock
         self._wall_clock = wall_clock
         self.sent = 0
+        self._flood = Trouble(
+            logger,
+            f"more than %d MB wait for clients that read slowly: closing those that have waited longest, after {HURRY:g} s."
+            " They come back with their cursors. Lower max_connections, or publish smaller messages",
+        )
 
     def run(self) -> None:
         """Check the connections that are due, for ever."""
@@ -82,12 +93,25 @@ class Heartbeat:
             # At a random time, because many clients may have come at the same moment.
             delay = self._until(client, client.opened_at + self._admit_deadline, now) * random.uniform(0.5, 1.0)
             schedule.put(client, now + delay)
+        self._hurry(now)
         frame = sse.heartbeat(self._wall_clock())
         for client in schedule.due(now):
             delay = self._check(client, frame, now)
             # A client that is closing stays in the schedule as long as bytes wait for it.
             if client.reason is None or client.blocked_since is not None:
                 schedule.put(client, now + delay)
+
+    def _hurry(self, now: float) -> None:
+        """If too many bytes wait, end the clients for which they have waited longest, until few enough wait."""
+        backlog = self._board.backlog
+        if not backlog.is_full:
+            self._flood.ends()
+            return
+        self._flood.begins(MAX_BYTES >> 20)
+        for client in backlog.longest(now):
+            self._end(client, "slow-consumer")
+            if not backlog.is_full:
+                return
 
     def _check(self, client: Client, frame: bytes, now: float) -> float:
         """Do what is due for one client. Return after how many seconds to check it again."""

@@ -139,6 +139,7 @@ class Metrics:
             "Ephemeral messages that clients missed because they read too slowly, counted for each client",
             instance.dispatcher.missed,
         )
+        yield gauge("pgbus_blocked_bytes", "Memory used by bytes that wait for slow clients", board.backlog.bytes)
         yield gauge("pgbus_ring_bytes", "Memory used by recent messages, in bytes", board.budget.used)
         yield gauge("pgbus_ring_max_bytes", "The most memory for recent messages, in bytes", board.budget.limit)
 

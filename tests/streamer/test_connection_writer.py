@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamer_parts import plain, tcp_pair, wait_until
 
+from pgbus_gevent.core.backlog import Backlog
 from pgbus_gevent.streamer.connection import IoWriter
 from pgbus_gevent.streamer.turns import breathe
 
@@ -27,7 +28,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Written:
     """A writer and its peer."""
 
-    def __init__(self, *, tcp: bool = False) -> None:
+    def __init__(self, *, tcp: bool = False, backlog: Backlog | None = None) -> None:
         ours, self.peer = tcp_pair() if tcp else socket.socketpair()
         self.peer.settimeout(60.0)
         self.now = 100.0
@@ -36,7 +37,7 @@ class Written:
         self.callers: set[Any] = set()
         self.sock = plain(ours)
         self.fd = self.sock.fileno()
-        self.writer = IoWriter(self.sock, self, clock=lambda: self.now)
+        self.writer = IoWriter(self.sock, self, backlog=backlog, clock=lambda: self.now)
 
     def unblocked(self) -> None:
         self.callers.add(gevent.getcurrent())
@@ -167,6 +168,23 @@ def test_it_is_blocked_since_the_peer_last_took_something(written: Written) -> N
     assert written.writer.blocked_since == 100.0
     written.receive(len(data) // 4)
     wait_until(lambda: written.writer.blocked_since == 150.0)
+
+
+def test_the_backlog_has_the_bytes_that_wait_until_they_are_sent_or_given_up() -> None:
+    backlog, shared = Backlog(), bytes(MORE_THAN_FITS)
+    first, second = Written(backlog=backlog), Written(backlog=backlog)
+    try:
+        for each in (first, second):
+            each.writer.write(shared, each.now)
+        assert backlog.bytes == MORE_THAN_FITS, "they share the bytes"
+        first.writer.abort()
+        assert backlog.bytes == MORE_THAN_FITS
+        second.receive(MORE_THAN_FITS)
+        wait_until(lambda: second.unblocked_count == 1)
+        assert backlog.bytes == 0
+    finally:
+        first.close()
+        second.close()
 
 
 def test_its_callbacks_run_in_the_hub(written: Written) -> None:

@@ -11,7 +11,8 @@ import gevent
 import pytest
 from streamer_parts import FakeClient, make_board, wait_until
 
-from pgbus_gevent.core import sse
+from pgbus_gevent.core import backlog, sse
+from pgbus_gevent.core.backlog import HURRY
 from pgbus_gevent.core.client import Client, Subscription
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.streamer.clients import Clients
@@ -325,3 +326,16 @@ def test_the_greenlet_sweeps_by_itself() -> None:
         wait_until(lambda: heartbeat.sent >= 3)
     finally:
         greenlet.kill()
+
+
+def test_while_too_many_bytes_wait_those_that_wait_longest_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "MAX_BYTES", 1000)
+    beating = Beating()
+    clients = [beating.client() for _ in range(3)]
+    for client in clients[:2]:
+        beating.board.backlog.hold(client, [memoryview(bytes(800))], beating.now)
+    beating.on_end = lambda client, reason: beating.board.backlog.release(client)
+    beating.run_for(HURRY - 0.5)
+    assert beating.ended == []
+    beating.run_for(1.0)
+    assert beating.ended == [(clients[0], "slow-consumer")], "one was enough"
