@@ -117,16 +117,19 @@ class Churn:
     def _watch(self) -> None:
         sock = self._open(self._path())
         self.counts["watched"] += 1
-        until = monotonic() + self._random.choice((0.0, 0.05, 0.5, 2.0))
+        stay = self._random.choice((None, 0.05, 0.5, 2.0))
         sock.settimeout(0.2)
         try:
-            while monotonic() < until and not self._ends:
+            until = monotonic() + (stay or 0.0)
+            while stay is not None and not self._ends:
                 with suppress(TimeoutError):
                     data = sock.recv(65536)
                     if not data:
                         self.counts["sent away"] += 1
                         return
                     self.counts["bytes"] += len(data)
+                if monotonic() > until:
+                    return
         finally:
             self._leave(sock)
 

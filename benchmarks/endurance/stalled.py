@@ -55,7 +55,8 @@ def stalled(
             served.metric(f'pgbus_disconnects_total{{reason="{reason}"')
             for reason in ("slow-consumer", "connection-lost")
         ]
-        resumed = sum(_resumes(served, sock, ids[-1]) for sock in socks[:RESUMED])
+        # The last ones, because with cursors of their own the first would read everything again.
+        resumed = sum(_resumes(served, sock, ids[-1]) for sock in socks[-RESUMED:])
         for sock in socks:
             sock.close()
         for reader in readers:
@@ -138,7 +139,7 @@ def _resumes(served: Served, sock: socket.socket, last: int) -> bool:
     finally:
         again.end()
     whole = had + again.ids
-    return whole == sorted(set(whole)) and b"gap-detected" not in again.data
+    return whole == sorted(set(whole)) and not again.gap
 
 
 def _first_cursor(data: bytes) -> int:

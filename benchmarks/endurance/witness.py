@@ -12,6 +12,8 @@ from .target import Served
 
 FIRST = b"event: pgbus:connected"
 
+_IDS = re.compile(rb"\nid: (\d+)\n\n")
+
 
 class Watch(threading.Thread):
     """Samples a server's memory, descriptors and CPU until :meth:`end`."""
@@ -55,27 +57,28 @@ class Reader(threading.Thread):
         self._sock = served.connect()
         query = "" if since is None else f"?since={since}"
         self._sock.sendall(request(f"/pgbus/streams/{stream}{query}"))
-        self.data = bytearray()
-        self.closed = False
+        self.ids: list[int] = []
+        """The ids of its messages so far."""
+        self.connected = self.gap = self.closed = False
         self.start()
 
     def run(self) -> None:
-        """Read."""
+        """Read. Only ids are kept, because there may be gigabytes."""
         self._sock.settimeout(None)
+        tail = b""
         with suppress(OSError):
             while more := self._sock.recv(1 << 20):
-                self.data += more
+                data = tail + more
+                whole = data.rfind(b"\n\n") + 2
+                frames, tail = data[:whole], data[whole:]
+                if len(tail) > 2 << 20:
+                    tail = tail[-100:]  # in the middle of a large message; its id is its last line
+                self.gap = self.gap or b"gap-detected" in frames
+                found = [int(id) for id in _IDS.findall(frames)]
+                if not self.connected and FIRST in frames:
+                    self.connected, found = True, found[1:]
+                self.ids += found
         self.closed = True
-
-    @property
-    def connected(self) -> bool:
-        """Whether the stream has begun."""
-        return FIRST in self.data
-
-    @property
-    def ids(self) -> list[int]:
-        """The ids of its messages."""
-        return ids_in(bytes(self.data))
 
     def end(self) -> None:
         """Leave."""
@@ -91,10 +94,8 @@ def request(path: str) -> bytes:
 
 
 def ids_in(data: bytes) -> list[int]:
-    """The ids of the whole messages in the bytes of a stream, with or without the chunked coding around them."""
-    plain = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", b"\r\n" + data.partition(b"\r\n\r\n")[2])
-    messages = plain.partition(FIRST)[2].partition(b"\n\n")[2]
-    return [int(found) for found in re.findall(rb"\nid: (\d+)\n\n", messages)]
+    """The ids of the whole messages in the bytes of a stream. Each frame is in one chunk of HTTP."""
+    return [int(found) for found in _IDS.findall(data.partition(FIRST)[2])][1:]
 
 
 def gets_in(served: Served, stream: str = "ordinary", timeout: float = 10.0) -> float | None:
