@@ -87,13 +87,17 @@ const replaced = (before, now) => {
 export function parser(take, retry) {
   // It drops a BOM, and keeps part of a character.
   const decoder = new TextDecoder();
-  let rest = "", cr = false;
+  // The parts of a line that has not ended: joined once, because a large message comes in thousands of pieces.
+  let rest = [], cr = false;
   /** @type {any} */
   let frame = { event: "" };
   const line = (text) => {
     if (!text) {
-      if ("data" in frame) take(frame);
+      const { id } = frame, empty = !("data" in frame);
+      if (!empty) take(frame);
       frame = { event: "" };
+      // An id without data is that of the next frame, as for an EventSource.
+      if (empty && id !== undefined) frame.id = id;
       return;
     }
     const [, field, value] = /^([^:]*):? ?([^]*)$/.exec(text);
@@ -110,8 +114,11 @@ export function parser(take, retry) {
     // The second half of a line break whose first half ended the last chunk.
     if (cr && text[0] === "\n") text = text.slice(1);
     cr = text ? text.endsWith("\r") : false;
-    const lines = (rest + text).split(/\r\n|\r|\n/);
-    rest = lines.pop();
+    const [first, ...others] = text.split(/\r\n|\r|\n/);
+    rest.push(first);
+    if (!others.length) return;
+    const lines = [rest.join(""), ...others];
+    rest = [lines.pop()];
     lines.forEach(line);
   };
 }
