@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from fuzzing.engine import Finding, Judge, Target, fuzz, judging, shrunk
+from fuzzing.streams import BROWSER, fuzz_in_browser
 from fuzzing.targets import TARGETS, provided
 from pgbus_gevent.database import green
 
@@ -49,6 +50,9 @@ def _fuzz(target: Target, needs: Any, engine: str, seconds: float, seed: int) ->
     faulthandler.dump_traceback_later(seconds + 600, exit=True)  # an input that computes without an end
     try:
         with ExitStack() as stack:
+            if target is BROWSER:
+                fuzz_in_browser(*needs(target, stack), seconds=seconds, seed=seed)
+                return 0
             judge = stack.enter_context(judging(target, *needs(target, stack)))
             if engine == "atheris":
                 _atheris(judge, seconds, seed)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fuzzing import hooks, pure, web, wire
+from fuzzing import hooks, pure, streams, web, wire
 from fuzzing.engine import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (*pure.TARGETS, *web.TARGETS, *hooks.TARGETS, *wire.TARGETS)
+    target.name: target
+    for target in (*pure.TARGETS, *web.TARGETS, *hooks.TARGETS, streams.STREAM, streams.BROWSER, *wire.TARGETS)
 }
 """By name."""
 
