@@ -3,7 +3,7 @@
 For each stream, a client has a cursor. It is due every message above the cursor that it may see, in the order of the ids, once.
 Only two events change that:
 
-- A gap with reason ``expired`` excuses messages that were pruned, and no others.
+- A gap with reason ``expired`` excuses messages that were pruned, and no others. It is right only if there are such messages.
 - A gap with reason ``ahead`` is right only after messages were really lost with a server. The client then gets all retained
   messages again, from the oldest on.
 """
@@ -68,6 +68,7 @@ class _Walk:
         self._history, self._truth, self._losses = history, truth, losses
         self._mine = {mark.data["id"] for mark in history.marks if mark.what == "connected"}
         everything = [*truth.present.values(), *truth.pruned.values()]
+        self._gone = {**truth.pruned, **truth.taken}
         self._due = sorted(row.id for row in everything if self._is_due(row))
         self._cursor: int | None = None
         self._connection = ""
@@ -106,6 +107,8 @@ class _Walk:
         # Nothing is retained if there is no oldest message.
         self._excused = mark.data["oldest"] or 1 << 60
         if mark.data["reason"] == "expired":
+            if not any((self._cursor or 0) < id < self._excused for id in self._gone):
+                self._find("unfounded gap", 0, 0, mark.time)
             return
         if mark.data["reason"] != "ahead" or not any(loss <= mark.time for loss in self._losses):
             self._find("unfounded gap", 0, 0, mark.time)
