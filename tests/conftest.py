@@ -1,8 +1,11 @@
 """Set-up for all tests: plugins, signals, the markers of needs, and clearing up."""
 
+import os
 import shutil
 import signal
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
@@ -12,6 +15,7 @@ import kinds
 import pytest
 from hypothesis import HealthCheck, settings
 
+import pgbus_gevent
 from pgbus_gevent.testing.client import StreamClient
 
 # If the package is installed, pytest has already found its plugin.
@@ -37,6 +41,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same for a hang-up under nohup. A test that needs a program to ignore SIGHUP says so itself.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """If PGBUS_TEST_INSTALLED is set, the tests are of the installed package, in this process and in those that they start."""
+    if os.environ.get("PGBUS_TEST_INSTALLED"):
+        code = "import pgbus_gevent; print(pgbus_gevent.__file__)"
+        started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        files = {pgbus_gevent.__file__, started.stdout.strip()}
+        site_packages = sysconfig.get_path("purelib")
+        if not all(Path(file).is_relative_to(site_packages) for file in files):
+            raise pytest.UsageError(f"the tests must import pgbus_gevent from {site_packages}, not from {sorted(files)}")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers

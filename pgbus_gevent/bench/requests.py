@@ -11,7 +11,7 @@ from .load import percentiles
 from .program import BenchFailed
 from .scenarios import LATENCIES, STREAM, Metrics, Rows, Scenario
 
-TOKEN = "the-publish-token-of-the-benchmark"
+TOKEN = "the-publish-token-of-the-benchmark"  # nosec B105 # of servers that only the benchmark starts
 
 _HEALTH = b"GET /pgbus/healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 _BROADCAST = (

@@ -55,7 +55,8 @@ class Server:
         self._version = wheel.version
         self._major = wheel.version.partition(".")[0]  # the wheel's version is PostgreSQL's
         self._pgdata = data_dir / f"postgres-{self._major}"
-        self._short_dir = Path("/tmp", f"pgbus-{hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:16]}")
+        digest = hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:16]
+        self._short_dir = Path("/tmp", f"pgbus-{digest}")  # nosec B108 # _make_private refuses a foreign directory
         self.data_dir = data_dir
         self._options = options
         self._is_root = os.geteuid() == 0

@@ -11,7 +11,7 @@ from .pool import Pool
 
 _ANSWER = """pgbus._duty(%(me)s, %(may_lead)s, %(lease)s, %(hears)s, %(rings)s, %(rank)s) d"""
 
-_DUTY = f"select d.leads, d.age, d.rings, d.company from {_ANSWER}"
+_DUTY = f"select d.leads, d.age, d.rings, d.company from {_ANSWER}"  # nosec B608 # a constant
 
 # This row renews the lease, and describes the snapshot of the statement. Ids above the last one that was drawn are left out:
 # such a message was written by hand, and a tail that moved up to it would miss all others.
@@ -19,7 +19,7 @@ _FIRST = f"""
 select 0, d.leads, d.age, d.rings, d.company, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
        (select i.last_value from pgbus.message_ids i), case when %(bind)s then pg_current_xact_id()::text::bigint end,
        null::bigint, null::text
-from {_ANSWER}"""
+from {_ANSWER}"""  # nosec B608 # a constant
 
 # Left out if there are no holes, which is most of the time: planning it takes a quarter of the whole.
 _IN_HOLES = """

@@ -45,7 +45,8 @@ def last_ids(using: object, streams: Sequence[str]) -> list[int]:
     # Passes texts and not a list, because the application may have changed how its driver adapts lists.
     names = ", ".join(["%s"] * len(streams))
     rows = _runner(using)(
-        f"select pgbus.last_id(s.stream) from unnest(array[{names}]::text[]) with ordinality as s(stream, n) order by s.n",
+        "select pgbus.last_id(s.stream)"
+        f" from unnest(array[{names}]::text[]) with ordinality as s(stream, n) order by s.n",  # nosec B608 # only %s
         tuple(streams),
     )
     return [int(id) for (id,) in rows]

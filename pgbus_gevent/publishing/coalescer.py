@@ -174,7 +174,7 @@ class Coalescer:
         if self._turn.acquire(blocking=False):
             try:
                 self._send_waiting(everything=False)
-            except Exception:
+            except Exception:  # nosec B110 # it is not swallowed: see below
                 pass  # _keep has logged it, and keeps the messages for the next try
             finally:
                 self._end_turn()

@@ -42,7 +42,7 @@ class TestDatabases:
             if directory is None:
                 self._directory = tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True)
                 directory = self._directory.name
-            os.chmod(directory, 0o755)  # the server may run as another user, which must be able to enter
+            os.chmod(directory, 0o755)  # nosec B103 # the server may run as another user, which must be able to enter
             self.embedded = EmbeddedPostgres.open(directory, options=OPTIONS)
             url = self.embedded.url
         self.url = url

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..hosts.pywsgi import Server, listen
 
-SECRET = "a secret for tests alone"
+SECRET = "a secret for tests alone"  # nosec B105 # of servers that only tests start
 """The secret that signs stream names for the fixtures' server."""
 
 

@@ -28,7 +28,7 @@ COOKIE = "pgbus_console"
 SESSION = 12 * 3600
 """Seconds for which a login is valid."""
 
-MADE_TOKEN = "_PGBUS_CONSOLE_TOKEN"
+MADE_TOKEN = "_PGBUS_CONSOLE_TOKEN"  # nosec B105 # the name of a variable
 """The variable in which ``serve`` gives its workers the token that it made. They need the same one, because they share a port."""
 
 _WRONG_TOKEN_PAUSE = 0.3  # seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
 
 import pgbus_gevent
 
@@ -23,22 +25,25 @@ NOT_SOURCES = (".venv", ".git", "node_modules", "build", "dist", "*.egg-info", "
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
+COMMITTED = 1_767_225_600
+"""When the commit was made from which the archives are built, in Unix seconds."""
+
+
+def build(folder: Path, *what: str) -> None:
+    """Build archives from a copy of the sources."""
+    shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    command = [sys.executable, "-m", "build", "--no-isolation", *what]
+    command += ["--outdir", str(folder / "dist"), str(folder / "sources")]
+    variables = {**os.environ, "SOURCE_DATE_EPOCH": str(COMMITTED)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 class Built:
     """The two archives that ``nox -s build`` makes, built from a copy of the sources."""
 
     def __init__(self, folder: Path) -> None:
-        shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(*NOT_SOURCES))
-        command = [
-            sys.executable,
-            "-m",
-            "build",
-            "--no-isolation",
-            "--outdir",
-            str(folder / "dist"),
-            str(folder / "sources"),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        build(folder)
         (self.sdist,) = folder.glob("dist/*.tar.gz")
         (self.wheel,) = folder.glob("dist/*.whl")
         with tarfile.open(self.sdist) as archive:
@@ -63,6 +68,39 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp("built")
     yield Built(folder)
     shutil.rmtree(folder)
+
+
+def entries(wheel: Path) -> list[tuple[str, tuple[int, ...], int]]:
+    """Return what a wheel says of each of its files: name, time and mode. It helps to see a difference."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [(each.filename, each.date_time, each.external_attr) for each in archive.infolist()]
+
+
+def test_the_wheel_is_the_same_byte_for_byte_wherever_and_whenever_it_is_built(built: Built, tmp_path: Path) -> None:
+    """One was built from the source distribution, the other from the tree, in another folder and at a later time."""
+    build(tmp_path / "another/folder", "--wheel")
+    (again,) = tmp_path.glob("another/folder/dist/*.whl")
+    assert int(again.stat().st_mtime) > int(built.wheel.stat().st_mtime)
+    assert entries(again) == entries(built.wheel)
+    assert again.read_bytes() == built.wheel.read_bytes()
+
+
+def test_each_requirement_has_bounds_and_its_pin_is_within_them(built: Built) -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    required = [Requirement(line) for line in built.fields.get_all("Requires-Dist", [])]
+    assert len(required) > 20
+    tools = {each.name for each in required if "dev" in str(each.marker)}
+    tools -= {each.name for each in required if "dev" not in str(each.marker)}
+    unbounded = {
+        each.name
+        for each in required
+        if {specifier.operator for specifier in each.specifier} != {">=", "<"} and each.name not in tools
+    }
+    assert unbounded == set()
+    names = {each.name.replace("_", "-"): each.specifier for each in required}
+    assert names.keys() - pins.keys() == {"uwsgi"}  # setup.py says why
+    assert [name for name, bounds in names.items() if name in pins and pins[name] not in bounds] == []
 
 
 def sources(*folders: str) -> set[str]:
