@@ -6,7 +6,6 @@ import http.client
 import socket
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import Any
 
 from pgbus_gevent import Bus
@@ -37,10 +36,10 @@ def names(
         steps["published"] = mb(served.rss)
         say("published", flush=True)
         of_streams, most_streams = _watch_many(served, watched)
-        until(lambda: served.metric("pgbus_streams") == 0, 60, "no stream is watched")
+        until(lambda: served.metric("pgbus_connections") == 0, 60, "no stream is watched")
         steps["watched and left"] = mb(served.rss)
         of_again, _ = _watch_many(served, watched)
-        until(lambda: served.metric("pgbus_streams") == 0, 60, "no stream is watched")
+        until(lambda: served.metric("pgbus_connections") == 0, 60, "no stream is watched")
         steps["watched and left again"] = mb(served.rss)
         log, ordinary = len(served.errors), gets_in(served, "open:last")
         found = watch.end()
@@ -102,15 +101,9 @@ def _watch_many(served: Served, connections: int) -> tuple[float, int]:
         query = "&".join(f"stream=open:{mark}:{number}:{n}" for n in range(STREAMS_EACH))
         sock.sendall(request(f"/pgbus/streams?{query}"))
         socks.append(sock)
-        if number % 200 == 199:
-            until(
-                lambda n=number: served.metric("pgbus_streams") >= (n - 50) * STREAMS_EACH, 120, "streams are watched"
-            )
-    wanted = connections * STREAMS_EACH
-    with suppress(TimeoutError):
-        until(lambda: served.metric("pgbus_streams") >= wanted, 60, "all streams are watched")
-    until(lambda: all(map(_greeted, socks)), 120, "all are greeted", pause=0.5)
-    streams = int(served.metric("pgbus_streams"))
+        if number % 50 == 49 or number == connections - 1:
+            until(lambda: all(map(_greeted, socks[-50:])), 120, "the streams are watched", pause=0.05)
+    streams = int(served.metric("pgbus_connections")) * STREAMS_EACH
     each = (served.rss - before) / max(1, streams)
     for sock in socks:
         sock.close()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from pgbus_gevent.core.taps import TEXTS_SIZE
 from pgbus_gevent.edge.session import NUMBERS, SMALL
+from pgbus_gevent.redis import relay
+from pgbus_gevent.streamer import steward_ear
 from pgbus_gevent.web.returners import MAX_KNOWN
 
 from .churn import Churn
@@ -40,13 +42,17 @@ BOUNDS = {
     "stream_apps[]._returners._due": MAX_KNOWN,
     "revocations._seen": 5000,
     "_complaints._logged": 1000,
+    "database.pool._used": 4,
+    "ear.heard": steward_ear.REMEMBERED,
+    "ear.rung": steward_ear.REMEMBERED,
+    "relay._sequencer._last": relay.REMEMBERED,
+    "relay._sequencer._recent": relay.REMEMBERED,
     "upstream.session._needed": 2 * SMALL,
     "upstream.session._numbers": NUMBERS,
     "board.taps._texts._kept": TEXTS_SIZE // 100,
 }
 """Containers that stay filled, and the most that they may hold: clients that were refused, revocations of the last minutes, labels
-that were logged, the streams that an edge still follows, the ephemeral messages that it has had, and texts of messages for edges,
-whose bytes are bounded."""
+that were logged, messages that rang or were relayed, and what an edge remembers. Of texts of messages, the bytes are bounded."""
 
 
 class State(NamedTuple):
