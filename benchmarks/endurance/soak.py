@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from pgbus_gevent.core.taps import TEXTS_SIZE
@@ -32,8 +31,10 @@ SETTINGS = {
     "pool_size": "4",
 }
 
-MEMORY_PER_ROUND = 2 << 20
-"""Bytes by which the memory of a process may grow in the last round. Fragments of the allocator come and go."""
+MEMORY_PER_ROUND = 1 << 20
+LAST_ROUNDS = 3
+"""A process leaks memory if it is larger than ever before after each of its last rounds, by more than so many bytes each time. A
+single step says little: the allocator keeps what a busy moment took, and gives it back later or never."""
 
 SPARE = {"objects": 3000, "descriptors": 4, "greenlets": 2, "watchers": 6, "database sessions": 6}
 """By how much the totals may differ: sessions of the pool open and close as there is work."""
@@ -132,12 +133,10 @@ def soak(
 
 
 def leaks(memories: list[dict[int, int]]) -> bool:
-    """Whether a process grew in the last round by more than it may, and did not grow less than in the round before."""
-    if len(memories) < 3:
-        return False
+    """Whether the memory of a process grew in each of the last rounds. Without so many rounds, nothing can be said."""
     for pid in memories[-1]:
         sizes = [memory[pid] for memory in memories if pid in memory]
-        steps = [later - earlier for earlier, later in pairwise(sizes)]
-        if len(steps) >= 2 and steps[-1] > MEMORY_PER_ROUND and steps[-1] >= steps[-2]:
+        records = [size - max(sizes[:number]) for number, size in enumerate(sizes) if number]
+        if len(records) >= LAST_ROUNDS and min(records[-LAST_ROUNDS:]) > MEMORY_PER_ROUND:
             return True
     return False

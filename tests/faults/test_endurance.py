@@ -36,10 +36,14 @@ def test_the_census_counts_a_container_of_any_part_without_knowing_it(pgbus_sett
 
 
 def test_memory_that_grows_in_every_round_is_a_leak_and_a_cache_that_fills_is_none() -> None:
-    mb = 1 << 20
-    assert soak.leaks([{1: 50 * mb}, {1: 55 * mb}, {1: 60 * mb}])
-    assert not soak.leaks([{1: 50 * mb}, {1: 55 * mb}, {1: 56 * mb}])
-    assert not soak.leaks([{1: 50 * mb}, {2: 55 * mb}, {2: 60 * mb}]), "another process"
+    def leaks(*megabytes: int) -> bool:
+        return soak.leaks([{1: size << 20} for size in megabytes])
+
+    assert leaks(50, 53, 56, 59) and leaks(50, 60, 55, 62, 65, 68)
+    assert not leaks(50, 58, 62, 62, 62), "it has filled"
+    assert not leaks(50, 58, 52, 61, 57), "it comes and goes"
+    assert not leaks(50, 55, 60), "too few rounds"
+    assert not soak.leaks([{1: 50 << 20}, {2: 55 << 20}, {2: 60 << 20}, {2: 65 << 20}]), "another process"
 
 
 @pytest.mark.slow
