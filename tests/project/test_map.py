@@ -14,6 +14,7 @@ SUBJECTS = {
     "faults": "what may go wrong around a whole worker",
     "fuzz": "inputs that nobody thought of, for each way into the package",
     "project": "the repository: layers, documentation, distributions, tools",
+    "simulation": "the simulator, and what it finds",
     "spin": "the models of the ordering rules for Spin",
     "sql": "the SQL functions; a file carries the name of a file in database/sql",
 }

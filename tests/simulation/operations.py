@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import gevent
-
 from . import clock
 from .database.locks import BELL
 from .loop import CLOCK
@@ -291,8 +289,10 @@ def kill(world: World, worker: int, seconds: float, kindly: bool) -> None:
 @operation
 def wound(world: World, worker: int, task: str) -> None:
     """A greenlet of a worker is killed."""
-    found = world.workers[worker]
-    greenlet = found.instance.tasks[task]._greenlet if found.serves and task in found.instance.tasks else None
-    if greenlet is not None and not greenlet.dead:
-        gevent.kill(greenlet)
-        world.excuse(0.5, 2.0 if task in ("dispatcher", "heartbeat", "reader-0") else RECONNECT + 2.5)
+    world.workers[worker].wound(task)
+
+
+@operation
+def strike(world: World, worker: int, sends: int) -> None:
+    """A worker's dispatcher is killed in the middle of its work: after so many more sends to clients."""
+    world.workers[worker].sends_left = sends

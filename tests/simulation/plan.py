@@ -9,12 +9,13 @@ from .history import History
 
 VARIETY = (
     "late", "rollback", "commit", "repeatable", "several", "squat", "labels", "rights", "whisper", "large", "replay", "drop",
-    "stall", "quit", "exclude", "prune", "quiet",
+    "stall", "quit", "exclude", "prune", "quiet", "relisten",
 )  # fmt: skip
 """What disturbs no worker, so that everything is to arrive as promptly as ever."""
 
 TROUBLES = (
     "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart", "back", "sequence", "kill", "stop", "wound",
+    "strike",
 )  # fmt: skip
 
 TASKS = (
@@ -39,15 +40,20 @@ class Plan:
         density = random.choice((0.08, 0.2, 0.45))
         self.troubles = {name for name in VARIETY if random.random() < 0.5}
         self.troubles |= {name for name in TROUBLES if random.random() < density}
+        if random.random() < 0.7:
+            self.troubles.add(random.choice(TROUBLES))
         self.troubled = random.choice((5.0, 10.0, 20.0)) if self.troubles.intersection(TROUBLES) else 1.0
         self.seconds = self.troubled + random.choice((8.0, 16.0))
-        self.streams = [f"s{n}" for n in range(random.choice((1, 2, 3, 6)))]
+        self.busy = [f"s{n}" for n in range(random.choice((1, 2, 3, 6)))]
+        self.quiet = ["q0", "q1"]
+        """Streams with so few messages that none shows that the one before it was missed."""
+        self.streams = [*self.busy, *self.quiet]
         self.quiet_from = {
             name: self.seconds * random.choice((0.2, 0.5, 0.8, 1.0)) if self.has("quiet") else self.seconds
-            for name in self.streams
+            for name in self.busy
         }
         self.workers = random.choice((1, 2, 2, 3))
-        self.clients = random.choice((10, 30, 60))
+        self.clients = random.choice((10, 30, 30, 60, 60, 150))
         self.rate = random.choice((0.7, 3.0, 25.0))
         self.operations: list[list[Any]] = []
         self.history = History(
@@ -99,6 +105,12 @@ class Plan:
         while at < self.seconds:
             self._publish(round(at, 4))
             at += self.random.expovariate(self.rate) * self.random.choice((0.02, 1.0, 1.0, 3.0))
+        for stream in self.quiet:
+            at = self.random.uniform(0.5, 4.0)
+            while at < self.seconds:
+                holds = self.random.choice((0.5, 1.0, 2.0)) if self.has("late") else 0.0
+                self.add(round(at, 4), "publish", [stream], "now", holds, False, None, 0)
+                at += self.random.uniform(2.5, 6.0)
         self._database()
         self._workers()
         self.operations.sort(key=lambda operation: operation[0])
@@ -106,7 +118,7 @@ class Plan:
 
     def _publish(self, at: float) -> None:
         random = self.random
-        busy = [name for name in self.streams if at < self.quiet_from[name]]
+        busy = [name for name in self.busy if at < self.quiet_from[name]]
         if not busy:
             return
         kinds = ["now", *(kind for kind in ("commit", "repeatable") if self.has(kind))]
@@ -164,9 +176,9 @@ class Plan:
         last = self.troubled if trouble in TROUBLES else self.seconds
         return [self.at(1.0, last) for _ in range(self.random.randint(1, most))] if self.has(trouble) else []
 
-    def _near_a_commit(self, at: float, low: float, high: float) -> float:
-        """Return a time near that of a publisher, or mostly: what happens there matters most."""
-        published = [each[0] for each in self.operations if each[1] == "publish"]
+    def _near_a_commit(self, at: float, low: float, high: float, streams: list[str]) -> float:
+        """Return a time near that of a publisher, mostly: what happens there matters most."""
+        published = [each[0] for each in self.operations if each[1] == "publish" and each[2][0] in streams]
         if published and self.random.random() < 0.8:
             at = max(0.5, round(self.random.choice(published) + self.random.uniform(low, high), 4))
         return at
@@ -179,15 +191,15 @@ class Plan:
         for at in self._times("full", 2):
             self.add(at, "full", random.choice((1.0, 8.0)))
         for at in self._times("squat", 3):
-            self.add(at, "squat", random.choice((0.5, 5.0, 30.0)))
+            self.add(at, "squat", random.choice((5.0, 30.0)))
         for at in self._times("forge", 4):
             self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
-        for at in self._times("cut", 8):
-            kind = random.choice(("listen", "listen", "pool", "all"))
-            if kind == "listen":
-                # Shortly before a commit, which the session that follows has then missed.
-                at = self._near_a_commit(at, -0.09, 0.0)
-            self.add(at, "cut", kind, random.randrange(self.workers))
+        for at in self._times("relisten", 4):
+            # Shortly before a commit, which the session that follows has then missed.
+            at = self._near_a_commit(at, -0.08, -0.005, self.quiet)
+            self.add(at, "cut", "listen", random.randrange(self.workers))
+        for at in self._times("cut", 4):
+            self.add(at, "cut", random.choice(("listen", "pool", "all")), random.randrange(self.workers))
         for at in self._times("hang", 2):
             kind = random.choice(("listen", "pool", "all"))
             self.add(at, "hang", kind, random.randrange(self.workers), random.choice((1.0, 4.0, 12.0)))
@@ -210,9 +222,10 @@ class Plan:
             self.add(at, "kill", random.randrange(self.workers), random.choice((0.1, 1.0, 3.0)), False)
         for at in self._times("stop", 2):
             self.add(at, "kill", random.randrange(self.workers), random.choice((2.5, 4.0)), True)
-        for at in self._times("wound", 8):
-            at = min(self._near_a_commit(at, 0.0, 0.02), self.troubled)
+        for at in self._times("wound", 4):
             self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
+        for at in self._times("strike", 6):
+            self.add(at, "strike", random.randrange(self.workers), random.randint(1, 3 * self.clients // self.workers))
 
 
 def draw(seed: int) -> History:

@@ -169,6 +169,8 @@ class Visitor:
     def _take(self, data: bytes) -> None:
         """Judge what a worker sends."""
         events = read(data)
+        if self.worker is not None and self.worker.sends_left:
+            self.worker.sent()
         before = self._last_cursors() if self._pieces else list(self.cursors)
         self._pieces.append((self._handed, events, before))
         self._handed += len(data)

@@ -40,6 +40,8 @@ LOOK = 0.5
 SETTLE = 3.0
 """Seconds at the end, after the time in which everybody must have everything."""
 
+_MOST_DEATHS = 3  # of a task; after six in a minute, a worker gives it up
+
 _worlds: list[World] = []
 
 
@@ -51,6 +53,8 @@ class Worker:
         self._world = world
         self.instance = self._make()
         self.serves = False
+        self.sends_left = 0
+        """After how many more sends its dispatcher is killed."""
 
     def _make(self) -> Instance:
         world = self._world
@@ -100,6 +104,21 @@ class Worker:
             task._stopping = True
         gevent.killall([task._greenlet for task in tasks if task._greenlet is not None], block=False)
         self.instance.database.close()
+
+    def wound(self, name: str) -> None:
+        """Kill a greenlet, unless it would be given up for that."""
+        task = self.instance.tasks.get(name)
+        if not self.serves or task is None or len(task.deaths) > _MOST_DEATHS:
+            return
+        if task._greenlet is not None and not task._greenlet.dead:
+            gevent.kill(task._greenlet)
+            self._world.excuse(0.5, 2.0 if name in ("dispatcher", "heartbeat", "reader-0") else 4.0)
+
+    def sent(self) -> None:
+        """Count a send to a client."""
+        self.sends_left -= 1
+        if self.sends_left == 0:
+            self.wound("dispatcher")
 
     def stop(self) -> None:
         """End it as SIGTERM does."""

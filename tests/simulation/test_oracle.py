@@ -1,0 +1,158 @@
+"""The oracle notices each kind of broken promise, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+
+from tests.simulation.figures import Figures
+from tests.simulation.ledger import Message
+from tests.simulation.loop import CLOCK
+from tests.simulation.oracle import Failure, Oracle, Seat
+from tests.simulation.server import Server
+
+
+class Client:
+    name = "client"
+
+    def __init__(self) -> None:
+        self.rights = {"red"}
+
+    def may_see(self, label: str) -> bool:
+        return label in self.rights
+
+    def steady_since(self, label: str) -> float:
+        return 0.0
+
+
+class Court:
+    """An oracle, a client in one stream, and what is committed there."""
+
+    def __init__(self, asked: int | None = 0) -> None:
+        self.server = Server(Random(1), step=0.001, seed=1)
+        self.oracle = Oracle(self.server, Figures())
+        self.client = Client()
+        self.seat = Seat("s", self.client, asked)
+        self.head = 0
+        self.oracle.greeted(self.seat, "me", asked or 0)
+
+    def commit(self, *ids: int, label: str | None = None, exclude: str | None = None, prev_known: bool = True) -> None:
+        for id in ids:
+            message = Message("s", str(id), None, label, exclude)
+            message.id, message.prev_id, message.seen_at = id, self.head if prev_known else None, CLOCK.now
+            self.head = id
+            self.server.stream("s").history.append(message)
+            self.oracle.committed([message])
+
+    def deliver(self, *ids: int) -> None:
+        for id in ids:
+            self.oracle.message(self.seat, id, str(id))
+
+    def lose(self, *ids: int) -> None:
+        stream = self.server.stream("s")
+        self.oracle.went_back(stream.lose({row.id for row in stream.history} - set(ids), 0))
+        self.head = stream.history[-1].id if stream.history else 0
+        self.oracle.seat_lost(self.seat)
+
+    def tell(self, reason: str, requested: int) -> None:
+        self.oracle.gap(self.seat, json.dumps({"stream": "s", "reason": reason, "requestedId": requested}))
+
+    def refuses(self, kind: str, *ids: int) -> None:
+        with pytest.raises(Failure) as found:
+            self.deliver(*ids)
+        assert found.value.kind == kind
+
+
+def test_messages_in_their_order_are_right() -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    court.deliver(1, 2, 3)
+    assert court.oracle.figures.deliveries == 3
+    assert court.oracle.missing(court.seat) is None
+
+
+def test_a_message_that_is_left_out_is_lost() -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    court.deliver(1)
+    court.refuses("lost", 3)
+
+
+@pytest.mark.parametrize(("id", "kind"), [(2, "repeated"), (1, "order")])
+def test_a_message_that_comes_again_is_wrong(id: int, kind: str) -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.deliver(1, 2)
+    court.refuses(kind, id)
+
+
+def test_a_message_for_others_is_forbidden_and_is_not_missed() -> None:
+    court = Court()
+    court.commit(1, label="blue")
+    court.commit(2, exclude="me")
+    court.commit(3, label="red")
+    court.deliver(3)
+    court.commit(4, label="blue")
+    court.refuses("forbidden", 4)
+
+
+def test_pruned_messages_may_be_left_out_if_the_client_is_told() -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    court.deliver(1)
+    court.server.stream("s").prune(2)
+    court.refuses("lost", 3)
+    court.tell("expired", 1)
+    court.deliver(3)
+
+
+def test_a_client_is_told_of_a_loss_and_gets_everything_again() -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    court.deliver(1, 2, 3)
+    court.lose(3)
+    court.commit(9)
+    court.refuses("gap", 9)
+    court.tell("ahead", 3)
+    court.deliver(1, 2, 9)
+
+
+def test_a_gap_without_a_loss_is_wrong() -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.deliver(1, 2)
+    for reason in ("ahead", "expired"):
+        with pytest.raises(Failure):
+            court.tell(reason, 2)
+
+
+def test_a_cursor_that_was_lost_may_stay_untold_without_a_proof() -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.lose(2)
+    court.seat = Seat("s", court.client, 2)
+    court.oracle.greeted(court.seat, "me", 2)
+    court.commit(9, prev_known=False)
+    court.deliver(9)
+    assert court.oracle.figures.unproven == 1
+
+
+def test_a_client_that_lacks_a_message_for_long_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.commit(1)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 4.0)
+    court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 2.0)
+    with pytest.raises(Failure):
+        court.oracle.look(court.seat)
+
+
+def test_ephemeral_messages_keep_their_order() -> None:
+    court = Court()
+    for data in ("a", "b"):
+        court.oracle.sent_ephemeral(Message("s", data, None, None, None))
+    court.oracle.ephemeral(court.seat, "b")
+    with pytest.raises(Failure):
+        court.oracle.ephemeral(court.seat, "a")
