@@ -37,7 +37,7 @@ class Plan:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        density = random.choice((0.08, 0.2, 0.45))
+        density = random.choice((0.05, 0.3, 0.5))
         self.troubles = {name for name in VARIETY if random.random() < 0.5}
         self.troubles |= {name for name in TROUBLES if random.random() < density}
         if random.random() < 0.7:
@@ -82,7 +82,7 @@ class Plan:
         return {
             "shuffle": random.random() < 0.5,
             "step": random.choice((1e-6, 1e-5, 1e-4)),
-            "look": random.choice((1e-7, 1e-6, 2e-5, 3e-4 if self.rate < 5.0 else 1e-5)),
+            "look": random.choice((1e-6, 2e-5, 1e-4 if self.rate < 5.0 else 2e-5, 3e-4 if self.rate < 5.0 else 1e-5)),
             "latency": random.choice((0.0002, 0.001, 0.005)),
             "commit": random.choice((0.0005, 0.002, 0.01)),
         }
@@ -107,7 +107,8 @@ class Plan:
             at += self.random.expovariate(self.rate) * self.random.choice((0.02, 1.0, 1.0, 3.0))
         for stream in self.quiet:
             at = self.random.uniform(0.5, 4.0)
-            while at < self.seconds:
+            # The first one is silent in the second part, so that nothing there shows what was missed or lost before.
+            while at < (self.troubled if stream == self.quiet[0] else self.seconds):
                 holds = self.random.choice((0.5, 1.0, 2.0)) if self.has("late") else 0.0
                 self.add(round(at, 4), "publish", [stream], "now", holds, False, None, 0)
                 at += self.random.uniform(2.5, 6.0)
@@ -171,10 +172,10 @@ class Plan:
 
     # troubles
 
-    def _times(self, trouble: str, most: int) -> list[float]:
+    def _times(self, trouble: str, most: int, least: int = 1) -> list[float]:
         """Return when a trouble comes. What disturbs workers comes in the first part, so that there is calm in the second."""
         last = self.troubled if trouble in TROUBLES else self.seconds
-        return [self.at(1.0, last) for _ in range(self.random.randint(1, most))] if self.has(trouble) else []
+        return [self.at(1.0, last) for _ in range(self.random.randint(least, most))] if self.has(trouble) else []
 
     def _near_a_commit(self, at: float, low: float, high: float, streams: list[str]) -> float:
         """Return a time near that of a publisher, mostly: what happens there matters most."""
@@ -194,7 +195,7 @@ class Plan:
             self.add(at, "squat", random.choice((5.0, 30.0)))
         for at in self._times("forge", 4):
             self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
-        for at in self._times("relisten", 4):
+        for at in self._times("relisten", 4, 2):
             # Shortly before a commit, which the session that follows has then missed.
             at = self._near_a_commit(at, -0.08, -0.005, self.quiet)
             self.add(at, "cut", "listen", random.randrange(self.workers))
@@ -210,7 +211,8 @@ class Plan:
         for at in self._times("restart", 2):
             self.add(at, "restart", random.choice((0.05, 1.0, 4.0)), 0.0)
         for at in self._times("back", 3):
-            self.add(at, "restart", random.choice((0.05, 1.0)), random.choice((0.1, 1.0, 5.0)))
+            at = self.troubled if random.random() < 0.5 else at
+            self.add(at, "restart", random.choice((0.05, 1.0)), random.choice((0.5, 5.0, 5.0)))
         for at in self._times("sequence", 2):
             self.add(at, "sequence", random.choice((1, 20, 10**5)))
         for at in self._times("prune", 8):
@@ -224,7 +226,7 @@ class Plan:
             self.add(at, "kill", random.randrange(self.workers), random.choice((2.5, 4.0)), True)
         for at in self._times("wound", 4):
             self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
-        for at in self._times("strike", 6):
+        for at in self._times("strike", 8, 4):
             self.add(at, "strike", random.randrange(self.workers), random.randint(1, 3 * self.clients // self.workers))
 
 
