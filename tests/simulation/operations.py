@@ -19,6 +19,9 @@ OPERATIONS: dict[str, Callable[..., None]] = {}
 RECONNECT = 1.5
 """Seconds that a worker may need to recover from sessions that are cut: the pauses before it tries again."""
 
+LISTEN_AGAIN = 0.8
+"""Seconds in which a worker has another LISTEN session, and has asked the table what it missed."""
+
 
 def operation(function: Callable[..., None]) -> Callable[..., None]:
     """Note an operation by its name."""
@@ -187,7 +190,7 @@ def cut(world: World, kind: str, worker: int) -> None:
         )
     )
     # After a lost LISTEN session the table is asked at once; if others are lost, there may be another steward.
-    world.excuse(RECONNECT, RECONNECT if kind == "listen" else RECONNECT + 2.5)
+    world.excuse(RECONNECT, LISTEN_AGAIN if kind == "listen" else RECONNECT + 2.5)
 
 
 @operation

@@ -20,7 +20,7 @@ from .server import Server
 CALM_AFTER = 6.0
 """Seconds from the start of a fleet until it has a steward that all rely on."""
 
-PROMPT = 1.5
+PROMPT = 1.2
 """Seconds within which a message arrives while there is calm and a steward: it looks every 0.4 s."""
 
 
