@@ -170,7 +170,9 @@ class Server(database.Server):
     def go_back(self, seconds: float) -> list[Message]:
         """Crash, and lose the commits of the last ``seconds``. Returns the messages that are lost."""
         place = bisect_left(self._positions, CLOCK.now - seconds, key=lambda entry: entry[0])
-        position = self._positions[place][1] - 1 if seconds and place < len(self._positions) else None
+        position = None
+        if seconds and place < len(self._positions):
+            position = max(self.wal.first, self._positions[place][1] - 1)
         database.crash(self, position)
         if position is not None:
             self._positions = [entry for entry in self._positions if entry[1] <= position]
