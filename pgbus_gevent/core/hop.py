@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..messages import MAX_ID
-from .names import check_name
+from .names import check_data, check_name
 from .rows import ChangeReads, Mark, MessageReads, Opening, OpenQuestion, PageRows, Revoked, Row
 
 HOP = 1
@@ -84,23 +84,59 @@ def answer(source: Source, read: Mapping[str, Any]) -> Any:
     raise ValueError(f"unknown read {kind!r:.40}")
 
 
-def openings(found: Any) -> list[Opening]:
-    """Return the answer to the read ``openings``, from JSON."""
+# Answers raise the same errors as questions if they are malformed. Otherwise what is wrong in them would end the part that reads.
+
+
+def openings(found: Any, count: int) -> list[Opening]:
+    """Return the answer to the read ``openings`` about ``count`` streams, from JSON."""
     return [
-        Opening(head, horizon, oldest, start, floor, [Row(*row) for row in rows])
-        for head, horizon, oldest, start, floor, rows in found
+        Opening(_id(head), _id(horizon), _id(oldest), _id(start), _id(floor), [_row(*row) for row in rows])
+        for head, horizon, oldest, start, floor, rows in _each(found, count)
     ]
 
 
-def pages(found: Any) -> list[PageRows]:
-    """Return the answer to the read ``pages``, from JSON."""
-    return [PageRows([Row(*row) for row in rows], *facts) for rows, *facts in found]
+def pages(found: Any, count: int) -> list[PageRows]:
+    """Return the answer to the read ``pages`` about ``count`` streams, from JSON."""
+    return [
+        PageRows([_row(*row) for row in rows], _id(horizon), bool(more), *map(_id, facts))
+        for rows, horizon, more, *facts in _each(found, count)
+    ]
+
+
+def moved(found: Any) -> tuple[int, dict[str, int]]:
+    """Return the answer to the read ``moved``, from JSON."""
+    newest, heads = found
+    return _id(newest), {check_name(name): _id(head) for name, head in dict(heads).items()}
+
+
+def inventory(found: Any, count: int) -> list[tuple[int, int, int]]:
+    """Return the answer to the read ``inventory`` about ``count`` ranges, from JSON."""
+    return [(_id(horizon), _id(number), _whole(total)) for horizon, number, total in _each(found, count)]
 
 
 def revoked(found: Any) -> Revoked:
     """Return the answer to the read ``revocations``, from JSON."""
     rows, mark = found
-    return Revoked([(id, owner) for id, owner in rows], _mark(*mark))
+    return Revoked([(_whole(id), check_data(owner)) for id, owner in rows], _mark(*mark))
+
+
+def _each(found: Any, count: int) -> list[Any]:
+    if not isinstance(found, list) or len(found) != count:
+        raise ValueError(f"not a list of {count}")
+    return found
+
+
+def _row(id: Any, event: Any, data: Any, visible_to: Any, exclude: Any, prev_id: Any) -> Row:
+    for text in (event, visible_to, exclude):
+        if text is not None:
+            check_data(text)
+    return Row(_id(id), event, check_data(data), visible_to, exclude, None if prev_id is None else _whole(prev_id))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"not a whole number: {value!r:.40}")
+    return value
 
 
 def streams_of(body: Mapping[str, Any]) -> dict[str, int | None]:

@@ -160,5 +160,5 @@ def _greeting(text: str) -> dict[str, Any]:
                 f" version {HOP}: upgrade the older of the two"
             )
         return dict(found)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise OriginRefused("its greeting is not as this release expects it") from None

@@ -155,7 +155,7 @@ class Origin:
             return found
         except (OSError, http.client.HTTPException) as error:
             raise DatabaseUnavailable(f"the origin's answer broke off: {error or type(error).__name__}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise OriginRefused("what answers there is not pgbus-gevent: its answer is not JSON") from None
         finally:
             if kept:

@@ -33,13 +33,15 @@ class OriginReads:
     def _ask_for_each(self, kind: str, of: Sequence[Any], *, limit: int, size: int) -> list[Any]:
         """Ask about several streams: in halves if large messages make the answer too large, and at last for one message."""
         try:
-            return list(self._ask(kind, of=of, limit=limit, size=size))
+            with _Shape():
+                return list(self._ask(kind, of=of, limit=limit, size=size))
         except AnswerTooLarge:
             if not of:
                 raise
         if len(of) == 1:
             try:
-                return list(self._ask(kind, MAX_MESSAGE, of=of, limit=1, size=1))
+                with _Shape():
+                    return list(self._ask(kind, MAX_MESSAGE, of=of, limit=1, size=1))
             except AnswerTooLarge as error:
                 raise OriginRefused(f"a message of the stream {of[0][0]!r} is too large to be read: {error}") from None
         half = len(of) // 2
@@ -50,28 +52,28 @@ class OriginReads:
         """Return the state of each stream, and its newest messages."""
         found = self._ask_for_each("openings", questions, limit=limit, size=size)
         with _Shape():
-            return hop.openings(found)
+            return hop.openings(found, len(questions))
 
     def pages(self, after: Sequence[tuple[str, int]], *, limit: int, size: int) -> list[PageRows]:
         """Return a page for each (stream, cursor)."""
         found = self._ask_for_each("pages", after, limit=limit, size=size)
         with _Shape():
-            return hop.pages(found)
+            return hop.pages(found, len(after))
 
     def moved(self, heads: dict[str, int], pruned: Collection[str] = ()) -> tuple[int, dict[str, int]]:
         """Return the newest id of all streams, and the newest ids of the streams whose newest id differs from the given head."""
         found = self._ask("moved", of=heads, pruned=list(pruned))
         with _Shape():
-            newest, moved = found
-            return int(newest), dict(moved)
+            return hop.moved(found)
 
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
         """Return, for each (stream, floor, head): the horizon, the number of messages between, and the sum of their ids."""
         found = []
         for start in range(0, len(ranges), RANGES_PER_READ):
-            found += self._ask("inventory", of=ranges[start : start + RANGES_PER_READ])
+            with _Shape():
+                found += self._ask("inventory", of=ranges[start : start + RANGES_PER_READ])
         with _Shape():
-            return [(horizon, count, total) for horizon, count, total in found]
+            return hop.inventory(found, len(ranges))
 
     def revocations(self, after: Mark | None = None, *, recent: bool = False) -> Revoked:
         """Return the revocations since the mark ``after``, and with ``recent`` those of the last ten minutes."""
@@ -106,5 +108,5 @@ class _Shape:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (ValueError, TypeError, KeyError)):
+        if isinstance(error, (ValueError, TypeError, LookupError, OverflowError)):
             raise OriginRefused(f"its answer to a read is not as this release expects it: {error}") from None

@@ -211,8 +211,10 @@ class WakeSession:
             return False
         try:
             _, stream, number, *_ = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
+        if not isinstance(stream, str) or not isinstance(number, int):
+            return False  # the listener passes it over
         # Remembered also while there is one line: the next one may lead to a worker that hears of this message later.
         now, before = monotonic(), self._numbers.get((stream, number), float("-inf"))
         self._numbers[stream, number] = now

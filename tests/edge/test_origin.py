@@ -83,6 +83,21 @@ def test_a_read_presents_the_token_and_the_connection_is_kept(site: Site, origin
     assert began <= origin.answered <= monotonic()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "5", "[]", "[[], []]",
+        "[[[[6, 7, 8, 9, 10, []]], 0, false, 0, 0]]", '[[[], "0", false, 0, 0]]', "[[[], 1e999, false, 0, 0]]",
+        '[[[[6, null, "a\\u0000b", null, null, 5]], 0, false, 5, 0]]', "[" * 5000,
+    ],
+    ids=lambda answer: answer[:40],
+)  # fmt: skip
+def test_an_answer_of_another_shape_is_a_refusal(answer: str, site: Site, origins: Callable[..., Origin]) -> None:
+    site.answer = lambda: ("200 OK", answer.encode())
+    with pytest.raises(OriginRefused):
+        OriginReads(origins(site.url)).pages([("orders", 5)], limit=10, size=1000)
+
+
 def test_a_kept_connection_that_was_closed_is_replaced_without_an_error(
     site: Site, origins: Callable[..., Origin]
 ) -> None:
