@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fuzzing import hooks, pure, streams, web, wire
+from fuzzing import hooks, origin, pure, sql, streams, web, wire
 from fuzzing.engine import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (*pure.TARGETS, *web.TARGETS, *hooks.TARGETS, streams.STREAM, streams.BROWSER, *wire.TARGETS)
+    for target in (
+        *pure.TARGETS,
+        *web.TARGETS,
+        *hooks.TARGETS,
+        *sql.TARGETS,
+        *origin.TARGETS,
+        streams.STREAM,
+        streams.BROWSER,
+        *wire.TARGETS,
+    )
 }
 """By name."""
 
