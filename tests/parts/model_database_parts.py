@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -107,13 +107,17 @@ class RealSide(Side):
 
     def begin(self) -> None:
         """Begin a new history: without messages, without transactions."""
-        for number in list(self.running):
-            self.watcher.run("select pg_cancel_backend(%s)", self.sessions[number].pid)
-            self.running.pop(number)[0].join(PATIENCE)
+        self.end()
         for session in self.sessions:
             session.run("rollback")
         self._begin(self.streams)
         self._seen({})
+
+    def end(self) -> None:
+        """End the statements that still wait. A connection cannot be closed before."""
+        for number in list(self.running):
+            self.watcher.run("select pg_cancel_backend(%s)", self.sessions[number].pid)
+            self.running.pop(number)[0].join(PATIENCE)
 
     def _begin(self, streams: list[str]) -> None:
         self._clear()
@@ -149,7 +153,7 @@ class RealSide(Side):
     def take(self, step: Step) -> Seen:
         name, number, *arguments = step
         self.ended = []
-        self._impatient = {number} if name == "impatient" else set()
+        self._impatient = {number} if name in ("impatient", "cancel") else set()
         answers: dict[int, Any] = {}
         job = getattr(self, f"do_{name}")(number, *arguments)
         if job is not None:
@@ -207,7 +211,8 @@ class RealSide(Side):
     def _seen(self, answers: dict[int, Any]) -> Seen:
         pids = [session.pid for session in self.sessions]
         rows, horizons, last, floor, forgotten, ephemerals, having_xids, _ = self.watcher.run(_STATE, pids)[0]
-        self.ids.note(floor)
+        self.note(floor)
+        self._last = last
         shown = self.ids.shown
         self.table = [(row[0], row[1]) for row in rows]
         xids = dict(having_xids)
@@ -218,6 +223,7 @@ class RealSide(Side):
             "rows": [(stream, shown(id), shown(prev), *rest) for stream, id, prev, *rest in rows],
             "horizons": sorted((name, shown(id)) for name, id in horizons),
             "last": shown(last),
+            "short": self._is_short,
             "forgotten": shown(forgotten),
             "ephemerals": sorted(number - self.first_ephemeral for number in ephemerals),
             "writers": [n for n, session in enumerate(self.sessions) if session.pid in xids],
@@ -372,16 +378,22 @@ def take(real: RealSide, model: ModelSide, step: Step) -> Taken:
     return Taken(step, seen, races)
 
 
-def run(real: RealSide, steps: Sequence[Step]) -> tuple[Start, list[Taken]]:
-    """Run a history on both sides. Returns where it began, and the steps that were taken."""
+def run(real: RealSide, steps: Callable[[ModelSide], Iterable[Step]]) -> tuple[Start, list[Taken]]:
+    """Run a history on both sides; ``steps`` draws it. Returns where it began, and the steps that were taken.
+
+    Raises AssertionError with all steps so far if the sides show something different.
+    """
     real.begin()
     model = ModelSide(real.start)
     taken: list[Taken] = []
-    for step in steps:
-        if real.is_too_slow():
-            break
-        if model.is_possible(step):
+    waits: int | None = None
+    try:
+        for step in steps(model):
+            if real.is_too_slow():
+                break
             taken.append(take(real, model, step))
-        while (waits := model.to_cancel()) is not None:
-            taken.append(take(real, model, ("cancel", waits)))
+            while (waits := model.to_cancel()) is not None:
+                taken.append(take(real, model, ("cancel", waits)))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\nafter {[one.step for one in taken]}") from error
     return real.start, taken

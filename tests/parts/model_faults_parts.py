@@ -143,15 +143,15 @@ FAULTS = [
         "(row.died is None or row.died.csn is None)",
     ),
     Fault(
-        "a rollback keeps the messages",
-        "server.py",
-        "        transaction.on_undo(lambda: self.messages.remove(row))\n",
-        "",
+        "a rollback commits",
+        "session.py",
+        "            self.server.abort(transaction)",
+        "            self.server.finish(transaction)",
     ),
     Fault(
-        "a rollback keeps large ephemeral messages",
+        "a savepoint keeps the messages that were written after it",
         "server.py",
-        "        transaction.on_undo(lambda: table.remove(key, row))\n",
+        "        transaction.on_undo(lambda: self.messages.remove(row))\n",
         "",
     ),
     # keys

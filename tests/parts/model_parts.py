@@ -21,8 +21,8 @@ Step = tuple[Any, ...]
 Seen = dict[str, Any]
 
 SESSIONS = 4
-DATA = {"small": "x", "middle": "x" * 7850, "large": "é" * 6000}
-"""What is published, by its size: it fits into a notification, or not, or is not fetched by a tail."""
+DATA = {"small": "x", "middle": "x" * 7850, "quoted": '"' * 5000, "large": "é" * 6000}
+"""What is published, by its size: it fits into a notification or not, as JSON or not, or is not fetched by a tail."""
 LONG_AGO = 3600.0
 """Seconds by which the step ``age`` makes everything older."""
 SILENT = frozenset({"kill", "cancel", "age", "lose", "jumped"})
@@ -35,10 +35,12 @@ class Ids:
     def __init__(self, floor: int) -> None:
         self._floors = [floor]
 
-    def note(self, floor: int) -> None:
-        """Note that ids are above ``floor`` from now on."""
-        if floor != self._floors[-1]:
-            self._floors.append(floor)
+    def note(self, floor: int, last: int) -> bool:
+        """Note that ids are above ``floor`` from now on, and before, they were at ``last``. Returns whether the jump was short."""
+        if floor == self._floors[-1]:
+            return False
+        self._floors.append(floor)
+        return floor < last + 100_000
 
     def shown(self, id: int | None) -> Any:
         if not id:
@@ -84,7 +86,7 @@ def error_code(error: Exception) -> tuple[str, str]:
     """Return an error as it is compared: its code, or that the session is lost."""
     if isinstance(error, InvalidArgument):
         return ("error", "22023")
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable) and error.sqlstate in (None, "57P01"):
         return ("error", "lost")
     assert isinstance(error, DatabaseError), error
     return ("error", str(error.sqlstate))
@@ -99,6 +101,8 @@ class Side:
         self.table: list[tuple[str, int]] = []
         """The committed messages, each with its stream and its id."""
         self.first_ephemeral = start.ephemeral
+        self._last = start.last
+        self._is_short = False
         self.bounds: list[int] = []
         self.ended: list[bool] = []
         """Which of the bounds that were asked for are below all open transactions, if this step has asked."""
@@ -112,6 +116,14 @@ class Side:
         """Return an id of a stream by its place from the end: 0 for 0, the newest for 1, and so on."""
         ids = self.own(stream)
         return ids[-place] if 0 < place <= len(ids) else 0
+
+    def cursor(self, stream: int, place: int, beside: int) -> int:
+        """Return an id of the stream, or a number beside it."""
+        return max(0, self.id(stream, place) + (beside + stream) % 3 - 1)
+
+    def note(self, floor: int) -> None:
+        """Note where the ids are; ``_last`` is where they were before the step."""
+        self._is_short = self.ids.note(floor, self._last)
 
     def everything(self) -> list[int]:
         return sorted(id for _, id in self.table)
@@ -144,7 +156,7 @@ class Side:
             return sorted(shown_rows[:place], key=str) + shown_rows[place:] if holes else shown_rows
         if kind == "pages":
             found = queries.pages(
-                [(name, self.id(n, (a + n) % 5)) for n, name in enumerate(names)],
+                [(name, self.cursor(n, (a + n) % 5, b)) for n, name in enumerate(names)],
                 limit=b % 4 + 1,
                 size=10 ** (limit % 6),
             )
@@ -295,7 +307,7 @@ class ModelSide(Side):
             statement = self.running.get(one)
             if statement is not None and not statement.done and self.server.in_deadlock(statement):
                 self.server.fail(statement, DatabaseError("deadlock detected", "40P01"))
-        self.ids.note(self.server.floor.last or 0)
+        self.note(self.server.floor.last or 0)
         for one, statement in list(self.running.items()):
             if statement.done:
                 del self.running[one]
@@ -308,6 +320,7 @@ class ModelSide(Side):
             self.server.message_ids.last = (self.server.message_ids.last or 0) + (
                 hint["last"][1] - self.ids.shown(self.server.message_ids.last)[1]
             )
+        self._last = self.server.message_ids.last or 0
         return self._seen(answers)
 
     def shown(self, statement: Any) -> Any:
@@ -346,6 +359,7 @@ class ModelSide(Side):
             ],
             "horizons": sorted((name, shown(row.id)) for name, row in server.horizons.items(now)),
             "last": shown(server.message_ids.last),
+            "short": self._is_short,
             "forgotten": shown(server.forgotten.last or 0),
             "ephemerals": sorted(number - self.first_ephemeral for number, _ in server.ephemerals.items(now)),
             "writers": writers,
@@ -476,7 +490,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-SAME = ("answers", "waits", "rows", "horizons", "last", "forgotten", "ephemerals")
+SAME = ("answers", "waits", "rows", "horizons", "last", "short", "forgotten", "ephemerals")
 
 
 def differences(real: Seen, model: Seen, *, races: bool) -> list[str]:
