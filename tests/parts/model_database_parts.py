@@ -94,16 +94,29 @@ class RealSide(Side):
     """A history on the real database. It is alone there. ``watcher`` looks from outside."""
 
     def __init__(self, open_session: Callable[[], Session], streams: list[str]) -> None:
+        self.streams = streams
+        self._connect(open_session)
+        self._begin(streams)
+        self._listen()
+
+    def move(self, open_session: Callable[[], Session]) -> None:
+        """Go on in new sessions, perhaps on another server, which has the same database."""
+        self._connect(open_session)
+        self._listen()
+
+    def _connect(self, open_session: Callable[[], Session]) -> None:
         self._open = open_session
         self.watcher = open_session()
         self.sessions = [self._new() for _ in range(SESSIONS)]
         self.running: dict[int, tuple[Any, float]] = {}
-        self._begin(streams)
+        self._waits: dict[int, list[int]] = {}
+
+    def _listen(self) -> None:
         doorbell, control = self.watcher.run("select doorbell, control from pgbus.channels()")[0]
         self.names: dict[str, Any] = {control: "control"}
         self.names.update({channel(doorbell, bucket): bucket for bucket in ALL_BUCKETS})
-        few = sorted({channel(doorbell, bucket_of(name)) for name in streams[:2]})
-        self.ears = [Hearing(open_session(), list(self.names)), Hearing(open_session(), [control, *few])]
+        few = sorted({channel(doorbell, bucket_of(name)) for name in self.streams[:2]})
+        self.ears = [Hearing(self._open(), list(self.names)), Hearing(self._open(), [control, *few])]
 
     def begin(self) -> None:
         """Begin a new history: without messages, without transactions."""
@@ -125,7 +138,6 @@ class RealSide(Side):
         super().__init__(self.start)
         self.numbered = 0
         self._impatient: set[int] = set()
-        self._waits: dict[int, list[int]] = {}
 
     def _clear(self) -> None:
         self.watcher.run(

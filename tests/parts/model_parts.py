@@ -235,16 +235,21 @@ class ModelSide(Side):
         server.message_ids.last, server.floor.last, server.forgotten.last = start.last, start.floor, start.forgotten
         server.ephemeral_ids.last = start.ephemeral - 1
         server.jumped.last = model.ids.epoch(server)
+        self.move()
+        self.numbered = 0
+        self.unsure: set[int] = set()
+        """Sessions of which nobody knows whether their transaction has a number: one draw in 32 gives it one."""
+
+    def move(self) -> None:
+        """Go on in new sessions."""
+        server = self.server
+        self.running: dict[int, Any] = {}
         self.sessions: list[Any] = [server.session() for _ in range(SESSIONS)]
         self.names: dict[str, Any] = {server.control: "control"}
         self.names.update({channel(server.doorbell, bucket): bucket for bucket in ALL_BUCKETS})
         self.ears = [server.listen(), server.listen()]
-        few = {channel(server.doorbell, bucket_of(name)) for name in start.streams[:2]}
+        few = {channel(server.doorbell, bucket_of(name)) for name in self.streams[:2]}
         self.ears[0].channels, self.ears[1].channels = set(self.names), {server.control, *few}
-        self.running: dict[int, Any] = {}
-        self.numbered = 0
-        self.unsure: set[int] = set()
-        """Sessions of which nobody knows whether their transaction has a number: one draw in 32 gives it one."""
 
     # before a step
 
