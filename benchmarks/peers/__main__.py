@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from pgbus_gevent.database.embedded import EmbeddedPostgres
 from .adapters import PEERS
 from .environment import Environment
 from .faults import FAULTS
-from .report import collect, table, write
+from .report import collect, in_order, table, write
 from .scenario import Size, applies, open_postgres, run
 from .site import Failed
 
@@ -39,15 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment = Environment()
         chosen = [PEERS[name] for name in options.peers]
         environment.install(need for peer in chosen for need in peer.needs)
-        found = collect(options.seed, options.seconds, options.clients, chosen, environment)
+        found = kept(options) or collect(options.seed, options.seconds, options.clients, chosen)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that all servers are ended
         with open_postgres() as postgres:
             runs(options, environment, found, postgres)
+    found = in_order(found)
     print(table(found))
     if options.write:
         write(ROOT, found)
     elif options.json:
         print(json.dumps(found, indent=1))
     return 0
+
+
+def kept(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the figures so far of docs/peers.json, if these runs are to be added to them, and have the same size and seed."""
+    if not options.add:
+        return None
+    found: dict[str, Any] = json.loads(RESULTS.read_text())
+    for name in ("seed", "seconds", "clients"):
+        if found[name] != getattr(options, name):
+            raise SystemExit(f"docs/peers.json was made with --{name} {found[name]}; use the same, or leave out --add")
+    return {**found, "added": True}
 
 
 def runs(
@@ -83,12 +97,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of everything that is random")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=10.0, help="the load of each run")
+    parser.add_argument("--seconds", type=float, default=8.0, help="the load of each run")
     parser.add_argument("--clients", type=int, default=40, help="over four streams")
     parser.add_argument("--json", action="store_true", help="print the result as JSON too")
     parser.add_argument(
         "--write", action="store_true", help="write docs/peers.md, docs/peers.json and docs/images/peers.svg"
     )
+    parser.add_argument("--add", action="store_true", help="keep what docs/peers.json has of other peers and faults")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="take the result of an earlier run")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,7 @@ WARM_UP = "warmup"
 
 _AGAIN = 0.2
 _PATIENCE = 10.0
+_ANSWER = 30.0  # a slow answer must not be taken for none, because the message would be published twice
 _OUTAGE = 30.0
 
 
@@ -50,6 +51,7 @@ class Publisher(threading.Thread):
     def __init__(self, peer: Peer, site: Site, stream: str, name: str, pace: Pace, seed: int) -> None:
         super().__init__(daemon=True)
         self.commits: dict[str, Commit] = {}
+        self.again = 0
         self.refused = 0
         self._peer = peer
         self._site = site
@@ -59,7 +61,7 @@ class Publisher(threading.Thread):
         self._rng = random.Random(seed)
         self._ended = threading.Event()
         self._connection: psycopg.Connection | None = None
-        self._http = httpx.Client(timeout=5.0, verify=False)
+        self._http = httpx.Client(timeout=_ANSWER, verify=False)
 
     def end(self) -> None:
         """Let it publish nothing more."""
@@ -136,6 +138,7 @@ class Publisher(threading.Thread):
                 if time.monotonic() > deadline:
                     self.refused += 1
                     return
+                self.again += 1
                 time.sleep(_AGAIN)
 
 

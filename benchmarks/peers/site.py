@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
+from pgbus_gevent.bench.machine import cpu
 from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 from .environment import Environment
@@ -48,6 +49,10 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
+    def cpu(self) -> float:
+        """Return the CPU seconds so far of its processes that run now. They are those of its session."""
+        return cpu(members(self.pid))
+
     def start(self) -> None:
         """Start it, and wait until it accepts connections. Raises :class:`Failed`."""
         output: IO[bytes]
@@ -68,7 +73,7 @@ class Server:
             time.sleep(0.05)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM, patience: float = 3.0) -> None:
-        """End it and its children: with a signal to the process, and after ``patience`` seconds by killing all. Idempotent."""
+        """End it and its session: with a signal to the process, and after ``patience`` seconds by killing all. Idempotent."""
         if self._process is None:
             return
         if sign == signal.SIGKILL:
@@ -84,9 +89,9 @@ class Server:
         self._process = None
 
     def _kill(self) -> None:
-        assert self._process is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for pid in members(self.pid):  # not its group alone, because Pushpin makes a group for each of its processes
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Site:
@@ -136,6 +141,20 @@ class Site:
                 server.stop()
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
             connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(self._database)))
+
+
+def members(session_id: int) -> list[int]:
+    """Return the processes of a session."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if session(pid) == session_id]
+
+
+def session(pid: int) -> int | None:
+    """Return the session of a process, or None if it has ended."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def accepts(port: int) -> bool:

@@ -145,6 +145,7 @@ def test_the_page_is_that_of_the_kept_figures() -> None:
     found = json.loads((ROOT / "docs/peers.json").read_text())
     text = (ROOT / "docs/peers.md").read_text()
     assert all(f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text for name in PARTS)
+    assert all(make(found) in text for make in PARTS.values())
     assert page(text, found) == text, "run: python -m benchmarks.peers --from docs/peers.json --write"
     assert "pgbus_gevent" in table(found)
 

@@ -79,7 +79,7 @@ class DjangoPushpin(DjangoEventstream):
     needs: Sequence[str] = ("python", "pushpin")
     patience = 30.0
     use = "As django-eventstream, behind Pushpin with `GRIP_URL`. A restart of the server restarts both"
-    says = "As django-eventstream; Pushpin puts messages in order by their ids, and asks the application for those that it missed"
+    says = "As django-eventstream; Pushpin uses the ids of messages, and asks the application for those that it missed"
 
     def command(self, site: Site) -> list[str]:
         """Return the command that starts both."""

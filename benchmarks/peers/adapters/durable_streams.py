@@ -28,7 +28,10 @@ class DurableStreams(Peer):
         "of an idempotent producer. Clients read with `live=sse` from the offset of the last control event, and take data when its "
         "control event has come, as the protocol's own client does. A page's cursor is `Stream-Next-Offset`"
     )
-    says = "Reads resume from any offset; appends of idempotent producers can be repeated without duplicates"
+    says = (
+        "Reads resume from any offset; appends of idempotent producers can be repeated without duplicates. The reference server is "
+        "for development and testing; for production, a plugin for Caddy is recommended, which is on none of the registries"
+    )
 
     def __init__(self) -> None:
         self._appended: dict[str, int] = {}

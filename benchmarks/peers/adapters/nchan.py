@@ -54,9 +54,7 @@ class Nchan(Peer):
         "nginx with one worker, messages in its memory: 1,000 for each channel, for ten minutes. The application sends a POST to "
         "the publisher's location after its COMMIT. A page's cursor is the `last_message_id` of the channel's information"
     )
-    says = (
-        "Subscribers resume with `Last-Event-ID` from the channel's buffer; memory does not survive a restart of nginx"
-    )
+    says = "A client resumes with `Last-Event-ID`, if the buffer of its channel still has the message (10 messages by default)"
 
     def prepare(self, site: Site) -> None:
         """Write the configuration."""
@@ -110,7 +108,7 @@ class NchanRedis(Nchan):
     needs: Sequence[str] = ("nginx", "ngx_nchan_module.so", "redis-server")
     store = "redis"
     use = "As nchan, with `nchan_redis_pass` to one Redis, whose persistence is that of Debian's package (snapshots)"
-    says = "Messages are in Redis, so they survive a restart of nginx; publishing fails while Redis is away"
+    says = "As nchan; messages can be in Redis instead of memory, also for several servers"
 
     def _upstream(self, site: Site) -> str:
         return f"upstream redis {{ nchan_redis_server redis://127.0.0.1:{site.redis_port}; }}"

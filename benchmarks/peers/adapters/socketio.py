@@ -108,8 +108,8 @@ class SocketIo(Peer):
         "WebSocket, and count as told if `socket.recovered` is false when they are back. Pages have no cursor"
     )
     says = (
-        "Messages are at most once; the state is recovered after a disconnection of up to two minutes, but not by a restarted "
-        "server, and the application must be able to do without it"
+        "What a client missed is sent after a temporary disconnection (of up to two minutes). Recovery is not always successful, "
+        "so the application must be able to synchronize the client by itself"
     )
 
     bridge: Bridge

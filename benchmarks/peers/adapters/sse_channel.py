@@ -22,7 +22,8 @@ class SseChannel(Peer):
     use = (
         "A Node.js server with a channel for each stream. The application inserts a row in its transaction, a trigger "
         "notifies with it, and the server calls `send` with the row's id. The history (500) is filled from the table at the start. "
-        "Clients resume with `Last-Event-ID`; a page's cursor is `max(id)`"
+        "Clients resume with `Last-Event-ID`; a page's cursor is `max(id)`. When its session of LISTEN has ended, the server "
+        "listens again after half a second, and does not read what it missed"
     )
     says = "Sends missed events to clients that reconnect, from a history in memory of messages with ascending ids"
 
