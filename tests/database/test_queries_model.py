@@ -17,11 +17,11 @@ from model_faults_parts import FAULTS, Fault, forget, planted
 from model_histories_parts import SCENARIOS, THEMES, Histories
 from model_parts import Start, Taken, replay
 
-HISTORIES = int(os.environ.get("PGBUS_MODEL_HISTORIES", "2"))
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "2"))
 """How many histories of each theme are compared."""
-SEED = int(os.environ.get("PGBUS_MODEL_SEED", "1"))
+SEED = int(os.environ.get("MODEL_SEED", "1"))
 STEPS = 40
-TABLE = os.environ.get("PGBUS_MODEL_TABLE")
+TABLE = os.environ.get("MODEL_TABLE")
 """A file to which the table of the faults is written, with the number of histories in which each is found."""
 
 
