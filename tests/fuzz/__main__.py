@@ -1,7 +1,9 @@
 """``python -m tests.fuzz [TARGET…] [--seconds N] [--seed S]``: fuzz targets by hand."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
 
@@ -9,6 +11,12 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from fuzzing.program import main  # noqa: E402
+instrumented: Any = nullcontext()
+if "atheris" in sys.argv:
+    import atheris  # it sees which code an input reaches only in modules that are imported in this block
+
+    instrumented = atheris.instrument_imports(include=["pgbus_gevent"])
+with instrumented:
+    from fuzzing.program import main
 
 sys.exit(main())

@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import sys
+import tempfile
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,7 +77,7 @@ def _atheris(judge: Judge, seconds: float, seed: int) -> None:
     """Let atheris, which must be installed, find inputs that reach new code. It ends the process when the time is over."""
     import atheris  # type: ignore[import-not-found]
 
-    atheris.instrument_all()
+    found = tempfile.mkdtemp(prefix="pgbus-fuzz-")  # where atheris keeps inputs that reach new code
     options = [f"-max_total_time={round(seconds)}", f"-seed={seed & 0x7FFFFFFF}", f"-max_len={judge.target.most}"]
-    atheris.Setup([sys.argv[0], *options, str(judge.target.folder)], judge.run)
+    atheris.Setup([sys.argv[0], *options, found, str(judge.target.folder)], judge.run)
     atheris.Fuzz()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fuzzing import hooks, origin, pure, sql, streams, web, wire
+from fuzzing import hooks, origin, pure, redis, sql, streams, web, wire
 from fuzzing.engine import Target
 
 TARGETS: dict[str, Target] = {
@@ -17,6 +17,7 @@ TARGETS: dict[str, Target] = {
         *hooks.TARGETS,
         *sql.TARGETS,
         *origin.TARGETS,
+        *redis.TARGETS,
         streams.STREAM,
         streams.BROWSER,
         *wire.TARGETS,
@@ -33,7 +34,7 @@ def provided() -> Iterator[Callable[[Target, ExitStack], tuple[Any, ...]]]:
     databases: list[TestDatabases] = []
 
     def needs(target: Target, stack: ExitStack) -> tuple[Any, ...]:
-        if target.needs in ("database", "redis"):
+        if target.needs == "database":
             if not databases:
                 databases.append(TestDatabases())
             url = databases[0].make()
