@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.peers.__main__ import parse
 from benchmarks.peers.adapters import PEERS
 from benchmarks.peers.adapters.base import KEY, Message, Peer
+from benchmarks.peers.chart import chart
 from benchmarks.peers.environment import DEBIAN, HERE, PACKAGES, REQUIREMENTS, Environment
 from benchmarks.peers.faults import FAULTS
 from benchmarks.peers.report import PARTS, page, percent, table
@@ -148,6 +150,14 @@ def test_the_page_is_that_of_the_kept_figures() -> None:
     assert all(make(found) in text for make in PARTS.values())
     assert page(text, found) == text, "run: python -m benchmarks.peers --from docs/peers.json --write"
     assert "pgbus_gevent" in table(found)
+
+
+def test_the_chart_is_that_of_the_kept_figures() -> None:
+    found = json.loads((ROOT / "docs/peers.json").read_text())
+    drawn = (ROOT / "docs/images/peers.svg").read_text()
+    assert chart(found) == drawn, "run: python -m benchmarks.peers --from docs/peers.json --write"
+    texts = [text.text for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert {*found["runs"], "100"} <= set(texts)
 
 
 def test_keys_are_found_in_any_encoding() -> None:
