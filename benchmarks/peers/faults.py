@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Load(Protocol):
     peer: Peer
     site: Site
     seconds: float
-    clients: Sequence[Client]
+    clients: list[Client]
     rng: random.Random
 
 

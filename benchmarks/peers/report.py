@@ -190,7 +190,7 @@ def grid(found: Found, cell: Callable[[Mapping[str, Any]], str]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[Found], str]] = {
     "frame": frame,
     "percentages": percentages,
     "counts": counts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from .site import Failed, Site
 STREAMS = ("s0", "s1", "s2", "s3")
 _WARMING = 30.0
 _LONGEST = 75.0
+_ROOM = 2**30
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def run(
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
     """Return a new directory, in memory if there is such a place: otherwise the speed of a disk decides how much is published."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > _ROOM else None
     return tempfile.TemporaryDirectory(prefix="pgbus-peers-", dir=place, ignore_cleanup_errors=True)
 
 

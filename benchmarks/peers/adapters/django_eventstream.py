@@ -34,7 +34,7 @@ class DjangoEventstream(Peer):
 
     def prepare(self, site: Site) -> None:
         """Make the tables."""
-        command = [site.environment.python, "-m", "django", "migrate", "--verbosity", "0"]
+        command = [str(site.environment.python), "-m", "django", "migrate", "--verbosity", "0"]
         variables = {"PATH": "/usr/bin:/bin", **self.variables(site), "PYTHONPATH": str(PROJECT)}
         subprocess.run(command, check=True, env=variables)
 

@@ -31,7 +31,7 @@ class PgSse(Peer):
 
     def prepare(self, site: Site) -> None:
         """Make the table and the trigger, with the SQL that pg-sse writes."""
-        command = [site.environment.python, SERVER, "--prepare", "--database-url", site.database_url]
+        command = [str(site.environment.python), str(SERVER), "--prepare", "--database-url", site.database_url]
         subprocess.run(command, check=True)
 
     def command(self, site: Site) -> list[str]:
