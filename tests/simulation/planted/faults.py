@@ -192,4 +192,15 @@ FAULTS = (
         "A notification's message enters the log although others may lie before it.",
         (Edit(f"{_LOG}.follows", "return self.is_open and prev_id == self.head", "return self.is_open"),),
     ),
+    Fault(
+        "pruning_believed_for_ever",
+        "A worker that knows that a message was pruned does not notice that the database has lost its pruning.",
+        (
+            Edit(
+                f"{_READER}._is_lost",
+                "(log.horizon >= head and page.forgotten >= head)",
+                "log.horizon >= head",
+            ),
+        ),
+    ),
 )
