@@ -280,3 +280,30 @@ def test_an_empty_label_which_only_a_row_written_by_hand_has_is_a_label_too() ->
         log.extend([row(id, visible_to="", prev_id=id - 1)])
     assert log.labels_above(log.head - 1) == {""}
     assert log._labels._by_label[""] == log.ids
+
+
+# contradictions
+
+
+@pytest.mark.parametrize(
+    ("found", "recheck"),
+    [
+        (row(20), None), (row(20, "other"), 10), (row(20, event="e"), 10), (row(20, visible_to="a"), 10), (row(10, "other"), 5),
+        (row(15), 10), (row(5, "other"), None), (row(3, "other"), None), (row(40), None),
+    ],
+)  # fmt: skip
+def test_a_message_that_differs_from_the_ring_is_a_contradiction(found: Row, recheck: int | None) -> None:
+    log = open_log(10, 20, 30, floor=5)
+    assert log.contradicts(found) is (recheck is not None)
+    assert (log.recheck, log.in_doubt) == (recheck, recheck is not None)
+
+
+def test_a_ring_agrees_with_a_table_that_has_the_same_messages() -> None:
+    log = open_log(10, 20, 30)
+    assert log.agrees(10, 30, [row(20), row(30)])
+    assert log.agrees(10, 20, [row(20)])
+    assert not log.agrees(10, 30, [row(20)])
+    assert not log.agrees(10, 30, [row(20), row(25), row(30)])
+    assert not log.agrees(10, 30, [row(20), row(30, "other")])
+    log.clear_ring()
+    assert log.agrees(10, 30, [row(20)])

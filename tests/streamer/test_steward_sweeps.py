@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import psycopg2
@@ -17,6 +17,7 @@ from database_parts import BELL, Session, Sessions, opened_sessions
 from support import PATIENCE, Serving, serving, until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core.buckets import bucket_of, channel
 from pgbus_gevent.database.stewardship import _ABOVE, _FIRST, _IN_HOLES, _NEWEST
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import steward as steward_module
@@ -368,3 +369,22 @@ def test_the_statement_that_asks_for_ids_reads_an_index(sql: Session, pgbus_bus:
             assert plan.count("messages_by_id") == scans, plan
             hits = int(plan.split("shared hit=")[1].split()[0])
             assert hits < most * 10, plan
+
+
+def test_a_forged_ring_with_the_next_id_keeps_the_steward_from_ringing_for_no_message(
+    pair: Fleet, pgbus_bus: Bus, sql: Session, sessions: Sessions
+) -> None:
+    clients = [worker.live("orders") for worker in pair.workers]
+    head = pgbus_bus.stream("orders").broadcast("a")
+    assert head is not None
+    until(lambda: all([frame.data for frame in each.messages] == ["a"] for each in clients), "they get the message")
+    [(doorbell,)] = sql.run("select doorbell from pgbus.channels()")
+    forged = json.dumps(["message", "orders", head + 1, head, time(), None, "forged", None, None])
+    sql.run("select pg_notify(%s, %s)", channel(doorbell, bucket_of("orders")), forged)
+    until(lambda: all(each.messages[-1].data == "forged" for each in clients), "they are sent the forged one")
+    [leader] = pair.leaders
+    until(lambda: head + 1 not in leader.instance.ear.heard, "the steward does not find it in the table")
+    squatter = sessions()
+    squatter.run("select pg_advisory_lock(%s, bell) from generate_series(0, 1) bell", BELL)
+    assert sql.call("broadcast", "orders", "b") == head + 1
+    until(lambda: all(each.messages[-1].data == "b" for each in clients), "they get the message that did not ring")

@@ -57,10 +57,14 @@ NAMES = (
     KEYS.lease_answer("w"),
     KEYS.reign(0, "r"),
 )  # fmt: skip
-SEALED = KEYS.seal("r", 1, '["message", "orders", 11, 10, 0, null, "x", null, null]')
-PLACED = tuple(
-    KEYS.seal("r", 1, '["w", {}]', place=place) for place in (KEYS.roll, KEYS.answers, KEYS.leases, KEYS.cap_sum)
+WAKE = '["message", "orders", 11, 10, 0, null, "x", null, null]'
+SEALED = KEYS.seal("r", 1, WAKE)
+PLACED = (
+    KEYS.seal("r", 1, '["w", {}]', place=KEYS.roll),
+    KEYS.seal("r", 1, '["w", 0.25, 3]', place=KEYS.answers),
+    KEYS.seal("r", 1, "[0]", place=KEYS.lease_answer("w")),
 )
+"""What a program can repeat that has seen it: texts that workers have sealed, each for its place."""
 
 
 def _write(client: Any, take: Taker) -> None:
@@ -94,10 +98,7 @@ def redis() -> Iterator[Check]:
         board = make_board()
         log = added(board, FakeClient("a", "orders")).log
         log.open(head=10, horizon=0, oldest=10, floor=10, rows=[])
-        publisher, session = Publisher(url, KEYS), RedisSession(url, KEYS)
-        session.follow(["orders"])
-        publisher.beacon()
-        assert session.hears()
+        publisher = Publisher(url, KEYS)
 
         def attempt(part: Callable[[], object]) -> None:
             try:
@@ -128,19 +129,21 @@ def redis() -> Iterator[Check]:
                 work()
                 return
             channel = take.pick((KEYS.control, KEYS.channel("orders")))
-            forged, text = session.forged, take.rest()
-            client.publish(channel, text)
-            publisher.beacon()
-            heard: list[str] = []
-            while session.forged == forged and not heard:
-                payloads, _ = session.receive(0.5)
-                heard += payloads
-            assert not heard or text == SEALED, heard
+            text = take.rest()
+            session = RedisSession(url, KEYS)
+            try:
+                session.follow(["orders"])
+                client.publish(channel, text)
+                publisher.beacon()
+                assert session.hears(), "the beacon behind it"
+                heard, _ = session.receive(0.0)
+                assert heard == ([WAKE] if text == SEALED else [])
+            finally:
+                session.close()
 
         try:
             yield check
         finally:
-            session.close()
             publisher.close()
 
 
