@@ -30,7 +30,7 @@ PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/*.md")}
 )
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-OF_THE_TESTS = {"PGBUS_TEST_DATABASE_URL", "PGBUS_CONFIG", "PGBUS_DEMO_SPEED"}
+OF_THE_TESTS = {"PGBUS_TEST_DATABASE_URL", "PGBUS_TEST_INSTALLED", "PGBUS_CONFIG", "PGBUS_DEMO_SPEED"}
 """Variables that are not settings: of the testing kit, the one that names the file of settings, and the demo's."""
 
 
