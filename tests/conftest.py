@@ -51,7 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
         files = {pgbus_gevent.__file__, started.stdout.strip()}
         site_packages = sysconfig.get_path("purelib")
         if not all(Path(file).is_relative_to(site_packages) for file in files):
-            raise pytest.UsageError(f"the tests must import pgbus_gevent from {site_packages}, not from {sorted(files)}")
+            raise pytest.UsageError(
+                f"the tests must import pgbus_gevent from {site_packages}, not from {sorted(files)}"
+            )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
