@@ -17,7 +17,6 @@ import psycopg2
 import pytest
 from database_parts import Ear, Session, Sessions, opened_sessions, raises, together, until
 
-from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.identity import Identities
@@ -35,7 +34,7 @@ from pgbus_gevent.messages import Message
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
-ROOT = Path(bus_module.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 SECRET = "a secret for tests alone"
 
 

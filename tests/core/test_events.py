@@ -195,7 +195,7 @@ def test_without_a_subscriber_an_event_costs_next_to_nothing() -> None:
 
 
 def example() -> dict[str, Any]:
-    document = Path(events_module.__file__).parents[2] / "docs" / "instrumentation.md"
+    document = Path(__file__).parents[2] / "docs" / "instrumentation.md"
     names: dict[str, Any] = {}
     exec(document.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
     return names

@@ -27,7 +27,7 @@ from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
-ROOT = Path(schema.__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 KNOWN = [migration.version for migration in migrations()]
 LOCK = 1885823597
 

@@ -17,6 +17,7 @@ import pgbus_gevent
 from pgbus_gevent import streamer
 
 ROOT = Path(pgbus_gevent.__file__).parent
+REPOSITORY = Path(__file__).parents[2]
 
 FLOORS = {
     "early_signals": 0,
@@ -205,7 +206,7 @@ def test_no_imports_are_circular() -> None:
 
 
 def test_the_architecture_page_shows_the_same_floors() -> None:
-    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
     shown = {
         name.removesuffix(".py").replace("/", "."): int(number)
         for number, row in re.findall(r"^\| (\d) \| (.*)$", page, re.MULTILINE)
@@ -378,7 +379,7 @@ def callables_of_constructors(folder: str) -> set[tuple[str, str]]:
 def test_few_callables_are_passed_through_constructors_in_the_streamer() -> None:
     found = callables_of_constructors("streamer")
     assert len(found) <= MOST_CALLABLES, sorted(found)
-    architecture = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    architecture = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
     assert f"{len(found)} callables are passed through constructors" in " ".join(architecture.split()), sorted(found)
 
 

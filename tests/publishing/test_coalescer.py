@@ -19,7 +19,6 @@ from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgbus_gevent import bus as bus_module
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.windows import Windows
 from pgbus_gevent.database.batch import Outgoing
@@ -29,7 +28,7 @@ from pgbus_gevent.publishing import coalescer as coalescer_module
 from pgbus_gevent.publishing.coalescer import Coalescer
 from pgbus_gevent.testing import FakeBus
 
-ROOT = Path(bus_module.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "coalescing.md"
 AWAY = DatabaseUnavailable("nobody listens there")
 
