@@ -180,6 +180,9 @@ SCENARIOS: dict[str, list[Step]] = {
         ("prune", 1, 1e6, [1, *_NO_COUNTS[1:]], 100),
         ("ask", 0, "read_after", 0, 0, 6), ("ask", 0, "pages", 0, 3, 5), ("ask", 1, "read_after", 0, 0, 6), ("commit", 0),
     ],
+    "a key that an old snapshot does not show": [
+        ("begin", 0, "repeatable read"), ("ask", 0, "last_ids"), _now(1, 0, "k"), _now(0, 0, "k"), ("rollback", 0), _now(2, 0, "k"),
+    ],
     "the bounds of reads": [
         *(("many", 0, stream, None, 3) for stream in range(STREAMS)),
         ("ask", 0, "openings", 1, 2, 5), ("ask", 0, "openings", 2, 1, 5),

@@ -308,9 +308,9 @@ class ModelSide(Side):
         except (DatabaseError, InvalidArgument) as error:
             answers[number] = error_code(error)
         victims = [] if hint is None else [one for one, answer in hint["answers"] if answer == ("error", "40P01")]
-        for one in victims:
-            statement = self.running.get(one)
-            if statement is not None and not statement.done and self.server.in_deadlock(statement):
+        for one in [one for one in victims if self._waits_for_itself(one)]:
+            statement = self.running[one]
+            if not statement.done:
                 self.server.fail(statement, DatabaseError("deadlock detected", "40P01"))
         self.note(self.server.floor.last or 0)
         for one, statement in list(self.running.items()):
@@ -327,6 +327,18 @@ class ModelSide(Side):
             )
         self._last = self.server.message_ids.last or 0
         return self._seen(answers)
+
+    def _waits_for_itself(self, number: int) -> bool:
+        """Whether a session waits for itself through others: those that have a lock, or wait for it longer."""
+        seen: set[Any] = set()
+        waiting = [self.sessions[number]]
+        while waiting:
+            session = waiting.pop()
+            if session.statement is not None:
+                new = [one for one in self.server.blockers(session.statement) if one not in seen]
+                seen.update(new)
+                waiting += new
+        return self.sessions[number] in seen
 
     def shown(self, statement: Any) -> Any:
         try:
