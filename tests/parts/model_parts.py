@@ -23,6 +23,8 @@ Seen = dict[str, Any]
 SESSIONS = 4
 DATA = {"small": "x", "middle": "x" * 7850, "quoted": '"' * 5000, "large": "é" * 6000}
 """What is published, by its size: it fits into a notification or not, as JSON or not, or is not fetched by a tail."""
+SERIALIZATION = ("error", "40001")
+"""The answer of a transaction that has failed to serialize."""
 LONG_AGO = 3600.0
 """Seconds by which the step ``age`` makes everything older."""
 SILENT = frozenset({"kill", "cancel", "age", "lose", "jumped"})
@@ -271,6 +273,11 @@ class ModelSide(Side):
             return session.transaction is None or not session.transaction.has_one_snapshot
         return True
 
+    def is_serializable(self, number: int) -> bool:
+        """Whether the session's transaction may fail to serialize for reasons that the model does not know."""
+        transaction = self.sessions[number].transaction
+        return transaction is not None and transaction.isolation == "serializable"
+
     def to_cancel(self) -> int | None:
         """Return a session whose wait must end, so that no step wakes two sessions at once, which then would race."""
         caused: dict[Any, set[Any]] = {}
@@ -293,10 +300,9 @@ class ModelSide(Side):
         name, number, *arguments = step
         self.now += 0.01
         self.ended = []
-        failed = [] if hint is None else [one for one, answer in hint["answers"] if answer == ("error", "40001")]
+        failed = [] if hint is None else [one for one, answer in hint["answers"] if answer == SERIALIZATION]
         for one in failed:
-            transaction = self.sessions[one].transaction
-            if transaction is not None and transaction.isolation == "serializable":
+            if self.is_serializable(one):
                 self.sessions[one].doom = DatabaseError("could not serialize access", "40001")
         answers: dict[int, Any] = {}
         try:
