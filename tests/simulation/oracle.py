@@ -121,7 +121,7 @@ class Oracle:
             stream = message.stream
             before = self._last.get(stream, 0)
             if message.id <= before:
-                raise Failure("worker", f"the model gave an id twice: {stream} {message.id}")
+                raise Failure("worker", f"the model gave an id that is not the highest: {stream} {message.id}")
             self._next[stream, before] = message
             self._last[stream] = message.id
 
