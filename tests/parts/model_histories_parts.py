@@ -153,6 +153,9 @@ SCENARIOS: dict[str, list[Step]] = {
         *_begin(0, 1, 2), _now(0, 0), _now(1, 1), _now(2, 2), ("immediate", 0), ("immediate", 1), ("immediate", 2), _now(0, 0),
         _now(0, 0), _now(1, 1), ("commit", 1), ("commit", 2), ("commit", 0), _now(3, 1),
     ],
+    "what was queued, and triggers that run at once": [
+        *_begin(0), _later(0, 0), _later(0, 1), _now(0, 2), _now(0, 0), ("immediate", 0), _later(0, 0), _now(0, 1), ("commit", 0),
+    ],
     "a stream is pruned, forgotten and used again": [
         _now(0, 0), _now(0, 0), _now(0, 1), ("age", 0), _now(0, 1), ("prune", 0, 1800.0, _NO_COUNTS, 100), ("ask", 0, "last_ids"),
         ("age", 0), ("forget", 0, 1800.0, 100), ("ask", 0, "pages", 0, 1, 5), _now(0, 0), ("ask", 0, "pages", 0, 1, 5), _now(0, 1),

@@ -31,9 +31,12 @@ def add(transaction: Transaction, row: MessageRow | None) -> None:
     transaction.on_undo(lambda: transaction.triggers.remove(trigger))
 
 
-def fire(server: Server, transaction: Transaction) -> Work:
-    """Run the triggers that wait, in the order in which they were queued, and those that they queue."""
-    while trigger := next((one for one in transaction.triggers if not one.done), None):
+def fire(server: Server, transaction: Transaction, first: int = 0) -> Work:
+    """Run the triggers that wait, in the order in which they were queued, and those that they queue.
+
+    A statement under SET CONSTRAINTS ALL IMMEDIATE runs only its own, which are those from the place ``first`` on.
+    """
+    while trigger := next((one for one in transaction.triggers[first:] if not one.done), None):
         trigger.done = True
         transaction.on_undo(partial(setattr, trigger, "done", False))
         if trigger.row is not None:

@@ -124,6 +124,7 @@ def insert(
     server: Server, transaction: Transaction, ids: Sequence[int], prev: int | None, messages: Sequence[Outgoing]
 ) -> Work:
     """Write the rows. Each names the one before it; the first names ``prev``."""
+    first = len(transaction.triggers)
     for id, message in zip(ids, messages, strict=True):
         if transaction.has_one_snapshot and is_taken(server, id, message):
             raise DatabaseError("another session has written to the stream meanwhile: try again", SERIALIZATION)
@@ -137,7 +138,7 @@ def insert(
         )
         prev = id
     if transaction.immediate:
-        yield from deferred.fire(server, transaction)
+        yield from deferred.fire(server, transaction, first)
 
 
 def is_taken(server: Server, id: int, message: Outgoing) -> bool:
@@ -155,6 +156,7 @@ def queue(server: Server, transaction: Transaction, messages: Sequence[Outgoing]
     """Queue messages for the commit; ``pgbus.broadcast_on_commit``."""
     for message in messages:
         check(message)
+    first = len(transaction.triggers)
     transaction.settings["flush"] = "yes"
     server.assign_xid(transaction)
     for message in messages:
@@ -164,7 +166,7 @@ def queue(server: Server, transaction: Transaction, messages: Sequence[Outgoing]
         if leads:
             deferred.add(transaction, None)
     if transaction.immediate:
-        yield from deferred.fire(server, transaction)
+        yield from deferred.fire(server, transaction, first)
 
 
 def _unqueue(transaction: Transaction) -> None:
