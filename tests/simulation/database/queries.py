@@ -179,7 +179,7 @@ class Stewardship(_Asking):
     ) -> rows.IdTailRows:
         def ask(own: Transaction) -> rows.IdTailRows:
             at = self.server.snapshot(own)
-            ended_below, last = self.server.ended_below, self.server.message_ids.last_value
+            ended_below, last = at.xmin, self.server.message_ids.last_value
             return rows.IdTailRows(
                 stewardship.duty(self.server, own, question),
                 *(ended_below, last, self.server.assign_xid(own) if bind else None),

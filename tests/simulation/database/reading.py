@@ -152,7 +152,7 @@ def ephemerals(server: Server, snapshot: Snapshot, ids: Sequence[int]) -> dict[i
 
 
 def revocations(server: Server, snapshot: Snapshot, after: rows.Mark | None, recent: bool) -> rows.Revoked:
-    mark = rows.Mark(f"{server.started_at} {server.file}", server.ended_below)
+    mark = rows.Mark(f"{server.started_at} {server.file}", snapshot.xmin)
     kept = sorted((row for _, row in server.revocations.items(snapshot)), key=lambda row: row.revoked_at)
     young = [(row.id, row.owner) for row in kept if row.revoked_at > server.clock() - RECENT]
     if after is None:

@@ -240,7 +240,7 @@ class Server:
     # transactions
 
     def now(self, own: Transaction | None) -> Snapshot:
-        return Snapshot(self.csn, own)
+        return Snapshot(self.csn, own, self.ended_below)
 
     def snapshot(self, transaction: Transaction) -> Snapshot:
         """Return what the next statement of a transaction sees."""

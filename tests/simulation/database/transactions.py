@@ -28,10 +28,14 @@ class Version:
 
 
 class Snapshot(NamedTuple):
-    """What a statement sees: the commits up to the number ``csn``, and what its own transaction has done."""
+    """What a statement sees: the commits up to the number ``csn``, and what its own transaction has done.
+
+    ``xmin`` is the lowest number of a transaction that had not ended then.
+    """
 
     csn: int
     own: Transaction | None
+    xmin: int = 0
 
     def sees(self, row: Version) -> bool:
         return self._includes(row.born) and (row.died is None or not self._includes(row.died))
