@@ -67,7 +67,7 @@ class Children:
         child.stdin.flush()
         line = child.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process that ran {command} has ended")
+            raise RuntimeError(f"the process that ran {command} has ended, with status {child.wait(5)}")
         answer = json.loads(line)
         failure = answer.pop("failure")
         return Result(command, failure=None if failure is None else tuple(failure), **answer)
