@@ -191,7 +191,7 @@ SCENARIOS: dict[str, list[Step]] = {
         ("ask", 0, "openings", 1, 2, 5), ("ask", 0, "openings", 2, 1, 5),
         ("ask", 0, "inventory", 2, 1, 0), ("ask", 0, "inventory", 3, 1, 0), ("ask", 0, "tail", 0, 0, 5),
         ("ask", 0, "tail", 6, 2, 1),
-        ("ask", 0, "pages", 1, 2, 0), ("ask", 0, "pages", 3, 0, 5),
+        ("ask", 0, "pages", 1, 2, 0), ("ask", 0, "pages", 3, 0, 5), ("ask", 0, "moved", 1, 1, 1),
     ],
     "an opposite order, and the end of a circle": [
         *_begin(0, 1), _now(0, 0), _now(1, 1), _now(0, 1), _now(1, 0), ("rollback", 0), ("rollback", 1), _now(2, 0), _now(2, 1),
