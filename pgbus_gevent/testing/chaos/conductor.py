@@ -78,6 +78,8 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list)
     committed: dict[int, float] = field(default_factory=dict)
     """When each committed message was sent."""
+    losses: list[float] = field(default_factory=list)
+    """When a server took committed messages along."""
     publishers: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     ended: float = 0.0
@@ -251,15 +253,15 @@ class Conductor:
         outcome = self._outcome
         outcome.histories = list(read_histories(self._folder / "histories"))
         attempts = list(read_journal(self._folder / "journal.jsonl"))
-        truths, ledger = self._ledger.truth(self._parts.primary, self._scene.taken)
+        truths, ledger = self._ledger.truth(self._parts.primary, self._scene.losses)
         sent = {attempt.message: attempt.sent for attempt in attempts}
         for truth in truths.values():
             for row in (*truth.present.values(), *truth.pruned.values(), *truth.taken.values()):
                 outcome.committed[row.message] = sent.get(row.message, 0.0)
+        outcome.losses = [loss.at for loss in self._scene.losses]
         outcome.findings += judge_publishing(attempts, ledger, truths)
         for history in outcome.histories:
-            if history.stream in truths and history.stream not in EPHEMERAL:
-                outcome.findings += judge_client(history, truths[history.stream], self._scene.losses)
+            outcome.findings += judge_client(history, truths[history.stream])
         outcome.findings += judge_ephemerals(attempts, outcome.histories, self._calms)
 
     def _catch_up(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from .judge import Row
+from .judge import Loss
 from .parts import Parts
 from .processes import Part
 
@@ -34,10 +34,8 @@ class Scene:
         """The programs of the clients and the publishers, by name."""
         self.clients = 0
         """How many clients there are."""
-        self.losses: list[float] = []
-        """When a server took committed messages along."""
-        self.taken: list[tuple[str, Row]] = []
-        """These messages, with their streams."""
+        self.losses: list[Loss] = []
+        """The servers that took committed messages along."""
 
     def wait(self) -> None:
         """Wait while it is broken."""

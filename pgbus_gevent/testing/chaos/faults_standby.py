@@ -6,10 +6,11 @@ import signal
 import time
 
 from .faults import Scene, Skipped, fault
-from .judge import Row
+from .judge import Loss, Row
 from .ledger import row_of
 from .postgres import Cluster
 from .processes import until
+from .publishing import SHORT
 
 
 @fault
@@ -34,12 +35,12 @@ def standby_promoted_with_loss(scene: Scene) -> None:
     new.cut_replication()
     time.sleep(min(scene.outage, 3.0))
     old.part.kill()
-    scene.losses.append(time.monotonic())
+    ended = time.monotonic()
     new.promote()
     parts.lead_to(new)
     # The former primary is asked, at an address that nobody else knows, what it has that the new one lacks.
     old.start()
-    scene.taken += _only_in(old, new)
+    scene.losses.append(Loss(ended, _only_in(old, new)))
     old.stop(signal.SIGQUIT)
     parts.remove(old)
     parts.add_standby()
@@ -51,7 +52,13 @@ def _only_in(old: Cluster, new: Cluster) -> list[tuple[str, Row]]:
         " where created_at > clock_timestamp() - interval '5 minutes'"
     )
     kept = {row[:2] for row in new.sql("select stream, msg_id from pgbus.messages")}
-    return [(row[0], row_of(*row[1:])) for row in old.sql(recent) if row[:2] not in kept]
+    taken = [(row[0], row_of(*row[1:])) for row in old.sql(recent) if row[:2] not in kept]
+    # Messages that are removed after seconds may not be in its table any more, but clients were sent them.
+    noted = "select stream, msg_id, message from chaos.ledger where stream = any(%s) and msg_id is not null"
+    arrived = set(new.sql(noted, list(SHORT)))
+    known = {(stream, row.id) for stream, row in taken}
+    gone = [row for row in old.sql(noted, list(SHORT)) if row not in arrived and row[:2] not in known]
+    return taken + [(stream, Row(id, message)) for stream, id, message in gone]
 
 
 @fault
@@ -72,11 +79,18 @@ def standby_frozen(scene: Scene) -> None:
 
 @fault
 def standby_late(scene: Scene) -> None:
-    """The standby's replay is paused, so that it is behind."""
+    """The standby's replay is paused. Meanwhile the worker that reads from it is killed, so that clients come back to a new one."""
     standby = _standby(scene)
     standby.sql("select pg_wal_replay_pause()")
-    scene.wait()
-    standby.sql("select pg_wal_replay_resume()")
+    try:
+        time.sleep(scene.outage / 2)
+        reader = scene.parts.workers[1]
+        reader.part.kill()
+        reader.part.start()
+        until(reader.ready, 60, "the worker that reads from the standby is not ready")
+        time.sleep(scene.outage / 2)
+    finally:
+        standby.sql("select pg_wal_replay_resume()")
 
 
 @fault

@@ -4,15 +4,15 @@ For each stream, a client has a cursor. It is due every message above the cursor
 Only two events change that:
 
 - A gap with reason ``expired`` excuses messages that were pruned, and no others. It is right only if there are such messages.
-- A gap with reason ``ahead`` is right only after messages were really lost with a server. The client then gets all retained
-  messages again, from the oldest on.
+- A gap with reason ``ahead`` is right only after messages of the stream were really lost with a server. A client is told once
+  of each such loss, or again if it was sent lost messages again. It then gets all retained messages, from the oldest on.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +36,13 @@ class Row(NamedTuple):
     exclude: str | None = None
 
 
+class Loss(NamedTuple):
+    """A server that ended at ``at``, and took committed messages along: ``taken``, with their streams."""
+
+    at: float
+    taken: list[tuple[str, Row]]
+
+
 @dataclass
 class Truth:
     """What was committed to one stream: the rows that the table has, those that were pruned, and those that a server took along."""
@@ -43,6 +50,8 @@ class Truth:
     present: dict[int, Row] = field(default_factory=dict)
     pruned: dict[int, Row] = field(default_factory=dict)
     taken: dict[int, Row] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    """When these servers ended."""
 
     def row(self, id: int) -> Row | None:
         """Return the row with this id, wherever it is now."""
@@ -64,8 +73,8 @@ class Finding(NamedTuple):
 class _Walk:
     """The judgement of one history, from its beginning to its end."""
 
-    def __init__(self, history: History, truth: Truth, losses: Sequence[float]) -> None:
-        self._history, self._truth, self._losses = history, truth, losses
+    def __init__(self, history: History, truth: Truth) -> None:
+        self._history, self._truth = history, truth
         self._mine = {mark.data["id"] for mark in history.marks if mark.what == "connected"}
         everything = [*truth.present.values(), *truth.pruned.values()]
         self._gone = {**truth.pruned, **truth.taken}
@@ -76,6 +85,7 @@ class _Walk:
         self._missing: set[int] = set()
         self._excused = 0
         self._has_taken = False
+        self._told = 0.0  # when it was last told of a loss
         self.found: list[Finding] = []
 
     def _is_due(self, row: Row) -> bool:
@@ -93,6 +103,8 @@ class _Walk:
         if self._cursor is not None:
             self._skip(self._cursor, self._due[-1] + 1 if self._due else 0)
         self._settle()
+        if self._has_taken:
+            self._find("untold loss", 0, 0, 0.0)
         return self.found
 
     def _mark(self, mark: Mark) -> None:
@@ -110,10 +122,11 @@ class _Walk:
             if not any((self._cursor or 0) < id < self._excused for id in self._gone):
                 self._find("unfounded gap", 0, 0, mark.time)
             return
-        if mark.data["reason"] != "ahead" or not any(loss <= mark.time for loss in self._losses):
+        lost = self._has_taken or any(self._told < loss <= mark.time for loss in self._truth.losses)
+        if mark.data["reason"] != "ahead" or not lost:
             self._find("unfounded gap", 0, 0, mark.time)
         self._settle()
-        self._cursor, self._seen, self._has_taken = 0, set(), False
+        self._cursor, self._seen, self._has_taken, self._told = 0, set(), False, mark.time
 
     def _message(self, id: int, message: int, time: float) -> None:
         row = self._truth.row(id)
@@ -157,9 +170,9 @@ class _Walk:
         self.found.append(Finding(kind, self._history.stream, self._history.client, id, message, time))
 
 
-def judge_client(history: History, truth: Truth, losses: Sequence[float]) -> list[Finding]:
-    """Return what is wrong with one history. ``losses`` are the times at which a server took messages along."""
-    return _Walk(history, truth, losses).run()
+def judge_client(history: History, truth: Truth) -> list[Finding]:
+    """Return what is wrong with one history."""
+    return _Walk(history, truth).run()
 
 
 def judge_publishing(

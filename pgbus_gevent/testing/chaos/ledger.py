@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .journal import payload_of
-from .judge import Row, Truth
+from .judge import Loss, Row, Truth
 from .postgres import Cluster
 from .publishing import SHORT, STREAMS
 
@@ -35,17 +35,21 @@ class Ledger:
             self._rows[stream].update((row.id, row) for row in rows)
             self._heads[stream] = max((row.id for row in rows), default=head)
 
-    def truth(self, cluster: Cluster, taken: list[tuple[str, Row]]) -> tuple[dict[str, Truth], dict[int, str]]:
+    def truth(self, cluster: Cluster, losses: list[Loss]) -> tuple[dict[str, Truth], dict[int, str]]:
         """Return the truth of each stream, and the stream of each message in the table ``chaos.ledger``.
 
-        ``taken`` are the messages that a former primary had alone. What was seen before, is not in the table any more, and was not
-        taken along, was pruned. The messages of the stream that is pruned after seconds are known by ``chaos.ledger``.
+        What was seen before, is not in the table any more, and was not taken along in ``losses``, was pruned. The messages of the
+        stream that is pruned after seconds are known by ``chaos.ledger``.
         """
         truths = {}
         for stream, seen in self._rows.items():
             truth = truths[stream] = Truth()
             truth.present = {row.id: row for row in (row_of(*one) for one in cluster.sql(_AFTER, stream, 0))}
-            truth.taken = {row.id: row for where, row in taken if where == stream}
+            for loss in losses:
+                taken = {row.id: row for where, row in loss.taken if where == stream}
+                truth.taken.update(taken)
+                if taken:
+                    truth.losses.append(loss.at)
             gone = seen.keys() - truth.present.keys() - truth.taken.keys()
             truth.pruned = {id: seen[id] for id in gone}
         ledger = {}

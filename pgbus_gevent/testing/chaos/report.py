@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,10 +83,16 @@ def lines_of(outcome: Outcome) -> list[Line]:
                 line.recovered = max(line.recovered, received - window.ended)
         for mark in history.marks:
             if what := _told(mark.what, mark.data):
-                lines[at(mark.time)].told[what] += 1
+                # A gap with reason "ahead" belongs to the loss, even if the next fault delays it.
+                time = _loss_before(mark.time, outcome.losses) if what == "gap ahead" else mark.time
+                lines[at(time)].told[what] += 1
     for finding in outcome.findings:
         lines[at(finding.time or outcome.committed.get(finding.message, 0.0))].wrong[finding.kind] += 1
     return lines
+
+
+def _loss_before(time: float, losses: Sequence[float]) -> float:
+    return max((loss for loss in losses if loss <= time), default=time)
 
 
 def _told(what: str, data: dict[str, Any]) -> str:

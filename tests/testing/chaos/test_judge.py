@@ -24,8 +24,8 @@ def history(*numbers: int, since: int = 0, user: int = 1) -> History:
     return one
 
 
-def kinds(one: History, what: Truth, losses: tuple[float, ...] = ()) -> list[str]:
-    return [finding.kind for finding in judge_client(one, what, losses)]
+def kinds(one: History, what: Truth) -> list[str]:
+    return [finding.kind for finding in judge_client(one, what)]
 
 
 def test_a_right_history_has_no_findings() -> None:
@@ -94,8 +94,9 @@ def test_without_a_gap_pruned_messages_are_lost() -> None:
 
 
 def failed_over() -> Truth:
-    """The messages 6 to 8 were on the former primary alone."""
+    """The messages 6 to 8 were on the former primary alone, which ended at 8.0."""
     what = truth()
+    what.losses = [8.0]
     for id in (60, 70, 80):
         what.taken[id] = what.present.pop(id)
     return what
@@ -103,15 +104,25 @@ def failed_over() -> Truth:
 
 def replayed() -> History:
     """A client that was sent lost messages, was told so, and was sent everything again."""
-    one = history(1, 2, 3, 4, 5, 6, 7, 8)
-    one.mark(8.5, "gap", reason="ahead", oldest=10)
-    for n in (1, 2, 3, 4, 5, 9, 10):
-        one.message(n * 10, n, float(n), 9.0)
+    return replayed_without()
+
+
+def replayed_without(*unseen: int) -> History:
+    """The same, but these messages did not come at first."""
+    one = history(*(n for n in range(1, 9) if n not in unseen))
+    replay(one, 8.5, 1, 2, 3, 4, 5, 9, 10)
     return one
 
 
+def replay(one: History, time: float, *numbers: int) -> None:
+    """Tell a client of a loss, and send it these messages."""
+    one.mark(time, "gap", reason="ahead", oldest=10)
+    for n in numbers:
+        one.message(n * 10, n, float(n), time + 0.5)
+
+
 def test_after_a_real_loss_a_client_that_was_told_gets_everything_again() -> None:
-    assert kinds(replayed(), failed_over(), losses=(8.0,)) == []
+    assert kinds(replayed(), failed_over()) == []
 
 
 def test_after_a_real_loss_pruned_messages_need_not_come_again() -> None:
@@ -121,19 +132,43 @@ def test_after_a_real_loss_pruned_messages_need_not_come_again() -> None:
     one.mark(8.5, "gap", reason="ahead", oldest=20)
     for n in (2, 3, 4, 5, 9, 10):
         one.message(n * 10, n, float(n), 9.0)
-    assert kinds(one, what, losses=(8.0,)) == []
+    assert kinds(one, what) == []
 
 
 def test_a_gap_without_a_loss_is_unfounded() -> None:
-    assert kinds(replayed(), failed_over()) == ["unfounded gap"]
+    one = history(1, 2, 3, 4, 5)
+    replay(one, 5.5, *NUMBERS)
+    assert kinds(one, truth()) == ["unfounded gap"]
+    before_the_loss = failed_over()
+    before_the_loss.losses = [20.0]
+    assert kinds(replayed_without(6, 7, 8), before_the_loss) == ["unfounded gap"]
+
+
+def test_one_loss_is_told_once_if_no_lost_message_comes_after_that() -> None:
+    one = replayed_without(6, 7, 8)
+    assert kinds(one, failed_over()) == []
+    replay(one, 10.0, 1, 2, 3, 4, 5, 9, 10)
+    assert kinds(one, failed_over()) == ["unfounded gap"]
+
+
+def test_a_client_that_gets_lost_messages_again_is_told_again() -> None:
+    """It went to a worker that did not know of the loss yet."""
+    one = history(*range(1, 9))
+    replay(one, 8.5, 1, 2, 3, 4, 5, 6)
+    replay(one, 10.0, 1, 2, 3, 4, 5, 9, 10)
+    assert kinds(one, failed_over()) == []
 
 
 def test_a_loss_that_a_client_was_not_told_of_is_found() -> None:
-    assert kinds(history(*NUMBERS), failed_over(), losses=(8.0,)) == ["untold loss"]
+    assert kinds(history(*NUMBERS), failed_over()) == ["untold loss"]
+    nothing_came_after = failed_over()
+    for id in (90, 100):
+        del nothing_came_after.present[id]
+    assert kinds(history(*range(1, 9)), nothing_came_after) == ["untold loss"]
 
 
 def test_a_client_that_saw_no_lost_message_need_not_be_told() -> None:
-    assert kinds(history(1, 2, 3, 4, 5, 9, 10), failed_over(), losses=(8.0,)) == []
+    assert kinds(history(1, 2, 3, 4, 5, 9, 10), failed_over()) == []
 
 
 def published(*attempts: Attempt, ledger: tuple[int, ...] = tuple(NUMBERS)) -> list[str]:

@@ -31,6 +31,16 @@ def test_messages_and_delays_belong_to_a_window() -> None:
     assert broken.told == {"shutdown restart": 1}
 
 
+def test_a_gap_that_the_next_fault_delays_belongs_to_the_loss_before() -> None:
+    found = outcome()
+    found.losses = [102.0, 130.0]
+    found.histories[0].mark(113.0, "gap", reason="ahead", oldest=10)
+    found.histories[0].mark(114.0, "gap", reason="expired", oldest=10)
+    calm, broken = report.lines_of(found)
+    assert calm.told == {"gap ahead": 1}
+    assert broken.told == {"gap expired": 1, "shutdown restart": 1}
+
+
 def test_a_repeated_message_counts_once_as_delivered() -> None:
     found = outcome()
     found.histories[0].message(10, 1, 101.0, 119.0)
