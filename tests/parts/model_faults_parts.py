@@ -54,7 +54,15 @@ FAULTS = [
         "    return server.jumped.last == epoch(server) and floor",
         "    return floor",
     ),
-    Fault("an id below the head of its stream is taken", "ids.py", "if ids[0] <= head or not", "if not"),
+    Fault(
+        "an id below the head of its stream is taken", "ids.py", "if ids[0] <= head or ids[0] <= given or not", "if not"
+    ),
+    Fault(
+        "nobody notices that the sequence was set back",
+        "ids.py",
+        "ids[0] <= head or ids[0] <= given or",
+        "ids[0] <= head or",
+    ),
     Fault("a jump does not raise the floor", "ids.py", "            server.floor.set(last)\n", ""),
     Fault("a jump is short", "ids.py", "LEAP = 100_000", "LEAP = 1_000"),
     Fault(

@@ -168,6 +168,10 @@ SCENARIOS: dict[str, list[Step]] = {
     "the sequence goes back, and the epoch is lost": [
         ("many", 0, 0, None, 3), ("lose", 0, 0, 3), _now(0, 0), _now(1, 1), ("jumped", 0), _now(0, 1), _now(0, 0),
     ],
+    "the sequence goes back to ids that an old snapshot does not show": [
+        ("begin", 0, "repeatable read"), ("ask", 0, "last_ids"), ("many", 1, 0, None, 3), ("many", 1, 1, None, 2),
+        ("lose", 1, 0, 2), _now(0, 0), ("commit", 0), ("lose", 1, 1, 1), _now(1, 2), _now(1, 0),
+    ],
     "a rollback": [*_begin(0), _now(0, 0), _later(0, 1), ("rollback", 0), _now(1, 0), _now(1, 1)],
     "streams are locked in one order": [
         *_begin(0, 1), *(_later(0, stream) for stream in range(STREAMS)), *(_later(1, stream) for stream in (3, 2, 1, 0)),

@@ -236,7 +236,7 @@ class ModelSide(Side):
         server = self.server
         server.message_ids.last, server.floor.last, server.forgotten.last = start.last, start.floor, start.forgotten
         server.ephemeral_ids.last = start.ephemeral - 1
-        server.jumped.last = model.ids.epoch(server)
+        server.jumped.last, server.highest.last = model.ids.epoch(server), start.last
         self.move()
         self.numbered = 0
         self.unsure: set[int] = set()
@@ -259,7 +259,9 @@ class ModelSide(Side):
         """Whether the session can take the step now."""
         name, number = step[:2]
         session = self.sessions[number]
-        if name in ("kill", "age", "lose", "jumped"):
+        if name == "lose":
+            return not self.running
+        if name in ("kill", "age", "jumped"):
             return name == "kill" or not (self.running or any(one.transaction for one in self.sessions))
         if name == "cancel":
             return number in self.running

@@ -209,9 +209,7 @@ class Plan:
             at = self.troubled if random.random() < 0.5 else at
             self.add(at, "restart", random.choice((0.05, 1.0)), random.choice((0.5, 5.0, 5.0)))
         for at in self._times("sequence", 2):
-            back = random.choice((1, 20, 10**5))
-            if not self.has("repeatable"):  # a known fault: see tests/simulation/open
-                self.add(at, "sequence", back)
+            self.add(at, "sequence", random.choice((1, 20, 10**5)))
         for at in self._times("prune", 8):
             self.add(at, "prune", random.choice(self.streams), random.choice((0, 1, 10, 50)))
 

@@ -156,12 +156,46 @@ def test_a_transaction_with_a_snapshot_from_before_a_jump_gets_ids_above_it(sess
     assert ids(sql, stream) == sorted(ids(sql, stream)) and len(ids(sql, stream)) == 4
 
 
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("append", APPENDS.values(), ids=APPENDS)
+@pytest.mark.parametrize("back", [1, 2, 15], ids=["to the id before", "to an unseen id", "to an id of another stream"])
+def test_a_transaction_with_a_snapshot_from_before_the_newest_messages_gives_no_id_below_them(
+    back: int, append: Callable[[Session, str], Any], isolation: str, sessions: Sessions, stream: str
+) -> None:
+    """The sequence goes back by hand to an id that the snapshot does not show, so nothing in the snapshot is above it."""
+    old, sql = sessions(), sessions()
+    with old.transaction(isolation):
+        old.call("last_id", stream)
+        sql.call("broadcast_many", f"{stream} other", ["x"] * 20)
+        known = [sql.call("broadcast", stream, "x") for _ in range(3)]
+        set_back(sql, known[-1] - back)
+        # A stream without messages is the first to draw an id.
+        assert sql.call("broadcast", f"{stream} new", "x") > known[-1]
+        set_back(sql, known[-1] - back)
+        append(old, stream)
+    found = ids(sql, stream)
+    assert found[:3] == known and len(found) > 3 and found == sorted(found)
+    given_ids = [id for id, _ in sql.read(f"{stream} other")] + found
+    assert len(set(given_ids)) == len(given_ids)
+
+
+def test_a_sequence_that_was_moved_far_ahead_and_back_again_gives_ids_without_a_jump(sql: Session, stream: str) -> None:
+    before = given(sql)
+    set_back(sql, before + 20 * YEAR)
+    sql.call("broadcast", f"{stream} far", "x")
+    sql.run("delete from pgbus.messages where stream = %s", f"{stream} far")
+    set_back(sql, before + 10)
+    first = sql.call("broadcast", stream, "x")
+    assert before < first < before + 1000
+    assert [sql.call("broadcast", stream, "x") for _ in range(3)] == [first + 1, first + 2, first + 3]
+
+
 def test_a_transaction_that_draws_the_id_of_an_unseen_row_fails_to_serialize(sessions: Sessions, stream: str) -> None:
     old, sql = sessions(), sessions()
     old.run("begin isolation level repeatable read")
     old.call("last_id", stream)
-    id = sql.call("broadcast", stream, "x")
-    set_back(sql, id)
+    id = given(sql) + 1
+    sql.run("insert into pgbus.messages (stream, msg_id, data) values (%s, %s, 'by hand')", stream, id)
     with raises("40001"):
         old.call("broadcast", stream, "y")
     old.run("rollback")

@@ -216,15 +216,20 @@ $$;
 -- - the sequence `jumped` holds the number of the epoch (see pgbus._epoch_number); it is unlogged, so a crash or a
 --   promotion resets it;
 -- - the sequence `floor` is below all ids of this epoch;
+-- - the sequence `highest` has the highest id that was given. It shows that the sequence of the ids was set back, also
+--   to a transaction in REPEATABLE READ, which does not see the newest rows;
 -- - PostgreSQL 14 has no unlogged sequences; there a page in the file of the table `epoch` shows the same.
 create unlogged table pgbus.epoch () with (vacuum_truncate = off);
 create sequence pgbus.jumped as bigint minvalue -9223372036854775808 start with 0;
 create sequence pgbus.floor as bigint;
+create sequence pgbus.highest as bigint;
 
 do $$
 begin
   if current_setting('server_version_num')::integer >= 150000 then
     alter sequence pgbus.jumped set unlogged;
+    -- Each append sets it. A crash resets it, but then the next append jumps anyway.
+    alter sequence pgbus.highest set unlogged;
   end if;
 end
 $$;
@@ -252,15 +257,16 @@ begin
 end
 $do$;
 
--- Returns an id above all ids that anybody may have seen. The stream is locked, and its last id is `head`; callers
--- ask for such an id if the next one of the sequence may not be above. The sequence is moved to the clock: fewer than
--- a million ids are drawn in a second, so the ids are always behind the clock. It is moved by at least a hundred
--- thousand, in case the clock was set back.
+-- Returns an id above all ids that anybody may have seen. The stream is locked, and `head` is the last id there that
+-- this transaction sees; callers ask for such an id if the next one of the sequence may not be above. The sequence is
+-- moved to the clock: fewer than a million ids are drawn in a second, so the ids are always behind the clock. It is
+-- moved by at least a hundred thousand, in case the clock was set back.
 create function pgbus._jump(stream text, head bigint) returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   clock   bigint;
   last    bigint;
+  given   bigint;
   highest bigint;
   id      bigint;
 begin
@@ -281,9 +287,14 @@ begin
                            'so nothing can be appended after it', to_json(stream), head),
           hint = 'Somebody has written to pgbus.messages or pgbus.horizons by hand; delete that row.';
       end if;
-      if last <= highest or pgbus._good_id(last) is not true then
-        last := setval('pgbus.message_ids', greatest(clock, last + 100000, highest + 100000));
-        perform setval('pgbus.floor', last), setval('pgbus.jumped', pgbus._epoch_number());
+      given := pg_sequence_last_value('pgbus.highest');
+      if given > greatest(clock, last) + 315360000000000 then
+        given := setval('pgbus.highest', last);  -- somebody had moved the sequence there, and took it back
+      end if;
+      if last <= highest or last < given or pgbus._good_id(last) is not true then
+        last := setval('pgbus.message_ids', greatest(clock, last + 100000, highest + 100000, given + 100000));
+        perform setval('pgbus.floor', last), setval('pgbus.highest', last),
+                setval('pgbus.jumped', pgbus._epoch_number());
         insert into pgbus.epoch default values;
       end if;
       raise exception using errcode = 'PGBUS';
@@ -293,7 +304,7 @@ begin
     -- More than one draw is needed if the sequence has a cache and this session still has ids from it.
     for draws in 1 .. 10000 loop
       id := nextval('pgbus.message_ids');
-      if id > head and pgbus._good_id(id) then
+      if id > greatest(head, given) and pgbus._good_id(id) then
         return id;
       end if;
     end loop;

@@ -22,6 +22,7 @@ create function pgbus.broadcast(stream text, data text, event text default null,
                                 exclude text default null, key text default null) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  given   bigint;
   id      bigint;
   head    bigint;
   ignored text;
@@ -36,16 +37,18 @@ begin
   if not pg_try_advisory_xact_lock(1885823603, pgbus._lock_number(stream)) then
     perform pgbus._lock_stream(stream);
   end if;
+  given := pg_sequence_last_value('pgbus.highest');
   id := nextval('pgbus.message_ids');
   select m.msg_id into head from pgbus.messages m
   where m.stream = broadcast.stream collate "C" order by m.msg_id desc limit 1;
   if head is null then
     head := pgbus._head(stream);
   end if;
-  if id <= head or pgbus._good_id(id) is not true then
+  if id <= head or id <= given or pgbus._good_id(id) is not true then
     head := pgbus._head(stream);
     id := pgbus._jump(stream, head);
   end if;
+  given := setval('pgbus.highest', id);
   if current_setting('pgbus.ring', true) <> '' then
     perform pgbus._touch(stream, id, true);
   else
@@ -169,16 +172,21 @@ begin
 end
 $$;
 
--- Draws `size` ids for a stream that is locked, and returns the stream's last id before them.
+-- Draws `size` ids for a stream that is locked, and returns the stream's last id before them. A transaction that has
+-- one snapshot for all its statements may not see that id, but knows that the highest one that was given is not below
+-- it. An id that is not above that one was drawn from a sequence that has been set back.
 create function pgbus._draw(stream text, size integer, out ids bigint[], out head bigint)
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  given bigint := pg_sequence_last_value('pgbus.highest');  -- before the draw, since others draw at the same time
 begin
   ids := array(select nextval('pgbus.message_ids') from generate_series(1, size));
   head := pgbus._head(stream);
-  if ids[1] <= head or pgbus._good_id(ids[1]) is not true then
+  if ids[1] <= head or ids[1] <= given or pgbus._good_id(ids[1]) is not true then
     ids := array[pgbus._jump(stream, head)];
     ids := ids || array(select nextval('pgbus.message_ids') from generate_series(2, size));
   end if;
+  given := setval('pgbus.highest', ids[size]);
 end
 $$;
 

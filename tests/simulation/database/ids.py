@@ -36,11 +36,13 @@ def is_good(server: Server, id: int) -> bool:
 
 def draw(server: Server, transaction: Transaction, stream: str, size: int) -> tuple[list[int], int]:
     """Draw ids for a stream that is locked. Returns them, and the stream's last id before."""
+    given = server.highest.last or 0
     ids = [server.draw(server.message_ids, transaction) for _ in range(size)]
     head = server.head(stream, server.snapshot(transaction))
-    if ids[0] <= head or not is_good(server, ids[0]):
+    if ids[0] <= head or ids[0] <= given or not is_good(server, ids[0]):
         ids = [jump(server, stream, head, transaction)]
         ids += [server.draw(server.message_ids, transaction) for _ in range(1, size)]
+    server.highest.set(ids[-1])
     return ids, head
 
 
@@ -51,12 +53,16 @@ def jump(server: Server, stream: str, head: int, transaction: Transaction) -> in
         highest = max(head, server.floor.last or 0)
         if highest > max(clock, last) + TOO_FAR:
             raise DatabaseError(f"stream {stream!r} has a message or a horizon with the id {head}", "55000")
-        if last <= highest or not is_good(server, last):
-            last = server.message_ids.set(max(clock, last + LEAP, highest + LEAP))
+        given = server.highest.last or 0
+        if given > max(clock, last) + TOO_FAR:
+            given = server.highest.set(last)
+        if last <= highest or last < given or not is_good(server, last):
+            last = server.message_ids.set(max(clock, last + LEAP, highest + LEAP, given + LEAP))
             server.floor.set(last)
+            server.highest.set(last)
             server.jumped.set(epoch(server))
             server.jumps += 1
         id = server.draw(server.message_ids, transaction)
-        if id > head and is_good(server, id):
+        if id > max(head, given) and is_good(server, id):
             return id
     raise DatabaseError(f"the sequence pgbus.message_ids gives no id above {head}", "55000")

@@ -75,6 +75,7 @@ class Server:
         self.message_ids = sequence("message_ids", round(self.clock() * 1e6))
         self.floor = sequence("floor", 1)
         self.jumped = sequence("jumped", logged=False)
+        self.highest = sequence("highest", logged=False)
         self.forgotten = sequence("forgotten")
         self.ephemeral_ids = sequence("ephemeral_ids", 1)
         self.last_ring, self.ring_pause = sequence("last_ring"), sequence("ring_pause")
