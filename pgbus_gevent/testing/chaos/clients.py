@@ -21,7 +21,9 @@ import httpx
 import httpx_sse
 
 from .browsers import Batch, collect
+from .faulty import KINDS, FaultyHistory
 from .journal import History, payload_of
+from .plan import BROWSER, Place
 from .publishing import EXCLUDING
 
 SILENCE = 7.0
@@ -42,8 +44,10 @@ _CUTS: dict[type[Exception], str] = {
 class Client:
     """One EventSource with one stream or several."""
 
-    def __init__(self, folder: Path, number: int, user: int, streams: Sequence[str], places: Sequence[str]) -> None:
-        self.histories = [History(number, user, stream) for stream in streams]
+    def __init__(self, folder: Path, place: Place, places: Sequence[str]) -> None:
+        number, user, streams, kind = place
+        self.histories = [_history(number, user, stream, kind) for stream in streams]
+        self.is_browser = kind == BROWSER
         self.connected = False
         self._places = list(places)
         self._user = user
@@ -129,6 +133,10 @@ class Client:
             history.mark(time.monotonic(), what, **data)
 
 
+def _history(number: int, user: int, stream: str, kind: str) -> History:
+    return FaultyHistory(number, user, stream, kind) if kind in KINDS else History(number, user, stream)
+
+
 def _position(id: str) -> tuple[int, int]:
     """Return the index of the stream, and the id of the message in it, from the id of a frame."""
     index, composite, cursors = id.rpartition("~")
@@ -140,21 +148,19 @@ def _position(id: str) -> tuple[int, int]:
 async def main() -> None:
     """Connect, report to stdout whenever asked by a line on stdin, and write the histories at its end."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("plan", type=Path, help="a file of JSON: [number, user, streams] for each client")
+    parser.add_argument("plan", type=Path, help="a file of JSON: [number, user, streams, kind] for each client")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--browsers", type=int, default=0, help="how many of the last clients are pages in a browser")
     parser.add_argument("--collector", type=int, default=0, help="the port to which these pages pass what they get")
     parser.add_argument("places", nargs="+", help="the URLs of the workers")
     arguments = parser.parse_args()
-    plan: list[tuple[int, int, list[str]]] = json.loads(arguments.plan.read_text())
+    plan = [Place(*place) for place in json.loads(arguments.plan.read_text())]
     folder = arguments.out.parent
-    clients = [Client(folder, number, user, streams, arguments.places) for number, user, streams in plan]
+    clients = [Client(folder, place, arguments.places) for place in plan]
     timeout = httpx.Timeout(SILENCE, connect=_CONNECTING)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
-        ours = clients[: len(clients) - arguments.browsers]
-        tasks = [asyncio.create_task(client.run(http)) for client in ours]
-        if arguments.browsers:
+        tasks = [asyncio.create_task(client.run(http)) for client in clients if not client.is_browser]
+        if len(tasks) < len(clients):
             tasks.append(
                 asyncio.create_task(collect(arguments.collector, lambda n, batch: clients[n].take_batch(batch)))
             )
@@ -172,6 +178,7 @@ async def main() -> None:
     with arguments.out.open("w") as file:
         for client in clients:
             for history in client.histories:
+                history.settle()
                 history.dump(file)
 
 

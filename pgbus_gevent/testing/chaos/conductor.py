@@ -18,14 +18,15 @@ import psycopg2
 from .browsers import chromium
 from .calm import judge_ephemerals
 from .faults import Fault, Scene, Skipped
+from .faulty import KINDS, check
 from .hooks import ROOM
 from .journal import History, read_histories, read_journal
 from .judge import Finding, judge_client, judge_publishing
 from .ledger import Ledger
 from .parts import TOKEN, Parts
+from .plan import BROWSER, make_plan
 from .postgres import free_port
 from .processes import ChaosFailed, Guard, Part, until
-from .publishing import AUDIENCE, COALESCED, EPHEMERAL, EXCLUDING, PLAIN, SHORT, TABLE
 from .register import FAULTS
 
 _CONNECTING = 120.0
@@ -80,6 +81,8 @@ class Outcome:
     """When each committed message was sent."""
     losses: list[float] = field(default_factory=list)
     """When a server took committed messages along."""
+    planted: dict[str, int] = field(default_factory=dict)
+    """How many messages the faulty clients lost, repeated and so on."""
     publishers: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     ended: float = 0.0
@@ -123,44 +126,28 @@ class Conductor:
     def _start(self) -> None:
         self._say(f"seed {self._options.seed}: starting PostgreSQL, a standby and the workers")
         self._parts.start()
-        self._plan()
+        plan = make_plan(self._chance, self._options.clients, self._options.browsers)
+        self._plan = plan
+        (self._folder / "plan").write_text(json.dumps(plan))
         arguments = [str(self._folder / "plan"), str(self._folder / "histories"), *self._parts.places]
         collector = free_port()
-        arguments += ["--browsers", str(self._options.browsers), "--collector", str(collector)]
+        arguments += ["--collector", str(collector)]
         self._clients = self._parts.python("clients", f"{__package__}.clients", *arguments)
         self._clients.start()
         url = f"http://127.0.0.1:{collector}/"
-        for number in range(self._options.clients - self._options.browsers, self._options.clients):
+        for number, _, (stream, *_), kind in plan:
             place = self._parts.places[number % len(self._parts.places)]
-            stream = PLAIN[number % len(PLAIN)]
-            chromium(self._folder, self._parts.environment, place, url, number, stream).start()
+            if kind == BROWSER:
+                chromium(self._folder, self._parts.environment, place, url, number, stream).start()
         self._scene.programs["clients"] = self._clients
         self._scene.clients = self._options.clients
-        until(
-            lambda: self._ask()["connected"] == self._options.clients, _CONNECTING, "not every client is connected", 0.3
-        )
+        until(lambda: self._ask()["connected"] == len(plan), _CONNECTING, "not every client is connected", 0.3)
         words = [str(self._folder), self._parts.publishers_url, *self._parts.places]
         options = ["--token", TOKEN, "--kinds", self._options.kinds]
         self._publishers = self._parts.python("publishers", f"{__package__}.publishers", *words, *options)
         self._publishers.start()
         self._tell_publishers()
-        self._say(f"{self._options.clients} clients are connected")
-
-    def _plan(self) -> None:
-        """Write down who watches what."""
-        others = [*AUDIENCE, *EXCLUDING, *SHORT, *TABLE, *COALESCED, *EPHEMERAL, ROOM, *AUDIENCE]
-        plan = []
-        for number in range(self._options.clients):
-            if number >= self._options.clients - self._options.browsers:
-                streams = [PLAIN[number % len(PLAIN)]]
-            elif number % 5 in (0, 1):
-                streams = [others[(number // 2) % len(others)]]
-            elif number % 5 == 2:
-                streams = self._chance.sample([*PLAIN, *AUDIENCE, *SHORT, *TABLE], 3)
-            else:
-                streams = [PLAIN[number % len(PLAIN)]]
-            plan.append([number, number, streams])
-        (self._folder / "plan").write_text(json.dumps(plan))
+        self._say(f"{len(plan)} clients are connected")
 
     def _ask(self) -> dict[str, Any]:
         answer = _call(self._clients, "clients")
@@ -213,7 +200,7 @@ class Conductor:
         self._say(
             f"{self._clock()} {fault.name:28} broken {window.ended - window.began:5.1f} s,"
             f" ready after {window.healed - window.ended:5.1f} s; {clients['delivered']} delivered,"
-            f" {clients['connected']} of {self._options.clients} clients connected"
+            f" {clients['connected']} of {len(self._plan)} clients connected"
         )
 
     def _look(self) -> None:
@@ -251,7 +238,6 @@ class Conductor:
         if not self._clients.wait(60):
             raise ChaosFailed("the clients do not end")
         outcome = self._outcome
-        outcome.histories = list(read_histories(self._folder / "histories"))
         attempts = list(read_journal(self._folder / "journal.jsonl"))
         truths, ledger = self._ledger.truth(self._parts.primary, self._scene.losses)
         sent = {attempt.message: attempt.sent for attempt in attempts}
@@ -260,8 +246,14 @@ class Conductor:
                 outcome.committed[row.message] = sent.get(row.message, 0.0)
         outcome.losses = [loss.at for loss in self._scene.losses]
         outcome.findings += judge_publishing(attempts, ledger, truths)
-        for history in outcome.histories:
-            outcome.findings += judge_client(history, truths[history.stream])
+        for history in read_histories(self._folder / "histories"):
+            findings, kind = judge_client(history, truths[history.stream]), self._plan[history.client].kind
+            if kind in KINDS:
+                verdict = check(kind, history, truths[history.stream], findings)
+                outcome.planted[kind], findings = verdict
+            else:
+                outcome.histories.append(history)
+            outcome.findings += findings
         outcome.findings += judge_ephemerals(attempts, outcome.histories, self._calms)
 
     def _catch_up(self) -> None:
@@ -269,7 +261,7 @@ class Conductor:
         delivered, since = -1, time.monotonic()
         while time.monotonic() < ending:
             answer = self._ask()
-            if answer["delivered"] != delivered or answer["connected"] < self._options.clients:
+            if answer["delivered"] != delivered or answer["connected"] < len(self._plan):
                 delivered, since = answer["delivered"], time.monotonic()
             elif time.monotonic() - since > _QUIET:
                 return
@@ -277,8 +269,7 @@ class Conductor:
 
     def _check_room(self) -> None:
         """Compare the members that are present with the clients that are connected, when all of them are."""
-        plan = json.loads((self._folder / "plan").read_text())
-        expected = {f"member-{user}" for _, user, streams in plan if ROOM in streams}
+        expected = {f"member-{place.user}" for place in self._plan if ROOM in place.streams}
         ending = time.monotonic() + _CATCHING_UP
         found: set[str] = set()
         while time.monotonic() < ending:

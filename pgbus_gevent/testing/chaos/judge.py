@@ -19,8 +19,8 @@ from typing import NamedTuple
 from .hooks import entitled
 from .journal import Attempt, History, Mark
 
-WRONG = ("lost", "repeated", "out of order", "forbidden", "unfounded gap", "untold loss", "presence")
-"""The kinds of findings. Each of them fails a run."""
+WRONG = ("lost", "repeated", "out of order", "forbidden", "unfounded gap", "untold loss", "presence", "unnoticed")
+"""The kinds of findings. Each of them fails a run. The last one is a deed of a faulty client that the judge has not found."""
 
 _UNSTORED = "ephemeral"
 _UNLEDGERED = ("http", "coalesced", _UNSTORED)

@@ -143,6 +143,10 @@ def text(outcome: Outcome) -> str:
     """Return the report as text."""
     lines = by_fault(lines_of(outcome))
     rows = [_HEAD, *(_row(line) for line in [*lines, total(lines)])]
+    if outcome.planted:
+        deeds = ", ".join(f"{count} {kind}" for kind, count in outcome.planted.items())
+        missed = sum(finding.kind == "unnoticed" for finding in outcome.findings)
+        rows.append(f"planted in faulty clients, which do not count above: {deeds}; not found by the judge: {missed}")
     for name, reason in outcome.skipped.items():
         rows.append(f"{name} was skipped: {reason}")
     for finding in outcome.findings[:20]:
@@ -202,6 +206,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "faults": [line.as_json() for line in by_fault(lines)],
         "total": total(lines).as_json(),
         "publishers": outcome.publishers,
+        "planted": outcome.planted,
         "skipped": outcome.skipped,
         "findings": [finding._asdict() for finding in outcome.findings],
     }
