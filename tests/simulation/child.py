@@ -14,6 +14,8 @@ import traceback
 from contextlib import nullcontext
 from typing import Any
 
+from gevent import GreenletExit
+
 from tests.simulation import clock
 
 clock.install()
@@ -28,19 +30,20 @@ def run(command: dict[str, Any]) -> dict[str, Any]:
     """Run one simulation, and return what came of it."""
     history = History(**command["history"]) if "history" in command else plan.draw(command["seed"])
     name = command.get("planted") or history.planted
-    began = clock.real_monotonic()
+    began, given_up = clock.real_monotonic(), None
     with next((planted(fault) for fault in FAULTS if fault.name == name), nullcontext()):
         one = world.World(history)
         try:
             failure = one.run()
-        except Exception:
-            # The model or the simulator does not know this history. That says nothing about the product, and is shown.
+        except (Exception, GreenletExit) as error:
+            # The model or the simulator does not know this history. That says nothing about the product, and is counted.
             print(f"seed {history.seed} was given up:", traceback.format_exc(), file=sys.stderr)
-            failure = None
+            failure, given_up = None, f"{type(error).__name__}: {error}"
     gc.collect()  # at a moment that does not depend on chance
     return {
         "seed": history.seed,
         "failure": None if failure is None else [failure.kind, str(failure), round(one.failed_at, 4)],
+        "given_up": given_up,
         "figures": vars(one.figures),
         "steps": clock.loop().steps,
         "took": clock.real_monotonic() - began,

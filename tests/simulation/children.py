@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -19,7 +20,10 @@ Command = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """What came of a simulation. ``failure`` is the kind of the promise that was broken, a text, and the time in seconds."""
+    """What came of a simulation. ``failure`` is the kind of the promise that was broken, a text, and the time in seconds.
+
+    ``given_up`` says why the simulator could not run the history to its end, so that it says nothing about the product.
+    """
 
     command: Command
     seed: int
@@ -27,13 +31,18 @@ class Result(NamedTuple):
     figures: dict[str, Any]
     steps: int
     took: float
+    given_up: str | None = None
 
 
 class Children:
-    """``jobs`` processes. Use it as a context manager; they end with it."""
+    """``jobs`` processes. Use it as a context manager; they end with it.
 
-    def __init__(self, jobs: int) -> None:
+    A process that ends, or needs more than ``patience`` seconds for one history, is replaced, and the history is given up.
+    """
+
+    def __init__(self, jobs: int, *, patience: float = 150.0) -> None:
         self._jobs = jobs
+        self._patience = patience
         self._pool = ThreadPoolExecutor(jobs)
         self._own = threading.local()
         self._all: list[subprocess.Popen[str]] = []
@@ -63,11 +72,22 @@ class Children:
             )
             self._all.append(child)
         assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(json.dumps(command) + "\n")
-        child.stdin.flush()
-        line = child.stdout.readline()
+        began = time.monotonic()
+        watch = threading.Timer(self._patience, child.kill)
+        watch.start()
+        try:
+            child.stdin.write(json.dumps(command) + "\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
         if not line:
-            raise RuntimeError(f"the process that ran {command} has ended, with status {child.wait(5)}")
+            self._own.child = None
+            seed, took = command.get("seed") or command["history"]["seed"], time.monotonic() - began
+            why = f"its process ended after {took:.0f} s, with status {child.wait(5)}"
+            return Result(command, seed, None, {}, 0, took, why)
         answer = json.loads(line)
         failure = answer.pop("failure")
         return Result(command, failure=None if failure is None else tuple(failure), **answer)

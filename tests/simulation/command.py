@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parent
 SEEDS = FOLDER / "seeds.txt"
 HISTORIES = FOLDER / "histories"
 _PROGRESS = 10.0  # seconds
+MOST_GIVEN_UP = 0.01
+"""The largest share of the seeds that may be given up. More would hide what they had found."""
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,15 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     with Children(chosen.jobs) as children:
         if chosen.replay:
             result = children.run(History.read(chosen.replay))
-            print(result.failure or "no promise was broken")
-            return int(result.failure is not None)
+            print(result.failure or result.given_up or "no promise was broken")
+            return int(result.failure is not None or result.given_up is not None)
         if chosen.planted:
             return plant(children, chosen)
         return simulate(children, chosen)
 
 
 def simulate(children: Children, chosen: argparse.Namespace) -> int:
-    """Run seeds, and print the figures."""
+    """Run seeds, and print the figures. Returns 1 if a promise was broken, or if too many seeds were given up."""
     figures, began, told = Figures(), time.monotonic(), time.monotonic()
     failed: Result | None = None
     run = 0
@@ -67,6 +69,9 @@ def simulate(children: Children, chosen: argparse.Namespace) -> int:
         if result.failure is not None:
             failed = failed or result
             print(f"seed {result.seed}: {result.failure[1]}", flush=True)
+        if result.given_up is not None:
+            figures.given_up += 1
+            print(f"seed {result.seed} was given up: {result.given_up}", flush=True)
         if time.monotonic() - told >= _PROGRESS:
             told = time.monotonic()
             print(f"{told - began:.0f} s, {run} seeds, {figures.deliveries:,} deliveries", file=sys.stderr, flush=True)
@@ -77,10 +82,15 @@ def simulate(children: Children, chosen: argparse.Namespace) -> int:
     print(f"{run} seeds from {chosen.seed}, {seconds:.0f} s, {figures.deliveries / seconds:,.0f} deliveries a second")
     print(figures.text())
     if failed is None:
-        return 0
+        return int(too_many(figures.given_up, run))
     if not chosen.no_shrink:
         show(shorten(children, failed.seed), chosen.write)
     return 1
+
+
+def too_many(given_up: int, run: int) -> bool:
+    """Whether more seeds were given up than may be: one, and of many one in a hundred."""
+    return given_up > max(1.0, MOST_GIVEN_UP * run)
 
 
 def _seeds(chosen: argparse.Namespace, began: float) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ class Figures:
     gaps: int = 0
     unproven: int = 0
     worst_idle: float = 0.0
+    given_up: int = 0
     broken: dict[str, int] = field(default_factory=dict)
 
     def broke(self, kind: str, times: int = 1) -> None:
@@ -27,6 +28,7 @@ class Figures:
         self.gaps += other.gaps
         self.unproven += other.unproven
         self.worst_idle = max(self.worst_idle, other.worst_idle)
+        self.given_up += other.given_up
         for kind, times in other.broken.items():
             self.broke(kind, times)
 
@@ -36,7 +38,7 @@ class Figures:
         broken = ", ".join(f"{self.broken.get(kind, 0)} {NAMES[kind]}" for kind in kinds)
         return (
             f"{self.deliveries:,} deliveries and {self.ephemerals:,} ephemeral ones: {broken};"
-            f" {self.gaps:,} gaps told, worst idle time {self.worst_idle:.1f} s"
+            f" {self.gaps:,} gaps told, worst idle time {self.worst_idle:.1f} s, {self.given_up} seeds given up"
         )
 
 

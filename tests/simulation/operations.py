@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import clock
+from . import clock, database
 from .database.locks import BELL
+from .ledger import Message
 from .loop import CLOCK
-from .oracle import CALM_AFTER
+from .oracle import CALM_AFTER, FORGED
 from .visitors import Visitor
 from .world import World
 
@@ -162,7 +163,7 @@ def forge(world: World, stream: str, ahead: int, named: bool) -> None:
     head = server.head(stream, server.now(None))
     id = server.message_ids.last_value + ahead
     world.oracle.forged(stream, id)
-    payload = ["message", stream, id, head if named else None, CLOCK.time(), None, "forged", None, None]
+    payload = ["message", stream, id, head if named else None, CLOCK.time(), None, FORGED, None, None]
     world.spawn(server.notify, server.channel(stream), json.dumps(payload))
 
 
@@ -247,19 +248,41 @@ def restart(world: World, seconds: float, back: float) -> None:
     """The server restarts after a crash, and has lost the commits of the last ``back`` seconds."""
     world.network.away = True
     world.network.cut()
-    server = world.server
-    lost = server.go_back(back)
-    if lost:
-        world.oracle.went_back(lost)
-        for visitor in world.visitors.values():
-            for seat in visitor.seats:
-                world.oracle.seat_lost(seat)
+    _went_back(world, world.server.go_back(back, database.crash))
 
     def end() -> None:
         world.network.away = False
 
     after(seconds, end)
     world.excuse(seconds + 2.0 + RECONNECT)
+
+
+@operation
+def promote(world: World, seconds: float, back: float) -> None:
+    """A standby is promoted that lacks the commits of the last ``back`` seconds.
+
+    It takes new sessions at once. Nobody answers on the old ones any more, and after ``seconds`` they are cut.
+    """
+    network, server = world.network, world.server
+    old = list(network.sessions.values())
+    for session in old:
+        session.hung = True
+    _went_back(world, server.go_back(back, database.promote))
+
+    def end() -> None:
+        for session in old:
+            session.cut()
+
+    after(seconds, end)
+    world.excuse(min(seconds, 9.0) + 2.0 + RECONNECT)
+
+
+def _went_back(world: World, lost: list[Message]) -> None:
+    if lost:
+        world.oracle.went_back(lost)
+        for visitor in world.visitors.values():
+            for seat in visitor.seats:
+                world.oracle.seat_lost(seat)
 
 
 @operation

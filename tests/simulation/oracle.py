@@ -7,7 +7,7 @@ oracle knows every commit, and sees each piece of bytes when a worker hands it t
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from math import inf
 from typing import Protocol
@@ -22,6 +22,10 @@ CALM_AFTER = 6.0
 
 PROMPT = 1.2
 """Seconds within which a message arrives while there is calm and a steward: it looks every 0.4 s."""
+
+
+FORGED = "forged"
+"""The data of a forged message."""
 
 
 class Failure(Exception):
@@ -145,7 +149,13 @@ class Oracle:
 
     def forged(self, stream: str, id: int) -> None:
         """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
-        self._lost[stream, id] = Message(stream, "forged", None, None, None)
+        self._lost[stream, id] = Message(stream, FORGED, None, None, None)
+
+    def _at(self, stream: str, id: int) -> Message | None:
+        """Return the message with an id."""
+        history = self._server.stream(stream).history
+        place = bisect_left(history, id, key=id_of)
+        return history[place] if place < len(history) and history[place].id == id else None
 
     def sent_ephemeral(self, message: Message) -> None:
         """Note an ephemeral message. Numbers follow commits."""
@@ -159,7 +169,8 @@ class Oracle:
         """A client was told where it starts."""
         seat.connection = connection
         head = self._last.get(seat.stream, 0)
-        lost = (seat.stream, start) in self._lost
+        # If the id of a forged message is then given to a real one, a cursor does not show which of the two a client has.
+        lost = (seat.stream, start) in self._lost and self._at(seat.stream, start) is None
         if start > head and not lost and seat.asked != start:
             raise Failure("lost", f"{seat.rights.name} starts at {start} in {seat.stream}, beyond the head {head}")
         if seat.asked is not None and start not in (seat.asked, 0):
@@ -194,6 +205,11 @@ class Oracle:
         if position is None:
             raise Failure("order", f"{seat.rights.name} got {id} of {seat.stream} before its greeting")
         following = self._next.get((seat.stream, position))
+        if data == FORGED and (seat.stream, id) in self._lost and id > position:
+            # A message that was forged with the id of one that was committed later: the client is to be told, and to get it.
+            seat.position = id
+            seat.lose(id)
+            return
         if following is None or following.id != id:
             following = self._odd(seat, position, id)
             if following is None:

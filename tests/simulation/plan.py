@@ -14,13 +14,14 @@ VARIETY = (
 """What disturbs no worker, so that everything is to arrive as promptly as ever."""
 
 TROUBLES = (
-    "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart", "back", "sequence", "kill", "stop", "wound",
-    "strike",
+    "noise", "full", "forge", "cut", "hang", "hole", "slow", "restart", "back", "promote", "sequence", "kill", "stop",
+    "wound", "strike",
 )  # fmt: skip
 
 THEMES = (
-    {"squat", "late"}, {"relisten"}, {"strike"}, {"back"}, {"back", "drop", "replay"}, {"prune", "stall", "drop"},
+    {"squat", "late"}, {"relisten"}, {"strike"}, {"strike", "several"}, {"strike", "drop"}, {"back"}, {"back", "drop", "replay"}, {"prune", "stall", "drop"},
     {"whisper", "large"}, {"rights", "stall"}, {"repeatable", "commit", "late"}, {"noise"}, {"cut", "drop"}, {"kill", "drop"},
+    {"promote", "drop"}, {"back", "prune"}, {"noise", "drop"}, {"stall", "quiet"}, {"stall", "drop", "several"}, {"forge"},
 )  # fmt: skip
 """What many seeds have almost alone, so that nothing else hides what goes wrong."""
 
@@ -42,18 +43,20 @@ class Plan:
             self.troubles |= {name for name in VARIETY if random.random() < 0.15}
         self.troubled = random.choice((5.0, 10.0, 20.0)) if self.theme or self.troubles.intersection(TROUBLES) else 1.0
         self.seconds = self.troubled + random.choice((8.0, 16.0))
-        strikes = self.theme == {"strike"}
+        strikes = self.theme is not None and self.has("strike")
+        # After so many clients a pass lets others run; None: as many as in production.
+        self.slice = random.choice((1, 2, 5)) if strikes else random.choice((None, None, None, 1, 3, 10))
         self.busy = [f"s{n}" for n in range(1 if strikes else random.choice((1, 2, 3, 6)))]
         self.quiet = ["q0", "q1"]
         """Streams with so few messages that none shows that the one before it was missed."""
         self.streams = [*self.busy, *self.quiet]
         self.quiet_from = {
-            name: self.seconds * random.choice((0.2, 0.5, 0.8, 1.0)) if self.has("quiet") else self.seconds
+            name: self.seconds * random.choice((0.2, 0.5, 0.8, 1.0)) if self.has("quiet") or strikes else self.seconds
             for name in self.busy
         }
         self.workers = random.choice((2, 2, 3) if self.theme else (1, 2, 2, 3))
         self.clients = 60 if strikes else random.choice((10, 30, 30, 60, 150))
-        self.rate = random.choice((0.7, 3.0, 25.0))
+        self.rate = random.choice((0.7, 3.0) if strikes else (0.7, 3.0, 25.0))
         self.operations: list[list[Any]] = []
         self.history = History(
             seed, self.workers, self._settings(), self._scheduler(), self.operations, sorted(self.troubles)
@@ -78,10 +81,8 @@ class Plan:
 
     def _scheduler(self) -> dict[str, Any]:
         random = self.random
-        if self.theme == {"strike"}:
-            # A machine on which a pass takes so long that the dispatcher lets others run in the middle of it.
-            return {"shuffle": False, "step": 1e-6, "look": 2e-4, "latency": 0.0002, "commit": 0.0005}
         return {
+            "slice": self.slice,
             "shuffle": random.random() < 0.5,
             "step": random.choice((1e-6, 1e-5, 1e-4)),
             "look": random.choice((1e-6, 2e-5, 1e-4 if self.rate < 5.0 else 2e-5, 3e-4 if self.rate < 5.0 else 1e-5)),
@@ -116,6 +117,7 @@ class Plan:
                 at += self.random.uniform(2.5, 6.0)
         self._database()
         self._workers()
+        self._aims()
         self.operations.sort(key=lambda operation: operation[0])
         return self.history
 
@@ -137,7 +139,11 @@ class Plan:
         self.add(at, "publish", streams, random.choice(kinds), holds, fails, label, size)
         if self.has("whisper") and random.random() < 0.3:
             label = None if label is not None and label.startswith("exclude") else label
-            self.add(at, "whisper", random.choice(self.streams), label, self.has("large") and random.random() < 0.3)
+            stream, large = random.choice(self.streams), self.has("large") and random.random() < 0.3
+            self.add(at, "whisper", stream, label, large)
+            if large and random.random() < 0.5:
+                # A small one follows while a worker may still read the large one.
+                self.add(round(at + random.uniform(0.0005, 0.01), 4), "whisper", stream, label, False)
 
     def _label(self) -> str | None:
         random = self.random
@@ -189,7 +195,8 @@ class Plan:
         for at in self._times("squat", 3):
             self.add(at, "squat", random.choice((5.0, 30.0)))
         for at in self._times("forge", 4):
-            self.add(at, "forge", random.choice(self.streams), 10**6, random.random() < 0.7)
+            # The very next id is given to a real message soon: of this stream, or of another.
+            self.add(at, "forge", random.choice(self.streams), random.choice((1, 1, 2, 10**6)), random.random() < 0.7)
         for at, name, *arguments in list(self.operations) if self.has("relisten") else ():
             if name == "publish" and arguments[0][0] in self.quiet and random.random() < 0.7:
                 # Shortly before a commit, which the session that follows has then missed.
@@ -208,6 +215,8 @@ class Plan:
         for at in self._times("back", 3):
             at = self.troubled if random.random() < 0.5 else at
             self.add(at, "restart", random.choice((0.05, 1.0)), random.choice((0.5, 5.0, 5.0)))
+        for at in self._times("promote", 2):
+            self.add(at, "promote", random.choice((0.05, 1.0, 12.0)), random.choice((0.0, 0.02, 0.5, 5.0)))
         for at in self._times("sequence", 2):
             self.add(at, "sequence", random.choice((1, 20, 10**5)))
         for at in self._times("prune", 8):
@@ -221,8 +230,60 @@ class Plan:
             self.add(at, "kill", random.randrange(self.workers), random.choice((2.5, 4.0)), True)
         for at in self._times("wound", 4):
             self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
-        for at in self._times("strike", 8, 4):
+        for at in self._times("strike", 1):
             self.add(at, "strike", random.randrange(self.workers), random.randint(1, 3 * self.clients // self.workers))
+
+    # what has an effect only at the right moment
+
+    def _aims(self) -> None:
+        published = [(at, rest[0]) for at, name, *rest in self.operations if name == "publish"]
+        if not published:
+            return
+        if self.has("strike"):
+            self._aim_strikes(published)
+        if self.has("drop"):
+            self._aim_drops([at for at, _ in published])
+        if self.has("stall"):
+            self._aim_stalls()
+        if {"back", "prune"} <= self.troubles:
+            self._aim_losses(published)
+
+    def _aim_strikes(self, published: list[tuple[float, list[str]]]) -> None:
+        """Kill dispatchers within the pass for the last message of a stream, which nothing follows that would repair it."""
+        last = {stream: at for at, streams in published for stream in streams}
+        for at in sorted(last.values()):
+            # Some come together, so that the log moves while a pass is under way.
+            for n in range(self.random.choice((0, 0, 3))):
+                self.add(round(at - 0.001 * (n + 1), 4), "publish", [self.busy[0]], "now", 0.0, False, None, 0)
+            for worker in range(self.workers):
+                most = max(2, self.clients // (3 * self.workers))
+                self.add(round(at - 0.0001, 4), "strike", worker, self.random.randint(1, most))
+
+    def _aim_drops(self, published: list[float]) -> None:
+        """Have clients come back just after a message or a loss, of which another worker may not know yet."""
+        random = self.random
+        losses = [at for at, name, *_ in self.operations if name in ("restart", "promote")]
+        for _ in range(30):
+            at = random.choice(losses if losses and random.random() < 0.5 else published) + random.uniform(0.0005, 0.03)
+            back = random.choice((0.001, 0.02, 0.3)) * random.random()
+            self.add(round(at, 4), "drop", random.randrange(self.clients), random.choice((0, 0, 1)), round(back, 4))
+
+    def _aim_stalls(self) -> None:
+        """Have clients stall during the last messages of a stream, and read again when nothing follows."""
+        random = self.random
+        for number in random.sample(range(self.clients), self.clients // 2):
+            end = random.choice(list(self.quiet_from.values()))
+            self.add(round(max(0.5, end - random.uniform(0.2, 3.0)), 4), "stall", number, random.choice((0, 10, 300)))
+            self.add(round(end + random.uniform(0.1, 2.0), 4), "flow", number)
+
+    def _aim_losses(self, published: list[tuple[float, list[str]]]) -> None:
+        """Prune all messages of a stream, and then lose this and the messages."""
+        random = self.random
+        early = [(at, streams[0]) for at, streams in published if at < self.troubled]
+        for at, stream in random.sample(early, min(2, len(early))):
+            prune = at + random.uniform(0.3, 1.0)
+            self.add(round(prune, 4), "prune", stream, 0)
+            self.add(round(prune + random.uniform(0.7, 3.0), 4), "restart", random.choice((0.05, 1.0, 4.0)), 4.0)
 
 
 def draw(seed: int) -> History:

@@ -167,15 +167,14 @@ class Server(database.Server):
 
     # losses
 
-    def go_back(self, seconds: float) -> list[Message]:
-        """Crash, and lose the commits of the last ``seconds``. Returns the messages that are lost."""
+    def go_back(self, seconds: float, how: Callable[[database.Server, int], None]) -> list[Message]:
+        """Crash, or promote a standby, and lose the commits of the last ``seconds``. Returns the messages that are lost."""
         place = bisect_left(self._positions, CLOCK.now - seconds, key=lambda entry: entry[0])
-        position = None
+        position = self.wal.end
         if seconds and place < len(self._positions):
             position = max(self.wal.first, self._positions[place][1] - 1)
-        database.crash(self, position)
-        if position is not None:
-            self._positions = [entry for entry in self._positions if entry[1] <= position]
+        how(self, position)
+        self._positions = [entry for entry in self._positions if entry[1] <= position]
         self.workers.clear()
         now, lost = self.now(None), []
         for name, stream in self.ledger.items():

@@ -19,6 +19,7 @@ import pgbus_gevent.database.notifications
 import pgbus_gevent.database.pool
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.settings.table import Settings
+from pgbus_gevent.streamer import dispatcher, turns
 from pgbus_gevent.streamer.instance import Instance
 
 from . import clock
@@ -41,6 +42,8 @@ SETTLE = 3.0
 """Seconds at the end, after the time in which everybody must have everything."""
 
 _MOST_DEATHS = 3  # of a task; after six in a minute, a worker gives it up
+
+_BEHIND_SLICE, _TURN_SECONDS = dispatcher.BEHIND_SLICE, turns.TURN_SECONDS
 
 _worlds: list[World] = []
 
@@ -147,6 +150,7 @@ class World:
         self.chance = Random(history.seed * 7 + 1)
         loop.shuffle = history.scheduler["shuffle"]
         CLOCK.step, CLOCK.look = history.scheduler["step"], history.scheduler["look"]
+        _cut_slices(history.scheduler.get("slice"))
         self.server = Server(Random(history.seed * 7 + 2), step=history.scheduler["commit"], seed=history.seed)
         self.network = Network(self.server, Random(history.seed * 7 + 3))
         self.network.latency = history.scheduler["latency"]
@@ -269,6 +273,13 @@ class _Errors(logging.Handler):
         """Take a log record."""
         if record.exc_info and record.exc_info[1] is not None:
             self._oracle.fail(Failure("worker", f"{record.getMessage()} {record.exc_info[1]!r}"))
+
+
+def _cut_slices(most: int | None) -> None:
+    """Have each pass let others run after so many clients, as it does with many more of them on a real machine."""
+    clock.put(dispatcher, "SLICE", most or turns.SLICE)
+    clock.put(dispatcher, "BEHIND_SLICE", min(most or _BEHIND_SLICE, _BEHIND_SLICE))
+    clock.put(turns, "TURN_SECONDS", 0.0 if most else _TURN_SECONDS)
 
 
 def _connect(url: str, *, connect_timeout: float, statement_timeout: float, **_: Any) -> Session:

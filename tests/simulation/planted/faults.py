@@ -127,6 +127,67 @@ FAULTS = (
         (Edit(f"{_LOG}.after", "if cursor < self.floor:", "if not self._ids:"),),
     ),
     Fault(
+        "head_believed_before_the_look",
+        "A client that knows of a newer message than its worker is told that the message was lost.",
+        (
+            Edit(f"{_READER}._open", "subscription.verified = current", "subscription.verified = True"),
+            Edit(
+                "pgbus_gevent.core.replay:admit",
+                "if subscription.verified else None",
+                "if subscription.verified or log.is_open else None",
+            ),
+        ),
+    ),
+    Fault(
+        "doubt_forgotten",
+        "Clients start from a log although the session with the database was lost meanwhile.",
+        (Edit(f"{_LOG}.in_doubt", "return self._settled < self.doubts", "return False"),),
+    ),
+    Fault(
+        "work_lost_with_the_dispatcher",
+        "What a dispatcher had taken when it died is not given back.",
+        (
+            Edit(
+                f"{_BOARD}.delivering",
+                "for work in (self.moved, self.ready, self.pages, self.ephemeral):",
+                "for work in ():",
+            ),
+        ),
+    ),
+    Fault(
+        "unblocked_in_one_stream",
+        "A client of several streams that reads again gets only the first one's messages.",
+        (
+            Edit(
+                "pgbus_gevent.streamer.clients:Clients.unblocked",
+                "for subscription in subscriptions:",
+                "for subscription in subscriptions[:1]:",
+            ),
+        ),
+    ),
+    Fault(
+        "flag_not_set_again",
+        "An item that was added while a greenlet had it is forgotten.",
+        (
+            Edit(
+                "pgbus_gevent.core.work:Work.done",
+                "if self._waiting and (not self._taken or item in self._waiting):",
+                "self._waiting.pop(item, None)\n    if False:",
+            ),
+        ),
+    ),
+    Fault(
+        "cursors_of_other_streams_at_their_heads",
+        "The id of a frame on a shared connection names the heads of the other streams, and not what was sent.",
+        (
+            Edit(
+                "pgbus_gevent.core.audience:Audience._of_several",
+                "cursors = [each.cursor or 0 for each in subscriptions]",
+                "cursors = [each.log.head for each in subscriptions]",
+            ),
+        ),
+    ),
+    Fault(
         "next_message_not_checked",
         "A notification's message enters the log although others may lie before it.",
         (Edit(f"{_LOG}.follows", "return self.is_open and prev_id == self.head", "return self.is_open"),),
