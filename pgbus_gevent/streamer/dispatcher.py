@@ -283,7 +283,12 @@ class StreamEventDispatcher:
             before = self._gap(subscription, subscription.cursor or 0, first.prev_id, first.id, chunk.cursor)
         # The cursor also moves past messages that the client may not see.
         subscription.cursor = chunk.cursor
-        data = self._audience.frames_for(subscription, chunk)
+        try:
+            data = self._audience.frames_for(subscription, chunk)
+        except Exception:
+            # Its cursor has moved, so if it stayed it would miss these frames. It comes back with the cursor that it has.
+            self._clients.broken(subscription.client)
+            return
         if before:
             data = before + data
         if data:

@@ -13,6 +13,8 @@ from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core import ephemeral_buffers, sse
+from pgbus_gevent.core.audience import Audience
+from pgbus_gevent.core.client import Subscription
 from pgbus_gevent.core.frames import Chunk, Frame, make_chunk
 from pgbus_gevent.core.replay import Page, PageFrames
 from pgbus_gevent.core.wakes import Ephemeral
@@ -505,6 +507,27 @@ def test_a_client_whose_page_or_gap_raises_is_closed_and_the_others_get_theirs(l
             parts.table.ids("orders")
         ] * 4
         assert [len(client.controls("gap-detected")) for client in clients] == [1] * 4 + [0] + [1] * 4
+
+
+def test_a_client_whose_frames_cannot_be_made_is_closed_and_the_others_get_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It must not stay, because its cursor has moved past them."""
+    frames_for = Audience.frames_for
+
+    def fail(self: Audience, subscription: Subscription, chunk: Chunk) -> bytes:
+        if subscription.client is clients[4]:
+            raise ValueError("for the test")
+        return frames_for(self, subscription, chunk)
+
+    monkeypatch.setattr(Audience, "frames_for", fail)
+    with Parts() as parts:
+        clients = [parts.connect() for _ in range(9)]
+        parts.broken = [clients[4]]
+        settled(parts)
+        parts.publish(exclude="somebody")
+        settled(parts)
+        assert [client.ids for client in clients] == [[10]] * 4 + [[]] + [[10]] * 4
 
 
 def test_a_run_that_died_leaves_nothing_undone_for_the_next() -> None:
