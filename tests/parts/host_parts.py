@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import gevent
 import psutil
 from raw_http import Answer, ask
-from support import PATIENCE, free_port, run, session, until
+from support import PATIENCE, Child, free_port, run, session, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.hosts.pywsgi import Server, listen
@@ -63,7 +62,7 @@ def app(environ, start_response):
 """An application that tells of its process: its number, its parent's, how many streams it has, and why it is not ready."""
 
 
-class Host:
+class Host(Child):
     """A running server. ``PORT`` in ``command`` stands for a free port. :meth:`close` ends it with all its children."""
 
     def __init__(self, folder: Path, database_url: str, command: list[str], **variables: str) -> None:
@@ -134,16 +133,6 @@ class Host:
         client = StreamClient(self.url, f"/pgbus/streams/{stream}{query and '?'}{query}", headers=headers)
         client.next("pgbus:connected", timeout=PATIENCE)
         return client
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 3 * PATIENCE) -> int:
-        """Return its exit status. Raises AssertionError if it does not end."""
-        try:
-            return int(self.process.wait(timeout))
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it still runs after {timeout:g} s:\n{self.errors}") from None
 
     def close(self) -> None:
         """End all of its processes that still run."""

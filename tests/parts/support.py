@@ -151,7 +151,27 @@ def connect(
 # in a separate process
 
 
-class ServeProcess:
+class Child:
+    """A program that runs as :attr:`process`. :attr:`errors` is what it has printed."""
+
+    process: Any
+
+    @property
+    def errors(self) -> str:
+        raise NotImplementedError
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 3 * PATIENCE) -> int:
+        """Return its exit status. Raises AssertionError if it does not end."""
+        try:
+            return int(self.process.wait(timeout))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {timeout:g} s:\n{self.errors}") from None
+
+
+class ServeProcess(Child):
     """``python -m pgbus_gevent.serve``, or another ``program``, on a free port. :attr:`url` is the URL that it printed."""
 
     def __init__(
@@ -180,16 +200,6 @@ class ServeProcess:
         """Return its output on stderr so far."""
         self.log.seek(0)
         return self.log.read()
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = PATIENCE) -> int:
-        """Return its exit status. Raises AssertionError if it does not end."""
-        try:
-            return int(self.process.wait(timeout))
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it still runs after {timeout:g} s:\n{self.errors}") from None
 
     @property
     def rss(self) -> int:

@@ -41,13 +41,7 @@ def clients_black_hole(scene: Scene) -> None:
 @fault
 def clients_throttled(scene: Scene) -> None:
     """Each client's connection carries at most 100 bytes a second."""
-    for worker in scene.parts.workers:
-        scene.parts.lines.slow(worker.line, rate=100.0)
-    try:
-        scene.wait()
-    finally:
-        for worker in scene.parts.workers:
-            scene.parts.lines.slow(worker.line)
+    _slow(scene, rate=100.0)
 
 
 @fault
@@ -60,8 +54,12 @@ def clients_frozen(scene: Scene) -> None:
 @fault
 def clients_slow(scene: Scene) -> None:
     """Every byte between clients and workers is delayed by 250 ms each way."""
+    _slow(scene, delay=0.25)
+
+
+def _slow(scene: Scene, delay: float = 0.0, rate: float = 0.0) -> None:
     for worker in scene.parts.workers:
-        scene.parts.lines.slow(worker.line, delay=0.25)
+        scene.parts.lines.slow(worker.line, delay, rate)
     try:
         scene.wait()
     finally:

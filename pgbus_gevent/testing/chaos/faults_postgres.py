@@ -159,24 +159,21 @@ def notify_queue_full(scene: Scene) -> None:
 @fault
 def table_locked(scene: Scene) -> None:
     """A transaction holds an exclusive lock on the table of messages, as a migration might."""
-    session = scene.parts.primary.connect(application_name="chaos-locker")
-    try:
-        with session.cursor() as cursor:
-            cursor.execute("begin")
-            cursor.execute("lock table pgbus.messages in access exclusive mode")
-            scene.wait()
-            cursor.execute("rollback")
-    finally:
-        session.close()
+    _hold(scene, "begin; lock table pgbus.messages in access exclusive mode")
 
 
 @fault
 def locks_squatted(scene: Scene) -> None:
     """A session holds the advisory locks of the doorbell, without a reason."""
-    session = scene.parts.primary.connect(application_name="chaos-squatter")
+    _hold(scene, "select pg_advisory_lock(1885823596, bell) from generate_series(0, 1) bell")
+
+
+def _hold(scene: Scene, statement: str) -> None:
+    """Take a lock in a session, which keeps it until it ends."""
+    session = scene.parts.primary.connect(application_name="chaos-locker")
     try:
         with session.cursor() as cursor:
-            cursor.execute("select pg_advisory_lock(1885823596, bell) from generate_series(0, 1) bell")
+            cursor.execute(statement)
             scene.wait()
     finally:
         session.close()

@@ -28,6 +28,15 @@ class Line:
     recovered: float = 0.0
     told: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Line) -> None:
+        """Add the figures of another window."""
+        self.committed += other.committed
+        self.delivered += other.delivered
+        self.wrong += other.wrong
+        self.delays += other.delays
+        self.recovered = max(self.recovered, other.recovered)
+        self.told += other.told
+
     def as_json(self) -> dict[str, Any]:
         """Return what is written to the file."""
         return {
@@ -111,12 +120,7 @@ def by_fault(lines: list[Line]) -> list[Line]:
     for line in lines:
         into = found.setdefault(line.name, Line(line.name))
         into.broken = max(into.broken, line.broken)
-        into.committed += line.committed
-        into.delivered += line.delivered
-        into.wrong += line.wrong
-        into.delays += line.delays
-        into.recovered = max(into.recovered, line.recovered)
-        into.told += line.told
+        into.add(line)
     return sorted(found.values(), key=lambda line: (line.name != "calm", line.name))
 
 
@@ -124,12 +128,7 @@ def total(lines: list[Line]) -> Line:
     """Return the sum of all lines."""
     everything = Line("all")
     for line in lines:
-        everything.committed += line.committed
-        everything.delivered += line.delivered
-        everything.wrong += line.wrong
-        everything.delays += line.delays
-        everything.recovered = max(everything.recovered, line.recovered)
-        everything.told += line.told
+        everything.add(line)
     return everything
 
 
