@@ -7,13 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from support import (
     Serving,
     gaps,
-    holds,
     last,
     reasons,
     received,
@@ -24,7 +22,7 @@ from support import (
     stored,
     until,
 )
-from ways import Address, HAProxy, PgBouncer, SessionPgBouncer, Way, kill_server, standby
+from ways import Address, HAProxy, PgBouncer, SessionPgBouncer, Way, cut_off, kill_server, standby
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import DatabaseError
@@ -139,16 +137,6 @@ def test_a_standby_that_takes_over_without_the_last_commits_is_noticed(
         until(lambda: server.instance.unready is None, "it is ready", PATIENCE)
         deaf = kind is PgBouncer
         until(lambda: bool(server.instance.listener.deaf if deaf else server.instance.listener.live), "it listens")
-
-
-def cut_off(standby: Any) -> None:
-    """Stop the standby's replication."""
-    for setting in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
-        run(standby, f"alter system set {setting}")
-    run(standby, "select pg_reload_conf()")
-    receives = "select 1 from pg_stat_activity where backend_type = 'walreceiver'"
-    until(lambda: not run(standby, receives), "it has no connection any more")
-    holds(lambda: not run(standby, receives), "it does not connect again", 0.5)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import psycopg2.extensions as ext
 import pytest
 from gevent import pywsgi, socket
 from gevent.server import StreamServer
-from support import free_port, run, session, until
+from support import free_port, holds, run, session, until
 
 from pgbus_gevent.database.embedded import SYSTEM_USER
 
@@ -187,6 +187,23 @@ def kill_server(url: str) -> None:
     with session(url) as connection:
         [(directory,)] = run(connection, "show data_directory")
     os.kill(int(Path(directory, "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+
+
+def cut_off(standby: Any) -> None:
+    """Stop the replication of the standby to which this session leads."""
+    for setting in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
+        run(standby, f"alter system set {setting}")
+    run(standby, "select pg_reload_conf()")
+    receives = "select 1 from pg_stat_activity where backend_type = 'walreceiver'"
+    until(lambda: not run(standby, receives), "it has no connection any more")
+    holds(lambda: not run(standby, receives), "it does not connect again", 0.5)
+
+
+def promote(standby: Any) -> None:
+    """Make the standby to which this session leads a primary."""
+    run(standby, "select pg_promote()")
+    until(lambda: run(standby, "select not pg_is_in_recovery()") == [(True,)], "it is promoted")
+    run(standby, "alter system reset all")
 
 
 def binary(name: str) -> str:

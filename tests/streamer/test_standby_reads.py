@@ -14,8 +14,8 @@ import gevent
 import pytest
 from database_parts import Proxy
 from psycopg2.extensions import make_dsn, parse_dsn
-from support import Serving, gaps, get, holds, received, run, serving, session, stored, until
-from ways import kill_server, standby
+from support import Serving, gaps, get, holds, reasons, received, run, serving, session, since_the_gap, stored, until
+from ways import Address, cut_off, kill_server, promote, standby
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database.patience import Patience
@@ -492,23 +492,66 @@ def test_a_standby_of_the_old_primary_serves_no_lost_messages_after_a_failover(
                 live = server.client("orders", since=0)
                 until(lambda: len(live.messages) == 100, "all of them")
                 until(lambda: len(stored(on_heir, "orders")) == 100, "the heir has them")
-                for change in ("primary_conninfo = ''", "wal_retrieve_retry_interval = '1h'"):
-                    run(on_heir, f"alter system set {change}")
-                run(on_heir, "select pg_reload_conf()")
-                receives = "select 1 from pg_stat_activity where backend_type = 'walreceiver'"
-                until(lambda: not run(on_heir, receives), "it is cut off")
+                cut_off(on_heir)
                 fill(pair, 60)
                 until(lambda: len(live.messages) == 160, "they are delivered")
                 pair.replayed()
                 server.instance.standby_watch.check()
                 kill_server(url)
-                run(on_heir, "select pg_promote()")
-                until(lambda: run(on_heir, "select not pg_is_in_recovery()") == [(True,)], "it is promoted")
+                promote(on_heir)
                 run(on_heir, "select pgbus.broadcast_many('orders', array(select 'new' from generate_series(1, 10)))")
                 until(lambda: live.messages[-1].data == "new", "it goes on", PATIENCE)
                 newcomer = server.client("orders", since=0)
                 until(lambda: newcomer.messages and newcomer.messages[-1].data == "new", "all of it", PATIENCE)
                 assert received(newcomer) == stored(on_heir, "orders")
+    finally:
+        databases.close()
+
+
+def test_after_a_failover_a_paused_standby_of_the_new_primary_tells_nobody_of_another_loss(
+    pgbus_settings: Settings,
+) -> None:
+    databases = TestDatabases()
+    try:
+        url = databases.make()
+        with standby(url) as heir, session(heir) as on_heir:
+            database, replica = Address(url, heir), Address(heir, heir)
+            pair = Pair(database.url, replica.url, pgbus_settings)
+            fill(pair, 50)
+            pair.replayed()
+            with serving(pair.settings, catch_up_interval=0.5) as server:
+                used(server)
+                live = server.client("orders", since=0)
+                until(lambda: len(live.messages) == 50, "all of them", PATIENCE)
+                cut_off(on_heir)
+                fill(pair, 20)
+                until(lambda: len(live.messages) == 70, "those that will be lost", PATIENCE)
+                lost = live.messages[-1].id
+                database.lead_to(heir)
+                kill_server(url)
+                promote(on_heir)
+                until(lambda: reasons(live) == ["ahead"], "it is told", PATIENCE)
+                with standby(heir) as late:
+                    replica.lead_to(late)
+                    fill(pair, 10)
+                    pair.replayed()
+                    used(server)
+                    with pair.paused():
+                        fill(pair, 30)
+                        kept = pair.stored()
+                        before = counts(server)["standby"]
+                        clients = [server.client("orders", since=after) for after in (0, kept[55][0], kept[-1][0])]
+                        told = server.client("orders", since=lost)
+                        fill(pair, 1)
+                        for client, after in zip(clients, (0, kept[55][0], kept[-1][0]), strict=True):
+                            has_all(client, pair, after=after)
+                        until(lambda: since_the_gap(told) == pair.stored(), "it gets everything again", PATIENCE)
+                        until(lambda: since_the_gap(live) == pair.stored(), "it gets everything again", PATIENCE)
+                        until(lambda: counts(server)["standby"] > before, "the standby was read", PATIENCE)
+                        holds(lambda: reasons(live) == reasons(told) == ["ahead"], "they are told once", 1.5)
+                        assert not any(map(gaps, clients))
+            for way in (database, replica):
+                way.stop()
     finally:
         databases.close()
 
