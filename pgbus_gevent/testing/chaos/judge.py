@@ -181,13 +181,16 @@ def judge_publishing(
     """Yield what is wrong with the table itself. ``ledger`` has the stream of each message in the ledger.
 
     A message whose COMMIT was acknowledged is in the table; one that was rolled back is not; a transaction's messages are there
-    if and only if its rows of the ledger are; and no message is there twice.
+    if and only if its rows of the ledger are; and no message is there twice, unless it was coalesced: a Bus tries such a message
+    again after an outage in the middle of a COMMIT.
     """
+    attempts = list(attempts)
+    coalesced = {attempt.message for attempt in attempts if attempt.kind == "coalesced"}
     kept: dict[int, list[Row]] = {}
     for stream, truth in truths.items():
         for row in truth.present.values():
             kept.setdefault(row.message, []).append(row)
-            if len(kept[row.message]) > 1:
+            if len(kept[row.message]) > 1 and row.message not in coalesced:
                 yield Finding("repeated", stream, 0, row.id, row.message, 0.0)
     gone = {row.message for truth in truths.values() for row in (*truth.pruned.values(), *truth.taken.values())}
     for attempt in attempts:
