@@ -104,6 +104,12 @@ def drop(visitor: Visitor, pieces: int, back: float) -> None:
 
 
 @_visitor
+def hop(visitor: Visitor, back: float) -> None:
+    """A client changes to another worker as soon as it gets a message, of which that worker may not know yet."""
+    visitor.hop(back)
+
+
+@_visitor
 def quit(visitor: Visitor) -> None:
     """A client leaves for good."""
     visitor.leave()

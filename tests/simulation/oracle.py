@@ -10,11 +10,11 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from math import inf
-from typing import Protocol
 
 from .figures import Figures
 from .ledger import Message, id_of
 from .loop import CLOCK
+from .seat import Failure, Seat
 from .server import Server
 
 CALM_AFTER = 6.0
@@ -26,64 +26,6 @@ PROMPT = 1.2
 
 FORGED = "forged"
 """The data of a forged message."""
-
-
-class Failure(Exception):
-    """A promise was broken. ``kind`` is ``lost``, ``repeated``, ``order``, ``forbidden``, ``gap``, ``idle``, ``ephemeral``
-    or ``worker``."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(f"{kind}: {text}")
-        self.kind = kind
-
-
-class Rights(Protocol):
-    """What a client may see, and since when."""
-
-    name: str
-
-    def may_see(self, label: str) -> bool: ...
-    def steady_since(self, label: str) -> float: ...
-
-
-class Seat:
-    """A client in one stream, on one connection: how far it was served, and what it was told.
-
-    ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
-    of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
-    told. ``since`` is when the client was ready to get messages.
-    """
-
-    __slots__ = (
-        "asked",
-        "connection",
-        "heard",
-        "lost",
-        "lost_at",
-        "position",
-        "ready",
-        "rights",
-        "since",
-        "stream",
-        "told",
-    )
-
-    def __init__(self, stream: str, rights: Rights, asked: int | None) -> None:
-        self.stream = stream
-        self.rights = rights
-        self.asked = asked
-        self.position: int | None = None
-        self.told = False
-        self.lost: int | None = None
-        self.lost_at = 0.0
-        self.since = self.ready = CLOCK.now
-        self.connection = ""
-        self.heard = 0  # the number of its last ephemeral message
-
-    def lose(self, id: int) -> None:
-        """Note that the database has lost the message ``id``, the last that the client was sent."""
-        self.lost = id
-        self.lost_at = CLOCK.now
 
 
 class Oracle:
@@ -179,6 +121,8 @@ class Oracle:
             raise Failure("repeated", f"{seat.rights.name} was greeted twice")
         seat.position = start
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
+        if lost and self._lost[seat.stream, start].gone:
+            seat.lost_at = inf  # as in seat_lost()
         seat.since = seat.ready = CLOCK.now
 
     def gap(self, seat: Seat, data: str) -> None:
@@ -223,6 +167,19 @@ class Oracle:
         seat.position = id
         seat.told = False
         seat.since = CLOCK.now
+
+    def cursor(self, seat: Seat, cursor: int) -> None:
+        """A client was told a cursor, with which it may come back."""
+        position = seat.position
+        if position is None or cursor <= position:
+            return
+        history = self._server.stream(seat.stream).history
+        for message in history[bisect_right(history, position, key=id_of) :]:
+            if message.id > cursor:
+                break
+            if not message.gone and self._is_entitled(seat, message):
+                text = f"{seat.rights.name} was told the cursor {cursor} in {seat.stream}, and lacks {message.id}"
+                raise Failure("lost", text)
 
     def _odd(self, seat: Seat, position: int, id: int) -> Message | None:
         """Judge a message that is not simply the next one. Return it if it is to be judged as any other."""

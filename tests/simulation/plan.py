@@ -19,9 +19,10 @@ TROUBLES = (
 )  # fmt: skip
 
 THEMES = (
-    {"squat", "late"}, {"relisten"}, {"strike"}, {"strike", "several"}, {"strike", "drop"}, {"back"}, {"back", "drop", "replay"}, {"prune", "stall", "drop"},
-    {"whisper", "large"}, {"rights", "stall"}, {"repeatable", "commit", "late"}, {"noise"}, {"cut", "drop"}, {"kill", "drop"},
-    {"promote", "drop"}, {"back", "prune"}, {"noise", "drop"}, {"stall", "quiet"}, {"stall", "drop", "several"}, {"forge"},
+    {"squat", "late"}, {"relisten"}, {"strike"}, {"strike", "several"}, {"strike", "drop"}, {"back"},
+    {"back", "drop", "replay"}, {"prune", "stall", "drop"}, {"whisper", "large"}, {"rights", "stall"},
+    {"repeatable", "commit", "late"}, {"noise"}, {"cut", "drop"}, {"kill", "drop"}, {"promote", "drop"}, {"back", "prune"},
+    {"noise", "drop"}, {"stall", "quiet"}, {"stall", "drop", "several"}, {"forge"},
 )  # fmt: skip
 """What many seeds have almost alone, so that nothing else hides what goes wrong."""
 
@@ -267,6 +268,7 @@ class Plan:
             at = random.choice(losses if losses and random.random() < 0.5 else published) + random.uniform(0.0005, 0.03)
             back = random.choice((0.001, 0.02, 0.3)) * random.random()
             self.add(round(at, 4), "drop", random.randrange(self.clients), random.choice((0, 0, 1)), round(back, 4))
+            self.add(self.at(), "hop", random.randrange(self.clients), random.choice((0.0, 0.001, 0.01)))
 
     def _aim_stalls(self) -> None:
         """Have clients stall during the last messages of a stream, and read again when nothing follows."""

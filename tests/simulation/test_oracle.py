@@ -10,7 +10,8 @@ import pytest
 from tests.simulation.figures import Figures
 from tests.simulation.ledger import Message
 from tests.simulation.loop import CLOCK
-from tests.simulation.oracle import Failure, Oracle, Seat
+from tests.simulation.oracle import Oracle
+from tests.simulation.seat import Failure, Seat
 from tests.simulation.server import Server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from pgbus_gevent.core.client import Place, StreamRequest, Subscriber
 from . import clock
 from .frames import Event, read
 from .loop import CLOCK
-from .oracle import Failure, Oracle, Seat
+from .oracle import Oracle
+from .seat import Failure, Seat
 from .wire import Line
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Visitor:
         self.connection: str | None = None
         self.came_at = 0.0
         self.gone = False
+        self._hop: float | None = None
         self._pieces: deque[tuple[int, list[Event], list[int | None]]] = deque(maxlen=_KEPT)
         self._handed = 0
 
@@ -114,6 +117,10 @@ class Visitor:
         line.hang_up()
         if back is not None:
             clock.loop().timer(max(0.001, back)).start(self.come)
+
+    def hop(self, back: float) -> None:
+        """Come back to another worker, ``back`` seconds after the next message."""
+        self._hop = back
 
     def _remember(self, line: Line, lost: int) -> None:
         """Note which cursors it comes back with: those of the last frames that arrived whole."""
@@ -186,6 +193,11 @@ class Visitor:
                 self._control(event)
             elif event.cursors:
                 oracle.message(seats[event.place], event.cursors[event.place], event.data)
+                for seat, cursor in zip(seats, event.cursors, strict=True):
+                    oracle.cursor(seat, cursor)
+                if self._hop is not None:
+                    clock.loop().timer(0.0).start(partial(self.leave, back=self._hop))
+                    self._hop = None
             else:
                 oracle.ephemeral(seats[event.place], event.data)
 

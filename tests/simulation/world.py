@@ -28,7 +28,8 @@ from .figures import Figures
 from .history import History
 from .ledger import Message
 from .loop import CLOCK, START
-from .oracle import CALM_AFTER, Failure, Oracle
+from .oracle import CALM_AFTER, Oracle
+from .seat import Failure
 from .server import Server
 from .visitors import Visitor
 

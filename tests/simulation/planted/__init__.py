@@ -8,7 +8,6 @@ from __future__ import annotations
 import __future__
 
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,10 @@ from typing import Any, NamedTuple
 
 
 class Edit(NamedTuple):
-    """``where`` is a module, a class and a function, as ``pgbus_gevent.core.tail:Tail.holes``; or a module and a function."""
+    """``where`` is a module, a class and a function, as ``pgbus_gevent.core.tail:Tail.holes``; or a module and a function.
+
+    For a function that others import by its name, it is the module of those, which may differ from where it is defined.
+    """
 
     where: str
     old: str
@@ -70,7 +72,7 @@ def _changed(module_name: str, before: Any, edit: Edit) -> Any:
     text = text.replace(edit.old, edit.new)
     found: dict[str, Any] = {}
     code = compile(text, f"<planted in {edit.where}>", "exec", __future__.annotations.compiler_flag)
-    exec(code, vars(sys.modules[module_name]), found)  # the text is ours, and this is a test
+    exec(code, function.__globals__, found)  # the text is ours, and this is a test
     (result,) = found.values()
     if callable(result):
         _texts[getattr(result, "__wrapped__", result)] = text

@@ -132,16 +132,11 @@ FAULTS = (
         (
             Edit(f"{_READER}._open", "subscription.verified = current", "subscription.verified = True"),
             Edit(
-                "pgbus_gevent.core.replay:admit",
+                "pgbus_gevent.streamer.dispatcher:admit",
                 "if subscription.verified else None",
                 "if subscription.verified or log.is_open else None",
             ),
         ),
-    ),
-    Fault(
-        "doubt_forgotten",
-        "Clients start from a log although the session with the database was lost meanwhile.",
-        (Edit(f"{_LOG}.in_doubt", "return self._settled < self.doubts", "return False"),),
     ),
     Fault(
         "work_lost_with_the_dispatcher",
