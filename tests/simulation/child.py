@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gevent import GreenletExit
@@ -28,26 +28,32 @@ from tests.simulation.planted.faults import FAULTS  # noqa: E402
 
 def run(command: dict[str, Any]) -> dict[str, Any]:
     """Run one simulation, and return what came of it."""
-    history = History(**command["history"]) if "history" in command else plan.draw(command["seed"])
-    name = command.get("planted") or history.planted
-    began, given_up = clock.real_monotonic(), None
-    with next((planted(fault) for fault in FAULTS if fault.name == name), nullcontext()):
-        one = world.World(history)
-        try:
+    began, one, failure, given_up = clock.real_monotonic(), None, None, None
+    seed = command["history"]["seed"] if "history" in command else command["seed"]
+    try:
+        history = History(**command["history"]) if "history" in command else plan.draw(seed)
+        with _fault(command.get("planted") or history.planted):
+            one = world.World(history)
             failure = one.run()
-        except (Exception, GreenletExit) as error:
-            # The model or the simulator does not know this history. That says nothing about the product, and is counted.
-            print(f"seed {history.seed} was given up:", traceback.format_exc(), file=sys.stderr)
-            failure, given_up = None, f"{type(error).__name__}: {error}"
+    except (Exception, GreenletExit) as error:
+        # The model or the simulator does not know this history, or a planted fault does not fit, perhaps because a file was changed
+        # meanwhile. That says nothing about the product, and is counted.
+        print(f"seed {seed} was given up:", traceback.format_exc(), file=sys.stderr)
+        given_up = f"{type(error).__name__}: {error}"
     gc.collect()  # at a moment that does not depend on chance
     return {
-        "seed": history.seed,
-        "failure": None if failure is None else [failure.kind, str(failure), round(one.failed_at, 4)],
+        "seed": seed,
+        "failure": None if failure is None or one is None else [failure.kind, str(failure), round(one.failed_at, 4)],
         "given_up": given_up,
-        "figures": vars(one.figures),
+        "figures": {} if one is None else vars(one.figures),
         "steps": clock.loop().steps,
         "took": clock.real_monotonic() - began,
     }
+
+
+def _fault(name: str) -> AbstractContextManager[None]:
+    """Plant a fault, or nothing if the name is empty. Raises :class:`KeyError` if there is no such fault."""
+    return planted({fault.name: fault for fault in FAULTS}[name]) if name else nullcontext()
 
 
 def main() -> None:

@@ -45,7 +45,8 @@ class Children:
         self._patience = patience
         self._pool = ThreadPoolExecutor(jobs)
         self._own = threading.local()
-        self._all: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[str]] = []
+        """All that were started, the ones that have ended too."""
 
     def __enter__(self) -> Children:
         return self
@@ -53,10 +54,10 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in self._all:
+        for child in self.processes:
             child.kill()
         self._pool.shutdown(cancel_futures=True)
-        for child in self._all:
+        for child in self.processes:
             child.communicate()
 
     def _ask(self, command: Command) -> Result:
@@ -70,7 +71,7 @@ class Children:
                 text=True,
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
-            self._all.append(child)
+            self.processes.append(child)
         assert child.stdin is not None and child.stdout is not None
         began = time.monotonic()
         watch = threading.Timer(self._patience, child.kill)

@@ -142,7 +142,11 @@ def plant(children: Children, chosen: argparse.Namespace) -> int:
         if chosen.planted not in ("all", fault.name):
             continue
         commands = ({"seed": chosen.seed + n, "planted": fault.name} for n in range(seeds))
-        found = {each.seed: each.failure[0] for each in children.results(commands) if each.failure is not None}
+        results = list(children.results(commands))
+        found = {each.seed: each.failure[0] for each in results if each.failure is not None}
+        for each in results:
+            if each.given_up is not None:
+                print(f"seed {each.seed} was given up: {each.given_up}", file=sys.stderr, flush=True)
         kinds = ", ".join(sorted(set(found.values())))
         print(f"| `{fault.name}` | {len(found)} | {min(found, default='—')} | {kinds} |", flush=True)
         missed += not found
