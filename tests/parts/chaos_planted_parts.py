@@ -77,7 +77,9 @@ class Lossy:
                 return held + data
             self._count += 1
             if held:
+                # A client that is cut off now comes back with the older cursor, and gets the newer message again.
                 note("out of order", "line", self._held_id)
+                note("out of order", "line", int(found[1]))
                 return data + held
             if self._count % 20 == 10:
                 self._held, self._held_id = data, int(found[1])
