@@ -83,7 +83,7 @@ class Oracle:
 
     def seat_lost(self, seat: Seat) -> None:
         """Note for a client that the last message that it was sent may have been lost."""
-        if seat.position is not None and (seat.stream, seat.position) in self._lost:
+        if seat.position is not None and self._is_lost(seat.stream, seat.position):
             seat.lose(seat.position)
             if self._lost[seat.stream, seat.position].gone:
                 # Its pruning was lost too. A worker that knew of that finds the loss with the next message.
@@ -93,11 +93,11 @@ class Oracle:
         """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
         self._lost[stream, id] = Message(stream, FORGED, None, None, None)
 
-    def _at(self, stream: str, id: int) -> Message | None:
-        """Return the message with an id."""
+    def _is_lost(self, stream: str, id: int) -> bool:
+        """Whether a message was lost or forged, and its id was not given to a real one since."""
         history = self._server.stream(stream).history
         place = bisect_left(history, id, key=id_of)
-        return history[place] if place < len(history) and history[place].id == id else None
+        return (stream, id) in self._lost and (place == len(history) or history[place].id != id)
 
     def sent_ephemeral(self, message: Message) -> None:
         """Note an ephemeral message. Numbers follow commits."""
@@ -112,7 +112,7 @@ class Oracle:
         seat.connection = connection
         head = self._last.get(seat.stream, 0)
         # If the id of a forged message is then given to a real one, a cursor does not show which of the two a client has.
-        lost = (seat.stream, start) in self._lost and self._at(seat.stream, start) is None
+        lost = self._is_lost(seat.stream, start)
         if start > head and not lost and seat.asked != start:
             raise Failure("lost", f"{seat.rights.name} starts at {start} in {seat.stream}, beyond the head {head}")
         if seat.asked is not None and start not in (seat.asked, 0):
@@ -187,8 +187,7 @@ class Oracle:
         if id <= position:
             kind = "repeated" if id == position else "order"
             raise Failure(kind, f"{name} got {id} of {stream} after {position}")
-        lost = self._lost.get((stream, id))
-        if lost is not None:
+        if self._is_lost(stream, id):
             seat.position = id
             seat.lose(id)
             return None

@@ -10,7 +10,7 @@ import pytest
 from tests.simulation.figures import Figures
 from tests.simulation.ledger import Message
 from tests.simulation.loop import CLOCK
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle import FORGED, Oracle
 from tests.simulation.seat import Failure, Seat
 from tests.simulation.server import Server
 
@@ -157,3 +157,37 @@ def test_ephemeral_messages_keep_their_order() -> None:
     court.oracle.ephemeral(court.seat, "b")
     with pytest.raises(Failure):
         court.oracle.ephemeral(court.seat, "a")
+
+
+def test_a_forged_message_is_not_the_real_one_of_the_same_id() -> None:
+    court = Court()
+    court.commit(5)
+    court.deliver(5)
+    court.oracle.forged("s", 6)
+    court.commit(6, 7)
+    court.deliver(6, 7)
+    assert court.seat.lost is None
+
+
+def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one() -> None:
+    court = Court()
+    court.commit(5)
+    court.deliver(5)
+    court.oracle.forged("s", 6)
+    court.oracle.message(court.seat, 6, FORGED)
+    court.commit(6, 7)
+    with pytest.raises(Failure, match="gap"):
+        court.deliver(7)
+    court.tell("ahead", 6)
+    court.deliver(5, 6, 7)
+
+
+def test_a_cursor_that_is_told_has_nothing_below_it_that_the_client_lacks() -> None:
+    court = Court()
+    court.commit(5)
+    court.commit(6, label="blue")
+    court.commit(7)
+    court.deliver(5)
+    court.oracle.cursor(court.seat, 6)
+    with pytest.raises(Failure, match="lost"):
+        court.oracle.cursor(court.seat, 7)
