@@ -15,7 +15,7 @@ from tests.simulation.history import History
 from tests.simulation.planted.faults import FAULTS
 
 HERE = Path(__file__).parent
-FRESH = 50.0
+FRESH = 45.0
 """Seconds for fresh seeds."""
 
 PLANTED = sorted(HERE.glob("planted/histories/*.json"))
