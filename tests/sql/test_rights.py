@@ -56,8 +56,8 @@ FOR_NO_ROLE = [
     "pgbus._presence_settle('s', '{}', '{}', '{}', '1s', '{}', '{}', '0s', '{}', true)", "pgbus.grant_publisher('postgres')",
     "pgbus._presence_tell('s', '{}', true)", "pgbus._presence_announce('s', '{}')",
     "nextval('pgbus.message_ids')", "setval('pgbus.message_ids', 1)", "setval('pgbus.ring_pause', 99)",
-    "setval('pgbus.highest', 1)", "pgbus._grant_rights('postgres', '{messages}', '{}')", "pgbus._lock_stream('s')", "pgbus._may_ring(0)",
-    "pgbus._notify_stream('s', 'x')", "pgbus._notify_moved('s', 's')", "pgbus._bucket('s')",
+    "setval('pgbus.highest', 1)", "pgbus._grant_rights('postgres', '{messages}', '{}')", "pgbus._lock_stream('s')",
+    "pgbus._may_ring(0)", "pgbus._notify_stream('s', 'x')", "pgbus._notify_moved('s', 's')", "pgbus._bucket('s')",
 ]  # fmt: skip
 TABLES = [
     "operator_sessions", "token_guesses", "cap_reports", "cap_sums",
