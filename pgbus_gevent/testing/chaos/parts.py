@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from ...database.embedded_server import wheel_programs
@@ -56,9 +57,8 @@ class Worker:
     @property
     def processes(self) -> list[int]:
         """The ids of the processes that serve: the last generation of the family."""
-        family = self.part.children()
-        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in _living(family)}
-        return [pid for pid in _living(family) if pid not in parents] or [self.part.pid]
+        parents = _parents(self.part.children())
+        return [pid for pid in parents if pid not in parents.values()] or [self.part.pid]
 
     def ready(self) -> bool:
         """Return whether it answers ``readyz`` with 200."""
@@ -70,8 +70,14 @@ class Worker:
             return False
 
 
-def _living(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}/stat").exists()]
+def _parents(pids: list[int]) -> dict[int, int]:
+    """Return the parent of each of these processes that still exists."""
+    found = {}
+    for pid in pids:
+        # A process may end at any time, also while its file is read.
+        with suppress(OSError):
+            found[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
 
 
 class Parts:
