@@ -29,6 +29,7 @@ from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.hosts.pywsgi import Server, listen
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.streamer.limits import reserve
 from pgbus_gevent.web.stream_app import StreamApp
 
 STATEMENT = "select pgbus.broadcast(%(stream)s, %(data)s)"
@@ -50,7 +51,7 @@ def main() -> None:
         secret=("the secret of the benchmark",),
         public=("bench:*",),
         # As many as the machine allows, so that the Instance does not warn about the limit.
-        **{"max_connections": 100_000 if most < 0 else max(1, min(100_000, most - 512)), **arguments.settings},
+        **{"max_connections": 100_000 if most < 0 else min(100_000, most - reserve(most)), **arguments.settings},
     )
     instances = [Instance(settings) for _ in range(arguments.instances)]
     servers = [_serve(instance, arguments) for instance in instances]

@@ -27,7 +27,7 @@ _AUTHORITY = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9
 _TARGET = rb"/[^\x00-\x20#\x7f]*|[Hh][Tt][Tt][Pp][Ss]?://" + _AUTHORITY + rb"(?:[/?][^\x00-\x20#\x7f]*)?"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (" + _TARGET + rb") (HTTP/1\.[01])\r\n")
 _ABSOLUTE = re.compile(rb"[A-Za-z]+://(" + _AUTHORITY + rb")(.*)", re.DOTALL)
-_NOT_ASCII = re.compile(rb"[\x80-\xff]")
+_ENCODED = [bytes([byte]) if byte < 0x80 else b"%%%02X" % byte for byte in range(256)]
 _HOST = re.compile(_AUTHORITY)
 # Refused are: a space before the colon, a line that continues another, a CR inside a line, and a line that ends in a lone LF.
 # Parsers have disagreed about each of them. The only control character in a value is the tab (RFC 9110, section 5.5).
@@ -152,7 +152,7 @@ def check_head(lines: list[bytes]) -> tuple[bytes, Fields]:
 
 
 def _encoded(target: bytes) -> bytes:
-    return _NOT_ASCII.sub(lambda match: b"%%%02X" % match[0][0], target)
+    return b"".join([_ENCODED[byte] for byte in target])
 
 
 def _pairs(lines: list[bytes]) -> list[tuple[str, str]]:
