@@ -23,6 +23,9 @@ CALM_AFTER = 6.0
 PROMPT = 1.2
 """Seconds within which a message arrives while there is calm and a steward: it looks every 0.4 s."""
 
+UNSEEN_PAGE = 0.2
+"""Seconds that a page of messages may take that a client may not see. The client does not notice that it moves on."""
+
 
 FORGED = "forged"
 """The data of a forged message."""
@@ -45,6 +48,8 @@ class Oracle:
         """Until when clients may stay behind, because of a trouble."""
         self.bound = 5.0
         """How long a client may stay behind and idle after that, in seconds."""
+        self.page_size = 500
+        """How many messages workers read at once."""
         self.calm_from = CLOCK.now + CALM_AFTER
         """From when nothing disturbs the workers. While there is calm, ephemeral messages arrive."""
         self.troubled_at = 0.0
@@ -294,10 +299,16 @@ class Oracle:
         if message is None:
             return
         since = max(message.seen_at, seat.since, seat.rights.steady_since(message.visible_to or ""))
+        since += self._unseen_before(seat, message) // self.page_size * UNSEEN_PAGE
         what = f"lacks {message.id} of {seat.stream}"
         self._judge_idle(seat, now - max(since, self.excused_until), what)
         if self.has_steward and now - max(since, self.calm_from) > PROMPT:
             raise Failure("idle", f"{seat.rights.name} {what} for {now - since:.1f} s, although there is calm")
+
+    def _unseen_before(self, seat: Seat, message: Message) -> int:
+        """Count the messages between those that a client has and the first that it lacks."""
+        history = self._server.stream(seat.stream).history
+        return bisect_left(history, message.id, key=id_of) - bisect_right(history, seat.position or 0, key=id_of)
 
     def _judge_idle(self, seat: Seat, idle: float, what: str) -> None:
         self.figures.worst_idle = max(self.figures.worst_idle, idle)

@@ -150,6 +150,19 @@ def test_a_client_that_lacks_a_message_for_long_is_left_behind(monkeypatch: pyte
         court.oracle.look(court.seat)
 
 
+def test_a_client_has_time_for_pages_of_messages_that_it_may_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.oracle.page_size = 10
+    for id in range(1, 51):
+        court.commit(id, label="blue")
+    court.commit(51)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 5.9)
+    court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 0.2)
+    with pytest.raises(Failure):
+        court.oracle.look(court.seat)
+
+
 def test_ephemeral_messages_keep_their_order() -> None:
     court = Court()
     for data in ("a", "b"):

@@ -157,6 +157,7 @@ class World:
         self.network.latency = history.scheduler["latency"]
         self.oracle = Oracle(self.server, self.figures)
         self.oracle.bound = history.settings["catch_up_interval"] + 0.6
+        self.oracle.page_size = history.settings["page_size"]
         self.oracle.has_steward = history.workers > 1
         self.server.on_commit = self.oracle.committed
         self.server.on_ephemeral = self.oracle.sent_ephemeral
