@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from timeit import repeat
 from typing import Any
 
@@ -332,7 +332,10 @@ def test_counting_a_pass_costs_a_few_microseconds() -> None:
     instance = Instance(Settings(database_url="postgresql://nowhere/x"), events=events)
     backstage_of(instance)
     signal = events.signal(Passed)
-    cost = min(repeat(lambda: signal.emit(Passed("orders", 10, 0.001, 1.0)), number=5000, repeat=5)) / 5000
+    cost = (
+        min(repeat(lambda: signal.emit(Passed("orders", 10, 0.001, 1.0)), number=5000, repeat=5, timer=process_time))
+        / 5000
+    )
     print(f"counting a pass: {cost * 1e6:.2f} µs")
     assert cost < 20e-6
 
