@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import signal
 import sys
 import traceback
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,7 @@ def _fault(name: str) -> AbstractContextManager[None]:
 
 def main() -> None:
     """Answer commands until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this process
     world.install()
     gc.disable()
     # What workers log about troubles is of no interest here.

@@ -141,7 +141,8 @@ _HEAD = (
 def text(outcome: Outcome) -> str:
     """Return the report as text."""
     lines = by_fault(lines_of(outcome))
-    rows = [_HEAD, *(_row(line) for line in [*lines, total(lines)])]
+    everything = total(lines)
+    rows = [_HEAD, *(_row(line) for line in [*lines, everything])]
     if outcome.planted:
         deeds = ", ".join(f"{count} {kind}" for kind, count in outcome.planted.items())
         missed = sum(finding.kind == "unnoticed" for finding in outcome.findings)
@@ -154,7 +155,14 @@ def text(outcome: Outcome) -> str:
         )
     if len(outcome.findings) > 20:
         rows.append(f"and {len(outcome.findings) - 20} more")
+    rows.append(_verdict(outcome, everything))
     return "\n".join(rows)
+
+
+def _verdict(outcome: Outcome, everything: Line) -> str:
+    counts = f"{len(outcome.windows) - 1} faults, {everything.committed} messages, {everything.delivered} deliveries"
+    wrong = f"{len(outcome.findings)} times something was wrong" if outcome.findings else "nothing was wrong"
+    return f"seed {outcome.options.seed}: {counts}; {wrong}"
 
 
 def _row(line: Line) -> str:

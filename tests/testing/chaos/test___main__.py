@@ -16,13 +16,13 @@ from pgbus_gevent.testing.chaos.processes import ChaosFailed
 class Found:
     """Stands for the conductor, whose runs need minutes. ``findings`` is what the run finds, or why it fails."""
 
-    findings: list[Finding] | ChaosFailed = []  # noqa: RUF012  # the test sets it
+    findings: list[Finding] | BaseException = []  # noqa: RUF012  # the test sets it
 
     def __init__(self, options: object, say: object) -> None:
         self._options = options
 
     def run(self) -> Outcome:
-        if isinstance(self.findings, ChaosFailed):
+        if isinstance(self.findings, BaseException):
             raise self.findings
         return Outcome(self._options, [Window("calm", 0.0)], findings=self.findings)  # type: ignore[arg-type]
 
@@ -60,6 +60,51 @@ def test_the_reports_are_written_to_files(conductor: type[Found], tmp_path: Path
     assert json.loads(places["json"].read_text())["findings"] == []
     assert places["plot"].read_text().startswith("<svg ")
     assert places["markdown"].read_text().startswith("| fault | what is broken |")
+
+
+def test_a_run_that_is_interrupted_says_that_nothing_was_judged(
+    conductor: type[Found], capsys: pytest.CaptureFixture[str]
+) -> None:
+    conductor.findings = KeyboardInterrupt()
+    assert program.main(["--seed", "8"]) == 130
+    assert capsys.readouterr().err == "interrupted (seed 8): nothing was judged\n"
+
+
+def test_a_report_that_cannot_be_written_after_the_run_has_the_status_of_a_run_that_failed(
+    conductor: type[Found], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conductor.findings = []
+    path = tmp_path / "report.json"
+    path.symlink_to("/dev/full")
+    assert program.main(["--seed", "8", "--json", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert "nothing was wrong" in printed.out
+    assert printed.err.startswith("the report cannot be written: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--seconds 0", "--seconds must be 1 or more"),
+        ("--seconds inf", "--seconds must be 1 or more"),
+        ("--clients 0", "--clients must be 1 or more"),
+        ("--outage nan", "--outage must be 0 or more"),
+        ("--calm -1", "--calm must be 0 or more"),
+        ("--browsers 9 --clients 8", "--browsers must not be more than --clients"),
+        ("--publishers http,gossip", "there are no publishers 'gossip'; there are autocommit, long, "),
+        ("--postgres-bin /", "there is no program postgres in /"),
+        ("--json /", "/ cannot be written"),
+        ("--plot no/such/folder/plot.svg", "no/such/folder/plot.svg cannot be written"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    words: str, error: str, conductor: type[Found], capsys: pytest.CaptureFixture[str]
+) -> None:
+    conductor.findings = []
+    with pytest.raises(SystemExit) as ended:
+        program.main(words.split())
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err
 
 
 def test_every_fault_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

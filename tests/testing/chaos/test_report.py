@@ -55,6 +55,12 @@ def test_a_finding_is_in_the_text_and_in_the_json() -> None:
     assert [line["lost"] for line in value["faults"]] == [0, 1]
 
 
+def test_the_last_line_is_the_verdict() -> None:
+    assert report.text(outcome()).splitlines()[-1] == "seed 7: 1 faults, 3 messages, 3 deliveries; nothing was wrong"
+    found = outcome(Finding("lost", "chaos:plain-0", 0, 20, 2, 0.0))
+    assert report.text(found).splitlines()[-1].endswith("; 1 times something was wrong")
+
+
 def test_the_plot_has_a_row_for_each_fault() -> None:
     tree = ElementTree.fromstring(plot.svg(outcome()))
     texts = ["".join(element.itertext()) for element in tree.iter() if element.tag.endswith("text")]
