@@ -253,7 +253,8 @@ class Parts:
             self.redis.close()
         for cluster in (self.standby, self.primary):
             if cluster is not None and cluster.part.running:
-                cluster.part.kill()
+                cluster.part.send_all(signal.SIGCONT)
+                cluster.stop(signal.SIGQUIT)  # one that is killed leaves shared memory behind
 
 
 def _programs(binaries: Path | None) -> Programs:

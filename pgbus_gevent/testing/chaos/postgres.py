@@ -33,9 +33,10 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] ",
     "max_wal_size": "128MB",
     "max_notify_queue_pages": "64",
+    "dynamic_shared_memory_type": "mmap",
 }
 """The programs crash, the machine does not: so nothing depends on fsync. The queue of notifications is small, so that it
-can be filled."""
+can be filled. Shared memory is in files of the data directory, so that it is removed with it also after a SIGKILL."""
 
 
 class Programs:
