@@ -75,6 +75,16 @@ def metadata_of(context: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def _metadata_text(context: Any) -> str:
+    """Return them as JSON. Raises InvalidArgument, also for what the context raises: an application's object may raise anything."""
+    try:
+        return metadata_text(metadata_of(context))
+    except InvalidArgument:
+        raise
+    except BaseException as error:
+        raise InvalidArgument(f"its context raised {type(error).__name__}") from None
+
+
 class PresenceKeeper:
     """The greenlet that writes leases. :meth:`run` is its loop, and :meth:`finish` its end.
 
@@ -139,13 +149,15 @@ class PresenceKeeper:
         if subscriber.member is None or stream not in self._tracked:
             return
         try:
-            metadata = metadata_text(metadata_of(subscriber.context))
+            metadata = _metadata_text(subscriber.context)
             change = (stream, check_member(subscriber.member), subscription.lease, metadata)
         except InvalidArgument as error:
             # Refused here, because in the database a bad member would fail the statement about many.
             self._refused.begins(stream, error)
             return
         key = (stream, subscription.lease)
+        if self._here.get(key) == change:
+            return  # a recheck found nothing new
         self._here[key] = change
         self._arrivals[key] = self._departures.pop(key, None) is not None
         self._flag.set()
@@ -161,8 +173,7 @@ class PresenceKeeper:
             self.left(subscription)
             # Gives the new member a lease of its own. With the same lease, the arrival would cancel the departure.
             subscription.earlier_members += 1
-        if (before.member, metadata_of(before.context)) != (subscriber.member, metadata_of(subscriber.context)):
-            self.joined(subscription)
+        self.joined(subscription)
 
     def _leave(self, key: _Key) -> None:
         change = self._here.pop(key, None)

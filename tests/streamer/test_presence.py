@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -454,6 +455,44 @@ def test_a_bad_member_does_not_affect_the_others(kept: Kept, caplog: pytest.LogC
     kept.keeper.joined(seat("c10", "room", "max"))
     kept.step()
     assert kept.memory.members("room") == {"max"} and len(caplog.records) == 1
+
+
+class Hostile(dict[str, Any]):
+    """A context that ends the process of whoever asks it for its metadata."""
+
+    def get(self, *_: Any) -> Any:
+        raise SystemExit
+
+
+class Faceless:
+    """A context that raises when it is asked what it is."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+
+@pytest.mark.parametrize("kind", [Hostile, Faceless])
+def test_a_context_that_raises_does_not_affect_the_others(kept: Kept, kind: Callable[[], Any]) -> None:
+    faulty, late, context = seat("c1", "room", "ada"), seat("c3", "room", "eve"), kind()
+    kept.keeper.joined(faulty)
+    before = faulty.place.subscriber
+    faulty.place.subscriber = SimpleNamespace(member="ada", context=context)
+    kept.keeper.renamed(faulty, before)  # the answer of a recheck
+    kept.keeper.renamed(faulty, faulty.place.subscriber)
+    late.place.subscriber.context = context
+    kept.keeper.joined(late)
+    kept.keeper.joined(seat("c2", "room", "max"))
+    kept.step()
+    assert kept.memory.members("room") == {"ada", "max"}
+
+
+def test_a_recheck_that_finds_nothing_new_writes_nothing(kept: Kept) -> None:
+    ada = seat("c1", "room", "ada", {"presence": {"name": "Ada"}})
+    kept.keeper.joined(ada)
+    kept.step()
+    kept.keeper.renamed(ada, ada.place.subscriber)
+    assert kept.keeper.settled
 
 
 def test_a_member_that_postgresql_refuses_does_not_affect_the_others(

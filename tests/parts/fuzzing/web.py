@@ -29,11 +29,11 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [A-Za-z -]+\r\n")
 
 
 @contextmanager
-def fuzzed_site(url: str) -> Iterator[Site]:
+def fuzzed_site(url: str, **changes: Any) -> Iterator[Site]:
     """Run a site that loses no time with those that misbehave."""
     linger, pause = pywsgi.LINGER, operators._WRONG_TOKEN_PAUSE
     pywsgi.LINGER, operators._WRONG_TOKEN_PAUSE = 0.02, 0.0
-    options: dict[str, Any] = {"operator_token": OPERATOR, "cors_origins": (ORIGIN,), "max_body": MAX_BODY}
+    options: dict[str, Any] = {"operator_token": OPERATOR, "cors_origins": (ORIGIN,), "max_body": MAX_BODY, **changes}
     try:
         with running_site(url, request_timeout=10.0, heartbeat=5.0, **options) as site:
             assert site.get("/healthz").status == 200
