@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import gevent
 import pytest
 from fuzzing import engine
-from fuzzing.engine import Finding, Target, fuzz, judging, plain, shrunk
+from fuzzing.engine import Finding, OfProcess, Target, fuzz, judging, plain, shrunk
+from support import run, session
 
 
 def raises(data: bytes) -> None:
@@ -61,6 +63,33 @@ def test_it_finds_a_planted_fault(
     with judging(target) as judge, pytest.raises(Finding, match=said):
         fuzz(judge, seconds=60.0, seed=1)
     assert "seed 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_input_of_the_corpus_that_is_slow_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CORPUS", tmp_path)
+    monkeypatch.setattr(engine, "FLOOR", 0.05)
+    monkeypatch.setattr(engine, "TIMES", 2)
+    (tmp_path / "planted").mkdir()
+    for name, data in {"1": b"a", "2": b"b" * 4000, "3": b"c"}.items():
+        (tmp_path / "planted" / name).write_bytes(data)
+    with pytest.raises(Finding, match="of processor time"), judging(Target("planted", plain(squares), (b"a",))):
+        pass
+
+
+@pytest.mark.slow
+def test_the_processor_time_of_a_database_session_counts(pgbus_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FLOOR", 0.05)
+    with session(pgbus_database) as connection:
+
+        def sums(data: bytes) -> None:
+            run(connection, "select sum(n) from generate_series(1, 3000000) n")
+
+        check = OfProcess(sums, connection.info.backend_pid)
+        if not Path(f"/proc/{connection.info.backend_pid}").exists():
+            pytest.skip("PostgreSQL runs on another machine")
+        with judging(Target("planted", plain(check), (b"a",))) as judge, pytest.raises(Finding, match="processor time"):
+            judge.run(b"a")
 
 
 def test_a_finding_is_made_smaller() -> None:

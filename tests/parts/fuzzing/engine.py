@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,7 +26,7 @@ TIMES = 20
 STEPS = 50
 """How many steps of a loop in Python each byte of an input may take, besides what an input of the corpus usually takes."""
 
-FLOOR = 2.0
+FLOOR = 0.5
 """Seconds of processor time up to which no input counts as slow."""
 
 Check = Callable[[bytes], object]
@@ -69,6 +70,26 @@ class Target:
 def plain(check: Check) -> Callable[..., AbstractContextManager[Check]]:
     """Return an ``open`` for a check that needs nothing."""
     return lambda *_: nullcontext(check)
+
+
+class OfProcess:
+    """A check whose work another process of this machine does, such as a session of PostgreSQL. Its processor time counts, too."""
+
+    def __init__(self, check: Check, pid: int) -> None:
+        self._check = check
+        self._stat = Path(f"/proc/{pid}/stat")
+
+    def __call__(self, data: bytes) -> None:
+        self._check(data)
+
+    def used(self) -> float:
+        """Return the seconds of processor time of the process so far; 0 if PostgreSQL does not run on this machine."""
+        try:
+            head, _, rest = self._stat.read_text().rpartition(")")
+        except OSError:
+            return 0.0
+        user, system = rest.split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") if head.endswith("(postgres") else 0.0
 
 
 class _Records(logging.Handler):
@@ -136,9 +157,10 @@ class Judge:
     seconds: float = 0.0
     slowest: tuple[float, bytes] = (0.0, b"")
     """The input with the most time for its size, as seconds for each byte, since the last call of :meth:`take_slowest`."""
+    times: list[float] = field(default_factory=list)
+    """The seconds of the inputs of the corpus, in their order."""
     _typical: float = 0.0
     _step: float = 0.0
-    _times: list[float] = field(default_factory=list)
 
     def calibrate(self) -> None:
         """Learn what inputs of the corpus take on this machine, and what a step of a loop takes. Call it after the corpus."""
@@ -146,7 +168,7 @@ class Judge:
         for n in range(100_000):
             value ^= n
         self._step = max(1e-8, (process_time() - began) / 100_000)
-        self._typical = median(self._times or [0.0])
+        self._typical = median(self.times or [0.0])
 
     def justified(self, size: int) -> float:
         """Return how many seconds of processor time an input of this size may take."""
@@ -158,7 +180,7 @@ class Judge:
         used = self._once(data)
         self.seconds += used
         if not self._step:
-            self._times.append(used)
+            self.times.append(used)
         self.slowest = max(self.slowest, (used / (len(data) + 256), data))
         limit = self.justified(len(data))
         if used > limit and self._step:
@@ -173,8 +195,11 @@ class Judge:
         (_, data), self.slowest = self.slowest, (0.0, b"")
         return data
 
+    def _used(self) -> float:
+        return process_time() + (self.check.used() if isinstance(self.check, OfProcess) else 0.0)
+
     def _once(self, data: bytes) -> float:
-        began = process_time()
+        began = self._used()
         try:
             with gevent.Timeout(HANG, TimeoutError(f"it hangs: no end after {HANG:g} s")):
                 self.check(data)
@@ -183,7 +208,7 @@ class Judge:
         except BaseException as error:
             shown = "".join(traceback.format_exception(error))
             raise Finding(self.target.name, data, f"it raised {error!r:.500}\n{shown[-3000:]}") from None
-        used = process_time() - began
+        used = self._used() - began
         left = self.witness.taken()
         if left:
             raise Finding(self.target.name, data, f"it left in the log: {''.join(left)[:3000]}")
@@ -195,9 +220,13 @@ def judging(target: Target, *needs: Any) -> Iterator[Judge]:
     """Open a target, and run its corpus."""
     with Witness(target.allowed).watching() as witness, target.open(*needs) as check:
         judge = Judge(target, check, witness)
-        for data in target.corpus():
+        corpus = target.corpus()
+        for data in corpus:
             judge.run(data)
         judge.calibrate()
+        # What an input may take is known only now.
+        for data in [data for data, used in zip(corpus, judge.times, strict=True) if used > judge.justified(len(data))]:
+            judge.run(data)
         yield judge
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 from support import session
 
-from fuzzing.engine import Check, Target
+from fuzzing.engine import Check, OfProcess, Target
 from fuzzing.inputs import Taker
 
 REFUSALS = {
@@ -22,9 +22,9 @@ REFUSALS = {
     "0A": "a feature that is not supported",
     "40": "a conflict of transactions",
     "55": "an object that is not in the state for this",
-    "57": "statement_timeout",
 }
-"""The classes of SQLSTATE that a caller may get. All others, such as XX (internal error), are findings."""
+"""The classes of SQLSTATE that a caller may get. All others are findings, such as XX (internal error) and 57 (a statement that was
+ended because it took too long)."""
 
 TEXTS = (
     "",
@@ -43,6 +43,7 @@ TEXTS = (
     "\\",
     "null",
 )
+INTERVALS = ("1 s", "0", "-1 s", "infinity", "1 year", "1e-9 s", None)
 NUMBERS = (0, 1, -1, 500, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63), 10**30, None)
 
 
@@ -60,7 +61,7 @@ def array_of(take: Taker) -> list[str | None]:
 
 def call_of(take: Taker) -> tuple[str, list[Any]]:
     """Return a statement and its arguments."""
-    kind = take.byte() % 14
+    kind = take.byte() % 22
     five = [text_of(take) for _ in range(5)]
     if kind == 0:
         return "select pgbus.broadcast(%s, %s::text, %s, %s, %s, %s)", [five[0], text_of(take), *five[1:]]
@@ -102,10 +103,50 @@ def call_of(take: Taker) -> tuple[str, list[Any]]:
         return call, [*arrays, take.pick(NUMBERS)]
     if kind == 12:
         return "select count(*) from pgbus.presence_members(%s)", five[:1]
+    if kind > 13:
+        return _rarer_call_of(take, kind, five)
     return "select pgbus.broadcast_many(%s, %s::bigint[], keys => %s::text[])", [
         *[five[0], [take.pick((0, -1, None, 2**31 - 1)) for _ in range(take.byte() % 5)]],
         array_of(take),
     ]
+
+
+def _rarer_call_of(take: Taker, kind: int, five: list[str | None]) -> tuple[str, list[Any]]:
+    """Return a call of one of the functions that applications rarely need."""
+    value, numbers = json.dumps(take.value(), default=str), [take.pick(NUMBERS) for _ in range(3)]
+    if kind == 14:
+        return "select pgbus.broadcast_on_commit(%s, %s::jsonb, %s, %s)", [five[0], value, *five[1:3]]
+    if kind == 15:
+        return "select pgbus.broadcast_ephemeral(%s, %s::json, %s, %s)", [five[0], value, *five[1:3]]
+    if kind == 16:
+        size = take.byte() % 4
+        streams, ages = [text_of(take) for _ in range(size)], [take.pick(INTERVALS) for _ in range(size)]
+        counts = take.pick((None, [take.pick(NUMBERS) for _ in range(size)], numbers[:2]))
+        call = "select pgbus.prune(%s::text[], %s::interval[], %s::bigint[], %s::integer)"
+        return call, [streams, ages, counts, numbers[2]]
+    if kind == 17:
+        return "select pgbus.presence_leave(%s, %s, %s)", five[:3]
+    if kind == 18:
+        return "select pgbus.presence_touch(%s, %s, %s)", five[:3]
+    if kind == 19:
+        return "select pgbus.presence_count(%s)", five[:1]
+    if kind == 20:
+        return "select pgbus.unwatch_table(%s)", [take.pick(("public.watched", "pgbus.messages", "pg_class"))]
+    # What is in the rows of a watched table is in the names of streams and in messages.
+    statement = take.pick(WATCHES)
+    return f"{statement}; insert into public.watched values (%s, %s) on conflict (id) do update set note = %s", [
+        *[numbers[0] if numbers[0] in (0, 1, 500) else 7, five[0], five[1]],
+    ]
+
+
+WATCHES = (
+    "select 1",
+    "select pgbus.watch_table('public.watched', 'rows')",
+    "select pgbus.watch_table('public.watched', 'row:{id}')",
+    "select pgbus.watch_table('public.watched', 'note:{note}')",
+    "select pgbus.watch_table('public.watched', '{note}', 'insert')",
+)
+"""Ways to watch the table before something is written to it."""
 
 
 @contextmanager
@@ -123,7 +164,7 @@ def sql(url: str) -> Iterator[Check]:
             cursor.execute("set client_encoding to " + encoding)
             try:
                 cursor.execute(statement, arguments)
-                found = (cursor.fetchall() or [(None,)])[0][0]
+                found = (cursor.fetchall() or [(None,)])[0][0] if cursor.description else None
             except ValueError:
                 return  # the driver cannot send it
             except psycopg2.Error as error:
@@ -140,12 +181,12 @@ def sql(url: str) -> Iterator[Check]:
             cursor.execute("select 1")
             assert cursor.fetchall() == [(1,)]
 
-        yield check
+        yield OfProcess(check, connection.info.backend_pid)
 
 
 SQL = Target(
     "sql", sql,
-    (*(bytes([0, kind]) for kind in range(14)), *(bytes([kind % 3, kind]) for kind in range(14)), b"\0", b"\1", b"\2",
+    (*(bytes([0, kind]) for kind in range(22)), *(bytes([kind % 3, kind]) for kind in range(22)), b"\0", b"\1", b"\2",
      b"\2orders\n", b"\2{}\n",
      b"\2\xff\xfe\n", b"\n", b"\1\1", b"\1\5", b"\1\6", b"\1\x08", b"x" * 300, "é".encode(), b"\xed\xa0\x80", b"[1, 2",
      b'{"a": "\\u0000"}',
