@@ -104,6 +104,20 @@ class Oracle:
         place = bisect_left(history, id, key=id_of)
         return (stream, id) in self._lost and (place == len(history) or history[place].id != id)
 
+    def _is_usurped(self, stream: str, id: int) -> bool:
+        """Whether the id of a forged message was then given to a real one."""
+        message = self._lost.get((stream, id))
+        return message is not None and message.data == FORGED and not self._is_lost(stream, id)
+
+    def _seen_at(self, stream: str, id: int) -> float:
+        """Return when a message of the present timeline was committed."""
+        history = self._server.stream(stream).history
+        return history[bisect_left(history, id, key=id_of)].seen_at
+
+    def _forged_below(self, stream: str, id: int) -> bool:
+        """Whether a worker may go back to below ``id``, because a message up to there was forged under the id of a real one."""
+        return any(name == stream and lost <= id and self._is_usurped(name, lost) for name, lost in self._lost)
+
     def sent_ephemeral(self, message: Message) -> None:
         """Note an ephemeral message. Numbers follow commits."""
         message.id, message.seen_at = len(self._ephemerals) + 1, CLOCK.now
@@ -137,7 +151,7 @@ class Oracle:
         self.figures.gaps += 1
         seat.told = True
         if reason == "ahead":
-            if (seat.stream, requested) not in self._lost:
+            if (seat.stream, requested) not in self._lost and not self._forged_below(seat.stream, requested):
                 raise Failure(
                     "gap", f"{seat.rights.name} was told of a loss of {requested} in {seat.stream} that was none"
                 )
@@ -217,6 +231,8 @@ class Oracle:
 
     def _untold(self, seat: Seat, following: Message) -> None:
         """A message follows one of a lost timeline, and the client was told nothing."""
+        if self._is_usurped(seat.stream, seat.lost or 0):
+            return  # the notification of the real one shows it, and may come after a look has found those that follow
         history = self._server.stream(seat.stream).history
         index = bisect_right(history, seat.lost or 0, key=id_of)
         # Only a worker that did not see the loss may need a proof, and it has none if that row names no predecessor.
@@ -287,11 +303,14 @@ class Oracle:
 
     def look(self, seat: Seat) -> None:
         """See how long a client has been behind and idle."""
-        if seat.lost is not None and seat.lost != seat.asked:
-            since = max(seat.lost_at, seat.since, self.excused_until)
-            self._judge_idle(seat, CLOCK.now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
-            return
         now = CLOCK.now
+        if seat.lost is not None and seat.lost != seat.asked:
+            usurped = self._is_usurped(seat.stream, seat.lost)
+            if not usurped or self._seen_at(seat.stream, seat.lost) > self.calm_from:
+                since = max(seat.lost_at, seat.since, self.excused_until)
+                self._judge_idle(seat, now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
+            if not usurped:
+                return
         for whisper in self._unheard(seat):
             if now - whisper.seen_at > PROMPT:
                 raise Failure("ephemeral", f"{seat.rights.name} did not get {whisper.data!r} of {seat.stream}")

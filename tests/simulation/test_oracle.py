@@ -140,6 +140,16 @@ def test_a_cursor_that_was_lost_may_stay_untold_without_a_proof() -> None:
     assert court.oracle.figures.unproven == 1
 
 
+def test_a_forged_message_without_a_real_one_must_be_found_out_before_others() -> None:
+    court = Court()
+    court.commit(1)
+    court.deliver(1)
+    court.oracle.forged("s", 5)
+    court.oracle.message(court.seat, 5, FORGED)
+    court.commit(9)
+    court.refuses("gap", 9)
+
+
 def test_a_client_that_lacks_a_message_for_long_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     court = Court()
     court.commit(1)
@@ -182,17 +192,22 @@ def test_a_forged_message_is_not_the_real_one_of_the_same_id() -> None:
     assert court.seat.lost is None
 
 
-def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one() -> None:
+def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
     court = Court()
     court.commit(5)
     court.deliver(5)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 10.0)
     court.oracle.forged("s", 6)
     court.oracle.message(court.seat, 6, FORGED)
     court.commit(6, 7)
-    with pytest.raises(Failure, match="gap"):
-        court.deliver(7)
-    court.tell("ahead", 6)
+    court.deliver(7)
+    court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 6.0)
+    with pytest.raises(Failure, match="idle: client was not told of the loss of 6"):
+        court.oracle.look(court.seat)
+    court.tell("ahead", 7)
     court.deliver(5, 6, 7)
+    court.oracle.look(court.seat)
 
 
 def test_a_cursor_that_is_told_has_nothing_below_it_that_the_client_lacks() -> None:
