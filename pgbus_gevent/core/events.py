@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import InvalidArgument
 from .retries import Seldom
+from .shown import described, kind_of, traceable
 
 logger = logging.getLogger("pgbus_gevent.events")
 
@@ -166,18 +167,20 @@ class Signal(Generic[E]):
         for one in self.handlers:
             try:
                 one.handler(event)
-            except BaseException:
+            except BaseException as error:
                 # An application's handler must not stop the delivery of messages.
-                self._report(one, event)
+                self._report(one, event, error)
 
-    def _report(self, one: _Handler, event: E) -> None:
+    def _report(self, one: _Handler, event: E, error: BaseException) -> None:
         one.failures += 1
         if self._reports.due(one) is not None:
-            logger.exception(
-                "the handler %r raised at a %s event, %d times so far; this is logged once a minute",
-                one.handler,
+            logger.error(
+                "the handler %s raised %s at a %s event, %d times so far; this is logged once a minute",
+                described(one.handler),
+                kind_of(error),
                 type(event).__name__,
                 one.failures,
+                exc_info=traceable(error),
             )
 
 

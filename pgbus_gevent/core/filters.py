@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Collection, KeysView
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, KeysView
 from typing import Any
 
 from ..errors import InvalidArgument
 from .retries import Seldom
-from .shown import described
+from .shown import described, kind_of
 
 logger = logging.getLogger("pgbus_gevent.filters")
 
@@ -25,7 +26,8 @@ class Filters:
     A message that nobody gets for this reason is logged as a warning: once a minute for each label if ``clock`` is given, which
     returns monotonic seconds, and otherwise once. ``default`` decides about labels for which no predicate is registered.
 
-    Whatever a predicate raises is caught, also what would end the process or the greenlet that delivers.
+    Whatever a predicate raises is caught, also what would end the process or the greenlet that delivers. An answer that would be
+    true for everybody by mistake (a method that was not called, or what an ``async def`` returns) shows nobody the message.
     """
 
     def __init__(
@@ -82,11 +84,28 @@ class Filters:
                 self._complain(label, f"the filter {label!r} is not registered: messages visible to it are")
             return False
         try:
-            return bool(predicate(context, stream))
+            answer = predicate(context, stream)
+            if answer is True or answer is False:
+                return answer
+            if not _is_unasked(answer):
+                return bool(answer)
         except BaseException as error:
             self._complain(label, f"the filter {label!r} raised {described(error)}: messages visible to it are")
             return False
+        self._complain(
+            label,
+            f"the filter {label!r} answered a {kind_of(answer)}, and not True or False: messages visible to it are",
+        )
+        return False
 
     def _complain(self, label: str, what: str) -> None:
         if self._complaints.due(label) is not None:
             logger.warning("%s not delivered", what)
+
+
+def _is_unasked(answer: object) -> bool:
+    """Whether an answer is true for everybody, because the question was never asked.
+
+    This is a function or a method that was not called, or the object that ``async def`` or a generator function returns.
+    """
+    return inspect.isroutine(answer) or issubclass(type(answer), (Awaitable, Generator, AsyncGenerator, type))

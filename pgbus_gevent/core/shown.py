@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from typing import Any
 
 # Control characters except the tab; line separators; characters that mark, embed, override or isolate a direction (UAX #9); and
@@ -29,12 +30,29 @@ def json_line(value: Any) -> str:
     return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
-def described(error: BaseException) -> str:
-    """Return the ``repr`` of an exception of an application's own code, which may itself raise, or be long."""
+def described(thing: object) -> str:
+    """Return the ``repr`` of an exception or object of an application's own code. It may itself raise anything, or be long."""
     try:
-        return f"{error!r:.300}"
-    except Exception:
-        return f"a {type(error).__name__} that cannot be shown"
+        return f"{thing!r:.300}"
+    except BaseException:
+        return f"a {kind_of(thing)} that cannot be shown"
+
+
+def kind_of(thing: object) -> str:
+    """Return the name of an object's type, as the class statement gave it, even if the class or its metaclass hides it."""
+    return str(type.__dict__["__name__"].__get__(type(thing)))
+
+
+def traceable(error: BaseException) -> BaseException | None:
+    """Return ``error``, or None if no traceback of it can be logged, because its own code raises then.
+
+    A log handler catches an Exception that occurs while it formats a record, but not a SystemExit.
+    """
+    try:
+        traceback.format_exception(type(error), error, error.__traceback__)
+    except BaseException:
+        return None
+    return error
 
 
 def _spelt(match: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from timeit import timeit
 from typing import Any
 
 import pytest
+from fuzzing.answers import Secretive
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,7 +104,7 @@ def test_a_handler_that_raises_is_logged_once_a_minute_and_the_others_are_called
         events.emit(Gap("s", "ahead"))
         clock.now += 0.1
     assert len(heard) == 1000
-    assert [record.args and record.args[2] for record in caplog.records] == [1, 601]  # type: ignore[index]
+    assert [record.args and record.args[3] for record in caplog.records] == [1, 601]  # type: ignore[index]
     assert "broken" in caplog.text and "oops" in caplog.text and "Gap" in caplog.text
 
 
@@ -231,3 +232,20 @@ def test_the_documented_trace_hears_everything(caplog: pytest.LogCaptureFixture)
     for kind in KINDS:
         events.emit(kind(*["x"] * len(kind._fields)))
     assert [message.split("(")[0] for message in caplog.messages] == [kind.__name__ for kind in KINDS]
+
+
+def test_a_handler_that_cannot_be_shown_or_whose_error_cannot_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        def __call__(self, event: Gap) -> None:
+            raise Secretive
+
+        def __repr__(self) -> str:
+            raise SystemExit
+
+    heard: list[Gap] = []
+    events = Events()
+    events.subscribe(Gap, Odd())
+    events.subscribe(Gap, heard.append)
+    events.emit(Gap("s", "ahead"))
+    assert len(heard) == 1
+    assert "a Odd that cannot be shown raised Secretive" in caplog.text

@@ -139,3 +139,53 @@ def test_a_default_decides_about_labels_without_a_filter() -> None:
 def test_a_filter_has_a_label_and_a_callable(label: str, predicate: Any) -> None:
     with pytest.raises(InvalidArgument, match="label and a callable"):
         Filters().register(label, predicate)
+
+
+async def _awaited(context: Any, stream: str) -> bool:
+    return False
+
+
+async def _asynchronous(context: Any, stream: str) -> Any:
+    yield False
+
+
+def _generated(context: Any, stream: str) -> Any:
+    yield False
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [_awaited, _asynchronous, _generated, lambda context, stream: stream.isupper, lambda context, stream: _generated],
+    ids=["async", "async generator", "generator", "method", "function"],
+)
+def test_nobody_gets_a_message_if_the_filter_was_not_really_asked(
+    predicate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[Any] = []
+
+    def noted(context: Any, stream: str) -> Any:
+        answers.append(predicate(context, stream))
+        return answers[-1]
+
+    filters = Filters()
+    filters.register("admins", noted)
+    assert not filters.permits("admins", None, "orders")
+    assert not filters.permits("admins", None, "orders")
+    [warning] = warnings(caplog)
+    assert "the filter 'admins' answered a " in warning and "not True or False" in warning
+    if predicate is _awaited:
+        for each in answers:
+            each.close()
+
+
+def test_an_exception_that_would_end_the_process_when_it_is_shown_does_not() -> None:
+    class Odd(Exception):
+        def __repr__(self) -> str:
+            raise SystemExit
+
+    def predicate(context: Any, stream: str) -> bool:
+        raise Odd
+
+    filters = Filters()
+    filters.register("admins", predicate)
+    assert not filters.permits("admins", None, "orders")

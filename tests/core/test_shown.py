@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+from fuzzing.answers import HIDDEN, Liar, Secretive
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_http import exchange, get
@@ -19,7 +20,7 @@ from support import PATIENCE, serve_process, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.commands.output import table
-from pgbus_gevent.core.shown import json_line, visible, visible_lines
+from pgbus_gevent.core.shown import described, json_line, kind_of, traceable, visible, visible_lines
 from pgbus_gevent.database import Database
 from pgbus_gevent.hosts import logs
 
@@ -114,3 +115,16 @@ def test_a_request_cannot_control_the_terminal_of_the_server(pgbus_database: str
             exchange(port, get(target, {"Connection": "close"}), timeout=PATIENCE)
         until(lambda: server.errors.count('" 200') >= 4, "the access log has them")
         assert harmless(server.errors)
+
+
+def test_what_an_application_made_is_described_even_if_it_hides_everything() -> None:
+    assert (kind_of(7), kind_of(HIDDEN[0]())) == ("int", "Hidden")
+    assert described([7]) == "[7]"
+    assert described(Liar(SystemExit())) == "a Liar that cannot be shown"
+    assert len(described("x" * 1000)) == 300
+
+
+def test_only_an_exception_of_which_a_traceback_can_be_made_is_traceable() -> None:
+    error = ValueError("x")
+    assert traceable(error) is error
+    assert traceable(Secretive()) is None
