@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..errors import InvalidArgument
 from .members import check_member
 from .names import check_label, check_owner, check_time
+from .shown import kind_of
 from .stream_log import StreamLog
 
 MAX_LABELS = 1000
@@ -47,7 +48,7 @@ class Subscriber(_Subscriber):
     ) -> Subscriber:
         if isinstance(labels, str):
             raise InvalidArgument(f"labels is a set of texts, not one text: use labels={{{labels!r}}}")
-        return check_subscriber(super().__new__(cls, owner, context, member, expires_at, _frozen(labels)))
+        return super().__new__(cls, *_checked(owner, context, member, expires_at, _frozen(labels)))
 
 
 def _frozen(labels: Collection[str]) -> frozenset[str]:
@@ -58,19 +59,57 @@ def _frozen(labels: Collection[str]) -> frozenset[str]:
 
 
 def check_subscriber(subscriber: Subscriber) -> Subscriber:
-    """Return ``subscriber``, or raise :class:`InvalidArgument`. A subscriber that ``_replace`` made is checked only here."""
-    if subscriber.owner is not None:
-        check_owner(subscriber.owner)
-    if subscriber.member is not None:
-        check_member(subscriber.member)
-    if subscriber.expires_at is not None:
-        check_time(subscriber.expires_at, "expires_at")
-    if not isinstance(subscriber.labels, frozenset) or len(subscriber.labels) > MAX_LABELS:
+    """Return a subscriber with the same fields, or raise :class:`InvalidArgument` if one is not valid.
+
+    A subscriber that ``_replace`` made is checked only here. If it is of a subclass, the fields are those of the tuple.
+    """
+    owner, context, member, expires_at, labels = tuple.__iter__(subscriber)
+    return Subscriber._make(_checked(owner, context, member, expires_at, labels))
+
+
+def checked_answer(answer: object) -> Subscriber | None:
+    """Return the subscriber that an authorize hook answers for the user of a page; None for None, or if it refuses the user.
+
+    Raises :class:`InvalidArgument` for anything that a hook may not answer.
+    """
+    if answer is None or answer is False:
+        return None
+    if answer is True:
+        return ANYBODY
+    if not issubclass(type(answer), Subscriber):
+        raise InvalidArgument(f"subscriber is a Subscriber, as the authorize hook answers it, not {kind_of(answer)}")
+    return check_subscriber(cast(Subscriber, answer))
+
+
+def _checked(owner: Any, context: Any, member: Any, expires_at: Any, labels: Any) -> tuple[Any, ...]:
+    """Return the fields of a subscriber, or raise :class:`InvalidArgument`.
+
+    Texts and numbers of subclasses become ones of the types themselves. The methods of a subclass may raise, or compare otherwise,
+    and they would be called where nothing may fail, such as in the counts of owners.
+    """
+    if owner is not None:
+        owner = check_owner(_plain(owner))
+    if member is not None:
+        member = check_member(_plain(member))
+    if expires_at is not None:
+        expires_at = check_time(_plain(expires_at), "expires_at")
+    if not issubclass(type(labels), frozenset) or frozenset.__len__(labels) > MAX_LABELS:
         raise InvalidArgument(f"labels is a frozenset of at most {MAX_LABELS} texts")
-    for label in subscriber.labels:
+    plain = [label if type(label) is str else _plain(label) for label in frozenset.__iter__(labels)]
+    for label in plain:
         if check_label(label, "a label") is None:
             raise InvalidArgument("a label is text, not None")
-    return subscriber
+    return owner, context, member, expires_at, frozenset(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a text or number of a subclass as one of the type itself, and anything else unchanged."""
+    kind = type(value)
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    return int.__int__(value) if issubclass(kind, int) and kind is not bool else value
 
 
 ANYBODY = Subscriber()

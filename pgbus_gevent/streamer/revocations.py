@@ -15,6 +15,7 @@ from ..core.board import Board
 from ..core.outlet import Outlet
 from ..core.retries import Trouble
 from ..core.rows import Mark, Revoked
+from ..core.shown import kind_of, traceable
 from ..core.wakes import CONTROL
 from ..errors import DatabaseError
 from .clients import Clients
@@ -206,9 +207,13 @@ class Rechecks:
                     continue
                 try:
                     answer = client.recheck()
-                except BaseException:
+                except BaseException as error:
                     if not failed:
-                        logger.exception("the authorize hook raised when it was asked again; asking later")
+                        logger.error(
+                            "the authorize hook raised when it was asked again; asking later (%s)",
+                            kind_of(error),
+                            exc_info=traceable(error),
+                        )
                     failed = True
                     continue
                 if client.closed:

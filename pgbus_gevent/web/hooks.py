@@ -11,6 +11,7 @@ import gevent
 
 from ..core.client import Place, StreamRequest, Subscriber, check_subscriber
 from ..core.retries import Seldom
+from ..core.shown import described, kind_of, traceable
 from ..errors import InvalidArgument
 from .responses import Environ, Refused, text
 
@@ -85,34 +86,31 @@ class Hook:
         if answer is True:
             return signed
         if issubclass(type(answer), Subscriber):  # not isinstance(), which asks the answer what it is
-            answer = cast(Subscriber, answer)
             try:
-                check_subscriber(answer)
-            except InvalidArgument as error:
+                plain = check_subscriber(cast(Subscriber, answer))
+            except BaseException as error:  # InvalidArgument, or what the values' own methods raise
                 self._complain(
                     f"the authorize hook answered with an invalid Subscriber for stream {place.stream!r}", error
                 )
                 return None
-            times = [at for at in (signed.expires_at, answer.expires_at) if at is not None]
-            return answer._replace(expires_at=min(times, default=None))
+            times = [at for at in (signed.expires_at, plain.expires_at) if at is not None]
+            return plain._replace(expires_at=min(times, default=None))
         if answer is not False:
-            kind = type(answer).__name__
             self._complain(
-                f"the authorize hook answered a {kind} for stream {place.stream!r}, and not a bool or a Subscriber"
+                f"the authorize hook answered a {kind_of(answer)} for stream {place.stream!r}, and not a bool or a Subscriber"
             )
         return None
 
     def _complain(self, fault: str, error: BaseException | None = None) -> None:
-        kind = type(error).__name__ if error is not None else "answer"
+        kind = kind_of(error) if error is not None else "answer"
         silent = self._complaints.due(kind)
         if silent is None:
             return
         more = f" ({silent} more since the last line of this kind)" if silent else ""
-        raised = error is not None and not isinstance(error, InvalidArgument)
-        logger.error(
-            "%s: refused%s%s",
-            fault,
-            f": {error}" if error is not None and not raised else "",
-            more,
-            exc_info=error if raised else None,
-        )
+        said, shown = "", None
+        if issubclass(type(error), InvalidArgument):
+            said = f": {error}"
+        elif error is not None:
+            shown = traceable(error)
+            said = "" if shown is not None else f": {described(error)}"
+        logger.error("%s: refused%s%s", fault, said, more, exc_info=shown)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from fuzzing.answers import odd
 from httpx_sse._decoders import SSEDecoder
 from streamer_parts import FakeClient
 
@@ -167,3 +168,34 @@ def test_a_request_is_of_the_first_owner_and_ends_when_the_first_right_does() ->
     request = StreamRequest(tuple(Place(f"s{n}", subscriber=each) for n, each in enumerate(subscribers)))
     assert (request.owner, request.expires_at) == ("ada", 7.0)
     assert (StreamRequest((Place("a"),)).owner, StreamRequest((Place("a"),)).expires_at) == (None, None)
+
+
+@pytest.mark.parametrize("hashable", [True, False])
+def test_the_values_of_a_subscriber_are_plain_so_that_comparing_them_cannot_raise(hashable: bool) -> None:
+    def strange(value: Any) -> Any:
+        return odd(value, SystemExit, hashable=hashable)
+
+    labels = frozenset({odd("x", SystemExit, hashable=True)})
+    for subscriber in (
+        Subscriber(strange("ada"), None, strange("Ada"), strange(7.0), labels),
+        check_subscriber(
+            Subscriber()._replace(owner=strange("ada"), member=strange("Ada"), expires_at=7, labels=labels)
+        ),
+    ):
+        assert subscriber == ("ada", None, "Ada", 7.0, {"x"})
+        assert [type(each) for each in (*subscriber, *subscriber.labels)] == [
+            str,
+            type(None),
+            str,
+            float,
+            frozenset,
+            str,
+        ]
+
+
+def test_a_subclass_of_subscriber_counts_as_the_tuple_that_it_is() -> None:
+    class Crooked(Subscriber):
+        owner = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+    checked = check_subscriber(Crooked("ada"))
+    assert type(checked) is Subscriber and checked.owner == "ada"
