@@ -48,8 +48,8 @@ class Gate(Protocol):
 class Clients:
     """The life of a connection, from its accept to its end. Nothing here yields, except the generator :meth:`end_all`.
 
-    Greenlets that accept, several tasks and the event loop call these methods. Because none of them yields, no other greenlet
-    sees a client that is half registered or half removed.
+    Greenlets that accept, several tasks and the event loop call these methods. No other greenlet sees a client that is half
+    registered or half removed: a context's own code, which may yield, runs before or after that.
 
     ``presence`` is called for every member that comes, goes or changes. ``elsewhere`` has the connections on other workers, which
     caps count too. ``send_buffer`` is the size of a socket's send buffer in bytes. ``dead_after`` is how many seconds the kernel
@@ -194,20 +194,21 @@ class Clients:
             client.ends_at = client.opened_at + self._limits.age * random.uniform(0.8, 1.2)
         self._board.join(client, request.places)
         self._count(client, 1)
-        self._counter.connected(place.stream for place in request.places)
+        streams = tuple(place.stream for place in request.places)
+        self._counter.connected(streams)
+        logger.debug("connection %s opened, streams %r", client.id, [*streams])
+        if self._connected.handlers:
+            self._connected.emit(Connected(client.id, streams, client.owner))
         if self._presence is not None:
             for subscription in client.subscriptions:
                 self._presence.joined(subscription)
-        logger.debug("connection %s opened, streams %r", client.id, [place.stream for place in request.places])
-        if self._connected.handlers:
-            streams = tuple(place.stream for place in request.places)
-            self._connected.emit(Connected(client.id, streams, client.owner))
 
     def adopt(self, client: Client, subscribers: Sequence[Subscriber]) -> None:
         """Replace a client's subscribers, given in the order of its streams.
 
         From now on caps, revocations, labels, filters and presence go by the new ones.
         """
+        known = identity_of(client, self._identities)  # by the context's own code, which may wait
         if client not in self._registry:
             return
         owner = owner_of(subscribers)
@@ -215,27 +216,27 @@ class Clients:
             self._count(client, -1)
             client.owner = owner
             self._count(client, 1)
-        known = identity_of(client, self._identities)
         before, client.expires_at = client.expires_at, end_of(subscribers)
-        for subscription, subscriber in zip(client.subscriptions, subscribers, strict=True):
-            self._rename(subscription, subscriber)
+        earlier = [self._replace(*each) for each in zip(client.subscriptions, subscribers, strict=True)]
         if client.expires_at is not None and (before is None or client.expires_at < before):
             self._board.schedule.add(client)  # the connection may end before the slot in which the client stands
-        changed = client.admitted and identity_of(client, self._identities) != known
-        if changed and client.blocked_since is None:
-            client.send(identified(client, self._identities), monotonic())
-        elif changed:
-            # A blocked client cannot be sent the new identity. It gets it when it comes back.
-            self.end(client, "revoked")
+        if self._presence is not None:
+            for subscription, old in zip(client.subscriptions, earlier, strict=False):
+                self._presence.renamed(subscription, old)
+        if client.admitted and identity_of(client, self._identities) != known:
+            frame = identified(client, self._identities)
+            if client.blocked_since is None:
+                self.give(client, frame, monotonic())
+            elif not client.closed:
+                self.end(client, "revoked")  # it gets the new identity when it comes back
 
-    def _rename(self, subscription: Subscription, subscriber: Subscriber) -> None:
+    def _replace(self, subscription: Subscription, subscriber: Subscriber) -> Subscriber:
         before = subscription.place.subscriber
         if before.labels != subscriber.labels and subscription.cursor is not None:
             # Messages that were for others while its cursor rested stay past, even if it holds their label from now on.
             self._audience.move_past_others(subscription)
         self._registry.replace(subscription, subscriber)
-        if self._presence is not None:
-            self._presence.renamed(subscription, before)
+        return before
 
     def _count(self, client: Client, one: int) -> None:
         for kind, counts, key, cap in (

@@ -22,6 +22,7 @@ from gevent.event import Event
 from ..core.client import Subscriber, Subscription
 from ..core.members import check_member, metadata_text
 from ..core.retries import Backoff, Trouble
+from ..core.shown import kind_of
 from ..errors import DatabaseError, InvalidArgument
 
 logger = logging.getLogger("pgbus_gevent.presence")
@@ -79,18 +80,18 @@ def _metadata_text(context: Any) -> str:
     """Return them as JSON. Raises InvalidArgument, also for what the context raises: an application's object may raise anything."""
     try:
         return metadata_text(metadata_of(context))
-    except InvalidArgument:
-        raise
     except BaseException as error:
-        raise InvalidArgument(f"its context raised {type(error).__name__}") from None
+        raise (
+            error if isinstance(error, InvalidArgument) else InvalidArgument(f"its context raised {kind_of(error)}")
+        ) from None
 
 
 class PresenceKeeper:
     """The greenlet that writes leases. :meth:`run` is its loop, and :meth:`finish` its end.
 
-    ``Clients`` calls :meth:`joined`, :meth:`left` and :meth:`renamed`, in any greenlet or in the event loop; they never yield.
-    They may be called while :meth:`run` waits for a statement. A change is therefore taken out of the dicts before its statement
-    begins, and put back after a failure only if no newer change for the same lease has been noted.
+    ``Clients`` calls :meth:`joined`, :meth:`left` and :meth:`renamed`, in any greenlet or in the event loop. They yield only if
+    a context's own code does. They may be called while :meth:`run` waits for a statement. A change is therefore taken out of the
+    dicts before its statement begins, and put back after a failure only if no newer change for the same lease has been noted.
 
     ``tracked`` holds the names of the streams whose members are tracked. ``ttl`` is how many seconds a lease lasts if it is not
     renewed. ``grace`` is how many seconds a member that left is still counted, so that a reload is not announced.
@@ -156,8 +157,8 @@ class PresenceKeeper:
             self._refused.begins(stream, error)
             return
         key = (stream, subscription.lease)
-        if self._here.get(key) == change:
-            return  # a recheck found nothing new
+        if self._here.get(key) == change or subscription.client.closed:
+            return  # a recheck found nothing new, or the client left while the context's own code waited
         self._here[key] = change
         self._arrivals[key] = self._departures.pop(key, None) is not None
         self._flag.set()

@@ -165,6 +165,7 @@ def seat(connection: str, stream: str, member: str | None = None, metadata: Any 
     subscriber = SimpleNamespace(member=member, context={"presence": metadata})
     return SimpleNamespace(
         log=SimpleNamespace(name=stream),
+        client=SimpleNamespace(closed=False),
         lease=connection,
         place=SimpleNamespace(subscriber=subscriber),
         earlier_members=0,

@@ -7,6 +7,7 @@ from time import time
 from streamer_parts import make_board, one_stream
 
 from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.identity import Identities
 from pgbus_gevent.streamer.clients import Clients
 from pgbus_gevent.streamer.limits import Limits
 
@@ -33,3 +34,19 @@ def test_a_client_whose_right_now_ends_earlier_is_checked_soon() -> None:
     assert list(board.schedule.new) == []
     clients.adopt(client, [Subscriber(expires_at=time() + 5)])
     assert list(board.schedule.new) == [client]
+
+
+def test_a_client_that_leaves_while_its_context_is_asked_is_left_alone() -> None:
+    board = make_board()
+    clients = Clients(board, limits=Limits(10), identities=Identities(["a secret of the test"]))
+
+    class Slow:
+        def __pgbus_identity__(self) -> str:
+            clients.gone(client, "client left")  # in the greenlet that runs meanwhile
+            return "ada"
+
+    request = one_stream("orders", owner="ada", context=Slow())
+    client = clients.body(request)
+    clients.adopt(client, [Subscriber("bob")])
+    assert client.owner == "ada" and client.closed
+    assert clients.counts()[0][1] == {}

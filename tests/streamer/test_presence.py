@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+from fuzzing.answers import Bad, Liar, odd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamer_parts import seat, wait_until
@@ -633,3 +634,40 @@ def test_however_tabs_come_and_go_followers_end_up_with_the_members_that_are_the
         (followed[stream].add if op == "join" else followed[stream].discard)(member)
     assert followed["room"] == there
     assert {connection for _, _, connection in memory.rows} == set(open_tabs.values())
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, gevent.GreenletExit, Bad])
+def test_a_context_that_raises_makes_no_member_and_harms_no_other(
+    error: Any, kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    for context in (Liar(error()), {"presence": odd({"a": 1}, error, hashable=True)}):
+        found = seat("c1", "room", "eve")
+        found.place.subscriber.context = context
+        kept.keeper.joined(found)
+    assert len(kept.keeper) == 0
+    assert caplog.text.count("a member of 'room' is not tracked") == 1
+    kept.keeper.joined(seat("c2", "room", "ada"))
+    assert len(kept.keeper) == 1
+
+
+def test_a_member_whose_new_context_raises_stays(kept: Kept) -> None:
+    ada = seat("c1", "room", "ada", {"name": "Ada"})
+    kept.keeper.joined(ada)
+    before = ada.place.subscriber
+    for context in (Liar(SystemExit()), {"presence": odd({"a": 1}, ValueError, hashable=True)}):
+        ada.place.subscriber = SimpleNamespace(member="ada", context=context)
+        kept.keeper.renamed(ada, before)
+    assert len(kept.keeper) == 1
+
+
+def test_a_member_whose_client_left_while_its_context_waited_is_not_here(kept: Kept) -> None:
+    found = seat("c1", "room", "ada")
+
+    class Slow(dict[str, Any]):
+        def get(self, *_: Any) -> Any:
+            found.client.closed = True  # in the greenlet that runs meanwhile
+            return {}
+
+    found.place.subscriber.context = Slow()
+    kept.keeper.joined(found)
+    assert len(kept.keeper) == 0
