@@ -10,7 +10,7 @@ from time import monotonic, time
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from .core.client import Subscriber
+from .core.client import Subscriber, checked_answer
 from .core.filters import Filters
 from .core.identity import Identities
 from .core.markup import Html
@@ -152,7 +152,8 @@ class Bus:
 
     def _identity(self, names: Sequence[str], subscriber: Subscriber | None) -> str:
         """The attribute with the identity of the user that the element is made for; empty if that is unknown."""
-        subscribers = [subscriber or self.subscriber_of(name) for name in names]
+        given = checked_answer(subscriber)
+        subscribers = [given if given is not None else checked_answer(self.subscriber_of(name)) for name in names]
         known = [each for each in subscribers if each is not None]
         identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
         return "" if identity is None else f' identity="{identity}"'

@@ -144,6 +144,16 @@ def test_the_tag_has_the_identity_of_its_user_if_it_is_known(bus: Bus, stream: s
     assert '.."' in bus.stream_tag(stream, subscriber=Subscriber(context=object()))
 
 
+def test_a_tag_takes_whatever_an_authorize_hook_may_answer(bus: Bus, stream: str) -> None:
+    anybody: Any = True
+    assert bus.stream_tag(stream, subscriber=anybody) == bus.stream_tag(stream, subscriber=Subscriber())
+    nobody: Any = False
+    assert "identity" not in bus.stream_tag(stream, subscriber=nobody)
+    for wrong in (7, "ada", {}, object(), ("ada", None, None, None, frozenset()), Subscriber()._replace(owner="")):
+        with pytest.raises(InvalidArgument, match=r"^(subscriber|owner) is a"):
+            bus.stream_tag(stream, subscriber=wrong)  # type: ignore[arg-type]
+
+
 def test_errors_with_using_stay_those_of_psycopg2(bus: Bus, database: str, stream: str) -> None:
     connection = psycopg2.connect(database)
     with raises("25P02"), connection.cursor() as cursor:
