@@ -80,10 +80,10 @@ def _metadata_text(context: Any) -> str:
     """Return them as JSON. Raises InvalidArgument, also for what the context raises: an application's object may raise anything."""
     try:
         return metadata_text(metadata_of(context))
+    except InvalidArgument:
+        raise
     except BaseException as error:
-        raise (
-            error if isinstance(error, InvalidArgument) else InvalidArgument(f"its context raised {kind_of(error)}")
-        ) from None
+        raise InvalidArgument(f"its context raised {kind_of(error)}") from None
 
 
 class PresenceKeeper:
@@ -113,8 +113,7 @@ class PresenceKeeper:
         self._ttl = ttl
         self._grace = grace
         self._clock = clock
-        # The members that are connected. There are at most as many as subscriptions.
-        self._here: dict[_Key, _Change] = {}
+        self._here: dict[_Key, _Change] = {}  # the members that are connected, at most as many as subscriptions
         # The arrivals that must be written. True if a statement about one was tried: then the database may have the lease already.
         self._arrivals: dict[_Key, bool] = {}
         self._departures: dict[_Key, _Change] = {}

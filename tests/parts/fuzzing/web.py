@@ -30,7 +30,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [A-Za-z -]+\r\n")
 
 @contextmanager
 def fuzzed_site(url: str, **changes: Any) -> Iterator[Site]:
-    """Run a site that loses no time with those that misbehave."""
+    """Run a site that loses no time with those that misbehave. ``changes`` are settings."""
     linger, pause = pywsgi.LINGER, operators._WRONG_TOKEN_PAUSE
     pywsgi.LINGER, operators._WRONG_TOKEN_PAUSE = 0.02, 0.0
     options: dict[str, Any] = {"operator_token": OPERATOR, "cors_origins": (ORIGIN,), "max_body": MAX_BODY, **changes}
