@@ -159,6 +159,8 @@ class Judge:
     """The input with the most time for its size, as seconds for each byte, since the last call of :meth:`take_slowest`."""
     times: list[float] = field(default_factory=list)
     """The seconds of the inputs of the corpus, in their order."""
+    longest: tuple[float, bytes] = (0.0, b"")
+    """The seconds of processor time of the input that took the most, and the input."""
     _typical: float = 0.0
     _step: float = 0.0
 
@@ -182,6 +184,7 @@ class Judge:
         if not self._step:
             self.times.append(used)
         self.slowest = max(self.slowest, (used / (len(data) + 256), data))
+        self.longest = max(self.longest, (used, data))
         limit = self.justified(len(data))
         if used > limit and self._step:
             used = min(
@@ -261,6 +264,8 @@ def fuzz(judge: Judge, *, seconds: float, seed: int, say: Callable[[str], None] 
         if monotonic() >= end:
             break
     say(f"{judge.target.name}: {judge.inputs - before} fresh inputs, {judge.seconds:.1f} s of processor time in all")
+    used, data = judge.longest
+    say(f"{judge.target.name}: the slowest input took {1000 * used:.0f} ms ({len(data)} bytes: {data[:60]!r})")
     return judge.inputs - before
 
 
