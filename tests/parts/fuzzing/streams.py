@@ -198,7 +198,8 @@ class Streams:
 def comparing(browser: Any, longest: list[tuple[float, bytes]]) -> Iterator[Any]:
     """Give a function that compares some streams, and raises :class:`Finding` with the first one that is read in two ways.
 
-    ``longest`` gets the stream that took pgbus.js the most seconds, with these. Before that, pgbus.js reads a message of 32 MB in pieces of 1 kB. It took minutes when each piece was joined to the last one.
+    ``longest`` gets the stream that took pgbus.js the most seconds, with these. At first, pgbus.js reads a message of 32 MB in
+    pieces of 1 kB. It took minutes when each piece was joined to the last one.
     """
     from browser_parts import Profile
 
