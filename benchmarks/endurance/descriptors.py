@@ -10,9 +10,11 @@ from .target import site, until
 from .witness import Reader, Watch, gets_in
 
 
-def descriptors(limit: int = 300, seconds: float = 10.0, rate: float = 10.0) -> dict[str, Any]:
+def descriptors(
+    limit: int = 300, seconds: float = 10.0, rate: float = 10.0, database_url: str | None = None
+) -> dict[str, Any]:
     """Hold requests of the application at a server with ``limit`` descriptors for ``seconds``."""
-    with site(limit=limit) as target:
+    with site(database_url=database_url, limit=limit) as target:
         served = target.front
         reader = Reader(served, "ordinary")
         until(lambda: reader.connected, 20, "the first client is served")

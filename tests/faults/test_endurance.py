@@ -11,7 +11,7 @@ from support import serving
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.endurance import names, silent, soak, stalled
+from benchmarks.endurance import descriptors, names, silent, soak, stalled
 from benchmarks.endurance.census import census
 from pgbus_gevent.settings.table import Settings
 
@@ -79,3 +79,12 @@ def test_stalled_clients_cost_no_more_than_their_bound_and_resume(pgbus_database
 def test_names_that_are_never_used_again_leave_nothing_behind(pgbus_database: str) -> None:
     report = names.names(1400, watched=60, database_url=pgbus_database, say=quiet)
     assert not names.is_broken(report), report
+
+
+@pytest.mark.slow
+def test_without_descriptors_a_client_gets_its_messages_and_others_come_when_there_are_some(
+    pgbus_database: str,
+) -> None:
+    report = descriptors.descriptors(120, seconds=2.0, database_url=pgbus_database)
+    assert not descriptors.is_broken(report), report
+    assert report["published"] > 0 and report["descriptors_most"] >= 119
