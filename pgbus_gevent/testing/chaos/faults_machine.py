@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psycopg2
 
 from .faults import Scene, Skipped, fault
 from .postgres import Cluster
-from .processes import until
+from .processes import ChaosFailed, until
 
 
 @fault
@@ -26,6 +27,11 @@ def disk_full(scene: Scene) -> None:
     _resize(disk, f"{kilobytes}k")
     try:
         _use_up_the_log(primary)
+        ending = time.monotonic() + 10
+        while primary.answers():
+            if time.monotonic() > ending:
+                raise Skipped("PostgreSQL needs no more room")
+            time.sleep(0.1)
         scene.wait()
     finally:
         _resize(disk, scene.parts.disk_size)
@@ -54,6 +60,7 @@ def worker_clock_back(scene: Scene) -> None:
         worker.part.start(extra)
         until(worker.ready, 120, f"the server at {worker.host} is not ready")
         if extra:
+            _check_clock(worker.clock())
             scene.wait()
 
 
@@ -66,7 +73,15 @@ def postgres_clock_back(scene: Scene) -> None:
         primary.stop(signal.SIGINT)
         primary.start(extra)
         if extra:
+            ((now,),) = primary.sql("select extract(epoch from clock_timestamp())::float8")
+            _check_clock(now)
             scene.wait()
+
+
+def _check_clock(now: float) -> None:
+    """Check that a part takes the time for an hour ago. If not, faketime has no effect on it."""
+    if now > time.time() - 3000:
+        raise ChaosFailed("faketime is installed, and has no effect")
 
 
 def _an_hour_ago() -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import psycopg2
+import psycopg2.errors
 
 from .faults import Scene, Skipped, fault
 
@@ -113,7 +115,7 @@ def read_only(scene: Scene) -> None:
 @fault
 def connections_exhausted(scene: Scene) -> None:
     """Other sessions take all of PostgreSQL's connections, after those of the workers were terminated."""
-    primary, taken = scene.parts.primary, []
+    primary, taken, refused = scene.parts.primary, [], 0
     backends_terminated(scene)
     ending = time.monotonic() + scene.outage
     try:
@@ -121,16 +123,21 @@ def connections_exhausted(scene: Scene) -> None:
             try:
                 taken.append(primary.connect(application_name="chaos-crowd"))
             except psycopg2.Error:
+                refused += 1
                 time.sleep(0.1)
     finally:
         for connection in taken:
             connection.close()
+    if not refused:
+        raise Skipped("not all connections could be taken in the time of an outage")
 
 
 @fault
 def notify_queue_full(scene: Scene) -> None:
     """A session that listens in an open transaction blocks the queue of notifications, and it is filled."""
     primary = scene.parts.primary
+    if not primary.sql("select 1 from pg_settings where name = 'max_notify_queue_pages'"):
+        raise Skipped("before version 17 of PostgreSQL, the queue is too large")
     blocker = primary.connect(application_name="chaos-blocker")
     filler = primary.connect(application_name="chaos-filler")
     try:
@@ -138,22 +145,24 @@ def notify_queue_full(scene: Scene) -> None:
             cursor.execute("listen chaos_blocker")
             cursor.execute("begin")
             cursor.execute("select 1")
-        with filler.cursor() as cursor:
-            ending = time.monotonic() + 10
-            while time.monotonic() < ending:
-                cursor.execute("select pg_notification_queue_usage()")
-                if cursor.fetchone()[0] > 0.9:
-                    break
-                try:
-                    cursor.execute(
-                        "select pg_notify('chaos_filler', i || repeat('x', 7000)) from generate_series(1, 8) i"
-                    )
-                except psycopg2.Error:
-                    break  # it is full
+        if not _fill_the_queue(filler):
+            raise Skipped("the queue could not be filled")
         scene.wait()
     finally:
         blocker.close()
         filler.close()
+
+
+def _fill_the_queue(filler: Any) -> bool:
+    """Notify until that is an error, which is when nothing fits into the queue any more."""
+    ending = time.monotonic() + 10
+    with filler.cursor() as cursor:
+        while time.monotonic() < ending:
+            try:
+                cursor.execute("select pg_notify('chaos_filler', i || repeat('x', 7000)) from generate_series(1, 8) i")
+            except psycopg2.errors.ProgramLimitExceeded:
+                return True
+    return False
 
 
 @fault

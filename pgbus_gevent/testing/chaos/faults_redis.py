@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
+
 from .faults import Scene, Skipped, fault
-from .redis import RedisParts
+from .redis import Node, RedisParts
+
+_FAILING_OVER = 30.0
 
 
 @fault
 def redis_flushed(scene: Scene) -> None:
     """Redis loses all keys (FLUSHALL)."""
-    _redis(scene).master().ask("FLUSHALL")
+    _tell(_redis(scene).master(), "FLUSHALL")
 
 
 @fault
 def redis_cut(scene: Scene) -> None:
     """Redis ends every connection (CLIENT KILL)."""
     for kind in ("normal", "pubsub"):
-        _redis(scene).master().ask(f"CLIENT KILL TYPE {kind}")
+        _tell(_redis(scene).master(), f"CLIENT KILL TYPE {kind}")
 
 
 @fault
@@ -38,8 +42,20 @@ def redis_frozen(scene: Scene) -> None:
 @fault
 def redis_failed_over(scene: Scene) -> None:
     """The Sentinel makes the replica the master."""
-    _redis(scene).fail_over()
+    redis = _redis(scene)
+    before, ending, begun = redis.master(), time.monotonic() + _FAILING_OVER, False
+    while redis.master() is before:
+        if time.monotonic() > ending:
+            raise Skipped("the Sentinel does not make the replica the master")
+        begun = begun or redis.fail_over().startswith("+OK")  # it refuses while it takes the replica for unfit
+        time.sleep(0.2)
     scene.wait()
+
+
+def _tell(node: Node, command: str) -> None:
+    answer = node.ask(command)
+    if not answer.startswith(("+", ":")):
+        raise Skipped(f"Redis answered {answer[:60]!r}")
 
 
 def _redis(scene: Scene) -> RedisParts:
