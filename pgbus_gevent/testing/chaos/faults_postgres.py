@@ -12,6 +12,9 @@ import psycopg2.errors
 
 from .faults import Scene, Skipped, fault
 
+_TAKING = 30.0
+"""Seconds within which all connections must be taken."""
+
 
 @fault
 def backends_terminated(scene: Scene) -> None:
@@ -115,21 +118,22 @@ def read_only(scene: Scene) -> None:
 @fault
 def connections_exhausted(scene: Scene) -> None:
     """Other sessions take all of PostgreSQL's connections, after those of the workers were terminated."""
-    primary, taken, refused = scene.parts.primary, [], 0
+    primary, taken = scene.parts.primary, []
     backends_terminated(scene)
-    ending = time.monotonic() + scene.outage
+    ending, is_full = time.monotonic() + _TAKING, False
     try:
         while time.monotonic() < ending:
             try:
                 taken.append(primary.connect(application_name="chaos-crowd"))
             except psycopg2.Error:
-                refused += 1
+                if not is_full:
+                    is_full, ending = True, time.monotonic() + scene.outage
                 time.sleep(0.1)
     finally:
         for connection in taken:
             connection.close()
-    if not refused:
-        raise Skipped("not all connections could be taken in the time of an outage")
+    if not is_full:
+        raise Skipped(f"not all connections could be taken within {_TAKING:g} s")
 
 
 @fault

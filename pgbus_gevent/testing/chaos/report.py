@@ -132,6 +132,9 @@ def total(lines: list[Line]) -> Line:
     return everything
 
 
+_APART = ("lost", "repeated", "out of order", "forbidden")
+"""What is wrong with deliveries has columns of its own. The other kinds of findings share one."""
+
 _HEAD = (
     f"{'fault':28} {'committed':>9} {'delivered':>9} {'lost':>5} {'repeated':>8} {'disorder':>8} {'forbidden':>9}"
     f" {'median':>8} {'worst':>7} {'recovered':>9}  what clients were told"
@@ -178,10 +181,9 @@ def _row(line: Line) -> str:
 def markdown(outcome: Outcome) -> str:
     """Return the report as a table of Markdown, for a page."""
     lines = by_fault(lines_of(outcome))
-    rows = [
-        "| fault | what is broken | times | committed | delivered | wrong | median | worst | recovered | clients were told |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ["fault", "what is broken", "times", "committed", "delivered", *_APART, "otherwise wrong"]
+    names += ["median", "worst", "recovered", "clients were told"]
+    rows = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     rows += [_markdown_row(line, outcome) for line in [*lines, total(lines)]]
     return "\n".join(rows)
 
@@ -195,7 +197,8 @@ def _markdown_row(line: Line, outcome: Outcome) -> str:
         name = {"calm": "(nothing)", "all": "all"}[line.name]
         times = "" if line.name == "calm" else str(len(outcome.windows) - 1)
     told = ", ".join(f"{count} {what}" for what, count in line.told.most_common(5))
-    figures = [line.committed, line.delivered, sum(line.wrong.values())]
+    wrong = [line.wrong[kind] for kind in _APART]
+    figures = [line.committed, line.delivered, *wrong, sum(line.wrong.values()) - sum(wrong)]
     delays = [f"{line.median * 1000:.0f} ms", f"{line.worst:.1f} s", f"{line.recovered:.1f} s"]
     return f"| {' | '.join([name, what, times, *map(str, figures), *delays, told])} |"
 

@@ -61,6 +61,22 @@ def test_the_last_line_is_the_verdict() -> None:
     assert report.text(found).splitlines()[-1].endswith("; 1 times something was wrong")
 
 
+def test_the_table_says_apart_what_was_wrong() -> None:
+    found = outcome(
+        *(Finding(kind, "chaos:plain-0", 0, 20, 2, 112.0) for kind in ("forbidden", "lost", "lost", "presence"))
+    )
+    head, _, calm, broken, all_of_them = (
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in report.markdown(found).split("\n")
+    )
+    kinds = ("lost", "repeated", "out of order", "forbidden", "otherwise wrong")
+    assert [[row[head.index(kind)] for kind in kinds] for row in (calm, broken, all_of_them)] == [
+        ["0"] * 5,
+        ["2", "0", "0", "1", "1"],
+        ["2", "0", "0", "1", "1"],
+    ]
+    assert {len(row) for row in (head, calm, broken, all_of_them)} == {14}
+
+
 def test_the_plot_has_a_row_for_each_fault() -> None:
     tree = ElementTree.fromstring(plot.svg(outcome()))
     texts = ["".join(element.itertext()) for element in tree.iter() if element.tag.endswith("text")]
