@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -103,8 +104,15 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if given.postgres_bin and not (given.postgres_bin / "postgres").is_file():
         parser.error(f"there is no program postgres in {given.postgres_bin}")
     for path in (given.json, given.markdown, given.plot):
-        if path and (path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK)):
+        # Not Path.exists, which raises an error for a folder that may not be entered.
+        if path and (
+            os.path.isdir(path) or not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK)
+        ):
             parser.error(f"{path} cannot be written")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * given.clients + 300  # a line has two for each connection
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        parser.error(f"{given.clients} clients need {needed} open files, and the limit is {hard} (ulimit -n)")
 
 
 def _names(text: str) -> list[str]:
@@ -113,4 +121,6 @@ def _names(text: str) -> list[str]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # an orderly end, as with Ctrl-C
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the parts inherit it
     sys.exit(main())

@@ -90,6 +90,7 @@ def test_a_report_that_cannot_be_written_after_the_run_has_the_status_of_a_run_t
         ("--clients 0", "--clients must be 1 or more"),
         ("--outage nan", "--outage must be 0 or more"),
         ("--calm -1", "--calm must be 0 or more"),
+        ("--clients 1000000000", "1000000000 clients need 2000000300 open files, and the limit is "),
         ("--browsers 9 --clients 8", "--browsers must not be more than --clients"),
         ("--publishers http,gossip", "there are no publishers 'gossip'; there are autocommit, long, "),
         ("--postgres-bin /", "there is no program postgres in /"),
