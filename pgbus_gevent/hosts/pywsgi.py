@@ -19,6 +19,7 @@ from gevent.pool import Pool
 
 from ..core.client import StreamRequest
 from ..core.hop import READS
+from ..core.shown import traceable
 from ..web.take_over import TAKE_OVER, Taker, framing, takes_chunks
 from .accepting import AcceptingServer
 from .closing_server import LAST_CALL
@@ -266,15 +267,24 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     # errors and logs
 
+    def run_application(self) -> None:
+        try:
+            super().run_application()
+        except OSError as error:
+            if error.args:  # gevent asks for the first one, which an application's own TimeoutError may lack
+                raise
+            self.handle_error(type(error), error, error.__traceback__)
+
     def handle_error(self, *error: Any) -> None:
         self._log_error(*error)
+        self.result = None  # whose own code may raise
         if self.socket is not None:
             self.close_connection = True
             self._send_error_response_if_possible(500)
 
     def _log_error(self, kind: Any, error: Any, traceback: Any) -> None:
         if not issubclass(kind, gevent.GreenletExit):
-            logger.error("%s %s failed", self.command, self._shown_path, exc_info=(kind, error, traceback))
+            logger.error("%s %s failed", self.command, self._shown_path, exc_info=traceable(error))
 
     def _handle_client_error(self, ex: Exception) -> None:
         # A malformed body. gevent would log it with a traceback, so any client could fill the log.
@@ -282,7 +292,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def log_request(self) -> None:
         # The reads of edges would hide all other requests. Those that were refused are shown, because they may be guesses.
-        path, status = self._shown_path, self._shown_status
+        path, status = self._shown_path, str(self._orig_status or "-").partition(" ")[0]
         log = access_logger.debug if path.endswith(READS) and status == "200" else access_logger.info
         log('%s "%s %s" %s', self._address, self.command or "-", path, status)
 
@@ -293,10 +303,6 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
     @property
     def _shown_path(self) -> str:
         return shown_path(self.path or "-")
-
-    @property
-    def _shown_status(self) -> str:
-        return str(self._orig_status or "-").partition(" ")[0]
 
 
 class Server(AcceptingServer):

@@ -22,6 +22,7 @@ from wsgiref.validate import validator
 
 import gevent
 import pytest
+from fuzzing.answers import Liar, Secretive
 from raw_http import Answer, ask, connected, exchange, get, parse, read_to_end, read_until, wait_for
 from support import free_port
 
@@ -852,6 +853,25 @@ def test_an_application_passes_the_standard_validator(port: int, app: Recorder) 
 
     app.handle = validator(handle)
     assert ask(port, "/a%2Fb?c=d", "POST", b"hello").body == b"hello"
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError, OSError, Secretive])
+def test_an_error_without_arguments_or_a_traceback_gets_500_and_one_log_record(
+    error: type[Exception], port: int, app: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise error
+
+    app.handle = handle
+    assert ask(port, "/page").status == 500
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == ["GET /page failed"]
+    assert still_serves_after(port, app)
+
+
+def test_an_answer_each_of_whose_attributes_raises_gets_500(port: int, app: Recorder) -> None:
+    app.handle = lambda environ, start_response: Liar(SystemExit())
+    assert ask(port, "/page").status == 500
+    assert still_serves_after(port, app)
 
 
 def test_an_application_that_raises_gets_500_and_one_log_record(
