@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fuzzing import hooks, origin, pure, redis, sql, streams, web, wire
+from fuzzing import applications, hooks, origin, pure, redis, sql, streams, web, wire
 from fuzzing.engine import Target
 
 TARGETS: dict[str, Target] = {
@@ -15,6 +15,7 @@ TARGETS: dict[str, Target] = {
         *pure.TARGETS,
         *web.TARGETS,
         *hooks.TARGETS,
+        *applications.TARGETS,
         *sql.TARGETS,
         *origin.TARGETS,
         *redis.TARGETS,
