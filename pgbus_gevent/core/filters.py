@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, KeysView
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from ..errors import InvalidArgument
@@ -15,6 +15,8 @@ logger = logging.getLogger("pgbus_gevent.filters")
 
 NOBODY = "\0"
 """The label of a message that no client may see. No label in the table contains this character."""
+
+_UNASKED = (FunctionType, MethodType, BuiltinFunctionType, type, Awaitable, Generator, AsyncGenerator)
 
 Predicate = Callable[[Any, str], bool]
 """A function of a connection's context and a stream's name: True if the connection may see messages with the label."""
@@ -108,4 +110,4 @@ def _is_unasked(answer: object) -> bool:
 
     This is a function or a method that was not called, or the object that ``async def`` or a generator function returns.
     """
-    return inspect.isroutine(answer) or issubclass(type(answer), (Awaitable, Generator, AsyncGenerator, type))
+    return issubclass(type(answer), _UNASKED)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-import traceback
 from typing import Any
 
 # Control characters except the tab; line separators; characters that mark, embed, override or isolate a direction (UAX #9); and
@@ -49,7 +49,7 @@ def traceable(error: BaseException) -> BaseException | None:
     A log handler catches an Exception that occurs while it formats a record, but not a SystemExit.
     """
     try:
-        traceback.format_exception(type(error), error, error.__traceback__)
+        logging.Formatter().formatException((type(error), error, error.__traceback__))
     except BaseException:
         return None
     return error

@@ -204,9 +204,8 @@ class Clients:
                 self._presence.joined(subscription)
 
     def adopt(self, client: Client, subscribers: Sequence[Subscriber]) -> None:
-        """Replace a client's subscribers, given in the order of its streams.
-
-        From now on caps, revocations, labels, filters and presence go by the new ones.
+        """Replace a client's subscribers, given in the order of its streams. Caps, revocations, labels, filters and presence
+        go by the new ones from now on.
         """
         known = identity_of(client, self._identities)  # by the context's own code, which may wait
         if client not in self._registry:
