@@ -78,12 +78,23 @@ class Application:
     def calls(self, bus: Bus) -> tuple[Callable[[], object], ...]:
         """Return calls into the bus that a hook might make."""
         instance, stream, room = self.site.instance, bus.stream("demo:other"), bus.stream(ROOM)
+        depth = 0
+
+        def emit() -> None:
+            nonlocal depth
+            if depth < 20:  # without an end, the handlers after this one would have no stack left either
+                depth += 1
+                try:
+                    instance.events.emit(events.Refused("restart"))
+                finally:
+                    depth -= 1
+
         return (
             lambda: stream.broadcast("from a hook"), lambda: stream.broadcast("from a hook", ephemeral=True),
             lambda: bus.stream_tag("public"), lambda: room.presence.members(), lambda: stream.read_after(0, 5),
             lambda: instance.clients.end_owner("eve"), lambda: bus.disconnect("eve"),
             lambda: stream.broadcast("x", coalesce=0.01), lambda: bus.filters.register("own2", lambda *_: True),
-            lambda: instance.events.emit(events.Refused("restart")), lambda: room.presence.join("bot"),
+            emit, lambda: room.presence.join("bot"),
         )  # fmt: skip
 
     def judge(self) -> None:
@@ -177,10 +188,11 @@ def hooks(url: str) -> Iterator[Check]:
             ):  # fmt: skip
                 instance.events.emit(event)
             until(lambda: len(instance.registry) == 2, "nothing is left of the client", END)
-            assert seen[0] == seen[1] >= 9, seen
+            handler.does, handler.shown = lambda: None, lambda: "it"
+            # A handler that publishes brings itself more events, of which one may be on its way.
+            until(lambda: seen[0] == seen[1] >= 9, "the handlers before and after it have the same events", END)
             if noted.ever_raised:
                 assert any(text.startswith("the handler") for text in each.logged.texts), noted
-            handler.does, handler.shown = lambda: None, lambda: "it"
 
         def paged(answer: Answer) -> None:
             each.does = noted = Noted(answer)
