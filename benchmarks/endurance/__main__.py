@@ -40,7 +40,7 @@ def main() -> None:
     full.add_argument("--limit", type=int, default=300)
     full.add_argument("--seconds", type=float, default=10.0)
     slow = attacks.add_parser("stalled", help="clients that stop reading")
-    slow.add_argument("--clients", type=int, default=9500)
+    slow.add_argument("--clients", type=int, default=10_000)
     slow.add_argument("--size", type=int, default=65536, help="bytes of a message")
     slow.add_argument("--messages", type=int, default=40)
     slow.add_argument("--rate", type=float, default=2.0, help="messages per second")

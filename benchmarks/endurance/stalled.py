@@ -25,7 +25,7 @@ OWN = 20_000
 
 
 def stalled(
-    clients: int = 9500, size: int = 65536, messages: int = 40, rate: float = 2.0, deadline: float = 20.0,
+    clients: int = 10_000, size: int = 65536, messages: int = 40, rate: float = 2.0, deadline: float = 20.0,
     distinct: bool = False, database_url: str | None = None, send_buffer: str = "64KB", say: Any = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Let ``clients`` stall while ``messages`` of ``size`` bytes come at ``rate`` per second.
