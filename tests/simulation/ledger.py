@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from .loop import CLOCK
+
 
 class Message:
-    """A message. ``seen_at`` is when it became visible, in monotonic seconds; ``gone`` says that it was pruned."""
+    """A message. ``seen_at`` is when it became visible, in monotonic seconds; ``gone`` says that it was pruned.
 
-    __slots__ = ("data", "event", "exclude", "gone", "id", "prev_id", "seen_at", "stream", "visible_to")
+    ``returned_at`` is when the database lost its pruning, so that it is there again; 0 if that never happened.
+    """
+
+    __slots__ = ("data", "event", "exclude", "gone", "id", "prev_id", "returned_at", "seen_at", "stream", "visible_to")
 
     def __init__(self, stream: str, data: str, event: str | None, visible_to: str | None, exclude: str | None) -> None:
         self.stream, self.data, self.event = stream, data, event
@@ -17,6 +22,7 @@ class Message:
         self.prev_id: int | None = 0
         self.seen_at = 0.0
         self.gone = False
+        self.returned_at = 0.0
 
 
 def id_of(message: Message) -> int:
@@ -39,6 +45,8 @@ class Stream:
         """Note the horizon. After a loss, it may be lower than before."""
         self.highest_horizon = max(self.highest_horizon, horizon)
         for message in self.history:
+            if message.gone and message.id > horizon:
+                message.returned_at = CLOCK.now
             message.gone = message.id <= horizon
 
     def lose(self, kept: set[int], horizon: int) -> list[Message]:

@@ -196,7 +196,7 @@ class Oracle:
         for message in history[bisect_right(history, position, key=id_of) :]:
             if message.id > cursor:
                 break
-            if not message.gone and self._is_entitled(seat, message):
+            if self._is_due(seat, message):
                 text = f"{seat.rights.name} was told the cursor {cursor} in {seat.stream}, and lacks {message.id}"
                 raise Failure("lost", text)
 
@@ -222,7 +222,7 @@ class Oracle:
 
     def _skipped(self, seat: Seat, position: int, message: Message, by: int) -> None:
         """Judge a message that was left out."""
-        if not self._is_entitled(seat, message):
+        if message.returned_at > seat.ready or not self._is_entitled(seat, message):
             return
         if message.gone and (seat.told or position == 0):
             return
@@ -283,6 +283,10 @@ class Oracle:
             return False
         return message.visible_to is None or seat.rights.steady_since(message.visible_to) < message.seen_at
 
+    def _is_due(self, seat: Seat, message: Message) -> bool:
+        """Whether a client is to get a message. It may have passed one that was pruned for a time."""
+        return not message.gone and message.returned_at <= seat.ready and self._is_entitled(seat, message)
+
     # idle clients
 
     def missing(self, seat: Seat) -> Message | None:
@@ -291,13 +295,13 @@ class Oracle:
             return None
         position = seat.position
         while (following := self._next.get((seat.stream, position))) is not None:
-            if self._is_entitled(seat, following) and not following.gone:
+            if self._is_due(seat, following):
                 return following
             position = following.id
         if position and position != self._last.get(seat.stream, 0):
             history = self._server.stream(seat.stream).history
             for message in history[bisect_right(history, position, key=id_of) :]:
-                if self._is_entitled(seat, message) and not message.gone:
+                if self._is_due(seat, message):
                     return message
         return None
 

@@ -109,6 +109,20 @@ def test_pruned_messages_may_be_left_out_if_the_client_is_told() -> None:
     court.deliver(3)
 
 
+def test_a_message_whose_pruning_was_lost_is_due_to_clients_that_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.server.stream("s").prune(1)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 1.0)
+    court.server.stream("s").prune(0)
+    court.oracle.cursor(court.seat, 1)
+    court.deliver(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 1.0)
+    court.seat = Seat("s", court.client, 0)
+    court.oracle.greeted(court.seat, "me", 0)
+    court.refuses("lost", 2)
+
+
 def test_a_client_is_told_of_a_loss_and_gets_everything_again() -> None:
     court = Court()
     court.commit(1, 2, 3)

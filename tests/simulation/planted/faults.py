@@ -79,11 +79,10 @@ FAULTS = (
         (
             Edit(
                 "pgbus_gevent.core.filters:Filters.permits",
-                "return bool(predicate(context, stream))",
+                "answer = predicate(context, stream)",
                 "earlier = vars(self).setdefault('earlier', {})\n"
-                "        now = bool(predicate(context, stream))\n"
-                "        before, earlier[label, context] = earlier.get((label, context), now), now\n"
-                "        return before",
+                "        now = predicate(context, stream)\n"
+                "        answer, earlier[label, context] = earlier.get((label, context), now), now",
             ),
         ),
     ),
