@@ -32,13 +32,18 @@ class Environment:
         self.node_modules = directory / "node_modules"
 
     def install(self, needs: Iterable[str]) -> None:
-        """Install the packages from PyPI and npm, unless the installed ones are those of the pinned lists."""
+        """Install the packages from PyPI and npm, unless the installed ones are those of the pinned lists.
+
+        Raises :class:`subprocess.CalledProcessError` if pip or npm fails.
+        """
         needs = set(needs)
         if "python" in needs and self._changed("python", [REQUIREMENTS]):
+            print("installing the peers' packages from PyPI, which takes a minute", file=sys.stderr, flush=True)
             subprocess.run([sys.executable, "-m", "venv", self.directory / ".venv"], check=True)
             subprocess.run([self.python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
             self._keep("python", [REQUIREMENTS])
         if "npm" in needs and shutil.which("npm") and self._changed("npm", PACKAGES):
+            print("installing the peers' packages from npm", file=sys.stderr, flush=True)
             subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=self.directory, check=True)
             self._keep("npm", PACKAGES)
 
