@@ -233,7 +233,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         # Do this before any decision, because a middleware that is a generator calls the application only now.
         for data in self.result:
             if data:
-                self.write(data)
+                self.write(data if type(data) is bytes else memoryview(data))  # raises for text, before the head
         given, self._taker = self._taker, None
         if given is not None and not self.headers_sent and self.code == HTTPStatus.OK:
             self._give_away(*given)
@@ -280,10 +280,12 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
         self.result = None  # whose own code may raise
         if self.socket is not None:
             self.close_connection = True
+            if not self.response_length:  # not even the head was sent
+                self.headers_sent = self.response_use_chunked = False
             self._send_error_response_if_possible(500)
 
     def _log_error(self, kind: Any, error: Any, traceback: Any) -> None:
-        if not issubclass(kind, gevent.GreenletExit):
+        if not (issubclass(kind, gevent.GreenletExit) and self.server.stopping):
             logger.error("%s %s failed", self.command, self._shown_path, exc_info=traceable(error))
 
     def _handle_client_error(self, ex: Exception) -> None:

@@ -868,6 +868,32 @@ def test_an_error_without_arguments_or_a_traceback_gets_500_and_one_log_record(
     assert still_serves_after(port, app)
 
 
+@pytest.mark.parametrize("headers", [[], [("Content-Length", "4")]], ids=["chunked", "length"])
+def test_a_text_in_place_of_bytes_gets_a_whole_500(
+    headers: Any, port: int, app: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        return ["text"]
+
+    app.handle = handle
+    answer = ask(port, "/page")
+    assert (answer.status, answer.body) == (500, b"Internal Server Error")
+    assert "GET /page failed" in caplog.text
+    assert still_serves_after(port, app)
+
+
+def test_an_application_that_ends_its_own_greenlet_gets_500_and_a_log_record(
+    port: int, app: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise gevent.GreenletExit
+
+    app.handle = handle
+    assert ask(port, "/page").status == 500
+    assert "GET /page failed" in caplog.text
+
+
 def test_an_answer_each_of_whose_attributes_raises_gets_500(port: int, app: Recorder) -> None:
     app.handle = lambda environ, start_response: Liar(SystemExit())
     assert ask(port, "/page").status == 500

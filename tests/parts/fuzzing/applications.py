@@ -27,7 +27,7 @@ _STATUSES = (
     "200 a\r\nb: c",
     "200 é",
     "200 \0",
-    "999 x",
+    "404 x",
 )
 _HEADERS = (
     ("X", "y"), ("Content-Length", "3"), ("Content-Length", "-1"), ("Content-Length", "x"), ("Transfer-Encoding", "chunked"),
@@ -56,8 +56,6 @@ def wsgi_of(take: Taker) -> Any:
     what, status, error = take.byte() % 8, take.pick(_STATUSES), take.pick(ERRORS)
     headers: Any = [take.pick(_HEADERS) for _ in range(take.byte() % 4)]
     answers = [Noted(answer_of(take)) for _ in range(1 + take.byte() % 3)]
-    if what == 1:
-        headers = answers[0]()
     values: dict[int, Answer] = {
         2: answers[0], 3: lambda: [each() for each in answers], 4: lambda: _Body([lambda: b"abc", *answers], lambda: None),
         5: lambda: _Body([lambda: b"abc"], lambda: raise_(error())), 6: lambda: _Body([lambda: raise_(error())], answers[0]),
@@ -66,7 +64,7 @@ def wsgi_of(take: Taker) -> Any:
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         if what == 7:
             return [b"it has not started the response"]
-        write = start_response(status, headers)
+        write = start_response(status, answers[0]() if what == 1 else headers)
         if take.left % 2:
             write(b"ab")
         return values.get(what, lambda: [b"abc"])()
