@@ -258,7 +258,8 @@ def fuzz(judge: Judge, *, seconds: float, seed: int, say: Callable[[str], None] 
     before, end = judge.inputs, monotonic() + seconds
     say(f"{judge.target.name}: seed {seed}")
     for batch in batches(judge.target, judge.target.corpus(), seed):
-        batch(judge.run, lambda: monotonic() >= end)
+        # On a busy machine, the seconds may be over before hypothesis has drawn the first input.
+        batch(judge.run, lambda: monotonic() >= end and judge.inputs > before)
         for data in growing(judge.take_slowest(), judge.target.most):
             judge.run(data)
         if monotonic() >= end:
