@@ -13,6 +13,8 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
+import signal
 import sys
 from typing import Any
 
@@ -52,8 +54,18 @@ def main() -> None:
     flood.add_argument("--watched", type=int, default=2000)
     flood.add_argument("--edge", action="store_true")
     options = vars(parser.parse_args())
-    raise_own_limit()
-    report, broken = ATTACKS[options.pop("attack")](**options)
+    numbers = {name: value for name, value in options.items() if type(value) in (int, float) and name != "seed"}
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            parser.error(f"--{name} must be more than 0")
+    most, needed = raise_own_limit(), max(numbers.get("clients", 0), numbers.get("connections", 0))
+    if most <= needed:
+        parser.error(f"this needs a limit of more than {needed} open files, and it is {most} (ulimit -n)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that all servers are ended
+    try:
+        report, broken = ATTACKS[options.pop("attack")](**options)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     print(json.dumps(report, indent=1))
     sys.exit(1 if broken else 0)
 
