@@ -25,7 +25,7 @@ from typing import Any
 
 from .client import ANYBODY, Subscriber
 from .retries import Seldom
-from .shown import described
+from .shown import described, kind_of
 
 logger = logging.getLogger("pgbus_gevent.identity")
 
@@ -83,13 +83,13 @@ class Identities:
             labels = [subscriber.labels] if subscriber.labels else []
             return who, self._digest("what", canonical([owner, context, member, *labels]))
         except BaseException as error:  # Unknown, one of the context's own code, or a context that contains itself
-            self._complain(type(context).__name__, error)
+            self._complain(kind_of(context), error)
             return who, ""
 
     def _complain(self, kind: str, error: BaseException) -> None:
         """Warn once for each type of context, because this happens with every connection."""
         if self._complaints.due(kind) is not None:
-            why = "" if isinstance(error, Unknown) else f" ({described(error)})"
+            why = "" if issubclass(type(error), Unknown) else f" ({described(error)})"
             logger.warning(
                 "a context of type %s cannot be compared%s, so tabs with one do not share a connection. Give it a method %s",
                 kind,
