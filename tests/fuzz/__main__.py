@@ -1,5 +1,6 @@
 """``python -m tests.fuzz [TARGET…] [--seconds N] [--seed S]``: fuzz targets by hand."""
 
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,4 +20,8 @@ if "atheris" in sys.argv:
 with instrumented:
     from fuzzing.program import main
 
-sys.exit(main())
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the servers are ended
+try:
+    sys.exit(main())
+except KeyboardInterrupt:
+    sys.exit("interrupted")
