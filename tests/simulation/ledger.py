@@ -24,6 +24,11 @@ class Message:
         self.gone = False
         self.returned_at = 0.0
 
+    @property
+    def was_pruned(self) -> bool:
+        """Whether it is pruned, or was so for a time."""
+        return self.gone or self.returned_at > 0.0
+
 
 def id_of(message: Message) -> int:
     """Return the id of a message."""

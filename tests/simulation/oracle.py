@@ -90,7 +90,7 @@ class Oracle:
         """Note for a client that the last message that it was sent may have been lost."""
         if seat.position is not None and self._is_lost(seat.stream, seat.position):
             seat.lose(seat.position)
-            if self._lost[seat.stream, seat.position].gone:
+            if self._lost[seat.stream, seat.position].was_pruned:
                 # Its pruning was lost too. A worker that knew of that finds the loss with the next message.
                 seat.lost_at = inf
 
@@ -140,7 +140,7 @@ class Oracle:
             raise Failure("repeated", f"{seat.rights.name} was greeted twice")
         seat.position = start
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
-        if lost and self._lost[seat.stream, start].gone:
+        if lost and self._lost[seat.stream, start].was_pruned:
             seat.lost_at = inf  # as in seat_lost()
         seat.since = seat.ready = CLOCK.now
 
@@ -222,7 +222,7 @@ class Oracle:
 
     def _skipped(self, seat: Seat, position: int, message: Message, by: int) -> None:
         """Judge a message that was left out."""
-        if message.returned_at > seat.ready or not self._is_entitled(seat, message):
+        if message.returned_at > seat.came_at or not self._is_entitled(seat, message):
             return
         if message.gone and (seat.told or position == 0):
             return
@@ -285,7 +285,7 @@ class Oracle:
 
     def _is_due(self, seat: Seat, message: Message) -> bool:
         """Whether a client is to get a message. It may have passed one that was pruned for a time."""
-        return not message.gone and message.returned_at <= seat.ready and self._is_entitled(seat, message)
+        return not message.gone and message.returned_at <= seat.came_at and self._is_entitled(seat, message)
 
     # idle clients
 

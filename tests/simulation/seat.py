@@ -30,11 +30,12 @@ class Seat:
 
     ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
     of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
-    told. ``since`` is when the client was ready to get messages.
+    told. ``since`` is when the client was ready to get messages, and ``came_at`` when it connected.
     """
 
     __slots__ = (
         "asked",
+        "came_at",
         "connection",
         "heard",
         "lost",
@@ -55,7 +56,7 @@ class Seat:
         self.told = False
         self.lost: int | None = None
         self.lost_at = 0.0
-        self.since = self.ready = CLOCK.now
+        self.since = self.ready = self.came_at = CLOCK.now
         self.connection = ""
         self.heard = 0  # the number of its last ephemeral message
 

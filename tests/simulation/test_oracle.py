@@ -123,6 +123,19 @@ def test_a_message_whose_pruning_was_lost_is_due_to_clients_that_come_later(monk
     court.refuses("lost", 2)
 
 
+def test_a_message_that_was_pruned_and_came_back_may_be_lost_untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.deliver(1, 2)
+    court.server.stream("s").prune(2)
+    court.server.stream("s").prune(0)
+    court.lose(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+    court.oracle.look(court.seat)
+    court.commit(9)
+    court.refuses("gap", 9)
+
+
 def test_a_client_is_told_of_a_loss_and_gets_everything_again() -> None:
     court = Court()
     court.commit(1, 2, 3)
