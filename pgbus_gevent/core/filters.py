@@ -16,6 +16,8 @@ logger = logging.getLogger("pgbus_gevent.filters")
 NOBODY = "\0"
 """The label of a message that no client may see. No label in the table contains this character."""
 
+# Answers that are true for everybody, because the question was never asked: a function or a method that was not called, and what
+# ``async def`` or a generator function returns.
 _UNASKED = (FunctionType, MethodType, BuiltinFunctionType, type, Awaitable, Generator, AsyncGenerator)
 
 Predicate = Callable[[Any, str], bool]
@@ -29,7 +31,8 @@ class Filters:
     returns monotonic seconds, and otherwise once. ``default`` decides about labels for which no predicate is registered.
 
     Whatever a predicate raises is caught, also what would end the process or the greenlet that delivers. An answer that would be
-    true for everybody by mistake (a method that was not called, or what an ``async def`` returns) shows nobody the message.
+    true for everybody by mistake (a method that was not called, or what an ``async def`` returns) shows nobody the message. So does
+    an object of a type in ``unasked``.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class Filters:
         clock: Callable[[], float] | None = None,
         *,
         default: Predicate | None = None,
+        unasked: tuple[type, ...] = (),
     ) -> None:
         self._default = default
+        self._unasked = (*_UNASKED, *unasked)
         self._predicates: dict[str, Predicate] = {}
         self._complaints = Seldom(clock)
 
@@ -89,7 +94,7 @@ class Filters:
             answer = predicate(context, stream)
             if answer is True or answer is False:
                 return answer
-            if not _is_unasked(answer):
+            if not issubclass(type(answer), self._unasked):
                 return bool(answer)
         except BaseException as error:
             self._complain(label, f"the filter {label!r} raised {described(error)}: messages visible to it are")
@@ -103,11 +108,3 @@ class Filters:
     def _complain(self, label: str, what: str) -> None:
         if self._complaints.due(label) is not None:
             logger.warning("%s not delivered", what)
-
-
-def _is_unasked(answer: object) -> bool:
-    """Whether an answer is true for everybody, because the question was never asked.
-
-    This is a function or a method that was not called, or the object that ``async def`` or a generator function returns.
-    """
-    return issubclass(type(answer), _UNASKED)

@@ -93,7 +93,8 @@ class Instance:
         self.upstream = Upstream(settings) if settings.upstream is not None and database is None else None
         # An Upstream has all of a Database that the tasks of an edge use.
         self.database = database or cast(Database, self.upstream) or Database(settings, read_only=read_only)
-        self.filters = filters or Filters(monotonic)
+        # A greenlet is still to find its answer.
+        self.filters = filters or Filters(monotonic, unasked=(gevent.Greenlet,))
         self.stream_apps: WeakSet[Any] = WeakSet()  # the WSGI applications that serve this Instance's streams
         self.backstage: object = None  # the Backstage of these applications: metrics, console, publishing over HTTP
         self.on_failure = on_failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import gevent
 import pytest
 
 from pgbus_gevent.core.filters import Filters
@@ -155,8 +156,15 @@ def _generated(context: Any, stream: str) -> Any:
 
 @pytest.mark.parametrize(
     "predicate",
-    [_awaited, _asynchronous, _generated, lambda context, stream: stream.isupper, lambda context, stream: _generated],
-    ids=["async", "async generator", "generator", "method", "function"],
+    [
+        _awaited,
+        _asynchronous,
+        _generated,
+        lambda context, stream: stream.isupper,
+        lambda context, stream: _generated,
+        lambda context, stream: gevent.spawn(bool),
+    ],
+    ids=["async", "async generator", "generator", "method", "function", "greenlet"],
 )
 def test_nobody_gets_a_message_if_the_filter_was_not_really_asked(
     predicate: Any, caplog: pytest.LogCaptureFixture
@@ -167,7 +175,7 @@ def test_nobody_gets_a_message_if_the_filter_was_not_really_asked(
         answers.append(predicate(context, stream))
         return answers[-1]
 
-    filters = Filters()
+    filters = Filters(unasked=(gevent.Greenlet,))
     filters.register("admins", noted)
     assert not filters.permits("admins", None, "orders")
     assert not filters.permits("admins", None, "orders")

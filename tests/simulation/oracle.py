@@ -30,6 +30,9 @@ UNSEEN_PAGE = 0.2
 FORGED = "forged"
 """The data of a forged message."""
 
+NEAR = 100
+"""How far above the newest message an id is that will soon be given to a real one."""
+
 
 class Oracle:
     """Judges one simulation. Raises :class:`Failure` at once."""
@@ -114,9 +117,13 @@ class Oracle:
         history = self._server.stream(stream).history
         return history[bisect_left(history, id, key=id_of)].seen_at
 
-    def _forged_below(self, stream: str, id: int) -> bool:
-        """Whether a worker may go back to below ``id``, because a message up to there was forged under the id of a real one."""
-        return any(name == stream and lost <= id and self._is_usurped(name, lost) for name, lost in self._lost)
+    def _was_forged_among(self, stream: str) -> bool:
+        """Whether a message was forged with an id that a real one was given since, or one near it.
+
+        A worker that found that out may take real messages with ids up to the forged one for lost. Its clients get them again.
+        """
+        end = self._last.get(stream, 0) + NEAR
+        return any(name == stream and id < end and self._lost[name, id].data == FORGED for name, id in self._lost)
 
     def sent_ephemeral(self, message: Message) -> None:
         """Note an ephemeral message. Numbers follow commits."""
@@ -151,7 +158,7 @@ class Oracle:
         self.figures.gaps += 1
         seat.told = True
         if reason == "ahead":
-            if (seat.stream, requested) not in self._lost and not self._forged_below(seat.stream, requested):
+            if (seat.stream, requested) not in self._lost and not self._was_forged_among(seat.stream):
                 raise Failure(
                     "gap", f"{seat.rights.name} was told of a loss of {requested} in {seat.stream} that was none"
                 )

@@ -8,6 +8,8 @@ from time import time
 from types import AsyncGeneratorType, BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType
 from typing import Any
 
+import gevent
+
 from fuzzing.answers import HIDDEN, Answer
 from pgbus_gevent.core.client import Subscriber
 
@@ -116,7 +118,7 @@ def shows(noted: Noted) -> bool | None:
     if noted.raised:
         return None
     value = noted.value
-    if type(value) in _UNASKED or issubclass(type(value), type) or type(value) in HIDDEN:
+    if type(value) in _UNASKED or issubclass(type(value), (type, gevent.Greenlet)) or type(value) in HIDDEN:
         return None
     try:
         return bool(value)
