@@ -172,9 +172,12 @@ def odd_answer(take: Taker) -> Answer:
     )  # fmt: skip
 
 
-def answer_of(take: Taker, back: tuple[Callable[[], object], ...] = ()) -> Answer:
-    """Return a function that answers as the input says, or raises, or takes long. ``back`` are calls into the bus."""
-    kind = take.byte() % 18
+def answer_of(take: Taker, back: tuple[Callable[[], object], ...] = (), *, deep: int = 0) -> Answer:
+    """Return a function that answers as the input says, or raises, or takes long. ``back`` are calls into the bus.
+
+    An answer that waits can have another one within, up to a depth of 10.
+    """
+    kind = take.byte() % (18 if deep < 10 else 12)
     if kind == 12:
         return odd_subscriber(take)
     if kind == 13:
@@ -183,7 +186,7 @@ def answer_of(take: Taker, back: tuple[Callable[[], object], ...] = ()) -> Answe
         call, then = take.pick(back), answer_of(take) if kind == 14 else lambda: True
         return lambda: (call(), then())[1]
     if kind == 16:
-        wait, then = take.pick((0.0, 0.001, 0.02)), answer_of(take)
+        wait, then = take.pick((0.0, 0.001, 0.02)), answer_of(take, deep=deep + 1)
         return lambda: (gevent.sleep(wait), then())[1]
     if kind == 17:
         value = take.pick(
