@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Iterator
 
 import pytest
 from browser_parts import Browser, missing
-from fuzzing.program import in_the_suite
+from fuzzing.program import in_the_suite, seed_in_the_suite
 from fuzzing.streams import STREAM, fuzz_in_browser
 
 
@@ -26,5 +24,4 @@ def test_it_makes_no_difference_where_a_stream_is_cut() -> None:
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_chromium_reads_every_stream_as_pgbus_js_and_python_do(browser: Browser) -> None:
-    seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 31))
-    assert fuzz_in_browser(browser, seconds=4.0, seed=seed) > 60
+    assert fuzz_in_browser(browser, seconds=4.0, seed=seed_in_the_suite()) > 60

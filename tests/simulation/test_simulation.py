@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-import pgbus_gevent
+from tests.parts.fresh_seeds import fresh_seed
 from tests.simulation.children import Children, Result
 from tests.simulation.command import SEEDS, _seeds, options, too_many
 from tests.simulation.figures import Figures
@@ -19,8 +18,6 @@ from tests.simulation.planted.faults import FAULTS
 HERE = Path(__file__).parent
 FRESH = 60.0
 """Seconds for fresh seeds, in each of two tests, which can run at the same time."""
-
-PRODUCT = Path(pgbus_gevent.__file__).parent
 
 PLANTED = sorted(HERE.glob("planted/histories/*.json"))
 
@@ -40,16 +37,9 @@ def text(result: Result) -> str:
     )
 
 
-def first_seed() -> int:
-    """Return a seed that is fresh with each change of the product or the simulator, so that a commit passes or fails every time."""
-    paths = [*HERE.rglob("*.py"), *PRODUCT.rglob("*.py"), *PRODUCT.rglob("*.sql")]
-    digest = sha256(b"".join(path.read_bytes() for path in sorted(paths, key=str)))
-    return int.from_bytes(digest.digest()[:4], "big")
-
-
 @pytest.mark.parametrize("half", [0, 1])
 def test_fresh_seeds_break_no_promise(children: Children, half: int, capsys: pytest.CaptureFixture[str]) -> None:
-    first = first_seed() + half * 10**10
+    first = fresh_seed(HERE) + half * 10**10
     chosen = options(["--seed", str(first), "--seconds", str(FRESH)])
     results = list(children.results(_seeds(chosen, time.monotonic())))
     figures = Figures()

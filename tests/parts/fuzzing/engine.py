@@ -129,21 +129,19 @@ class Witness:
     def watching(self) -> Iterator[Witness]:
         """Watch for a block."""
         hub: Any = gevent.get_hub()
-        package, root = logging.getLogger("pgbus_gevent"), logging.getLogger()
+        package = logging.getLogger("pgbus_gevent")
         package.addHandler(self._records)
         hub.handle_error = self._note
         level, package.level = package.level, logging.WARNING
-        quiet = None if root.handlers else logging.NullHandler()
-        if quiet is not None:
-            root.addHandler(quiet)  # or Python prints each record itself
+        # pytest would keep each record for its report, which cannot be sent to another process if an exception's text is no UTF-8.
+        package.propagate = False
         try:
             yield self
         finally:
+            package.propagate = True
             package.level = level
             del hub.handle_error
             package.removeHandler(self._records)
-            if quiet is not None:
-                root.removeHandler(quiet)
 
 
 @dataclass

@@ -10,7 +10,10 @@ import random
 import sys
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+
+from fresh_seeds import fresh_seed
 
 from fuzzing.engine import Finding, Judge, Target, fuzz, judging, shrunk
 from fuzzing.streams import BROWSER, fuzz_in_browser
@@ -39,9 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if found else 0
 
 
+def seed_in_the_suite() -> int:
+    """Return ``FUZZ_SEED`` of the environment, or one that each change of the package or of the fuzzer makes anew."""
+    return int(os.environ.get("FUZZ_SEED") or fresh_seed(Path(__file__).parent))
+
+
 def in_the_suite(target: Target, *needs: Any, seconds: float) -> None:
     """Run the corpus of a target, and fresh inputs for some seconds. Raises :class:`Finding`. The seed is printed."""
-    seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 31))
+    seed = seed_in_the_suite()
     assert target.corpus(), f"{target.folder} is empty"
     with judging(target, *needs) as judge:
         assert fuzz(judge, seconds=seconds, seed=seed) > 0

@@ -197,6 +197,10 @@ class Streams:
         self._server.stop(1.0)
 
 
+# Chromium takes a line break directly after the byte order mark for the beginning of the next line. The standard has it end a line.
+_MISREAD = b"\xef\xbb\xbf\r", b"\xef\xbb\xbf\n"
+
+
 @contextmanager
 def comparing(browser: Any, longest: list[tuple[float, bytes]]) -> Iterator[Any]:
     """Give a function that compares some streams, and raises :class:`Finding` with the first one that is read in two ways.
@@ -225,10 +229,10 @@ def comparing(browser: Any, longest: list[tuple[float, bytes]]) -> Iterator[Any]
             expected.append((data, [list(event) for event in dispatched(frames)]))
         found = page.eval("(streams) => compare(streams)", asked)
         for (data, python), (chromium, javascript, seconds) in zip(expected, found, strict=True):
-            if chromium != python:
-                raise Finding("browser", data, f"Chromium dispatches {chromium!r}, and our Python parser {python!r}")
-            if chromium != javascript:
-                raise Finding("browser", data, f"Chromium dispatches {chromium!r}, and pgbus.js {javascript!r}")
+            if javascript != python:
+                raise Finding("browser", data, f"pgbus.js dispatches {javascript!r}, and our Python parser {python!r}")
+            if chromium != python and not data.startswith(_MISREAD):
+                raise Finding("browser", data, f"Chromium dispatches {chromium!r}, and our parsers {python!r}")
             longest[:] = [max(*longest, (seconds, data))] if longest else [(seconds, data)]
             if seconds > SLOW:
                 raise Finding("browser", data, f"pgbus.js took {seconds:.3f} s, and not {SLOW:g}")
