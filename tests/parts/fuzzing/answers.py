@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 
+from fuzzing.engine import Witness
 from fuzzing.inputs import Taker
 from pgbus_gevent.core.client import Subscriber
 
@@ -83,7 +84,9 @@ class Crooked(Subscriber):
 def _hidden() -> type:
     class Unnamed(type):
         def __getattribute__(cls, name: str) -> Any:
-            raise SystemExit(f"no {name}")
+            if Witness.watches:
+                raise SystemExit(f"no {name}")
+            return super().__getattribute__(name)  # later tests may look at all objects of the process
 
     return Unnamed("Hidden", (), {})
 

@@ -109,6 +109,9 @@ class _Records(logging.Handler):
 class Witness:
     """Collects what an input leaves in the log, and the greenlets that it makes fail."""
 
+    watches = False
+    """Whether inputs are run now."""
+
     def __init__(self, allowed: tuple[str, ...] = ()) -> None:
         self._records = _Records()
         self._records.allowed = allowed
@@ -135,9 +138,11 @@ class Witness:
         level, package.level = package.level, logging.WARNING
         # pytest would keep each record for its report, which cannot be sent to another process if an exception's text is no UTF-8.
         package.propagate = False
+        Witness.watches = True
         try:
             yield self
         finally:
+            Witness.watches = False
             package.propagate = True
             package.level = level
             del hub.handle_error

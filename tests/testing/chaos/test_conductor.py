@@ -40,7 +40,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.skipif("PGBUS_TEST_DATABASE_URL" in os.environ, reason="it has a server of its own, and runs once in CI")
 def test_fresh_faults_lose_repeat_and_disorder_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = fresh_seed()
-    arguments = ["--seconds", "100", "--clients", "100", "--outage", "3", "--calm", "2", "--seed", str(seed)]
+    arguments = ["--seconds", "80", "--clients", "100", "--outage", "3", "--calm", "2", "--seed", str(seed)]
     arguments += ["--wake", "redis"] if shutil.which("redis-server") else []
     arguments += ["--browsers", "1"] if shutil.which("chromium") else []
     done = subprocess.run(
