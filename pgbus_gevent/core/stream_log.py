@@ -221,10 +221,22 @@ class StreamLog:
         index = bisect_left(self._ids, row.id)
         if index < len(self._ids) and _same(self._frames[index], encode(row)):
             return False
-        below = self._ids[index - 1] if index else self.floor
-        self.recheck = below if self.recheck is None else min(self.recheck, below)
+        self.doubt_above(self._ids[index - 1] if index else self.floor)
         self.doubts += 1  # so that only the primary is asked
         return True
+
+    def doubt_above(self, cursor: int) -> None:
+        """Have the ring compared with the table above ``cursor``."""
+        self.recheck = cursor if self.recheck is None else min(self.recheck, cursor)
+
+    def take_recheck(self) -> int:
+        """Return the cursor to compare from, and forget it.
+
+        It is forgotten before the table is asked: a contradiction that comes during the statement, which may not have its
+        message, must be looked at again.
+        """
+        cursor, self.recheck = self.recheck, None
+        return cursor or 0
 
     def agrees(self, after: int, up_to: int, rows: Iterable[Stored]) -> bool:
         """Whether the ring has above ``after``, and up to ``up_to``, the same messages as the table: ``rows`` up to there."""

@@ -131,19 +131,27 @@ class Reader:
         if not logs:
             return
         began = self._clock()
-        asked = [(log, log.recheck or 0, log.head, log.epoch) for log in logs]
+        asked = [(log, log.take_recheck(), log.head, log.epoch) for log in logs]
         after = [(log.name, cursor) for log, cursor, _, _ in asked]
-        pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
+        try:
+            pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
+        except BaseException:
+            for log, cursor, _, epoch in asked:
+                if log.epoch == epoch:
+                    log.doubt_above(cursor)
+            raise
         self._report("follow", pages, began)
         for (log, cursor, head, epoch), page in zip(asked, pages, strict=True):
-            if log.epoch != epoch:
+            if log.epoch != epoch or page.horizon > cursor:
                 continue
-            log.recheck = None
-            up_to = page.rows[-1].id if page.more and page.rows else head
-            if page.horizon <= cursor and not log.agrees(cursor, min(head, up_to), page.rows):
+            up_to = min(head, page.rows[-1].id) if page.more and page.rows else head
+            if not log.agrees(cursor, up_to, page.rows):
                 logger.warning("a message of %r above %d was announced that the table does not have", log.name, cursor)
                 self._board.rewind(log, cursor, horizon=max(log.horizon, page.horizon))
                 self._board.extend(log, page.rows)
+            elif up_to < head:
+                log.doubt_above(up_to)
+                self._board.looks.add(log)
 
     def _open(self, looks: _Looks) -> None:
         """Open the logs of streams that are new here, and find the start of clients that want more than the ring has."""

@@ -15,6 +15,7 @@ from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.streamer import dispatcher
 
 
@@ -383,6 +384,63 @@ def test_a_look_that_began_before_a_doubt_does_not_settle_it(monkeypatch: pytest
         parts.look()
         settled(parts)
         assert not parts.log().in_doubt
+
+
+def test_a_forged_message_that_comes_while_another_is_checked_is_found_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        log = parts.log()
+
+        def forged_before_the_real_one() -> None:
+            wake = parts.table.append("orders", None)
+            parts.board.take_next(log, wake._replace(data="forged"))
+            assert log.contradicts(wake)
+            parts.look()
+
+        # The table agrees with the first message. This answer says nothing about what comes meanwhile.
+        parts.publish()
+        settled(parts)
+        log.doubt_above(parts.table.ids("orders")[0])
+        answers_late(parts.table, monkeypatch, forged_before_the_real_one)
+        parts.look()
+        wait_until(lambda: log.head == 30 and log.recheck is None)
+        settled(parts)
+        [page] = parts.table.pages([("orders", log.floor)], limit=10, size=1000)
+        assert log.agrees(log.floor, log.head, page.rows)
+        assert client.ids[-2:] == [20, 30]
+
+
+def test_a_check_of_a_ring_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        wake = parts.table.append("orders", None)
+        parts.board.take_next(parts.log(), wake._replace(data="forged"))
+        settled(parts)
+        pages = parts.table.pages
+
+        def fails(*question: Any, **limits: Any) -> Any:
+            monkeypatch.setattr(parts.table, "pages", pages)
+            raise DatabaseError("the database is away")
+
+        monkeypatch.setattr(parts.table, "pages", fails)
+        assert parts.log().contradicts(wake)
+        parts.look()
+        wait_until(lambda: reasons(client) == ["ahead"])
+        settled(parts)
+        assert client.ids[-2:] == parts.table.ids("orders")
+
+
+def test_a_ring_that_is_longer_than_a_page_is_checked_to_its_end() -> None:
+    with Parts(ring_messages=20, page_size=3) as parts:
+        client = live_client(parts, 8)
+        wake = parts.table.append("orders", None)
+        parts.board.take_next(parts.log(), wake._replace(data="forged"))
+        settled(parts)
+        parts.log().doubt_above(parts.table.ids("orders")[0])
+        parts.look()
+        wait_until(lambda: reasons(client) == ["ahead"])
+        settled(parts)
+        assert client.ids[-9:] == parts.table.ids("orders")
 
 
 def test_a_page_from_before_a_rewind_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
