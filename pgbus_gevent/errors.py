@@ -192,9 +192,10 @@ class SchemaTooOld(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The schema differs from the one that a release makes, so it cannot be used or migrated."""
+    """The schema differs from the one that a release makes, so it cannot be used or migrated. ``difference`` (str) is the first."""
 
     def __init__(self, difference: str) -> None:
+        self.difference = difference
         super().__init__(
             f"schema pgbus is not as this release makes it: {difference}; correct that, or use a database without schema pgbus"
         )

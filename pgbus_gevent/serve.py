@@ -28,7 +28,7 @@ from .commands.secret import read_or_make_secret
 from .core.shown import visible
 from .database import Database
 from .database.embedded import EmbeddedPostgres
-from .errors import EmbeddedError, InvalidArgument, PgbusError
+from .errors import EmbeddedError, InvalidArgument, PgbusError, SchemaMismatch
 from .hosts import workers
 from .hosts.app_probe import with_own_database
 from .hosts.logs import configure
@@ -131,7 +131,15 @@ class _Service:
     def run(self) -> int:
         """Start, serve until the order to stop comes, and stop. Return the exit status."""
         raise_descriptor_limit()
-        return self._run_here() if self.settings.workers == 1 else self._run_workers()
+        try:
+            return self._run_here() if self.settings.workers == 1 else self._run_workers()
+        except SchemaMismatch as error:
+            if self._embedded is None:
+                raise
+            raise EmbeddedError(
+                f"another version of pgbus-gevent made the embedded database in {self.settings.data_dir}: {error.difference};"
+                " delete that directory, with all its messages, or give another --data-dir"
+            ) from None
 
     def _run_here(self) -> int:
         stopper = Stopper(self.settings.grace, on_hurry=self._close_database)

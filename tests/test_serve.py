@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from raw_http import wait_for
 from serve_parts import ANNOUNCED, SECRET, command, environment, serving
-from support import until
+from support import run, session, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import DatabaseError
@@ -352,3 +352,14 @@ def test_an_unreachable_database_gives_one_line_and_status_1(tmp_path: Path) -> 
     assert status == 1
     assert line.startswith("cannot connect to PostgreSQL: ") and "Connection refused" in line
     assert "hunter2" not in line
+
+
+def test_a_data_directory_of_another_version_gives_one_line_that_names_it(home: Path, tmp_path: Path) -> None:
+    data = home / "data"
+    with serving(home, "--data-dir", str(data)) as served, session(served.database) as connection:
+        run(connection, "update pgbus.migrations set checksum = reverse(checksum) where version = 1")
+        status, line = refused(tmp_path, "--data-dir", str(data))
+        run(connection, "update pgbus.migrations set checksum = reverse(checksum) where version = 1")
+    assert status == 1
+    assert f"the embedded database in {data}: migration 1 " in line
+    assert "delete that directory" in line and "--data-dir" in line
