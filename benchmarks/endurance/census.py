@@ -22,6 +22,8 @@ from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import instances
 from pgbus_gevent.web.process import resident_bytes
 
+from . import heap
+
 PACKAGE = "pgbus_gevent"
 DEPTH = 25
 """How many steps from a root the walk goes."""
@@ -32,6 +34,7 @@ _PLAIN = (str, bytes, bytearray, int, float, bool, type(None), type, types.Modul
 def census() -> dict[str, Any]:
     """Return the sizes of all containers by path, and the totals of the process. Garbage is collected first."""
     gc.collect()
+    in_use = heap.in_use()  # before the census takes memory itself
     containers: Counter[str] = Counter()
     for path, size in _walk(_roots()):
         containers[path] += size
@@ -47,6 +50,7 @@ def census() -> dict[str, Any]:
         "clients": sum(len(instance.registry) for instance in instances()),
         "totals": totals,
         "rss": resident_bytes(),
+        "in_use": in_use,
         "containers": dict(containers),
     }
 

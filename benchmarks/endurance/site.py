@@ -1,4 +1,5 @@
-"""The application beside the streams: ``/census`` answers with what its process holds. Its hook names owners and labels.
+"""The application beside the streams: ``/census`` answers with what its process holds, and ``/trimmed`` does so after it has given
+back what it can. Its hook names owners and labels.
 
 With ``PGBUS_ENDURANCE_PLANT`` in the environment, each authorized request leaks one of the named things, so that a test can show
 that the benchmark finds them.
@@ -6,6 +7,7 @@ that the benchmark finds them.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from pgbus_gevent import Subscriber
 from pgbus_gevent.core.filters import Filters
 from pgbus_gevent.streamer.instance import instances
 
+from . import heap
 from .census import census
 
 filters = Filters()
@@ -27,11 +30,14 @@ _LEAKED: list[Any] = []
 
 
 def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """Answer ``/census`` as JSON, hold ``/held`` for a while, and greet everywhere else."""
+    """Answer ``/census`` and ``/trimmed`` as JSON, hold ``/held`` for a while, and greet everywhere else."""
     path = environ.get("PATH_INFO")
     if path == "/held":
         gevent.sleep(float(environ.get("QUERY_STRING") or 5))
-    body = json.dumps(census()).encode() if path == "/census" else b"hello\n"
+    if path == "/trimmed":
+        gc.collect()
+        heap.trim()
+    body = json.dumps(census()).encode() if path in ("/census", "/trimmed") else b"hello\n"
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 

@@ -57,23 +57,27 @@ that were logged, messages that rang or were relayed, and what an edge remembers
 
 
 class State(NamedTuple):
-    """What the servers hold at one moment: their memory by process, and everything else by name."""
+    """What the servers hold at one moment: their resident memory by process, what is in use of it, and everything else by name."""
 
     memory: dict[int, int]
+    in_use: dict[str, int]
     sizes: dict[str, int]
 
 
-def look(target: Site) -> State:
-    """Count everything."""
+def look(target: Site, path: str = "/census") -> State:
+    """Count everything. With the path ``/trimmed``, the servers give free memory back first."""
     memory: dict[int, int] = {}
+    in_use: Counter[str] = Counter()
     sizes: Counter[str] = Counter({"database sessions": target.sessions})
     for served in target.servers:
-        for pid, census in served.censuses().items():
+        for pid, census in served.censuses(path).items():
             memory[pid] = int(census["rss"])
+            for name, size in {"rss": memory[pid], **census["in_use"]}.items():
+                in_use[f"{_kind(target, served)}{name}"] += size
             for name, size in {**census["totals"], **census["containers"]}.items():
                 # The largest, because the workers share the duties of a fleet, and another one may have them each time.
                 sizes[f"{_kind(target, served)}{name}"] = max(sizes[f"{_kind(target, served)}{name}"], size)
-    return State(memory, dict(sizes))
+    return State(memory, dict(in_use), dict(sizes))
 
 
 def _kind(target: Site, served: Served) -> str:
@@ -118,6 +122,7 @@ def soak(
             states.append(settle(target, states[0] if states else None, settling))
             megabytes = sum(states[-1].memory.values()) / 2**20
             say(f"round {number} of {rounds}: {megabytes:.1f} MB, {dict(counts.most_common(4))}", flush=True)
+        trimmed = look(target, "/trimmed").in_use
         errors = [line for served in target.servers for line in served.errors.splitlines() if "Traceback" in line]
     first, last = states[0], states[-1]
     lost = first.memory.keys() - last.memory.keys()
@@ -126,6 +131,8 @@ def soak(
         "counts": dict(counts),
         "grown": grown(first.sizes, last.sizes),
         "memory": [sum(state.memory.values()) for state in states],
+        "in_use": {name: [state.in_use[name] for state in states] for name in first.in_use},
+        "trimmed": trimmed,
         "leaks_memory": leaks([state.memory for state in states]),
         "workers_lost": len(lost),
         "tracebacks": len(errors),

@@ -124,11 +124,11 @@ class Served:
         lines = [line for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} ")) or "{" in name]
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
-    def censuses(self) -> dict[int, dict[str, Any]]:
-        """The census of each worker, by its process id."""
+    def censuses(self, path: str = "/census") -> dict[int, dict[str, Any]]:
+        """The census of each worker, by its process id. With the path ``/trimmed``, it gives free memory back first."""
         found: dict[int, dict[str, Any]] = {}
         for _ in range(60 * self.workers):
-            answer = json.loads(self.ask("/census")[1])
+            answer = json.loads(self.ask(path)[1])
             found[answer["pid"]] = answer
             if len(found) >= self.workers:
                 return found

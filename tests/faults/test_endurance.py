@@ -11,7 +11,7 @@ from support import serving
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.endurance import descriptors, names, silent, soak, stalled
+from benchmarks.endurance import descriptors, heap, names, silent, soak, stalled
 from benchmarks.endurance.census import census
 from pgbus_gevent.settings.table import Settings
 
@@ -46,11 +46,24 @@ def test_memory_that_grows_in_every_round_is_a_leak_and_a_cache_that_fills_is_no
     assert not soak.leaks([{1: 50 << 20}, {2: 55 << 20}, {2: 60 << 20}, {2: 65 << 20}]), "another process"
 
 
+def test_memory_in_use_is_what_a_program_holds_and_not_what_it_has_freed() -> None:
+    before = heap.in_use()
+    held: list[Any] = [bytearray(50_000) for _ in range(400)]
+    held += [[] for _ in range(10_000)]
+    during = heap.in_use()
+    held.clear()
+    after = heap.in_use()
+    assert during["blocks"] - before["blocks"] >= 10_000 and during["blocks"] - after["blocks"] >= 9000
+    if "heap" in before:  # with glibc
+        assert during["heap"] - before["heap"] > 19 << 20 and during["heap"] - after["heap"] > 18 << 20
+
+
 @pytest.mark.slow
 def test_after_rounds_of_churn_a_server_holds_what_it_held(pgbus_database: str) -> None:
     report = soak.soak(0.3, rounds=2, settling=25.0, database_url=pgbus_database, say=quiet)
     assert report["grown"] == {}
     assert (report["workers_lost"], report["tracebacks"]) == (0, 0)
+    assert len(report["in_use"]["blocks"]) == len(report["memory"]) and report["trimmed"]["rss"] > 0
     counts = report["counts"]
     assert counts["watched"] > 50 and counts["published"] > 50 and counts["floods"] and counts["backends terminated"]
 
@@ -60,6 +73,9 @@ def test_leaks_that_were_planted_are_found(pgbus_database: str, monkeypatch: pyt
     monkeypatch.setenv("PGBUS_ENDURANCE_PLANT", "item,object,descriptor,greenlet")
     report = soak.soak(0.1, rounds=1, settling=1.0, faults=False, database_url=pgbus_database, say=quiet)
     assert report["grown"].keys() >= {"instance.clients.planted", "objects", "descriptors", "greenlets"}
+    first, last = report["grown"]["instance.clients.planted"]
+    blocks = report["in_use"]["blocks"]
+    assert blocks[-1] - blocks[0] > 50 * (last - first), "with each item, 100 objects were planted"
 
 
 @pytest.mark.slow
