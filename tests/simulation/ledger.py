@@ -10,10 +10,24 @@ from .loop import CLOCK
 class Message:
     """A message. ``seen_at`` is when it became visible, in monotonic seconds; ``gone`` says that it was pruned.
 
+    ``rang`` says that a notification brought it when it was committed.
+
     ``returned_at`` is when the database lost its pruning, so that it is there again; 0 if that never happened.
     """
 
-    __slots__ = ("data", "event", "exclude", "gone", "id", "prev_id", "returned_at", "seen_at", "stream", "visible_to")
+    __slots__ = (
+        "data",
+        "event",
+        "exclude",
+        "gone",
+        "id",
+        "prev_id",
+        "rang",
+        "returned_at",
+        "seen_at",
+        "stream",
+        "visible_to",
+    )
 
     def __init__(self, stream: str, data: str, event: str | None, visible_to: str | None, exclude: str | None) -> None:
         self.stream, self.data, self.event = stream, data, event
@@ -21,7 +35,7 @@ class Message:
         self.id = 0
         self.prev_id: int | None = 0
         self.seen_at = 0.0
-        self.gone = False
+        self.gone = self.rang = False
         self.returned_at = 0.0
 
     @property

@@ -11,7 +11,8 @@ from . import clock, database
 from .database.locks import BELL
 from .ledger import Message
 from .loop import CLOCK
-from .oracle import CALM_AFTER, FORGED
+from .losses import FORGED
+from .oracle import CALM_AFTER
 from .visitors import Visitor
 from .world import World
 
@@ -168,9 +169,19 @@ def forge(world: World, stream: str, ahead: int, named: bool) -> None:
     server = world.server
     head = server.head(stream, server.now(None))
     id = server.message_ids.last_value + ahead
-    world.oracle.forged(stream, id)
-    payload = ["message", stream, id, head if named else None, CLOCK.time(), None, FORGED, None, None]
-    world.spawn(server.notify, server.channel(stream), json.dumps(payload))
+    world.spawn(server.notify, server.channel(stream), _forgery(world, stream, id, head if named else None))
+
+
+@operation
+def impersonate(world: World, stream: str, count: int) -> None:
+    """Somebody publishes messages, one after the other, and forges one with the id of each, of which the workers hear first."""
+    messages = [world.message(stream) for _ in range(count)]
+    world.spawn(world.server.impersonate, messages, partial(_forgery, world))
+
+
+def _forgery(world: World, stream: str, id: int, prev_id: int | None) -> str:
+    world.oracle.losses.forged(stream, id)
+    return json.dumps(["message", stream, id, prev_id, CLOCK.time(), None, FORGED, None, None])
 
 
 @operation

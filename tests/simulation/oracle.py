@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from math import inf
 
 from .figures import Figures
 from .ledger import Message, id_of
 from .loop import CLOCK
+from .losses import FORGED, Losses
 from .seat import Failure, Seat
 from .server import Server
+from .starts import judge_start
+from .whispers import PROMPT, Whispers
 
 CALM_AFTER = 6.0
 """Seconds from the start of a fleet until it has a steward that all rely on."""
 
-PROMPT = 1.2
-"""Seconds within which a message arrives while there is calm and a steward: it looks every 0.4 s."""
-
 UNSEEN_PAGE = 0.2
 """Seconds that a page of messages may take that a client may not see. The client does not notice that it moves on."""
 
+TRY_AGAIN = 2.0
+"""Seconds after which a client that was sent away comes back, at most."""
 
-FORGED = "forged"
-"""The data of a forged message."""
+LATE_HEARTBEAT = 1.0
+"""How late a heartbeat may be, in seconds."""
 
-NEAR = 100
-"""How far above the newest message an id is that will soon be given to a real one."""
+RECENT = 2.0
+"""Seconds within which messages before another one count as new, so that a client may still be led past them."""
 
 
 class Oracle:
@@ -42,8 +43,7 @@ class Oracle:
         self.figures = figures
         self._next: dict[tuple[str, int], Message] = {}
         self._last: dict[str, int] = {}
-        self._lost: dict[tuple[str, int], Message] = {}
-        self._ephemerals: dict[str, Message] = {}
+        self.losses = Losses(server)
         self.failure: Failure | None = None
         """The first promise that was broken."""
         self.failed_at = 0.0
@@ -51,6 +51,11 @@ class Oracle:
         """Until when clients may stay behind, because of a trouble."""
         self.bound = 5.0
         """How long a client may stay behind and idle after that, in seconds."""
+        self.heartbeat = 15.0
+        """The longest silence towards a client, in seconds."""
+        self.write_deadline = 20.0
+        """How long a client may read nothing, in seconds."""
+        self.ring_messages = 1000
         self.page_size = 500
         """How many messages workers read at once."""
         self.calm_from = CLOCK.now + CALM_AFTER
@@ -59,7 +64,7 @@ class Oracle:
         """When the last trouble began."""
         self.has_steward = False
         """Whether there are several workers, so that the steward looks for messages that did not ring."""
-        self._whispers: dict[str, list[Message]] = {}
+        self.whispers = Whispers(self)
 
     def fail(self, failure: Failure) -> None:
         """Note that a promise was broken."""
@@ -82,7 +87,7 @@ class Oracle:
     def went_back(self, lost: list[Message]) -> None:
         """Note what the database has lost."""
         for message in lost:
-            self._lost[message.stream, message.id] = message
+            self.losses.add(message)
             self._next.pop((message.stream, message.id), None)
         for stream in {message.stream for message in lost}:
             history = self._server.stream(stream).history
@@ -91,45 +96,10 @@ class Oracle:
 
     def seat_lost(self, seat: Seat) -> None:
         """Note for a client that the last message that it was sent may have been lost."""
-        if seat.position is not None and self._is_lost(seat.stream, seat.position):
+        if seat.position is not None and self.losses.has(seat.stream, seat.position):
             seat.lose(seat.position)
-            if self._lost[seat.stream, seat.position].was_pruned:
-                # Its pruning was lost too. A worker that knew of that finds the loss with the next message.
-                seat.lost_at = inf
-
-    def forged(self, stream: str, id: int) -> None:
-        """Note that somebody forges a message. It may be delivered, and is then a message that the database has lost."""
-        self._lost[stream, id] = Message(stream, FORGED, None, None, None)
-
-    def _is_lost(self, stream: str, id: int) -> bool:
-        """Whether a message was lost or forged, and its id was not given to a real one since."""
-        history = self._server.stream(stream).history
-        place = bisect_left(history, id, key=id_of)
-        return (stream, id) in self._lost and (place == len(history) or history[place].id != id)
-
-    def _is_usurped(self, stream: str, id: int) -> bool:
-        """Whether the id of a forged message was then given to a real one."""
-        message = self._lost.get((stream, id))
-        return message is not None and message.data == FORGED and not self._is_lost(stream, id)
-
-    def _seen_at(self, stream: str, id: int) -> float:
-        """Return when a message of the present timeline was committed."""
-        history = self._server.stream(stream).history
-        return history[bisect_left(history, id, key=id_of)].seen_at
-
-    def _was_forged_among(self, stream: str) -> bool:
-        """Whether a message was forged with an id that a real one was given since, or one near it.
-
-        A worker that found that out may take real messages with ids up to the forged one for lost. Its clients get them again.
-        """
-        end = self._last.get(stream, 0) + NEAR
-        return any(name == stream and id < end and self._lost[name, id].data == FORGED for name, id in self._lost)
-
-    def sent_ephemeral(self, message: Message) -> None:
-        """Note an ephemeral message. Numbers follow commits."""
-        message.id, message.seen_at = len(self._ephemerals) + 1, CLOCK.now
-        self._ephemerals[message.data] = message
-        self._whispers.setdefault(message.stream, []).append(message)
+            # If its pruning was lost too, a worker that knew of that finds the loss with the next message.
+            seat.until_next = self.losses.messages[seat.stream, seat.position].was_pruned
 
     # what clients get
 
@@ -138,7 +108,7 @@ class Oracle:
         seat.connection = connection
         head = self._last.get(seat.stream, 0)
         # If the id of a forged message is then given to a real one, a cursor does not show which of the two a client has.
-        lost = self._is_lost(seat.stream, start)
+        lost = self.losses.has(seat.stream, start)
         if start > head and not lost and seat.asked != start:
             raise Failure("lost", f"{seat.rights.name} starts at {start} in {seat.stream}, beyond the head {head}")
         if seat.asked is not None and start not in (seat.asked, 0):
@@ -147,9 +117,10 @@ class Oracle:
             raise Failure("repeated", f"{seat.rights.name} was greeted twice")
         seat.position = start
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
-        if lost and self._lost[seat.stream, start].was_pruned:
-            seat.lost_at = inf  # as in seat_lost()
+        seat.until_next = lost and self.losses.messages[seat.stream, start].was_pruned  # as in seat_lost()
         seat.since = seat.ready = CLOCK.now
+        if not lost and not self.losses.forged_in(seat.stream):
+            judge_start(seat, start, self._server.stream(seat.stream).history, self.excused_until, self.bound)
 
     def gap(self, seat: Seat, data: str) -> None:
         """A client was told of a gap."""
@@ -157,41 +128,52 @@ class Oracle:
         reason, requested = told["reason"], told["requestedId"]
         self.figures.gaps += 1
         seat.told = True
+        if requested is None or requested < (seat.position or 0) or not self._may_tell(seat, reason, requested):
+            raise Failure(
+                "gap", f"{seat.rights.name} was told {reason!r} about {requested} in {seat.stream}, without a cause"
+            )
         if reason == "ahead":
-            if (seat.stream, requested) not in self._lost and not self._was_forged_among(seat.stream):
-                raise Failure(
-                    "gap", f"{seat.rights.name} was told of a loss of {requested} in {seat.stream} that was none"
-                )
             seat.position = 0
-        elif reason == "expired" and not 0 < requested < self._server.stream(seat.stream).highest_horizon:
-            raise Failure("gap", f"{seat.rights.name} was told that {requested} in {seat.stream} is expired")
         # A lost cursor that is below the horizon counts as expired: the client is told, and all that is retained follows.
         seat.lost = None
 
-    def message(self, seat: Seat, id: int, data: str) -> None:
+    def _may_tell(self, seat: Seat, reason: str, requested: int) -> bool:
+        """Whether there is a cause for a gap event: once for each lost message, and for each forged one."""
+        if reason == "expired":
+            return 0 < requested < self._server.stream(seat.stream).highest_horizon
+        if reason != "ahead":
+            return False
+        if self.losses.has(seat.stream, requested) and requested not in seat.requested:
+            seat.requested.add(requested)
+            return True
+        seat.repeats += 1
+        return seat.repeats <= self.losses.forged_in(seat.stream)
+
+    def message(self, seat: Seat, id: int, data: str, event: str) -> None:
         """A client was sent a stored message."""
         self.figures.deliveries += 1
         position = seat.position
         if position is None:
             raise Failure("order", f"{seat.rights.name} got {id} of {seat.stream} before its greeting")
         following = self._next.get((seat.stream, position))
-        if data == FORGED and (seat.stream, id) in self._lost and id > position:
+        if data == FORGED and (seat.stream, id) in self.losses.messages and id > position:
             # A message that was forged with the id of one that was committed later: the client is to be told, and to get it.
-            seat.position = id
-            seat.lose(id)
+            self._is_sent_lost(seat, position, id)
             return
         if following is None or following.id != id:
             following = self._odd(seat, position, id)
-            if following is None:
-                return
-        if following.data != data:
-            raise Failure("order", f"{seat.rights.name} got other data for {id} of {seat.stream}: {data!r}")
-        if (following.visible_to or following.exclude) and not self._may_see(seat, following):
+        if following.data != data or (following.event or "") != event:
+            raise Failure("order", f"{seat.rights.name} got other data for {id} of {seat.stream}: {event!r} {data!r}")
+        if (following.visible_to or following.exclude) and not self.may_see(seat, following):
             raise Failure("forbidden", f"{seat.rights.name} got {id} of {seat.stream}, for {following.visible_to}")
+        if self.losses.has(seat.stream, id):
+            self._is_sent_lost(seat, position, id)
+            return
         if seat.lost is not None:
             self._untold(seat, following)
         seat.position = id
         seat.told = False
+        seat.requested.discard(id)  # it was forged before, and may now be lost
         seat.since = CLOCK.now
 
     def cursor(self, seat: Seat, cursor: int) -> None:
@@ -207,16 +189,23 @@ class Oracle:
                 text = f"{seat.rights.name} was told the cursor {cursor} in {seat.stream}, and lacks {message.id}"
                 raise Failure("lost", text)
 
-    def _odd(self, seat: Seat, position: int, id: int) -> Message | None:
-        """Judge a message that is not simply the next one. Return it if it is to be judged as any other."""
+    def _is_sent_lost(self, seat: Seat, position: int, id: int) -> None:
+        """A client was sent a message that the database has lost, or that was forged; after all that came before it."""
+        before = self.losses.messages[seat.stream, id].seen_at
+        for message in self._server.stream(seat.stream).above(position):
+            if message.id < id and message.seen_at <= before:
+                self._skipped(seat, position, message, id)
+        seat.position = id
+        seat.lose(id)
+
+    def _odd(self, seat: Seat, position: int, id: int) -> Message:
+        """Judge the place of a message that is not simply the next one, and return it."""
         name, stream = seat.rights.name, seat.stream
         if id <= position:
             kind = "repeated" if id == position else "order"
             raise Failure(kind, f"{name} got {id} of {stream} after {position}")
-        if self._is_lost(stream, id):
-            seat.position = id
-            seat.lose(id)
-            return None
+        if self.losses.has(stream, id):
+            return self.losses.messages[stream, id]
         history = self._server.stream(stream).history
         first = bisect_right(history, position, key=id_of)
         for message in history[first:]:
@@ -229,7 +218,7 @@ class Oracle:
 
     def _skipped(self, seat: Seat, position: int, message: Message, by: int) -> None:
         """Judge a message that was left out."""
-        if message.returned_at > seat.came_at or not self._is_entitled(seat, message):
+        if message.returned_at > seat.came_at or not self.is_entitled(seat, message):
             return
         if message.gone and (seat.told or position == 0):
             return
@@ -238,7 +227,7 @@ class Oracle:
 
     def _untold(self, seat: Seat, following: Message) -> None:
         """A message follows one of a lost timeline, and the client was told nothing."""
-        if self._is_usurped(seat.stream, seat.lost or 0):
+        if self.losses.is_usurped(seat.stream, seat.lost or 0):
             return  # the notification of the real one shows it, and may come after a look has found those that follow
         history = self._server.stream(seat.stream).history
         index = bisect_right(history, seat.lost or 0, key=id_of)
@@ -250,49 +239,22 @@ class Oracle:
         self.figures.unproven += 1
         seat.lost = None
 
-    def ephemeral(self, seat: Seat, data: str) -> None:
-        """A client was sent an ephemeral message."""
-        self.figures.ephemerals += 1
-        found = self._ephemerals.get(data)
-        if found is None:
-            raise Failure("ephemeral", f"{seat.rights.name} got {data!r}, which nobody sent")
-        message, number = found, found.id
-        if message.stream != seat.stream:
-            raise Failure("forbidden", f"{seat.rights.name} got {data!r} of {message.stream} in {seat.stream}")
-        if not self._may_see(seat, message):
-            raise Failure("forbidden", f"{seat.rights.name} got {data!r}, for {message.visible_to}")
-        if number <= seat.heard:
-            raise Failure("ephemeral", f"{seat.rights.name} got {data!r} of {seat.stream} after number {seat.heard}")
-        for other in self._unheard(seat):
-            if other.id < number:
-                raise Failure("ephemeral", f"{seat.rights.name} got {data!r} of {seat.stream}, and not {other.data!r}")
-        seat.heard = number
-
-    def _unheard(self, seat: Seat) -> Iterator[Message]:
-        """Return the ephemeral messages that a client lacks although nothing has disturbed them."""
-        whispers = self._whispers.get(seat.stream, ())
-        for message in reversed(whispers):
-            if message.id <= seat.heard or message.seen_at <= max(seat.ready, self.calm_from, self.troubled_at):
-                return
-            if self._is_entitled(seat, message):
-                yield message
-
     # entitlement
 
-    def _may_see(self, seat: Seat, message: Message) -> bool:
+    def may_see(self, seat: Seat, message: Message) -> bool:
         if message.exclude is not None and message.exclude == seat.connection:
             return False
         return message.visible_to is None or seat.rights.may_see(message.visible_to)
 
-    def _is_entitled(self, seat: Seat, message: Message) -> bool:
+    def is_entitled(self, seat: Seat, message: Message) -> bool:
         """Whether a client had the right to see a message ever since it was committed."""
-        if not self._may_see(seat, message):
+        if not self.may_see(seat, message):
             return False
         return message.visible_to is None or seat.rights.steady_since(message.visible_to) < message.seen_at
 
     def _is_due(self, seat: Seat, message: Message) -> bool:
         """Whether a client is to get a message. It may have passed one that was pruned for a time."""
-        return not message.gone and message.returned_at <= seat.came_at and self._is_entitled(seat, message)
+        return not message.gone and message.returned_at <= seat.came_at and self.is_entitled(seat, message)
 
     # idle clients
 
@@ -316,29 +278,43 @@ class Oracle:
         """See how long a client has been behind and idle."""
         now = CLOCK.now
         if seat.lost is not None and seat.lost != seat.asked:
-            usurped = self._is_usurped(seat.stream, seat.lost)
-            if not usurped or self._seen_at(seat.stream, seat.lost) > self.calm_from:
-                since = max(seat.lost_at, seat.since, self.excused_until)
-                self._judge_idle(seat, now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
+            usurped = self.losses.is_usurped(seat.stream, seat.lost)
+            since = self._untold_since(seat, seat.lost, usurped)
+            self._judge_idle(seat, now - since, f"was not told of the loss of {seat.lost} in {seat.stream}")
             if not usurped:
                 return
-        for whisper in self._unheard(seat):
-            if now - whisper.seen_at > PROMPT:
-                raise Failure("ephemeral", f"{seat.rights.name} did not get {whisper.data!r} of {seat.stream}")
+        self.whispers.look(seat)
         message = self.missing(seat)
         if message is None:
             return
-        since = max(message.seen_at, seat.since, seat.rights.steady_since(message.visible_to or ""))
-        since += self._unseen_before(seat, message) // self.page_size * UNSEEN_PAGE
         what = f"lacks {message.id} of {seat.stream}"
-        self._judge_idle(seat, now - max(since, self.excused_until), what)
-        if self.has_steward and now - max(since, self.calm_from) > PROMPT:
-            raise Failure("idle", f"{seat.rights.name} {what} for {now - since:.1f} s, although there is calm")
+        self._judge_idle(seat, now - self._due_since(seat, message, self.excused_until), what)
+        if self.has_steward and now - self._due_since(seat, message, self.calm_from) > PROMPT:
+            raise Failure("idle", f"{seat.rights.name} {what} since {message.seen_at:.1f}, although there is calm")
 
-    def _unseen_before(self, seat: Seat, message: Message) -> int:
-        """Count the messages between those that a client has and the first that it lacks."""
-        history = self._server.stream(seat.stream).history
-        return bisect_left(history, message.id, key=id_of) - bisect_right(history, seat.position or 0, key=id_of)
+    def _untold_since(self, seat: Seat, lost: int, usurped: bool) -> float:
+        """Return since when a client is to be told of a loss; infinite if it need not be."""
+        if usurped:
+            # Not while something disturbs the notification of the real one. What the client gets meanwhile does not count.
+            seen_at = self.losses.shows_from(seat.stream, lost, self.ring_messages)
+            return max(seat.lost_at, seen_at, seat.ready, self.excused_until) if seen_at > self.calm_from else inf
+        since = max(seat.lost_at, seat.since, self.excused_until)
+        if not seat.until_next:
+            return since
+        newer = (message.seen_at for message in self._server.stream(seat.stream).history)
+        return max(since, next((seen_at for seen_at in newer if seen_at > seat.lost_at), inf))
+
+    def _due_since(self, seat: Seat, message: Message, calm: float) -> float:
+        """Return since when a client could have a message, if nothing has disturbed anybody since ``calm``.
+
+        It may first be led past messages that it may not see: from when it last got something, or from the commit if they are new.
+        """
+        above = self._server.stream(seat.stream).above(seat.position or 0)
+        unseen = [each.seen_at for each in above if each.id < message.id]
+        new = len(unseen) - bisect_left(unseen, message.seen_at - RECENT)
+        pages, new_pages = len(unseen) // self.page_size, new // self.page_size
+        steady = seat.rights.steady_since(message.visible_to or "")
+        return max(message.seen_at + new_pages * UNSEEN_PAGE, max(seat.since, calm) + pages * UNSEEN_PAGE, steady)
 
     def _judge_idle(self, seat: Seat, idle: float, what: str) -> None:
         self.figures.worst_idle = max(self.figures.worst_idle, idle)
@@ -348,3 +324,15 @@ class Oracle:
     def waits(self, seat: Seat, since: float) -> None:
         """See how long a client has waited for its greeting."""
         self._judge_idle(seat, CLOCK.now - max(since, self.excused_until), f"was not greeted in {seat.stream}")
+
+    def turned_away(self, name: str, since: float) -> None:
+        """See how long all workers have sent a client away before they greeted it."""
+        idle = CLOCK.now - max(since, self.excused_until)
+        if idle > self.bound + TRY_AGAIN:
+            raise Failure("idle", f"{name} was sent away without a greeting, again and again for {idle:.1f} s")
+
+    def silent(self, name: str, since: float) -> None:
+        """See how long a client that reads has got no byte, not even a heartbeat."""
+        silence = CLOCK.now - max(since, self.excused_until)
+        if silence > self.heartbeat + LATE_HEARTBEAT:
+            raise Failure("idle", f"{name} got no heartbeat for {silence:.1f} s")

@@ -119,6 +119,7 @@ class Plan:
         self._database()
         self._workers()
         self._aims()
+        self._impersonations()
         self.operations.sort(key=lambda operation: operation[0])
         return self.history
 
@@ -233,6 +234,14 @@ class Plan:
             self.add(at, "wound", random.randrange(self.workers), random.choice(TASKS))
         for at in self._times("strike", 1):
             self.add(at, "strike", random.randrange(self.workers), random.randint(1, 3 * self.clients // self.workers))
+
+    def _impersonations(self) -> None:
+        """Have somebody forge messages with the ids of real ones, some of which do not ring."""
+        random = Random(self.history.seed * 11 + 5)
+        for at in (
+            [random.uniform(1.0, self.troubled) for _ in range(random.choice((0, 2, 4)))] if self.has("forge") else ()
+        ):
+            self.add(round(at, 4), "impersonate", random.choice(self.streams), random.choice((1, 2, 5)))
 
     # what has an effect only at the right moment
 

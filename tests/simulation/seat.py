@@ -30,7 +30,9 @@ class Seat:
 
     ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
     of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
-    told. ``since`` is when the client was ready to get messages, and ``came_at`` when it connected.
+    told; ``until_next`` says that it need not be told before the next message is there. ``requested`` are the lost messages of
+    which it was told, and ``repeats`` counts what it was told beside them. ``since`` is when the client was ready to get
+    messages, and ``came_at`` when it connected. ``replay`` is how many old messages it asked for.
     """
 
     __slots__ = (
@@ -42,20 +44,28 @@ class Seat:
         "lost_at",
         "position",
         "ready",
+        "repeats",
+        "replay",
+        "requested",
         "rights",
         "since",
         "stream",
         "told",
+        "until_next",
     )
 
-    def __init__(self, stream: str, rights: Rights, asked: int | None) -> None:
+    def __init__(self, stream: str, rights: Rights, asked: int | None, replay: int | None = None) -> None:
         self.stream = stream
         self.rights = rights
         self.asked = asked
+        self.replay = replay
         self.position: int | None = None
         self.told = False
         self.lost: int | None = None
         self.lost_at = 0.0
+        self.until_next = False
+        self.requested: set[int] = set()
+        self.repeats = 0
         self.since = self.ready = self.came_at = CLOCK.now
         self.connection = ""
         self.heard = 0  # the number of its last ephemeral message
@@ -63,4 +73,5 @@ class Seat:
     def lose(self, id: int) -> None:
         """Note that the database has lost the message ``id``, the last that the client was sent."""
         self.lost = id
+        self.until_next = False
         self.lost_at = CLOCK.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
@@ -77,9 +78,11 @@ class Server(database.Server):
 
     def finish(self, transaction: Transaction) -> None:
         messages = []
+        rings = [payload for _, payload in transaction.notifications if payload.startswith('["message"')]
         for row in sorted(self._rows.pop(transaction, ()), key=lambda row: row.id):
             message = self._messages.pop(row.data)
             message.id, message.prev_id, message.seen_at = row.id, row.prev_id, CLOCK.now
+            message.rang = any(json.loads(payload)[2:7:4] == [row.id, row.data] for payload in rings)
             self.stream(row.stream).history.append(message)
             messages.append(message)
         ephemeral = self._ephemerals.pop(transaction, None)
@@ -108,7 +111,9 @@ class Server(database.Server):
         try:
             session.begin("repeatable read" if kind == "repeatable" else "read committed")
             for run in _runs(messages):
-                self._messages.update((message.data, message) for message in run)
+                for message in run:
+                    self._messages[message.data] = message
+                    message.event = run[0].event
                 result(self._statement(session, run, kind))
             gevent.sleep(holds)
             if fails:
@@ -144,6 +149,29 @@ class Server(database.Server):
 
         try:
             result(session.run(work))
+        except PgbusError:
+            pass  # the session was lost
+        finally:
+            self.publishers.discard(session)
+            if session.statement is None:
+                session.close()
+
+    def impersonate(self, messages: Sequence[Message], forge: Callable[[str, int, int], str]) -> None:
+        """Publish messages of a stream, each in a transaction that first sends a notification of its own, in this greenlet.
+
+        ``forge`` makes its payload of the stream, the id of the message, and that of the one before it.
+        """
+        session = self.session()
+        self.publishers.add(session)
+        try:
+            for message in messages:
+                session.begin()
+                self._messages[message.data] = message
+                id = result(session.broadcast(message.stream, message.data, message.event))
+                # The transaction has the lock of the stream, so nothing comes between the two.
+                payload = forge(message.stream, id, self.head(message.stream, self.now(None)))
+                result(session.notify(self.channel(message.stream), payload))
+                result(session.commit())
         except PgbusError:
             pass  # the session was lost
         finally:

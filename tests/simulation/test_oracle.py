@@ -10,7 +10,8 @@ import pytest
 from tests.simulation.figures import Figures
 from tests.simulation.ledger import Message
 from tests.simulation.loop import CLOCK
-from tests.simulation.oracle import FORGED, Oracle
+from tests.simulation.losses import FORGED
+from tests.simulation.oracle import Oracle
 from tests.simulation.seat import Failure, Seat
 from tests.simulation.server import Server
 
@@ -44,12 +45,13 @@ class Court:
             message = Message("s", str(id), None, label, exclude)
             message.id, message.prev_id, message.seen_at = id, self.head if prev_known else None, CLOCK.now
             self.head = id
+            message.rang = True
             self.server.stream("s").history.append(message)
             self.oracle.committed([message])
 
     def deliver(self, *ids: int) -> None:
         for id in ids:
-            self.oracle.message(self.seat, id, str(id))
+            self.oracle.message(self.seat, id, str(id), "")
 
     def lose(self, *ids: int) -> None:
         stream = self.server.stream("s")
@@ -171,8 +173,8 @@ def test_a_forged_message_without_a_real_one_must_be_found_out_before_others() -
     court = Court()
     court.commit(1)
     court.deliver(1)
-    court.oracle.forged("s", 5)
-    court.oracle.message(court.seat, 5, FORGED)
+    court.oracle.losses.forged("s", 5)
+    court.oracle.message(court.seat, 5, FORGED, "")
     court.commit(9)
     court.refuses("gap", 9)
 
@@ -203,17 +205,17 @@ def test_a_client_has_time_for_pages_of_messages_that_it_may_not_see(monkeypatch
 def test_ephemeral_messages_keep_their_order() -> None:
     court = Court()
     for data in ("a", "b"):
-        court.oracle.sent_ephemeral(Message("s", data, None, None, None))
-    court.oracle.ephemeral(court.seat, "b")
+        court.oracle.whispers.sent(Message("s", data, None, None, None))
+    court.oracle.whispers.judge(court.seat, "b", "")
     with pytest.raises(Failure):
-        court.oracle.ephemeral(court.seat, "a")
+        court.oracle.whispers.judge(court.seat, "a", "")
 
 
 def test_a_forged_message_is_not_the_real_one_of_the_same_id() -> None:
     court = Court()
     court.commit(5)
     court.deliver(5)
-    court.oracle.forged("s", 6)
+    court.oracle.losses.forged("s", 6)
     court.commit(6, 7)
     court.deliver(6, 7)
     assert court.seat.lost is None
@@ -224,8 +226,8 @@ def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one(mo
     court.commit(5)
     court.deliver(5)
     monkeypatch.setattr(CLOCK, "now", CLOCK.now + 10.0)
-    court.oracle.forged("s", 6)
-    court.oracle.message(court.seat, 6, FORGED)
+    court.oracle.losses.forged("s", 6)
+    court.oracle.message(court.seat, 6, FORGED, "")
     court.commit(6, 7)
     court.deliver(7)
     court.oracle.look(court.seat)
@@ -246,3 +248,116 @@ def test_a_cursor_that_is_told_has_nothing_below_it_that_the_client_lacks() -> N
     court.oracle.cursor(court.seat, 6)
     with pytest.raises(Failure, match="lost"):
         court.oracle.cursor(court.seat, 7)
+
+
+def test_a_lost_message_is_judged_as_any_other() -> None:
+    court = Court()
+    court.commit(1)
+    court.commit(2)
+    court.lose(2)
+    court.refuses("lost", 2)
+    court = Court()
+    court.commit(1)
+    court.commit(2, label="blue")
+    court.deliver(1)
+    court.lose(2)
+    court.refuses("forbidden", 2)
+
+
+def test_an_event_has_its_name() -> None:
+    court = Court()
+    court.commit(1)
+    with pytest.raises(Failure, match="other data"):
+        court.oracle.message(court.seat, 1, "1", "another")
+
+
+def test_a_client_is_told_once_of_a_loss() -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.deliver(1, 2)
+    court.lose(2)
+    court.tell("ahead", 2)
+    court.deliver(1)
+    with pytest.raises(Failure, match="without a cause"):
+        court.tell("ahead", 2)
+
+
+def test_a_client_is_told_no_more_often_than_messages_were_forged() -> None:
+    court = Court()
+    court.commit(1)
+    court.deliver(1)
+    court.oracle.losses.forged("s", 2)
+    court.commit(2)
+    court.deliver(2)
+    court.tell("ahead", 2)
+    court.deliver(1, 2)
+    with pytest.raises(Failure, match="without a cause"):
+        court.tell("ahead", 2)
+
+
+@pytest.mark.parametrize(("reason", "requested"), [("invalid-cursor", 3), ("expired", 1)])
+def test_a_gap_event_has_a_cause_and_the_cursor_of_its_client(reason: str, requested: int) -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    court.deliver(1, 2, 3)
+    court.server.stream("s").prune(2)
+    with pytest.raises(Failure, match="without a cause"):
+        court.tell(reason, requested)
+
+
+def test_a_client_with_a_forged_message_is_told_although_it_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.commit(5)
+    court.deliver(5)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 10.0)
+    court.oracle.losses.forged("s", 6)
+    court.oracle.message(court.seat, 6, FORGED, "")
+    court.commit(6)
+    for id in (7, 8, 9):
+        monkeypatch.setattr(CLOCK, "now", CLOCK.now + 1.6)
+        court.commit(id)
+        court.deliver(id)
+        court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 0.5)
+    with pytest.raises(Failure, match="idle: client was not told of the loss of 6"):
+        court.oracle.look(court.seat)
+
+
+def test_a_client_whose_last_message_was_pruned_and_lost_is_told_with_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.deliver(1, 2)
+    court.server.stream("s").prune(2)
+    court.server.stream("s").prune(0)
+    court.lose(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+    court.commit(9)
+    court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 6.0)
+    with pytest.raises(Failure, match="not told of the loss of 2"):
+        court.oracle.look(court.seat)
+
+
+@pytest.mark.parametrize(("replay", "start", "kind"), [(2, 2, "lost"), (2, 0, "order"), (None, 2, "order")])
+def test_a_client_without_a_cursor_starts_where_it_asked(
+    replay: int | None, start: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    court = Court()
+    court.commit(1, 2, 3)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+    court.oracle.greeted(Seat("s", court.client, None, replay), "me", 3 - (replay or 0))
+    with pytest.raises(Failure) as found:
+        court.oracle.greeted(Seat("s", court.client, None, replay), "me", start)
+    assert found.value.kind == kind
+
+
+def test_a_client_that_reads_hears_a_heartbeat_and_is_greeted_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle, began = Court().oracle, CLOCK.now
+    monkeypatch.setattr(CLOCK, "now", began + 15.5)
+    oracle.silent("client", began)
+    oracle.turned_away("client", began + 9.0)
+    for judge in (oracle.silent, oracle.turned_away):
+        with pytest.raises(Failure, match="idle"):
+            judge("client", began - 1.0)

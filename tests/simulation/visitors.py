@@ -55,9 +55,14 @@ class Visitor:
         self.worker: Worker | None = None
         self.seats: list[Seat] = []
         self.stalled = False
+        self._stalled_at = 0.0
         self.greeted = False
         self.connection: str | None = None
         self.came_at = 0.0
+        self.turned_away_at = 0.0
+        """When it first came, if workers have sent it away since before they greeted it; else 0."""
+        self.heard_at = 0.0
+        """When it last got bytes."""
         self.gone = False
         self._hop: float | None = None
         self._pieces: deque[tuple[int, list[Event], list[int | None]]] = deque(maxlen=_KEPT)
@@ -91,10 +96,14 @@ class Visitor:
         self.worker = worker
         self.greeted = False
         self.came_at = CLOCK.now
-        self.seats = [Seat(stream, self, cursor) for stream, cursor in zip(self.streams, self.cursors, strict=True)]
+        self.heard_at = CLOCK.now
+        self.seats = [
+            Seat(stream, self, cursor, self.replay if cursor is None else None)
+            for stream, cursor in zip(self.streams, self.cursors, strict=True)
+        ]
         self._pieces.clear()
         self._handed = 0
-        line = self.line = Line(self._descriptor(), self._take, self._ended)
+        line = self.line = Line(self._descriptor(), self._take, lambda: self._ended(line))
         if self.stalled:
             line.stall(0)
         subscriber = Subscriber(context=self, labels=self.labels)
@@ -114,6 +123,7 @@ class Visitor:
             return
         self._remember(line, pieces)
         self._forget()
+        self.turned_away_at = 0.0
         line.hang_up()
         if back is not None:
             clock.loop().timer(max(0.001, back)).start(self.come)
@@ -141,14 +151,25 @@ class Visitor:
     def _cursors_after(self, before: list[int | None], event: Event) -> list[int | None]:
         return list(event.cursors) if len(event.cursors) == len(self.streams) else before
 
-    def _ended(self) -> None:
+    def _ended(self, line: Line) -> None:
         """The worker has closed the line."""
-        line = self.line
-        if line is None:
+        if line is not self.line:
             return
+        if not self.greeted:
+            self.turned_away_at = self.turned_away_at or self.came_at
+        elif self.worker is not None and self.worker.serves and not self._may_end:
+            self._oracle.fail(Failure("worker", f"{self.name} was sent away from {self.worker.name}"))
         self._remember(line, 0)
         self._forget()
         self._come_later(1.0)
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether a worker may send it away: because of a trouble, or because it has read nothing for long."""
+        oracle, now = self._oracle, CLOCK.now
+        if self.stalled:
+            return now >= max(self._stalled_at, self.came_at) + oracle.write_deadline or now <= oracle.excused_until
+        return now <= max(oracle.excused_until, self.seats[0].ready)
 
     def _forget(self) -> None:
         self.line = self.worker = None
@@ -157,6 +178,8 @@ class Visitor:
 
     def stall(self, room: int) -> None:
         """Read nothing any more."""
+        if not self.stalled:
+            self._stalled_at = CLOCK.now
         self.stalled = True
         for seat in self.seats:
             seat.ready = inf
@@ -166,6 +189,7 @@ class Visitor:
     def flow(self) -> None:
         """Read again."""
         self.stalled = False
+        self.heard_at = CLOCK.now
         for seat in self.seats:
             seat.since = seat.ready = CLOCK.now
         if self.line is not None:
@@ -176,6 +200,7 @@ class Visitor:
     def _take(self, data: bytes) -> None:
         """Judge what a worker sends."""
         events = read(data)
+        self.heard_at = CLOCK.now
         if self.worker is not None and self.worker.sends_left:
             self.worker.sent()
         before = self._last_cursors() if self._pieces else list(self.cursors)
@@ -192,14 +217,14 @@ class Visitor:
             if event.is_control:
                 self._control(event)
             elif event.cursors:
-                oracle.message(seats[event.place], event.cursors[event.place], event.data)
+                oracle.message(seats[event.place], event.cursors[event.place], event.data, event.name)
                 for seat, cursor in zip(seats, event.cursors, strict=True):
                     oracle.cursor(seat, cursor)
                 if self._hop is not None:
                     clock.loop().timer(0.0).start(partial(self.leave, back=self._hop))
                     self._hop = None
             else:
-                oracle.ephemeral(seats[event.place], event.data)
+                oracle.whispers.judge(seats[event.place], event.data, event.name)
 
     def _last_cursors(self) -> list[int | None]:
         _, events, cursors = self._pieces[-1]
@@ -211,7 +236,7 @@ class Visitor:
     def _control(self, event: Event) -> None:
         if event.name == "pgbus:connected":
             facts: dict[str, Any] = json.loads(event.data)
-            self.greeted = True
+            self.greeted, self.turned_away_at = True, 0.0
             if self.connection is None:
                 self.connection = facts["connectionId"]
             for seat, start in zip(self.seats, event.cursors, strict=True):
@@ -222,9 +247,13 @@ class Visitor:
 
     def look(self) -> None:
         """See how long it has been idle."""
-        if self.line is None or self.stalled or self.worker is None or not self.worker.serves:
-            return
         try:
+            if self.turned_away_at:
+                self._oracle.turned_away(self.name, self.turned_away_at)
+            if self.line is None or self.stalled or self.worker is None or not self.worker.serves:
+                return
+            if self.greeted:
+                self._oracle.silent(self.name, self.heard_at)
             for seat in self.seats:
                 if self.greeted:
                     self._oracle.look(seat)

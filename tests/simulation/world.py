@@ -157,10 +157,13 @@ class World:
         self.network.latency = history.scheduler["latency"]
         self.oracle = Oracle(self.server, self.figures)
         self.oracle.bound = history.settings["catch_up_interval"] + 0.6
+        self.oracle.write_deadline = history.settings["write_deadline"]
+        self.oracle.heartbeat = history.settings["heartbeat"]
+        self.oracle.ring_messages = history.settings["ring_messages"]
         self.oracle.page_size = history.settings["page_size"]
         self.oracle.has_steward = history.workers > 1
         self.server.on_commit = self.oracle.committed
-        self.server.on_ephemeral = self.oracle.sent_ephemeral
+        self.server.on_ephemeral = self.oracle.whispers.sent
         self.visitors: dict[int, Visitor] = {}
         self.greenlets: list[Greenlet[..., Any]] = []
         self.workers = [Worker(self, f"w{number}") for number in range(history.workers)]
@@ -233,6 +236,9 @@ class World:
         end = max(CLOCK.now, self.oracle.excused_until) + self.oracle.bound + SETTLE
         while CLOCK.now < end and self.oracle.failure is None:
             gevent.sleep(1.0)
+        for worker in self.workers:
+            if not worker.serves:
+                self.oracle.fail(Failure("worker", f"{worker.name} does not serve at the end"))
 
     def _look(self) -> None:
         while True:
