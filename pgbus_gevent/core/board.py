@@ -244,6 +244,7 @@ class Board:
         Every client that was sent a lost message gets a gap event, and then everything that is retained.
         """
         self.losses += 1
+        to = to if log.recheck is None else min(to, log.recheck)  # a rewind leaves nothing to compare with the table
         log.rewind(to, horizon=horizon)
         if log.retired:
             return  # the stream may have a new log, which was opened with what the table has now

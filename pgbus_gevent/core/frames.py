@@ -62,6 +62,19 @@ def encode(row: Stored) -> Frame:
     return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude, prev_id)
 
 
+def same(one: Frame, other: Frame) -> bool:
+    """Whether two frames are the same message."""
+    # Not the predecessor, which a publisher in REPEATABLE READ may not have known.
+    return one[:4] == other[:4]
+
+
+def agree(frames: Sequence[Frame], rows: Sequence[Stored], *, above: int, up_to: int) -> bool:
+    """Whether frames of a ring and rows of the table are the same messages ``above`` an id, ``up_to`` another one."""
+    here = [frame for frame in frames if above < frame.id <= up_to]
+    there = [encode(row) for row in rows if above < row.id <= up_to]
+    return len(here) == len(there) and all(map(same, here, there))
+
+
 _NONE: frozenset[str] = frozenset()
 
 

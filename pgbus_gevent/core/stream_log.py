@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .filters import NOBODY
-from .frames import Chunk, Frame, Stored, encode, make_chunk, up_to_a_gap
+from .frames import Chunk, Frame, Stored, encode, make_chunk, same, up_to_a_gap
 from .ring_labels import RingLabels
 
 MAX_LOST = 8
@@ -207,6 +207,11 @@ class StreamLog:
         """End the doubts that there were when a statement began; ``doubts`` is their number then."""
         self._settled = max(self._settled, doubts)
 
+    @property
+    def rewound_to(self) -> int:
+        """Where the last rewind went. There must have been one."""
+        return self._lost[-1][0]
+
     def was_lost(self, cursor: int) -> bool:
         """Whether this log knows that the table has lost the message ``cursor``. The cursor must not be above the head."""
         return any(below < cursor <= last for below, last in self._lost)
@@ -219,7 +224,7 @@ class StreamLog:
         if not self.is_open or not self.floor < row.id <= self.head:
             return False
         index = bisect_left(self._ids, row.id)
-        if index < len(self._ids) and _same(self._frames[index], encode(row)):
+        if index < len(self._ids) and same(self._frames[index], encode(row)):
             return False
         self.doubt_above(self._ids[index - 1] if index else self.floor)
         self.doubts += 1  # so that only the primary is asked
@@ -229,22 +234,14 @@ class StreamLog:
         """Have the ring compared with the table above ``cursor``."""
         self.recheck = cursor if self.recheck is None else min(self.recheck, cursor)
 
-    def take_recheck(self) -> int:
-        """Return the cursor to compare from, and forget it.
+    def take_recheck(self) -> tuple[int, list[Frame]]:
+        """Return the cursor to compare from, with the frames above it, and forget it. The ring may have dropped the first ones.
 
         It is forgotten before the table is asked: a contradiction that comes during the statement, which may not have its
-        message, must be looked at again.
+        message, must be looked at again. The ring may drop frames meanwhile, which clients were sent.
         """
-        cursor, self.recheck = self.recheck, None
-        return cursor or 0
-
-    def agrees(self, after: int, up_to: int, rows: Iterable[Stored]) -> bool:
-        """Whether the ring has above ``after``, and up to ``up_to``, the same messages as the table: ``rows`` up to there."""
-        if after < self.floor:
-            return True  # the ring does not have these messages any more
-        start, end = bisect_right(self._ids, after), bisect_right(self._ids, up_to)
-        there = [encode(row) for row in rows if row.id <= up_to]
-        return len(there) == end - start and all(map(_same, self._frames[start:end], there))
+        cursor, self.recheck = max(self.recheck or 0, self.floor), None
+        return cursor, self._frames[bisect_right(self._ids, cursor) :]
 
     @property
     def pruned(self) -> bool:
@@ -342,8 +339,3 @@ class StreamLog:
             return self.head
         # Not the floor, which may be a cursor that a client invented. The client will send this one back as a message's id.
         return self._ids[-count - 1] if count < len(self._ids) else None
-
-
-def _same(one: Frame, other: Frame) -> bool:
-    # Not the predecessor, which a publisher in REPEATABLE READ may not have known.
-    return one[:4] == other[:4]

@@ -16,6 +16,7 @@ import gevent
 from ..core.board import Board
 from ..core.client import Subscription
 from ..core.events import Read
+from ..core.frames import agree
 from ..core.kept_pages import KeptPages
 from ..core.replay import Page, PageFrames
 from ..core.retries import Backoff, Trouble
@@ -131,25 +132,29 @@ class Reader:
         if not logs:
             return
         began = self._clock()
-        asked = [(log, log.take_recheck(), log.head, log.epoch) for log in logs]
-        after = [(log.name, cursor) for log, cursor, _, _ in asked]
+        asked = [(log, log.head, log.epoch, *log.take_recheck()) for log in logs]
+        after = [(log.name, cursor) for log, _, _, cursor, _ in asked]
         try:
             pages = self._source.pages(after, limit=self._page_size, size=BYTES_PER_STREAM)
         except BaseException:
-            for log, cursor, _, epoch in asked:
+            for log, _, epoch, cursor, _ in asked:
                 if log.epoch == epoch:
                     log.doubt_above(cursor)
             raise
         self._report("follow", pages, began)
-        for (log, cursor, head, epoch), page in zip(asked, pages, strict=True):
-            if log.epoch != epoch or page.horizon > cursor:
-                continue
+        for (log, head, epoch, cursor, frames), page in zip(asked, pages, strict=True):
             up_to = min(head, page.rows[-1].id) if page.more and page.rows else head
-            if not log.agrees(cursor, up_to, page.rows):
-                logger.warning("a message of %r above %d was announced that the table does not have", log.name, cursor)
-                self._board.rewind(log, cursor, horizon=max(log.horizon, page.horizon))
-                self._board.extend(log, page.rows)
-            elif up_to < head:
+            if log.epoch != epoch:
+                # Rewound during the statement, but perhaps not below a forged message. What is above that was told already.
+                up_to = min(up_to, log.rewound_to)
+            above = max(cursor, page.horizon)
+            if not agree(frames, page.rows, above=above, up_to=up_to):
+                logger.warning("a message of %r above %d was announced that the table does not have", log.name, above)
+                self._board.rewind(log, above, horizon=max(log.horizon, page.horizon))
+                if log.head == above:
+                    self._board.extend(log, page.rows)
+                self._board.looks.add(log)
+            elif up_to < head and log.epoch == epoch:
                 log.doubt_above(up_to)
                 self._board.looks.add(log)
 

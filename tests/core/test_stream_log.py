@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pgbus_gevent.core import sse
-from pgbus_gevent.core.frames import Frame, encode, make_chunk
+from pgbus_gevent.core.frames import Frame, agree, encode, make_chunk
 from pgbus_gevent.core.replay import PageFrames
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
@@ -298,12 +298,16 @@ def test_a_message_that_differs_from_the_ring_is_a_contradiction(found: Row, rec
     assert (log.recheck, log.in_doubt) == (recheck, recheck is not None)
 
 
-def test_a_ring_agrees_with_a_table_that_has_the_same_messages() -> None:
+def test_frames_agree_with_a_table_that_has_the_same_messages() -> None:
     log = open_log(10, 20, 30)
-    assert log.agrees(10, 30, [row(20), row(30)])
-    assert log.agrees(10, 20, [row(20)])
-    assert not log.agrees(10, 30, [row(20)])
-    assert not log.agrees(10, 30, [row(20), row(25), row(30)])
-    assert not log.agrees(10, 30, [row(20), row(30, "other")])
+    log.doubt_above(10)
+    cursor, frames = log.take_recheck()
+    assert (cursor, [frame.id for frame in frames], log.recheck) == (10, [20, 30], None)
     log.clear_ring()
-    assert log.agrees(10, 30, [row(20)])
+    assert agree(frames, [row(20), row(30)], above=10, up_to=30)
+    assert agree(frames, [row(10, "other"), row(20)], above=10, up_to=20)
+    assert not agree(frames, [row(20)], above=10, up_to=30)
+    assert not agree(frames, [row(20), row(25), row(30)], above=10, up_to=30)
+    assert not agree(frames, [row(20), row(30, "other")], above=10, up_to=30)
+    log.doubt_above(10)
+    assert log.take_recheck() == (30, [])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
+from pgbus_gevent.core.frames import agree
 from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import RingBudget, StreamLog
 from pgbus_gevent.errors import DatabaseError
@@ -406,7 +407,8 @@ def test_a_forged_message_that_comes_while_another_is_checked_is_found_as_well(m
         wait_until(lambda: log.head == 30 and log.recheck is None)
         settled(parts)
         [page] = parts.table.pages([("orders", log.floor)], limit=10, size=1000)
-        assert log.agrees(log.floor, log.head, page.rows)
+        log.doubt_above(log.floor)
+        assert agree(log.take_recheck()[1], page.rows, above=log.floor, up_to=log.head)
         assert client.ids[-2:] == [20, 30]
 
 
@@ -441,6 +443,59 @@ def test_a_ring_that_is_longer_than_a_page_is_checked_to_its_end() -> None:
         wait_until(lambda: reasons(client) == ["ahead"])
         settled(parts)
         assert client.ids[-9:] == parts.table.ids("orders")
+
+
+def forged_one(parts: Parts) -> FakeClient:
+    """Return a client that has a forged message in place of the second one, and the third; the ring is to be checked."""
+    client = live_client(parts, 1)
+    wake = parts.table.append("orders", None)
+    parts.board.take_next(parts.log(), wake._replace(data="forged"))
+    parts.publish()
+    settled(parts)
+    assert parts.log().contradicts(wake)
+    return client
+
+
+def gets_the_real_one(parts: Parts, client: FakeClient) -> None:
+    parts.look()
+    wait_until(lambda: reasons(client) == ["ahead"])
+    settled(parts)
+    assert client.ids[-len(parts.table.ids("orders")) :] == parts.table.ids("orders")
+    assert client.ids.count(20) == 2
+
+
+def test_a_rewind_goes_below_a_forged_message_for_which_no_look_was_made_yet() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = forged_one(parts)
+        parts.board.rewind(parts.log(), 20, horizon=0)
+        gets_the_real_one(parts, client)
+
+
+def test_a_rewind_during_a_check_hides_no_forged_message_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        client = forged_one(parts)
+
+        def lose() -> None:
+            parts.table.lose("orders", 1)
+            parts.board.rewind(parts.log(), 20, horizon=0)
+
+        answers_late(parts.table, monkeypatch, lose)
+        gets_the_real_one(parts, client)
+
+
+def test_what_a_ring_drops_during_a_check_is_compared_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=20) as parts:
+        client = forged_one(parts)
+        answers_late(parts.table, monkeypatch, parts.log().clear_ring)
+        gets_the_real_one(parts, client)
+
+
+def test_a_ring_is_checked_although_its_first_messages_were_pruned() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = forged_one(parts)
+        parts.log().doubt_above(0)
+        parts.table.prune("orders", 1)
+        gets_the_real_one(parts, client)
 
 
 def test_a_page_from_before_a_rewind_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
