@@ -239,7 +239,7 @@ class Plan:
         """Have somebody forge messages with the ids of real ones, some of which do not ring."""
         random = Random(self.history.seed * 11 + 5)
         for at in (
-            [random.uniform(1.0, self.troubled) for _ in range(random.choice((0, 2, 4)))] if self.has("forge") else ()
+            [random.uniform(1.0, self.seconds) for _ in range(random.choice((1, 3, 6)))] if self.has("forge") else ()
         ):
             self.add(round(at, 4), "impersonate", random.choice(self.streams), random.choice((1, 2, 5)))
 

@@ -197,4 +197,57 @@ FAULTS = (
             ),
         ),
     ),
+    Fault(
+        "forged_message_believed",
+        "The real message with the id of a forged one is taken for the one that is known already.",
+        (Edit(f"{_LOG}.contradicts", "self.doubts += 1", "self.recheck = None"),),
+    ),
+    Fault(
+        "contradiction_lost_during_a_check",
+        "A forged message that is found out while the table is asked about another one is forgotten.",
+        (
+            Edit(
+                f"{_READER}._recheck",
+                "        above = max(cursor, page.horizon)\n",
+                "        log.recheck = None\n        above = max(cursor, page.horizon)\n",
+            ),
+        ),
+    ),
+    Fault(
+        "check_always_rewinds",
+        "A notification that comes twice after a forged one is taken for a loss, although the table has its message.",
+        (Edit(f"{_READER}._recheck", "if not agree(frames, page.rows, above=above, up_to=up_to):", "if True:"),),
+    ),
+    Fault(
+        "replay_one_too_few",
+        "A client that asks for the last messages gets one less.",
+        (Edit(f"{_LOG}.back", "self._ids[-count - 1]", "self._ids[-count]"),),
+    ),
+    Fault(
+        "event_name_dropped",
+        "Stored messages come without their event names.",
+        (Edit("pgbus_gevent.core.stream_log:encode", "event=row.event", "event=None"),),
+    ),
+    Fault(
+        "heartbeat_not_sent",
+        "Quiet connections get no heartbeat.",
+        (
+            Edit(
+                "pgbus_gevent.streamer.heartbeat:Heartbeat._check",
+                "if now - client.last_sent >= self._least:",
+                "if False:",
+            ),
+        ),
+    ),
+    Fault(
+        "slow_client_closed_at_once",
+        "A client that does not read is sent away at the next check, and not after the deadline.",
+        (
+            Edit(
+                "pgbus_gevent.streamer.heartbeat:Heartbeat._check",
+                "due = blocked_since + self._write_deadline",
+                "due = blocked_since",
+            ),
+        ),
+    ),
 )
