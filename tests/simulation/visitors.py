@@ -91,6 +91,7 @@ class Visitor:
             return
         worker = self._pick()
         if worker is None:
+            self.turned_away_at = 0.0
             self._come_later(0.5)
             return
         self.worker = worker
@@ -248,7 +249,7 @@ class Visitor:
     def look(self) -> None:
         """See how long it has been idle."""
         try:
-            if self.turned_away_at:
+            if self.turned_away_at and not self.gone:
                 self._oracle.turned_away(self.name, self.turned_away_at)
             if self.line is None or self.stalled or self.worker is None or not self.worker.serves:
                 return
