@@ -97,9 +97,12 @@ class Oracle:
     def seat_lost(self, seat: Seat) -> None:
         """Note for a client that the last message that it was sent may have been lost."""
         if seat.position is not None and self.losses.has(seat.stream, seat.position):
-            seat.lose(seat.position)
-            # If its pruning was lost too, a worker that knew of that finds the loss with the next message.
-            seat.until_next = self.losses.messages[seat.stream, seat.position].was_pruned
+            self._lose(seat, seat.position)
+
+    def _lose(self, seat: Seat, id: int) -> None:
+        seat.lose(id)
+        # If its pruning was lost too, a worker that knew of that finds the loss with the next message.
+        seat.until_next = self.losses.messages[seat.stream, id].was_pruned
 
     # what clients get
 
@@ -196,7 +199,7 @@ class Oracle:
             if message.id < id and message.seen_at <= before:
                 self._skipped(seat, position, message, id)
         seat.position = id
-        seat.lose(id)
+        self._lose(seat, id)
 
     def _odd(self, seat: Seat, position: int, id: int) -> Message:
         """Judge the place of a message that is not simply the next one, and return it."""

@@ -71,7 +71,8 @@ def promote(server: Server, position: int) -> None:
 def _complete_commits(server: Server) -> None:
     """Complete the commits that are in the WAL, without their notifications."""
     for transaction in list(server.open_transactions):
-        if transaction.logged is not None:
+        # Those that waited for the locks of one may end with it.
+        if transaction.logged is not None and transaction in server.open_transactions:
             transaction.notifications.clear()
             server.finish(transaction)
 
