@@ -221,8 +221,8 @@ class Oracle:
 
     def _skipped(self, seat: Seat, position: int, message: Message, by: int) -> None:
         """Judge a message that was left out."""
-        if message.returned_at > seat.came_at or not self.is_entitled(seat, message):
-            return
+        if message.returned_at or not self.is_entitled(seat, message):
+            return  # a worker may remember the pruning that the database has lost
         if message.gone and (seat.told or position == 0):
             return
         what = "pruned, without a word" if message.gone else "lost"
@@ -256,8 +256,8 @@ class Oracle:
         return message.visible_to is None or seat.rights.steady_since(message.visible_to) < message.seen_at
 
     def _is_due(self, seat: Seat, message: Message) -> bool:
-        """Whether a client is to get a message. It may have passed one that was pruned for a time."""
-        return not message.gone and message.returned_at <= seat.came_at and self.is_entitled(seat, message)
+        """Whether a client is to get a message. It need not get one that was pruned for a time."""
+        return not message.was_pruned and self.is_entitled(seat, message)
 
     # idle clients
 
