@@ -64,6 +64,10 @@ class Losses:
         many = len(following) >= ring_messages and following[ring_messages - 1].seen_at < real.seen_at + UNHEARD
         return 0.0 if many else real.seen_at
 
+    def any_forged_in(self, stream: str) -> bool:
+        """Whether a message was forged, which a worker may count among the last ones."""
+        return any(name == stream for name, _ in self._forgeries)
+
     def forged_in(self, stream: str) -> int:
         """Return how many messages were forged with an id that a real one was given since, or one near it.
 

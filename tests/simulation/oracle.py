@@ -122,7 +122,7 @@ class Oracle:
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
         seat.until_next = lost and self.losses.messages[seat.stream, start].was_pruned  # as in seat_lost()
         seat.since = seat.ready = CLOCK.now
-        if not lost and not self.losses.forged_in(seat.stream):
+        if not lost and not self.losses.any_forged_in(seat.stream):
             judge_start(seat, start, self._server.stream(seat.stream).history, self.excused_until, self.bound)
 
     def gap(self, seat: Seat, data: str) -> None:
