@@ -56,6 +56,7 @@ TOOLS = [
     "bandit",
     "build",
     "hypothesis",
+    "markdown-it-py",  # finds the code blocks of the documentation
     "mypy",
     "nox",
     "pip-audit",
@@ -65,6 +66,7 @@ TOOLS = [
     "ruff",
     "setuptools>=77",  # the first that takes a license as an expression
     "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "sqlparse",  # separates the statements of SQL blocks in the documentation
     "types-gevent",
     "types-psycopg2",
     "uwsgi",  # not pinned there, because it needs a compiler; .ci/run installs it

@@ -1,4 +1,4 @@
-"""The code in the documentation can be parsed, and the names that it uses exist."""
+"""The code in the documentation can be parsed, the names that it uses exist, and a test runs each block."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import json
 import re
 import subprocess
 import sys
-import textwrap
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
+from page_ledger_parts import MOST, NOT_RUN, not_run
+from page_parts import Block, blocks, pages
 
 import pgbus_gevent
 
@@ -26,40 +27,36 @@ else:
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/*.md")}
-)
-TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages()}
 OF_THE_TESTS = {"PGBUS_TEST_DATABASE_URL", "PGBUS_TEST_INSTALLED", "PGBUS_CONFIG", "PGBUS_DEMO_SPEED"}
 """Variables that are not settings: of the testing kit, the one that names the file of settings, and the demo's."""
 
 
-class Block(NamedTuple):
-    page: str
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}"
-
-
-def blocks() -> list[Block]:
-    found = []
-    for page, text in TEXTS.items():
-        for match in re.finditer(r"^( *)```(\w+)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page, line, match[2], textwrap.dedent(match[3])))
-    return found
-
-
-BLOCKS = blocks()
+BLOCKS = [block for page in TEXTS for block in blocks(page)]
 LINES = "}\n{"  # between objects that have one line each
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
 def of(*languages: str) -> list[Block]:
     return [block for block in BLOCKS if block.language in languages]
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_test_runs_every_block(page: str) -> None:
+    assert not_run(page) == {}
+
+
+def test_few_blocks_are_not_run_and_each_has_its_reason() -> None:
+    there = {(block.page, block.start) for block in BLOCKS}
+    assert [key for key in NOT_RUN if key not in there | {(page, "*") for page in TEXTS}] == []
+    assert len(NOT_RUN) <= MOST and all(len(reason) > 15 for reason in NOT_RUN.values())
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_code_is_in_fences(page: str) -> None:
+    """An indented block has no language, and no test would run it."""
+    tokens = MarkdownIt("commonmark").parse(TEXTS[page])
+    assert [token.map for token in tokens if token.type == "code_block"] == []
 
 
 def test_there_is_code_of_all_kinds() -> None:
