@@ -49,7 +49,7 @@ def _why_not_run(block: Block, before: tuple[Block, ...], after: tuple[Block, ..
         if block.has("serves") or any(one.runner and any(name in one.text for name in names) for one in after):
             return None
         return f"no block after it uses {file}"
-    return f"nothing runs a block in {block.language or 'no language'}; see "Code in the documentation" in CONTRIBUTING.md"
+    return f"nothing runs a block in {block.language or 'no language'}: CONTRIBUTING.md, Code in the documentation"
 
 
 @cache

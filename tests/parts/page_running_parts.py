@@ -267,7 +267,7 @@ class Page:
 
 @contextmanager
 def opened(parts: Sequence[Block], folder: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """Open a page, which consists of these blocks, for a `with` block, in its own folder, which is the working directory, and with its own environment."""
+    """Open a page, which consists of these blocks, with its own folder as the working directory, and its own environment."""
     before, place = dict(os.environ), Path.cwd()
     running = Page(parts, folder, request)
     try:
