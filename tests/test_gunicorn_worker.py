@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 import pytest
 from host_parts import Browser, Host, check_streams, gunicorn, host, publish, shutdown_retry
+from page_parts import block_of
 from support import PATIENCE, received, run, session, stored, until
 
 from pgbus_gevent.gunicorn_worker import Worker
@@ -372,7 +373,7 @@ def _loads(served: Host, workers: int, count: int) -> dict[int, int]:
 
 # gunicorn's own workers ----------------------------------------------------------------------------------------------
 
-HOOK = "from pgbus_gevent.hosts.running import drain_first as post_worker_init\n"
+HOOK = block_of("docs/workers.md", "hook")
 
 
 @pytest.mark.parametrize("worker", ["gevent", "gunicorn.workers.ggevent.GeventPyWSGIWorker"], ids=["gevent", "pywsgi"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import block_of
 from redis_parts import RedisServer, needs_redis, redis_cluster, redis_sentinels, redis_server
 from support import Serving, free_port, run, serving, session, until, until_messages
 
@@ -23,8 +22,7 @@ from pgbus_gevent.settings.table import Settings
 
 pytestmark = pytest.mark.program
 
-DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
-USER = re.search(r"^ACL SETUSER pgbus (.*?)\n```", DOCS.read_text(), re.S | re.M)
+USER = block_of("docs/redis.md", "user").removeprefix("ACL SETUSER pgbus ")
 """The user that the page describes, as a command of Redis over several lines."""
 
 
@@ -121,8 +119,7 @@ def test_a_refused_login_is_told_from_a_redis_that_is_away(
 
 def allow(server: RedisServer, *rights: str) -> None:
     """Make the user that the page describes, with these changes."""
-    assert USER is not None
-    words = USER[1].replace("\\\n", " ").split()
+    words = USER.replace("\\\n", " ").split()
     assert server.client.execute_command("ACL", "SETUSER", "pgbus", "reset", *words, *rights)
 
 

@@ -13,12 +13,13 @@ import gevent
 import psycopg2.extensions as ext
 import pytest
 from gevent.server import StreamServer
+from page_parts import block_of
 from support import get, run, serving, session, until
 from ways import kill_server, standby
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database import green
-from pgbus_gevent.database.addresses import Route, Target, targets
+from pgbus_gevent.database.addresses import Route, Target, Unresolved, targets
 from pgbus_gevent.database.connect import connect
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.settings.table import Settings
@@ -92,6 +93,13 @@ def test_the_primary_is_reached_whatever_is_listed_first(
     known = {"p": place(url), "s": place(other), "d": refusing, "m": mute}
     with soon_opened(at(url, *(known[letter] for letter in order))) as connection:
         assert not is_standby(connection)
+
+
+def test_the_url_of_the_documentation_has_three_hosts() -> None:
+    url = block_of("docs/failover.md", "hosts").strip().removeprefix("PGBUS_DATABASE_URL=")
+    parameters = ext.parse_dsn(url)
+    found = [target.reason for target in targets(parameters, Route(), 20.0) if isinstance(target, Unresolved)]
+    assert [reason.split()[1] for reason in found] == ["db1", "db2", "db3"]
 
 
 def test_target_session_attrs_of_the_url_count(pair: tuple[str, str], refusing: tuple[str, str]) -> None:

@@ -14,9 +14,10 @@ import pytest
 from host_parts import (
     assert_a_client_is_told_to_come_back,
     assert_an_event_source_outlives_a_restart,
-    documented,
     servers_at,
+    with_other_texts,
 )
+from page_parts import block_of
 from raw_http import ask
 from support import PATIENCE, free_port, until
 from ways import found
@@ -42,8 +43,8 @@ def status(port: int, path: str) -> int:
 @pytest.fixture
 def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
     """The port of HAProxy."""
-    recipe = documented(
-        "haproxy",
+    recipe = with_other_texts(
+        block_of("docs/serving.md", "haproxy"),
         {
             "bind :443 ssl crt /etc/haproxy/site.pem alpn h2,http/1.1": f"bind 127.0.0.1:{ports[0]}",
             "127.0.0.1:8080": f"127.0.0.1:{ports[1]}",

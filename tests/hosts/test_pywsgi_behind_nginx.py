@@ -14,9 +14,10 @@ import pytest
 from host_parts import (
     assert_a_client_is_told_to_come_back,
     assert_an_event_source_outlives_a_restart,
-    documented,
     servers_at,
+    with_other_texts,
 )
+from page_parts import block_of
 from raw_http import ask
 from support import free_port, until
 
@@ -31,8 +32,8 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: a
 
 def recipe(port: int, upstream: int) -> str:
     """The configuration of the page, without TLS and HTTP/2, on our ports."""
-    return documented(
-        "nginx",
+    return with_other_texts(
+        block_of("docs/serving.md", "nginx"),
         {
             "listen 443 ssl;": f"listen 127.0.0.1:{port};",
             "http2 on;": "",

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
-from program_parts import ROOT, program, tag_in
+from page_parts import block_of
+from program_parts import program, tag_in
 from raw_http import ask
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = {
+    "Flask": block_of("docs/frameworks.md", "flask"),
+    "Django": block_of("docs/frameworks.md", "django"),
+    "Bottle": block_of("docs/bottle.md", "application"),
+}
 
 
-def program_in(document: str, heading: str) -> str:
-    """The only complete program under a heading."""
-    section = re.split(r"^## ", (ROOT / "docs" / document).read_text(), flags=re.MULTILINE)
-    (text,) = [part for part in section if part.startswith(f"{heading}\n")]
-    (code,) = [block for block in _BLOCK.findall(text) if block.startswith("from gevent import monkey")]
-    return str(code)
-
-
-@pytest.mark.parametrize(
-    ("document", "heading"), [("frameworks.md", "Flask"), ("frameworks.md", "Django"), ("bottle.md", "An application")]
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_the_application_in_the_documentation_runs_unchanged(
-    document: str, heading: str, tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus
+    name: str, tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus
 ) -> None:
-    (tmp_path / "shop.py").write_text(program_in(document, heading))
+    (tmp_path / "shop.py").write_text(PROGRAMS[name])
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         answer = shop.get("/")
         assert answer.status == 200, answer
@@ -49,7 +43,7 @@ def test_the_application_in_the_documentation_runs_unchanged(
 
 
 def test_flasks_session_decides_who_may_watch(tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
-    (tmp_path / "shop.py").write_text(program_in("frameworks.md", "Flask"))
+    (tmp_path / "shop.py").write_text(PROGRAMS["Flask"])
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         path, _ = tag_in(shop.page())
         assert ask(shop.port, path, Accept="text/event-stream").status == 403
@@ -59,7 +53,7 @@ def test_flasks_session_decides_who_may_watch(tmp_path: Path, pgbus_settings: Se
 def test_a_broadcast_in_djangos_transaction_goes_with_the_page_and_its_watermark(
     tmp_path: Path, pgbus_settings: Settings
 ) -> None:
-    (tmp_path / "shop.py").write_text(program_in("frameworks.md", "Django"))
+    (tmp_path / "shop.py").write_text(PROGRAMS["Django"])
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         assert "<h1>0 orders</h1>" in shop.page() and tag_in(shop.page())[1] == 0
         assert shop.post("/orders").status == 204

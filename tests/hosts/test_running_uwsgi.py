@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 from host_parts import APP, check_streams, host, shutdown_retry
+from page_parts import block_of
 from support import PATIENCE, until
 
 UWSGI = Path(sys.executable).with_name("uwsgi")
 
 pytestmark = pytest.mark.skipif(not UWSGI.exists(), reason="uwsgi is not installed")
 
-HOOK = """
-import uwsgi
-
-from pgbus_gevent.hosts.running import drain
-
-uwsgi.atexit = drain
-"""
-
-COMMAND = [
-    *(str(UWSGI), "--http-socket", "127.0.0.1:PORT", "--module", "app:app", "--master", "--die-on-term", "--need-app"),
-    *("--gevent", "100", "--gevent-monkey-patch", "--enable-threads", "--socket-timeout", "30", "--processes", "2"),
-]
+HOOK = block_of("docs/workers.md", "atexit")
+WORDS = shlex.split(block_of("docs/workers.md", "uwsgi").replace("\\\n", ""))
+COMMAND = [str(UWSGI), *("127.0.0.1:PORT" if word == ":8080" else word for word in WORDS[1:]), "--need-app"]
 
 
 @pytest.mark.parametrize("lazy", [(), ("--lazy-apps",)], ids=["forked", "lazy"])
@@ -34,7 +27,7 @@ def test_it_streams_sees_clients_leave_and_closes_slow_ones(
 ) -> None:
     (tmp_path / "app.py").write_text(APP + HOOK)
     variables = {"PGBUS_HEARTBEAT": "1", "PGBUS_WRITE_DEADLINE": "4"}
-    one = [*COMMAND[:-1], "1", *lazy]
+    one = [*COMMAND, "--processes", "1", *lazy]
     with host(tmp_path, pgbus_database, *one, **variables) as served, served.live() as client, served.live() as slow:
         check_streams(served, pgbus_database, client, slow)
         served.signal()

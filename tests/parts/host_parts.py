@@ -285,13 +285,12 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
     until(lambda: len(client.messages) == 23, "the other has all")
 
 
-def documented(language: str, replaced: dict[str, str]) -> str:
-    """Return a proxy's configuration from docs/serving.md, with other texts for some of its own, each of which it must have."""
-    [recipe] = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
+def with_other_texts(recipe: str, replaced: dict[str, str]) -> str:
+    """Return a proxy's configuration with other texts for some of its own, each of which it must have."""
     for written, ours in replaced.items():
         assert written in recipe
         recipe = recipe.replace(written, ours)
-    return str(recipe)
+    return recipe
 
 
 @contextmanager

@@ -12,7 +12,18 @@ MOST = 15
 """How many blocks may have a reason."""
 
 NOT_RUN: dict[tuple[str, str], str] = {
+    (
+        "README.md",
+        "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt -e . && .venv/bin/python -m pytest -q -n 4",
+    ): ("runs all tests: .ci/run takes this line from the page and runs it"),
     ("benchmarks/README.md", "*"): "figures that were measured once, and commands that measure for minutes",
+    ("docs/peers.md", ".venv/bin/python -m benchmarks.peers --seed 14 --write"): (
+        "installs and runs a dozen other servers for an hour; test_peers_run runs the program on fewer"
+    ),
+    ("docs/releasing.md", "python3 -m venv /tmp/try"): (
+        "test_distributions builds the wheel, and .ci/debian13 installs it; here it would need the network"
+    ),
+    ("docs/releasing.md", "git push --follow-tags"): "publishes the release",
 }
 """The reason for each block that cannot be run, by its page and its first line; `*` is all blocks of the page."""
 
@@ -44,6 +55,8 @@ def _why_not_run(block: Block, before: tuple[Block, ...], after: tuple[Block, ..
         if any(one.runner and wanted in (None, one.value("name")) for one in before):
             return None
         return "it is the output of no block before it"
+    if name is not None and any(one.runner and f'tester.text("{name}")' in one.text for one in after):
+        return None
     if file is not None:
         names = {file, Path(file).stem} if file.endswith(".py") else {file}
         if block.has("serves") or any(one.runner and any(name in one.text for name in names) for one in after):

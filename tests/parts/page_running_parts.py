@@ -43,6 +43,15 @@ _DATABASE = re.compile(r"postgresql://[^\s\"'`)]*")
 _LEFT_OUT = re.compile(r"\b([A-Z][A-Z0-9_]+)=…(?=\s|$)")
 
 
+def as_url(dsn: str) -> str:
+    """Return a connection string as a URL, without characters that a shell would interpret between quotes or outside."""
+    parts = ext.parse_dsn(dsn)
+    login = ":".join(quote(parts[key], safe="") for key in ("user", "password") if key in parts)
+    folder = parts["host"] if parts.get("host", "/").startswith("/") else None
+    place = f"{'' if folder else parts['host']}:{parts.get('port', '5432')}"
+    return f"postgresql://{login}@{place}/{parts['dbname']}" + (f"?host={quote(folder)}" if folder else "")
+
+
 class Page:
     """One page while its blocks run. ``names`` are the names of its Python blocks."""
 
@@ -54,7 +63,8 @@ class Page:
         self._expected = Expected()
         self._outputs: dict[str, str] = {}
         self._last: Block | None = None
-        self._running: dict[str, Background] = {}
+        self._running: dict[str, list[Background]] = {}
+        self._server: Background | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._database_url: str | None = None
         self.stack = ExitStack()
@@ -70,11 +80,7 @@ class Page:
     def database_url(self) -> str:
         """Return the URL of the page's database, which is made when a block first needs it."""
         if self._database_url is None:
-            parts = ext.parse_dsn(self._request.getfixturevalue("pgbus_database"))
-            login = ":".join(quote(parts.pop(key), safe="") for key in ("user", "password") if key in parts)
-            name = parts.pop("dbname")
-            query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parts.items())
-            self._database_url = f"postgresql://{login}@/{name}?{query}"
+            self._database_url = as_url(self._request.getfixturevalue("pgbus_database"))
             os.environ["PGBUS_DATABASE_URL"] = self._database_url
         return self._database_url
 
@@ -94,7 +100,7 @@ class Page:
         text = _DATABASE.sub(lambda match: self.database_url, text)
         text = _PORT.sub(lambda match: str(self.port(match[0])), text)
         text = text.replace("/path/to/the/clone", str(ROOT))
-        return self._expected.put_in(text)
+        return text if block.has("output") else self._expected.put_in(text)
 
     # running
 
@@ -135,7 +141,12 @@ class Page:
             assert self._last is not None, "no block has run yet"
             block = self._last
         running = self._running.get(str(block))
-        return running.output if running else self._outputs[str(block)]
+        return "".join(one.output for one in running) if running else self._outputs[str(block)]
+
+    def text(self, name: str) -> str:
+        """Return the text of the block that a comment calls ``name``, with the addresses of this run."""
+        (block,) = [one for one in self.blocks if one.value("name") == name]
+        return self.put_in(block, block.text)
 
     def _compare(self, shown: Block) -> None:
         of = shown.value("of")
@@ -143,7 +154,8 @@ class Page:
         assert block is not None, f"{shown}: no block before it has run"
         runs_on = str(block) in self._running
         deadline = monotonic() + (PATIENCE if runs_on else 0)
-        while why := self._expected.compare(shown.text, self.output(of), start=runs_on):
+        text = self.put_in(shown, shown.text)
+        while why := self._expected.compare(text, self.output(of), start=runs_on):
             assert monotonic() < deadline, f"{shown}: {why}"
             gevent.sleep(0.02)
 
@@ -237,12 +249,15 @@ class Page:
         return ""
 
     def _start(self, block: Block, command: str) -> None:
+        if block.has("serves") and self._server is not None:
+            self._server.close()
         environment = self._environment()
         running = Background(str(block), command, self.folder, environment)
         self.stack.callback(running.close)
-        self._running[str(block)] = running
+        self._running.setdefault(str(block), []).append(running)
         self._last = self._last if block.hidden else block
         if block.has("serves"):
+            self._server = running
             running.wait_for_port(self.port())
 
     def _console(self, block: Block) -> str:

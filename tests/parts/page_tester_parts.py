@@ -34,6 +34,9 @@ class Tester:
         """The folder in which the blocks run."""
         return self._page.folder
 
+    secret = SECRET
+    """The secret in PGBUS_SECRET, and of the servers here."""
+
     @property
     def database_url(self) -> str:
         return self._page.database_url
@@ -49,6 +52,14 @@ class Tester:
     def output(self, of: str | None = None) -> str:
         """Return what the last visible block has printed so far, or the block that a comment calls ``of``."""
         return self._page.output(of)
+
+    def text(self, name: str) -> str:
+        """Return the text of the block that a comment calls ``name``."""
+        return self._page.text(name)
+
+    def fixture(self, name: str) -> Any:
+        """Return a fixture of the tests. Those of our testing kit have the page's database."""
+        return self._page.fixture(name)
 
     def sql(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Run a statement on the page's database, commit it, and return its rows."""
@@ -78,9 +89,9 @@ class Tester:
         self._page.ports[written] = server.port
         return server
 
-    def get(self, path: str, **headers: str) -> Answer:
-        """GET a path; an underscore in a header's name stands for a hyphen."""
-        return ask(self.port, path, **headers)
+    def get(self, path: str, written: str = "8080", **headers: str) -> Answer:
+        """GET a path; an underscore in a header's name stands for a hyphen. ``written`` is the port in the text of the page."""
+        return ask(self._page.port(written), path, **headers)
 
     def post(self, path: str, body: Any = None, **fields: str) -> Answer:
         """POST a body, or the fields of a form."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import psycopg
 import psycopg2
 import pytest
-from program_parts import PATIENCE, ROOT, SECRET, program, tag_in
+from page_parts import block_of
+from program_parts import PATIENCE, SECRET, program, tag_in
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.client import StreamClient
 
-PUBLISH, RENDER, BOTTLE = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+PUBLISH, RENDER = block_of("README.md", "publish"), block_of("README.md", "render")
 
 
 @pytest.mark.parametrize("connect", [psycopg2.connect, psycopg.connect], ids=["psycopg2", "psycopg 3"])
@@ -44,8 +44,9 @@ def test_a_page_gets_the_messages_after_its_watermark_and_none_twice(
 
 
 def test_the_bottle_application_runs(tmp_path: Path, pgbus_settings: Settings) -> None:
-    code = BOTTLE.replace("server=Server)", 'server=Server, port=int(__import__("os").environ["PORT"]))')
-    assert code != BOTTLE
+    documented = block_of("README.md", "bottle")
+    code = documented.replace("server=Server)", 'server=Server, port=int(__import__("os").environ["PORT"]))')
+    assert code != documented
     (tmp_path / "shop.py").write_text(code)
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         path, since = tag_in(shop.page("/orders"))
@@ -67,9 +68,7 @@ def user_of(environ):
 
 
 def test_the_server_in_the_users_own_process_runs(tmp_path: Path, pgbus_settings: Settings, pgbus_bus: Bus) -> None:
-    page = (ROOT / "docs/serving.md").read_text()
-    (code,) = [one for one in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "run_until_stopped" in one]
-    code = code.replace("def authorize", f"{USERS}\n\ndef authorize", 1)
+    code = block_of("docs/serving.md", "own-process").replace("def authorize", f"{USERS}\n\ndef authorize", 1)
     code = code.replace("8080", 'int(__import__("os").environ["PORT"])')
     (tmp_path / "own.py").write_text(code)
     with program("own.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as own:

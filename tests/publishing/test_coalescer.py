@@ -18,6 +18,7 @@ from database_parts import PATIENCE, until
 from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
+from page_parts import block_of
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.windows import Windows
@@ -29,7 +30,6 @@ from pgbus_gevent.publishing.coalescer import Coalescer
 from pgbus_gevent.testing import FakeBus
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "coalescing.md"
 AWAY = DatabaseUnavailable("nobody listens there")
 
 
@@ -590,7 +590,7 @@ def test_a_process_that_forks_has_no_thread_of_ours_at_that_moment(pgbus_databas
 
 def test_the_example_of_the_documentation(pgbus_database: str, pgbus_bus: Bus) -> None:
     """Each message is a beginning of the whole text, the last one is all of it, and there are fewer messages than words."""
-    program = DOCUMENT.read_text().split("```python\n")[2].split("```")[0]
+    program = block_of("docs/coalescing.md", "answer")
     found = subprocess.run(
         [sys.executable, "-c", program, pgbus_database], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

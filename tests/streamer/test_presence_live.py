@@ -13,7 +13,8 @@ from typing import Any
 
 import gevent
 import pytest
-from program_parts import ROOT, Program, program
+from page_parts import block_of
+from program_parts import Program, program
 from raw_http import ask
 from streamer_parts import seat
 from support import PATIENCE, Serving, run, serving, session, until
@@ -293,10 +294,7 @@ def listed(one: Program, cookie: dict[str, str]) -> Any:
 def test_the_application_in_the_documentation_and_a_worker_of_it_that_is_killed(
     tmp_path: Path, pgbus_database: str, pgbus_bus: Bus
 ) -> None:
-    [code] = re.findall(
-        r"^```python\n(from gevent import monkey.*?)^```$", (ROOT / "docs/presence.md").read_text(), re.M | re.S
-    )
-    (tmp_path / "rooms.py").write_text(code)
+    (tmp_path / "rooms.py").write_text(block_of("docs/presence.md", "rooms"))
     how: dict[str, Any] = {"database_url": pgbus_database, "cwd": tmp_path, "PGBUS_PRESENCE_TTL": "60s"}
     with program("rooms.py", **how) as stays, program("rooms.py", **how) as dies, ExitStack() as clients:
         assert ask(stays.port, "/members").status == 403

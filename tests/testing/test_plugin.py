@@ -12,6 +12,7 @@ from time import sleep
 
 import pytest
 from kit_parts import PATCHED, ROOT, Project
+from page_parts import block_of
 
 import pgbus_gevent.testing
 from pgbus_gevent.testing import leaks
@@ -188,7 +189,7 @@ def test_coverage(project: Project) -> None:
             assert gevent.get_hub().threadpool.apply(shop.in_the_pool) == 3
             pgbus_bus.stream("s").broadcast("x")
     """
-    (project.directory / ".coveragerc").write_text("[run]\nconcurrency = gevent,thread\n")
+    (project.directory / "pyproject.toml").write_text(block_of("docs/testing.md", "coverage"))
     project.write(pytest_ini=PATCHED, shop=dedent(shop), test_shop=dedent(tests))
     found = project.pytest("--cov=shop", "--cov-report=term-missing")
     assert found.status == 0 and "100%" in found, found
@@ -306,6 +307,24 @@ def test_leaks_are_named(project: Project) -> None:
         "ERROR test_leaks.py::test_session",
     ):
         assert line in found, (line, found)
+
+
+SHOWN = (
+    r"greenlet '[^']+' running [\w.]+, spawned at \S+:\d+, now at \S+:\d+",
+    r"descriptor \d+: socket:\[\d+\] 127\.0\.0\.1:\d+(?: -> 127\.0\.0\.1:\d+)?",
+    r"database session '[^']+', idle in transaction, its last statement: select .+",
+)
+"""The forms of the lines that docs/testing.md shows."""
+
+
+def test_the_report_of_leaks_is_as_in_the_documentation(project: Project) -> None:
+    first, *lines = block_of("docs/testing.md", "leaks").splitlines()
+    chosen = "greenlet or socket or session"
+    found = project.write(pytest_ini=PATCHED, conftest=IMPATIENT, test_leaks=LEAKS).pytest("-k", chosen)
+    assert first in found
+    for form, line in zip(SHOWN, lines, strict=True):
+        assert re.fullmatch(form, line.strip())
+        assert re.search(form, found.output), found
 
 
 def test_leaks_of_all_tests(project: Project) -> None:

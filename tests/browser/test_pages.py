@@ -1,0 +1,145 @@
+"""The HTML, CSS and JavaScript in README.md and docs/browser.md, in a real browser and on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from browser_fixtures import PATIENT
+from browser_parts import Browser, Front, Profile, element, missing, profile, publish, status
+from page_parts import block_of
+from site_parts import running_site
+
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.docs]
+
+LOGGING = "window.logged = []; console.log = (...words) => logged.push(words);"
+
+
+@pytest.fixture
+def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
+    with profile(browser, front) as tabs:
+        yield tabs
+
+
+def filled_in(code: str, stream: str, watermark: int = 0) -> str:
+    """Return the code with a stream and a watermark of the test in the place of those of the page."""
+    code = (
+        code.replace("TOKEN", stream).replace("WATERMARK", str(watermark)).replace("1700000000000012", str(watermark))
+    )
+    return code.replace("/assets/", "/lib/")
+
+
+@pytest.mark.parametrize(
+    ("code", "with_id"), [(block_of("README.md", "element"), False), (block_of("docs/browser.md", "element"), True)]
+)
+def test_the_element_gets_what_came_after_the_watermark(
+    code: str, with_id: bool, tabs: Profile, front: Front, stream: str
+) -> None:
+    (watermark,) = publish(front.site, stream, "on the page", event="order.paid")
+    (id,) = publish(front.site, stream, "meanwhile", event="order.paid")
+    page = tabs.open(front.page(filled_in(code, stream, watermark)), init=LOGGING)
+    page.until("logged.length == 1")
+    (later,) = publish(front.site, stream, "later", event="order.paid")
+    page.until("logged.length == 2")
+    told = [[id, "meanwhile"], [later, "later"]]
+    assert page.eval("logged") == (told if with_id else [words[1:] for words in told])
+
+
+def test_the_style_shows_a_note_while_the_element_waits(tabs: Profile, front: Front, stream: str) -> None:
+    style = f"<style>.offline {{ display: none }}\n{block_of('docs/browser.md', 'style')}</style>"
+    page = tabs.open(front.page(element(stream) + '<p class="offline">offline</p>', style))
+    shown = "getComputedStyle(document.querySelector('.offline')).display"
+    page.until_open()
+    assert page.eval(shown) == "none" and page.eval("getComputedStyle(source).display") == "none"
+    front.intercept = status("503 No", ("retry-after", "60"))
+    front.drop()
+    page.until(f"{shown} == 'block'")
+
+
+def test_the_reactions_lead_to_the_login_and_load_the_page_again(tabs: Profile, front: Front, stream: str) -> None:
+    reactions = f"<script>{block_of('docs/browser.md', 'reactions')}</script>"
+    front.pages["/login"] = "<title>the login</title>"
+    front.intercept = status("403 No")
+    page = tabs.open(front.page(element(stream), reactions))
+    page.until("location.pathname == '/login'")
+
+    front.intercept = lambda environ, start_response: None
+    page = tabs.open(front.page(element(stream), reactions))
+    for event, detail in (("pgbus:gap", "{}"), ("pgbus:close", "{ reason: 'identity-changed', willRetry: false }")):
+        page.until_open()
+        page.eval("void (window.before = true)")
+        page.eval(f"void source.dispatchEvent(new CustomEvent('{event}', {{ detail: {detail}, bubbles: true }}))")
+        page.until("!window.before")
+
+
+def test_pages_with_their_own_connection_share_none(tabs: Profile, front: Front, stream: str) -> None:
+    path = front.page(filled_in(block_of("docs/browser.md", "own-connection"), stream))
+    for number in (1, 2):
+        tabs.open(path).until_open()
+        front.until_live(number)
+
+
+def test_connect_gives_the_messages_until_it_is_closed(tabs: Profile, front: Front, stream: str) -> None:
+    code = filled_in(block_of("docs/browser.md", "connect"), stream)
+    publish(front.site, stream, "a", event="order.paid")
+    assert "orders.close();" in code
+    still_open = code.replace("orders.close();", "window.orders = orders;")
+    page = tabs.open(front.page("", f'<script type="module">{still_open}</script>'), init=LOGGING)
+    page.until("logged.length == 1")
+    assert page.eval("logged") == [["a"]] and page.eval("orders.state") == "open"
+    front.until_live(2)
+    assert front.followed == {stream, "demo:a", "demo:b"}
+    page.close()
+    front.until_live(0)
+
+    closed = code.replace("orders.close();", "orders.close(); window.orders = orders;")
+    page = tabs.open(front.page("", f'<script type="module">{closed}</script>'), init=LOGGING)
+    page.until("window.orders")
+    front.until_live(1)
+    assert front.followed == {"demo:a", "demo:b"} and page.eval("orders.state") == "closed"
+
+
+def test_turbo_performs_the_actions(tabs: Profile, front: Front, stream: str) -> None:
+    names = {"orders": front.site.bus.stream(stream)}
+    actions = block_of("docs/browser.md", "actions").replace("orders.broadcast(turbo.refresh(morph=True))", "")
+    assert "refresh" not in actions
+    exec(actions, names)
+    page = tabs.open(front.page(filled_in(block_of("docs/browser.md", "turbo"), stream) + '<b id="count">6</b>'))
+    page.until("document.querySelector('#orders li')")
+    assert page.eval("document.querySelector('#orders').innerHTML") == "<li>7</li>"
+    page.until("document.querySelector('#count').textContent == '7'")
+
+
+def test_htmx_swaps_the_messages_and_reacts_to_events(tabs: Profile, front: Front, stream: str) -> None:
+    front.pages["/orders/summary"] = "<i>the summary</i>"
+    page = tabs.open(front.page(filled_in(block_of("docs/browser.md", "htmx"), stream)))
+    page.until("window.htmx")
+    page.until_open()
+    publish(front.site, stream, "1", "2", event="order.count")
+    publish(front.site, stream, "<li>a</li>", "<li>b</li>", event="order.new")
+    page.until("document.querySelector('[sse-swap=\"order.new\"]').innerHTML.trim() == '<li>b</li><li>a</li>'")
+    assert page.eval("document.querySelector('[sse-swap=\"order.count\"]').innerHTML") == "2"
+    publish(front.site, stream, "7", event="order.paid")
+    page.until("document.querySelectorAll('[hx-get] i').length == 2")
+
+
+def test_the_policy_lets_the_element_work(tabs: Profile, front: Front, stream: str) -> None:
+    policy = block_of("docs/browser.md", "policy").strip().removeprefix("Content-Security-Policy: ")
+    front.pages["/strict"] = f"""<!doctype html><meta http-equiv="Content-Security-Policy" content="{policy}">
+        <script type="module" src="/pgbus/pgbus.js"></script>{element(stream)}"""
+    page = tabs.open("/strict")
+    page.until_open()
+    (id,) = publish(front.site, stream, "a")
+    page.until(f"source.getAttribute('since') == '{id}'")
+
+
+def test_a_page_follows_a_stream_of_another_origin(tabs: Profile, front: Front, pgbus_database: str) -> None:
+    with running_site(pgbus_database, **PATIENT, cors_origins=(front.site.url,)) as site:
+        code = block_of("docs/browser.md", "other-origin").replace("https://live.example", site.url)
+        module, _, tag = filled_in(code, "demo:far").partition("\n")
+        front.pages["/far"] = f"<!doctype html>{module}{tag}"
+        page = tabs.open("/far")
+        page.until_open()
+        (id,) = publish(site, "demo:far", "a")
+        page.until(f"document.querySelector('pgbus-stream-source').getAttribute('since') == '{id}'")
+        page.close()
