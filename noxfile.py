@@ -105,6 +105,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Write the reference pages that are made from the code, and build the documentation site in site/."""
+    run(session, "website.reference")
+    run(session, "mkdocs", "build", "--strict", "--quiet", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmark: nox -s bench -- fanout paced."""
     run(session, "pgbus_gevent", "bench", *session.posargs)
