@@ -27,6 +27,8 @@ FENCE_OR_TARGET = re.compile(
     r"^( *)(```+|~~~+).*?^\1\2 *$|(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)", re.MULTILINE | re.DOTALL
 )
 
+COMMENT = re.compile(r"^<!-- .* -->$", re.MULTILINE)
+
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the files from outside docs/."""
@@ -43,7 +45,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     def change(match: re.Match[str]) -> str:
         return match[0] if match[3] is None else on_site(match[3], source, place)
 
-    return FENCE_OR_TARGET.sub(change, markdown)
+    # In the repository a comment may stand directly before a table or a list, but Python-Markdown would take them for its text.
+    return COMMENT.sub(r"\n\g<0>\n", FENCE_OR_TARGET.sub(change, markdown))
 
 
 def on_site(target: str, source: Path, place: str) -> str:

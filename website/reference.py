@@ -87,7 +87,7 @@ def _arguments(actions: list[argparse.Action]) -> str:
 
 def _default(action: argparse.Action) -> str:
     value = action.default
-    return value.relative_to(ROOT).as_posix() if isinstance(value, Path) else str(value)
+    return "/".join(value.parts[-3:]) if isinstance(value, Path) else str(value)
 
 
 def _about(text: str) -> Iterator[str]:

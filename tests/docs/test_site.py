@@ -1,0 +1,134 @@
+"""The documentation site: it builds without a warning, needs no other host, can be searched, and has its pages as text too."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from browser_parts import Browser, missing
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "mkdocs.yml"
+BUILT_ELSEWHERE = "PGBUS_TEST_INSTALLED" in os.environ
+
+pytestmark = [
+    pytest.mark.docs,
+    pytest.mark.skipif(BUILT_ELSEWHERE, reason="the site depends on neither the system nor the database"),
+]
+
+
+def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(config), "-d", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once for all processes that run tests. Fails if it cannot be built."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    outcome = folder / "site.outcome"
+    with (folder / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not outcome.exists():
+            done = build(CONFIG, folder / "site")
+            outcome.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}", encoding="utf-8")
+    assert outcome.read_text(encoding="utf-8") == "0\n"
+    return folder / "site"
+
+
+def listed(part: object) -> list[str]:
+    """Return the pages of a part of the navigation."""
+    if isinstance(part, str):
+        return [part]
+    children = part.values() if isinstance(part, dict) else part
+    return [page for child in children for page in listed(child)]  # type: ignore[attr-defined]
+
+
+def test_each_page_that_is_listed_is_built(site: Path) -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads what only MkDocs understands as nothing."""
+
+    Loader.add_multi_constructor("", lambda loader, tag, node: None)
+    pages = listed(yaml.load(CONFIG.read_text(encoding="utf-8"), Loader)["nav"])
+    assert len(pages) > 80
+    built = {re.sub(r"README\.md$", "index.md", page).removesuffix(".md") for page in pages}
+    assert [page for page in built if not (site / f"{page}.html").exists()] == []
+
+
+def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+    pages = [*site.rglob("*.html")]
+    tags = re.compile(
+        r"<(?:script|link|img|iframe|source|video|audio)\b[^>]*?\b(?:src|href|srcset)=\"?((?:https?:)?//[^\s\">]+)"
+    )
+    assert {(page.name, url) for page in pages for url in tags.findall(page.read_text(encoding="utf-8"))} == set()
+    styles = "".join(style.read_text(encoding="utf-8") for style in site.rglob("*.css"))
+    assert re.findall(r"@import|url\(\"?(?:https?:)?//", styles) == []
+
+
+def test_the_pages_exist_as_text_and_their_links_lead_to_texts(site: Path) -> None:
+    index = (site / "llms.txt").read_text(encoding="utf-8")
+    assert re.match(r"# pgbus_gevent\n\n> .+\n\n## Start\n\n- \[", index)
+    places = re.findall(r"^- \[.+?\]\(([^)]+)\): \S", index, re.MULTILINE)
+    assert len(places) > 80 and [place for place in places if not (site / place).exists()] == []
+    targets = set()
+    for place in places:
+        text = re.sub(r"^( *)```.*?^\1```", "", (site / place).read_text(encoding="utf-8"), flags=re.M | re.S)
+        targets |= {(place, link) for link in re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", text)}
+    assert len(targets) > 300
+    assert [(place, link) for place, link in targets if not (site / place).parent.joinpath(link).exists()] == []
+
+
+def test_the_full_text_has_the_python_interface_and_leaves_out_the_inside(site: Path) -> None:
+    full = (site / "llms-full.txt").read_text(encoding="utf-8")
+    assert "Publish one message with the text `data`, and return its id." in full
+    assert "<!-- settings.md -->" in full and "<!-- architecture.md -->" not in full
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("[a page](nowhere.md)", "nowhere.md"),
+        ("[a heading](index.md#nowhere)", "#nowhere"),
+        ("![a picture](nowhere.png)", "nowhere.png"),
+        ("[an absolute one](/sql.html)", "/sql.html"),
+    ],
+)
+def test_a_broken_link_fails_the_build(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# A page\n\n{text}\n", encoding="utf-8")
+    config = f"INHERIT: {CONFIG}\nnav: [index.md]\nplugins: []\nhooks: []\nextra_css: []\n"
+    (tmp_path / "mkdocs.yml").write_text(config, encoding="utf-8")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode == 1 and complaint in done.stderr
+
+
+@pytest.mark.skipif(missing() != "", reason=missing())
+def test_a_reader_finds_pages_in_the_files_without_a_server_and_without_a_network(site: Path, browser: Browser) -> None:
+    found = browser.run(
+        """
+        const context = await browser.newContext();
+        try {
+          const page = await context.newPage();
+          const asked = [], errors = [];
+          page.on("request", (request) => asked.push(request.url()));
+          page.on("pageerror", (error) => errors.push(String(error)));
+          await page.goto(arg);
+          await page.locator(".md-search__input").fill("watermark");
+          await page.locator(".md-search-result__item a").first().waitFor({ timeout: 60_000 });
+          const results = await page.locator(".md-search-result__item a").evaluateAll((all) => all.map((one) => one.href));
+          return { asked, errors, results };
+        } finally { await context.close(); }
+        """,
+        f"file://{site}/index.html",
+    )
+    assert found["errors"] == []
+    assert any("glossary.html" in url for url in found["results"])
+    assert [url for url in found["asked"] if not url.startswith(("file:", "data:", "blob:"))] == []
