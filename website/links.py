@@ -43,13 +43,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     source = included().get(place, ROOT / "docs" / place)
 
     def change(match: re.Match[str]) -> str:
-        return match[0] if match[3] is None else on_site(match[3], source, place)
+        return match[0] if match[3] is None else rewritten(match[3], source, place)
 
     # In the repository a comment may stand directly before a table or a list, but Python-Markdown would take them for its text.
     return COMMENT.sub(r"\n\g<0>\n", FENCE_OR_TARGET.sub(change, markdown))
 
 
-def on_site(target: str, source: Path, place: str) -> str:
+def rewritten(target: str, source: Path, place: str) -> str:
     """Return where a link of the file ``source``, which is at ``place`` in the site, leads to. A broken one stays as it is."""
     path = Path(os.path.normpath(source.parent / target))
     if not path.exists() or not path.is_relative_to(ROOT):
