@@ -56,7 +56,71 @@ TOOLS = [
     "bandit",
     "build",
     "hypothesis",
+    "markdown-it-py",  # finds the code blocks of the documentation
     "markdownify",  # for the texts of the site
     "mkdocs>=1.6,<2",  # the next major version has no plugins
     "mkdocs-material>=9.7,<10",
     "mkdocstrings-python>=2,<3",
+    "mypy",
+    "nox",
+    "pip-audit",
+    "pre-commit",
+    "pre-commit-hooks",
+    "psycopg[binary]",
+    "ruff",
+    "setuptools>=77",  # the first that takes a license as an expression
+    "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "sqlparse",  # separates the statements of SQL blocks in the documentation
+    "types-gevent",
+    "types-psycopg2",
+    "uwsgi",  # not pinned there, because it needs a compiler; .ci/run installs it
+]
+
+setup(
+    name="pgbus-gevent",
+    version=version(),
+    description="Live updates from PostgreSQL to browsers, over Server-Sent Events: lossless, ordered, no broker",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    author="The pgbus-gevent developers",
+    url=REPOSITORY,
+    project_urls={
+        "Documentation": f"{REPOSITORY}/tree/v{version()}/docs",
+        "Changelog": f"{REPOSITORY}/blob/v{version()}/CHANGELOG.md",
+    },
+    python_requires=">=3.10",
+    packages=find_packages(include=["pgbus_gevent", "pgbus_gevent.*"]),
+    package_data={
+        "pgbus_gevent": ["py.typed"],
+        "pgbus_gevent.database": ["sql/*.sql"],
+        "pgbus_gevent.demo": ["*.html", "*.css", "*.js", "*.xz"],
+        "pgbus_gevent.web": ["static/*"],
+    },
+    install_requires=REQUIRED,
+    extras_require={
+        "embedded": EMBEDDED,
+        "redis": REDIS,
+        "workers": WORKERS,
+        "chaos": CHAOS,
+        "test": [*EMBEDDED, *TEST],
+        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *TOOLS],
+    },
+    entry_points={
+        "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],
+        "pytest11": ["pgbus_gevent=pgbus_gevent.testing.plugin"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)

@@ -22,12 +22,11 @@ FOLDER = "repository"
 INCLUDED = ["*.md", "benchmarks/**/README.md", "examples/README.md", "examples/images/*"]
 """Files outside docs/ that are part of the site, as patterns."""
 
-# A fenced block of code, which stays as it is, or the relative target of a link or of an image.
-FENCE_OR_TARGET = re.compile(
-    r"^( *)(```+|~~~+).*?^\1\2 *$|(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)", re.MULTILINE | re.DOTALL
+# A fenced block of code, which stays as it is; a comment; or the relative target of a link or of an image.
+PARTS = re.compile(
+    r"(?P<code>^( *)(```+|~~~+).*?^\2\3 *$)|(?P<comment><!--.*?-->)|(?<=\]\()(?![a-z]+:|#|/)(?P<target>[^)\s#]+)",
+    re.MULTILINE | re.DOTALL,
 )
-
-COMMENT = re.compile(r"^<!-- .* -->$", re.MULTILINE)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -38,15 +37,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change the links of a page that lead out of docs/, or into it."""
+    """Change the links of a page that lead out of docs/, or into it, and remove its comments, which are for tests."""
     place = page.file.src_uri
     source = included().get(place, ROOT / "docs" / place)
 
     def change(match: re.Match[str]) -> str:
-        return match[0] if match[3] is None else rewritten(match[3], source, place)
+        if match["comment"]:
+            return ""
+        return match["code"] or rewritten(match["target"], source, place)
 
-    # In the repository a comment may stand directly before a table or a list, but Python-Markdown would take them for its text.
-    return COMMENT.sub(r"\n\g<0>\n", FENCE_OR_TARGET.sub(change, markdown))
+    return PARTS.sub(change, markdown)
 
 
 def rewritten(target: str, source: Path, place: str) -> str:
