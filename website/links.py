@@ -22,10 +22,9 @@ FOLDER = "repository"
 INCLUDED = ["*.md", "benchmarks/**/README.md", "examples/README.md", "examples/images/*"]
 """Files outside docs/ that are part of the site, as patterns."""
 
-# A fenced block of code, which stays as it is; a comment; or the relative target of a link or of an image.
+# A fenced block of code, which stays as it is, or the relative target of a link or of an image.
 PARTS = re.compile(
-    r"(?P<code>^( *)(```+|~~~+).*?^\2\3 *$)|(?P<comment><!--.*?-->)|(?<=\]\()(?![a-z]+:|#|/)(?P<target>[^)\s#]+)",
-    re.MULTILINE | re.DOTALL,
+    r"(?P<code>^( *)(```+|~~~+).*?^\2\3 *$)|(?<=\]\()(?![a-z]+:|#|/)(?P<target>[^)\s#]+)", re.MULTILINE | re.DOTALL
 )
 
 
@@ -37,16 +36,10 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change the links of a page that lead out of docs/, or into it, and remove its comments, which are for tests."""
+    """Change the links of a page that lead out of docs/, or into it."""
     place = page.file.src_uri
     source = included().get(place, ROOT / "docs" / place)
-
-    def change(match: re.Match[str]) -> str:
-        if match["comment"]:
-            return ""
-        return match["code"] or rewritten(match["target"], source, place)
-
-    return PARTS.sub(change, markdown)
+    return PARTS.sub(lambda match: match["code"] or rewritten(match["target"], source, place), markdown)
 
 
 def rewritten(target: str, source: Path, place: str) -> str:
