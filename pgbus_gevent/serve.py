@@ -34,6 +34,7 @@ from .hosts.app_probe import with_own_database
 from .hosts.logs import configure
 from .hosts.pywsgi import Server, listen
 from .hosts.running import Stopper, run_until_stopped
+from .hosts.service_manager import ServiceManager
 from .hosts.serving import build, check_secret, load_app, raise_descriptor_limit
 from .settings.casting import redact_url
 from .settings.flags import add_flags, flags_given
@@ -57,13 +58,14 @@ def main(argv: list[str] | None = None) -> int:
     for wrong flags, as argparse does.
     """
     parser = _parser()
+    manager = ServiceManager()
     with program_errors(PROGRAM) as outcome:
         arguments = parser.parse_args(argv)
         flags = flags_given(arguments)
         settings = Settings.load(**flags)
         configure(settings.log_level, settings.log_format)
         with ExitStack() as stack:
-            outcome.status = _Service(settings, arguments.app, places(**flags), stack).run()
+            outcome.status = _Service(settings, arguments.app, places(**flags), stack, manager).run()
     return outcome.status
 
 
@@ -84,8 +86,16 @@ class _Service:
     ``places`` has the settings that were given to it, each with its flag, variable or file.
     """
 
-    def __init__(self, settings: Settings, app_name: str | None, places: dict[str, str], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        app_name: str | None,
+        places: dict[str, str],
+        stack: ExitStack,
+        manager: ServiceManager,
+    ) -> None:
         self._stack = stack
+        self._manager = manager
         self._places = places
         self._stated = frozenset(places)
         self._app_name = app_name
@@ -154,19 +164,22 @@ class _Service:
             request_timeout=self.settings.request_timeout,
             max_request_head=self.settings.max_request_head,
         )
+        server.kept = self._manager.passes_socket
         server.start()
         self._announce(server.server_port, served[0].settings)
         # All objects so far are permanent. Freeze them, so that no later collection traverses them again.
         gc.collect()
         gc.freeze()
-        return run_until_stopped(server, served, stopper)
+        return run_until_stopped(server, served, stopper, self._manager)
 
     def _run_workers(self) -> int:
         sock = self._listen()
         port = sock.getsockname()[1]
         if self.settings.upstream is None:
             self._prepare_database()
-        found = workers.Workers(self.settings, self._app_name, self._stated, sock, on_hurry=self._close_database)
+        found = workers.Workers(
+            self.settings, self._app_name, self._stated, sock, manager=self._manager, on_hurry=self._close_database
+        )
         return found.run(lambda: self._announce(port, self.settings))
 
     def _prepare_database(self) -> None:
@@ -185,17 +198,18 @@ class _Service:
     def _listen(self) -> Any:
         host, port = self.settings.host, self.settings.port
         try:
-            sock = listen(host, port)
+            sock = self._manager.listener() if self._manager.passes_socket else listen(host, port)
         except OSError as error:
             raise PgbusError(
                 f"cannot serve at {host} port {port}: {error.strerror}; give another --port (0 takes any free port)"
                 " or --host, or stop the program that uses it"
             ) from None
         self._stack.callback(sock.close)
+        self._host = sock.getsockname()[0] if self._manager.passes_socket else host
         return sock
 
     def _announce(self, port: int, settings: Settings) -> None:
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        host = f"[{self._host}]" if ":" in self._host else self._host
         source = f"database {visible(str(redact_url(settings.database_url)))}"
         if settings.upstream is not None:
             source = f"origin {settings.upstream}"

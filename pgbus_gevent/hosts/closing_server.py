@@ -19,6 +19,9 @@ _WSGIServer: Any = pywsgi.WSGIServer
 class ClosingServer(_WSGIServer):  # type: ignore[misc]
     """gevent's server, without its resets: if a listening socket is closed, the kernel resets all connections in its queue."""
 
+    # Whether a service manager keeps the socket open for the next process of the service, which then gets the queue.
+    kept = False
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.stopping = False
         self.idle: set[Any] = set()  # greenlets of handlers that wait for another request of a connection
@@ -41,7 +44,7 @@ class ClosingServer(_WSGIServer):  # type: ignore[misc]
             gevent.killall(list(self.idle), block=False)
             if self.new:
                 self._last_call = gevent.spawn_later(LAST_CALL, self._end_new)
-            if self.started and not self._has_heirs():
+            if self.started and not self.kept and not self._has_heirs():
                 self._empty_queue()
         super().close()
 

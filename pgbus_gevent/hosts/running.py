@@ -18,10 +18,13 @@ from ..publishing import coalescer
 from ..streamer.instance import Instance, instances
 from ..streamer.instance import instances as all_instances
 from .pywsgi import Server
+from .service_manager import ServiceManager
 
 logger = logging.getLogger("pgbus_gevent.serve")
 
-_HARD_LIMIT = 5.0  # seconds beyond the grace after which the kernel ends the process
+HARD_LIMIT = 5.0
+"""Seconds beyond the grace after which the kernel ends the process."""
+
 _OTHER_REQUESTS = 2.0  # seconds at most for the application's requests, after the streams are closed
 
 _STOP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
@@ -76,7 +79,7 @@ class Stopper:
     def limit(self) -> None:
         """Set an alarm with which the kernel ends the process, in case something blocks the event loop for good."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, self._grace + _HARD_LIMIT)
+        signal.setitimer(signal.ITIMER_REAL, self._grace + HARD_LIMIT)
 
     def fail(self, part: str) -> None:
         """Stop with status 1, because ``part`` of an Instance has failed for good."""
@@ -163,20 +166,35 @@ def _drain_and(before: Callable[[int, Any], Any], number: int) -> None:
     before(number, None)
 
 
-def run_until_stopped(server: Server, instances: Sequence[Instance], stopper: Stopper | None = None) -> int:
+def run_until_stopped(
+    server: Server,
+    instances: Sequence[Instance],
+    stopper: Stopper | None = None,
+    manager: ServiceManager | None = None,
+) -> int:
     """Serve until a signal comes or a part fails for good, then stop. Return the exit status.
 
-    ``server`` and ``instances`` must be started.
+    ``server`` and ``instances`` must be started. The service manager, by default that of the environment, is told so.
     """
+    manager = manager or ServiceManager()
     grace = max((instance.settings.grace for instance in instances), default=10.0)
     if stopper is None:
         stopper = Stopper(grace)
         stopper.watch_signals()
     for instance in instances:
         instance.on_failure = stopper.fail
+    keeper = gevent.spawn(manager.keep_alive, _lives)
     try:
+        manager.tell("READY=1", "STATUS=serving")
         stopper.wait()
+        manager.tell("STOPPING=1", "STATUS=sending the clients away")
         stop(server, instances, grace)
     finally:
+        keeper.kill()
         stopper.release()
     return stopper.status
+
+
+def _lives() -> bool:
+    """Whether no part of this process has failed for good."""
+    return not any(task.failed for instance in all_instances() for task in instance.tasks.values())

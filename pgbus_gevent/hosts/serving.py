@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
@@ -27,6 +27,7 @@ from ..settings.table import Settings, shown
 from ..streamer import set_current
 from ..streamer.instance import Instance, instances
 from ..web.stream_app import Authorize, StreamApp
+from . import bare
 
 if TYPE_CHECKING:
     from ..demo.site import Demo
@@ -76,7 +77,7 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
     # This is for a start that fails halfway; after a regular stop there is nothing left to shut down.
     stack.callback(_shut_down_all)
     if app_name is None and settings.upstream is not None:
-        return _beside(instance, _edge_page, None)
+        return _beside(instance, bare.edge, None)
     if app_name is None:
         demo = _demo(instance, stack)
         return _beside(instance, demo.app_at(settings.host), demo.authorize)
@@ -92,15 +93,6 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
     _refuse_contradictions(settings, stated, own)
     logger.info("the application brings its own streams, so serve adds none")
     return Served(own, application)
-
-
-def _edge_page(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """The page at the root of an edge without an application."""
-    found = environ.get("PATH_INFO") == "/"
-    body = b"This is an edge of pgbus-gevent. It serves the streams of its origin.\n" if found else b"not found\n"
-    headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body)))]
-    start_response("200 OK" if found else "404 Not Found", headers)
-    return [body]
 
 
 def check_secret(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """gunicorn as ``serve --workers`` runs it: a separate program, which gets its settings in PGBUS_* variables.
 
-``python -m pgbus_gevent.hosts.worker_program DESCRIPTOR PARENT STATED [APP]``: DESCRIPTOR is the listening socket, PARENT the id of
-the process with which it ends, and STATED the names of the settings that were given to ``serve``, separated by commas.
+``python -m pgbus_gevent.hosts.worker_program DESCRIPTOR KEPT PARENT STATED [APP]``: DESCRIPTOR is the listening socket. KEPT is
+``kept`` if a service manager keeps it open. PARENT is the id of the process with which this one ends. STATED are the names of the
+settings that were given to ``serve``, separated by commas.
 This process is not patched for gevent, because a process that forks must not be. Its workers are patched.
 """
 
@@ -23,6 +24,7 @@ from gunicorn.errors import AppImportError, HaltServer
 from ..commands.program import PROGRAM
 from ..errors import InvalidArgument
 from ..settings.table import Settings
+from .closing_server import ClosingServer
 from .logs import configure
 from .serving import SPARE, WSGIApp, build
 
@@ -96,11 +98,12 @@ class _Application(BaseApplication):  # type: ignore[misc]
         self._stack.close()
 
 
-def main(descriptor: str, parent: str, stated: str, app_name: str | None = None) -> None:
+def main(descriptor: str, kept: str, parent: str, stated: str, app_name: str | None = None) -> None:
     """Run gunicorn until a signal ends it. Raises SystemExit with gunicorn's status."""
     _end_with(int(parent))
     settings = Settings.load()
     configure(settings.log_level, settings.log_format)
+    ClosingServer.kept = kept == "kept"  # the workers inherit it
     _Application(settings, int(descriptor), app_name, frozenset(filter(None, stated.split(",")))).run()
 
 

@@ -20,6 +20,7 @@ from ..errors import PgbusError
 from ..settings.passing import environment
 from ..settings.table import Settings
 from .running import Stopper
+from .service_manager import ServiceManager
 from .serving import SPARE
 
 logger = logging.getLogger("pgbus_gevent.serve")
@@ -27,8 +28,10 @@ logger = logging.getLogger("pgbus_gevent.serve")
 APP_LOAD_ERROR = 4
 """gunicorn's exit status if the application cannot be loaded. The worker has logged why."""
 
+MARGIN = 2.0
+"""Seconds that the master has beyond its workers."""
+
 _LOOK = 0.05  # seconds between two requests that find out whether the workers serve
-_MARGIN = 2.0  # seconds that the master has beyond its workers
 _ANSWER_TIMEOUT = 5.0  # seconds for the answer to such a request
 _BETWEEN_RELOADS = 1.0  # seconds
 
@@ -47,18 +50,21 @@ class Workers:
         stated: frozenset[str],
         sock: Any,
         *,
+        manager: ServiceManager,
         on_hurry: Callable[[], object],
     ) -> None:
         self._settings = settings
+        self._manager = manager
         self._on_hurry = on_hurry
         self._address = sock.getsockname()
         self._started = False  # a signal may come before the child has started
         self._reload = Event()
-        self._stopper = Stopper(settings.grace + SPARE + _MARGIN, on_hurry=self._hurry, on_hangup=self._reload.set)
+        self._stopper = Stopper(settings.grace + SPARE + MARGIN, on_hurry=self._hurry, on_hangup=self._reload.set)
         self._stopper.watch_signals()
-        arguments = [str(sock.fileno()), str(os.getpid()), ",".join(stated), *([] if app_name is None else [app_name])]
+        kept = "kept" if manager.passes_socket else "own"
+        arguments = [str(sock.fileno()), kept, str(os.getpid()), ",".join(stated)]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pgbus_gevent.hosts.worker_program", *arguments],
+            [sys.executable, "-m", "pgbus_gevent.hosts.worker_program", *arguments, *filter(None, [app_name])],
             env=environment(settings),
             pass_fds=[sock.fileno()],
             start_new_session=True,
@@ -76,6 +82,7 @@ class Workers:
         watchers.append(gevent.spawn(self._announce, announce))
         try:
             self._stopper.wait()
+            self._manager.tell("STOPPING=1", "STATUS=stopping the workers")
             return self._stop()
         finally:
             gevent.killall(watchers)
@@ -102,18 +109,22 @@ class Workers:
             self._stopper.ask(2 if status == APP_LOAD_ERROR else 1)
 
     def _announce(self, announce: Callable[[], None]) -> None:
-        while not self._serves():
+        while self._answer() in (0, 503):
             gevent.sleep(_LOOK)
         announce()
+        self._manager.tell("READY=1", "STATUS=serving")
+        # Any answer is a sign of life: one of 503 comes from workers that wait for the database, which a restart does not help.
+        self._manager.keep_alive(lambda: self._answer() != 0)
 
-    def _serves(self) -> bool:
+    def _answer(self) -> int:
+        """Ask a worker for its health. Return the status of its answer, or 0 if none comes."""
         connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=_ANSWER_TIMEOUT)
         try:
             connection.request("GET", f"{self._settings.prefix}/healthz", headers={"Connection": "close"})
-            # An application with its own streams may have another prefix, so any answer but 503 counts.
-            return connection.getresponse().status != 503
+            # An application with its own streams may have another prefix, and answers with another status.
+            return connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            return False
+            return 0
         finally:
             connection.close()
 
@@ -121,7 +132,7 @@ class Workers:
         if self._child.poll() is None:
             self._child.terminate()
             try:
-                self._child.wait(self._settings.grace + SPARE + _MARGIN)
+                self._child.wait(self._settings.grace + SPARE + MARGIN)
             except subprocess.TimeoutExpired:
                 self._kill()
         return self._stopper.status or int(self._child.returncode != 0)

@@ -1,5 +1,5 @@
-"""HAProxy in front, with the configuration that docs/serving.md gives: streams go through whole, over HTTP/1.1 and HTTP/2, and
-no EventSource ends because the server behind it is away."""
+"""HAProxy in front, with the configuration of deploy/haproxy on other ports: streams go through whole, over HTTP/1.1 and HTTP/2,
+and no EventSource ends because the server behind it is away. tests/deploy has it as it stands, with TLS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import pytest
 from host_parts import (
     assert_a_client_is_told_to_come_back,
     assert_an_event_source_outlives_a_restart,
+    deployed,
     servers_at,
-    with_other_texts,
 )
-from page_parts import block_of
 from raw_http import ask
 from support import PATIENCE, free_port, until
 from ways import found
@@ -43,12 +42,20 @@ def status(port: int, path: str) -> int:
 @pytest.fixture
 def haproxy(ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
     """The port of HAProxy."""
-    recipe = with_other_texts(
-        block_of("docs/serving.md", "haproxy"),
+    recipe = deployed(
+        "haproxy/haproxy.cfg",
         {
-            "bind :443 ssl crt /etc/haproxy/site.pem alpn h2,http/1.1": f"bind 127.0.0.1:{ports[0]}",
-            "127.0.0.1:8080": f"127.0.0.1:{ports[1]}",
-            " check": " check inter 100ms",
+            "  log /dev/log local0\n": "",
+            "  user haproxy\n  group haproxy\n  chroot /var/lib/haproxy\n": "",
+            "/run/haproxy/admin.sock": str(tmp_path / "admin.sock"),
+            "maxconn 8000 ": "maxconn 100 ",
+            "  bind :80\n": "",
+            "bind :443 ssl crt /etc/haproxy/live.example.com.pem alpn h2,http/1.1": f"bind 127.0.0.1:{ports[0]}",
+            "  http-request redirect scheme https code 301 unless { ssl_fc }\n": "",
+            "10.0.0.11:8080": f"127.0.0.1:{ports[1]}",
+            "  server two 10.0.0.12:8080 track pgbus/two\n": "",
+            "  server two 10.0.0.12:8080\n": "",
+            "check inter 1s": "check inter 100ms",
         },
     )
     (tmp_path / "haproxy.cfg").write_text(recipe)

@@ -1,5 +1,5 @@
-"""nginx in front, with the configuration that docs/serving.md gives: streams go through, and no
-EventSource ends because the server behind it is away."""
+"""nginx in front, with the configuration of deploy/nginx on other ports: streams go through, and no EventSource ends because the
+server behind it is away. tests/deploy has it as it stands, with TLS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import pytest
 from host_parts import (
     assert_a_client_is_told_to_come_back,
     assert_an_event_source_outlives_a_restart,
+    deployed,
     servers_at,
-    with_other_texts,
 )
-from page_parts import block_of
 from raw_http import ask
 from support import free_port, until
 
@@ -30,13 +29,16 @@ NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx")
 
 
-def recipe(port: int, upstream: int) -> str:
-    """The configuration of the page, without TLS and HTTP/2, on our ports."""
-    return with_other_texts(
-        block_of("docs/serving.md", "nginx"),
+def recipe(port: int, upstream: int, folder: str = "") -> str:
+    """The configuration of the site, without TLS and HTTP/2, on our ports."""
+    return deployed(
+        "nginx/conf.d/pgbus.conf",
         {
-            "listen 443 ssl;": f"listen 127.0.0.1:{port};",
-            "http2 on;": "",
+            "listen 443 ssl http2;": f"listen 127.0.0.1:{port};",
+            "listen 80;": f"listen unix:{folder}/plain.sock;",
+            "  ssl_certificate     /etc/ssl/certs/live.example.com.pem;\n": "",
+            "  ssl_certificate_key /etc/ssl/private/live.example.com.key;\n": "",
+            "/var/log/nginx/error.log": f"{folder}/error.log",
             "127.0.0.1:8080": f"127.0.0.1:{upstream}",
         },
     )
@@ -50,7 +52,7 @@ def ports() -> tuple[int, int]:
 @pytest.fixture
 def nginx(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[int]:
     """The port of nginx. A test may shorten its timeout for the server."""
-    configured = recipe(*ports).replace(
+    configured = recipe(*ports, str(tmp_path)).replace(
         "proxy_read_timeout 60s", f"proxy_read_timeout {getattr(request, 'param', '60s')}"
     )
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -63,9 +63,14 @@ def app(environ, start_response):
 
 
 class Host(Child):
-    """A running server. ``PORT`` in ``command`` stands for a free port. :meth:`close` ends it with all its children."""
+    """A running server. ``PORT`` in ``command`` stands for a free port. :meth:`close` ends it with all its children.
 
-    def __init__(self, folder: Path, database_url: str, command: list[str], **variables: str) -> None:
+    It inherits the ``descriptors``.
+    """
+
+    def __init__(
+        self, folder: Path, database_url: str, command: list[str], descriptors: tuple[int, ...] = (), **variables: str
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "log"
@@ -85,6 +90,7 @@ class Host(Child):
                 env={**kept, **ours, **variables},
                 stdout=log,
                 stderr=log,
+                pass_fds=descriptors,
             )
         self.pid = self.process.pid
 
@@ -285,10 +291,11 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
     until(lambda: len(client.messages) == 23, "the other has all")
 
 
-def with_other_texts(recipe: str, replaced: dict[str, str]) -> str:
-    """Return a proxy's configuration with other texts for some of its own, each of which it must have."""
+def deployed(file: str, replaced: dict[str, str]) -> str:
+    """Return a proxy's configuration from ``deploy/``, with other texts for some of its own, each of which it must have."""
+    recipe = (ROOT / "deploy" / file).read_text()
     for written, ours in replaced.items():
-        assert written in recipe
+        assert written in recipe, written
         recipe = recipe.replace(written, ours)
     return recipe
 
