@@ -218,7 +218,7 @@ class Page:
         text = text.replace(".venv/bin/", f"{self.folder}/.venv/bin/")
         text = _LEFT_OUT.sub(r'\1="$\1"', text)
         place = ROOT if block.value("in") == "clone" else self.folder
-        return f"cd {shlex.quote(str(place))}\n{self.put_in(block, text)}"
+        return f"cd {shlex.quote(str(place))}\n{text}"
 
     def _environment(self) -> dict[str, str]:
         assert self.database_url
@@ -226,7 +226,7 @@ class Page:
 
     def _shell(self, block: Block, text: str) -> str:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self._command(block, text)],
+            ["bash", "-euo", "pipefail", "-c", self._command(block, self.put_in(block, text))],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -242,7 +242,8 @@ class Page:
     def _sh(self, block: Block) -> str:
         if not (block.has("background") or block.has("serves")):
             return self._shell(block, block.text)
-        texts = re.sub(r"\\\n", "", block.text).splitlines() if block.has("each-line") else [block.text]
+        text = self.put_in(block, block.text)
+        texts = re.sub(r"\\\n", "", text).splitlines() if block.has("each-line") else [text]
         for text in texts:
             if text.strip() and not text.lstrip().startswith("#"):
                 self._start(block, self._command(block, text))
@@ -292,6 +293,7 @@ def opened(parts: Sequence[Block], folder: Path, request: pytest.FixtureRequest)
             del os.environ[name]
         os.environ["PGBUS_SECRET"] = SECRET
         os.chdir(folder)
+        assert running.database_url  # sets the variable
         yield running
     finally:
         running.close()

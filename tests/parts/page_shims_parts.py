@@ -39,12 +39,21 @@ def make_environment(folder: Path, **more: str) -> dict[str, str]:
         for name, text in ours.items():
             (programs / name).write_text(text.format(**values) if name != "apt-get" else text)
             (programs / name).chmod(0o755)
+        (folder / ".curlrc").write_text(
+            "no-progress-meter\n"
+        )  # as in a terminal, where curl shows none beside the answer
         (programs / "activate").write_text("")  # the programs are found already
         for path in there.iterdir():
             if path.name not in ours and not path.name.startswith(("python", "pip", "activate")):
                 (programs / path.name).symlink_to(path)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    kept = {"PATH": path, "PYTHONUNBUFFERED": "1", "PGBUS_GRACE": "1", "XDG_DATA_HOME": str(folder / "data")}
+    kept = {
+        "PATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "PGBUS_GRACE": "1",
+        "CURL_HOME": str(folder),
+        "XDG_DATA_HOME": str(folder / "data"),
+    }
     if not os.environ.get("PGBUS_TEST_INSTALLED"):
         kept["PYTHONPATH"] = str(ROOT)
     return {**os.environ, **kept, **more}

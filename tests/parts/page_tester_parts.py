@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -92,6 +93,12 @@ class Tester:
     def get(self, path: str, written: str = "8080", **headers: str) -> Answer:
         """GET a path; an underscore in a header's name stands for a hyphen. ``written`` is the port in the text of the page."""
         return ask(self._page.port(written), path, **headers)
+
+    def answers(self, port: int) -> bool:
+        """Return whether a server at this port says that it is ready."""
+        with suppress(OSError):
+            return ask(port, "/pgbus/readyz").status == 200
+        return False
 
     def post(self, path: str, body: Any = None, **fields: str) -> Answer:
         """POST a body, or the fields of a form."""
