@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 _ID = r"\b1[5-9]\d{14}\b"
-_WRITTEN = re.compile(rf"(?P<id>{_ID})|(?P<any>…)")
+_WRITTEN = re.compile(rf"(?P<id>{_ID})|(?P<any>(?:\b[0-9a-f]{{6}})?…)")
 
 
 class Expected:
     """The ids that a page shows, and those that stand for them in this run.
 
-    In an expected output, `…` stands for anything in its line, and a line of `…` alone for any lines. An id of a message
+    In an expected output, `…` stands for anything in its line, with six hexadecimal digits before it too, and a line of
+    `…` alone for any lines. An id of a message
     stands for another one. But an id that the page shows twice must be the same both times, and a larger one must be larger.
     """
 

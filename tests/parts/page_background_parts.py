@@ -21,7 +21,8 @@ class Background:
     """A shell command in a process group of its own."""
 
     def __init__(self, name: str, command: str, folder: Path, environment: dict[str, str]) -> None:
-        self._name = name
+        self.name = name
+        self._closed = False
         number, self._log = tempfile.mkstemp(dir=folder, prefix="log-")
         with os.fdopen(number, "wb") as log:
             self._process = subprocess.Popen(
@@ -47,12 +48,20 @@ class Background:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return
             status = self._process.poll()
-            assert status is None, f"{self._name}: it ended with status {status}\n{self.output}"
-            assert monotonic() < deadline, f"{self._name}: it does not listen\n{self.output}"
+            assert status is None, f"{self.name}: it ended with status {status}\n{self.output}"
+            assert monotonic() < deadline, f"{self.name}: it does not listen\n{self.output}"
             gevent.sleep(0.02)
 
+    def check(self) -> None:
+        """Raise AssertionError if it has failed. It may still run, or have been ended by the next that serves."""
+        status = self._process.poll()
+        assert self._closed or not status, f"{self.name}: it ended with status {status}\n{self.output}"
+
     def close(self) -> None:
-        """End its whole group."""
+        """End its whole group. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from types import ModuleType
@@ -106,13 +107,20 @@ class Page:
 
     def run(self) -> None:
         """Run all blocks. Raises AssertionError, or what a block raises."""
-        for block in self.blocks:
-            if block.value("by") or is_listed(block):
-                continue
-            if block.has("output"):
-                self._compare(block)
-            elif block.runner or block.value("file"):
-                self._run(block)
+        try:
+            for block in self.blocks:
+                if block.value("by") or is_listed(block):
+                    continue
+                if block.has("output"):
+                    self._compare(block)
+                elif block.runner or block.value("file"):
+                    self._run(block)
+            for running in chain(*self._running.values()):
+                running.check()
+        except BaseException:
+            for running in chain(*self._running.values()):
+                print(f"{running.name} printed:\n{running.output[-4000:]}")
+            raise
 
     def _run(self, block: Block) -> None:
         if (file := block.value("file")) is not None:

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import psycopg2
 from raw_http import Answer, ask
-from support import until
+from support import START, until
 
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
@@ -123,4 +123,4 @@ class Tester:
     @staticmethod
     def until(condition: Any, what: str = "what the page says") -> Any:
         """Wait until the condition is true, and return its result."""
-        return until(condition, what)
+        return until(condition, what, START)
