@@ -243,8 +243,7 @@ class Instance:
     def start(self) -> Instance:
         """Start the tasks, after migrating the schema if the setting ``migrate`` says so. Return the Instance itself.
 
-        It yields until the listener is live and revocations were read, but at most for the setting ``connect_timeout``. Greenlets
-        that call it at the same time share one attempt.
+        It yields until the listener is live and revocations were read, at most ``connect_timeout``. Concurrent calls are one attempt.
 
         Raises :class:`NotPatched` if the process is not patched for gevent, and :class:`DatabaseError` if the schema is not up
         to date and cannot be migrated. If it is to be migrated and the database is away, that is a :class:`DatabaseUnavailable`.
@@ -262,6 +261,8 @@ class Instance:
             )
         green.install()
         self.pulse.begin(self.database.prepare())
+        if self.draining:  # it was shut down meanwhile, and nobody would end tasks that start now
+            return
         self.clients.fit()
         for task in self.tasks.values():
             task.start()

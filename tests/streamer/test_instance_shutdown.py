@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import gevent
 import psutil
 import pytest
+from gevent.event import Event
 from support import PATIENCE, Serving, connect, get, raw_client, serve_process, serving, until
 
 from pgbus_gevent.bus import Bus
@@ -56,6 +57,26 @@ def test_a_shutdown_ends_a_start_that_waits_for_the_listener(pgbus_settings: Set
     instance.shutdown(timeout=0.5)
     starting.join(PATIENCE)
     assert starting.successful()
+
+
+def test_a_shutdown_while_the_schema_is_checked_lets_no_task_start(
+    pgbus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = Instance(pgbus_settings)
+    checking, checked = Event(), Event()
+
+    def prepare() -> bool:
+        checking.set()
+        return checked.wait(PATIENCE)
+
+    monkeypatch.setattr(instance.database, "prepare", prepare)
+    starting = gevent.spawn(instance.start)
+    assert checking.wait(PATIENCE)
+    instance.shutdown(timeout=0.5)
+    checked.set()
+    starting.join(PATIENCE)
+    assert starting.successful()
+    assert [name for name, task in instance.tasks.items() if task.running] == []
 
 
 # a process
