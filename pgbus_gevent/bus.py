@@ -33,6 +33,7 @@ from .database.queries import Publication
 from .errors import InvalidArgument
 from .messages import Message
 from .publishing.coalescer import Coalescer, check_window
+from .publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
 from .publishing.presence import Presence
 from .settings.table import Settings
 
@@ -70,6 +71,9 @@ class Bus:
         The Bottle plugin sets it."""
         self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
         """Holds messages that are broadcast with ``coalesce``. Its ``counts`` say how many were published, replaced or dropped."""
+        self.observer = Observer(tracing=tracing_of(self.settings.tracing))
+        self.events = self.observer.events
+        """The events of this Bus: :class:`pgbus_gevent.core.events.Published` for each broadcast without ``coalesce``."""
 
     @cached_property
     def database(self) -> Database:
@@ -267,14 +271,16 @@ class Stream:
             return None
         if target is not None:
             raise InvalidArgument("target= has a meaning only with coalesce=: give both, or neither")
-        if using is not None:
-            send = statements.broadcast_ephemeral if ephemeral else statements.broadcast_on_commit
-            send(using, self.name, data, publication)
-            return None
-        if ephemeral:
-            self._queries.broadcast_ephemeral(self.name, data, publication)
-            return None
-        return self._queries.broadcast(self.name, data, publication)
+        with self._bus.observer.broadcast(self.name, NOW if using is None else ON_COMMIT) as trace:
+            if ephemeral and using is None:
+                self._queries.broadcast_ephemeral(self.name, data, publication)
+            elif ephemeral:
+                statements.broadcast_ephemeral(using, self.name, data, publication)
+            elif using is not None:
+                statements.broadcast_on_commit(using, self.name, data, publication, trace)
+            else:
+                return self._queries.broadcast(self.name, data, publication, trace)
+        return None
 
     def broadcast_many(
         self,
@@ -294,9 +300,10 @@ class Stream:
             raise InvalidArgument(
                 "broadcast_many takes a list of texts, but was given one text: call broadcast for that"
             )
-        publication = _publication(event, visible_to, exclude)
-        texts = [check_data(text) for text in data]
-        return self._queries.broadcast_many(self.name, texts, publication, check_keys(keys, len(texts)))
+        publication, texts = _publication(event, visible_to, exclude), [check_data(text) for text in data]
+        arguments = self.name, texts, publication, check_keys(keys, len(texts))
+        with self._bus.observer.broadcast(self.name, messages=len(texts)) as trace:
+            return self._queries.broadcast_many(*arguments, trace)
 
     def last_id(self, *, using: object | None = None) -> int:
         """Return the watermark: the id of the newest message, or 0 if there was never one.

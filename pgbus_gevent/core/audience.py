@@ -58,17 +58,23 @@ class Audience:
     # which frames
 
     def frames_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """Return the frames of a chunk that one connection may see, joined; empty bytes if it may see none."""
-        if len(subscription.client.subscriptions) > 1:
+        """Return the frames of a chunk that one connection may see, joined; empty bytes if it may see none.
+
+        They count as sent to its client.
+        """
+        client = subscription.client
+        if len(client.subscriptions) > 1:
             return self._of_several(subscription, chunk)
         if chunk.data is not None:
+            client.messages_sent += len(chunk.frames)
             return chunk.data
         if (self._registry.labels_held or not chunk.labels) and self._sees_unlabelled_only(subscription, chunk):
+            client.messages_sent += chunk.open
             return chunk.unlabelled
         return b"".join([frame.data for frame in self._permitted(subscription, chunk)])
 
     def ephemerals_for(self, subscription: Subscription, chunk: Chunk) -> bytes:
-        """Return ephemeral frames, which have no ids, for one connection.
+        """Return ephemeral frames, which have no ids, for one connection. They count as sent to its client.
 
         If the connection has several streams, each frame names its stream in a comment.
         """
@@ -101,7 +107,7 @@ class Audience:
         return subscription.client.id not in chunk.excluded and labels.isdisjoint(held)
 
     def _permitted(self, subscription: Subscription, chunk: Chunk) -> list[Frame]:
-        """Return the frames that one connection may see."""
+        """Return the frames that one connection may see, and count them."""
         subscriber = subscription.place.subscriber
         own, labels, permits = subscription.client.id, subscriber.labels, self._filters.permits
         found = []
@@ -115,4 +121,5 @@ class Audience:
                 or permits(label, subscriber.context, subscription.log.name, held=self._registry.labels_held)
             ):
                 found.append(frame)
+        subscription.client.messages_sent += len(found)
         return found

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from . import sse
 from .backlog import Backlog
 from .client import Client, Place, Subscription
 from .ephemeral_buffers import EphemeralBuffer, EphemeralBuffers
-from .events import Broadcast, Events
+from .events import Broadcast, Events, Traced
 from .frames import Frame, Stored
 from .registry import Registry
 from .relay_signs import RelaySigns, until_next
@@ -29,6 +29,7 @@ from .schedule import Schedule
 from .stream_counter import StreamCounter
 from .stream_log import RingBudget, RingLimits, StreamLog
 from .taps import Taps
+from .traces import report
 from .wakes import Ephemeral
 from .work import Flag, SessionFlag, Work
 
@@ -67,12 +68,10 @@ class Board:
         counter: StreamCounter | None = None,
         events: Events | None = None,
     ) -> None:
-        self.counter = counter or StreamCounter()
-        self.events = events or Events()
+        self.counter, self.events = counter or StreamCounter(), events or Events()
         self.registry = Registry(self._make_log)
         self.budget = RingBudget(rings.all_bytes)
-        self.delivery, self.reading, self.doorbell = flag(), flag(), flag()
-        self.fetching, self.control, self.listening = flag(), flag(), flag()
+        self.delivery, self.reading, self.doorbell, self.fetching, self.control, self.listening = (flag() for _ in range(6))
         self.moved: Work[StreamLog] = Work(self.delivery)
         self.ready: Work[Subscription] = Work(self.delivery)
         self.pages: Work[Page] = Work(self.delivery)
@@ -105,7 +104,7 @@ class Board:
         self.resyncs = 0
         """How often all that was read from the database came into question, because a session with it was new."""
         self._rings = rings
-        self._broadcasts = self.events.signal(Broadcast)
+        self._broadcasts, self._traced = self.events.signal(Broadcast), self.events.signal(Traced)
         self._waiting: dict[StreamLog, dict[Subscription, None]] = {}
 
     def _make_log(self, name: str) -> StreamLog:
@@ -212,7 +211,7 @@ class Board:
         self.moved.add(log)
         self.taps.moved(log)
 
-    def extend(self, log: StreamLog, rows: Iterable[Stored]) -> int:
+    def extend(self, log: StreamLog, rows: Sequence[Stored]) -> int:
         """Add messages that follow the head of a log without a gap. Return how many of them were new."""
         head = log.head
         new = log.extend(rows)
@@ -220,6 +219,8 @@ class Board:
             self.counter.broadcast(log.name, new)
             if self._broadcasts.handlers:
                 self._broadcasts.emit(Broadcast(log.name, new))
+            if self._traced.handlers:
+                report(self._traced, log.name, rows, head)
         if log.head > head:
             self.announce(log)
         return new

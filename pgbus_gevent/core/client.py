@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, cast
 
 from ..errors import InvalidArgument
+from .events import Disconnected
 from .members import check_member
 from .names import check_label, check_owner, check_time
 from .shown import kind_of
@@ -135,13 +136,15 @@ class StreamRequest(NamedTuple):
     """A client's request: one place or several, in the order in which it named the streams.
 
     ``connection`` is the id of the client's earlier connection, if it sent one. ``recheck`` asks the authorize hook again. It
-    returns one subscriber for each place, or None if the client may no longer watch one of the streams.
+    returns one subscriber for each place, or None if the client may no longer watch one of the streams. ``asked_at`` is when the
+    request came, in seconds of the monotonic clock.
     """
 
     places: tuple[Place, ...]
     address: str = ""
     connection: str | None = None
     recheck: Callable[[], tuple[Subscriber, ...] | None] | None = None
+    asked_at: float | None = None
 
     @property
     def owner(self) -> str | None:
@@ -173,6 +176,7 @@ class Client(ABC):
 
     __slots__ = (
         "address",
+        "asked_at",
         "bytes_sent",
         "due",
         "ends_at",
@@ -180,6 +184,7 @@ class Client(ABC):
         "first",
         "id",
         "last_sent",
+        "messages_sent",
         "opened_at",
         "owner",
         "reason",
@@ -193,9 +198,11 @@ class Client(ABC):
         self.owner = request.owner
         self.expires_at = request.expires_at
         self.recheck = request.recheck
+        self.asked_at = now if request.asked_at is None else request.asked_at
         self.opened_at = now
         self.last_sent = now
         self.bytes_sent = 0  # including bytes that still wait to be sent
+        self.messages_sent = 0  # as far as the audience let the client see them
         self.subscriptions: tuple[Subscription, ...] = ()
         self.first = 0  # the index of the subscription that is served first when the client takes bytes again
         self.reason: str | None = None
@@ -265,3 +272,18 @@ class Subscription:
         The client's id alone would not do, because a client keeps its id when it comes back, even to another worker.
         """
         return f"{self.client.id}.{id(self):x}" + (f".{self.earlier_members}" if self.earlier_members else "")
+
+
+def ended(client: Client, subscriptions: Iterable[Subscription], reason: str, now: float) -> Disconnected:
+    """Return the event about the end of a client that had ``subscriptions``. ``now`` is in seconds of the monotonic clock."""
+    places = [(each.log.name, each.cursor) for each in subscriptions]
+    return Disconnected(
+        client.id,
+        tuple(name for name, _ in places),
+        client.owner,
+        reason,
+        now - client.opened_at,
+        client.messages_sent,
+        client.bytes_sent,
+        tuple(cursor for _, cursor in places),
+    )

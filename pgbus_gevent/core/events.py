@@ -26,11 +26,21 @@ class Connected(NamedTuple):
     owner: str | None
 
 
+class Admitted(NamedTuple):
+    """A connection was sent ``pgbus:connected``, ``seconds`` after its request came. It comes at most once for each
+    :class:`Connected`, and not if the client leaves before.
+    """
+
+    connection: str
+    seconds: float
+
+
 class Disconnected(NamedTuple):
     """A connection has ended. This event comes exactly once for each :class:`Connected`.
 
     ``reason`` is the reason in the ``pgbus:shutdown`` frame, or a text about what the client did. ``seconds`` is how long the
-    connection lasted.
+    connection lasted. ``messages`` and ``bytes`` are how many were sent to it, including what it did not take any more.
+    ``last_ids`` are its cursors, in the order of ``streams``; None for a stream from which it had no cursor yet.
     """
 
     connection: str
@@ -38,6 +48,9 @@ class Disconnected(NamedTuple):
     owner: str | None
     reason: str
     seconds: float
+    messages: int = 0
+    bytes: int = 0
+    last_ids: tuple[int | None, ...] = ()
 
 
 class Refused(NamedTuple):
@@ -59,13 +72,42 @@ class Passed(NamedTuple):
 
     ``connections`` is the number of connections that were sent something. ``seconds`` is the time from the start of the pass
     until the last connection was served, including the turns of other streams in between. ``appended_at`` is when the oldest of
-    its messages was appended, in Unix seconds of the database's clock, or None if no notification carried the time.
+    its messages was appended, in Unix seconds of the database's clock, or None if that is not known. All connections have been
+    served up to the id ``head``.
     """
 
     stream: str
     connections: int
     seconds: float
     appended_at: float | None = None
+    head: int = 0
+
+
+class Traced(NamedTuple):
+    """A message of a stream that has connections came in, whose publisher gave a ``traceparent`` that is sampled.
+
+    ``traceparent`` is text as in W3C Trace Context. ``appended_at`` is as in :class:`Passed`. The :class:`Passed` event of its
+    delivery follows.
+    """
+
+    stream: str
+    id: int
+    traceparent: str
+    appended_at: float | None
+
+
+class Published(NamedTuple):
+    """A Bus has published messages, or has failed to. It is an event of the Bus, not of a streamer.
+
+    ``kind`` is ``now`` (in a transaction of its own) or ``on-commit`` (queued in the caller's transaction). ``seconds`` is how long
+    the statement took, with the commit if the kind is ``now``. ``error`` is the name of the exception, or None.
+    """
+
+    stream: str
+    messages: int
+    kind: str
+    seconds: float
+    error: str | None = None
 
 
 class Read(NamedTuple):
@@ -112,15 +154,18 @@ class ListenerDown(NamedTuple):
 
 KINDS: tuple[type[Any], ...] = (
     Connected,
+    Admitted,
     Disconnected,
     Refused,
     Broadcast,
+    Traced,
     Passed,
     Read,
     Gap,
     SlowConsumer,
     ListenerUp,
     ListenerDown,
+    Published,
 )
 """The classes of all events, for a handler that subscribes to every one."""
 

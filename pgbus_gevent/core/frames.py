@@ -26,6 +26,10 @@ class Stored(Protocol):
     def exclude(self) -> str | None: ...
     @property
     def prev_id(self) -> int | None: ...
+    @property
+    def created_at(self) -> float | None: ...
+    @property
+    def trace(self) -> str | None: ...
 
 
 class Frame(NamedTuple):
@@ -87,7 +91,8 @@ class Chunk(NamedTuple):
     of a lost message.
 
     If ``data`` is None, ``labels`` and ``excluded`` are the labels of the frames and the connections that they exclude, and
-    ``unlabelled`` is the frames without a label, joined: what a connection may see that has none of these labels.
+    ``unlabelled`` is the frames without a label, joined: what a connection may see that has none of these labels. ``open`` is how
+    many of the frames have no label.
     """
 
     frames: Sequence[Frame]
@@ -98,6 +103,7 @@ class Chunk(NamedTuple):
     labels: frozenset[str] = frozenset()
     excluded: frozenset[str] = frozenset()
     unlabelled: bytes = b""
+    open: int = 0
 
 
 def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
@@ -112,9 +118,11 @@ def make_chunk(frames: Sequence[Frame], after: int = 0) -> Chunk:
     if any(frame.restricted for frame in frames):
         labels = frozenset(frame.visible_to for frame in frames if frame.visible_to is not None)
         excluded = frozenset(frame.exclude for frame in frames if frame.exclude is not None)
-    data = b"".join(frame.data for frame in frames if frame.visible_to is None)
-    whole = not (gap or labels or excluded)
-    return Chunk(frames, frames[-1].id, data if whole else None, gap, suspect, labels, excluded, b"" if whole else data)
+    free = [frame.data for frame in frames if frame.visible_to is None]
+    data, last = b"".join(free), frames[-1].id
+    if not (gap or labels or excluded):
+        return Chunk(frames, last, data, suspect=suspect, open=len(free))
+    return Chunk(frames, last, None, gap, suspect, labels, excluded, data, len(free))
 
 
 def up_to_a_gap(frames: Sequence[Frame]) -> Sequence[Frame]:

@@ -66,12 +66,14 @@ def answer(source: Source, read: Mapping[str, Any]) -> Any:
         questions = [
             OpenQuestion(check_name(name), _maybe(cursor), _maybe(replay)) for name, cursor, replay in read["of"]
         ]
-        return source.openings(
+        found = source.openings(
             questions, limit=_at_most(read["limit"], MAX_ROWS), size=_at_most(read["size"], MAX_SIZE)
         )
+        return [each._replace(rows=list(map(_written_row, each.rows))) for each in found]
     if kind == "pages":
         cursors = [(check_name(name), _id(cursor)) for name, cursor in read["of"]]
-        return source.pages(cursors, limit=_at_most(read["limit"], MAX_ROWS), size=_at_most(read["size"], MAX_SIZE))
+        found = source.pages(cursors, limit=_at_most(read["limit"], MAX_ROWS), size=_at_most(read["size"], MAX_SIZE))
+        return [each._replace(rows=list(map(_written_row, each.rows))) for each in found]
     if kind == "moved":
         heads = {check_name(name): _id(head) for name, head in read["of"].items()}
         return source.moved(heads, {check_name(name) for name in read["pruned"]})
@@ -124,6 +126,11 @@ def _each(found: Any, count: int) -> list[Any]:
     if not isinstance(found, list) or len(found) != count:
         raise ValueError(f"not a list of {count}")
     return found
+
+
+def _written_row(row: Row) -> Any:
+    """Return a row without time and trace, which this version of the hop does not have."""
+    return row[:6]
 
 
 def _row(id: Any, event: Any, data: Any, visible_to: Any, exclude: Any, prev_id: Any) -> Row:

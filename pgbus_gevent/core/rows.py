@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 class Row(NamedTuple):
     """A stored message, with the columns that a frame and an audience check need.
 
-    ``prev_id`` is the id of the stream's previous message, None if the publisher could not know it.
+    ``prev_id`` is the id of the stream's previous message, None if the publisher could not know it. ``created_at`` is the
+    database's clock at the append, in Unix seconds. ``trace`` is the ``traceparent`` that the publisher gave. Both are None if
+    they are not known.
     """
 
     id: int
@@ -18,6 +20,8 @@ class Row(NamedTuple):
     visible_to: str | None
     exclude: str | None
     prev_id: int | None = None
+    created_at: float | None = None
+    trace: str | None = None
 
 
 class PageRows(NamedTuple):
@@ -37,7 +41,7 @@ class PageRows(NamedTuple):
 
 
 class TailRow(NamedTuple):
-    """A new message of any stream. ``prev_id`` is as in :class:`Row`; ``data`` is None if it was not fetched."""
+    """A new message of any stream. The columns are as in :class:`Row`; ``data`` is None if it was not fetched."""
 
     id: int
     stream: str
@@ -46,6 +50,8 @@ class TailRow(NamedTuple):
     data: str | None
     visible_to: str | None
     exclude: str | None
+    created_at: float | None = None
+    trace: str | None = None
 
 
 class Opening(NamedTuple):

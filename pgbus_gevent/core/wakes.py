@@ -17,6 +17,8 @@ class NewMessage(NamedTuple):
     """A stored message, complete. ``prev_id`` is the id of the message before it, None if the publisher could not know it.
 
     ``created_at`` is the database's clock at the append, in Unix seconds, or None if the payload has no finite number there.
+    ``trace`` is the ``traceparent`` that the publisher gave, or None. Only a payload with a trace has this element, because
+    releases before schema 8 do not know it.
     """
 
     stream: str
@@ -27,6 +29,7 @@ class NewMessage(NamedTuple):
     data: str
     visible_to: str | None
     exclude: str | None
+    trace: str | None = None
 
 
 class Moved(NamedTuple):
@@ -77,11 +80,21 @@ def parse(payload: str) -> Wake:
 
 
 def _message(
-    stream: Any, id: Any, prev_id: Any, created_at: Any, event: Any, data: Any, visible_to: Any, exclude: Any
+    stream: Any,
+    id: Any,
+    prev_id: Any,
+    created_at: Any,
+    event: Any,
+    data: Any,
+    visible_to: Any,
+    exclude: Any,
+    trace: Any = None,
 ) -> NewMessage:
     known = None if prev_id is None else _id(prev_id)
+    content = _content(event, data, visible_to, exclude)
+    # Text of any form: whoever uses a trace checks it, and nobody else pays for that.
     return NewMessage(
-        check_name(stream), _id(id), known, _time(created_at), *_content(event, data, visible_to, exclude)
+        check_name(stream), _id(id), known, _time(created_at), *content, trace if isinstance(trace, str) else None
     )
 
 

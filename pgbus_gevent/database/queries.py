@@ -15,6 +15,7 @@ from . import batch, revocations
 from .patience import READ, Patience
 from .pool import Pool
 from .session_settings import OWN_SEARCH_PATH
+from .traces import traced
 
 
 class Publication(NamedTuple):
@@ -26,7 +27,11 @@ class Publication(NamedTuple):
     key: str | None = None
 
 
-_ROW = "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, m.place, m.bytes_to >= %(bytes)s"
+
+_ROW = (
+    "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, date_part('epoch', m.created_at), m.trace, m.place,"
+    " m.bytes_to >= %(bytes)s"
+)
 
 # octet_length() does not fetch a toasted text, so a page of large messages costs no more than it delivers. One row more than
 # `limit` is read, to see whether there are more. The limit is a subselect to hide it from the planner: if the planner saw that
@@ -122,7 +127,7 @@ order by s.n
 _TAIL = """
 select m.msg_id, m.stream, m.prev_id, m.event,
        case when octet_length(m.data) < 8000 and coalesce(m.stream = any(%(streams)s), true) then m.data end,
-       m.visible_to, m.exclude
+       m.visible_to, m.exclude, date_part('epoch', m.created_at), m.trace
 from pgbus.messages m
 where m.msg_id + 0 {range} order by m.msg_id + 0
 """
@@ -179,20 +184,26 @@ class Queries:
 
     # publishing
 
-    def broadcast(self, stream: str, data: str, publication: Publication) -> int:
-        """Append one message in its own transaction. Returns its id."""
-        rows = self._all("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
+    def broadcast(self, stream: str, data: str, publication: Publication, trace: str | None = None) -> int:
+        """Append one message in its own transaction. Returns its id. ``trace`` is the publisher's traceparent."""
+        rows = self._all(*traced("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication), trace))
         return int(rows[0][0])
 
     def broadcast_many(
-        self, stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None = None
+        self,
+        stream: str,
+        data: Sequence[str],
+        publication: Publication,
+        keys: Sequence[str | None] | None = None,
+        trace: str | None = None,
     ) -> int | None:
         """Append several messages in one transaction. Returns the id of the last, or None if ``data`` is empty.
 
         ``keys`` are the messages' idempotency keys. A message whose key the stream has already is not appended again.
         """
         arguments = (stream, list(data), *publication[:3], None if keys is None else list(keys))
-        rows = self._all("select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])", arguments)
+        statement = "select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])"
+        rows = self._all(*traced(statement, arguments, trace))
         return None if rows[0][0] is None else int(rows[0][0])
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:

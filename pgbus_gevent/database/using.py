@@ -16,6 +16,7 @@ import psycopg2.extensions as ext
 from ..errors import InvalidArgument
 from .cursors import wrapped
 from .queries import Publication
+from .traces import traced
 
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -30,9 +31,12 @@ _ACCEPTED = (
 )
 
 
-def broadcast_on_commit(using: object, stream: str, data: str, publication: Publication) -> None:
-    """Queue one message in the transaction of ``using``. It is appended at the commit."""
-    _runner(using)("select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)", (stream, data, *publication))
+def broadcast_on_commit(
+    using: object, stream: str, data: str, publication: Publication, trace: str | None = None
+) -> None:
+    """Queue one message in the transaction of ``using``. It is appended at the commit. ``trace`` is the publisher's traceparent."""
+    statement = "select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)"
+    _runner(using)(*traced(statement, (stream, data, *publication), trace))
 
 
 def broadcast_ephemeral(using: object, stream: str, data: str, publication: Publication) -> None:

@@ -8,6 +8,7 @@ import sys
 from datetime import datetime, timezone
 
 from ..core.shown import visible, visible_lines
+from ..web.connection_log import FIELDS
 
 _TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
@@ -44,7 +45,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, with ``time``, ``pid``, ``level``, ``logger``, ``message``, and ``exception`` if there is one."""
+    """One JSON object per line, with ``time``, ``pid``, ``level``, ``logger``, ``message``, and ``exception`` if there is one.
+
+    The records of :mod:`pgbus_gevent.web.connection_log` have their fields too.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -53,6 +57,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
         }
         if record.exc_info and record.exc_info[0] is not None:
             entry["exception"] = self.formatException(record.exc_info)

@@ -28,6 +28,7 @@ from ..streamer import set_current
 from ..streamer.instance import Instance, instances
 from ..web.stream_app import Authorize, StreamApp
 from . import bare
+from .telemetry import export_spans
 
 if TYPE_CHECKING:
     from ..demo.site import Demo
@@ -67,6 +68,13 @@ def build(settings: Settings, app_name: str | None, stated: frozenset[str], stac
 
     Raises :class:`InvalidArgument` for a contradiction or a missing application, and :class:`MissingSetting` without a secret.
     """
+    served = _build(settings, app_name, stated, stack)
+    if settings.tracing:
+        stack.callback(export_spans())
+    return served
+
+
+def _build(settings: Settings, app_name: str | None, stated: frozenset[str], stack: ExitStack) -> Served:
     # An application's ``Bus()`` reads the environment, so it must find all settings there, including those from flags and files.
     given = environment(settings)
     os.environ.update(given)

@@ -48,8 +48,8 @@ class Entry(NamedTuple):
 
     @property
     def row(self) -> Row:
-        _, id, prev_id, _, event, data, visible_to, exclude = self.message
-        return Row(id, event, data, visible_to, exclude, prev_id)
+        _, id, prev_id, created_at, event, data, visible_to, exclude, trace = self.message
+        return Row(id, event, data, visible_to, exclude, prev_id, created_at, trace)
 
 
 class RedisReads:

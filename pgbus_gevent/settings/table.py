@@ -214,6 +214,11 @@ class Settings:
         "the least severe records that are logged")
     log_format: str = _setting(
         "text", kinds.choice("text", "json"), "Programs", "--log-format", "the format of the log, on stderr")
+    log_connections: str = _setting(
+        "off", kinds.choice("off", "on", "owners"), "Programs", "--log-connections",
+        "a line in the log when a connection opens and when it closes; owners adds the name of its owner")
+    tracing: bool = _setting(
+        False, kinds.switch(), "Programs", "--tracing", "make spans of broadcasts and deliveries, with OpenTelemetry")
     demo_speed: float = _setting(
         60.0, kinds.number(0.1, 100_000), "Programs", "--demo-speed", "simulated seconds per second in the demo")
     # fmt: on

@@ -15,7 +15,7 @@ from typing import Protocol
 from ..core import sse
 from ..core.audience import Audience
 from ..core.board import Board
-from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, owner_of
+from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_of, ended, owner_of
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
 from ..core.filters import Filters
 from ..core.fleet_counts import FleetCounts
@@ -344,7 +344,5 @@ class Clients:
         self._counter.disconnected(subscription.log.name for subscription in subscriptions)
         logger.debug("connection %s closed: %s", client.id, reason)
         if self._disconnected.handlers:
-            streams = tuple(subscription.log.name for subscription in subscriptions)
-            seconds = monotonic() - client.opened_at
-            self._disconnected.emit(Disconnected(client.id, streams, client.owner, reason, seconds))
+            self._disconnected.emit(ended(client, subscriptions, reason, monotonic()))
         return True

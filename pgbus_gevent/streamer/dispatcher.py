@@ -14,7 +14,7 @@ from typing import TypeVar
 from ..core.audience import Audience
 from ..core.board import Board
 from ..core.client import Client, Subscription
-from ..core.events import Gap, Passed
+from ..core.events import Admitted, Gap, Passed
 from ..core.filters import Filters
 from ..core.frames import Chunk
 from ..core.greeting import greeting
@@ -69,6 +69,7 @@ class StreamEventDispatcher:
         self._heartbeat = heartbeat
         self._clock = clock
         self._passed = board.events.signal(Passed)
+        self._admitted = board.events.signal(Admitted)
         self._gaps = board.events.signal(Gap)
         self._ephemerals = EphemeralPasses(board, clients, self._audience, clock)
         self.sends = 0
@@ -152,6 +153,7 @@ class StreamEventDispatcher:
             if chunk.data is not None and len(client.subscriptions) == 1:
                 # The common case of _send(), inlined: its calls are a tenth of the cost of a delivery.
                 subscription.cursor = chunk.cursor
+                client.messages_sent += len(chunk.frames)
                 try:
                     client.send(chunk.data, now)
                 except Exception:
@@ -163,7 +165,7 @@ class StreamEventDispatcher:
                 board.ready.add(subscription)
         self.sends += sent
         if self._passed.handlers:
-            self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at))
+            self._passed.emit(Passed(log.name, sent, self._clock() - began, appended_at, start[0]))
         log.note_pass(*start, all_clients=labels is None)
         # Only now, so that no second pass over this stream starts while this one is at a `yield`: it would go through the same
         # connections again.
@@ -240,7 +242,10 @@ class StreamEventDispatcher:
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
         hello = greeting(client, self._identities, retry_after=self._retry, heartbeat=self._heartbeat)
-        self._clients.give(client, hello + b"".join(each.gap for each in admissions), self._clock())
+        now = self._clock()
+        self._clients.give(client, hello + b"".join(each.gap for each in admissions), now)
+        if self._admitted.handlers:
+            self._admitted.emit(Admitted(client.id, now - client.asked_at))
         for each in client.subscriptions:
             if each is not subscription:
                 self._board.ready.add(each)

@@ -208,6 +208,8 @@ class Reader:
                 self._board.looks.add(log)
                 continue
             self._board.note(log, page.horizon)
+            if log.appended_at is None:
+                log.appended_at = next((row.created_at for row in page.rows if row.id > log.head), None)
             # The listener may have added some of these rows during the statement; extend() ignores them.
             self._board.extend(log, page.rows)
             if page.more:

@@ -296,13 +296,19 @@ class Sweeper:
         log = self._board.registry.log(row.stream)
         if log is None or not log.is_open:
             return False
-        found = None if row.data is None else Row(row.id, row.event, row.data, row.visible_to, row.exclude, row.prev_id)
+        found = None if row.data is None else _row(row, row.data)
         if row.id <= log.head:
             if found is not None and log.contradicts(found):
                 self._board.looks.add(log)
             return False
+        if log.appended_at is None:
+            log.appended_at = row.created_at
         if found is not None:
             self._board.take_next(log, found)
         else:
             self._board.looks.add(log)
         return True
+
+
+def _row(row: TailRow, data: str) -> Row:
+    return Row(row.id, row.event, data, row.visible_to, row.exclude, row.prev_id, row.created_at, row.trace)

@@ -79,7 +79,7 @@ class FakeQueries:
         self._ids = count(_FIRST_ID)
         self._keys: dict[tuple[str, str], int] = {}
 
-    def broadcast(self, stream: str, data: str, publication: Publication) -> int:
+    def broadcast(self, stream: str, data: str, publication: Publication, trace: str | None = None) -> int:
         check_key(publication.key)
         key = (stream, publication.key) if publication.key is not None else None
         if key is not None and key in self._keys:
@@ -91,7 +91,12 @@ class FakeQueries:
         return id
 
     def broadcast_many(
-        self, stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None = None
+        self,
+        stream: str,
+        data: Sequence[str],
+        publication: Publication,
+        keys: Sequence[str | None] | None = None,
+        trace: str | None = None,
     ) -> int | None:
         given = keys or [None] * len(data)
         ids = [
@@ -246,7 +251,7 @@ class FakeDatabaseCursor:
             if "ephemeral" in statement:
                 self._queries.broadcast_ephemeral(stream, data, Publication(*publication))
             else:
-                self._queries.broadcast(stream, data, Publication(*publication))
+                self._queries.broadcast(stream, data, Publication(*publication[:4]))  # a fifth one is a trace
 
     def rollback(self) -> None:
         """Drop the queued messages."""

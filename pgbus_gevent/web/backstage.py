@@ -14,8 +14,10 @@ from prometheus_client.core import Metric
 
 from ..database.fleet import Worker
 from ..errors import DatabaseError
+from ..publishing.observed import tracing_of
 from ..streamer.instance import Instance
 from . import requests
+from .connection_log import ConnectionLog
 from .edges import Edges
 from .families import merged, of_worker, packed, unpacked, written
 from .feed import Feed
@@ -44,6 +46,12 @@ class Backstage:
         self._roll_call = instance.roll_call
         self.warnings = RecentWarnings()
         self.metrics = Metrics(instance)
+        if instance.settings.log_connections != "off":
+            ConnectionLog(instance.events, owners=instance.settings.log_connections == "owners")
+        if tracing_of(instance.settings.tracing) is not None:
+            from .tracing import Deliveries
+
+            Deliveries(instance.events, lambda: self._roll_call.clock_offset or 0.0)
         self.operators = Operators(instance.settings, instance.database.operators)
         self.publishers = _publishers(instance)
         self.edges = Edges(instance)

@@ -13,6 +13,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 
 from ..core import events
 from ..core.histogram import Histogram
+from ..publishing import observed
 from ..publishing.coalescer import total_counts
 from ..streamer.instance import Instance
 from . import process
@@ -20,6 +21,7 @@ from .families import counter, counters, gauge, histograms
 
 _PASS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_CONNECT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _READ = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 _ENDS = {
@@ -39,6 +41,7 @@ class Metrics:
         self._roll_call = instance.roll_call  # it knows the clock of the database
         self.passes = Histogram(_PASS)
         self.latency = Histogram(_LATENCY)
+        self._connects = Histogram(_CONNECT)
         # All labels are there from the start with 0, so that the first event is an increase.
         self._reads = {kind: Histogram(_READ) for kind in _KINDS}
         self._rows = Counter(dict.fromkeys(_KINDS, 0))
@@ -49,6 +52,7 @@ class Metrics:
         subscribe = instance.events.subscribe
         subscribe(events.Passed, self._passed)
         subscribe(events.Read, self._read)
+        subscribe(events.Admitted, self._admitted)
         subscribe(events.Disconnected, self._disconnected)
         subscribe(events.Refused, self._refused)
         subscribe(events.Gap, self._gap)
@@ -65,6 +69,9 @@ class Metrics:
     def _read(self, event: events.Read) -> None:
         self._reads[event.kind].observe(event.seconds)
         self._rows[event.kind] += event.rows
+
+    def _admitted(self, event: events.Admitted) -> None:
+        self._connects.observe(event.seconds)
 
     def _disconnected(self, event: events.Disconnected) -> None:
         self._ends[_label(event.reason)] += 1
@@ -102,6 +109,11 @@ class Metrics:
             "pgbus_connections_max", "The most stream connections that this worker takes", instance.clients.most
         )
         yield counter("pgbus_connections_opened", "Stream connections opened", total.total_connections)
+        yield histograms(
+            "pgbus_connect_duration_seconds",
+            "Time from the request for a stream to pgbus:connected",
+            {(): self._connects},
+        )
         yield counters("pgbus_disconnects", "Stream connections that ended, by the reason", "reason", self._ends)
         yield counters(
             "pgbus_refusals", "Clients refused for a passing reason, by the reason", "reason", self._refusals
@@ -130,7 +142,7 @@ class Metrics:
         )
         yield histograms(
             "pgbus_append_to_send_seconds",
-            "Time from the append of a message that a notification carried until all connections were served",
+            "Time from the append of the oldest message of a pass, nearly always its commit, until all connections were served",
             {(): self.latency},
         )
         yield counter("pgbus_ephemerals_dropped", "Ephemeral messages dropped in a flood", board.dropped)
@@ -230,6 +242,12 @@ class Metrics:
         )
 
     def _extras(self) -> Iterable[Metric]:
+        yield histograms(
+            "pgbus_publish_duration_seconds",
+            "Duration of broadcasts by this process, by the kind",
+            {(kind,): durations for kind, durations in observed.durations.items()},
+            label="kind",
+        )
         counts = total_counts()
         if counts.written:
             yield counter("pgbus_coalesced_writes", "Writes that were held back", counts.written)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from time import monotonic
 
 from ..core import events, sse
 from ..core.client import ANYBODY, Place, StreamRequest, Subscriber
 from ..core.identity import Identities
 from ..core.names import PublicNames, Signer, check_data
+from ..core.traces import sampled
 from ..database.queries import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
+from ..publishing.observed import Observer
 from ..streamer.instance import Instance
 from ..streamer.limits import refusal_retry
 from ..streamer.starting import Starter
@@ -70,6 +73,7 @@ class StreamApp:
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
+        self._observer = Observer(instance.events)
         self._backstage = backstage_of(instance)
         self._publishers = self._backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
@@ -81,6 +85,7 @@ class StreamApp:
         }
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        asked_at = monotonic()
         self._start(environ)
         extra = self._cors(environ)
         path = requests.path_below(environ, self.prefix)
@@ -93,7 +98,7 @@ class StreamApp:
         except Refused as refused:
             found = refused.answer
         if isinstance(found, StreamRequest):
-            return self._stream(found, environ, start_response, extra)
+            return self._stream(found._replace(asked_at=asked_at), environ, start_response, extra)
         if isinstance(found, WakeBody):
             start_response(status_line(200), wake_headers(stream_headers(environ)))
             return found
@@ -185,7 +190,8 @@ class StreamApp:
         publication, ephemeral = requests.publication(requests.parse_query(environ))
         body = requests.read_body(environ, limit=self._settings.max_body, timeout=self._settings.request_timeout)
         try:
-            return json_answer(201, {"id": self._publish(stream, check_data(body), publication, ephemeral)})
+            trace = sampled(environ.get("HTTP_TRACEPARENT"))
+            return json_answer(201, {"id": self._publish(stream, check_data(body), publication, ephemeral, trace)})
         except InvalidArgument as error:
             return text(400, str(error))
         except (DatabaseUnavailable, PoolTimeout) as error:
@@ -195,12 +201,15 @@ class StreamApp:
             logger.error("broadcast over HTTP failed: %s", error)
             return text(500, "the database refused the broadcast; the server's log says why")
 
-    def _publish(self, stream: str, data: str, publication: Publication, ephemeral: bool) -> int | None:
+    def _publish(
+        self, stream: str, data: str, publication: Publication, ephemeral: bool, trace: str | None
+    ) -> int | None:
         queries = self.instance.database.queries
-        if ephemeral:
-            queries.broadcast_ephemeral(stream, data, publication)
-            return None
-        return queries.broadcast(stream, data, publication)
+        with self._observer.broadcast(stream):
+            if ephemeral:
+                queries.broadcast_ephemeral(stream, data, publication)
+                return None
+            return queries.broadcast(stream, data, publication, trace)
 
     # streams
 

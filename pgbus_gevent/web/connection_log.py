@@ -1,0 +1,54 @@
+"""A line in the log when a connection opens, and one when it closes. No line has a token: a stream has its name there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from ..core.events import Connected, Disconnected, Events
+
+logger = logging.getLogger("pgbus_gevent.connections")
+
+FIELDS = "pgbus_fields"
+"""The attribute of a record with what its line says, for logs that are not text."""
+
+
+class ConnectionLog:
+    """Logs the connections of a streamer from now on, at the level ``info``. With ``owners``, the name of the owner too.
+
+    The events may come in the event loop, so nothing here waits but the write of the line itself.
+    """
+
+    def __init__(self, events: Events, *, owners: bool) -> None:
+        self._owners = owners
+        events.subscribe(Connected, self._opened)
+        events.subscribe(Disconnected, self._closed)
+
+    def _opened(self, event: Connected) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            fields = {"event": "opened", "connection": event.connection, **self._whose(event)}
+            logger.info("connection %s opened: %s", event.connection, _told(self._whose(event)), extra={FIELDS: fields})
+
+    def _closed(self, event: Disconnected) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        facts = {
+            "seconds": round(event.seconds, 3),
+            "messages": event.messages,
+            "bytes": event.bytes,
+            "last_ids": list(event.last_ids),
+            **self._whose(event),
+        }
+        fields = {"event": "closed", "connection": event.connection, "reason": event.reason, **facts}
+        logger.info(
+            "connection %s closed: %s; %s", event.connection, event.reason, _told(facts), extra={FIELDS: fields}
+        )
+
+    def _whose(self, event: Connected | Disconnected) -> dict[str, Any]:
+        found: dict[str, Any] = {"streams": list(event.streams)}
+        return {**found, "owner": event.owner} if self._owners else found
+
+
+def _told(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in facts.items())
