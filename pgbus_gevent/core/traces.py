@@ -9,9 +9,7 @@ from .events import Signal, Traced
 from .frames import Stored
 
 # The last digits are flags, of which the lowest bit says that the trace is sampled.
-_SAMPLED = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]", re.ASCII
-)
+_SAMPLED = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]", re.ASCII)
 
 
 def sampled(text: object) -> str | None:

@@ -27,7 +27,6 @@ class Publication(NamedTuple):
     key: str | None = None
 
 
-
 _ROW = (
     "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, date_part('epoch', m.created_at), m.trace, m.place,"
     " m.bytes_to >= %(bytes)s"

@@ -19,11 +19,11 @@ NOW, ON_COMMIT = "now", "on-commit"
 _BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 durations = {kind: Histogram(_BOUNDS) for kind in (NOW, ON_COMMIT)}
-"""How long the broadcasts of this process took, by the kind, in seconds. Threads that publish at the same moment may miss a count."""
+"""How long the broadcasts of this process took, by the kind, in seconds. Between threads, a count may be missed."""
 
 
 def tracing_of(wanted: bool) -> Tracing | None:
-    """Return what makes spans if the setting ``tracing`` is on. Raises :class:`InvalidSetting` if OpenTelemetry is not installed."""
+    """Return what makes spans, if that is ``wanted``. Raises :class:`InvalidSetting` if OpenTelemetry is not installed."""
     if not wanted:
         return None
     try:
