@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from metric_names_parts import exported, labels_used, metrics_used, promtool
+from page_parts import block_of
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "deploy/prometheus/alerts.yml"
@@ -97,6 +98,18 @@ CASES: dict[str, tuple[Series, Series]] = {
 
 def test_promtool_reads_the_rules() -> None:
     assert f"{len(RULES)} rules found" in promtool("check", "rules", str(PATH))
+
+
+def test_prometheus_reads_the_configuration_of_the_page(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a token")
+    text = block_of("docs/operations/monitoring.md", "scrape")
+    for written, here in (("/etc/prometheus/pgbus-token", token), ("/etc/prometheus/pgbus-alerts.yml", PATH)):
+        assert written in text
+        text = text.replace(written, str(here))
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text)
+    assert f"{len(RULES)} rules found" in promtool("check", "config", str(file))
 
 
 def placed(series: str) -> str:

@@ -18,7 +18,7 @@ from .server import Server
 Rows = list[tuple[Any, ...]]
 Answer = Callable[[Server, Any], Rows]
 
-_NOTHING = (None,) * 8
+_NOTHING = (None,) * (len(Row._fields) + 2)
 
 
 def _pages(server: Server, asked: Mapping[str, Any]) -> Rows:

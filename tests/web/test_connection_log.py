@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
+from page_parts import block_of
 from site_parts import SECRETS, Site, running_site
 from support import until
 
@@ -65,6 +67,21 @@ def test_a_visit_is_two_lines_with_what_was_sent(
             assert "\n" not in line and token not in line and not any(secret in line for secret in SECRETS)
     assert json.loads(JsonFormatter().format(closed)).items() >= {"event": "closed", "messages": 2}.items()
     assert f'messages=2, bytes={size}, last_ids=[{last}], streams=["orders"]' in closed.getMessage()
+
+
+def test_the_documented_lines_have_the_form_of_real_ones(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    events = Events()
+    ConnectionLog(events, owners=False)
+    events.emit(Disconnected("5d0b6f", ("orders",), None, "client left", 61.204, 17, 5120, (1795547890113946,)))
+    [record] = lines(caplog)
+    record.process, record.created = 71, 1796011200.0
+    configured = TextFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    assert block_of("docs/operations/monitoring.md", "text").strip() == configured.format(record)
+    shown = json.loads(block_of("docs/operations/monitoring.md", "json"))
+    real = json.loads(JsonFormatter().format(record))
+    assert re.fullmatch(shown.pop("message").replace("…", ".*"), real.pop("message"))
+    assert shown == real and list(shown) == list(real)
 
 
 @pytest.mark.parametrize(("setting", "owner"), [("on", None), ("owners", "ada@example.com")])
