@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..messages import MAX_ID
 from .names import check_data, check_event, check_name
+from .traces import sampled
 
 CONTROL = '["control"]'
 """The payload of a :class:`Control`."""
@@ -88,14 +89,13 @@ def _message(
     data: Any,
     visible_to: Any,
     exclude: Any,
-    trace: Any = None,
+    *trace: Any,
 ) -> NewMessage:
     known = None if prev_id is None else _id(prev_id)
+    if trace and (len(trace) > 1 or sampled(trace[0]) is None):
+        raise ValueError(trace)
     content = _content(event, data, visible_to, exclude)
-    # Text of any form: whoever uses a trace checks it, and nobody else pays for that.
-    return NewMessage(
-        check_name(stream), _id(id), known, _time(created_at), *content, trace if isinstance(trace, str) else None
-    )
+    return NewMessage(check_name(stream), _id(id), known, _time(created_at), *content, *trace)
 
 
 def _ephemeral(stream: Any, number: Any, event: Any, data: Any, visible_to: Any, exclude: Any) -> Ephemeral:

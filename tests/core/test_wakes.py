@@ -53,6 +53,12 @@ def test_a_message_may_have_nothing_but_its_data() -> None:
     assert wake == NewMessage("orders", 20, None, 0.0, None, "", None, None)
 
 
+def test_a_message_may_have_a_trace() -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    wake = parse(json.dumps([*MESSAGE, trace]))
+    assert isinstance(wake, NewMessage) and wake.trace == trace
+
+
 @pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
 def test_a_time_that_is_none_does_not_count(time: float) -> None:
     wake = parse(changed(MESSAGE, 4, time))

@@ -13,17 +13,19 @@ from prometheus_client.core import Metric
 from pgbus_gevent.core.windows import Counts
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
+from pgbus_gevent.streamer.steward import Steward
 from pgbus_gevent.web import metrics
 from pgbus_gevent.web.backstage import backstage_of
 
 DATABASE = "postgresql://nowhere/x"
 KINDS = (
-    {"database_url": DATABASE, "presence": ["room:*"], "worker_token": ["a token of the edges"]},
+    {"database_url": DATABASE, "presence": ["room:*"], "worker_token": ["a-token-of-the-edges"]},
     {"database_url": DATABASE, "replica_url": "postgresql://nowhere/y"},
     {"database_url": DATABASE, "wake": "redis://nowhere"},
-    {"upstream": "https://nowhere.example/pgbus", "worker_token": ["a token of the edges"]},
+    {"upstream": "https://nowhere.example/pgbus", "worker_token": ["a-token-of-the-edges"]},
 )
-"""Servers of every kind. None of them is started: a metric that is not known yet is among the families all the same."""
+"""Servers of every kind. None of them is started. A metric whose value is not known yet is among the families all the same; the
+two that are not are made to be known."""
 
 _WORD = re.compile(r"\b(?:pgbus|process|up)(?:_\w+)?\b")
 _SELECTOR = re.compile(r"\{([^}]*)\}")
@@ -36,6 +38,7 @@ def exported() -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the samples of all kinds of servers, and their labels."""
     patch = pytest.MonkeyPatch()
     patch.setattr(metrics, "total_counts", lambda: Counts(1, 1, 1, 1, 1))
+    patch.setattr(Steward, "silence", 1.0)
     try:
         families = [family for kind in KINDS for family in _families(Settings(**kind))]
     finally:

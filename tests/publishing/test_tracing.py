@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 from tracing_parts import exporter, named, spans_of
 
@@ -20,6 +21,10 @@ def bus(pgbus_database: str):
         yield bus
 
 
+def traceparent(span: ReadableSpan) -> str:
+    return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{span.context.trace_flags:02x}"
+
+
 def stored(bus: Bus, stream: str = "orders") -> list[str | None]:
     with bus.transaction() as cursor:
         cursor.execute("select trace from pgbus.messages where stream = %s order by msg_id", (stream,))
@@ -33,7 +38,7 @@ def test_a_message_carries_the_span_that_published_it(bus: Bus) -> None:
     assert span.parent == request.get_span_context()
     assert span.kind is SpanKind.PRODUCER
     assert span.attributes is not None and span.attributes["messaging.destination.name"] == "orders"
-    assert stored(bus) == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"]
+    assert stored(bus) == [traceparent(span)]
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg 3"])
@@ -47,7 +52,7 @@ def test_so_does_one_in_the_callers_transaction(driver: str, bus: Bus, pgbus_dat
             with psycopg.connect(pgbus_database) as connection:
                 bus.stream("orders").broadcast("x", using=connection)
     span = named(spans_of(request.get_span_context().trace_id), "pgbus publish")
-    assert stored(bus) == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"]
+    assert stored(bus) == [traceparent(span)]
 
 
 def test_messages_of_a_batch_share_one_span(bus: Bus) -> None:
@@ -55,7 +60,7 @@ def test_messages_of_a_batch_share_one_span(bus: Bus) -> None:
         bus.stream("orders").broadcast_many(["a", "b"])
     span = named(spans_of(request.get_span_context().trace_id), "pgbus publish")
     assert span.attributes is not None and span.attributes["messaging.batch.message_count"] == 2
-    assert stored(bus) == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"] * 2
+    assert stored(bus) == [traceparent(span)] * 2
 
 
 def test_a_trace_that_is_not_sampled_does_not_travel(bus: Bus) -> None:

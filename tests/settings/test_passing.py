@@ -22,7 +22,8 @@ from pgbus_gevent.settings.table import Settings, entries, variable
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 NASTY = ["a,b", '["a"]', "[ab]*,c", "{x}", 'quote"d', "it's", "x\ny", "é,日本", "$HOME", "~", "a=1/2", "--x"]
 FIXED = [
-    *NASTY, True, False, 0.3, 1, 5.5, 20, 2**20, "json", "debug", "poll", "::1", "/a/b", "app:name", "a-token,with,commas",
+    *NASTY, True, False, 0.3, 1, 5.5, 20, 2**20, "json", "debug", "owners", "poll", "::1", "/a/b", "app:name",
+    "a-token,with,commas",
     "https://origin.example/pgbus",
     "postgresql://u:p,w%2C@h/d", "host=/tmp dbname='a b'", ("https://a.example", "http://b.example:81"),
     ("a secret, with a comma", '["looks like JSON", "or a list"]'),

@@ -86,7 +86,7 @@ def test_a_notification_carries_any_published_message(
     id = sql.call("broadcast", name, data, event, audience, audience)
     [payload] = ear.heard_until(sql)
     assert parse(payload)[:2] == (name, id)
-    assert parse(payload)[4:] == (event or None, data, audience, audience)
+    assert parse(payload)[4:] == (event or None, data, audience, audience, None)
 
 
 @pytest.mark.parametrize("character", ["x", "é", '"', "\n", "\x01", "\U0001f600"], ids=ascii)
