@@ -89,13 +89,13 @@ def _message(
     data: Any,
     visible_to: Any,
     exclude: Any,
-    *trace: Any,
+    trace: Any = None,
 ) -> NewMessage:
     known = None if prev_id is None else _id(prev_id)
-    if trace and (len(trace) > 1 or sampled(trace[0]) is None):
+    if trace is not None and sampled(trace) is None:
         raise ValueError(trace)
     content = _content(event, data, visible_to, exclude)
-    return NewMessage(check_name(stream), _id(id), known, _time(created_at), *content, *trace)
+    return NewMessage(check_name(stream), _id(id), known, _time(created_at), *content, trace)
 
 
 def _ephemeral(stream: Any, number: Any, event: Any, data: Any, visible_to: Any, exclude: Any) -> Ephemeral:
