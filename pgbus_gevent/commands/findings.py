@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic, sleep
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..core.shown import json_line
 from ..database import Database
 from ..database.checks import ABSURD, Checks
 from ..database.schema import migrations
-from ..errors import DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
+from ..errors import NO_RIGHT, DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
 from ..settings.table import Settings
 from .finding import FAIL, OK, WARN, Finding, lasting
 from .fleet_findings import redis_findings, sessions, steward
@@ -20,22 +20,28 @@ OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
 _SLOW = 0.05  # seconds; an answer that takes longer is a warning
 _REPLAYS_WITHIN = 2.0  # seconds
+SERVER = ("publisher", "server", "pruner")
+"""The grants of a role that serves, prunes and publishes, as that of a server does by default."""
+
 _DEAF = "set PGBUS_LISTEN_URL to a direct URL, or set PGBUS_WAKE=poll"
 
 
-def findings(settings: Settings) -> Iterator[Finding]:
-    """Run the checks, and yield the findings. If the database cannot be reached, only Redis and this machine are checked."""
+def findings(settings: Settings, grants: Sequence[str] = SERVER) -> Iterator[Finding]:
+    """Run the checks, and yield the findings. If the database cannot be reached, only Redis and this machine are checked.
+
+    ``grants`` are those of docs/sql.md that the role is meant to have.
+    """
     database = Database(settings, read_only=True)
     checks = Checks(database.pool)
     try:
         reached = _reach(checks)
         yield reached
         if reached.level != FAIL:
-            denied = list(_guarded("rights", _denied, database, checks))
-            yield from denied
+            lacks = list(_rights(checks, grants))
+            yield from lacks
+            denied = any(found.level == FAIL for found in lacks)
             for name, check in _CHECKS.items():
-                if not denied or name not in _INSIDE:
-                    yield from _guarded(name, check, database, checks)
+                yield from _guarded(name, check, database, checks, denied=denied)
         yield from redis_findings(database, database_answers=reached.level != FAIL)
     finally:
         database.close()
@@ -43,12 +49,22 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _guarded(
-    name: str, check: Callable[[Database, Checks], Finding | None], database: Database, checks: Checks
+    name: str,
+    check: Callable[[Database, Checks], Finding | None],
+    database: Database,
+    checks: Checks,
+    *,
+    denied: bool,
 ) -> Iterator[Finding]:
     try:
         found = check(database, checks)
     except DatabaseError as error:
-        yield Finding(name, WARN, f"could not be checked: {error}")
+        if error.sqlstate != NO_RIGHT:
+            yield Finding(name, WARN, f"could not be checked: {error}")
+        elif not denied:  # otherwise the check "rights" has named what is missing
+            role, _ = checks.role()
+            text = f"could not be checked, because role {json_line(role)} lacks a right: {error}"
+            yield Finding(name, FAIL, text, "grant it (docs/sql.md, Roles)")
     else:
         if found is not None:
             yield found
@@ -68,14 +84,6 @@ def _reach(checks: Checks) -> Finding:
     if took > _SLOW:
         return Finding("database", WARN, text, "move it closer or relieve it: every broadcast waits that long")
     return Finding("database", OK, text)
-
-
-def _denied(database: Database, checks: Checks) -> Finding | None:
-    owner = checks.owner_who_denies()
-    if owner is None:
-        return None
-    todo = f"ask its owner, {owner}, to grant this role the rights that it needs (docs/sql.md, Roles)"
-    return Finding("rights", FAIL, "this role has no rights in schema pgbus", todo)
 
 
 def _role(database: Database, checks: Checks) -> Finding:
@@ -113,19 +121,31 @@ def _schema(database: Database, checks: Checks) -> Finding:
     return Finding("schema", OK, f"version {version}")
 
 
-def _rights(database: Database, checks: Checks) -> Finding | None:
-    if (checks.schema_version() or 0) < migrations()[-1].version:
-        return None
-    missing = checks.missing_rights()
-    if not missing:
-        return Finding("rights", OK, "this role may publish, read and prune")
-    text = f"this role lacks the right {', '.join(missing)}"
-    if any("select on pgbus.messages" in right for right in missing):
-        return Finding(
-            "rights", FAIL, text, "ask the owner to call pgbus.grant_server for this role (docs/sql.md, Roles)"
-        )
-    todo = "grant it, unless this role is not meant to have it (docs/sql.md, docs/retention.md)"
-    return Finding("rights", WARN, text, todo)
+def _rights(checks: Checks, grants: Sequence[str]) -> Iterator[Finding]:
+    """Name the role, the rights that it lacks, and what gives them."""
+    try:
+        role, owner = checks.role()
+        missing = {grant: checks.missing_rights(grant) for grant in grants}
+    except DatabaseError as error:
+        yield Finding("rights", FAIL, f"could not be checked: {error}", "run the command again")
+        return
+    if owner is None:
+        return  # the check "schema" says so
+    lacking = sorted({right for rights in missing.values() for right in rights})
+    if not lacking:
+        yield Finding("rights", OK, f"role {json_line(role)} has the rights of {', '.join(grants)}")
+        return
+    calls = "; ".join(f"select pgbus.grant_{grant}({_literal(role)})" for grant, rights in missing.items() if rights)
+    text = f"role {json_line(role)} lacks {', '.join(lacking)}"
+    todo = f"let the owner, role {json_line(owner)}, run: {calls} (docs/sql.md, Roles)"
+    if missing.get("pruner"):
+        todo += "; a server without pruner needs prune_interval=0 (docs/retention.md)"
+    yield Finding("rights", FAIL, text, f"{todo}; if the role is not meant to have them, say so by --rights")
+
+
+def _literal(name: str) -> str:
+    quoted = name.replace("'", "''")
+    return f"'{quoted}'"
 
 
 def _ids(database: Database, checks: Checks) -> Finding | None:
@@ -294,7 +314,6 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "primary": _role,
     "encoding": _encoding,
     "schema": _schema,
-    "rights": _rights,
     "ids": _ids,
     "locks": _locks,
     "retention": _retention,
@@ -309,10 +328,6 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
     "notifications": _queue,
     "vacuum": _dead_rows,
 }
-
-
-_INSIDE = ("schema", "rights", "ids", "locks", "retention", "pruning", "steward", "listen", "vacuum")
-"""Checks that read from the schema."""
 
 
 def _descriptors(settings: Settings) -> Finding:

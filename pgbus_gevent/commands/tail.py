@@ -106,7 +106,7 @@ def _check_rights(database: Database) -> None:
     needed = {f"select on pgbus.{table}" for table in ("messages", "horizons", "revocations")}
     if database.settings.wake != "poll":
         needed.add("execute on pgbus.channels()")
-    missing = needed.intersection(Checks(database.pool).missing_rights())
+    missing = needed.intersection(Checks(database.pool).missing_rights("server"))
     if missing:
         raise DatabaseError(f"this role lacks the right {', '.join(sorted(missing))}", "42501")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .green import Connection
 from .pool import Pool
+from .rights import MISSING, wanted
 
 ABSURD = 315_360_000_000_000
 """Ten years in microseconds. Ids follow the clock, so pgbus did not make an id that is further ahead. Same limit as in SQL."""
@@ -15,18 +16,6 @@ LOCKS = {
     1885823603: "a stream's lock", 1885823596: "the doorbell", 1885823597: "the lock of migrations",
     1885823598: "the lock of pruning", 1885823600: "the lock of a stream's presence",
 }  # fmt: skip
-
-_RIGHTS = """
-select 'select on ' || r.relation
-from (values ('pgbus.messages'), ('pgbus.horizons'), ('pgbus.ephemerals'), ('pgbus.revocations'), ('pgbus.workers')) r(relation)
-where not has_table_privilege(r.relation, 'select')
-union all
-select 'execute on ' || p.oid::regprocedure::text from pg_proc p
-where p.pronamespace = 'pgbus'::regnamespace and not has_function_privilege(p.oid, 'execute')
-      and p.prosecdef -- not the functions for json and jsonb, which only call those for text
-      and p.proname in (
-        'broadcast', 'broadcast_on_commit', 'read_after', 'channels', '_beat', '_presence_record', 'prune', 'disconnect')
-"""
 
 # Needs no rights beyond those of a server.
 _IDS = """
@@ -136,7 +125,7 @@ class Checks:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    def _all(self, statement: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+    def _all(self, statement: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self._pool.connection() as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall()
@@ -170,17 +159,16 @@ class Checks:
         found = self._one("select max(version) from pgbus.migrations")
         return None if found is None else int(found)
 
-    def owner_who_denies(self) -> str | None:
-        """Return the schema's owner if this role lacks USAGE on the schema; None if it has it, or there is no schema."""
-        found = self._all(
-            "select pg_get_userbyid(n.nspowner) from pg_namespace n"
-            " where n.nspname = 'pgbus' and not has_schema_privilege(n.oid, 'usage')"
+    def role(self) -> tuple[str, str | None]:
+        """Return the name of the current role, and that of the schema's owner; None if there is no schema."""
+        ((role, owner),) = self._all(
+            "select current_user::text, (select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'pgbus')"
         )
-        return str(found[0][0]) if found else None
+        return str(role), None if owner is None else str(owner)
 
-    def missing_rights(self) -> list[str]:
-        """Return the rights that a server with pruning needs and this role lacks, such as ``select on pgbus.messages``."""
-        return [str(row[0]) for row in self._all(_RIGHTS)]
+    def missing_rights(self, *grants: str) -> list[str]:
+        """Return the rights of these grants that this role lacks, such as ``select on pgbus.messages``, sorted."""
+        return sorted(str(row[0]) for row in self._all(MISSING, wanted(grants)))
 
     def ids(self) -> Ids | None:
         """Compare the sequence of ids with the tables. Returns None if there is no schema."""

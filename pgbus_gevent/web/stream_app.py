@@ -23,6 +23,7 @@ from .backstage import backstage_of
 from .edges import WakeBody, wake_headers
 from .element import element
 from .hooks import Authorize, Hook
+from .received import Received
 from .responses import (
     Answer,
     Environ,
@@ -73,7 +74,11 @@ class StreamApp:
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
+<<<<<<< HEAD
         self._observer = Observer(instance.events)
+=======
+        self._received = Received()
+>>>>>>> 810149d9 (doctor URL tries the path to a server, and doctor fails for each missing right)
         self._backstage = backstage_of(instance)
         self._publishers = self._backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
@@ -220,6 +225,9 @@ class StreamApp:
         request = requests.stream_request(environ, wanted, self._names)
         if self._hook is not None:
             request = self._hook.authorized(environ, request, recheck=bool(self._settings.recheck))
+        received = requests.single([field for wish in wanted for field in wish.fields], "received")
+        if received is not None:
+            return self._received.answer(environ, received)
         refusal = self._refusal(request)
         if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
             self._returners.hold(requests.client_number(environ), lambda: self._refusal(request) in (None, "restart"))

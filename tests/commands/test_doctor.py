@@ -98,10 +98,20 @@ def test_a_role_without_rights_learns_which_it_lacks(url: str, sql: Session) -> 
     sql.run("grant usage on schema pgbus to pgbus_test_doctor")
     sql.run("grant select on pgbus.migrations, pgbus.messages to pgbus_test_doctor")
     try:
-        found = look(str(ext.make_dsn(url, options="-c role=pgbus_test_doctor")))["rights"]
-        assert found.level == WARN and "execute on pgbus.prune(" in found.text and "docs/retention.md" in found.todo
-        sql.run("revoke select on pgbus.messages from pgbus_test_doctor")
-        assert look(str(ext.make_dsn(url, options="-c role=pgbus_test_doctor")))["rights"].level == FAIL
+        dsn = str(ext.make_dsn(url, options="-c role=pgbus_test_doctor"))
+        found = look(dsn)["rights"]
+        assert found.level == FAIL and 'role "pgbus_test_doctor" lacks ' in found.text
+        assert "execute on pgbus.prune(" in found.text and "select on pgbus.messages" not in found.text
+        assert "select on pgbus.horizons" in found.text and "insert on pgbus.token_guesses" in found.text
+        assert "docs/sql.md" in found.todo and "docs/retention.md" in found.todo
+        # What it says is what helps.
+        for call in re.findall(r"select pgbus\.grant_\w+\('pgbus_test_doctor'\)", found.todo):
+            sql.run(call)
+        assert look(dsn)["rights"].level == OK
+        sql.run("revoke select on pgbus.workers from pgbus_test_doctor")
+        found = look(dsn)["rights"]
+        assert found.level == FAIL and found.text.endswith("lacks select on pgbus.workers")
+        assert "grant_server" in found.todo and "grant_pruner" not in found.todo
     finally:
         sql.run("drop owned by pgbus_test_doctor")
         sql.run("drop role pgbus_test_doctor")
@@ -114,12 +124,25 @@ def test_a_role_without_usage_of_the_schema_is_a_failure(url: str, sql: Session)
     try:
         found = look(str(ext.make_dsn(url, options="-c role=pgbus_test_stranger")))
         assert found["rights"].level == FAIL and owner in found["rights"].todo and "docs/sql.md" in found["rights"].todo
+        assert '"pgbus_test_stranger"' in found["rights"].text and "usage on schema pgbus" in found["rights"].text
         # These depend on what else the machine and the server do now.
         shared = {"database", "clock", "sessions", "transactions", "notifications", "descriptors"}
         assert [name for name, one in found.items() if one.level != OK and name not in shared] == ["rights"]
         assert found["primary"].level == OK and "listen" not in found
     finally:
         sql.run("drop role pgbus_test_stranger")
+
+
+def test_a_role_is_judged_by_the_grants_that_it_is_meant_to_have(url: str, sql: Session) -> None:
+    sql.run("create role pgbus_test_publisher")
+    sql.run("select pgbus.grant_publisher('pgbus_test_publisher')")
+    settings = Settings(database_url=str(ext.make_dsn(url, options="-c role=pgbus_test_publisher")), max_connections=10)
+    try:
+        assert {one.check: one.level for one in findings(settings, ["publisher"])}["rights"] == OK
+        assert {one.check: one.level for one in findings(settings)}["rights"] == FAIL
+    finally:
+        sql.run("drop owned by pgbus_test_publisher")
+        sql.run("drop role pgbus_test_publisher")
 
 
 def test_a_deaf_pooler_is_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +253,10 @@ def test_the_command_ends_with_1_if_a_check_fails(pgbus_databases: TestDatabases
     status, out, err = Cli(tmp_path, url).run("doctor")
     assert (status, err) == (1, "")
     assert re.search(r"^fail schema .*\n +→ run `pgbus-gevent migrate`", out, re.MULTILINE)
+
+
+def test_the_command_refuses_a_grant_that_does_not_exist(url: str, tmp_path: Path) -> None:
+    assert "there is no grant 'king'" in Cli(tmp_path, url).fails(2, "doctor", "--rights", "server,king")
 
 
 def test_connections_lists_the_workers_of_all_hosts(url: str, tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
                          "cluster", "position", "has_replayed",
                          "queue_usage", "rows"), None),  # reads none of our tables
         "schema_version": lambda c: c.schema_version(),
-        "owner_who_denies": lambda c: c.owner_who_denies(),
-        "missing_rights": lambda c: c.missing_rights(),
+        "role": lambda c: c.role(),
+        "missing_rights": lambda c: c.missing_rights("server", "publisher"),
         "ids": lambda c: c.ids(),  # reads all horizons, at the start of a server
         "squatters": lambda c: c.squatters(),
         "steward": lambda c: c.steward(),

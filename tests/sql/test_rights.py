@@ -19,6 +19,7 @@ from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.wakes import Ephemeral, Moved, NewMessage, Wake, parse
 from pgbus_gevent.database import Database, green
 from pgbus_gevent.database.migrating import migrate
+from pgbus_gevent.database.rights import wanted
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
@@ -144,6 +145,24 @@ def test_a_role_that_owns_only_the_schema_can_migrate_and_publish(owner: Session
 
 def test_the_owner_can_migrate_again(owned: str) -> None:
     assert migrate(as_role(owned, OWNER)) == []
+
+
+@pytest.mark.parametrize("role", GRANTS, ids=GRANTS.values())
+def test_doctor_knows_exactly_the_rights_of_each_grant(role: str, owner: Session) -> None:
+    owner.call(f"grant_{GRANTS[role]}", role)
+    given = owner.run(
+        """
+        select lower(a.privilege_type), c.relname::text from pg_class c cross join aclexplode(c.relacl) a
+        where c.relnamespace = 'pgbus'::regnamespace and a.grantee = %s::regrole
+        union
+        select lower(a.privilege_type), p.proname::text from pg_proc p cross join aclexplode(p.proacl) a
+        where p.pronamespace = 'pgbus'::regnamespace and a.grantee = %s::regrole
+        """,
+        role,
+        role,
+    )
+    tables, kinds, functions = wanted([GRANTS[role]])
+    assert {*zip(kinds, tables, strict=True), *(("execute", name) for name in functions)} == set(given)
 
 
 def test_a_role_that_may_not_create_the_schema_gets_an_error(pgbus_databases: TestDatabases, owned: str) -> None:
