@@ -36,7 +36,7 @@ from page_shims_parts import make_environment
 from page_tester_parts import Tester
 from support import free_port
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Seconds for a block that ends by itself, and for an output that is still to come."""
 
 _PORT = re.compile(r"\b808\d\b")
