@@ -74,11 +74,8 @@ class StreamApp:
         self._identities = Identities(settings.secret)
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
-<<<<<<< HEAD
         self._observer = Observer(instance.events)
-=======
         self._received = Received()
->>>>>>> 810149d9 (doctor URL tries the path to a server, and doctor fails for each missing right)
         self._backstage = backstage_of(instance)
         self._publishers = self._backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {
