@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from html import escape
 from time import monotonic, time
 from typing import Any, Protocol
-from urllib.parse import quote
 
 from .core.client import Subscriber, checked_answer
 from .core.filters import Filters
-from .core.identity import Identities
 from .core.markup import Html
 from .core.names import (
-    PublicNames,
-    Signer,
     check_data,
-    check_event,
-    check_key,
     check_keys,
     check_label,
     check_lifetime,
     check_name,
     check_owner,
 )
+from .core.tags import Tags
 from .database import Database, queries
 from .database import using as statements
 from .database.batch import Outgoing
-from .database.queries import Publication
+from .database.statements import publication as _publication
 from .errors import InvalidArgument
 from .messages import Message
 from .publishing.coalescer import Coalescer, check_window
@@ -65,7 +59,8 @@ class Bus:
         self.settings = settings or Settings.load(database_url=database_url, **options)
         self.filters = Filters(monotonic)
         """The filters that ``visible_to`` names: ``bus.filters.register("admins", lambda context, stream: …)``."""
-        self.signer = Signer(self.settings.secret)
+        self._tags = Tags(self.settings.prefix, self.settings.secret, self.settings.public)
+        self.signer = self._tags.signer
         self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
         """Returns the :class:`Subscriber` for a stream name: the user of the page that is being rendered, None if unknown.
         The Bottle plugin sets it."""
@@ -95,19 +90,14 @@ class Bus:
 
         Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret or ``expires_in`` is not allowed.
         """
-        return self.signer.sign(name, None if expires_in is None else time() + check_lifetime(expires_in, "expires_in"))
+        return self.signer.sign(name, _expiry(expires_in))
 
     def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
         """Return the path of a stream on its server. Without a secret, the path of a public stream has the bare name.
 
         ``expires_in`` and the errors are those of :meth:`sign`.
         """
-        return f"{self.settings.prefix}/streams/{self._written(name, expires_in)}"
-
-    def _written(self, name: str, expires_in: float | None) -> str:
-        if not self.settings.secret and name in PublicNames(self.settings.public):
-            return quote(check_name(name), safe="")
-        return self.sign(name, expires_in=expires_in)
+        return self._tags.path(name, _expiry(expires_in))
 
     def stream_tag(
         self,
@@ -134,9 +124,8 @@ class Bus:
             return self.stream_tags(*names, expires_in=expires_in, using=using, subscriber=subscriber)[0]
         if not names:
             raise InvalidArgument("stream_tag takes the names of one or more streams, but was given none")
-        places = zip(names, self._watermarks(names, using), strict=True)
-        query = "&".join(f"stream={self._written(name, expires_in)}&since={watermark}" for name, watermark in places)
-        return self._tag(f"{self.settings.prefix}/streams?{query}", self._identity(names, subscriber))
+        subscribers = self._subscribers(names, subscriber)
+        return self._tags.of_several(names, self._watermarks(names, using), _expiry(expires_in), subscribers)
 
     def stream_tags(
         self,
@@ -146,29 +135,17 @@ class Bus:
         subscriber: Subscriber | None = None,
     ) -> list[Html]:
         """Return one element for each stream, as :meth:`stream_tag` does. One query reads all watermarks."""
-        return [
-            self._tag(
-                self.stream_path(name, expires_in=expires_in),
-                f' since-id="{watermark}"' + self._identity([name], subscriber),
-            )
-            for name, watermark in zip(names, self._watermarks(names, using), strict=True)
-        ]
+        places = zip(names, self._watermarks(names, using), self._subscribers(names, subscriber), strict=True)
+        return [self._tags.of_one(name, watermark, _expiry(expires_in), each) for name, watermark, each in places]
 
-    def _identity(self, names: Sequence[str], subscriber: Subscriber | None) -> str:
-        """The attribute with the identity of the user that the element is made for; empty if that is unknown."""
+    def _subscribers(self, names: Sequence[str], subscriber: Subscriber | None) -> list[Subscriber | None]:
         given = checked_answer(subscriber)
-        subscribers = [given if given is not None else checked_answer(self.subscriber_of(name)) for name in names]
-        known = [each for each in subscribers if each is not None]
-        identity = Identities(self.settings.secret).of(*known) if len(known) == len(names) else None
-        return "" if identity is None else f' identity="{identity}"'
+        return [given if given is not None else checked_answer(self.subscriber_of(name)) for name in names]
 
     def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:
         for name in names:
             check_name(name)
         return self.database.queries.last_ids(names) if using is None else statements.last_ids(using, names)
-
-    def _tag(self, source: str, more: str) -> Html:
-        return Html(f'<pgbus-stream-source src="{escape(source, quote=True)}"{more}></pgbus-stream-source>')
 
     def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
         """Open a transaction, and yield a psycopg2 cursor in it that can be passed as ``using=``.
@@ -328,13 +305,9 @@ class Stream:
         return self._bus.database.queries
 
 
-def _publication(event: str | None, visible_to: str | None, exclude: str | None, key: str | None = None) -> Publication:
-    return Publication(
-        check_event(event),
-        check_label(visible_to, "visible_to"),
-        check_label(exclude, "exclude"),
-        check_key(key),
-    )
+def _expiry(expires_in: float | None) -> float | None:
+    """The time at which a signed name expires that is made now, in Unix seconds."""
+    return None if expires_in is None else time() + check_lifetime(expires_in, "expires_in")
 
 
 def _check_coalesce(using: object | None, key: str | None) -> None:

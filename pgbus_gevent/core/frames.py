@@ -51,14 +51,19 @@ class Frame(NamedTuple):
         return self.visible_to is not None or self.exclude is not None
 
 
+def predecessor(row: Stored) -> int:
+    """Return the id of the message before a stored message, as the row names it: 0 for the first message, -1 if it names none."""
+    if row.prev_id is None or not 0 <= row.prev_id < row.id:
+        return -1  # an id that is not possible proves nothing
+    return row.prev_id
+
+
 def encode(row: Stored) -> Frame:
     """Return the frame of a stored message. If its event name is invalid, nobody may see the frame.
 
     Such a row was written into the table by hand. An event name with a line break could forge other frames.
     """
-    prev_id = -1 if row.prev_id is None else row.prev_id
-    if not 0 <= prev_id < row.id:
-        prev_id = -1  # not a possible predecessor, so it proves nothing
+    prev_id = predecessor(row)
     try:
         check_event(row.event)
     except InvalidEvent:

@@ -6,10 +6,12 @@ wanted, its expiry. The application makes it, and a browser presents it; https:/
 
 from __future__ import annotations
 
+import hmac
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha256
 
 from itsdangerous import BadData, URLSafeSerializer
 
@@ -146,6 +148,11 @@ def utf8(text: str, what: str, error: type[InvalidArgument] = InvalidArgument) -
         return text.encode()
     except UnicodeEncodeError:
         raise error(f"{what} has a lone surrogate in it, which UTF-8 cannot encode: {text[:80]!r}") from None
+
+
+def derived_secret(key: str) -> str:
+    """Return a secret for signed names that is made from a framework's own key, which it does not reveal."""
+    return hmac.new(key.encode("utf-8", "surrogatepass"), b"pgbus_gevent.secret", sha256).hexdigest()
 
 
 def looks_signed(text: str) -> bool:

@@ -16,23 +16,13 @@ from typing import Any, NamedTuple
 import psycopg2
 import psycopg2.extensions as ext
 
-from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from ..errors import DatabaseUnavailable, InvalidArgument
 from ..settings.casting import redact_url
 from . import green
 from .addresses import PRIMARY, Route, Target, Unresolved, shown, targets
+from .failures import first_line, meaning
 from .green import Connection
-from .session_settings import MARK, SessionSettings
-
-_DEFAULTS = {
-    "gssencmode": "disable",  # libpq would look for a Kerberos ticket with blocking calls
-    # Together these end a session within ten seconds after its network path died.
-    "keepalives_idle": 3,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 9000,
-}
-_UNAVAILABLE_CLASSES = ("08", "57", "58", "53")  # connection, operator intervention, system error, out of resources
-_INVALID_PARAMETER = "22023"
+from .session_settings import MARK, NETWORK, SessionSettings
 
 
 def connect(
@@ -54,7 +44,7 @@ def connect(
     route = route or Route()
     parameters = _parse(url)
     attempt = _Attempt(
-        {**_DEFAULTS, **parameters, "application_name": application_name, "client_encoding": "UTF8"},
+        {**NETWORK, **parameters, "application_name": application_name, "client_encoding": "UTF8"},
         SessionSettings(statement_timeout, settings or {}),
         partial(Connection, connect_timeout=connect_timeout, statement_timeout=statement_timeout),
         route,
@@ -143,14 +133,8 @@ def translated() -> Iterator[None]:
 
 def translate(error: psycopg2.Error) -> Exception:
     """Return the package's exception for one of psycopg2's."""
-    code = error.pgcode
-    message = first_line(error)
-    if code == _INVALID_PARAMETER:
-        return InvalidArgument(message)
-    lost = code is None and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
-    if lost or (code or "").startswith(_UNAVAILABLE_CLASSES):
-        return DatabaseUnavailable(f"PostgreSQL is not available: {message}", code)
-    return DatabaseError(message, code)
+    lost = error.pgcode is None and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+    return meaning(error, error.pgcode, lost=lost)
 
 
 def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
@@ -159,8 +143,3 @@ def _reason(error: psycopg2.Error, address: dict[str, str]) -> str:
     if "hostaddr" not in address or reason.startswith("connection to "):
         return reason
     return f"{reason} (address {shown(address['hostaddr'])}, port {shown(address.get('port', '5432'))})"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, without its context."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

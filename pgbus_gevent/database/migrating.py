@@ -16,7 +16,8 @@ import psycopg2.extensions as ext
 from ..core.retries import Backoff
 from ..errors import DatabaseError, DatabaseUnavailable
 from . import schema
-from .connect import connect, first_line, translated
+from .connect import connect, translated
+from .failures import first_line
 from .schema import Migration
 
 logger = logging.getLogger("pgbus_gevent.schema")

@@ -5,108 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg2.extensions as ext
 
-from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, Row, TailRow
+from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
 from ..messages import Message
-from . import batch, revocations
+from . import batch, revocations, statements
 from .patience import READ, Patience
 from .pool import Pool
 from .session_settings import OWN_SEARCH_PATH
+from .statements import Publication
 from .traces import traced
-
-
-class Publication(NamedTuple):
-    """The arguments of a broadcast except its stream and data."""
-
-    event: str | None = None
-    visible_to: str | None = None
-    exclude: str | None = None
-    key: str | None = None
-
-
-_ROW = (
-    "m.msg_id, m.event, m.data, m.visible_to, m.exclude, m.prev_id, date_part('epoch', m.created_at), m.trace, m.place,"
-    " m.bytes_to >= %(bytes)s"
-)
-
-# octet_length() does not fetch a toasted text, so a page of large messages costs no more than it delivers. One row more than
-# `limit` is read, to see whether there are more. The limit is a subselect to hide it from the planner: if the planner saw that
-# the average stream has fewer rows, it would read and sort the whole stream. Nothing below the horizon is searched: until the
-# next vacuum, the index has an entry for every message that was removed there.
-_PAGES = f"""
-select s.n, h.msg_id, a.anchor, f.forgotten, {_ROW}
-from unnest(%(streams)s::text[], %(after)s::bigint[]) with ordinality as s(stream, after, n)
-left join pgbus.horizons h on h.stream = s.stream
-cross join lateral (
-  select (select b.msg_id from pgbus.messages b
-          where b.stream = s.stream and b.msg_id <= s.after and b.msg_id > coalesce(h.msg_id, 0)
-          order by b.msg_id desc limit 1) as anchor
-  offset 0
-) a
-cross join (select coalesce(pg_sequence_last_value('pgbus.forgotten'), 0) as forgotten offset 0) f
-left join lateral (
-  select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
-  from (
-    select m.* from pgbus.messages m
-    where m.stream = s.stream and m.msg_id > greatest(s.after, h.msg_id)
-    order by m.msg_id
-    limit (select %(limit)s + 1)
-  ) m
-  window w as (order by m.msg_id rows unbounded preceding)
-) m on m.bytes_to - octet_length(m.data) < %(bytes)s
-order by s.n, m.msg_id
-"""  # nosec B608 # _ROW is a constant
-
-# `offset 0` keeps the planner from computing the state again for every row.
-_OPENINGS = f"""
-select s.n, state.head, state.horizon, state.oldest, state.start, {_ROW}
-from unnest(%(streams)s::text[], %(cursors)s::bigint[], %(replays)s::bigint[])
-  with ordinality as s(stream, cursor, replay, n)
-left join pgbus.horizons h on h.stream = s.stream
-cross join lateral (
-  select pgbus._head(s.stream) as head, coalesce(h.msg_id, 0) as horizon,
-         (select o.msg_id from pgbus.messages o where o.stream = s.stream and o.msg_id > coalesce(h.msg_id, 0)
-          order by o.msg_id limit 1) as oldest,
-         (select b.msg_id from pgbus.messages b where b.stream = s.stream and b.msg_id > coalesce(h.msg_id, 0)
-          order by b.msg_id desc offset s.replay limit 1) as start
-  offset 0
-) state
-left join lateral (
-  select m.*, row_number() over w as place, sum(octet_length(m.data)) over w as bytes_to
-  from (
-    select m.* from pgbus.messages m
-    where m.stream = s.stream and m.msg_id > s.cursor and m.msg_id > state.horizon
-    order by m.msg_id desc
-    limit (select %(limit)s + 1)
-  ) m
-  window w as (order by m.msg_id desc rows unbounded preceding)
-) m on m.bytes_to - octet_length(m.data) < %(bytes)s
-order by s.n, m.msg_id
-"""  # nosec B608 # _ROW is a constant
-
-LAST_IDS = """
-select pgbus.last_id(s.stream) as last_id from unnest(%s::text[]) with ordinality as s(stream, n) order by s.n
-"""
-
-# The first row is about all streams together. Avoids `exists`, which the planner may turn into a join that reads the whole table.
-# `offset 0` keeps the planner from searching for the newest message twice.
-_MOVED = """
-select null, coalesce((select m.msg_id from pgbus.messages m order by m.msg_id + 0 desc limit 1), 0)
-union all
-select s.stream, t.newest
-from unnest(%(streams)s::text[], %(heads)s::bigint[], %(pruned)s::boolean[]) as s(stream, head, pruned)
-cross join lateral (
-  select coalesce((select m.msg_id from pgbus.messages m
-                   where m.stream = s.stream
-                         and m.msg_id > coalesce((select h.msg_id from pgbus.horizons h where h.stream = s.stream), 0)
-                   order by m.msg_id desc limit 1), 0) as newest
-  offset 0
-) t
-where t.newest > s.head or t.newest < s.head and not s.pruned
-"""
 
 # The messages of a stream between two ids: how many there are, and the sum of their ids, which detects a replaced message.
 _INVENTORY = """
@@ -185,7 +95,7 @@ class Queries:
 
     def broadcast(self, stream: str, data: str, publication: Publication, trace: str | None = None) -> int:
         """Append one message in its own transaction. Returns its id. ``trace`` is the publisher's traceparent."""
-        rows = self._all(*traced("select pgbus.broadcast(%s, %s, %s, %s, %s, %s)", (stream, data, *publication), trace))
+        rows = self._all(*traced(statements.BROADCAST, (stream, data, *publication), trace))
         return int(rows[0][0])
 
     def broadcast_many(
@@ -201,13 +111,12 @@ class Queries:
         ``keys`` are the messages' idempotency keys. A message whose key the stream has already is not appended again.
         """
         arguments = (stream, list(data), *publication[:3], None if keys is None else list(keys))
-        statement = "select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])"
-        rows = self._all(*traced(statement, arguments, trace))
+        rows = self._all(*traced(statements.BROADCAST_MANY, arguments, trace))
         return None if rows[0][0] is None else int(rows[0][0])
 
     def broadcast_ephemeral(self, stream: str, data: str, publication: Publication) -> None:
         """Send a message to the clients that are connected now."""
-        self._all("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
+        self._all(statements.BROADCAST_EPHEMERAL, (stream, data, *publication[:3]))
 
     def broadcast_batch(self, messages: Sequence[batch.Outgoing]) -> None:
         """Publish messages of several streams in one transaction. Each stream keeps this order; ephemeral ones are sent last."""
@@ -218,7 +127,7 @@ class Queries:
 
     def last_ids(self, streams: Sequence[str]) -> list[int]:
         """Return the id of each stream's newest message, or 0, from one snapshot."""
-        return [int(row[0]) for row in self._all(LAST_IDS, (list(streams),))]
+        return [int(row[0]) for row in self._all(statements.LAST_IDS, (list(streams),))]
 
     def last_id(self, stream: str) -> int:
         """Return the id of the stream's newest message, or 0."""
@@ -226,7 +135,7 @@ class Queries:
 
     def read_after(self, stream: str, after: int, limit: int) -> list[Message]:
         """Return at most ``limit`` of the stream's messages above the id ``after``, oldest first."""
-        rows = self._all("select * from pgbus.read_after(%s, %s, %s)", (stream, after, limit))
+        rows = self._all(statements.READ_AFTER, (stream, after, limit))
         return [Message(stream, *row) for row in rows]
 
     def ping(self) -> None:
@@ -235,7 +144,7 @@ class Queries:
 
     def disconnect(self, owner: str) -> None:
         """End all connections of an owner, on all workers."""
-        self._all("select pgbus.disconnect(%s)", (owner,))
+        self._all(statements.DISCONNECT, (owner,))
 
     # the streamer's reads
 
@@ -256,12 +165,8 @@ class Queries:
 
         A lower id does not count for the streams in ``pruned``, which are known to have lost all their messages to pruning.
         """
-        all_of_them, *found = self._all(
-            _MOVED,
-            {"streams": list(heads), "heads": list(heads.values()), "pruned": [name in pruned for name in heads]},
-            read="moved",
-        )
-        return int(all_of_them[1]), {str(name): int(newest) for name, newest in found}
+        asked = statements.moved_asked(heads, pruned)
+        return statements.moved_rows(self._all(statements.MOVED, asked, read="moved"))
 
     def inventory(self, ranges: Sequence[tuple[str, int, int]]) -> list[tuple[int, int, int]]:
         """Return, for each (stream, floor, head): the horizon, the number of messages up to the head that lie above the floor and
@@ -287,53 +192,13 @@ class Queries:
 
         A page takes messages while it has less than ``size`` bytes, so it gets one message even if that is larger.
         """
-        rows = self._all(
-            _PAGES,
-            {
-                "streams": [stream for stream, _ in after],
-                "after": [cursor for _, cursor in after],
-                "limit": limit,
-                "bytes": size,
-            },
-            read="pages",
-        )
-        found = [PageRows([], 0, False) for _ in after]
-        for n, horizon, anchor, forgotten, *message, place, full in rows:
-            page = found[n - 1]
-            if place is not None and place <= limit:
-                page.rows.append(Row(*message))
-            more = page.more or bool(full) or (place or 0) > limit
-            found[n - 1] = page._replace(horizon=horizon or 0, more=more, anchor=anchor or 0, forgotten=forgotten)
-        return found
+        asked = statements.pages_asked(after, limit=limit, size=size)
+        return statements.page_rows(self._all(statements.PAGES, asked, read="pages"), len(after), limit)
 
     def openings(self, questions: Sequence[OpenQuestion], *, limit: int, size: int) -> list[Opening]:
         """Return the state of each stream, and its newest messages, bounded as in :meth:`pages`."""
-        rows = self._all(
-            _OPENINGS,
-            {
-                "streams": [question.stream for question in questions],
-                "cursors": [question.cursor for question in questions],
-                "replays": [question.replay for question in questions],
-                "limit": limit,
-                "bytes": size,
-            },
-            read="openings",
-        )
-        found: dict[int, Opening] = {}
-        for n, head, horizon, oldest, start, *message, place, full in rows:
-            opening = found.get(n)
-            if opening is None:
-                cursor = questions[n - 1].cursor
-                floor = head if cursor is None else max(cursor, horizon or 0)
-                opening = Opening(head, horizon or 0, oldest or 0, start or 0, floor, [])
-            if place is not None and place <= limit:
-                opening.rows.append(Row(*message))
-            if full or (place or 0) > limit:
-                # Older messages were left out, so the rows are complete only above the id before the lowest one.
-                lowest = message[0] if place > limit else message[0] - 1
-                opening = opening._replace(floor=max(opening.floor, lowest))
-            found[n] = opening
-        return [found[n] for n in range(1, len(questions) + 1)]
+        asked = statements.openings_asked(questions, limit=limit, size=size)
+        return statements.opening_rows(self._all(statements.OPENINGS, asked, read="openings"), questions, limit)
 
     def ephemerals(self, ids: Sequence[int]) -> dict[int, EphemeralRow]:
         """Return the large ephemeral messages that still exist, by number."""

@@ -29,6 +29,16 @@ _OF_TRANSACTIONS = {
     "default_transaction_read_only": "transaction read only",
 }
 
+NETWORK = {
+    "gssencmode": "disable",  # libpq would look for a Kerberos ticket with blocking calls
+    # Together these end a session within ten seconds after its network path died.
+    "keepalives_idle": 3,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 9000,
+}
+"""Parameters of libpq for all our connections, which the URL may override."""
+
 MARK = "select pg_catalog.current_setting('enable_seqscan')", "off"
 """A statement, and its answer in a session that has our settings."""
 

@@ -14,8 +14,9 @@ from typing import Any
 import psycopg2.extensions as ext
 
 from ..errors import InvalidArgument
+from . import statements
 from .cursors import wrapped
-from .queries import Publication
+from .statements import Publication
 from .traces import traced
 
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -35,30 +36,23 @@ def broadcast_on_commit(
     using: object, stream: str, data: str, publication: Publication, trace: str | None = None
 ) -> None:
     """Queue one message in the transaction of ``using``. It is appended at the commit. ``trace`` is the publisher's traceparent."""
-    statement = "select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)"
-    _runner(using)(*traced(statement, (stream, data, *publication), trace))
+    _runner(using)(*traced(statements.BROADCAST_ON_COMMIT, (stream, data, *publication), trace))
 
 
 def broadcast_ephemeral(using: object, stream: str, data: str, publication: Publication) -> None:
     """Send an ephemeral message when the transaction of ``using`` commits."""
-    _runner(using)("select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)", (stream, data, *publication[:3]))
+    _runner(using)(statements.BROADCAST_EPHEMERAL, (stream, data, *publication[:3]))
 
 
 def last_ids(using: object, streams: Sequence[str]) -> list[int]:
     """Return the newest id of each stream in the snapshot of the transaction of ``using``."""
-    # Passes texts and not a list, because the application may have changed how its driver adapts lists.
-    names = ", ".join(["%s"] * len(streams))
-    rows = _runner(using)(
-        "select pgbus.last_id(s.stream)"
-        f" from unnest(array[{names}]::text[]) with ordinality as s(stream, n) order by s.n",  # nosec B608 # only %s
-        tuple(streams),
-    )
+    rows = _runner(using)(statements.last_ids(len(streams)), tuple(streams))
     return [int(id) for (id,) in rows]
 
 
 def disconnect(using: object, owner: str) -> None:
     """End all connections of an owner when the transaction of ``using`` commits."""
-    _runner(using)("select pgbus.disconnect(%s)", (owner,))
+    _runner(using)(statements.DISCONNECT, (owner,))
 
 
 def _runner(given: Any, wrappers: int = 0) -> Run:

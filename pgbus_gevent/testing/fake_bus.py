@@ -17,7 +17,7 @@ from ..bus import Bus
 from ..core.members import NAMED, NAMED_AGAIN
 from ..core.names import check_key
 from ..database.batch import Outgoing
-from ..database.queries import Publication
+from ..database.statements import Publication
 from ..errors import InvalidArgument
 from ..messages import Member, Message
 from ..settings.table import Settings

@@ -15,7 +15,7 @@ import gevent
 from ..core.client import Place, StreamRequest, Subscriber
 from ..core.cursor import is_composite, parse_composite, parse_cursor, parse_replay
 from ..core.names import PublicNames, Signer, check_event, check_key, check_label, check_name, looks_signed
-from ..database.queries import Publication
+from ..database.statements import Publication
 from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
 

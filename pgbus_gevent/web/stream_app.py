@@ -12,7 +12,7 @@ from ..core.client import ANYBODY, Place, StreamRequest, Subscriber
 from ..core.identity import Identities
 from ..core.names import PublicNames, Signer, check_data
 from ..core.traces import sampled
-from ..database.queries import Publication
+from ..database.statements import Publication
 from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTimeout
 from ..publishing.observed import Observer
 from ..streamer.instance import Instance

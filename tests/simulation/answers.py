@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pgbus_gevent.core.rows import DutyAnswer, DutyQuestion, OpenQuestion, Row
-from pgbus_gevent.database import checks, fleet, queries, revocations, schema, stewardship
+from pgbus_gevent.database import checks, fleet, queries, revocations, schema, statements, stewardship
 
 from .database import reading
 from .loop import CLOCK
@@ -147,9 +147,9 @@ _FIRST = stewardship._FIRST
 
 ANSWERS: dict[str, Answer] = {
     "select 1": lambda server, asked: [(1,)],
-    queries._PAGES: _pages,
-    queries._OPENINGS: _openings,
-    queries._MOVED: _moved,
+    statements.PAGES: _pages,
+    statements.OPENINGS: _openings,
+    statements.MOVED: _moved,
     queries._INVENTORY: _inventory,
     queries._TAIL_ABOVE: _tail,
     queries._TAIL_HOLES: _tail,

@@ -14,7 +14,7 @@ import gevent
 from gevent.exceptions import LoopExit
 from gevent.greenlet import Greenlet
 
-import pgbus_gevent.database
+import pgbus_gevent.database.database
 import pgbus_gevent.database.notifications
 import pgbus_gevent.database.pool
 from pgbus_gevent.core.filters import Filters
@@ -298,7 +298,7 @@ def _connect(url: str, *, connect_timeout: float, statement_timeout: float, **_:
 
 def install() -> None:
     """Put the sessions of the simulation in the place of psycopg2's."""
-    clock.put(pgbus_gevent.database, "connect", _connect)
+    clock.put(pgbus_gevent.database.database, "connect", _connect)
     clock.put(pgbus_gevent.database.notifications, "connect", _connect)
     clock.put(pgbus_gevent.database.pool, "Connection", Session)
     clock.put(pgbus_gevent.database.pool, "_has_unread_bytes", lambda session: session.broken)

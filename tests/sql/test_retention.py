@@ -17,7 +17,7 @@ from support import Serving, connect, gaps, received, serving
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.database import Database
-from pgbus_gevent.database.queries import _OPENINGS, _PAGES
+from pgbus_gevent.database.statements import OPENINGS, PAGES
 from pgbus_gevent.errors import DatabaseError, InvalidSetting
 from pgbus_gevent.settings.retention import Retention, Rule
 from pgbus_gevent.settings.table import Settings
@@ -315,7 +315,7 @@ def test_dead_rows_that_vacuum_cannot_remove_do_not_slow_down_reads_or_pruning(
         page = {"streams": [stream], "after": [0], "limit": 500, "bytes": 10**6}
         opening = {"streams": [stream], "cursors": [0], "replays": [20], "limit": 500, "bytes": 10**6}
         with sql.connection.cursor() as cursor:
-            reads = [cursor.mogrify(*asked).decode() for asked in ((_PAGES, page), (_OPENINGS, opening))]
+            reads = [cursor.mogrify(*asked).decode() for asked in ((PAGES, page), (OPENINGS, opening))]
         assert [blocks(read) < 200 for read in reads] == [True, True]
         assert blocks("select * from pgbus.prune(array[%s], array['1 day'::interval], array[10])", stream) < 200
         assert blocks("select pgbus._streams_below(null, 10)") < 200
