@@ -53,8 +53,17 @@ OTEL = [
 ]
 # For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours. It does not require httpx itself.
 CHAOS = [*WORKERS, *REDIS, "httpx>=0.27,<1", "httpx-sse>=0.4,<1"]
-# For the examples in the documentation, which the tests run with these major versions.
-FRAMEWORKS = ["django>=5.2,<6", "flask>=3,<4", "jinja2>=3,<4"]
+# Since 3.2.4, psycopg keeps notifications that come while nobody waits for them. Users choose between its binary and its C driver.
+AIO = ["psycopg[pool]>=3.2.4,<4"]
+# For the examples in the documentation, which the tests run with these major versions. FastAPI and uvicorn have none yet.
+FRAMEWORKS = [
+    "celery>=5.4,<6",
+    "django>=5.2,<6",
+    "fastapi>=0.115,<1",
+    "flask>=3,<4",
+    "jinja2>=3,<4",
+    "uvicorn>=0.30,<1",
+]
 # testing/plugin.py wraps hooks of pytest; users' suites may be a major version ahead.
 TEST = ["pytest>=8,<10", "pytest-cov>=5,<8", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.5,<4"]
 # Contributors install what requirements.txt pins, so bounds would add nothing.
@@ -117,11 +126,12 @@ setup(
     extras_require={
         "embedded": EMBEDDED,
         "redis": REDIS,
+        "aio": AIO,
         "workers": WORKERS,
         "otel": OTEL,
         "chaos": CHAOS,
         "test": [*EMBEDDED, *TEST],
-        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *OTEL, *TOOLS],
+        "dev": [*EMBEDDED, *TEST, *FRAMEWORKS, *CHAOS, *AIO, *OTEL, *TOOLS],
     },
     entry_points={
         "console_scripts": ["pgbus-gevent=pgbus_gevent.__main__:main"],

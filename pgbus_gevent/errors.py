@@ -11,6 +11,7 @@
     │       └── MissingSetting              a setting is needed and was not given
     ├── BadToken                            a signed stream name does not verify
     │   └── TokenExpired
+    ├── GapDetected                         messages that a tail wanted are gone
     ├── DatabaseError                       PostgreSQL refused a statement, or could not be reached
     │   ├── DatabaseUnavailable             PostgreSQL was not reached, went away, or did not answer in time
     │   │   └── OriginUnready               the origin of an edge answers that it cannot serve now
@@ -29,6 +30,8 @@ The message of each says what is wrong and what to do. Data that a handler may n
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 NO_RIGHT = "42501"
 """PostgreSQL's code for a statement that the role has no right to run."""
@@ -86,6 +89,21 @@ class TokenExpired(BadToken):
     def __init__(self, expired_at: float) -> None:
         super().__init__("the signed stream name has expired; render the page again to get a new one")
         self.expired_at = expired_at
+
+
+class GapDetected(PgbusError):
+    """Messages that a tail wanted are gone. ``gap`` is a :class:`pgbus_gevent.aio.Gap`, which says which and why.
+
+    The tail can be read on: it continues with what follows the gap.
+    """
+
+    def __init__(self, gap: Any) -> None:
+        why = {
+            "expired": "the messages after {0.requested} and before {0.oldest} are no longer retained",
+            "ahead": "{0.requested} is above the last id of the database, {0.last}; all messages that it has follow",
+        }[gap.reason]
+        super().__init__(f"{gap.stream}: {why.format(gap)}")
+        self.gap = gap
 
 
 class DatabaseError(PgbusError):

@@ -32,6 +32,7 @@ FLOORS = {
     "streamer": 4,
     "publishing": 4,
     "bus": 5,
+    "aio": 5,
     "web": 6,
     "hosts": 7,
     "hosts.app_probe": 8,
@@ -39,6 +40,8 @@ FLOORS = {
     "hosts.worker_program": 8,
     "hosts.workers": 8,
     "bottle_plugin": 7,
+    "django": 7,
+    "flask": 7,
     "gunicorn_worker": 7,
 }
 """The floor of each folder, of each module beside the folders, and of those in hosts/ that only ``serve`` is made of.
@@ -53,8 +56,8 @@ TOP = 12
 
 PURE = {
     "__future__", "abc", "bisect", "codecs", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "fnmatch",
-    "functools", "hashlib", "hmac", "itertools", "itsdangerous", "json", "logging", "math", "random", "re", "types", "typing",
-    "unicodedata",
+    "functools", "hashlib", "hmac", "html", "itertools", "itsdangerous", "json", "logging", "math", "random", "re", "types",
+    "typing", "unicodedata", "urllib.parse",
 }  # fmt: skip
 """The modules outside the package that core/ may import: none of them reads a clock, a file or a socket, or waits."""
 

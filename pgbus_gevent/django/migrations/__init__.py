@@ -1,0 +1,1 @@
+"""The Django migrations, one for each release with new numbered migrations."""
