@@ -1,15 +1,6 @@
 """pgbus in a Bottle application: a plugin that mounts the streams and passes the bus to routes, and a server for ``bottle.run``.
 
-::
-
-    app = bottle.Bottle()
-    app.install(PgbusPlugin(Bus()))
-
-    @app.get("/orders")
-    def orders(pgbus):
-        return template("orders", stream=pgbus.stream_tag("orders"))
-
-    bottle.run(app, server=Server)
+The process must be patched for gevent before anything else is imported; docs/bottle.md has a whole application.
 """
 
 from __future__ import annotations
