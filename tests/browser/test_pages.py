@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from browser_fixtures import PATIENT
-from browser_parts import Browser, Front, Profile, element, missing, profile, publish, status
+from browser_parts import Front, Profile, element, missing, publish, status
 from page_parts import block_of
 from site_parts import running_site
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.docs]
 
 LOGGING = "window.logged = []; console.log = (...words) => logged.push(words);"
-
-
-@pytest.fixture
-def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
-    with profile(browser, front) as tabs:
-        yield tabs
 
 
 def filled_in(code: str, stream: str, watermark: int = 0) -> str:
