@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from database_parts import Ear, Session, raises
+from database_parts import Ear, Session, opened_sessions, raises
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.traces import sampled
 from pgbus_gevent.core.wakes import NewMessage, parse
+from pgbus_gevent.database import schema
+from pgbus_gevent.database.migrating import migrate
+from pgbus_gevent.testing.databases import TestDatabases
 
 ONE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TWO = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03"
@@ -153,3 +157,23 @@ def test_a_publisher_has_no_right_to_the_column(sessions: object, sql: Session, 
         sql.run("reset role")
         sql.call("revoke_rights", "traced_publisher")
         sql.run("drop role traced_publisher")
+
+
+def test_messages_of_schema_7_have_no_trace_after_the_upgrade_and_are_read_as_before(
+    pgbus_databases: TestDatabases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, known = pgbus_databases.make_empty(), schema.migrations()
+    with monkeypatch.context() as patch, opened_sessions(url) as sessions:
+        patch.setattr(schema, "migrations", lambda: known[:7])
+        migrate(url)
+        old = sessions()
+        old.call("broadcast", "orders", "before")
+    with opened_sessions(url) as sessions, Bus(url) as bus:
+        bus.database  # noqa: B018  # upgrades
+        new = sessions()
+        assert [message.data for message in bus.stream("orders")] == ["before"]
+        # As a publisher of release 7 would, whose statements are the same.
+        new.call("broadcast", "orders", "after")
+        assert traces(new, "orders") == [None, None]
+        assert new.one("select max(version) from pgbus.migrations") >= 8
+        assert new.one("select serves from pgbus.migrations where version = 8") == 7

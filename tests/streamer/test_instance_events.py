@@ -10,6 +10,7 @@ from streamer_parts import wait_until
 
 from pgbus_gevent.core.events import (
     KINDS,
+    Admitted,
     Broadcast,
     Connected,
     Disconnected,
@@ -47,8 +48,13 @@ def test_the_life_of_a_connection(
     (opened,), (closed,) = of(heard, Connected), of(heard, Disconnected)
     assert opened.connection == closed.connection and opened.streams == closed.streams == ("orders",)
     assert closed.reason and closed.seconds > 0
+    assert closed.messages == 2 and closed.bytes > 100
+    assert closed.last_ids == (pgbus_bus.stream("orders").last_id(),)
+    (admitted,) = of(heard, Admitted)
+    assert admitted.connection == opened.connection and 0 < admitted.seconds < 180
     assert [event.messages for event in of(heard, Broadcast)] == [1, 1]
     assert sum(event.connections for event in of(heard, Passed)) == 1
+    assert max(event.head for event in of(heard, Passed)) == closed.last_ids[0]
     assert not of(heard, SlowConsumer) and not of(heard, ListenerUp)
 
 

@@ -138,6 +138,41 @@ def test_reads_are_counted_by_kind(site: Site) -> None:
         assert scrape(site).value("pgbus_read_duration_seconds_count", kind="open") >= 1
 
 
+def test_connects_and_broadcasts_are_timed(site: Site) -> None:
+    before = scrape(site)
+    stream = site.bus.stream("demo:timed")
+    with site.watch("demo:timed") as client:
+        client.next("pgbus:connected")
+        stream.broadcast("x")
+        site.publish("demo:timed", b"x")
+        with site.bus.transaction() as cursor:
+            stream.broadcast("x", using=cursor)
+    now = scrape(site)
+
+    def more(name: str, **labels: str) -> float:
+        return now.value(name, **labels) - before.value(name, **labels)
+
+    assert more("pgbus_connect_duration_seconds_count") == 1
+    assert 0 < more("pgbus_connect_duration_seconds_sum") < PATIENCE
+    counts = [more("pgbus_publish_duration_seconds_count", kind=kind) for kind in ("now", "on-commit")]
+    assert counts == [2, 1]
+    assert 0 < more("pgbus_publish_duration_seconds_sum", kind="now") < PATIENCE
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_messages_without_a_notification_count_for_the_latency(size: int, pgbus_databases: TestDatabases) -> None:
+    with running_site(pgbus_databases.make(), wake="poll", catch_up_interval=0.2) as site:
+        with site.watch("demo:poll") as client:
+            client.next("pgbus:connected")
+            began = monotonic()
+            site.bus.stream("demo:poll").broadcast("x" * size)
+            client.next("message")
+            name = "pgbus_append_to_send_seconds"
+            until(lambda: scrape(site).value(f"{name}_count") == 1, "the pass is counted")
+            took = monotonic() - began
+        assert 0 < scrape(site).value(f"{name}_sum") < took + 0.1
+
+
 def test_a_stream_or_an_owner_is_never_a_label(site: Site) -> None:
     with site.watch("demo:secret-name") as client:
         client.next("pgbus:connected")
