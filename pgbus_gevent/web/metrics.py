@@ -19,6 +19,9 @@ from ..streamer.instance import Instance
 from . import process
 from .families import counter, counters, gauge, histograms
 
+_BELIEVED = (
+    86_400.0  # seconds; a row that was written by hand may have any time, and one sum of infinity would stay for ever
+)
 _PASS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _CONNECT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -63,8 +66,9 @@ class Metrics:
     def _passed(self, event: events.Passed) -> None:
         self.passes.observe(event.seconds)
         if event.appended_at is not None and event.connections:
-            here = time() + (self._roll_call.clock_offset or 0.0)
-            self.latency.observe(max(0.0, here - event.appended_at))
+            late = time() + (self._roll_call.clock_offset or 0.0) - event.appended_at
+            if late < _BELIEVED:
+                self.latency.observe(max(0.0, late))
 
     def _read(self, event: events.Read) -> None:
         self._reads[event.kind].observe(event.seconds)
