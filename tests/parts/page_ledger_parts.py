@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -61,10 +62,12 @@ def _why_not_run(block: Block, before: tuple[Block, ...], after: tuple[Block, ..
     if name is not None and any(one.runner and f'tester.text("{name}")' in one.text for one in after):
         return None
     if file is not None:
-        names = {file, Path(file).stem} if file.endswith(".py") else {file}
-        if block.has("serves") or any(one.runner and any(name in one.text for name in names) for one in after):
+        words = rf"\b(?:{re.escape(file)}|{re.escape(Path(file).name)}|{re.escape(Path(file).stem)})\b"
+        others = [one for one in (*before, *after) if one.runner or one.value("file")]
+        is_run_later = any(one.runner in ("python", "sh", "console") for one in after)
+        if block.has("serves") or (is_run_later and any(re.search(words, one.text) for one in others)):
             return None
-        return f"no block after it uses {file}"
+        return f"no other block uses {file}"
     return f"nothing runs a block in {block.language or 'no language'}: CONTRIBUTING.md, Code in the documentation"
 
 

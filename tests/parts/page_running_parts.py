@@ -48,9 +48,10 @@ def as_url(dsn: str) -> str:
     """Return a connection string as a URL, without characters that a shell would interpret between quotes or outside."""
     parts = ext.parse_dsn(dsn)
     login = ":".join(quote(parts[key], safe="") for key in ("user", "password") if key in parts)
-    folder = parts["host"] if parts.get("host", "/").startswith("/") else None
-    place = f"{'' if folder else parts['host']}:{parts.get('port', '5432')}"
-    return f"postgresql://{login}@{place}/{parts['dbname']}" + (f"?host={quote(folder)}" if folder else "")
+    host = parts.get("host", "")
+    is_folder = host.startswith("/")
+    place = f"{'' if is_folder else host}:{parts.get('port', '5432')}"
+    return f"postgresql://{login}@{place}/{parts['dbname']}" + (f"?host={quote(host)}" if is_folder else "")
 
 
 class Page:
