@@ -13,11 +13,13 @@ from .core.filters import Filters
 from .core.markup import Html
 from .core.names import (
     check_data,
+    check_ephemeral,
     check_keys,
     check_label,
     check_lifetime,
     check_name,
     check_owner,
+    check_texts,
 )
 from .core.tags import Tags
 from .database import Database, queries
@@ -237,10 +239,7 @@ class Stream:
         """
         publication = _publication(event, visible_to, exclude, key)
         check_data(data)
-        if ephemeral not in (True, False):  # "no" would be true
-            raise InvalidArgument(f"ephemeral={ephemeral!r:.80} is neither True nor False")
-        if ephemeral and key is not None:
-            raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key: leave out key=")
+        check_ephemeral(ephemeral, key)
         if coalesce is not None:
             _check_coalesce(using, key)
             message = Outgoing(self.name, data, *publication[:3], ephemeral)
@@ -273,11 +272,7 @@ class Stream:
         ``keys`` are idempotency keys, one (or None) for each message. A message whose key the stream already has is skipped.
         ``event``, ``visible_to`` and ``exclude`` apply to all messages, and are as in :meth:`broadcast`.
         """
-        if isinstance(data, str):
-            raise InvalidArgument(
-                "broadcast_many takes a list of texts, but was given one text: call broadcast for that"
-            )
-        publication, texts = _publication(event, visible_to, exclude), [check_data(text) for text in data]
+        publication, texts = _publication(event, visible_to, exclude), check_texts(data)
         arguments = self.name, texts, publication, check_keys(keys, len(texts))
         with self._bus.observer.broadcast(self.name, messages=len(texts)) as trace:
             return self._queries.broadcast_many(*arguments, trace)

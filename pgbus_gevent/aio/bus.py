@@ -10,13 +10,15 @@ from typing import Any
 from ..core.client import Subscriber
 from ..core.cursor import parse_cursor, parse_replay
 from ..core.markup import Html
-from ..core.names import check_data, check_keys, check_lifetime, check_name, check_owner
+from ..core.names import check_data, check_ephemeral, check_keys, check_lifetime, check_name, check_owner, check_texts
 from ..core.table_tail import Gap
 from ..core.tags import Tags
-from ..database import batch, statements
+from ..database import statements
 from ..database.session_settings import OWN_SEARCH_PATH
+from ..database.traces import traced
 from ..errors import InvalidArgument
 from ..messages import Message
+from ..publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
 from ..settings.table import Settings
 from .ear import Ear
 from .sessions import Cursor, Sessions, run_in
@@ -43,6 +45,9 @@ class Bus:
         self._tags = Tags(self.settings.prefix, self.settings.secret, self.settings.public)
         self._sessions = Sessions(self.settings)
         self._ear = Ear(self._sessions)
+        self.observer = Observer(tracing=tracing_of(self.settings.tracing))
+        self.events = self.observer.events
+        """The events of this Bus: :class:`pgbus_gevent.core.events.Published` for each broadcast."""
 
     def stream(self, name: str) -> Stream:
         """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""
@@ -156,18 +161,16 @@ class Stream:
         return None. The other arguments are those of :meth:`pgbus_gevent.Stream.broadcast`.
         """
         arguments = (self.name, check_data(data), *statements.publication(event, visible_to, exclude, key))
-        if ephemeral not in (True, False):  # "no" would be true
-            raise InvalidArgument(f"ephemeral={ephemeral!r:.80} is neither True nor False")
-        if ephemeral and key is not None:
-            raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key: leave out key=")
-        if ephemeral:
-            await self._bus._run(using, statements.BROADCAST_EPHEMERAL, arguments[:5])
-            return None
-        if using is not None:
-            await run_in(using, statements.BROADCAST_ON_COMMIT, arguments)
-            return None
-        rows = await self._bus._run(None, statements.BROADCAST, arguments)
-        return int(rows[0][0])
+        check_ephemeral(ephemeral, key)
+        with self._bus.observer.broadcast(self.name, NOW if using is None else ON_COMMIT) as trace:
+            if ephemeral:
+                await self._bus._run(using, statements.BROADCAST_EPHEMERAL, arguments[:5])
+            elif using is not None:
+                await run_in(using, *traced(statements.BROADCAST_ON_COMMIT, arguments, trace))
+            else:
+                rows = await self._bus._run(None, *traced(statements.BROADCAST, arguments, trace))
+                return int(rows[0][0])
+        return None
 
     async def broadcast_many(
         self,
@@ -183,21 +186,18 @@ class Stream:
 
         With ``using``, they are published at the commit of that transaction, without ``keys``, and the call returns None.
         """
-        if isinstance(data, str):
-            raise InvalidArgument(
-                "broadcast_many takes a list of texts, but was given one text: call broadcast for that"
-            )
         publication = statements.publication(event, visible_to, exclude)
-        texts = [check_data(text) for text in data]
+        texts = check_texts(data)
         keys = check_keys(keys, len(texts))
-        if using is None:
-            rows = await self._bus._run(None, statements.BROADCAST_MANY, (self.name, texts, *publication[:3], keys))
-            return None if rows[0][0] is None else int(rows[0][0])
-        if keys is not None:
+        if using is not None and keys is not None:
             raise InvalidArgument("keys= cannot be used together with using=: call broadcast for each message")
-        if texts:
-            messages = [batch.Outgoing(self.name, text, *publication[:3]) for text in texts]
-            await run_in(using, batch.STATEMENT, batch.parameters(messages))
+        kind = NOW if using is None else ON_COMMIT
+        with self._bus.observer.broadcast(self.name, kind, messages=len(texts)) as trace:
+            if using is None:
+                arguments = (self.name, texts, *publication[:3], keys)
+                rows = await self._bus._run(None, *traced(statements.BROADCAST_MANY, arguments, trace))
+                return None if rows[0][0] is None else int(rows[0][0])
+            await run_in(using, statements.BROADCAST_MANY_ON_COMMIT, (self.name, *publication[:3], texts))
         return None
 
     async def last_id(self, *, using: object | None = None) -> int:

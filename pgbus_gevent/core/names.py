@@ -78,6 +78,21 @@ def check_data(data: str) -> str:
     return data
 
 
+def check_texts(data: Sequence[str]) -> list[str]:
+    """Return a list of data, each as :func:`check_data` does, or raise :class:`InvalidArgument`."""
+    if isinstance(data, str):
+        raise InvalidArgument("broadcast_many takes a list of texts, but was given one text: call broadcast for that")
+    return [check_data(text) for text in data]
+
+
+def check_ephemeral(ephemeral: bool, key: str | None) -> None:
+    """Raise :class:`InvalidArgument` if ``ephemeral`` is not a bool, or cannot be used together with the key."""
+    if ephemeral not in (True, False):  # "no" would be true
+        raise InvalidArgument(f"ephemeral={ephemeral!r:.80} is neither True nor False")
+    if ephemeral and key is not None:
+        raise InvalidArgument("an ephemeral message is not stored, so it cannot have a key: leave out key=")
+
+
 def check_label(label: str | None, what: str) -> str | None:
     """Return ``label``, which errors call ``what``, or raise :class:`InvalidArgument`: a text for PostgreSQL, or None.
 

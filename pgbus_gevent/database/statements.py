@@ -35,6 +35,9 @@ BROADCAST = "select pgbus.broadcast(%s, %s, %s, %s, %s, %s)"
 BROADCAST_MANY = "select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::text[])"
 BROADCAST_EPHEMERAL = "select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)"
 BROADCAST_ON_COMMIT = "select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)"
+BROADCAST_MANY_ON_COMMIT = """
+select pgbus.broadcast_on_commit(%s, m.data, %s, %s, %s) from unnest(%s::text[]) with ordinality as m(data, n) order by m.n
+"""
 DISCONNECT = "select pgbus.disconnect(%s)"
 
 # asking
