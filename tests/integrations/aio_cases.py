@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from pgbus_gevent.aio import Bus, Gap, GapDetected, Tail
 from pgbus_gevent.core.client import Subscriber
+from pgbus_gevent.core.events import Published
 from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument, InvalidCursor
 from pgbus_gevent.messages import Message
 
@@ -349,6 +351,45 @@ async def changed_names_of_the_channels_are_followed(bus: Bus) -> None:
     await sql("select pgbus.change_channels()")
     await sql("select pgbus.broadcast('renamed', 'one')")
     assert [message.data for message in await waiting] == ["one"]
+
+
+@case
+async def a_role_with_the_rights_of_a_server_can_follow(bus: Bus) -> None:
+    role = f"follower_{os.getpid()}"
+    await sql(f"create role {role}")
+    await sql("select pgbus.grant_server(%s)", role)
+    try:
+        async with Bus(make_conninfo(URL, options=f"-c role={role}"), secret=SECRET) as follower:
+            waiting = asyncio.create_task(take(follower.stream("roles").tail(), 1))
+            await until(lambda: follower._ear.listening, "it listens")
+            await bus.stream("roles").broadcast("one")
+            assert [message.data for message in await waiting] == ["one"]
+    finally:
+        await sql(f"drop owned by {role}")
+        await sql(f"drop role {role}")
+
+
+@case
+async def each_broadcast_is_an_event(bus: Bus) -> None:
+    events: list[Published] = []
+    bus.events.subscribe(Published, events.append)
+    orders = bus.stream("events")
+    await orders.broadcast("one")
+    await orders.broadcast_many(["two", "three"])
+    async with bus.transaction() as cursor:
+        await orders.broadcast("four", using=cursor)
+        await orders.broadcast_many(["five", "six"], using=cursor)
+        await orders.broadcast_many([], using=cursor)
+    found = [(event.messages, event.kind, event.error) for event in events]
+    expected = [
+        (1, "now", None),
+        (2, "now", None),
+        (1, "on-commit", None),
+        (2, "on-commit", None),
+        (0, "on-commit", None),
+    ]
+    assert found == expected
+    assert [message.data for message in await orders.read_after(0)] == ["one", "two", "three", "four", "five", "six"]
 
 
 @case
