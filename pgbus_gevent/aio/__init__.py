@@ -16,6 +16,13 @@ It needs the extra ``aio`` and imports no gevent, so it runs under any event loo
 
 from __future__ import annotations
 
+try:
+    import psycopg_pool  # noqa: F401 # only to see whether it is there, with the psycopg that it imports
+except ImportError as error:
+    raise ImportError(
+        f"pgbus_gevent.aio needs psycopg 3 and its pool: pip install 'pgbus-gevent[aio]' 'psycopg[binary]' ({error})"
+    ) from error
+
 from ..core.table_tail import Gap
 from ..errors import GapDetected
 from .bus import Bus, Stream

@@ -100,6 +100,8 @@ class Sessions:
             "connect_timeout": max(2, round(self.settings.connect_timeout)),
             "options": SessionSettings(self.settings.statement_timeout, {}).options(str(given.get("options") or "")),
         }
+        if "," in f"{given.get('host') or ''}{given.get('hostaddr') or ''}":
+            ours.setdefault("target_session_attrs", "primary")
         return make_conninfo("", **ours)
 
     async def close(self) -> None:

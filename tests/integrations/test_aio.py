@@ -35,6 +35,13 @@ def failures(pgbus_databases: TestDatabases) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.program
+def test_without_the_extra_the_import_names_it() -> None:
+    code = "import sys; sys.modules['psycopg_pool'] = None; import pgbus_gevent.aio"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "pip install 'pgbus-gevent[aio]'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.program
 @pytest.mark.parametrize("name", [*NAMES, "nothing_of_gevent_was_imported"])
 def test_in_a_program_of_asyncio(name: str, failures: dict[str, str]) -> None:
     assert failures[name] == ""
