@@ -130,6 +130,19 @@ def test_the_extra_redis_is_named_where_it_is_needed_and_has_what_redis_needs(
     serves(*away, database_url=pgbus_database, folder=tmp_path)  # without a Redis, PostgreSQL is used
 
 
+def test_the_extra_otel_is_named_where_it_is_needed_and_has_what_traces_need(
+    make: Make, pgbus_database: str, tmp_path: Path
+) -> None:
+    folder = make()
+    refused = Program([*SERVE, "--tracing", "on"], pgbus_database, tmp_path, None, PYTHONPATH="")
+    assert refused.process.wait(3 * PATIENCE) == 2
+    assert "pip install 'pgbus-gevent[otel]'" in refused.log and len(refused.log.splitlines()) == 1
+    shutil.rmtree(folder)
+    make("otel")
+    nowhere = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    serves("--tracing", "on", database_url=pgbus_database, folder=tmp_path, **nowhere)
+
+
 def test_the_extra_embedded_has_a_database(make: Make, tmp_path: Path) -> None:
     make("embedded")
     serves(database_url="", folder=tmp_path, PGBUS_DATA_DIR=str(tmp_path / "data"), PGBUS_SECRET="")
