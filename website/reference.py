@@ -134,9 +134,14 @@ def events_page() -> str:
     ]
     for kind in events.KINDS:
         parts += [f"## {kind.__name__}\n", _docstring(kind)]
-        rows = [f"| `{name}` | `{kind.__annotations__[name]}` |\n" for name in kind._fields]
-        parts.append("".join(["| field | type |\n| --- | --- |\n", *rows]) if rows else "It has no fields.\n")
+        fields = [f"- `{name}`: `{_type_of(kind, name)}`\n" for name in kind._fields]
+        parts.append("".join(["Fields:\n\n", *fields]) if fields else "It has no fields.\n")
     return "\n".join(parts)
+
+
+def _type_of(kind: type, field: str) -> str:
+    annotation = kind.__annotations__[field]
+    return str(getattr(annotation, "__forward_arg__", annotation))
 
 
 def _classes(module: Any, base: type) -> list[type]:
@@ -147,7 +152,7 @@ def _classes(module: Any, base: type) -> list[type]:
 def _docstring(one: type) -> str:
     """Return a docstring as Markdown: names of our classes without the markup of reStructuredText."""
     text = re.sub(r":\w+:`[~.]*([^`]+)`", r"`\1`", inspect.getdoc(one) or "").replace("``", "`")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")) + "\n"
+    return "\n\n".join(_escaped(" ".join(paragraph.split())) for paragraph in text.split("\n\n")) + "\n"
 
 
 # functions of SQL
@@ -211,13 +216,16 @@ def _functions(url: str) -> list[Any]:
 
 
 def _function(name: str, arguments: str, result: str, comment: str, roles: list[str]) -> Iterator[str]:
+    about, _, fails = " ".join(comment.split()).partition(" Errors: ")
+    if about.startswith("Does the same as "):  # for data of another type, so the signature would say nothing new
+        yield f"{_escaped(about)}\n"
+        return
     given = [re.sub(r" DEFAULT (\w+|'[^']*')(::[\w ]+(\[\])?)?", r" default \1", one) for one in _split(arguments)]
     given = [re.sub(r"default NULL$", "default null", one) for one in given]
     line = f"{name}({', '.join(given)}) → {result}"
     if len(line) > 100:
         line = f"{name}(\n    " + ",\n    ".join(given) + f"\n) → {result}"
     yield f"```text\n{line}\n```\n"
-    about, _, fails = " ".join(comment.split()).partition(" Errors: ")
     yield f"{_escaped(about)}\n"
     if fails:
         yield f"*Errors:* {_escaped(fails)}\n"
@@ -231,9 +239,10 @@ def _split(arguments: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Return plain text as Markdown. Words in backquotes stay as they are."""
+    """Return plain text as Markdown. Words in backquotes stay as they are, and so do underscores within words."""
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(piece if n % 2 else re.sub(r"([<*_|\[\]\\])", r"\\\1", piece) for n, piece in enumerate(pieces))
+    special = r"([<*|\\]|(?<!\w)_|_(?!\w))"
+    return "".join(piece if n % 2 else re.sub(special, r"\\\1", piece) for n, piece in enumerate(pieces))
 
 
 PURE: dict[str, Callable[[], str]] = {
