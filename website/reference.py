@@ -198,8 +198,13 @@ def sql_page(url: str) -> str:
         parts += [f"## {title}\n"] if names else []
         for name in names:
             parts.append(f"### {name}\n")
-            for arguments, result, comment, roles in functions.pop(name):
-                parts += _function(name, arguments, result, comment, roles)
+            first, *others = functions.pop(name)
+            parts += _function(name, *first)
+            # Those that take data of another type have the same arguments and rights.
+            same = [one for one in others if one[2].startswith("Does the same as ")]
+            parts += [f"{_escaped(' '.join(one[2].split()))}\n" for one in same]
+            for one in others:
+                parts += [] if one in same else _function(name, *one)
     if functions:
         raise ValueError(f"no heading in TITLES has the functions {', '.join(functions)}")
     return "\n".join(parts)
@@ -217,9 +222,6 @@ def _functions(url: str) -> list[Any]:
 
 def _function(name: str, arguments: str, result: str, comment: str, roles: list[str]) -> Iterator[str]:
     about, _, fails = " ".join(comment.split()).partition(" Errors: ")
-    if about.startswith("Does the same as "):  # for data of another type, so the signature would say nothing new
-        yield f"{_escaped(about)}\n"
-        return
     given = [re.sub(r" DEFAULT (\w+|'[^']*')(::[\w ]+(\[\])?)?", r" default \1", one) for one in _split(arguments)]
     given = [re.sub(r"default NULL$", "default null", one) for one in given]
     line = f"{name}({', '.join(given)}) → {result}"
