@@ -15,7 +15,7 @@ from ..core.table_tail import Gap
 from ..core.tags import Tags
 from ..database import statements
 from ..database.session_settings import OWN_SEARCH_PATH
-from ..database.traces import traced
+from ..database.traces import SET_TRACE, traced
 from ..errors import InvalidArgument
 from ..messages import Message
 from ..publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
@@ -197,6 +197,8 @@ class Stream:
                 arguments = (self.name, texts, *publication[:3], keys)
                 rows = await self._bus._run(None, *traced(statements.BROADCAST_MANY, arguments, trace))
                 return None if rows[0][0] is None else int(rows[0][0])
+            if trace is not None:
+                await run_in(using, SET_TRACE, (trace,))
             await run_in(using, statements.BROADCAST_MANY_ON_COMMIT, (self.name, *publication[:3], texts))
         return None
 

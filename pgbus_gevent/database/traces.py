@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+SET_TRACE = "select set_config('pgbus.traceparent', %s, true)"
+"""For a transaction that publishes with statements of another form."""
+
 
 def traced(statement: str, arguments: Sequence[Any], trace: str | None) -> tuple[str, tuple[Any, ...]]:
     """Return a statement ``select function(...)`` that publishes with a traceparent, and its arguments; as it is without one.

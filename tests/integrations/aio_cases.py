@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -69,6 +71,25 @@ async def a_message_is_published_at_once_with_all_its_parts(bus: Bus) -> None:
     assert (message.id, message.event, message.data) == (id, "order.paid", "paid")
     assert (message.visible_to, message.exclude) == ("staff", "c1")
     assert message.created_at is not None and await orders.last_id() == id
+
+
+@case
+async def a_message_carries_the_trace_of_its_publisher(bus: Bus) -> None:
+    trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
+    async with Bus(URL, secret=SECRET, tracing=True) as traced:
+        orders = traced.stream("traces")
+        with trace.get_tracer("shop").start_as_current_span("request") as request:
+            await orders.broadcast("a")
+            await orders.broadcast_many(["b", "c"])
+            async with traced.transaction() as cursor:
+                await orders.broadcast("d", using=cursor)
+                await orders.broadcast_many(["e", "f"], using=cursor)
+    rows = await sql(
+        "select split_part(trace, '-', 2), trace from pgbus.messages where stream = 'traces' order by msg_id"
+    )
+    assert {found for found, _ in rows} == {trace.format_trace_id(request.get_span_context().trace_id)}
+    spans = [whole for _, whole in rows]
+    assert len(spans) == 6 and spans[1] == spans[2] and spans[4] == spans[5] and len(set(spans)) == 4
 
 
 @case
