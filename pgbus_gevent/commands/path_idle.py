@@ -87,7 +87,7 @@ def _silence(address: Address, path: str, seconds: float) -> tuple[Reply | Excep
 def _limit(silence: tuple[Reply | Exception, float, int], interval: float, fronts: Mapping[str, str]) -> Finding:
     found, took, wanted = silence
     if isinstance(found, Reply):
-        if found.status == 200 and '"lastEventId"' in found.body:
+        if found.status == 200 and '"lastEventId"' in found.body and took > wanted - 1:
             return Finding("idle", OK, f"a connection that is silent for {wanted} s is kept")
         if found.status == 200 or found.status == 400 or found.body.startswith(("not now", "16 requests")):
             return Finding(

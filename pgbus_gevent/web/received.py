@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
+
 import gevent
 from gevent.lock import BoundedSemaphore
 
@@ -13,6 +16,8 @@ LONGEST = 300
 MOST = 16
 """The most requests that may wait for their answer at the same time, because each of them holds a greenlet and a socket."""
 
+_LOOK = 0.5  # seconds between two looks whether the server is draining
+
 _SHOWN = 1000  # characters of a field that are repeated
 
 
@@ -20,10 +25,11 @@ class Received:
     """Answers requests with what arrived of them. With ``received=45``, the answer takes 45 seconds.
 
     A proxy that gives up an answer that is silent for so long also gives up a stream without heartbeats. The request must have been
-    authorised. The greenlet of the request waits here.
+    authorised. The greenlet of the request waits here, but not while the server is ``draining``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draining: Callable[[], bool]) -> None:
+        self._draining = draining
         self._room = BoundedSemaphore(MOST)
 
     def answer(self, environ: Environ, wanted: str) -> Answer:
@@ -49,8 +55,10 @@ class Received:
     def _wait(self, seconds: int) -> None:
         if not self._room.acquire(blocking=False):
             raise Refused(text(503, f"{MOST} requests wait for their answers already", ("retry-after", str(seconds))))
+        end = monotonic() + seconds
         try:
-            gevent.sleep(seconds)
+            while (rest := end - monotonic()) > 0 and not self._draining():
+                gevent.sleep(min(_LOOK, rest))
         finally:
             self._room.release()
 

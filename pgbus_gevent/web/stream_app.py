@@ -75,7 +75,7 @@ class StreamApp:
         self._names = requests.StreamNames(Signer(settings.secret), PublicNames(settings.public))
         self._returners = Returners()
         self._observer = Observer(instance.events)
-        self._received = Received()
+        self._received = Received(lambda: instance.draining)
         self._backstage = backstage_of(instance)
         self._publishers = self._backstage.publishers
         self._routes: dict[str, tuple[tuple[str, ...], View]] = {

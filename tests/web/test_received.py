@@ -47,6 +47,12 @@ def test_a_wrong_time_is_refused(wrong: str, site: Site) -> None:
     assert ask(site.port, f"{PATH}?received={quote(wrong, safe='&=')}").status == 400
 
 
+def test_a_server_that_drains_answers_at_once() -> None:
+    began = monotonic()
+    answer = received.Received(lambda: True).answer({"SERVER_PROTOCOL": "HTTP/1.1"}, "60")
+    assert answer.status == 200 and monotonic() - began < 30
+
+
 @pytest.mark.slow
 def test_it_takes_the_time_that_was_asked_for_and_only_some_may_wait(site: Site) -> None:
     began = monotonic()
