@@ -7,7 +7,9 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import gevent
 import pytest
 from cli_parts import Cli
 from faulty_proxy_parts import NGINX, FaultProxy, certificate, haproxy_with, nginx_with
@@ -17,12 +19,14 @@ from pgbus_gevent.commands import path_findings, path_idle
 from pgbus_gevent.commands.doctor import DOCTOR
 from pgbus_gevent.commands.finding import FAIL, OK, SKIP, WARN, Finding
 from pgbus_gevent.commands.path_client import Address
-from pgbus_gevent.commands.path_findings import PathChecks
-from pgbus_gevent.errors import InvalidArgument
+from pgbus_gevent.commands.path_findings import PathChecks, Publish
+from pgbus_gevent.core.sse import shutdown
+from pgbus_gevent.errors import DatabaseUnavailable, InvalidArgument
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer.instance import Instance
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.testing.servers import SECRET, RunningServer
+from pgbus_gevent.web.responses import stream_headers
 from pgbus_gevent.web.stream_app import StreamApp
 
 HEARTBEAT = 1.0
@@ -59,11 +63,18 @@ def look(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
     with Bus(settings=settings) as bus:
 
         def run(
-            port: int, *, scheme: str = "http", path: str = "", watch: float = 0, publish: bool = True
+            port: int,
+            *,
+            scheme: str = "http",
+            path: str = "",
+            watch: float = 0,
+            publish: bool = True,
+            broken: Publish | None = None,
         ) -> dict[str, Finding]:
             address = Address(f"{scheme}://127.0.0.1:{port}{path}", prefix=settings.prefix)
             stream = bus.stream(STREAM)
-            checks = PathChecks(address, bus.sign(STREAM), stream.broadcast if publish else None, watch)
+            publisher = (broken or stream.broadcast) if publish else None
+            checks = PathChecks(address, bus.sign(STREAM), publisher, watch)
             return {found.check: found for found in checks.findings()}
 
         yield run
@@ -276,6 +287,40 @@ def test_messages_that_do_not_arrive_are_found(server: RunningServer, look: Look
     assert "database URL of this command" in found["delivery"].todo
 
 
+def test_a_message_that_comes_late_is_found(server: RunningServer, look: Look) -> None:
+    held: list[bytes] = []
+
+    def once_late(piece: bytes) -> bytes:
+        if piece.startswith(b"data: ") and not held:
+            held.append(piece)
+            gevent.sleep(1.2)
+        return piece
+
+    with FaultProxy(server.port, body=once_late) as proxy:
+        found = look(proxy.port)
+    assert found["delivery"].level == WARN and "(listen, database)" in found["delivery"].todo
+
+
+def test_a_stream_that_is_cut_off_by_a_message_is_found(server: RunningServer, look: Look) -> None:
+    def cut(piece: bytes) -> bytes:
+        if piece.startswith(b"data: "):
+            raise OSError("cut off")
+        return piece
+
+    with FaultProxy(server.port, body=cut) as proxy:
+        found = look(proxy.port)
+    assert found["delivery"].level == FAIL and "ended before a message arrived" in found["delivery"].text
+
+
+def test_messages_that_come_twice_are_found(server: RunningServer, look: Look) -> None:
+    def twice(piece: bytes) -> bytes:
+        return piece * 2 if piece.startswith(b"data: ") else piece
+
+    with FaultProxy(server.port, body=twice) as proxy:
+        found = look(proxy.port)
+    assert found["replay"].level == FAIL and "others" in found["replay"].text
+
+
 def test_another_content_type_is_found(server: RunningServer, look: Look) -> None:
     def as_text(head: bytes) -> bytes:
         return head.replace(b"text/event-stream; charset=utf-8", b"text/plain")
@@ -304,6 +349,83 @@ def test_what_stands_in_front_is_known_by_its_headers(
         found = look(proxy.port)
     assert front in found["front"].text and "secret" not in found["front"].text
     assert found["http"].todo.splitlines()[-1].startswith(f"{front}: ")
+
+
+# what the server answers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def application(server: RunningServer) -> Iterator[Callable[[Any], None]]:
+    """Put another application into the server for one test."""
+    original = server.app
+
+    def put(app: Any) -> None:
+        server.app = app
+
+    yield put
+    server.app = original
+
+
+def test_a_server_that_is_not_ready_is_a_failure(
+    server: RunningServer, look: Look, application: Callable[[Any], None]
+) -> None:
+    original = server.app
+
+    def unready(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/pgbus/readyz":
+            start_response("503 Service Unavailable", [("content-type", "application/json")])
+            return [b'{"status": "unready", "reason": "restart"}\n']
+        return original(environ, start_response)
+
+    application(unready)
+    found = look(server.port)
+    assert found["server"].level == FAIL and '"restart"' in found["server"].text and "stream" not in found
+
+
+def test_a_hook_that_refuses_is_told_from_a_wrong_secret(
+    server: RunningServer, look: Look, application: Callable[[Any], None]
+) -> None:
+    application(StreamApp(server.app.instance, authorize=lambda environ, stream: False))
+    found = look(server.port)
+    assert found["stream"].level == FAIL and "403" in found["stream"].text and "--header" in found["stream"].todo
+
+
+def test_a_server_that_sends_clients_away_is_a_failure(
+    server: RunningServer, look: Look, application: Callable[[Any], None]
+) -> None:
+    original = server.app
+
+    def full(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"].startswith("/pgbus/streams/") and not environ["QUERY_STRING"]:
+            start_response("200 OK", stream_headers(environ))
+            return [shutdown("overloaded", 5.0)]
+        return original(environ, start_response)
+
+    application(full)
+    found = look(server.port)
+    assert found["stream"].level == FAIL and "overloaded" in found["stream"].text
+
+
+def test_a_server_of_an_earlier_release_does_not_say_what_arrived(
+    server: RunningServer, look: Look, application: Callable[[Any], None]
+) -> None:
+    original = server.app
+
+    def earlier(environ: Any, start_response: Any) -> Any:
+        return original({**environ, "QUERY_STRING": environ["QUERY_STRING"].replace("received", "")}, start_response)
+
+    application(earlier)
+    found = look(server.port)
+    assert (found["headers"].level, found["cache"].level, found["replay"].level) == (SKIP, OK, OK)
+    assert "upstream" not in found
+
+
+def test_a_database_that_does_not_answer_is_a_failure_of_the_delivery(server: RunningServer, look: Look) -> None:
+    def away(data: str) -> None:
+        raise DatabaseUnavailable("no answer")
+
+    found = look(server.port, broken=away)
+    assert found["delivery"].level == FAIL and "could not publish: no answer" in found["delivery"].text
 
 
 # what the caller gives ------------------------------------------------------------------------------------------------
