@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import ssl
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import gevent
@@ -24,6 +25,15 @@ EVENTS = "text/event-stream"
 _HEARTBEAT = re.compile(rb": heartbeat \d")
 
 _ENOUGH = 64 * 1024  # bytes of an answer that is no stream
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in ``text``, or an empty one if it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Reply(NamedTuple):
@@ -210,9 +220,10 @@ class Stream:
             self._news.wait(max(0.0, min(0.25, deadline - monotonic())))
         return bool(condition())
 
-    def control(self, name: str) -> ParsedFrame | None:
-        """Return the first control frame ``pgbus:name``, or None."""
-        return next((frame for _, frame in self.frames if frame.event == f"pgbus:{name}"), None)
+    def control(self, name: str) -> dict[str, Any] | None:
+        """Return what the first control frame ``pgbus:name`` says, empty if it cannot be read; None if there is none."""
+        frame = next((frame for _, frame in self.frames if frame.event == f"pgbus:{name}"), None)
+        return None if frame is None else json_object(frame.data)
 
     def arrival(self, data: str) -> float | None:
         """Return when the message with these data came, or None."""

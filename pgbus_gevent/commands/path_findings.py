@@ -6,7 +6,6 @@ early check finds explains what a later one sees.
 
 from __future__ import annotations
 
-import json
 import secrets
 import ssl
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import gevent
 
 from ..errors import DatabaseError
 from .finding import FAIL, OK, SKIP, WARN, Finding
-from .path_client import EVENTS, Address, Reply, Stream
+from .path_client import EVENTS, Address, Reply, Stream, json_object
 from .path_idle import idle
 from .path_remedies import fronts_in, remedy
 
@@ -192,12 +191,12 @@ class PathChecks:
         refused = stream.control("shutdown")
         greeted = stream.control("connected")
         if greeted is None:
-            reason = json.loads(refused.data)["reason"] if refused else stream.cause or "it ended"
+            reason = refused.get("reason") if refused else stream.cause or "it ended"
             yield Finding(
                 "stream", FAIL, f"the server does not take this client: {reason}", "read docs/streams.md, Statuses"
             )
             return
-        self._connection_ids.append(str(json.loads(greeted.data)["connectionId"]))
+        self._connection_ids.append(str(greeted.get("connectionId")))
         first = (stream.first_byte or 0.0) - stream.began
         yield Finding("stream", OK, f"the first byte comes after {first * 1000:.0f} ms")
         yield from self._head(stream)
@@ -294,7 +293,7 @@ class PathChecks:
             gevent.sleep(0.2)  # for a message too many
             got, greeted = [frame.data for frame in stream.messages], stream.control("connected")
         if greeted is not None:
-            self._connection_ids.append(str(json.loads(greeted.data)["connectionId"]))
+            self._connection_ids.append(str(greeted.get("connectionId")))
         if got == missed:
             yield Finding("replay", OK, "a client that comes back gets exactly what it missed, in order")
             return
@@ -321,22 +320,14 @@ class PathChecks:
 
 
 def _is_health(body: str) -> bool:
-    facts = _json(body)
+    facts = json_object(body)
     return "status" in facts and "parts" in facts
 
 
 def _facts(reply: Reply | Finding) -> dict[str, Any] | None:
     """Return what the server says that it received, or None if it does not say."""
-    facts = _json(reply.body) if isinstance(reply, Reply) and reply.status == 200 else {}
+    facts = json_object(reply.body) if isinstance(reply, Reply) and reply.status == 200 else {}
     return facts if {"protocol", "accept", "lastEventId"} <= set(facts) else None
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _described(stream: Stream) -> str:

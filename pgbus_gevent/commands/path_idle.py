@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from itertools import pairwise
@@ -17,6 +16,7 @@ from .path_remedies import remedy
 HEARTBEATS = 3
 """How many heartbeats a silent connection should survive, so that a late one costs no connection."""
 
+_HEARTBEAT = 15.0  # seconds, if the server does not say
 _LONGEST = 300  # seconds that an answer can be asked to take
 PATIENCE = 10.0
 """Seconds after which what should have come counts as missing."""
@@ -36,7 +36,7 @@ def idle(address: Address, path: str, watch: float | None, fronts: Mapping[str, 
         if greeted is None:
             yield Finding("heartbeat", FAIL, "a further stream was not opened", "run the command again")
             return
-        interval = float(json.loads(greeted.data)["heartbeat"])
+        interval = float(greeted.get("heartbeat", _HEARTBEAT))
         seconds = HEARTBEATS * interval if watch is None else watch
         silence = gevent.spawn(_silence, address, path, seconds)
         try:
@@ -58,7 +58,10 @@ def _heartbeats(stream: Stream, interval: float, fronts: Mapping[str, str]) -> F
         return Finding("heartbeat", FAIL, text, remedy("idle", fronts))
     if farewell is not None and len(stream.beats) < 2:
         return Finding(
-            "heartbeat", WARN, f"the server ended the stream meanwhile: {farewell.data}", "run the command again"
+            "heartbeat",
+            WARN,
+            f"the server ended the stream meanwhile: {farewell.get('reason')}",
+            "run the command again",
         )
     if not stream.beats:
         text = f"no heartbeat came within {quiet:.0f} s; the server sends one every {interval:g} s"
