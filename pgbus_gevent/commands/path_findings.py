@@ -196,7 +196,7 @@ class PathChecks:
                 "stream", FAIL, f"the server does not take this client: {reason}", "read docs/streams.md, Statuses"
             )
             return
-        self._connection_ids.append(str(greeted.get("connectionId")))
+        self._connection_ids += filter(None, [greeted.get("connectionId")])
         first = (stream.first_byte or 0.0) - stream.began
         yield Finding("stream", OK, f"the first byte comes after {first * 1000:.0f} ms")
         yield from self._head(stream)
@@ -293,7 +293,7 @@ class PathChecks:
             gevent.sleep(0.2)  # for a message too many
             got, greeted = [frame.data for frame in stream.messages], stream.control("connected")
         if greeted is not None:
-            self._connection_ids.append(str(greeted.get("connectionId")))
+            self._connection_ids += filter(None, [greeted.get("connectionId")])
         if got == missed:
             yield Finding("replay", OK, "a client that comes back gets exactly what it missed, in order")
             return
