@@ -134,6 +134,9 @@ class PathChecks:
             return
         told = self._ask("?received", {"Accept": EVENTS, "Last-Event-ID": mark})
         facts = _facts(told)
+        if isinstance(told, Reply) and told.status == 403:
+            yield self._no_query(told)
+            return
         if facts is None:
             yield Finding("query", OK, "the query arrives")
             yield Finding(
@@ -253,6 +256,11 @@ class PathChecks:
                 yield self._not_delivered(stream)
                 return
             took.append(max(0.0, arrived - committed))
+        texts = [frame.data for frame in stream.messages]
+        if len(texts) > len(set(texts)):
+            todo = "look for something that repeats answers: only a connection that breaks within a frame may repeat one message"
+            yield Finding("delivery", FAIL, "a message came twice on one connection", todo)
+            return
         middle, longest = sorted(took)[len(took) // 2] * 1000, max(took) * 1000
         text = f"{len(took)} messages arrive {middle:.0f} ms after the commit, the slowest {longest:.0f} ms after it"
         if longest > _SLOW * 1000:
