@@ -7,7 +7,7 @@ import { chromium } from "playwright-core";
 
 const browser = await chromium.launch({
   executablePath: process.argv[2],
-  args: ["--no-sandbox", "--disable-dev-shm-usage"],
+  args: ["--no-sandbox", "--disable-dev-shm-usage", ...process.argv.slice(3)],
   // Some tests check this cache.
   ignoreDefaultArgs: ["--disable-back-forward-cache"],
 });

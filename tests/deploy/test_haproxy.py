@@ -20,11 +20,11 @@ from proxy_parts import (
 
 from pgbus_gevent.bus import Bus
 
-HOSTS = "10.0.0.11", "10.0.0.12"
+ONE, TWO = "10.0.0.11", "10.0.0.12"
 CONFIGURATION = (DEPLOY / "haproxy/haproxy.cfg").read_text()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def haproxy(place: Place) -> Running:
     path = program("haproxy")
     site = (place.folder / "site.pem").read_text() + (place.folder / "site.key").read_text()
@@ -35,9 +35,10 @@ def haproxy(place: Place) -> Running:
     return found
 
 
-@pytest.fixture(scope="module")
-def servers(place: Place, database_url: str) -> Servers:
-    return Servers(place, database_url, *HOSTS)
+def reload(haproxy: Running) -> None:
+    before = haproxy.children().keys()
+    haproxy.signal(signal.SIGUSR2)
+    haproxy.until(lambda: haproxy.children().keys() - before, "the new configuration serves")
 
 
 def up(place: Place) -> list[str]:
@@ -50,42 +51,33 @@ def up(place: Place) -> list[str]:
     return [row[1] for row in rows if row[17] == "UP" and row[1] != "BACKEND"]
 
 
-def test_event_sources_are_told_to_come_back_while_no_server_is_ready(place: Place, haproxy: Running) -> None:
-    haproxy.until(lambda: up(place) == [], "it knows that there is none")
-    with origin(place) as site:
-        check_told_to_come_back(site)
-
-
-def test_every_route_over_http_2_and_no_buffering(place: Place, haproxy: Running, servers: Servers, bus: Bus) -> None:
-    for host in HOSTS:
-        servers.start(host)
-    haproxy.until(lambda: up(place) == ["one", "two"], "it knows that both are ready")
-    assert redirected(place) == f"https://{SITE}/orders?x=1"
-    with origin(place) as site:
-        check_routes(site, bus)
-        check_no_buffering(site, bus)
-
-
-def test_a_reload_and_a_drain_under_load_lose_nothing(
-    place: Place, haproxy: Running, servers: Servers, bus: Bus
+def test_haproxy_serves_every_route_and_loses_nothing_in_a_reload_and_a_drain(
+    place: Place, haproxy: Running, bus: Bus, pgbus_database: str
 ) -> None:
-    # Half a minute less to wait for the former process.
-    faster = CONFIGURATION.replace("hard-stop-after 30s", "hard-stop-after 1s")
-    place.configure("/etc/haproxy", {"haproxy.cfg": faster})
-    before = haproxy.children().keys()
-    haproxy.signal(signal.SIGUSR2)
-    haproxy.until(lambda: not before & haproxy.children().keys(), "it has the new configuration")
-    haproxy.until(lambda: up(place) == ["one", "two"], "it knows that both are ready")
-    with load(place, bus) as under:
-        former = haproxy.children().keys()
-        check_reload(
-            haproxy, under, lambda: haproxy.signal(signal.SIGUSR2), lambda: not former & haproxy.children().keys()
-        )
-        for host in HOSTS:  # a deployment, one server after the other
-            servers.stop(host)
-            servers.start(host)
+    with Servers(place, pgbus_database) as servers:
+        with origin(place) as site:
+            haproxy.until(lambda: up(place) == [], "it knows that there is no server")
+            check_told_to_come_back(site)
+            for host in (ONE, TWO):
+                servers.start(host)
             haproxy.until(lambda: up(place) == ["one", "two"], "it knows that both are ready")
+            assert redirected(place) == f"https://{SITE}/orders?x=1"
+            check_routes(site, bus)
+            check_no_buffering(site, bus)
+        # Half a minute less to wait for the former process.
+        place.configure(
+            "/etc/haproxy", {"haproxy.cfg": CONFIGURATION.replace("hard-stop-after 30s", "hard-stop-after 1s")}
+        )
+        reload(haproxy)
+        haproxy.until(lambda: up(place) == ["one", "two"], "it knows that both are ready")
+        with load(place, bus) as under:
+            check_reload(under, lambda: reload(haproxy))
+            servers.stop(ONE)
             under.until_more_came()
-        under.judge()
-        assert all("restart" in source.reasons for source in under.all)
-        assert not any("unavailable" in source.reasons for source in under.all)
+            servers.start(ONE)
+            haproxy.until(lambda: up(place) == ["one", "two"], "it knows that both are ready again")
+            servers.stop(TWO)
+            under.until_more_came()
+            under.judge()
+            assert all("restart" in source.reasons for source in under.all)
+            assert not any("unavailable" in source.reasons for source in under.all)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,13 @@ class Service(Host):
         super().__init__(folder, url, command, descriptors=(sock.fileno(),), **variables)
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+
+
+def silent(told: Told) -> bool:
+    """Return whether no sign of life comes for a second."""
+    before = told.signs()
+    gevent.sleep(1.0)
+    return told.signs() == before
 
 
 def test_nothing_is_told_without_a_manager() -> None:
@@ -161,14 +169,27 @@ def test_a_process_that_hangs_gives_no_more_signs_of_life(told: Told, tmp_path: 
         until(lambda: told.signs() > 3, "it lives", 3 * PATIENCE)
         hang = stack.enter_context(socket.create_connection(sock.getsockname()))
         hang.sendall(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
-
-        def silent() -> bool:
-            before = told.signs()
-            gevent.sleep(1.0)
-            return told.signs() == before
-
-        until(silent, "no sign of life comes for a second")
+        until(lambda: silent(told), "no sign of life comes for a second")
         assert served.process.poll() is None
+
+
+def test_workers_that_hang_give_no_more_signs_of_life_until_they_go_on(
+    told: Told, tmp_path: Path, pgbus_database: str
+) -> None:
+    variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+    with ExitStack() as stack:
+        sock = stack.enter_context(listening())
+        served = Service(tmp_path, pgbus_database, sock, "--workers", "2", **variables)
+        stack.callback(served.close)
+        until(lambda: told.signs() > 3, "they live", 3 * PATIENCE)
+        hanging = served.serving(2)
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: silent(told), "no sign of life comes for a second")
+        for pid in hanging:
+            os.kill(pid, signal.SIGCONT)
+        before = told.signs()
+        until(lambda: told.signs() > before + 3, "signs of life come again")
 
 
 def test_a_process_that_lives_answers_on_the_socket_that_was_passed(

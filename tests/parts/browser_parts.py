@@ -70,11 +70,11 @@ def publish(site: Site, stream: str, *data: str, event: str | None = None) -> li
 
 
 class Browser:
-    """A Chromium, driven through a separate program."""
+    """A Chromium, driven through a separate program. ``command`` starts that, if it is to run elsewhere or with more flags."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: list[str] | None = None) -> None:
         self._process: Any = subprocess.Popen(
-            ["node", "driver.mjs", str(CHROMIUM)],
+            command or ["node", "driver.mjs", str(CHROMIUM)],
             cwd=HERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,20 +202,23 @@ class Browser:
     :attr:`stopped` a status after which an EventSource never comes back.
     """
 
-    def __init__(self, port: int, stream: str, haste: float = 10.0) -> None:
+    def __init__(
+        self, port: int, stream: str, haste: float = 10.0, connect: Callable[[], socket.socket] | None = None
+    ) -> None:
         self.ids: list[int] = []
         self.told: list[int] = []
         self.connections = 0
         self.stopped: int | None = None
         self._retry = 2000
         self._haste = haste
-        self._target = port, f"/pgbus/streams/{stream}"
+        self._path = f"/pgbus/streams/{stream}"
+        self._connect = connect or partial(socket.create_connection, ("127.0.0.1", port), 10)
         self._greenlet = gevent.spawn(self._run)
 
     def _run(self) -> None:
         while self.stopped is None:
             try:
-                with socket.create_connection(("127.0.0.1", self._target[0]), 10) as sock:
+                with self._connect() as sock:
                     self._read(sock)
             except OSError:
                 pass  # it comes back after any failure of the network
@@ -223,7 +227,7 @@ class Browser:
     def _read(self, sock: socket.socket) -> None:
         cursor = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
         sock.sendall(
-            f"GET {self._target[1]} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode()
+            f"GET {self._path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode()
         )
         sock.settimeout(60)
         head, data = b"", b""

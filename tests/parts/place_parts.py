@@ -82,18 +82,20 @@ class Place:
         self.context = ssl.create_default_context(cafile=str(folder / "site.pem"))
         self.context.set_alpn_protocols(["h2", "http/1.1"])
 
-    def inside(self, *command: str) -> list[str]:
-        """Return the command that runs a command there."""
-        return ["nsenter", "-t", str(self._holder.pid), "--net", "--mount", f"--wd={self.folder}", *command]
+    def inside(self, *command: str, folder: Path | None = None) -> list[str]:
+        """Return the command that runs a command there, in its own folder or another one."""
+        return ["nsenter", "-t", str(self._holder.pid), "--net", "--mount", f"--wd={folder or self.folder}", *command]
 
     def path(self, inside: str) -> str:
         """Return the path that leads from outside to a file there."""
         return f"/proc/{self._holder.pid}/root{inside}"
 
     def run(self, *command: str) -> str:
-        """Run a command there, and return its output. Raises AssertionError with it if the command fails."""
-        done = subprocess.run(self.inside(*command), capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
+        """Run a command there, and return its output and its errors. Raises AssertionError with them if the command fails."""
+        done = subprocess.run(
+            self.inside(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout
         return done.stdout
 
     def configure(self, folder: str, files: dict[str, str]) -> None:
@@ -160,11 +162,16 @@ class Place:
         return True
 
     def close(self) -> None:
-        for process in self._running:
-            if process.poll() is None:
-                process.kill()
-            process.wait(PATIENCE)
+        """End all that runs there, also what a program has started and left."""
+        own = os.readlink(f"/proc/{self._holder.pid}/ns/net")
         os.close(self._network)
+        for pid in set(psutil.pids()) - {self._holder.pid}:
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/ns/net") == own:
+                    os.kill(pid, signal.SIGKILL)
+        for process in self._running:
+            process.kill()  # one that has not come there yet
+            process.wait(PATIENCE)
         self._holder.communicate(timeout=PATIENCE)
 
 
