@@ -83,6 +83,9 @@ def database_dsn() -> str:
         )
     given = connection.get_connection_params().items()
     parameters = {name: str(value) for name, value in given if name not in _NOT_OF_LIBPQ and value is not None}
+    role = connection.settings_dict["OPTIONS"].get("assume_role")
+    if role is not None:
+        parameters["options"] = f"{parameters.get('options', '')} -c role={role}".strip()
     return " ".join(f"{name}={_quoted(value)}" for name, value in parameters.items())
 
 
