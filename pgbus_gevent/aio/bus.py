@@ -116,7 +116,10 @@ class Bus:
         await self._run(using, statements.DISCONNECT, (check_owner(owner),))
 
     async def close(self) -> None:
-        """Close the database connections. Closing twice is allowed, and the next use opens new connections."""
+        """Close the database connections. Closing twice is allowed, and the next use opens new connections.
+
+        End the loops over tails before: one that waits for a message is not told.
+        """
         await self._ear.close()
         await self._sessions.close()
 

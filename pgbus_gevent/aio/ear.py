@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -59,7 +59,8 @@ class Ear:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._followers: set[Follower] = set()
-        self._doorbell = asyncio.Event()
+        self._rung = False
+        self._alarm = asyncio.Event()  # the doorbell rang, or the time until the next sweep is over
         self._listening = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -107,7 +108,7 @@ class Ear:
                     await connection.close()
             except DatabaseError as error:
                 trouble.begins(error)
-            self._doorbell.set()
+            self._ring()
             await asyncio.sleep(backoff.next())
 
     async def _hear_on(self, connection: psycopg.AsyncConnection[TupleRow], backoff: Backoff, trouble: Trouble) -> None:
@@ -131,13 +132,17 @@ class Ear:
                     return  # the names were replaced, so a new session listens on the new ones
 
     def _hear(self, payload: str) -> None:
-        self._doorbell.set()
+        self._ring()
         wake = wakes.parse(payload)
         if isinstance(wake, wakes.NewMessage):
             self._wake(wake.stream, wake.id)
         elif isinstance(wake, wakes.Moved):
             for name in wake.streams or ():
                 self._wake(name)
+
+    def _ring(self) -> None:
+        self._rung = True
+        self._alarm.set()
 
     def _wake(self, stream: str, id: int | None = None) -> None:
         for follower in self._followers:
@@ -153,7 +158,7 @@ class Ear:
             if await self._rings_within(pauses.pop(0) if pauses else self._interval * random.uniform(0.75, 1.0)):
                 pauses = list(AFTER_DOORBELL)
                 await asyncio.sleep(pauses.pop(0))
-                self._doorbell.clear()
+                self._rung = False
             began = monotonic()
             try:
                 await self._look()
@@ -169,10 +174,14 @@ class Ear:
         return interval if self._listening else interval / 10
 
     async def _rings_within(self, seconds: float) -> bool:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._doorbell.wait(), seconds)
-            return True
-        return False
+        # Not asyncio.wait_for: before Python 3.12, it loses a cancellation that comes in the moment in which the wait ends.
+        timer = asyncio.get_running_loop().call_later(0.0 if self._rung else seconds, self._alarm.set)
+        try:
+            await self._alarm.wait()
+        finally:
+            timer.cancel()
+            self._alarm.clear()
+        return self._rung
 
     async def _look(self) -> None:
         """Wake the followers that wait and whose streams the database has moved, in either direction."""

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -247,8 +248,9 @@ async def a_tail_brings_what_is_new_in_order_and_once(bus: Bus) -> None:
     await until(lambda: bus._ear.listening and tail.cursor, "the tail has started")
 
     async def publish(n: int) -> None:
-        for m in range(30):
-            await sql("select pgbus.broadcast('tail', %s)", f"{n} {m}")
+        async with await psycopg.AsyncConnection.connect(URL, autocommit=True) as connection:
+            for m in range(30):
+                await connection.execute("select pgbus.broadcast('tail', %s)", [f"{n} {m}"])
 
     await asyncio.gather(*map(publish, range(10)))
     messages = await waiting
@@ -375,6 +377,15 @@ async def changed_names_of_the_channels_are_followed(bus: Bus) -> None:
 
 
 @case
+async def a_bus_that_is_closed_while_the_doorbell_rings_ends(bus: Bus) -> None:
+    waiting = asyncio.create_task(take(bus.stream("closing").tail(), 1))
+    await until(lambda: bus._ear.listening, "it listens")
+    bus._ear._ring()
+    await asyncio.wait_for(bus.close(), PATIENCE)
+    waiting.cancel()
+
+
+@case
 async def a_role_with_the_rights_of_a_server_can_follow(bus: Bus) -> None:
     role = f"follower_{os.getpid()}"
     await sql(f"create role {role}")
@@ -453,12 +464,12 @@ async def _run(function: Case) -> None:
 
 def main() -> None:
     for name, function in CASES.items():
-        failure = ""
+        failure, began = "", monotonic()
         try:
             asyncio.run(_run(function))
         except BaseException:
             failure = traceback.format_exc()
-        print(json.dumps({"name": name, "failure": failure}), flush=True)
+        print(json.dumps({"name": name, "failure": failure, "seconds": monotonic() - began}), flush=True)
     imported = sorted(name for name in sys.modules if name.partition(".")[0] in ("gevent", "psycopg2", "psycogreen"))
     print(json.dumps({"name": "nothing_of_gevent_was_imported", "failure": " ".join(imported)}), flush=True)
 
