@@ -72,8 +72,8 @@ def answer(source: Source, read: Mapping[str, Any]) -> Any:
         return [each._replace(rows=list(map(_written_row, each.rows))) for each in found]
     if kind == "pages":
         cursors = [(check_name(name), _id(cursor)) for name, cursor in read["of"]]
-        found = source.pages(cursors, limit=_at_most(read["limit"], MAX_ROWS), size=_at_most(read["size"], MAX_SIZE))
-        return [each._replace(rows=list(map(_written_row, each.rows))) for each in found]
+        pages = source.pages(cursors, limit=_at_most(read["limit"], MAX_ROWS), size=_at_most(read["size"], MAX_SIZE))
+        return [each._replace(rows=list(map(_written_row, each.rows))) for each in pages]
     if kind == "moved":
         heads = {check_name(name): _id(head) for name, head in read["of"].items()}
         return source.moved(heads, {check_name(name) for name in read["pruned"]})

@@ -25,7 +25,7 @@ class Arrival(NamedTuple):
 
     first: int
     last: int
-    count: int
+    number: int
     appended_at: float | None
     came_at: float
 
@@ -53,7 +53,7 @@ class Deliveries:
         now = self._wall_clock()
         known = self._waiting.get(event.stream, {}).get(event.traceparent)
         if known is not None:
-            self._waiting[event.stream][event.traceparent] = known._replace(last=event.id, count=known.count + 1)
+            self._waiting[event.stream][event.traceparent] = known._replace(last=event.id, number=known.number + 1)
             return
         if self._count >= MOST:
             self._give_up(now - LONGEST)
@@ -91,8 +91,8 @@ class Deliveries:
             "messaging.destination.name": stream,
             "messaging.message.id": str(one.last),
         }
-        if one.count > 1:
-            attributes["messaging.batch.message_count"] = one.count
+        if one.number > 1:
+            attributes["messaging.batch.message_count"] = one.number
         if one.appended_at is not None:
             commit = self._tracer.start_span(
                 "pgbus commit", context, SpanKind.INTERNAL, attributes, start_time=_nanoseconds(one.appended_at)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from gevent.pywsgi import WSGIServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from program_parts import program
@@ -50,16 +49,14 @@ def collecting() -> Iterator[tuple[Collector, str]]:
         server.stop(1)
 
 
-@pytest.mark.parametrize(("workers", "service"), [("1", "pgbus"), ("2", "shop")])
-def test_serve_exports_the_spans_of_deliveries(workers: str, service: str, pgbus_database: str, tmp_path: Path) -> None:
+def test_the_workers_of_serve_export_the_spans_of_their_deliveries(pgbus_database: str, tmp_path: Path) -> None:
     with collecting() as (collector, url), Bus(pgbus_database) as bus:
         variables = {
             "PGBUS_TRACING": "on",
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
-            **({"OTEL_SERVICE_NAME": service} if service != "pgbus" else {}),
         }
-        arguments = ["-m", "pgbus_gevent.serve", "--workers", workers, "--public", "demo:*"]
+        arguments = ["-m", "pgbus_gevent.serve", "--workers", "2", "--public", "demo:*"]
         with program(*arguments, database_url=pgbus_database, cwd=tmp_path, **variables) as serving:
             with serving.watch("/pgbus/streams/demo:traced") as client:
                 with bus.transaction() as cursor:
@@ -68,7 +65,7 @@ def test_serve_exports_the_spans_of_deliveries(workers: str, service: str, pgbus
                 client.next("message")
                 until(lambda: len(collector.spans) == 2, "the spans are exported")
             assert serving.stop() == 0
-        assert sorted(collector.spans) == [(service, "pgbus commit"), (service, "pgbus deliver")]
+        assert sorted(collector.spans) == [("pgbus", "pgbus commit"), ("pgbus", "pgbus deliver")]
 
 
 def test_a_collector_that_is_away_delays_neither_messages_nor_the_end(pgbus_database: str, tmp_path: Path) -> None:
