@@ -152,8 +152,8 @@ class StreamEventDispatcher:
                 continue
             if chunk.data is not None and len(client.subscriptions) == 1:
                 # The common case of _send(), inlined: its calls are a tenth of the cost of a delivery.
-                subscription.cursor = chunk.cursor
                 client.messages_sent += len(chunk.frames)
+                subscription.cursor = chunk.cursor
                 try:
                     client.send(chunk.data, now)
                 except Exception:
