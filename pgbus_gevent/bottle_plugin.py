@@ -68,6 +68,7 @@ class PgbusPlugin:
         self.mount = mount or bus.settings.prefix
         self._streams = StreamApp(self.instance, authorize)
         bus.subscriber_of = self._subscriber
+        bus.is_answer = _is_answer
 
     def __repr__(self) -> str:
         return f"<PgbusPlugin {self.keyword!r} at {self.mount}>"
@@ -142,6 +143,11 @@ class PgbusPlugin:
         """
         self.instance.shutdown()
         self.bus.close()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether a route has ended with an answer: ``bottle.redirect`` raises one, and so do errors, whose status is 400 or more."""
+    return isinstance(error, bottle.HTTPResponse) and bool(error.status_code < 400)
 
 
 def _check(bus: Any, keyword: Any, instance: Any, mount: Any) -> None:

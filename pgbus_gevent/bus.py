@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cached_property
 from time import monotonic, time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .core.client import Subscriber, checked_answer
 from .core.filters import Filters
@@ -16,10 +16,10 @@ from .core.names import (
     check_ephemeral,
     check_keys,
     check_label,
-    check_lifetime,
     check_name,
     check_owner,
     check_texts,
+    expiry,
 )
 from .core.tags import Tags
 from .database import Database, queries
@@ -33,15 +33,21 @@ from .publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
 from .publishing.presence import Presence
 from .settings.table import Settings
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .settings.options import Options
+
 __all__ = ["Bus", "Cursor", "Html", "Stream"]
 
 
 class Cursor(Protocol):
-    """The database cursor that :meth:`Bus.transaction` yields: psycopg2's, or the testing kit's."""
+    """What type checkers know of the database cursor that :meth:`Bus.transaction` yields: psycopg2's, or the testing kit's."""
 
-    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> Any: ...
+    def execute(self, query: Any, parameters: Any = ..., /) -> Any: ...
+    def fetchone(self) -> tuple[Any, ...] | Any: ...  # Any spares its callers a check for None
+    def fetchall(self) -> list[tuple[Any, ...]]: ...
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
 
 
 class Bus:
@@ -55,7 +61,9 @@ class Bus:
     single settings. A Bus is a context manager that closes itself.
     """
 
-    def __init__(self, database_url: str | None = None, *, settings: Settings | None = None, **options: Any) -> None:
+    def __init__(
+        self, database_url: str | None = None, *, settings: Settings | None = None, **options: Unpack[Options]
+    ) -> None:
         if settings is not None and (options or database_url is not None):
             raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
@@ -66,6 +74,9 @@ class Bus:
         self.subscriber_of: Callable[[str], Subscriber | None] = lambda stream: None
         """Returns the :class:`Subscriber` for a stream name: the user of the page that is being rendered, None if unknown.
         The Bottle plugin sets it."""
+        self.is_answer: Callable[[Exception], bool] = lambda error: False
+        """Whether an exception is an answer to a request, with which :meth:`transaction` commits. The Bottle plugin sets it, for
+        ``redirect``."""
         self.coalescer = Coalescer(lambda messages: self.database.queries.broadcast_batch(messages))
         """Holds messages that are broadcast with ``coalesce``. Its ``counts`` say how many were published, replaced or dropped."""
         self.observer = Observer(tracing=tracing_of(self.settings.tracing))
@@ -87,24 +98,26 @@ class Bus:
         """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""
         return Stream(self, check_name(name))
 
-    def sign(self, name: str, *, expires_in: float | None = None) -> str:
-        """Return a signed stream name for a URL. It is valid for ``expires_in`` seconds, or for ever if that is None.
+    def sign(self, name: str, *, expires_in: float | None = None, expires_at: float | None = None) -> str:
+        """Return a signed stream name for a URL. It is valid for ever, or for ``expires_in`` seconds, or until ``expires_at``.
 
-        Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret or ``expires_in`` is not allowed.
+        ``expires_at`` is in Unix seconds. Names that are made with the same one are equal, so that pages and caches can share them.
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret, or for a time that is not allowed.
         """
-        return self.signer.sign(name, _expiry(expires_in))
+        return self.signer.sign(name, expiry(expires_in, expires_at, time()))
 
-    def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
+    def stream_path(self, name: str, *, expires_in: float | None = None, expires_at: float | None = None) -> str:
         """Return the path of a stream on its server. Without a secret, the path of a public stream has the bare name.
 
-        ``expires_in`` and the errors are those of :meth:`sign`.
+        ``expires_in``, ``expires_at`` and the errors are those of :meth:`sign`.
         """
-        return self._tags.path(name, _expiry(expires_in))
+        return self._tags.path(name, expiry(expires_in, expires_at, time()))
 
     def stream_tag(
         self,
         *names: str,
         expires_in: float | None = None,
+        expires_at: float | None = None,
         using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> Html:
@@ -112,7 +125,7 @@ class Bus:
 
         It contains the path and the watermark of each stream, so the page gets every message after the watermark. ``using`` takes
         the watermark from the snapshot of that transaction (see :class:`Stream`): read the page's content in it, and the page and
-        the stream match exactly. ``expires_in`` is in seconds, as in :meth:`sign`.
+        the stream match exactly. ``expires_in`` and ``expires_at`` are those of :meth:`sign`.
 
         ``subscriber`` is what the authorize hook answers for the user of the page. Tabs share a connection only if their
         subscribers are equal, and the element stops if the browser is logged in as somebody else by then. The Bottle plugin
@@ -123,22 +136,25 @@ class Bus:
         Raises :class:`InvalidArgument` without a name, :class:`InvalidName`, and :class:`DatabaseError`.
         """
         if len(names) == 1:
-            return self.stream_tags(*names, expires_in=expires_in, using=using, subscriber=subscriber)[0]
+            expires_at = expiry(expires_in, expires_at, time())
+            return self.stream_tags(*names, expires_at=expires_at, using=using, subscriber=subscriber)[0]
         if not names:
             raise InvalidArgument("stream_tag takes the names of one or more streams, but was given none")
-        subscribers = self._subscribers(names, subscriber)
-        return self._tags.of_several(names, self._watermarks(names, using), _expiry(expires_in), subscribers)
+        subscribers, at = self._subscribers(names, subscriber), expiry(expires_in, expires_at, time())
+        return self._tags.of_several(names, self._watermarks(names, using), at, subscribers)
 
     def stream_tags(
         self,
         *names: str,
         expires_in: float | None = None,
+        expires_at: float | None = None,
         using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> list[Html]:
         """Return one element for each stream, as :meth:`stream_tag` does. One query reads all watermarks."""
+        at = expiry(expires_in, expires_at, time())
         places = zip(names, self._watermarks(names, using), self._subscribers(names, subscriber), strict=True)
-        return [self._tags.of_one(name, watermark, _expiry(expires_in), each) for name, watermark, each in places]
+        return [self._tags.of_one(name, watermark, at, each) for name, watermark, each in places]
 
     def _subscribers(self, names: Sequence[str], subscriber: Subscriber | None) -> list[Subscriber | None]:
         given = checked_answer(subscriber)
@@ -149,13 +165,23 @@ class Bus:
             check_name(name)
         return self.database.queries.last_ids(names) if using is None else statements.last_ids(using, names)
 
-    def transaction(self, isolation: str | None = None) -> AbstractContextManager[Any]:
+    @contextmanager
+    def transaction(self, isolation: str | None = None) -> Iterator[Cursor]:
         """Open a transaction, and yield a psycopg2 cursor in it that can be passed as ``using=``.
 
-        The end of the block commits it; an exception rolls it back. ``isolation`` is an isolation level such as
-        ``"repeatable read"``; the default is READ COMMITTED.
+        The end of the block commits it; an exception rolls it back, unless :attr:`is_answer` says that it is an answer.
+        ``isolation`` is an isolation level such as ``"repeatable read"``; the default is READ COMMITTED.
         """
-        return self.database.queries.transaction(isolation)
+        answer: BaseException | None = None
+        with self.database.queries.transaction(isolation) as database_cursor:
+            try:
+                yield cast(Cursor, database_cursor)
+            except Exception as error:
+                if not self.is_answer(error):
+                    raise
+                answer = error
+        if answer is not None:
+            raise answer
 
     def disconnect(self, owner: str, *, using: object | None = None) -> None:
         """Close every connection of ``owner`` on every worker, with reason ``revoked``.
@@ -266,16 +292,22 @@ class Stream:
         visible_to: str | None = None,
         exclude: str | None = None,
         keys: Sequence[str | None] | None = None,
+        using: object | None = None,
     ) -> int | None:
         """Publish several messages in one transaction, and return the id of the last one, or None if ``data`` is empty.
 
         ``keys`` are idempotency keys, one (or None) for each message. A message whose key the stream already has is skipped.
-        ``event``, ``visible_to`` and ``exclude`` apply to all messages, and are as in :meth:`broadcast`.
+        ``event``, ``visible_to`` and ``exclude`` apply to all messages, and are as in :meth:`broadcast`. With ``using``, the
+        messages are published at the COMMIT of the caller's transaction (see :class:`Stream`), and the call returns None.
         """
         publication, texts = _publication(event, visible_to, exclude), check_texts(data)
         arguments = self.name, texts, publication, check_keys(keys, len(texts))
-        with self._bus.observer.broadcast(self.name, messages=len(texts)) as trace:
-            return self._queries.broadcast_many(*arguments, trace)
+        kind = NOW if using is None else ON_COMMIT
+        with self._bus.observer.broadcast(self.name, kind, messages=len(texts)) as trace:
+            if using is None:
+                return self._queries.broadcast_many(*arguments, trace)
+            statements.broadcast_many_on_commit(using, *arguments, trace)
+        return None
 
     def last_id(self, *, using: object | None = None) -> int:
         """Return the watermark: the id of the newest message, or 0 if there was never one.
@@ -298,11 +330,6 @@ class Stream:
     @property
     def _queries(self) -> queries.Queries:
         return self._bus.database.queries
-
-
-def _expiry(expires_in: float | None) -> float | None:
-    """The time at which a signed name expires that is made now, in Unix seconds."""
-    return None if expires_in is None else time() + check_lifetime(expires_in, "expires_in")
 
 
 def _check_coalesce(using: object | None, key: str | None) -> None:

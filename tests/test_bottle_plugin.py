@@ -257,6 +257,33 @@ def test_the_same_plugin_twice_in_one_application_is_refused() -> None:
         app.install(plugin)
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "published"),
+    [
+        (lambda: bottle.redirect("/"), 302, True),
+        (lambda: bottle.redirect("/", 303), 303, True),
+        (lambda: bottle.abort(409, "sold out"), 409, False),
+        (lambda: bottle.abort(), 500, False),
+        (lambda: 1 / 0, 500, False),
+        (lambda: "done", 200, True),
+    ],
+)
+def test_a_redirect_in_a_transaction_commits_it_and_an_error_rolls_it_back(
+    end: Callable[[], Any], status: int, published: bool
+) -> None:
+    app, bus = bottle.Bottle(), FakeBus()
+    app.install(PgbusPlugin(bus))
+
+    @app.get("/order")
+    def order(pgbus: Bus) -> Any:
+        with pgbus.transaction() as cursor:
+            pgbus.stream("orders").broadcast("paid", using=cursor)
+            return end()
+
+    assert call(app, "/order")[0] == status
+    assert [message.data for message in bus.sent] == (["paid"] if published else [])
+
+
 def test_uninstall_closes_the_plugin_for_good() -> None:
     app, plugin = bottle.Bottle(), PgbusPlugin(FakeBus())
     app.install(plugin)

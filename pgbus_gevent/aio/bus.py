@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.client import Subscriber
 from ..core.cursor import parse_cursor, parse_replay
 from ..core.markup import Html
-from ..core.names import check_data, check_ephemeral, check_keys, check_lifetime, check_name, check_owner, check_texts
+from ..core.names import check_data, check_ephemeral, check_keys, check_name, check_owner, check_texts, expiry
 from ..core.table_tail import Gap
 from ..core.tags import Tags
 from ..database import statements
@@ -23,6 +23,11 @@ from ..settings.table import Settings
 from .ear import Ear
 from .sessions import Cursor, Sessions, run_in
 from .tail import Tail
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..settings.options import Options
 
 _ISOLATION = ("read committed", "repeatable read", "serializable")
 
@@ -38,7 +43,9 @@ class Bus:
     :class:`InvalidArgument` for ``settings`` together with single settings.
     """
 
-    def __init__(self, database_url: str | None = None, *, settings: Settings | None = None, **options: Any) -> None:
+    def __init__(
+        self, database_url: str | None = None, *, settings: Settings | None = None, **options: Unpack[Options]
+    ) -> None:
         if settings is not None and (options or database_url is not None):
             raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
         self.settings = settings or Settings.load(database_url=database_url, **options)
@@ -53,21 +60,23 @@ class Bus:
         """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""
         return Stream(self, check_name(name))
 
-    def sign(self, name: str, *, expires_in: float | None = None) -> str:
-        """Return a signed stream name for a URL. It is valid for ``expires_in`` seconds, or for ever if that is None.
+    def sign(self, name: str, *, expires_in: float | None = None, expires_at: float | None = None) -> str:
+        """Return a signed stream name for a URL. It is valid for ever, or for ``expires_in`` seconds, or until ``expires_at``.
 
-        Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret or ``expires_in`` is not allowed.
+        ``expires_at`` is in Unix seconds. Names that are made with the same one are equal, so that pages and caches can share them.
+        Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret, or for a time that is not allowed.
         """
-        return self._tags.signer.sign(name, _expiry(expires_in))
+        return self._tags.signer.sign(name, expiry(expires_in, expires_at, time()))
 
-    def stream_path(self, name: str, *, expires_in: float | None = None) -> str:
+    def stream_path(self, name: str, *, expires_in: float | None = None, expires_at: float | None = None) -> str:
         """Return the path of a stream on its server. Without a secret, the path of a public stream has the bare name."""
-        return self._tags.path(name, _expiry(expires_in))
+        return self._tags.path(name, expiry(expires_in, expires_at, time()))
 
     async def stream_tag(
         self,
         *names: str,
         expires_in: float | None = None,
+        expires_at: float | None = None,
         using: object | None = None,
         subscriber: Subscriber | None = None,
     ) -> Html:
@@ -78,10 +87,11 @@ class Bus:
         """
         if not names:
             raise InvalidArgument("stream_tag takes the names of one or more streams, but was given none")
+        at = expiry(expires_in, expires_at, time())
         watermarks = await self._watermarks(names, using)
         if len(names) == 1:
-            return self._tags.of_one(names[0], watermarks[0], _expiry(expires_in), subscriber)
-        return self._tags.of_several(names, watermarks, _expiry(expires_in), [subscriber] * len(names))
+            return self._tags.of_one(names[0], watermarks[0], at, subscriber)
+        return self._tags.of_several(names, watermarks, at, [subscriber] * len(names))
 
     async def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:
         for name in names:
@@ -187,13 +197,12 @@ class Stream:
     ) -> int | None:
         """Publish several messages in one transaction, and return the id of the last one, or None if ``data`` is empty.
 
-        With ``using``, they are published at the commit of that transaction, without ``keys``, and the call returns None.
+        With ``using``, they are published at the commit of that transaction, and the call returns None. The other arguments are
+        those of :meth:`pgbus_gevent.Stream.broadcast_many`.
         """
         publication = statements.publication(event, visible_to, exclude)
         texts = check_texts(data)
         keys = check_keys(keys, len(texts))
-        if using is not None and keys is not None:
-            raise InvalidArgument("keys= cannot be used together with using=: call broadcast for each message")
         kind = NOW if using is None else ON_COMMIT
         with self._bus.observer.broadcast(self.name, kind, messages=len(texts)) as trace:
             if using is None:
@@ -202,7 +211,7 @@ class Stream:
                 return None if rows[0][0] is None else int(rows[0][0])
             if trace is not None:
                 await run_in(using, SET_TRACE, (trace,))
-            await run_in(using, statements.BROADCAST_MANY_ON_COMMIT, (self.name, *publication[:3], texts))
+            await run_in(using, *statements.many_on_commit(self.name, texts, publication, keys))
         return None
 
     async def last_id(self, *, using: object | None = None) -> int:
@@ -239,8 +248,3 @@ class Stream:
         start = None if since is None else parse_cursor(str(since))
         count = None if replay is None else parse_replay(str(replay))
         return Tail(self._bus._sessions, self._bus._ear, self.name, since=start, replay=count, on_gap=on_gap)
-
-
-def _expiry(expires_in: float | None) -> float | None:
-    """The time at which a signed name expires that is made now, in Unix seconds."""
-    return None if expires_in is None else time() + check_lifetime(expires_in, "expires_in")

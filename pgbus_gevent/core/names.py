@@ -141,6 +141,21 @@ def check_lifetime(seconds: float, what: str) -> float:
     return float(seconds)
 
 
+def expiry(expires_in: float | None, expires_at: float | None, now: float) -> float | None:
+    """Return when a signed name expires, in Unix seconds, or None for never. ``expires_in`` counts from the time ``now``.
+
+    Raises :class:`InvalidArgument` if both are given, or if one is not allowed.
+    """
+    if expires_in is not None and expires_at is not None:
+        raise InvalidArgument("a signed name takes expires_in= or expires_at=, but was given both")
+    if expires_in is not None:
+        return now + check_lifetime(expires_in, "expires_in")
+    if expires_at is None:
+        return None
+    at = check_time(expires_at, "expires_at")
+    return int(at) if at.is_integer() else at  # the same token for 1764000000 and 1764000000.0
+
+
 def _quoted(value: object) -> str:
     """Return a wrong value as text for an error. For other types only the type is shown, because their text may be anything."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:

@@ -6,6 +6,7 @@ with the driver of the application, and :mod:`pgbus_gevent.aio` with psycopg 3.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,9 +37,22 @@ BROADCAST_MANY = "select pgbus.broadcast_many(%s, %s::text[], %s, %s, %s, %s::te
 BROADCAST_EPHEMERAL = "select pgbus.broadcast_ephemeral(%s, %s, %s, %s, %s)"
 BROADCAST_ON_COMMIT = "select pgbus.broadcast_on_commit(%s, %s, %s, %s, %s, %s)"
 BROADCAST_MANY_ON_COMMIT = """
-select pgbus.broadcast_on_commit(%s, m.data, %s, %s, %s) from unnest(%s::text[]) with ordinality as m(data, n) order by m.n
+select pgbus.broadcast_on_commit(%s, m.data, %s, %s, %s, m.key)
+from rows from (json_to_recordset(%s) as (data text, key text)) with ordinality as m(data, key, n) order by m.n
 """
 DISCONNECT = "select pgbus.disconnect(%s)"
+
+
+def many_on_commit(
+    stream: str, data: Sequence[str], publication: Publication, keys: Sequence[str | None] | None
+) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that queues several messages, and its parameters.
+
+    The messages are one JSON text, because the application may have changed how its driver adapts lists.
+    """
+    messages = [{"data": text, "key": key} for text, key in zip(data, keys or [None] * len(data), strict=True)]
+    return BROADCAST_MANY_ON_COMMIT, (stream, *publication[:3], json.dumps(messages, ensure_ascii=False))
+
 
 # asking
 

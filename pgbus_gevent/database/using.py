@@ -17,7 +17,7 @@ from ..errors import InvalidArgument
 from . import statements
 from .cursors import wrapped
 from .statements import Publication
-from .traces import traced
+from .traces import SET_TRACE, traced
 
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -37,6 +37,21 @@ def broadcast_on_commit(
 ) -> None:
     """Queue one message in the transaction of ``using``. It is appended at the commit. ``trace`` is the publisher's traceparent."""
     _runner(using)(*traced(statements.BROADCAST_ON_COMMIT, (stream, data, *publication), trace))
+
+
+def broadcast_many_on_commit(
+    using: object,
+    stream: str,
+    data: Sequence[str],
+    publication: Publication,
+    keys: Sequence[str | None] | None = None,
+    trace: str | None = None,
+) -> None:
+    """Queue several messages in the transaction of ``using``, in this order. They are appended at the commit."""
+    run = _runner(using)
+    if trace is not None:
+        run(SET_TRACE, (trace,))
+    run(*statements.many_on_commit(stream, data, publication, keys))
 
 
 def broadcast_ephemeral(using: object, stream: str, data: str, publication: Publication) -> None:

@@ -11,16 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from itertools import count
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bus import Bus
 from ..core.members import NAMED, NAMED_AGAIN
 from ..core.names import check_key
 from ..database.batch import Outgoing
-from ..database.statements import Publication
+from ..database.statements import BROADCAST_MANY_ON_COMMIT, BROADCAST_ON_COMMIT, Publication
 from ..errors import InvalidArgument
 from ..messages import Member, Message
 from ..settings.table import Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..settings.options import Options
 
 _FIRST_ID = 1_700_000_000_000_000  # as large as a real id
 
@@ -32,11 +37,12 @@ class FakeBus(Bus):
     :class:`~pgbus_gevent.errors.InvalidSetting` for a value that is not allowed.
     """
 
-    def __init__(self, *, settings: Settings | None = None, **options: Any) -> None:
+    def __init__(self, *, settings: Settings | None = None, **options: Unpack[Options]) -> None:
         if settings is None:
-            options = {"database_url": "postgresql:///fake", "secret": ("a secret for tests alone",), **options}
-            settings, options = Settings(**options), {}
-        super().__init__(settings=settings, **options)
+            defaults: dict[str, Any] = {"database_url": "postgresql:///fake", "secret": ("a secret for tests alone",)}
+            super().__init__(settings=Settings(**{**defaults, **options}))
+        else:
+            super().__init__(settings=settings, **options)
         self._fake = FakeDatabase()
         self.__dict__["database"] = self._fake  # where Bus keeps the real one
 
@@ -218,7 +224,11 @@ class FakeDatabaseCursor:
         self._rows = []
         if self._snapshot is None or not self._one_snapshot:
             self._snapshot = list(self._queries.sent)
-        if "pgbus.broadcast_" in statement:
+        if statement == BROADCAST_MANY_ON_COMMIT:
+            stream, *publication, messages = parameters
+            for each in json.loads(messages):
+                self.execute(BROADCAST_ON_COMMIT, (stream, each["data"], *publication, each["key"]))
+        elif "pgbus.broadcast_" in statement:
             check_key(parameters[5] if len(parameters) > 5 else None)
             self._queued.append((statement, parameters))
         elif "pgbus.last_id" in statement:

@@ -18,6 +18,7 @@ from .responses import Environ, Refused, text
 logger = logging.getLogger("pgbus_gevent.web")
 
 Authorize = Callable[[Environ, str], "bool | Subscriber"]
+"""An authorize hook. It may declare its first argument as ``dict[str, Any]`` or as a Mapping."""
 
 Recheck = Callable[[], "tuple[Subscriber, ...] | None"]
 

@@ -177,6 +177,33 @@ def test_using_rolls_back(bus: Bus) -> None:
     assert seen(bus) == [(None, "later", None, None)]
 
 
+def test_many_with_using_commit_with_the_block(bus: Bus) -> None:
+    s = bus.stream("s")
+    s.broadcast("a", key="a")
+    with bus.transaction() as cursor:
+        texts = ["two", "{3}", 'fo"ur\\', "fünf\n", ""]
+        assert s.broadcast_many(texts, event="e", visible_to="v", exclude="x", using=cursor) is None
+        assert s.broadcast_many(["a again", "b", "b again"], keys=["a", "b", "b"], using=cursor) is None
+        assert s.broadcast_many([], using=cursor) is None
+        assert [text for _, text, _, _ in seen(bus)] == ["a"]
+    assert seen(bus) == [(None, "a", None, None), *(("e", text, "v", "x") for text in texts), (None, "b", None, None)]
+    with pytest.raises(KeyError), bus.transaction() as cursor:
+        s.broadcast_many(["never"], using=cursor)
+        raise KeyError
+    assert len(seen(bus)) == 7
+
+
+def test_an_exception_that_is_an_answer_commits(bus: Bus) -> None:
+    bus.is_answer = lambda error: isinstance(error, KeyError)
+    with pytest.raises(KeyError), bus.transaction() as cursor:
+        bus.stream("s").broadcast("stays", using=cursor)
+        raise KeyError
+    with pytest.raises(IndexError), bus.transaction() as cursor:
+        bus.stream("s").broadcast("never", using=cursor)
+        raise IndexError
+    assert seen(bus) == [(None, "stays", None, None)]
+
+
 def test_the_watermark_of_a_snapshot(bus: Bus) -> None:
     """In a transaction with one snapshot, the watermark stays; in others, it is the present one."""
     s = bus.stream("s")
@@ -208,6 +235,22 @@ def test_signing(bus: Bus) -> None:
         signer.verify(bus.sign("s", expires_in=60), time() + 61)
     with pytest.raises(BadToken):
         Signer(["another secret altogether"]).verify(bus.sign("s"), time())
+
+
+def test_names_with_one_expiry_are_equal(bus: Bus) -> None:
+    at = int(time()) + 60
+    token = bus.sign("s", expires_at=at)
+    assert token == bus.sign("s", expires_at=float(at)) and token != bus.sign("s", expires_at=at + 1)
+    assert Signer(bus.settings.secret).verify(token, time()) == ("s", at)
+    assert bus.stream_path("s", expires_at=at) == f"/pgbus/streams/{token}"
+    assert f"/streams/{token}" in bus.stream_tag("s", expires_at=at)
+    assert f"stream={token}&amp;" in bus.stream_tag("s", "t", expires_at=at)
+    assert [token in tag for tag in bus.stream_tags("s", "t", expires_at=at)] == [True, False]
+    assert bus.stream_tag("s", expires_in=60) != bus.stream_tag("s")
+    for bad in ({"expires_at": -1}, {"expires_at": "soon"}, {"expires_in": 5, "expires_at": at}):
+        for call in (bus.sign, bus.stream_path, bus.stream_tag, bus.stream_tags):
+            with pytest.raises(InvalidArgument):
+                call("s", **bad)  # type: ignore[operator]
 
 
 def test_the_tag(bus: Bus) -> None:
