@@ -35,7 +35,7 @@ _MESSAGES = 5
 _SLOW = 1.0  # seconds from the commit to the arrival; more is a warning
 _CORKED = 0.15  # seconds; Linux waits 200 ms for a full packet if a program says that more will come (MSG_MORE)
 _PIECE, _PIECES = 16 * 1024, 40  # messages that push what a buffer holds
-_SECRET_WRONG = (
+_UNKNOWN_NAME = (
     "give this command the server's secret in PGBUS_SECRET, or the name of a stream that may be read by --stream"
 )
 
@@ -162,7 +162,7 @@ class PathChecks:
 
     def _no_query(self, reply: Reply) -> Finding:
         if reply.status == 404 and "no such stream" in reply.body:
-            return Finding("stream", FAIL, f"404: {reply.line}", _SECRET_WRONG)
+            return Finding("stream", FAIL, f"404: {reply.line}", _UNKNOWN_NAME)
         if reply.status == 403:
             todo = "give a name that is valid by --stream, and what the authorize hook needs by --header"
             return Finding("stream", FAIL, f"403: {reply.line}", todo)
