@@ -154,7 +154,7 @@ class Side:
             rows = queries.tail(above, holes, [names[0], names[1]] if limit % 2 else None, limit=limit + 1)
             # The holes come in no order.
             place = len(rows) if not holes else sum(1 for row in rows if row.id in holes and row.id <= above)
-            shown_rows = [(shown(row.id), row.stream, shown(row.prev_id), *row[3:]) for row in rows]
+            shown_rows = [(shown(row.id), row.stream, shown(row.prev_id), *row[3:7]) for row in rows]
             return sorted(shown_rows[:place], key=str) + shown_rows[place:] if holes else shown_rows
         if kind == "pages":
             found = queries.pages(
