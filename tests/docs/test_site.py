@@ -132,7 +132,7 @@ def test_a_reader_finds_pages_in_the_files_without_a_server_and_without_a_networ
           page.on("request", (request) => asked.push(request.url()));
           page.on("pageerror", (error) => errors.push(String(error)));
           await page.goto(arg);
-          await page.locator(".md-search__input").fill("watermark");
+          await page.locator(".md-search__input").pressSequentially("watermark"); // the search waits for keys
           await page.locator(".md-search-result__item a").first().waitFor({ timeout: 60_000 });
           const results = await page.locator(".md-search-result__item a").evaluateAll((all) => all.map((one) => one.href));
           return { asked, errors, results };
