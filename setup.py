@@ -88,7 +88,7 @@ TOOLS = [
     "pip-audit",
     "pre-commit",
     "pre-commit-hooks",
-    "psycopg[binary]",
+    "psycopg[binary]>=3.2.4,<4",
     "referencing",  # with jsonschema: schemas that refer to others
     "ruff",
     "schemathesis",
