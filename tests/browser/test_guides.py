@@ -15,19 +15,19 @@ from pgbus_gevent import turbo
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.docs]
 
 
-def filled_in(page: str, name: str, stream: str) -> str:
-    """Return the code of a block, with a stream of the test and our copies of the libraries."""
-    return block_of(page, name).replace("TOKEN", stream).replace("/assets/", "/lib/")
+def filled_in(code: str, stream: str) -> str:
+    """Return the code of a page with a stream of the test and our copies of the libraries."""
+    return code.replace("TOKEN", stream).replace("/assets/", "/lib/")
 
 
 def test_turbo_shows_the_order(tabs: Profile, front: Front, stream: str) -> None:
-    page = tabs.open(front.page(filled_in("docs/guides/turbo.md", "page", stream)))
+    page = tabs.open(front.page(filled_in(block_of("docs/guides/turbo.md", "page"), stream)))
     publish(front.site, stream, turbo.append("orders", '<li id="order-1">tea</li>') + turbo.update("count", "1"))
     page.until("orders.textContent == 'tea' && count.textContent == '1'")
 
 
 def test_htmx_swaps_what_the_messages_bring(tabs: Profile, front: Front, stream: str) -> None:
-    page = tabs.open(front.page(filled_in("docs/guides/htmx.md", "swap", stream)))
+    page = tabs.open(front.page(filled_in(block_of("docs/guides/htmx.md", "swap"), stream)))
     publish(front.site, stream, "<li>tea</li>", "<li>milk</li>", event="order.new")
     publish(front.site, stream, "2", event="order.count")
     page.until("document.querySelector('b').textContent == '2' && document.querySelectorAll('li').length == 2")
@@ -35,14 +35,14 @@ def test_htmx_swaps_what_the_messages_bring(tabs: Profile, front: Front, stream:
 
 def test_htmx_fetches_what_has_changed(tabs: Profile, front: Front, stream: str) -> None:
     front.pages["/orders/mine"] = "my own orders"
-    page = tabs.open(front.page(filled_in("docs/guides/htmx.md", "fetch", stream)))
+    page = tabs.open(front.page(filled_in(block_of("docs/guides/htmx.md", "fetch"), stream)))
     page.until_open()
     publish(front.site, stream, "", event="order.changed")
     page.until("mine.textContent == 'my own orders'")
 
 
 def test_json_is_read_and_shown_as_text(tabs: Profile, front: Front, stream: str) -> None:
-    code = f'<script type="module">{filled_in("docs/guides/json.md", "read", stream)}</script>'
+    code = f'<script type="module">{block_of("docs/guides/json.md", "read")}</script>'
     page = tabs.open(front.page(element(stream, 'since="0"') + '<p id="order-7"></p>' + code))
     page.until_open()
     publish(front.site, stream, json.dumps({"id": 7, "total": "<b>12.50"}), event="order.paid")
@@ -53,7 +53,7 @@ def test_a_page_whose_name_has_expired_renews_it_and_misses_nothing(tabs: Profil
     bus = front.site.bus
     front.pages["/live/orders"] = bus.stream_path(stream, expires_in=3600)
     soon = bus.stream_path(stream, expires_at=int(time.time()) + 5)
-    code = f'<script type="module">{filled_in("docs/guides/tokens.md", "renew", stream)}</script>'
+    code = f'<script type="module">{block_of("docs/guides/tokens.md", "renew")}</script>'
     source = f'<pgbus-stream-source src="{soon}" since-id="0"></pgbus-stream-source>'
     publish(front.site, stream, "before")
     page = tabs.open(front.page(source + code))
@@ -94,7 +94,8 @@ def test_a_react_component_shows_each_message_once_also_with_another_token(
     tabs: Profile, front: Front, stream: str
 ) -> None:
     (since,) = publish(front.site, stream, "before", event="order")
-    hook, component = (block_of("docs/guides/react.md", name) for name in ("hook", "component"))
+    hook = block_of("docs/guides/react.md", "hook")
+    component = block_of("docs/guides/react.md", "component")
     code = hook + re.sub(r"^import \{ useStream .*$", "", component, flags=re.MULTILINE)
     page = tabs.open(
         front.page(
