@@ -13,7 +13,7 @@ from time import monotonic
 
 import gevent
 
-START = 60.0
+START = 120.0
 """Seconds that a program may take until it listens."""
 
 
