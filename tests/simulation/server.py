@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -106,9 +107,7 @@ class Server(database.Server):
         ``kind`` is ``now``, ``commit`` or ``repeatable``. ``holds`` is how long the transaction stays open after its statements.
         If it ``fails``, it is rolled back then.
         """
-        session = self.session()
-        self.publishers.add(session)
-        try:
+        with self._publisher() as session:
             session.begin("repeatable read" if kind == "repeatable" else "read committed")
             for run in _runs(messages):
                 for message in run:
@@ -120,6 +119,13 @@ class Server(database.Server):
                 session.rollback()
             else:
                 result(session.commit())
+
+    @contextmanager
+    def _publisher(self) -> Iterator[Session]:
+        session = self.session()
+        self.publishers.add(session)
+        try:
+            yield session
         except PgbusError:
             pass  # a deadlock, a serialization failure, or the session was lost: an application would try again
         finally:
@@ -139,31 +145,21 @@ class Server(database.Server):
 
     def whisper(self, message: Message) -> None:
         """Publish an ephemeral message in a transaction of its own, in this greenlet."""
-        session = self.session()
-        self.publishers.add(session)
         outgoing = Outgoing(message.stream, message.data, message.event, message.visible_to, message.exclude, None)
 
         def work(own: Transaction) -> Work:
             self._ephemerals[own] = message
             yield from publishing.ephemeral(self, own, outgoing)
 
-        try:
+        with self._publisher() as session:
             result(session.run(work))
-        except PgbusError:
-            pass  # the session was lost
-        finally:
-            self.publishers.discard(session)
-            if session.statement is None:
-                session.close()
 
     def impersonate(self, messages: Sequence[Message], forge: Callable[[str, int, int], str]) -> None:
         """Publish messages of a stream, each in a transaction that first sends a notification of its own, in this greenlet.
 
         ``forge`` makes its payload of the stream, the id of the message, and that of the one before it.
         """
-        session = self.session()
-        self.publishers.add(session)
-        try:
+        with self._publisher() as session:
             for message in messages:
                 session.begin()
                 self._messages[message.data] = message
@@ -172,12 +168,6 @@ class Server(database.Server):
                 payload = forge(message.stream, id, self.head(message.stream, self.now(None)))
                 result(session.notify(self.channel(message.stream), payload))
                 result(session.commit())
-        except PgbusError:
-            pass  # the session was lost
-        finally:
-            self.publishers.discard(session)
-            if session.statement is None:
-                session.close()
 
     def notify(self, name: str, payload: str) -> None:
         """Send a notification by hand, in this greenlet."""

@@ -224,13 +224,19 @@ def test_a_forged_message_is_not_the_real_one_of_the_same_id() -> None:
     assert court.seat.lost is None
 
 
-def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def deceived(monkeypatch: pytest.MonkeyPatch) -> Court:
+    """Return a court whose client has message 5, and then a forged message 6."""
     court = Court()
     court.commit(5)
     court.deliver(5)
     monkeypatch.setattr(CLOCK, "now", CLOCK.now + 10.0)
     court.oracle.losses.forged("s", 6)
     court.oracle.message(court.seat, 6, FORGED, "")
+    return court
+
+
+def test_a_client_with_a_forged_message_is_to_be_told_and_to_get_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = deceived(monkeypatch)
     court.commit(6, 7)
     court.deliver(7)
     court.oracle.look(court.seat)
@@ -309,12 +315,7 @@ def test_a_gap_event_has_a_cause_and_the_cursor_of_its_client(reason: str, reque
 
 
 def test_a_client_with_a_forged_message_is_told_although_it_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    court = Court()
-    court.commit(5)
-    court.deliver(5)
-    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 10.0)
-    court.oracle.losses.forged("s", 6)
-    court.oracle.message(court.seat, 6, FORGED, "")
+    court = deceived(monkeypatch)
     court.commit(6)
     for id in (7, 8, 9):
         monkeypatch.setattr(CLOCK, "now", CLOCK.now + 1.6)
