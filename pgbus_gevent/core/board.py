@@ -97,8 +97,7 @@ class Board:
         self.losses = 0
         """How often the table may have lost messages, or has: the doubts about all logs, and the rewinds."""
         self.relay = RelaySigns()
-        self.pace = 0.0
-        """The least time between two notifications of the doorbell, in seconds."""
+        self.pace = 0.0  # the least time between two notifications of the doorbell, in seconds
         self.workers = 1
         """How many workers the fleet has, as of the last report of this one."""
         self.resyncs = 0

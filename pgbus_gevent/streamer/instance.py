@@ -243,7 +243,7 @@ class Instance:
     def start(self) -> Instance:
         """Start the tasks, after migrating the schema if the setting ``migrate`` says so. Return the Instance itself.
 
-        It yields until the listener is live and revocations were read, at most ``connect_timeout``. Concurrent calls are one attempt.
+        It yields until the listener is live and revocations were read, at most ``connect_timeout``. Concurrent calls share it.
 
         Raises :class:`NotPatched` if the process is not patched for gevent, and :class:`DatabaseError` if the schema is not up
         to date and cannot be migrated. If it is to be migrated and the database is away, that is a :class:`DatabaseUnavailable`.
