@@ -12,7 +12,8 @@ class Message:
 
     ``rang`` says that a notification brought it when it was committed.
 
-    ``returned_at`` is when the database lost its pruning, so that it is there again; 0 if that never happened.
+    ``returned_at`` is when the database lost its pruning, so that it is there again; 0 if that never happened. ``lost_at`` is
+    when the database lost the message itself, or when somebody forged it.
     """
 
     __slots__ = (
@@ -21,6 +22,7 @@ class Message:
         "exclude",
         "gone",
         "id",
+        "lost_at",
         "prev_id",
         "rang",
         "returned_at",
@@ -36,7 +38,7 @@ class Message:
         self.prev_id: int | None = 0
         self.seen_at = 0.0
         self.gone = self.rang = False
-        self.returned_at = 0.0
+        self.returned_at = self.lost_at = 0.0
 
     @property
     def was_pruned(self) -> bool:

@@ -29,6 +29,7 @@ class Losses:
 
     def add(self, message: Message) -> None:
         """Note a message that the database has lost."""
+        message.lost_at = CLOCK.now
         self.messages[message.stream, message.id] = message
 
     def forged(self, stream: str, id: int) -> None:

@@ -100,9 +100,13 @@ class Oracle:
             self._lose(seat, seat.position)
 
     def _lose(self, seat: Seat, id: int) -> None:
-        seat.lose(id)
-        # If its pruning was lost too, a worker that knew of that finds the loss with the next message.
-        seat.until_next = self.losses.messages[seat.stream, id].was_pruned
+        seat.lose(id, self._until_next(seat.stream, id))
+
+    def _until_next(self, stream: str, id: int) -> float:
+        """Return after which time a message must have been committed that has clients told of a loss; or 0 if it needs none."""
+        # If its pruning was lost too, a worker that knew of that finds the loss with the first message that follows the loss.
+        lost = self.losses.messages[stream, id]
+        return lost.lost_at if lost.was_pruned else 0.0
 
     # what clients get
 
@@ -120,7 +124,7 @@ class Oracle:
             raise Failure("repeated", f"{seat.rights.name} was greeted twice")
         seat.position = start
         seat.lost = start if lost else seat.asked if seat.asked and not start else None
-        seat.until_next = lost and self.losses.messages[seat.stream, start].was_pruned  # as in seat_lost()
+        seat.until_next = self._until_next(seat.stream, start) if lost else 0.0
         seat.since = seat.ready = CLOCK.now
         if not lost and not self.losses.any_forged_in(seat.stream):
             judge_start(seat, start, self._server.stream(seat.stream).history, self.excused_until, self.bound)
@@ -305,7 +309,7 @@ class Oracle:
         if not seat.until_next:
             return since
         newer = (message.seen_at for message in self._server.stream(seat.stream).history)
-        return max(since, next((seen_at for seen_at in newer if seen_at > seat.lost_at), inf))
+        return max(since, next((seen_at for seen_at in newer if seen_at > seat.until_next), inf))
 
     def _due_since(self, seat: Seat, message: Message, calm: float) -> float:
         """Return since when a client could have a message, if nothing has disturbed anybody since ``calm``.

@@ -30,9 +30,9 @@ class Seat:
 
     ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
     of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
-    told; ``until_next`` says that it need not be told before the next message is there. ``requested`` are the lost messages of
-    which it was told, and ``repeats`` counts what it was told beside them. ``since`` is when the client was ready to get
-    messages, and ``came_at`` when it connected. ``replay`` is how many old messages it asked for.
+    told. If ``until_next`` is not 0, it need not be told before the first message that is committed after that time.
+    ``requested`` are the lost messages of which it was told, and ``repeats`` counts what it was told beside them. ``since`` is
+    when the client was ready to get messages, and ``came_at`` when it connected. ``replay`` is how many old messages it asked for.
     """
 
     __slots__ = (
@@ -63,15 +63,15 @@ class Seat:
         self.told = False
         self.lost: int | None = None
         self.lost_at = 0.0
-        self.until_next = False
+        self.until_next = 0.0
         self.requested: set[int] = set()
         self.repeats = 0
         self.since = self.ready = self.came_at = CLOCK.now
         self.connection = ""
         self.heard = 0  # the number of its last ephemeral message
 
-    def lose(self, id: int) -> None:
+    def lose(self, id: int, until_next: float) -> None:
         """Note that the database has lost the message ``id``, the last that the client was sent."""
         self.lost = id
-        self.until_next = False
+        self.until_next = until_next
         self.lost_at = CLOCK.now

@@ -344,6 +344,30 @@ def test_a_client_whose_last_message_was_pruned_and_lost_is_told_with_the_next_o
         court.oracle.look(court.seat)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_client_that_starts_at_a_message_that_was_pruned_and_lost_is_told_with_the_one_that_follows_the_loss(
+    earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    court = Court()
+    court.commit(1, 2)
+    court.server.stream("s").prune(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 1.0)
+    court.lose(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+    if earlier:
+        court.commit(9)
+    court.seat = Seat("s", court.client, None)
+    court.oracle.greeted(court.seat, "me", 2)
+    if not earlier:
+        monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+        court.oracle.look(court.seat)
+        court.commit(9)
+    court.oracle.look(court.seat)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 6.0)
+    with pytest.raises(Failure, match="not told of the loss of 2"):
+        court.oracle.look(court.seat)
+
+
 @pytest.mark.parametrize(("replay", "start", "kind"), [(2, 2, "lost"), (2, 0, "order"), (None, 2, "order")])
 def test_a_client_without_a_cursor_starts_where_it_asked(
     replay: int | None, start: int, kind: str, monkeypatch: pytest.MonkeyPatch
