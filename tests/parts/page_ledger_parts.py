@@ -15,7 +15,7 @@ MOST = 15
 NOT_RUN: dict[tuple[str, str], str] = {
     (
         "README.md",
-        "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt -e . && .venv/bin/python -m pytest -q -n 4",
+        "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt -e . && .venv/bin/python -m pytest -q -n 6",
     ): ("runs all tests: .ci/run takes this line from the page and runs it"),
     ("benchmarks/README.md", "*"): "figures that were measured once, and commands that measure for minutes",
     ("docs/peers.md", ".venv/bin/python -m benchmarks.peers --seed 14 --write"): (
