@@ -7,7 +7,8 @@ import logging
 
 from ..errors import InvalidSetting
 from ..hosts.logs import configure
-from ..hosts.running import Stopper
+from ..hosts.running import Stopper, kept_alive
+from ..hosts.service_manager import ServiceManager
 from ..settings.table import Settings
 from ..settings.wake import hide, is_redis
 from ..streamer.instance import Instance
@@ -34,6 +35,7 @@ def _relay(arguments: argparse.Namespace, settings: Settings) -> int:
         raise InvalidSetting(
             "wake", hide(settings.wake), "give the URL of a Redis, such as redis://host, in PGBUS_WAKE or --wake"
         )
+    manager = ServiceManager()  # before any child is started
     configure(settings.log_level, settings.log_format)
     logging.getLogger("pgbus_gevent.relay").info("the relay starts")
     with database_settings(settings) as settings:
@@ -44,8 +46,11 @@ def _relay(arguments: argparse.Namespace, settings: Settings) -> int:
         backstage_of(instance)  # writes the relay's metrics to the roll, where the servers find them
         instance.start()
         say("relaying; send SIGTERM to stop")
-        stopper.wait()
-        instance.shutdown()
+        with kept_alive(manager):
+            manager.tell("READY=1", "STATUS=relaying")
+            stopper.wait()
+            manager.tell("STOPPING=1", "STATUS=leaving the relay to another process")
+            instance.shutdown()
     return stopper.status
 
 

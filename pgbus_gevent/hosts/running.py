@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -183,16 +184,25 @@ def run_until_stopped(
         stopper.watch_signals()
     for instance in instances:
         instance.on_failure = stopper.fail
-    keeper = gevent.spawn(manager.keep_alive, _lives)
     try:
-        manager.tell("READY=1", "STATUS=serving")
-        stopper.wait()
-        manager.tell("STOPPING=1", "STATUS=sending the clients away")
-        stop(server, instances, grace)
+        with kept_alive(manager):
+            manager.tell("READY=1", "STATUS=serving")
+            stopper.wait()
+            manager.tell("STOPPING=1", "STATUS=sending the clients away")
+            stop(server, instances, grace)
     finally:
-        keeper.kill()
         stopper.release()
     return stopper.status
+
+
+@contextmanager
+def kept_alive(manager: ServiceManager) -> Iterator[None]:
+    """Give the service manager signs of life while the block runs and no part of this process has failed for good."""
+    keeper = gevent.spawn(manager.keep_alive, _lives)
+    try:
+        yield
+    finally:
+        keeper.kill()
 
 
 def _lives() -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import gevent
 import pytest
 from host_parts import Browser, Host
 from raw_http import ask
 from support import PATIENCE, holds, until
+from told_parts import Told
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import PgbusError
@@ -27,28 +27,6 @@ SHARES_ITS_SOCKET = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """A program for bash that starts another one as systemd does: the socket is descriptor 3, and the variables say so."""
 
 SERVE = (sys.executable, "-m", "pgbus_gevent.serve", "--port", "1", "app:app")  # it must not open the port 1
-
-
-class Told:
-    """The socket on which a manager hears its services, and the lines that came."""
-
-    def __init__(self, path: Path) -> None:
-        self.lines: list[str] = []
-        self._path = path
-        self._sock: Any = gevent.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(str(path))
-        self._greenlet = gevent.spawn(self._read)
-
-    def _read(self) -> None:
-        while True:
-            self.lines += self._sock.recv(4096).decode().splitlines()
-
-    def signs(self) -> int:
-        return self.lines.count("WATCHDOG=1")
-
-    def close(self) -> None:
-        self._greenlet.kill()
-        self._sock.close()
 
 
 @pytest.fixture

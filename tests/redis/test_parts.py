@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis_parts import RedisServer, needs_redis, redis_cluster, redis_sentinels, redis_server
 from requests import get
 from support import Serving, run, serving, session, until, until_messages
+from told_parts import Told
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.redis import wakes
@@ -124,12 +125,19 @@ def test_metrics_and_readyz_say_what_is_used(pgbus_settings: Settings, pgbus_bus
         assert get(f"{worker.url}/pgbus/readyz").ok
 
 
-def test_the_command_relay_relays_and_leaves_at_once(
+def test_the_command_relay_relays_and_leaves_at_once_and_its_service_manager_knows(
     pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer, tmp_path: Path
 ) -> None:
     assert pgbus_settings.database_url is not None
+    told = Told(tmp_path / "notify")
     command = [sys.executable, "-m", "pgbus_gevent", "relay", "--wake", server.url]
-    environment = {**os.environ, "PGBUS_DATABASE_URL": pgbus_settings.database_url, "PGBUS_LOG_LEVEL": "info"}
+    environment = {
+        **os.environ,
+        "PGBUS_DATABASE_URL": pgbus_settings.database_url,
+        "PGBUS_LOG_LEVEL": "info",
+        "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        "WATCHDOG_USEC": "3000000",
+    }
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
     try:
@@ -140,14 +148,18 @@ def test_the_command_relay_relays_and_leaves_at_once(
             until_messages(client, 1)
             until(lambda: relays([worker]) == [], "the worker leaves it to the command")
             until(lambda: up(worker) == [("pgbus_relay_up", 1.0), ("pgbus_steward", 1.0)], "metrics show the relay", 60)
+            until(lambda: {"READY=1", "STATUS=relaying"} <= set(told.lines) and told.signs() > 1, "it lives")
+            assert "STOPPING=1" not in told.lines
             process.terminate()
             assert process.wait(60) == 0
+            until(lambda: "STOPPING=1" in told.lines, "the manager knows that it ends")
             until(lambda: relays([worker]), "the worker relays now")
             pgbus_bus.stream("orders").broadcast("y")
             until_messages(client, 2)
     finally:
         process.kill()
         process.wait(10)
+        told.close()
 
 
 def up(worker: Serving) -> list[tuple[str, float]]:
