@@ -170,6 +170,8 @@ def test_a_move_by_logical_replication_is_no_gap(cluster: Cluster, pgbus_setting
         run(here, "select pg_create_logical_replication_slot('pgbus_move', 'pgoutput')")
         text = block_of("docs/operations/backup.md", "subscription").replace(";", " with (create_slot = false);")
         cluster.sql(text, "old_shop", "new_shop")
+        copied = block_of("docs/operations/backup.md", "copied")
+        until(lambda: run(there, copied) == [(0,)], "the rows are copied", PATIENCE)
         ids += publish(bus, "c")
         until(lambda: last(client) == "c", "it gets all")
         [(end,)] = run(here, "select pg_current_wal_lsn()")
