@@ -28,6 +28,7 @@ from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.testing.databases import TestDatabases
 
 ROOT = Path(__file__).parents[2]
+BASELINE = 7  # the migrations of the first release; later ones may replace what these have made
 KNOWN = [migration.version for migration in migrations()]
 LOCK = 1885823597
 
@@ -208,9 +209,8 @@ def test_our_files_create_each_object_once_in_the_file_of_its_subject() -> None:
     created: Counter[str] = Counter()
     homes: dict[str, set[str]] = {}
     for migration in migrations():
-        assert not re.search(r"^\s*create or replace|^\s*drop |^\s*alter function", migration.sql, re.MULTILINE), (
-            migration.name
-        )
+        changed = re.search(r"^\s*create or replace|^\s*drop |^\s*alter function", migration.sql, re.MULTILINE)
+        assert migration.version > BASELINE or not changed, migration.name
         kinds = "function|table|unlogged table|sequence|index|unique index|constraint trigger"
         for kind, name, rest in re.findall(rf"\bcreate ({kinds}) ([\w.]+)([^;$]*)", migration.sql):
             arguments = re.sub(r"\s+", " ", rest.partition(" returns ")[0]) if kind == "function" else ""

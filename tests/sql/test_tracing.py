@@ -91,6 +91,16 @@ def test_the_flush_leaves_the_setting_as_it_was(messages: int, sql: Session, str
     assert sql.one("select coalesce(current_setting('pgbus.traceparent', true), '')") == ""
 
 
+@pytest.mark.parametrize("messages", [1, 3])
+@pytest.mark.parametrize("value", [ONE, "", "nonsense"])
+def test_what_is_set_after_the_queueing_does_not_count(messages: int, value: str, sql: Session, stream: str) -> None:
+    with sql.transaction():
+        for n in range(messages):
+            sql.call("broadcast_on_commit", stream, str(n))
+        put(sql, value)
+    assert (sql.data(stream), traces(sql, stream)) == ([str(n) for n in range(messages)], [None] * messages)
+
+
 def test_a_setting_of_the_session_holds_for_all_its_messages(sql: Session, stream: str) -> None:
     put(sql, ONE, local=False)
     for function in ("broadcast", "broadcast_on_commit"):
@@ -110,12 +120,16 @@ def test_a_setting_of_the_session_holds_for_all_its_messages(sql: Session, strea
 @example(ONE + "\n")
 @example("\n" + ONE)
 @example("x" * 100_000)
+@example(f"00-{'0' * 32}-b7ad6b7169203331-01")
+@example(f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01")
+@example("ff" + ONE[2:])
+@example("01" + ONE[2:])
+@example(ONE + "-more")
 def test_a_value_that_is_no_sampled_trace_neither_counts_nor_fails(sql: Session, value: str) -> None:
     with sql.transaction():
         put(sql, value)
         id = sql.call("broadcast", "any text", "x")
     found = sql.one("select trace from pgbus.messages where stream = 'any text' and msg_id = %s", id)
-    # Python refuses ids of zeros, too. They come with no trace that a tracer has made.
     assert found == sampled(value)
 
 

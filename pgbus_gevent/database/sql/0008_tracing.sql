@@ -8,11 +8,12 @@
 -- Release 7 works on this schema. It takes a notification with a trace for one that it cannot read, so it looks into
 -- the table for the message.
 
--- The defaults of the columns, so that every way of publishing has it, and a message without one costs a comparison.
+-- The defaults of the columns, so that every way of publishing has it, and a message without one costs a comparison. A
+-- local setting that has ended is empty in its session from then on: as good as none, and not worth a search.
 alter table pgbus.messages add column trace text collate "C";
 alter table pgbus.messages alter column trace set default substring(
-  current_setting('pgbus.traceparent', true) collate "C"
-  from '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]$');
+  nullif(current_setting('pgbus.traceparent', true), '') collate "C"
+  from '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]$');
 
 comment on column pgbus.messages.trace is
 'The traceparent of the publisher, from the setting pgbus.traceparent, if its trace is sampled; otherwise null.';
@@ -20,8 +21,8 @@ comment on column pgbus.messages.trace is
 -- What is queued for the commit keeps the setting of the moment in which it was queued.
 alter table pgbus.outbox add column trace text collate "C";
 alter table pgbus.outbox alter column trace set default substring(
-  current_setting('pgbus.traceparent', true) collate "C"
-  from '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]$');
+  nullif(current_setting('pgbus.traceparent', true), '') collate "C"
+  from '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]$');
 
 
 -- As before, and with the trace if there is one.
@@ -72,65 +73,69 @@ begin
 end
 $$;
 
--- As before, and each message gets the trace that it was queued with.
+-- As before, and each message gets the trace that it was queued with. Where there is none, nothing is set.
 create or replace function pgbus._flush() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  setting text := coalesce(current_setting('pgbus.traceparent', true), '');
-  traced  boolean;
   ignored text;
   size    integer;
   one     pgbus.outbox;
   batch   record;
+  setting text;
+  mixed   boolean;
+  traced  boolean := false;
 begin
   ignored := set_config('pgbus.flush', '', true);
   size := (select count(*) from (select from pgbus.outbox o where o.xid = pg_current_xact_id() limit 2) n);
   if size = 0 then
     return;
   end if;
-  -- Usually there is one message, and then nothing else is needed.
+  -- Usually there is one message without a trace, and then nothing else is needed.
   if size = 1 then
     delete from pgbus.outbox o where o.xid = pg_current_xact_id() returning * into one;
-    traced := setting <> '' or one.trace is not null;
-    if traced then
-      ignored := set_config('pgbus.traceparent', coalesce(one.trace, ''), true);
+    if one.trace is null and coalesce(current_setting('pgbus.traceparent', true), '') = '' then
+      perform pgbus.broadcast(one.stream, one.data, one.event, one.visible_to, one.exclude, one.key);
+      return;
     end if;
+    setting := coalesce(current_setting('pgbus.traceparent', true), '');
+    ignored := set_config('pgbus.traceparent', coalesce(one.trace, ''), true);
     perform pgbus.broadcast(one.stream, one.data, one.event, one.visible_to, one.exclude, one.key);
-  else
-    for batch in
-      with mine as (delete from pgbus.outbox o where o.xid = pg_current_xact_id() returning o.*)
-      select mine.stream,
-             array_agg(mine.data order by position) as data,
-             array_agg(mine.event order by position) as event,
-             array_agg(mine.visible_to order by position) as visible_to,
-             array_agg(mine.exclude order by position) as exclude,
-             array_agg(mine.key order by position) as key,
-             array_agg(mine.trace order by position) as trace,
-             bool_or(mine.trace is not null) as traced,
-             count(*) = 1 or bool_or(mine.key is not null)
-               or min(mine.trace) is distinct from max(mine.trace)
-               or count(mine.trace) not in (0, count(*)) as singly
-      from mine
-      group by mine.stream
-      order by pgbus._lock_number(mine.stream), mine.stream
-    loop
-      traced := setting <> '' or traced or batch.traced;
-      if batch.singly then
-        for n in 1 .. cardinality(batch.data) loop
-          if traced then
-            ignored := set_config('pgbus.traceparent', coalesce(batch.trace[n], ''), true);
-          end if;
-          perform pgbus.broadcast(batch.stream, batch.data[n], batch.event[n], batch.visible_to[n], batch.exclude[n],
-                                  batch.key[n]);
-        end loop;
-      else
-        if traced then
-          ignored := set_config('pgbus.traceparent', coalesce(batch.trace[1], ''), true);
-        end if;
-        perform pgbus._append(batch.stream, batch.data, batch.event, batch.visible_to, batch.exclude);
-      end if;
-    end loop;
+    ignored := set_config('pgbus.traceparent', setting, true);
+    return;
   end if;
+  setting := coalesce(current_setting('pgbus.traceparent', true), '');
+  for batch in
+    with mine as (delete from pgbus.outbox o where o.xid = pg_current_xact_id() returning o.*)
+    select mine.stream,
+           array_agg(mine.data order by position) as data,
+           array_agg(mine.event order by position) as event,
+           array_agg(mine.visible_to order by position) as visible_to,
+           array_agg(mine.exclude order by position) as exclude,
+           array_agg(mine.key order by position) as key,
+           array_agg(mine.trace order by position) as trace,
+           count(*) = 1 or bool_or(mine.key is not null) as singly
+    from mine
+    group by mine.stream
+    order by pgbus._lock_number(mine.stream), mine.stream
+  loop
+    -- What is appended as a set has one trace, or none.
+    mixed := array_remove(batch.trace, batch.trace[1]) <> '{}';
+    traced := traced or setting <> '' or batch.trace[1] is not null or mixed;
+    if batch.singly or mixed then
+      for n in 1 .. cardinality(batch.data) loop
+        if traced then
+          ignored := set_config('pgbus.traceparent', coalesce(batch.trace[n], ''), true);
+        end if;
+        perform pgbus.broadcast(batch.stream, batch.data[n], batch.event[n], batch.visible_to[n], batch.exclude[n],
+                                batch.key[n]);
+      end loop;
+    else
+      if traced then
+        ignored := set_config('pgbus.traceparent', coalesce(batch.trace[1], ''), true);
+      end if;
+      perform pgbus._append(batch.stream, batch.data, batch.event, batch.visible_to, batch.exclude);
+    end if;
+  end loop;
   if traced then
     ignored := set_config('pgbus.traceparent', setting, true);
   end if;
