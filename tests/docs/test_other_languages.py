@@ -58,7 +58,10 @@ class Program:
 def test_a_program_in_go_publishes_at_its_commit_and_knows_the_id(
     pgbus_bus: Bus, pgbus_client: Callable[..., StreamClient], tmp_path: Path
 ) -> None:
-    commands, code = block_of(GUIDE, "go").splitlines(), block_of(GUIDE, "order.go")
+    commands, code = (
+        block_of("docs/guides/other-languages.md", "go").splitlines(),
+        block_of("docs/guides/other-languages.md", "order.go"),
+    )
     assert f'_ "{commands[1].removeprefix("go get ")}"' in code and commands[-1] == "go run ."
     (tmp_path / "order.go").write_text(code, encoding="utf-8")
     program = Program(tmp_path, as_url(str(pgbus_bus.settings.database_url)))

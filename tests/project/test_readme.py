@@ -43,19 +43,6 @@ def test_a_page_gets_the_messages_after_its_watermark_and_none_twice(
         connection.close()
 
 
-def test_the_bottle_application_runs(tmp_path: Path, pgbus_settings: Settings) -> None:
-    documented = block_of("README.md", "bottle")
-    code = documented.replace("server=Server)", 'server=Server, port=int(__import__("os").environ["PORT"]))')
-    assert code != documented
-    (tmp_path / "shop.py").write_text(code)
-    with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
-        path, since = tag_in(shop.page("/orders"))
-        with StreamClient(shop.url, path, since=since) as client:
-            assert client.next("pgbus:connected", PATIENCE)
-            assert shop.stop() == 0
-            client.next("pgbus:shutdown", PATIENCE)
-
-
 USERS = """
 from types import SimpleNamespace
 
