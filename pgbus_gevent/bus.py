@@ -31,6 +31,7 @@ from .messages import Message
 from .publishing.coalescer import Coalescer, check_window
 from .publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
 from .publishing.presence import Presence
+from .settings.options import chosen
 from .settings.table import Settings
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ class Bus:
     def __init__(
         self, database_url: str | None = None, *, settings: Settings | None = None, **options: Unpack[Options]
     ) -> None:
-        if settings is not None and (options or database_url is not None):
-            raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
-        self.settings = settings or Settings.load(database_url=database_url, **options)
+        self.settings = chosen("Bus", settings, {"database_url": database_url, **options})
         self.filters = Filters(monotonic)
         """The filters that ``visible_to`` names: ``bus.filters.register("admins", lambda context, stream: …)``."""
         self._tags = Tags(self.settings.prefix, self.settings.secret, self.settings.public)

@@ -19,6 +19,7 @@ from ..database.traces import SET_TRACE, traced
 from ..errors import InvalidArgument
 from ..messages import Message
 from ..publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
+from ..settings.options import chosen
 from ..settings.table import Settings
 from .ear import Ear
 from .sessions import Cursor, Sessions, run_in
@@ -46,9 +47,7 @@ class Bus:
     def __init__(
         self, database_url: str | None = None, *, settings: Settings | None = None, **options: Unpack[Options]
     ) -> None:
-        if settings is not None and (options or database_url is not None):
-            raise InvalidArgument("Bus takes either settings= or single settings by keyword, but was given both")
-        self.settings = settings or Settings.load(database_url=database_url, **options)
+        self.settings = chosen("Bus", settings, {"database_url": database_url, **options})
         self._tags = Tags(self.settings.prefix, self.settings.secret, self.settings.public)
         self._sessions = Sessions(self.settings)
         self._ear = Ear(self._sessions)

@@ -1,13 +1,18 @@
-"""The settings as keywords, for type checkers. A test compares them with the table of settings."""
+"""The settings as keywords, with types, of whatever takes either them or whole :class:`Settings`.
+
+A test compares the types with the table of settings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from ..errors import InvalidArgument
 from .retention import Rule
+from .table import Settings
 
 # A setting may be given as text too, with units, as in its variable. None is as if it were not given.
 Text = str | None
@@ -19,8 +24,8 @@ Folder = str | PathLike[str] | None
 Rules = str | Sequence[Rule] | dict[str, object] | None
 
 
-class Options(TypedDict, total=False):
-    """The settings except ``database_url``, and whence the others are read: see :meth:`Settings.load`."""
+class _Options(TypedDict, total=False):
+    """Whence settings are read, and the settings that have the same keyword everywhere: see :meth:`Settings.load`."""
 
     environ: Mapping[str, str] | None
     config: str | Path | None
@@ -52,7 +57,6 @@ class Options(TypedDict, total=False):
     worker_token: Texts
     operator_token: Text
     authorize: Text
-    filters: Text
     recheck: Number
     cors_origins: Texts
 
@@ -85,3 +89,27 @@ class Options(TypedDict, total=False):
     log_connections: Text
     tracing: Switch
     demo_speed: Number
+
+
+class Options(_Options, total=False):
+    """The keywords of ``Bus``, which takes ``database_url`` without a keyword too."""
+
+    filters: Text
+
+
+class InstanceSettings(_Options, total=False):
+    """The keywords of an Instance, whose ``filters`` are the filters themselves."""
+
+    database_url: Text
+
+
+def chosen(whose: str, settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+    """Return ``settings``, or those of the options and of the environment.
+
+    Raises :class:`InvalidSetting`, and :class:`InvalidArgument`, with the name ``whose``, for both at once.
+    """
+    if settings is None:
+        return Settings.load(**options)
+    if any(value is not None for value in options.values()):
+        raise InvalidArgument(f"{whose} takes either settings= or single settings by keyword, but was given both")
+    return settings

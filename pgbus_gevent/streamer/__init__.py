@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gevent.lock import RLock
 
 from ..core.registry import Registry
 from ..core.stream_counter import StreamCounter
 from ..errors import DatabaseUnavailable
+from ..settings.options import InstanceSettings
 from .body_connection import BodyConnection
 from .connection import Connection, IoWriter
 from .dispatcher import StreamEventDispatcher
@@ -18,6 +20,14 @@ from .heartbeat import Heartbeat
 from .instance import Instance, instances
 from .listener import Listener
 from .starting import PAUSE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..core.events import Events
+    from ..core.filters import Filters
+    from ..database import Database
+    from ..settings.table import Settings
 
 __all__ = [
     "BodyConnection",
@@ -42,15 +52,27 @@ _lock = RLock()
 _slot: tuple[int, Instance] | None = None  # with the id of its process, because a forked child has to make its own
 
 
+class InstanceOptions(InstanceSettings, total=False):
+    """The arguments of :class:`Instance`, for type checkers."""
+
+    settings: Settings | None
+    database: Database | None
+    filters: Filters | None
+    counter: StreamCounter | None
+    events: Events | None
+    on_failure: Callable[[str], None] | None
+    read_only: bool
+
+
 class _Failure(NamedTuple):
     """A call of :func:`current` that failed because the database was away."""
 
     pid: int
-    options: dict[str, Any]
+    options: Mapping[str, object]
     at: float
     error: DatabaseUnavailable
 
-    def holds(self, options: dict[str, Any], asked: float) -> bool:
+    def holds(self, options: Mapping[str, object], asked: float) -> bool:
         """Whether a call with ``options`` that came at the time ``asked`` gets this error too."""
         return self.pid == os.getpid() and options == self.options and asked < self.at + PAUSE
 
@@ -58,7 +80,7 @@ class _Failure(NamedTuple):
 _failure: _Failure | None = None
 
 
-def current(**options: Any) -> Instance:
+def current(**options: Unpack[InstanceOptions]) -> Instance:
     """Return the process's Instance. The first call builds it with ``options`` and starts it.
 
     Greenlets that call it at the same time get the same Instance. The call yields until the Instance has started.

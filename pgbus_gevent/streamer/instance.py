@@ -27,6 +27,7 @@ from ..core.wake_source import WakeSource
 from ..database import Database, green
 from ..edge import Upstream
 from ..errors import InvalidSetting, NotPatched
+from ..settings.options import InstanceSettings, chosen
 from ..settings.table import Settings
 from ..settings.wake import hide, is_redis
 from .clients import Clients
@@ -56,13 +57,14 @@ from .task import Task
 from .turns import breathe
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..redis.parts import RedisParts
 
 _instances: WeakSet[Instance] = WeakSet()
 # All Instances of this process, for hosts that fork: they start them after the fork and stop them before the process ends.
 
-_FAREWELL_SLICE = 200
-_STOP_TIMEOUT = 1.0
+_FAREWELL_SLICE, _STOP_TIMEOUT = 200, 1.0
 
 
 class Instance:
@@ -74,7 +76,7 @@ class Instance:
     delivers: it removes no messages, keeps no presence, and its database sessions refuse to write. With the setting ``upstream`` it
     is an edge, and only delivers what its origin sends; ``database`` is then an :class:`Upstream`.
 
-    Raises :class:`InvalidSetting` for a setting that makes no sense. A method or property yields only if its docstring says so.
+    Raises :class:`InvalidSetting`, or :class:`InvalidArgument` for both. A method or property yields only if its docstring says so.
     """
 
     def __init__(
@@ -87,14 +89,13 @@ class Instance:
         events: Events | None = None,
         on_failure: Callable[[str], None] | None = None,
         read_only: bool = False,
-        **options: Any,
+        **options: Unpack[InstanceSettings],
     ) -> None:
-        self.settings = settings = settings or Settings.load(**options)
+        self.settings = settings = chosen("Instance", settings, options)
         self.upstream = Upstream(settings) if settings.upstream is not None and database is None else None
         # An Upstream has all of a Database that the tasks of an edge use.
         self.database = database or cast(Database, self.upstream) or Database(settings, read_only=read_only)
-        # A greenlet is still to find its answer.
-        self.filters = filters or Filters(monotonic, unasked=(gevent.Greenlet,))
+        self.filters = filters or Filters(monotonic, unasked=(gevent.Greenlet,))  # yet to find its answer
         self.stream_apps: WeakSet[Any] = WeakSet()  # the WSGI applications that serve this Instance's streams
         self.backstage: object = None  # the Backstage of these applications: metrics, console, publishing over HTTP
         self.on_failure = on_failure
@@ -200,8 +201,7 @@ class Instance:
         return self.redis.reads, self.redis.wakes, self.redis.roll, self.redis.caps
 
     def _add_tasks(self, read_only: bool) -> None:
-        settings = self.settings
-        writes = not read_only and self.upstream is None
+        settings, writes = self.settings, not read_only and self.upstream is None
         self.tasks = self.health.tasks
         self._add_task("dispatcher", self.dispatcher.run)
         self._add_task("heartbeat", self.heartbeat.run)

@@ -17,7 +17,6 @@ from page_running_parts import as_url
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.testing.client import StreamClient
 
-GUIDE = "docs/guides/other-languages.md"
 LIBRARIES = Path("/usr/share/gocode")
 """Where Debian's packages have the libraries of Go, which then need no download."""
 
@@ -58,10 +57,8 @@ class Program:
 def test_a_program_in_go_publishes_at_its_commit_and_knows_the_id(
     pgbus_bus: Bus, pgbus_client: Callable[..., StreamClient], tmp_path: Path
 ) -> None:
-    commands, code = (
-        block_of("docs/guides/other-languages.md", "go").splitlines(),
-        block_of("docs/guides/other-languages.md", "order.go"),
-    )
+    commands = block_of("docs/guides/other-languages.md", "go").splitlines()
+    code = block_of("docs/guides/other-languages.md", "order.go")
     assert f'_ "{commands[1].removeprefix("go get ")}"' in code and commands[-1] == "go run ."
     (tmp_path / "order.go").write_text(code, encoding="utf-8")
     program = Program(tmp_path, as_url(str(pgbus_bus.settings.database_url)))

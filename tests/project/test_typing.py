@@ -15,9 +15,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pgbus_gevent import Bus, Message, Settings, StreamApp, Subscriber
+import bottle
+from flask import Flask
+
+import pgbus_gevent.aio
+from pgbus_gevent import Bus, Message, Settings, StreamApp, Subscriber, streamer
 from pgbus_gevent.bottle_plugin import PgbusPlugin
 from pgbus_gevent.bus import Cursor
+from pgbus_gevent.django import get_bus
+from pgbus_gevent.flask import Pgbus
 from pgbus_gevent.streamer import Instance
 from pgbus_gevent.testing import FakeBus
 
@@ -48,6 +54,51 @@ PgbusPlugin(bus, authorize=authorize_any)
 PgbusPlugin(bus, authorise=authorize)  # refused: call-arg
 PgbusPlugin(bus, authorize=authorize_wrongly)  # refused: arg-type
 app = StreamApp(Instance(bus.settings, filters=bus.filters), authorize=authorize)
+Instance(database_url="postgresql:///shop", heartbeat="5s", read_only=True, on_failure=print)
+Instance(hearbeat=5)  # refused: call-arg
+Instance(filters="shop:filters")  # refused: arg-type
+instance: Instance = streamer.current(settings=bus.settings, filters=bus.filters)
+streamer.current(database_url="postgresql:///shop", retention="1d")
+streamer.current(retention=[])  # refused: arg-type
+streamer.current(hearbeat=5)  # refused: call-arg
+streamer.set_current(instance)
+bus.filters.register("admins", lambda context, stream: bool(context.is_admin))
+
+site = bottle.Bottle()
+site.install(plugin)
+flask_app = Flask(__name__)
+flask_bus = Pgbus(flask_app)
+flask_bus.bus.stream("orders").broadcast("paid", using=None)
+get_bus().stream("orders").broadcast("paid", evnt="x")  # refused: call-arg
+
+
+@flask_bus.authorize
+def may_watch(stream: str) -> bool | Subscriber:
+    return stream == "orders"
+
+
+@flask_bus.authorize  # refused: type-var
+def may_not_watch(stream: str) -> str:
+    return stream
+
+
+allowed: bool | Subscriber = may_watch("orders")
+
+
+async def follow(limit: float) -> int:
+    async with pgbus_gevent.aio.Bus(retention="1d", pool_size=2) as bus:
+        orders = bus.stream("orders")
+        async with bus.transaction("repeatable read") as cursor:
+            await cursor.execute("select id from orders where item = %s", ("tea",))
+            rows = await cursor.fetchall()
+            tag: str = await bus.stream_tag("orders", using=cursor, expires_at=limit)
+            await orders.broadcast(tag + bus.sign("orders", expires_at=limit), event="order", using=cursor)
+            await orders.broadcast(b"x")  # refused: arg-type
+        async for message in orders.tail(since=0, on_gap=lambda gap: print(gap.reason)):
+            number: int | None = message.id
+            return number or len(rows)
+        pgbus_gevent.aio.Bus(retension="1d")  # refused: call-arg
+    return 0
 
 
 def count(cursor: Cursor) -> int:
@@ -81,7 +132,8 @@ def read() -> list[Message]:
 def test_strict_mypy_accepts_an_applications_code_and_finds_its_errors(tmp_path: Path) -> None:
     path, cache = tmp_path / "shop.py", tmp_path / "cache"
     path.write_text(CODE, encoding="utf-8")
-    (tmp_path / "mypy.ini").write_text("[mypy]\n", encoding="utf-8")  # and not the options of this repository
+    # Not the options of this repository. Bottle has no types.
+    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-bottle]\nignore_missing_imports = true\n", encoding="utf-8")
     said, errors, _ = api.run(
         [
             "--strict",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pgbus_gevent import Settings, streamer
+from pgbus_gevent.errors import InvalidArgument
 from pgbus_gevent.streamer.instance import Instance
 
 
@@ -16,3 +19,8 @@ def test_a_throwaway_instance_leaves_the_processs_own_alone(pgbus_settings: Sett
         assert own.alive
     finally:
         streamer.reset()
+
+
+def test_settings_together_with_keywords_are_refused_because_one_would_be_ignored(pgbus_settings: Settings) -> None:
+    with pytest.raises(InvalidArgument, match="Instance takes either settings="):
+        Instance(pgbus_settings, heartbeat=5)
