@@ -10,7 +10,7 @@ SET_TRACE = "select set_config('pgbus.traceparent', %s, true)"
 
 
 def traced(statement: str, arguments: Sequence[Any], trace: str | None) -> tuple[str, tuple[Any, ...]]:
-    """Return a statement ``select function(...)`` that publishes with a traceparent, and its arguments; as it is without one.
+    """Return a statement ``select function(...)`` that publishes with a traceparent, and its arguments; as it is if that is None.
 
     The setting holds until the end of the transaction. A function in FROM is called before those that are selected.
     """

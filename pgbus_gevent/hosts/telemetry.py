@@ -26,7 +26,8 @@ def export_spans() -> Callable[[], object]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise InvalidSetting("tracing", True, "it needs OpenTelemetry: pip install 'pgbus-gevent[otel]'") from None
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() != "none"
+    if not wanted or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return lambda: None
     named = "OTEL_SERVICE_NAME" in os.environ or SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     provider = TracerProvider(

@@ -42,7 +42,11 @@ class Observer:
         self._tracing = tracing
 
     def broadcast(self, stream: str, kind: str = NOW, messages: int = 1) -> Observed:
-        """Return a context manager for the statement. It yields the traceparent to publish with, or None."""
+        """Return a context manager for the statement. It yields the traceparent to publish with, or None.
+
+        In the caller's transaction, it yields an empty text for a trace that is not sampled: otherwise the message would get the
+        trace of an earlier broadcast.
+        """
         return Observed(self, stream, kind, messages)
 
     def begun(self, stream: str, messages: int) -> Span | None:
@@ -70,7 +74,9 @@ class Observed:
     def __enter__(self) -> str | None:
         self._span = self._observer.begun(self._stream, self._messages)
         self._began = monotonic()
-        return None if self._span is None else self._span.traceparent
+        if self._span is None:
+            return None
+        return self._span.traceparent or ("" if self._kind == ON_COMMIT else None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gevent.pywsgi import WSGIServer
+from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from program_parts import program
 from support import until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.hosts.telemetry import export_spans
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 TRACEPARENT = f"00-{TRACE:032x}-b7ad6b7169203331-01"
@@ -79,3 +82,15 @@ def test_a_collector_that_is_away_delays_neither_messages_nor_the_end(pgbus_data
                 cursor.execute("select pgbus.broadcast('demo:traced', 'x')")
             client.next("message")
         assert serving.stop() == 0
+
+
+@pytest.mark.parametrize("reason", ["no exporter is wanted", "the application has a provider"])
+def test_nothing_is_set_up_if(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason == "no exporter is wanted":
+        monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    found = trace.NoOpTracerProvider() if "application" in reason else trace.ProxyTracerProvider()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: found)
+    made: list[object] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
+    export_spans()()
+    assert made == []

@@ -13,6 +13,8 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.testing.fake_bus import FakeBus
 
+NOT_SAMPLED = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(0)))
+
 
 @pytest.fixture
 def bus(pgbus_database: str):
@@ -55,20 +57,46 @@ def test_so_does_one_in_the_callers_transaction(driver: str, bus: Bus, pgbus_dat
     assert stored(bus) == [traceparent(span)]
 
 
-def test_messages_of_a_batch_share_one_span(bus: Bus) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_messages_of_a_batch_share_one_span(own: bool, bus: Bus) -> None:
     with trace.get_tracer("shop").start_as_current_span("request") as request:
-        bus.stream("orders").broadcast_many(["a", "b"])
+        if own:
+            bus.stream("orders").broadcast_many(["a", "b"])
+        else:
+            with bus.transaction() as cursor:
+                bus.stream("orders").broadcast_many(["a", "b"], using=cursor)
     span = named(spans_of(request.get_span_context().trace_id), "pgbus publish")
     assert span.attributes is not None and span.attributes["messaging.batch.message_count"] == 2
     assert stored(bus) == [traceparent(span)] * 2
 
 
 def test_a_trace_that_is_not_sampled_does_not_travel(bus: Bus) -> None:
-    context = trace.SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(0))
-    with trace.use_span(trace.NonRecordingSpan(context)):
+    with trace.use_span(NOT_SAMPLED):
         bus.stream("orders").broadcast("x")
     assert stored(bus) == [None]
     assert spans_of(7) == []
+
+
+def test_nor_does_it_take_the_trace_of_an_earlier_message_of_the_transaction(bus: Bus) -> None:
+    orders = bus.stream("orders")
+    with bus.transaction() as cursor:
+        with trace.get_tracer("shop").start_as_current_span("request"):
+            orders.broadcast("a", using=cursor)
+        with trace.use_span(NOT_SAMPLED):
+            orders.broadcast("b", using=cursor)
+            orders.broadcast_many(["c", "d"], using=cursor)
+    assert [text is not None for text in stored(bus)] == [True, False, False, False]
+
+
+def test_what_is_held_back_has_no_span_and_what_is_not_stored_only_that_of_the_publisher(bus: Bus) -> None:
+    with trace.get_tracer("shop").start_as_current_span("request") as request:
+        bus.stream("orders").broadcast("x", coalesce=0.01, target="row")
+        bus.close()  # publishes it
+    assert [span.name for span in spans_of(request.get_span_context().trace_id)] == ["request"]
+    with trace.get_tracer("shop").start_as_current_span("request") as request:
+        bus.stream("orders").broadcast("x", ephemeral=True)
+    assert {span.name for span in spans_of(request.get_span_context().trace_id)} == {"pgbus publish", "request"}
+    assert stored(bus) == [None]
 
 
 def test_nothing_travels_if_tracing_is_off(pgbus_database: str) -> None:
