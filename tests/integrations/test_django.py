@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.program
 
 
 class Site:
-    """The sample project on a database of its own."""
+    """The sample project on a database of its own. ``manage`` runs its commands in forks of one program."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -36,21 +37,27 @@ class Site:
         names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
         self.variables = {names[name]: str(value) for name, value in parts.items() if name in names}
         self.variables |= {"PYTHONPATH": f"{ROOT}:{PROJECT}", "SECRET_KEY": "a key of the tests", "PGBUS_SECRET": ""}
-
-    def manage(self, *arguments: str, **variables: str) -> str:
-        """Run manage.py to its end, and return what it prints."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PGBUS_")}
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / "manage.py"), *arguments],
-            cwd=self.folder,
-            env={**environ, **self.variables, **variables},
-            capture_output=True,
+        self._forks = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("manage_forks.py")), str(PROJECT / "manage.py")],
+            cwd=folder,
+            env={**environ, **self.variables, "DJANGO_SUPERUSER_PASSWORD": "pw"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=90,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+
+    def manage(self, *arguments: str) -> str:
+        """Run manage.py to its end, and return what it prints."""
+        assert self._forks.stdin and self._forks.stdout
+        self._forks.stdin.write(f"{json.dumps(arguments)}\n")
+        self._forks.stdin.flush()
+        status, printed, complaint = json.loads(self._forks.stdout.readline())
+        assert status == 0, printed + complaint
+        return str(printed)
+
+    def close(self) -> None:
+        self._forks.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +68,12 @@ def site(pgbus_databases: TestDatabases, tmp_path_factory: pytest.TempPathFactor
     commands = block_of("examples/django_orders/README.md", "start").splitlines()
     assert commands == [f"python manage.py {rest}" for rest in ("migrate", "createsuperuser", "pgbus serve")]
     site.manage("migrate")
-    ada = {
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_PASSWORD": "pw",
-        "DJANGO_SUPERUSER_EMAIL": "a@example.org",
-    }
-    site.manage("createsuperuser", "--noinput", **ada)
+    site.manage("createsuperuser", "--noinput", "--username", "ada", "--email", "a@example.org")
     site.manage(
         "shell", "-c", "from django.contrib.auth.models import User; User.objects.create_user('bob', password='pw')"
     )
     yield site
+    site.close()
     pgbus_databases.drop(url)
 
 
