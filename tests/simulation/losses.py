@@ -47,6 +47,10 @@ class Losses:
         place = bisect_left(history, id, key=id_of)
         return place == len(history) or history[place].id != id
 
+    def most_heard(self, stream: str, id: int) -> int:
+        """Return how often a worker may hear of a lost or forged message, because each notification may come twice."""
+        return 2 * (1 + self._forgeries.count((stream, id)))
+
     def is_usurped(self, stream: str, id: int) -> bool:
         """Whether the id of a forged message was then given to a real one."""
         message = self.messages.get((stream, id))

@@ -204,6 +204,9 @@ class Oracle:
                 self._skipped(seat, position, message, id)
         seat.position = id
         self._lose(seat, id)
+        seat.sent_lost.append(id)
+        if seat.sent_lost.count(id) <= self.losses.most_heard(seat.stream, id):
+            seat.requested.discard(id)  # it was told of its cursor, or of an earlier notification
 
     def _odd(self, seat: Seat, position: int, id: int) -> Message:
         """Judge the place of a message that is not simply the next one, and return it."""

@@ -31,8 +31,9 @@ class Seat:
     ``position`` is the id up to which it has all that it is entitled to; None before its greeting. ``told`` says that it was told
     of a gap since its last message. ``lost`` is the last message of a lost timeline that it was sent, and of which it must be
     told. If ``until_next`` is not 0, it need not be told before the first message that is committed after that time.
-    ``requested`` are the lost messages of which it was told, and ``repeats`` counts what it was told beside them. ``since`` is
-    when the client was ready to get messages, and ``came_at`` when it connected. ``replay`` is how many old messages it asked for.
+    ``requested`` are the lost messages of which it was told since it was sent them, and ``repeats`` counts what it was told beside
+    them; ``sent_lost`` are those that it was sent. ``since`` is when the client was ready to get messages, and ``came_at`` when it
+    connected. ``replay`` is how many old messages it asked for.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Seat:
         "replay",
         "requested",
         "rights",
+        "sent_lost",
         "since",
         "stream",
         "told",
@@ -65,6 +67,7 @@ class Seat:
         self.lost_at = 0.0
         self.until_next = 0.0
         self.requested: set[int] = set()
+        self.sent_lost: list[int] = []
         self.repeats = 0
         self.since = self.ready = self.came_at = CLOCK.now
         self.connection = ""

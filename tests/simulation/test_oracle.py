@@ -304,6 +304,22 @@ def test_a_client_is_told_no_more_often_than_messages_were_forged() -> None:
         court.tell("ahead", 2)
 
 
+def test_a_client_that_was_told_of_its_forged_cursor_is_told_again_if_its_worker_then_sends_it_the_message() -> None:
+    court = Court()
+    court.oracle.losses.forged("s", 1000)
+    court.seat = Seat("s", court.client, 1000)
+    court.oracle.greeted(court.seat, "me", 0)
+    court.tell("ahead", 1000)
+    for _ in range(court.oracle.losses.most_heard("s", 1000)):
+        court.oracle.message(court.seat, 1000, FORGED, "")
+        court.tell("ahead", 1000)
+        with pytest.raises(Failure, match="without a cause"):
+            court.tell("ahead", 1000)
+    court.oracle.message(court.seat, 1000, FORGED, "")
+    with pytest.raises(Failure, match="without a cause"):
+        court.tell("ahead", 1000)
+
+
 @pytest.mark.parametrize(("reason", "requested"), [("invalid-cursor", 3), ("expired", 1)])
 def test_a_gap_event_has_a_cause_and_the_cursor_of_its_client(reason: str, requested: int) -> None:
     court = Court()
