@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NOW, ON_COMMIT = "now", "on-commit"
 """The kinds: in a transaction of its own, with the commit; or queued in the caller's transaction."""
 
-_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 durations = {kind: Histogram(_BOUNDS) for kind in (NOW, ON_COMMIT)}
 """How long the broadcasts of this process took, by the kind, in seconds. Between threads, a count may be missed."""

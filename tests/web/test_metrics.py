@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, process_time
+from time import monotonic, process_time, time
 from timeit import repeat
 from typing import Any
 
@@ -171,6 +171,23 @@ def test_messages_without_a_notification_count_for_the_latency(size: int, pgbus_
             until(lambda: scrape(site).value(f"{name}_count") == 1, "the pass is counted")
             took = monotonic() - began
         assert 0 < scrape(site).value(f"{name}_sum") < took + 0.1
+
+
+def test_the_latency_is_corrected_for_the_clock_of_the_database_and_never_negative(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(ahead: float, appended_at: float) -> tuple[float, float]:
+        before = scrape(site)
+        monkeypatch.setattr(site.instance.roll_call, "clock_offset", ahead)
+        site.instance.events.emit(Passed("demo:clock", 1, 0.01, appended_at))
+        now, name = scrape(site), "pgbus_append_to_send_seconds"
+        count, total = (now.value(f"{name}_{each}") - before.value(f"{name}_{each}") for each in ("count", "sum"))
+        return count, total
+
+    count, seconds = counted(3600.0, time() + 3600.0 - 0.5)
+    assert count == 1 and 0.5 <= seconds < PATIENCE
+    assert counted(0.0, time() + 3600.0) == (1, 0.0)
+    assert counted(0.0, 0.0) == (0, 0.0)  # a row that was written by hand, with a time of 1970
 
 
 def test_a_stream_or_an_owner_is_never_a_label(site: Site) -> None:
