@@ -131,7 +131,7 @@ class Metrics:
         instance, board = self._instance, self._instance.board
         yield counter(
             "pgbus_messages",
-            "Messages received for streams with connections, each counted once",
+            "Messages received for streams with connections, each counted once in each worker",
             instance.counter.total.broadcasts,
         )
         yield counter(

@@ -17,6 +17,7 @@ RULES: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for rule in yaml.safe_load(PATH.read_text(encoding="utf-8"))["groups"][0]["rules"]
 }
 RUNBOOK = "docs/operations/monitoring.md"
+((REPOSITORY,),) = [re.findall(r'^REPOSITORY = "(.*)"$', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)]
 
 Series = dict[str, str]
 
@@ -161,7 +162,7 @@ def test_each_rule_has_a_reason_and_a_runbook(name: str) -> None:
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert len(rule["annotations"]["reason"]) > 40 and rule["annotations"]["summary"]
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert page.endswith(RUNBOOK) and anchor == name.lower()
+    assert page == f"{REPOSITORY}/blob/main/{RUNBOOK}" and anchor == name.lower()
     text = (ROOT / RUNBOOK).read_text(encoding="utf-8")
     _, found, runbook = text.partition(f"\n### {name}\n")
     assert found and len(runbook.split("\n#")[0].split()) > 8
