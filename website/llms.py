@@ -34,10 +34,11 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     """Remember the text of a page. What is made from docstrings exists only in HTML, so it is converted back."""
     text = page.markdown or ""
     if re.search(r"^::: ", text, re.MULTILINE):
-        # The links behind headings, and what is read aloud, would be noise.
-        text = markdownify(
-            re.sub(r'<a class="headerlink".*?</a>', "", html), heading_style=ATX, escape_underscores=False
-        )
+        html_of_text = re.sub(
+            r'<a [^>]*\bclass="headerlink".*?</a>', "", html
+        )  # the links behind headings would be noise
+        html_of_text = re.sub(r'(<a [^>]*\bhref="[^":]+)\.html', r"\1.md", html_of_text)
+        text = markdownify(html_of_text, heading_style=ATX, escape_underscores=False)
     _texts[page.file.src_uri] = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return html
 
@@ -45,7 +46,8 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
 def on_post_build(*, config: MkDocsConfig) -> None:
     """Write the files."""
     site = Path(config.site_dir)
-    listed, full = [f"# {config.site_name}\n\n> {config.site_description}\n"], []
+    about = "Each link leads to a page as Markdown. [llms-full.txt](llms-full.txt) has the pages for users in one file."
+    listed, full = [f"# {config.site_name}\n\n> {config.site_description}\n\n{about}\n"], []
     for title, pages in _sections:
         listed.append(f"\n## {'Optional' if title == INSIDE else title}\n\n")
         for page in pages:
@@ -67,9 +69,10 @@ def pages_of(item: object) -> Iterator[Page]:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of a page, without links and other markup."""
+    """Return the first sentence of a page's text, without links and other markup."""
+    text = re.sub(r"^( *)(```+|~~~+).*?^\1\2 *$", "", text, flags=re.MULTILINE | re.DOTALL)
     for paragraph in re.split(r"\n\s*\n", text):
-        if re.match(r"[A-Za-z`*]", paragraph):
+        if re.match(r"[A-Za-z`*\[]", paragraph) and not paragraph.startswith("* "):
             plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split())).replace("*", "")
-            return re.split(r"(?<=[.:!?]) (?=[A-Z`])", plain, maxsplit=1)[0]
+            return re.sub(r":$", ".", re.split(r"(?<=[.!?]) (?=[A-Z`(])", plain, maxsplit=1)[0])
     return ""

@@ -28,11 +28,12 @@ class _Subscriber(NamedTuple):
 class Subscriber(_Subscriber):
     """The person or program behind a connection, as an ``authorize`` hook answers.
 
-    ``owner`` is the text by which the application names the owner of the connection; caps and ``pgbus.disconnect`` go by it.
-    ``context`` is any value; audience filters get it. ``member`` is the text under which presence counts the connection.
-    ``expires_at`` is the time at which the connection ends, in Unix seconds. None, the default of each, means that there is none.
-    ``labels`` are the labels whose messages the connection gets (``visible_to``), beside those that a filter lets it see. There
-    are at most 1000. An index leads from a label to the connections that hold it, so a message costs only those.
+    ``owner`` (str) is the name of the connection's owner in the application; caps and ``pgbus.disconnect`` go by it.
+    ``context`` is any value; audience filters get it. ``member`` (str) is the name under which presence counts the connection.
+    ``expires_at`` (float) is the time at which the connection ends, in Unix seconds. None, the default of each, means that there
+    is none. ``labels`` (a collection of str) are the labels whose messages the connection gets (``visible_to``), beside those
+    that a filter lets it see. There are at most 1000. An index leads from a label to the connections that hold it, so a message
+    costs only those.
 
     Raises :class:`InvalidArgument` if the owner, the member or a label is not a valid text, or if the time is not a valid time.
     """

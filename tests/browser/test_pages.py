@@ -91,20 +91,21 @@ def test_connect_gives_the_messages_until_it_is_closed(tabs: Profile, front: Fro
     assert front.followed == {"demo:a", "demo:b"} and page.eval("orders.state") == "closed"
 
 
-def test_turbo_performs_the_actions(tabs: Profile, front: Front, stream: str) -> None:
-    names = {"orders": front.site.bus.stream(stream)}
-    actions = block_of("docs/browser.md", "actions").replace("orders.broadcast(turbo.refresh(morph=True))", "")
-    assert "refresh" not in actions
-    exec(actions, names)
-    page = tabs.open(front.page(filled_in(block_of("docs/browser.md", "turbo"), stream) + '<b id="count">6</b>'))
-    page.until("document.querySelector('#orders li')")
-    assert page.eval("document.querySelector('#orders').innerHTML") == "<li>7</li>"
-    page.until("document.querySelector('#count').textContent == '7'")
+HTMX = """
+<script src="/lib/htmx.js"></script>
+<script type="module" src="/pgbus/pgbus.js"></script>
+<pgbus-stream-source src="/pgbus/streams/TOKEN" since-id="0">
+  <p sse-swap="order.count"></p>
+  <ul sse-swap="order.new" hx-swap="afterbegin"></ul>
+  <div hx-get="/orders/summary" hx-trigger="order.paid from:closest pgbus-stream-source"></div>
+</pgbus-stream-source>
+<div hx-get="/orders/summary" hx-trigger="order.paid from:body"></div>
+"""
 
 
 def test_htmx_swaps_the_messages_and_reacts_to_events(tabs: Profile, front: Front, stream: str) -> None:
     front.pages["/orders/summary"] = "<i>the summary</i>"
-    page = tabs.open(front.page(filled_in(block_of("docs/browser.md", "htmx"), stream)))
+    page = tabs.open(front.page(filled_in(HTMX, stream)))
     page.until("window.htmx")
     page.until_open()
     publish(front.site, stream, "1", "2", event="order.count")

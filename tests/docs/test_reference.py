@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from pgbus_gevent import errors
 from pgbus_gevent.commands import program
-from website import reference
+from website import reference, roles
 
 pytestmark = pytest.mark.docs
 
@@ -36,3 +37,58 @@ def test_the_page_of_exit_codes_has_each_status() -> None:
     page = (PAGES / "exit-codes.md").read_text(encoding="utf-8")
     statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     assert statuses == {0, program.FAILED, program.USAGE, program.INTERRUPTED}
+
+
+PARTS = {"BodyConnection", "Connection", "Heartbeat", "IoWriter", "Listener", "Registry", "StreamEventDispatcher"}
+"""The parts of an Instance that can be imported from ``pgbus_gevent.streamer``, which the page of the architecture describes."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "",
+        ".aio",
+        ".bottle_plugin",
+        ".bus",
+        ".django",
+        ".flask",
+        ".publishing.presence",
+        ".streamer",
+        ".testing",
+        ".turbo",
+    ],
+)
+def test_the_page_of_the_python_interface_has_each_public_name(module: str) -> None:
+    names = import_module(f"pgbus_gevent{module}")
+    wanted = {name for name in names.__all__ if not name.startswith("__") and not hasattr(errors, name)} - PARTS
+    there = {path.rpartition(".")[2] for path in roles.documented()}
+    if "pgbus_gevent.turbo" in roles.documented():
+        there |= set(import_module("pgbus_gevent.turbo").__all__)
+    assert wanted - there == set()
+
+
+def test_what_the_page_of_the_python_interface_has_is_public_and_described() -> None:
+    for path in roles.documented():
+        assert "._" not in path
+        package, names = path, []
+        while True:
+            try:
+                found = import_module(package)
+                break
+            except ModuleNotFoundError:
+                package, _, name = package.rpartition(".")
+                names.insert(0, name)
+        for name in names[:-1]:
+            found = getattr(found, name)
+        if names and hasattr(found, names[-1]):  # what only an object has is described beside it
+            found = getattr(found, names[-1])
+            assert getattr(found, "__doc__", None), path
+
+
+def test_a_name_in_a_docstring_leads_to_what_it_means_there() -> None:
+    in_bus, in_asyncio = "pgbus_gevent.bus.Bus.stream_path", "pgbus_gevent.aio.bus.Bus.stream_path"
+    assert roles.linked("sign", in_bus) == "[`sign`][pgbus_gevent.bus.Bus.sign]"
+    assert roles.linked("Stream", in_asyncio) == "[`Stream`][pgbus_gevent.aio.bus.Stream]"
+    assert roles.linked("pgbus_gevent.Bus.sign", in_asyncio) == "[`pgbus_gevent.Bus.sign`][pgbus_gevent.bus.Bus.sign]"
+    assert roles.linked("InvalidName", in_bus) == "[`InvalidName`](exceptions.md#invalidname)"
+    assert roles.linked("close", "pgbus_gevent.core.filters.Filters") == "`close`"

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,15 +59,37 @@ def listed(part: object) -> list[str]:
     return [page for child in children for page in listed(child)]  # type: ignore[attr-defined]
 
 
-def test_each_page_that_is_listed_is_built(site: Path) -> None:
-    class Loader(yaml.SafeLoader):
-        """Reads what only MkDocs understands as nothing."""
+class Loader(yaml.SafeLoader):
+    """Reads what only MkDocs understands as nothing."""
 
-    Loader.add_multi_constructor("", lambda loader, tag, node: None)
-    pages = listed(yaml.load(CONFIG.read_text(encoding="utf-8"), Loader)["nav"])
+
+Loader.add_multi_constructor("", lambda loader, tag, node: None)
+
+
+def navigation() -> list[Any]:
+    """Return the navigation as the configuration has it."""
+    return list(yaml.load(CONFIG.read_text(encoding="utf-8"), Loader)["nav"])
+
+
+def test_each_page_that_is_listed_is_built(site: Path) -> None:
+    pages = listed(navigation())
     assert len(pages) > 80
     built = {re.sub(r"README\.md$", "index.md", page).removesuffix(".md") for page in pages}
     assert [page for page in built if not (site / f"{page}.html").exists()] == []
+
+
+def test_the_table_in_the_readme_has_the_pages_of_the_navigation_in_their_parts_and_order() -> None:
+    elsewhere = re.compile(r"index\.md|repository/README\.md|decisions/\d.*")
+    pages = {title: listed(part) for section in navigation() for title, part in section.items()}
+    wanted = {
+        title: [page.removeprefix("repository/") if "repository/" in page else f"docs/{page}" for page in part]
+        for title, part in (
+            (title, [page for page in part if not elsewhere.fullmatch(page)]) for title, part in pages.items()
+        )
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Documentation\n")[2]
+    rows = re.findall(r"^\| (\w+) \| (.*\]\(.*) \|$", readme, re.MULTILINE)
+    assert {title: re.findall(r"\]\(([^)]+)\)", pages) for title, pages in rows} == wanted
 
 
 def test_no_page_shows_markup_that_only_the_repository_understands(site: Path) -> None:
@@ -92,7 +115,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
 
 def test_the_pages_exist_as_text_and_their_links_lead_to_texts(site: Path) -> None:
     index = (site / "llms.txt").read_text(encoding="utf-8")
-    assert re.match(r"# pgbus_gevent\n\n> .+\n\n## Start\n\n- \[", index)
+    assert re.match(r"# pgbus_gevent\n\n> .+\n\n.+\n\n## Start\n\n- \[", index)
     places = re.findall(r"^- \[.+?\]\(([^)]+)\): \S", index, re.MULTILINE)
     assert len(places) > 80 and [place for place in places if not (site / place).exists()] == []
     targets = set()
@@ -143,3 +166,37 @@ def test_a_reader_finds_pages_in_the_files_without_a_server_and_without_a_networ
     assert found["errors"] == []
     assert any("glossary.html" in url for url in found["results"])
     assert [url for url in found["asked"] if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+KINDS = ["index", "start/tutorial", "concepts/delivery", "reference/python", "settings", "comparison"]
+"""One page of each kind, for the checks of what it looks like."""
+
+
+@pytest.mark.skipif(missing() != "", reason=missing())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_can_be_read_by_everybody_and_fits_a_phone(site: Path, browser: Browser, kind: str) -> None:
+    """axe-core finds no fault under the rules of WCAG 2.1 A and AA, and nothing is wider than a window of 320 pixels."""
+    axe = (ROOT / "tests/browser/node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+    for scheme in ("light", "dark"):
+        found = browser.run(
+            """
+            const context = await browser.newContext({ colorScheme: arg.scheme, viewport: { width: 320, height: 800 } });
+            try {
+              const page = await context.newPage();
+              await page.goto(arg.url);
+              await page.waitForFunction(
+                () => [...document.querySelectorAll("article table")].every((one) => one.closest("[tabindex]")));
+              await page.evaluate(arg.axe);
+              return await page.evaluate(async () => {
+                // The rest of a long page has nothing else.
+                const parts = { include: [[".md-header"], ["article > :nth-child(-n + 40)"], [".md-footer"]] };
+                const rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"];
+                const found = await axe.run(parts, { runOnly: rules, resultTypes: ["violations"] });
+                const faults = found.violations.map((one) => [one.id, one.nodes.slice(0, 3).map((node) => node.html)]);
+                return { faults, width: document.documentElement.scrollWidth };
+              });
+            } finally { await context.close(); }
+            """,
+            {"scheme": scheme, "axe": axe, "url": f"file://{site}/{kind}.html"},
+        )
+        assert found == {"faults": [], "width": 320}, scheme
