@@ -53,7 +53,7 @@ class _Options(TypedDict, total=False):
 
     secret: Texts
     public: Texts
-    publish_token: Text
+    publish_token: Texts
     worker_token: Texts
     operator_token: Text
     authorize: Text

@@ -125,9 +125,9 @@ class Settings:
         (), kinds.globs(), "Access", "--public",
         "patterns of streams that anybody may read by their bare names, such as `demo:*`",
         words="none (`demo:*` with the demo)", repeatable=True)
-    publish_token: str | None = _setting(
-        None, kinds.token(16), "Access", "--publish-token",
-        "the bearer token for broadcasting over HTTP, of at least 16 characters", words="none (no broadcasting over HTTP)")
+    publish_token: tuple[str, ...] = _setting(
+        (), origins.tokens(16), "Access", "--publish-token",
+        "the tokens that may broadcast over HTTP, of at least 16 characters each", words="none (no broadcasting over HTTP)")
     worker_token: tuple[str, ...] = _setting(
         (), origins.tokens(16), "Access", "--worker-token",
         "the token that an edge presents to its origin, of at least 16 characters. If there are several, oldest first, the last"

@@ -115,9 +115,9 @@ class Backstage:
 
 
 def _publishers(instance: Instance) -> Door | None:
-    """The check of the publish token; None if broadcasting over HTTP is off."""
-    token = instance.settings.publish_token
-    return None if token is None else Door("publish", (token,), instance.settings.secret, instance.database.operators)
+    """The check of the publish tokens; None if broadcasting over HTTP is off."""
+    tokens = instance.settings.publish_token
+    return Door("publish", tokens, instance.settings.secret, instance.database.operators) if tokens else None
 
 
 def backstage_of(instance: Instance) -> Backstage:

@@ -85,9 +85,11 @@ def test_all_together_with_rules_and_commas(monkeypatch: pytest.MonkeyPatch) -> 
         workers=3,
     )
     monkeypatch.setenv("PGBUS_CONFIG", "/nowhere.toml")
-    monkeypatch.setenv("PGBUS_PUBLISH_TOKEN", "of-the-parent")
+    monkeypatch.setenv("PGBUS_OPERATOR_TOKEN", "of-the-parent")
     passed = environment(before)
-    assert "PGBUS_CONFIG" not in passed and "PGBUS_PUBLISH_TOKEN" not in passed and passed["PATH"] == os.environ["PATH"]
+    assert (
+        "PGBUS_CONFIG" not in passed and "PGBUS_OPERATOR_TOKEN" not in passed and passed["PATH"] == os.environ["PATH"]
+    )
     assert Settings.load(environ=passed) == before
     assert {variable(name) for name in entries()} >= {
         name for name in passed if name.startswith("PGBUS_") and "TEST" not in name
@@ -132,7 +134,8 @@ def test_real_workers_and_an_application_have_the_settings_of_serve(
         "public": ["a,b", "é日本*", "[ab]*", '"quoted"', "line's end"],
         "secret": ["an old secret, with\na line break", 'a "quoted" secret, é\\n'],
         "retention_patterns": {"a,b=c": "90061s/7", "日*": "1s"},
-        "publish_token": "quotes'and\"$HOME`id`,",
+        "publish_token": ["quotes'and\"$HOME`id`", "another-one-that-is-newer"],
+        "operator_token": "quotes'and\"$HOME`id`,",
         "heartbeat": 0.123456789,
     }
     text = (

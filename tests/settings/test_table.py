@@ -69,7 +69,7 @@ def test_the_defaults_are_valid_and_documented_ones() -> None:
     )
     assert (settings.host, settings.port, settings.workers, settings.prefix) == ("127.0.0.1", 8080, 1, "/pgbus")
     assert (settings.secret, settings.public, settings.cors_origins) == ((), (), ())
-    assert (settings.publish_token, settings.operator_token) == (None, None)
+    assert (settings.publish_token, settings.operator_token) == ((), None)
     assert (settings.retention, settings.heartbeat, settings.retry, settings.max_age) == (3600.0, 15.0, 2.0, 0.0)
     assert (settings.write_deadline, settings.grace, settings.catch_up_interval) == (20.0, 10.0, 5.0)
     assert (settings.max_connections, settings.page_size, settings.readers) == (10_000, 500, 3)
@@ -283,7 +283,9 @@ ACCEPTED: list[tuple[str, object, object]] = [
     ("database_url", f"{URL}\n", URL),
     ("cors_origins", "https://a.example.com,http://localhost:3000", ("https://a.example.com", "http://localhost:3000")),
     ("cors_origins", ["http://[::1]:8000", "capacitor://localhost"], ("http://[::1]:8000", "capacitor://localhost")),
-    ("publish_token", "abc.DEF-123~+/=0", "abc.DEF-123~+/=0"),
+    ("publish_token", "abc.DEF-123~+/=0", ("abc.DEF-123~+/=0",)),
+    ("publish_token", "abc.DEF-123~+/=0,the-one-that-is-newer", ("abc.DEF-123~+/=0", "the-one-that-is-newer")),
+    ("operator_token", "abc.DEF-123~+/=0,", "abc.DEF-123~+/=0,"),
     ("log_level", "WARNING", "warning"),
     ("log_format", "json", "json"),
     ("demo_speed", "0.5", 0.5),
@@ -338,7 +340,8 @@ REFUSED: list[tuple[str, object, str]] = [
     ("secret", "short", "at least 16 characters"),
     ("secret", f"{SECRET},short", "at least 16 characters"),
     ("secret", [1], "at least 16 characters"),
-    *(("publish_token", value, "visible ASCII") for value in ("", "a b" * 9, "é" * 20, 5)),
+    *(("publish_token", value, "visible ASCII") for value in ("a b" * 9, "é" * 20, 5)),
+    *(("operator_token", value, "visible ASCII") for value in ("", "a b" * 9, "é" * 20, 5)),
     *((name, "x" * 15, "at least 16") for name in ("publish_token", "operator_token")),
     ("operator_token", "a\nb", "visible ASCII"),
     *(
@@ -459,7 +462,7 @@ def test_repr_shows_settings_but_no_secrets() -> None:
 
 
 def test_repr_tells_set_from_not_set() -> None:
-    assert "secret=(), " in repr(Settings()) and "publish_token=None" in repr(Settings())
+    assert "secret=(), " in repr(Settings()) and "publish_token=()" in repr(Settings())
     assert "secret='***'" in repr(load(secret=SECRET))
 
 

@@ -490,12 +490,20 @@ def test_the_scheme_of_the_token_may_be_in_any_case(site: Site) -> None:
     assert site.publish(STREAM, Authorization=f"bEARER {PUBLISH_TOKEN}").status == 201
 
 
+def test_each_of_several_publish_tokens_is_accepted(pgbus_databases: TestDatabases) -> None:
+    tokens = ("the-old-publish-token", "the-new-publish-token")
+    with running_site(pgbus_databases.make(), publish_token=tokens) as site:
+        for token in tokens:
+            assert site.publish(STREAM, Authorization=f"Bearer {token}").status == 201
+        assert site.publish(STREAM, Authorization=f"Bearer {','.join(tokens)}").status == 401
+
+
 def test_the_token_in_the_query_does_not_count(site: Site) -> None:
     assert site.publish(STREAM, b"x", f"access_token={PUBLISH_TOKEN}", Authorization="").status == 401
 
 
 def test_without_a_publish_token_broadcasting_is_403(pgbus_databases: TestDatabases) -> None:
-    with running_site(pgbus_databases.make(), publish_token=None) as site:
+    with running_site(pgbus_databases.make(), publish_token=()) as site:
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}):
             answer = site.publish(STREAM, **headers)
             assert (answer.status, answer.line) == (
