@@ -64,6 +64,31 @@ def test_the_reactions_lead_to_the_login_and_load_the_page_again(tabs: Profile, 
         page.until("!window.before")
 
 
+def test_a_plain_eventsource_knows_whether_it_comes_back(tabs: Profile, front: Front, stream: str) -> None:
+    (before,) = publish(front.site, stream, "before")
+    code = filled_in(block_of("docs/operations/faults-for-clients.md", "plain"), stream, before)
+    page = tabs.open(front.page("", f"<script>window.show = (data) => (window.shown = data); {code}</script>"))
+    page.until("document.body.dataset.stream == 'open'")
+    publish(front.site, stream, "after")
+    page.until("window.shown == 'after'")
+    front.end("restart", 1.0)
+    page.until("document.body.dataset.stream == 'waiting'")
+    page.until("document.body.dataset.stream == 'open'")
+    front.intercept = status("404 No")
+    front.drop()
+    page.until("document.body.dataset.stream == 'closed'")
+
+
+def test_a_page_whose_name_is_worth_nothing_loads_itself_again(tabs: Profile, front: Front, stream: str) -> None:
+    reload = f"<script>{block_of('docs/operations/secrets.md', 'reload')}</script>"
+    path = front.page(element(stream), reload)
+    front.intercept = status("404 No")
+    page = tabs.open(path)
+    page.until("performance.getEntriesByType('navigation')[0].type == 'reload'")
+    front.intercept = lambda environ, start_response: None
+    page.until_open()
+
+
 def test_pages_with_their_own_connection_share_none(tabs: Profile, front: Front, stream: str) -> None:
     path = front.page(filled_in(block_of("docs/browser.md", "own-connection"), stream))
     for number in (1, 2):
