@@ -15,7 +15,9 @@ DECISIONS = sorted(ROOT.glob("docs/decisions/0*.md"))
 TERMS = re.split(r"^### ", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 
 
-@pytest.mark.parametrize("page", ["docs/faults.md", "SECURITY.md", "docs/architecture.md", "docs/decisions/*.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/faults.md", "SECURITY.md", "docs/security.md", "docs/architecture.md", "docs/decisions/*.md"]
+)
 def test_each_test_that_a_page_names_exists(page: str) -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob(page))
     named = set(re.findall(r"`(test_\w+)`", text))
