@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from time import time
 from urllib.parse import quote
@@ -13,15 +13,21 @@ from urllib.parse import quote
 from ..bus import Bus
 from ..core.names import Signer
 from ..core.shown import json_line, visible
+from ..database.pruning import Pruning
 from ..database.rights import GRANTS
-from ..errors import EmbeddedError, InvalidArgument
+from ..errors import DatabaseError, EmbeddedError, InvalidArgument
+from ..settings.retention import Retention
 from ..settings.table import Settings
 from .finding import FAIL, Finding
 from .findings import SERVER, findings
 from .path_client import Address
-from .path_findings import PathChecks, Publish
+from .path_findings import PathChecks
 from .program import FAILED, Command, add_json, database_settings
+from .rights_findings import obstacles
 from .secret import read_or_make_secret
+
+_AT_ONCE = 0.001  # seconds; messages of that age are removed
+_MOST = 1000  # messages at most, which is more than one run publishes
 
 _DOCTOR = """\
 Without a URL, check what the streams depend on: the database, its schema and the rights on it, LISTEN, the steward, clocks, limits,
@@ -31,7 +37,7 @@ nothing.
 With the URL of a server, as browsers use it, try the path to its streams through whatever stands in front: which requests and
 headers arrive, whether something buffers, compresses, caches or cuts off, how long messages take, and whether a client that comes
 back gets what it missed. The prefix is added to a URL without a path. With the server's database and secret, this publishes some
-messages to a stream of its own; with --stream, it only reads. It takes three heartbeats (45 seconds).
+messages to a stream of its own, and removes them if it may; with --stream, it only reads. It takes three heartbeats (45 seconds).
 
 Each check prints a line, and if there is a problem, others that say what to do.
 The exit status is 0 if no check fails, 1 if one fails, 2 for wrong usage; warnings do not count."""
@@ -67,7 +73,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="without URL: the grants that this role is meant to have, separated by commas: publisher, reader, server, pruner,"
         " operator; default: publisher,server,pruner (without pruner if prune_interval is 0)",
     )
-    add_json(parser, "check, level (ok, warn, fail or skip), text and todo")
+    add_json(parser, "check, level (ok, warn, fail or skip), text, todo and figures")
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -75,7 +81,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     for found in _path(arguments, settings) if arguments.url else _database(arguments, settings):
         failed = failed or found.level == FAIL
         if arguments.json:
-            print(json_line(found._asdict()), flush=True)
+            print(json_line({**found._asdict(), "figures": dict(found.figures)}), flush=True)
             continue
         print(f"{found.level:5}{found.check:15}{visible(found.text)}", flush=True)
         for line in found.todo.splitlines():
@@ -107,9 +113,20 @@ def _path(arguments: argparse.Namespace, settings: Settings) -> Iterator[Finding
     if arguments.watch is not None and not 0 <= arguments.watch <= 300:
         raise InvalidArgument("--watch is a number of seconds, from 0 to 300")
     headers = dict(_header(text) for text in arguments.header)
-    address = Address(arguments.url, headers, prefix=settings.prefix)
-    with _stream(arguments.stream, settings) as (token, publish):
-        yield from PathChecks(address, token, publish, arguments.watch).findings()
+    address, watch = Address(arguments.url, headers, prefix=settings.prefix), arguments.watch
+    if arguments.stream is not None:
+        token, reason = quote(arguments.stream, safe=""), "--stream is given: nothing is published to your streams"
+        yield from PathChecks(address, token, None, watch, reason=reason).findings()
+        return
+    name = f"doctor:{secrets.token_hex(8)}"
+    with _own_database(settings) as settings:
+        token = Signer(settings.secret).sign(name, time() + 3600)
+        failures = obstacles(settings)
+        yield from failures
+        reason = "".join(f"the check {found.check} has failed" for found in failures)
+        with _OwnStream(settings, name) as stream:
+            publish = None if failures else stream.publish
+            yield from PathChecks(address, token, publish, watch, reason=reason).findings()
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -119,16 +136,26 @@ def _header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-@contextmanager
-def _stream(given: str | None, settings: Settings) -> Iterator[tuple[str, Publish | None]]:
-    """Yield the name of a stream for the path of a URL, and what publishes to it; None for a stream of somebody else's."""
-    if given is not None:
-        yield quote(given, safe=""), None
-        return
-    name = f"doctor:{secrets.token_hex(8)}"
-    with _own_database(settings) as settings, Bus(settings=settings) as bus:
-        token = Signer(settings.secret).sign(name, time() + 3600)
-        yield token, bus.stream(name).broadcast
+class _OwnStream:
+    """A stream for one run. At the end its messages are removed, if the role may do that; otherwise the retention removes them."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._bus = Bus(settings=settings)
+        self._name = name
+        self._published = False
+
+    def publish(self, data: str) -> None:
+        """Publish a message. Raises DatabaseError."""
+        self._published = True
+        self._bus.stream(self._name).broadcast(data)
+
+    def __enter__(self) -> _OwnStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with closing(self._bus), suppress(DatabaseError):
+            if self._published:
+                Pruning(self._bus.database.pool, Retention(_AT_ONCE)).prune([self._name], _MOST)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 
@@ -10,13 +12,15 @@ OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 class Finding(NamedTuple):
     """The result of a check. ``level`` is ok, warn, fail, or skip for a check that could not be made.
 
-    ``todo`` says what to do, in one line or several, and is empty if there is no problem.
+    ``todo`` says what to do, in one line or several, and is empty if there is no problem. ``figures`` are the numbers and other
+    values in ``text``, for programs; docs/reference/doctor.schema.json describes those of each check.
     """
 
     check: str
     level: str
     text: str
     todo: str = ""
+    figures: Mapping[str, Any] = MappingProxyType({})
 
 
 def lasting(seconds: float) -> str:
@@ -25,3 +29,8 @@ def lasting(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {name}"
     return f"{seconds:.0f} seconds"
+
+
+def rounded(seconds: float) -> float:
+    """Return a duration for :attr:`Finding.figures`, in seconds, to a tenth of a millisecond."""
+    return round(seconds, 4)

@@ -13,12 +13,11 @@ from ..database.checks import ABSURD, Checks
 from ..database.schema import migrations
 from ..errors import NO_RIGHT, DatabaseError, DatabaseUnavailable, Deaf, SchemaMismatch, SchemaTooNew, SchemaTooOld
 from ..settings.table import Settings
-from .finding import FAIL, OK, WARN, Finding, lasting
+from .finding import FAIL, OK, WARN, Finding, lasting, rounded
 from .fleet_findings import redis_findings, sessions, steward
+from .rights_findings import reach, rights
 
-OLDEST_SERVER = 140000
 _SPARE_DESCRIPTORS = 256  # descriptors for everything but streams
-_SLOW = 0.05  # seconds; an answer that takes longer is a warning
 _REPLAYS_WITHIN = 2.0  # seconds
 SERVER = ("publisher", "server", "pruner")
 """The grants of a role that serves, prunes and publishes, as that of a server does by default."""
@@ -34,10 +33,10 @@ def findings(settings: Settings, grants: Sequence[str] = SERVER) -> Iterator[Fin
     database = Database(settings, read_only=True)
     checks = Checks(database.pool)
     try:
-        reached = _reach(checks)
+        reached = reach(checks, settings)
         yield reached
         if reached.level != FAIL:
-            lacks = list(_rights(checks, grants))
+            lacks = list(rights(checks, grants))
             yield from lacks
             denied = any(found.level == FAIL for found in lacks)
             for name, check in _CHECKS.items():
@@ -70,22 +69,6 @@ def _guarded(
             yield found
 
 
-def _reach(checks: Checks) -> Finding:
-    try:
-        number, name = checks.server()
-        began = monotonic()
-        checks.server()
-    except DatabaseError as error:
-        return Finding("database", FAIL, str(error), "check the URL, the password, and that the server runs")
-    took = monotonic() - began
-    text = f"PostgreSQL {name} answers in {took * 1000:.1f} ms"
-    if number < OLDEST_SERVER:
-        return Finding("database", FAIL, text, "upgrade the server to PostgreSQL 14 or later")
-    if took > _SLOW:
-        return Finding("database", WARN, text, "move it closer or relieve it: every broadcast waits that long")
-    return Finding("database", OK, text)
-
-
 def _role(database: Database, checks: Checks) -> Finding:
     if checks.in_recovery():
         return Finding(
@@ -116,36 +99,10 @@ def _schema(database: Database, checks: Checks) -> Finding:
     except SchemaMismatch as error:
         return Finding("schema", FAIL, f"version {version}", str(error))
     newest = migrations()[-1].version
+    text = f"version {version}"
     if version is not None and version > newest:
-        return Finding("schema", OK, f"version {version} of a newer release, which still supports this one ({newest})")
-    return Finding("schema", OK, f"version {version}")
-
-
-def _rights(checks: Checks, grants: Sequence[str]) -> Iterator[Finding]:
-    """Name the role, the rights that it lacks, and what gives them."""
-    try:
-        role, owner = checks.role()
-        missing = {grant: checks.missing_rights(grant) for grant in grants}
-    except DatabaseError as error:
-        yield Finding("rights", FAIL, f"could not be checked: {error}", "run the command again")
-        return
-    if owner is None:
-        return  # the check "schema" says so
-    lacking = sorted({right for rights in missing.values() for right in rights})
-    if not lacking:
-        yield Finding("rights", OK, f"role {json_line(role)} has the rights of {', '.join(grants)}")
-        return
-    calls = "; ".join(f"select pgbus.grant_{grant}({_literal(role)})" for grant, rights in missing.items() if rights)
-    text = f"role {json_line(role)} lacks {', '.join(lacking)}"
-    todo = f"let the owner, role {json_line(owner)}, run: {calls} (docs/sql.md, Roles)"
-    if missing.get("pruner"):
-        todo += "; a server without pruner needs prune_interval=0 (docs/retention.md)"
-    yield Finding("rights", FAIL, text, f"{todo}; if the role is not meant to have them, say so by --rights")
-
-
-def _literal(name: str) -> str:
-    quoted = name.replace("'", "''")
-    return f"'{quoted}'"
+        text += f" of a newer release, which still supports this one ({newest})"
+    return Finding("schema", OK, text, figures={"version": version, "known": newest})
 
 
 def _ids(database: Database, checks: Checks) -> Finding | None:
@@ -190,7 +147,9 @@ def _listen(database: Database, checks: Checks) -> Finding | None:
         for _ in range(2):  # a busy server may only be late once
             began = monotonic()
             if session.hears():
-                return Finding("listen", OK, f"a notification comes back in {(monotonic() - began) * 1000:.1f} ms")
+                took = monotonic() - began
+                text = f"a notification comes back in {took * 1000:.1f} ms"
+                return Finding("listen", OK, text, figures={"answer_seconds": rounded(took)})
         return Finding("listen", FAIL, f"no notification comes back: {session.cause}", _DEAF)
     finally:
         session.close()
@@ -209,9 +168,12 @@ def _pooler(database: Database, checks: Checks) -> Finding | None:
 def _clock(database: Database, checks: Checks) -> Finding:
     offset = checks.clock_offset()
     text = f"the server's clock is {abs(offset) * 1000:.0f} ms {'ahead of' if offset > 0 else 'behind'} this machine's"
+    figures = {"offset_seconds": rounded(offset)}
     if abs(offset) > 1.0:
-        return Finding("clock", WARN, text, "set both clocks by NTP: signed names expire by this machine's clock")
-    return Finding("clock", OK, text)
+        return Finding(
+            "clock", WARN, text, "set both clocks by NTP: signed names expire by this machine's clock", figures
+        )
+    return Finding("clock", OK, text, figures=figures)
 
 
 def _standby(database: Database, checks: Checks) -> Finding | None:
@@ -230,32 +192,36 @@ def _standby(database: Database, checks: Checks) -> Finding | None:
     except DatabaseError as error:
         return Finding("standby", WARN, str(error), "check PGBUS_REPLICA_URL; until it answers, the primary is read")
     if replayed:
-        return Finding("standby", OK, f"it replays what the primary has within {monotonic() - began:.2f} s")
+        took = monotonic() - began
+        figures = {"replay_seconds": rounded(took)}
+        return Finding("standby", OK, f"it replays what the primary has within {took:.2f} s", figures=figures)
     todo = "look at pg_stat_replication on the primary, and for paused or delayed replay on the standby"
     return Finding("standby", WARN, f"after {_REPLAYS_WITHIN:.0f} s, it has not replayed what the primary has", todo)
 
 
 def _transactions(database: Database, checks: Checks) -> Finding:
     oldest = checks.oldest_transaction()
+    figures = {"oldest_seconds": None if oldest is None else rounded(oldest.seconds)}
     if oldest is None or oldest.seconds < 60:
-        return Finding("transactions", OK, "no transaction is older than a minute")
+        return Finding("transactions", OK, "no transaction is older than a minute", figures=figures)
     session = f"process {oldest.pid} ({oldest.application or 'without a name'}, {oldest.state})"
     text = f"{session} has had a transaction open for {lasting(oldest.seconds)}"
     if oldest.seconds < 600:
-        return Finding("transactions", OK, text)
+        return Finding("transactions", OK, text, figures=figures)
     todo = "end it if it is not needed: rows that were removed since cannot be vacuumed, and reads get slower"
-    return Finding("transactions", WARN, text, todo)
+    return Finding("transactions", WARN, text, todo, figures)
 
 
 def _queue(database: Database, checks: Checks) -> Finding:
     usage = checks.queue_usage()
     text = f"{usage:.1%} of the server's queue of notifications is in use"
+    figures = {"used_ratio": usage}
     if usage < 0.05:
-        return Finding("notifications", OK, text)
+        return Finding("notifications", OK, text, figures=figures)
     todo = (
         "end the session that LISTENs and does not read (the server's log names it): if the queue is full, commits fail"
     )
-    return Finding("notifications", FAIL if usage > 0.5 else WARN, text, todo)
+    return Finding("notifications", FAIL if usage > 0.5 else WARN, text, todo, figures)
 
 
 def _dead_rows(database: Database, checks: Checks) -> Finding | None:
@@ -264,16 +230,14 @@ def _dead_rows(database: Database, checks: Checks) -> Finding | None:
         return None
     vacuumed = "never vacuumed" if rows.vacuumed is None else f"vacuumed {lasting(rows.vacuumed)} ago"
     text = f"about {rows.live:,} messages, {rows.dead:,} dead rows, {vacuumed}"
+    figures = {"messages": rows.live, "dead_rows": rows.dead}
     if not rows.autovacuum:
-        return Finding("vacuum", WARN, f"{text}; autovacuum is off", "turn it on, at least for pgbus.messages")
+        todo = "turn it on, at least for pgbus.messages"
+        return Finding("vacuum", WARN, f"{text}; autovacuum is off", todo, figures)
     if rows.dead > 100_000 and rows.dead > 2 * rows.live:
-        return Finding(
-            "vacuum",
-            WARN,
-            text,
-            "see transactions above; if none is old, let autovacuum run more often on pgbus.messages",
-        )
-    return Finding("vacuum", OK, text)
+        todo = "see transactions above; if none is old, let autovacuum run more often on pgbus.messages"
+        return Finding("vacuum", WARN, text, todo, figures)
+    return Finding("vacuum", OK, text, figures=figures)
 
 
 def _retention(database: Database, checks: Checks) -> Finding | None:
@@ -291,11 +255,13 @@ def _overdue(database: Database, checks: Checks) -> Finding | None:
     if found is None:
         return None
     part = "" if found.all else f" (of the {found.streams:,} streams whose names sort last)"
+    figures = {"overdue_seconds": rounded(found.seconds)}
     if found.seconds <= max(60.0, 6 * database.settings.prune_interval):
-        return None if found.all else Finding("pruning", OK, f"no message is long beyond its retention{part}")
+        text = f"no message is long beyond its retention{part}"
+        return None if found.all else Finding("pruning", OK, text, figures=figures)
     text = f"the oldest message of {json_line(found.stream)} is {lasting(found.seconds)} beyond its retention{part}"
     todo = "see the warnings about old messages in the servers' logs, and docs/retention.md"
-    return Finding("pruning", WARN, text, todo)
+    return Finding("pruning", WARN, text, todo, figures)
 
 
 def _as_a_pruner(checks: Checks, ask: Callable[[], Any]) -> Any:
@@ -333,8 +299,11 @@ _CHECKS: dict[str, Callable[[Database, Checks], Finding | None]] = {
 def _descriptors(settings: Settings) -> Finding:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.max_connections + _SPARE_DESCRIPTORS
+    figures = {"limit": None if hard == resource.RLIM_INFINITY else hard, "needed": wanted}
     if hard == resource.RLIM_INFINITY or hard >= wanted:
         limit = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
-        return Finding("descriptors", OK, f"the limit of open files is {limit}; {wanted:,} are needed")
+        text = f"the limit of open files is {limit}; {wanted:,} are needed"
+        return Finding("descriptors", OK, text, figures=figures)
     text = f"the limit of open files is {hard:,}, but {settings.max_connections:,} connections need {wanted:,}"
-    return Finding("descriptors", WARN, text, "raise it (ulimit -Hn, LimitNOFILE=), or lower PGBUS_MAX_CONNECTIONS")
+    todo = "raise it (ulimit -Hn, LimitNOFILE=), or lower PGBUS_MAX_CONNECTIONS"
+    return Finding("descriptors", WARN, text, todo, figures)

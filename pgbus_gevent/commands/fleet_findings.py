@@ -11,7 +11,7 @@ from ..database.fleet import Worker
 from ..database.schema import migrations
 from ..errors import NO_RIGHT, DatabaseError, RedisRefused, RedisUnavailable
 from ..settings.wake import is_redis
-from .finding import FAIL, OK, WARN, Finding, lasting
+from .finding import FAIL, OK, WARN, Finding, lasting, rounded
 
 if TYPE_CHECKING:
     from ..redis.checks import RedisChecks
@@ -33,12 +33,14 @@ def sessions(database: Database, checks: Checks) -> Finding:
     text += f": for each worker {settings.pool_size} in its pool"
     if listens:
         text += " and one that listens, and one more if a worker of it is the steward"
+    figures = {"used": used, "maximum": most, "needed": wanted}
     if wanted > most:
-        return Finding("sessions", FAIL, text, "lower PGBUS_POOL_SIZE or PGBUS_WORKERS, or raise max_connections")
+        todo = "lower PGBUS_POOL_SIZE or PGBUS_WORKERS, or raise max_connections"
+        return Finding("sessions", FAIL, text, todo, figures)
     if used + wanted > most:
         todo = "lower PGBUS_POOL_SIZE or raise max_connections, unless the sessions in use are those of this server"
-        return Finding("sessions", WARN, text, todo)
-    return Finding("sessions", OK, text)
+        return Finding("sessions", WARN, text, todo, figures)
+    return Finding("sessions", OK, text, figures=figures)
 
 
 # the steward
@@ -56,12 +58,13 @@ def steward(database: Database, checks: Checks) -> Finding | None:
         raise
     if sign.age is not None and sign.age <= GONE:
         text = f"{_name(_of_number(workers, sign.number))} is the steward; its last sign is {sign.age:.1f} s old"
+        figures = {"sign_age_seconds": rounded(sign.age)}
         if sign.hears or database.settings.wake == "poll":
-            return Finding("steward", OK, text)
+            return Finding("steward", OK, text, figures=figures)
         todo = (
             "see the check listen: without notifications, the steward asks for messages more often, and relays nothing"
         )
-        return Finding("steward", WARN, f"{text}; it hears no notifications", todo)
+        return Finding("steward", WARN, f"{text}; it hears no notifications", todo, figures)
     if sign.number == 0:
         last = "there has been none"
     elif sign.age is None:
@@ -134,7 +137,8 @@ def _reach(url: RedisURL, checks: RedisChecks) -> Finding:
         "cluster": f"a cluster of {len(found.addresses)} masters, {where},",
     }[url.kind]
     version = f" ({found.version})" if found.version else ""
-    return Finding("redis", OK, f"{what} answers in {found.seconds * 1000:.1f} ms{version}")
+    text = f"{what} answers in {found.seconds * 1000:.1f} ms{version}"
+    return Finding("redis", OK, text, figures={"answer_seconds": rounded(found.seconds)})
 
 
 def _guarded(check: str, checks: RedisChecks, keys: Keys) -> Iterator[Finding]:
@@ -165,9 +169,9 @@ def _relay(database: Database, checks: RedisChecks, keys: Keys) -> Finding:
     workers, relay = _workers(database)
     if came is not None:
         hear = sum(bool(worker.facts.get("relayed")) for worker in workers)
-        return Finding(
-            "relay", OK, f"a beacon came within {came:.1f} s from {relay}; {hear} of {len(workers)} workers hear it"
-        )
+        text = f"a beacon came within {came:.1f} s from {relay}; {hear} of {len(workers)} workers hear it"
+        figures = {"beacon_seconds": rounded(came), "workers": len(workers), "hearing": hear}
+        return Finding("relay", OK, text, figures=figures)
     if not workers:
         todo = "start `serve` or `pgbus-gevent relay` with the same PGBUS_WAKE"
         return Finding("relay", WARN, "no beacon came, because no worker runs", todo)

@@ -7,20 +7,19 @@ early check finds explains what a later one sees.
 from __future__ import annotations
 
 import secrets
-import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException
 from time import monotonic
-from typing import Any
 
 import gevent
 
 from ..errors import DatabaseError
-from .finding import FAIL, OK, SKIP, WARN, Finding
-from .path_client import EVENTS, Address, Reply, Stream, json_object
+from .finding import FAIL, OK, SKIP, WARN, Finding, rounded
+from .path_client import EVENTS, Address, Reply, Stream
+from .path_front import FrontChecks, facts_of
 from .path_idle import idle
-from .path_remedies import fronts_in, remedy
+from .path_remedies import remedies
 
 Publish = Callable[[str], object]
 """Publishes a message with these data to the stream that is watched. Raises DatabaseError."""
@@ -32,48 +31,38 @@ AT_ONCE = 5.0
 """Seconds within which the first frame comes if nothing holds it back."""
 
 _MESSAGES = 5
+_LATE = 2.0  # seconds to the first byte; more is a warning
 _SLOW = 1.0  # seconds from the commit to the arrival; more is a warning
 _CORKED = 0.15  # seconds; Linux waits 200 ms for a full packet if a program says that more will come (MSG_MORE)
 _PIECE, _PIECES = 16 * 1024, 40  # messages that push what a buffer holds
-_UNKNOWN_NAME = (
-    "give this command the server's secret in PGBUS_SECRET, or the name of a stream that may be read by --stream"
-)
 
 
 class PathChecks:
     """The checks of one address, with the signed or public name ``token`` of a stream.
 
-    Without ``publish``, only what a reader can see is checked. ``watch`` is how long, in seconds, a quiet connection is watched;
-    None for three heartbeats, 0 for not at all. :meth:`findings` yields until a check shows that the rest cannot be tried.
+    Without ``publish``, only what a reader can see is checked, and ``reason`` says why. ``watch`` is how long, in seconds, a quiet
+    connection is watched; None for three heartbeats, 0 for not at all. :meth:`findings` yields until a check shows that the rest
+    cannot be tried.
     """
 
-    def __init__(self, address: Address, token: str, publish: Publish | None, watch: float | None = None) -> None:
+    def __init__(
+        self, address: Address, token: str, publish: Publish | None, watch: float | None = None, *, reason: str = ""
+    ) -> None:
         self._address = address
         self._path = f"/streams/{token}"
         self._publish = publish
         self._watch = watch
+        self._reason = reason
         self._fronts: dict[str, str] = {}
         self._connection_ids: list[str] = []
 
     def findings(self) -> Iterator[Finding]:
         """Run the checks, and yield what they find."""
-        try:
-            protocol = self._address.protocol()
-            health, ready = self._address.ask("/healthz"), self._address.ask("/readyz")
-        except (OSError, HTTPException) as error:
-            yield self._unreachable(error)
+        front = FrontChecks(self._address, self._path)
+        yield from front.findings()
+        if not front.passes:
             return
-        self._fronts = fronts_in(health.headers, self._address.ask_nonsense())
-        yield self._front()
-        server = self._server(health, ready)
-        yield server
-        yield self._protocol(protocol)
-        if server.level == FAIL:
-            return
-        requests = list(self._requests())
-        yield from requests
-        if any(found.check == "stream" for found in requests):
-            return
+        self._fronts = front.fronts
         with Stream(self._address, self._path) as stream:
             opened = list(self._opened(stream))
             yield from opened
@@ -85,107 +74,15 @@ class PathChecks:
         yield self._cache()
         yield from idle(self._address, self._path, self._watch, self._fronts)
 
-    # before the stream
-
-    def _unreachable(self, error: Exception) -> Finding:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            todo = "install a certificate for this name; if its authority is your own, give its file in SSL_CERT_FILE"
-            return Finding("address", FAIL, f"the certificate is not valid: {error.verify_message}", todo)
-        text = f"there is no answer: {error or type(error).__name__}"
-        return Finding("address", FAIL, text, "check the URL, the name, the firewall, and that the server runs")
-
-    def _front(self) -> Finding:
-        if not self._fronts:
-            return Finding("front", OK, "nothing shows itself in front of the server")
-        return Finding("front", OK, "; ".join(f"{front} ({sign})" for front, sign in self._fronts.items()))
-
-    def _server(self, health: Reply, ready: Reply) -> Finding:
-        if 300 <= health.status < 400:
-            location = health.headers.get("location", "another address")
-            return Finding("server", FAIL, f"this address redirects to {location}", "give the address that it leads to")
-        if health.status not in (200, 503) or not _is_health(health.body):
-            text = f"{self._address.mount}/healthz is not answered by pgbus-gevent: status {health.status}, {health.line!r}"
-            return Finding(
-                "server", FAIL, text, self._remedy("path", "the path must arrive unchanged, with the prefix")
-            )
-        if ready.status != 200:
-            text = f"the server takes no new clients now: {ready.line}"
-            return Finding("server", FAIL, text, "read docs/serving.md, and run `pgbus-gevent doctor` without a URL")
-        return Finding("server", OK, f"pgbus-gevent answers, in {health.seconds * 1000:.0f} ms, and takes clients")
-
-    def _protocol(self, protocol: str | None) -> Finding:
-        six = "over which a browser opens at most six connections to one origin, for all tabs together"
-        if protocol == "h2":
-            return Finding("http", OK, "browsers get HTTP/2: all streams of all tabs share one connection")
-        if protocol is None:
-            text = f"without TLS, browsers speak HTTP/1.1, {six}"
-            return Finding("http", WARN, text, self._remedy("http", "browsers speak HTTP/2 over TLS only"))
-        return Finding("http", WARN, f"browsers get HTTP/1.1, {six}", self._remedy("http"))
-
-    def _requests(self) -> Iterator[Finding]:
-        """Look whether the query and the headers arrive as they were sent."""
-        mark = f"doctor-{secrets.token_hex(4)}"
-        refused = self._ask("?since=doctor")
-        if isinstance(refused, Finding):
-            yield refused
-            return
-        if refused.status != 400:
-            yield self._no_query(refused)
-            return
-        told = self._ask("?received", {"Accept": EVENTS, "Last-Event-ID": mark})
-        facts = _facts(told)
-        if isinstance(told, Reply) and told.status == 403:
-            yield self._no_query(told)
-            return
-        if facts is None:
-            yield Finding("query", OK, "the query arrives")
-            yield Finding(
-                "headers", SKIP, "the server's release does not say which headers arrive", "upgrade the server"
-            )
-            return
-        yield Finding("query", OK, "the query arrives")
-        sent = {"Last-Event-ID": (facts["lastEventId"], mark), "Accept": (facts["accept"], EVENTS)}
-        lost = [
-            f"{name} arrives as {got!r}" if got else f"{name} does not arrive"
-            for name, (got, value) in sent.items()
-            if got != value
-        ]
-        if lost:
-            yield Finding("headers", FAIL, ", and ".join(lost), self._remedy("headers"))
-        else:
-            yield Finding("headers", OK, "Last-Event-ID and Accept arrive")
-        if facts["protocol"] == "HTTP/1.0":
-            text = "requests arrive as HTTP/1.0, so a stream that is cut off looks like one that has ended"
-            yield Finding("upstream", WARN, text, self._remedy("upstream"))
-        else:
-            yield Finding("upstream", OK, f"requests arrive as {facts['protocol']}")
-
-    def _no_query(self, reply: Reply) -> Finding:
-        if reply.status == 404 and "no such stream" in reply.body:
-            return Finding("stream", FAIL, f"404: {reply.line}", _UNKNOWN_NAME)
-        if reply.status == 403:
-            todo = "give a name that is valid by --stream, and what the authorize hook needs by --header"
-            return Finding("stream", FAIL, f"403: {reply.line}", todo)
-        if reply.status == 200 and reply.headers.get("content-type", "").startswith(EVENTS):
-            text = "the query does not arrive: `since=doctor` was not refused"
-            return Finding("query", FAIL, text, self._remedy("query"))
-        text = f"{self._address.mount}/streams is not answered by pgbus-gevent: status {reply.status}, {reply.line!r}"
-        return Finding("stream", FAIL, text, self._remedy("path"))
-
-    def _ask(self, query: str, headers: dict[str, str] | None = None) -> Reply | Finding:
-        try:
-            return self._address.ask(self._path + query, headers or {"Accept": EVENTS})
-        except (OSError, HTTPException) as error:
-            text = f"{self._address.mount}/streams does not answer: {error or type(error).__name__}"
-            return Finding("stream", FAIL, text, "look into the logs of the server and of what stands in front")
-
     # the stream
 
     def _opened(self, stream: Stream) -> Iterator[Finding]:
         """Wait for the first frame, and judge the head of the answer."""
         stream.wait(lambda: stream.frames or stream.is_other, AT_ONCE if self._publish else PATIENCE)
-        if not stream.frames and not stream.is_other and stream.ended is None:
-            yield self._held_back(stream)
+        if not stream.frames and not stream.is_other and stream.ended is None and (held := self._held_back(stream)):
+            if "content-encoding" in stream.headers:
+                yield self._compression(stream)
+            yield held
             return
         if not stream.is_stream:
             stream.wait(lambda: stream.body, 1.0)
@@ -200,48 +97,71 @@ class PathChecks:
             )
             return
         self._connection_ids += filter(None, [greeted.get("connectionId")])
-        first = (stream.first_byte or 0.0) - stream.began
-        yield Finding("stream", OK, f"the first byte comes after {first * 1000:.0f} ms")
-        yield from self._head(stream)
+        yield self._first_byte(stream)
+        yield self._compression(stream)
+        yield self._answer(stream)
 
-    def _held_back(self, stream: Stream) -> Finding:
-        """Push with messages what may wait in a buffer: this tells a buffer from a server that does not answer."""
+    def _first_byte(self, stream: Stream) -> Finding:
+        first = (stream.first_byte or 0.0) - stream.began
+        figures = {"first_byte_seconds": rounded(first)}
+        if first <= _LATE:
+            return Finding("stream", OK, f"the first byte comes after {first * 1000:.0f} ms", figures=figures)
+        text = f"the first byte comes only after {first:.1f} s"
+        todo = "look for what a request waits for: the authorize hook, the database, or a subrequest of what stands in front"
+        return Finding("stream", WARN, text, todo, figures)
+
+    def _held_back(self, stream: Stream) -> Finding | None:
+        """Push with messages what may wait in a buffer. Return None if the first frame is only late."""
         waited, pushed = monotonic() - stream.began, 0
         for _ in range(_PIECES if self._publish else 0):
-            if stream.first_byte is not None or self._try_to_publish(secrets.token_hex(_PIECE // 2)) is not None:
+            if stream.frames or self._try_to_publish(secrets.token_hex(_PIECE // 2)) is not None:
                 break
             pushed += _PIECE
             gevent.sleep(0.05)
-        stream.wait(lambda: stream.first_byte is not None, 1.0 if pushed else 0.0)
-        text = f"no byte of the stream came within {waited:.0f} s"
-        if stream.first_byte is not None:
+        stream.wait(lambda: stream.frames, 1.0 if pushed else 0.0)
+        if stream.frames and self._comes_by_itself():
+            return None
+        text = f"no frame of the stream came within {waited:.0f} s"
+        figures = {"waited_seconds": rounded(waited), "published_bytes": pushed, "came": bool(stream.frames)}
+        if stream.frames:
             text += f"; it came when {pushed // 1024} kB more had been published, so a buffer holds frames back"
         else:
             text += f", nor after {pushed // 1024} kB of messages" if pushed else ", although the server sends at once"
-        return Finding("buffering", FAIL, text, self._remedy("buffering"))
+        return Finding("buffering", FAIL, text, self._remedy("buffering"), figures)
 
-    def _head(self, stream: Stream) -> Iterator[Finding]:
+    def _comes_by_itself(self) -> bool:
+        """Whether a further stream begins although nothing is published."""
+        with Stream(self._address, self._path) as stream:
+            return stream.wait(lambda: stream.frames, PATIENCE)
+
+    def _compression(self, stream: Stream) -> Finding:
         coding = stream.headers.get("content-encoding", "identity")
-        if coding != "identity":
-            text = f"the stream is compressed ({coding}), which the server does not do: it takes memory for each connection, and"
-            yield Finding("compression", WARN, f"{text} may hold frames back", self._remedy("compression"))
-        else:
-            yield Finding("compression", OK, "the stream is not compressed")
+        figures = {"coding": coding}
+        if coding == "identity":
+            return Finding("compression", OK, "the stream is not compressed", figures=figures)
+        text = f"the stream is compressed ({coding}), which the server does not do: it takes memory for each connection, and"
+        return Finding("compression", WARN, f"{text} may hold frames back", self._remedy("compression"), figures)
+
+    def _answer(self, stream: Stream) -> Finding:
         control = stream.headers.get("cache-control", "")
-        if "no-cache" in control and "no-transform" in control:
-            yield Finding("answer", OK, "the headers of the answer arrive")
-        else:
+        accel = stream.headers.get("x-accel-buffering")
+        figures = {"cache_control": control, "x_accel_buffering": accel}
+        if "no-cache" not in control or "no-transform" not in control:
             text = f"the answer has cache-control: {control!r}, instead of no-cache, no-transform"
-            yield Finding(
-                "answer", WARN, text, "let the header pass as the server sends it: it keeps caches and CDNs away"
-            )
+            todo = "let the header pass as the server sends it: it keeps caches and CDNs away"
+            return Finding("answer", WARN, text, todo, figures)
+        if accel != "no" and "nginx" not in self._fronts:  # nginx takes it for itself, and passes it on to nobody
+            text = "the header x-accel-buffering does not arrive, so an nginx further out would hold frames back"
+            todo = "let the header pass as the server sends it, unless it is an nginx further in that takes it"
+            return Finding("answer", WARN, text, todo, figures)
+        return Finding("answer", OK, "the headers of the answer arrive", figures=figures)
 
     # messages
 
     def _deliveries(self, stream: Stream) -> Iterator[Finding]:
         if self._publish is None:
             for check in ("delivery", "replay"):
-                yield Finding(check, SKIP, "not tried, because --stream is given: nothing is published to your streams")
+                yield Finding(check, SKIP, f"not tried, because {self._reason or 'nothing is published'}")
             return
         took: list[float] = []
         for _ in range(_MESSAGES):
@@ -262,15 +182,21 @@ class PathChecks:
             yield Finding("delivery", FAIL, "a message came twice on one connection", todo)
             return
         middle, longest = sorted(took)[len(took) // 2] * 1000, max(took) * 1000
+        figures = {
+            "messages": len(took),
+            "fastest_seconds": rounded(min(took)),
+            "median_seconds": rounded(middle / 1000),
+            "slowest_seconds": rounded(max(took)),
+        }
         text = f"{len(took)} messages arrive {middle:.0f} ms after the commit, the slowest {longest:.0f} ms after it"
         if longest > _SLOW * 1000:
             todo = self._remedy("buffering", "run `pgbus-gevent doctor` without a URL (listen, database)")
-            yield Finding("delivery", WARN, text, todo)
+            yield Finding("delivery", WARN, text, todo, figures)
         elif min(took) > _CORKED:
             text += f", and none within {_CORKED * 1000:.0f} ms, as if something waited for more bytes"
-            yield Finding("delivery", WARN, text, self._remedy("buffering"))
+            yield Finding("delivery", WARN, text, self._remedy("buffering"), figures)
         else:
-            yield Finding("delivery", OK, text)
+            yield Finding("delivery", OK, text, figures=figures)
 
     def _not_delivered(self, stream: Stream) -> Finding:
         if stream.ended is not None:
@@ -302,20 +228,22 @@ class PathChecks:
             got, greeted = [frame.data for frame in stream.messages], stream.control("connected")
         if greeted is not None:
             self._connection_ids += filter(None, [greeted.get("connectionId")])
+        came = len([data for data in got if data in missed])
+        figures = {"missed": len(missed), "replayed": came, "others": len(got) - came}
         if got == missed:
-            yield Finding("replay", OK, "a client that comes back gets exactly what it missed, in order")
+            text = "a client that comes back gets exactly what it missed, in order"
+            yield Finding("replay", OK, text, figures=figures)
             return
-        text = f"a client that came back after 2 messages got {len([data for data in got if data in missed])} of them"
+        text = f"a client that came back after {len(missed)} messages got {came} of them"
         if len(got) > len(missed):
             text += f", and {len(got) - len(missed)} others"
-        yield Finding(
-            "replay", FAIL, text, self._remedy("headers", "Last-Event-ID must arrive, and no answer may be cached")
-        )
+        todo = self._remedy("headers", "Last-Event-ID must arrive, and no answer may be cached")
+        yield Finding("replay", FAIL, text, todo, figures)
 
     def _cache(self) -> Finding:
         """Two answers to the same URL must be two, whatever their headers say."""
         marks = [secrets.token_hex(4) for _ in range(2)]
-        facts = [_facts(self._ask("?received", {"Accept": EVENTS, "Last-Event-ID": mark})) for mark in marks]
+        facts = [facts_of(self._ask(mark)) for mark in marks]
         told = [each["lastEventId"] for each in facts if each is not None]
         same = len(told) == 2 and None not in told and told[0] == told[1]
         if same or len(set(self._connection_ids)) < len(self._connection_ids):
@@ -323,19 +251,14 @@ class PathChecks:
             return Finding("cache", FAIL, text, self._remedy("cache"))
         return Finding("cache", OK, "no answer comes from a cache")
 
+    def _ask(self, mark: str) -> Reply | None:
+        try:
+            return self._address.ask(f"{self._path}?received", {"Accept": EVENTS, "Last-Event-ID": mark})
+        except (OSError, HTTPException):
+            return None
+
     def _remedy(self, problem: str, rule: str = "") -> str:
-        return "\n".join(filter(None, (rule, remedy(problem, self._fronts))))
-
-
-def _is_health(body: str) -> bool:
-    facts = json_object(body)
-    return "status" in facts and "parts" in facts
-
-
-def _facts(reply: Reply | Finding) -> dict[str, Any] | None:
-    """Return what the server says that it received, or None if it does not say."""
-    facts = json_object(reply.body) if isinstance(reply, Reply) and reply.status == 200 else {}
-    return facts if {"protocol", "accept", "lastEventId"} <= set(facts) else None
+        return remedies(problem, self._fronts, rule)
 
 
 def _described(stream: Stream) -> str:

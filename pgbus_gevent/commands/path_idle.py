@@ -9,7 +9,7 @@ from time import monotonic
 
 import gevent
 
-from .finding import FAIL, OK, SKIP, WARN, Finding
+from .finding import FAIL, OK, SKIP, WARN, Finding, rounded
 from .path_client import Address, Reply, Stream
 from .path_remedies import remedy
 
@@ -51,29 +51,31 @@ def idle(address: Address, path: str, watch: float | None, fronts: Mapping[str, 
 def _heartbeats(stream: Stream, interval: float, fronts: Mapping[str, str]) -> Finding:
     quiet = (stream.ended or monotonic()) - (stream.last_byte or stream.began)
     farewell = stream.control("shutdown")
+    gaps = [later - earlier for earlier, later in pairwise(stream.beats)]
+    longest = max(gaps, default=0.0)
+    figures = {
+        "interval_seconds": interval,
+        "heartbeats": len(stream.beats),
+        "longest_seconds": rounded(longest) if gaps else None,
+        "cut_off_after_seconds": rounded(quiet) if stream.ended is not None and farewell is None else None,
+    }
     if stream.ended is not None and farewell is None:
         text = f"the stream was cut off after {quiet:.1f} s without a byte; a heartbeat comes every {interval:g} s"
         if stream.cause:
             text += f" ({stream.cause})"
-        return Finding("heartbeat", FAIL, text, remedy("idle", fronts))
+        return Finding("heartbeat", FAIL, text, remedy("idle", fronts), figures)
     if farewell is not None and len(stream.beats) < 2:
-        return Finding(
-            "heartbeat",
-            WARN,
-            f"the server ended the stream meanwhile: {farewell.get('reason')}",
-            "run the command again",
-        )
+        text = f"the server ended the stream meanwhile: {farewell.get('reason')}"
+        return Finding("heartbeat", WARN, text, "run the command again", figures)
     if not stream.beats:
         text = f"no heartbeat came within {quiet:.0f} s; the server sends one every {interval:g} s"
-        return Finding("heartbeat", FAIL, text, remedy("buffering", fronts))
-    gaps = [later - earlier for earlier, later in pairwise(stream.beats)]
-    longest = max(gaps, default=0.0)
+        return Finding("heartbeat", FAIL, text, remedy("buffering", fronts), figures)
     text = f"a heartbeat comes every {interval:g} s"
     if longest > 1.5 * interval + 1.0:
-        return Finding(
-            "heartbeat", WARN, f"{text}, but {longest:.1f} s passed between two", remedy("buffering", fronts)
-        )
-    return Finding("heartbeat", OK, text + (f", and {longest:.1f} s passed at most between two" if gaps else ""))
+        text += f", but {longest:.1f} s passed between two"
+        return Finding("heartbeat", WARN, text, remedy("buffering", fronts), figures)
+    text += f", and {longest:.1f} s passed at most between two" if gaps else ""
+    return Finding("heartbeat", OK, text, figures=figures)
 
 
 def _silence(address: Address, path: str, seconds: float) -> tuple[Reply | Exception, float, int]:
@@ -91,13 +93,13 @@ def _limit(silence: tuple[Reply | Exception, float, int], interval: float, front
     found, took, wanted = silence
     if isinstance(found, Reply):
         if found.status == 200 and '"lastEventId"' in found.body and took > wanted - 1:
-            return Finding("idle", OK, f"a connection that is silent for {wanted} s is kept")
+            figures = {"silent_seconds": wanted, "kept": True}
+            return Finding("idle", OK, f"a connection that is silent for {wanted} s is kept", figures=figures)
         if found.status == 200 or found.status == 400 or found.body.startswith(("not now", "16 requests")):
-            return Finding(
-                "idle", SKIP, f"the server did not answer after {wanted} s of silence: status {found.status}"
-            )
+            text = f"the server did not answer after {wanted} s of silence: status {found.status}"
+            return Finding("idle", SKIP, text)
         why = f"status {found.status}"
     else:
         why = str(found) or type(found).__name__
     text = f"a connection that was silent for {took:.1f} s was given up ({why}); heartbeats come every {interval:g} s"
-    return Finding("idle", WARN, text, remedy("idle", fronts))
+    return Finding("idle", WARN, text, remedy("idle", fronts), {"silent_seconds": rounded(took), "kept": False})

@@ -52,7 +52,7 @@ REMEDIES: dict[str, dict[str, str]] = {
         "Caddy": "use `handle` instead of `handle_path`, and remove `uri strip_prefix`",
         "Apache": "write the path on both sides: `ProxyPass /pgbus http://127.0.0.1:8080/pgbus`",
         "Cloudflare": "remove the URL Rewrite Rule, Origin Rule or Worker for this path",
-        "AWS ALB": "let the listener rule for /pgbus and /pgbus/* forward to the target group of the server, without a URL rewrite",
+        "AWS ALB": "let the listener rule for /pgbus and /pgbus/* forward to the server's target group, without a transform",
     },
     "query": {
         "nginx": "with variables in `proxy_pass`, add `$is_args$args`; end no `rewrite` with a question mark",
@@ -60,7 +60,7 @@ REMEDIES: dict[str, dict[str, str]] = {
         "Caddy": "remove `uri query`, and `rewrite` to a path that ends with a question mark",
         "Apache": "remove the flag `QSD` of `RewriteRule`, and the question mark at the end of its target",
         "Cloudflare": "let the URL Rewrite Rule preserve the query, and look for a Worker that builds a new URL",
-        "AWS ALB": "add `#{query}` to the redirect or rewrite rule",
+        "AWS ALB": "let the url-rewrite transform keep the query, and add `#{query}` to the query of a redirect action",
     },
     "headers": {
         "nginx": "remove `proxy_set_header` lines that empty it, and `proxy_pass_request_headers off;`",
@@ -74,13 +74,13 @@ REMEDIES: dict[str, dict[str, str]] = {
         "nginx": "take X-Accel-Buffering out of `proxy_ignore_headers`, or write `proxy_buffering off;` for the streams",
         "HAProxy": "remove `http-response wait-for-body` for the streams, and add `option http-no-delay`",
         "Caddy": "write `flush_interval -1` in `reverse_proxy`, and keep `encode` away from the streams",
-        "Apache": "add `flushpackets=on` to `ProxyPass`, and keep the filters of mod_deflate and mod_buffer away from the streams",
-        "Cloudflare": "turn Response Buffering off for this path, and look for a Worker or a rule that changes the content type",
+        "Apache": "keep the filters of mod_buffer and mod_deflate away from the streams; by itself, it passes bytes on at once",
+        "Cloudflare": "set Response body buffering to None by a Configuration Rule, and look for a Worker that reads whole answers",
         "AWS ALB": "it passes bytes on as they come, except from Lambda functions, so look at what stands behind it",
     },
     "compression": {
         "nginx": "write `gzip off;` in the location of the streams, or take text/event-stream and * out of `gzip_types`",
-        "HAProxy": "take text/event-stream out of `compression type`; without that line, everything is compressed",
+        "HAProxy": "let `cache-control: no-transform` pass, which it respects, or take text/event-stream out of `compression type`",
         "Caddy": "give `encode` a matcher that leaves the streams out: `@rest not path /pgbus/streams*`",
         "Apache": "write `SetEnvIf Request_URI ^/pgbus/streams no-gzip`",
         "Cloudflare": "keep the header `cache-control: no-transform`, or add a Compression Rule for this path",
@@ -98,8 +98,8 @@ REMEDIES: dict[str, dict[str, str]] = {
         "nginx": "raise `proxy_read_timeout` to 60s at least",
         "HAProxy": "raise `timeout server` and `timeout client` to 60s at least",
         "Caddy": "remove `read_timeout` and `response_header_timeout` of the transport of `reverse_proxy`",
-        "Apache": "raise `ProxyTimeout`, or `timeout=` of `ProxyPass`, to 60 at least",
-        "Cloudflare": "its limit is about 100 seconds without a byte; look at what stands behind it, or lower PGBUS_HEARTBEAT",
+        "Apache": "raise `timeout=` of `ProxyPass`, or else `ProxyTimeout`, or else `Timeout`, to 60 at least",
+        "Cloudflare": "its limit is 120 seconds without a byte; look at what stands behind it, or lower PGBUS_HEARTBEAT",
         "AWS ALB": "raise its attribute `idle_timeout.timeout_seconds` to 60 at least",
     },
     "http": {
@@ -115,7 +115,7 @@ REMEDIES: dict[str, dict[str, str]] = {
         "HAProxy": "it speaks HTTP/1.1 to servers, so look at what stands behind it",
         "Caddy": "remove `versions` of the transport of `reverse_proxy`",
         "Apache": "remove `SetEnv force-proxy-request-1.0`",
-        "Cloudflare": "it speaks HTTP/1.1 to servers, so look at what stands behind it",
+        "Cloudflare": "it speaks HTTP/1.1 or HTTP/2 to servers, so look at what stands behind it",
         "AWS ALB": "set the protocol version of the target group to HTTP/1.1",
     },
 }
@@ -126,3 +126,8 @@ def remedy(problem: str, fronts: Mapping[str, str]) -> str:
     """Return what to change in the ``fronts``, a line for each; if none is known, in all that this module knows."""
     known = REMEDIES[problem]
     return "\n".join(f"{front}: {known[front]}" for front in fronts or FRONTS)
+
+
+def remedies(problem: str, fronts: Mapping[str, str], rule: str = "") -> str:
+    """Return the same after a line with the ``rule``, if there is one."""
+    return "\n".join(filter(None, (rule, remedy(problem, fronts))))

@@ -14,6 +14,7 @@ import psycopg2.extensions as ext
 import pytest
 from cli_parts import Cli
 from database_parts import Session, opened_sessions, until
+from doctor_parts import check_line, checked
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.commands import findings as checks_of_doctor
@@ -45,7 +46,7 @@ def sql(url: str) -> Iterator[Session]:
 
 def look(url: str, **settings: Any) -> dict[str, Finding]:
     settings = {"connect_timeout": 20.0, "max_connections": 10, **settings}
-    return {found.check: found for found in findings(Settings(database_url=url, **settings))}
+    return {found.check: checked(found) for found in findings(Settings(database_url=url, **settings))}
 
 
 def test_there_is_no_problem_on_a_database_of_the_tests(url: str) -> None:
@@ -244,8 +245,11 @@ def test_the_command_prints_a_line_for_each_and_ends_with_0(url: str, tmp_path: 
     lines = [line for line in cli.ok("doctor").splitlines() if not line.startswith(" ")]
     assert {line.split()[1] for line in lines} == NAMES
     assert all(re.match(r"(ok|warn) +\w+ +\S", line) for line in lines)
-    entries = [json.loads(line) for line in cli.ok("doctor", "--json").splitlines()]
-    assert {entry["check"] for entry in entries} == NAMES
+    entries = {
+        entry["check"]: entry for entry in map(check_line, map(json.loads, cli.ok("doctor", "--json").splitlines()))
+    }
+    assert set(entries) == NAMES
+    assert entries["database"]["figures"]["answer_seconds"] > 0 and entries["sessions"]["figures"]["maximum"] > 0
 
 
 def test_the_command_ends_with_1_if_a_check_fails(pgbus_databases: TestDatabases, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from doctor_parts import checked
 from psycopg2.extensions import make_dsn, parse_dsn
 from support import run, session, until
 from ways import standby
@@ -28,7 +29,9 @@ def pair() -> Iterator[tuple[str, str]]:
 
 
 def look(url: str, replica: str | None) -> Finding | None:
-    found = findings(Settings(database_url=url, replica_url=replica, connect_timeout=20.0, max_connections=10))
+    found = map(
+        checked, findings(Settings(database_url=url, replica_url=replica, connect_timeout=20.0, max_connections=10))
+    )
     return {one.check: one for one in found}.get("standby")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from doctor_parts import checked
 from page_parts import block_of
 from redis_parts import RedisServer, needs_redis, redis_cluster, redis_sentinels, redis_server
 from support import Serving, free_port, run, serving, session, until, until_messages
@@ -28,7 +29,7 @@ USER = block_of("docs/redis.md", "user").removeprefix("ACL SETUSER pgbus ")
 
 def look(settings: Settings, **changes: Any) -> dict[str, Finding]:
     changes = {"connect_timeout": 20.0, "max_connections": 10, **changes}
-    return {found.check: found for found in findings(replace(settings, **changes))}
+    return {found.check: checked(found) for found in findings(replace(settings, **changes))}
 
 
 def worker(settings: Settings, **changes: Any) -> Any:

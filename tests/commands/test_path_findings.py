@@ -12,7 +12,9 @@ from typing import Any
 import gevent
 import pytest
 from cli_parts import Cli
+from doctor_parts import check_line, checked
 from faulty_proxy_parts import NGINX, FaultProxy, certificate, haproxy_with, nginx_with
+from support import run, session
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.commands import path_findings, path_idle
@@ -75,7 +77,7 @@ def look(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
             stream = bus.stream(STREAM)
             publisher = (broken or stream.broadcast) if publish else None
             checks = PathChecks(address, bus.sign(STREAM), publisher, watch)
-            return {found.check: found for found in checks.findings()}
+            return {found.check: checked(found) for found in checks.findings()}
 
         yield run
 
@@ -101,6 +103,7 @@ def test_nginx_as_documented_is_no_problem(server: RunningServer, look: Look, tm
     with nginx_with(tmp_path, server.port, NGINX) as port:
         found = look(port, watch=2.0)
     assert problems(found) == {"http": WARN}
+    assert found["answer"].figures["x_accel_buffering"] is None  # nginx takes it for itself
     assert "nginx" in found["front"].text and found["http"].todo.count("\n") == 1 and "http2 on" in found["http"].todo
 
 
@@ -181,6 +184,18 @@ def test_a_lost_last_event_id_is_seen_in_what_is_replayed_too(
 
 
 @pytest.mark.slow
+def test_compression_that_holds_frames_back_is_named_too(
+    server: RunningServer, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_findings, "AT_ONCE", 1.0)
+    with nginx_with(tmp_path, server.port, _GZIP + "proxy_ignore_headers X-Accel-Buffering;") as port:
+        found = look(port)
+    assert problems(found) == {"http": WARN, "compression": WARN, "buffering": FAIL}
+    assert found["buffering"].figures["came"] and found["buffering"].figures["published_bytes"] > 0
+    assert "gzip off;" in found["compression"].todo
+
+
+@pytest.mark.slow
 def test_a_read_timeout_below_the_heartbeat_cuts_streams_off(server: RunningServer, look: Look, tmp_path: Path) -> None:
     with nginx_with(tmp_path, server.port, NGINX.replace("60s", "400ms")) as port:
         found = look(port, watch=2.0)
@@ -212,7 +227,7 @@ def test_answers_from_a_cache_are_found(server: RunningServer, look: Look, tmp_p
 @pytest.mark.parametrize(
     ("backend", "problem", "shown", "remedy"),
     [
-        ("http-response wait-for-body time 60s at-least 100000", "buffering", "no byte", "wait-for-body"),
+        ("http-response wait-for-body time 60s at-least 100000", "buffering", "no frame", "wait-for-body"),
         ("http-request del-header last-event-id", "headers", "Last-Event-ID does not", "del-header"),
         ("http-request del-header accept", "headers", "Accept does not", "del-header"),
         ("http-request set-uri %[path]", "query", "the query does not arrive", "set-uri"),
@@ -255,6 +270,12 @@ def test_an_answer_that_caches_may_keep_is_warned_of(server: RunningServer, look
     with haproxy_with(tmp_path, server.port, "http-response set-header cache-control public") as port:
         found = look(port)
     assert problems(found) == {"http": WARN, "answer": WARN} and "'public'" in found["answer"].text
+
+
+def test_a_lost_header_for_nginx_is_warned_of(server: RunningServer, look: Look, tmp_path: Path) -> None:
+    with haproxy_with(tmp_path, server.port, "http-response del-header x-accel-buffering") as port:
+        found = look(port)
+    assert problems(found) == {"http": WARN, "answer": WARN} and "an nginx further out" in found["answer"].text
 
 
 # faults that these proxies cannot make --------------------------------------------------------------------------------
@@ -310,6 +331,26 @@ def test_a_stream_that_is_cut_off_by_a_message_is_found(server: RunningServer, l
     with FaultProxy(server.port, body=cut) as proxy:
         found = look(proxy.port)
     assert found["delivery"].level == FAIL and "ended before a message arrived" in found["delivery"].text
+
+
+@pytest.mark.slow
+def test_a_stream_that_begins_late_is_told_from_one_that_is_held_back(
+    server: RunningServer, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins while messages are published, as if they had pushed it out of a buffer."""
+    monkeypatch.setattr(path_findings, "AT_ONCE", 0.3)
+    monkeypatch.setattr(path_findings, "_LATE", 0.3)
+
+    def late(head: bytes) -> bytes:
+        if b"text/event-stream" in head:
+            gevent.sleep(1.0)
+        return head
+
+    with FaultProxy(server.port, head=late) as proxy:
+        found = look(proxy.port)
+    assert "buffering" not in found and found["stream"].level == WARN and "only after" in found["stream"].text
+    assert found["stream"].figures["first_byte_seconds"] >= 1.0
+    assert found["replay"].level == OK
 
 
 def test_messages_that_come_twice_are_found(server: RunningServer, look: Look) -> None:
@@ -461,8 +502,18 @@ def test_the_command_publishes_to_a_stream_of_its_own(
 ) -> None:
     cli = Cli(tmp_path, str(settings.database_url))
     lines = cli.ok("doctor", server.url, "--json", "--watch", "0", PGBUS_SECRET=SECRET).splitlines()
-    found = {entry["check"]: entry for entry in map(json.loads, lines)}
+    found = {entry["check"]: entry for entry in map(check_line, map(json.loads, lines))}
     assert set(found) == ALL - {"idle"} and found["replay"]["level"] == OK
+    figures = {name: one["figures"] for name, one in found.items()}
+    assert figures["http"] == {"version": "HTTP/1.1", "connections_per_origin": 6}
+    assert (figures["delivery"]["messages"], figures["replay"]["replayed"]) == (5, 2)
+    assert figures["stream"]["first_byte_seconds"] > 0 and 0 < figures["delivery"]["slowest_seconds"] < 60
+    with session(str(settings.database_url)) as connection:
+        left = run(
+            connection,
+            "select count(*) from pgbus.messages where starts_with(stream, 'doctor:') and stream <> 'doctor:test'",
+        )
+    assert left == [(0,)]
     text = cli.ok("doctor", f"{server.url}/pgbus", "--stream", "demo:hello", "--watch", "0")
     assert "\nskip delivery " in text and "\nok   stream " in text and "\n                    → nginx: " in text
 

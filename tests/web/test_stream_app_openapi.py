@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,29 @@ def test_the_openapi_document_is_valid() -> None:
 def test_it_describes_each_address_of_the_application_that_is_not_left_out(site: Site) -> None:
     routes = {path for path in site.app._routes if not path.startswith("/edges/")}
     assert set(document(OPENAPI)["paths"]) == {*routes, "/streams/{name}"}
+
+
+OF_HTTP = {"ACCEPT", "ACCEPT_ENCODING", "AUTHORIZATION", "ORIGIN", "ACCESS_CONTROL_REQUEST_HEADERS"}
+"""Headers that OpenAPI describes otherwise than as parameters, or not at all: media types, security and CORS."""
+
+
+def test_it_names_each_request_header_that_an_address_reads() -> None:
+    modules = ("stream_app", "element", "requests", "responses", "received", "backstage")
+    code = "".join((ROOT / f"pgbus_gevent/web/{name}.py").read_text(encoding="utf-8") for name in modules)
+    read = set(re.findall(r'"HTTP_([A-Z_]+)"', code)) - OF_HTTP
+    described = document(OPENAPI)
+    parameters = [
+        *described["components"]["parameters"].values(),
+        *(one for path in described["paths"].values() for method in path.values() for one in _parameters(method)),
+    ]
+    named = {one["name"].upper().replace("-", "_") for one in parameters if one.get("in") == "header"}
+    # The cookie and the browser tell clients apart that share an address; what they say changes no answer.
+    assert read - {"COOKIE", "USER_AGENT"} == named == {"LAST_EVENT_ID", "IF_NONE_MATCH", "TRACEPARENT"}
+
+
+def _parameters(method: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = method.get("parameters", []) if isinstance(method, dict) else []
+    return found
 
 
 schema = schemathesis.openapi.from_path(OPENAPI)
