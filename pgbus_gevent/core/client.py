@@ -287,4 +287,5 @@ def ended(client: Client, subscriptions: Iterable[Subscription], reason: str, no
         client.messages_sent,
         client.bytes_sent,
         tuple(cursor for _, cursor in places),
+        client.address,
     )

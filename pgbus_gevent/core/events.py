@@ -19,11 +19,14 @@ logger = logging.getLogger("pgbus_gevent.events")
 
 
 class Connected(NamedTuple):
-    """A connection was opened. ``connection`` is its id, and ``streams`` are the names of its streams."""
+    """A connection was opened. ``connection`` is its id, and ``streams`` are the names of its streams. ``address`` is the address
+    of the client, or of the proxy before it.
+    """
 
     connection: str
     streams: tuple[str, ...]
     owner: str | None
+    address: str = ""
 
 
 class Admitted(NamedTuple):
@@ -40,7 +43,8 @@ class Disconnected(NamedTuple):
 
     ``reason`` is the reason in the ``pgbus:shutdown`` frame, or a text about what the client did. ``seconds`` is how long the
     connection lasted. ``messages`` and ``bytes`` are how many were sent to it, including what it did not take any more.
-    ``last_ids`` are its cursors, in the order of ``streams``; None for a stream from which it had no cursor yet.
+    ``last_ids`` are its cursors, in the order of ``streams``; None for a stream from which it had no cursor yet. ``address`` is as
+    in :class:`Connected`.
     """
 
     connection: str
@@ -51,6 +55,7 @@ class Disconnected(NamedTuple):
     messages: int = 0
     bytes: int = 0
     last_ids: tuple[int | None, ...] = ()
+    address: str = ""
 
 
 class Refused(NamedTuple):

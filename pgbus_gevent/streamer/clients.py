@@ -198,7 +198,7 @@ class Clients:
         self._counter.connected(streams)
         logger.debug("connection %s opened, streams %r", client.id, [*streams])
         if self._connected.handlers:
-            self._connected.emit(Connected(client.id, streams, client.owner))
+            self._connected.emit(Connected(client.id, streams, client.owner, client.address))
         if self._presence is not None:
             for subscription in client.subscriptions:
                 self._presence.joined(subscription)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from ..core.events import Connected, Disconnected, Events
+from ..core.shown import json_line, visible
 
 logger = logging.getLogger("pgbus_gevent.connections")
 
@@ -41,14 +41,14 @@ class ConnectionLog:
             **self._whose(event),
         }
         fields = {"event": "closed", "connection": event.connection, "reason": event.reason, **facts}
-        logger.info(
-            "connection %s closed: %s; %s", event.connection, event.reason, _told(facts), extra={FIELDS: fields}
-        )
+        reason = visible(event.reason)
+        logger.info("connection %s closed: %s; %s", event.connection, reason, _told(facts), extra={FIELDS: fields})
 
     def _whose(self, event: Connected | Disconnected) -> dict[str, Any]:
-        found: dict[str, Any] = {"streams": list(event.streams)}
+        found: dict[str, Any] = {"streams": list(event.streams), "address": event.address}
         return {**found, "owner": event.owner} if self._owners else found
 
 
 def _told(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in facts.items())
+    # Safe in one line, also for the formatters of other programs.
+    return ", ".join(f"{name}={json_line(value)}" for name, value in facts.items())

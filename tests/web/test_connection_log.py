@@ -50,7 +50,8 @@ def test_a_visit_is_two_lines_with_what_was_sent(
         opened, closed = visit(site, caplog, token)
         last = site.bus.stream("orders").last_id()
     first, second = told(opened), told(closed)
-    assert first == {"event": "opened", "connection": first["connection"], "streams": ["orders"]}
+    where = {"streams": ["orders"], "address": "127.0.0.1"}
+    assert first == {"event": "opened", "connection": first["connection"], **where}
     seconds, size = second.pop("seconds"), second.pop("bytes")
     assert isinstance(seconds, float) and 0 < seconds < 180 and isinstance(size, int) and size > 100
     assert second == {
@@ -59,21 +60,23 @@ def test_a_visit_is_two_lines_with_what_was_sent(
         "reason": "client left",
         "messages": 2,
         "last_ids": [last],
-        "streams": ["orders"],
+        **where,
     }
     for record in (opened, closed):
         for formatter in (TextFormatter("%(message)s"), JsonFormatter()):
             line = formatter.format(record)
             assert "\n" not in line and token not in line and not any(secret in line for secret in SECRETS)
     assert json.loads(JsonFormatter().format(closed)).items() >= {"event": "closed", "messages": 2}.items()
-    assert f'messages=2, bytes={size}, last_ids=[{last}], streams=["orders"]' in closed.getMessage()
+    told_last = f'messages=2, bytes={size}, last_ids=[{last}], streams=["orders"], address="127.0.0.1"'
+    assert closed.getMessage().endswith(told_last)
 
 
 def test_the_documented_lines_have_the_form_of_real_ones(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     events = Events()
     ConnectionLog(events, owners=False)
-    events.emit(Disconnected("5d0b6f", ("orders",), None, "client left", 61.204, 17, 5120, (1795547890113946,)))
+    last_ids = (1795547890113946,)
+    events.emit(Disconnected("5d0b6f", ("orders",), None, "client left", 61.204, 17, 5120, last_ids, "203.0.113.7"))
     [record] = lines(caplog)
     record.process, record.created = 71, 1796011200.0
     configured = TextFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
@@ -127,9 +130,10 @@ def test_a_name_with_control_characters_stays_on_its_line(caplog: pytest.LogCapt
     caplog.set_level(logging.INFO)
     events = Events()
     ConnectionLog(events, owners=True)
-    events.emit(Connected("c1", ("é\u2028",), "eve\nINFO forged"))
-    events.emit(Disconnected("c1", ("é\u2028",), "eve\x1b[31m", "client left", 1.0, 0, 0, (None,)))
+    events.emit(Connected("c1", ("é\u2028",), "eve\nINFO forged", "::1%\x85\u202e"))
+    events.emit(Disconnected("c1", ("é\u2028",), "eve\x1b[31m", "left\r\x9b", 1.0, 0, 0, (None,), "\x7f"))
     for record in lines(caplog):
+        assert record.getMessage().isprintable()  # for the formatters of other programs
         for formatter in (TextFormatter("%(message)s"), JsonFormatter()):
             assert formatter.format(record).isprintable()
 
