@@ -6,6 +6,7 @@ import pytest
 from place_parts import DEPLOY, SITE, Place, Running, program
 from proxy_parts import (
     Servers,
+    check_doctor,
     check_no_buffering,
     check_reload,
     check_routes,
@@ -44,6 +45,7 @@ def test_caddy_serves_every_route_and_loses_nothing_in_a_reload_and_a_drain(
             caddy.until(lambda: site.connection().ask("/pgbus/readyz").status == 200, "it knows that one is ready")
             check_routes(site, bus)
             check_no_buffering(site, bus)
+            check_doctor(place, bus, "Caddy")
         # Half a minute less to wait for the former configuration.
         place.configure("/etc/caddy", {"Caddyfile": CONFIGURATION.replace("grace_period 30s", "grace_period 1s")})
         reload = [program("caddy"), "reload", "--force", *FILE]

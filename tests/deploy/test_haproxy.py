@@ -9,6 +9,7 @@ import pytest
 from place_parts import DEPLOY, SITE, Place, Running, program
 from proxy_parts import (
     Servers,
+    check_doctor,
     check_no_buffering,
     check_reload,
     check_routes,
@@ -64,6 +65,7 @@ def test_haproxy_serves_every_route_and_loses_nothing_in_a_reload_and_a_drain(
             assert redirected(place) == f"https://{SITE}/orders?x=1"
             check_routes(site, bus)
             check_no_buffering(site, bus)
+            check_doctor(place, bus, "HAProxy")
         # Half a minute less to wait for the former process.
         place.configure(
             "/etc/haproxy", {"haproxy.cfg": CONFIGURATION.replace("hard-stop-after 30s", "hard-stop-after 1s")}

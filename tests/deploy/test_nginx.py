@@ -10,6 +10,7 @@ from place_parts import DEPLOY, SITE, Place, Running, program
 from proxy_parts import (
     Servers,
     check_chromium,
+    check_doctor,
     check_no_buffering,
     check_reload,
     check_routes,
@@ -55,6 +56,7 @@ def test_nginx_serves_every_route_and_loses_nothing_in_a_reload_and_a_restart(
             assert redirected(place) == f"https://{SITE}/orders?x=1"
             check_routes(site, bus)
             check_no_buffering(site, bus)
+            check_doctor(place, bus, "nginx")
             if not missing():
                 check_chromium(place, bus)
             # Half a minute less to wait for the former workers.

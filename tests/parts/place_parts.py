@@ -39,6 +39,8 @@ for folder in /run /var/log /var/lib/nginx /etc/ssl/private /etc/ssl/certs; do
   [ ! -d $folder ] || mount -t tmpfs -o mode=755 tmpfs $folder
 done
 mkdir -p /run/haproxy /var/log/nginx
+echo "127.0.0.1 localhost live.example.com" >/run/hosts
+mount --bind /run/hosts /etc/hosts
 cp "$1/site.pem" /etc/ssl/certs/live.example.com.pem
 cp "$1/site.key" /etc/ssl/private/live.example.com.key
 echo ready
@@ -90,10 +92,15 @@ class Place:
         """Return the path that leads from outside to a file there."""
         return f"/proc/{self._holder.pid}/root{inside}"
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, **variables: str) -> str:
         """Run a command there, and return its output and its errors. Raises AssertionError with them if the command fails."""
         done = subprocess.run(
-            self.inside(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+            self.inside(*command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            env={**os.environ, **variables},
         )
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import secrets
@@ -13,8 +14,9 @@ from typing import Any
 
 import gevent
 from browser_parts import CHROMIUM, HERE, Browser
+from doctor_parts import check_line
 from h2_parts import EventSource, Origin
-from place_parts import SITE, Place, Running
+from place_parts import ROOT, SITE, Place, Running
 from support import PATIENCE, until
 
 from pgbus_gevent.bus import Bus
@@ -23,6 +25,7 @@ from pgbus_gevent.testing.servers import SECRET
 TOKEN = "a-token-that-publishes"
 APP = "pgbus_gevent.hosts.bare:application"
 SHARES_ITS_SOCKET = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+ELSEWHERE = "https://shop.example"
 STREAMS = ("orders", "news", "chat")
 
 
@@ -37,6 +40,7 @@ class Servers:
             "PGBUS_PUBLIC": "*",
             "PGBUS_PUBLISH_TOKEN": TOKEN,
             "PGBUS_HEARTBEAT": "1s",
+            "PGBUS_CORS_ORIGINS": ELSEWHERE,
         }
         self._running: dict[str, Running] = {}
 
@@ -85,6 +89,8 @@ def check_routes(site: Origin, bus: Bus) -> None:
     _check_stream(site, "/pgbus/streams/routes?since=0", b"data: by HTTP\nid: ")
     head = ask("/pgbus/streams/routes", "HEAD")
     assert head.status == 200 and head.headers["content-type"].startswith("text/event-stream")
+    preflight = ask("/pgbus/streams/routes", "OPTIONS", origin=ELSEWHERE, **{"access-control-request-method": "GET"})
+    assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, ELSEWHERE)
     names = "&".join(f"stream={bus.sign(secrets.token_urlsafe(185), expires_in=3600)}&since=0" for _ in range(32))
     assert len(names) > 10_000
     _check_stream(site, f"/pgbus/streams?{names}", b"event: pgbus:connected\n")
@@ -97,6 +103,19 @@ def _check_stream(site: Origin, path: str, part: bytes) -> None:
     exchange = connection.request(path, on_data=came.append)
     until(lambda: part in b"".join(came), f"{part!r} comes")
     connection.cancel(exchange)
+
+
+def check_doctor(place: Place, bus: Bus, front: str) -> None:
+    """Check that ``doctor URL`` knows the proxy, and finds nothing to change there."""
+    doctor = (sys.executable, "-m", "pgbus_gevent", "doctor", f"https://{SITE}", "--watch", "0", "--json")
+    variables = {"PGBUS_DATABASE_URL": str(bus.settings.database_url), "PGBUS_SECRET": SECRET, "PYTHONPATH": str(ROOT)}
+    said = place.run(*doctor, SSL_CERT_FILE=str(place.folder / "site.pem"), **variables)
+    found = {line["check"]: check_line(line) for line in map(json.loads, said.splitlines())}
+    assert found["front"]["figures"]["fronts"] == [front]
+    assert (found["http"]["figures"]["version"], found["upstream"]["figures"]["version"]) == ("HTTP/2", "HTTP/1.1")
+    # A slow machine may be warned of its times.
+    assert {name for name, one in found.items() if one["level"] not in ("ok", "skip")} <= {"stream", "delivery"}
+    assert found["replay"]["level"] == "ok"
 
 
 def check_no_buffering(site: Origin, bus: Bus) -> None:
