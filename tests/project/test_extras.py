@@ -6,16 +6,13 @@ would: no network is needed.
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import subprocess
 import sys
-import types
 import venv
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from database_parts import until
@@ -23,24 +20,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from program_parts import PATIENCE, ROOT, Program, program
 
+from tools.versions import declared
+
 Make = Callable[..., Path]
-
-
-def declared() -> dict[str, list[str]]:
-    """Return the requirements in setup.py by extra. Those without an extra are under ""."""
-    found: dict[str, Any] = {}
-    stub = types.ModuleType("setuptools")
-    vars(stub).update(setup=lambda **options: found.update(options), find_packages=lambda **_: [])
-    before = sys.modules.get("setuptools")
-    sys.modules["setuptools"] = stub
-    try:
-        runpy.run_path(str(ROOT / "setup.py"))
-    finally:
-        if before is None:
-            del sys.modules["setuptools"]
-        else:
-            sys.modules["setuptools"] = before
-    return {"": found["install_requires"], **found["extras_require"]}
 
 
 def needed(requirements: list[str]) -> set[str]:

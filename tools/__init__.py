@@ -1,0 +1,1 @@
+"""Programs for contributors that the package does not need."""
