@@ -92,6 +92,19 @@ class Bus:
             return self._tags.of_one(names[0], watermarks[0], at, subscriber)
         return self._tags.of_several(names, watermarks, at, [subscriber] * len(names))
 
+    async def stream_tags(
+        self,
+        *names: str,
+        expires_in: float | None = None,
+        expires_at: float | None = None,
+        using: object | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> list[Html]:
+        """Return one element for each stream, as :meth:`stream_tag` does. One query reads all watermarks."""
+        at = expiry(expires_in, expires_at, time())
+        watermarks = await self._watermarks(names, using) if names else []
+        return [self._tags.of_one(*each, at, subscriber) for each in zip(names, watermarks, strict=True)]
+
     async def _watermarks(self, names: Sequence[str], using: object | None) -> list[int]:
         for name in names:
             check_name(name)
@@ -125,9 +138,9 @@ class Bus:
         await self._run(using, statements.DISCONNECT, (check_owner(owner),))
 
     async def close(self) -> None:
-        """Close the database connections. Closing twice is allowed, and the next use opens new connections.
+        """Close the database connections, and end the loops over tails, after the messages that they have read already.
 
-        End the loops over tails before: one that waits for a message is not told.
+        Closing twice is allowed, and the next use opens new connections.
         """
         await self._ear.close()
         await self._sessions.close()

@@ -63,6 +63,8 @@ class Ear:
         self._alarm = asyncio.Event()  # the doorbell rang, or the time until the next sweep is over
         self._listening = False
         self._tasks: list[asyncio.Task[None]] = []
+        self.closings = 0
+        """How often it was closed. A tail that is older than the last time ends."""
 
     @property
     def listening(self) -> bool:
@@ -83,11 +85,15 @@ class Ear:
             self._followers.discard(follower)
 
     async def close(self) -> None:
-        """End the tasks, and the session with them."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End the tasks, and the session with them, and wake the tails, so that they end."""
+        self.closings += 1
+        self._wake_all()
+        tasks, self._tasks = set(self._tasks), []
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again after a second, because psycopg may lose a cancellation: see cancellable().
+            _, tasks = await asyncio.wait(tasks, timeout=1.0)
 
     def _wake_all(self) -> None:
         for follower in self._followers:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -20,6 +21,7 @@ from ..settings.casting import redact_url
 from ..settings.table import Settings
 
 Cursor = psycopg.AsyncCursor[TupleRow]
+T = TypeVar("T")
 
 _NO_SCHEMA = ("3F000", "42P01", "42883")  # invalid_schema_name, undefined_table, undefined_function
 
@@ -58,6 +60,9 @@ class Sessions:
 
     async def rows(self, statement: str, parameters: Any = None) -> list[TupleRow]:
         """Return the rows of a statement, which is run on its own."""
+        return await cancellable(self._rows(statement, parameters))
+
+    async def _rows(self, statement: str, parameters: Any) -> list[TupleRow]:
         async with self.cursor() as cursor:
             await cursor.execute(statement, parameters)  # type: ignore[arg-type, unused-ignore]
             return await cursor.fetchall()
@@ -114,6 +119,26 @@ class Sessions:
 
 # Without prepared statements, because a pooler in transaction mode may run each statement in another session.
 _AUTOCOMMIT: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+
+
+async def cancellable(work: Coroutine[Any, Any, T]) -> T:
+    """Await work of psycopg, and raise CancelledError if this task is cancelled meanwhile.
+
+    Before Python 3.12, psycopg and its pool lose a cancellation that comes in the moment in which they have waited enough, because
+    asyncio.wait_for does. The work is then a task of its own, so that only its own cancellation can be lost.
+    """
+    if sys.version_info >= (3, 12):
+        return await work
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # or asyncio would log that nobody has asked for it
+        raise
+    return task.result()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _PAUSES = 0.05, 2.0  # the first and the longest pause between tries while the d
 
 
 class Tail:
-    """An asynchronous iterator over the messages of a stream, made by :meth:`Stream.tail`. It never ends by itself.
+    """An asynchronous iterator over the messages of a stream, made by :meth:`Stream.tail`. It ends when its bus is closed.
 
     Each message comes once, in the order of the commits. While the database is away, the iterator waits, and then continues where
     it was. Only the first read raises :class:`DatabaseUnavailable` in that case. One task at a time may use a tail.
@@ -52,6 +52,8 @@ class Tail:
         self._on_gap = on_gap
         self._place: TableTail | None = None
         self._read_before = False
+        self._busy = False
+        self._closings = ear.closings
 
     @property
     def cursor(self) -> int | None:
@@ -65,8 +67,17 @@ class Tail:
         """Return the next message, and wait until there is one.
 
         Raises :class:`GapDetected` if messages before it are gone, unless the tail has ``on_gap``; the next call continues after
-        the gap. Raises :class:`DatabaseError` if the database refuses to be read.
+        the gap. Raises :class:`DatabaseError` if the database refuses to be read, and RuntimeError if another task waits for it.
         """
+        if self._busy:
+            raise RuntimeError("another task waits for this tail: give each task a tail of its own")
+        self._busy = True
+        try:
+            return await self._next()
+        finally:
+            self._busy = False
+
+    async def _next(self) -> Message:
         while True:
             found = None if self._place is None else self._place.next()
             if found is None:
@@ -79,13 +90,15 @@ class Tail:
                 return Message(self._stream, found.id, _time(found), *found[1:5])
 
     async def _fetch(self) -> None:
-        """Wait until the place has something to return, or has to be read again."""
+        """Wait until the place has something to return, or has to be read again. Raises StopAsyncIteration if it is over."""
+        self._end_if_closed()
         if self._place is None:
             self._place = await self._start()
         backoff = Backoff(*_PAUSES)
         trouble = Trouble(logger, "cannot read messages, trying again: %s")
         with self._ear.following(self._place) as follower:
             while True:
+                self._end_if_closed()
                 follower.woken.clear()
                 try:
                     found = self._place.take(await self._page(self._place))
@@ -103,6 +116,10 @@ class Tail:
                 follower.idle = True
                 await follower.woken.wait()
                 follower.idle = False
+
+    def _end_if_closed(self) -> None:
+        if self._closings != self._ear.closings:
+            raise StopAsyncIteration
 
     async def _page(self, place: TableTail) -> PageRows:
         asked = statements.pages_asked([(self._stream, place.cursor)], limit=PAGE, size=PAGE_BYTES)
