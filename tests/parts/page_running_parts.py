@@ -285,7 +285,7 @@ class Page:
         for value in list(self.names.values()):
             if type(value).__module__.split(".")[0] in {"pgbus_gevent", "psycopg2", "psycopg"}:
                 close = getattr(value, "shutdown" if hasattr(value, "shutdown") else "close", None)
-                if inspect.ismethod(close) or inspect.isbuiltin(close):
+                if (inspect.ismethod(close) or inspect.isbuiltin(close)) and not inspect.iscoroutinefunction(close):
                     self.stack.callback(close)
         self.stack.close()
 
