@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
-import psycopg2.extensions as ext
-
 from ..core.shown import json_line
 from ..database import Database
 from ..database.checks import Checks
+from ..database.connect import names_in
 from ..errors import DatabaseError
 from ..settings.table import Settings
 from .finding import FAIL, OK, WARN, Finding, rounded
@@ -42,11 +41,8 @@ def reach(checks: Checks, settings: Settings) -> Finding:
 def _unreached(error: DatabaseError, settings: Settings) -> Finding:
     if _NO_CONNECT not in str(error):
         return Finding("database", FAIL, str(error), "check the URL, the password, and that the server runs")
-    known = ext.parse_dsn(settings.database_url or "")
-    role = known.get("user")
-    text = (
-        f"role {json_line(role) if role else 'of the URL'} lacks connect on database {json_line(known.get('dbname'))}"
-    )
+    role, name = names_in(settings.database_url or "")
+    text = f"role {json_line(role) if role else 'of the URL'} lacks connect on database {json_line(name)}"
     todo = "let the owner of the database run: grant connect on database … to … (docs/sql.md, Roles)"
     return Finding("database", FAIL, f"{text}: {error}", todo)
 

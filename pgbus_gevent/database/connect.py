@@ -116,6 +116,12 @@ def _parse(url: str) -> dict[str, Any]:
     return parameters
 
 
+def names_in(url: str) -> tuple[str | None, str | None]:
+    """Return the role and the database that a URL names, if it does. Raises InvalidArgument."""
+    parameters = _parse(url)
+    return parameters.get("user"), parameters.get("dbname")
+
+
 def _own_search_path(options: str) -> str | None:
     """Return the search_path that the URL's ``options`` set, or None."""
     found = re.findall(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)", options)
