@@ -168,7 +168,8 @@ class Bus:
     def transaction(self, isolation: str | None = None) -> Iterator[Cursor]:
         """Open a transaction, and yield a psycopg2 cursor in it that can be passed as ``using=``.
 
-        The end of the block commits it; an exception rolls it back, unless :attr:`is_answer` says that it is an answer.
+        The end of the block commits it; an exception rolls it back, unless :attr:`is_answer` says that it is an answer. Raises
+        :class:`RolledBack` if a statement in it had failed whose error was caught, and :class:`DatabaseError`.
         ``isolation`` is an isolation level such as ``"repeatable read"``; the default is READ COMMITTED.
         """
         answer: BaseException | None = None

@@ -17,6 +17,7 @@
     │   │   └── OriginUnready               the origin of an edge answers that it cannot serve now
     │   ├── RedisUnavailable                Redis was not reached, went away, or has no relay
     │   │   └── RedisRefused                Redis answers, and refuses the login or a command
+    │   ├── RolledBack                      a transaction could not be committed, because a statement in it had failed
     │   ├── Deaf                            a LISTEN session hears nothing, although the server answers
     │   ├── OriginRefused                   the origin of an edge answers, but does not serve this edge
     │   ├── PoolTimeout                     every pooled connection stayed busy
@@ -112,6 +113,20 @@ class DatabaseError(PgbusError):
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class RolledBack(DatabaseError):
+    """A transaction was to be committed in which a statement had failed, and the program had caught that error.
+
+    PostgreSQL commits nothing of such a transaction. Put a savepoint around a statement that may fail.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nothing was committed, because a statement of the transaction had failed, and its error was caught:"
+            " put a savepoint around a statement that may fail",
+            "25P02",
+        )
 
 
 class DatabaseUnavailable(DatabaseError):

@@ -29,6 +29,7 @@ from pgbus_gevent.errors import (
     InvalidName,
     InvalidSetting,
     PgbusError,
+    RolledBack,
 )
 from pgbus_gevent.messages import Message
 from pgbus_gevent.settings.table import Settings
@@ -152,6 +153,20 @@ def test_a_tag_takes_whatever_an_authorize_hook_may_answer(bus: Bus, stream: str
     for wrong in (7, "ada", {}, object(), ("ada", None, None, None, frozenset()), Subscriber()._replace(owner="")):
         with pytest.raises(InvalidArgument, match=r"^(subscriber|owner) is a"):
             bus.stream_tag(stream, subscriber=wrong)  # type: ignore[arg-type]
+
+
+def test_a_transaction_does_not_seem_committed_if_the_error_of_a_statement_was_caught(bus: Bus, stream: str) -> None:
+    with pytest.raises(RolledBack, match=r"nothing was committed.* savepoint"), bus.transaction() as cursor:
+        bus.stream(stream).broadcast("gone", using=cursor)
+        with raises("22012"):
+            cursor.execute("select 1 / 0")
+    with bus.transaction() as cursor:
+        bus.stream(stream).broadcast("kept", using=cursor)
+        cursor.execute("savepoint before")
+        with raises("22012"):
+            cursor.execute("select 1 / 0")
+        cursor.execute("rollback to before")
+    assert [message.data for message in bus.stream(stream)] == ["kept"]
 
 
 def test_errors_with_using_stay_those_of_psycopg2(bus: Bus, database: str, stream: str) -> None:

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from psycopg.pq import TransactionStatus
+
 from ..core.client import Subscriber
 from ..core.cursor import parse_cursor, parse_replay
 from ..core.markup import Html
@@ -16,7 +18,7 @@ from ..core.tags import Tags
 from ..database import statements
 from ..database.session_settings import OWN_SEARCH_PATH
 from ..database.traces import SET_TRACE, traced
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, RolledBack
 from ..messages import Message
 from ..publishing.observed import NOW, ON_COMMIT, Observer, tracing_of
 from ..settings.options import chosen
@@ -121,7 +123,8 @@ class Bus:
         """Open a transaction, and yield a cursor of psycopg 3 in it that can be passed as ``using=``.
 
         The end of the block commits it; an exception rolls it back. ``isolation`` is an isolation level such as
-        ``"repeatable read"``; the default is READ COMMITTED.
+        ``"repeatable read"``; the default is READ COMMITTED. Raises :class:`RolledBack` if a statement in it had failed whose error
+        was caught.
         """
         if isolation is not None and isolation.lower() not in _ISOLATION:
             raise InvalidArgument(
@@ -132,6 +135,8 @@ class Bus:
                 await cursor.execute(f"set transaction isolation level {isolation}")  # type: ignore[arg-type, unused-ignore]
             await cursor.execute(OWN_SEARCH_PATH, (None,))
             yield cursor
+            if cursor.connection.info.transaction_status is TransactionStatus.INERROR:
+                raise RolledBack()
 
     async def disconnect(self, owner: str, *, using: object | None = None) -> None:
         """Close every connection of ``owner`` on every worker, with reason ``revoked``, as :meth:`pgbus_gevent.Bus.disconnect`."""

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2.extensions as ext
 
 from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
+from ..errors import RolledBack
 from ..messages import Message
 from . import batch, revocations, statements
 from .patience import READ, Patience
@@ -77,6 +78,8 @@ class Queries:
                 with connection.cursor(cursor_factory=ext.cursor) as database_cursor:
                     database_cursor.execute(OWN_SEARCH_PATH, (getattr(connection, "own_search_path", None),))
                     yield database_cursor
+                if connection.info.transaction_status == ext.TRANSACTION_STATUS_INERROR:
+                    raise RolledBack()  # commit() would not: PostgreSQL answers it with a rollback
                 connection.commit()
             finally:
                 # Skips a closed connection: its InterfaceError would hide the error that closed it.

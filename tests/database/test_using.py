@@ -135,21 +135,29 @@ HANDLES: dict[str, Callable[[str], Any]] = {
 }
 
 
+MANY = ["100 %s", 'é "quoted", \\back\\slash\nand {a,b}', "a second one with key 7", "a second one with key 8"]
+
+
 @pytest.mark.parametrize("kind", HANDLES)
 def test_it_publishes_and_asks_in_its_transaction(kind: str, pgbus_database: str, pgbus_bus: Bus) -> None:
     orders = pgbus_bus.stream("orders")
     with HANDLES[kind](pgbus_database) as (given, commit, rollback):
         assert orders.broadcast("gone", using=given) is None
+        assert orders.broadcast_many(["gone", "too"], using=given) is None
         rollback()
         orders.broadcast("paid: 100 %", event="order.paid", exclude="it's", key="7", using=given)
         orders.broadcast("hint", ephemeral=True, using=given)
+        assert orders.broadcast_many(MANY, event="many", keys=[None, "8", "7", "8"], using=given) is None
+        assert orders.broadcast_many([], using=given) is None
         pgbus_bus.disconnect("user-7", using=given)
         assert orders.last_id(using=given) == orders.last_id() == 0
         commit()
-        (message,) = orders
+        message, *many = orders
         assert (message.data, message.event, message.exclude) == ("paid: 100 %", "order.paid", "it's")
-        assert orders.last_id(using=given) == message.id
-        assert f'since-id="{message.id}"' in pgbus_bus.stream_tag("orders", using=given)
+        # The keys 7 and 8 were there already when the last two came.
+        assert [(each.data, each.event) for each in many] == [(text, "many") for text in MANY[:2]]
+        assert orders.last_id(using=given) == many[-1].id
+        assert f'since-id="{many[-1].id}"' in pgbus_bus.stream_tag("orders", using=given)
 
 
 def test_unfetched_rows_of_a_database_cursor_stay(pgbus_database: str, pgbus_bus: Bus) -> None:
@@ -283,6 +291,8 @@ def test_a_text_that_the_connection_cannot_say_is_refused_by_name(
         for bad in ({"data": "5 \u20ac"}, {"data": "x", "visible_to": "\u20ac"}, {"data": "x", "key": "\u20ac"}):
             with pytest.raises(InvalidArgument, match=r"client encoding .*1, which has no '.+20ac': set .* to UTF8"):
                 stream.broadcast(using=given, **bad)
+        with pytest.raises(InvalidArgument, match="client encoding"):
+            stream.broadcast_many(["x", "5 \u20ac"], using=given)
         with pytest.raises(InvalidArgument, match="client encoding"):
             pgbus_bus.stream("\u20ac").last_id(using=given)
         with pytest.raises(InvalidArgument, match="client encoding"):

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from pgbus_gevent.aio import Bus, Gap, GapDetected, Tail
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.events import Published
-from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument, InvalidCursor
+from pgbus_gevent.errors import DatabaseError, DatabaseUnavailable, InvalidArgument, InvalidCursor, RolledBack
 from pgbus_gevent.messages import Message
 
 URL = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -91,6 +92,19 @@ async def a_message_carries_the_trace_of_its_publisher(bus: Bus) -> None:
     assert {found for found, _ in rows} == {trace.format_trace_id(request.get_span_context().trace_id)}
     spans = [whole for _, whole in rows]
     assert len(spans) == 6 and spans[1] == spans[2] and spans[4] == spans[5] and len(set(spans)) == 4
+
+
+@case
+async def a_transaction_does_not_seem_committed_if_the_error_of_a_statement_was_caught(bus: Bus) -> None:
+    try:
+        async with bus.transaction() as cursor:
+            await bus.stream("rolled back").broadcast("gone", using=cursor)
+            with suppress(psycopg.errors.DivisionByZero):
+                await cursor.execute("select 1 / 0")
+    except RolledBack:
+        assert await bus.stream("rolled back").last_id() == 0
+    else:
+        raise AssertionError("it seems committed")
 
 
 @case
