@@ -35,6 +35,7 @@ PAGE = Template("""<!doctype html>
     event.preventDefault();
     const body = JSON.stringify({ item: new FormData(event.target).get("item") });
     fetch("/orders", { method: "POST", body, headers: { "content-type": "application/json" } });
+    event.target.reset();
   });
 </script>""")
 
