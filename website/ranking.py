@@ -1,4 +1,7 @@
-"""In the search, pages for users come before those about the inside. MkDocs calls the function whose name starts with ``on_``."""
+"""In the search, pages for beginners and for those in trouble come first, and those about the inside last.
+
+MkDocs calls the function whose name starts with ``on_``.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from typing import Any
 
 from mkdocs.structure.pages import Page
 
-INSIDE = "Inside"
-"""The section of the pages for contributors."""
+WEIGHTS = {"Start": 2.0, "Troubleshooting": 2.0, "Inside": 0.3}
+"""The weight of the pages of a section, where it is not 1."""
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Give a page of the inside less weight. The theme's search reads this from the page's metadata."""
-    if any(section.title == INSIDE for section in page.ancestors):
-        page.meta["search"] = {"boost": 0.3}
+    """Give a page the weight of its section. The theme's search reads this from the page's metadata."""
+    titles = {str(section.title) for section in page.ancestors} | {page.title}
+    for title in titles & WEIGHTS.keys():
+        page.meta["search"] = {"boost": WEIGHTS[title]}
     return markdown
