@@ -47,6 +47,8 @@ logger = logging.getLogger("pgbus_gevent.serve")
 
 _LOOK = 3.0  # seconds between two checks that the embedded server runs
 
+BARE = "pgbus_gevent.hosts.bare:application"
+"""The application that ``--no-demo`` serves."""
 DEMO_STREAMS = "demo:*"
 DEMO_PRESENCE = "demo:here"
 
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.load(**flags)
         configure(settings.log_level, settings.log_format)
         with ExitStack() as stack:
-            outcome.status = _Service(settings, arguments.app, places(**flags), stack, manager).run()
+            app_name = BARE if arguments.no_demo else arguments.app
+            outcome.status = _Service(settings, app_name, places(**flags), stack, manager).run()
     return outcome.status
 
 
@@ -73,9 +76,13 @@ def _parser() -> Parser:
     parser = Parser(
         prog=f"{PROGRAM} serve",
         description="Serve streams from PostgreSQL over Server-Sent Events, and an application beside them.",
-        epilog="Without a database URL, an embedded PostgreSQL is used. Without APP, the demo page is served.",
+        epilog="Without a database URL, an embedded PostgreSQL is used. Without APP and --no-demo, the demo is served.",
     )
-    parser.add_argument("app", nargs="?", metavar="APP", help="module:application, a WSGI application to serve at /")
+    served = parser.add_mutually_exclusive_group()
+    served.add_argument("app", nargs="?", metavar="APP", help="module:application, a WSGI application to serve at /")
+    served.add_argument(
+        "--no-demo", action="store_true", help="serve the streams alone, without an application or the demo"
+    )
     add_flags(parser)
     return parser
 
@@ -215,6 +222,11 @@ class _Service:
             source = f"origin {settings.upstream}"
         # One write: without buffering, print() writes the newline separately, and a worker's log line could come in between.
         print(f"pgbus_gevent serves http://{host}:{port}/ {source} pid {os.getpid()}\n", end="", flush=True)
+        if self._app_name is None and self.settings.upstream is None and self._embedded is None:
+            logger.warning(
+                "serving the demo, which publishes all the time and keeps its tables in this database: give --no-demo to serve"
+                " the streams alone, or module:application to serve an application beside them"
+            )
         if self._made_token is not None:
             # Log it, because programs that read stdout expect a single line.
             where = f"http://{host}:{port}{self.settings.prefix}/console?token={self._made_token}"

@@ -215,6 +215,22 @@ def test_the_log_can_be_json(tmp_path: Path, own: dict[str, str]) -> None:
     assert not any("token=secret" in line for line in served.stderr.splitlines())
 
 
+def test_without_the_demo_the_streams_are_served_alone(tmp_path: Path, own: dict[str, str]) -> None:
+    with serving(tmp_path, "--no-demo", **own) as served, Bus(own["PGBUS_DATABASE_URL"], secret=SECRET) as bus:
+        assert served.get("/pgbus/readyz").status == 200 and served.get("/lab").status == 404
+        assert served.get("/pgbus/streams/demo:hello").status == 404  # which anybody may read where the demo is
+        with bus.transaction() as cursor:
+            cursor.execute("select count(*) from pg_tables where schemaname = 'pgbus' and tablename like 'demo%'")
+            assert cursor.fetchone() == (0,)
+        assert "the demo" not in served.stderr
+
+
+def test_serve_warns_of_the_demo_on_a_database_that_was_given(tmp_path: Path, own: dict[str, str]) -> None:
+    with serving(tmp_path, **own) as served:
+        wait_for(lambda: "--no-demo" in served.stderr, "the log says how to serve the streams alone")
+        assert served.get("/lab").status == 200
+
+
 def test_serve_warns_of_a_low_limit_of_open_files(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(APP)
     with serving(tmp_path, "app:application", limit=300, **own) as served:

@@ -51,7 +51,8 @@ def cli_page() -> str:
         " `--config`. See also the [exit statuses](exit-codes.md).\n",
         "## serve\n",
         "Serve the streams, and an application beside them: `pgbus-gevent serve [APP]`, or `python -m pgbus_gevent.serve [APP]`."
-        " `APP` is `module:application`, a WSGI application to serve at `/`; without it, the demo is served. Every"
+        " `APP` is `module:application`, a WSGI application to serve at `/`. `--no-demo` serves the streams alone. Without both,"
+        " the demo is served, which publishes all the time and keeps its tables in the same database. Every"
         " [setting](../settings.md) is a flag. [The server](../serving.md) describes the rest.\n",
     ]
     for command in COMMANDS.values():

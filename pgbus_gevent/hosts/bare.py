@@ -1,6 +1,6 @@
 """What a server without an application of its own answers beside its streams.
 
-``python -m pgbus_gevent.serve pgbus_gevent.hosts.bare:application`` serves the streams alone, without the demo. An edge without an
+``python -m pgbus_gevent.serve --no-demo`` serves the streams alone, with :func:`application` at the root. An edge without an
 application gets :func:`edge`.
 """
 

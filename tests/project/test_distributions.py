@@ -110,7 +110,9 @@ def test_the_version_is_stated_in_one_place() -> None:
 
 
 def test_the_sdist_has_every_file_that_its_tests_need_and_its_pages_link_to(built: Built) -> None:
-    expected = sources("pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", "tools", ".ci", ".github")
+    expected = sources(
+        "pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", "tools", ".ci", ".github"
+    )
     expected |= {path.name for path in ROOT.glob("*.md")}
     expected |= {"LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "requirements.txt", "noxfile.py", "mkdocs.yml"}
     assert any(Path(name).name == "conftest.py" for name in expected)
