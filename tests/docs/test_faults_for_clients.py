@@ -66,4 +66,4 @@ def test_the_reasons_are_those_that_the_server_gives() -> None:
     for reason in ("unavailable", "restart", "expired", "revoked", "overloaded", "too-many-connections", "max-age"):
         assert f"`{reason}`" in table and f'"{reason}"' in source
     for reason in ("ahead", "expired", "invalid-cursor"):
-        assert f"| `{reason}` |" in table and f'"{reason}"' in source
+        assert f"`pgbus:gap-detected`, reason `{reason}`" in table and f'"{reason}"' in source

@@ -21,18 +21,29 @@ ELSEWHERE = {"PostgreSQL", "PostgreSQL: `max_notify_queue_pages`", "the system",
 """What sets a limit that is not ours."""
 
 
+EXPRESSIONS = {
+    "name of a stream, in SQL": "database/sql/0001_messages.sql: octet_length(stream) between 1 and 255",
+    "idempotency key, in SQL": "database/sql/0001_messages.sql: octet_length(key) between 1 and 1000",
+    "a message within its notification": "database/sql/0008_tracing.sql: octet_length(payload) <= 7900",
+    "locks of streams": "database/sql/0001_messages.sql: share 2048",
+    "large ephemeral messages are kept for": "database/sql/0002_publishing.sql: interval '1 minute'",
+    "secrets and tokens": "settings/table.py: kinds.secrets(16)",
+}
+"""Where a limit is that is no constant."""
+
+
 class Row(NamedTuple):
     """A row of the page."""
 
     limit: str
     value: str
-    set_by: str
     beyond: str
+    set_by: str
 
     @property
     def source(self) -> str:
-        """The setting, or the file with the constant or the expression."""
-        return self.set_by.strip("`")
+        """The setting, or the file with the constant, or with the expression."""
+        return EXPRESSIONS.get(self.limit, self.set_by.strip("`"))
 
 
 def rows() -> list[Row]:
@@ -72,6 +83,12 @@ def test_each_setting_that_limits_something_is_on_the_page() -> None:
     limits = {name for name, entry in entries().items() if entry.metadata["group"] == "Limits"}
     limits |= {name for name in entries() if re.match(r"max_|.*_(?:timeout|size|deadline)$", name)}
     assert limits <= {row.source for row in rows()}
+
+
+def test_each_expression_is_in_the_file_that_its_row_names() -> None:
+    named = {row.limit: row.set_by.strip("`") for row in rows()}
+    for limit, source in EXPRESSIONS.items():
+        assert source.partition(": ")[0].endswith(named[limit])
 
 
 def test_each_row_says_what_happens_beyond_it() -> None:
