@@ -50,12 +50,13 @@ def test_the_comment_of_a_function_that_refuses_arguments_names_the_sqlstates(na
 
 def test_the_documentation_names_every_public_function_and_no_other(sql: Session) -> None:
     public = {name for name, _ in comments(sql).values() if not name.startswith("_")}
-    pages = {page: (DOCS / page).read_text() for page in ("sql.md", "presence.md", "retention.md")}
-    told = {name for text in pages.values() for name in re.findall(r"\bpgbus\.(\w+)\(", text)} - {
-        "stream",
-        "stream_path",
-    }  # Python
-    assert public == told
+    pages = [(DOCS / page).read_text() for page in ("sql.md", "presence.md", "retention.md")]
+    shown = "".join(
+        re.sub("<!--.*?-->", "", page, flags=re.DOTALL) for page in pages
+    )  # a comment sets up what a test needs
+    assert (
+        set(re.findall(r"\bpgbus\.(\w+)\(", shown)) - {"stream", "stream_path"} == public
+    )  # two are methods in Python
 
 
 def test_a_function_that_takes_data_takes_text_json_and_jsonb(sql: Session) -> None:
