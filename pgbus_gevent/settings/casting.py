@@ -65,7 +65,7 @@ def _redact_dsn(dsn: str) -> str:
 
 
 def _redact_pair(key: str, value: str) -> str:
-    if key in _SHOWN and re.fullmatch(r"[\w.,/%-]*", value):
+    if key in _SHOWN and re.fullmatch(r"('?)[\w.,/%-]*\1", value):
         return f"{key}={value}"
     # An unknown key may be the rest of a password that contains a separator.
     return f"{key}={HIDDEN}" if key in _SHOWN | _NAMED else HIDDEN

@@ -508,6 +508,7 @@ def test_no_refusal_shows_a_secret(name: str, value: object) -> None:
         ("host=db password=pw", "host=db password=***"),
         ("host = db password = 'p w'", "host=db password=***"),
         (r"password='it\'s' host=db", "password=*** host=db"),
+        ("dbname='app' user='ada' password='pw' host='/run/pg'", "dbname='app' user='ada' password=*** host='/run/pg'"),
         ("password='p w host=db", "***"),
         ("dbname=postgres://ada:pw@db/app", "dbname=***"),
         ("options=-cfoo=bar", "options=***"),
