@@ -105,11 +105,46 @@ def test_the_image_runs_as_nobody_and_serves_and_its_health_is_that_of_the_serve
         assert served.host == "0.0.0.0" and b"It serves streams." in served.get("/").body
         assert served.stderr.startswith("{")  # the log is JSON
         healthy, flag, code = list_of(command)
-        assert (healthy, flag, code.count(":8080/")) == ("python", "-c", 1)
-        check = [sys.executable, "-c", code.replace(":8080/", f":{served.port}/")]
-        assert subprocess.run(check, timeout=60).returncode == 0
-    assert subprocess.run(check, timeout=60, stderr=subprocess.DEVNULL).returncode != 0
-    assert last("EXPOSE") == str(DEFAULTS.port)
+        assert (healthy, flag) == ("python", "-c")
+        check = [sys.executable, "-c", code]
+        port = {**os.environ, "PGBUS_PORT": str(served.port)}
+        assert subprocess.run(check, timeout=60, env=port).returncode == 0
+        other = {**port, "PGBUS_PREFIX": "/live"}  # where nobody answers
+        assert subprocess.run(check, timeout=60, env=other, stderr=subprocess.DEVNULL).returncode != 0
+    assert subprocess.run(check, timeout=60, env=port, stderr=subprocess.DEVNULL).returncode != 0
+    assert last("EXPOSE") == str(DEFAULTS.port) and f"'PGBUS_PORT', {DEFAULTS.port})" in code
+    assert f"'PGBUS_PREFIX', '{DEFAULTS.prefix}')" in code
+
+
+def builder() -> tuple[list[str], list[str]]:
+    """Return the commands that build an image here and show one. The test is skipped without a builder."""
+    docker = shutil.which("docker")
+    if docker and subprocess.run([docker, "info"], capture_output=True, timeout=60).returncode == 0:
+        return [docker, "build"], [docker, "inspect", "--type", "image", "--format", "{{json .Config}}"]
+    if podman := shutil.which("podman"):
+        return [podman, "build", "--format", "docker"], [podman, "inspect", "--format", "{{json .Config}}"]
+    if buildah := shutil.which("buildah"):
+        build = [buildah, "build", "--format", "docker", "--isolation", "chroot"]
+        return build, [buildah, "inspect", "--type", "image", "--format", "{{json .Docker.Config}}"]
+    pytest.skip("there is no builder: docker with its daemon, podman or buildah")
+
+
+@pytest.mark.slow
+@pytest.mark.pgbus_timeout(1200)
+def test_the_image_is_built_where_a_builder_exists() -> None:
+    """It downloads, and takes minutes, so it runs on demand only, with an image of Debian 13 as the base."""
+    base = os.environ.get("PGBUS_IMAGE_BASE")
+    if not base:
+        pytest.skip("set PGBUS_IMAGE_BASE, to debian:trixie-slim or another image of Debian 13")
+    build, inspect = builder()
+    command = [*build, "-f", "deploy/Dockerfile", "--build-arg", f"BASE={base}", "-t", "pgbus-gevent:test", "."]
+    done = subprocess.run(command, cwd=ROOT, timeout=900, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = subprocess.run([*inspect, "pgbus-gevent:test"], timeout=60, capture_output=True, text=True, check=True)
+    config = json.loads(shown.stdout)
+    assert (config["User"], config["Entrypoint"]) == (last("USER"), list_of(last("ENTRYPOINT")))
+    assert config["Healthcheck"]["Test"][:3] == ["CMD", "python", "-c"]
+    assert config["ExposedPorts"].keys() == {f"{DEFAULTS.port}/tcp"}
 
 
 def test_an_image_of_ones_own_is_based_on_it() -> None:

@@ -82,6 +82,8 @@ def check_routes(site: Origin, bus: Bus) -> None:
     assert "javascript" in ask("/pgbus/pgbus.js").headers["content-type"]
     assert [ask(f"/pgbus/{name}").status for name in ("healthz", "readyz")] == [200, 200]
     assert [ask(f"/pgbus/{name}").status for name in ("metrics", "console", "console/feed")] == [404] * 3
+    for hidden in ("/pgbus/%6detrics", "/%70gbus/metrics", "/pgbus%2Fmetrics", "/pgbus/%63onsole", "/pgbus//metrics"):
+        assert ask(hidden).status == 404, hidden
     assert ask("/pgbus/streams/orders?since=x").status == 400
     published = ask("/pgbus/streams/routes?event=paid", "POST", b"by HTTP", authorization=f"Bearer {TOKEN}")
     assert published.status == 201
