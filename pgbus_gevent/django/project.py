@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, cast
@@ -90,6 +91,8 @@ def database_dsn() -> str:
 
 
 def _quoted(value: str) -> str:
+    if re.fullmatch(r"[\w.,/-]+", value):
+        return value  # which is shown in announcements and errors as it is
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -99,7 +102,7 @@ def _quoted(value: str) -> str:
 
 def authorize(environ: Environ, stream: str) -> bool | Subscriber:
     """Ask the project's hook about the request of a stream, which passes none of its middleware."""
-    hook = _hook()
+    hook = load_hook()
     if hook is None:
         return True
     request = WSGIRequest({"wsgi.input": _NoBody(), **environ})
@@ -130,14 +133,24 @@ def _no_response(request: HttpRequest) -> Any:
     raise NotImplementedError("only process_request() of this middleware is called")
 
 
-def _hook() -> Hook | None:
-    hook = _given().get("AUTHORIZE")
-    return cast("Hook | None", import_string(hook) if isinstance(hook, str) else hook)
+def load_hook() -> Hook | None:
+    """Return the project's authorize hook; None without one.
+
+    Raises ImproperlyConfigured if there is no function of the name that ``PGBUS["AUTHORIZE"]`` has.
+    """
+    given = _given().get("AUTHORIZE")
+    try:
+        hook = import_string(given) if isinstance(given, str) else given
+    except ImportError as error:
+        raise ImproperlyConfigured(f"PGBUS['AUTHORIZE'] is {given!r}, which cannot be imported: {error}") from error
+    if hook is not None and not callable(hook):
+        raise ImproperlyConfigured(f"PGBUS['AUTHORIZE'] is {given!r}, which is no function")
+    return cast("Hook | None", hook)
 
 
 def _subscriber(stream: str) -> Subscriber | None:
     """The subscriber of the request whose page is being rendered; None if there is none, or if the hook refuses."""
-    hook, request = _hook(), page_request.get()
+    hook, request = load_hook(), page_request.get()
     if hook is None:
         return ANYBODY
     return None if request is None else cast("Subscriber | None", hook(request, stream))

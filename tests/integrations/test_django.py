@@ -166,6 +166,24 @@ def test_the_commands_work_on_the_database_of_the_project(site: Site) -> None:
     assert '"ok"' in printed and "refused 2" in printed
 
 
+def test_settings_that_cannot_work_are_found_before_the_first_page(site: Site) -> None:
+    code = (
+        "from django.conf import settings; from django.core.management import call_command, CommandError\n"
+        "def attempt(*command):\n"
+        "    try: call_command(*command)\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+        "for value in ({'AUTHORIZE': 'orders.nothere.hook'}, {'AUTHORIZE': 'orders.models.Order.nothing'}, {'RETENTOIN': 1}):\n"
+        "    settings.PGBUS = value; attempt('check'); attempt('pgbus', 'doctor')\n"
+        "settings.PGBUS = {'AUTHORIZE': 7}; attempt('check')"
+    )
+    assert "no issues" in site.manage("check")
+    printed = site.manage("shell", "-c", code)
+    assert "(pgbus.E002) PGBUS['AUTHORIZE'] is 'orders.nothere.hook', which cannot be imported" in printed
+    assert "CommandError PGBUS['AUTHORIZE'] is 'orders.nothere.hook', which cannot be imported" in printed
+    assert "(pgbus.E001)" in printed and printed.count("did you mean retention") == 2
+    assert "(pgbus.E002) PGBUS['AUTHORIZE'] is 7, which is no function" in printed
+
+
 def test_no_model_of_the_project_lacks_a_migration(site: Site) -> None:
     assert "No changes detected" in site.manage("makemigrations", "--check", "--dry-run")
 

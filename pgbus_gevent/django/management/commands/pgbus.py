@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 from django.conf import ENVIRONMENT_VARIABLE
 from django.conf import settings as project
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
+from ....errors import PgbusError
 from ....settings.passing import environment
-from ...project import load_settings
+from ...project import load_hook, load_settings
 
 _COMMANDS = ("serve", "doctor", "migrate", "prune")
 _APPLICATION = "pgbus_gevent.django.wsgi:application"
@@ -32,11 +34,16 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
     def handle(self, *args: Any, pgbus_command: str, arguments: list[str], **options: Any) -> None:
         """Run the command in place of this process; if another program called this one, run it as a child.
 
-        Raises CommandError if the child fails.
+        Raises CommandError if the child fails, or if the project's settings are refused.
         """
+        try:
+            load_hook()
+            settings = load_settings()
+        except (PgbusError, ImproperlyConfigured) as error:
+            raise CommandError(str(error)) from error
         application = [_APPLICATION] if pgbus_command == "serve" else []
         command = [sys.executable, "-m", "pgbus_gevent", pgbus_command, *application, *arguments]
-        environ = {**environment(load_settings()), ENVIRONMENT_VARIABLE: project.SETTINGS_MODULE}
+        environ = {**environment(settings), ENVIRONMENT_VARIABLE: project.SETTINGS_MODULE}
         if self._called_from_command_line:
             self.stdout.flush()
             os.execve(sys.executable, command, environ)  # nosec B606 # there is no shell; the flags are those of the caller
