@@ -49,6 +49,8 @@ class Cursor(Protocol):
     def fetchone(self) -> tuple[Any, ...] | Any: ...  # Any spares its callers a check for None
     def fetchall(self) -> list[tuple[Any, ...]]: ...
     def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+    @property
+    def rowcount(self) -> int: ...
 
 
 class Bus:
@@ -101,6 +103,7 @@ class Bus:
         """Return a signed stream name for a URL. It is valid for ever, or for ``expires_in`` seconds, or until ``expires_at``.
 
         ``expires_at`` is in Unix seconds. Names that are made with the same one are equal, so that pages and caches can share them.
+        If it has passed, so has the name.
         Raises :class:`InvalidName`, and :class:`InvalidArgument` if there is no secret, or for a time that is not allowed.
         """
         return self.signer.sign(name, expiry(expires_in, expires_at, time()))

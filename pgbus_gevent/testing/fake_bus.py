@@ -218,6 +218,8 @@ class FakeDatabaseCursor:
         self._snapshot: list[Message] | None = None
         self._queued: list[tuple[str, Any]] = []
         self._rows: list[tuple[Any, ...]] = []
+        self.rowcount = -1
+        """How many rows the last statement was answered with. Give an ``update`` as many as it should seem to change."""
 
     def execute(self, statement: str, parameters: Any = None) -> None:
         """Queue a broadcast, look up a watermark, or record any other statement."""
@@ -236,6 +238,7 @@ class FakeDatabaseCursor:
         else:
             self._queries.statements.append((statement, parameters))
             self._rows = self._queries.answers.pop(0) if self._queries.answers else []
+        self.rowcount = len(self._rows)
 
     def pgbus_run(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Run a statement of a Bus that was given this object as ``using=``."""

@@ -104,7 +104,7 @@ async def follow(limit: float) -> int:
 def count(cursor: Cursor) -> int:
     cursor.execute("select count(*) from orders where paid = %s", (True,))
     (number,) = cursor.fetchone()
-    return int(number)
+    return int(number) * cursor.rowcount
 
 
 def order(item: str) -> int:

@@ -386,9 +386,9 @@ def test_an_application_s_own_statements() -> None:
         cursor.execute("select id, item from orders")
         bus.stream("s").last_id()
         assert cursor.fetchone() == (1, "a")
-        assert list(cursor) == [(2, "b")]
+        assert list(cursor) == [(2, "b")] and cursor.rowcount == 2
         cursor.execute("update orders set item = %s returning id", ("c",))
-        assert cursor.fetchall() == []
+        assert cursor.fetchall() == [] and cursor.rowcount == 0
         cursor.execute("select 1")
         assert cursor.fetchone() is None
     assert bus.statements == [
