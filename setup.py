@@ -32,13 +32,12 @@ def long_description() -> str:
 # Bounds. The lower one is the oldest release that was tried, or one with a reason. The upper one is the next release that may
 # break what is used: mostly the next major version. CI tests the versions that requirements.txt pins.
 REQUIRED = [
-    # Earlier releases have known request-smuggling vulnerabilities in pywsgi. The next year's releases are tried first, because
-    # hosts/pywsgi.py overrides parts of pywsgi that are not promised to stay.
-    "gevent>=25.4.1,<27",
-    "gevent>=25.8.1; python_version >= '3.14'",  # the first with a wheel for it, as below
+    # Earlier releases print a traceback when a process ends, if greenlet is new (3.5.6). The next year's releases are tried first,
+    # because hosts/pywsgi.py overrides parts of pywsgi that are not promised to stay.
+    "gevent>=26.5.0,<27",
     "psycogreen>=1.0.2,<2",  # only its wait callback is used, on which every statement relies
     "psycopg2-binary>=2.9.10,<3",  # database/green.py relies on what happens to a connection when a wait is interrupted
-    "psycopg2-binary>=2.9.11; python_version >= '3.14'",
+    "psycopg2-binary>=2.9.11; python_version >= '3.14'",  # the first with a wheel for it
     "bottle>=0.13,<0.14",  # before 1.0, a minor release may break plugins and servers
     "itsdangerous>=2.1.2,<3",  # another format of signatures would make all signed names in use invalid
     "prometheus_client>=0.22,<1",  # web/families.py writes with its encoder, which has no promise yet
@@ -103,6 +102,7 @@ TOOLS = [
     "schemathesis",
     "setuptools>=77.0.1",  # the first that takes a license as an expression
     "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "sqlalchemy>=2.0.31; python_version >= '3.13'",  # earlier releases cannot be imported there
     "sseclient",
     "sseclient-py",
     "sqlparse",  # separates the statements of SQL blocks in the documentation

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import Dashboard
 from metric_names_parts import exported, labels_used, metrics_used, promtool
 
 PATH = Path(__file__).parents[2] / "deploy/grafana/pgbus.json"
@@ -39,7 +37,9 @@ def test_the_queries_use_only_metrics_and_labels_that_servers_export() -> None:
 
 
 def test_grafanas_own_models_read_it_and_lose_nothing() -> None:
-    read = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(DASHBOARD)))
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")  # from Python 3.11 on
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    read = json.loads(encoder.JSONEncoder(sort_keys=True).encode(models.Dashboard.from_json(DASHBOARD)))
     assert missing(DASHBOARD, read) == []
 
 

@@ -50,8 +50,8 @@ def test_the_oldest_are_the_lower_bounds_of_what_users_install_and_of_frameworks
 
 
 def test_a_stricter_bound_for_a_python_applies_there_only() -> None:
-    assert "gevent==25.4.1" in versions.oldest("3.13")
-    assert "gevent==25.8.1" in versions.oldest("3.14")
+    assert "psycopg2-binary==2.9.10" in versions.oldest("3.13")
+    assert "psycopg2-binary==2.9.11" in versions.oldest("3.14")
     assert not any(line.startswith("tomli") for line in versions.oldest("3.11"))
     assert "tomli==2" in versions.oldest("3.10")
 
