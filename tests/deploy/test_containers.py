@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,19 @@ def test_the_image_runs_as_nobody_and_serves_and_its_health_is_that_of_the_serve
     assert f"'PGBUS_PREFIX', '{DEFAULTS.prefix}')" in code
 
 
-def builder() -> tuple[list[str], list[str]]:
-    """Return the commands that build an image here and show one. The test is skipped without a builder."""
-    docker = shutil.which("docker")
+def builder() -> tuple[list[str], Callable[[str], dict[str, Any]]]:
+    """Return the command that builds an image here, and what returns the configuration of one. Without a builder, it skips."""
+
+    def shown(*command: str) -> Any:
+        return json.loads(subprocess.run(command, timeout=60, capture_output=True, text=True, check=True).stdout)
+
+    docker, buildah = shutil.which("docker"), shutil.which("buildah")
     if docker and subprocess.run([docker, "info"], capture_output=True, timeout=60).returncode == 0:
-        return [docker, "build"], [docker, "inspect", "--type", "image", "--format", "{{json .Config}}"]
-    if podman := shutil.which("podman"):
-        return [podman, "build", "--format", "docker"], [podman, "inspect", "--format", "{{json .Config}}"]
-    if buildah := shutil.which("buildah"):
+        return [docker, "build"], lambda name: dict(shown(docker, "inspect", "--type", "image", name)[0]["Config"])
+    if buildah:
         build = [buildah, "build", "--format", "docker", "--isolation", "chroot"]
-        return build, [buildah, "inspect", "--type", "image", "--format", "{{json .Docker.Config}}"]
-    pytest.skip("there is no builder: docker with its daemon, podman or buildah")
+        return build, lambda name: dict(shown(buildah, "inspect", "--type", "image", name)["Docker"]["config"])
+    pytest.skip("there is no builder: docker with its daemon, or buildah")
 
 
 @pytest.mark.slow
@@ -140,8 +143,7 @@ def test_the_image_is_built_where_a_builder_exists() -> None:
     command = [*build, "-f", "deploy/Dockerfile", "--build-arg", f"BASE={base}", "-t", "pgbus-gevent:test", "."]
     done = subprocess.run(command, cwd=ROOT, timeout=900, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    shown = subprocess.run([*inspect, "pgbus-gevent:test"], timeout=60, capture_output=True, text=True, check=True)
-    config = json.loads(shown.stdout)
+    config = inspect("pgbus-gevent:test")
     assert (config["User"], config["Entrypoint"]) == (last("USER"), list_of(last("ENTRYPOINT")))
     assert config["Healthcheck"]["Test"][:3] == ["CMD", "python", "-c"]
     assert config["ExposedPorts"].keys() == {f"{DEFAULTS.port}/tcp"}
