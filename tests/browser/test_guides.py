@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
-from browser_parts import MODULES, Front, Profile, element, missing, publish
-from page_parts import block_of
+from browser_parts import MODULES, Browser, Front, Profile, element, missing, publish
+from page_parts import block_of, blocks
+from program_parts import program
 
 from pgbus_gevent import turbo
 
@@ -62,6 +64,27 @@ def test_a_page_whose_name_has_expired_renews_it_and_misses_nothing(tabs: Profil
     publish(front.site, stream, "after")
     page.until_data(["before", "after"])
     assert page.eval("document.querySelector('pgbus-stream-source').getAttribute('src')") == front.pages["/live/orders"]
+
+
+@pytest.mark.parametrize("guide", ["docs/guides/flask.md", "docs/bottle.md"])
+def test_the_application_of_a_guide_is_live_as_it_is_printed(
+    guide: str, browser: Browser, pgbus_database: str, tmp_path: Path
+) -> None:
+    """Nothing is added to the text, so the table and the element's module have to be in it."""
+    first = next(block for block in blocks(guide) if block.language == "python" and "app = " in block.text)
+    (tmp_path / "printed.py").write_text(first.text, encoding="utf-8")
+    with program("-m", "pgbus_gevent.serve", "printed:app", database_url=pgbus_database, cwd=tmp_path) as running:
+        person = Profile(browser, running.url)
+        one, other = person.open("/"), person.open("/")
+        for page in (one, other):
+            page.until("document.querySelector('pgbus-stream-source').state == 'open'")
+        one.eval("void (document.querySelector('[name=item]').value = 'tea <b>')")
+        one.eval("void document.querySelector('button').click()")
+        for page in (one, other, person.open("/")):
+            page.until("[...document.querySelectorAll('li')].map((row) => row.textContent).join() == 'tea <b>'")
+        assert person.errors == []
+        person.close()
+        assert running.stop() == 0
 
 
 REACT = ("react", "scheduler", "react-dom", "react-dom-client")

@@ -18,10 +18,10 @@ def test_the_application_in_the_documentation_runs_unchanged(
     (tmp_path / "shop.py").write_text(block_of("docs/bottle.md", "application"))
     with program("shop.py", database_url=str(pgbus_settings.database_url), cwd=tmp_path) as shop:
         page = shop.page()
-        assert shop.post("/orders").status == 204
+        assert shop.post("/orders", item="tea").status == 204
         path, since = tag_in(page)
         with StreamClient(shop.url, path, since=since) as client:
-            assert client.next().data == "a new order"
+            assert client.next().data == "tea"
             id = pgbus_bus.stream("orders").broadcast("from elsewhere")
             frame = client.next()
             assert (frame.id, frame.data) == (str(id), "from elsewhere")

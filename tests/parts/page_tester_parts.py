@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TAG = re.compile(r'<pgbus-stream-source[^>]*? src="([^"]+)"(?:[^>]*? since-id="(\d+)")?[^>]*></pgbus-stream-source>')
 
+MODULE = re.compile(r'<script type="module" src="[^"]*/pgbus\.js"></script>')
+
 
 class Tester:
     """The reader of one page. ``url`` and ``port`` are those of the page's server, 8080 in its text."""
@@ -116,8 +118,14 @@ class Tester:
         return client
 
     def tag_in(self, page: str | bytes) -> tuple[str, int | None]:
-        """Return the path and the watermark of the one tag in an HTML page."""
-        ((path, since),) = TAG.findall(page.decode() if isinstance(page, bytes) else page)
+        """Return the path and the watermark of the one tag in an HTML page.
+
+        A page, as bytes or with more than the tag, has to load the module. Without it, the element does nothing.
+        """
+        text = page.decode() if isinstance(page, bytes) else page
+        ((path, since),) = TAG.findall(text)
+        alone = isinstance(page, str) and TAG.fullmatch(text.strip())
+        assert alone or MODULE.search(text), f"the page does not load the element's module:\n{text}"
         return path.replace("&amp;", "&"), int(since) if since else None
 
     @staticmethod
