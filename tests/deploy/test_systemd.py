@@ -186,6 +186,8 @@ def test_systemd_starts_restarts_and_watches_the_service_and_no_client_loses_any
             "0",
         ]
         ids.append(orders.broadcast("first"))
+        check = block_of(PAGE, "check").replace("https://www.example.com/", "http://127.0.0.1:8080 --watch 0")
+        assert "ok   delivery" in installed.run("bash", "-euc", check)
         assert manager.control("restart", "pgbus.service") == ""
         ids.append(orders.broadcast("after a restart"))
         until(lambda: all(each.ids == ids for each in browsers), "all have it", 3 * PATIENCE)
