@@ -10,6 +10,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from raw_http import Answer
+from redis_parts import needs_redis, redis_server
 from site_parts import Site, running_site
 from support import until
 from tracing_parts import exporter, named, spans_of
@@ -96,10 +97,6 @@ def test_a_publisher_over_http_gives_a_trace_by_a_header(site: Site) -> None:
     assert {span.name for span in delivered(number)} == {"pgbus commit", "pgbus deliver"}
 
 
-def test_a_header_that_is_no_trace_is_ignored(site: Site) -> None:
-    assert site.publish("demo:http", b"x", Traceparent="nonsense").status == 201
-
-
 @pytest.mark.parametrize("size", [10, 20_000])
 def test_a_message_that_no_notification_brings_has_its_trace_from_the_table(
     size: int, pgbus_databases: TestDatabases
@@ -112,6 +109,49 @@ def test_a_message_that_no_notification_brings_has_its_trace_from_the_table(
             published_in_sql(site, "demo:poll", number, "x" * size)
             client.next("message")
         assert {span.name for span in delivered(number)} == {"pgbus commit", "pgbus deliver"}
+
+
+@needs_redis
+def test_a_message_that_redis_brings_has_its_trace(pgbus_databases: TestDatabases) -> None:
+    exporter()
+    number = next(TRACES)
+    with redis_server() as redis, running_site(pgbus_databases.make(), tracing=True, wake=redis.url) as site:
+        relaying = site.instance.redis
+        assert relaying is not None
+        until(lambda: relaying.wakes.on_redis, "wakes come through Redis")
+        with site.watch("demo:redis") as client:
+            client.next("pgbus:connected")
+            published_in_sql(site, "demo:redis", number, "x")
+            client.next("message")
+        assert relaying.wakes.on_redis
+    assert {span.name for span in delivered(number)} == {"pgbus commit", "pgbus deliver"}
+
+
+BAD = [
+    "",
+    "nonsense",
+    traceparent(7)[:-1] + "0",
+    f"00-{0:032x}-{SPAN:016x}-01",
+    f"00-{7:032x}-{0:016x}-01",
+    traceparent(0xA).upper(),
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_message_whose_trace_is_bad_arrives_like_any_other(bad: str, site: Site) -> None:
+    with site.watch("demo:bad") as client:
+        client.next("pgbus:connected")
+        before = site.instance.board.counter.total.broadcasts
+        with site.bus.transaction() as cursor:
+            cursor.execute("select set_config('pgbus.traceparent', %s, true)", (bad,))
+            cursor.execute("select pgbus.broadcast('demo:bad', 'sql')")
+        client.next("message")
+        assert site.publish("demo:bad", b"http", Traceparent=bad).status == 201
+        client.next("message")
+        assert site.instance.board.counter.total.broadcasts == before + 2
+    with site.bus.transaction() as cursor:
+        cursor.execute("select trace from pgbus.messages where stream = 'demo:bad'")
+        assert {text for (text,) in cursor.fetchall()} == {None}
 
 
 def test_a_large_message_has_its_trace_too(site: Site) -> None:
