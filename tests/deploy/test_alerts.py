@@ -60,8 +60,12 @@ CASES: dict[str, tuple[Series, Series]] = {
         {"process_open_fds{}": "900x40", "process_max_fds{}": "1000x40"},
     ),
     "PgbusGaps": (
-        {'pgbus_gaps_total{reason="expired"}': "0x5 1x40"},
-        {'pgbus_gaps_total{reason="expired"}': "1x40", 'pgbus_gaps_total{reason="invalid-cursor"}': "0+1x40"},
+        {'pgbus_gaps_total{reason="expired"}': "0+1x40", "pgbus_connections_opened_total{}": "0+19x40"},
+        {
+            'pgbus_gaps_total{reason="expired"}': "0+1x40",
+            'pgbus_gaps_total{reason="invalid-cursor"}': "0+9x40",
+            "pgbus_connections_opened_total{}": "0+21x40",
+        },
     ),
     "PgbusLostMessages": (
         {'pgbus_gaps_total{reason="ahead"}': "0x15 1x40"},
