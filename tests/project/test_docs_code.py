@@ -32,6 +32,12 @@ OF_THE_TESTS = {"PGBUS_TEST_DATABASE_URL", "PGBUS_TEST_INSTALLED", "PGBUS_CONFIG
 """Variables that are not settings: of the testing kit, the one that names the file of settings, and the demo's."""
 
 
+SHORTER = {"--collect-only", "-q", "--list", "--help", "--seeds", "--seconds"}
+"""Flags by which a replacement shortens what takes long."""
+ADDED = {
+    "docs/edges.md": ("--port", "-u"),  # the edge is on another machine, which has that port and no database
+}
+"""Pages whose replacements add other flags, each with its reason."""
 BLOCKS = [block for page in TEXTS for block in blocks(page)]
 LINES = "}\n{"  # between objects that have one line each
 PYTHON = [block for block in BLOCKS if block.language == "python"]
@@ -76,6 +82,38 @@ def test_data_can_be_parsed(block: Block) -> None:
         "yaml": yaml.safe_load,
     }
     assert readers[block.language](block.text)
+
+
+def added_words(replace: str) -> set[str]:
+    """Return the flags and the marks between commands that a replacement adds to what the reader sees."""
+    old, _, new = replace.partition("=>")
+    return set(re.findall(r"(?<!\S)(?:--?[a-z][\w-]*|cd|&&|\|\|?|;)(?!\S)", new)) - set(old.split())
+
+
+def test_a_replacement_that_readers_do_not_see_adds_no_flag_and_no_command() -> None:
+    """Otherwise the page works for its test alone."""
+    assert added_words("serve=>serve --public jobs:*") == {"--public"}
+    assert added_words("python -m=>cd examples && python -m") == {"cd", "&&"}
+    found = {
+        (str(block), word)
+        for block in BLOCKS
+        for value in block.values("replace")
+        for word in added_words(value) - SHORTER - set(ADDED.get(block.page, ()))
+    }
+    assert found == set()
+    assert set(ADDED) <= {block.page for block in BLOCKS if block.values("replace")}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_program_of_a_page_finds_the_tables_that_it_changes(page: str) -> None:
+    """A table that a hidden block makes is not there for the reader."""
+    there = [block for block in blocks(page) if not block.hidden]
+    programs = "".join(b.text for b in there if b.language == "python" and (b.value("file") or b.has("serves")))
+    made = "".join(block.text for block in there) + "".join(
+        path.read_text() for path in (ROOT / page).parent.glob("*.py")
+    )
+    tables = set(re.findall(r"\binsert into (\w+)", programs))
+    assert tables - set(re.findall(r"\bcreate table (?:if not exists )?(\w+)", made)) == set()
 
 
 def test_shell_commands_can_be_parsed() -> None:
