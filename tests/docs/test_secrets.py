@@ -68,15 +68,16 @@ class Page:
         self._fleet = fleet
         self.path = path
         self.got: list[tuple[int, str]] = []
-        self._client = StreamClient(fleet.servers[0].url, path, since=0)
+        self._cursor: int | str = 0
+        self._client = StreamClient(fleet.servers[0].url, path, since=self._cursor)
 
     def goes_on(self, at: int, path: str | None = None) -> None:
         """Come back to another server, perhaps with another name."""
         self.got += received(self._client)
-        cursor = self._client.last_id
+        self._cursor = self._client.last_id or self._cursor  # it may have been cut off before its first frame
         self._client.close()
         self.path = path or self.path
-        self._client = StreamClient(self._fleet.servers[at].url, self.path, since=cursor)
+        self._client = StreamClient(self._fleet.servers[at].url, self.path, since=self._cursor)
         self._client.next("pgbus:connected", timeout=PATIENCE)
 
     def all(self) -> list[tuple[int, str]]:
