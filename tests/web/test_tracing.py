@@ -15,6 +15,7 @@ from site_parts import Site, running_site
 from support import until
 from tracing_parts import exporter, named, spans_of
 
+from pgbus_gevent.core import wakes
 from pgbus_gevent.core.events import Events, Passed, Traced
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web import tracing
@@ -161,6 +162,26 @@ def test_a_large_message_has_its_trace_too(site: Site) -> None:
         published_in_sql(site, "demo:large", number, "x" * 20_000)
         client.next("message")
     assert {span.name for span in delivered(number)} == {"pgbus commit", "pgbus deliver"}
+
+
+def test_a_worker_that_cannot_read_a_notification_with_a_trace_finds_the_message(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The release before this schema reads notifications of eight parts only."""
+    read = wakes._message
+
+    def as_before(*parts: Any) -> Any:
+        if len(parts) != 8:
+            raise TypeError
+        return read(*parts)
+
+    monkeypatch.setattr(wakes, "_message", as_before)
+    with site.watch("demo:seven") as client:
+        client.next("pgbus:connected")
+        site.bus.stream("demo:seven").broadcast("a")
+        published_in_sql(site, "demo:seven", next(TRACES), "b")
+        site.bus.stream("demo:seven").broadcast("c")
+        assert [client.next("message").data for _ in range(3)] == ["a", "b", "c"]
 
 
 def test_clients_see_no_difference(site: Site) -> None:
