@@ -6,9 +6,11 @@ import signal
 import socket
 
 import pytest
+from browser_parts import missing
 from place_parts import DEPLOY, SITE, Place, Running, program
 from proxy_parts import (
     Servers,
+    check_chromium,
     check_doctor,
     check_no_buffering,
     check_reload,
@@ -66,6 +68,8 @@ def test_haproxy_serves_every_route_and_loses_nothing_in_a_reload_and_a_drain(
             check_routes(site, bus)
             check_no_buffering(site, bus)
             check_doctor(place, bus, "HAProxy")
+            if not missing():
+                check_chromium(place, bus)
         # Half a minute less to wait for the former process.
         place.configure(
             "/etc/haproxy", {"haproxy.cfg": CONFIGURATION.replace("hard-stop-after 30s", "hard-stop-after 1s")}
