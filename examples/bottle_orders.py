@@ -52,6 +52,7 @@ PAGE = """<!doctype html>
   // stream begins with changes that were committed while the page was loading. No change is missed, and none comes twice.
   const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
+  document.addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention
 </script>
 <script type="module" src="/pgbus/pgbus.js"></script>"""
 

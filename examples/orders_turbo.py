@@ -135,6 +135,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   });
 </script>
 % end
+<script>addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention</script>
 <script type="module" src="/pgbus/pgbus.js"></script>
 <h1>The bakery <small id="count">{{count}}</small></h1>
 <p>{{"This page was %g s old when it arrived. Orders that came meanwhile are marked." % slow if slow else ""}}

@@ -129,6 +129,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     else put(change.new, "new");
     note(change);
   });
+  addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention
 </script>
 <script type="module" src="/pgbus/pgbus.js"></script>"""
 

@@ -31,6 +31,7 @@ PAGE = Template("""<!doctype html>
   document.querySelector("pgbus-stream-source").addEventListener("order", (event) => {
     document.querySelector("ol").append(Object.assign(document.createElement("li"), { textContent: event.data }));
   });
+  document.addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention
   document.querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
     const body = JSON.stringify({ item: new FormData(event.target).get("item") });

@@ -72,3 +72,13 @@ def test_two_windows_show_each_change_also_after_an_absence(site: RunningServer,
     second.eval("void document.querySelector('#todos button').click()")
     until_shown(first, "milk")
     until_shown(second, "milk")
+
+
+def test_a_page_that_was_away_for_too_long_loads_itself_again(site: RunningServer, person: Profile) -> None:
+    page = person.open("/")
+    page.until("document.querySelector('pgbus-stream-source').state == 'open'")
+    page.eval("void (window.before = true)")
+    gap = "new CustomEvent('pgbus:gap', { bubbles: true })"  # test_element shows when the element fires it
+    page.eval(f"void document.querySelector('pgbus-stream-source').dispatchEvent({gap})")
+    page.until("!window.before")
+    page.until("document.querySelector('pgbus-stream-source').state == 'open'")
