@@ -155,7 +155,7 @@ class _Service:
                 raise
             raise EmbeddedError(
                 f"another version of pgbus-gevent made the embedded database in {self.settings.data_dir}: {error.difference};"
-                " delete that directory, with all its messages, or give another --data-dir"
+                " delete that directory, with all its messages and your own tables, or give another --data-dir"
             ) from None
 
     def _run_here(self) -> int:

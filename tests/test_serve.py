@@ -378,4 +378,4 @@ def test_a_data_directory_of_another_version_gives_one_line_that_names_it(home: 
         run(connection, "update pgbus.migrations set checksum = reverse(checksum) where version = 1")
     assert status == 1
     assert f"the embedded database in {data}: migration 1 " in line
-    assert "delete that directory" in line and "--data-dir" in line
+    assert "delete that directory, with all its messages and your own tables" in line and "--data-dir" in line

@@ -40,7 +40,9 @@ class Sessions:
     def __init__(self, settings: Settings) -> None:
         if settings.database_url is None:
             raise MissingSetting(
-                "database_url", "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL"
+                "database_url",
+                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL;"
+                " serve prints the URL of its embedded database",
             )
         self.settings = settings
         self._url = settings.database_url

@@ -40,7 +40,8 @@ class Database:
         if settings.database_url is None:
             raise MissingSetting(
                 "database_url",
-                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL"
+                "give a postgresql:// URL as database_url, or in PGBUS_DATABASE_URL or DATABASE_URL;"
+                " serve prints the URL of its embedded database"
                 if settings.upstream is None
                 else "this process is an edge (PGBUS_UPSTREAM is set), which has no database: publish at the origin",
             )
