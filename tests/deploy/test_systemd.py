@@ -186,7 +186,9 @@ def test_systemd_starts_restarts_and_watches_the_service_and_no_client_loses_any
             "0",
         ]
         ids.append(orders.broadcast("first"))
-        check = block_of(PAGE, "check").replace("https://www.example.com/", "http://127.0.0.1:8080 --watch 0")
+        check = block_of("docs/operations/deployment.md", "check").replace(
+            "https://www.example.com/", "http://127.0.0.1:8080 --watch 0"
+        )
         assert "ok   delivery" in installed.run("bash", "-euc", check)
         assert manager.control("restart", "pgbus.service") == ""
         ids.append(orders.broadcast("after a restart"))
