@@ -15,6 +15,7 @@ from .path_remedies import fronts_in, remedies
 _UNKNOWN_NAME = (
     "give this command the server's secret in PGBUS_SECRET, or the name of a stream that may be read by --stream"
 )
+_GATEWAY = (502, 503, 504)
 _LOGIN = (
     "give the address that it leads to; if people log in there, let the path pass, or give what it asks for by --header"
 )
@@ -83,6 +84,9 @@ class FrontChecks:
         if (moved := _redirect(health)) is not None:
             return Finding("server", FAIL, f"this address redirects to {moved}", _LOGIN)
         text = f"{self._address.mount}/healthz is not answered by pgbus-gevent: status {health.status}, {health.line!r}"
+        if health.status in _GATEWAY:
+            todo = self._todo("gateway", "the proxy does not reach the server: check that the server runs")
+            return Finding("server", FAIL, text, todo)
         return Finding("server", FAIL, text, self._todo("path", "the path must arrive unchanged, with the prefix"))
 
     def _protocol(self, protocol: str | None) -> Finding:

@@ -54,6 +54,14 @@ REMEDIES: dict[str, dict[str, str]] = {
         "Cloudflare": "remove the URL Rewrite Rule, Origin Rule or Worker for this path",
         "AWS ALB": "let the listener rule for /pgbus and /pgbus/* forward to the server's target group, without a transform",
     },
+    "gateway": {
+        "nginx": "compare `proxy_pass` and its `upstream` block with the address that serve prints",
+        "HAProxy": "compare the `server` lines with the address that serve prints, and look at their health checks",
+        "Caddy": "compare the address in `reverse_proxy` with the one that serve prints",
+        "Apache": "compare `ProxyPass` with the address that serve prints",
+        "Cloudflare": "check the address in the DNS record, and that the origin's firewall lets Cloudflare in",
+        "AWS ALB": "look at the health of the targets, and let their security group admit the load balancer",
+    },
     "query": {
         "nginx": "with variables in `proxy_pass`, add `$is_args$args`; end no `rewrite` with a question mark",
         "HAProxy": "remove `http-request set-query`, `set-uri` and `replace-uri`, which drop or replace it",

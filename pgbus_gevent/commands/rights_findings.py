@@ -47,6 +47,9 @@ def _unreached(error: DatabaseError, settings: Settings) -> Finding:
     return Finding("database", FAIL, f"{text}: {error}", todo)
 
 
+_SHOWN = 5  # rights in a line that a person reads
+
+
 def rights(checks: Checks, grants: Sequence[str], otherwise: str = "say so by --rights") -> Iterator[Finding]:
     """Name the role, the rights of these grants that it lacks, and what gives them.
 
@@ -67,7 +70,8 @@ def rights(checks: Checks, grants: Sequence[str], otherwise: str = "say so by --
         yield Finding("rights", OK, text, figures=figures)
         return
     calls = "; ".join(f"select pgbus.grant_{grant}({_literal(role)})" for grant, rights in missing.items() if rights)
-    text = f"role {json_line(role)} lacks {', '.join(lacking)}"
+    more = f" and {len(lacking) - _SHOWN} more rights (--json has all)" if len(lacking) > _SHOWN else ""
+    text = f"role {json_line(role)} lacks {', '.join(lacking[:_SHOWN])}{more}"
     todo = f"let the owner, role {json_line(owner)}, run: {calls} (docs/sql.md, Roles)"
     if missing.get("pruner"):
         todo += "; a server without pruner needs prune_interval=0 (docs/retention.md)"

@@ -152,7 +152,7 @@ _REWRITTEN = NGINX.replace("http://pgbus;", "http://pgbus/elsewhere/;")
         (_HTTP_1_0, "upstream", WARN, "HTTP/1.0", "proxy_http_version 1.1;"),
         (_NO_QUERY, "query", FAIL, "the query does not arrive", "$is_args$args"),
         (_REWRITTEN, "server", FAIL, "not answered by pgbus-gevent: status 404", "without a path"),
-        ("return 502;", "server", FAIL, "status 502", "without a path"),
+        ("return 502;", "server", FAIL, "status 502", "check that the server runs"),
     ],
 )
 def test_a_fault_of_nginx_is_found_and_its_directive_named(
