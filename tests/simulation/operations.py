@@ -296,10 +296,7 @@ def promote(world: World, seconds: float, back: float) -> None:
 
 def _went_back(world: World, lost: list[Message]) -> None:
     if lost:
-        world.oracle.went_back(lost)
-        for visitor in world.visitors.values():
-            for seat in visitor.seats:
-                world.oracle.seat_lost(seat)
+        world.oracle.went_back(lost, [seat for visitor in world.visitors.values() for seat in visitor.seats])
 
 
 @operation

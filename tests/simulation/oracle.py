@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from math import inf
 
 from .figures import Figures
@@ -84,8 +85,8 @@ class Oracle:
             self._next[stream, before] = message
             self._last[stream] = message.id
 
-    def went_back(self, lost: list[Message]) -> None:
-        """Note what the database has lost."""
+    def went_back(self, lost: list[Message], seats: Iterable[Seat]) -> None:
+        """Note what the database has lost, also for the clients whose last message was lost now."""
         for message in lost:
             self.losses.add(message)
             self._next.pop((message.stream, message.id), None)
@@ -93,11 +94,10 @@ class Oracle:
             history = self._server.stream(stream).history
             self._last[stream] = history[-1].id if history else 0
             self._next.pop((stream, self._last[stream]), None)
-
-    def seat_lost(self, seat: Seat) -> None:
-        """Note for a client that the last message that it was sent may have been lost."""
-        if seat.position is not None and self.losses.has(seat.stream, seat.position):
-            self._lose(seat, seat.position)
+        ids = {(message.stream, message.id) for message in lost}
+        for seat in seats:
+            if seat.position is not None and (seat.stream, seat.position) in ids:
+                self._lose(seat, seat.position)
 
     def _lose(self, seat: Seat, id: int) -> None:
         seat.lose(id, self._until_next(seat.stream, id))

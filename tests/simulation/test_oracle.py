@@ -55,9 +55,8 @@ class Court:
 
     def lose(self, *ids: int) -> None:
         stream = self.server.stream("s")
-        self.oracle.went_back(stream.lose({row.id for row in stream.history} - set(ids), 0))
+        self.oracle.went_back(stream.lose({row.id for row in stream.history} - set(ids), 0), [self.seat])
         self.head = stream.history[-1].id if stream.history else 0
-        self.oracle.seat_lost(self.seat)
 
     def tell(self, reason: str, requested: int) -> None:
         self.oracle.gap(self.seat, json.dumps({"stream": "s", "reason": reason, "requestedId": requested}))
@@ -318,6 +317,24 @@ def test_a_client_that_was_told_of_its_forged_cursor_is_told_again_if_its_worker
     court.oracle.message(court.seat, 1000, FORGED, "")
     with pytest.raises(Failure, match="without a cause"):
         court.tell("ahead", 1000)
+
+
+def test_a_client_that_was_told_that_its_lost_cursor_expired_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    court = Court()
+    court.commit(1)
+    court.deliver(1)
+    court.lose(1)
+    court.commit(2)
+    court.server.stream("s").prune(2)
+    court.tell("expired", 1)
+    court.lose(2)
+    monkeypatch.setattr(CLOCK, "now", CLOCK.now + 60.0)
+    court.oracle.look(court.seat)
+    court.commit(3)
+    court.deliver(3)
+    court.lose(3)
+    court.commit(9)
+    court.refuses("gap", 9)
 
 
 @pytest.mark.parametrize(("reason", "requested"), [("invalid-cursor", 3), ("expired", 1)])
