@@ -63,7 +63,10 @@ def rights(checks: Checks, grants: Sequence[str], otherwise: str = "say so by --
         return
     if owner is None:
         return  # the check "schema" says so
-    lacking = sorted({right for rights in missing.values() for right in rights})
+    every = {right for rights in missing.values() for right in rights}
+    lacking = sorted(
+        every, key=lambda right: (not right.startswith("usage "), right)
+    )  # without usage, no other right counts
     figures = {"role": role, "missing": lacking}
     if not lacking:
         text = f"role {json_line(role)} has the rights of {', '.join(grants)}"
