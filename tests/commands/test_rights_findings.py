@@ -102,6 +102,6 @@ def test_doctor_url_names_the_right_that_it_lacks_to_publish(sql: Session, setti
     cli = Cli(tmp_path, str(settings.database_url))
     status, out, err = cli.run("doctor", "http://127.0.0.1:9", PGBUS_SECRET=SECRET)
     assert (status, err) == (1, "")
-    assert f'fail rights         role "{ROLE}" lacks execute on pgbus._good_stream' in out
+    assert f'fail rights         role "{ROLE}" lacks usage on schema pgbus, execute on pgbus._good_stream' in out
     assert f"select pgbus.grant_publisher('{ROLE}') (docs/sql.md, Roles); if" in out and "give --stream" in out
     assert "fail address" in out
