@@ -53,8 +53,7 @@ PAGE = """<!doctype html>
   const source = document.querySelector("pgbus-stream-source");
   source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
   document.addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention
-</script>
-<script type="module" src="/pgbus/pgbus.js"></script>"""
+</script><script type="module" src="/pgbus/pgbus.js"></script>"""
 
 if "PGBUS_DATABASE_URL" not in os.environ:
     os.environ |= {"PGBUS_DATABASE_URL": EmbeddedPostgres.open("orders-data").url, "PGBUS_SECRET": "for this example"}

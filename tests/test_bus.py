@@ -249,7 +249,7 @@ def test_the_schema_must_exist_without_migrate(empty: str) -> None:
 
 
 def test_a_bus_without_a_database_says_what_to_set() -> None:
-    with pytest.raises(InvalidSetting, match="PGBUS_DATABASE_URL.*serve prints the URL of its embedded database"):
+    with pytest.raises(InvalidSetting, match=r"PGBUS_DATABASE_URL.*serve prints the URL of its embedded database"):
         _ = Bus(settings=Settings()).database
 
 
