@@ -25,10 +25,10 @@ def test_the_sample_project_works_with_streams_from_another_process(tmp_path: Pa
     url = str(pgbus_settings.database_url)
     serve = shlex.split(block_of("examples/fastapi_orders/README.md", "streams"))
     uvicorn = shlex.split(block_of("examples/fastapi_orders/README.md", "application"))
-    assert serve[:4] == ["pgbus-gevent", "serve", "--port", "8081"]
+    assert serve[:5] == ["pgbus-gevent", "serve", "--no-demo", "--port", "8081"]
     assert uvicorn == ["STREAMS=http://127.0.0.1:8081", "uvicorn", "--port", "8080", "shop:app"]
     origin, port = serve[serve.index("--cors-origin") + 1], free_port()
-    with program("-m", "pgbus_gevent", "serve", *serve[4:], database_url=url, cwd=tmp_path) as streams:
+    with program("-m", "pgbus_gevent", "serve", "--no-demo", *serve[5:], database_url=url, cwd=tmp_path) as streams:
         environ = {"PYTHONPATH": f"{ROOT}:{PROJECT}", "STREAMS": streams.url}
         command = ["-m", "uvicorn", "--port", str(port), "shop:app"]
         with program(*command, database_url=url, cwd=tmp_path, port=port, **environ) as shop:
