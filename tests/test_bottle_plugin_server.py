@@ -41,7 +41,7 @@ app.get("/")(lambda pgbus: pgbus.stream_tag("orders"))
 @app.get("/handlers")
 def handlers():
     # A handler's frame is what its greenlet runs.
-    found = [one for one in gc.get_objects() if isinstance(one, greenlet.greenlet) and not one.dead and one.gr_frame]
+    found = [one for one in gc.get_objects() if issubclass(type(one), greenlet.greenlet) and not one.dead and one.gr_frame]
     return str(sum(in_handler(one.gr_frame) for one in found))
 
 

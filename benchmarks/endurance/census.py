@@ -41,7 +41,7 @@ def census() -> dict[str, Any]:
     objects = gc.get_objects()
     totals = {
         "descriptors": len(os.listdir("/proc/self/fd")) - 1,
-        "greenlets": sum(isinstance(each, greenlet.greenlet) and not each.dead for each in objects),
+        "greenlets": sum(issubclass(type(each), greenlet.greenlet) and not each.dead for each in objects),
         "watchers": gevent.get_hub().loop.activecnt,
         "objects": len(objects),
     }
@@ -71,7 +71,10 @@ def _walk(roots: list[tuple[str, Any]]) -> Iterator[tuple[str, int]]:
     keep = []  # objects that a property made must live until the end, or their ids would be used again
     while waiting:
         path, thing, depth = waiting.popleft()
-        if isinstance(thing, _PLAIN) or id(thing) in seen or depth > DEPTH:
+        try:
+            if isinstance(thing, _PLAIN) or id(thing) in seen or depth > DEPTH:
+                continue
+        except Exception:  # Django's settings, which say of what class they are only when they have been configured
             continue
         seen.add(id(thing))
         keep.append(thing)

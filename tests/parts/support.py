@@ -312,7 +312,7 @@ def received(client: StreamClient) -> list[tuple[int, str]]:
 
 def greenlets(name: str = "") -> list[Greenlet[..., Any]]:
     """Return the living greenlets, or those whose names begin with the text."""
-    found = [thing for thing in gc.get_objects() if isinstance(thing, Greenlet) and not thing.dead]
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Greenlet) and not thing.dead]
     return [greenlet for greenlet in found if greenlet.name.startswith(name)]
 
 
