@@ -48,7 +48,9 @@ def test_fresh_faults_lose_repeat_and_disorder_nothing(place: Path, capsys: pyte
     )
     with capsys.disabled():
         print(f"\nchaos with seed {seed}\n{done.stdout}{done.stderr}")
-    assert done.returncode == 0
+    assert done.returncode == 0, (
+        f"{done.stdout}{done.stderr}"
+    )  # what was printed is lost where tests run in several processes
     report = json.loads((place / "report.json").read_text())
     assert report["findings"] == []
     assert set(report["planted"]) == set(DEEDS)
