@@ -51,11 +51,11 @@ def _only_in(old: Cluster, new: Cluster) -> list[tuple[str, Row]]:
         "select stream, msg_id, data, visible_to, exclude from pgbus.messages"
         " where created_at > clock_timestamp() - interval '5 minutes'"
     )
-    kept = {row[:2] for row in new.sql("select stream, msg_id from pgbus.messages")}
-    taken = [(row[0], row_of(*row[1:])) for row in old.sql(recent) if row[:2] not in kept]
-    # Messages that are removed after seconds may not be in its table any more, but clients were sent them.
+    # Messages that are removed after seconds may be in neither table any more, but clients were sent them. The ledger has them.
     noted = "select stream, msg_id, message from chaos.ledger where stream = any(%s) and msg_id is not null"
     arrived = set(new.sql(noted, list(SHORT)))
+    kept = {row[:2] for row in [*new.sql("select stream, msg_id from pgbus.messages"), *arrived]}
+    taken = [(row[0], row_of(*row[1:])) for row in old.sql(recent) if row[:2] not in kept]
     known = {(stream, row.id) for stream, row in taken}
     gone = [row for row in old.sql(noted, list(SHORT)) if row not in arrived and row[:2] not in known]
     return taken + [(stream, Row(id, message)) for stream, id, message in gone]
