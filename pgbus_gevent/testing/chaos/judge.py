@@ -5,7 +5,8 @@ Only two events change that:
 
 - A gap with reason ``expired`` excuses messages that were pruned, and no others. It is right only if there are such messages.
 - A gap with reason ``ahead`` is right only after messages of the stream were really lost with a server. A client is told once
-  of each such loss, or again if it was sent lost messages again. It then gets all retained messages, from the oldest on.
+  of each such loss, or again if it was sent lost messages again. It then gets all messages that are retained when they are
+  read, from the oldest on.
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ class _Walk:
         if mark.data["reason"] != "ahead" or not lost:
             self._find("unfounded gap", 0, 0, mark.time)
         self._settle()
+        # What is retained is read after this gap was written, and messages may be pruned in between. So all that was pruned is
+        # excused below the first message that comes.
+        self._excused = 1 << 60
         self._cursor, self._seen, self._has_taken, self._told = 0, set(), False, mark.time
 
     def _message(self, id: int, message: int, time: float) -> None:

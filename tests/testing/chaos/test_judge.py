@@ -135,6 +135,21 @@ def test_after_a_real_loss_pruned_messages_need_not_come_again() -> None:
     assert kinds(one, what) == []
 
 
+def test_messages_that_were_pruned_between_the_gap_and_the_read_need_not_come() -> None:
+    what = failed_over()
+    for n in (1, 2, 3):
+        what.pruned[n * 10] = what.present.pop(n * 10)
+    one = history(1, 2, 3, 4, 5, 6)
+    replay(one, 8.5, 4, 5, 9, 10)
+    assert kinds(one, what) == []
+    with_a_hole = history(1, 2, 3, 4, 5, 6)
+    replay(with_a_hole, 8.5, 2, 4, 5, 9, 10)  # 3 was retained longer than 2
+    assert kinds(with_a_hole, what) == ["lost"]
+    without_a_retained_one = history(1, 2, 3, 4, 5, 6)
+    replay(without_a_retained_one, 8.5, 5, 9, 10)
+    assert kinds(without_a_retained_one, what) == ["lost"]
+
+
 def test_a_gap_without_a_loss_is_unfounded() -> None:
     one = history(1, 2, 3, 4, 5)
     replay(one, 5.5, *NUMBERS)
