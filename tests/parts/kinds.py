@@ -7,6 +7,7 @@ whichever folder they are in, and ``pytest -m "not browser"`` leaves out those i
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parents[1]
+_PREFIX = f"{TESTS}{os.sep}"
 NEEDS = ("database", "browser", "program", "slow")
 """The markers that a fast test has none of. ``slow`` is for tests that compute for long; it alone is written by hand."""
 
@@ -77,7 +79,7 @@ def _is_ours(value: object) -> bool:
         file = getattr(sys.modules.get(value.__module__), "__file__", None)
     else:
         file = getattr(value, "__file__", None)
-    return file is not None and Path(file).is_relative_to(TESTS)
+    return file is not None and file.startswith(_PREFIX)
 
 
 def _functions_of(member: object) -> Iterator[Any]:
