@@ -1,18 +1,15 @@
-"""Serves ``static/pgbus.js``, the element for browsers, without comments and indentation, and compressed."""
+"""Serves ``static/pgbus.js``, the element for browsers, and its source map. ``js/`` has its sources, and builds both."""
 
 from __future__ import annotations
 
 import gzip
-import re
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 from .responses import Answer, Environ, Headers
 
-_SOURCE = Path(__file__).with_name("static") / "pgbus.js"
-# Comments that have their lines to themselves, and the space before lines. No string in the file spans several lines.
-_NOT_SENT = re.compile(r"^\s*/\*\*.*?\*/\s*|^\s*//[^\n]*\n|^\s+", re.MULTILINE | re.DOTALL)
+_STATIC = Path(__file__).with_name("static")
 
 # A short time, because the URL does not change with the version. After it, the browser asks again and gets a 304.
 _CACHED: Headers = [
@@ -24,20 +21,29 @@ _CACHED: Headers = [
 
 def element(environ: Environ) -> Answer:
     """The module, or a 304 if the client has it already."""
+    return _file(environ, "pgbus.js", "text/javascript; charset=utf-8")
+
+
+def source_map(environ: Environ) -> Answer:
+    """The map from the module to its sources, which it contains. Only the tools of developers ask for it."""
+    return _file(environ, "pgbus.js.map", "application/json")
+
+
+def _file(environ: Environ, name: str, kind: str) -> Answer:
     zipped = _takes_gzip(str(environ.get("HTTP_ACCEPT_ENCODING", "")))
-    body, etag = _module(zipped)
+    body, etag = _read(name, zipped)
     headers = [("etag", etag), *_CACHED]
     if _has(str(environ.get("HTTP_IF_NONE_MATCH", "")), etag):
         return Answer(304, b"", headers)
     if zipped:
         headers.append(("content-encoding", "gzip"))
-    return Answer(200, body, [("content-type", "text/javascript; charset=utf-8"), *headers])
+    return Answer(200, body, [("content-type", kind), *headers])
 
 
 @cache
-def _module(zipped: bool) -> tuple[bytes, str]:
+def _read(name: str, zipped: bool) -> tuple[bytes, str]:
     """The body, and its strong ETag."""
-    body = _NOT_SENT.sub("", _SOURCE.read_text(encoding="utf-8")).encode()
+    body = (_STATIC / name).read_bytes()
     if zipped:
         body = gzip.compress(body, 9, mtime=0)
     return body, f'"{sha256(body).hexdigest()[:32]}"'

@@ -21,7 +21,7 @@ from ..streamer.starting import Starter
 from . import requests
 from .backstage import backstage_of
 from .edges import WakeBody, wake_headers
-from .element import element
+from .element import element, source_map
 from .hooks import Authorize, Hook
 from .received import Received
 from .responses import (
@@ -83,6 +83,7 @@ class StreamApp:
             "/readyz": (_READ, self._readiness),
             "/streams": (_READ, self._subscribe_by_query),
             "/pgbus.js": (_READ, element),
+            "/pgbus.js.map": (_READ, source_map),
             **self._backstage.routes,
         }
 

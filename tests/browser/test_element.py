@@ -436,21 +436,3 @@ def test_connect_works_on_pages_without_elements(tabs: Profile, front: Front, st
     page.eval("live.close()")
     front.until_live(0)
     assert page.eval("live.state") == "closed"
-
-
-OLD = "delete Response.prototype.body;"
-"""A browser whose fetch does not stream."""
-
-
-def test_an_eventsource_is_used_if_fetch_does_not_stream(tabs: Profile, front: Front, stream: str) -> None:
-    page = tabs.open(front.page(element(stream, 'since="0"')), init=OLD)
-    page.until_open()
-    page.eval("source.addEventListener('order.paid', () => {})")
-    publish(front.site, stream, "a", event="order.paid")
-    publish(front.site, stream, "b")
-    page.until_data(["a", "b"])
-    front.site.bus.stream(stream).broadcast("hint", ephemeral=True)
-    page.until_data(["a", "b", "hint"])
-    front.drop()
-    publish(front.site, stream, "c")
-    page.until_data(["a", "b", "hint", "c"])

@@ -25,7 +25,7 @@ def tabs(browser: Browser, front: Front) -> Iterator[Profile]:
 
 THROWING = {
     "htmx": "window.htmx = { config: {}, find: document.querySelector.bind(document), swap() { throw new Error('foreign'); } };",
-    "Turbo": "window.Turbo = { connectStreamSource() { throw new Error('foreign'); }, disconnectStreamSource() {} };",
+    "Turbo": "window.Turbo = { renderStreamMessage() { throw new Error('foreign'); } };",
     "listener": "addEventListener('message', () => { throw new Error('foreign'); }, true);",
     "zone": """
         const { dispatchEvent } = EventTarget.prototype;
@@ -54,11 +54,11 @@ THROWING = {
     """,
     "handler of errors": """
         window.reportError = () => { throw new Error('foreign'); };
-        window.Turbo = { connectStreamSource() { throw new Error('other'); }, disconnectStreamSource() {} };
+        window.Turbo = { renderStreamMessage() { throw new Error('other'); } };
     """,
     "no handler of errors": """
         delete window.reportError;
-        window.Turbo = { connectStreamSource() { throw new Error('foreign'); }, disconnectStreamSource() {} };
+        window.Turbo = { renderStreamMessage() { throw new Error('foreign'); } };
     """,
 }
 

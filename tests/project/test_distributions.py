@@ -88,7 +88,7 @@ def sources(*folders: str) -> set[str]:
     """Return the files that the repository has in some folders."""
     found = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {path.relative_to(ROOT).as_posix() for path in found}
-    made = ("__pycache__", "node_modules", "_cache/", ".venv/")
+    made = ("__pycache__", "node_modules", "_cache/", ".venv/", "js/dist/")
     return {name for name in names if not any(part in name for part in made)}
 
 
@@ -111,7 +111,7 @@ def test_the_version_is_stated_in_one_place() -> None:
 
 def test_the_sdist_has_every_file_that_its_tests_need_and_its_pages_link_to(built: Built) -> None:
     expected = sources(
-        "pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", "tools", ".ci", ".github"
+        "pgbus_gevent", "tests", "docs", "examples", "benchmarks", "deploy", "website", "tools", "js", ".ci", ".github"
     )
     expected |= {path.name for path in ROOT.glob("*.md")}
     expected |= {"LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "requirements.txt", "noxfile.py", "mkdocs.yml"}
