@@ -103,10 +103,11 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Run the tests in Chromium. It must be installed, with node and npm."""
-    for program in ("chromium", "node", "npm"):
+    """Run the tests in Chromium, Firefox and WebKitGTK. They must be installed, with node and npm."""
+    for program in ("chromium", "firefox-esr", "WebKitWebDriver", "Xvfb", "node", "npm"):
         if shutil.which(program) is None:
-            session.error(f"{program} is not installed: apt-get install chromium nodejs npm")
+            packages = "chromium firefox-esr webkit2gtk-driver xvfb nodejs npm"
+            session.error(f"{program} is not installed: apt-get install {packages}")
     if not (ROOT / "tests/browser/node_modules/playwright-core").exists():
         session.run("npm", "ci", "--prefix", "tests/browser", "--silent", "--no-audit", "--no-fund", external=True)
     run(session, "pytest", "-q", "-m", "browser", *session.posargs)

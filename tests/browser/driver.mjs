@@ -1,17 +1,53 @@
 // A browser for the tests: takes one JSON line {id, code, arg} at a time, runs the code as the body of an async function of
 // (browser, kept, arg), and answers {id, value} or {id, error}. `kept` is an object for what later lines need. Ends with stdin.
+// Started with the engine, its program, and flags for that.
 
 import { createInterface } from "node:readline";
 
-import { chromium } from "playwright-core";
+import { chromium, firefox } from "playwright-core";
 
-const browser = await chromium.launch({
-  executablePath: process.argv[2],
-  args: ["--no-sandbox", "--disable-dev-shm-usage", ...process.argv.slice(3)],
-  // Some tests check this cache.
-  ignoreDefaultArgs: ["--disable-back-forward-cache"],
-});
-const kept = {};
+import { openBehind } from "./behind.mjs";
+import { crash } from "./crash.mjs";
+import { webkit } from "./webkit.mjs";
+
+const [engine, executablePath, ...flags] = process.argv.slice(2);
+
+const start = {
+  chromium: () =>
+    chromium.launch({
+      executablePath,
+      args: ["--no-sandbox", "--disable-dev-shm-usage", ...flags],
+      // Some tests check this cache. The others let hidden tabs have the timers of visible ones.
+      ignoreDefaultArgs: [
+        "--disable-back-forward-cache",
+        "--disable-background-timer-throttling",
+        "--disable-backgrounding-occluded-windows",
+        "--disable-renderer-backgrounding",
+      ],
+    }),
+  firefox: () =>
+    firefox.launch({
+      channel: "moz-firefox",
+      executablePath,
+      args: flags,
+      firefoxUserPrefs: {
+        // The values of Firefox itself, in place of those that let hidden tabs have the timers of visible ones.
+        "dom.min_background_timeout_value": 1000,
+        "dom.min_background_timeout_value_without_budget_throttling": 1000,
+        "dom.timeout.enable_budget_timer_throttling": true,
+        "layout.testing.top-level-always-active": false,
+        // A process for each tab of a site, so that a test can crash one alone. Firefox has four for each site.
+        "dom.ipc.processCount.webIsolated": 16,
+      },
+    }),
+  webkit: () => webkit.launch({ executablePath }),
+};
+
+const browser = await start[engine]();
+const kept = {
+  crash: engine === "chromium" ? (page) => page.goto("chrome://crash").catch(() => {}) : crash,
+  openBehind: openBehind[engine],
+};
 const answer = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
 const AsyncFunction = (async () => {}).constructor;
 

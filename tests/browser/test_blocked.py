@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from browser_parts import Front, Profile, element, missing, publish
+from browser_parts import Front, Profile, element, publish
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 REJECTED = "LockManager.prototype.request = () => Promise.reject(new DOMException('no', '{name}'));"
 BLOCKED = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from browser_fixtures import PATIENT
-from browser_parts import Browser, Front, Page, Profile, element, missing, profile, publish, says, status
+from browser_parts import Browser, Front, Page, Profile, element, profile, publish, says, status
 from gevent.event import Event
 from site_parts import running_site
 from support import holds, until
 
 from pgbus_gevent.testing.databases import TestDatabases
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 # messages ------------------------------------------------------------------------------------------------------------
 
@@ -376,10 +376,10 @@ def test_an_invalid_cursor_is_refused(tabs: Profile, front: Front, stream: str) 
 def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front: Front, stream: str) -> None:
     publish(front.site, stream, "before")
     page.until_seen(1)
-    page.do("await page.goto(new URL('/other', page.url()).href)")
+    page.goto("/other")
     front.until_live(0)
     publish(front.site, stream, "away")
-    page.do("await page.goBack({ waitUntil: 'commit' })")
+    page.back()
     if page.eval(
         "typeof seen === 'undefined' || performance.getEntriesByType('navigation')[0].type === 'back_forward'"
     ):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from browser_parts import Front, Page, Profile, element, missing, publish, says
+from browser_parts import Front, Page, Profile, element, publish, says
 from gevent.event import Event
 from support import PATIENCE, until
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 
 def open_tabs(tabs: Profile, front: Front, stream: str, number: int) -> list[Page]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
-from browser_parts import Browser, Front, Page, Profile, element, missing, profile, publish
+from browser_parts import Browser, Front, Page, Profile, element, profile, publish
 from login_parts import RECHECK, Logins, browser_site, log_in, logins, paths, whisper
 from support import holds, until
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 __all__ = ["browser_site", "logins"]  # the fixtures
 
@@ -212,12 +212,12 @@ def test_a_page_from_the_back_forward_cache_ends_if_the_login_has_changed(
 ) -> None:
     log_in(tabs, "bob")
     page = arrive(tabs, front, logins.tag("bob", stream))
-    page.do("await page.goto(new URL('/other', page.url()).href)")
+    page.goto("/other")
     front.until_live(0)
     log_in(tabs, "ada")
     whisper(front, stream, "for admins")
     publish(front.site, stream, "for all")
-    page.do("await page.goBack({ waitUntil: 'commit' })")
+    page.back()
     page.until("document.querySelector('[state=closed]')")
     assert page.seen("pgbus:close")[-1]["reason"] == "identity-changed"
     assert page.data() == []

@@ -9,12 +9,12 @@ from itertools import count
 
 import gevent
 import pytest
-from browser_parts import Front, Page, Profile, element, missing, publish
+from browser_parts import Front, Page, Profile, element, publish
 from gevent.event import Event
 from login_parts import Logins, browser_site, log_in, logins, paths, whisper
 from support import until
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 __all__ = ["browser_site", "logins"]  # the fixtures
 
@@ -67,14 +67,14 @@ class Crowd:
         self.arrive()
 
     def crash(self) -> None:
-        self.pages.pop(0)[1].do("await page.goto('chrome://crash').catch(() => {})")
+        self.pages.pop(0)[1].crash()
         self.arrive()
 
     def go_and_return(self) -> None:
         login, page = self._rng.choice(self.pages)
         log_in(self._tabs, login)
-        page.do("await page.goto(new URL('/other', page.url()).href)")
-        page.do("await page.goBack({ waitUntil: 'commit' })")
+        page.goto("/other")
+        page.back()
         settle(page)
 
     def stand_still(self) -> None:

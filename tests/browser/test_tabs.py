@@ -6,11 +6,11 @@ from itertools import count
 
 import gevent
 import pytest
-from browser_parts import Browser, Front, Page, Profile, element, missing, publish, says, status
+from browser_parts import Browser, Front, Page, Profile, element, publish, says, status
 from gevent.event import Event
 from support import holds, until
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = pytest.mark.every_engine
 
 
 def open_tabs(tabs: Profile, front: Front, body: str, number: int) -> list[Page]:
@@ -229,10 +229,10 @@ def test_a_tab_that_navigates_away_hands_over_and_returns_as_a_follower(
     first, second = open_tabs(tabs, front, element(stream), 2)
     publish(front.site, stream, "a")
     first.until_data(["a"])
-    first.do("await page.goto(new URL('/other', page.url()).href)")
+    first.goto("/other")
     publish(front.site, stream, "b")
     second.until_data(["a", "b"])
-    first.do("await page.goBack({ waitUntil: 'commit' })")
+    first.back()
     first.until_data(["a", "b"])
     publish(front.site, stream, "c")
     for page in (first, second):
@@ -244,7 +244,7 @@ def test_a_tab_that_crashes_hands_over_too(tabs: Profile, front: Front, stream: 
     first, second = open_tabs(tabs, front, element(stream), 2)
     publish(front.site, stream, "a")
     second.until_data(["a"])
-    first.do("await page.goto('chrome://crash').catch(() => {})")
+    first.crash()
     publish(front.site, stream, "b")
     second.until_data(["a", "b"])
     front.until_live(1)
@@ -255,7 +255,7 @@ def test_the_stream_of_a_crashed_tab_is_no_longer_followed(tabs: Profile, front:
     for page in (first, second):
         page.until_open()
     until(lambda: front.followed == {f"{stream}a", f"{stream}b"}, "both are followed")
-    second.do("await page.goto('chrome://crash').catch(() => {})")
+    second.crash()
     until(lambda: front.followed == {f"{stream}a"}, "only the first is followed")
 
 
@@ -344,12 +344,7 @@ def test_a_refusal_closes_the_element_in_every_tab(tabs: Profile, front: Front, 
 def test_profiles_share_nothing(tabs: Profile, browser: Browser, front: Front, stream: str) -> None:
     page = tabs.open(front.page(element(stream)))
     page.until_open()
-    contexts = browser.run(
-        "const other = await browser.newContext(); kept.other = other; return browser.contexts().length"
-    )
-    assert contexts == 2
-    open_there = "const page = await kept.other.newPage(); await page.goto(arg);"
-    open_there += "await page.waitForSelector('[state=open]', { state: 'attached' })"
-    browser.run(open_there, f"{front.site.url}/page")
+    other = Profile(browser, front.site.url)
+    other.open("/page").until_open()
     front.until_live(2)
-    browser.run("await kept.other.close()")
+    other.close()

@@ -1,13 +1,18 @@
-"""Fixtures of the browser tests: a browser, a site behind a front, and tabs with pages of it."""
+"""Fixtures of the browser tests: a browser, a site behind a front, and tabs with pages of it.
+
+Tests marked ``every_engine`` run once in each engine, the others in Chromium.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
 import pytest
-from browser_parts import Browser, Front, Page, Profile, element, profile
+from browser_parts import Browser, Front, Page, Profile, element, missing, profile
+from engine_ledger_parts import marks
+from engine_parts import ENGINES
 from site_parts import Site, running_site
 
 from pgbus_gevent.testing.databases import TestDatabases
@@ -25,11 +30,33 @@ def browser_site(pgbus_databases: TestDatabases) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    browser = Browser()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked ``every_engine`` in each."""
+    if metafunc.definition.get_closest_marker("every_engine") is not None and "browser" in metafunc.fixturenames:
+        engines = [pytest.param(engine, marks=marks(engine, metafunc.definition)) for engine in ENGINES]
+        metafunc.parametrize("browser", engines, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def browsers() -> Iterator[Callable[[str], Browser]]:
+    """A function that returns the browser of an engine. It stays for all tests of this process, as starting one takes seconds."""
+    running: dict[str, Browser] = {}
+
+    def browser(engine: str) -> Browser:
+        if why := missing(engine):
+            pytest.skip(why)
+        if engine not in running:
+            running[engine] = Browser(engine)
+        return running[engine]
+
     yield browser
-    browser.close()
+    for each in running.values():
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def browser(request: pytest.FixtureRequest, browsers: Callable[[str], Browser]) -> Browser:
+    return browsers(getattr(request, "param", "chromium"))
 
 
 @pytest.fixture

@@ -243,9 +243,9 @@ def check_told_to_come_back(site: Origin) -> None:
 def check_chromium(place: Place, bus: Bus) -> None:
     """Check that Chromium has more than six event sources open at the same time, over HTTP/2, and gets a message on each."""
     command = place.inside(
-        "node", "driver.mjs", str(CHROMIUM), f"--host-resolver-rules=MAP {SITE} 127.0.0.1", folder=HERE
+        "node", "driver.mjs", "chromium", str(CHROMIUM), f"--host-resolver-rules=MAP {SITE} 127.0.0.1", folder=HERE
     )
-    browser = Browser(command)
+    browser = Browser(command=command)
     try:
         protocol = browser.run(
             """

@@ -1,0 +1,18 @@
+"""What the engines cannot do, test by test, each with the reason. ``tests/browser/test_engines.py`` checks the entries."""
+
+from __future__ import annotations
+
+import pytest
+
+FAILS: dict[tuple[str, str], str] = {}
+"""Tests that fail in an engine, by the engine and the file and name of the test. They run, and must fail."""
+
+CANNOT: dict[tuple[str, str], str] = {}
+"""Tests that an engine, or its driver, cannot even begin."""
+
+
+def marks(engine: str, test: pytest.Item | pytest.Collector) -> list[pytest.MarkDecorator]:
+    """Return the marks that the ledger has for a test in an engine."""
+    key = (engine, f"{test.path.name}::{getattr(test, 'originalname', None) or test.name}")
+    fails = [pytest.mark.xfail(reason=FAILS[key], strict=True)] if key in FAILS else []
+    return [*fails, *([pytest.mark.skip(reason=CANNOT[key])] if key in CANNOT else [])]
