@@ -18,6 +18,7 @@ import gevent
 import pytest
 from host_parts import Browser, Host, check_streams, gunicorn, host, publish, shutdown_retry
 from page_parts import block_of
+from poll_parts import Poller
 from support import PATIENCE, received, run, session, stored, until
 
 from pgbus_gevent.gunicorn_worker import Worker
@@ -403,6 +404,9 @@ def test_gunicorns_own_worker_streams_through_the_body_behind_a_middleware(tmp_p
         publish(pgbus_database, "through it")
         assert client.next().data == "through it"
         assert received(client)[-1][1] == "through it"
+        poller = Poller(served.url, "/pgbus/streams/orders", cursor=0)
+        assert poller.ask(30)["messages"][-1]["data"] == "through it"
+        assert poller.raw(0).headers["x-middleware"] == "yes"
 
 
 MIDDLEWARE = """

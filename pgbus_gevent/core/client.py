@@ -138,7 +138,8 @@ class StreamRequest(NamedTuple):
 
     ``connection`` is the id of the client's earlier connection, if it sent one. ``recheck`` asks the authorize hook again. It
     returns one subscriber for each place, or None if the client may no longer watch one of the streams. ``asked_at`` is when the
-    request came, in seconds of the monotonic clock.
+    request came, in seconds of the monotonic clock. ``poll`` is how many seconds a client that polls waits at most; None for a
+    client of an event stream.
     """
 
     places: tuple[Place, ...]
@@ -146,6 +147,7 @@ class StreamRequest(NamedTuple):
     connection: str | None = None
     recheck: Callable[[], tuple[Subscriber, ...] | None] | None = None
     asked_at: float | None = None
+    poll: int | None = None
 
     @property
     def owner(self) -> str | None:
@@ -172,8 +174,12 @@ class Client(ABC):
     """One connection. ``id`` is a random hexadecimal text; times are in seconds of the monotonic clock.
 
     A subclass sends the bytes: :class:`pgbus_gevent.streamer.connection.Connection` over a socket, and
-    :class:`pgbus_gevent.streamer.body_connection.BodyConnection` through a WSGI response body.
+    :class:`pgbus_gevent.streamer.body_connection.BodyConnection` through a WSGI response body. Those of
+    :mod:`pgbus_gevent.streamer.poll_connection` answer a poll.
     """
+
+    polls = False
+    """Whether the client is answered once, and asks again."""
 
     __slots__ = (
         "address",
@@ -288,4 +294,5 @@ def ended(client: Client, subscriptions: Iterable[Subscription], reason: str, no
         client.bytes_sent,
         tuple(cursor for _, cursor in places),
         client.address,
+        client.polls,
     )

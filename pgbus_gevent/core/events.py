@@ -20,13 +20,14 @@ logger = logging.getLogger("pgbus_gevent.events")
 
 class Connected(NamedTuple):
     """A connection was opened. ``connection`` is its id, and ``streams`` are the names of its streams. ``address`` is the address
-    of the client, or of the proxy before it.
+    of the client, or of the proxy before it. ``poll`` is True if the client polls: then each poll is a connection.
     """
 
     connection: str
     streams: tuple[str, ...]
     owner: str | None
     address: str = ""
+    poll: bool = False
 
 
 class Admitted(NamedTuple):
@@ -41,10 +42,10 @@ class Admitted(NamedTuple):
 class Disconnected(NamedTuple):
     """A connection has ended. This event comes exactly once for each :class:`Connected`.
 
-    ``reason`` is the reason in the ``pgbus:shutdown`` frame, or a text about what the client did. ``seconds`` is how long the
-    connection lasted. ``messages`` and ``bytes`` are how many were sent to it, including what it did not take any more.
-    ``last_ids`` are its cursors, in the order of ``streams``; None for a stream from which it had no cursor yet. ``address`` is as
-    in :class:`Connected`.
+    ``reason`` is the reason in the ``pgbus:shutdown`` frame, or a text about what the client did, or ``answered`` for a poll.
+    ``seconds`` is how long the connection lasted. ``messages`` and ``bytes`` are how many were sent to it, including what it did
+    not take any more. ``last_ids`` are its cursors, in the order of ``streams``; None for a stream from which it had no cursor
+    yet. ``address`` and ``poll`` are as in :class:`Connected`.
     """
 
     connection: str
@@ -56,6 +57,7 @@ class Disconnected(NamedTuple):
     bytes: int = 0
     last_ids: tuple[int | None, ...] = ()
     address: str = ""
+    poll: bool = False
 
 
 class Refused(NamedTuple):

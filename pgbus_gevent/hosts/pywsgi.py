@@ -245,7 +245,7 @@ class Handler(_WSGIHandler):  # type: ignore[misc]
 
     def _give_away(self, taker: Taker, request: StreamRequest) -> None:
         """Hand the socket over. The handler then has no socket to close, so it ends, and its greenlet is free."""
-        chunked = takes_chunks(self.request_version)
+        chunked = takes_chunks(self.request_version) and request.poll is None
         head = self._stream_head(chunked)
         self.close_connection = True
         plain: Any = _socket.socket(fileno=self.socket.detach())  # a plain socket, without gevent's watchers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import resource
 import secrets
 import socket
 from collections import Counter
@@ -23,7 +22,8 @@ from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from .body_connection import BodyConnection
 from .connection import Connection
-from .limits import Limits, network_of, refusal_retry, reserve
+from .limits import Limits, network_of, refusal_retry
+from .poll_connection import PollBody, PollConnection
 
 logger = logging.getLogger("pgbus_gevent.streamer")
 
@@ -96,16 +96,7 @@ class Clients:
 
     def fit(self) -> None:
         """Lower the limit of connections to the limit of open files, so that descriptors are left for health checks."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        kept = reserve(soft)
-        if soft == resource.RLIM_INFINITY or soft - kept >= self.most:
-            return
-        logger.warning(
-            "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are accepted at most;"
-            " raise the limit (ulimit -n), or lower max_connections",
-            *(soft, self.most, kept, soft - kept),
-        )
-        self._limits = self._limits._replace(connections=soft - kept)
+        self._limits = self._limits.fitted()
 
     def refusal(self, owner: str | None = None, address: str = "") -> str | None:
         """Return why a new connection of this owner and address is refused now, or None.
@@ -133,10 +124,7 @@ class Clients:
 
     def counts(self) -> list[tuple[str, Mapping[str, int], int]]:
         """Return, for owners and for addresses, the connections of each, and the cap; 0 for none."""
-        return [
-            ("owner", self._owners, self._limits.per_owner),
-            ("address", self._addresses, self._limits.per_address),
-        ]
+        return [("owner", self._owners, self._limits.per_owner), ("address", self._addresses, self._limits.per_address)]
 
     @property
     def unready(self) -> str | None:
@@ -149,7 +137,7 @@ class Clients:
         ``head`` is the response's status line and headers, which are sent before the first frame. ``chunked`` says whether they
         announce HTTP's chunked coding.
         """
-        connection = Connection(
+        connection = (Connection if request.poll is None else PollConnection)(
             self._new_id(request),
             request,
             sock,
@@ -166,6 +154,12 @@ class Clients:
     def body(self, request: StreamRequest) -> BodyConnection:
         """Serve a client through a response body, over which the WSGI server iterates."""
         connection = BodyConnection(self._new_id(request), request, clients=self)
+        self._register(connection, request)
+        return connection
+
+    def poll(self, request: StreamRequest) -> PollBody:
+        """Serve a client that polls and whose socket the server keeps."""
+        connection = PollBody(self._new_id(request), request, clients=self)
         self._register(connection, request)
         return connection
 
@@ -190,7 +184,7 @@ class Clients:
             self._events.emit(Refused(refusal))
             client.finish(sse.shutdown(refusal, refusal_retry()), monotonic())
             return
-        if self._limits.age:
+        if self._limits.age and not client.polls:
             client.ends_at = client.opened_at + self._limits.age * random.uniform(0.8, 1.2)
         self._board.join(client, request.places)
         self._count(client, 1)
@@ -198,7 +192,7 @@ class Clients:
         self._counter.connected(streams)
         logger.debug("connection %s opened, streams %r", client.id, [*streams])
         if self._connected.handlers:
-            self._connected.emit(Connected(client.id, streams, client.owner, client.address))
+            self._connected.emit(Connected(client.id, streams, client.owner, client.address, client.polls))
         if self._presence is not None:
             for subscription in client.subscriptions:
                 self._presence.joined(subscription)
@@ -308,6 +302,12 @@ class Clients:
             client.send(data, now)
         except Exception:
             self.broken(client)
+
+    def settle(self, client: Client) -> bool:
+        """End a client that polls and has been sent all that there is. Return whether it has been."""
+        if self._board.settled(client):
+            self.end(client, "answered")
+        return client.closed
 
     def broken(self, client: Client) -> None:
         """Close the connection of a client to which sending raised, so that the others go on getting their messages."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import resource
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
+
+logger = logging.getLogger("pgbus_gevent.streamer")
 
 RESERVE = 256
 """File descriptors that are kept free for health checks, the database and files."""
@@ -34,6 +37,19 @@ class Limits(NamedTuple):
     def of(cls, settings: Any) -> Limits:
         """Return the limits of a ``Settings``."""
         return cls(settings.max_connections, settings.max_per_owner, settings.max_per_address, settings.max_age)
+
+    def fitted(self) -> Limits:
+        """Return these limits, lowered to the limit of open files, so that descriptors are left for health checks."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        kept = reserve(soft)
+        if soft == resource.RLIM_INFINITY or soft - kept >= self.connections:
+            return self
+        logger.warning(
+            "the limit of %d open files is below max_connections=%d and a reserve of %d: %d connections are accepted at most;"
+            " raise the limit (ulimit -n), or lower max_connections",
+            *(soft, self.connections, kept, soft - kept),
+        )
+        return self._replace(connections=soft - kept)
 
 
 @lru_cache(maxsize=4096)

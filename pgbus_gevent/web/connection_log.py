@@ -17,6 +17,8 @@ FIELDS = "pgbus_fields"
 class ConnectionLog:
     """Logs the connections of a streamer from now on, at the level ``info``. With ``owners``, the name of the owner too.
 
+    Polls are logged at the level ``debug``, because each is a connection.
+
     The events may come in the event loop, so nothing here waits but the write of the line itself.
     """
 
@@ -26,12 +28,15 @@ class ConnectionLog:
         events.subscribe(Disconnected, self._closed)
 
     def _opened(self, event: Connected) -> None:
-        if logger.isEnabledFor(logging.INFO):
+        level = _level(event)
+        if logger.isEnabledFor(level):
             fields = {"event": "opened", "connection": event.connection, **self._whose(event)}
-            logger.info("connection %s opened: %s", event.connection, _told(self._whose(event)), extra={FIELDS: fields})
+            text = "connection %s opened: %s"
+            logger.log(level, text, event.connection, _told(self._whose(event)), extra={FIELDS: fields})
 
     def _closed(self, event: Disconnected) -> None:
-        if not logger.isEnabledFor(logging.INFO):
+        level = _level(event)
+        if not logger.isEnabledFor(level):
             return
         facts = {
             "seconds": round(event.seconds, 3),
@@ -42,11 +47,18 @@ class ConnectionLog:
         }
         fields = {"event": "closed", "connection": event.connection, "reason": event.reason, **facts}
         reason = visible(event.reason)
-        logger.info("connection %s closed: %s; %s", event.connection, reason, _told(facts), extra={FIELDS: fields})
+        text = "connection %s closed: %s; %s"
+        logger.log(level, text, event.connection, reason, _told(facts), extra={FIELDS: fields})
 
     def _whose(self, event: Connected | Disconnected) -> dict[str, Any]:
         found: dict[str, Any] = {"streams": list(event.streams), "address": event.address}
+        if event.poll:
+            found["poll"] = True
         return {**found, "owner": event.owner} if self._owners else found
+
+
+def _level(event: Connected | Disconnected) -> int:
+    return logging.DEBUG if event.poll else logging.INFO
 
 
 def _told(facts: dict[str, Any]) -> str:

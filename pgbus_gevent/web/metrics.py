@@ -29,8 +29,8 @@ _CONNECT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _READ = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 _ENDS = {
-    "client left", "error", "expired", "finished", "max-age", "replaced", "restart", "revoked", "sent data on an event stream",
-    "slow-consumer", "unavailable",
+    "answered", "client left", "error", "expired", "finished", "max-age", "replaced", "restart", "revoked",
+    "sent data on an event stream", "slow-consumer", "unavailable",
 }  # fmt: skip
 _KINDS = ("open", "follow", "page")
 _REFUSALS = ("overloaded", "restart", "too-many-connections", "unavailable")

@@ -15,6 +15,7 @@ import gevent
 from ..core.client import Place, StreamRequest, Subscriber
 from ..core.cursor import is_composite, parse_composite, parse_cursor, parse_replay
 from ..core.names import PublicNames, Signer, check_event, check_key, check_label, check_name, looks_signed
+from ..core.polled import MAX_POLL
 from ..database.statements import Publication
 from ..errors import BadToken, InvalidArgument, InvalidCursor, TokenExpired
 from .responses import Environ, Refused, text
@@ -168,11 +169,13 @@ def stream_request(environ: Environ, wanted: list[Wish], names: StreamNames) -> 
         if expires_at is not None:
             place = place._replace(subscriber=Subscriber(expires_at=expires_at))
         places[stream] = place
+    fields = [field for wish in wanted for field in wish.fields]
     return StreamRequest(
         tuple(places.values()),
         # Interned, because behind a proxy all clients have the same address.
         address=intern(str(environ.get("REMOTE_ADDR") or "")),
-        connection=_connection([field for wish in wanted for field in wish.fields]),
+        connection=_connection(fields),
+        poll=_poll(fields),
     )
 
 
@@ -239,6 +242,15 @@ def _connection(fields: Query) -> str | None:
     if value is not None and not _CONNECTION.fullmatch(value):
         raise Refused(text(400, "connection is not an id that a connection had: 16 to 64 hexadecimal digits"))
     return value
+
+
+def _poll(fields: Query) -> int | None:
+    value = single(fields, "poll")
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 2 and int(value) <= MAX_POLL):
+        raise Refused(text(400, f"poll is the number of seconds to wait for a message, from 0 to {MAX_POLL}"))
+    return int(value)
 
 
 def single(query: Query, name: str) -> str | None:

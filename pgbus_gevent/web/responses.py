@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from ..streamer.poll_connection import Answer as PollAnswer
+
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
@@ -19,6 +21,9 @@ STREAM_HEADERS: Headers = [
     ("x-accel-buffering", "no"),
     ("x-content-type-options", "nosniff"),
 ]
+
+POLL_HEADERS: Headers = [("content-type", "application/json"), ("cache-control", "no-store"), STREAM_HEADERS[-1]]
+"""The headers of the answer to a poll, but for its length."""
 
 
 class Answer(NamedTuple):
@@ -53,6 +58,14 @@ def json_answer(status: int, value: Mapping[str, Any], *headers: tuple[str, str]
         json.dumps(value).encode() + b"\n",
         [("content-type", "application/json"), ("cache-control", "no-store"), *headers],
     )
+
+
+def polled(found: PollAnswer) -> Answer:
+    """The answer to a poll whose server keeps the socket."""
+    headers = [("content-type", found.content_type.decode()), *POLL_HEADERS[1:]]
+    if found.retry_after is not None:
+        headers.append(("retry-after", str(found.retry_after)))
+    return Answer(found.status, found.body, headers)
 
 
 def stream_headers(environ: Environ) -> Headers:

@@ -25,6 +25,7 @@ from .element import element, source_map
 from .hooks import Authorize, Hook
 from .received import Received
 from .responses import (
+    POLL_HEADERS,
     Answer,
     Environ,
     Headers,
@@ -32,6 +33,7 @@ from .responses import (
     StartResponse,
     accepts_stream,
     json_answer,
+    polled,
     preflight_headers,
     send,
     status_line,
@@ -227,13 +229,14 @@ class StreamApp:
         if received is not None:
             return self._received.answer(environ, received)
         refusal = self._refusal(request)
-        if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
+        streams = request.poll is None and accepts_stream(environ)
+        if refusal is not None and environ["REQUEST_METHOD"] == "GET" and streams:
             self._returners.hold(requests.client_number(environ), lambda: self._refusal(request) in (None, "restart"))
             refusal = self._refusal(request)
         if refusal is None:
             return request
         self.instance.events.emit(events.Refused(refusal))
-        return _refuse(environ, refusal, self._identity(environ, request))
+        return _refuse(environ, refusal, self._identity(environ, request), as_stream=streams)
 
     def _refusal(self, request: StreamRequest) -> str | None:
         return self.instance.clients.refusal(request.owner, request.address)
@@ -250,7 +253,8 @@ class StreamApp:
     def _stream(
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
     ) -> Iterable[bytes]:
-        headers = [*stream_headers(environ), *self._identity(environ, request), *extra]
+        polls = request.poll is not None
+        headers = [*(POLL_HEADERS if polls else stream_headers(environ)), *self._identity(environ, request), *extra]
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(status_line(200), headers)
             return []
@@ -260,10 +264,12 @@ class StreamApp:
             start_response(status_line(200), headers)
             offer.give_socket(clients, request)
             return []
-        taken = take_socket(environ, start_response, headers)
+        taken = take_socket(environ, start_response, headers, whole=polls)
         if taken is not None:
             clients.take_over(request, *taken)
             return []
+        if polls:
+            return send(polled(clients.poll(request).wait()), environ, start_response, extra)
         start_response(status_line(200), headers)
         return clients.body(request)
 
@@ -290,10 +296,10 @@ class StreamApp:
         return path.startswith(("/console", "/metrics"))
 
 
-def _refuse(environ: Environ, reason: str, identity: Headers) -> Answer:
+def _refuse(environ: Environ, reason: str, identity: Headers, *, as_stream: bool) -> Answer:
     """Refuse for a passing reason. The status is 200 for an EventSource, because it reconnects after no other status."""
     retry = refusal_retry()
-    if accepts_stream(environ):
+    if as_stream:
         return Answer(200, sse.shutdown(reason, retry), [*stream_headers(environ), *identity])
     status = 429 if reason == "too-many-connections" else 503
     return text(status, f"not now: {reason}", ("retry-after", str(round(retry))), *identity)

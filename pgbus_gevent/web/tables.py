@@ -126,6 +126,7 @@ class Tables:
             else "starting" if not client.admitted
             else "replay" if any(each in self._board.waiting(each.log) for each in places)
             else "behind" if lag
+            else "polling" if client.polls
             else "live"
         )  # fmt: skip
         return {

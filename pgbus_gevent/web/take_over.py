@@ -45,12 +45,17 @@ class Taken(NamedTuple):
     chunked: bool
 
 
-def take_socket(environ: Environ, start_response: StartResponse, headers: Headers) -> Taken | None:
-    """The socket of a request from a server that is not ours. None if it cannot be taken; then nothing has been changed."""
+def take_socket(
+    environ: Environ, start_response: StartResponse, headers: Headers, *, whole: bool = False
+) -> Taken | None:
+    """The socket of a request from a server that is not ours. None if it cannot be taken; then nothing has been changed.
+
+    ``whole`` says that the answer is sent with its length, so not in chunks.
+    """
     for offer in (_from_gunicorn, _from_uwsgi):
         descriptor = offer(environ, start_response, headers)
         if descriptor is not None:
-            chunked = takes_chunks(environ["SERVER_PROTOCOL"])
+            chunked = takes_chunks(environ["SERVER_PROTOCOL"]) and not whole
             return Taken(_plain(descriptor), _head(headers, chunked), chunked)
     return None
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from database_parts import Proxy
 from edge_parts import TOKEN, edge_of, edge_settings, hop
+from poll_parts import Poller
 from raw_http import ask
 from serve_parts import environment
 from support import PATIENCE, Serving, gaps, get, received, run, serving, session, stored, until, until_messages
@@ -48,6 +49,18 @@ def edge(pgbus_settings: Settings, origin: Serving) -> Iterator[Serving]:
 def streams_at(origin: Serving) -> int:
     """How many streams the edges of an origin follow."""
     return sum(len(tap) for tap in origin.instance.board.taps)
+
+
+def test_a_poll_at_an_edge_is_answered_as_at_the_origin(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:
+    orders = pgbus_bus.stream("orders")
+    orders.broadcast("before")
+    here, there = (Poller(each.url, "/pgbus/streams/orders", cursor=0) for each in (edge, origin))
+    assert here.ask(30)["messages"] == there.ask(30)["messages"]
+    waits = [each.start(60) for each in (here, there)]
+    until(lambda: all(len(each.instance.registry) for each in (edge, origin)), "both wait")
+    orders.broadcast("now", event="e")
+    assert len({str(each.get(timeout=PATIENCE)["messages"]) for each in waits}) == 1
+    assert here.data == there.data == ["before", "now"] and here.cursor == there.cursor
 
 
 def test_messages_pass_through_exactly_as_the_origin_sends_them(origin: Serving, edge: Serving, pgbus_bus: Bus) -> None:

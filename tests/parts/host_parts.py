@@ -16,6 +16,7 @@ from typing import Any
 
 import gevent
 import psutil
+from poll_parts import Poller
 from raw_http import Answer, ask
 from support import PATIENCE, Child, free_port, run, session, until
 
@@ -286,6 +287,7 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
     assert client.raw.startswith(b"retry: ") and served.about()[2] == 2
     ids = [publish(database_url, f"{n}") for n in range(3)]
     assert [client.next().id for _ in ids] == [str(id) for id in ids]
+    check_polls(served, database_url, streams=2)
     served.live().close()
     until(lambda: served.about()[2] == 2, "the one that left was noticed")
     slow.pause()
@@ -293,6 +295,18 @@ def check_streams(served: Host, database_url: str, client: StreamClient, slow: S
         publish(database_url, "x" * 900_000)
     until(lambda: served.about()[2] == 1, "the slow one was closed")
     until(lambda: len(client.messages) == 23, "the other has all")
+
+
+def check_polls(served: Host, database_url: str, *, streams: int) -> None:
+    """Check that a poll is answered at once, or with the next message, beside this many streams of the worker."""
+    poller = Poller(served.url, "/pgbus/streams/polled")
+    assert poller.ask(0)["messages"] == []
+    waits = poller.start(30)
+    until(lambda: served.about()[2] == streams + 1, "the poll waits")
+    id = publish(database_url, "for the poll", "polled")
+    assert [each["id"] for each in waits.get(timeout=PATIENCE)["messages"]] == [id]
+    assert poller.ask(1)["messages"] == [] and poller.cursor == id
+    assert poller.raw("x").status == 400
 
 
 def deployed(file: str, replaced: dict[str, str]) -> str:

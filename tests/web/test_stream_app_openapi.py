@@ -23,7 +23,7 @@ from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.sse_parser import ParsedFrame
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
-from pgbus_gevent.web import guesses
+from pgbus_gevent.web import guesses, requests
 from pgbus_gevent.web.received import Received
 from pgbus_gevent.web.stream_app import StreamApp
 
@@ -40,6 +40,8 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
         patch.setattr(guesses, "TRIES", 10_000)  # or the requests with a wrong token would soon get 429
         patch.setattr(guesses, "DIFFERENT", 10_000)
         patch.setattr(Received, "_wait", lambda self, seconds: None)  # test_received looks at the time that it takes
+        asked = requests._poll
+        patch.setattr(requests, "_poll", lambda fields: None if asked(fields) is None else 0)  # the same for polls
         yield site
 
 
