@@ -55,6 +55,8 @@ BOOKS = {
 
         — Henry David Thoreau, Walden (1854)""",
 }
+WELCOME = """An assistant whose answers come word by word, as from a language model. Each word is a message. Ask one of
+    the questions below, and reload this page while the answer is being written: it goes on, and no word is missing."""
 
 url = os.environ.get("PGBUS_DATABASE_URL") or EmbeddedPostgres.open(Settings.load().data_dir).url
 # Messages of a conversation are kept for a day.
@@ -67,8 +69,10 @@ writers = Group()
 
 
 @app.get("/")
-def start():
-    bottle.redirect(f"/c/{secrets.token_urlsafe(12)}")
+def start(pgbus):
+    conversation = secrets.token_urlsafe(12)
+    begin(pgbus.stream(f"conversation:{conversation}"), "What is this?", WELCOME)
+    bottle.redirect(f"/c/{conversation}")
 
 
 @app.get("/c/<conversation>")
@@ -80,10 +84,13 @@ def page(pgbus, conversation):
 def ask(pgbus, conversation):
     question = bottle.request.forms.question
     text = BOOKS.get(question) or bottle.abort(400, "There is no answer to that.")
-    stream = pgbus.stream(f"conversation:{conversation}")
-    number = stream.broadcast(question, event="question")
-    writers.spawn(answer, stream, number, text)
+    begin(pgbus.stream(f"conversation:{conversation}"), question, text)
     bottle.response.status = 204
+
+
+def begin(stream: Stream, question: str, text: str) -> None:
+    """Publish a question, and have its answer written."""
+    writers.spawn(answer, stream, stream.broadcast(question, event="question"), text)
 
 
 def answer(stream: Stream, number: int, text: str) -> None:
@@ -112,10 +119,11 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   @keyframes blink { to { opacity: 0 } } form, footer { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }
   button { font: inherit; font-size: .95rem; padding: .4rem .9rem; border: 1px solid #8d84a866; border-radius: 1rem;
     background: var(--card); color: inherit; cursor: pointer } form button { border-color: var(--ink) }
+  #news { position: absolute; clip-path: inset(50%) }
   footer { color: var(--quiet); font-size: .85rem } footer button { font-size: .85rem } #told { flex: 1; min-width: 15rem }
 </style>
 <h1>Ask, and reload the page during the answer</h1>
-<div id="log"></div>
+<div id="log"></div><p id="news" role="status"></p>
 <form method="post">
 % for question in questions:
   <button name="question" value="{{question}}">{{question}}</button>
@@ -138,7 +146,11 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     words++; missing += at > place.textContent.length; repeated += at < place.textContent.length;
     place.append(text);
   });
-  on("done", ({ data }) => document.getElementById(`answer-${data}`).classList.add("done"));
+  on("done", ({ data }) => {
+    const place = document.getElementById(`answer-${data}`);
+    place.classList.add("done");
+    news.textContent = place.textContent; // a screen reader reads the answer when it is whole
+  });
   reload.onclick = () => location.reload();
   cut.onclick = () => { // an element that is inserted again resumes from its cursor
     source.remove(); cut.disabled = true;

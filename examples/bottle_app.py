@@ -21,18 +21,23 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <title>The wall</title><style>
   :root { color-scheme: light dark; font: 1.1rem/1.5 system-ui, sans-serif }
   body { max-width: 34rem; margin: 2rem auto; padding: 0 1rem } ul { padding: 0; list-style: none }
+  .told { position: absolute; clip-path: inset(50%) }
   li { padding: .6rem 1rem; margin: .5rem 0; border-radius: .6rem; background: #7c8fb833; overflow-wrap: anywhere }
   form { display: flex; gap: .5rem } input { flex: 1; min-width: 0 } button { background: #3d63dd; color: #fff }
   input, button { font: inherit; padding: .45rem .9rem; border: 1px solid #7c8fb899; border-radius: .6rem }
 </style>
 <h1>The wall</h1>
-<form method="post"><input name="text" placeholder="Say something" required autofocus><button>Say it</button></form>
-<ul id="wall"></ul>
+<form method="post"><input name="text" placeholder="Say something" aria-label="Text" required autofocus>
+<button>Say it</button></form>
+<ul id="wall"></ul><p id="told" class="told" role="status"></p>
 <pgbus-stream-source src="{{path}}?replay=20"></pgbus-stream-source>
 <script>
+  let timer;
   addEventListener("pgbus:message", ({ detail }) => {
     wall.prepend(document.createElement("li"));
     wall.firstChild.textContent = detail.data;
+    // Screen readers are told at most every five seconds, whatever comes.
+    timer ??= setTimeout(() => { told.textContent = `New: ${wall.firstChild.textContent}`; timer = undefined; }, 5000);
   });
   addEventListener("submit", ({ target }) => setTimeout(() => target.reset()));
 </script>
@@ -45,6 +50,7 @@ app.install(PgbusPlugin(Bus(url, secret=os.environ.get("PGBUS_SECRET", "only for
 
 @app.get("/")
 def wall(pgbus):
+    pgbus.stream("wall").broadcast("Welcome. What you say here is on every screen at once.", key="welcome")  # only once
     return bottle.template(PAGE, path=pgbus.stream_path("wall"))
 
 

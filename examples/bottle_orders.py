@@ -29,11 +29,13 @@ PAGE = """<!doctype html>
   button { border-color: #2456c6; background: #2456c6; color: #fff; cursor: pointer } .paid form { display: none }
   li { display: flex; align-items: center; gap: 1rem; min-height: 2.4rem; padding: .6rem 1rem; margin: .5rem 0;
     border-radius: .6rem; background: light-dark(#fff, #20242c) } li span { flex: 1 } input { background: transparent }
+  [role] { position: absolute; clip-path: inset(50%) }
   .live { animation: live 3s } @keyframes live { from { background: #ffd43b99 } }
 </style>
 <h1>Orders</h1>
-<form method="post" action="/orders"><input name="item" placeholder="What would you like?" required> <button>Order</button></form>
-<ol></ol> {{!tag}}
+<form method="post" action="/orders"><input name="item" placeholder="What would you like?" aria-label="Item" required>
+  <button>Order</button></form>
+<ol></ol> <p role="status"></p> {{!tag}}
 <template><li><small></small> <span></span> <b></b> <form method="post"><button>Pay</button></form></li></template>
 <script type="module">
   function show(order, how) { // as text, so that no order can inject markup
@@ -51,7 +53,14 @@ PAGE = """<!doctype html>
   // A page is stale when it arrives: it has the orders of one snapshot. The tag's since-id is the snapshot's watermark, so the
   // stream begins with changes that were committed while the page was loading. No change is missed, and none comes twice.
   const source = document.querySelector("pgbus-stream-source");
-  source.addEventListener("order", (event) => show(JSON.parse(event.data), "live"));
+  const news = document.querySelector("[role=status]");
+  let timer;
+  source.addEventListener("order", (event) => {
+    const order = JSON.parse(event.data);
+    show(order, "live");
+    clearTimeout(timer); // a screen reader is told the last of several changes
+    timer = setTimeout(() => { news.textContent = `No. ${order.id}, ${order.item}: ${order.state}`; }, 2000);
+  });
   document.addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention
 </script><script type="module" src="/pgbus/pgbus.js"></script>"""
 
@@ -63,6 +72,10 @@ app.install(PgbusPlugin(bus))
 with bus.transaction() as cursor:
     columns = "id bigint generated always as identity, item text not null, state text not null default 'open'"
     cursor.execute(f"create table if not exists orders ({columns}, primary key (id))")
+    first = "('a pot of tea', 'paid'), ('a plum cake', 'open')"
+    cursor.execute(
+        f"insert into orders (item, state) select * from (values {first}) v where not exists (select from orders)"
+    )
 
 
 @app.get("/")

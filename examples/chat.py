@@ -44,6 +44,13 @@ app.install(PgbusPlugin(bus, authorize=authorize))
 def page(pgbus, room="lobby"):
     name = visitor() or f"Guest {random.randrange(1000)}"
     bottle.response.set_cookie("name", name, secret=SECRET, path="/", samesite="lax")
+    # The first visitor of a room finds a message there. With the key, it is stored once.
+    welcome = {
+        "key": "welcome",
+        "name": "Host",
+        "text": f"Welcome to the {room}. Come with a second browser, and talk.",
+    }
+    pgbus.stream(f"chat:{room}").broadcast(json.dumps(welcome), event="said", key="welcome")
     return bottle.template(PAGE, room=room, rooms=ROOMS, name=name, path=pgbus.stream_path(f"chat:{room}"))
 
 
@@ -85,13 +92,16 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   nav input { width: 9.5rem } a[aria-current], #form button, #log .mine { background: var(--blue); color: #fff }
   #log { overflow-y: auto; display: flex; flex-direction: column-reverse; gap: .4rem }
   p { padding: .45rem .9rem; border-radius: 1rem; background: var(--card); max-width: 85%; align-self: start }
-  b, li::before { display: block; font-size: .8rem; color: oklch(.63 .17 var(--hue)) }
-  .mine { align-self: end } .mine b { display: none } ul { list-style: none; padding: 0 }
+  b, li::before { display: block; font-size: .8rem; color: light-dark(oklch(.48 .15 var(--hue)), oklch(.78 .12 var(--hue))) }
+  #told { position: absolute; clip-path: inset(50%) } .mine { align-self: end } .mine b { display: none }
+  ul { list-style: none; padding: 0 }
   li::before { content: "●"; display: inline; margin-right: .5rem }
+  h1 { position: absolute; clip-path: inset(50%) }
   h2, #typing { font-size: .85rem; color: var(--quiet); min-height: 1.5em } :has([state=waiting]) #form button { opacity: .4 }
   @media (max-width: 36rem) { body { grid: auto auto 1fr auto auto / 1fr } aside { order: 0 } #log, #typing, #form { order: 1 }
     nav { flex-wrap: wrap } nav form { margin: 0 } ul { display: flex; flex-wrap: wrap; gap: 1rem } }
 </style>
+<h1>Chat: {{room}}</h1>
 <nav>
 % for other in rooms:
   <a href="/{{other}}" {{!'aria-current="page"' if other == room else ""}}>{{other}}</a>
@@ -99,13 +109,16 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   <form method="post" action="/{{room}}/name">
   <input name="name" value="{{name}}" aria-label="Your name" maxlength="40" required><button>Rename</button></form>
 </nav>
-<div id="log"></div> <aside><h2>Here now</h2><ul id="names"></ul></aside> <div id="typing"></div>
-<form id="form"><input id="text" placeholder="Say something" autocomplete="off" autofocus required><button>Say it</button></form>
+<div id="log" tabindex="0" role="region" aria-label="Messages"></div>
+<aside><h2>Here now</h2><ul id="names"></ul></aside> <div id="typing"></div>
+<form id="form"><input id="text" placeholder="Say something" aria-label="Text" autocomplete="off" autofocus required>
+  <button>Say it</button></form>
+<p id="told" role="status"></p>
 <!-- The tab has its own connection (shared="page"), so that it can exclude itself. The last 50 messages come first (replay). -->
 <pgbus-stream-source id="source" src="{{path}}?replay=50" shared="page" data-name="{{name}}"></pgbus-stream-source>
 <script type="module">
   const me = source.dataset.name, here = new Set(), typing = new Map();
-  let connection = "", changes = [];
+  let connection = "", changes = [], timer;
   const post = (what, more) => fetch(`/{{room}}/${what}`, { method: "POST", body: new URLSearchParams({ connection, ...more }) });
   const element = (tag, text, name) => { // as text, so that nobody can inject markup
     const made = Object.assign(document.createElement(tag), { textContent: text });
@@ -117,6 +130,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     const line = Object.assign(element("p", text, name), { id: key, className: name === me ? "mine" : "" });
     line.prepend(element("b", name, name));
     document.getElementById("log").prepend(line); // the list grows upwards, so it stays scrolled to the newest message
+    // Screen readers are told at most every five seconds, whatever comes.
+    timer ??= setTimeout(() => { told.textContent = log.firstElementChild.innerText; timer = undefined; }, 5000);
   }
   function draw() {
     names.replaceChildren(...[...here].sort().map((name) => element("li", name === me ? `${name} (you)` : name, name)));

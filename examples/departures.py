@@ -59,7 +59,7 @@ def main() -> None:
         answer: Iterable[bytes] = demo.app(environ, start_response)
         return answer
 
-    server = Server(listen(settings.host, settings.port), application)
+    server = Server(listen(settings.host, settings.port), demo.publishing(application))
     server.start()
     demo.start()
     print(f"http://{settings.host}:{settings.port}/", flush=True)

@@ -39,14 +39,19 @@ with bus.transaction() as cursor:
         "id bigint generated always as identity primary key, item text not null, state text not null default 'ordered'"
     )
     cursor.execute(f"create table if not exists bakery ({columns})")
+    first = "('a sourdough loaf', 'done'), ('two cinnamon buns', 'baking'), ('a rye bread', 'ordered')"
+    cursor.execute(
+        f"insert into bakery (item, state) select * from (values {first}) v where not exists (select from bakery)"
+    )
 
 
 def row(id: int, item: str, state: str, how: str = "") -> str:
     """Return one order as HTML."""
-    action = NEXT.get(state)
-    button = (
-        f'<form method="post" action="/orders/{id}/{action[1]}"><button>{action[0]}</button></form>' if action else ""
-    )
+    button = ""
+    if state in NEXT:
+        verb, after = NEXT[state]
+        label = f'aria-label="{verb} {escape(item)}"'
+        button = f'<form method="post" action="/orders/{id}/{after}"><button {label}>{verb}</button></form>'
     return f'<li id="order-{id}" class="{state} {how}"><small>{id}</small> <span>{escape(item)}</span> <b>{state}</b>{button}</li>'
 
 
@@ -137,11 +142,11 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 % end
 <script>addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention</script>
 <script type="module" src="/pgbus/pgbus.js"></script>
-<h1>The bakery <small id="count">{{count}}</small></h1>
+<h1>The bakery <small id="count" role="status">{{count}}</small></h1>
 <p>{{"This page was %g s old when it arrived. Orders that came meanwhile are marked." % slow if slow else ""}}
   <a href="/?slow=5" target="_blank">Open a slow page</a>, and order something while it loads.</p>
 <form method="post" action="/orders" onsubmit="setTimeout(() => this.reset())">
-  <input name="item" placeholder="What would you like?" autocomplete="off" required> <button>Order</button>
+  <input name="item" placeholder="What would you like?" aria-label="Item" autocomplete="off" required> <button>Order</button>
 </form>
 <ol id="orders">{{!rows}}</ol>
 {{!tag}}"""

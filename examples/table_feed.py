@@ -83,6 +83,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   th { text-align: left; font-weight: 600; color: var(--quiet); font-size: .85rem } td, th { padding: .35rem .3rem }
   td { border-top: 1px solid var(--line) } :is(td, th):nth-child(n + 3), td:first-child { font-variant-numeric: tabular-nums }
   :is(td, th):nth-child(n + 3) { text-align: right } .new { animation: new 2s } @keyframes new { from { background: #f2b93b99 } }
+  #log:empty::before { content: "Each change appears here."; color: var(--quiet) }
+  #told { position: absolute; clip-path: inset(50%) }
   #log { list-style: none; height: 17.4rem; overflow-y: auto } #log li { padding: .3rem 0; border-bottom: 1px solid var(--line) }
   b { display: inline-block; min-width: 4.4rem; color: light-dark(#1f7a3d, #6fd890) }
   .update b { color: light-dark(#935f00, #f2b93b) }
@@ -95,16 +97,18 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <h1>Table <code>stock</code>, live</h1>
 <p>Change it here, or in a terminal: <code>{{psql}}</code></p>
 <main>
-  <table><thead><tr><th>id<th>item<th>price<th>quantity</thead><tbody id="rows"></tbody></table>
-  <ol id="log"></ol>
+  <table aria-label="Stock"><thead><tr><th>id<th>item<th>price<th>quantity</thead><tbody id="rows"></tbody></table>
+  <ol id="log" tabindex="0" aria-label="Changes"></ol>
 </main>
 <form method="post">
 % for name, statement in statements.items():
   <button formaction="/run/{{name}}">{{statement}}</button>
 % end
 </form>
+<p id="told" role="status"></p>
 {{!tag}}
 <script>
+  let timer = 0, count = 0;
   const columns = ["id", "item", "price", "quantity"];
   function put(row, how) { // all as text, so that no row can inject markup
     const line = Object.assign(document.createElement("tr"), { id: `row-${row.id}`, className: how });
@@ -120,6 +124,12 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
     const texts = now && old ? [`${now.item}: ${changed}`, values(old), values(now)] : [whole];
     [op, ...texts].forEach((text, n) => { entry.children[n].textContent = text; });
     document.getElementById("log").prepend(entry);
+    // Screen readers are told at most every five seconds, whatever comes.
+    count++;
+    timer ||= setTimeout(() => {
+      told.textContent = `${count} changes, the last: ${document.querySelector("#log li").innerText}`;
+      timer = count = 0;
+    }, 5000);
   }
   {{!rows}}.forEach((row) => put(row, ""));
   addEventListener("pgbus:message", ({ detail }) => {

@@ -22,9 +22,10 @@ from pgbus_gevent.aio import Bus
 
 STREAMS = os.environ.get("STREAMS", "")
 PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Orders</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Orders</title>
+<style>ol:empty::before { content: "No orders yet." }</style>
 <h1>Orders</h1>
-<form><input name="item" placeholder="What would you like?" required> <button>Order</button></form>
+<form><input name="item" placeholder="What would you like?" aria-label="Item" required> <button>Order</button></form>
 <ol>$rows</ol> $tag
 <script type="module" src="$streams/pgbus/pgbus.js"></script>
 <script type="module">

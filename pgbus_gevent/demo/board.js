@@ -1,6 +1,8 @@
 // The departures board. The server renders it, and its stream keeps it up to date.
 
-import { Wire, calm, find, page } from "./site.js";
+import { greet } from "./hello.js";
+import { afterFrame, compareClocks, note, now, ours, words } from "./latency.js";
+import { Wire, calm, find, page, tell } from "./site.js";
 
 const table = find("rows");
 const blank = find("line").content.querySelector("tr");
@@ -8,7 +10,6 @@ const blank = find("line").content.querySelector("tr");
 const MANY = 2000; // messages that wait to be shown, as in a tab that was hidden for long: beyond it, loading the board is quicker
 const RUNS_FOR = 30_000; // ms that the clock runs on without a message
 const ANNOUNCE_EVERY = 30_000;
-const GREETINGS = 8;
 
 // Times of the board have no zone. They are parsed as UTC, so that the visitor's time zone does not matter.
 const parse = (local) => Date.parse(`${local}Z`);
@@ -161,13 +162,33 @@ for (const button of document.querySelectorAll("[data-airport]")) {
 find("more").addEventListener("click", () => {
   limit = Infinity;
   rearrange(() => {});
+  find("board-title").focus(); // the button is gone
 });
+
+// While the board is held, messages wait.
+
+let held = false;
+
+find("hold").addEventListener("click", () => {
+  held = !held;
+  find("hold").ariaPressed = String(held);
+  document.body.classList.toggle("is-held", held);
+  if (!held && waiting.length) requestAnimationFrame(showWaiting);
+  showHeld();
+});
+
+function showHeld() {
+  const count = waiting.length > MANY ? `more than ${MANY}` : waiting.length;
+  find("held").textContent = held ? `${count} waiting` : "";
+}
 
 // Messages: counted when they come, shown once in each animation frame
 
 let waiting = [];
 let received = 0;
 let arrivals = [];
+let lookingSince = Infinity;
+let heldUntil = 0;
 const opened = performance.now();
 const changes = new Map();
 
@@ -177,11 +198,13 @@ function hear({ id, event, data }) {
   find("messages").textContent = received.toLocaleString("en");
   find("last-id").textContent = id;
   if (event === "reset") return reloadSoon();
-  waiting.push(JSON.parse(data));
-  if (waiting.length === 1) requestAnimationFrame(showWaiting);
+  if (waiting.length <= MANY) waiting.push(JSON.parse(data));
+  if (held) showHeld();
+  else if (waiting.length === 1) requestAnimationFrame(showWaiting);
 }
 
 function showWaiting() {
+  if (held) return;
   const messages = waiting;
   waiting = [];
   if (messages.length > MANY) return reloadSoon(0);
@@ -193,6 +216,9 @@ function showWaiting() {
     }
     remove(goneRows());
   });
+  // Only what was committed while this page was looking: other messages have waited for it.
+  const fresh = messages.filter(({ at }) => at && ours(at) > Math.max(lookingSince, heldUntil));
+  if (fresh.length) afterFrame((shown) => fresh.forEach(({ at }) => note(at, shown)));
 }
 
 function showRate() {
@@ -203,8 +229,8 @@ function showRate() {
 
 /** Announce the changes to screen readers in one sentence, at a pace that a person can follow. */
 function announce() {
-  const words = ["boarding", "delayed", "departed", "cancelled"].filter((status) => changes.has(status));
-  if (words.length) find("announcer").textContent = words.map((status) => `${changes.get(status)} ${status}`).join(", ");
+  const kinds = ["boarding", "delayed", "departed", "cancelled"].filter((status) => changes.has(status));
+  if (kinds.length) tell("flights", `${kinds.map((status) => `${changes.get(status)} ${status}`).join(", ")}.`);
   changes.clear();
 }
 
@@ -214,11 +240,13 @@ const wire = new Wire({ [page.stream]: Number(page.since), [page.hello]: Number(
 
 /** Load the present board from the server, and follow the stream from there. */
 async function reload() {
+  if (held) return reloadSoon(1000);
   try {
     const answer = await fetch("demo/board.json");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const state = await answer.json();
     waiting = [];
+    lookingSince = now();
     hearTime(state.clock);
     rearrange(() => {
       rows = new Map();
@@ -243,34 +271,22 @@ function reloadSoon(delay = 2000) {
 wire.addEventListener(page.stream, ({ detail }) => hear(detail));
 wire.addEventListener(page.hello, ({ detail }) => greet(detail));
 wire.addEventListener("gap", () => reloadSoon());
-
-function greet({ id, data }) {
-  const item = document.createElement("li");
-  const words = document.createElement("span");
-  words.textContent = data.length > 280 ? `${data.slice(0, 280)}…` : data;
-  const time = document.createElement("time");
-  time.textContent = id <= page.helloWatermark ? "earlier" : new Date().toLocaleTimeString("en-GB");
-  item.append(words, time);
-  find("greetings").prepend(item);
-  find("waiting").hidden = true;
-  while (find("greetings").children.length > GREETINGS) find("greetings").lastElementChild.remove();
-  if (!calm.matches) item.animate({ opacity: [0, 1], transform: ["translateY(-8px)", "none"] }, { duration: 300, easing: "ease-out" });
-}
-
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.hidden = !navigator.clipboard;
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(button.closest("figure").querySelector("code").textContent);
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  });
-}
+wire.addEventListener("state", ({ detail }) => {
+  if (detail !== "open") return;
+  lookingSince = now();
+  compareClocks();
+});
 
 setInterval(() => {
+  showRate();
+  find("latency").textContent = words() ?? "…";
+  if (held) {
+    heldUntil = now();
+    return;
+  }
   if (wire.state === "open") showClock();
   const gone = goneRows();
   if (gone.length) rearrange(() => remove(gone));
-  showRate();
 }, 250);
 setInterval(announce, ANNOUNCE_EVERY);
 

@@ -170,6 +170,13 @@ def release_clock(cursor: Cursor, owner: str) -> None:
     cursor.execute("update demo_clock set leased_until = null where owner = %(owner)s", {"owner": owner})
 
 
+def now(cursor: Cursor) -> float:
+    """Return the time of the database's clock in milliseconds since 1970. It goes on within a transaction."""
+    cursor.execute("select extract(epoch from clock_timestamp())::double precision * 1000")
+    row = cursor.fetchone()
+    return float(row[0]) if row else 0.0
+
+
 def write_rows(cursor: Cursor, rows: Iterable[Row], clock: datetime) -> None:
     """Write ``rows`` to the table; of several rows of one flight, the last one counts. Removes rows whose time is over."""
     latest = {row.id: row.fields for row in rows}

@@ -12,16 +12,20 @@ that follows the stream from the watermark misses no change and sees none twice,
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bottle
 
 from ..errors import PgbusError
-from . import board
+from . import board, manual
+from .commands import Command
 from .flights import ORIGINS
+from .hello import MAX_TEXT
+from .hello import STREAM as HELLO_STREAM
 from .pages import HEADERS, add_assets, cursor_before, json_answer, template, unavailable
+from .rates import EACH
 from .replayer import STREAM, Replayer
 from .schedule import YEAR_START
 
@@ -30,17 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ["HELLO_STREAM", "STREAM", "Page", "Replayer", "make_app", "render"]
 
-HELLO_STREAM = "demo:hello"
-"""The stream for visitors: its messages appear on the page."""
 GREETINGS = 8
 """The number of earlier messages of that stream that a page shows."""
 ROWS_SHOWN = 18
 """The number of rows that are shown until the visitor asks for all."""
 
 
-def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle.Bottle:
+def make_app(
+    bus: Bus, commands: Callable[[], Sequence[Command]] = tuple, *, speed: float = 60.0, prefix: str = "/pgbus"
+) -> bottle.Bottle:
     """Return the application: the page at ``/``, and its files and data below ``/demo/``.
 
+    ``commands`` returns the commands to show to the visitor whose request is being answered.
     ``speed`` is the replayer's, in simulated seconds per second; the clock on the page runs at it between messages. ``prefix``
     is the path of the streams on the same origin. The streams ``demo:*`` must be public.
     """
@@ -49,8 +54,8 @@ def make_app(bus: Bus, *, speed: float = 60.0, prefix: str = "/pgbus") -> bottle
 
     @app.get("/")  # type: ignore[untyped-decorator]
     def show_page() -> bottle.HTTPResponse:
-        page = reader.read()
-        return bottle.HTTPResponse(render(page, speed=speed, prefix=prefix, origin=_origin()), headers=HEADERS)
+        page = render(reader.read(), commands(), speed=speed, prefix=prefix)
+        return bottle.HTTPResponse(page, headers=HEADERS)
 
     @app.get("/demo/board.json")  # type: ignore[untyped-decorator]
     def show_rows() -> bottle.HTTPResponse:
@@ -110,8 +115,8 @@ class _Reader:
             raise unavailable(error) from error
 
 
-def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
-    """Return the HTML of the page. ``origin`` is the server's origin in the visitor's browser, for the commands on the page."""
+def render(page: Page, commands: Sequence[Command], *, speed: float, prefix: str) -> str:
+    """Return the HTML of the page."""
     clock = page.snapshot.clock or YEAR_START
     return str(
         _TEMPLATE.render(
@@ -127,33 +132,13 @@ def render(page: Page, *, speed: float, prefix: str, origin: str) -> str:
             hello=HELLO_STREAM,
             hello_since=page.hello_since,
             hello_watermark=page.hello_watermark,
-            commands=_commands(prefix, origin),
+            max_text=MAX_TEXT,
+            commands=commands,
+            rate=f"{EACH.per_second:g}",
+            docs=manual.link(),
+            shell=any(command.name == "sql" for command in commands),
         )
     )
 
 
 _TEMPLATE = template("departures.html")
-
-
-def _commands(prefix: str, origin: str) -> list[tuple[str, str]]:
-    # The colons are not escaped: a path may have them, and the command is easier to read.
-    streams = f"{origin.removeprefix('http://')}{prefix}/streams"
-    return [
-        (
-            "SQL (serve prints the URL)",
-            f"psql \"$PGBUS_DATABASE_URL\" -c \"select pgbus.broadcast('{HELLO_STREAM}', 'Hello')\"",
-        ),
-        ("The command line", f"pgbus-gevent broadcast {HELLO_STREAM} 'Hello'"),
-        (
-            "HTTP, with the publish token",
-            f"curl -H \"Authorization: Bearer $PGBUS_PUBLISH_TOKEN\" -d 'Hello' {streams}/{HELLO_STREAM}",
-        ),
-        ("Follow the board without a browser", f"curl -N {streams}/{STREAM}"),
-    ]
-
-
-def _origin() -> str:
-    parts = bottle.request.urlparts
-    # Visitors paste this into a shell, so the Host header must look like a host.
-    host = parts.netloc if re.fullmatch(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?", parts.netloc) else "localhost:8080"
-    return f"{parts.scheme}://{host}"

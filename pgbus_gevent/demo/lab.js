@@ -1,14 +1,11 @@
 // The lab. Ada and Bob each have a connection, which all tabs of a browser share.
 
-import { Wire, connect, find, page, tab } from "./site.js";
+import { Wire, connect, find, page, post, tab, tell } from "./site.js";
 
 const LAB = "demo:lab";
 const ANSWER = "demo:answer";
 const KEPT = 60; // messages in a feed
 const QUIET_FOR = 4000; // ms without a word until the server is asked to continue: the process that wrote the answer may be gone
-
-const post = (path, body) =>
-  fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
 
 function element(tag, className, text = "") {
   const made = document.createElement(tag);
@@ -23,7 +20,10 @@ function element(tag, className, text = "") {
 const published = new Map();
 
 class Feed {
-  constructor(user) {
+  #untold = 0;
+
+  constructor(user, name) {
+    this.name = name;
     this.list = find(user).querySelector("ol");
     this.output = find(user).querySelector(".state");
   }
@@ -45,6 +45,14 @@ class Feed {
     item.append(element("p", "", text), foot);
     this.#add(item);
     if (published.has(id)) this.explain(id);
+    if (kind !== "earlier") this.#tell(text);
+  }
+
+  /** Tell screen readers how many messages have come, or what the only one says. */
+  #tell(text) {
+    this.#untold += 1;
+    const words = this.#untold === 1 ? `${this.name}: ${text}` : `${this.name} got ${this.#untold} messages.`;
+    tell(this.name, words, () => (this.#untold = 0));
   }
 
   /** Mark a message that only admins get. */
@@ -77,8 +85,8 @@ class Feed {
   }
 }
 
-const ada = new Feed("ada");
-const bob = new Feed("bob");
+const ada = new Feed("ada", "Ada");
+const bob = new Feed("bob", "Bob");
 const start = { [LAB]: Number(page.since), [ANSWER]: Number(page.answerSince) };
 
 // Ids up to these are older than the page, or were published while the connection was cut.
@@ -159,6 +167,10 @@ form.addEventListener("submit", async (event) => {
 
 // Cut
 
+// A button that is disabled loses the focus, so it only looks so, and does nothing.
+const off = (button, is) => button.setAttribute("aria-disabled", is);
+const isOff = (button) => button.ariaDisabled === "true";
+
 let mending = 0;
 let ticking = 0;
 
@@ -167,7 +179,7 @@ function cut(seconds) {
   const since = performance.now();
   document.body.classList.add("is-cut");
   find("cut").textContent = "Reconnect";
-  find("cut-for").disabled = true;
+  off(find("cut-for"), true);
   find("verdict").hidden = true;
   ada.line("connection cut", "away");
   const show = () => {
@@ -184,14 +196,15 @@ function cut(seconds) {
 /** Ask the database for the missed messages, reconnect with the cursor, and compare. */
 async function mend() {
   clearTimeout(mending);
-  find("cut").disabled = true;
+  if (isOff(find("cut"))) return;
+  off(find("cut"), true);
   let missed;
   try {
     const answer = await fetch(`lab/missed?after=${wire.cursors[LAB]}&tab=${tab}`);
     if (!answer.ok) throw new Error(answer.status);
     missed = await answer.json();
   } catch {
-    find("cut").disabled = false;
+    off(find("cut"), false);
     mending = setTimeout(mend, 3000);
     return;
   }
@@ -206,7 +219,8 @@ async function mend() {
     clearInterval(ticking);
     document.body.classList.remove("is-cut");
     find("cut").textContent = "Cut";
-    find("cut").disabled = find("cut-for").disabled = false;
+    off(find("cut"), false);
+    off(find("cut-for"), false);
     find("cut-hint").textContent = "Publish meanwhile, and see what is replayed.";
     judge(missed.ids);
   };
@@ -226,8 +240,10 @@ function judge(ids) {
       : "Nothing was published meanwhile, so nothing was replayed.";
 }
 
-find("cut").addEventListener("click", () => (wire.state === "cut" ? mend() : cut(0)));
-find("cut-for").addEventListener("click", () => cut(5));
+find("cut").addEventListener("click", () => {
+  if (!isOff(find("cut"))) wire.state === "cut" ? mend() : cut(0);
+});
+find("cut-for").addEventListener("click", () => isOff(find("cut-for")) || cut(5));
 find("reload").addEventListener("click", () => location.reload());
 
 // The answer
@@ -253,7 +269,7 @@ wire.addEventListener(ANSWER, ({ detail: { id, event, data } }) => {
     for (const button of find("topics").children) {
       const chosen = button.dataset.topic === message.topic;
       button.ariaPressed = String(chosen);
-      button.disabled = true;
+      off(button, true);
       if (chosen) find("source").textContent = button.dataset.source;
     }
   } else if (answer?.id !== message.answer) return;
@@ -265,15 +281,16 @@ wire.addEventListener(ANSWER, ({ detail: { id, event, data } }) => {
     find("words").append(element("span", old ? "again" : "", message.text), " ");
   } else if (event === "answer.end") {
     find("words").className = "";
-    for (const button of find("topics").children) button.disabled = false;
+    for (const button of find("topics").children) off(button, false);
     answer.done = true;
+    tell("answer", "The answer is complete.");
   }
   showCount();
 });
 wire.addEventListener("gap", ({ detail }) => detail.stream === ANSWER && location.reload());
 
 for (const button of find("topics").children) {
-  button.addEventListener("click", () => post("lab/answer", { topic: button.dataset.topic }).catch(() => {}));
+  button.addEventListener("click", () => isOff(button) || post("lab/answer", { topic: button.dataset.topic }).catch(() => {}));
 }
 
 setInterval(() => {

@@ -15,12 +15,14 @@ import bottle
 from ..core.cursor import parse_cursor
 from ..core.names import check_data, check_event
 from ..errors import InvalidArgument, InvalidCursor, PgbusError
-from . import answers, pages, visitors
+from . import answers, manual, pages, visitors
+from .hello import admit
 
 if TYPE_CHECKING:
     from pgbus_gevent import Bus
 
     from .answers import Writer
+    from .rates import Rates
 
 STREAM = "demo:lab"
 SHOWN = 12
@@ -29,12 +31,21 @@ MAX_TEXT, MAX_EVENT = 500, 60
 """The most characters of a text, and of an event."""
 MAX_MISSED = 500
 
+WELCOME = (
+    ("Welcome. Publish something: Ada and Bob get it at the same moment.", None),
+    ("Only admins get this one: Ada does, Bob does not.", visitors.ADMINS),
+    ("Cut Ada’s connection, publish, and reconnect: she gets what she missed, in order.", None),
+)
+"""The first messages, each with its audience."""
+
+_IS_EMPTY = "select not exists (select from pgbus.messages where stream = %s)"
+_GREET = "select pgbus.broadcast(%s, %s, visible_to => %s, key => %s)"
 _PUBLISH = "select pgbus.broadcast(%s, %s, event => %s, visible_to => %s, exclude => %s)"
 
 
-def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, *, prefix: str = "/pgbus") -> None:
+def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, rates: Rates, *, prefix: str = "/pgbus") -> None:
     """Add the lab's routes to an application. The streams ``demo:*`` must be public, and a filter ``admins`` must exist."""
-    lab = _Lab(bus, writer, prefix)
+    lab = _Lab(bus, writer, rates, prefix)
     app.get("/lab")(lab.show_page)
     app.get("/lab/missed")(lab.show_missed)
     app.post("/lab/publish")(lab.publish)
@@ -42,9 +53,10 @@ def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, *, prefix: str = "/pgb
 
 
 class _Lab:
-    def __init__(self, bus: Bus, writer: Writer, prefix: str) -> None:
+    def __init__(self, bus: Bus, writer: Writer, rates: Rates, prefix: str) -> None:
         self._bus = bus
         self._writer = writer
+        self._rates = rates
         self._prefix = prefix
         self._prepared = False
 
@@ -63,6 +75,8 @@ class _Lab:
             raise pages.unavailable(error) from error
 
     def show_page(self) -> bottle.HTTPResponse:
+        with self._transaction() as database_cursor:
+            _welcome(database_cursor)
         with self._transaction("repeatable read") as database_cursor:
             start = pages.cursor_before(database_cursor, STREAM, SHOWN)
             watermark = self._bus.stream(STREAM).last_id(using=database_cursor)
@@ -78,6 +92,7 @@ class _Lab:
             answer_since=answer_watermark if answer is None else answer.before,
             answer_watermark=answer_watermark,
             topics=answers.TOPICS,
+            docs=manual.link(),
             max_text=MAX_TEXT,
             max_event=MAX_EVENT,
         )
@@ -110,6 +125,7 @@ class _Lab:
             raise pages.refusal(400, f"the event must have at most {MAX_EVENT} characters")
         if audience not in (None, visitors.ADMINS) or not (exclude is None or visitors.is_tab(exclude)):
             raise pages.refusal(400, "there is no such audience")
+        admit(self._rates)
         try:
             arguments = (STREAM, check_data(text.strip()), check_event(event), audience, exclude)
             with self._bus.transaction() as database_cursor:
@@ -132,6 +148,21 @@ class _Lab:
                 begun = answers.start(database_cursor, topic)
         self._writer.wake()
         return pages.json_answer({"begun": begun}, 201 if begun else 200)
+
+
+def _welcome(database_cursor: Any) -> None:
+    """Publish the first messages and start an answer if there are none to show: at the first visit, or after the retention."""
+    database_cursor.execute(_IS_EMPTY, (STREAM,))
+    (empty,) = database_cursor.fetchone()
+    answered = answers.latest(database_cursor) is not None
+    if not empty and answered:
+        return
+    if empty:
+        for number, (text, audience) in enumerate(WELCOME):
+            # The key is for two visitors who come at the same time.
+            database_cursor.execute(_GREET, (STREAM, text, audience, f"welcome-{number}"))
+    if not answered:
+        answers.start(database_cursor, next(iter(answers.TOPICS)))
 
 
 _TEMPLATE = pages.template("lab.html")

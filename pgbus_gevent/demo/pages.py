@@ -9,7 +9,17 @@ from typing import Any
 
 import bottle
 
-__all__ = ["HEADERS", "add_assets", "cursor_before", "json_answer", "posted", "refusal", "template", "unavailable"]
+__all__ = [
+    "HEADERS",
+    "add_assets",
+    "cursor_before",
+    "json_answer",
+    "posted",
+    "posted_text",
+    "refusal",
+    "template",
+    "unavailable",
+]
 
 FOLDER = Path(__file__).parent
 ASSETS = {
@@ -19,6 +29,8 @@ ASSETS = {
     "site.js": "text/javascript",
     "board.js": "text/javascript",
     "lab.js": "text/javascript",
+    "hello.js": "text/javascript",
+    "latency.js": "text/javascript",
 }
 
 HEADERS = {
@@ -87,16 +99,28 @@ def posted() -> dict[str, Any]:
     # A page of another site can post this type only after a CORS preflight, which fails.
     if bottle.request.content_type.partition(";")[0].strip().lower() != "application/json":
         raise refusal(415, "post application/json")
-    length = bottle.request.content_length
-    if not 0 <= length <= MAX_BODY:
-        raise refusal(411 if length < 0 else 413, f"post at most {MAX_BODY} bytes, with a Content-Length")
     try:
-        found = json.loads(bottle.request.body.read(MAX_BODY))
+        found = json.loads(_body())
     except (ValueError, RecursionError):
         raise refusal(400, "the body is not JSON") from None
     if not isinstance(found, dict):
         raise refusal(400, "post a JSON object")
     return found
+
+
+def posted_text() -> str:
+    """Return the body of a POST by a program. Raises the HTTP response if it is too long or no text."""
+    try:
+        return _body().decode()
+    except UnicodeDecodeError:
+        raise refusal(400, "the body is not UTF-8") from None
+
+
+def _body() -> bytes:
+    length = bottle.request.content_length
+    if not 0 <= length <= MAX_BODY:
+        raise refusal(411 if length < 0 else 413, f"post at most {MAX_BODY} bytes, with a Content-Length")
+    return bytes(bottle.request.body.read(MAX_BODY))
 
 
 def refusal(status: int, why: str) -> bottle.HTTPResponse:

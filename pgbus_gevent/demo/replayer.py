@@ -145,8 +145,9 @@ class Replayer:
             events = [event for event in events if event.at <= clock]
         rows = [board.Row.of(event) for event in events]
         board.write_rows(cursor, rows, clock)
+        at = board.now(cursor) if rows else 0.0  # for the pages, which show how long a change takes
         for row in rows:
-            message = row.fields | {"clock": clock.isoformat()}
+            message = row.fields | {"clock": clock.isoformat(), "at": at}
             self._stream.broadcast(json.dumps(message), event="flight", using=cursor)
         return clock
 

@@ -31,6 +31,29 @@ else {
   addEventListener("pageshow", forget);
 }
 
+/** Post JSON to a route of the demo. */
+export const post = (path, body) =>
+  fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+
+// What screen readers are told: at most one sentence of each kind in a while, however much happens on the page.
+
+const TELL_EVERY = 5000; // ms
+const news = new Map();
+let telling;
+let told = -TELL_EVERY;
+
+/** Tell screen readers, soon. `words` replace those of the same kind that have not been told yet. `done` is called when they are. */
+export function tell(kind, words, done = () => {}) {
+  news.set(kind, { words, done });
+  telling ??= setTimeout(() => {
+    telling = undefined;
+    told = performance.now();
+    find("announcer").textContent = [...news.values()].map(({ words }) => words).join(" ");
+    for (const { done } of news.values()) done();
+    news.clear();
+  }, Math.max(0, told + TELL_EVERY - performance.now()));
+}
+
 const STATES = {
   connecting: "Connecting",
   open: "Live",

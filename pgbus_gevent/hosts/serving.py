@@ -88,7 +88,8 @@ def _build(settings: Settings, app_name: str | None, stated: frozenset[str], sta
         return _beside(instance, bare.edge, None)
     if app_name is None:
         demo = _demo(instance, stack)
-        return _beside(instance, demo.app_at(settings.host), demo.authorize)
+        served = _beside(instance, demo.app_at(settings.host), demo.authorize)
+        return served._replace(application=demo.publishing(served.application))
     application = load_app(app_name)
     # If the application has an Instance without a StreamApp, it serves the streams in its own way.
     own = with_streams() or [other for other in instances() if other is not instance]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
+from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
+import gevent
 import pytest
 from browser_fixtures import PATIENT
 from browser_parts import Browser, Page, Profile, missing
 from demo_parts import running_demo
 from gevent.event import Event
+from page_shape_parts import check_fit, listen, spoken, tab_through
 from site_parts import Site
 from support import holds, until
 
@@ -100,6 +106,13 @@ def click(page: Page, selector: str) -> None:
     page.eval("(selector) => document.querySelector(selector).click()", selector)
 
 
+def wait_for_the_answer(lab: Page) -> None:
+    """Wait until no answer is being written: a visit begins one if there is none to show."""
+    lab.until(
+        "document.getElementById('words').className === '' && document.querySelector('#words span')", "it is whole"
+    )
+
+
 def hold_the_clock(site: Site, lease: str) -> None:
     with site.bus.transaction() as cursor:
         cursor.execute(f"update demo_clock set (owner, leased_until) = row({lease})")
@@ -144,19 +157,190 @@ def test_the_board_shows_a_message_to_its_stream(visitor: Profile, site: Site) -
     until(lambda: page.eval(texts)[:2] == ["<i>now</i>", "before"], "both are there, the newest first")
 
 
-@pytest.mark.parametrize("path", ["/", "/lab"])
-def test_a_page_is_light_by_day_dark_by_night_and_fits_a_phone(visitor: Profile, path: str) -> None:
-    page = arrive(visitor, path)
+def greetings(page: Page) -> list[str]:
+    return list(page.eval("[...document.querySelectorAll('#greetings span')].map((span) => span.textContent)"))
+
+
+@pytest.mark.parametrize("name", ["sql", "program", "http", "follow"])
+def test_a_copied_command_does_in_a_shell_what_it_says(
+    visitor: Profile, browser: Browser, site: Site, tmp_path: Path, name: str
+) -> None:
+    page = arrive(visitor, "/")
+    page.do(f"await page.context().grantPermissions(['clipboard-read', 'clipboard-write'], {{ origin: '{site.url}' }})")
+    click(page, f"#command-{name} [data-copy]")
+    page.until(f"document.querySelector('#command-{name} b').textContent === 'Copied'")
+    command = page.eval("navigator.clipboard.readText()")
+    assert command == page.eval(f"document.querySelector('#command-{name} code').textContent")
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("PGBUS_", "DATABASE_"))}
+    shell: Any = Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=tmp_path, env=own)
+    try:
+        if name == "follow":
+            begin_anew(site)
+            with gevent.Timeout(60):
+                while b"event: flight" not in shell.stdout.readline():
+                    pass
+        else:
+            until(lambda: shell.poll() is not None, "it ends", 60)
+            assert shell.returncode == 0, shell.stdout.read()
+            word = {"sql": "SQL", "program": "the shell", "http": "curl"}[name]
+            until(lambda: greetings(page)[:1] == [f"Hello from {word}"], "it is on the page")
+    finally:
+        shell.kill()
+        shell.wait(10)
+        shell.stdout.close()
+
+
+def test_a_visitor_publishes_with_the_keyboard_and_sees_how_long_it_took(visitor: Profile) -> None:
+    page = arrive(visitor, "/")
+    page.do(
+        "await page.focus('#say input'); await page.keyboard.type('<b>mine</b>'); await page.keyboard.press('Enter')"
+    )
+    until(lambda: greetings(page)[:1] == ["<b>mine</b>"], "it is there")
+    page.until("/^Published. It was on this screen \\d+ ms after/.test(document.getElementById('said').textContent)")
+    page.until("/^\\d+ ms$/.test(document.querySelector('#greetings time').textContent)")
+    assert page.eval("document.querySelector('#say input').value") == ""
+    page.do("await page.fill('#say input', 'x'.repeat(400)); await page.keyboard.press('Enter')")
+    until(lambda: greetings(page)[:1] == ["x" * 280], "no more than is allowed")
+
+
+def test_what_cannot_be_published_is_said(visitor: Profile) -> None:
+    page = arrive(visitor, "/")
+    page.eval("void (document.querySelector('#say input').maxLength = 500)")
+    page.do("await page.fill('#say input', 'x'.repeat(300)); await page.keyboard.press('Enter')")
+    page.until("document.getElementById('said').textContent.startsWith('Not published: the text must have')")
+    assert page.eval("document.querySelector('#say input').value.length") == 300, "what was typed is kept"
+
+
+def test_the_board_shows_the_milliseconds_from_the_commit_to_the_screen(visitor: Profile, site: Site) -> None:
+    """The figure is right although the clock of the browser is wrong by an hour."""
+    wrong = "{ const now = performance.timeOrigin + 3_600_000; Object.defineProperty(performance, 'timeOrigin', { value: now }); }"
+    page = visitor.open("/", init=wrong)
+    page.until(OPEN)
+    begin_anew(site)
+    shown = page.until("document.getElementById('latency').textContent.match(/^(\\d+) ms ± (\\d+)$/)?.slice(1)")
+    assert shown
+    took, error = page.eval("document.getElementById('latency').textContent.match(/\\d+/g).map(Number)")
+    assert took < 20_000 and error < 20_000, "neither an hour nor a day"
+    assert "clock" in page.eval("document.getElementById('latency').parentElement.title")
+
+
+def test_a_board_that_is_held_stands_still_and_misses_nothing(visitor: Profile, site: Site) -> None:
+    page = arrive(visitor, "/")
+    begin_anew(site)
+    page.until("document.querySelectorAll('#rows tr').length > 5")
+    page.do("await page.emulateMedia({ reducedMotion: 'reduce' })")  # no flap is turning still
+    settled = (
+        "[...document.querySelectorAll('.flap[data-text]')].every((flap) => flap.dataset.text === flap.textContent)"
+    )
+    page.until(settled)
+    click(page, "#hold")
+    rows = page.eval("document.getElementById('rows').innerHTML")
+    before = number(page, "messages")
+    until(lambda: number(page, "messages") > before + 3, "messages come")
+    page.until("/^[1-9]\\d* waiting$/.test(document.getElementById('held').textContent)")
+    assert page.eval("document.getElementById('rows').innerHTML") == rows
+    click(page, "#hold")
+    page.until(f"document.getElementById('rows').innerHTML !== {json.dumps(rows)}", "it goes on")
+
+
+@pytest.mark.parametrize("path", ["/", "/lab", "/docs/README.md"])
+def test_a_page_is_light_by_day_dark_by_night_and_fits_any_window(visitor: Profile, path: str) -> None:
+    page = visitor.open(path, init=WATCH)
+    if "docs" not in path:
+        page.until(OPEN, "it is live")
     brightness = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number))"
     for scheme in ("light", "dark"):
         page.do(f"await page.emulateMedia({{ colorScheme: '{scheme}' }})")
         assert (page.eval(brightness) > 128) is (scheme == "light")
-    for width in (1280, 800, 390, 340):
-        page.do(f"await page.setViewportSize({{ width: {width}, height: 800 }})")
-        assert page.eval("document.documentElement.scrollWidth - innerWidth") <= 0, width
+    check_fit(page)
     hosts = "new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).host))"
     assert page.eval(f"[...{hosts}].join()") == page.eval("location.host")
     assert page.eval("broken") == []
+
+
+def test_the_pages_lead_to_the_documentation_the_lab_and_the_console(visitor: Profile, site: Site) -> None:
+    page = arrive(visitor, "/")
+    links = page.eval("[...document.querySelectorAll('.about a')].map(({ textContent, href }) => [textContent, href])")
+    assert [name for name, _ in links] == ["Docs", "Lab", "Console"]
+    status = "async (url) => { const answer = await fetch(url); return [answer.status, (await answer.text()).length > 200]; }"
+    assert [page.eval(status, href) for _, href in links[:2]] == [[200, True]] * 2
+    assert page.eval(status, links[2][1])[0] in (200, 401, 403), "it is there, for those who have the token"
+
+
+# without a mouse, without colours, without a screen ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "reached"),
+    [
+        ("/", ["Docs", "hold", "more", "text", "Publish", "Copy the command: SQL"]),
+        ("/lab", ["Docs", "text", "event", "audience", "quiet", "cut", "cut-for", "reload"]),
+    ],
+)
+def test_everything_can_be_reached_by_keyboard_and_the_focus_is_seen(
+    visitor: Profile, site: Site, path: str, reached: list[str]
+) -> None:
+    page = arrive(visitor, path)
+    if path == "/":
+        begin_anew(site)
+        page.until("!document.getElementById('more').hidden")
+    names = tab_through(page)
+    assert [name for name in reached if name not in names] == [], names
+
+
+def test_the_focus_stays_where_the_visitor_is(lab: Page, visitor: Profile, site: Site) -> None:
+    """A button that cannot be used for the moment keeps the focus."""
+    wait_for_the_answer(lab)
+    for button in ("#cut", "[data-topic=sea]"):
+        lab.do(f"await page.focus('{button}'); await page.keyboard.press('Enter')")
+        assert lab.eval(f"document.activeElement.matches('{button}')")
+    lab.do("await page.focus('#cut'); await page.keyboard.press('Enter')")
+    lab.until("!document.getElementById('verdict').hidden")
+    assert lab.eval("document.activeElement.id") == "cut"
+    lab.until("document.querySelector('[data-topic=sea]').ariaDisabled === 'true'", "the answer is being written")
+    board = arrive(visitor, "/")
+    begin_anew(site)
+    board.until("!document.getElementById('more').hidden")
+    board.do("await page.focus('#more'); await page.keyboard.press('Enter')")
+    assert board.eval("document.activeElement.id") == "board-title"
+
+
+def test_without_colours_a_choice_is_seen_by_its_border(lab: Page, visitor: Profile) -> None:
+    board = arrive(visitor, "/")
+    look = """([one, other]) => [one, other].map((selector) => {
+      const { borderTopColor, borderTopWidth, outlineStyle } = getComputedStyle(document.querySelector(selector));
+      return [borderTopColor, borderTopWidth, outlineStyle].join();
+    })"""
+    for page, pair in (
+        (board, ["[data-airport=''][aria-pressed=true]", "[data-airport='JFK']"]),
+        (board, [".pages [aria-current]", ".pages a:not([aria-current])"]),
+        (lab, [".choice input:checked + span", ".choice input:not(:checked) + span"]),
+    ):
+        page.do("await page.emulateMedia({ forcedColors: 'active' })")
+        one, other = page.eval(look, pair)
+        assert one != other, pair
+    borders = "[...document.querySelectorAll('button')].map((one) => getComputedStyle(one).borderTopStyle).join()"
+    for page in (board, lab):
+        assert set(page.eval(borders).split(",")) == {"solid"}, "each button has an edge"
+
+
+def test_screen_readers_are_told_a_summary_and_not_each_change(lab: Page, visitor: Profile, site: Site) -> None:
+    board = arrive(visitor, "/")
+    pages = (board, lab)
+    wait_for_the_answer(lab)
+    for page in pages:
+        listen(page)
+    for n in range(20):
+        for name in ("hello", "lab"):
+            site.bus.stream(f"demo:{name}").broadcast(f"number {n}")
+    for page in pages:
+        page.until("document.body.textContent.includes('number 19')")
+    until(lambda: any("20" in words or "19" in words for _, words in spoken(board)), "it is told how many", 40)
+    until(lambda: any("Bob got" in words for _, words in spoken(lab)), "it is told how many", 40)
+    for page in pages:
+        times = [at for at, _ in spoken(page)]
+        # However slow this machine is, the pauses are never shorter.
+        assert all(later - earlier > 4000 for earlier, later in pairwise(times)), spoken(page)
 
 
 # the lab -------------------------------------------------------------------------------------------------------------
@@ -315,9 +499,12 @@ def test_an_answer_continues_after_a_reload_without_a_gap(lab: Page, monkeypatch
             reloaded.wait(60)
         return step(writer)
 
+    wait_for_the_answer(lab)
     monkeypatch.setattr(Writer, "step", step_but_wait_for_the_reload)
     click(lab, "[data-topic=woods]")
-    lab.until("document.querySelectorAll('#words span').length > 10", "it is being written")
+    lab.until(
+        "document.querySelector('#words.writing') && document.querySelectorAll('#words span').length > 10", "words come"
+    )
     lab.do("await page.reload()")
     lab.until(OPEN)
     lab.until("document.querySelector('#words.writing') !== null", "it is being written still")

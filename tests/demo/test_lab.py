@@ -18,6 +18,7 @@ from support import until
 from pgbus_gevent import Bus, Subscriber
 from pgbus_gevent.demo import answers, lab, visitors
 from pgbus_gevent.demo.answers import TOPICS, Writer
+from pgbus_gevent.demo.rates import Rates
 from pgbus_gevent.testing.databases import TestDatabases
 
 TAB = "0123456789abcdef01234567"
@@ -59,7 +60,20 @@ def test_a_page_has_nothing_in_it_that_its_policy_forbids(site: Site, path: str)
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources and not [source for source in sources if source.startswith(("//", "http"))]
-    assert {"./", "lab"} <= set(sources)
+    assert {"./", "lab", "docs/README.md", "/pgbus/console"} <= set(sources)
+
+
+def test_the_first_visitor_finds_messages_and_an_answer(pgbus_database: str) -> None:
+    with running_demo(pgbus_database) as site:
+        for _ in range(2):
+            assert attributes(site)["since"] == "0"
+        found = site.bus.stream(lab.STREAM).read_after(0)
+        assert [(message.data, message.visible_to) for message in found] == list(lab.WELCOME)
+        until(lambda: len(words(site.bus)) > 3, "an answer is being written")
+        with site.bus.transaction() as cursor:
+            cursor.execute("delete from pgbus.messages where stream = %s", (lab.STREAM,))  # as the retention does
+        attributes(site)
+        assert len(site.bus.stream(lab.STREAM).read_after(0)) == len(lab.WELCOME)
 
 
 def test_the_lab_begins_with_the_newest_messages(site: Site) -> None:
@@ -71,7 +85,7 @@ def test_the_lab_begins_with_the_newest_messages(site: Site) -> None:
 def test_while_the_database_is_away_the_lab_says_so() -> None:
     bus = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
     app = bottle.Bottle()
-    lab.add_lab(app, bus, Writer(bus))
+    lab.add_lab(app, bus, Writer(bus), Rates())
     seen: list[str] = []
     app({"REQUEST_METHOD": "GET", "PATH_INFO": "/lab"}, lambda status, headers, *more: seen.append(status))
     assert seen[0].startswith("503")
@@ -229,6 +243,14 @@ def ask_for(bus: Bus, topic: str) -> bool:
         return answers.start(cursor, topic)
 
 
+def finished(bus: Bus) -> bool:
+    """Whether no answer is being written."""
+    with bus.transaction() as cursor:
+        answers.prepare(cursor)
+        found = answers.latest(cursor)
+    return found is None or found.finished
+
+
 def hold_the_lease(bus: Bus) -> None:
     """Make the lease of the last step a minute longer, if it has one, because this process may stand still for some seconds."""
     with bus.transaction() as cursor:
@@ -236,6 +258,7 @@ def hold_the_lease(bus: Bus) -> None:
 
 
 def test_an_answer_that_is_asked_for_twice_is_written_once(site: Site, post: Callable[..., Answer]) -> None:
+    until(lambda: post("/lab/answer", {}) and finished(site.bus), "the one that a visit has begun is finished")
     found = [post("/lab/answer", {"topic": topic}).status for topic in ("woods", "woods", "sea")]
     assert found == [201, 200, 200]
     whole = list(enumerate(TOPICS["woods"].words))

@@ -25,7 +25,7 @@ def running_demo(database_url: str, **changes: Any) -> Iterator[Site]:
             answer: Iterable[bytes] = chosen(environ, start_response)
             return answer
 
-        site.app = app
+        site.app = demo.publishing(app)
         demo.start()
         try:
             yield site

@@ -31,6 +31,9 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if not path.
 
 def orders(example: Program, bus: Bus) -> None:
     """A page that was being made while orders came is brought up to date, and stays so."""
+    assert "a plum cake" in example.page(), "the page is not empty"
+    with bus.transaction() as cursor:
+        cursor.execute("truncate orders restart identity")
     evil = "</script><b>tea</b>"
     assert example.post("/orders", item=evil).status == 303
     slow = gevent.spawn(example.page, "/?slow=0.5")
@@ -83,6 +86,11 @@ def chat(example: Program, bus: Bus) -> None:
     cookie = answer.headers["set-cookie"].split(";")[0]
     path = path_in(answer.body.decode())
     assert path.endswith("?replay=50")
+    example.page("/garden")
+    (welcome,) = bus.stream("chat:garden")
+    assert "Welcome to the garden" in welcome.data, "once, whoever comes"
+    with bus.transaction() as cursor:
+        cursor.execute("truncate pgbus.messages")
     assert example.get(path).status == 403, "a guest without a name may not follow the room"
     assert example.post("/garden/say", text="hello").status == 403
 
@@ -120,6 +128,9 @@ def chat(example: Program, bus: Bus) -> None:
 
 def bakery(example: Program, bus: Bus) -> None:
     """A slow page is brought up to date. Each change is one message, with the row as on the page and the number of orders."""
+    assert "a rye bread" in example.page(), "the page is not empty"
+    with bus.transaction() as cursor:
+        cursor.execute("truncate bakery restart identity")
     assert example.post("/orders", item="<b>rye</b>").status == 204
     for on_page in range(1, 6):
         slow = gevent.spawn(example.page, "/?slow=0.5")
@@ -152,6 +163,10 @@ def bakery(example: Program, bus: Bus) -> None:
 def assistant(example: Program, bus: Bus) -> None:
     """A page that is opened while the assistant writes gets the words before and after, each once."""
     conversation = urlsplit(example.get("/").headers["location"]).path
+    path = path_in(example.page(conversation))
+    with example.watch(path, 0) as first:
+        assert words(first).startswith("An assistant whose answers")
+    conversation = conversation.rpartition("/")[0] + "/another"  # without a first answer
     path = path_in(example.page(conversation))
     assert example.post(conversation, question="?").status == 400
     assert example.post(conversation, question="Why live in the woods?").status == 204
@@ -198,6 +213,9 @@ def wall(example: Program, bus: Bus) -> None:
     assert example.post("/", text="<b>hello</b>").status == 204
     with example.watch(path_in(example.page())) as client:
         assert client.next(timeout=PATIENCE).data == "<b>hello</b>"
+        assert client.next(timeout=PATIENCE).data.startswith("Welcome")
+    example.page()
+    assert len(list(bus.stream("wall"))) == 2, "once, whoever comes"
 
 
 ROUND_TRIPS: dict[str, Callable[[Program, Bus], None]] = {
@@ -240,7 +258,7 @@ def test_the_example_runs_makes_its_round_trip_and_ends_at_a_signal(
         assert "Traceback" not in example.log
 
 
-@pytest.mark.parametrize(("name", "lines"), [("bottle_orders.py", 100), ("chat.py", 150)])
+@pytest.mark.parametrize(("name", "lines"), [("bottle_orders.py", 115), ("chat.py", 165)])
 def test_the_example_is_short(name: str, lines: int) -> None:
     assert len((ROOT / "examples" / name).read_text().splitlines()) < lines
 
