@@ -25,6 +25,7 @@ pytest_plugins = [
     "database_parts",
     "release_parts",
     "browser_fixtures",
+    "js_parts",
 ]
 
 # An example that takes long is the machine's fault: this process stood still. Tests of linear time measure it themselves.

@@ -14,7 +14,6 @@ declare const globalThis: {
   };
   Turbo?: { renderStreamMessage(html: string): void };
   HTMLElement: typeof HTMLElement;
-  customElements?: CustomElementRegistry;
 };
 
 /** There is no such class where pages are rendered on a server. */
@@ -25,9 +24,9 @@ const ATTRIBUTES = ["src", "stream", "streams", "base", "since", "since-id", "cr
 class Source extends follows(Base) {
   static observedAttributes = ATTRIBUTES;
   /** A restart is due. */
-  _again = false;
+  declare _again: boolean | undefined;
   /** It changes an attribute itself. */
-  _own = false;
+  declare _own: boolean | undefined;
   /** The attribute with the cursors. */
   declare _since: string;
 
@@ -77,7 +76,7 @@ class Source extends follows(Base) {
   _message({ event, data }: Message): void {
     // Turbo puts all that it gets into the page, so it gets only its own elements.
     if (!event && data.includes("<turbo-stream")) safely(() => globalThis.Turbo?.renderStreamMessage(data));
-    if (!("htmx" in globalThis)) return;
+    if (!globalThis.htmx) return;
     for (const part of [this, ...this.querySelectorAll("[sse-swap]")])
       if (part.getAttribute("sse-swap")?.split(/[\s,]+/).includes(event || "message")) safely(() => this._swap(part, data));
   }
@@ -98,8 +97,11 @@ export interface PgbusStreamSource extends HTMLElement, Follower {
   removeEventListener: ListensToMessages["removeEventListener"];
 }
 
-if (globalThis.customElements && !customElements.get("pgbus-stream-source"))
+try {
   customElements.define("pgbus-stream-source", Source as never);
+} catch {
+  // Another copy of this module has defined it; or this is no page.
+}
 
 declare global {
   interface HTMLElementTagNameMap {

@@ -31,7 +31,7 @@ export type Tidings = { keys: string[] } & (
 type Wants = Map<string, Cursor>;
 
 /** What goes over the channel, each with the number of the tab that it comes from. */
-type Post = { from: string } & (
+type Post = { from: number } & (
   | { t: "who" }
   | { t: "want"; wants: Wants; woken?: boolean | undefined }
   | Tidings
@@ -54,11 +54,11 @@ export class Hub {
   _subs = new Set<Subscription>();
   _lines: Line[] = [];
   /** The cursors that each other tab wants to start from. */
-  _others = new Map<string, Wants>();
+  _others = new Map<number, Wants>();
   /** The identity for each stream, from the server. */
   _known = new Map<string, string>();
   /** The number of this tab. */
-  _tab = `${Math.random()}`;
+  _tab = Math.random();
   /** How often in a row the identity was another one. */
   _moves = 0;
   /** The most streams that the server takes on one connection. */
@@ -70,34 +70,35 @@ export class Hub {
   declare _credentials: RequestCredentials;
   /** The identity for all: undefined until it is known, empty if the server has none. */
   declare _identity: string | undefined;
-  _leads = false;
-  _due = false;
+  declare _leads: boolean | undefined;
+  declare _due: boolean | undefined;
   /** The name of lock and channel. */
-  _name = "";
+  declare _name: string;
   /** Aborted when this tab takes part no more. */
   declare _joined: AbortController | undefined;
   declare _channel: BroadcastChannel | undefined;
   /** The number of the leading tab. */
-  declare _leader: string | undefined;
+  declare _leader: number | undefined;
   /** The connection's id in the leading tab. */
   declare _connection: string | undefined;
   /** When the leader was last heard. */
-  declare _heard: number | undefined;
-  /** When this tab last looked, by two clocks. */
-  _looked = 0;
-  _wall = 0;
+  _heard = -Infinity;
+  /** When this tab last looked, and how far the clock of the wall was ahead then. */
+  declare _looked: number;
+  declare _ahead: number;
   declare _check: ReturnType<typeof setInterval> | undefined;
-  declare _timer: ReturnType<typeof setTimeout> | undefined;
+  declare _timer: ReturnType<typeof setTimeout> | 0 | undefined;
   declare _answer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(key: string, base: string, query: string, credentials: RequestCredentials, tabs: boolean, identity?: string) {
+    hubs.set(key, this);
     this._key = key;
     this._base = base;
     this._query = query;
     this._credentials = credentials;
     this._identity = identity;
     // Elsewhere than on a page, there are no tabs.
-    this._tabs = tabs && "document" in globalThis && "locks" in navigator;
+    this._tabs = !!(tabs && globalThis.document && navigator.locks);
     this._most = query.includes("&replay=") ? 1 : 32;
   }
 
@@ -106,7 +107,7 @@ export class Hub {
     if (this._subs.size && !this._joined) this._join();
     if (later) {
       this._timer ||= setTimeout(() => {
-        this._timer = undefined;
+        this._timer = 0;
         if (this._subs.size) return this._sync();
         this._leave();
         hubs.delete(this._key);
@@ -115,7 +116,7 @@ export class Hub {
       this._due = true;
       soon(() => {
         this._due = false;
-        if (this._subs.size) this._sync();
+        this._sync();
       });
     }
   }
@@ -238,7 +239,7 @@ export class Hub {
   }
 
   _sync(): void {
-    if (!this._joined) return;
+    if (!this._joined || !this._subs.size) return;
     if (this._leads) this._arrange();
     else this._ask();
   }
@@ -337,7 +338,10 @@ export class Hub {
       this._give(message);
     } else if (this._leads) {
       const { wants, woken } = message;
-      const gone = () => void (this._others.delete(from) && this._change());
+      const gone = () => {
+        this._others.delete(from);
+        this._change();
+      };
       // Granted when that tab is gone.
       if (!this._others.has(from))
         navigator.locks.request(this._name + from, { signal: this._joined!.signal }, gone).catch(() => {});
@@ -351,15 +355,13 @@ export class Hub {
   _look(woken?: boolean): void {
     if (!this._joined) return this._change();
     const now = performance.now();
-    const wall = Date.now();
-    // If the clock went further than this timer, the machine slept. If this call is late, the tab was frozen.
+    const ahead = Date.now() - now;
+    // Not a number at the first look. If that clock went further than this timer, the machine slept. If this call is late, the tab was frozen.
     const passed = now - this._looked;
-    const slept = wall - this._wall - passed;
+    const slept = ahead - this._ahead;
     this._looked = now;
-    this._wall = wall;
-    // True if nothing was heard yet.
-    const quiet = (since: number | undefined, ms: number) => !(now - since! < ms);
-    if (!this._leads && (woken || quiet(this._heard, 3 * BEAT))) this._ask(woken);
+    this._ahead = ahead;
+    if (!this._leads && (woken || now - this._heard >= 3 * BEAT)) this._ask(woken);
     for (const line of this._lines) {
       const waits = line._state === "waiting";
       if ((slept > ANSWER || passed > 3 * ANSWER) && !line._doubted) {
@@ -367,12 +369,9 @@ export class Hub {
         line._last = now - (slept > 3 * line._beat ? 3 : 1.5) * line._beat;
         line._doubted = true;
       }
-      const silent = !waits && quiet(line._last, 3 * line._beat);
+      const silent = !waits && now - line._last >= 3 * line._beat;
       if (woken && (waits || silent)) line._open();
-      else if (silent) {
-        line._abort!.abort();
-        line._ended(line._abort!, "timeout");
-      }
+      else if (silent) line._ended(line._abort!.signal, "timeout");
     }
   }
 }

@@ -38,10 +38,10 @@ export class Line {
   /** Empty if it has to be opened. */
   _state: State | "" = "";
   /** When the last bytes came. */
-  _last = 0;
-  _doubted = false;
+  declare _last: number;
+  declare _doubted: boolean;
   /** The reason of the server's farewell. */
-  _bye = "";
+  declare _bye: string;
   declare _id: string | undefined;
   declare _abort: AbortController | undefined;
   declare _timer: ReturnType<typeof setTimeout> | undefined;
@@ -67,12 +67,11 @@ export class Line {
   _stop(): void {
     clearTimeout(this._timer);
     this._abort?.abort();
-    this._abort = undefined;
   }
 
   async _open(): Promise<void> {
     this._stop();
-    const abort = (this._abort = new AbortController());
+    const { signal } = (this._abort = new AbortController());
     this._state = "connecting";
     this._bye = "";
     const { _hub: hub } = this;
@@ -81,10 +80,10 @@ export class Line {
     this._heard();
     hub._tellState(this);
     try {
-      await this._read(abort);
+      await this._read(signal);
     } catch {
       await new Promise((done) => setTimeout(done, GRACE));
-      this._ended(abort, "network");
+      this._ended(signal, "network");
     }
   }
 
@@ -94,15 +93,14 @@ export class Line {
     this._doubted = false;
   }
 
-  async _read(abort: AbortController): Promise<void> {
-    const { signal } = abort;
+  async _read(signal: AbortSignal): Promise<void> {
     const { status, headers, body } = await this._ask(this._keys, { headers: { accept: "text/event-stream" }, signal });
     if (status !== 200 || !/^text\/event-stream *(;|$)/i.test(headers.get("content-type")!)) {
       const told = headers.get("retry-after") as never;
       const sent = Date.parse(headers.get("date")!);
       // A date goes by the clock of the server, which may differ from ours by hours.
       const after = told * 1000 || Date.parse(told) - (sent || Date.now());
-      return this._ended(abort, status === 200 ? "content-type" : "status", status, after);
+      return this._ended(signal, status === 200 ? "content-type" : "status", status, after);
     }
     const reader = body!.getReader();
     const feed = parser(
@@ -111,15 +109,15 @@ export class Line {
     );
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return this._ended(abort, this._bye || "ended", status);
+      if (done) return this._ended(signal, this._bye || "ended", status);
       this._heard();
       feed(value);
     }
   }
 
   /** The connection ended; `after` is the time in ms that the server asks for. */
-  async _ended(abort: AbortController, reason: string, status = 0, after = 0): Promise<void> {
-    if (this._abort !== abort) return;
+  async _ended(signal: AbortSignal, reason: string, status = 0, after = 0): Promise<void> {
+    if (signal.aborted) return;
     const { _hub: hub, _keys: keys, _retry: retry } = this;
     const expired = reason === "expired";
     if (expired || reason === "content-type" || final(status)) {
@@ -130,7 +128,7 @@ export class Line {
         const asked = await Promise.all(
           keys.map((key) => this._ask([key], { method: "HEAD" }).then((answer) => answer.status, () => 0)),
         );
-        if (this._abort !== abort) return;
+        if (signal.aborted) return;
         gone = keys.filter((_, i) => final(asked[i]!) && (status = asked[i]!));
         if (!gone[0] && !expired) return hub._split(this);
       }
@@ -139,7 +137,7 @@ export class Line {
     this._stop();
     // Up to half the server's time more, at random, so that clients lost together do not return together. After several failures the
     // range doubles with each. A server that said goodbye has already given each client another time.
-    const more = this._fails < PROMPT ? retry / 2 : Math.min(MAX_WAIT, retry * 2 ** (this._fails - PROMPT + 2)) - retry;
+    const more = this._fails < PROMPT ? retry / 2 : Math.min(MAX_WAIT, retry * 2 ** (this._fails - (PROMPT - 2))) - retry;
     const wait = retry + (this._bye && !this._fails ? 0 : Math.random() * Math.max(0, more));
     this._fails++;
     this._state = "waiting";

@@ -13,6 +13,7 @@ export interface Target extends EventTarget {
 /** A cursor per stream, and a target for its events. */
 export class Subscription {
   declare _cursors: Map<string, Cursor>;
+  /** Of each stream that is not closed. */
   _states = new Map<string, State>();
   declare _state: State;
   declare _hub: Hub;
@@ -41,44 +42,45 @@ export class Subscription {
     [...cursors].forEach(([key, cursor], i) => {
       cursor = [since].flat()[i] ?? cursor;
       cursors.set(key, /^-?$/.test(cursor) ? undefined : +cursor);
+      this._states.set(key, "connecting");
     });
     const root = url.origin + url.pathname.replace(/\/$/, "");
     // Without sharing, it has a hub of its own.
     const id = [shared === "none" ? Math.random() : shared, credentials, root, others, identity].join(" ");
     this._hub = hubs.get(id) ?? new Hub(id, root, others, credentials, shared === "tabs", identity);
-    hubs.set(id, this._hub);
     this._hub._subs.add(this);
     this._hub._change();
     this._settle();
   }
 
   _wants(): [string, Cursor][] {
-    return [...this._cursors].filter(([key]) => this._states.get(key) !== "closed");
+    return [...this._cursors].filter(([key]) => this._states.has(key));
   }
 
   _close(): void {
     this._hub._subs.delete(this);
     this._hub._change(true);
-    this._cursors.forEach((_, key) => this._states.set(key, "closed"));
+    this._states.clear();
     this._settle();
   }
 
   /** The page is left, and may come back. */
   _restart(): void {
-    this._states.forEach((state, key) => state === "closed" || this._states.delete(key));
+    this._states.forEach((_, key) => this._states.set(key, "connecting"));
     this._settle();
   }
 
   _take(message: Tidings): void {
-    const keys = message.keys.filter((key) => this._cursors.has(key) && this._states.get(key) !== "closed");
+    const keys = message.keys.filter((key) => this._states.has(key));
     const [key] = keys;
     if (!key) return;
     const mine = this._cursors.get(key);
     if (message.t === "state") {
       const { state, at, id, close } = message;
       for (const key of keys) {
+        if (state === "closed") this._states.delete(key);
         // A connection that is reopened for another subscription is not reported.
-        if (state !== "connecting" || this._states.get(key) !== "open") this._states.set(key, state);
+        else if (state !== "connecting" || this._states.get(key) !== "open") this._states.set(key, state);
         if (this._cursors.get(key) === undefined) this._move(key, at?.get(key));
       }
       this._settle(id);
@@ -114,13 +116,13 @@ export class Subscription {
     safely(() => this._target._message?.(detail));
     this._fire("pgbus:message", detail);
     const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
-    this._fire("", 0, Object.defineProperty(typed, "detail", { value: detail }));
+    this._fire("", 0, Object.assign(typed, { detail }));
   }
 
   /** The state of several streams is the worst of theirs, but closed only if all are. */
   _settle(connectionId?: string): void {
     const streams = [...this._cursors.keys()];
-    const states = streams.map((key) => this._states.get(key) ?? "connecting");
+    const states = [...this._states.values()];
     const state = (["waiting", "connecting", "open"] as const).find((state) => states.includes(state)) ?? "closed";
     if (state === this._state) return;
     this._state = state;

@@ -12,6 +12,7 @@ PACKAGE = Path(pgbus_gevent.__file__).parent
 SUBJECTS = {
     "browser": "the element and the pages in a real browser",
     "deploy": "the files of deploy/, run or validated",
+    "js": "the client package, and applications that use it",
     "integrations": "the package in other programs: Django, Flask, asyncio",
     "docs": "the pages of the documentation, as their readers use them",
     "faults": "what may go wrong around a whole worker",

@@ -1,0 +1,38 @@
+"""The types of the client package, as applications see them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from js_parts import Package, missing, run
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+USES = Path(__file__).with_name("uses")
+STRICT = {"strict": True, "noUncheckedIndexedAccess": True, "noEmit": True, "types": [], "target": "ES2022"}
+
+
+def check(package: Package, folder: Path, resolution: str, files: dict[str, str], status: int = 0) -> str:
+    """Check the types of some files. Return what the compiler says."""
+    options = {**STRICT, "module": "NodeNext" if resolution == "NodeNext" else "ESNext", "moduleResolution": resolution}
+    settings = {"compilerOptions": options, "include": ["*.ts", "*.tsx"]}
+    return run(
+        package.application(folder, {**files, "tsconfig.json": json.dumps(settings)}), "tsc", "-p", ".", status=status
+    )
+
+
+@pytest.mark.parametrize("resolution", ["NodeNext", "Bundler"])
+def test_right_uses_have_no_errors_and_wrong_uses_have(js_package: Package, tmp_path: Path, resolution: str) -> None:
+    """A line of wrong.ts without an error would be one, because of its comment. The declarations are checked too (skipLibCheck is off)."""
+    check(js_package, tmp_path / "app", resolution, {path.name: path.read_text() for path in USES.glob("*.ts")})
+
+
+def test_each_wrong_use_is_an_error_of_its_own(js_package: Package, tmp_path: Path) -> None:
+    wrong = (USES / "wrong.ts").read_text()
+    expected = wrong.count("@ts-expect-error")
+    bare = {"wrong.ts": wrong.replace("@ts-expect-error", "")}
+    said = check(js_package, tmp_path / "app", "Bundler", bare, status=1)
+    lines = {line.partition(",")[0] for line in said.splitlines() if "error TS" in line}
+    assert len(lines) == expected > 10, said
