@@ -56,6 +56,29 @@ COUNTED = 10_000
 """The most messages of one stream that are counted, because counting reads an index entry for each."""
 
 
+class Latest(NamedTuple):
+    """A stored message as an operator sees it. ``at`` is in Unix seconds, ``size`` in bytes; ``data`` is its beginning."""
+
+    id: int
+    at: float
+    event: str | None
+    size: int
+    data: str
+    visible_to: str | None
+    exclude: str | None
+
+
+# Neither octet_length() nor left() fetches the whole of a large text. The limit is a subselect to hide it from the planner.
+_LATEST = """
+select m.msg_id, date_part('epoch', m.created_at), m.event, octet_length(m.data), left(m.data, %(letters)s), m.visible_to, m.exclude
+from pgbus.messages m
+where m.stream = %(stream)s
+      and m.msg_id > coalesce((select h.msg_id from pgbus.horizons h where h.stream = %(stream)s), 0)
+order by m.msg_id desc
+limit (select %(limit)s)
+"""
+
+
 class Listed(NamedTuple):
     """A stream with messages. ``more`` says that it has more messages than were counted."""
 
@@ -128,6 +151,10 @@ class Fleet:
         """Return the streams that have messages, by name. At most :data:`COUNTED` messages of each are counted."""
         rows = self._all(_STREAMS, (COUNTED + 1,))
         return [Listed(str(name), min(count, COUNTED), count > COUNTED, int(id), at) for name, count, id, at in rows]
+
+    def latest(self, stream: str, limit: int, letters: int) -> list[Latest]:
+        """Return the newest ``limit`` messages of a stream, newest first, with at most ``letters`` characters of their data."""
+        return [Latest(*row) for row in self._all(_LATEST, {"stream": stream, "limit": limit, "letters": letters})]
 
     def retained(self, stream: str) -> dict[str, Any]:
         """Return how many messages of a stream are kept (``count``), and whether there are ``more`` than were counted."""

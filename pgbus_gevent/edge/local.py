@@ -51,6 +51,10 @@ class LocalRoll:
         now = time()
         return [_Worker(id, host, pid, now - started_at, now - written_at, facts)]
 
+    def latest(self, stream: str, limit: int, letters: int) -> NoReturn:
+        """Raise :class:`DatabaseUnavailable`, because only the origin keeps the messages of a stream."""
+        raise DatabaseUnavailable("an edge keeps no messages of a stream: look at the origin's console")
+
     def retained(self, stream: str) -> NoReturn:
         """Raise :class:`DatabaseUnavailable`, because only the origin could count the messages of a stream."""
         raise DatabaseUnavailable(

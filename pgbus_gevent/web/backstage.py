@@ -73,9 +73,9 @@ class Backstage:
     # for the roll call
 
     def facts(self) -> dict[str, Any]:
-        """The samples of the metrics, for a scrape that reaches another worker."""
+        """The samples of the metrics, for a scrape that reaches another worker, and sums for the consoles of the others."""
         self.feed.note()
-        return {"samples": packed(self.metrics.collect())}
+        return {"samples": packed(self.metrics.collect()), **self.feed.sums()}
 
     def listening(self) -> AbstractContextManager[None]:
         """Keep warnings while the worker runs."""

@@ -17,10 +17,11 @@ import bottle
 
 from ..core import sse
 from ..core.names import check_name
-from ..errors import DatabaseError, InvalidArgument
+from ..errors import InvalidArgument
 from ..streamer.instance import Instance
 from . import requests
 from .feed import Feed, frame
+from .operator_messages import OperatorMessages
 from .operators import COOKIE, SESSION, Operators, is_behind_tls
 from .responses import Answer, Environ, Headers, Refused, StartResponse, json_answer, send, stream_headers, text
 from .tables import CONNECTION_COLUMNS, STREAM_COLUMNS, Tables, Wanted
@@ -40,9 +41,16 @@ _POLICY: Headers = [
     ("referrer-policy", "no-referrer"),
     ("cross-origin-resource-policy", "same-origin"),
 ]
+MAX_PUBLISHED = 128 * 1024
+"""The most bytes of a request to publish. Pages and programs that publish more have other ways."""
+
+_MODULES = (
+    "charts", "feed", "messages", "plot", "publish", "rows", "series", "table", "tables", "words", "workers",
+)  # fmt: skip
 _FILES = {
-    "console.js": "text/javascript; charset=utf-8",
-    "login.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(
+        ("console.js", "login.js", *(f"console-{part}.js" for part in _MODULES)), "text/javascript; charset=utf-8"
+    ),
     "console.css": "text/css; charset=utf-8",
 }
 _READ = ("GET", "HEAD")
@@ -58,6 +66,7 @@ class Console:
         self._operators = operators
         self._feed = feed
         self._tables = Tables(instance.board, filters=instance.filters)
+        self._messages = OperatorMessages(instance)
         app = self.app = bottle.Bottle()
         # The server logs an exception, as it does for the rest of StreamApp; Bottle would answer with a page of its own.
         app.config["catchall"] = False
@@ -72,7 +81,9 @@ class Console:
         app.route("/console/streams", _READ, self._show_streams)
         app.route("/console/connections", _READ, self._show_connections)
         app.route("/console/retained", _READ, self._show_retained)
+        app.route("/console/messages", _READ, self._show_messages)
         app.post("/console/kick", callback=self._kick)
+        app.post("/console/publish", callback=self._publish)
         app.post("/console/login", callback=self._log_in)
         app.post("/console/logout", callback=self._log_out)
 
@@ -121,10 +132,17 @@ class Console:
         logger.info("an operator has ended connection %s", client.id)
         return _response(json_answer(200, {"ended": client.id}))
 
+    def _publish(self, environ: Environ) -> bottle.HTTPResponse:
+        self._operators.check_post(environ)
+        fields = requests.parse_json(environ, self._body(environ, MAX_PUBLISHED))
+        return _response(self._messages.publish(fields))
+
     def _form(self, environ: Environ) -> dict[str, str]:
+        return requests.parse_form(self._body(environ, _MAX_FORM))
+
+    def _body(self, environ: Environ, limit: int) -> str:
         # ``bottle.request.forms`` would wait for a slow body without a deadline.
-        timeout = self._instance.settings.request_timeout
-        return requests.parse_form(requests.read_body(environ, limit=_MAX_FORM, timeout=timeout))
+        return requests.read_body(environ, limit=limit, timeout=self._instance.settings.request_timeout)
 
     # data for the page
 
@@ -149,24 +167,27 @@ class Console:
 
     def _show_connections(self, environ: Environ) -> bottle.HTTPResponse:
         query = self._query(environ)
-        return self._table(self._tables.connections(_wanted(query, CONNECTION_COLUMNS)))
+        stream = requests.single(query, "stream")
+        return self._table(self._tables.connections(_wanted(query, CONNECTION_COLUMNS), stream))
 
     def _table(self, found: dict[str, Any]) -> bottle.HTTPResponse:
         return _response(json_answer(200, {"worker": self._instance.roll_call.id, **found}, *_POLICY))
 
     def _show_retained(self, environ: Environ) -> bottle.HTTPResponse:
-        """The number of stored messages of a stream, up to a limit, because each of them has to be counted."""
+        return _response(self._messages.retained(self._stream_of(environ)))
+
+    def _show_messages(self, environ: Environ) -> bottle.HTTPResponse:
+        return _response(self._messages.latest(self._stream_of(environ)))
+
+    def _stream_of(self, environ: Environ) -> str:
+        """The stream that an operator's query names."""
         stream = requests.single(self._query(environ), "stream")
         if not stream:
             raise Refused(text(400, "name a stream: ?stream=…"))
         try:
-            count = self._instance.database.fleet.retained(check_name(stream))
+            return check_name(stream)
         except InvalidArgument as error:
             raise Refused(text(400, str(error))) from None
-        except DatabaseError as error:
-            logger.info("the console cannot count messages: %s", error)
-            raise Refused(text(503, "the database does not answer now")) from None
-        return _response(json_answer(200, {"stream": stream, **count}))
 
     def _query(self, environ: Environ) -> requests.Query:
         """The query of an operator's request to this worker."""

@@ -16,7 +16,8 @@ from ..core import sse
 from ..errors import DatabaseError
 from ..streamer.instance import Instance
 from . import process
-from .metrics import Metrics
+from .metrics import TROUBLES, Metrics
+from .operator_messages import why_not
 from .operators import Operators
 from .recent_warnings import RecentWarnings
 
@@ -26,10 +27,16 @@ WATCHERS = 16
 HISTORY = 60
 """Snapshots of the past that a page starts with. The worker takes one at each roll call, so they cover five minutes."""
 
+HOUR = 120
+"""Snapshots of the last hour that a page starts with, besides; one every half a minute."""
+
+_COARSELY = 30.0  # seconds between two snapshots of the hour
 _EVERY = 1.0  # seconds between two snapshots
 _SLOWLY = 5  # snapshots between two ``slow`` frames, which hold facts that change slowly or cost something
 _LOOK = 0.25  # seconds until the feed notices that the worker drains
 _FLEET_TIMEOUT = 1.0
+_MOST_LABELS = 100  # names of audiences that the page suggests
+_OF_OTHERS = ("connections", "streams", "messages", "sends", "refused", "lost", "warned", "unready")
 
 
 class Feed:
@@ -49,6 +56,8 @@ class Feed:
         self._warnings = warnings
         self._clock = clock
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self._hour: deque[dict[str, Any]] = deque(maxlen=HOUR)
+        self._next_of_hour = clock()
         self._watchers = 0
 
     @property
@@ -58,7 +67,22 @@ class Feed:
 
     def note(self) -> None:
         """Keep a snapshot for the pages to come; called at each roll call, whether or not a page watches."""
-        self._history.append(self._now())
+        snapshot = self._now()
+        self._history.append(snapshot)
+        if (now := self._clock()) >= self._next_of_hour:
+            self._hour.append(snapshot)
+            # By the schedule, so that roll calls every five to ten seconds do not stretch the hour.
+            self._next_of_hour = max(self._next_of_hour + _COARSELY, now + _COARSELY / 2)
+
+    def sums(self) -> dict[str, int]:
+        """What the worker reports of itself to the consoles of the others, besides the facts of the roll call."""
+        troubles = self._metrics.troubles()
+        return {
+            "sends": self._instance.dispatcher.sends,
+            "refused": sum(troubles["refused"]),
+            "lost": sum(troubles["lost"]),
+            "warned": self._warnings.number,
+        }
 
     def frames(self, cookie: str | None) -> Iterator[bytes]:
         """Frames until the worker drains, or the session that ``cookie`` belongs to has ended."""
@@ -95,7 +119,11 @@ class Feed:
             "listen": instance.settings.wake != "poll",
             "guarded": self._operators.has_token,
             "bounds": {"passes": self._metrics.passes.bounds, "latency": self._metrics.latency.bounds},
+            "reasons": TROUBLES,
+            "labels": sorted(instance.filters.labels)[:_MOST_LABELS],
+            "unpublishable": why_not(instance.settings),
             "history": list(self._history),
+            "hour": list(self._hour),
         }
 
     def _now(self) -> dict[str, Any]:
@@ -114,6 +142,8 @@ class Feed:
             "losses": instance.listener.reconnects,
             "pool": [instance.database.pool.in_use, instance.database.pool.size],
             "ring": [instance.board.budget.used, instance.board.budget.limit],
+            "warned": [self._warnings.number - self._warnings.errors, self._warnings.errors],
+            **self._metrics.troubles(),
         }
 
     def _slow(self) -> dict[str, Any]:
@@ -145,7 +175,7 @@ class Feed:
                     "pid": worker.pid,
                     "age": worker.age,
                     "silent": worker.silent,
-                    **{name: worker.facts.get(name) for name in ("connections", "streams", "messages", "unready")},
+                    **{name: worker.facts.get(name) for name in _OF_OTHERS},
                 }
                 for worker in workers
             ]

@@ -36,6 +36,13 @@ _KINDS = ("open", "follow", "page")
 _REFUSALS = ("overloaded", "restart", "too-many-connections", "unavailable")
 _GAPS = ("ahead", "expired", "invalid-cursor")
 
+TROUBLES = {
+    "refused": _REFUSALS,
+    "lost": ("connection-lost", "slow-consumer", "unavailable", "error"),
+    "gaps": _GAPS,
+}
+"""What an operator should see of clients, by its kind: the reasons, in the order of :meth:`Metrics.troubles`."""
+
 
 class Metrics:
     """Counts the events of ``instance`` from now on. Nothing here yields, because the event loop may call the handlers."""
@@ -89,6 +96,11 @@ class Metrics:
 
     def _slow_consumer(self, event: events.SlowConsumer) -> None:
         self._slow += 1
+
+    def troubles(self) -> dict[str, list[int]]:
+        """How often each of :data:`TROUBLES` has happened so far."""
+        counts = {"refused": self._refusals, "lost": self._ends, "gaps": self._gaps}
+        return {kind: [counts[kind][reason] for reason in reasons] for kind, reasons in TROUBLES.items()}
 
     # families
 

@@ -31,6 +31,8 @@ class RecentWarnings(logging.Handler):
         super().__init__(logging.WARNING)
         self._kept: deque[Warned] = deque(maxlen=KEPT)
         self.number = 0
+        self.errors = 0
+        """How many of the records so far were errors."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -51,6 +53,7 @@ class RecentWarnings(logging.Handler):
             self.handleError(record)
             return
         self.number += 1
+        self.errors += record.levelno >= logging.ERROR
         name = record.name.removeprefix("pgbus_gevent.")
         self._kept.append(Warned(self.number, record.created, record.levelname.lower(), name, message[:_LONGEST]))
         if logging.lastResort is not None and not logging.getLogger().handlers:

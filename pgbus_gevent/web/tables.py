@@ -15,7 +15,7 @@ from ..core.filters import Filters
 from ..core.stream_counter import Counts
 from ..streamer.turns import breathe
 
-ROWS = 15
+ROWS = 10
 """Rows on one page of a table."""
 
 _SLICE = 500  # rows that are made before other greenlets run
@@ -110,9 +110,11 @@ class Tables:
 
         return rate
 
-    def connections(self, wanted: Wanted) -> dict[str, Any]:
-        """A page of the connections."""
+    def connections(self, wanted: Wanted, stream: str | None = None) -> dict[str, Any]:
+        """A page of the connections, or of those to one stream."""
         clients, now = self._registry.clients(), self._clock()
+        if stream is not None:
+            clients = [each.client for each in self._registry.subscriptions(stream)]
         text = wanted.text.casefold()
         rows = [self._connection(client, now) for client in _in_slices(clients) if not text or _has(client, text)]
         return _page(rows, len(clients), wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,22 +13,33 @@ import gevent
 import pytest
 from browser_fixtures import PATIENT
 from browser_parts import Browser, Page, Profile, missing
+from console_parts import (
+    PATH,
+    TOKEN,
+    click,
+    column,
+    confirm_slowly,
+    console_site,
+    count,
+    leave,
+    live,
+    opened,
+    text,
+    write,
+)
 from program_parts import program
 from site_parts import Site, running_site
 from streamer_parts import FakeClient
 from support import holds, until
 
+from pgbus_gevent.core import events
 from pgbus_gevent.core.client import Place
 from pgbus_gevent.database.migrating import migrate
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.backstage import backstage_of
-from pgbus_gevent.web.operators import MADE_TOKEN
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-PATH = "/pgbus/console"
-TOKEN = "operator-token-of-the-site"
 
 # Each name of a worker that the page shows, with what the list of workers marks as "this one" at that moment.
 NOTE_MARKED = """
@@ -40,78 +52,22 @@ NOTE_MARKED = """
 
 @pytest.fixture(scope="module")
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
-    with pytest.MonkeyPatch.context() as patch:
-        # As serve does if no token is configured.
-        patch.setenv(MADE_TOKEN, TOKEN)
-        with running_site(pgbus_databases.make(), **PATIENT) as site:
-            yield site
-
-
-@contextmanager
-def opened(browser: Browser, site: Site, link: str = f"?token={TOKEN}") -> Iterator[tuple[Profile, Page]]:
-    """Open the console in a browser. No script may fail there, and none may violate the policy of the page."""
-    profile = Profile(browser, site.url)
-    try:
-        page = profile.open(
-            f"{PATH}{link}",
-            "window.broken = []; addEventListener('securitypolicyviolation', (e) => broken.push(e.blockedURI))",
-        )
-        yield profile, page
-        assert profile.errors == []
-        assert page.eval("broken") == []
-    finally:
-        profile.close()
-        feed: Any = backstage_of(site.instance).feed
-        until(lambda: feed._watchers == 0, "the feed has no watcher any more")
+    with console_site(pgbus_databases) as site:
+        yield site
 
 
 @pytest.fixture
 def page(browser: Browser, site: Site) -> Iterator[Page]:
-    until(lambda: len(site.instance.registry) == 0, "the clients of other tests have left")
-    with opened(browser, site) as (_, page):
-        page.until("document.getElementById('status').dataset.state === 'good'", "it is live")
+    with live(browser, site) as page:
         yield page
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.eval("(selector) => document.querySelector(selector)?.textContent ?? ''", selector))
-
-
-def column(page: Page, table: str, number: int = 1) -> list[str]:
-    selector = f"#{table} tbody tr td:nth-child({number})"
-    return list(page.eval("(s) => [...document.querySelectorAll(s)].map((cell) => cell.textContent)", selector))
-
-
-def write(page: Page, table: str, what: str) -> None:
-    page.do(f"await page.fill('#{table} input', {what!r})")
-
-
-def click(page: Page, selector: str) -> None:
-    page.do(f"await page.click({selector!r})")
-
-
-def leave(page: Page, selector: str) -> None:
-    """Click on what leads to another page, and wait for that."""
-    page.do(f"await Promise.all([page.waitForNavigation(), page.click({selector!r})])")
-
-
-def confirm_slowly(page: Page) -> None:
-    """From now on, a page waits a minute for the second click, instead of four seconds."""
-    page.eval(
-        "{ const later = setTimeout; window.setTimeout = (act, ms) => later(act, ms === 4000 ? 60_000 : ms); }",
-    )
 
 
 def click_slowly(page: Page) -> None:
     """Choose the other worker, and release the button only after the list has been brought up to date."""
-    page.do("await page.hover('#fleet tbody button'); await page.mouse.down()")
-    ages = column(page, "fleet", 4)
-    until(lambda: column(page, "fleet", 4) != ages, "the list is new")
+    page.do("await page.hover('#fleet tbody button:not([aria-current])'); await page.mouse.down()")
+    ages = column(page, "fleet", 9)
+    until(lambda: column(page, "fleet", 9) != ages, "the list is new")
     page.do("await page.mouse.up()")
-
-
-def count(page: Page, table: str) -> str:
-    return text(page, f"#{table} .count")
 
 
 @contextmanager
@@ -147,6 +103,8 @@ def test_the_numbers_move(page: Page, site: Site) -> None:
         # It is that of the last five seconds.
         until(lambda: site.bus.stream("demo:live").broadcast("x") and page.eval(latency), "the latency is shown")
         page.until("document.querySelector('#chart-passes .line').getAttribute('d').length > 10", "a line is drawn")
+        scale = "[...document.querySelectorAll('#chart-messages .ticks span')].map((tick) => tick.textContent)"
+        page.until(f"{scale}[0] === '0' && {scale}.length > 1", "it has a scale")
         until(lambda: column(page, "streams") == ["demo:live"], "the stream is listed")
         until(lambda: text(page, "#fact-listener").startswith("listening"), "it listens")
     page.until(f"document.querySelector('#chart-connections .value').textContent === '{before}'", "it has left")
@@ -181,10 +139,10 @@ def test_a_connection_is_ended_at_the_second_click(page: Page, site: Site) -> No
         confirm_slowly(page)
         write(page, "connections", "demo:gone")
         until(lambda: column(page, "connections", 2) == ["demo:gone"], "it is found")
-        click(page, "#connections tbody button")
-        assert text(page, "#connections tbody button") == "Sure?"
+        click(page, "#connections tbody .end")
+        assert text(page, "#connections tbody .end") == "Sure?"
         assert len(site.instance.registry) == 2
-        click(page, "#connections tbody button")
+        click(page, "#connections tbody .end")
         gone.next("pgbus:shutdown")
         until(lambda: column(page, "connections") == [], "it is gone")
         assert len(site.instance.registry) == 1 and not kept.closed
@@ -194,8 +152,8 @@ def test_an_unanswered_confirmation_goes_away(page: Page, site: Site) -> None:
     with StreamClient(site.url, "/pgbus/streams/demo:kept") as client:
         client.next("pgbus:connected")
         until(lambda: column(page, "connections"), "it is listed")
-        click(page, "#connections tbody button")
-        until(lambda: text(page, "#connections tbody button") == "End", "the button is reset")
+        click(page, "#connections tbody .end")
+        until(lambda: text(page, "#connections tbody .end") == "End", "the button is reset")
         assert len(site.instance.registry) == 1
 
 
@@ -220,8 +178,8 @@ def test_messages_are_counted_on_demand(page: Page, site: Site) -> None:
     with StreamClient(site.url, "/pgbus/streams/demo:counted") as client:
         client.next("pgbus:connected")
         until(lambda: column(page, "streams") == ["demo:counted"], "it is listed")
-        click(page, "#streams tbody button")
-        until(lambda: text(page, "#streams tbody button") == "7", "it is counted")
+        click(page, "#streams tbody .stored")
+        until(lambda: text(page, "#streams tbody .stored") == "7", "it is counted")
 
 
 def test_names_are_shown_as_text(page: Page, site: Site) -> None:
@@ -250,8 +208,8 @@ def test_the_right_token_opens_the_console_and_a_wrong_one_does_not(
             client.next("pgbus:connected")
             until(lambda: column(page, "connections", 2) == ["demo:guarded"], "it is listed")
             confirm_slowly(page)
-            click(page, "#connections tbody button")
-            click(page, "#connections tbody button")
+            click(page, "#connections tbody .end")
+            click(page, "#connections tbody .end")
             client.next("pgbus:shutdown")
         leave(page, "#logout button")
         until(lambda: page.eval("!!document.getElementById('token')"), "it is closed again")
@@ -270,7 +228,11 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
             page = profile.open(f"{PATH}{link}", NOTE_MARKED)
             assert page.eval("location.search") == ""
             for _ in range(2):
-                page.until("document.querySelectorAll('#fleet tbody button').length === 1", "both are listed", 20)
+                page.until(
+                    "document.querySelectorAll('#fleet tbody button:not([aria-current])').length === 1",
+                    "both are listed",
+                    20,
+                )
                 before = text(page, "#worker")
                 click_slowly(page)
                 until(lambda before=before: text(page, "#worker") != before, "it is the other one's")
@@ -289,10 +251,113 @@ def test_another_worker_behind_the_same_port_can_be_chosen(
         serving.stop()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_wider_than_the_screen(page: Page, site: Site, width: int) -> None:
-    page.do(f"await page.setViewportSize({{ width: {width}, height: 800 }})")
-    with StreamClient(site.url, f"/pgbus/streams/demo:{'a-long-name-' * 15}") as client:
+def test_a_stream_leads_to_its_connections_and_its_latest_messages(page: Page, site: Site) -> None:
+    site.bus.stream("demo:one").broadcast("before", visible_to="admins")
+    with (
+        StreamClient(site.url, "/pgbus/streams/demo:one") as one,
+        StreamClient(site.url, "/pgbus/streams/demo:two") as two,
+    ):
+        for client in (one, two):
+            client.next("pgbus:connected")
+        write(page, "streams", "demo:one")
+        until(lambda: column(page, "streams") == ["demo:one"], "it is listed")
+        click(page, "#streams tbody .link")
+        until(lambda: column(page, "connections", 2) == ["demo:one"], "only its connection is shown")
+        assert page.eval("document.activeElement.id") == "messages-title"
+        until(lambda: column(page, "messages", 6) == ["before"], "its message is shown")
+        assert column(page, "messages", 5) == ["admins"]
+        id = site.bus.stream("demo:one").broadcast("<b>now</b>", event="order.paid")
+        until(lambda: column(page, "messages", 6) == ["<b>now</b>", "before"], "the next one too, as text")
+        assert column(page, "messages", 1)[0].split()[0] == str(id) and column(page, "messages", 3) == [
+            "order.paid",
+            "–",
+        ]
+        click(page, "#messages-close")
+        until(lambda: len(column(page, "connections", 2)) == 2, "all are shown")
+        assert page.eval("document.activeElement.textContent") == "demo:one"
+
+
+def test_an_operator_publishes_and_sees_the_id(page: Page, site: Site) -> None:
+    with StreamClient(site.url, "/pgbus/streams/demo:box") as client:
         client.next("pgbus:connected")
-        until(lambda: column(page, "streams"), "it is listed")
-        assert page.eval("document.documentElement.scrollWidth") <= width
+        click(page, "#publish")
+        page.do("await page.fill('#publish-stream', 'demo:box'); await page.fill('#publish-event', 'greeting')")
+        page.do("await page.fill('#publish-data', 'a\\nb'); await page.press('#publish-event', 'Enter')")
+        page.until("document.getElementById('published').textContent.startsWith('Published as')")
+        (message,) = site.bus.stream("demo:box").read_after(0)
+        assert (message.data, message.event, message.visible_to) == ("a\nb", "greeting", None)
+        assert str(message.id) in text(page, "#published")
+        assert client.next("greeting").data == "a\nb"
+        page.do(
+            "await page.fill('#publish-event', 'pgbus:shutdown'); await page.click('#publish-form fieldset button')"
+        )
+        page.until("document.getElementById('published').textContent.startsWith('Not published: event names')")
+        page.do("await page.keyboard.press('Escape')")
+        page.until("!document.getElementById('publish-box').open && document.activeElement.id === 'publish'")
+        assert site.bus.stream("demo:box").last_id() == message.id
+
+
+def test_where_nobody_can_publish_the_box_says_why(
+    browser: Browser, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgbus_gevent.web.feed.why_not", lambda settings: "this server is an edge")
+    with live(browser, site) as page:
+        click(page, "#publish")
+        assert text(page, "#unpublishable") == "This does not work here: this server is an edge."
+        assert page.eval("document.querySelector('#publish-form fieldset').disabled") is True
+
+
+@pytest.mark.parametrize("clipboard", ["there", "missing", "refused"])
+def test_a_whole_id_is_copied(browser: Browser, site: Site, clipboard: str) -> None:
+    init = """
+      window.copied = [];
+      const clipboards = { there: { writeText: async (text) => void copied.push(text) }, missing: undefined,
+        refused: { writeText: async () => { throw new DOMException("no", "NotAllowedError"); } } };
+      Object.defineProperty(navigator, "clipboard", { value: clipboards.WHICH });
+      document.execCommand = (command) => copied.push(document.activeElement.value) > 0;
+    """.replace("WHICH", clipboard)
+    with live(browser, site, init) as page, StreamClient(site.url, "/pgbus/streams/demo:copied") as client:
+        client.next("pgbus:connected")
+        (connection,) = site.instance.registry.clients()
+        until(lambda: column(page, "connections"), "it is listed")
+        page.do("await page.focus('#connections .copy'); await page.keyboard.press('Enter')")
+        page.until("copied.length === 1")
+        assert page.eval("copied[0]") == connection.id
+        assert page.eval("document.activeElement.className") == "link copy"
+        until(lambda: text(page, "#said").startswith("copied the connection id"), "it is said")
+
+
+def test_refusals_warnings_and_the_whole_fleet_are_shown(page: Page, site: Site) -> None:
+    feed: Any = backstage_of(site.instance).feed
+    until(lambda: feed._watchers == 1, "the feed is open")
+    page.until("document.querySelector('#chart-refused .note').textContent === 'none'")
+    for reason in ("overloaded", "restart", "overloaded"):
+        site.instance.events.emit(events.Refused(reason))
+    page.until("document.querySelector('#chart-refused .value').textContent === '3'", "they are counted")
+    assert text(page, "#chart-refused .note").split() == ["2", "overloaded", "1", "restart"]
+    assert page.eval("document.querySelector('#chart-refused .bar.of1').getAttribute('d').length") > 10
+    logging.getLogger("pgbus_gevent.shop").error("no wine")
+    page.until("document.querySelector('#chart-warned .note').textContent.includes('errors')")
+    facts = {"connections": 7, "streams": 2, "messages": 10, "sends": 20, "refused": 3, "lost": 1, "warned": 0}
+    for _ in range(2):
+        site.bus.database.fleet.beat("there", "web-2", 4711, 0.0, facts)
+        page.until("document.getElementById('all-connections').textContent === '7'", "all workers are summed up")
+    until(lambda: any(name.startswith("web-2") for name in column(page, "fleet")), "the other worker is listed")
+    assert text(page, "#foot-connections") == "7"
+    site.bus.database.fleet.leave("there")
+
+
+def test_the_charts_show_five_minutes_or_an_hour(browser: Browser, site: Site) -> None:
+    feed: Any = backstage_of(site.instance).feed
+    now = feed._now()
+    hour = [{**now, "at": now["at"] - ago, "connections": 7} for ago in range(3600, 30, -30)]
+    feed._hour.extend(hour)
+    with live(browser, site) as page:
+        assert text(page, "#chart-connections .ends span") == "5 min ago"
+        click(page, "#window [value=hour]")
+        assert text(page, "#chart-connections .ends span") == "1 h ago"
+        assert page.eval("document.querySelector('#window [value=hour]').getAttribute('aria-pressed')") == "true"
+        page.do("await page.focus('#chart-connections .plot'); await page.keyboard.press('Home')")
+        told = page.eval("document.querySelector('#chart-connections .plot').getAttribute('aria-valuetext')")
+        assert told.endswith("min ago: 7 connections"), told
+    feed._hour.clear()

@@ -122,6 +122,7 @@ STATEMENTS: dict[type[Any], dict[str, Ask | None]] = {
         "with_samples": lambda f: [f.with_samples(), f.with_samples("host", "service")],
         "leave": lambda f: f.leave("w1"),
         "retained": lambda f: f.retained(QUIET),
+        "latest": lambda f: [f.latest(s, 20, 500) for s in EACH],
         "redis_names": lambda f: f.redis_names(),
         "streams": None,  # the command that lists all streams
     },

@@ -24,6 +24,7 @@ from site_parts import Site, running_site
 from streamer_parts import FakeClient, added, make_board
 from support import PATIENCE, run, session, until
 
+from pgbus_gevent.core import events
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.registry import Registry
 from pgbus_gevent.core.rows import Row
@@ -31,9 +32,9 @@ from pgbus_gevent.core.stream_counter import StreamCounter
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.testing.client import StreamClient
 from pgbus_gevent.testing.databases import TestDatabases
-from pgbus_gevent.web import operators, sessions
+from pgbus_gevent.web import console, operators, sessions
 from pgbus_gevent.web.backstage import backstage_of
-from pgbus_gevent.web.feed import WATCHERS
+from pgbus_gevent.web.feed import HISTORY, HOUR, WATCHERS, Feed
 from pgbus_gevent.web.guesses import Guesses
 from pgbus_gevent.web.recent_warnings import KEPT, RecentWarnings
 from pgbus_gevent.web.stream_app import StreamApp
@@ -41,8 +42,14 @@ from pgbus_gevent.web.tables import ROWS, Tables, Wanted
 
 TOKEN = "operator-token-of-the-site"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-STATIC = ("/console/console.js", "/console/login.js", "/console/console.css")
-SECRET_VIEWS = ("/console", "/console/feed", "/console/streams", "/console/connections", "/console/retained?stream=x")
+FOLDER = Path(console.__file__).with_name("static")
+STATIC = tuple(
+    f"/console/{path.name}" for path in FOLDER.iterdir() if path.suffix in (".js", ".css") and path.stem != "pgbus"
+)
+SECRET_VIEWS = (
+    "/console", "/console/feed", "/console/streams", "/console/connections", "/console/retained?stream=x",
+    "/console/messages?stream=x",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +131,14 @@ def test_a_login_opens_the_console(site: Site) -> None:
     answer = site.get("/console")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "console/console.js" in answer.body.decode()
+
+
+def test_every_module_that_the_page_imports_is_served() -> None:
+    served = {path.removeprefix("/console/") for path in STATIC}
+    imported = {
+        name for path in FOLDER.glob("console*.js") for name in re.findall(r'from "\./(\S+)"', path.read_text())
+    }
+    assert imported and imported <= served and served == set(console._FILES)
 
 
 def test_without_a_token_the_console_is_closed_and_says_what_to_do(tokenless_site: Site) -> None:
@@ -456,7 +471,7 @@ def test_a_page_under_a_name_that_resolves_to_this_machine_can_do_nothing(site: 
     assert ask(site.port, "/pgbus/console/connections", Host="rebound.example").status == 401
 
 
-@pytest.mark.parametrize("path", ["kick", "login", "logout"])
+@pytest.mark.parametrize("path", ["kick", "login", "logout", "publish"])
 def test_a_get_changes_nothing(site: Site, path: str) -> None:
     answer = site.get(f"/console/{path}")
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
@@ -574,14 +589,61 @@ def test_the_feed_begins_with_the_history(pgbus_database: str) -> None:
         until(lambda: abs(roll_call.clock_offset or 9) < 0.5, "the two clocks of this machine are found to agree")
 
 
+def test_the_worker_keeps_five_fine_minutes_and_a_coarse_hour(site: Site) -> None:
+    now = [1000.0]
+    backstage = backstage_of(site.instance)
+    kept: Any = Feed(site.instance, backstage.metrics, backstage.operators, backstage.warnings, lambda: now[0])
+    for _ in range(2000):
+        kept.note()
+        now[0] += 5.0
+    hello = kept._hello()
+    assert (len(hello["history"]), len(hello["hour"])) == (HISTORY, HOUR)
+    assert HISTORY * 5 >= 300 and HOUR * 30 >= 3600
+    # The whole must stay small: it is kept in memory, and sent whenever a page opens.
+    assert len(json.dumps(hello)) < 150_000
+
+
+def test_the_feed_counts_what_went_wrong_by_its_reason(site: Site) -> None:
+    with feed(site) as client:
+        hello = json.loads(client.next("hello").data)
+        before = json.loads(client.next("now").data)
+        emit = site.instance.events.emit
+        emit(events.Refused("overloaded"))
+        emit(events.Gap("demo:x", "expired"))
+        emit(events.Disconnected("c", ("demo:x",), None, "slow-consumer", 1.0))
+        logging.getLogger("pgbus_gevent.shop").error("no wine")
+        expected = {"refused": "overloaded", "gaps": "expired", "lost": "slow-consumer"}
+
+        def are_counted() -> bool:
+            now = json.loads(client.next("now").data)
+            grown = {
+                kind: [
+                    reason
+                    for reason, a, b in zip(hello["reasons"][kind], before[kind], now[kind], strict=True)
+                    if b > a
+                ]
+                for kind in expected
+            }
+            return (
+                grown == {kind: [reason] for kind, reason in expected.items()}
+                and now["warned"][1] > before["warned"][1]
+            )
+
+        until(are_counted, "all four are counted")
+
+
 def test_the_feed_lists_the_workers_of_the_fleet(pgbus_database: str) -> None:
     with running_site(pgbus_database, operator_token=TOKEN) as site:
         site.headers = BEARER
-        facts = {"connections": 7, "streams": 2, "messages": 1, "unready": None}
+        facts = {"connections": 7, "streams": 2, "messages": 1, "sends": 9, "refused": 3, "unready": None}
         site.bus.database.fleet.beat("there", "web-2", 4711, 0.0, facts)
         with feed(site) as client:
             (worker,) = [w for w in json.loads(client.next("slow").data)["fleet"] if w["id"] == "there"]
         assert (worker["host"], worker["pid"], worker["connections"]) == ("web-2", 4711, 7)
+        # An older release reports less.
+        assert (worker["sends"], worker["refused"], worker["lost"]) == (9, 3, None)
+        own = backstage_of(site.instance).facts()
+        assert {"sends", "refused", "lost", "warned"} <= own.keys()
 
 
 def test_the_feed_sends_warnings_newest_first(site: Site) -> None:
@@ -655,6 +717,17 @@ def test_streams_and_connections_are_listed(site: Site) -> None:
         assert row["bytes"] >= len(client.raw) > 100
         assert told(site, "retained?stream=demo:list")["count"] == 1
     until(lambda: not told(site, "streams")["rows"], "it has left")
+
+
+def test_the_connections_of_one_stream_are_listed(site: Site) -> None:
+    with site.watch("demo:one") as one, site.watch("demo:one-more") as more:
+        for client in (one, more):
+            client.next("pgbus:connected")
+        page = told(site, "connections?stream=demo:one")
+        assert (page["total"], [row["streams"] for row in page["rows"]]) == (1, [["demo:one"]])
+        assert told(site, "connections?stream=demo:none")["rows"] == []
+        assert told(site, "connections?stream=demo:one&text=nothing")["rows"] == []
+    until(lambda: not told(site, "streams")["rows"], "they have left")
 
 
 @pytest.mark.parametrize("query", ["sort=nonsense", "page=-1", "page=x", "sort=name&sort=name", "page=99999999999"])
