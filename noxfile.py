@@ -110,6 +110,9 @@ def browser(session: nox.Session) -> None:
             session.error(f"{program} is not installed: apt-get install {packages}")
     if not (ROOT / "tests/browser/node_modules/playwright-core").exists():
         session.run("npm", "ci", "--prefix", "tests/browser", "--silent", "--no-audit", "--no-fund", external=True)
+    if not (ROOT / "tests/browser/wheels/starhtml").exists():
+        flags = "--no-deps", "--ignore-requires-python", "--target", "tests/browser/wheels"
+        run(session, "pip", "install", "-q", *flags, "-r", "tests/browser/requirements.txt")
     run(session, "pytest", "-q", "-m", "browser", *session.posargs)
 
 

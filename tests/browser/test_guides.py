@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browser_parts import LIBRARIES, MODULES, Browser, Front, Profile, element, missing, publish
+from browser_parts import LIBRARIES, MODULES, Browser, Front, Profile, element, missing, needs_datastar, publish
 from page_parts import block_of, blocks
 from program_parts import program
 
@@ -27,6 +27,28 @@ def test_htmx_fetches_what_has_changed(tabs: Profile, front: Front, stream: str)
     page.until_open()
     publish(front.site, stream, "", event="order.changed")
     page.until("mine.textContent == 'my own orders'")
+
+
+def test_htmx_4_reads_a_stream_itself(tabs: Profile, front: Front, stream: str) -> None:
+    front.pages["/orders/mine"] = "my own orders"
+    page = tabs.open(front.page(filled_in(block_of("docs/guides/htmx.md", "own"), stream)))
+    publish(front.site, stream, "<li>a</li>", "<li>b</li>")
+    page.until("document.querySelector('ul').innerHTML == '<li>a</li><li>b</li>'")
+    publish(front.site, stream, "", event="order.changed")
+    page.until("mine.textContent == 'my own orders'")
+
+
+@needs_datastar
+def test_datastar_hears_the_events_of_the_element(tabs: Profile, front: Front, stream: str) -> None:
+    front.pages["/orders/mine"] = '<div id="mine">my own orders</div>'
+    page = tabs.open(front.page(filled_in(block_of("docs/guides/datastar.md", "element"), stream)))
+    publish(front.site, stream, "3", event="order.count")
+    publish(front.site, stream, "", event="order.changed")
+    page.until("count.textContent == '3' && mine.textContent == 'my own orders'")
+    page.eval("void (window.before = true)")
+    other = """([name, value]) => document.querySelector("pgbus-stream-source").setAttribute(name, value)"""
+    page.eval(f"void [['src', '/pgbus/streams/demo:other'], ['since-id', '9000000000000000']].forEach({other})")
+    page.until("!window.before", "the page has loaded itself again after a gap")
 
 
 def test_json_is_read_and_shown_as_text(tabs: Profile, front: Front, stream: str) -> None:
@@ -56,7 +78,14 @@ ITEMS = ["tea <b>", "milk"]
 
 
 @pytest.mark.parametrize(
-    "guide", ["docs/guides/flask.md", "docs/guides/turbo.md", "docs/guides/htmx.md", "docs/bottle.md"]
+    "guide",
+    [
+        "docs/bottle.md",
+        pytest.param("docs/guides/datastar.md", marks=needs_datastar),
+        "docs/guides/flask.md",
+        "docs/guides/htmx.md",
+        "docs/guides/turbo.md",
+    ],
 )
 def test_the_application_of_a_guide_is_live_as_it_is_printed(
     guide: str, browser: Browser, pgbus_database: str, tmp_path: Path
@@ -68,14 +97,17 @@ def test_the_application_of_a_guide_is_live_as_it_is_printed(
         ):
             (tmp_path / name).write_text(block.text, encoding="utf-8")
     (tmp_path / "assets").mkdir()
-    for name in ("turbo.js", "htmx.js"):
-        shutil.copy(LIBRARIES[f"/lib/{name}"], tmp_path / "assets" / name)
+    for name in ("turbo.js", "htmx.js", "datastar.js"):
+        if LIBRARIES[f"/lib/{name}"].exists():
+            shutil.copy(LIBRARIES[f"/lib/{name}"], tmp_path / "assets" / name)
     with program("-m", "pgbus_gevent.serve", "shop:app", database_url=pgbus_database, cwd=tmp_path) as running:
         person = Profile(browser, running.url)
         one, other = person.open("/"), person.open("/")
         for count, item in enumerate(ITEMS, 1):
             for page in (one, other):
-                page.until("document.querySelector('pgbus-stream-source').state == 'open'")
+                page.until(
+                    "[...document.querySelectorAll('pgbus-stream-source')].every(({ state }) => state == 'open')"
+                )
             one.eval(f"void (document.querySelector('[name=item]').value = '{item}')")
             one.eval("void document.querySelector('form button').click()")
             shown = "[...document.querySelectorAll('li')].map((row) => row.textContent).join()"

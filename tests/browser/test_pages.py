@@ -116,31 +116,6 @@ def test_connect_gives_the_messages_until_it_is_closed(tabs: Profile, front: Fro
     assert front.followed == {"demo:a", "demo:b"} and page.eval("orders.state") == "closed"
 
 
-HTMX = """
-<script src="/lib/htmx.js"></script>
-<script type="module" src="/pgbus/pgbus.js"></script>
-<pgbus-stream-source src="/pgbus/streams/TOKEN" since-id="0">
-  <p sse-swap="order.count"></p>
-  <ul sse-swap="order.new" hx-swap="afterbegin"></ul>
-  <div hx-get="/orders/summary" hx-trigger="order.paid from:closest pgbus-stream-source"></div>
-</pgbus-stream-source>
-<div hx-get="/orders/summary" hx-trigger="order.paid from:body"></div>
-"""
-
-
-def test_htmx_swaps_the_messages_and_reacts_to_events(tabs: Profile, front: Front, stream: str) -> None:
-    front.pages["/orders/summary"] = "<i>the summary</i>"
-    page = tabs.open(front.page(filled_in(HTMX, stream)))
-    page.until("window.htmx")
-    page.until_open()
-    publish(front.site, stream, "1", "2", event="order.count")
-    publish(front.site, stream, "<li>a</li>", "<li>b</li>", event="order.new")
-    page.until("document.querySelector('[sse-swap=\"order.new\"]').innerHTML.trim() == '<li>b</li><li>a</li>'")
-    assert page.eval("document.querySelector('[sse-swap=\"order.count\"]').innerHTML") == "2"
-    publish(front.site, stream, "7", event="order.paid")
-    page.until("document.querySelectorAll('[hx-get] i').length == 2")
-
-
 def test_the_policy_lets_the_element_work(tabs: Profile, front: Front, stream: str) -> None:
     policy = block_of("docs/browser.md", "policy").strip().removeprefix("Content-Security-Policy: ")
     front.pages["/strict"] = f"""<!doctype html><meta http-equiv="Content-Security-Policy" content="{policy}">

@@ -50,6 +50,7 @@ PARTS = {"BodyConnection", "Connection", "Heartbeat", "IoWriter", "Listener", "R
         ".aio",
         ".bottle_plugin",
         ".bus",
+        ".datastar",
         ".django",
         ".flask",
         ".publishing.presence",
@@ -62,8 +63,8 @@ def test_the_page_of_the_python_interface_has_each_public_name(module: str) -> N
     names = import_module(f"pgbus_gevent{module}")
     wanted = {name for name in names.__all__ if not name.startswith("__") and not hasattr(errors, name)} - PARTS
     there = {path.rpartition(".")[2] for path in roles.documented()}
-    if "pgbus_gevent.turbo" in roles.documented():
-        there |= set(import_module("pgbus_gevent.turbo").__all__)
+    for whole in {"pgbus_gevent.datastar", "pgbus_gevent.turbo"} & set(roles.documented()):
+        there |= set(import_module(whole).__all__)
     assert wanted - there == set()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import gevent
+import pytest
 from engine_parts import CHROMIUM, HERE, INITS, MODULES, Browser, Page, Profile, missing
 from gevent.event import Event
 from site_parts import Site
@@ -23,7 +24,12 @@ __all__ = [
 LIBRARIES = {
     "/lib/turbo.js": MODULES / "@hotwired/turbo/dist/turbo.es2017-esm.js",
     "/lib/htmx.js": MODULES / "htmx.org/dist/htmx.min.js",
-    "/lib/htmx-sse.js": MODULES / "htmx-ext-sse/dist/sse.min.js",
+    "/lib/hx-sse.js": MODULES / "htmx.org/dist/ext/hx-sse.min.js",
+    "/lib/htmx-2.js": MODULES / "htmx-2/dist/htmx.min.js",
+    "/lib/htmx-2-sse.js": MODULES / "htmx-ext-sse/dist/sse.min.js",
+    # Datastar 1.0.1. npm has no Datastar 1, so it is from the wheel of StarHTML, which changes two things in it: how it finds
+    # elements in shadow trees, and clicks outside of an element. Its client of event streams is unchanged.
+    "/lib/datastar.js": HERE / "wheels/starhtml/static/js/datastar-core.js",
 }
 
 PAGE = """<!doctype html>
@@ -50,6 +56,11 @@ HEAD
 <body>
 BODY
 """
+
+
+needs_datastar = pytest.mark.skipif(
+    not LIBRARIES["/lib/datastar.js"].exists(), reason="Datastar is not installed: .venv/bin/nox -s browser"
+)
 
 
 def element(stream: str, attributes: str = "") -> str:
@@ -118,6 +129,19 @@ class Front:
         """End all connections, with a farewell."""
         for client in self.site.instance.registry.clients():
             self.site.instance.clients.end(client, reason, retry)
+
+    @contextmanager
+    def away(self, cut: Callable[[], None]) -> Iterator[None]:
+        """Cut all connections, and let the next ones wait until the end of the block. It begins once one is waiting."""
+        before, gate = len(self.asked), Event()
+        original, self.intercept = self.intercept, lambda environ, start_response: gate.wait(3 * PATIENCE) and None
+        try:
+            cut()
+            until(lambda: len(self.asked) > before, "a client connects again")
+            yield
+        finally:
+            self.intercept = original
+            gate.set()
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]

@@ -24,6 +24,7 @@ FLOORS = {
     "errors": 0,
     "messages": 0,
     "settings": 1,
+    "datastar": 4,
     "turbo": 4,
     "core": 2,
     "database": 3,
