@@ -23,7 +23,7 @@ from typing import Any
 import psycopg2
 
 from pgbus_gevent import errors
-from pgbus_gevent.commands.main import COMMANDS
+from pgbus_gevent.commands.main import COMMANDS, command_of
 from pgbus_gevent.commands.program import PROGRAM, Parser, add_common_flags
 from pgbus_gevent.core import events
 from pgbus_gevent.database import Database, green
@@ -55,7 +55,7 @@ def cli_page() -> str:
         " the demo is served, which publishes all the time and keeps its tables in the same database. Every"
         " [setting](../settings.md) is a flag. [The server](../serving.md) describes the rest.\n",
     ]
-    for command in COMMANDS.values():
+    for command in map(command_of, COMMANDS):
         parser = Parser(prog=f"{PROGRAM} {command.name}", description=command.about, epilog=command.examples)
         command.add_arguments(parser)
         own = _actions(parser)

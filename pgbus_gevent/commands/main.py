@@ -7,21 +7,24 @@ import sys
 from io import TextIOWrapper
 
 from .. import __version__
-from ..bench.command import BENCH
 from ..database import green
 from ..errors import InvalidArgument
-from .connections import CONNECTIONS, DISCONNECT
-from .doctor import DOCTOR
-from .program import PROGRAM, Parser, add_common_flags, load_settings, program_errors
-from .relay import RELAY
-from .streams import BROADCAST, SIGN, STREAMS
-from .tail import TAIL
-from .upkeep import MIGRATE, PRUNE
+from .program import PROGRAM, Command, Parser, add_common_flags, load_settings, program_errors
 
-COMMANDS = {
-    command.name: command
-    for command in (BROADCAST, TAIL, STREAMS, CONNECTIONS, SIGN, DISCONNECT, MIGRATE, PRUNE, RELAY, DOCTOR, BENCH)
-}
+COMMANDS = (
+    "broadcast",
+    "tail",
+    "streams",
+    "connections",
+    "sign",
+    "disconnect",
+    "migrate",
+    "prune",
+    "relay",
+    "doctor",
+    "bench",
+)
+"""The names of the commands beside ``serve``."""
 
 _SERVE = "serve the streams, and an application beside them"
 
@@ -47,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, *rest: str) -> int:
-    command = COMMANDS.get(name)
-    if command is None:
+    if name not in COMMANDS:
         close = difflib.get_close_matches(name, ["serve", *COMMANDS], 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {_names()}"
         raise InvalidArgument(f"there is no command {name!r}; {hint}")
+    command = command_of(name)
     parser = Parser(prog=f"{PROGRAM} {name}", description=command.about, epilog=command.examples)
     command.add_arguments(parser)
     add_common_flags(parser, *command.flags, log_level=command.log_level)
@@ -65,13 +68,67 @@ def _run(name: str, *rest: str) -> int:
     return command.run(arguments, settings)
 
 
+def command_of(name: str) -> Command:
+    """Return the command with a name of :data:`COMMANDS`.
+
+    Each is imported only if it is used: all together take several times as long to import as most of them to run.
+    """
+    match name:
+        case "broadcast":
+            from .streams import BROADCAST
+
+            return BROADCAST
+        case "tail":
+            from .tail import TAIL
+
+            return TAIL
+        case "streams":
+            from .streams import STREAMS
+
+            return STREAMS
+        case "connections":
+            from .connections import CONNECTIONS
+
+            return CONNECTIONS
+        case "sign":
+            from .streams import SIGN
+
+            return SIGN
+        case "disconnect":
+            from .connections import DISCONNECT
+
+            return DISCONNECT
+        case "migrate":
+            from .upkeep import MIGRATE
+
+            return MIGRATE
+        case "prune":
+            from .upkeep import PRUNE
+
+            return PRUNE
+        case "relay":
+            from .relay import RELAY
+
+            return RELAY
+        case "doctor":
+            from .doctor import DOCTOR
+
+            return DOCTOR
+        case "bench":
+            from ..bench.command import BENCH
+
+            return BENCH
+        case _:
+            raise KeyError(name)
+
+
 def _names() -> str:
     *names, last = ["serve", *COMMANDS]
     return f"{', '.join(names)} and {last}"
 
 
 def _top_parser() -> Parser:
-    summaries = {"serve": _SERVE, **{name: command.summary for name, command in COMMANDS.items()}}
+    summaries = {"serve": _SERVE, **{name: command_of(name).summary for name in COMMANDS}}
     listed = "\n".join(f"  {name:12} {summary}" for name, summary in summaries.items())
     parser = Parser(
         prog=PROGRAM,
