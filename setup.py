@@ -40,6 +40,8 @@ REQUIRED = [
     "psycopg2-binary>=2.9.11; python_version >= '3.14'",  # the first with a wheel for it
     "bottle>=0.13,<0.14",  # before 1.0, a minor release may break plugins and servers
     "itsdangerous>=2.1.2,<3",  # another format of signatures would make all signed names in use invalid
+    "brotli>=1.1,<2",  # compresses files without holding the interpreter's lock
+    "brotli>=1.2; python_version >= '3.14'",  # the first with a wheel for it
     "prometheus_client>=0.22,<1",  # web/families.py writes with its encoder, which has no promise yet
     "tomli>=2.2.1,<3; python_version < '3.11'",  # later versions of Python have it as tomllib
 ]

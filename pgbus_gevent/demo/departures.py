@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import bottle
 
 from ..errors import PgbusError
-from . import board, manual
+from . import board, manual, pages
 from .commands import Command
 from .flights import ORIGINS
 from .hello import MAX_TEXT
 from .hello import STREAM as HELLO_STREAM
-from .pages import HEADERS, add_assets, cursor_before, json_answer, template, unavailable
+from .pages import add_assets, cursor_before, json_answer, template, unavailable
 from .rates import EACH
 from .replayer import STREAM, Replayer
 from .schedule import YEAR_START
@@ -54,8 +54,7 @@ def make_app(
 
     @app.get("/")  # type: ignore[untyped-decorator]
     def show_page() -> bottle.HTTPResponse:
-        page = render(reader.read(), commands(), speed=speed, prefix=prefix)
-        return bottle.HTTPResponse(page, headers=HEADERS)
+        return pages.page(render(reader.read(), commands(), speed=speed, prefix=prefix))
 
     @app.get("/demo/board.json")  # type: ignore[untyped-decorator]
     def show_rows() -> bottle.HTTPResponse:

@@ -96,7 +96,7 @@ class _Lab:
             max_text=MAX_TEXT,
             max_event=MAX_EVENT,
         )
-        return bottle.HTTPResponse(body, headers=pages.HEADERS)
+        return pages.page(body)
 
     def show_missed(self) -> bottle.HTTPResponse:
         """Return the ids of the messages that Ada has missed since a cursor, for comparison with the replay."""

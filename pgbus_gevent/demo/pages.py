@@ -9,11 +9,15 @@ from typing import Any
 
 import bottle
 
+from ..web.representations import file_answer, page_answer
+from ..web.responses import Answer
+
 __all__ = [
     "HEADERS",
     "add_assets",
     "cursor_before",
     "json_answer",
+    "page",
     "posted",
     "posted_text",
     "refusal",
@@ -23,14 +27,14 @@ __all__ = [
 
 FOLDER = Path(__file__).parent
 ASSETS = {
-    "site.css": "text/css",
-    "board.css": "text/css",
-    "lab.css": "text/css",
-    "site.js": "text/javascript",
-    "board.js": "text/javascript",
-    "lab.js": "text/javascript",
-    "hello.js": "text/javascript",
-    "latency.js": "text/javascript",
+    "site.css": "text/css; charset=utf-8",
+    "board.css": "text/css; charset=utf-8",
+    "lab.css": "text/css; charset=utf-8",
+    "site.js": "text/javascript; charset=utf-8",
+    "board.js": "text/javascript; charset=utf-8",
+    "lab.js": "text/javascript; charset=utf-8",
+    "hello.js": "text/javascript; charset=utf-8",
+    "latency.js": "text/javascript; charset=utf-8",
 }
 
 HEADERS = {
@@ -70,8 +74,14 @@ def add_assets(app: bottle.Bottle) -> None:
     def show_asset(name: str) -> Any:
         if name not in ASSETS:
             bottle.abort(404, "there is no such file")
-        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        return bottle.static_file(name, root=str(FOLDER), mimetype=ASSETS[name], headers=headers)
+        headers = [("Content-Type", ASSETS[name]), ("Cache-Control", "no-cache"), ("X-Content-Type-Options", "nosniff")]
+        return _response(file_answer(bottle.request.environ, FOLDER / name, headers))
+
+
+def page(html: str, status: int = 200, *more: tuple[str, str]) -> bottle.HTTPResponse:
+    """Return a page with the pages' headers. It is compressed, so it must not have secrets: web/representations.py says why."""
+    headers = [("Content-Type", "text/html; charset=utf-8"), *HEADERS.items(), *more]
+    return _response(page_answer(bottle.request.environ, html.encode(), headers, status))
 
 
 def json_answer(value: object, status: int = 200) -> bottle.HTTPResponse:
@@ -82,7 +92,7 @@ def json_answer(value: object, status: int = 200) -> bottle.HTTPResponse:
 def unavailable(error: Exception) -> bottle.HTTPResponse:
     """Log the error, and return the response for a page whose data cannot be read."""
     log.warning("the demo cannot read its data: %s", error)
-    return bottle.HTTPResponse(_UNAVAILABLE, 503, headers=HEADERS | {"Retry-After": "5"})
+    return page(_UNAVAILABLE, 503, ("Retry-After", "5"))
 
 
 def cursor_before(database_cursor: Any, stream: str, count: int) -> int:
@@ -126,6 +136,10 @@ def _body() -> bytes:
 def refusal(status: int, why: str) -> bottle.HTTPResponse:
     """Return the response to a bad request, for the caller to raise."""
     return bottle.HTTPResponse(why, status, headers=HEADERS | {"Content-Type": "text/plain; charset=utf-8"})
+
+
+def _response(answer: Answer) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse(answer.body, answer.status, answer.headers)
 
 
 def _from_our_own_page(environ: dict[str, Any]) -> bool:

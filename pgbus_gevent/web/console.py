@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from . import requests
 from .feed import Feed, frame
 from .operator_messages import OperatorMessages
 from .operators import COOKIE, SESSION, Operators, is_behind_tls
+from .representations import file_answer
 from .responses import Answer, Environ, Headers, Refused, StartResponse, json_answer, send, stream_headers, text
 from .tables import CONNECTION_COLUMNS, STREAM_COLUMNS, Tables, Wanted
 
@@ -110,8 +110,8 @@ class Console:
         except Refused as refused:
             if refused.answer.status != 401 or "text/html" not in str(environ.get("HTTP_ACCEPT", "")):
                 raise
-            return _page("console-login.html", 401)
-        return _page("console.html", 200)
+            return _page(environ, "console-login.html", 401)
+        return _page(environ, "console.html", 200)
 
     def _log_in(self, environ: Environ) -> bottle.HTTPResponse:
         session = self._operators.log_in(environ, self._form(environ).get("token", ""))
@@ -262,25 +262,16 @@ def _with_cookie(response: bottle.HTTPResponse, environ: Environ, value: str, ag
     return response
 
 
-def _page(name: str, status: int) -> bottle.HTTPResponse:
-    body, _ = _read(name)
+def _page(environ: Environ, name: str, status: int) -> bottle.HTTPResponse:
+    # Both pages are the same for everybody. What an operator sees there comes as data, which is not compressed.
     headers = [("content-type", "text/html; charset=utf-8"), ("cache-control", "no-store"), *_POLICY]
-    return bottle.HTTPResponse(body, status, headers)
+    return _response(file_answer(environ, _STATIC / name, headers, status))
 
 
 def _show_file(name: str, kind: str, environ: Environ) -> bottle.HTTPResponse:
-    body, etag = _read(name)
-    headers = [("content-type", kind), ("etag", etag), ("cache-control", "no-cache"), *_POLICY]
-    if environ.get("HTTP_IF_NONE_MATCH") == etag:
-        return bottle.HTTPResponse(b"", 304, headers)
-    return bottle.HTTPResponse(body, 200, headers)
-
-
-@cache
-def _read(name: str) -> tuple[bytes, str]:
-    # The ETag of bottle.static_file has the inode and the time of the file in it, which differ from host to host.
-    body = _STATIC.joinpath(name).read_bytes()
-    return body, f'"{sha256(body).hexdigest()[:32]}"'
+    return _response(
+        file_answer(environ, _STATIC / name, [("content-type", kind), ("cache-control", "no-cache"), *_POLICY])
+    )
 
 
 def _wanted(query: requests.Query, columns: tuple[str, ...]) -> Wanted:

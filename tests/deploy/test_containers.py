@@ -87,8 +87,8 @@ def test_the_package_can_be_built_from_what_is_copied(tmp_path: Path) -> None:
 
 def test_every_package_of_the_image_is_pinned() -> None:
     pins = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
-    needed = {"gevent", "greenlet", "gunicorn", "psycogreen", "psycopg2-binary", "bottle", "itsdangerous", "redis"}
-    assert needed | {"prometheus-client", "setuptools", "packaging", "zope-event", "zope-interface"} <= pins
+    needed = {"gevent", "greenlet", "gunicorn", "psycogreen", "psycopg2-binary", "bottle", "brotli", "itsdangerous"}
+    assert needed | {"redis", "prometheus-client", "setuptools", "packaging", "zope-event", "zope-interface"} <= pins
     for step, rest in steps():
         assert step != "RUN" or "pip install" not in rest or "--constraint requirements.txt" in rest
 
