@@ -54,7 +54,7 @@ def add_manual(app: bottle.Bottle) -> None:
         text = files[name].read_text(encoding="utf-8")
         up = "../" * (name.count("/") + 1)
         html = as_html(text, name, files.keys()) if name.endswith(".md") else escape(text)
-        return bottle.HTTPResponse(_TEMPLATE.render(name=name, text=html, up=up), headers=pages.HEADERS)
+        return pages.page(_TEMPLATE.render(name=name, text=html, up=up))
 
 
 def as_html(text: str, name: str, names: Collection[str]) -> str:

@@ -34,7 +34,7 @@ ELEMENT = ["/pgbus/pgbus.js", "/pgbus/pgbus.js.map"]
 CONSOLE = [f"/pgbus/console/{path.name}" for path in PACKAGE.glob("web/static/*.*") if "pgbus.js" not in path.name]
 DEMO = [f"/demo/{path.name}" for path in PACKAGE.glob("demo/*.*")]
 FILES = sorted(path for path in ELEMENT + CONSOLE + DEMO if path.endswith((".js", ".css", ".map")))
-PAGES = ["/", "/lab", "/pgbus/console"]
+PAGES = ["/", "/lab", "/docs/README.md", "/pgbus/console"]
 """The pages and files of the package. Whoever adds a file to its folder adds it here."""
 
 DECODED = {"br": brotli.decompress, "gzip": gzip.decompress, None: bytes}
