@@ -117,6 +117,14 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def js(session: nox.Session) -> None:
+    """Build the client package in js/dist, and from it the module that the server sends."""
+    if not (ROOT / "js/node_modules/typescript").exists():
+        session.run("npm", "ci", "--prefix", "js", "--silent", "--no-audit", "--no-fund", external=True)
+    session.run("npm", "run", "build", "--prefix", "js", "--silent", external=True)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Check the documentation: links, code blocks, and the names in it."""
     run(session, "pytest", "-q", "-m", "docs", *session.posargs)

@@ -7,27 +7,20 @@ from pathlib import Path
 import browser_parts
 import js_parts
 import pytest
-from browser_parts import Front, Profile, publish
+from browser_parts import Front, Profile, element, publish
 from js_parts import Package, run
+from page_parts import block_of
 
 _WHY = browser_parts.missing() or js_parts.missing()
 pytestmark = pytest.mark.skipif(bool(_WHY), reason=_WHY)
 
-MAIN = """
-import { connect } from "pgbus-gevent";
-import "pgbus-gevent/element";
+LOGGING = "window.logged = []; console.log = (...what) => logged.push(what);"
 
-declare global {
-  interface Window { got: unknown[]; shown: unknown[] }
-}
-window.got = [];
-window.shown = [];
-const orders = connect({ src: document.body.dataset.src, since: 0 });
-orders.addEventListener("order.paid", ({ data, detail }) => window.got.push([data, detail.id]));
-document.querySelector("pgbus-stream-source")!.addEventListener("pgbus:message", ({ detail }) => {
-  window.shown.push([detail.data, detail.id]);
-});
-"""
+
+def main(stream: str) -> str:
+    """Return the code of an application, from the documentation."""
+    return block_of("docs/browser.md", "bundle").replace("TOKEN", stream).replace("1700000000000012", "0")
+
 
 ONLY_CONNECT = """
 import { connect } from "pgbus-gevent";
@@ -50,23 +43,22 @@ def bundle(package: Package, folder: Path, tool: str, code: str) -> str:
     return made.read_text(encoding="utf-8")
 
 
-def application(src: str, code: str) -> str:
+def application(stream: str, code: str) -> str:
     """Return the page of an application."""
-    return f"""<!doctype html><link rel="icon" href="data:,"><body data-src="{src}">
-        <pgbus-stream-source src="{src}" since="0"></pgbus-stream-source><script type="module">{code}</script>"""
+    return f"""<!doctype html><link rel="icon" href="data:,"><body>
+        {element(stream, 'since="0"')}<script type="module">{code}</script>"""
 
 
 @pytest.mark.parametrize("tool", ["vite", "esbuild"])
 def test_a_bundled_application_follows_a_stream(
     js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str, tool: str
 ) -> None:
-    code = bundle(js_package, tmp_path / "app", tool, MAIN)
-    src = f"/pgbus/streams/{stream}"
-    front.pages["/app"] = application(src, code)
-    page = tabs.open("/app")
+    code = bundle(js_package, tmp_path / "app", tool, main(stream))
+    front.pages["/app"] = application(stream, code)
+    page = tabs.open("/app", init=LOGGING)
     (id,) = publish(front.site, stream, "tea", event="order.paid")
-    page.until("got.length && shown.length")
-    assert page.eval("[got, shown]") == [[["tea", id]], [["tea", id]]]
+    page.until("logged.length == 2")
+    assert sorted(page.eval("logged"), key=len) == [["tea"], [id, "tea"]]
     assert front.live == 1  # they share a connection
 
 
@@ -79,13 +71,13 @@ def test_a_bundle_and_the_served_module_share_a_connection(
     js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str
 ) -> None:
     """One tab has the bundle, whose private names are other ones, and the other tab has the module of the server."""
-    served = tabs.open(front.page(browser_parts.element(stream, 'since="0"')))
+    served = tabs.open(front.page(element(stream, 'since="0"')))
     served.until_open()
-    code = bundle(js_package, tmp_path / "app", "esbuild", MAIN)
-    front.pages["/app"] = application(f"/pgbus/streams/{stream}", code)
-    bundled = tabs.open("/app")
+    code = bundle(js_package, tmp_path / "app", "esbuild", main(stream))
+    front.pages["/app"] = application(stream, code)
+    bundled = tabs.open("/app", init=LOGGING)
     (id,) = publish(front.site, stream, "tea", event="order.paid")
-    bundled.until("got.length && shown.length")
-    assert bundled.eval("got") == [["tea", id]]
+    bundled.until("logged.length == 2")
+    assert sorted(bundled.eval("logged"), key=len) == [["tea"], [id, "tea"]]
     served.until_data(["tea"])
     assert (front.live, len(front.asked)) == (1, 1)

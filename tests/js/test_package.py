@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from js_parts import JS, Package, missing, run
+from page_parts import block_of
 from site_parts import running_site
 
 import pgbus_gevent
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
+CLONE = "/path/to/the/clone"
 MANIFEST = json.loads((JS / "package.json").read_text())
 
 
@@ -49,6 +52,19 @@ def test_publint_finds_nothing(js_package: Package) -> None:
 def test_the_types_are_found_however_a_module_is_resolved(js_package: Package) -> None:
     """All that can be found by a program of ES modules; the package is nothing else."""
     run(js_package.folder, "attw", str(js_package.archive), "--profile", "esm-only", "--no-emoji")
+
+
+def test_it_is_installed_as_the_documentation_says(js_package: Package, tmp_path: Path) -> None:
+    tools, pack, install = block_of("docs/browser.md", "pack").splitlines()
+    assert tools.startswith("npm ci --prefix ") and js_package.commands[1:] == [
+        pack.replace(CLONE, str(js_package.folder.parent)),
+        install,
+    ]
+    shutil.copy(js_package.archive, tmp_path)
+    (tmp_path / "main.js").write_text(IMPORTS)
+    run(tmp_path, "bash", "-ec", f"npm init -y >/dev/null; npm pkg set type=module; {install} --offline")
+    assert json.loads((tmp_path / "package.json").read_text())["dependencies"].keys() == {"pgbus-gevent"}
+    assert "function" in run(tmp_path, "node", "main.js")
 
 
 IMPORTS = """

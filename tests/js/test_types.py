@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from js_parts import Package, missing, run
+from page_parts import block_of
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -25,8 +26,9 @@ def check(package: Package, folder: Path, resolution: str, files: dict[str, str]
 
 @pytest.mark.parametrize("resolution", ["NodeNext", "Bundler"])
 def test_right_uses_have_no_errors_and_wrong_uses_have(js_package: Package, tmp_path: Path, resolution: str) -> None:
-    """A line of wrong.ts without an error would be one, because of its comment. The declarations are checked too (skipLibCheck is off)."""
-    check(js_package, tmp_path / "app", resolution, {path.name: path.read_text() for path in USES.glob("*.ts")})
+    """A line of wrong.ts without an error would be one, because of its comment. The declarations are checked as well."""
+    files = {path.name: path.read_text() for path in USES.glob("*.ts")}
+    check(js_package, tmp_path / "app", resolution, {**files, "page.ts": block_of("docs/browser.md", "bundle")})
 
 
 def test_each_wrong_use_is_an_error_of_its_own(js_package: Package, tmp_path: Path) -> None:

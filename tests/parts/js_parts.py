@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from page_parts import block_of
 
 ROOT = Path(__file__).parents[2]
 JS = ROOT / "js"
@@ -37,22 +36,20 @@ def run(folder: Path, *command: str, status: int = 0) -> str:
 
 
 class Package:
-    """The package, built and packed in a copy of its folder, so that nothing in the clone changes."""
+    """The package, built and packed in a copy of the clone, so that nothing in the clone itself changes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "clone/js"
+        clone = folder / "clone"
+        self.folder = clone / "js"
+        self.static = clone / "pgbus_gevent/web/static"
         shutil.copytree(JS, self.folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
-        shutil.copy(ROOT / "README.md", folder / "clone")
         (self.folder / "node_modules").symlink_to(JS / "node_modules")
-        # It is built first (prepack).
-        self.packed: dict[str, Any] = json.loads(run(self.folder, "npm", "pack", "--json", "--loglevel=error"))[0]
-        self.archive = self.folder / self.packed["filename"]
-        self.static = folder / "clone/pgbus_gevent/web/static"
-
-    @property
-    def files(self) -> set[str]:
-        """Return the names of the files in the archive."""
-        return {str(file["path"]) for file in self.packed["files"]}
+        self.commands = block_of("docs/browser.md", "pack").replace("/path/to/the/clone", str(clone)).splitlines()
+        """How to install it: the tools, the archive, the package. Packing it builds it too."""
+        run(folder, *self.commands[1].split())
+        (self.archive,) = folder.glob("*.tgz")
+        with tarfile.open(self.archive) as archive:
+            self.files = {name.removeprefix("package/") for name in archive.getnames()}
 
     def application(self, folder: Path, files: Mapping[str, str]) -> Path:
         """Make an application that has installed the package and, for its tools and libraries, what the package has."""
