@@ -20,7 +20,7 @@ from ..errors import InvalidArgument
 from ..streamer.instance import Instance
 from . import requests
 from .feed import Feed, frame
-from .operator_messages import OperatorMessages
+from .operator_messages import OperatorMessages, parse_fields
 from .operators import COOKIE, SESSION, Operators, is_behind_tls
 from .representations import file_answer
 from .responses import Answer, Environ, Headers, Refused, StartResponse, json_answer, send, stream_headers, text
@@ -134,7 +134,7 @@ class Console:
 
     def _publish(self, environ: Environ) -> bottle.HTTPResponse:
         self._operators.check_post(environ)
-        fields = requests.parse_json(environ, self._body(environ, MAX_PUBLISHED))
+        fields = parse_fields(environ, self._body(environ, MAX_PUBLISHED))
         return _response(self._messages.publish(fields))
 
     def _form(self, environ: Environ) -> dict[str, str]:

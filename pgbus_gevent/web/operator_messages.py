@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from ..errors import DatabaseError, DatabaseUnavailable, InvalidArgument, PoolTi
 from ..publishing.observed import Observer
 from ..settings.table import Settings
 from ..streamer.instance import Instance
-from .responses import Answer, Refused, json_answer, text
+from .responses import Answer, Environ, Refused, json_answer, text
 
 logger = logging.getLogger("pgbus_gevent.console")
 
@@ -32,6 +33,24 @@ def why_not(settings: Settings) -> str | None:
     if settings.upstream is not None:
         return "this server is an edge, which only delivers: publish at its origin"
     return None
+
+
+def parse_fields(environ: Environ, body: str) -> dict[str, object]:
+    """The fields of a message that an operator publishes, which come as a JSON object. Raises Refused.
+
+    Its content type has to say that it is one. The form of a page of another site cannot send that type, and a script there would
+    have to be allowed to by us, in the answer to an OPTIONS request.
+    """
+    kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(text(415, "send a JSON object, as application/json"))
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(text(400, "the body is not JSON")) from None
+    if not isinstance(found, dict):
+        raise Refused(text(400, "the body is not a JSON object"))
+    return found
 
 
 class OperatorMessages:

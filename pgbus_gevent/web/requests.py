@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 import re
 from collections.abc import Callable, Sequence
 from sys import intern
@@ -83,24 +82,6 @@ def cookie(environ: Environ, name: str) -> str | None:
         if found and key.strip() == name:
             return value.strip()
     return None
-
-
-def parse_json(environ: Environ, body: str) -> dict[str, object]:
-    """The fields of a JSON object.
-
-    Its content type has to say that it is one. The form of a page of another site cannot send that type, and a script there would
-    have to be allowed to by us, in the answer to an OPTIONS request.
-    """
-    kind = str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(text(415, "send a JSON object, as application/json"))
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(text(400, "the body is not JSON")) from None
-    if not isinstance(found, dict):
-        raise Refused(text(400, "the body is not a JSON object"))
-    return found
 
 
 class StreamNames:
