@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
-from browser_parts import LIBRARIES, MODULES, Browser, Front, Profile, element, missing, needs_datastar, publish
+from browser_parts import LIBRARIES, Browser, Front, Profile, element, missing, needs_datastar, publish
 from page_parts import block_of, blocks
 from program_parts import program
 
@@ -117,63 +116,3 @@ def test_the_application_of_a_guide_is_live_as_it_is_printed(
         assert person.errors == []
         person.close()
         assert running.stop() == 0
-
-
-REACT = ("react", "scheduler", "react-dom", "react-dom-client")
-IN_PAGE = """
-<script>
-  window.process = { env: { NODE_ENV: "production" } };
-  window.kept = {};
-  window.require = (name) => kept[name.replace("/", "-")];
-</script>
-"""
-
-
-def react_in_page() -> str:
-    """Return scripts that make React available to modules. Its package has CommonJS only, which bundlers translate."""
-    parts = [IN_PAGE]
-    for name in REACT:
-        package = "react-dom" if name.startswith("react-dom") else name
-        code = (MODULES / package / "cjs" / f"{name}.production.js").read_text(encoding="utf-8").replace("</", r"<\/")
-        parts.append(f"<script>(function (exports) {{ {code} }})(kept['{name}'] = {{}});</script>")
-    return "".join(parts)
-
-
-def map_of_react() -> str:
-    names = "createElement, useEffect, useRef, useState"
-    module = f"data:text/javascript,export const {{ {names} }} = window.require('react');"
-    return f'<script type="importmap">{json.dumps({"imports": {"react": module}})}</script>'
-
-
-def test_a_react_component_shows_each_message_once_also_with_another_token(
-    tabs: Profile, front: Front, stream: str
-) -> None:
-    (since,) = publish(front.site, stream, "before", event="order")
-    hook = block_of("docs/guides/react.md", "hook")
-    component = block_of("docs/guides/react.md", "component")
-    code = hook + re.sub(r"^import \{ useStream .*$", "", component, flags=re.MULTILINE)
-    page = tabs.open(
-        front.page(
-            f"""
-            {react_in_page()}
-            <main></main>
-            <script type="module">
-            {code}
-            const root = window.require("react-dom/client").createRoot(document.querySelector("main"));
-            window.show = (src) => root.render(
-              createElement(Orders, {{ src, since: {since}, first: [{{ id: 1, item: "tea" }}] }}));
-            show("/pgbus/streams/{stream}");
-            </script>
-            """,
-            map_of_react(),
-        )
-    )
-    items = "[...document.querySelectorAll('main li')].map((item) => item.textContent).join()"
-    page.until(f"{items} == 'tea'")
-    publish(front.site, stream, '{"id": 2, "item": "milk"}', event="order")
-    page.until(f"{items} == 'tea,milk'")
-    page.eval("(src) => show(src)", front.site.bus.stream_path(stream, expires_in=60))
-    publish(front.site, stream, '{"id": 3, "item": "oil"}', event="order")
-    page.until(f"{items} == 'tea,milk,oil'")
-    page.close()
-    front.until_live(0)

@@ -2,6 +2,9 @@
 
 import { connect, type Options } from "pgbus-gevent";
 import type { PgbusStreamSource } from "pgbus-gevent/element";
+import { type Live, useStream } from "pgbus-gevent/react";
+import { type LiveRefs, useStream as useStreamOfVue } from "pgbus-gevent/vue";
+import { ref } from "vue";
 
 // @ts-expect-error  there is no such option
 connect({ source: "/pgbus/streams/demo:x" });
@@ -38,5 +41,30 @@ document.addEventListener("pgbus:message", (event: MouseEvent) => event.clientX)
 
 // @ts-expect-error  only what exports names can be imported
 import "pgbus-gevent/dist/hub.js";
+
+declare const live: Live;
+declare const refs: LiveRefs;
+// @ts-expect-error  there have to be options
+useStream();
+// @ts-expect-error  a cursor is a number
+useStream({ src: "/pgbus/streams/a", since: "7" });
+// @ts-expect-error  there is no such option
+useStream({ url: "/pgbus/streams/a" });
+// @ts-expect-error  there is no such way to share
+useStream({ src: "/pgbus/streams/a", shared: "browser" });
+// @ts-expect-error  there is no such handler
+useStream({ src: "/pgbus/streams/a" }, { onMesage() {} });
+// @ts-expect-error  a handler gets the message, not its data
+useStream({ src: "/pgbus/streams/a" }, (data: string) => data);
+// @ts-expect-error  it cannot be changed
+live.state = "open";
+// @ts-expect-error  there may be no message yet
+live.message.data;
+// @ts-expect-error  a cursor is a number, also in a ref
+useStreamOfVue(ref({ src: "/pgbus/streams/a", since: "7" }));
+// @ts-expect-error  it is a ref
+refs.state === "open";
+// @ts-expect-error  it cannot be changed
+refs.state.value = "open";
 
 export { options };
