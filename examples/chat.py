@@ -98,7 +98,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   li::before { content: "●"; display: inline; margin-right: .5rem }
   h1 { position: absolute; clip-path: inset(50%) }
   h2, #typing { font-size: .85rem; color: var(--quiet); min-height: 1.5em } :has([state=waiting]) #form button { opacity: .4 }
-  @media (max-width: 36rem) { body { grid: auto auto 1fr auto auto / 1fr } aside { order: 0 } #log, #typing, #form { order: 1 }
+  @media (max-width: 36rem) { body { grid: auto auto 1fr auto auto / minmax(0, 1fr) }
+    aside { order: 0 } #log, #typing, #form { order: 1 }
     nav { flex-wrap: wrap } nav form { margin: 0 } ul { display: flex; flex-wrap: wrap; gap: 1rem } }
 </style>
 <h1>Chat: {{room}}</h1>

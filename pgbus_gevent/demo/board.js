@@ -245,6 +245,7 @@ async function reload() {
     const answer = await fetch("demo/board.json");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const state = await answer.json();
+    if (held) return reloadSoon(1000);
     waiting = [];
     lookingSince = now();
     hearTime(state.clock);

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from browser_parts import MODULES, Browser, Page, Profile, missing
+from page_shape_parts import check_fit, listen, spoken, tab_through
 from program_parts import ROOT, Program, program
 from support import until
 
@@ -96,6 +97,9 @@ def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None
         for page in (ada, second, bob):
             until_text(page, "#log p", ["Adaagain", "Bob<b>hi</b>", "AdaHello", welcome])
         second.close()
+        check_fit(ada)
+        reached = tab_through(ada)
+        assert {"garden", "name", "Rename", "Messages", "text", "Say it"} <= {*reached}, reached
         bob.do("await page.context().close()")
         until_text(ada, "#names li", ["Ada (you)"])
 
@@ -120,6 +124,8 @@ def test_an_answer_survives_a_reload(browser: Browser, pgbus_database: str, tmp_
         page.until("document.querySelector('.answer.done')", "it has introduced itself")
         first, said = page.eval("words"), len(text(page, ".answer")[0].split())
         assert first == said > 20
+        check_fit(page)
+        assert {"Why live in the woods?", "reload", "cut"} <= {*tab_through(page)}
         page.do("await page.click('text=Why live in the woods?')")
         page.until(f"words > {first + 5}")
         page.do("await page.reload()")
@@ -145,6 +151,8 @@ def test_the_bakery(library: str, browser: Browser, pgbus_database: str, pgbus_b
         one = tabs.open("/")
         one.until_open()
         assert text(one, "li b") == ["ordered", "baking", "done"] and text(one, "#count") == ["2 open"]
+        check_fit(one)
+        assert {"item", "Order", "bake a rye bread"} <= {*tab_through(one)}
         with pgbus_bus.transaction() as cursor:
             cursor.execute("truncate bakery restart identity")
         one.do("await page.reload()")
@@ -187,6 +195,9 @@ def test_the_table(browser: Browser, pgbus_database: str, pgbus_bus: Any, tmp_pa
         page = tabs.open("/")
         page.until_open()
         assert text(page, "#rows td:nth-child(2)") == ["coffee", "sugar", "rice"]
+        check_fit(page)
+        assert "log" in tab_through(page), "the changes can be scrolled by keyboard"
+        listen(page)
         with pgbus_bus.transaction() as cursor:
             cursor.execute("update stock set quantity = 3 where item = 'sugar'; delete from stock where item = 'rice'")
             cursor.execute("insert into stock (item, price) values ('<b>tea</b>', 4)")
@@ -198,3 +209,27 @@ def test_the_table(browser: Browser, pgbus_database: str, pgbus_bus: Any, tmp_pa
         with pgbus_bus.transaction() as cursor:
             cursor.execute("truncate stock")
         until_text(page, "#rows td", [])
+        until(lambda: spoken(page), "screen readers are told", 20)
+        assert all("changes, the last: " in words for _, words in spoken(page))
+
+
+# the wall and the shop -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("bottle_app.py", "ul li:first-child"), ("bottle_orders.py", "ol li:first-child span")]
+)
+def test_the_wall_and_the_shop(browser: Browser, pgbus_database: str, tmp_path: Path, name: str, shown: str) -> None:
+    """They open with something to see, and what one person says appears to another, who can do without a mouse."""
+    with site(browser, name, pgbus_database, tmp_path) as (example, tabs):
+        page = tabs.open("/")
+        page.until_open()
+        until(lambda: len(text(page, shown)) == 1 and text(page, shown) != [""], "there is something")
+        check_fit(page)
+        other = somebody_else(browser, f"{example.url}/")
+        other.until_open()
+        listen(other)
+        page.do("await page.focus('input'); await page.keyboard.type('<b>new</b>'); await page.keyboard.press('Enter')")
+        until(lambda: text(other, shown) == ["<b>new</b>"], "it is there")
+        until(lambda: any("<b>new</b>" in words for _, words in spoken(other)), "screen readers are told", 20)
+        assert tab_through(other)[-1] in ("Say it", "Pay")
