@@ -99,7 +99,7 @@ def test_the_chat(browser: Browser, pgbus_database: str, tmp_path: Path) -> None
         second.close()
         check_fit(ada)
         reached = tab_through(ada)
-        assert {"garden", "name", "Rename", "Messages", "text", "Say it"} <= {*reached}, reached
+        assert {"garden", "name", "Rename", "log", "text", "Say it"} <= {*reached}, reached
         bob.do("await page.context().close()")
         until_text(ada, "#names li", ["Ada (you)"])
 
