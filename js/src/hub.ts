@@ -11,6 +11,8 @@ import type { Close, Cursor, Gap, Message, State } from "./types.js";
 const PROTOCOL = 3;
 /** The time in ms within which the leading tab has to answer. */
 const ANSWER = 3000;
+/** The time in ms between two attempts to leave polling. */
+const AGAIN = 300_000;
 /** The time in ms within which a moved element is back. */
 const SETTLE = 15;
 
@@ -38,6 +40,10 @@ type Post = { from: number } & (
 );
 
 export const hubs = new Map<string, Hub>();
+
+/** What a promise brings within the time of a heartbeat; undefined if it fails, or takes longer. */
+const soonEnough = <T>(promise: Promise<T>): Promise<T | undefined> =>
+  Promise.race([promise, new Promise<undefined>((done) => setTimeout(done, BEAT))]).catch(() => undefined);
 
 /** The lowest cursor for each stream, of subscriptions or of tabs. */
 const merged = (wants: Iterable<[string, Cursor]>[]): Wants => {
@@ -71,6 +77,12 @@ export class Hub {
   /** The identity for all: undefined until it is known, empty if the server has none. */
   declare _identity: string | undefined;
   declare _leads: boolean | undefined;
+  /** How many streams in a row brought not a byte. */
+  _held = 0;
+  /** Whether streams are held back on the way, so that this polls; undefined or an empty text for no. */
+  declare _polls: string | undefined;
+  /** When a stream was last tried beside the polls. */
+  declare _probed: number | undefined;
   declare _due: boolean | undefined;
   /** The name of lock and channel. */
   declare _name: string;
@@ -145,9 +157,7 @@ export class Hub {
     const keys = [...this._wants().keys()].slice(0, this._most);
     if (!keys[0]) return;
     const asked = new Line(this)._ask(keys, { method: "HEAD", signal }, "&identity");
-    const late = new Promise<undefined>((done) => setTimeout(done, BEAT));
-    const answer = await Promise.race([asked, late]).catch(() => undefined);
-    return answer?.headers.get("pgbus-identity") ?? undefined;
+    return (await soonEnough(asked))?.headers.get("pgbus-identity") ?? undefined;
   }
 
   /**
@@ -351,6 +361,17 @@ export class Hub {
     }
   }
 
+  /** Try a stream beside the polls, and leave them if its first bytes come. It has an id of its own, or it would end the poll. */
+  async _probe(keys: string[]): Promise<void> {
+    const abort = new AbortController();
+    const asked = new Line(this)._ask(keys, { signal: abort.signal }).then(({ body }) => body!.getReader().read());
+    if ((await soonEnough(asked))?.value) {
+      this._polls = "";
+      this._lines.forEach((line) => line._open());
+    }
+    abort.abort();
+  }
+
   /** Check that bytes come; at once if the tab is visible again or the network is back. */
   _look(woken?: boolean): void {
     if (!this._joined) return this._change();
@@ -364,12 +385,17 @@ export class Hub {
     if (!this._leads && (woken || now - this._heard >= 3 * BEAT)) this._ask(woken);
     for (const line of this._lines) {
       const waits = line._state === "waiting";
+      if (this._polls && !(now - this._probed! < (woken ? BEAT : AGAIN))) {
+        this._probed = now;
+        this._probe(line._keys);
+      }
       if ((slept > ANSWER || passed > 3 * ANSWER) && !line._doubted) {
         // A connection that survived sends something within half the time.
         line._last = now - (slept > 3 * line._beat ? 3 : 1.5) * line._beat;
         line._doubted = true;
       }
       const silent = !waits && now - line._last >= 3 * line._beat;
+      if (silent && line._state === "connecting" && this._held++) this._polls = "1";
       if (woken && (waits || silent)) line._open();
       else if (silent) line._ended(line._abort!.signal, "timeout");
     }

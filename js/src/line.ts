@@ -69,18 +69,21 @@ export class Line {
     this._abort?.abort();
   }
 
-  async _open(): Promise<void> {
+  /** Connect. A poll that follows another lasts `seconds`: nothing has changed for the page. */
+  async _open(seconds = 0): Promise<void> {
     this._stop();
     const { signal } = (this._abort = new AbortController());
-    this._state = "connecting";
     this._bye = "";
     const { _hub: hub } = this;
     // The id of the leader before, so that `exclude` still works.
     if (!hub._lines.some(({ _id }) => _id)) this._id = hub._connection;
     this._heard();
-    hub._tellState(this);
+    if (!seconds) {
+      this._state = "connecting";
+      hub._tellState(this);
+    }
     try {
-      await this._read(signal);
+      await this._read(signal, seconds);
     } catch {
       await new Promise((done) => setTimeout(done, GRACE));
       this._ended(signal, "network");
@@ -93,8 +96,11 @@ export class Line {
     this._doubted = false;
   }
 
-  async _read(signal: AbortSignal): Promise<void> {
-    const { status, headers, body } = await this._ask(this._keys, { headers: { accept: "text/event-stream" }, signal });
+  async _read(signal: AbortSignal, seconds: number): Promise<void> {
+    // The first poll is answered at once, so that there is a cursor. The server answers the others within two heartbeats.
+    const poll = this._hub._polls && "&poll=" + seconds;
+    const options = { headers: { accept: "text/event-stream" }, signal };
+    const { status, headers, body } = await this._ask(this._keys, options, poll);
     if (status !== 200 || !/^text\/event-stream *(;|$)/i.test(headers.get("content-type")!)) {
       const told = headers.get("retry-after") as never;
       const sent = Date.parse(headers.get("date")!);
@@ -109,7 +115,7 @@ export class Line {
     );
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return this._ended(signal, this._bye || "ended", status);
+      if (done) return poll && !this._bye ? void this._open(25) : this._ended(signal, this._bye || "ended", status);
       this._heard();
       feed(value);
     }
@@ -181,7 +187,7 @@ export class Line {
       keys.forEach((key, i) => at.set(key, at.get(key) ?? start(i)));
       if (heartbeat) this._beat = heartbeat * 1000;
       this._state = "open";
-      this._fails = 0;
+      this._fails = hub._held = 0;
       this._id = connectionId;
       hub._tellState(this);
     }

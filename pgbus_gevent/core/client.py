@@ -139,7 +139,7 @@ class StreamRequest(NamedTuple):
     ``connection`` is the id of the client's earlier connection, if it sent one. ``recheck`` asks the authorize hook again. It
     returns one subscriber for each place, or None if the client may no longer watch one of the streams. ``asked_at`` is when the
     request came, in seconds of the monotonic clock. ``poll`` is how many seconds a client that polls waits at most; None for a
-    client of an event stream.
+    client of an event stream. ``framed`` is True if the answer to the poll is to be frames, and not JSON.
     """
 
     places: tuple[Place, ...]
@@ -147,7 +147,8 @@ class StreamRequest(NamedTuple):
     connection: str | None = None
     recheck: Callable[[], tuple[Subscriber, ...] | None] | None = None
     asked_at: float | None = None
-    poll: int | None = None
+    poll: float | None = None
+    framed: bool = False
 
     @property
     def owner(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The answer to a poll: the frames that a stream would have sent until now, as JSON."""
+"""The answer to a poll: what a stream would have sent until now, mostly as JSON."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ class Polled:
             return data.index(b"\n\n") + 2 < len(data)  # gap frames may follow it
         return not data.startswith(_IDENTITY)
 
+    def frames(self) -> bytes:
+        """Return the frames as they are."""
+        data = b"".join(self._parts)
+        self._clear()
+        return data
+
+    def _clear(self) -> None:
+        self._parts.clear()
+        self.size = 0
+
     def answer(self, streams: Sequence[str], cursors: Sequence[int], farewell: bytes = b"") -> bytes:
         """Return the answer as JSON. ``streams`` and ``cursors`` are those of the client, in its order.
 
@@ -76,8 +86,7 @@ class Polled:
                     events.append({"event": frame.event, "data": json.loads(frame.data), "after": len(messages)})
                     if frame.retry is not None:
                         facts["retry"] = frame.retry
-        self._parts.clear()
-        self.size = 0
+        self._clear()
         cursor: int | str = cursors[0] if len(cursors) == 1 else start_id(cursors)
         rest = _encode({"cursor": cursor, "events": events, **facts})
         return f'{{"messages":[{",".join(messages)}],{rest[1:]}\n'.encode()

@@ -23,6 +23,7 @@ _SHORTEST_LOOK, _LONGEST_LOOK = 0.005, 0.5  # seconds between two looks whether 
 
 
 _JSON = b"application/json"
+_FRAMES = b"text/event-stream; charset=utf-8"
 _TEXT = b"text/plain; charset=utf-8"
 
 
@@ -35,7 +36,7 @@ class Answer(NamedTuple):
     retry_after: int | None
 
     def head(self, head: bytes) -> bytes:
-        """Return the head of an answer of 200 with JSON as that of this answer."""
+        """Return the head of an answer of 200, which has no length, as that of this answer."""
         _, *lines = head[:-4].split(b"\r\n")
         if self.status != 200:
             lines = [line for line in lines if not line.lower().startswith(b"content-type:")]
@@ -61,17 +62,19 @@ class _Wait:
     over and it has all that there is. The methods do not yield.
     """
 
-    __slots__ = ("_client", "_due", "_ends_at", "_handler", "_places", "_polled", "_timer")
+    __slots__ = ("_client", "_due", "_ends_at", "_framed", "_handler", "_places", "_polled", "_timer")
 
-    def __init__(self, client: Client, seconds: int | None, handler: PollHandler) -> None:
+    def __init__(self, client: Client, request: StreamRequest, handler: PollHandler) -> None:
         self._client = client
+        self._framed = request.framed
         self._handler = handler
         self._polled = Polled()
         self._places: tuple[Subscription, ...] = ()
         self._due = False
-        self._ends_at = monotonic() + (seconds or 0)
         self._timer: Any = None
-        self._sleep(float(seconds or 0))
+        seconds = float(request.poll or 0)
+        self._ends_at = monotonic() + seconds
+        self._sleep(seconds)
 
     def _sleep(self, seconds: float) -> None:
         self._timer = gevent.get_hub().loop.timer(seconds)
@@ -118,6 +121,8 @@ class _Wait:
         self.stop()
         places, self._places = self._places, ()
         reason = self._client.reason
+        if self._framed:
+            return Answer(200, self._polled.frames() + (b"" if reason == "answered" else farewell), _FRAMES, None)
         if not places or (reason == "unavailable" and not self._due):
             refusal = refused(farewell)
             return Answer(refusal.status, f"{refusal.line}\n".encode(), _TEXT, refusal.retry_after)
@@ -142,7 +147,7 @@ class PollConnection(Connection):
         self, id: str, request: StreamRequest, sock: socket.socket, head: bytes, *, clients: PollHandler, **more: Any
     ) -> None:
         super().__init__(id, request, sock, head, clients=clients, **more)
-        self._wait = _Wait(self, request.poll, clients)
+        self._wait = _Wait(self, request, clients)
 
     @property
     def blocked_since(self) -> float | None:
@@ -180,7 +185,7 @@ class PollBody(Client):
         self._answer: Answer | None = None
         self._clients = clients
         self._done = Event()
-        self._wait = _Wait(self, request.poll, clients)
+        self._wait = _Wait(self, request, clients)
 
     @property
     def blocked_since(self) -> float | None:

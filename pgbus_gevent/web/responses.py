@@ -60,9 +60,9 @@ def json_answer(status: int, value: Mapping[str, Any], *headers: tuple[str, str]
     )
 
 
-def polled(found: PollAnswer) -> Answer:
-    """The answer to a poll whose server keeps the socket."""
-    headers = [("content-type", found.content_type.decode()), *POLL_HEADERS[1:]]
+def polled(found: PollAnswer, headers: Headers) -> Answer:
+    """The answer to a poll whose server keeps the socket. ``headers`` are those of an answer with status 200."""
+    headers = [("content-type", found.content_type.decode()), *headers[1:]]
     if found.retry_after is not None:
         headers.append(("retry-after", str(found.retry_after)))
     return Answer(found.status, found.body, headers)

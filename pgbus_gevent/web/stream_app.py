@@ -229,14 +229,17 @@ class StreamApp:
         if received is not None:
             return self._received.answer(environ, received)
         refusal = self._refusal(request)
-        streams = request.poll is None and accepts_stream(environ)
-        if refusal is not None and environ["REQUEST_METHOD"] == "GET" and streams:
+        if refusal is not None and environ["REQUEST_METHOD"] == "GET" and accepts_stream(environ):
             self._returners.hold(requests.client_number(environ), lambda: self._refusal(request) in (None, "restart"))
             refusal = self._refusal(request)
         if refusal is None:
-            return request
+            return self._framed(request) if request.poll is not None and accepts_stream(environ) else request
         self.instance.events.emit(events.Refused(refusal))
-        return _refuse(environ, refusal, self._identity(environ, request), as_stream=streams)
+        return _refuse(environ, refusal, self._identity(environ, request))
+
+    def _framed(self, request: StreamRequest) -> StreamRequest:
+        """A poll for which a client of streams is answered with frames, and before it misses heartbeats."""
+        return request._replace(framed=True, poll=min(request.poll or 0, 2 * self._settings.heartbeat))
 
     def _refusal(self, request: StreamRequest) -> str | None:
         return self.instance.clients.refusal(request.owner, request.address)
@@ -254,7 +257,8 @@ class StreamApp:
         self, request: StreamRequest, environ: Environ, start_response: StartResponse, extra: Headers
     ) -> Iterable[bytes]:
         polls = request.poll is not None
-        headers = [*(POLL_HEADERS if polls else stream_headers(environ)), *self._identity(environ, request), *extra]
+        kind = POLL_HEADERS if polls and not request.framed else stream_headers(environ)
+        headers = [*kind, *self._identity(environ, request), *extra]
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(status_line(200), headers)
             return []
@@ -269,7 +273,7 @@ class StreamApp:
             clients.take_over(request, *taken)
             return []
         if polls:
-            return send(polled(clients.poll(request).wait()), environ, start_response, extra)
+            return send(polled(clients.poll(request).wait(), kind), environ, start_response, extra)
         start_response(status_line(200), headers)
         return clients.body(request)
 
@@ -296,10 +300,10 @@ class StreamApp:
         return path.startswith(("/console", "/metrics"))
 
 
-def _refuse(environ: Environ, reason: str, identity: Headers, *, as_stream: bool) -> Answer:
+def _refuse(environ: Environ, reason: str, identity: Headers) -> Answer:
     """Refuse for a passing reason. The status is 200 for an EventSource, because it reconnects after no other status."""
     retry = refusal_retry()
-    if as_stream:
+    if accepts_stream(environ):
         return Answer(200, sse.shutdown(reason, retry), [*stream_headers(environ), *identity])
     status = 429 if reason == "too-many-connections" else 503
     return text(status, f"not now: {reason}", ("retry-after", str(round(retry))), *identity)

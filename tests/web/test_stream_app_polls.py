@@ -18,6 +18,7 @@ from support import greenlets, holds, until
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.polled import FULL
+from pgbus_gevent.core.sse_parser import Parser
 from pgbus_gevent.testing.databases import TestDatabases
 from pgbus_gevent.web.stream_app import StreamApp
 
@@ -150,6 +151,47 @@ def test_last_event_id_wins_over_the_query(site: Site, stream: str, poller: Poll
     assert json.loads(answer.body)["messages"] == []
 
 
+# for clients of streams
+
+
+def test_a_client_that_accepts_streams_is_answered_with_frames(site: Site, stream: str) -> None:
+    head = site.bus.stream(stream).broadcast("a\nb", event="e")
+    answer = ask(site.port, f"/pgbus/streams/{stream}?since=0&poll=60", Accept="text/event-stream")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["content-length"] == str(len(answer.body))
+    hello, message = Parser().feed(answer.body)
+    assert (hello.event, hello.id) == ("pgbus:connected", "0")
+    assert (message.event, message.data, message.id) == ("e", "a\nb", str(head))
+
+
+def test_it_is_answered_before_it_misses_heartbeats(pgbus_databases: TestDatabases) -> None:
+    with running_site(pgbus_databases.make(), heartbeat=0.3) as site:
+        began = monotonic()
+        answer = ask(site.port, f"{PATH}?poll=60", Accept="text/event-stream")
+        assert [frame.event for frame in Parser().feed(answer.body)] == ["pgbus:connected"]
+        assert monotonic() - began < 30
+
+
+def test_an_event_source_that_polls_misses_nothing(site: Site, stream: str) -> None:
+    with site.watch(stream, "poll=60", Accept="text/event-stream") as client:
+        for data in ("one", "two", "three"):
+            waiting(site, 1)
+            site.bus.stream(stream).broadcast(data)
+            client.wait_closed(timeout=PATIENCE)
+            site.bus.stream(stream).broadcast(f"after {data}")
+            client.resume()
+            client.wait_closed(timeout=PATIENCE)
+            client.resume()
+        assert [each.data for each in client.messages] == [
+            "one",
+            "after one",
+            "two",
+            "after two",
+            "three",
+            "after three",
+        ]
+
+
 # gaps, and ends of the connection
 
 
@@ -240,17 +282,17 @@ def test_what_is_refused_for_a_stream_is_refused_for_a_poll(site: Site) -> None:
     assert ask(site.port, f"/pgbus/streams/{forged}?poll=1").status == 404
 
 
-def test_a_refusal_for_a_passing_reason_is_a_status_even_if_streams_are_accepted(
-    pgbus_databases: TestDatabases,
-) -> None:
+def test_a_refusal_for_a_passing_reason_is_a_status_or_a_frame(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), max_per_owner=1) as site:
         site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(owner="ada"))
-        poller = Poller(site.url, PATH, Accept="text/event-stream")
+        poller = Poller(site.url, PATH)
         waits = poller.start(60)
         waiting(site, 1)
         answer = poller.raw(30)
         assert answer.status == 429 and answer.line == "not now: too-many-connections"
         assert 5 <= int(answer.headers["retry-after"]) <= 15
+        answer = ask(site.port, poller.target(30), Accept="text/event-stream")
+        assert answer.status == 200 and b'"too-many-connections"' in answer.body
         site.bus.stream("demo:x").broadcast("end")
         waits.get(timeout=PATIENCE)
         assert poller.ask(0)["messages"] == []
