@@ -41,6 +41,15 @@ type Post = { from: number } & (
 
 export const hubs = new Map<string, Hub>();
 
+/** Keep it for the next pages of this tab whether streams are held back; without a value, what a page before has kept. */
+const kept = (value?: string): string | undefined => {
+  try {
+    return value === undefined ? sessionStorage.pgbusPolls : (sessionStorage.pgbusPolls = value);
+  } catch {
+    return value;
+  }
+};
+
 /** What a promise brings within the time of a heartbeat; undefined if it fails, or takes longer. */
 const soonEnough = <T>(promise: Promise<T>): Promise<T | undefined> =>
   Promise.race([promise, new Promise<undefined>((done) => setTimeout(done, BEAT))]).catch(() => undefined);
@@ -80,7 +89,7 @@ export class Hub {
   /** How many streams in a row brought not a byte. */
   _held = 0;
   /** Whether streams are held back on the way, so that this polls; undefined or an empty text for no. */
-  declare _polls: string | undefined;
+  _polls = kept();
   /** When a stream was last tried beside the polls. */
   declare _probed: number | undefined;
   declare _due: boolean | undefined;
@@ -366,7 +375,7 @@ export class Hub {
     const abort = new AbortController();
     const asked = new Line(this)._ask(keys, { signal: abort.signal }).then(({ body }) => body!.getReader().read());
     if ((await soonEnough(asked))?.value) {
-      this._polls = "";
+      this._polls = kept("");
       this._lines.forEach((line) => line._open());
     }
     abort.abort();
@@ -395,7 +404,7 @@ export class Hub {
         line._doubted = true;
       }
       const silent = !waits && now - line._last >= 3 * line._beat;
-      if (silent && line._state === "connecting" && this._held++) this._polls = "1";
+      if (silent && line._state === "connecting" && this._held++) this._polls = kept("1");
       if (woken && (waits || silent)) line._open();
       else if (silent) line._ended(line._abort!.signal, "timeout");
     }
