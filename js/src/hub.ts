@@ -44,7 +44,7 @@ export const hubs = new Map<string, Hub>();
 /** Keep it for the next pages of this tab whether streams are held back; without a value, what a page before has kept. */
 const kept = (value?: string): string | undefined => {
   try {
-    return value === undefined ? sessionStorage.pgbusPolls : (sessionStorage.pgbusPolls = value);
+    return value === undefined ? sessionStorage.pgbus : (sessionStorage.pgbus = value);
   } catch {
     return value;
   }
@@ -86,12 +86,12 @@ export class Hub {
   /** The identity for all: undefined until it is known, empty if the server has none. */
   declare _identity: string | undefined;
   declare _leads: boolean | undefined;
-  /** How many streams in a row brought not a byte. */
+  /** How many streams in a row brought no byte for three heartbeats, since one began. */
   _held = 0;
   /** Whether streams are held back on the way, so that this polls; undefined or an empty text for no. */
   _polls = kept();
   /** When a stream was last tried beside the polls. */
-  declare _probed: number | undefined;
+  _probed = -Infinity;
   declare _due: boolean | undefined;
   /** The name of lock and channel. */
   declare _name: string;
@@ -394,7 +394,7 @@ export class Hub {
     if (!this._leads && (woken || now - this._heard >= 3 * BEAT)) this._ask(woken);
     for (const line of this._lines) {
       const waits = line._state === "waiting";
-      if (this._polls && !(now - this._probed! < (woken ? BEAT : AGAIN))) {
+      if (this._polls && now - this._probed >= AGAIN) {
         this._probed = now;
         this._probe(line._keys);
       }
@@ -404,7 +404,7 @@ export class Hub {
         line._doubted = true;
       }
       const silent = !waits && now - line._last >= 3 * line._beat;
-      if (silent && line._state === "connecting" && this._held++) this._polls = kept("1");
+      if (silent && this._held++) this._polls = kept("1");
       if (woken && (waits || silent)) line._open();
       else if (silent) line._ended(line._abort!.signal, "timeout");
     }

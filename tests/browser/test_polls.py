@@ -14,7 +14,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-HELD = "if (!sessionStorage.asked) sessionStorage.pgbusPolls = sessionStorage.asked = '1';"
+HELD = "if (!sessionStorage.asked) sessionStorage.pgbus = sessionStorage.asked = '1';"
 """What a page before has kept in the tab, if streams were held back."""
 
 
@@ -71,13 +71,13 @@ def test_after_two_streams_without_a_byte_it_polls_and_returns_when_streams_come
     assert len(held) >= 2
     publish(front.site, stream, "c", "d")
     page.until_data(["a", "b", "c", "d"])
-    assert page.eval("sessionStorage.pgbusPolls") == "1"
+    assert page.eval("sessionStorage.pgbus") == "1"
 
     proxy.holding = False
     # The next page of the tab knows, polls at once, and tries a stream beside.
     page.reload()
     until_it_polls(page, proxy)
-    page.until("sessionStorage.pgbusPolls === ''", "it has left polling")
+    page.until("sessionStorage.pgbus === ''", "it has left polling")
     polls = len(proxy.polls())
     publish(front.site, stream, "e")
     page.until("seen.some(([name, detail]) => name === 'pgbus:message' && detail.data === 'e')")
