@@ -25,6 +25,21 @@ export interface Options {
   identity?: string | undefined;
 }
 
+/** The attributes of the element, all optional, for the types of templates. */
+export interface ElementAttributes {
+  src?: string | undefined;
+  stream?: string | undefined;
+  /** Names, separated by spaces. */
+  streams?: string | undefined;
+  base?: string | undefined;
+  /** The cursor; for several streams one each, separated by spaces, `-` for none. */
+  since?: string | number | undefined;
+  "since-id"?: string | number | undefined;
+  credentials?: RequestCredentials | undefined;
+  shared?: "tabs" | "page" | "false" | undefined;
+  identity?: string | undefined;
+}
+
 /** A message of a stream. */
 export interface Message {
   /** Undefined for an ephemeral message. */
