@@ -62,7 +62,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def link(distribution: metadata.Distribution, site: Path) -> None:
     for file in distribution.files or []:
-        if ".." not in file.parts and file.suffix != ".pyc":
+        if ".." not in file.parts:
             place = site / file
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(str(distribution.locate_file(file)))
