@@ -82,7 +82,7 @@ export class Hub {
   declare _key: string;
   declare _base: string;
   declare _query: string;
-  declare _credentials: RequestCredentials;
+  declare _credentials: RequestCredentials | undefined;
   /** The identity for all: undefined until it is known, empty if the server has none. */
   declare _identity: string | undefined;
   declare _leads: boolean | undefined;
@@ -111,7 +111,7 @@ export class Hub {
   declare _timer: ReturnType<typeof setTimeout> | 0 | undefined;
   declare _answer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(key: string, base: string, query: string, credentials: RequestCredentials, tabs: boolean, identity?: string) {
+  constructor(key: string, base: string, query: string, credentials: RequestCredentials | undefined, tabs: boolean, identity?: string) {
     hubs.set(key, this);
     this._key = key;
     this._base = base;

@@ -25,7 +25,7 @@ export interface Greeting {
 }
 
 /** Whether another attempt would change nothing. */
-const final = (status: number) => /^(204|4(?!08|25|29)..)$/.test(`${status}`);
+const final = (status: number) => /204|^4(?!08|25|29)/.test(`${status}`);
 
 /** One HTTP connection for the streams in `_keys`, reopened whenever it ends; `_at` has the cursor of each. */
 export class Line {
@@ -53,7 +53,7 @@ export class Line {
 
   /** Request streams; `extra` is a further parameter, with its `&`. */
   _ask(keys: string[], options: RequestInit, extra = ""): Promise<Response> {
-    const { _base: base, _query: query, _credentials: credentials } = this._hub;
+    const { _base: base, _query: query, _credentials } = this._hub;
     const [one, more] = keys.map(encodeURIComponent);
     const fields = keys.map((key) => {
       const since = this._at.get(key);
@@ -61,7 +61,7 @@ export class Line {
     });
     const id = this._id && !query.includes("&connection=") ? "&connection=" + this._id : "";
     const parameters = fields.join("") + query + id + extra;
-    return fetch(base + (more ? "?" : `/${one}?`) + parameters.slice(1), { credentials, cache: "no-store", ...options });
+    return fetch(base + (more ? "?" : `/${one}?`) + parameters.slice(1), { credentials: _credentials!, cache: "no-store", ...options });
   }
 
   _stop(): void {

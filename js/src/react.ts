@@ -1,7 +1,8 @@
-import { useEffect, useState, useSyncExternalStore } from "react";
+import { type DetailedHTMLProps, type HTMLAttributes, useEffect, useState, useSyncExternalStore } from "react";
 
+import type { PgbusStreamSource } from "./element.js";
 import { BEFORE, Following, type Handlers, keyOf, type Live, NOTHING } from "./following.js";
-import type { Message, Options } from "./types.js";
+import type { ElementAttributes, Message, Options } from "./types.js";
 
 export type { Handlers, Live };
 
@@ -26,4 +27,15 @@ export function useStream(options: Options | null | undefined, handlers?: Handle
   }, [following, key]);
   const live = useSyncExternalStore(following.subscribe, () => following.live, () => BEFORE);
   return options ? live : NOTHING;
+}
+
+/** The properties of the element in JSX. */
+export type ElementProps = DetailedHTMLProps<HTMLAttributes<PgbusStreamSource>, PgbusStreamSource> & ElementAttributes;
+
+declare module "react" {
+  namespace JSX {
+    interface IntrinsicElements {
+      "pgbus-stream-source": ElementProps;
+    }
+  }
 }

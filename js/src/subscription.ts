@@ -21,7 +21,7 @@ export class Subscription {
 
   constructor(target: Target, options: Options) {
     this._target = target;
-    const { src, base = "/pgbus/streams", stream, since, credentials = "same-origin", shared = "tabs", identity } = options;
+    const { src, base = "/pgbus/streams", stream, since, credentials, shared = "tabs", identity } = options;
     let { streams = [stream ?? []].flat() } = options;
     const url = new URL(src ?? base, globalThis.document?.baseURI);
     const { searchParams: given } = url;

@@ -1,7 +1,7 @@
-import { computed, type ComputedRef, getCurrentScope, type MaybeRefOrGetter, onScopeDispose, shallowRef, toValue, watch } from "vue";
+import { computed, type ComputedRef, type FunctionalComponent, getCurrentScope, type MaybeRefOrGetter, onScopeDispose, shallowRef, toValue, watch } from "vue";
 
 import { BEFORE, Following, type Handlers, keyOf, type Live, NOTHING } from "./following.js";
-import type { Message, Options } from "./types.js";
+import type { ElementAttributes, Message, Options } from "./types.js";
 
 export type { Handlers, Live };
 
@@ -32,4 +32,11 @@ export function useStream(
   if (getCurrentScope()) onScopeDispose(() => following.close());
   const part = <Name extends keyof Live>(name: Name) => computed(() => live.value[name]);
   return { state: part("state"), message: part("message"), gap: part("gap"), connectionId: part("connectionId") };
+}
+
+declare module "vue" {
+  /** What templates know. */
+  interface GlobalComponents {
+    "pgbus-stream-source": FunctionalComponent<ElementAttributes>;
+  }
 }

@@ -17,7 +17,14 @@ STRICT = {"strict": True, "noUncheckedIndexedAccess": True, "noEmit": True, "typ
 
 def check(package: Package, folder: Path, resolution: str, files: dict[str, str], status: int = 0) -> str:
     """Check the types of some files. Return what the compiler says."""
-    options = {**STRICT, "module": "NodeNext" if resolution == "NodeNext" else "ESNext", "moduleResolution": resolution}
+    skips = any(name.endswith(".tsx") for name in files)
+    options = {
+        **STRICT,
+        "jsx": "react-jsx",
+        "skipLibCheck": skips,
+        "module": "NodeNext" if resolution == "NodeNext" else "ESNext",
+        "moduleResolution": resolution,
+    }
     settings = {"compilerOptions": options, "include": ["*.ts", "*.tsx"]}
     return run(
         package.application(folder, {**files, "tsconfig.json": json.dumps(settings)}), "tsc", "-p", ".", status=status
@@ -29,6 +36,11 @@ def test_right_uses_have_no_errors_and_wrong_uses_have(js_package: Package, tmp_
     """A line of wrong.ts without an error would be one, because of its comment. The declarations are checked as well."""
     files = {path.name: path.read_text() for path in USES.glob("*.ts")}
     check(js_package, tmp_path / "app", resolution, {**files, "page.ts": block_of("docs/browser.md", "bundle")})
+
+
+def test_hooks_and_templates_have_types(js_package: Package, tmp_path: Path) -> None:
+    """The declarations of React and Vue themselves are not checked."""
+    check(js_package, tmp_path / "app", "Bundler", {"hooks.tsx": (USES / "hooks.tsx").read_text()})
 
 
 def test_each_wrong_use_is_an_error_of_its_own(js_package: Package, tmp_path: Path) -> None:
