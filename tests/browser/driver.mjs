@@ -3,6 +3,7 @@
 // Started with the engine, its program, and flags for that.
 
 import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
 
 import { chromium, firefox } from "playwright-core";
 
@@ -28,7 +29,8 @@ const start = {
   firefox: () =>
     firefox.launch({
       channel: "moz-firefox",
-      executablePath,
+      executablePath: fileURLToPath(new URL("firefox.sh", import.meta.url)),
+      env: { ...process.env, FIREFOX: executablePath },
       args: flags,
       firefoxUserPrefs: {
         // The values of Firefox itself, in place of those that let hidden tabs have the timers of visible ones.

@@ -373,22 +373,6 @@ def test_an_invalid_cursor_is_refused(tabs: Profile, front: Front, stream: str) 
     assert (close["status"], close["willRetry"]) == (400, False)
 
 
-def test_the_back_forward_cache_keeps_the_page_and_its_cursor(page: Page, front: Front, stream: str) -> None:
-    publish(front.site, stream, "before")
-    page.until_seen(1)
-    page.goto("/other")
-    front.until_live(0)
-    publish(front.site, stream, "away")
-    page.back()
-    if page.eval(
-        "typeof seen === 'undefined' || performance.getEntriesByType('navigation')[0].type === 'back_forward'"
-    ):
-        reasons = page.eval("JSON.stringify(performance.getEntriesByType('navigation')[0].notRestoredReasons ?? null)")
-        assert page.eval("seen.length") > 1, f"the page was not kept: {reasons}"
-    page.until_data(["before", "away"])
-    front.until_live(1)
-
-
 # elsewhere -----------------------------------------------------------------------------------------------------------
 
 

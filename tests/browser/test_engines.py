@@ -42,8 +42,9 @@ def test_a_hidden_tab_has_slow_timers_and_gets_its_messages_at_once(tabs: Profil
     page.until_open()
     assert page.eval("document.visibilityState") == "hidden"
     page.eval(TICKING)
+    # The first ones are as quick as in a visible tab.
+    page.until("ticks > 20", timeout=60)
     began = page.eval("[performance.now(), ticks]")
-    # The first ones may be as quick as in a visible tab.
     page.until(f"ticks >= {began[1]} + 6", timeout=60)
     ended = page.eval("[performance.now(), ticks]")
     assert (ended[0] - began[0]) / (ended[1] - began[1]) > 300, "a timer of 10 ms takes about a second"
@@ -57,7 +58,7 @@ def test_a_hidden_tab_has_slow_timers_and_gets_its_messages_at_once(tabs: Profil
 
 # the back/forward cache ----------------------------------------------------------------------------------------------
 
-KEEPS = {"chromium": True, "firefox": True, "webkit": True}
+KEEPS = {"chromium": True, "firefox": False, "webkit": True}
 """Whether the cache keeps a page with the element. docs/browser.md says so too."""
 
 SHOWS = "(window.shows ??= []); addEventListener('pageshow', ({ persisted }) => shows.push(persisted));"

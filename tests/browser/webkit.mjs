@@ -104,30 +104,29 @@ class Page {
       (async () => { ${body} })().then(
         (value) => done([JSON.stringify(value) ?? "null"]),
         (error) => done([null, String(error?.stack ?? error) + " " + String(error)]));`;
-    const [value, error] = await this.#within((ask) => ask("POST", "/execute/async", { script, args: [] }));
+    const execute = this.#within((ask) => ask("POST", "/execute/async", { script, args: [] }));
+    const [value, error] = await execute.catch((thrown) => {
+      // In the words of Playwright.
+      throw /unload/.test(thrown.message) ? new Error(`the context was destroyed: ${thrown.message}`) : thrown;
+    });
     if (error) throw new Error(error);
     return JSON.parse(value);
   }
 
   goto(url) {
-    return this.#leave((ask) => ask("POST", "/url", { url }), "complete");
-  }
-
-  goBack() {
-    return this.#leave((ask) => ask("POST", "/back"));
+    return this.#leave((ask) => ask("POST", "/url", { url }));
   }
 
   reload() {
-    return this.#leave((ask) => ask("POST", "/refresh"), "complete");
+    return this.#leave((ask) => ask("POST", "/refresh"));
   }
 
   /** Do something that leads to another document, and wait for that. The mark tells them apart. */
-  async #leave(act, state) {
+  async #leave(act) {
     const mark = ++marks;
     await this.evaluate(`void (window.__mark = ${mark})`);
     await this.#within(act);
-    const there = `window.__mark !== ${mark} && (${!state} || document.readyState === "${state}")`;
-    await until(() => this.evaluate(there), "there is another page");
+    await until(() => this.evaluate(`window.__mark !== ${mark} && document.readyState === "complete"`), "there is another page");
   }
 
   /** Do something with an element as soon as there is one. */

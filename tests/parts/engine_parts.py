@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +162,8 @@ class Profile:
         self._browser.run("await kept.profiles[arg].context.close()", self._number)
 
 
+_marks = count()
+
 EVALUATE = """
   for (let n = 1; ; n++) {
     try {
@@ -229,8 +232,12 @@ class Page:
         self._act("await page.goto(new URL(arg, await page.evaluate('location.href')).href)", path)
 
     def back(self) -> None:
-        """Go back in the history of the tab, and wait until the page there is the current one."""
-        self._act("await page.goBack({ waitUntil: 'commit' })")
+        """Go back in the history of the tab, and wait until the page there is the current one, which may come from the cache."""
+        mark = next(_marks)
+        self.eval(f"void (window.left = {mark})")
+        # Playwright's goBack does not notice a page that comes from the cache of Firefox.
+        self.eval("void setTimeout(() => history.back())")
+        self.until(f"window.left !== {mark}", "there is another page")
 
     def reload(self) -> None:
         self._act("await page.reload()")
