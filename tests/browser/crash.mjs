@@ -23,8 +23,8 @@ function times() {
 }
 
 export async function crash(page) {
-  for (let n = 0; n < 50; n++) {
-    const before = times();
+  const before = times();
+  for (let n = 0; n < 100; n++) {
     await page.evaluate(BUSY);
     const used = [...times()].map(([pid, ticks]) => [ticks - (before.get(pid) ?? ticks), pid]).sort(([a], [b]) => b - a);
     const [[most, pid], [next] = [0]] = used;

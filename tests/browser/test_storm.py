@@ -9,7 +9,7 @@ from itertools import count
 
 import gevent
 import pytest
-from browser_parts import Front, Page, Profile, element, publish
+from browser_parts import Browser, Front, Page, Profile, element, publish
 from gevent.event import Event
 from login_parts import Logins, browser_site, log_in, logins, paths, whisper
 from support import until
@@ -89,11 +89,13 @@ class Crowd:
 
 @pytest.mark.parametrize("seed", [1, 4])
 def test_each_remaining_tab_has_all_messages_that_it_may_see_once_and_in_order(
-    tabs: Profile, front: Front, logins: Logins, stream: str, seed: int
+    browser: Browser, tabs: Profile, front: Front, logins: Logins, stream: str, seed: int
 ) -> None:
     rng = random.Random(seed)
     crowd = Crowd(tabs, front, logins, stream, rng)
-    acts = [crowd.arrive, crowd.leave, crowd.crash, crowd.go_and_return, crowd.stand_still, crowd.log_in, crowd.drop]
+    # WebKit's driver ends all tabs if one crashes.
+    crash = crowd.leave if browser.engine == "webkit" else crowd.crash
+    acts = [crowd.arrive, crowd.leave, crash, crowd.go_and_return, crowd.stand_still, crowd.log_in, crowd.drop]
     with talk(front, stream) as sent:
         for login in ("ada", "bob", "ada", "bob"):
             crowd.arrive(login)

@@ -39,7 +39,7 @@ class Driver {
   static async start(program, env) {
     const driver = new Driver();
     driver.port = await freePort();
-    driver.process = spawn(program, [`--port=${driver.port}`, "--host=127.0.0.1"], { env, stdio: "ignore" });
+    driver.process = spawn(program, [`--port=${driver.port}`, "--host=127.0.0.1"], { env, stdio: "ignore", detached: true });
     await until(() => driver.#ask("GET", "/status"), "WebKitWebDriver answers");
     return driver;
   }
@@ -55,10 +55,10 @@ class Driver {
     return this.#ask("GET", `${this.session}/window/handles`);
   }
 
-  /** End the browser, and then the driver. */
+  /** End the driver and the browser, which are a group of processes. If a tab has crashed, the session is gone, but not the browser. */
   async end() {
     await this.#ask("DELETE", this.session).catch(() => {});
-    this.process.kill();
+    process.kill(-this.process.pid, "SIGKILL");
   }
 
   /** Do something in a window. Nothing else is done in any window meanwhile, because a session has a current one. */
