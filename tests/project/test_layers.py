@@ -65,6 +65,7 @@ PURE = {
 DRIVER = {
     "testing/databases.py": "makes and drops databases, which only the kit does",
     "testing/chaos/": "publishes as applications do, and breaks sessions, on connections of its own",
+    "demo/commands.py": "takes a URL apart as the driver does, so that no page shows a password",
     "bench/": "publishes as an application does, on connections of its own",
 }
 """The modules outside database/ that may import psycopg2, and why."""
