@@ -136,7 +136,11 @@ class Front:
     def away(self, cut: Callable[[], None]) -> Iterator[None]:
         """Cut all connections, and let the next ones wait until the end of the block. It begins once one is waiting."""
         before, gate = len(self.asked), Event()
-        original, self.intercept = self.intercept, lambda environ, start_response: gate.wait(3 * PATIENCE) and None
+
+        def wait(environ: Any, start_response: Any) -> None:
+            gate.wait(3 * PATIENCE)
+
+        original, self.intercept = self.intercept, wait
         try:
             cut()
             until(lambda: len(self.asked) > before, "a client connects again")
