@@ -32,6 +32,7 @@ ELSEWHERE = (
     "tests/docs",
     "tests/deploy",  # runs the proxies as Debian 12 packages them
     "tests/testing/chaos",  # brings its own server
+    "tests/faults/test_chaos.py",  # brings its own server
 )
 """Tests that depend on neither the system, the database, the version of Python nor the requirements of users."""
 
