@@ -343,7 +343,22 @@ def test_a_summary_is_given_when_it_is_asked_for(page: Page, site: Site) -> None
         until(lambda: text(page, "#said").startswith("serving. 1 connection to 1 stream. "), "it is said")
     regions = """[...document.querySelectorAll("[aria-live], [role=status], [role=alert], [role=log]")]
       .map((each) => each.id || each.className)"""
-    assert sorted(page.eval(regions)) == sorted(["status", "said", "notice", "empty", "published"])
+    assert sorted(page.eval(regions)) == sorted(["said", "notice", "empty", "published"])
+
+
+def test_a_state_is_said_once_it_has_lasted(page: Page) -> None:
+    place = "document.getElementById('said')"
+    note = f"new MutationObserver(() => heard.push({place}.textContent)).observe({place}, {{ childList: true }})"
+    page.eval(f"void (window.heard = [], {note})")
+    page.until("document.getElementById('status').textContent === 'serving'")
+    click(page, "#pause")
+    until(lambda: page.eval("heard") == ["this worker: paused"], "it is said")
+    click(page, "#pause")
+    page.until("document.getElementById('status').textContent === 'serving'")
+    until(
+        lambda: page.eval("heard") == ["this worker: paused", "this worker: serving"],
+        "it is said, without the time between",
+    )
 
 
 def test_everything_is_reached_by_the_keyboard_and_the_focus_is_seen(page: Page, site: Site) -> None:

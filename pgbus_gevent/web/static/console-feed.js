@@ -1,11 +1,13 @@
 // The connection to a worker: its feed of numbers, and requests that only this worker can answer.
 
-import { $, notice, sleep } from "./console-words.js";
+import { $, announce, notice, sleep } from "./console-words.js";
 
 const TRIES = 80; // requests until a chosen worker is given up
 
 /** `hello` is the first frame of the worker, `paused` whether the operator has stopped all updates. */
 export const feed = { hello: null, paused: false };
+
+const LASTED = 4000; // milliseconds
 
 let wanted = ""; // the id of the chosen worker
 let tries = 0;
@@ -19,10 +21,20 @@ export function listen(given) {
   handlers = given;
 }
 
+let told = "serving"; // the state that a screen reader was told of last; this one goes without saying
+let telling;
+
+/** Show the state of the worker, and have it said once it has lasted: a worker at its limit changes from second to second. */
 export function status(state, text) {
   const pill = $("status");
   pill.dataset.state = state;
-  if (pill.textContent !== text) pill.textContent = text;
+  if (pill.textContent === text) return;
+  pill.textContent = text;
+  clearTimeout(telling);
+  telling = setTimeout(() => {
+    if (told !== text) announce(`this worker: ${text}`);
+    told = text;
+  }, LASTED);
 }
 
 export function open() {

@@ -105,7 +105,7 @@ function rowOf(worker) {
   });
   const quiet = worker.silent > SILENT;
   say(lived, age(worker.age));
-  say(state, quiet ? `silent for ${age(worker.silent)}` : worker.unready ? "not ready" : "serving", quiet || worker.unready ? "warn" : "good");
+  say(state, quiet ? `silent for ${age(worker.silent)}` : worker.unready ? `not ready: ${worker.unready}` : "serving", quiet || worker.unready ? "warn" : "good");
   return row;
 }
 

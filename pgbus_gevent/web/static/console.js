@@ -17,7 +17,7 @@ listen({
     refreshTables();
   },
   now(point) {
-    if (point.unready) status("bad", point.unready === "restart" ? "draining" : "not ready");
+    if (point.unready) status("bad", point.unready === "restart" ? "draining" : `not ready: ${point.unready}`);
     else status("good", "serving");
     charts.take(point);
     workers.facts();
