@@ -164,6 +164,17 @@ def test_clients_of_a_killed_worker_reconnect_to_others_with_their_cursors(tmp_p
         assert all(browser.ids == ids[-len(browser.ids) :] for browser in browsers)
 
 
+def test_polls_that_several_workers_answer_miss_nothing(tmp_path: Path, pgbus_database: str) -> None:
+    with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served:
+        poller = Poller(served.url, "/pgbus/streams/orders")
+        poller.ask(0)
+        with Publishing(pgbus_database, "orders", 60) as publishing:
+            until(lambda: poller.ask(1) and publishing.sent >= 60, "all are published")
+        with session(pgbus_database) as connection:
+            ids = [id for id, _ in stored(connection, "orders")]
+        assert [each["id"] for each in poller.read(len(ids))] == ids
+
+
 def test_workers_of_a_killed_master_say_farewell_and_end(tmp_path: Path, pgbus_database: str) -> None:
     with host(tmp_path, pgbus_database, *gunicorn("-w", "2"), workers=2) as served, served.live() as client:
         workers = served.children()

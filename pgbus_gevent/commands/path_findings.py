@@ -127,6 +127,7 @@ class PathChecks:
             text += f"; it came when {pushed // 1024} kB more had been published, so a buffer holds frames back"
         else:
             text += f", nor after {pushed // 1024} kB of messages" if pushed else ", although the server sends at once"
+            text += "; the element polls here after 90 s, so its messages come, but each is a request"
         return Finding("buffering", FAIL, text, self._remedy("buffering"), figures)
 
     def _comes_by_itself(self) -> bool:

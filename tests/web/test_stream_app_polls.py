@@ -16,11 +16,14 @@ from site_parts import Site, running_site
 from support import greenlets, holds, until
 
 from pgbus_gevent.bus import Bus
+from pgbus_gevent.core import events
 from pgbus_gevent.core.client import Subscriber
 from pgbus_gevent.core.polled import FULL
 from pgbus_gevent.core.sse_parser import Parser
 from pgbus_gevent.testing.databases import TestDatabases
+from pgbus_gevent.web.connection_log import FIELDS, ConnectionLog
 from pgbus_gevent.web.stream_app import StreamApp
+from pgbus_gevent.web.tables import Tables, Wanted
 
 PATH = "/pgbus/streams/demo:x"
 
@@ -311,6 +314,43 @@ def test_a_server_that_drains_answers_those_who_wait_and_refuses_others(pgbus_da
         assert 1000 <= found["retry"] <= 5000 and found["cursor"] > 0
         answer = poller.raw(30)
         assert answer.status == 503 and answer.line == "not now: restart"
+
+
+# what operators and applications see
+
+
+def test_a_member_that_polls_stays_present_between_polls(pgbus_databases: TestDatabases) -> None:
+    with running_site(pgbus_databases.make(), presence=("demo:*",), presence_grace=30.0) as site:
+        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(member="ada"))
+        poller = Poller(site.url, PATH)
+        for _ in range(3):
+            poller.ask(1)
+            until(lambda: site.bus.stream("demo:x").presence.members(), "the member is there")
+        until(lambda: site.instance.presence.settled, "all is written")
+        assert [message.event for message in site.bus.stream("demo:x").read_after(0)] == ["presence"]
+
+
+def test_events_console_and_log_say_that_it_is_a_poll(
+    site: Site, stream: str, poller: Poller, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Any] = []
+    ends = [site.instance.events.subscribe(kind, heard.append) for kind in (events.Connected, events.Disconnected)]
+    ConnectionLog(site.instance.events, owners=False)
+    with caplog.at_level("INFO", "pgbus_gevent.connections"):
+        waits = poller.start(60)
+        waiting(site, 1)
+        rows = Tables(site.instance.board).connections(Wanted("id", False, stream, 0))["rows"]
+        assert [row["state"] for row in rows] == ["polling"]
+        site.bus.stream(stream).broadcast("end")
+        waits.get(timeout=PATIENCE)
+        assert caplog.records == []
+    with caplog.at_level("DEBUG", "pgbus_gevent.connections"):
+        poller.ask(0)
+    assert [getattr(record, FIELDS)["poll"] for record in caplog.records] == [True, True]
+    for end in ends:
+        end()
+    assert [(type(each).__name__, each.poll) for each in heard] == [("Connected", True), ("Disconnected", True)] * 2
+    assert [each.reason for each in heard if isinstance(each, events.Disconnected)] == ["answered"] * 2
 
 
 # HTTP
