@@ -321,13 +321,18 @@ def test_a_server_that_drains_answers_those_who_wait_and_refuses_others(pgbus_da
 
 def test_a_member_that_polls_stays_present_between_polls(pgbus_databases: TestDatabases) -> None:
     with running_site(pgbus_databases.make(), presence=("demo:*",), presence_grace=30.0) as site:
-        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(member="ada"))
-        poller = Poller(site.url, PATH)
-        for _ in range(3):
-            poller.ask(1)
-            until(lambda: site.bus.stream("demo:x").presence.members(), "the member is there")
-        until(lambda: site.instance.presence.settled, "all is written")
-        assert [message.event for message in site.bus.stream("demo:x").read_after(0)] == ["presence"]
+        site.app = StreamApp(site.instance, lambda environ, stream: Subscriber(member=environ.get("HTTP_X_MEMBER")))
+        with site.watch("demo:x") as other:
+            other.next("pgbus:connected", timeout=PATIENCE)
+            poller = Poller(site.url, PATH, X_Member="ada")
+            for _ in range(3):
+                poller.ask(1)
+                until(lambda: site.bus.stream("demo:x").presence.members(), "the member is there")
+            until(lambda: site.instance.presence.settled, "all is written")
+            site.bus.stream("demo:x").broadcast("end")
+            until(lambda: other.messages and other.messages[-1].data == "end", "the other has all")
+            changes = [json.loads(frame.data) for frame in other.frames if frame.event == "presence"]
+            assert [change["op"] for change in changes] == ["join"]
 
 
 def test_events_console_and_log_say_that_it_is_a_poll(
