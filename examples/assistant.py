@@ -115,7 +115,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   h1 { font-size: 1.3rem; margin: 0 } #log { flex: 1; display: grid; gap: .7rem; align-content: start } p { margin: 0 }
   .question { justify-self: end; background: var(--ink); color: #fff; border-radius: 1rem; padding: .4rem 1rem }
   .answer { background: var(--card); border-radius: 1rem; padding: .7rem 1.1rem; white-space: pre-wrap; font-family: Georgia,
-    "DejaVu Serif", serif } .answer:not(.done)::after { content: "▍"; color: var(--ink); animation: blink 1s steps(2) infinite }
+    "DejaVu Serif", serif } .answer:not(.done)::after { content: "▍"; color: var(--ink) }
+  @media (prefers-reduced-motion: no-preference) { .answer::after { animation: blink 1s steps(2) infinite } }
   @keyframes blink { to { opacity: 0 } } form, footer { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }
   button { font: inherit; font-size: .95rem; padding: .4rem .9rem; border: 1px solid #8d84a866; border-radius: 1rem;
     background: var(--card); color: inherit; cursor: pointer } form button { border-color: var(--ink) }
@@ -123,7 +124,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   footer { color: var(--quiet); font-size: .85rem } footer button { font-size: .85rem } #told { flex: 1; min-width: 15rem }
 </style>
 <h1>Ask, and reload the page during the answer</h1>
-<div id="log"></div><p id="news" role="status"></p>
+<main id="log"></main><p id="news" role="status"></p>
 <form method="post">
 % for question in questions:
   <button name="question" value="{{question}}">{{question}}</button>

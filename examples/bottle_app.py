@@ -19,7 +19,7 @@ from pgbus_gevent.database.embedded import EmbeddedPostgres
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The wall</title><style>
-  :root { color-scheme: light dark; font: 1.1rem/1.5 system-ui, sans-serif }
+  :root { color-scheme: light dark; background: Canvas; font: 1.1rem/1.5 system-ui, sans-serif }
   body { max-width: 34rem; margin: 2rem auto; padding: 0 1rem } ul { padding: 0; list-style: none }
   .told { position: absolute; clip-path: inset(50%) }
   li { padding: .6rem 1rem; margin: .5rem 0; border-radius: .6rem; background: #7c8fb833; overflow-wrap: anywhere }
@@ -29,7 +29,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <h1>The wall</h1>
 <form method="post"><input name="text" placeholder="Say something" aria-label="Text" required autofocus>
 <button>Say it</button></form>
-<ul id="wall"></ul><p id="told" class="told" role="status"></p>
+<main><ul id="wall"></ul></main><p id="told" class="told" role="status"></p>
 <pgbus-stream-source src="{{path}}?replay=20"></pgbus-stream-source>
 <script>
   let timer;

@@ -23,19 +23,20 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Orders</title>
 <style>
   :root { color-scheme: light dark; background: light-dark(#f5f6f8, #14161b); font: 1rem/1.5 system-ui, sans-serif }
-  body { max-width: 36rem; margin: 3rem auto; padding: 0 1rem } small { color: #7c86a0 } ol { padding: 0 }
+  body { max-width: 36rem; margin: 3rem auto; padding: 0 1rem } small { color: light-dark(#5d6780, #9aa5bd) } ol { padding: 0 }
   form { display: flex; gap: .5rem } input { flex: 1; min-width: 0 } .paid b { color: light-dark(#087f5b, #4fd1a5) }
   input, button { font: inherit; padding: .4rem .8rem; border: 1px solid #b9c0cc; border-radius: .4rem }
   button { border-color: #2456c6; background: #2456c6; color: #fff; cursor: pointer } .paid form { display: none }
   li { display: flex; align-items: center; gap: 1rem; min-height: 2.4rem; padding: .6rem 1rem; margin: .5rem 0;
     border-radius: .6rem; background: light-dark(#fff, #20242c) } li span { flex: 1 } input { background: transparent }
   [role] { position: absolute; clip-path: inset(50%) }
-  .live { animation: live 3s } @keyframes live { from { background: #ffd43b99 } }
+  @media (prefers-reduced-motion: no-preference) { .live { animation: live 3s } }
+  @keyframes live { from { background: #ffd43b99 } }
 </style>
 <h1>Orders</h1>
 <form method="post" action="/orders"><input name="item" placeholder="What would you like?" aria-label="Item" required>
   <button>Order</button></form>
-<ol></ol> <p role="status"></p> {{!tag}}
+<main><ol></ol></main> <p role="status"></p> {{!tag}}
 <template><li><small></small> <span></span> <b></b> <form method="post"><button>Pay</button></form></li></template>
 <script type="module">
   function show(order, how) { // as text, so that no order can inject markup

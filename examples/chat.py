@@ -90,7 +90,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   nav, #typing, #form { grid-column: 1 / -1 } #form input { flex: 1 } nav { display: flex; gap: .5rem; align-items: center }
   nav a { padding: .3rem .8rem; border-radius: 1rem; color: inherit; text-decoration: none } nav form { margin-left: auto }
   nav input { width: 9.5rem } a[aria-current], #form button, #log .mine { background: var(--blue); color: #fff }
-  #log { overflow-y: auto; display: flex; flex-direction: column-reverse; gap: .4rem }
+  #log { min-height: 9rem; overflow-y: auto; display: flex; flex-direction: column-reverse; gap: .4rem }
   p { padding: .45rem .9rem; border-radius: 1rem; background: var(--card); max-width: 85%; align-self: start }
   b, li::before { display: block; font-size: .8rem; color: light-dark(oklch(.48 .15 var(--hue)), oklch(.78 .12 var(--hue))) }
   #told { position: absolute; clip-path: inset(50%) } .mine { align-self: end } .mine b { display: none }
@@ -100,7 +100,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   h2, #typing { font-size: .85rem; color: var(--quiet); min-height: 1.5em } :has([state=waiting]) #form button { opacity: .4 }
   @media (max-width: 36rem) { body { grid: auto auto 1fr auto auto / minmax(0, 1fr) }
     aside { order: 0 } #log, #typing, #form { order: 1 }
-    nav { flex-wrap: wrap } nav form { margin: 0 } ul { display: flex; flex-wrap: wrap; gap: 1rem } }
+    nav, nav form { flex-wrap: wrap } nav form { margin: 0 } ul { display: flex; flex-wrap: wrap; gap: 1rem } }
 </style>
 <h1>Chat: {{room}}</h1>
 <nav>
@@ -110,7 +110,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   <form method="post" action="/{{room}}/name">
   <input name="name" value="{{name}}" aria-label="Your name" maxlength="40" required><button>Rename</button></form>
 </nav>
-<div id="log" tabindex="0" role="region" aria-label="Messages"></div>
+<main id="log" tabindex="0" aria-label="Messages"></main>
 <aside><h2>Here now</h2><ul id="names"></ul></aside> <div id="typing"></div>
 <form id="form"><input id="text" placeholder="Say something" aria-label="Text" autocomplete="off" autofocus required>
   <button>Say it</button></form>

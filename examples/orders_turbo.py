@@ -122,7 +122,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   li b { font-weight: 500; color: light-dark(#99450f, #f0a76d) } li button { min-width: 6.5rem }
   .done b { color: light-dark(#2c7436, #8fd19a); padding-right: .6rem }
   @media (max-width: 30rem) { li { gap: .6rem } li small { display: none } li button { min-width: 0; padding: .4rem .6rem } }
-  .live { animation: live 3s } @keyframes live { from { background: #f3b44aa0 } }
+  @media (prefers-reduced-motion: no-preference) { .live { animation: live 3s } }
+  #told { position: absolute; clip-path: inset(50%) } @keyframes live { from { background: #f3b44aa0 } }
 </style>
 % if turbo:
 <script type="module" src="/turbo.js"></script>
@@ -142,13 +143,18 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 % end
 <script>addEventListener("pgbus:gap", () => location.reload());  // it was away for longer than the retention</script>
 <script type="module" src="/pgbus/pgbus.js"></script>
-<h1>The bakery <small id="count" role="status">{{count}}</small></h1>
+<h1>The bakery <small id="count">{{count}}</small></h1>
+<p id="told" role="status"></p>
+<script>
+  // A screen reader says what changes there: the number of orders, at most every ten seconds.
+  setInterval(() => { if (told.textContent !== count.textContent) told.textContent = count.textContent; }, 10_000);
+</script>
 <p>{{"This page was %g s old when it arrived. Orders that came meanwhile are marked." % slow if slow else ""}}
   <a href="/?slow=5" target="_blank">Open a slow page</a>, and order something while it loads.</p>
 <form method="post" action="/orders" onsubmit="setTimeout(() => this.reset())">
   <input name="item" placeholder="What would you like?" aria-label="Item" autocomplete="off" required> <button>Order</button>
 </form>
-<ol id="orders">{{!rows}}</ol>
+<main><ol id="orders">{{!rows}}</ol></main>
 {{!tag}}"""
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   table, #log { background: var(--card); border-radius: .7rem; border-spacing: 0; width: 100%; margin: 0; padding: .4rem .9rem }
   th { text-align: left; font-weight: 600; color: var(--quiet); font-size: .85rem } td, th { padding: .35rem .3rem }
   td { border-top: 1px solid var(--line) } :is(td, th):nth-child(n + 3), td:first-child { font-variant-numeric: tabular-nums }
-  :is(td, th):nth-child(n + 3) { text-align: right } .new { animation: new 2s } @keyframes new { from { background: #f2b93b99 } }
+  :is(td, th):nth-child(n + 3) { text-align: right }
+  @media (prefers-reduced-motion: no-preference) { .new { animation: new 2s } }
+  @keyframes new { from { background: #f2b93b99 } }
   #log:empty::before { content: "Each change appears here."; color: var(--quiet) }
   #told { position: absolute; clip-path: inset(50%) }
   #log { list-style: none; height: 17.4rem; overflow-y: auto } #log li { padding: .3rem 0; border-bottom: 1px solid var(--line) }
