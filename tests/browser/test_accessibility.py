@@ -1,0 +1,92 @@
+"""Everybody can use the pages of the package: by keyboard, at 400 %, with forced colours and wide spacing, with a screen reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from accessibility_parts import LIBRARY, Look, Subject, faults_of, written
+from browser_fixtures import PATIENT
+from browser_parts import Browser, Front, Profile, element, missing, publish
+from demo_parts import running_demo
+from page_parts import block_of
+from raw_http import ask
+from site_parts import Site
+
+import pgbus_gevent
+from pgbus_gevent.testing.databases import TestDatabases
+
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.slow]
+
+TOKEN = "operator-token-of-the-site"
+LIVE = "document.getElementById('connection')?.dataset.state === 'open'"
+numbers = count()
+
+
+@pytest.fixture(scope="module")
+def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    with running_demo(pgbus_databases.make(), **PATIENT, operator_token=TOKEN) as site:
+        yield site
+
+
+def login(site: Site) -> list[str]:
+    """Return the name and the value of an operator's cookie."""
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    answer = ask(site.port, "/pgbus/console/login", "POST", f"token={TOKEN}", **form)
+    return answer.headers["set-cookie"].split(";")[0].split("=", 1)
+
+
+def subject(name: str, site: Site) -> Subject:
+    """Return a page of the package by the name of its file."""
+
+    def say(stream: str) -> None:
+        site.bus.stream(stream).broadcast(f"message {next(numbers)}")
+
+    found = {
+        "console-login": Subject("/pgbus/console"),
+        "console": Subject(
+            "/pgbus/console",
+            "document.getElementById('status')?.dataset.state === 'good'",
+            lambda: say("demo:hello"),
+        ),
+        "departures": Subject(
+            "/", f"{LIVE} && document.querySelectorAll('#rows tr').length > 5", lambda: say("demo:hello")
+        ),
+        "lab": Subject("/lab", LIVE, lambda: say("demo:lab")),
+        "manual": Subject("/docs/docs/concepts/delivery.md"),
+    }
+    return found[name]
+
+
+PAGES = ["console-login", "console", "departures", "lab", "manual"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_everybody_can_use_the_page(browser: Browser, site: Site, name: str) -> None:
+    tabs = Profile(browser, site.url)
+    try:
+        if name == "console":
+            tabs.cookie(*login(site))
+        faults = faults_of(tabs, subject(name, site))
+        assert not faults, written(faults)
+        assert tabs.errors == []
+    finally:
+        tabs.close()
+
+
+def test_no_page_of_the_package_is_left_out() -> None:
+    """A page is a file with an ``html`` element; the other templates are parts of pages."""
+    files = Path(pgbus_gevent.__file__).parent.rglob("*.html")
+    assert sorted(path.stem for path in files if "<html" in path.read_text(encoding="utf-8")) == sorted(PAGES)
+
+
+def test_the_summary_of_the_guide_is_calm(tabs: Profile, front: Front, stream: str) -> None:
+    code = block_of("docs/guides/accessibility.md", "summary")
+    quickly = "{ const often = setInterval; window.setInterval = (act, ms) => often(act, ms / 4); }"
+    page = tabs.open(front.page(f"<main><h1>Orders</h1>{code}</main>{element(stream)}"), init=f"{quickly}\n{LIBRARY}")
+    page.until_open()
+    look = Look(page)
+    assert look.chatter(lambda: publish(front.site, stream, "an order")) == []
+    page.until("document.getElementById('summary').textContent.match(/^\\d+ new orders, \\d+ in all$/)")
