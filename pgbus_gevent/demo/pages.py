@@ -50,8 +50,8 @@ MAX_BODY = 4096
 
 _UNAVAILABLE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="dark light"><meta http-equiv="refresh" content="5"><title>pgbus_gevent</title></head>
-<body><h1>The board is dark</h1><p>The database cannot be reached. This page tries again every five seconds.</p></body>
+<meta name="color-scheme" content="dark light"><title>pgbus_gevent</title><link rel="stylesheet" href="demo/site.css"></head>
+<body><main><h1>The board is dark</h1><p>The database cannot be reached. <a href="">Try again</a></p></main></body>
 </html>
 """
 
