@@ -16,6 +16,8 @@ from raw_http import ask
 from site_parts import Site
 
 import pgbus_gevent
+from pgbus_gevent.bus import Bus
+from pgbus_gevent.demo.departures import make_app
 from pgbus_gevent.testing.databases import TestDatabases
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.slow]
@@ -80,6 +82,13 @@ def test_no_page_of_the_package_is_left_out() -> None:
     """A page is a file with an ``html`` element; the other templates are parts of pages."""
     files = Path(pgbus_gevent.__file__).parent.rglob("*.html")
     assert sorted(path.stem for path in files if "<html" in path.read_text(encoding="utf-8")) == sorted(PAGES)
+
+
+def test_everybody_can_use_the_page_that_says_that_the_database_is_away(tabs: Profile, front: Front) -> None:
+    bus = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
+    front.site.app = make_app(bus)
+    faults = faults_of(tabs, Subject("/", "document.querySelector('h1').textContent === 'The board is dark'"))
+    assert not faults, written(faults)
 
 
 def test_the_summary_of_the_guide_is_calm(tabs: Profile, front: Front, stream: str) -> None:
