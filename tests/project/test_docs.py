@@ -50,6 +50,11 @@ def test_the_list_of_modules_has_exactly_the_modules_of_the_package() -> None:
     assert sorted(named) == sorted(there)
 
 
+def test_the_list_of_modules_has_exactly_the_modules_of_the_client() -> None:
+    named = re.findall(r"`(js/src/\w+\.ts)`", (ROOT / "docs/modules.md").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(f"js/src/{path.name}" for path in (ROOT / "js/src").iterdir())
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "docs/architecture.md", ROOT / "docs/glossary.md", *DECISIONS], ids=lambda p: p.stem
 )
