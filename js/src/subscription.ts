@@ -115,8 +115,10 @@ export class Subscription {
     const { id = "", event, data } = detail;
     safely(() => this._target._message?.(detail));
     this._fire("pgbus:message", detail);
-    const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
-    this._fire("", 0, Object.assign(typed, { detail }));
+    safely(() => {
+      const typed = new MessageEvent(event || "message", { data, lastEventId: `${id}`, bubbles: true });
+      this._target.dispatchEvent(Object.assign(typed, { detail }));
+    });
   }
 
   /** The state of several streams is the worst of theirs, but closed only if all are. */
@@ -130,7 +132,7 @@ export class Subscription {
     if (state === "open") this._fire("pgbus:open", { connectionId, streams });
   }
 
-  _fire(name: string, detail: unknown, event: Event = new CustomEvent(name, { detail, bubbles: true })): void {
-    safely(() => this._target.dispatchEvent(event));
+  _fire(name: string, detail: unknown): void {
+    safely(() => this._target.dispatchEvent(new CustomEvent(name, { detail, bubbles: true })));
   }
 }
