@@ -38,8 +38,6 @@ const start = {
         "dom.min_background_timeout_value_without_budget_throttling": 1000,
         "dom.timeout.enable_budget_timer_throttling": true,
         "layout.testing.top-level-always-active": false,
-        // A process for each tab of a site, so that a test can crash one alone. Firefox has four for each site.
-        "dom.ipc.processCount.webIsolated": 16,
       },
     }),
   webkit: () => webkit.launch({ executablePath }),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gevent
-from support import PATIENCE, until
+from support import PATIENCE, START, until
 
 HERE = Path(__file__).parents[1] / "browser"
 MODULES = HERE / "node_modules"
@@ -76,7 +76,7 @@ class Browser:
             text=True,
         )
         self._number = 0
-        self.version = str(self._read(0))
+        self.version = str(self._read(0, 2 * START))
 
     def run(self, code: str, arg: Any = None) -> Any:
         """Run a function of ``(browser, kept, arg)`` with this body, and return its result."""
@@ -85,8 +85,8 @@ class Browser:
         self._process.stdin.flush()
         return self._read(self._number)
 
-    def _read(self, number: int) -> Any:
-        with gevent.Timeout(PATIENCE * 2, AssertionError("the browser does not answer")):
+    def _read(self, number: int, timeout: float = 2 * PATIENCE) -> Any:
+        with gevent.Timeout(timeout, AssertionError("the browser does not answer")):
             while True:
                 line = self._process.stdout.readline()
                 assert line, "the browser's driver has ended"
