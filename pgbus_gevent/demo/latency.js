@@ -59,12 +59,15 @@ let took = [];
 /** Note that a change with this time of the database was on the screen at this time of the browser. */
 export function note(committed, shown) {
   const started = ours(committed);
-  if (started !== null && started > turnedAt) took = [...took, Math.max(0, shown - started)].slice(-SHOWN);
+  if (started !== null && started > turnedAt) took = [...took, { committed, shown }].slice(-SHOWN);
 }
 
-/** The median of the last changes in words, or null before there are any. */
+/** The median of the last changes in words, or null before there are any. It is less exact while the clocks are compared. */
 export function words() {
-  if (!took.length) return null;
-  const median = [...took].sort((a, b) => a - b)[took.length >> 1];
-  return `${Math.round(median)} ms ± ${Math.max(1, Math.ceil(best()?.error ?? 1))}`;
+  const compared = best();
+  if (!took.length || !compared) return null;
+  const times = took.map(({ committed, shown }) => shown - (committed - compared.ahead)).sort((a, b) => a - b);
+  const median = times[times.length >> 1];
+  const error = Math.max(1, Math.ceil(compared.error));
+  return median < error ? `under ${Math.ceil(Math.max(0, median) + error)} ms` : `${Math.round(median)} ms ± ${error}`;
 }

@@ -218,10 +218,9 @@ def test_the_board_shows_the_milliseconds_from_the_commit_to_the_screen(visitor:
     page = visitor.open("/", init=wrong)
     page.until(OPEN)
     begin_anew(site)
-    shown = page.until("document.getElementById('latency').textContent.match(/^(\\d+) ms ± (\\d+)$/)?.slice(1)")
-    assert shown
-    took, error = page.eval("document.getElementById('latency').textContent.match(/\\d+/g).map(Number)")
-    assert took < 20_000 and error < 20_000, "neither an hour nor a day"
+    figure = "document.getElementById('latency').textContent"
+    page.until(f"/^(\\d+ ms ± \\d+|under \\d+ ms)$/.test({figure})")
+    assert max(page.eval(f"{figure}.match(/\\d+/g).map(Number)")) < 60_000, "neither an hour nor a day"
     assert "clock" in page.eval("document.getElementById('latency').parentElement.title")
 
 
