@@ -26,7 +26,7 @@ PAGE = Template("""<!doctype html>
 <style>ol:empty::before { content: "No orders yet." }</style>
 <h1>Orders</h1>
 <form><input name="item" placeholder="What would you like?" aria-label="Item" required> <button>Order</button></form>
-<ol>$rows</ol> $tag
+<main><ol>$rows</ol></main> $tag
 <script type="module" src="$streams/pgbus/pgbus.js"></script>
 <script type="module">
   document.querySelector("pgbus-stream-source").addEventListener("order", (event) => {

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from accessibility_parts import LIBRARY, Look, Subject, faults_of, written
+from accessibility_parts import LIBRARY, Look, Subject, cookie_of, faults_of, written
 from browser_fixtures import PATIENT
 from browser_parts import Browser, Front, Profile, element, missing, publish
 from demo_parts import running_demo
@@ -22,6 +22,7 @@ from pgbus_gevent.testing.databases import TestDatabases
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.slow]
 
+FORM = "application/x-www-form-urlencoded"
 TOKEN = "operator-token-of-the-site"
 LIVE = "document.getElementById('connection')?.dataset.state === 'open'"
 numbers = count()
@@ -31,13 +32,6 @@ numbers = count()
 def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
     with running_demo(pgbus_databases.make(), **PATIENT, operator_token=TOKEN) as site:
         yield site
-
-
-def login(site: Site) -> list[str]:
-    """Return the name and the value of an operator's cookie."""
-    form = {"Content_Type": "application/x-www-form-urlencoded"}
-    answer = ask(site.port, "/pgbus/console/login", "POST", f"token={TOKEN}", **form)
-    return answer.headers["set-cookie"].split(";")[0].split("=", 1)
 
 
 def subject(name: str, site: Site) -> Subject:
@@ -52,6 +46,7 @@ def subject(name: str, site: Site) -> Subject:
             "/pgbus/console",
             "document.getElementById('status')?.dataset.state === 'good'",
             lambda: say("demo:hello"),
+            cookie_of(ask(site.port, "/pgbus/console/login", "POST", f"token={TOKEN}", Content_Type=FORM)),
         ),
         "departures": Subject(
             "/", f"{LIVE} && document.querySelectorAll('#rows tr').length > 5", lambda: say("demo:hello")
@@ -69,8 +64,6 @@ PAGES = ["console-login", "console", "departures", "lab", "manual"]
 def test_everybody_can_use_the_page(browser: Browser, site: Site, name: str) -> None:
     tabs = Profile(browser, site.url)
     try:
-        if name == "console":
-            tabs.cookie(*login(site))
         faults = faults_of(tabs, subject(name, site))
         assert not faults, written(faults)
         assert tabs.errors == []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accessibility_parts import Subject, faults_of, written
+from accessibility_parts import Subject, cookie_of, faults_of, written
 from browser_parts import Browser, Profile, missing
 from program_parts import ROOT, Program, program
 
@@ -58,20 +58,26 @@ def orders(example: Program, bus: Bus) -> Subject:
     return Subject("/", LIVE, lambda: example.post("/orders", item="cake"))
 
 
+def shop(example: Program, bus: Bus) -> Subject:
+    """The shop in Flask, for a customer."""
+    cookie = cookie_of(example.post("/login", name="ada"))
+    return Subject("/", LIVE, lambda: bus.stream("orders").broadcast("cake", event="order"), cookie)
+
+
 SUBJECTS: dict[str, Callable[[Program, Bus], Subject]] = {
     "assistant": assistant,
     "bottle_app": wall,
     "bottle_orders": orders,
     "chat": chat,
+    "flask_orders": shop,
     "orders_turbo": orders,
     "table_feed": table,
 }
 ELSEWHERE = {
     "departures": "it serves the page of the demo",
     "test_bottle_orders": "it has no page",
-    "django_orders": "its page is that of bottle_orders, shorter",
-    "fastapi_orders": "its page is that of bottle_orders, shorter",
-    "flask_orders": "its page is that of bottle_orders, shorter",
+    "django_orders": "its page is that of flask_orders",
+    "fastapi_orders": "its page is that of flask_orders",
 }
 
 
@@ -79,7 +85,10 @@ ELSEWHERE = {
 def test_everybody_can_use_the_page(
     name: str, browser: Browser, pgbus_database: str, pgbus_bus: Any, tmp_path: Path
 ) -> None:
-    with program(str(ROOT / f"examples/{name}.py"), database_url=pgbus_database, cwd=tmp_path) as example:
+    project = ROOT / "examples" / name
+    command = ["-m", "pgbus_gevent.serve", "shop:app"] if project.is_dir() else [f"{project}.py"]
+    path = {"PYTHONPATH": f"{ROOT}:{project}"}
+    with program(*command, database_url=pgbus_database, cwd=tmp_path, **path) as example:
         tabs = Profile(browser, example.url)
         try:
             faults = faults_of(tabs, SUBJECTS[name](example, pgbus_bus))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import gevent
 from browser_parts import HERE, MODULES, Page, Profile
+from raw_http import Answer
 
 LIBRARY = (HERE / "accessibility.js").read_text(encoding="utf-8")
 
@@ -68,6 +69,14 @@ class Subject(NamedTuple):
     path: str
     ready: str = "document.readyState === 'complete'"
     stir: Callable[[], Any] | None = None
+    cookie: tuple[str, str] | None = None
+    """The name and the value of a cookie, of somebody who has logged in."""
+
+
+def cookie_of(login: Answer) -> tuple[str, str]:
+    """Return the cookie that the answer to a login sets."""
+    name, _, value = login.headers["set-cookie"].partition(";")[0].partition("=")
+    return name, value
 
 
 class Look:
@@ -116,6 +125,8 @@ class Look:
 
 def faults_of(tabs: Profile, subject: Subject) -> dict[str, list[str]]:
     """Make all checks of a page. Return the faults by check; a good page has none."""
+    if subject.cookie is not None:
+        tabs.cookie(*subject.cookie)
     page = tabs.open(subject.path, init=LIBRARY)
     page.until(subject.ready, "the page is there")
     found = dict(_checks(Look(page), subject))
