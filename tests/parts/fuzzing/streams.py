@@ -206,8 +206,8 @@ MISREAD = {
 """The streams that an engine reads otherwise than the standard.
 
 Chromium takes a line break directly after the byte order mark for the beginning of the next line. The standard has it end a line.
-Firefox loses a message that has an id with a NUL. The standard has it ignore that id. WebKit sometimes takes the byte order mark for
-a part of the first line, depending on where the stream is cut.
+Firefox loses a message that has an id with a NUL. The standard has it ignore that id. WebKit sometimes takes the byte order mark
+for a part of the first line, depending on where the stream is cut.
 """
 
 
