@@ -338,7 +338,7 @@ def test_a_summary_is_given_when_it_is_asked_for(page: Page, site: Site) -> None
     assert text(page, "#said") == ""
     with watched(site, "demo:a"):
         page.until("document.querySelector('#chart-connections .value').textContent === '1'")
-        page.until("document.getElementById('fact-database').textContent.startsWith('answers')")
+        page.until("document.getElementById('fact-database').textContent.startsWith('in ')")
         page.do("await page.focus('#summarise'); await page.keyboard.press('Enter')")
         until(lambda: text(page, "#said").startswith("serving. 1 connection to 1 stream. "), "it is said")
     regions = """[...document.querySelectorAll("[aria-live], [role=status], [role=alert], [role=log]")]

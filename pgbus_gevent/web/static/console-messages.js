@@ -15,6 +15,7 @@ let opener = null; // what had the focus before
 let closing = () => {};
 let rows = new Map(); // by the id of the message
 let number = 0;
+let waiting = false;
 
 /** Show the messages of a stream; with an empty name, of none. `from` gets the focus back, and `closed` is called, at the end. */
 export function showMessages(name, from = null, closed = () => {}) {
@@ -35,6 +36,7 @@ export function showMessages(name, from = null, closed = () => {}) {
 async function refresh() {
   if (!stream || !feed.hello) return;
   const asked = (number += 1);
+  waiting = true;
   try {
     const answer = await ask("messages", { stream });
     if (asked !== number) return;
@@ -42,6 +44,8 @@ async function refresh() {
     else tell(`${(await answer.text()).trim()}.`);
   } catch {
     // The feed shows that the server does not answer.
+  } finally {
+    if (asked === number) waiting = false;
   }
 }
 
@@ -82,4 +86,4 @@ $("messages-close").addEventListener("click", () => {
   announce("all connections are shown again");
 });
 
-setInterval(() => isOpen() && refresh(), REFRESH);
+setInterval(() => isOpen() && !waiting && refresh(), REFRESH);

@@ -32,7 +32,8 @@ export class Table {
     for (const [button, step] of [[this.back, -1], [this.next, 1]])
       button.addEventListener("click", () => allowed(button) && this.go(this.page + step));
     this.arrows();
-    setInterval(() => isOpen() && this.refresh(), REFRESH);
+    // An answer that takes longer than that is waited for. Otherwise each request would make the answer to the one before worthless.
+    setInterval(() => isOpen() && !this.waiting && this.refresh(), REFRESH);
   }
 
   by(column) {
@@ -59,6 +60,7 @@ export class Table {
   async refresh() {
     if (!feed.hello || this.held) return;
     const number = (this.asked += 1);
+    this.waiting = true;
     try {
       const fields = { sort: this.sort, order: this.order, text: this.input.value, page: this.page, ...this.more };
       const answer = await ask(this.path, fields);
@@ -66,6 +68,8 @@ export class Table {
       this.show(await answer.json());
     } catch {
       // The feed shows that the server does not answer.
+    } finally {
+      if (number === this.asked) this.waiting = false;
     }
   }
 

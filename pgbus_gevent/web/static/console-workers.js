@@ -38,8 +38,8 @@ export function facts() {
   say($("fact-pool"), `${busy} of ${pool} in use`, busy >= pool ? "warn" : "");
   say($("fact-age"), age(point.at - feed.hello.started));
   if (!slow) return;
-  if (slow.trouble) say($("fact-database"), "does not answer", "bad");
-  else say($("fact-database"), `answers in ${lasting(slow.answered)}`);
+  if (slow.trouble) say($("fact-database"), "not", "bad");
+  else say($("fact-database"), `in ${lasting(slow.answered)}`);
   $("fact-database").title = slow.trouble ?? "";
   const off = slow.offset;
   say($("fact-clock"), off == null ? "–" : Math.abs(off) < 0.001 ? "none" : `${lasting(Math.abs(off))} ${off > 0 ? "behind" : "ahead"}`, Math.abs(off) > 1 ? "warn" : "");
@@ -165,7 +165,7 @@ $("summarise").addEventListener("click", () => {
   announce(
     `${fact("status")}. ${several(point.connections, "connection")} to ${several(point.streams, "stream")}. In the last 5 minutes ` +
       `${several(recent("refused"), "refusal")}, ${several(recent("lost"), "lost connection")}, ${several(recent("warned"), "warning")}. ` +
-      `The listener: ${fact("fact-listener")}. The database: ${fact("fact-database")}. ` +
+      `The listener: ${fact("fact-listener")}. The database answers ${fact("fact-database")}. ` +
       `${fact("all-workers")}, ${fact("all-ready")}, with ${fact("all-connections")} connections.`,
   );
 });
