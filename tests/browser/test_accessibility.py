@@ -84,6 +84,34 @@ def test_everybody_can_use_the_page_that_says_that_the_database_is_away(tabs: Pr
     assert not faults, written(faults)
 
 
+BAD = """
+<style>
+  body { margin: 0 } :focus-visible { outline: none } .bar { position: fixed; inset: 0 0 auto; height: 120px; background: #ddd }
+  .tight { font-family: monospace; width: 6ch; overflow: hidden; white-space: nowrap } .wide { width: 700px }
+  .moves { animation: moves 1s infinite } @keyframes moves { to { transform: translateX(9px) } } .plain button { all: unset }
+</style>
+<div class="bar">A bar that covers the page</div>
+<div class="plain"><button></button><button aria-pressed="true">on</button> <button aria-pressed="false">off</button></div>
+<p class="tight">abcdef</p><p class="wide">Wider than a phone</p><p class="moves">It moves</p>
+<span onclick="void 0">no button</span>
+<svg width="40" height="40"><path d="M0 20H40" fill="none" stroke="#eee"/></svg>
+<ol aria-live="polite" id="log"></ol>
+<script>addEventListener("pgbus:message", () => document.getElementById("log").append(document.createElement("li")))</script>
+"""
+
+
+def test_each_check_finds_a_fault_of_a_bad_page(tabs: Profile, front: Front, stream: str) -> None:
+    path = front.page(f"{BAD}{element(stream)}")
+    faults = faults_of(tabs, Subject(path, "source.state === 'open'", lambda: publish(front.site, stream, "news")))
+    found = written(faults)
+    for words in (
+        "frame: 0 × main", "no control of the browser", "names: a button", "announcements: ol#log changes", "movement: p.moves",
+        "axe, dark: button-name", "keyboard, light: focus on button", "no outline", "it is covered by div.bar",
+        "looks like button", "nothing of svg", "text spacing: p.tight", "400 %: the page is 7",
+    ):  # fmt: skip
+        assert words in found, found
+
+
 def test_the_summary_of_the_guide_is_calm(tabs: Profile, front: Front, stream: str) -> None:
     code = block_of("docs/guides/accessibility.md", "summary")
     quickly = "{ const often = setInterval; window.setInterval = (act, ms) => often(act, ms / 4); }"
