@@ -21,6 +21,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <title>The wall</title><style>
   :root { color-scheme: light dark; background: Canvas; font: 1.1rem/1.5 system-ui, sans-serif }
   body { max-width: 34rem; margin: 2rem auto; padding: 0 1rem } ul { padding: 0; list-style: none }
+  ::placeholder { color: light-dark(#5b6579, #a4adc0); opacity: 1 }
   .told { position: absolute; clip-path: inset(50%) }
   li { padding: .6rem 1rem; margin: .5rem 0; border-radius: .6rem; background: #7c8fb833; overflow-wrap: anywhere }
   form { display: flex; gap: .5rem } input { flex: 1; min-width: 0 } button { background: #3d63dd; color: #fff }

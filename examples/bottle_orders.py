@@ -29,6 +29,7 @@ PAGE = """<!doctype html>
   button { border-color: #2456c6; background: #2456c6; color: #fff; cursor: pointer } .paid form { display: none }
   li { display: flex; align-items: center; gap: 1rem; min-height: 2.4rem; padding: .6rem 1rem; margin: .5rem 0;
     border-radius: .6rem; background: light-dark(#fff, #20242c) } li span { flex: 1 } input { background: transparent }
+  ::placeholder { color: light-dark(#5b6579, #a4adc0); opacity: 1 }
   [role] { position: absolute; clip-path: inset(50%) }
   @media (prefers-reduced-motion: no-preference) { .live { animation: live 3s } }
   @keyframes live { from { background: #ffd43b99 } }

@@ -96,6 +96,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   #told { position: absolute; clip-path: inset(50%) } .mine { align-self: end } .mine b { display: none }
   ul { list-style: none; padding: 0 }
   li::before { content: "●"; display: inline; margin-right: .5rem }
+  ::placeholder { color: light-dark(#5b6579, #a4adc0); opacity: 1 }
   h1 { position: absolute; clip-path: inset(50%) }
   h2, #typing { font-size: .85rem; color: var(--quiet); min-height: 1.5em } :has([state=waiting]) #form button { opacity: .4 }
   @media (max-width: 36rem) { body { grid: auto auto 1fr auto auto / minmax(0, 1fr) }
