@@ -1,6 +1,6 @@
 """Fixtures of the browser tests: a browser, a site behind a front, and tabs with pages of it.
 
-Tests marked ``every_engine`` run once in each engine, the others in Chromium.
+Tests marked ``every_engine`` run in each engine, the others in Chromium.
 """
 
 from __future__ import annotations
@@ -35,6 +35,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("every_engine") is not None and "browser" in metafunc.fixturenames:
         engines = [pytest.param(engine, marks=marks(engine, metafunc.definition)) for engine in ENGINES]
         metafunc.parametrize("browser", engines, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In Firefox and WebKit, which take longer, run only the first and the last set of a test's parameters."""
+    groups: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("every_engine") and hasattr(item, "callspec"):
+            engine = item.callspec.params.get("browser", "chromium")
+            if engine != "chromium":
+                groups.setdefault((item.path, item.originalname, engine), []).append(item)
+    left_out = {item for group in groups.values() for item in group[1:-1]}
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(scope="session")
