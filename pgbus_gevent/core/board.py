@@ -168,17 +168,6 @@ class Board:
             del self._waiting[subscription.log]
         return True
 
-    def settled(self, client: Client) -> bool:
-        """Whether a client has been sent all that this worker knows of, or of a client that has left."""
-        return all(
-            each.cursor is not None
-            and each.lost is None
-            and each not in self.ready
-            and each not in self.waiting(each.log)
-            and each.log not in self.moved
-            for each in client.subscriptions
-        )
-
     # the listener
 
     @property

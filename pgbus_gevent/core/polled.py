@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from .board import Board
+from .client import Client
 from .cursor import start_id
 from .sse_parser import ParsedFrame, Parser
 
@@ -20,6 +22,18 @@ _CACHED = 16 * 1024  # bytes; larger sends are not kept, so that all that are ke
 _GREETING, _HEARTBEAT, _IDENTITY = b"retry: ", b": heartbeat ", b"event: pgbus:identity\n"
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def settled(board: Board, client: Client) -> bool:
+    """Whether a client has been sent all that its worker knows of; True for one that has left."""
+    return all(
+        each.cursor is not None
+        and each.lost is None
+        and each not in board.ready
+        and each not in board.waiting(each.log)
+        and each.log not in board.moved
+        for each in client.subscriptions
+    )
 
 
 class Refusal(NamedTuple):

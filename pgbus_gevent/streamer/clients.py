@@ -20,6 +20,7 @@ from ..core.filters import Filters
 from ..core.fleet_counts import FleetCounts
 from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
+from ..core.polled import settled
 from .body_connection import BodyConnection
 from .connection import Connection
 from .limits import Limits, network_of, refusal_retry
@@ -305,7 +306,7 @@ class Clients:
 
     def settle(self, client: Client) -> bool:
         """End a client that polls and has been sent all that there is. Return whether it has been."""
-        if self._board.settled(client):
+        if settled(self._board, client):
             self.end(client, "answered")
         return client.closed
 

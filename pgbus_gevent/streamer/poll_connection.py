@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
 from http import HTTPStatus
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -178,10 +177,8 @@ class PollBody(Client):
     __slots__ = ("_answer", "_clients", "_done", "_wait")
     polls = True
 
-    def __init__(
-        self, id: str, request: StreamRequest, *, clients: PollHandler, clock: Callable[[], float] = monotonic
-    ) -> None:
-        super().__init__(id, request, now=clock())
+    def __init__(self, id: str, request: StreamRequest, *, clients: PollHandler) -> None:
+        super().__init__(id, request, now=monotonic())
         self._answer: Answer | None = None
         self._clients = clients
         self._done = Event()

@@ -267,7 +267,7 @@ def test_only_the_redis_folder_imports_redis() -> None:
 
 SHARED = {
     "streamer.body_connection", "streamer.clients", "streamer.connection", "streamer.ephemeral_passes", "streamer.limits",
-    "streamer.pulse", "streamer.standby_watch", "streamer.steward_duties", "streamer.steward_ear",
+    "streamer.poll_connection", "streamer.pulse", "streamer.standby_watch", "streamer.steward_duties", "streamer.steward_ear",
     "streamer.steward_sweeps", "streamer.task", "streamer.turns",
 }  # fmt: skip
 """The modules of the streamer that its parts may import."""
