@@ -88,7 +88,7 @@ def sources(*folders: str) -> set[str]:
     """Return the files that the repository has in some folders."""
     found = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {path.relative_to(ROOT).as_posix() for path in found}
-    made = ("__pycache__", "node_modules", "_cache/", ".venv/", "js/dist/")
+    made = ("__pycache__", "node_modules", "_cache/", ".venv/", "js/dist/", "tests/browser/wheels/")
     return {name for name in names if not any(part in name for part in made)}
 
 
