@@ -23,6 +23,7 @@ SHOWN_BY = {
     "no server behind the proxy": "test_an_event_source_outlives_a_restart_of_the_server_behind_nginx",
     "the same, with another proxy": "test_an_element_comes_back_after_temporary_refusals",
     "the network is lost": "test_the_element_comes_back_at_once_with_the_network",
+    "a proxy holds streams back": "test_after_two_streams_without_a_byte_it_polls_and_returns_when_streams_come_through",
     "the path is silent": "test_a_connection_that_has_gone_silent_is_dropped",
     "the computer sleeps": "test_the_connection_is_renewed_after_the_machine_slept",
     "the client was away": "test_a_client_with_a_cursor_below_the_horizon_is_told_and_gets_the_rest",
