@@ -123,7 +123,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   .done b { color: light-dark(#2c7436, #8fd19a); padding-right: .6rem }
   @media (max-width: 30rem) { li { gap: .6rem } li small { display: none } li button { min-width: 0; padding: .4rem .6rem } }
   @media (prefers-reduced-motion: no-preference) { .live { animation: live 3s } }
-  ::placeholder { color: var(--quiet); opacity: 1 } #told { position: absolute; clip-path: inset(50%) } @keyframes live { from { background: #f3b44aa0 } }
+  ::placeholder { color: var(--quiet); opacity: 1 }
+  #told { position: absolute; clip-path: inset(50%) } @keyframes live { from { background: #f3b44aa0 } }
 </style>
 % if turbo:
 <script type="module" src="/turbo.js"></script>
