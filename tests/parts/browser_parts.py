@@ -241,7 +241,7 @@ def profile(browser: Browser, front: Front) -> Iterator[Profile]:
     found = Profile(browser, front.site.url)
     try:
         yield found
-        assert found.errors == []
+        assert found.errors == [], found.errors
         assert front.failures == [], front.failures
     finally:
         found.close()

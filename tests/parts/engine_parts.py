@@ -130,7 +130,9 @@ class Profile:
             const { context, errors } = kept.profiles[arg.profile];
             const page = await context.newPage();
             page.setDefaultTimeout(35_000);
-            page.on("pageerror", (error) => errors.push(String(error)));
+            // Firefox tells of what a policy has blocked in the same way.
+            const policy = "Content-Security-Policy: ";
+            page.on("pageerror", (error) => String(error).startsWith(policy) || errors.push(String(error)));
             if (arg.init) await page.addInitScript(arg.init);
             await page.goto(arg.url);
             return kept.pages.push(page) - 1;
