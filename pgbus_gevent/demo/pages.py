@@ -33,6 +33,7 @@ ASSETS = {
     "site.js": "text/javascript; charset=utf-8",
     "board.js": "text/javascript; charset=utf-8",
     "lab.js": "text/javascript; charset=utf-8",
+    "dark.js": "text/javascript; charset=utf-8",
     "hello.js": "text/javascript; charset=utf-8",
     "latency.js": "text/javascript; charset=utf-8",
 }
@@ -50,8 +51,10 @@ MAX_BODY = 4096
 
 _UNAVAILABLE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="dark light"><title>pgbus_gevent</title><link rel="stylesheet" href="demo/site.css"></head>
-<body><main><h1>The board is dark</h1><p>The database cannot be reached. <a href="">Try again</a></p></main></body>
+<meta name="color-scheme" content="dark light"><title>pgbus_gevent</title><link rel="stylesheet" href="demo/site.css">
+<script type="module" src="demo/dark.js"></script></head>
+<body><main><h1>The board is dark</h1><p>The database cannot be reached. The board comes back by itself once it can.
+<a href="">Try again</a></p></main></body>
 </html>
 """
 

@@ -22,11 +22,14 @@ from page_shape_parts import check_fit, listen, spoken, tab_through
 from site_parts import Site
 from support import holds, until
 
+from pgbus_gevent import Bus
 from pgbus_gevent.demo.answers import TOPICS, Writer
+from pgbus_gevent.demo.departures import make_app
 from pgbus_gevent.testing.databases import TestDatabases
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
+AWAY = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
 OPEN = "document.getElementById('connection').dataset.state === 'open'"
 WATCH = "window.broken = []; addEventListener('securitypolicyviolation', (e) => broken.push(e.blockedURI))"
 
@@ -519,3 +522,15 @@ def test_an_answer_continues_after_a_reload_without_a_gap(lab: Page, monkeypatch
     assert lab.eval("document.getElementById('words').textContent.trim()") == " ".join(TOPICS["woods"].words)
     assert lab.eval("document.querySelectorAll('#words .again').length") > 10
     lab.until("document.querySelector('#words.writing') === null", "it has ended")
+
+
+def test_the_page_without_a_database_waits_and_shows_the_board_once_there_is_one(browser: Browser, site: Site) -> None:
+    app, site.app = site.app, make_app(AWAY)
+    try:
+        with visiting(browser, site) as visitor:
+            page = visitor.open("/")
+            page.until("document.querySelector('h1').textContent === 'The board is dark'")
+            site.app = app
+            page.until(OPEN.replace(").dataset", ")?.dataset"), "the board is shown")
+    finally:
+        site.app = app

@@ -430,7 +430,7 @@ class TestApplicationWithoutADatabase:
     @pytest.mark.parametrize(
         ("name", "kind"),
         [(f"{name}.css", "text/css") for name in ("site", "board", "lab")]
-        + [(f"{name}.js", "text/javascript") for name in ("site", "board", "lab", "hello", "latency")],
+        + [(f"{name}.js", "text/javascript") for name in ("site", "board", "lab", "dark", "hello", "latency")],
     )
     def test_it_serves_all_files_that_the_page_loads(self, app: bottle.Bottle, name: str, kind: str) -> None:
         status, headers, body = get(app, f"/demo/{name}")
