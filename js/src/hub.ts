@@ -90,8 +90,8 @@ export class Hub {
   _held = 0;
   /** Whether streams are held back on the way, so that this polls; undefined or an empty text for no. */
   _polls = kept();
-  /** When a stream was last tried beside the polls. */
-  _probed = -Infinity;
+  /** When the next attempt to leave polling is due: at once where a connection was lost, which may have been the reason for it. */
+  _again = 0;
   declare _due: boolean | undefined;
   /** The name of lock and channel. */
   declare _name: string;
@@ -394,8 +394,8 @@ export class Hub {
     if (!this._leads && (woken || now - this._heard >= 3 * BEAT)) this._ask(woken);
     for (const line of this._lines) {
       const waits = line._state === "waiting";
-      if (this._polls && now - this._probed >= AGAIN) {
-        this._probed = now;
+      if (this._polls && line._state === "open" && now >= this._again) {
+        this._again = now + AGAIN;
         this._probe(line._keys);
       }
       if ((slept > ANSWER || passed > 3 * ANSWER) && !line._doubted) {

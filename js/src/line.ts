@@ -146,6 +146,7 @@ export class Line {
     const more = this._fails < PROMPT ? retry / 2 : Math.min(MAX_WAIT, retry * 2 ** (this._fails - (PROMPT - 2))) - retry;
     const wait = retry + (this._bye && !this._fails ? 0 : Math.random() * Math.max(0, more));
     this._fails++;
+    hub._again = 0;
     this._state = "waiting";
     this._timer = setTimeout(() => this._open(), Math.min(Math.max(wait, after || 0), MAX_ASKED));
     hub._tellState(this, { reason, status, willRetry: true, streams: keys });

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import gevent
 import pytest
 from browser_parts import Browser, Front, Page, Profile, element, missing, publish
+from gevent.event import Event
 from holding_proxy_parts import HoldingProxy, holding_proxy
 from site_parts import Site, running_site
-from support import until
+from support import PATIENCE, until
 
 from pgbus_gevent.testing.databases import TestDatabases
 
@@ -137,3 +140,29 @@ def test_a_page_that_polls_outlives_a_restart(tabs: Profile, front: Front, proxy
     page.until_data(["a"])
     close = page.seen("pgbus:close")[0]
     assert (close["reason"], close["willRetry"]) == ("restart", True)
+
+
+@pytest.mark.slow
+def test_a_page_that_polls_because_nothing_came_through_returns_to_a_stream_as_soon_as_something_does(
+    tabs: Profile, front: Front, proxy: HoldingProxy, stream: str
+) -> None:
+    over = Event()
+
+    def silent(environ: Any, start_response: Any) -> list[bytes]:
+        over.wait(PATIENCE)
+        start_response("503 Service Unavailable", [("content-length", "0")])
+        return []
+
+    proxy.holding = False
+    page = tabs.open(front.page(element(stream)))
+    page.until_open()
+    front.intercept = silent
+    front.drop()
+    until(lambda: any("poll=0" in target for target in proxy.asked), "it polls, without an answer")
+    gevent.sleep(4.0)  # longer than between two looks whether a stream can be tried
+    front.intercept = lambda environ, start_response: None
+    over.set()
+    publish(front.site, stream, "a")
+    page.until("sessionStorage.pgbus === ''", "it has left polling")
+    publish(front.site, stream, "b")
+    page.until("seen.some(([name, detail]) => name === 'pgbus:message' && detail.data === 'b')")
