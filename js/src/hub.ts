@@ -348,12 +348,11 @@ export class Hub {
       // A leader that was replaced while it was frozen may still send for a moment.
       this._leader ??= from;
       if (this._leads || from !== this._leader) return;
-      clearTimeout(this._answer);
       this._heard = performance.now();
       if (message.t === "state") {
         this._connection = message.id ?? this._connection;
         message.known?.forEach((identity, key) => this._known.set(key, identity));
-      }
+      } else clearTimeout(this._answer);
       this._give(message);
     } else if (this._leads) {
       const { wants, woken } = message;
@@ -367,6 +366,9 @@ export class Hub {
       this._others.set(from, wants);
       if (woken) this._look(true);
       this._change();
+      // A message about no stream shows that this tab lives. By a timer: a dialog or a synchronous request stops timers and connections,
+      // but in Firefox not the messages of channels. So a leader that cannot read its connection would be taken for alive.
+      setTimeout(() => this._post({ t: "frame", keys: [] } as unknown as Tidings));
     }
   }
 

@@ -298,6 +298,21 @@ def test_a_blocked_tab_loses_the_connection_and_follows_when_it_continues(
     front.until_live(1)
 
 
+def test_a_tab_with_a_dialog_hands_over_to_one_that_is_looked_at(tabs: Profile, front: Front, stream: str) -> None:
+    """In Firefox, a tab with a dialog still gets what other tabs say, but nothing from its connection."""
+    first, second = open_tabs(tabs, front, element(stream), 2)
+    first.do("kept.dialog = new Promise((shown) => page.once('dialog', shown))")
+    first.eval("void setTimeout(() => { confirm('Delete it?'); window.answered = true; }, 300)")
+    first.do("await kept.dialog")
+    second.eval("{ patient = false; document.dispatchEvent(new Event('visibilitychange')); }")
+    publish(front.site, stream, "a", "b")
+    second.until_data(["a", "b"])
+    first.do("await (await kept.dialog).accept()")
+    first.until("window.answered")
+    first.until_data(["a", "b"])
+    front.until_live(1)
+
+
 DEAF = """
 const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
 window.missed = 0;

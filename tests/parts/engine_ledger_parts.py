@@ -8,13 +8,10 @@ FAILS: dict[tuple[str, str], str] = {}
 """Tests that fail in an engine, by the engine and the file and name of the test. They run, and must fail."""
 
 _CRASH = "WebKitWebDriver ends the session when a tab crashes, so that the other tabs are gone too"
-_BLOCKED = (
-    "no tab takes over from one that waits for a synchronous request, probably since Firefox lets that answer meanwhile"
-)
+_DIALOG = "WebKitWebDriver answers nothing about any tab while one shows a dialog"
 
 CANNOT: dict[tuple[str, str], str] = {
-    ("firefox", "test_handover.py::test_a_leader_that_wakes_up_sends_nothing_to_tabs_with_another_leader"): _BLOCKED,
-    ("firefox", "test_tabs.py::test_a_blocked_tab_loses_the_connection_and_follows_when_it_continues"): _BLOCKED,
+    ("webkit", "test_tabs.py::test_a_tab_with_a_dialog_hands_over_to_one_that_is_looked_at"): _DIALOG,
     ("webkit", "test_tabs.py::test_a_tab_that_crashes_hands_over_too"): _CRASH,
     ("webkit", "test_tabs.py::test_the_stream_of_a_crashed_tab_is_no_longer_followed"): _CRASH,
 }
