@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from browser_fixtures import PATIENT
-from browser_parts import Browser, Page, Profile, missing
+from browser_parts import Browser, Page, Profile, close_idle, missing
 from console_parts import (
     PATH,
     TOKEN,
@@ -61,6 +61,23 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
 def page(browser: Browser, site: Site) -> Iterator[Page]:
     with live(browser, site) as page:
         yield page
+
+
+@pytest.mark.every_engine
+def test_it_is_live_in_each_engine(browser: Browser, site: Site) -> None:
+    tabs = Profile(browser, site.url)
+    try:
+        page = tabs.open(f"{PATH}?token={TOKEN}")
+        page.until("document.getElementById('status').dataset.state === 'good'", "it is live")
+        with StreamClient(site.url, "/pgbus/streams/demo:live") as client:
+            client.next("pgbus:connected")
+            page.until("document.querySelector('#chart-connections .value').textContent === '1'", "one connection")
+            page.until("document.querySelector('#connections tbody tr')", "its row")
+        page.until("!document.querySelector('#connections tbody tr')", "it has left")
+        assert tabs.errors == []
+    finally:
+        tabs.close()
+        close_idle(site)
 
 
 def click_slowly(page: Page) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from browser_fixtures import PATIENT
-from browser_parts import Browser, Page, Profile, missing
+from browser_parts import Browser, Page, Profile, close_idle, missing
 from demo_parts import running_demo
 from gevent.event import Event
 from page_shape_parts import check_fit, listen, spoken, tab_through
@@ -534,3 +534,15 @@ def test_the_page_without_a_database_waits_and_shows_the_board_once_there_is_one
             page.until(OPEN.replace(").dataset", ")?.dataset"), "the board is shown")
     finally:
         site.app = app
+
+
+@pytest.mark.every_engine
+@pytest.mark.parametrize("path", ["/", "/lab"])
+def test_a_page_is_live_in_each_engine(browser: Browser, site: Site, path: str) -> None:
+    try:
+        with visiting(browser, site) as visitor:
+            page = visitor.open(path)
+            page.until(OPEN, "it is live")
+            page.until("!/\\b(undefined|NaN|null)\\b/.test(document.body.innerText)", "all values are shown")
+    finally:
+        close_idle(site)

@@ -160,7 +160,7 @@ def test_a_client_is_open_until_it_has_a_reason_to_end() -> None:
 def test_a_request_asks_for_new_messages_of_one_stream_unless_it_says_more() -> None:
     assert Place("orders") == ("orders", None, None, False, Subscriber(), False)
     assert Subscriber() == (None, None, None, None, frozenset())
-    assert StreamRequest(()) == ((), "", None, None, None)
+    assert StreamRequest(()) == ((), "", None, None, None, None, False)
 
 
 def test_a_request_is_of_the_first_owner_and_ends_when_the_first_right_does() -> None:

@@ -235,6 +235,11 @@ def says(
     return intercept
 
 
+def close_idle(site: Site) -> None:
+    """Close the idle connections of a browser whose tabs are closed. Only Chromium does so itself."""
+    gevent.killall([*site.server.idle, *site.server.new])
+
+
 @contextmanager
 def profile(browser: Browser, front: Front) -> Iterator[Profile]:
     """A profile for one test, in which no script may fail."""
@@ -245,6 +250,4 @@ def profile(browser: Browser, front: Front) -> Iterator[Profile]:
         assert front.failures == [], front.failures
     finally:
         found.close()
-        # Only Chromium closes idle connections with the last tab.
-        server = front.site.server
-        gevent.killall([*server.idle, *server.new])
+        close_idle(front.site)

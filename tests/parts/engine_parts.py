@@ -85,7 +85,7 @@ class Browser:
         self._process.stdin.flush()
         return self._read(self._number)
 
-    def _read(self, number: int, timeout: float = 2 * PATIENCE) -> Any:
+    def _read(self, number: int, timeout: float = 4 * PATIENCE) -> Any:
         with gevent.Timeout(timeout, AssertionError("the browser does not answer")):
             while True:
                 line = self._process.stdout.readline()

@@ -689,7 +689,7 @@ def test_a_cap_holds_while_redis_evicts_what_the_workers_report(
     (name,) = server.client.keys("*:{caps}:reports")
     seen, began = set(), monotonic()
     for _ in range(150):
-        if monotonic() - began > COUNTED / 2:
+        if monotonic() - began > COUNTED / 4:
             break  # on a busy machine: a worker that has reported nothing for COUNTED seconds counts no more
         server.client.delete(name)
         gevent.sleep(0.02)

@@ -62,7 +62,7 @@ OF_HTTP = {"ACCEPT", "ACCEPT_ENCODING", "AUTHORIZATION", "ORIGIN", "ACCESS_CONTR
 
 
 def test_it_names_each_request_header_that_an_address_reads() -> None:
-    modules = ("stream_app", "element", "requests", "responses", "received", "backstage")
+    modules = ("stream_app", "element", "representations", "requests", "responses", "received", "backstage")
     code = "".join((ROOT / f"pgbus_gevent/web/{name}.py").read_text(encoding="utf-8") for name in modules)
     read = set(re.findall(r'"HTTP_([A-Z_]+)"', code)) - OF_HTTP
     described = document(OPENAPI)
