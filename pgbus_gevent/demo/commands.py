@@ -23,7 +23,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from .hello import STREAM
 
 BOARD = "demo:departures"
-SQL = f"\"select pgbus.broadcast('{STREAM}', 'Hello from SQL')\""
+SQL = f"\"select pgbus.broadcast('{STREAM}', 'Hello from SQL')\""  # nosec B608 # a constant
 
 _ORIGIN = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?", re.ASCII)
 

@@ -135,7 +135,7 @@ def render(page: Page, commands: Sequence[Command], *, speed: float, prefix: str
             commands=commands,
             rate=f"{EACH.per_second:g}",
             docs=manual.link(),
-            shell=any(command.name == "sql" for command in commands),
+            local=any(command.name == "sql" for command in commands),
         )
     )
 
