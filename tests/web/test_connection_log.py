@@ -121,7 +121,8 @@ def test_only_what_a_client_may_see_counts_as_sent(
             stream.broadcast_many(["open", "open"])
             stream.broadcast("hint", ephemeral=True)
             for client in (plain, other):
-                until(lambda client=client: client.next("message").data == "hint", "the hint came")  # type: ignore[misc]
+                # An ephemeral message may overtake stored ones that are read from the table.
+                assert sorted(client.next("message").data for _ in range(3)) == ["hint", "open", "open"]
         until(lambda: len(lines(caplog)) == 4, "all lines are there")
     assert [told(record)["messages"] for record in lines(caplog) if told(record)["event"] == "closed"] == [3, 3]
 
