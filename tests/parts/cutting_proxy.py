@@ -7,6 +7,7 @@ import socket
 from time import monotonic
 
 from gevent.server import StreamServer
+from raw_http import read_head
 
 _END_OF_GREETING = b"\n\n\r\n"
 
@@ -42,12 +43,9 @@ class CuttingProxy:
     def _serve(self, client: socket.socket, _: object) -> None:
         try:
             with client, socket.create_connection(self._upstream) as server:
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    data = client.recv(65536)
-                    if not data:
-                        return
-                    head += data
+                head = read_head(client)
+                if head is None:
+                    return
                 found = re.search(rb"/streams/([^?]+)\?.*?cut=(\d+)", head)
                 assert found, head
                 line = self.lines.setdefault((found[1].decode(), int(found[2])), Line(int(found[2])))

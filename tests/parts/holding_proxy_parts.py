@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import gevent
 from gevent.server import StreamServer
+from raw_http import read_head
 
 _CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 
@@ -36,12 +37,9 @@ class HoldingProxy:
 
     def _serve(self, client: socket.socket, _: object) -> None:
         with suppress(OSError):
-            head = b""
-            while b"\r\n\r\n" not in head:
-                data = client.recv(65536)
-                if not data:
-                    return
-                head += data
+            head = read_head(client)
+            if head is None:
+                return
             target = head.split()[1].decode()
             self.asked.append(target)
             with socket.create_connection(("127.0.0.1", self._port)) as upstream:

@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import psutil
 from poll_parts import Poller
-from raw_http import Answer, ask
+from raw_http import Answer, ask, read_head
 from support import PATIENCE, Child, free_port, run, session, until
 
 from pgbus_gevent.bus import Bus
@@ -231,12 +231,9 @@ class Browser:
             f"GET {self._path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAccept: text/event-stream\r\n{cursor}\r\n".encode()
         )
         sock.settimeout(60)
-        head, data = b"", b""
-        while b"\r\n\r\n" not in head:
-            data = sock.recv(65536)
-            if not data:
-                return
-            head += data
+        head = read_head(sock)
+        if head is None:
+            return
         head, _, rest = head.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 "):
             self.stopped = int(head.split()[1])

@@ -18,8 +18,16 @@ TIMEOUT = 10.0
 PATIENCE = 20.0
 """Seconds that a condition may take which holds within one on a machine of its own."""
 
-PATIENCE = 20.0
-"""Seconds for an answer, which comes within one on a machine of its own."""
+
+def read_head(sock: socket.socket) -> bytes | None:
+    """Return what comes up to the end of a head, and perhaps more; None if the connection ends before."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = sock.recv(65536)
+        if not data:
+            return None
+        head += data
+    return head
 
 
 class Answer(NamedTuple):
