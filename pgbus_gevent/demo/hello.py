@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import bottle
 
 from ..core.names import check_data
-from ..errors import InvalidArgument, PgbusError
 from ..web import requests
 from . import pages
 from .local import WSGIApp
@@ -101,14 +100,9 @@ class Hello:
         if not 0 < len(text.strip()) <= MAX_TEXT:
             raise pages.refusal(400, f"the text must have 1 to {MAX_TEXT} characters")
         admit(self._rates)
-        try:
-            with self._bus.transaction() as database_cursor:
-                database_cursor.execute(_PUBLISH, (STREAM, check_data(text.strip())))
-                (id,) = database_cursor.fetchone()
-        except InvalidArgument as error:
-            raise pages.refusal(400, str(error)) from error
-        except PgbusError as error:
-            raise pages.unavailable(error) from error
+        with pages.publishing(self._bus) as database_cursor:
+            database_cursor.execute(_PUBLISH, (STREAM, check_data(text.strip())))
+            (id,) = database_cursor.fetchone()
         return pages.json_answer({"id": id}, 201)
 
     def _holds_token(self, environ: dict[str, Any]) -> bool:

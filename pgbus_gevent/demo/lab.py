@@ -14,7 +14,7 @@ import bottle
 
 from ..core.cursor import parse_cursor
 from ..core.names import check_data, check_event
-from ..errors import InvalidArgument, InvalidCursor, PgbusError
+from ..errors import InvalidCursor, PgbusError
 from . import answers, manual, pages, visitors
 from .hello import admit
 
@@ -116,9 +116,11 @@ class _Lab:
     def publish(self) -> bottle.HTTPResponse:
         """Publish the posted text with SQL, in a new transaction."""
         form = pages.posted()
-        text, event = form.get("text"), form.get("event") or None
-        audience = form.get("audience") or None
-        exclude = form.get("exclude") or None
+        text = form.get("text")
+        # Nothing chosen in a form is an empty text. Anything else that is no text is refused below, and never means everybody.
+        event, audience, exclude = (
+            None if (given := form.get(name)) == "" else given for name in ("event", "audience", "exclude")
+        )
         if not isinstance(text, str) or not 0 < len(text.strip()) <= MAX_TEXT:
             raise pages.refusal(400, f"the text must have 1 to {MAX_TEXT} characters")
         if event is not None and not (isinstance(event, str) and len(event) <= MAX_EVENT):
@@ -126,15 +128,10 @@ class _Lab:
         if audience not in (None, visitors.ADMINS) or not (exclude is None or visitors.is_tab(exclude)):
             raise pages.refusal(400, "there is no such audience")
         admit(self._rates)
-        try:
+        with pages.publishing(self._bus) as database_cursor:
             arguments = (STREAM, check_data(text.strip()), check_event(event), audience, exclude)
-            with self._bus.transaction() as database_cursor:
-                database_cursor.execute(_PUBLISH, arguments)
-                (id,) = database_cursor.fetchone()
-        except InvalidArgument as error:
-            raise pages.refusal(400, str(error)) from error
-        except PgbusError as error:
-            raise pages.unavailable(error) from error
+            database_cursor.execute(_PUBLISH, arguments)
+            (id,) = database_cursor.fetchone()
         return pages.json_answer({"id": id}, 201)
 
     def answer(self) -> bottle.HTTPResponse:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bottle
 
+from ..errors import InvalidArgument, PgbusError
 from ..web.representations import file_answer, page_answer
-from ..web.responses import Answer
+from ..web.requests import read_body
+from ..web.responses import Answer, Refused
+
+if TYPE_CHECKING:
+    from pgbus_gevent import Bus
 
 __all__ = [
     "HEADERS",
@@ -48,6 +55,8 @@ HEADERS = {
 
 MAX_BODY = 4096
 """The most bytes of a posted form."""
+
+_BODY_WAIT = 5.0  # seconds within which it has to come
 
 _UNAVAILABLE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -123,17 +132,29 @@ def posted() -> dict[str, Any]:
 
 def posted_text() -> str:
     """Return the body of a POST by a program. Raises the HTTP response if it is too long or no text."""
-    try:
-        return _body().decode()
-    except UnicodeDecodeError:
-        raise refusal(400, "the body is not UTF-8") from None
+    return _body()
 
 
-def _body() -> bytes:
+def _body() -> str:
     length = bottle.request.content_length
     if not 0 <= length <= MAX_BODY:
         raise refusal(411 if length < 0 else 413, f"post at most {MAX_BODY} bytes, with a Content-Length")
-    return bytes(bottle.request.body.read(MAX_BODY))
+    try:
+        return read_body(bottle.request.environ, limit=MAX_BODY, timeout=_BODY_WAIT)
+    except Refused as refused:
+        raise refusal(refused.answer.status, refused.answer.body.decode().strip()) from None
+
+
+@contextmanager
+def publishing(bus: Bus) -> Iterator[Any]:
+    """Run the block in a transaction, with its cursor. What is wrong with a message, or with the database, becomes the response."""
+    try:
+        with bus.transaction() as database_cursor:
+            yield database_cursor
+    except InvalidArgument as error:
+        raise refusal(400, str(error)) from error
+    except PgbusError as error:
+        raise unavailable(error) from error
 
 
 def refusal(status: int, why: str) -> bottle.HTTPResponse:

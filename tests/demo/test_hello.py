@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from demo_parts import running_demo
 from program_parts import program
-from raw_http import Answer, ask
+from raw_http import Answer, ask, read_head
 from site_parts import PUBLISH_TOKEN, SECRETS, Site
 
 from pgbus_gevent.demo import rates
@@ -98,6 +99,18 @@ def test_the_form_refuses_the_same(site: Site, form: Any) -> None:
     assert ask(site.port, "/demo/hello", "POST", json.dumps(form), Content_Type=JSON).status == 400
     foreign = {"Content_Type": JSON, "Sec_Fetch_Site": "cross-site"}
     assert ask(site.port, "/demo/hello", "POST", json.dumps({"text": "evil"}), **foreign).status == 403
+
+
+@pytest.mark.parametrize("path", ["/demo/hello", "/lab/publish", ADDRESS])
+def test_a_body_that_ends_early_is_refused(site: Site, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = newest(site)
+    with socket.create_connection(("127.0.0.1", site.port), 10) as sock:
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        sock.sendall(f"{head}Content-Type: {JSON}\r\nContent-Length: 400\r\n\r\n{{".encode())
+        sock.shutdown(socket.SHUT_WR)
+        assert (read_head(sock) or b"").startswith(b"HTTP/1.1 400 ")
+    assert newest(site) == before
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_visitor_who_is_too_fast_has_to_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

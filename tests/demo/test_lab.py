@@ -161,6 +161,9 @@ BAD: dict[str, tuple[Any, int]] = {
     "an event that is none": ({"text": "x", "event": ["a"]}, 400),
     "another audience": ({"text": "x", "audience": "everybody"}, 400),
     "an audience that is none": ({"text": "x", "audience": {"a": 1}}, 400),
+    "an empty object for an audience": ({"text": "x", "audience": {}}, 400),
+    "no list of excluded tabs": ({"text": "x", "exclude": []}, 400),
+    "a number for an event": ({"text": "x", "event": 0}, 400),
     "not a tab": ({"text": "x", "exclude": "me"}, 400),
     "too much": ({"text": "x", "more": "y" * 5000}, 413),
 }
