@@ -61,9 +61,12 @@ export class Following {
   open(options: Options): void {
     this.close();
     this._due = options;
-    // A component that is mounted twice at once, as in Strict Mode, needs no connection for the first time.
+    // A component that is mounted twice at once, as in Strict Mode, needs no connection for the first time. Both times it has the same
+    // options, so the first microtask opens them for both.
     queueMicrotask(() => {
-      if (this._due === options) this._open(options);
+      if (this._due !== options) return;
+      this._due = undefined;
+      this._open(options);
     });
   }
 

@@ -101,7 +101,7 @@ class Front:
         return len(self.site.instance.registry)
 
     def until_live(self, count: int) -> None:
-        until(lambda: self.live == count, f"{count} streams are open, not {self.live}")
+        until(lambda: self.live == count, f"{count} open streams")
 
     @contextmanager
     def standing_still(self, page: Page) -> Iterator[None]:

@@ -7,7 +7,8 @@ import { createRoot, hydrateRoot } from "react-dom/client";
 
 export function Orders({ options, prefix }) {
   const [items, setItems] = useState([]);
-  const { state, message, gap, connectionId } = useStream(options, {
+  // An object of each render, as in the guide.
+  const { state, message, gap, connectionId } = useStream(options && { ...options }, {
     onMessage({ data }) {
       setItems((known) => [...known, `${prefix}${data}`]);
       if (data === "move") flushSync(() => globalThis.show(globalThis.next, prefix));
@@ -28,19 +29,21 @@ export function Orders({ options, prefix }) {
   );
 }
 
-export const App = ({ options, prefix = "" }) => (
+// The outermost element: React mounts twice only what is placed together with it.
+export const App = ({ options, prefix = "" }) => <Orders options={options} prefix={prefix} />;
+const strict = (options, prefix) => (
   <StrictMode>
-    <Orders options={options} prefix={prefix} />
+    <App options={options} prefix={prefix} />
   </StrictMode>
 );
 
 let root;
 globalThis.show = (options, prefix) => {
   root ??= createRoot(document.querySelector("main"));
-  root.render(<App options={options} prefix={prefix} />);
+  root.render(strict(options, prefix));
 };
 globalThis.hydrate = (options) => {
-  root = hydrateRoot(document.querySelector("main"), <App options={options} />, {
+  root = hydrateRoot(document.querySelector("main"), strict(options), {
     onRecoverableError: (error) => reportError(error),
   });
 };
