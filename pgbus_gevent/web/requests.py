@@ -24,6 +24,10 @@ MAX_STREAMS = 32
 MAX_FIELDS = 256
 """The most fields of a query. Each of 32 streams may have several."""
 
+NO_SUCH_STREAM = (
+    "no such stream: its name is neither signed with this server's secret (pgbus-gevent sign) nor public (--public)"
+)
+
 _CONNECTION = re.compile(r"[0-9a-f]{16,64}", re.ASCII)
 
 Query = list[tuple[str, str]]
@@ -105,7 +109,7 @@ class StreamNames:
         # follow a stream that nobody publishes to. All failures get the same answer, so that guessing names reveals nothing.
         elif _checked(written) in self._public:
             return written, None
-        raise Refused(text(404, "no such stream: a stream name is signed, or public by configuration"))
+        raise Refused(text(404, NO_SUCH_STREAM))
 
 
 def _checked(written: str) -> str:

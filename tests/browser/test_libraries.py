@@ -264,9 +264,8 @@ def test_datastar_opens_two_connections_if_it_follows_the_visibility(tabs: Profi
     body = LIST + f"""<div data-init="@get('/pgbus/streams/{stream}', {{retry: 'always'}})"></div>"""
     page = tabs.open(front.page(body, DATASTAR))
     front.until_live(1)
-    front.end(
-        "restart", 5.0
-    )  # long enough for what follows to come before the attempt that is due, on a busy machine too
+    # Long enough for what follows to come before the attempt that is due, on a busy machine too.
+    front.end("restart", 5.0)
     front.until_live(0)
     page.eval("void document.dispatchEvent(new Event('visibilitychange'))")
     front.until_live(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from html import escape
 from pathlib import Path
 
 import browser_parts
@@ -68,6 +70,26 @@ def test_a_component_shows_each_order_once_also_with_another_token(
     page.until(f"{items} == 'tea,milk,oil'")
     page.eval("(src) => void show({ src, since: 9000000000000000, first: [] })", f"/pgbus/streams/{stream}")
     page.until("document.querySelector('main a')")
+
+
+def test_a_page_gives_a_component_its_rows(
+    js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str
+) -> None:
+    """In development, where Strict Mode mounts each component twice."""
+    blocks = {"Orders.jsx": "component", "main.jsx": "main"}
+    files = {name: block_of("docs/guides/react.md", block) for name, block in blocks.items()}
+    app = js_package.application(tmp_path / "app", files)
+    code = run(app, "esbuild", "main.jsx", "--bundle", "--format=esm", "--jsx=automatic")
+    (since,) = publish(front.site, stream, '{"id": 1, "item": "tea"}', event="order")
+    properties = {"src": f"/pgbus/streams/{stream}", "since": since, "first": [{"id": 1, "item": "tea & milk"}]}
+    front.pages["/orders"] = f"""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
+        <div id="orders" data-properties="{escape(json.dumps(properties))}"></div><script type="module">{code}</script>"""
+    page = tabs.open("/orders")
+    page.until("document.querySelector('#orders ul')?.ariaBusy == 'false'")
+    publish(front.site, stream, '{"id": 2, "item": "milk"}', '{"id": 3, "item": "oil"}', event="order")
+    page.until(
+        "[...document.querySelectorAll('#orders li')].map((item) => item.textContent).join() == 'tea & milk,milk,oil'"
+    )
 
 
 SERVE = """
