@@ -114,7 +114,7 @@ class Tester:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         client = StreamClient(self.url, path, since=since, headers=named)
         self._page.stack.callback(client.close)
-        client.next("pgbus:connected")
+        client.next("pgbus:connected", timeout=60.0)
         return client
 
     def tag_in(self, page: str | bytes) -> tuple[str, int | None]:

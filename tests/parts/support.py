@@ -35,7 +35,7 @@ from pgbus_gevent.testing.client import StreamClient, stream_path
 from pgbus_gevent.testing.servers import SECRET, RunningServer
 from pgbus_gevent.web.stream_app import StreamApp
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds that a condition may take which holds within one on a machine of its own."""
 
 START = 60.0
