@@ -76,8 +76,10 @@ def test_a_page_gives_a_component_its_rows(
     js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str
 ) -> None:
     """In development, where Strict Mode mounts each component twice."""
-    blocks = {"Orders.jsx": "component", "main.jsx": "main"}
-    files = {name: block_of("docs/guides/react.md", block) for name, block in blocks.items()}
+    files = {
+        "Orders.jsx": block_of("docs/guides/react.md", "component"),
+        "main.jsx": block_of("docs/guides/react.md", "main"),
+    }
     app = js_package.application(tmp_path / "app", files)
     code = run(app, "esbuild", "main.jsx", "--bundle", "--format=esm", "--jsx=automatic")
     (since,) = publish(front.site, stream, '{"id": 1, "item": "tea"}', event="order")
