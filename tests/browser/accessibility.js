@@ -123,6 +123,8 @@ window.a11y = (() => {
 
   const isCovered = (element) => {
     const shown = element.closest("label") ?? element;
+    // The browser has scrolled to it, but what a live page has added since then may have moved it.
+    shown.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "instant" });
     const { left, right, top, bottom } = shown.getBoundingClientRect();
     const [l, r] = [Math.max(left, 0), Math.min(right, innerWidth)];
     const [t, b] = [Math.max(top, 0), Math.min(bottom, innerHeight)];
