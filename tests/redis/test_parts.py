@@ -70,13 +70,19 @@ def data(client: Any) -> list[str]:
     return [message.data for message in client.messages]
 
 
-def check_exactly(client: Any, expected: list[str]) -> None:
-    """Fail unless the client was sent just these messages. The error has the ids around the first other one."""
+def check_exactly(client: Any, expected: list[str], log: Any = None) -> None:
+    """Fail unless the client was sent just these messages. The error has the ids around the first other one, also of the log."""
     got = data(client)
     pairs = enumerate(zip(got, expected, strict=False))
     wrong = next((n for n, (mine, due) in pairs if mine != due), min(len(got), len(expected)))
-    around = [(message.id, message.data) for message in client.messages[max(0, wrong - 3) : wrong + 3]]
-    assert got == expected, f"at {wrong}: got {around}, expected {expected[max(0, wrong - 3) : wrong + 3]}"
+    messages = client.messages
+    around = [(message.id, message.data) for message in messages[max(0, wrong - 3) : wrong + 3]]
+    ring = log.ids[-(len(messages) - wrong + 3) :][:6] if log is not None else None
+    controls = [(frame.event, frame.data) for frame in client.frames if frame.event.startswith("pgbus:")]
+    assert got == expected, (
+        f"at {wrong}: got {around}, expected {expected[max(0, wrong - 3) : wrong + 3]}, the ring has {ring} there,"
+        f" and there were {controls}"
+    )
 
 
 @pytest.mark.usefixtures("steady")
@@ -325,7 +331,7 @@ def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_k
         names = ["a", "b"]
         sent: dict[str, list[str]] = {name: [] for name in names}
         late: list[tuple[Any, str, int]] = []
-        clients = [(worker.live(name), name) for worker in workers for name in names]
+        clients = [(worker.live(name), name, worker.instance.board) for worker in workers for name in names]
 
         def publish() -> None:
             for n in range(400):
@@ -353,9 +359,9 @@ def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_k
                 server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             gevent.sleep(chance.uniform(0.3, 1.5))
         publisher.get()
-        for client, name in clients:
+        for client, name, board in clients:
             until_messages(client, len(sent[name]), 40)
-            check_exactly(client, sent[name])
+            check_exactly(client, sent[name], board.log(name))
         for client, name, start in late:
             until_messages(client, len(sent[name]) - start, 40)
             check_exactly(client, sent[name][start:])
