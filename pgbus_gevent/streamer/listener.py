@@ -32,7 +32,7 @@ because they may come on a channel whose name has been replaced.
 PING_INTERVAL_MOST = 5.0
 """Seconds between two pings in a large fleet."""
 
-_LOOK = 0.1  # seconds until it is noticed that nobody waits for the session any more
+_LOOK = 0.01  # seconds between two looks whether the session is there
 
 _PINGS = 20.0  # of all workers together, in a second, until the longest interval is reached
 
@@ -126,7 +126,10 @@ class Listener:
     def await_session(self, timeout: float, *, unless: Callable[[], bool]) -> None:
         """Yield until wakes are heard, for at most ``timeout`` seconds, or until ``unless`` returns True."""
         end = monotonic() + timeout
-        while not unless() and not self._board.listening.wait(max(0.0, min(_LOOK, end - monotonic()))):
+        # By looking, and not by waiting for the flag: on a busy machine, the main greenlet has been seen to stay in that wait for
+        # ever, although the flag was set and the wait had a timeout.
+        while not unless() and not self._board.listening.is_set():
+            gevent.sleep(_LOOK)
             if monotonic() >= end:
                 logger.warning("not listening yet after %g s; still trying", timeout)
                 return

@@ -115,7 +115,9 @@ class Revocations:
 
     def await_look(self, timeout: float) -> None:
         """Yield until the first read is over, for at most ``timeout`` seconds."""
-        self._looked.wait(timeout)
+        end = monotonic() + timeout
+        while not self._looked.is_set() and monotonic() < end:
+            gevent.sleep(0.01)  # not a wait for the flag: see Listener.await_session
 
     def _announce(self, found: bool) -> None:
         """Have the other workers read, now if that is possible, else with the next look."""
