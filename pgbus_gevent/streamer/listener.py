@@ -19,6 +19,7 @@ from ..core.wake_source import Leaving, Session, WakeSource
 from ..core.wakes import CONTROL
 from ..core.work import Flag
 from ..errors import DatabaseError, Deaf, is_known
+from .turns import wait_until_set
 
 logger = logging.getLogger("pgbus_gevent.listener")
 
@@ -32,7 +33,7 @@ because they may come on a channel whose name has been replaced.
 PING_INTERVAL_MOST = 5.0
 """Seconds between two pings in a large fleet."""
 
-_LOOK = 0.01  # seconds between two looks whether the session is there
+_LOOK = 0.1  # seconds until it is noticed that nobody waits for the session any more
 
 _PINGS = 20.0  # of all workers together, in a second, until the longest interval is reached
 
@@ -126,10 +127,7 @@ class Listener:
     def await_session(self, timeout: float, *, unless: Callable[[], bool]) -> None:
         """Yield until wakes are heard, for at most ``timeout`` seconds, or until ``unless`` returns True."""
         end = monotonic() + timeout
-        # By looking, and not by waiting for the flag: on a busy machine, the main greenlet has been seen to stay in that wait for
-        # ever, although the flag was set and the wait had a timeout.
-        while not unless() and not self._board.listening.is_set():
-            gevent.sleep(_LOOK)
+        while not unless() and not wait_until_set(self._board.listening, max(0.0, min(_LOOK, end - monotonic()))):
             if monotonic() >= end:
                 logger.warning("not listening yet after %g s; still trying", timeout)
                 return

@@ -19,7 +19,7 @@ from ..core.shown import kind_of, traceable
 from ..core.wakes import CONTROL
 from ..errors import DatabaseError
 from .clients import Clients
-from .turns import breathe
+from .turns import breathe, wait_until_set
 
 logger = logging.getLogger("pgbus_gevent.revocations")
 
@@ -115,9 +115,7 @@ class Revocations:
 
     def await_look(self, timeout: float) -> None:
         """Yield until the first read is over, for at most ``timeout`` seconds."""
-        end = monotonic() + timeout
-        while not self._looked.is_set() and monotonic() < end:
-            gevent.sleep(0.01)  # not a wait for the flag: see Listener.await_session
+        wait_until_set(self._looked, timeout)
 
     def _announce(self, found: bool) -> None:
         """Have the other workers read, now if that is possible, else with the next look."""

@@ -24,7 +24,7 @@ from . import steward_sweeps
 from .pulse import longest_silence
 from .steward_duties import Duty
 from .steward_ear import Ear
-from .steward_sweeps import StewardSweeps
+from .turns import wait_until_set
 
 logger = logging.getLogger("pgbus_gevent.steward")
 
@@ -56,7 +56,7 @@ ASK_EARLIER = 0.2
 """Seconds before the pulse would ask whether the database answers. If nothing was answered until then, this question is early."""
 
 FIRST = 0.5
-"""How long a new worker waits for its listener before it takes part in the election, in seconds."""
+"""Seconds a new worker waits for its listener before an election. Otherwise one that hears would soon take its place."""
 
 RELY = 3.0
 """For how many seconds, beyond the time between two questions, a worker relies on a steward that has given a sign.
@@ -124,7 +124,7 @@ class Steward:
         self._until = 0.0
         self.company = False
         """Whether there are other workers that hear."""
-        self.sweeps = StewardSweeps(source, board, ear)
+        self.sweeps = steward_sweeps.StewardSweeps(source, board, ear)
         self._deaf_since: float | None = None
         self._last_turn_until = 0.0
         self._yields_until = 0.0  # until when it does not lead at all
@@ -191,7 +191,7 @@ class Steward:
         self._board.election_number = secrets.randbits(62) + 1
         self._began = self._clock()
         self._resign()
-        self._board.listening.wait(FIRST)  # otherwise a worker that hears would take its place a moment later
+        wait_until_set(self._board.listening, FIRST)
         trouble = Trouble(logger, "cannot ask who is the steward, or ring as the steward, trying again: %s")
         try:
             while True:

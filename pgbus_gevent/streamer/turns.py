@@ -9,6 +9,8 @@ from typing import Any
 
 import gevent
 
+from ..core.work import Flag
+
 TURN_SECONDS = 0.001
 """How many seconds the jobs run before the rest of the process runs: accepts, the listener, heartbeats.
 
@@ -110,3 +112,13 @@ def breathe() -> None:
     loop: Any = gevent.get_hub().loop
     # With the lowest priority, because libev runs timers before sockets. A notification would otherwise wait one more turn.
     gevent.get_hub().wait(loop.timer(0, priority=loop.MINPRI))
+
+
+def wait_until_set(flag: Flag, timeout: float) -> bool:
+    """Yield until ``flag`` is set, for at most ``timeout`` seconds. Return whether it is set.
+
+    For a flag that several greenlets wait for. ``Event.wait`` of gevent does not return if all of this comes together, as on a
+    machine that holds the process up: the flag is set; the time of one waiter is over, and it waits again, now without a time limit
+    behind those that are about to be told; then the time of the last of these is over, and gevent tells nobody.
+    """
+    return flag.is_set() or flag.wait(timeout)

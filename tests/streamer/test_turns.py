@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from pgbus_gevent.streamer import turns
-from pgbus_gevent.streamer.turns import Turns
+from pgbus_gevent.streamer.turns import Turns, wait_until_set
 
 
 def job(name: str, done: list[str], steps: int = 1) -> Iterator[None]:
@@ -98,3 +101,44 @@ def test_a_job_that_dies_ends_the_step_and_the_others_are_still_there() -> None:
     assert done == ["a"]
     finished(jobs)
     assert done == ["a", "a", "a"]
+
+
+def held_up(flag: Event) -> None:
+    """Set ``flag``, and hold up the process for 0.2 s before any waiter is told."""
+
+    def computes() -> None:
+        end = monotonic() + 0.2
+        while monotonic() < end:
+            pass
+
+    gevent.spawn(computes)
+    # Together with these, the loop has more to call than it calls at a time, so that it sees to the timers before it goes on.
+    for _ in range(200):
+        gevent.spawn(int)
+    flag.set()
+
+
+@pytest.mark.parametrize("first", range(2))
+def test_a_waiter_sees_the_flag_although_the_time_of_each_waiter_ends_before_it_is_told(first: int) -> None:
+    flag = Event()
+
+    def waits_again_and_again() -> None:
+        while not wait_until_set(flag, 0.1):
+            pass
+
+    def waits_once() -> None:
+        wait_until_set(flag, 0.1)
+
+    acts = [waits_again_and_again, waits_once]
+    waiters = [gevent.spawn(act) for act in (acts if first == 0 else reversed(acts))]
+    gevent.sleep(0.05)
+    gevent.spawn(held_up, flag)
+    assert len(gevent.joinall(waiters, timeout=10)) == 2
+
+
+def test_a_wait_says_whether_the_flag_is_set() -> None:
+    flag = Event()
+    assert not wait_until_set(flag, 0.01)
+    gevent.spawn(flag.set)
+    assert wait_until_set(flag, 10)
+    assert wait_until_set(flag, 0)
