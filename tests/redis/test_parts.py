@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
@@ -26,6 +27,7 @@ from pgbus_gevent.bus import Bus
 from pgbus_gevent.redis import wakes
 from pgbus_gevent.settings.table import Settings
 from pgbus_gevent.streamer import steward as steward_module
+from pgbus_gevent.streamer.connection import Connection
 
 pytestmark = [needs_redis, pytest.mark.program]
 
@@ -70,18 +72,52 @@ def data(client: Any) -> list[str]:
     return [message.data for message in client.messages]
 
 
-def check_exactly(client: Any, expected: list[str], log: Any = None) -> None:
+class Sends(NamedTuple):
+    """What connections were sent: the id of the connection, the functions that called, and the data."""
+
+    all: list[tuple[str, str, bytes]]
+
+    def of(self, id: str | None) -> list[tuple[str, str, list[bytes]]]:
+        """Return the sends with the message ``id``, and the ids of the messages in each."""
+        line = f"id: {id}\n".encode()
+        return [
+            (client, callers, re.findall(rb"^id: (\d+)", sent, re.M))
+            for client, callers, sent in self.all
+            if line in sent
+        ]
+
+
+@pytest.fixture
+def sends(monkeypatch: pytest.MonkeyPatch) -> Sends:
+    """Records what every connection is sent."""
+    found = Sends([])
+    send = Connection.send
+
+    def recorded(self: Connection, data: bytes, now: float) -> None:
+        frame = sys._getframe(1)
+        callers = []
+        while frame is not None and len(callers) < 4:
+            callers.append(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        found.all.append((self.id, " < ".join(callers), bytes(data)))
+        send(self, data, now)
+
+    monkeypatch.setattr(Connection, "send", recorded)
+    return found
+
+
+def check_exactly(client: Any, expected: list[str], sends: Sends, log: Any = None) -> None:
     """Fail unless the client was sent just these messages. The error has the ids around the first other one, also of the log."""
     got = data(client)
     pairs = enumerate(zip(got, expected, strict=False))
     wrong = next((n for n, (mine, due) in pairs if mine != due), min(len(got), len(expected)))
-    messages = client.messages
-    around = [(message.id, message.data) for message in messages[max(0, wrong - 3) : wrong + 3]]
+    messages, times = client.messages, dict(zip(map(id, client.frames), client.times, strict=True))
+    around = [(message.id, message.data, times[id(message)]) for message in messages[max(0, wrong - 3) : wrong + 3]]
     ring = log.ids[-(len(messages) - wrong + 3) :][:6] if log is not None else None
     controls = [(frame.event, frame.data) for frame in client.frames if frame.event.startswith("pgbus:")]
     assert got == expected, (
         f"at {wrong}: got {around}, expected {expected[max(0, wrong - 3) : wrong + 3]}, the ring has {ring} there,"
-        f" and there were {controls}"
+        f" there were {controls}, and the message was sent {sends.of(around[min(3, wrong)][0]) if around else None}"
     )
 
 
@@ -324,7 +360,7 @@ def test_another_worker_relays_if_the_relay_hears_nothing_for_long(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_killed(
-    seed: int, pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer
+    seed: int, pgbus_settings: Settings, pgbus_bus: Bus, server: RedisServer, sends: Sends
 ) -> None:
     chance = random.Random(seed)
     with fleet(pgbus_settings, server.url) as workers:
@@ -361,7 +397,7 @@ def test_nothing_is_lost_or_repeated_while_redis_is_flushed_filled_stopped_and_k
         publisher.get()
         for client, name, board in clients:
             until_messages(client, len(sent[name]), 40)
-            check_exactly(client, sent[name], board.log(name))
+            check_exactly(client, sent[name], sends, board.log(name))
         for client, name, start in late:
             until_messages(client, len(sent[name]) - start, 40)
-            check_exactly(client, sent[name][start:])
+            check_exactly(client, sent[name][start:], sends)
