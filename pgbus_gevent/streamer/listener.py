@@ -129,7 +129,9 @@ class Listener:
         end = monotonic() + timeout
         while not unless() and not wait_until_set(self._board.listening, max(0.0, min(_LOOK, end - monotonic()))):
             if monotonic() >= end:
-                logger.warning("not listening yet after %g s; still trying", timeout)
+                # On a busy machine, the time of a wait may be over although the flag was set before, or during it.
+                if not self.live and not unless():
+                    logger.warning("not listening yet after %g s; still trying", timeout)
                 return
 
     def _open(self) -> Session:

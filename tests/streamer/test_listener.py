@@ -514,6 +514,43 @@ def test_streams_without_clients_are_not_followed_any_more_after_a_minute(follow
     assert len(session.followed) == 2, "the next time is a minute later"
 
 
+# the start
+
+
+class SetTooLate(Event):
+    """A flag that is set while a waiter's time ends. gevent then answers that it is not, if the process was held up."""
+
+    def wait(self, timeout: float | None = None) -> bool:  # type: ignore[override]
+        gevent.sleep(timeout or 0.0)
+        self.set()
+        return False
+
+
+def starting(flag: type[Event] = Event) -> Listener:
+    """Return a listener that does not run."""
+    return Listener(SimpleNamespace(), Board(flag, RingLimits(10, 1000, 10**6)))  # type: ignore[arg-type]
+
+
+def test_a_start_without_a_session_says_so_at_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    starting().await_session(0.02, unless=lambda: False)
+    assert warnings(caplog) == ["not listening yet after 0.02 s; still trying"]
+
+
+def test_a_start_that_has_its_session_just_at_the_deadline_does_not_say_that_it_has_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    part = starting(SetTooLate)
+    part.await_session(0.02, unless=lambda: False)
+    assert part.live
+    assert warnings(caplog) == []
+
+
+def test_a_start_that_is_given_up_just_at_the_deadline_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    asked = iter([False, True])
+    starting().await_session(0.02, unless=lambda: next(asked))
+    assert warnings(caplog) == []
+
+
 # the end
 
 
