@@ -1,6 +1,7 @@
 """Set-up for all tests: plugins, signals, the markers of needs, and clearing up."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,10 @@ settings.load_profile("suite")
 
 # Waiting longer costs nothing here, and this process or PostgreSQL may stand still.
 StreamClient.patience = 20.0
+
+# Some tests have more connections in this process than the 1024 descriptors of a usual shell. Servers raise the limit themselves.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, min(_hard, 8192)), _hard))
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes
 # inherit that. Then no test could end a server with Ctrl-C.

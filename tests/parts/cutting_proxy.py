@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import suppress
 from time import monotonic
 
+import gevent
 from gevent.server import StreamServer
 from raw_http import read_head
 
@@ -51,7 +53,11 @@ class CuttingProxy:
                 line = self.lines.setdefault((found[1].decode(), int(found[2])), Line(int(found[2])))
                 line.opened.append(monotonic())
                 server.sendall(head)
-                self._relay(server, client, line, len(line.opened) == 1)
+                watcher = gevent.spawn(_end_with, client, server)
+                try:
+                    self._relay(server, client, line, len(line.opened) == 1)
+                finally:
+                    watcher.kill()
         except OSError:
             pass  # one of them has left
 
@@ -81,3 +87,12 @@ class CuttingProxy:
             rest = server.recv(65536)
             if not rest:
                 return
+
+
+def _end_with(client: socket.socket, server: socket.socket) -> None:
+    """End the server's connection when the client leaves. Until the next frame, nothing else would tell of that."""
+    with suppress(OSError):
+        while client.recv(65536):
+            pass
+    with suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
