@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -113,12 +114,13 @@ class Connection:
         return self.request(path, method, body, **headers).wait()
 
     def cancel(self, exchange: Exchange) -> None:
-        """End an exchange from this side."""
+        """End an exchange from this side, if it has not ended. After a farewell of the server, h2 can send nothing more."""
         with self._lock:
             for number, found in list(self._exchanges.items()):
                 if found is exchange and not self.closed:
-                    self._h2.reset_stream(number, ErrorCodes.CANCEL)
                     del self._exchanges[number]
+                    with suppress(ProtocolError):
+                        self._h2.reset_stream(number, ErrorCodes.CANCEL)
             self._flush()
         exchange.end()
 
