@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException
+from math import inf
 from time import monotonic
 
 import gevent
@@ -31,8 +32,8 @@ AT_ONCE = 5.0
 """Seconds within which the first frame comes if nothing holds it back."""
 
 _MESSAGES = 5
-_LATE = 2.0  # seconds to the first byte; more is a warning
-_SLOW = 1.0  # seconds from the commit to the arrival; more is a warning
+_LATE = 2.0  # seconds to the first byte; more, twice in a row, is a warning
+_SLOW = 1.0  # seconds from the commit to the arrival; more, twice in a row, is a warning
 _CORKED = 0.15  # seconds; Linux waits 200 ms for a full packet if a program says that more will come (MSG_MORE)
 _PIECE, _PIECES = 16 * 1024, 40  # messages that push what a buffer holds
 
@@ -103,12 +104,20 @@ class PathChecks:
 
     def _first_byte(self, stream: Stream) -> Finding:
         first = (stream.first_byte or 0.0) - stream.began
+        if first > _LATE:
+            first = min(first, self._first_byte_again())
         figures = {"first_byte_seconds": rounded(first)}
         if first <= _LATE:
             return Finding("stream", OK, f"the first byte comes after {first * 1000:.0f} ms", figures=figures)
         text = f"the first byte comes only after {first:.1f} s"
         todo = "look for what a request waits for: the authorize hook, the database, or a subrequest of what stands in front"
         return Finding("stream", WARN, text, todo, figures)
+
+    def _first_byte_again(self) -> float:
+        """Return the seconds to the first byte of a further stream: one alone may be late because a machine was busy."""
+        with Stream(self._address, self._path) as stream:
+            stream.wait(lambda: stream.first_byte, PATIENCE)
+            return (stream.first_byte or inf) - stream.began
 
     def _held_back(self, stream: Stream) -> Finding | None:
         """Push with messages what may wait in a buffer. Return None if the first frame is only late."""
@@ -164,24 +173,35 @@ class PathChecks:
             for check in ("delivery", "replay"):
                 yield Finding(check, SKIP, f"not tried, because {self._reason or 'nothing is published'}")
             return
-        took: list[float] = []
-        for _ in range(_MESSAGES):
-            data = secrets.token_hex(16)
-            failed, committed = self._try_to_publish(data), monotonic()
-            if failed is not None:
-                yield failed
-                return
-            stream.wait(partial(stream.arrival, data), PATIENCE)
-            arrived = stream.arrival(data)
-            if arrived is None:
-                yield self._not_delivered(stream)
-                return
-            took.append(max(0.0, arrived - committed))
+        took = self._times(stream)
+        if isinstance(took, list) and _slowness(took):
+            took = self._times(stream)  # the machines may have been busy
+        if isinstance(took, Finding):
+            yield took
+            return
         texts = [frame.data for frame in stream.messages]
         if len(texts) > len(set(texts)):
             todo = "look for something that repeats answers: only a connection that breaks within a frame may repeat one message"
             yield Finding("delivery", FAIL, "a message came twice on one connection", todo)
             return
+        yield self._delivery(took)
+
+    def _times(self, stream: Stream) -> list[float] | Finding:
+        """Publish messages, one after the other, and return the seconds from each commit to the arrival, or what is wrong."""
+        took: list[float] = []
+        for _ in range(_MESSAGES):
+            data = secrets.token_hex(16)
+            failed, committed = self._try_to_publish(data), monotonic()
+            if failed is not None:
+                return failed
+            stream.wait(partial(stream.arrival, data), PATIENCE)
+            arrived = stream.arrival(data)
+            if arrived is None:
+                return self._not_delivered(stream)
+            took.append(max(0.0, arrived - committed))
+        return took
+
+    def _delivery(self, took: list[float]) -> Finding:
         middle, longest = sorted(took)[len(took) // 2] * 1000, max(took) * 1000
         figures = {
             "messages": len(took),
@@ -190,14 +210,14 @@ class PathChecks:
             "slowest_seconds": rounded(max(took)),
         }
         text = f"{len(took)} messages arrive {middle:.0f} ms after the commit, the slowest {longest:.0f} ms after it"
-        if longest > _SLOW * 1000:
+        slowness = _slowness(took)
+        if slowness == "late":
             todo = self._remedy("buffering", "run `pgbus-gevent doctor` without a URL (listen, database)")
-            yield Finding("delivery", WARN, text, todo, figures)
-        elif min(took) > _CORKED:
+            return Finding("delivery", WARN, text, todo, figures)
+        if slowness == "corked":
             text += f", and none within {_CORKED * 1000:.0f} ms, as if something waited for more bytes"
-            yield Finding("delivery", WARN, text, self._remedy("buffering"), figures)
-        else:
-            yield Finding("delivery", OK, text, figures=figures)
+            return Finding("delivery", WARN, text, self._remedy("buffering"), figures)
+        return Finding("delivery", OK, text, figures=figures)
 
     def _not_delivered(self, stream: Stream) -> Finding:
         if stream.ended is not None:
@@ -260,6 +280,13 @@ class PathChecks:
 
     def _remedy(self, problem: str, rule: str = "") -> str:
         return remedies(problem, self._fronts, rule)
+
+
+def _slowness(took: list[float]) -> str:
+    """Return what is wrong with these times from commits to arrivals, or an empty text."""
+    if max(took) > _SLOW:
+        return "late"
+    return "corked" if min(took) > _CORKED else ""
 
 
 def _described(stream: Stream) -> str:
