@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from browser_fixtures import PATIENT
-from browser_parts import Front, Profile, element, missing, publish, status
+from browser_parts import Front, Page, Profile, element, missing, publish, status
+from gevent.event import Event
 from page_parts import block_of
 from site_parts import running_site
+from support import PATIENCE
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.docs]
 
@@ -19,6 +23,23 @@ def filled_in(code: str, stream: str, watermark: int = 0) -> str:
         code.replace("TOKEN", stream).replace("WATERMARK", str(watermark)).replace("1700000000000012", str(watermark))
     )
     return code.replace("/assets/", "/lib/")
+
+
+def opened_and_refused(code: str, tabs: Profile, front: Front, path: str) -> Page:
+    """Open a page, and refuse its first request for a stream, once.
+
+    The page has loaded by then, as the driver waits for that; and a page that changes to others again and again answers nobody.
+    """
+    loaded, refuse = Event(), status(code, times=1)
+
+    def wait(environ: Any, start_response: Any) -> Any:
+        loaded.wait(PATIENCE)
+        return refuse(environ, start_response)
+
+    front.intercept = wait
+    page = tabs.open(path)
+    loaded.set()
+    return page
 
 
 @pytest.mark.parametrize(
@@ -51,11 +72,9 @@ def test_the_style_shows_a_note_while_the_element_waits(tabs: Profile, front: Fr
 def test_the_reactions_lead_to_the_login_and_load_the_page_again(tabs: Profile, front: Front, stream: str) -> None:
     reactions = f"<script>{block_of('docs/browser.md', 'reactions')}</script>"
     front.pages["/login"] = "<title>the login</title>"
-    front.intercept = status("403 No")
-    page = tabs.open(front.page(element(stream), reactions))
+    page = opened_and_refused("403 No", tabs, front, front.page(element(stream), reactions))
     page.until("location.pathname == '/login'")
 
-    front.intercept = lambda environ, start_response: None
     page = tabs.open(front.page(element(stream), reactions))
     for event, detail in (("pgbus:gap", "{}"), ("pgbus:close", "{ reason: 'identity-changed', willRetry: false }")):
         page.until_open()
@@ -81,11 +100,8 @@ def test_a_plain_eventsource_knows_whether_it_comes_back(tabs: Profile, front: F
 
 def test_a_page_whose_name_is_worth_nothing_loads_itself_again(tabs: Profile, front: Front, stream: str) -> None:
     reload = f"<script>{block_of('docs/operations/secrets.md', 'reload')}</script>"
-    path = front.page(element(stream), reload)
-    front.intercept = status("404 No")
-    page = tabs.open(path)
+    page = opened_and_refused("404 No", tabs, front, front.page(element(stream), reload))
     page.until("performance.getEntriesByType('navigation')[0].type == 'reload'")
-    front.intercept = lambda environ, start_response: None
     page.until_open()
 
 
