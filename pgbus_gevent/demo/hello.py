@@ -17,7 +17,7 @@ from ..core.names import check_data
 from ..web import requests
 from . import pages
 from .local import WSGIApp
-from .rates import EACH, Rates
+from .rates import Rates
 
 if TYPE_CHECKING:
     from pgbus_gevent import Bus
@@ -37,10 +37,10 @@ def token_of(secret: str) -> str:
     return f"demo-{base64.urlsafe_b64encode(digest[:18]).decode()}"
 
 
-def admit(rates: Rates) -> None:
-    """Count the message of the present request. Raises the HTTP response if there are too many."""
+def admit(rates: Rates, what: str = "messages") -> None:
+    """Count the message, or what else ``rates`` counts, of the present request. Raises the HTTP response if there are too many."""
     if not rates.admit(str(bottle.request.environ.get("REMOTE_ADDR") or "")):
-        refused = pages.refusal(429, f"too fast: at most {EACH.per_second:g} messages a second, from one address")
+        refused = pages.refusal(429, f"too fast: at most {rates.each.per_second:g} {what} a second, from one address")
         refused.set_header("Retry-After", "1")
         raise refused
 

@@ -43,9 +43,14 @@ _GREET = "select pgbus.broadcast(%s, %s, visible_to => %s, key => %s)"
 _PUBLISH = "select pgbus.broadcast(%s, %s, event => %s, visible_to => %s, exclude => %s)"
 
 
-def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, rates: Rates, *, prefix: str = "/pgbus") -> None:
-    """Add the lab's routes to an application. The streams ``demo:*`` must be public, and a filter ``admins`` must exist."""
-    lab = _Lab(bus, writer, rates, prefix)
+def add_lab(
+    app: bottle.Bottle, bus: Bus, writer: Writer, rates: Rates, questions: Rates, *, prefix: str = "/pgbus"
+) -> None:
+    """Add the lab's routes to an application. The streams ``demo:*`` must be public, and a filter ``admins`` must exist.
+
+    ``rates`` bounds the messages of visitors, and ``questions`` what they ask for: answers, and lists of missed messages.
+    """
+    lab = _Lab(bus, writer, rates, questions, prefix)
     app.get("/lab")(lab.show_page)
     app.get("/lab/missed")(lab.show_missed)
     app.post("/lab/publish")(lab.publish)
@@ -53,10 +58,11 @@ def add_lab(app: bottle.Bottle, bus: Bus, writer: Writer, rates: Rates, *, prefi
 
 
 class _Lab:
-    def __init__(self, bus: Bus, writer: Writer, rates: Rates, prefix: str) -> None:
+    def __init__(self, bus: Bus, writer: Writer, rates: Rates, questions: Rates, prefix: str) -> None:
         self._bus = bus
         self._writer = writer
         self._rates = rates
+        self._questions = questions
         self._prefix = prefix
         self._prepared = False
 
@@ -101,6 +107,7 @@ class _Lab:
     def show_missed(self) -> bottle.HTTPResponse:
         """Return the ids of the messages that Ada has missed since a cursor, for comparison with the replay."""
         query = bottle.request.query
+        admit(self._questions, "questions")
         try:
             after = parse_cursor(query.get("after", "0"), "after")
             messages = self._bus.stream(STREAM).read_after(after, MAX_MISSED)
@@ -135,12 +142,13 @@ class _Lab:
         return pages.json_answer({"id": id}, 201)
 
     def answer(self) -> bottle.HTTPResponse:
-        """Start an answer, unless one is being written, and wake the writer."""
+        """Start an answer, unless one is being written, and wake the writer. Both need the database, so both are bounded."""
         topic = pages.posted().get("topic")
+        if topic is not None and not (isinstance(topic, str) and topic in answers.TOPICS):
+            raise pages.refusal(400, "there is no such question")
+        admit(self._questions, "questions")
         begun = False
         if topic is not None:
-            if not isinstance(topic, str) or topic not in answers.TOPICS:
-                raise pages.refusal(400, "there is no such question")
             with self._transaction() as database_cursor:
                 begun = answers.start(database_cursor, topic)
         self._writer.wake()

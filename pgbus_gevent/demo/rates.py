@@ -1,4 +1,4 @@
-"""A bound on the messages of visitors, for each address and for all together."""
+"""Bounds on what visitors do, such as to publish, for each address and for all together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEMBERED = 1000
 
 
 class Pace(NamedTuple):
-    """So many messages at once, and so many per second in the long run."""
+    """So many at once, and so many per second in the long run."""
 
     burst: int
     per_second: float
@@ -43,19 +43,19 @@ class _Bucket:
 
 
 class Rates:
-    """Counts the messages of a process. With several workers, each has its own count."""
+    """Counts one kind of request of a process, such as messages. With several workers, each has its own count."""
 
     def __init__(self, each: Pace = EACH, all: Pace = ALL, clock: Callable[[], float] = monotonic) -> None:
-        self._each = each
+        self.each = each
         self._clock = clock
         self._all = _Bucket(all, clock())
         self._sources: OrderedDict[str, _Bucket] = OrderedDict()
 
     def admit(self, address: str) -> bool:
-        """Whether a message from this address may be published now. If so, it is counted."""
+        """Whether one more from this address is allowed now. If so, it is counted."""
         now = self._clock()
         name = network_of(address)
-        source = self._sources.pop(name, None) or _Bucket(self._each, now)
+        source = self._sources.pop(name, None) or _Bucket(self.each, now)
         self._sources[name] = source  # as the newest
         if len(self._sources) > REMEMBERED:
             self._sources.popitem(last=False)

@@ -51,7 +51,7 @@ class Demo:
         self._on_this_machine = commands.on_this_machine(bus.settings.database_url, bus.settings.data_dir)
         self.app = make_app(bus, self._commands, speed=speed, prefix=prefix)
         self._hello.add(self.app)
-        add_lab(self.app, bus, self.writer, rates, prefix=prefix)
+        add_lab(self.app, bus, self.writer, rates, Rates(), prefix=prefix)
         manual.add_manual(self.app)
         _add_data(self.app, bus)
 

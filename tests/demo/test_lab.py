@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any
 
 import bottle
@@ -14,16 +15,20 @@ from program_parts import program
 from raw_http import Answer, ask
 from site_parts import Site
 from support import until
+from wsgi_parts import Answer as WsgiAnswer
+from wsgi_parts import call
 
 from pgbus_gevent import Bus, Subscriber
 from pgbus_gevent.demo import answers, lab, visitors
 from pgbus_gevent.demo.answers import TOPICS, Writer
-from pgbus_gevent.demo.rates import Rates
+from pgbus_gevent.demo.rates import Pace, Rates
 from pgbus_gevent.testing.databases import TestDatabases
 
 TAB = "0123456789abcdef01234567"
 JSON = "application/json"
 CREATED = 201
+PAUSE = 0.3
+"""Seconds between two questions. More often, a visitor may not ask."""
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +90,32 @@ def test_the_lab_begins_with_the_newest_messages(site: Site) -> None:
 def test_while_the_database_is_away_the_lab_says_so() -> None:
     bus = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
     app = bottle.Bottle()
-    lab.add_lab(app, bus, Writer(bus), Rates())
+    lab.add_lab(app, bus, Writer(bus), Rates(), Rates())
     seen: list[str] = []
     app({"REQUEST_METHOD": "GET", "PATH_INFO": "/lab"}, lambda status, headers, *more: seen.append(status))
     assert seen[0].startswith("503")
+
+
+def test_a_visitor_cannot_ask_for_more_than_the_bound_and_others_still_can() -> None:
+    bus = Bus("postgresql://127.0.0.1:1/nothing?connect_timeout=1", secret="a secret for tests alone", migrate=False)
+    app = bottle.Bottle()
+    # However long this process stands still, there are never more. What is let in needs the database, which is away.
+    lab.add_lab(app, bus, Writer(bus), Rates(), Rates(Pace(2, 0.001), Pace(9, 0.001)))
+
+    def missed(address: str = "192.0.2.1") -> WsgiAnswer:
+        return call(app, "GET", "/lab/missed", REMOTE_ADDR=address)
+
+    def answered(form: str = '{"topic": "sea"}', address: str = "192.0.2.1") -> WsgiAnswer:
+        body = form.encode()
+        sent = {"CONTENT_TYPE": JSON, "CONTENT_LENGTH": str(len(body)), "wsgi.input": BytesIO(body)}
+        return call(app, "POST", "/lab/answer", REMOTE_ADDR=address, **sent)
+
+    assert answered('{"topic": "nothing"}').status == 400, "what is refused anyway does not count"
+    assert [missed().status, answered().status] == [503, 503]
+    for refused in (missed(), answered(), answered("{}")):
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.body == b"too fast: at most 0.001 questions a second, from one address"
+    assert [missed("192.0.2.2").status, answered(address="192.0.2.2").status] == [503, 503]
 
 
 # allowed posts -------------------------------------------------------------------------------------------------------
@@ -261,7 +288,11 @@ def hold_the_lease(bus: Bus) -> None:
 
 
 def test_an_answer_that_is_asked_for_twice_is_written_once(site: Site, post: Callable[..., Answer]) -> None:
-    until(lambda: post("/lab/answer", {}) and finished(site.bus), "the one that a visit has begun is finished")
+    until(
+        lambda: post("/lab/answer", {}) and finished(site.bus),
+        "the one that a visit has begun is finished",
+        pause=PAUSE,
+    )
     found = [post("/lab/answer", {"topic": topic}).status for topic in ("woods", "woods", "sea")]
     assert found == [201, 200, 200]
     whole = list(enumerate(TOPICS["woods"].words))
@@ -271,7 +302,7 @@ def test_an_answer_that_is_asked_for_twice_is_written_once(site: Site, post: Cal
 def test_a_page_in_the_middle_of_an_answer_begins_with_its_first_message(
     site: Site, post: Callable[..., Answer]
 ) -> None:
-    until(lambda: post("/lab/answer", {"topic": "late"}).status == CREATED, "the one before is finished")
+    until(lambda: post("/lab/answer", {"topic": "late"}).status == CREATED, "the one before is finished", pause=PAUSE)
     until(lambda: len(words(site.bus)) > 3, "it has begun")
     found = attributes(site)
     first, *_ = site.bus.stream(answers.STREAM).read_after(int(found["answer-since"]))
