@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import bottle
 
 from ..core.names import check_data
-from ..web import requests
+from ..web import requests, responses
 from . import pages
 from .local import WSGIApp
 from .rates import Rates
@@ -29,6 +29,11 @@ MAX_TEXT = 280
 
 _PATH = "/demo/publish"
 _PUBLISH = "select pgbus.broadcast(%s, %s)"
+_NEEDS_TOKEN = responses.text(
+    403,
+    f"over HTTP, the demo takes messages for {STREAM} alone, and needs the demo's token: the page at / shows it, in the command for"
+    " curl. To publish to other streams, set PGBUS_PUBLISH_TOKEN",
+)
 
 
 def token_of(secret: str) -> str:
@@ -51,6 +56,7 @@ class Hello:
     def __init__(self, bus: Bus, rates: Rates, secrets: Sequence[str]) -> None:
         self._bus = bus
         self._rates = rates
+        self._has_other_tokens = bool(bus.settings.publish_token)
         self._tokens = [token_of(secret) for secret in secrets]
         self.over_http = False
         """Whether the token is of use: the application was passed to :meth:`publishing`."""
@@ -68,15 +74,20 @@ class Hello:
     def publishing(self, app: WSGIApp, demo: WSGIApp, prefix: str) -> WSGIApp:
         """Return ``app`` with the address at which the server takes messages to this stream, for those who have the demo's token.
 
-        ``demo`` is the application of :meth:`add`. Requests without that token go to ``app``, as before.
+        ``demo`` is the application of :meth:`add`. Requests without that token go to ``app``, which asks for a publish token. If
+        the server has none, they are refused here, and told where the demo's token is shown.
         """
-        path = f"{prefix}/streams/{STREAM}"
+        streams = f"{prefix}/streams/"
         self.over_http = True
 
         def with_token(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            posted = environ.get("REQUEST_METHOD") == "POST" and environ.get("PATH_INFO") == path
-            if posted and self._holds_token(environ):
+            path = str(environ.get("PATH_INFO", ""))
+            if environ.get("REQUEST_METHOD") != "POST" or not path.startswith(streams):
+                return app(environ, start_response)
+            if path == streams + STREAM and self._holds_token(environ):
                 return demo({**environ, "PATH_INFO": _PATH}, start_response)
+            if self._tokens and not self._has_other_tokens:
+                return responses.send(_NEEDS_TOKEN, environ, start_response, [])
             return app(environ, start_response)
 
         return with_token

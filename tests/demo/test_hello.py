@@ -29,6 +29,13 @@ def site(pgbus_databases: TestDatabases) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(scope="module")
+def closed(pgbus_databases: TestDatabases) -> Iterator[Site]:
+    """A demo whose server has no publish token."""
+    with running_demo(pgbus_databases.make(), publish_token=()) as site:
+        yield site
+
+
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests publish more than visitors may."""
@@ -71,6 +78,22 @@ def test_other_tokens_are_checked_as_ever(site: Site) -> None:
         assert with_token(site, "evil", token=token).status == 401
     assert with_token(site, "evil", "/demo/publish", PUBLISH_TOKEN).status == 401
     assert ask(site.port, "/demo/publish", "POST", "evil").status == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "token"),
+    [(ADDRESS, "demo-wrong"), (ADDRESS, ""), ("/pgbus/streams/demo:lab", TOKEN), ("/pgbus/streams/orders", "")],
+)
+def test_without_another_token_a_refusal_says_where_the_demos_is_shown(path: str, token: str, closed: Site) -> None:
+    answer = with_token(closed, "x", path, token)
+    assert answer.status == 403
+    assert f"for {STREAM} alone, and needs the demo's token: the page at / shows it" in answer.line
+    assert "PGBUS_PUBLISH_TOKEN" in answer.line
+    assert f"Bearer {TOKEN}" in ask(closed.port, "/").body.decode()
+
+
+def test_without_another_token_the_demos_is_valid(closed: Site) -> None:
+    assert with_token(closed, "from a program").status == 201
 
 
 @pytest.mark.parametrize(
