@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
@@ -389,6 +390,14 @@ def test_the_connection_ends_with_the_answer(version: str, site: Site) -> None:
 def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
     with connected(site.port, get(f"{PATH}?poll=60")):
         waiting(site, 1)
+    until(lambda: not len(site.instance.registry), "the client is gone")
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_client_that_closes_its_sending_side_has_left_and_gets_no_answer(seconds: int, site: Site) -> None:
+    with connected(site.port, get(f"{PATH}?poll={seconds}")) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b""
     until(lambda: not len(site.instance.registry), "the client is gone")
 
 
