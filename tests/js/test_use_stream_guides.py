@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from html import escape
+import re
 from pathlib import Path
+from typing import Any
 
 import browser_parts
 import js_parts
@@ -72,20 +73,44 @@ def test_a_component_shows_each_order_once_also_with_another_token(
     page.until("document.querySelector('main a')")
 
 
-def test_a_page_gives_a_component_its_rows(
+def page_of_the_guide(package: Package, folder: Path, config: str) -> Path:
+    """Return a folder with the files that the guide for React puts beside its server."""
+    files = {
+        "index.html": block_of("docs/guides/react.md", "index"),
+        "main.jsx": block_of("docs/guides/react.md", "main"),
+        "Orders.jsx": block_of("docs/guides/react.md", "component"),
+        "vite.config.mjs": config,
+        "package.json": "{}",  # npm install makes one without a type
+    }
+    return package.application(folder, files)
+
+
+def test_the_guide_installs_what_it_imports(js_package: Package) -> None:
+    *pack, install = block_of("docs/guides/react.md", "install").splitlines()
+    *ours, archive = block_of("docs/browser.md", "pack").splitlines()
+    assert pack == ours and install.startswith(f"{archive} ")
+    names = set(install.removeprefix(archive).split())
+    tested = json.loads((js_package.folder / "package.json").read_text())["devDependencies"]
+    assert names == {"react", "react-dom", "vite"} <= tested.keys()
+
+
+def test_the_page_of_the_guide_shows_its_rows_and_what_comes(
     js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str
 ) -> None:
-    """In development, where Strict Mode mounts each component twice."""
-    files = {
-        "Orders.jsx": block_of("docs/guides/react.md", "component"),
-        "main.jsx": block_of("docs/guides/react.md", "main"),
-    }
-    app = js_package.application(tmp_path / "app", files)
-    code = run(app, "esbuild", "main.jsx", "--bundle", "--format=esm", "--jsx=automatic")
+    """As its last command builds it."""
+    app = page_of_the_guide(js_package, tmp_path / "app", block_of("docs/guides/react.md", "vite"))
+    npx, *build = block_of("docs/guides/react.md", "build").split()
+    assert npx == "npx"
+    run(app, *build)
+    (code,) = (app / "dist/assets").glob("*.js")
+    loads = re.compile(r"<script [^>]*></script>")
+    built, found = loads.subn("", (app / "dist/index.html").read_text())
+    assert found == 1
+    script = f'<link rel="icon" href="data:,"><script type="module">{code.read_text()}</script></body>'
+    front.pages["/orders"] = built.replace("</body>", script)
     (since,) = publish(front.site, stream, '{"id": 1, "item": "tea"}', event="order")
     properties = {"src": f"/pgbus/streams/{stream}", "since": since, "first": [{"id": 1, "item": "tea & milk"}]}
-    front.pages["/orders"] = f"""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
-        <div id="orders" data-properties="{escape(json.dumps(properties))}"></div><script type="module">{code}</script>"""
+    front.pages["/orders.json"] = json.dumps(properties)
     page = tabs.open("/orders")
     page.until("document.querySelector('#orders ul')?.ariaBusy == 'false'")
     publish(front.site, stream, '{"id": 2, "item": "milk"}', '{"id": 3, "item": "oil"}', event="order")
@@ -99,7 +124,12 @@ import { createServer } from "vite";
 const server = await createServer({ server: { host: "127.0.0.1", port: 0 }, logLevel: "error" });
 await server.listen();
 const { port } = server.httpServer.address();
-const { body } = await fetch(`http://127.0.0.1:${port}/pgbus/streams/demo:vite?since=0`);
+const get = (path) => fetch(`http://127.0.0.1:${port}${path}`);
+const text = async (path) => (await get(path)).text();
+if (!(await text("/")).includes('src="/main.jsx"')) throw new Error("the page");
+if (!/from "[^"]*react/.test(await text("/main.jsx"))) throw new Error("the script");
+if ((await text("/orders.json")) !== "from the server") throw new Error("the properties");
+const { body } = await get("/pgbus/streams/demo:vite?since=0");
 let got = "";
 for await (const bytes of body.pipeThrough(new TextDecoderStream())) if ((got += bytes).includes("data: hello")) break;
 console.log("through the proxy");
@@ -107,9 +137,38 @@ process.exit();
 """
 
 
-def test_a_development_server_passes_the_streams_on(js_package: Package, pgbus_database: str, tmp_path: Path) -> None:
+def test_the_development_server_of_the_guide_has_the_page_and_passes_the_rest_on(
+    js_package: Package, pgbus_database: str, tmp_path: Path
+) -> None:
+    assert block_of("docs/guides/react.md", "dev").split() == ["npx", "vite"]
     with running_site(pgbus_database) as site:
+        streams = site.app
+
+        def served(environ: Any, start_response: Any) -> Any:
+            if environ["PATH_INFO"] != "/orders.json":
+                return streams(environ, start_response)
+            start_response("200 OK", [("content-type", "application/json")])
+            return [b"from the server"]
+
+        site.app = served
         config = block_of("docs/guides/react.md", "vite").replace("8080", str(site.port))
-        app = js_package.application(tmp_path / "app", {"vite.config.js": config, "main.js": SERVE})
+        app = page_of_the_guide(js_package, tmp_path / "app", config)
+        (app / "serve.mjs").write_text(SERVE)
         site.bus.stream("demo:vite").broadcast("hello")
-        assert run(app, "node", "main.js") == "through the proxy\n"
+        assert run(app, "node", "serve.mjs") == "through the proxy\n"
+
+
+def test_in_strict_mode_of_development_each_order_is_shown_once(
+    js_package: Package, tmp_path: Path, tabs: Profile, front: Front, stream: str
+) -> None:
+    """There, each component is mounted twice."""
+    app = page_of_the_guide(js_package, tmp_path / "app", "")
+    code = run(app, "esbuild", "main.jsx", "--bundle", "--format=esm", "--jsx=automatic")
+    (since,) = publish(front.site, stream, '{"id": 1, "item": "tea"}', event="order")
+    front.pages["/orders.json"] = json.dumps({"src": f"/pgbus/streams/{stream}", "since": since, "first": []})
+    front.pages["/orders"] = f"""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
+        <div id="orders"></div><script type="module">{code}</script>"""
+    page = tabs.open("/orders")
+    page.until("document.querySelector('#orders ul')?.ariaBusy == 'false'")
+    publish(front.site, stream, '{"id": 2, "item": "milk"}', '{"id": 3, "item": "oil"}', event="order")
+    page.until("[...document.querySelectorAll('#orders li')].map((item) => item.textContent).join() == 'milk,oil'")
