@@ -153,12 +153,15 @@ def test_a_message_takes_milliseconds_and_no_statement_of_the_worker_that_gets_i
         other = next(worker for worker in workers if worker is not relay)
         client = other.live("orders")
         until(lambda: not other.instance.board.follow_all, "the worker relies on the relay")
-        reads, sweeps = other.instance.reader.reads, other.instance.sweeper.sweeps
+        reader, sweeper = other.instance.reader, other.instance.sweeper
+        reads, sweeps, began = reader.reads, sweeper.sweeps, time.monotonic()
         for n in range(100):
             pgbus_bus.stream("orders").broadcast(str(n))
             until(lambda n=n: len(client.messages) > n, "the message arrives")
-        assert other.instance.reader.reads - reads <= 3  # a probe may see a message before its wake comes
-        assert other.instance.sweeper.sweeps - sweeps <= 8  # probes, by their interval
+        probes = sweeper.sweeps - sweeps
+        # By their interval, which is shortened at random; and some that were due at the beginning.
+        assert probes <= 3 + (time.monotonic() - began) / (0.75 * sweeper.interval)
+        assert reader.reads - reads <= probes  # a probe may see a message before its wake comes
 
 
 @pytest.mark.usefixtures("steady")
