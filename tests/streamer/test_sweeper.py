@@ -17,7 +17,7 @@ from pgbus_gevent.core.rows import Row, TailRow
 from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.work import Work
 from pgbus_gevent.streamer import sweeper
-from pgbus_gevent.streamer.sweeper import AFTER_DOORBELL, MAX_SHARE, TAIL_REST, Sweeper
+from pgbus_gevent.streamer.sweeper import AFTER_DOORBELL, MAX_SHARE, PROBE_AFTER, TAIL_REST, Sweeper
 from pgbus_gevent.streamer.turns import breathe
 
 STAGES = [0.004, 0.008, 0.038, 0.2]
@@ -201,6 +201,21 @@ def test_while_notifications_never_end_a_probe_comes_every_second(sweeping: Swee
     sweeping.ring()
     assert sweeping.table.reads.count("moved") in (6, 7)  # one more at the end of it all
     assert sweeping.table.reads.count("tail") > 500
+
+
+def test_on_a_slow_machine_a_tail_follows_each_probe_but_the_last(sweeping: Sweeping) -> None:
+    """A probe compares heads alone. It does not see that an announced message is not the one of the table with this id."""
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    sweeping.table.reads.clear()
+
+    def slow() -> None:
+        sweeping.now += PROBE_AFTER
+
+    sweeping.on_sleep = slow
+    sweeping.ring()
+    assert sweeping.table.reads == ["moved", "tail"] * 3 + ["moved"]
 
 
 def test_a_flood_makes_the_next_sweep_a_probe(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
