@@ -4,8 +4,7 @@ Delivery is level-triggered. The board holds state, not events: a log has moved 
 not. The greenlets of the streamer put work on the board and take work from it; they do not call one another. Work stays on the
 board until it is done. A greenlet that dies and is started again therefore finds its unfinished work here.
 
-The board does no I/O, reads no clock and never waits. Each of its methods is atomic, because gevent switches greenlets only
-where code waits.
+The board does no I/O, reads no clock and never waits, so each of its methods is atomic.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from .registry import Registry
 from .relay_signs import RelaySigns, until_next
 from .replay import Page
 from .retries import Trouble
+from .ring_budget import RingBudget, RingLimits
 from .schedule import Schedule
 from .stream_counter import StreamCounter
-from .stream_log import RingBudget, RingLimits, StreamLog
+from .stream_log import StreamLog
 from .taps import Taps
 from .traces import report
 from .wakes import Ephemeral
@@ -55,8 +55,7 @@ class Board:
     The other parts wait for flags: ``doorbell`` (a notification came), ``fetching`` (``large`` has ephemeral messages that must
     be fetched) and ``control`` (connections may have been revoked). ``listening`` is set while notifications are heard.
 
-    ``flag`` makes a flag; the streamer gives :class:`gevent.event.Event`. ``tick`` is the length of a slot of the schedule, in
-    seconds.
+    ``flag`` makes a flag, such as a :class:`gevent.event.Event`. ``tick`` is the length of a slot of the schedule, in seconds.
     """
 
     def __init__(
@@ -229,6 +228,7 @@ class Board:
         if log.follows(row.prev_id):
             self.extend(log, [row])
         else:
+            log.hint(log.head)
             self.looks.add(log)
 
     def note(self, log: StreamLog, horizon: int) -> None:

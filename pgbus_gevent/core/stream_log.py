@@ -8,48 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from .filters import NOBODY
 from .frames import Chunk, Frame, Stored, encode, make_chunk, same, up_to_a_gap
+from .ring_budget import RingBudget
 from .ring_labels import RingLabels
 
 MAX_LOST = 8
 """How many ranges of lost ids a log remembers, for clients that come back with a cursor in one of them."""
-
-
-class RingLimits(NamedTuple):
-    """How much the rings may hold: messages and bytes of one stream, and bytes of all streams together."""
-
-    messages: int
-    bytes: int
-    all_bytes: int
-
-
-class RingBudget:
-    """How many bytes all rings of a worker may hold together.
-
-    Above ``limit``, the rings of the streams that have been quiet longest are cleared.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._logs: dict[StreamLog, None] = {}  # in the order of their last message
-
-    def took(self, log: StreamLog, size: int) -> None:
-        """Count ``size`` bytes by which the ring of ``log`` has grown."""
-        self.used += size
-        self._logs.pop(log, None)
-        self._logs[log] = None
-        while self.used > self.limit and self._logs:
-            next(iter(self._logs)).clear_ring()
-
-    def gave(self, log: StreamLog, size: int, *, all_of_it: bool) -> None:
-        """Count ``size`` bytes by which the ring of ``log`` has shrunk; ``all_of_it`` says that it is empty now."""
-        self.used -= size
-        if all_of_it:
-            self._logs.pop(log, None)
 
 
 class StreamLog:
@@ -68,12 +34,14 @@ class StreamLog:
 
     ``recheck`` is the cursor above which the ring must be compared with the table, because of two messages with the same id, or a
     message that the ring lacks, one is not what the table has. It is None if there is no such contradiction.
+
+    ``hinted`` is the head at which the table was known to have a newer message, until the table is asked for it.
     """
 
     __slots__ = (
         "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_labels", "_lost", "_max_bytes", "_max_frames",
-        "_settled", "announced", "appended_at", "doubts", "epoch", "floor", "head", "horizon", "is_open", "name", "oldest",
-        "passed", "passed_by_all", "recheck",
+        "_settled", "announced", "appended_at", "doubts", "epoch", "floor", "head", "hinted", "horizon", "is_open", "name",
+        "oldest", "passed", "passed_by_all", "recheck",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -92,6 +60,7 @@ class StreamLog:
         self.passed_by_all = 0
         self.doubts = 0
         self.recheck: int | None = None
+        self.hinted: int | None = None
         self._settled = 0
         self._lost: list[tuple[int, int]] = []
         self._ids: list[int] = []
@@ -192,7 +161,7 @@ class StreamLog:
         self.oldest = min(self.oldest, to)
         self.appended_at = None
         self.announced = 0
-        self.recheck = None
+        self.recheck = self.hinted = None
         # The next messages are above `to`, and may be below a head that was passed before.
         self.passed = min(self.passed, to)
         self.passed_by_all = min(self.passed_by_all, to)
@@ -233,6 +202,22 @@ class StreamLog:
     def doubt_above(self, cursor: int) -> None:
         """Have the ring compared with the table above ``cursor``."""
         self.recheck = cursor if self.recheck is None else min(self.recheck, cursor)
+
+    def hint(self, head: int) -> None:
+        """Note that the table has a message above ``head``, which was the log's, and that a look will bring it."""
+        if self.is_open:
+            self.hinted = head if self.hinted is None else min(self.hinted, head)
+
+    def take_hint(self) -> None:
+        """Forget the hint, because the table is asked now for what is above the head.
+
+        If the head has moved since, a forged message may have taken the place of the one that the table has. The look would not
+        find that one any more, so the ring must be compared with the table from there on.
+        """
+        hinted, self.hinted = self.hinted, None
+        if hinted is not None and self.head > hinted:
+            self.doubt_above(hinted)
+            self.doubts += 1
 
     def take_recheck(self) -> tuple[int, list[Frame]]:
         """Return the cursor to compare from, with the frames above it, and forget it. The ring may have dropped the first ones.

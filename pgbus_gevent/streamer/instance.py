@@ -20,9 +20,9 @@ from ..core.fleet_counts import FleetCounts
 from ..core.identity import Identities
 from ..core.names import PublicNames
 from ..core.registry import Registry
+from ..core.ring_budget import RingLimits
 from ..core.rows import MessageReads
 from ..core.stream_counter import StreamCounter
-from ..core.stream_log import RingLimits
 from ..core.wake_source import WakeSource
 from ..database import Database, green
 from ..edge import Upstream

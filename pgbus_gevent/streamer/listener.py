@@ -257,6 +257,7 @@ class Listener:
                 for name in wake.streams:
                     log = self._board.log(name)
                     if log is not None:
+                        log.hint(log.head)
                         self._board.look(log)
 
     def _take(self, message: wakes.NewMessage) -> None:

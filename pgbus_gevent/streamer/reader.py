@@ -117,6 +117,8 @@ class Reader:
         with board.looks.taking(STREAMS_PER_READ) as logs:
             # Only clients that wait before the statement begins. One that comes during it may know of a newer message than the
             # statement sees, so it waits for the next look.
+            for log in logs:
+                log.take_hint()
             self._recheck([log for log in logs if log.recheck is not None])
             looks = {log: [each for each in board.waiting(log) if each.cursor is None] for log in logs}
             opening = {log: waiting for log, waiting in looks.items() if not log.is_open or _replays(waiting)}
@@ -210,7 +212,9 @@ class Reader:
             self._board.note(log, page.horizon)
             if log.appended_at is None:
                 log.appended_at = next((row.created_at for row in page.rows if row.id > log.head), None)
-            # The listener may have added some of these rows during the statement; extend() ignores them.
+            # The listener may have added some of these rows during the statement, or forged ones; extend() ignores them.
+            if any(row.id <= log.head and log.contradicts(row) for row in page.rows):
+                self._board.looks.add(log)
             self._board.extend(log, page.rows)
             if page.more:
                 self._board.looks.add(log)

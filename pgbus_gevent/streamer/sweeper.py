@@ -262,6 +262,7 @@ class Sweeper:
             now = found.get(log.name)
             if now is not None and not log.retired and (now < heads[log.name] or now > log.head):
                 log.announced = max(log.announced, now)
+                log.hint(heads[log.name])
                 self._board.looks.add(log)
                 moved = True
         return moved
@@ -314,6 +315,7 @@ class Sweeper:
         if found is not None:
             self._board.take_next(log, found)
         else:
+            log.hint(log.head)
             self._board.looks.add(log)
         return True
 

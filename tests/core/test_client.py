@@ -12,8 +12,9 @@ from streamer_parts import FakeClient
 
 from pgbus_gevent.core.client import Place, StreamRequest, Subscriber, Subscription, check_subscriber
 from pgbus_gevent.core.replay import Admission, admit, missed
+from pgbus_gevent.core.ring_budget import RingBudget
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.errors import InvalidArgument
 
 

@@ -12,8 +12,9 @@ from streamer_parts import FakeClient
 
 from pgbus_gevent.core.client import Subscription
 from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.ring_budget import RingBudget
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 
 STREAMS = ["orders", "stock", "é"]
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "remove again"]), st.integers(0, 20)), max_size=60)

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pgbus_gevent.core import sse
 from pgbus_gevent.core.frames import Frame, agree, encode, make_chunk
 from pgbus_gevent.core.replay import PageFrames
+from pgbus_gevent.core.ring_budget import RingBudget
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 
 MAX_FRAMES = 5
 MAX_BYTES = 400

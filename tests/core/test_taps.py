@@ -11,8 +11,9 @@ from streamer_parts import FakeClient
 from pgbus_gevent.core import following, taps, wakes
 from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.frames import encode
+from pgbus_gevent.core.ring_budget import RingLimits
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import RingLimits, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.taps import RESYNC, Tap
 from pgbus_gevent.core.wakes import CONTROL, Ephemeral, Moved, NewMessage
 

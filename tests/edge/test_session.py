@@ -13,8 +13,9 @@ from support import PATIENCE, Serving, free_port, serving, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.core import wakes
-from pgbus_gevent.core.board import Board, RingLimits
+from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.registry import Registry
+from pgbus_gevent.core.ring_budget import RingLimits
 from pgbus_gevent.core.wakes import Ephemeral, NewMessage, Wake
 from pgbus_gevent.core.work import Flag
 from pgbus_gevent.edge import line as lines

@@ -18,8 +18,9 @@ from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
 from pgbus_gevent.core.events import Events
 from pgbus_gevent.core.filters import Filters
+from pgbus_gevent.core.ring_budget import RingLimits
 from pgbus_gevent.core.rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
-from pgbus_gevent.core.stream_log import RingLimits, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.wakes import Ephemeral, NewMessage
 from pgbus_gevent.errors import DatabaseUnavailable
 from pgbus_gevent.streamer.dispatcher import StreamEventDispatcher

@@ -14,7 +14,8 @@ from streamer_parts import FakeClient, make_board, wait_until
 from pgbus_gevent.core import backlog, sse
 from pgbus_gevent.core.backlog import HURRY
 from pgbus_gevent.core.client import Client, Subscription
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.ring_budget import RingBudget
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.streamer.clients import Clients
 from pgbus_gevent.streamer.heartbeat import Heartbeat, tick_of
 from pgbus_gevent.streamer.limits import Limits

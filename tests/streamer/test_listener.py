@@ -12,7 +12,8 @@ from streamer_parts import FakeClient, added, wait_until
 
 from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import ListenerDown
-from pgbus_gevent.core.stream_log import RingLimits, StreamLog
+from pgbus_gevent.core.ring_budget import RingLimits
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.wakes import CONTROL
 from pgbus_gevent.errors import DatabaseUnavailable, Deaf
 from pgbus_gevent.streamer import listener

@@ -14,8 +14,9 @@ from interleaving_parts import BREATHS, CLIENT, Run, breathe, grain_finely
 from streamer_parts import FakeClient, Parts, Table, wait_until
 
 from pgbus_gevent.core.frames import agree
+from pgbus_gevent.core.ring_budget import RingBudget
 from pgbus_gevent.core.rows import Row
-from pgbus_gevent.core.stream_log import RingBudget, StreamLog
+from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.streamer import dispatcher
 
@@ -488,6 +489,49 @@ def test_what_a_ring_drops_during_a_check_is_compared_as_well(monkeypatch: pytes
         client = forged_one(parts)
         answers_late(parts.table, monkeypatch, parts.log().clear_ring)
         gets_the_real_one(parts, client)
+
+
+def in_the_ring(parts: Parts) -> bool:
+    """Whether the ring has what the table has, and nothing else."""
+    log = parts.log()
+    chunk = log.after(log.floor, 10**6) if log.floor < log.head else None
+    [page] = Table.pages(parts.table, [("orders", log.floor)], limit=100, size=10**6)
+    return chunk is not None and agree(chunk.frames, page.rows, above=log.floor, up_to=parts.table.head("orders"))
+
+
+def test_a_forged_message_that_comes_during_a_look_for_the_real_one_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        wake = parts.table.append("orders", None)
+        answers_late(parts.table, monkeypatch, lambda: parts.board.take_next(parts.log(), wake._replace(data="forged")))
+        parts.look()
+        wait_until(lambda: in_the_ring(parts))
+        settled(parts)
+        assert client.messages[-1].data == wake.data
+
+
+def test_a_forged_message_that_comes_between_a_hint_and_the_look_for_the_real_one_is_replaced() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        wake = parts.table.append("orders", None)
+        # The real message was seen, and cannot be taken without the table. No other part will ever read it again.
+        parts.board.take_next(parts.log(), wake._replace(prev_id=None))
+        parts.board.take_next(parts.log(), wake._replace(data="forged"))
+        wait_until(lambda: in_the_ring(parts))
+        settled(parts)
+        assert client.messages[-1].data == wake.data
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_hint_is_forgotten_once_the_table_is_asked(moved: int) -> None:
+    with Parts(ring_messages=20) as parts:
+        live_client(parts, 1)
+        log = parts.log()
+        log.hint(log.head - moved)
+        log.take_hint()
+        assert (log.hinted, log.recheck, log.in_doubt) == (None, log.head - 1 if moved else None, bool(moved))
 
 
 def test_a_ring_is_checked_although_its_first_messages_were_pruned() -> None:
