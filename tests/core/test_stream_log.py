@@ -218,7 +218,7 @@ def test_a_retired_log_keeps_no_messages_of_a_late_read() -> None:
     log.retire()
     assert log.retired
     assert log.extend([row(20), row(30)]) == 2
-    assert (budget.used, len(budget._logs), log.head) == (0, 0, 30)
+    assert (budget.used, len(budget._rings), log.head) == (0, 0, 30)
 
 
 # Frames
