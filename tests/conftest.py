@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
@@ -60,6 +61,20 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(
                 f"the tests must import pgbus_gevent from {site_packages}, not from {sorted(files)}"
             )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_within_tests_have_a_folder_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the runs of pytest that tests start out of the folder of this one.
+
+    Each run of pytest takes the rights of others from that folder. A server that runs as another user could then not enter it.
+    """
+    tmp_path_factory.getbasetemp()  # it is made now, because pytest goes by the variable when it is first asked for
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-runs-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTEST_DEBUG_TEMPROOT", folder)
+            yield
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
