@@ -100,6 +100,7 @@ def test_a_component_shows_each_message_once(front: Front, page: Page, stream: s
 def test_another_render_keeps_the_connection_and_has_its_own_handler(front: Front, page: Page, stream: str) -> None:
     for prefix in ("", "new "):
         show(page, f"/pgbus/streams/{stream}", 0, prefix)
+        page.until(f"document.body.dataset.prefix == '{prefix}'")  # it has been rendered
         publish(front.site, stream, "a")
         page.until(f"{LIST}.endsWith('{prefix}a')")
     assert page.eval(LIST) == "a,new a" and len(front.asked) == 1

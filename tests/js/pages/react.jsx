@@ -1,7 +1,7 @@
 // The page of the tests of the hook for React. `show` renders a list of messages, and `hide` removes it.
 
 import { useStream } from "pgbus-gevent/react";
-import { StrictMode, useState } from "react";
+import { StrictMode, useEffect, useState } from "react";
 import { flushSync } from "react-dom";
 import { createRoot, hydrateRoot } from "react-dom/client";
 
@@ -13,6 +13,10 @@ export function Orders({ options, prefix }) {
       setItems((known) => [...known, `${prefix}${data}`]);
       if (data === "move") flushSync(() => globalThis.show(globalThis.next, prefix));
     },
+  });
+  // After the hook's effects: from now on, this render's handler is called.
+  useEffect(() => {
+    document.body.dataset.prefix = prefix;
   });
   return (
     <>

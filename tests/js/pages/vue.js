@@ -1,7 +1,7 @@
 // The page of the tests of the composable for Vue. `show` renders a list of messages, and `hide` removes it.
 
 import { useStream } from "pgbus-gevent/vue";
-import { createApp, createSSRApp, h, ref, shallowRef } from "vue";
+import { createApp, createSSRApp, h, nextTick, ref, shallowRef } from "vue";
 
 const Orders = {
   props: ["options", "prefix"],
@@ -35,6 +35,9 @@ const start = (create) => {
 globalThis.show = (options, prefix = "") => {
   given.value = { options, prefix };
   if (!app && globalThis.document) start(createApp);
+  nextTick(() => {
+    if (globalThis.document) document.body.dataset.prefix = prefix;
+  });
 };
 globalThis.hydrate = (options) => {
   given.value = { options };
