@@ -161,7 +161,8 @@ def test_a_message_takes_milliseconds_and_no_statement_of_the_worker_that_gets_i
         probes = sweeper.sweeps - sweeps
         # By their interval, which is shortened at random; and some that were due at the beginning.
         assert probes <= 3 + (time.monotonic() - began) / (0.75 * sweeper.interval)
-        assert reader.reads - reads <= probes  # a probe may see a message before its wake comes
+        # A probe may see a message before its wake comes. Then it is compared with the table, and what follows it is read.
+        assert reader.reads - reads <= 2 * probes
 
 
 @pytest.mark.usefixtures("steady")
