@@ -19,6 +19,7 @@ from .deliveries import MANY, MIXED, REPLAY, SLOW
 from .fleet import FLEET
 from .goals import Outcome, judge
 from .lab import OURS, PEERS, Missing, Run, Scale, adapters, database
+from .polls import POLLS
 from .presence import PRESENCE
 from .publishing import PUBLISH
 from .report import Result, table
@@ -39,6 +40,7 @@ SCENARIOS = {
         AUDIENCES,
         PUBLISH,
         REQUESTS,
+        POLLS,
         PRESENCE,
         RETENTION,
         FLEET,

@@ -65,6 +65,7 @@ GOALS = (
     Goal("publish", "all_after_ms", (OURS, "broadcast, 64, delivered"), at_most=1000),
     Goal("requests", "p50", (OURS, "healthz"), at_most=5.0),
     Goal("requests", "p50", (OURS, "broadcast"), at_most=20.0),
+    Goal("polls", "kb_per_client", (OURS, "poll"), (OURS, "stream"), at_most=1.0),
     Goal("fleet", "statements_per_second", (OURS, "steward, 100, 10/s"), at_most=200),
     Goal("fleet", "database_cpu_percent", (OURS, "steward, 100, 10/s"), at_most=10),
     # The number of workers to the power of 0.1: from 1 to 100 workers, a factor of 1.58.

@@ -172,9 +172,14 @@ class Run:
         *,
         by: str = "",
         reads: bool = True,
+        greeted: bool = True,
     ) -> float:
-        """Open connections in the client process ``by``. Returns the seconds until the server had greeted all of them."""
+        """Open connections in the client process ``by``. Returns the seconds until the server had greeted all of them.
+
+        Clients that poll are not ``greeted`` before their answer, and count as connected when their request has been sent.
+        """
         opening = {"group": group, "port": server.port, "count": count, "requests": requests, "reads": reads}
+        opening["greeted"] = greeted
         self.receive({}, 60.0, by=by, open=[opening], marker=server.marker)
         opened = self.received(60.0, by=by)["groups"][group]
         if opened["open"] < count:

@@ -92,7 +92,7 @@ class Load:
         self._epoll = select.epoll()
         self._opening = 0
         self._opened_at = 0
-        self._pending: list[tuple[Group, tuple[str, int], bytes, bool, int]] = []
+        self._pending: list[tuple[Group, tuple[str, int], bytes, bool, int, bool]] = []
         self._marker = b""
         self._mark = stamps.MARK
 
@@ -142,11 +142,13 @@ class Load:
         count: int,
         reads: bool = True,
         goals: Sequence[int] = (0,),
+        greeted: bool = True,
     ) -> None:
         found = self._groups.setdefault(group, Group(group))
         address = ("127.0.0.1", port)
         for n in range(count):
-            self._pending.append((found, address, requests[n % len(requests)].encode(), reads, goals[n % len(goals)]))
+            request, goal = requests[n % len(requests)].encode(), goals[n % len(goals)]
+            self._pending.append((found, address, request, reads, goal, greeted))
 
     def _loop(self, deadline: float, reached: Callable[[], bool], timed: bool) -> None:
         buffer = bytearray(_BUFFER)
@@ -196,7 +198,9 @@ class Load:
             groups[name].caught >= clients for name, clients in (caught_up or {}).items()
         )
 
-    def _connect(self, group: Group, address: tuple[str, int], request: bytes, reads: bool, goal: int) -> None:
+    def _connect(
+        self, group: Group, address: tuple[str, int], request: bytes, reads: bool, goal: int, greeted: bool
+    ) -> None:
         sock = socket.create_connection(address, timeout=5.0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         sock.sendall(request)
@@ -206,6 +210,8 @@ class Load:
         group.connections.append(connection)
         self._opening += 1
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+        if not greeted:
+            self._is_open(connection)
 
     def _opened(self, connection: Connection, more: bytes) -> None:
         assert connection.head is not None
@@ -213,15 +219,18 @@ class Load:
         if self._marker in connection.head:
             if not connection.head.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(f"the server refused a client: {connection.head[:200]!r}")
-            connection.head = None
-            self._opening -= 1
-            connection.group.opened += 1
-            connection.group.opened_at = monotonic()
-            self._opened_at = stamps.now()
-            if not connection.reads:
-                self._epoll.unregister(connection.sock.fileno())
+            self._is_open(connection)
         elif len(connection.head) > _HEAD_LIMIT:
             raise RuntimeError(f"the server's response does not contain the marker: {connection.head[:200]!r}")
+
+    def _is_open(self, connection: Connection) -> None:
+        connection.head = None
+        self._opening -= 1
+        connection.group.opened += 1
+        connection.group.opened_at = monotonic()
+        self._opened_at = stamps.now()
+        if not connection.reads:
+            self._epoll.unregister(connection.sock.fileno())
 
     def _lose(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor)

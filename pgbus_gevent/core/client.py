@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..errors import InvalidArgument
 from .events import Disconnected
@@ -12,6 +12,9 @@ from .members import check_member
 from .names import check_label, check_owner, check_time
 from .shown import kind_of
 from .stream_log import StreamLog
+
+if TYPE_CHECKING:
+    from .greeting import Greeter
 
 MAX_LABELS = 1000
 """The most labels of a subscriber."""
@@ -232,6 +235,14 @@ class Client(ABC):
     def blocked_since(self) -> float | None:
         """Since when the client has taken no byte of the data that waits for it; None if nothing waits."""
 
+    def greet(self, greeter: Greeter, gaps: bytes, now: float) -> None:
+        """Send the first frame, and ``gaps`` after it: frames about messages that are gone."""
+        self.send(greeter.greeting(self.id, self.subscriptions) + gaps, now)
+
+    def over(self) -> str | None:
+        """The time of the client, ``ends_at``, has come. Return the reason with which to end it, or None if it ends by itself."""
+        return "max-age"
+
     @abstractmethod
     def send(self, data: bytes, now: float) -> None:
         """Send whole frames. Call it only while :attr:`blocked_since` is None. It never blocks."""
@@ -249,10 +260,11 @@ class Subscription:
     """One client in one stream: its place, and the cursor that moves.
 
     ``cursor`` is None until the client is admitted. ``start`` is the cursor that the client came with, or the cursor that the
-    database found for its ``replay``. ``verified`` is True if the head is at least as new as the client's arrival; then a cursor
-    above the head is ahead. ``lost`` is the client's cursor at the moment when the table turned out to have lost messages that
-    the client was sent; it is None again once the client has got its gap event. ``ephemerals_first`` alternates, so that messages
-    and ephemeral messages are sent first by turns. ``earlier_members`` counts the members that this subscription was before.
+    database found for its ``replay``; once the client is admitted, it is the cursor from which it started. ``verified`` is True if
+    the head is at least as new as the client's arrival; then a cursor above the head is ahead. ``lost`` is the client's cursor at
+    the moment when the table turned out to have lost messages that the client was sent; it is None again once the client has got
+    its gap event. ``ephemerals_first`` alternates, so that messages and ephemeral messages are sent first by turns.
+    ``earlier_members`` counts the members that this subscription was before.
     """
 
     __slots__ = ("client", "cursor", "earlier_members", "ephemerals_first", "log", "lost", "place", "start", "verified")

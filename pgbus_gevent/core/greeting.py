@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from . import sse
-from .client import Client, Subscriber
+from .client import Client, Subscriber, Subscription
 from .identity import Identities
 
 
-def greeting(client: Client, identities: Identities | None, *, retry_after: float, heartbeat: float) -> bytes:
-    """Return the first frame of a client that is admitted.
+class Greeter(NamedTuple):
+    """Makes the first frame of each client.
 
     ``retry_after`` and ``heartbeat`` are in seconds. Without ``identities``, tabs of a browser do not share the connection.
     """
-    streams = [
-        sse.StreamStart(each.log.name, each.cursor or 0, each.log.head, _identity(identities, each.place.subscriber))
-        for each in client.subscriptions
-    ]
-    return sse.connected(
-        client.id, streams, retry_after=retry_after, heartbeat=heartbeat, identity=identity_of(client, identities)
-    )
+
+    identities: Identities | None = None
+    retry_after: float = 2.0
+    heartbeat: float = 15.0
+
+    def greeting(self, id: str, subscriptions: Sequence[Subscription]) -> bytes:
+        """Return the first frame of the client ``id`` that is admitted with ``subscriptions``."""
+        subscribers = [each.place.subscriber for each in subscriptions]
+        streams = [
+            sse.StreamStart(each.log.name, each.start or 0, each.log.head, _identity(self.identities, subscriber))
+            for each, subscriber in zip(subscriptions, subscribers, strict=True)
+        ]
+        identity = _identity(self.identities, *subscribers)
+        return sse.connected(id, streams, retry_after=self.retry_after, heartbeat=self.heartbeat, identity=identity)
 
 
 def identified(client: Client, identities: Identities | None) -> bytes:

@@ -19,7 +19,7 @@ FULL = 64 * 1024
 """Bytes of frames after which an answer takes no more. The last send may exceed it: by a page of the database, or one message."""
 
 _CACHED = 16 * 1024  # bytes; larger sends are not kept, so that all that are kept take at most a megabyte
-_GREETING, _HEARTBEAT, _IDENTITY = b"retry: ", b": heartbeat ", b"event: pgbus:identity\n"
+_IDENTITY = b"event: pgbus:identity\n"
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -61,17 +61,13 @@ class Polled:
 
     def add(self, data: bytes) -> bool:
         """Take frames. Return whether there is something among them for which the client waits: a message or a gap."""
-        if data.startswith(_HEARTBEAT):
-            return False
         self._parts.append(data)
         self.size += len(data)
-        if data.startswith(_GREETING):
-            return data.index(b"\n\n") + 2 < len(data)  # gap frames may follow it
         return not data.startswith(_IDENTITY)
 
-    def frames(self) -> bytes:
-        """Return the frames as they are."""
-        data = b"".join(self._parts)
+    def frames(self, greeting: bytes, farewell: bytes) -> bytes:
+        """Return the frames as they are, between those with which a stream would have begun and ended."""
+        data = b"".join([greeting, *self._parts, farewell])
         self._clear()
         return data
 
@@ -79,15 +75,16 @@ class Polled:
         self._parts.clear()
         self.size = 0
 
-    def answer(self, streams: Sequence[str], cursors: Sequence[int], farewell: bytes = b"") -> bytes:
+    def answer(self, streams: Sequence[str], cursors: Sequence[int], greeting: bytes, farewell: bytes = b"") -> bytes:
         """Return the answer as JSON. ``streams`` and ``cursors`` are those of the client, in its order.
 
-        ``farewell`` is the frames with which a stream would have ended; empty for the normal end of a poll.
+        ``greeting`` and ``farewell`` are the frames with which a stream would have begun and ended; the latter is empty for the
+        normal end of a poll.
         """
         messages: list[str] = []
         events: list[dict[str, Any]] = []
         facts: dict[str, Any] = {}
-        for part in [*self._parts, farewell]:
+        for part in [greeting, *self._parts, farewell]:
             if len(streams) == 1 and len(part) <= _CACHED and b"event: pgbus:" not in part:
                 messages += _messages_of(part, streams[0])
                 continue

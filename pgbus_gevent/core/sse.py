@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .cursor import start_id
 
+_HEARTBEAT = b": heartbeat "
 _LINE_BREAK = re.compile("\r\n|\r|\n")
 # Not str.splitlines, which also splits at U+2028 and other characters that do not end a line of an event stream.
 
@@ -49,7 +50,12 @@ def retry(seconds: float) -> bytes:
 
 def heartbeat(now: float) -> bytes:
     """Return the comment line that keeps a quiet connection alive. ``now`` is in Unix seconds."""
-    return b": heartbeat %d\n" % now
+    return b"%s%d\n" % (_HEARTBEAT, now)
+
+
+def is_heartbeat(data: bytes) -> bool:
+    """Whether ``data`` is what :func:`heartbeat` has made."""
+    return data.startswith(_HEARTBEAT)
 
 
 def control(name: str, value: Mapping[str, Any], *, id: str | None = None) -> bytes:

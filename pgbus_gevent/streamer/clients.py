@@ -7,7 +7,8 @@ import random
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_o
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
 from ..core.filters import Filters
 from ..core.fleet_counts import FleetCounts
-from ..core.greeting import identified, identity_of
+from ..core.greeting import Greeter, identified, identity_of
 from ..core.identity import Identities
 from ..core.polled import settled
 from .body_connection import BodyConnection
@@ -138,13 +139,15 @@ class Clients:
         ``head`` is the response's status line and headers, which are sent before the first frame. ``chunked`` says whether they
         announce HTTP's chunked coding.
         """
-        connection = (Connection if request.poll is None else PollConnection)(
+        make: Callable[..., Client] = PollConnection
+        if request.poll is None:
+            make = partial(Connection, chunked=chunked)
+        connection = make(
             self._new_id(request),
             request,
             sock,
             head,
             clients=self,
-            chunked=chunked,
             send_buffer=self._send_buffer,
             dead_after=self._dead_after,
             backlog=self._board.backlog,
@@ -301,6 +304,13 @@ class Clients:
         """Send whole frames to a client that is not blocked. If sending raises, close the connection."""
         try:
             client.send(data, now)
+        except Exception:
+            self.broken(client)
+
+    def greet(self, client: Client, greeter: Greeter, gaps: bytes, now: float) -> None:
+        """Send a client its first frame, and ``gaps`` after it. If that raises, close the connection."""
+        try:
+            client.greet(greeter, gaps, now)
         except Exception:
             self.broken(client)
 

@@ -246,7 +246,7 @@ class Connection(Client):
         super().__init__(id, request, now=clock())
         self._head = head
         self._chunked = chunked
-        _tune(sock, send_buffer, dead_after)
+        tune(sock, send_buffer, dead_after)
         self._clients = clients
         self._writer = IoWriter(sock, self, backlog=backlog, clock=clock)
 
@@ -289,7 +289,8 @@ class Connection(Client):
         self._clients.gone(self, reason)
 
 
-def _tune(sock: socket.socket, send_buffer: int, dead_after: float) -> None:
+def tune(sock: socket.socket, send_buffer: int, dead_after: float) -> None:
+    """Have a socket not block, and set its options; :class:`Connection` describes them."""
     sock.setblocking(False)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

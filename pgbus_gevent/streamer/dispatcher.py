@@ -17,7 +17,7 @@ from ..core.client import Client, Subscription
 from ..core.events import Admitted, Gap, Passed
 from ..core.filters import Filters
 from ..core.frames import Chunk
-from ..core.greeting import greeting
+from ..core.greeting import Greeter
 from ..core.identity import Identities
 from ..core.replay import Page, admit, missed
 from ..core.stream_log import StreamLog
@@ -64,9 +64,7 @@ class StreamEventDispatcher:
         self._board = board
         self._clients = clients
         self._audience = Audience(filters or Filters(), board.registry)
-        self._identities = identities
-        self._retry = retry
-        self._heartbeat = heartbeat
+        self._greeter = Greeter(identities, retry, heartbeat)
         self._clock = clock
         self._passed = board.events.signal(Passed)
         self._admitted = board.events.signal(Admitted)
@@ -238,12 +236,11 @@ class StreamEventDispatcher:
         if len(admissions) < len(client.subscriptions):
             return  # the reader makes the subscription ready again, and this is tried again
         for each, admission in zip(client.subscriptions, admissions, strict=True):
-            each.cursor = admission.cursor
+            each.start = each.cursor = admission.cursor
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
-        hello = greeting(client, self._identities, retry_after=self._retry, heartbeat=self._heartbeat)
         now = self._clock()
-        self._clients.give(client, hello + b"".join(each.gap for each in admissions), now)
+        self._clients.greet(client, self._greeter, b"".join(each.gap for each in admissions), now)
         if self._admitted.handlers:
             self._admitted.emit(Admitted(client.id, now - client.asked_at))
         for each in client.subscriptions:

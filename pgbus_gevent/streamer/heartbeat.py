@@ -128,7 +128,8 @@ class Heartbeat:
         if client.expires_at is not None and client.expires_at <= self._wall_clock():
             return self._end(client, "expired")
         if client.ends_at is not None and client.ends_at <= now:
-            return self._end(client, "max-age")
+            reason = client.over()
+            return self._end(client, reason) if reason is not None else self._tick
         if blocked_since is None:
             if client.admitted:
                 for subscription in client.subscriptions:

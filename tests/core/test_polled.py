@@ -19,11 +19,13 @@ HELLO = sse.connected(
 GAP = sse.gap_detected("orders", requested=5, oldest=8, last=9, reason="expired")
 
 
-def answered(*parts: bytes, streams: Any = ("orders",), cursors: Any = (9,), farewell: bytes = b"") -> Any:
+def answered(
+    greeting: bytes, *parts: bytes, streams: Any = ("orders",), cursors: Any = (9,), farewell: bytes = b""
+) -> Any:
     polled = Polled()
     for part in parts:
         polled.add(part)
-    return json.loads(polled.answer(streams, cursors, farewell))
+    return json.loads(polled.answer(streams, cursors, greeting, farewell))
 
 
 def test_an_answer_has_the_messages_the_cursor_and_the_facts_of_the_connection() -> None:
@@ -44,7 +46,7 @@ def test_an_answer_has_the_messages_the_cursor_and_the_facts_of_the_connection()
 
 
 def test_events_of_the_server_say_after_how_many_messages_they_came() -> None:
-    found = answered(HELLO + GAP, sse.message("x", id=8), sse.identified("d", [("orders", "d")]))
+    found = answered(HELLO, GAP, sse.message("x", id=8), sse.identified("d", [("orders", "d")]))
     assert [(event["event"], event["after"]) for event in found["events"]] == [
         ("pgbus:gap-detected", 0),
         ("pgbus:identity", 1),
@@ -78,22 +80,19 @@ def test_messages_of_several_streams_have_their_own_ids_and_the_cursor_holds_all
 
 def test_only_messages_and_gaps_are_worth_an_answer() -> None:
     polled = Polled()
-    assert not polled.add(HELLO)
-    assert not polled.add(sse.heartbeat(1.0))
     assert not polled.add(sse.identified("d", []))
     assert polled.add(sse.message("x", id=1))
     assert polled.add(GAP)
-    assert Polled().add(HELLO + GAP)
+    assert polled.add(GAP + sse.message("x", id=1))
 
 
-def test_an_answer_is_full_at_a_number_of_bytes_and_heartbeats_do_not_count() -> None:
+def test_an_answer_is_full_at_a_number_of_bytes() -> None:
     polled = Polled()
-    for n in range(100_000):
-        polled.add(sse.heartbeat(n))
-    assert polled.size == 0
-    polled.add(sse.message("x" * FULL, id=1))
+    polled.add(sse.message("x" * (FULL // 2), id=1))
+    assert not polled.full
+    polled.add(sse.message("x" * (FULL // 2), id=2))
     assert polled.full
-    polled.answer(["orders"], [1])
+    polled.answer(["orders"], [2], HELLO)
     assert not polled.full
 
 
@@ -118,7 +117,7 @@ _EVENT = st.none() | st.sampled_from(["e", "order.paid", "é", "data", "pgbus", 
 
 @given(st.lists(st.lists(st.tuples(_EVENT, _TEXT), min_size=1, max_size=4), max_size=4), st.integers(1, 3))
 def test_any_message_comes_out_as_it_went_in(sends: list[list[tuple[str | None, str]]], streams: int) -> None:
-    names, cursors, parts, expected, last = [f"s{n}" for n in range(streams)], [0] * streams, [HELLO], [], 0
+    names, cursors, parts, expected, last = [f"s{n}" for n in range(streams)], [0] * streams, [], [], 0
     for send in sends:
         part = b""
         for event, data in send:
@@ -129,4 +128,4 @@ def test_any_message_comes_out_as_it_went_in(sends: list[list[tuple[str | None, 
             plain = data.replace("\r\n", "\n").replace("\r", "\n")
             expected.append({"id": last, "event": event, "data": plain, "stream": names[index]})
         parts.append(part)
-    assert answered(*parts, streams=names, cursors=cursors)["messages"] == expected
+    assert answered(HELLO, *parts, streams=names, cursors=cursors)["messages"] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,21 @@ from raw_http import parse, read_to_end
 from streamer_parts import plain, tcp_pair, wait_until
 
 from pgbus_gevent.core import sse
-from pgbus_gevent.core.client import Client, Place, StreamRequest
+from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber
+from pgbus_gevent.core.greeting import Greeter
+from pgbus_gevent.core.identity import Identities
 from pgbus_gevent.core.polled import FULL
 from pgbus_gevent.streamer import poll_connection as subject
 from pgbus_gevent.streamer.poll_connection import PollBody, PollConnection
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-other: kept\r\nconnection: close\r\n\r\n"
-HELLO = sse.connected("c0ffee", [sse.StreamStart("orders", 7, 9)], retry_after=2.0, heartbeat=15.0)
+
+
+def place(context: Any = None) -> Any:
+    """A subscription of a client that has been admitted."""
+    subscriber = Subscriber(context=context)
+    log = SimpleNamespace(name="orders", head=9)
+    return SimpleNamespace(log=log, start=7, cursor=9, lost=None, place=SimpleNamespace(subscriber=subscriber))
 
 
 class Handler:
@@ -52,13 +61,13 @@ class Poll:
     def __init__(self, seconds: int = 60, **more: Any) -> None:
         self.handler = Handler()
         ours, self.client = tcp_pair()
-        self.subscription = SimpleNamespace(log=SimpleNamespace(name="orders"), cursor=9, lost=None)
+        self.subscription = place()
         request = StreamRequest((Place("orders"),), poll=seconds)
         self.poll = PollConnection("c0ffee", request, plain(ours), HEAD, clients=self.handler, **more)
 
-    def greet(self, more: bytes = b"") -> None:
-        self.poll.subscriptions = (self.subscription,)  # type: ignore[assignment]
-        self.poll.send(HELLO + more, 1.0)
+    def greet(self, gaps: bytes = b"") -> None:
+        self.poll.subscriptions = (self.subscription,)
+        self.poll.greet(Greeter(), gaps, 1.0)
 
     def answer(self) -> Any:
         answer = parse(read_to_end(self.client))
@@ -82,6 +91,36 @@ def test_nothing_is_sent_before_the_answer_and_all_of_one_turn_is_in_it() -> Non
     assert [each["data"] for each in found["messages"]] == ["a", "b"]
     assert (found["cursor"], found["connectionId"]) == (9, "c0ffee")
     assert (one.handler.ends, one.handler.leavings) == (["answered"], ["finished"])
+
+
+def test_while_it_waits_it_keeps_nothing_that_only_the_answer_needs() -> None:
+    one, other = Poll(), Poll()
+    for each in (one, other):
+        each.greet()
+        each.poll.send(sse.heartbeat(1.0), 16.0)
+    assert one.poll.last_sent == 16.0
+    assert one.poll._end is None
+    assert one.poll._head is other.poll._head
+    one.poll.ends_at = monotonic()
+    assert one.poll.over() is None  # what the heartbeat calls a second before the end
+    assert json.loads(one.answer().body)["connectionId"] == "c0ffee"
+
+
+def test_the_code_of_a_context_may_wait_and_is_not_run_in_the_event_loop() -> None:
+    class Person:
+        def __pgbus_identity__(self) -> str:
+            gevent.sleep(0.001)
+            return "ann"
+
+    identities = Identities(["a secret of the test"])
+    one = Poll()
+    one.subscription = place(Person())
+    one.poll.subscriptions = (one.subscription,)
+    one.poll.greet(Greeter(identities), b"", 1.0)
+    one.poll.send(sse.message("a", id=8), 2.0)
+    found = json.loads(one.answer().body)["identity"]
+    assert found == identities.of(one.subscription.place.subscriber)
+    assert not found.endswith(".")
 
 
 def test_a_gap_with_the_greeting_is_answered() -> None:
@@ -154,8 +193,7 @@ def test_no_timer_is_left_of_a_client_that_is_gone(how: str) -> None:
     else:
         one.client.close()
         wait_until(lambda: one.handler.leavings == ["client left"])
-    assert one.poll._wait._timer is None
-    one.poll._wait._end()  # the callback of a message that came before
+    assert one.poll._end is not None and one.poll._end._timer is None
     one.client.close()
 
 
@@ -176,14 +214,14 @@ def test_a_message_just_before_another_end_does_not_end_it_twice() -> None:
 def body(seconds: int = 60) -> tuple[PollBody, Handler]:
     handler = Handler()
     poll = PollBody("c0ffee", StreamRequest((Place("orders"),), poll=seconds), clients=handler)
-    poll.subscriptions = (SimpleNamespace(log=SimpleNamespace(name="orders"), cursor=9, lost=None),)  # type: ignore[assignment]
+    poll.subscriptions = (place(),)
     return poll, handler
 
 
 def test_the_greenlet_of_a_request_waits_for_the_answer() -> None:
     poll, handler = body()
     waits = gevent.spawn(poll.wait)
-    poll.send(HELLO, 1.0)
+    poll.greet(Greeter(), b"", 1.0)
     gevent.sleep(0.01)
     assert not waits.ready()
     poll.send(sse.message("a", id=9), 2.0)
@@ -198,7 +236,7 @@ def test_a_server_that_ends_the_request_ends_the_poll() -> None:
     waits = gevent.spawn(poll.wait)
     gevent.sleep(0.01)
     waits.kill()
-    assert handler.leavings == ["client left"] and poll._wait._timer is None
+    assert handler.leavings == ["client left"] and (poll._end is None or poll._end._timer is None)
 
 
 def test_a_poll_to_which_sending_failed_has_no_answer() -> None:
