@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from weakref import WeakSet
 
 import gevent
 from gevent.greenlet import Greenlet
-from gevent.hub import Hub, set_hub  # type: ignore[attr-defined]  # the stubs do not know set_hub
+
+from . import forks
 
 logger = logging.getLogger("pgbus_gevent.task")
 
@@ -20,8 +19,6 @@ MAX_DEATHS = 5
 
 DEATH_WINDOW = 60.0
 """Seconds."""
-
-_started: WeakSet[Task] = WeakSet()  # all tasks of this process that were started and not stopped
 
 _AGAIN = 0.5  # seconds until a task that is to stop is killed once more
 _PAUSE = 0.1  # seconds before a restart, so that a task that dies at once does not use all of the CPU
@@ -53,7 +50,7 @@ class Task:
         if self._greenlet is None:
             self._stopping = self.failed = False
             self.deaths.clear()
-            _started.add(self)
+            forks.running.add(self)
             self._spawn()
 
     def _spawn(self, delay: float = 0.0) -> None:
@@ -83,7 +80,7 @@ class Task:
         The task must not call this itself.
         """
         self._stopping = True
-        _started.discard(self)
+        forks.running.discard(self)
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is None:
             return True
@@ -93,31 +90,3 @@ class Task:
         if not greenlet.dead:
             logger.error("%s did not stop within %g s", self.name, timeout)
         return bool(greenlet.dead)
-
-
-def _leave_to_the_parent() -> None:
-    """In a child process, give gevent a new hub, so that no greenlet of the parent's tasks runs here.
-
-    Until a child that starts a program has done so, it has all sockets of its parent. What yields there lets the event loop run,
-    such as the exporter of OpenTelemetry, which starts a thread in each child. Without this, a message that waits for the
-    dispatcher at that moment would be sent by both processes, and the child would take answers of the database from the parent.
-    """
-    if _started:
-        _started.clear()
-        # Not the default loop of libev, which is the parent's, with all its watchers.
-        set_hub(Hub(default=False))
-
-
-class _First(logging.Handler):
-    """Handles no records. The module logging, which is imported before others, tells all handlers of a fork.
-
-    Children call what was registered in its order, and an application may register what yields before it imports this module.
-    """
-
-    def _at_fork_reinit(self) -> None:
-        super()._at_fork_reinit()  # type: ignore[misc]  # the stubs do not know it
-        _leave_to_the_parent()
-
-
-_first = _First()
-os.register_at_fork(after_in_child=_leave_to_the_parent)  # if logging does not do so any more
