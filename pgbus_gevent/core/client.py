@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 from ..errors import InvalidArgument
 from .events import Disconnected
@@ -12,9 +12,6 @@ from .members import check_member
 from .names import check_label, check_owner, check_time
 from .shown import kind_of
 from .stream_log import StreamLog
-
-if TYPE_CHECKING:
-    from .greeting import Greeter
 
 MAX_LABELS = 1000
 """The most labels of a subscriber."""
@@ -174,6 +171,12 @@ def end_of(subscribers: Iterable[Subscriber]) -> float | None:
     return min((each.expires_at for each in subscribers if each.expires_at is not None), default=None)
 
 
+class Greets(Protocol):
+    """Makes the first frame of each client; :class:`pgbus_gevent.core.greeting.Greeter` does."""
+
+    def greeting(self, id: str, subscriptions: Sequence[Subscription]) -> bytes: ...
+
+
 class Client(ABC):
     """One connection. ``id`` is a random hexadecimal text; times are in seconds of the monotonic clock.
 
@@ -235,7 +238,7 @@ class Client(ABC):
     def blocked_since(self) -> float | None:
         """Since when the client has taken no byte of the data that waits for it; None if nothing waits."""
 
-    def greet(self, greeter: Greeter, gaps: bytes, now: float) -> None:
+    def greet(self, greeter: Greets, gaps: bytes, now: float) -> None:
         """Send the first frame, and ``gaps`` after it: frames about messages that are gone."""
         self.send(greeter.greeting(self.id, self.subscriptions) + gaps, now)
 

@@ -19,7 +19,7 @@ from ..core.client import Client, StreamRequest, Subscriber, Subscription, end_o
 from ..core.events import Connected, Disconnected, Refused, SlowConsumer
 from ..core.filters import Filters
 from ..core.fleet_counts import FleetCounts
-from ..core.greeting import Greeter, identified, identity_of
+from ..core.greeting import identified, identity_of
 from ..core.identity import Identities
 from ..core.polled import settled
 from .body_connection import BodyConnection
@@ -139,9 +139,7 @@ class Clients:
         ``head`` is the response's status line and headers, which are sent before the first frame. ``chunked`` says whether they
         announce HTTP's chunked coding.
         """
-        make: Callable[..., Client] = PollConnection
-        if request.poll is None:
-            make = partial(Connection, chunked=chunked)
+        make: Callable[..., Client] = partial(Connection, chunked=chunked) if request.poll is None else PollConnection
         connection = make(
             self._new_id(request),
             request,
@@ -304,13 +302,6 @@ class Clients:
         """Send whole frames to a client that is not blocked. If sending raises, close the connection."""
         try:
             client.send(data, now)
-        except Exception:
-            self.broken(client)
-
-    def greet(self, client: Client, greeter: Greeter, gaps: bytes, now: float) -> None:
-        """Send a client its first frame, and ``gaps`` after it. If that raises, close the connection."""
-        try:
-            client.greet(greeter, gaps, now)
         except Exception:
             self.broken(client)
 

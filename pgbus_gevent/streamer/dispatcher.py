@@ -240,7 +240,10 @@ class StreamEventDispatcher:
             if admission.gap:
                 self._gaps.emit(Gap(each.log.name, "invalid-cursor" if each.place.invalid_cursor else "ahead"))
         now = self._clock()
-        self._clients.greet(client, self._greeter, b"".join(each.gap for each in admissions), now)
+        try:
+            client.greet(self._greeter, b"".join(each.gap for each in admissions), now)
+        except Exception:
+            self._clients.broken(client)
         if self._admitted.handlers:
             self._admitted.emit(Admitted(client.id, now - client.asked_at))
         for each in client.subscriptions:

@@ -18,8 +18,7 @@ from gevent.event import Event
 
 from ..core import sse
 from ..core.backlog import Backlog
-from ..core.client import Client, StreamRequest, Subscription
-from ..core.greeting import Greeter
+from ..core.client import Client, Greets, StreamRequest, Subscription
 from ..core.polled import Polled, refused
 from .connection import ClientHandler, IoWriter, tune
 
@@ -133,7 +132,7 @@ class Poll(Client):
         super().__init__(id, request, now=monotonic())
         self._clients = clients
         self._framed = request.framed
-        self._greeting: Greeter | bytes = b""
+        self._greeting: Greets | bytes = b""
         self._places: Sequence[Subscription] = ()  # they keep the cursors after the client has been removed
         self._end: _End | None = None
         seconds = float(request.poll or 0)
@@ -152,7 +151,7 @@ class Poll(Client):
         """Whether the answer takes no more."""
         return self._end is not None and self._end.polled.full
 
-    def greet(self, greeter: Greeter, gaps: bytes, now: float) -> None:
+    def greet(self, greeter: Greets, gaps: bytes, now: float) -> None:
         # The greeting is nearly as large as all the rest of a poll, so mostly it is made when there is an answer. That may be in
         # the event loop, where the code of a context, which identities ask, must not wait.
         self._places = self.subscriptions
@@ -182,7 +181,7 @@ class Poll(Client):
         end, places, greeting = self._ending(), self._places, self._greeting
         end.stop()
         self._end, self._places, self._greeting = None, (), b""
-        if isinstance(greeting, Greeter):
+        if not isinstance(greeting, bytes):
             greeting = greeting.greeting(self.id, places)
         goodbye = b"" if self.reason == "answered" else farewell
         if self._framed:

@@ -18,7 +18,6 @@ from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.client import Client, Place, StreamRequest, Subscriber, Subscription
 from pgbus_gevent.core.events import Events
 from pgbus_gevent.core.filters import Filters
-from pgbus_gevent.core.greeting import Greeter
 from pgbus_gevent.core.ring_budget import RingLimits
 from pgbus_gevent.core.rows import EphemeralRow, Opening, OpenQuestion, PageRows, Row, TailRow
 from pgbus_gevent.core.stream_log import StreamLog
@@ -342,12 +341,6 @@ class FakeClients:
     def give(self, client: Client, data: bytes, now: float) -> None:
         try:
             client.send(data, now)
-        except Exception:
-            self.broken(client)
-
-    def greet(self, client: Client, greeter: Greeter, gaps: bytes, now: float) -> None:
-        try:
-            client.greet(greeter, gaps, now)
         except Exception:
             self.broken(client)
 
