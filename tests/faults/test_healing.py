@@ -101,7 +101,8 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
             pgbus_bus.stream(stream).broadcast_many([f"{n}.{i}" for i in range(choose.randint(1, 10))])
             gevent.sleep(choose.random() * 0.03)
 
-    small: dict[str, Any] = {"ring_messages": 10, "page_size": 5, "readers": 2}
+    # A reader that is killed again and again on a slow machine does not answer a new client within the usual time.
+    small: dict[str, Any] = {"ring_messages": 10, "page_size": 5, "readers": 2, "away_after": 3 * PATIENCE}
     with serving(pgbus_settings, catch_up_interval=0.5, **small) as server:
         live = [(stream, server.live(stream)) for stream in streams for _ in range(3)]
         publishers = [gevent.spawn(publish, stream) for stream in streams]
@@ -117,7 +118,7 @@ def test_parts_that_die_under_load_lose_nothing_and_repeat_nothing(
         assert all(publisher.successful() for publisher in publishers)
         with session(pgbus_database) as connection:
             expected = {stream: stored(connection, stream) for stream in streams}
-        assert not any(client.closed for _, client in late), "no client is turned away"
+        assert [client.frames[-1:] for _, client in late if client.closed] == [], "no client is turned away"
         for stream, client in (*live, *late):
             want = expected[stream]
             # Pages of five messages for forty clients keep the processor busy.
