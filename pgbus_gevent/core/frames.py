@@ -71,6 +71,12 @@ def encode(row: Stored) -> Frame:
     return Frame(row.id, sse.message(row.data, event=row.event, id=row.id), row.visible_to, row.exclude, prev_id)
 
 
+def data_size(frame: Frame) -> int:
+    """Return the size of a message's data in bytes; each line break counts as one."""
+    lines = [line for line in frame.data.split(b"\n") if line.startswith(b"data: ")]
+    return sum(map(len, lines)) - len(b"data: ") * len(lines) + max(0, len(lines) - 1)
+
+
 def same(one: Frame, other: Frame) -> bool:
     """Whether two frames are the same message."""
     # Not the predecessor, which a publisher in REPEATABLE READ may not have known.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..messages import MAX_ID
 from . import sse
 from .client import Subscription
 from .frames import Chunk, Stored, encode, make_chunk, up_to_a_gap
+from .rows import OpenQuestion
 from .stream_log import StreamLog
 
 EARLIEST_ID = 10**15
@@ -133,6 +134,26 @@ def missed(subscription: Subscription, cursor: int, horizon: int, oldest: int, n
     # The messages may have been read after the log's last look, so they may be newer than its head.
     last = max(log.head, oldest, newest)
     return reason, sse.gap_detected(log.name, requested=requested, oldest=oldest, last=last, reason=reason)
+
+
+def replays(waiting: Iterable[Subscription]) -> list[int]:
+    """Return the numbers of messages to replay of the clients whose start only the database can find."""
+    return [
+        subscription.place.replay
+        for subscription in waiting
+        if subscription.start is None and subscription.place.replay is not None
+    ]
+
+
+def question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
+    """Return the question about a stream whose answer serves all clients that wait for it."""
+    counts = replays(waiting)
+    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
+    if log.is_open:
+        cursor = None  # the log has its ring already, so only the start is asked for
+    elif counts:
+        cursor = 0
+    return OpenQuestion(log.name, cursor, max(counts, default=None))
 
 
 def _gap(log: StreamLog, requested: int | None, reason: str) -> bytes:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+LARGE = 8000
+"""A message with so many bytes of data is read by pages alone, and no notification carries it."""
+
 
 class Row(NamedTuple):
     """A stored message, with the columns that a frame and an audience check need.

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
 
 from .filters import NOBODY
-from .frames import Chunk, Frame, Stored, encode, make_chunk, same, up_to_a_gap
+from .frames import Chunk, Frame, Stored, data_size, encode, make_chunk, same, up_to_a_gap
 from .ring_budget import RingBudget
 from .ring_labels import RingLabels
 
@@ -199,6 +199,20 @@ class StreamLog:
         self.doubts += 1  # so that only the primary is asked
         return True
 
+    def lacks(self, id: int, size: int) -> bool:
+        """Whether the ring has no message ``id`` of at least ``size`` bytes, or a smaller one. ``recheck`` is set.
+
+        For a message of the table that was read without its data, which no notification could have carried.
+        """
+        index = bisect_left(self._ids, id)
+        if not self.is_open or not self.floor < id <= self.head:
+            return False
+        if index < len(self._ids) and self._ids[index] == id and data_size(self._frames[index]) >= size:
+            return False
+        self.doubt_above(self._ids[index - 1] if index else self.floor)
+        self.doubts += 1
+        return True
+
     def doubt_above(self, cursor: int) -> None:
         """Have the ring compared with the table above ``cursor``."""
         self.recheck = cursor if self.recheck is None else min(self.recheck, cursor)
@@ -208,8 +222,8 @@ class StreamLog:
         if self.is_open:
             self.hinted = head if self.hinted is None else min(self.hinted, head)
 
-    def take_hint(self) -> None:
-        """Forget the hint, because the table is asked now for what is above the head.
+    def take_hint(self) -> int | None:
+        """Forget the hint, because the table is asked now for what is above the head. Return the hint for a look that fails.
 
         If the head has moved since, a forged message may have taken the place of the one that the table has. The look would not
         find that one any more, so the ring must be compared with the table from there on.
@@ -218,6 +232,7 @@ class StreamLog:
         if hinted is not None and self.head > hinted:
             self.doubt_above(hinted)
             self.doubts += 1
+        return None if hinted is None else self.head
 
     def take_recheck(self) -> tuple[int, list[Frame]]:
         """Return the cursor to compare from, with the frames above it, and forget it. The ring may have dropped the first ones.

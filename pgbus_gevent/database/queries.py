@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2.extensions as ext
 
-from ..core.rows import EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
+from ..core.rows import LARGE, EphemeralRow, Mark, Opening, OpenQuestion, PageRows, Revoked, TailRow
 from ..errors import RolledBack
 from ..messages import Message
 from . import batch, revocations, statements
@@ -36,13 +36,13 @@ order by s.n
 # Leaves out the data of streams that were not asked for, and large data. The reader fetches these by pages.
 _TAIL = """
 select m.msg_id, m.stream, m.prev_id, m.event,
-       case when octet_length(m.data) < 8000 and coalesce(m.stream = any(%(streams)s), true) then m.data end,
+       case when octet_length(m.data) < {large} and coalesce(m.stream = any(%(streams)s), true) then m.data end,
        m.visible_to, m.exclude, date_part('epoch', m.created_at), m.trace
 from pgbus.messages m
 where m.msg_id + 0 {range} order by m.msg_id + 0
 """
-_TAIL_ABOVE = f"({_TAIL.format(range='> %(above)s')} limit %(limit)s)"
-_TAIL_HOLES = f"({_TAIL.format(range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
+_TAIL_ABOVE = f"({_TAIL.format(large=LARGE, range='> %(above)s')} limit %(limit)s)"
+_TAIL_HOLES = f"({_TAIL.format(large=LARGE, range='= any(%(holes)s)')}) union all {_TAIL_ABOVE}"
 
 
 def _ping(connection: ext.connection) -> None:

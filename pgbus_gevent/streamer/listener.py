@@ -280,4 +280,5 @@ class Listener:
             self._board.extend(log, [message])
         else:
             log.announced = max(log.announced, message.id)
+            log.hint(log.head)
             self._board.look(log)

@@ -7,7 +7,7 @@ is read once for all clients that need it. Ten thousand clients that come back a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from weakref import WeakKeyDictionary
 
@@ -18,9 +18,9 @@ from ..core.client import Subscription
 from ..core.events import Read
 from ..core.frames import agree
 from ..core.kept_pages import KeptPages
-from ..core.replay import Page, PageFrames
+from ..core.replay import Page, PageFrames, question, replays
 from ..core.retries import Backoff, Trouble
-from ..core.rows import MessageReads, Opening, OpenQuestion, PageRows
+from ..core.rows import MessageReads, Opening, PageRows
 from ..core.stream_log import StreamLog
 from ..errors import DatabaseError
 from ..messages import MAX_ID
@@ -117,17 +117,25 @@ class Reader:
         with board.looks.taking(STREAMS_PER_READ) as logs:
             # Only clients that wait before the statement begins. One that comes during it may know of a newer message than the
             # statement sees, so it waits for the next look.
-            for log in logs:
-                log.take_hint()
-            self._recheck([log for log in logs if log.recheck is not None])
+            hints = {log: log.take_hint() for log in logs}
             looks = {log: [each for each in board.waiting(log) if each.cursor is None] for log in logs}
-            opening = {log: waiting for log, waiting in looks.items() if not log.is_open or _replays(waiting)}
-            self._open(opening)
-            self._follow({log: waiting for log, waiting in looks.items() if log not in opening})
+            try:
+                self._answer(looks)
+            except BaseException:
+                for log, head in hints.items():
+                    if head is not None:
+                        log.hint(head)
+                raise
         for subscription in (each for waiting in looks.values() for each in waiting):
             if board.stop_waiting(subscription):
                 board.ready.add(subscription)
         return bool(logs)
+
+    def _answer(self, looks: _Looks) -> None:
+        self._recheck([log for log in looks if log.recheck is not None])
+        opening = {log: waiting for log, waiting in looks.items() if not log.is_open or replays(waiting)}
+        self._open(opening)
+        self._follow({log: waiting for log, waiting in looks.items() if log not in opening})
 
     def _recheck(self, logs: Sequence[StreamLog]) -> None:
         """Compare rings with the table. If a ring has another message, it was forged: start again below it."""
@@ -166,7 +174,7 @@ class Reader:
             return
         began = self._clock()
         heads = {log: log.head for log in looks if log.is_open}
-        questions = [_question(log, waiting) for log, waiting in looks.items()]
+        questions = [question(log, waiting) for log, waiting in looks.items()]
         openings = self._source.openings(questions, limit=self._ring_messages, size=BYTES_PER_STREAM)
         self._report("open", openings, began)
         for (log, waiting), asked, opening in zip(looks.items(), questions, openings, strict=True):
@@ -323,23 +331,3 @@ def _lacks_head(log: StreamLog, start: int, page: PageRows) -> bool:
     """
     above = next((row.id for row in page.rows if row.id >= log.head), log.head)
     return start < log.head < above and page.horizon < log.head
-
-
-def _replays(waiting: Iterable[Subscription]) -> list[int]:
-    """Return the numbers of messages to replay of the clients whose start only the database can find."""
-    return [
-        subscription.place.replay
-        for subscription in waiting
-        if subscription.start is None and subscription.place.replay is not None
-    ]
-
-
-def _question(log: StreamLog, waiting: Iterable[Subscription]) -> OpenQuestion:
-    """Return the question about a stream whose answer serves all clients that wait for it."""
-    counts = _replays(waiting)
-    cursor = min((subscription.start for subscription in waiting if subscription.start is not None), default=None)
-    if log.is_open:
-        cursor = None  # the log has its ring already, so only the start is asked for
-    elif counts:
-        cursor = 0
-    return OpenQuestion(log.name, cursor, max(counts, default=None))

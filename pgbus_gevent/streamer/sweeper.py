@@ -24,7 +24,7 @@ import gevent
 from ..core.board import Board
 from ..core.relay_signs import spread
 from ..core.retries import Trouble
-from ..core.rows import ChangeReads, Row, TailRow
+from ..core.rows import LARGE, ChangeReads, Row, TailRow
 from ..core.stream_log import StreamLog
 from ..core.tail import Tail
 from ..errors import DatabaseError
@@ -307,7 +307,7 @@ class Sweeper:
             return False
         found = None if row.data is None else _row(row, row.data)
         if row.id <= log.head:
-            if found is not None and log.contradicts(found):
+            if log.contradicts(found) if found is not None else log.lacks(row.id, LARGE):
                 self._board.looks.add(log)
             return False
         if log.appended_at is None:

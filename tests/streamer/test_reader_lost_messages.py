@@ -19,6 +19,7 @@ from pgbus_gevent.core.rows import Row
 from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.errors import DatabaseError
 from pgbus_gevent.streamer import dispatcher
+from pgbus_gevent.streamer.listener import Listener
 
 
 @pytest.fixture(autouse=True)
@@ -524,13 +525,44 @@ def test_a_forged_message_that_comes_between_a_hint_and_the_look_for_the_real_on
         assert client.messages[-1].data == wake.data
 
 
+def test_a_look_that_fails_remembers_what_it_was_to_find() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        wake = parts.table.append("orders", None)
+        parts.table.failures = 2  # one for each reader
+
+        def between() -> None:
+            if parts.table.failures == 1:
+                parts.board.take_next(parts.log(), wake._replace(data="forged"))
+
+        parts.table.on_read = between
+        parts.board.take_next(parts.log(), wake._replace(prev_id=None))
+        wait_until(lambda: not parts.table.failures)
+        wait_until(lambda: in_the_ring(parts))
+        settled(parts)
+        assert client.messages[-1].data == wake.data
+
+
+def test_a_real_message_that_rings_without_its_predecessor_is_found_although_a_forged_one_follows_at_once() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 1)
+        wake = parts.table.append("orders", None)
+        heard = [wake._replace(prev_id=None), wake._replace(data="forged")]
+        listener = Listener(None, parts.board, wall_clock=lambda: wake.id / 1e6)  # type: ignore[arg-type]
+        listener.hear([json.dumps(["message", *each[:8]]) for each in heard])
+        wait_until(lambda: in_the_ring(parts))
+        settled(parts)
+        assert client.messages[-1].data == wake.data
+
+
 @pytest.mark.parametrize("moved", [0, 1])
 def test_a_hint_is_forgotten_once_the_table_is_asked(moved: int) -> None:
     with Parts(ring_messages=20) as parts:
         live_client(parts, 1)
         log = parts.log()
         log.hint(log.head - moved)
-        log.take_hint()
+        assert log.take_hint() == log.head
+        assert log.hinted is None
         assert (log.hinted, log.recheck, log.in_doubt) == (None, log.head - 1 if moved else None, bool(moved))
 
 

@@ -13,7 +13,7 @@ from streamer_parts import FakeClient, Table, added, make_board, wait_until
 
 from pgbus_gevent.core.board import Board
 from pgbus_gevent.core.events import Broadcast
-from pgbus_gevent.core.rows import Row, TailRow
+from pgbus_gevent.core.rows import LARGE, Row, TailRow
 from pgbus_gevent.core.stream_log import StreamLog
 from pgbus_gevent.core.work import Work
 from pgbus_gevent.streamer import sweeper
@@ -192,6 +192,23 @@ def test_large_data_has_its_stream_read(sweeping: Sweeping) -> None:
     sweeping.table.tail = lambda *a, **k: [row._replace(data=None) for row in tail(*a, **k)]  # type: ignore[method-assign]
     sweeping.ring()
     assert (sweeping.added, sweeping.moved) == ([], ["orders"])
+
+
+@pytest.mark.parametrize("size, looks", [(LARGE, []), (LARGE - 1, ["orders"])])
+def test_a_large_message_that_no_notification_can_have_brought_is_looked_for(
+    size: int, looks: list[str], sweeping: Sweeping
+) -> None:
+    sweeping.watch("orders")
+    sweeping.start()
+    sweeping.ring()
+    real = sweeping.table.append("orders", "x" * LARGE)
+    log = sweeping.registry.hold("orders")
+    sweeping.board.take_next(log, real._replace(data="y" * size))  # forged, unless it can only have been read
+    tail = sweeping.table.tail
+    sweeping.table.tail = lambda *a, **k: [row._replace(data=None) for row in tail(*a, **k)]  # type: ignore[method-assign]
+    sweeping.ring()
+    assert sweeping.moved == looks
+    assert (log.recheck is not None) == bool(looks)
 
 
 def test_while_notifications_never_end_a_probe_comes_every_second(sweeping: Sweeping) -> None:
