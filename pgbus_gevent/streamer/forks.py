@@ -67,6 +67,10 @@ class _First(logging.Handler):
     Children call what was registered in its order, and an application may register what yields before it imports this module.
     """
 
+    def __init__(self) -> None:
+        # Not that of a handler, which would have it ended at the exit, when gevent may be gone already.
+        self.createLock()
+
     def _at_fork_reinit(self) -> None:
         super()._at_fork_reinit()  # type: ignore[misc]  # the stubs do not know it
         try:

@@ -266,9 +266,9 @@ def test_only_the_redis_folder_imports_redis() -> None:
 
 
 SHARED = {
-    "streamer.body_connection", "streamer.clients", "streamer.connection", "streamer.ephemeral_passes", "streamer.limits",
-    "streamer.poll_connection", "streamer.pulse", "streamer.standby_watch", "streamer.steward_duties", "streamer.steward_ear",
-    "streamer.steward_sweeps", "streamer.task", "streamer.turns",
+    "streamer.body_connection", "streamer.clients", "streamer.connection", "streamer.ephemeral_passes", "streamer.forks",
+    "streamer.limits", "streamer.poll_connection", "streamer.pulse", "streamer.standby_watch", "streamer.steward_duties",
+    "streamer.steward_ear", "streamer.steward_sweeps", "streamer.task", "streamer.turns",
 }  # fmt: skip
 """The modules of the streamer that its parts may import."""
 
