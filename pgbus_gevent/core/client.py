@@ -285,8 +285,14 @@ class Subscription:
 
     @property
     def unproven(self) -> bool:
-        """Whether the cursor is still the one that the client came with: only the client claims that this message existed."""
-        return self.cursor == self.place.since and not self.place.foreign
+        """Whether the table may never have had the message of the cursor, or has lost it, although nobody noticed.
+
+        Either the cursor is still the one that the client came with, so that only the client claims that this message existed; or
+        it is from before pruned messages that the log passed over, which may hide a loss.
+        """
+        if self.cursor == self.place.since:
+            return not self.place.foreign
+        return self.cursor is not None and self.cursor <= self.log.passed_over
 
     @property
     def lease(self) -> str:

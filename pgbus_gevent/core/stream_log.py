@@ -35,13 +35,16 @@ class StreamLog:
     ``recheck`` is the cursor above which the ring must be compared with the table, because of two messages with the same id, or a
     message that the ring lacks, one is not what the table has. It is None if there is no such contradiction.
 
+    ``passed_over`` is the head at which the log last passed over pruned messages that it never had. The message of that head may
+    have been pruned too, or lost. Clients at or below it are told that messages are gone, unless the pruning is lost before that.
+
     ``hinted`` is the head at which the table was known to have a newer message, until the table is asked for it.
     """
 
     __slots__ = (
         "__weakref__", "_budget", "_bytes", "_frames", "_ids", "_labels", "_lost", "_max_bytes", "_max_frames",
         "_settled", "announced", "appended_at", "doubts", "epoch", "floor", "head", "hinted", "horizon", "is_open", "name",
-        "oldest", "passed", "passed_by_all", "recheck",
+        "oldest", "passed", "passed_by_all", "passed_over", "recheck",
     )  # fmt: skip
 
     def __init__(self, name: str, budget: RingBudget, *, max_frames: int, max_bytes: int) -> None:
@@ -58,6 +61,7 @@ class StreamLog:
         self.epoch = 0
         self.passed = 0
         self.passed_by_all = 0
+        self.passed_over = 0
         self.doubts = 0
         self.recheck: int | None = None
         self.hinted: int | None = None
@@ -92,6 +96,7 @@ class StreamLog:
         self.horizon = max(self.horizon, horizon)
         self.oldest = max(self.oldest, self.horizon)
         if self.is_open and self.horizon > self.head:
+            self.passed_over = self.head
             self.clear_ring()
             self.head = self.floor = self.horizon
 

@@ -566,6 +566,31 @@ def test_a_hint_is_forgotten_once_the_table_is_asked(moved: int) -> None:
         assert (log.hinted, log.recheck, log.in_doubt) == (None, log.head - 1 if moved else None, bool(moved))
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_loss_that_pruning_hid_is_told_although_the_pruning_is_lost_as_well(is_lost: bool) -> None:
+    with Parts(Table(first_id=10**15 + 10), ring_messages=20) as parts:
+        table, client = parts.table, live_client(parts, 2)
+        first, second = table.ids("orders")
+        client.jammed = True
+        client.send(b": this waits\n", 1.0)
+        if is_lost:
+            table.lose("orders", 1)
+        third = table.append("orders").id
+        before = list(table.rows["orders"])
+        table.append("orders")
+        table.prune("orders", 4)
+        parts.look()
+        wait_until(lambda: parts.log().head > third)
+        # Before the client takes bytes and is told, the table goes back to what it had.
+        table.rows["orders"], table.horizons["orders"] = before, 0
+        parts.look()
+        wait_until(lambda: parts.log().head == third)
+        client.unblock()
+        settled(parts)
+        assert reasons(client) == (["ahead"] if is_lost else [])
+        assert client.ids == ([first, second, first, third] if is_lost else [first, second, third])
+
+
 def test_a_ring_is_checked_although_its_first_messages_were_pruned() -> None:
     with Parts(ring_messages=20) as parts:
         client = forged_one(parts)
