@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -20,6 +21,9 @@ from gevent.hub import Hub, get_hub, set_hub  # type: ignore[attr-defined]  # th
 
 running: WeakSet[Any] = WeakSet()
 """The tasks of this process that run. Without any, a child is left alone."""
+
+_STARTS_A_PROGRAM = "gevent.subprocess", "_execute_child"
+"""The function in which a child goes on to its program. A child that was forked elsewhere takes longer to be made harmless."""
 
 _kept: list[Any] = []  # if the parent's greenlets were freed in a child, their `finally` blocks would run there
 
@@ -37,9 +41,9 @@ def _leave_to_the_parent() -> None:
 
 
 def _is_to_run_a_program() -> bool:
-    frame = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != "gevent.subprocess":
-        frame = frame.f_back  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) != _STARTS_A_PROGRAM:
+        frame = frame.f_back
     return frame is not None
 
 

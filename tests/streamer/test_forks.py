@@ -79,7 +79,10 @@ import os, subprocess, gevent
 
 os.register_at_fork(after_in_child=lambda: gevent.spawn(gevent.sleep, 0.05).join())
 
+from pgbus_gevent.streamer import forks
 from pgbus_gevent.streamer.task import Task
+
+forks._forget = lambda loop: os.write(2, b"a program starts slowly")
 
 def work():
     while True:
