@@ -250,9 +250,7 @@ class Board:
             return  # the stream may have a new log, which was opened with what the table has now
         self.taps.rewound(log)
         for subscription in self.registry.subscriptions(log.name):
-            if subscription.cursor is not None and subscription.cursor > to:
-                subscription.lost = max(subscription.cursor, subscription.lost or 0)
-                subscription.cursor = 0
+            if subscription.rewind(to):
                 self.ready.add(subscription)
 
     def until_next(self, interval: float) -> float:

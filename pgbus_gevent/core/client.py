@@ -294,6 +294,15 @@ class Subscription:
             return not self.place.foreign
         return self.cursor is not None and self.cursor <= self.log.passed_over
 
+    def rewind(self, to: int) -> bool:
+        """The table has lost the messages above ``to``. Return whether the client was sent one, and must be told of it."""
+        if self.cursor is None:
+            self.start = self.place.since  # what the database found for its replay may be lost as well
+        if self.cursor is None or self.cursor <= to:
+            return False
+        self.lost, self.cursor = max(self.cursor, self.lost or 0), 0
+        return True
+
     @property
     def lease(self) -> str:
         """The name of this subscription's lease. It is unique to the subscription and its member.

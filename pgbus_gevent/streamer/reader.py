@@ -160,8 +160,11 @@ class Reader:
             above = max(cursor, page.horizon)
             if not agree(frames, page.rows, above=above, up_to=up_to):
                 logger.warning("a message of %r above %d was announced that the table does not have", log.name, above)
-                self._board.rewind(log, above, horizon=max(log.horizon, page.horizon))
-                if log.head == above:
+                newest, horizon = max(page.anchor, page.horizon), page.horizon
+                if newest == above:  # otherwise the table has lost that message as well
+                    horizon = max(log.horizon, horizon)
+                self._board.rewind(log, newest, horizon=horizon)
+                if log.head == newest:
                     self._board.extend(log, page.rows)
                 self._board.looks.add(log)
             elif up_to < head and log.epoch == epoch:

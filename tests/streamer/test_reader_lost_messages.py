@@ -485,6 +485,23 @@ def test_a_rewind_during_a_check_hides_no_forged_message_below_it(monkeypatch: p
         gets_the_real_one(parts, client)
 
 
+def test_a_check_notices_that_the_table_has_lost_messages_below_it_as_well() -> None:
+    with Parts(ring_messages=20) as parts:
+        client = live_client(parts, 2)
+        client.jammed = True
+        client.send(b": this waits\n", 1.0)
+        published(parts, 2)
+        parts.log().doubt_above(30)
+        parts.table.lose("orders", 3)
+        parts.table.append("orders")
+        parts.look()
+        wait_until(lambda: parts.log().head == 50)
+        client.unblock()
+        settled(parts)
+        assert reasons(client) == ["ahead"]
+        assert client.ids == [10, 20, 10, 50]
+
+
 def test_what_a_ring_drops_during_a_check_is_compared_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     with Parts(ring_messages=20) as parts:
         client = forged_one(parts)
@@ -564,6 +581,26 @@ def test_a_hint_is_forgotten_once_the_table_is_asked(moved: int) -> None:
         assert log.take_hint() == log.head
         assert log.hinted is None
         assert (log.hinted, log.recheck, log.in_doubt) == (None, log.head - 1 if moved else None, bool(moved))
+
+
+def test_the_start_that_was_found_for_a_replay_is_found_anew_after_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parts(ring_messages=2) as parts:
+        live_client(parts, 2)
+        for _ in range(4):
+            parts.table.append("orders")  # of which the worker does not know yet
+        openings = parts.table.openings
+
+        def late(*question: Any, **limits: Any) -> Any:
+            answer = openings(*question, **limits)
+            monkeypatch.setattr(parts.table, "openings", openings)
+            parts.table.lose("orders", 5)
+            parts.table.append("orders")
+            return answer
+
+        monkeypatch.setattr(parts.table, "openings", late)
+        client = parts.connect(replay=3)
+        settled(parts)
+        assert (client.ids, reasons(client)) == ([10, 70], [])
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
