@@ -7,7 +7,7 @@ a :class:`RingBudget` bounds the bytes of all rings together. Nothing here yield
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from .filters import NOBODY
 from .frames import Chunk, Frame, Stored, data_size, encode, make_chunk, same, up_to_a_gap
@@ -195,27 +195,20 @@ class StreamLog:
 
         Then one of the two was announced, but is not in the table. ``recheck`` is set.
         """
-        if not self.is_open or not self.floor < row.id <= self.head:
+        return self._differs(row.id, lambda frame: same(frame, encode(row)))
+
+    def lacks(self, id: int, size: int) -> bool:
+        """The same for a row that was read without its data, of at least ``size`` bytes, which no notification can carry."""
+        return self._differs(id, lambda frame: data_size(frame) >= size)
+
+    def _differs(self, id: int, fits: Callable[[Frame], bool]) -> bool:
+        if not self.is_open or not self.floor < id <= self.head:
             return False
-        index = bisect_left(self._ids, row.id)
-        if index < len(self._ids) and same(self._frames[index], encode(row)):
+        index = bisect_left(self._ids, id)
+        if index < len(self._ids) and self._ids[index] == id and fits(self._frames[index]):
             return False
         self.doubt_above(self._ids[index - 1] if index else self.floor)
         self.doubts += 1  # so that only the primary is asked
-        return True
-
-    def lacks(self, id: int, size: int) -> bool:
-        """Whether the ring has no message ``id`` of at least ``size`` bytes, or a smaller one. ``recheck`` is set.
-
-        For a message of the table that was read without its data, which no notification could have carried.
-        """
-        index = bisect_left(self._ids, id)
-        if not self.is_open or not self.floor < id <= self.head:
-            return False
-        if index < len(self._ids) and self._ids[index] == id and data_size(self._frames[index]) >= size:
-            return False
-        self.doubt_above(self._ids[index - 1] if index else self.floor)
-        self.doubts += 1
         return True
 
     def doubt_above(self, cursor: int) -> None:
@@ -238,6 +231,11 @@ class StreamLog:
             self.doubt_above(hinted)
             self.doubts += 1
         return None if hinted is None else self.head
+
+    def read(self, start: int, end: int) -> None:
+        """Note that the messages above ``start``, the head, up to ``end`` come from the table, and none by a notification."""
+        if self.hinted is not None and start <= self.hinted < end:
+            self.hinted = end  # so that a log that reads many pages does not read each of them again, to compare it
 
     def take_recheck(self) -> tuple[int, list[Frame]]:
         """Return the cursor to compare from, with the frames above it, and forget it. The ring may have dropped the first ones.

@@ -226,6 +226,8 @@ class Reader:
             # The listener may have added some of these rows during the statement, or forged ones; extend() ignores them.
             if any(row.id <= log.head and log.contradicts(row) for row in page.rows):
                 self._board.looks.add(log)
+            if page.rows and log.head == start:
+                log.read(start, page.rows[-1].id)
             self._board.extend(log, page.rows)
             if page.more:
                 self._board.looks.add(log)

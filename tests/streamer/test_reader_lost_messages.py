@@ -628,6 +628,20 @@ def test_a_loss_that_pruning_hid_is_told_although_the_pruning_is_lost_as_well(is
         assert client.ids == ([first, second, first, third] if is_lost else [first, second, third])
 
 
+def test_a_log_that_reads_many_pages_does_not_read_them_twice() -> None:
+    with Parts(ring_messages=20, page_size=2) as parts:
+        live_client(parts, 1)
+        log = parts.log()
+        wakes = [parts.table.append("orders") for _ in range(20)]
+        parts.table.on_read = lambda: log.hint(log.head)  # a later message was seen, too
+        parts.table.reads.clear()
+        parts.board.take_next(log, wakes[-1])
+        wait_until(lambda: log.head == wakes[-1].id)
+        settled(parts)
+        assert parts.table.reads.count("pages") <= 12
+        assert log.recheck is None
+
+
 def test_a_ring_is_checked_although_its_first_messages_were_pruned() -> None:
     with Parts(ring_messages=20) as parts:
         client = forged_one(parts)
