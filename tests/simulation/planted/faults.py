@@ -200,7 +200,7 @@ FAULTS = (
     Fault(
         "forged_message_believed",
         "The real message with the id of a forged one is taken for the one that is known already.",
-        (Edit(f"{_LOG}.contradicts", "self.doubts += 1", "self.recheck = None"),),
+        (Edit(f"{_LOG}._differs", "self.doubts += 1", "self.recheck = None"),),
     ),
     Fault(
         "contradiction_lost_during_a_check",
