@@ -191,7 +191,8 @@ def run():
             gevent.sleep(0.2)
             os.kill(child, signal.SIGTERM)
         status = os.waitpid(child, 0)[1]
-        print(name, status == (signal.SIGTERM if "signal" in name else 0))
+        # At once, because multiprocessing writes in its child what waits in the buffer.
+        print(name, status == (signal.SIGTERM if "signal" in name else 0), flush=True)
 
 run()
 gevent.spawn(run).get()
