@@ -517,6 +517,12 @@ def in_the_ring(parts: Parts) -> bool:
     return chunk is not None and agree(chunk.frames, page.rows, above=log.floor, up_to=parts.table.head("orders"))
 
 
+def gets_what_the_table_has(parts: Parts, client: FakeClient) -> None:
+    wait_until(lambda: in_the_ring(parts))
+    settled(parts)
+    assert client.messages[-1].data == parts.table.rows["orders"][-1].data
+
+
 def test_a_forged_message_that_comes_during_a_look_for_the_real_one_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -525,9 +531,7 @@ def test_a_forged_message_that_comes_during_a_look_for_the_real_one_is_replaced(
         wake = parts.table.append("orders", None)
         answers_late(parts.table, monkeypatch, lambda: parts.board.take_next(parts.log(), wake._replace(data="forged")))
         parts.look()
-        wait_until(lambda: in_the_ring(parts))
-        settled(parts)
-        assert client.messages[-1].data == wake.data
+        gets_what_the_table_has(parts, client)
 
 
 def test_a_forged_message_that_comes_between_a_hint_and_the_look_for_the_real_one_is_replaced() -> None:
@@ -537,9 +541,7 @@ def test_a_forged_message_that_comes_between_a_hint_and_the_look_for_the_real_on
         # The real message was seen, and cannot be taken without the table. No other part will ever read it again.
         parts.board.take_next(parts.log(), wake._replace(prev_id=None))
         parts.board.take_next(parts.log(), wake._replace(data="forged"))
-        wait_until(lambda: in_the_ring(parts))
-        settled(parts)
-        assert client.messages[-1].data == wake.data
+        gets_what_the_table_has(parts, client)
 
 
 def test_a_look_that_fails_remembers_what_it_was_to_find() -> None:
@@ -555,9 +557,7 @@ def test_a_look_that_fails_remembers_what_it_was_to_find() -> None:
         parts.table.on_read = between
         parts.board.take_next(parts.log(), wake._replace(prev_id=None))
         wait_until(lambda: not parts.table.failures)
-        wait_until(lambda: in_the_ring(parts))
-        settled(parts)
-        assert client.messages[-1].data == wake.data
+        gets_what_the_table_has(parts, client)
 
 
 def test_a_real_message_that_rings_without_its_predecessor_is_found_although_a_forged_one_follows_at_once() -> None:
@@ -567,9 +567,7 @@ def test_a_real_message_that_rings_without_its_predecessor_is_found_although_a_f
         heard = [wake._replace(prev_id=None), wake._replace(data="forged")]
         listener = Listener(None, parts.board, wall_clock=lambda: wake.id / 1e6)  # type: ignore[arg-type]
         listener.hear([json.dumps(["message", *each[:8]]) for each in heard])
-        wait_until(lambda: in_the_ring(parts))
-        settled(parts)
-        assert client.messages[-1].data == wake.data
+        gets_what_the_table_has(parts, client)
 
 
 @pytest.mark.parametrize("moved", [0, 1])
