@@ -93,7 +93,10 @@ class Bus:
         database = Database(self.settings)
         if self.settings.migrate:
             database.migrate()
-        return database
+        # While one greenlet migrates, others may have come here. All get the database of the first: close() would leave the
+        # sessions of another one open.
+        first: Database = self.__dict__.setdefault("database", database)
+        return first
 
     def stream(self, name: str) -> Stream:
         """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""

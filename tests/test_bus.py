@@ -268,6 +268,14 @@ def test_a_closed_bus_opens_again_at_the_next_use(bus: Bus, stream: str) -> None
     assert bus.stream(stream).last_id() == id
 
 
+def test_all_that_use_a_new_bus_at_once_share_its_database(database: str, sql: Session, stream: str) -> None:
+    with Bus(database) as bus:
+        found = together(*[lambda: (bus.stream(stream).last_id(), bus.database)[1]] * 4)
+        assert {id(one) for one in found} == {id(bus.database)}
+    pooled = "pg_stat_activity where application_name = 'pgbus-pool' and datname = current_database()"
+    until(lambda: not sql.one(f"select count(*) from {pooled}"), "the sessions are gone")
+
+
 def test_a_bus_works_again_after_its_sessions_were_ended(bus: Bus, sql: Session, stream: str) -> None:
     together(*[lambda: bus.stream(stream).broadcast("x")] * 4)
     pooled = "pg_stat_activity where application_name = 'pgbus-pool' and datname = current_database()"
