@@ -40,7 +40,10 @@ class Project:
             (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: pgbus-gevent\nVersion: 0\n")
             (installed / "entry_points.txt").write_text("[pytest11]\npgbus_gevent = pgbus_gevent.testing.plugin\n")
         self.environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PGBUS_", "PYTEST_", "COV"))
+            name: value
+            for name, value in os.environ.items()
+            # Without the folder for runs within tests, each of these runs would take the rights of others from that of the whole run.
+            if not name.startswith(("PGBUS_", "PYTEST_", "COV")) or name == "PYTEST_DEBUG_TEMPROOT"
         }
         self.environ |= {"PYTHONPATH": f"{self._site}:{ROOT}", "PGBUS_TEST_DATABASE_URL": database_url}
 
