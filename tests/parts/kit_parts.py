@@ -42,7 +42,7 @@ class Project:
         self.environ = {
             name: value
             for name, value in os.environ.items()
-            # Without the folder for runs within tests, each of these runs would take the rights of others from that of the whole run.
+            # Without the folder for runs within tests, each of these would take the rights of others from that of the whole run.
             if not name.startswith(("PGBUS_", "PYTEST_", "COV")) or name == "PYTEST_DEBUG_TEMPROOT"
         }
         self.environ |= {"PYTHONPATH": f"{self._site}:{ROOT}", "PGBUS_TEST_DATABASE_URL": database_url}
