@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -84,19 +83,20 @@ class Bus:
         self.events = self.observer.events
         """The events of this Bus: :class:`pgbus_gevent.core.events.Published` for each broadcast without ``coalesce``."""
 
-    @cached_property
+    @property
     def database(self) -> Database:
         """The database, with its schema up to date.
 
         Raises :class:`MissingSetting` without a ``database_url``, and :class:`DatabaseError` if the schema cannot be migrated.
         """
-        database = Database(self.settings)
-        if self.settings.migrate:
-            database.migrate()
-        # While one greenlet migrates, others may have come here. All get the database of the first: close() would leave the
-        # sessions of another one open.
-        first: Database = self.__dict__.setdefault("database", database)
-        return first
+        found: Database | None = self.__dict__.get("database")
+        if found is None:
+            database = Database(self.settings)
+            if self.settings.migrate:
+                database.migrate()
+            # Others may come meanwhile. All get the first one, as close() closes no other. A cached_property would keep it twice.
+            found = self.__dict__.setdefault("database", database)
+        return found
 
     def stream(self, name: str) -> Stream:
         """Return the stream with this name; it need not have messages yet. Raises :class:`InvalidName`."""
