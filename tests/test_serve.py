@@ -8,13 +8,14 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_http import wait_for
 from serve_parts import ANNOUNCED, SECRET, command, environment, serving
-from support import run, session, until
+from support import open_folder, run, session, until
 
 from pgbus_gevent.bus import Bus
 from pgbus_gevent.errors import DatabaseError
@@ -73,12 +74,10 @@ def own(database: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home() -> Iterator[Path]:
     """A directory with a data directory in it, for both programs of a test, whether they run in turn or together."""
-    path = tmp_path_factory.mktemp("home")
-    for folder in (path, *path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o011)  # the embedded server may run as another user
-    return path
+    with open_folder() as path:
+        yield path
 
 
 def test_serve_without_arguments_runs_the_demo_on_its_own_database(home: Path) -> None:

@@ -531,8 +531,10 @@ def test_the_command_publishes_to_a_stream_of_its_own(
     figures = {name: one["figures"] for name, one in found.items()}
     assert figures["http"] == {"version": "HTTP/1.1", "connections_per_origin": 6}
     assert (figures["delivery"]["messages"], figures["replay"]["replayed"]) == (5, 2)
-    # A message may arrive before its publisher hears of the commit, which counts as no time.
-    assert figures["stream"]["first_byte_seconds"] > 0 and 0 <= figures["delivery"]["slowest_seconds"] < 60
+    assert figures["stream"]["first_byte_seconds"] > 0
+    # The times may be 0: a message may arrive before its publisher hears of the commit.
+    fastest, median, slowest = (figures["delivery"][f"{name}_seconds"] for name in ("fastest", "median", "slowest"))
+    assert 0 <= fastest <= median <= slowest < 60
     with session(str(settings.database_url)) as connection:
         left = run(
             connection,

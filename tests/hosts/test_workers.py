@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 from host_parts import APP, ROOT, Browser, Host, host, shutdown_retry
-from support import PATIENCE, run, session, until
+from support import PATIENCE, open_folder, run, session, until
 
 from pgbus_gevent.hosts.load_board import LoadBoard
 from pgbus_gevent.hosts.pywsgi import Server, listen
@@ -142,10 +143,14 @@ def test_the_program_ends_with_status_1_when_gunicorn_does(folder: Path, pgbus_d
         until(lambda: gone(children), "the workers have ended too")
 
 
-def test_the_demo_runs_on_the_embedded_database_and_its_secret(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o011)  # the embedded server may run as another user
-    served = Host(tmp_path, "", [*SERVE, "--data-dir", str(tmp_path / "data")], PGBUS_SECRET="", PGBUS_PUBLIC="")
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    with open_folder() as path:
+        yield path
+
+
+def test_the_demo_runs_on_the_embedded_database_and_its_secret(open_home: Path) -> None:
+    served = Host(open_home, "", [*SERVE, "--data-dir", str(open_home / "data")], PGBUS_SECRET="", PGBUS_PUBLIC="")
     try:
         until(lambda: f" pid {served.pid}\n" in served.errors, "it serves, on a database that it made", 3 * PATIENCE)
         assert b"Departures" in served.ask("/").body

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -49,6 +50,17 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise AssertionError("no free port in a hundred tries")
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """Give an empty folder that everybody can enter, as the embedded server of a test by root, which runs as another user.
+
+    It is not one of pytest's folders: each run of pytest, also one in another terminal, takes the rights of others from those.
+    """
+    with tempfile.TemporaryDirectory(prefix="pgbus-test-", ignore_cleanup_errors=True) as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
 
 
 @contextmanager
